@@ -1,0 +1,1 @@
+"""What the project claims, measured: ours and the baseline in one run."""

@@ -1,0 +1,1 @@
+"""mosquitto for a fleet: rendered configuration, access rules, and a runner for one on loopback."""

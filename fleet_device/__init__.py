@@ -1,0 +1,1 @@
+"""The device: drafter, session, pacing, agent and the local API."""

@@ -1,0 +1,1 @@
+"""The edge: intake, scheduler, verifiers, session store, jobs and administration."""

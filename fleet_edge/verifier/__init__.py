@@ -1,0 +1,1 @@
+"""Verifiers: the target model behind one small interface."""

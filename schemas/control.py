@@ -1,0 +1,110 @@
+"""The JSON messages: what an operator reads with `mosquitto_sub`.
+
+Retained states double as last wills, so a reader always knows whether the sender is there.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from schemas.errors import MalformedMessage, MessageTooLarge
+from schemas.names import Name
+
+__all__ = ["MAX_CONTROL_BYTES", "DeviceState", "EdgeState", "Presence", "Telemetry", "decode_json", "encode_json"]
+
+MAX_CONTROL_BYTES = 64 << 10
+
+Label = Annotated[str, Field(max_length=200)]
+C = TypeVar("C", bound="_Control")
+
+
+class _Control(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Presence(StrEnum):
+    """Whether the sender of a state is there."""
+
+    ONLINE = "online"
+    DRAINING = "draining"  # finishes what it has, takes nothing new
+    OFFLINE = "offline"
+
+
+class DeviceState(_Control):
+    """A device's retained state.
+
+    Attributes:
+        presence: `offline` is published by the broker as the last will.
+        software: Version of this package.
+        draft_model: Name of the draft model.
+        quantization: Of its weights.
+        since: When the process connected (UTC).
+    """
+
+    presence: Presence
+    software: Label
+    draft_model: Label
+    quantization: Label
+    since: datetime
+
+
+class EdgeState(_Control):
+    """An edge's retained state.
+
+    Attributes:
+        presence: `offline` is published by the broker as the last will.
+        software: Version of this package.
+        edge: The edge's name.
+        target: Name of the target model.
+        vocabulary: Its size and the head of its fingerprint, for the reader's eye.
+        since: When the process connected (UTC).
+    """
+
+    presence: Presence
+    software: Label
+    edge: Name
+    target: Label
+    vocabulary: Label
+    since: datetime
+
+
+class Telemetry(_Control):
+    """A device's counters since it started, for dashboards; the session log is the record.
+
+    Attributes:
+        sessions: Ended sessions.
+        tokens: Committed tokens.
+        acceptance: Accepted of tested draft tokens, or None before the first.
+        draft_ms_per_token: Mean, or None before the first.
+        round_trip_ms: Smoothed time from draft to verdict, or None before the first.
+    """
+
+    sessions: Annotated[int, Field(ge=0)]
+    tokens: Annotated[int, Field(ge=0)]
+    acceptance: Annotated[float, Field(ge=0, le=1)] | None = None
+    draft_ms_per_token: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    round_trip_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+def encode_json(message: _Control) -> bytes:
+    """Return the message as UTF-8 JSON."""
+    return message.model_dump_json(exclude_none=True).encode()
+
+
+def decode_json(model: type[C], payload: bytes) -> C:
+    """Read a control message.
+
+    Raises:
+        MessageTooLarge: It exceeds `MAX_CONTROL_BYTES`.
+        MalformedMessage: It is not the JSON that `model` describes.
+    """
+    if len(payload) > MAX_CONTROL_BYTES:
+        raise MessageTooLarge(size=len(payload), bound=MAX_CONTROL_BYTES)
+    try:
+        return model.model_validate_json(payload)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "message"
+        raise MalformedMessage(f"The {model.__name__} is invalid at {where}: {first['msg']}.") from error

@@ -1,0 +1,89 @@
+"""The forms in which the target distribution p of one position goes down: all exact, chosen by size."""
+
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from schemas.vocabulary import MAX_VOCABULARY
+
+__all__ = ["MAX_SAMPLES", "Dense", "DownlinkForm", "Probability", "Samples", "Sparse", "TokenId"]
+
+MAX_SAMPLES = 1024
+
+TokenId = Annotated[int, Field(ge=0, lt=MAX_VOCABULARY)]
+Probability = Annotated[float, Field(gt=0.0, le=1.0 + 1e-6, allow_inf_nan=False)]
+
+
+class Sparse(BaseModel):
+    """The whole shaped support: ids and float32 probabilities, six bytes a token (eight above 65,536 tokens).
+
+    Attributes:
+        ids: Token ids, distinct.
+        probs: Their probabilities; they sum to 1 up to float32 rounding.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["sparse"] = "sparse"
+    ids: Annotated[tuple[TokenId, ...], Field(min_length=1)]
+    probs: tuple[Probability, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.ids) != len(self.probs):
+            raise ValueError("ids and probabilities differ in number")
+        if len(set(self.ids)) != len(self.ids):
+            raise ValueError("a token id occurs twice")
+        if abs(sum(self.probs) - 1.0) > 1e-3:  # noqa: PLR2004 - float32 rounding stays far below
+            raise ValueError("the probabilities do not sum to 1")
+        return self
+
+
+class Samples(BaseModel):
+    """Independent draws from p, each with its probability; the device thins them to max(0, p - q).
+
+    Attributes:
+        start: Index of the first draw: 0, or the number the device has already tried in vain.
+        ids: The draws in order; a token may repeat.
+        probs: p of each.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["samples"] = "samples"
+    start: Annotated[int, Field(ge=0, lt=1 << 20)] = 0
+    ids: Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=MAX_SAMPLES)]
+    probs: tuple[Probability, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.ids) != len(self.probs):
+            raise ValueError("ids and probabilities differ in number")
+        return self
+
+
+class Dense(BaseModel):
+    """p over the whole vocabulary: the paper's own form.
+
+    Attributes:
+        probs: float32, little-endian, one a token id.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["dense"] = "dense"
+    probs: Annotated[bytes, Field(min_length=8, max_length=4 * MAX_VOCABULARY)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.probs) % 4:
+            raise ValueError("not a whole number of float32 values")
+        values = np.frombuffer(self.probs, dtype="<f4")
+        # NaN fails both comparisons' negations, so it is caught too.
+        if not (values.min() >= 0.0 and abs(float(values.sum(dtype=np.float64)) - 1.0) <= 1e-3):  # noqa: PLR2004
+            raise ValueError("not a distribution")
+        return self
+
+
+DownlinkForm = Annotated[Sparse | Samples | Dense, Field(discriminator="kind")]

@@ -1,0 +1,334 @@
+"""The binary messages of a session, up and down.
+
+A session is opened, drafted and judged round by round, and closed:
+
+    device                                   edge
+    Open(prompt, policy)           ─────▶
+                                   ◀─────    Opened(handle, limits) | Refused
+    Draft(round, tokens, counts)   ─────▶
+                                   ◀─────    Verdict(accepted, next) | Fault
+    Close(counters)                ─────▶
+                                   ◀─────    Closed(counters)
+
+`base` counts the new tokens committed so far, the prompt left out; so does every `position`.
+"""
+
+from enum import IntEnum, StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from schemas.downlink import DownlinkForm, TokenId
+from schemas.names import Name
+from schemas.policy import SamplingPolicy
+from schemas.vocabulary import Vocabulary
+
+__all__ = [
+    "MAX_DRAFT",
+    "PROTOCOL",
+    "Action",
+    "Close",
+    "Closed",
+    "Draft",
+    "EndReason",
+    "Fault",
+    "FaultCode",
+    "Finish",
+    "Open",
+    "Opened",
+    "RefusalCode",
+    "Refused",
+    "SessionReply",
+    "Verdict",
+]
+
+PROTOCOL = 1
+"""Version of the session messages; an edge refuses an Open of another."""
+
+MAX_DRAFT = 64
+"""Most tokens in one draft, whatever an edge grants."""
+
+MAX_TOKENS = 1 << 17
+"""Most tokens in a prompt or a continuation."""
+
+SESSION_BYTES = 8
+MAX_POSITION = 1 << 20
+LATTICE = 1 << 16
+
+U16 = Annotated[int, Field(ge=0, lt=1 << 16)]
+U32 = Annotated[int, Field(ge=0, lt=1 << 32)]
+Position = Annotated[int, Field(ge=0, lt=MAX_POSITION)]
+Count = Annotated[int, Field(ge=1, le=LATTICE)]
+SessionId = Annotated[bytes, Field(min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
+Tokens = Annotated[tuple[TokenId, ...], Field(max_length=MAX_TOKENS)]
+Milliseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Sentence = Annotated[str, Field(max_length=500)]
+Label = Annotated[str, Field(max_length=200)]
+
+
+class _Message(BaseModel):
+    # A newer peer may send more than we know; what we do not know, we do not read.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Finish(IntEnum):
+    """Why the edge ends the text with this verdict."""
+
+    NO = 0
+    STOP = 1  # the target drew an end-of-sequence token
+    LENGTH = 2  # max_new_tokens reached
+
+
+class EndReason(StrEnum):
+    """How a session ended."""
+
+    STOP = "stop"  # end of sequence, or the application's stop string
+    LENGTH = "length"
+    CANCELLED = "cancelled"  # the application, or the device shutting down
+    LOST = "lost"  # the lease ran out
+    FAILED = "failed"  # a fault that cannot be resumed
+
+
+class RefusalCode(StrEnum):
+    """Why an Open was refused."""
+
+    MALFORMED = "malformed"
+    PROTOCOL = "protocol"
+    VOCABULARY = "vocabulary-mismatch"
+    PROMPT_EMPTY = "prompt-empty"
+    PROMPT_TOO_LONG = "prompt-too-long"
+    TOKEN = "token-out-of-vocabulary"  # noqa: S105
+    MAX_NEW_TOKENS = "max-new-tokens"
+    BUSY = "busy"
+    DRAINING = "draining"
+
+
+class FaultCode(StrEnum):
+    """What was wrong with a Draft."""
+
+    MALFORMED = "malformed"
+    UNKNOWN_SESSION = "unknown-session"
+    DESYNC = "desync"
+    TOO_LONG = "draft-too-long"
+    TOKEN = "token-out-of-vocabulary"  # noqa: S105
+    COUNTS = "counts"
+    ROUND = "round"
+    INTERNAL = "internal"
+
+
+class Action(StrEnum):
+    """What a device does about a fault."""
+
+    RESUME = "resume"  # open again with the tokens committed so far
+    GIVE_UP = "give-up"
+
+
+class Open(_Message):
+    """Asks for a session.
+
+    Attributes:
+        protocol: `PROTOCOL` of the sender.
+        session: Chosen by the device at random; the session's name for good, across resumes.
+        vocabulary: The draft model's.
+        draft_model: Its name, for the log.
+        quantization: Of its weights, for the log.
+        policy: Sampling, with the seed.
+        prompt: Token ids.
+        max_new_tokens: Most tokens to write.
+        resume: All tokens committed so far, if the session was opened before.
+    """
+
+    kind: Literal["open"] = "open"
+    protocol: U16 = PROTOCOL
+    session: SessionId
+    vocabulary: Vocabulary
+    draft_model: Label
+    quantization: Label
+    policy: SamplingPolicy
+    prompt: Tokens
+    max_new_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+    resume: Tokens | None = None
+
+
+class Opened(_Message):
+    """Grants a session.
+
+    Attributes:
+        session: As asked.
+        handle: The session's short name in drafts and verdicts, per device.
+        edge: Where to send drafts.
+        target: The large model's name.
+        position: Tokens taken over from `resume`.
+        max_new_tokens: Granted; less than asked where the context is short.
+        max_draft: Most tokens in one draft.
+        window: Most drafts under way at once.
+        lease_s: Seconds of silence after which the edge forgets the session.
+        end_tokens: Ids that end the text.
+    """
+
+    kind: Literal["opened"] = "opened"
+    session: SessionId
+    handle: U16
+    edge: Name
+    target: Label
+    position: Position
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+    max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT)]
+    window: Annotated[int, Field(ge=1, le=64)]
+    lease_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    end_tokens: tuple[TokenId, ...]
+
+
+class Refused(_Message):
+    """Declines an Open; the sentence says what to do."""
+
+    kind: Literal["refused"] = "refused"
+    session: SessionId
+    code: RefusalCode
+    sentence: Sentence
+
+
+class Draft(_Message):
+    """Proposes tokens (hot).
+
+    Attributes:
+        handle: From Opened.
+        round: Number of this draft in the session, rising; (session, round) names one decision.
+        epoch: Rejections seen since Opened. Drafts of an older epoch than the edge's are void.
+        base: Tokens committed before this draft, `fix` and drafts still under way counted in.
+        fix: The correction that the device drew after the last rejection; the token at `base - 1`.
+        tokens: The proposal.
+        counts: For each token, its draft probability in 1/65,536; residual mode only.
+        more: Whether another draft follows without waiting, so that no bonus token is due.
+        digest: CRC-32 over the committed tokens up to `base`.
+        tried: Asks for further samples at the last rejection: the number tried in vain.
+    """
+
+    handle: U16
+    round: U32
+    epoch: U32
+    base: Position
+    fix: TokenId | None = None
+    tokens: Annotated[tuple[TokenId, ...], Field(max_length=MAX_DRAFT)] = ()
+    counts: Annotated[tuple[Count, ...], Field(max_length=MAX_DRAFT)] | None = None
+    more: bool = False
+    digest: U32
+    tried: Annotated[int, Field(ge=1, lt=1 << 20)] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.counts is not None and len(self.counts) != len(self.tokens):
+            raise ValueError("tokens and counts differ in number")
+        if self.tried is not None and (self.tokens or self.fix is not None or self.more):
+            raise ValueError("a request for samples carries no draft")
+        return self
+
+
+class Verdict(_Message):
+    """Answers a draft (hot).
+
+    Attributes:
+        handle: As in the draft.
+        round: As in the draft.
+        epoch: As in the draft.
+        accepted: Length of the accepted head.
+        next: The token after it (bonus token, or the target's own token in coupled mode); or p at the
+            rejected position, from which the device draws; or None, when nothing is due.
+        finish: Whether the text ends here.
+        queue_ms: From arrival to the step that verified it.
+        compute_ms: That step's time.
+    """
+
+    handle: U16
+    round: U32
+    epoch: U32
+    accepted: Annotated[int, Field(ge=0, le=MAX_DRAFT)]
+    next: TokenId | DownlinkForm | None = None
+    finish: Finish = Finish.NO
+    queue_ms: Milliseconds = 0.0
+    compute_ms: Milliseconds = 0.0
+
+
+class Fault(_Message):
+    """Answers a draft that cannot be judged; nothing has changed at the edge.
+
+    Attributes:
+        handle: As in the draft, where it could be read.
+        round: Likewise.
+        code: What was wrong.
+        action: What to do about it.
+        sentence: The same for a person.
+    """
+
+    kind: Literal["fault"] = "fault"
+    handle: U16 | None = None
+    round: U32 | None = None
+    code: FaultCode
+    action: Action
+    sentence: Sentence
+
+
+class Close(_Message):
+    """Ends a session from the device, with what it counted.
+
+    Attributes:
+        session: From Open.
+        handle: From Opened; None if it never was.
+        reason: How it ended.
+        tokens: Committed.
+        fix: The last correction, if no draft carried it any more.
+        digest: CRC-32 over all committed tokens.
+        drafted: Tokens proposed.
+        tested: Proposed tokens that were accepted or rejected, not merely flushed.
+        accepted: Of these, accepted.
+        rounds: Drafts judged.
+        uplink_bytes: Payload of all drafts sent, repeats counted in.
+        downlink_bytes: Payload of all verdicts received, repeats counted in.
+        draft_ms: Spent in the draft model.
+        wait_ms: Spent waiting for verdicts.
+        wall_ms: From Open to Close.
+    """
+
+    kind: Literal["close"] = "close"
+    session: SessionId
+    handle: U16 | None
+    reason: EndReason
+    tokens: Position
+    fix: TokenId | None = None
+    digest: U32
+    drafted: U32
+    tested: U32
+    accepted: U32
+    rounds: U32
+    uplink_bytes: U32
+    downlink_bytes: U32
+    draft_ms: Milliseconds
+    wait_ms: Milliseconds
+    wall_ms: Milliseconds
+
+
+class Closed(_Message):
+    """Confirms the end, or tells of it, with what the edge counted.
+
+    Attributes:
+        session: From Open.
+        reason: How it ended.
+        tokens: Committed at the edge.
+        rounds: Verdicts given.
+        mean_batch: Mean number of sessions verified together with this one.
+        queue_ms: Sum over rounds.
+        compute_ms: Sum over rounds.
+    """
+
+    kind: Literal["closed"] = "closed"
+    session: SessionId
+    reason: EndReason
+    tokens: Position
+    rounds: U32
+    mean_batch: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    queue_ms: Milliseconds
+    compute_ms: Milliseconds
+
+
+SessionReply = Annotated[Opened | Refused | Closed | Fault, Field(discriminator="kind")]
+"""What arrives on `down/session`."""

@@ -1,0 +1,39 @@
+"""Names of fleets, devices and edges: each is exactly one level of a topic.
+
+A name is what a certificate carries and what an ACL pattern substitutes, so it must not contain the
+MQTT wildcards or separators, and must not start with `_` (reserved for our own levels, `_edge`) or
+`$` (reserved by MQTT).
+"""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from schemas.errors import InvalidName
+
+__all__ = ["MAX_NAME_LENGTH", "Name", "check_name"]
+
+MAX_NAME_LENGTH = 63  # a DNS label's, so that a host name is always a valid device name
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it is valid.
+
+    Raises:
+        InvalidName: It is empty, too long, or has characters that a topic level or certificate
+            must not have.
+    """
+    if not _NAME.fullmatch(name):
+        shown = name if len(name) <= MAX_NAME_LENGTH else name[:MAX_NAME_LENGTH] + "…"
+        raise InvalidName(
+            f"{shown!r} is not a valid name: use 1 to {MAX_NAME_LENGTH} letters, digits, '.', '_' or '-', "
+            "starting and ending with a letter or digit."
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+"""A pydantic field type for a checked name."""

@@ -1,0 +1,57 @@
+"""The sampling policy: what is done to logits before a token is drawn, agreed at Open by both ends."""
+
+import secrets
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Mode", "SamplingPolicy", "random_seed"]
+
+MAX_SEED = 2**64 - 1
+
+
+def random_seed() -> int:
+    """Return 63 random bits: a seed that every language's signed integer holds."""
+    return secrets.randbits(63)
+
+
+class Mode(StrEnum):
+    """How a draft is verified.
+
+    Attributes:
+        RESIDUAL: The paper's: accept by probability ratio, draw the correction from max(0, p - q).
+        COUPLED: Both ends share Gumbel noise; a draft token is accepted iff the target draws it too.
+    """
+
+    RESIDUAL = "residual"
+    COUPLED = "coupled"
+
+
+class SamplingPolicy(BaseModel):
+    """What both ends do to their logits, and the seed of every coin.
+
+    Attributes:
+        mode: How drafts are verified.
+        temperature: Divides the logits; 0 is greedy.
+        top_k: Keeps the k largest logits; 0 keeps all.
+        top_p: Keeps the smallest head whose mass reaches this; 1 keeps all.
+        seed: Key of the coins; the same seed and policy give the same decisions.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    mode: Mode = Mode.RESIDUAL
+    temperature: Annotated[float, Field(ge=0.0, le=100.0)] = 0.7
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 50
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(default_factory=random_seed)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every distribution is a point mass."""
+        return self.temperature == 0.0
+
+    def with_seed(self, seed: int) -> Self:
+        """Return the same policy under another seed."""
+        return self.model_copy(update={"seed": seed})

@@ -1,0 +1,220 @@
+"""The topic tree, defined once: building, parsing, filters and access rules come from the same table.
+
+A device's identity is a whole level of every topic it uses, so one ACL pattern serves every device,
+and the reply topic follows from the publish topic that the broker has already checked.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from schemas.errors import TopicError
+from schemas.names import check_name
+
+__all__ = ["ROOT", "TREE", "Access", "Address", "Role", "Rule", "Topic", "build", "parse", "rules_for", "wildcard"]
+
+ROOT: Final = "dssd/v1"
+
+
+class Role(StrEnum):
+    """Who speaks on a topic."""
+
+    DEVICE = "device"
+    EDGE = "edge"
+    MONITOR = "monitor"  # the administrator's desk: reads all, writes configuration and commands
+
+
+class Topic(StrEnum):
+    """The kinds of topic."""
+
+    STATE = "state"
+    OPEN = "up/open"
+    DRAFT = "up/draft"
+    CLOSE = "up/close"
+    TELEMETRY = "up/telemetry"
+    SESSION = "down/session"
+    VERDICT = "down/verdict"
+    CONFIG_DESIRED = "config/desired"
+    CONFIG_REPORTED = "config/reported"
+    COMMAND_REQUEST = "command/request"
+    COMMAND_RESPONSE = "command/response"
+    EDGE_STATE = "_edge"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One line of the tree.
+
+    Attributes:
+        topic: Which kind.
+        template: Levels below `dssd/v1/<fleet>/`, with `{device}` and `{edge}` to fill in.
+        writers: Roles that publish here; a device only under its own name, an edge under any
+            device's but only under its own edge name.
+        readers: Roles that subscribe here; a device only to its own name.
+        qos: Delivery guarantee.
+        retained: Whether the broker keeps the last message.
+        expiry_s: Seconds after which an undelivered message is worthless; None for never.
+        hot: One message a round: binary, with a topic alias.
+        binary: CBOR rather than JSON.
+    """
+
+    topic: Topic
+    template: str
+    writers: frozenset[Role]
+    readers: frozenset[Role]
+    qos: int = 1
+    retained: bool = False
+    expiry_s: int | None = None
+    hot: bool = False
+    binary: bool = False
+
+    @property
+    def content_type(self) -> str:
+        """The MQTT 5 content type."""
+        return "application/cbor" if self.binary else "application/json"
+
+
+_DEVICE = frozenset({Role.DEVICE})
+_EDGE = frozenset({Role.EDGE})
+_MONITOR = frozenset({Role.MONITOR})
+_ALL = frozenset(Role)
+
+# A verdict that comes later than this finds a device that has long resumed elsewhere.
+HOT_EXPIRY_S: Final = 30
+COMMAND_EXPIRY_S: Final = 60
+
+TREE: Final[tuple[Rule, ...]] = (
+    Rule(Topic.STATE, "{device}/state", _DEVICE, _EDGE | _MONITOR, retained=True),
+    Rule(Topic.OPEN, "{device}/up/open", _DEVICE, _EDGE, binary=True),
+    Rule(Topic.DRAFT, "{device}/up/draft/{edge}", _DEVICE, _EDGE, expiry_s=HOT_EXPIRY_S, hot=True, binary=True),
+    Rule(Topic.CLOSE, "{device}/up/close", _DEVICE, _EDGE, binary=True),
+    Rule(Topic.TELEMETRY, "{device}/up/telemetry", _DEVICE, _EDGE | _MONITOR, qos=0),
+    Rule(Topic.SESSION, "{device}/down/session", _EDGE, _DEVICE, binary=True),
+    Rule(Topic.VERDICT, "{device}/down/verdict", _EDGE, _DEVICE, expiry_s=HOT_EXPIRY_S, hot=True, binary=True),
+    Rule(Topic.CONFIG_DESIRED, "{device}/config/desired", _MONITOR, _DEVICE | _MONITOR, retained=True),
+    Rule(Topic.CONFIG_REPORTED, "{device}/config/reported", _DEVICE, _MONITOR, retained=True),
+    Rule(Topic.COMMAND_REQUEST, "{device}/command/request", _MONITOR, _DEVICE, expiry_s=COMMAND_EXPIRY_S),
+    Rule(Topic.COMMAND_RESPONSE, "{device}/command/response", _DEVICE, _MONITOR),
+    Rule(Topic.EDGE_STATE, "_edge/{edge}/state", _EDGE, _ALL, retained=True),
+)
+
+_BY_TOPIC: Final = {rule.topic: rule for rule in TREE}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A topic taken apart.
+
+    Attributes:
+        topic: Which kind.
+        fleet: The fleet's name.
+        device: The device's name, or None for an edge's own topic.
+        edge: The edge's name where the topic has one.
+    """
+
+    topic: Topic
+    fleet: str
+    device: str | None = None
+    edge: str | None = None
+
+    @property
+    def rule(self) -> Rule:
+        """The tree's line for this topic."""
+        return _BY_TOPIC[self.topic]
+
+    def __str__(self) -> str:
+        return build(self.topic, fleet=self.fleet, device=self.device, edge=self.edge)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """One access rule of a role: the filter it may publish to or subscribe to."""
+
+    filter: str
+    write: bool
+
+
+def build(topic: Topic, *, fleet: str, device: str | None = None, edge: str | None = None) -> str:
+    """Return the full topic.
+
+    Raises:
+        InvalidName: A name cannot be a topic level.
+        TopicError: A level that this topic needs is missing, or one that it lacks is given.
+    """
+    template = _BY_TOPIC[topic].template
+    values = {"device": device, "edge": edge}
+    for level, value in values.items():
+        if ("{" + level + "}" in template) != (value is not None):
+            word = "needs" if value is None else "has no"
+            raise TopicError(f"The topic {topic.value!r} {word} {level} name.")
+        if value is not None:
+            check_name(value)
+    return f"{ROOT}/{check_name(fleet)}/{template.format(device=device, edge=edge)}"
+
+
+def wildcard(topic: Topic, *, fleet: str, device: str = "+", edge: str = "+") -> str:
+    """Return a subscription filter: each level either a name or `+`."""
+    return f"{ROOT}/{fleet}/{_BY_TOPIC[topic].template.format(device=device, edge=edge)}"
+
+
+def parse(topic: str) -> Address:
+    """Take a received topic apart.
+
+    Raises:
+        TopicError: It is outside the tree.
+    """
+    levels = topic.split("/")
+    root = ROOT.split("/")
+    if levels[: len(root)] == root and len(levels) > len(root) + 1:
+        fleet, below = levels[len(root)], levels[len(root) + 1 :]
+        for rule in TREE:
+            names = _match(rule.template.split("/"), below)
+            if names is not None:
+                return Address(rule.topic, _level(fleet, topic), names.get("device"), names.get("edge"))
+    raise TopicError(f"{topic[:200]!r} is not a topic of this fleet's tree.")
+
+
+def rules_for(role: Role, *, fleet: str, device: str = "+", edge: str = "+") -> tuple[Access, ...]:
+    """Return what a role may do, as topic filters.
+
+    Args:
+        role: Whose rights.
+        fleet: The fleet's name.
+        device: The device level to fill in: a name, `+`, or the broker's own substitution (`%u`).
+        edge: The edge level to fill in, likewise.
+    """
+    rights = []
+    for rule in TREE:
+        # Any device may draft to any edge of its fleet; an edge listens under its own name alone.
+        level = "+" if role is Role.DEVICE else edge
+        pattern = wildcard(rule.topic, fleet=fleet, device=device, edge=level)
+        if role in rule.writers:
+            rights.append(Access(pattern, write=True))
+        if role in rule.readers:
+            # Every role may learn which edges are up.
+            everywhere = wildcard(rule.topic, fleet=fleet) if rule.topic is Topic.EDGE_STATE else pattern
+            rights.append(Access(everywhere, write=False))
+    return tuple(rights)
+
+
+def _match(template: list[str], levels: list[str]) -> dict[str, str] | None:
+    """Return the names that fill `template`, or None where it does not fit."""
+    if len(template) != len(levels):
+        return None
+    names = {}
+    for expected, level in zip(template, levels, strict=True):
+        if expected.startswith("{"):
+            try:
+                names[expected[1:-1]] = check_name(level)
+            except ValueError:
+                return None
+        elif expected != level:
+            return None
+    return names
+
+
+def _level(name: str, topic: str) -> str:
+    try:
+        return check_name(name)
+    except ValueError as error:
+        raise TopicError(f"{topic[:200]!r} is not a topic of this fleet's tree.") from error
