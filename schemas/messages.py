@@ -129,6 +129,7 @@ class Open(_Message):
     Attributes:
         protocol: `PROTOCOL` of the sender.
         session: Chosen by the device at random; the session's name for good, across resumes.
+        attempt: Rises with each Open of the session, so that a repeated delivery is told from a resume.
         vocabulary: The draft model's.
         draft_model: Its name, for the log.
         quantization: Of its weights, for the log.
@@ -141,6 +142,7 @@ class Open(_Message):
     kind: Literal["open"] = "open"
     protocol: U16 = PROTOCOL
     session: SessionId
+    attempt: U32 = 0
     vocabulary: Vocabulary
     draft_model: Label
     quantization: Label
@@ -155,6 +157,7 @@ class Opened(_Message):
 
     Attributes:
         session: As asked.
+        attempt: As asked.
         handle: The session's short name in drafts and verdicts, per device.
         edge: Where to send drafts.
         target: The large model's name.
@@ -168,6 +171,7 @@ class Opened(_Message):
 
     kind: Literal["opened"] = "opened"
     session: SessionId
+    attempt: U32 = 0
     handle: U16
     edge: Name
     target: Label

@@ -1,0 +1,78 @@
+"""The device's configuration: TOML, environment (`FLEET_DEVICE_…`, nested with `__`) and flags."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fleet_link.configuration import BrokerSettings
+from schemas.messages import MAX_DRAFT
+from schemas.names import Name
+from schemas.policy import Mode, SamplingPolicy, random_seed
+
+__all__ = ["DeviceSettings"]
+
+
+class DeviceSettings(BaseSettings):
+    """All settings of one device.
+
+    Attributes:
+        fleet: The fleet's name.
+        device: This device's name; its identity at the broker.
+        broker: Where the broker is.
+        model: The draft model: a name made by `fleet models prepare` (`smollm2-135m:Q4_0`), a GGUF file, or a file of a
+            Hugging Face repo (`owner/name:file.gguf`).
+        models: Folder of the prepared models.
+        drafter: `llama.cpp`, or `prompt-lookup`, which needs only the vocabulary of the model file.
+        threads: Of llama.cpp.
+        context: Most tokens in a sequence.
+        gpu_layers: Layers on a GPU.
+        draft_length: Tokens in a draft.
+        ahead: Whether to draft ahead of the verdict.
+        mode: How drafts are verified.
+        temperature: Sampling temperature; 0 is greedy.
+        top_k: Tokens kept; 0 keeps all.
+        top_p: Mass kept; 1 keeps all.
+        seed: Of every coin; random for each text if left out.
+        max_new_tokens: Most tokens of a text.
+        open_s: Longest wait for an edge to answer.
+        resume_s: Longest wait for an edge to take a session over again.
+        verdict_s: Wait before an unanswered draft is repeated.
+        api_port: Port of the local HTTP API; 0 turns it off.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="FLEET_DEVICE_", env_nested_delimiter="__", extra="forbid")
+
+    fleet: Name = "fleet"
+    device: Name = "device-1"
+    broker: BrokerSettings = Field(default_factory=BrokerSettings)
+    model: str = "smollm2-135m:Q4_0"
+    models: Path = Field(default_factory=lambda: Path(os.environ.get("FLEET_MODELS", "models")))
+    drafter: Annotated[str, Field(pattern=r"^(llama\.cpp|prompt-lookup)$")] = "llama.cpp"
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    context: Annotated[int, Field(ge=16, le=1 << 20)] = 2048
+    gpu_layers: Annotated[int, Field(ge=0)] = 0
+    draft_length: Annotated[int, Field(ge=0, le=MAX_DRAFT)] = 4
+    ahead: bool = False
+    mode: Mode = Mode.RESIDUAL
+    temperature: Annotated[float, Field(ge=0.0, le=100.0)] = 0.7
+    top_k: Annotated[int, Field(ge=0)] = 50
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    seed: Annotated[int, Field(ge=0, lt=1 << 64)] | None = None
+    max_new_tokens: Annotated[int, Field(ge=0)] = 256
+    open_s: Annotated[float, Field(gt=0)] = 15.0
+    resume_s: Annotated[float, Field(gt=0)] = 120.0
+    verdict_s: Annotated[float, Field(gt=0)] = 10.0
+    api_port: Annotated[int, Field(ge=0, le=65535)] = 8321
+
+    def policy(self) -> SamplingPolicy:
+        """Return the sampling policy, with a fresh seed unless one is set."""
+        return SamplingPolicy(
+            mode=self.mode,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seed=random_seed() if self.seed is None else self.seed,
+        )

@@ -1,0 +1,49 @@
+"""The exception tree of the edge.
+
+::
+
+    EdgeError
+    ├── ConfigurationError      a setting that cannot work
+    ├── OpenRefused             an Open that is answered with Refused
+    └── DraftFault              a Draft that is answered with Fault
+
+    VerifierError (fleet_edge.verifier.protocol) and StoreError (fleet_edge.store) stand beside it.
+"""
+
+from schemas.messages import Action, FaultCode, RefusalCode
+
+__all__ = ["ConfigurationError", "DraftFault", "EdgeError", "OpenRefused"]
+
+
+class EdgeError(Exception):
+    """Base of all errors of this package. Its text is one sentence for the user."""
+
+
+class ConfigurationError(EdgeError):
+    """A setting that cannot work."""
+
+
+class OpenRefused(EdgeError):  # noqa: N818 - reads as what it says
+    """An Open that is answered with Refused; nothing has changed.
+
+    Attributes:
+        code: Why.
+    """
+
+    def __init__(self, code: RefusalCode, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+class DraftFault(EdgeError):  # noqa: N818
+    """A Draft that is answered with Fault; nothing has changed.
+
+    Attributes:
+        code: What was wrong.
+        action: What the device should do.
+    """
+
+    def __init__(self, code: FaultCode, action: Action, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.action = action

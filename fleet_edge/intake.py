@@ -1,0 +1,136 @@
+"""Intake: what the link's thread does with a message: check its size and form, note the moment, hand it over.
+
+Everything from a device is hostile until checked. Whose message it is comes from the topic, which the broker has checked against
+the sender's identity, and from nowhere else.
+"""
+
+import logging
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fleet_link.link import Link, Message
+from schemas.codec import decode_close, decode_draft, decode_open
+from schemas.control import DeviceState, decode_json
+from schemas.errors import CodecError, TopicError
+from schemas.messages import Close, Draft, Open
+from schemas.topics import Topic, parse, wildcard
+
+__all__ = ["Arrival", "Inbox", "Intake", "Malformed"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A payload that is no message.
+
+    Attributes:
+        topic: Where it came.
+        sentence: What is wrong with it.
+    """
+
+    topic: Topic
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A device's message.
+
+    Attributes:
+        device: Whose topic it came on.
+        message: Decoded.
+        size: Payload bytes.
+        at: Monotonic seconds.
+    """
+
+    device: str
+    message: Open | Draft | Close | DeviceState | Malformed
+    size: int
+    at: float
+
+
+@dataclass(slots=True)
+class Inbox:
+    """The bounded way from the link's thread and the jobs to the orchestrator.
+
+    What does not fit is counted and dropped: a device repeats what was not answered.
+
+    Attributes:
+        dropped: Messages that did not fit.
+    """
+
+    bound: int = 10_000
+    dropped: int = 0
+    _queue: "queue.Queue[Arrival | Callable[[], None]]" = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._queue = queue.Queue(self.bound)
+
+    def put(self, entry: Arrival | Callable[[], None]) -> bool:
+        """Hand over an arrival, or a call to be made on the orchestrator's thread. Never blocks."""
+        try:
+            self._queue.put_nowait(entry)
+        except queue.Full:
+            self.dropped += 1
+            if self.dropped == 1 or self.dropped % 1000 == 0:
+                _log.warning("The inbox is full (%d messages); %d dropped so far.", self.bound, self.dropped)
+            return False
+        return True
+
+    def take(self, *, timeout_s: float) -> list[Arrival | Callable[[], None]]:
+        """Return all that waits, in order; wait for the first at most `timeout_s`."""
+        entries: list[Arrival | Callable[[], None]] = []
+        try:
+            entries.append(self._queue.get(timeout=timeout_s) if timeout_s > 0 else self._queue.get_nowait())
+            while True:
+                entries.append(self._queue.get_nowait())
+        except queue.Empty:
+            return entries
+
+
+_DECODERS: dict[Topic, Callable[[bytes], Open | Draft | Close | DeviceState]] = {
+    Topic.OPEN: decode_open,
+    Topic.DRAFT: decode_draft,
+    Topic.CLOSE: decode_close,
+    Topic.STATE: lambda payload: decode_json(DeviceState, payload),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Subscribes to the devices' topics and fills the inbox.
+
+    Attributes:
+        inbox: Where messages go.
+        clock: Monotonic seconds.
+    """
+
+    inbox: Inbox
+    clock: Callable[[], float]
+
+    def subscribe(self, link: Link, *, fleet: str, edge: str) -> None:
+        """Subscribe. An Open goes to one edge of the fleet, a draft to the edge that it names, the rest to all."""
+        shared = f"$share/edges/{wildcard(Topic.OPEN, fleet=fleet)}"
+        link.subscribe(shared, self.on_message)
+        link.subscribe(wildcard(Topic.DRAFT, fleet=fleet, edge=edge), self.on_message)
+        link.subscribe(wildcard(Topic.CLOSE, fleet=fleet), self.on_message)
+        link.subscribe(wildcard(Topic.STATE, fleet=fleet), self.on_message)
+
+    def on_message(self, message: Message) -> None:
+        """Take one message."""
+        at = self.clock()
+        try:
+            address = parse(message.topic)
+        except TopicError as error:
+            _log.warning("%s", error)
+            return
+        if address.device is None or address.topic not in _DECODERS:
+            return
+        decoded: Open | Draft | Close | DeviceState | Malformed
+        try:
+            decoded = _DECODERS[address.topic](message.payload)
+        except CodecError as error:
+            decoded = Malformed(address.topic, str(error))
+        self.inbox.put(Arrival(address.device, decoded, len(message.payload), at))

@@ -1,0 +1,164 @@
+"""The edge's recurring chores, on their own threads: each fails alone, and runs again when its time comes."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+from sqlalchemy.exc import SQLAlchemyError
+
+from fleet_edge.store import housekeeping
+from fleet_edge.store.database import Store
+from fleet_edge.store.errors import StoreError
+
+__all__ = ["JobSettings", "Jobs", "JobsError"]
+
+_log = logging.getLogger(__name__)
+
+_ABANDONED_CHUNK: Final = 1000
+
+
+class JobsError(Exception):
+    """Settings that contradict each other. The text is one sentence for the user."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSettings:
+    """How often each chore is done, and how much is kept.
+
+    Attributes:
+        lease_every_s: Between looks for leases that ran out.
+        progress_every_s: Between writes of the running segments' counters.
+        silent_every_s: Between looks for silent devices.
+        silent_after: Without any sign from an online device until it is marked.
+        abandoned_every_s: Between looks for sessions that no edge serves any more.
+        abandoned_after: Without a record until such a session counts as lost; well above a lease and a
+            database outage.
+        rollup_every_s: Between rollups.
+        rollup_window: How far back rollups are made anew, for late records. Less than `keep_sessions`.
+        purge_every_s: Between purges.
+        keep_rounds: Age at which traced rounds are deleted.
+        keep_sessions: Age at which sessions and events are deleted; rollups stay.
+        purge_chunk: Rows deleted in one transaction.
+    """
+
+    lease_every_s: float = 2.0
+    progress_every_s: float = 5.0
+    silent_every_s: float = 60.0
+    silent_after: timedelta = timedelta(minutes=15)
+    abandoned_every_s: float = 300.0
+    abandoned_after: timedelta = timedelta(hours=6)
+    rollup_every_s: float = 300.0
+    rollup_window: timedelta = timedelta(days=2)
+    purge_every_s: float = 3600.0
+    keep_rounds: timedelta = timedelta(days=14)
+    keep_sessions: timedelta = timedelta(days=180)
+    purge_chunk: int = 1000
+
+
+class Jobs:
+    """The chores of one edge.
+
+    Args:
+        store: The session log; chores use their own connections, beside the writer's.
+        expire_leases: Ends sessions whose lease ran out. Called from a thread of ours.
+        flush_progress: Puts the running segments' counters. Called from a thread of ours.
+        settings: Intervals and ages.
+        now: Aware clock.
+
+    Raises:
+        JobsError: The settings would roll up hours that are already purged.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        expire_leases: Callable[[], object],
+        flush_progress: Callable[[], object],
+        settings: JobSettings | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._store = store
+        self._settings = settings or JobSettings()
+        self._now = now
+        # A rollup of half-purged hours would replace what they came to by less. An hour is the grain of both.
+        if self._settings.keep_sessions < self._settings.rollup_window + timedelta(hours=1):
+            raise JobsError("Sessions must be kept at least an hour longer than the window of the rollups.")
+        self._chores: Mapping[str, tuple[float, Callable[[], object]]] = {
+            "expire-leases": (self._settings.lease_every_s, expire_leases),
+            "flush-progress": (self._settings.progress_every_s, flush_progress),
+            "mark-silent": (self._settings.silent_every_s, self._mark_silent),
+            "close-abandoned": (self._settings.abandoned_every_s, self._close_abandoned),
+            "roll-up": (self._settings.rollup_every_s, self._roll_up),
+            "purge": (self._settings.purge_every_s, self._purge),
+        }
+        self._scheduler = BackgroundScheduler(
+            timezone=UTC,
+            # One thread each: a long purge must not keep leases from ending.
+            executors={"default": ThreadPoolExecutor(len(self._chores))},
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )
+        for name, (seconds, _) in self._chores.items():
+            self._scheduler.add_job(self.run, "interval", seconds=seconds, args=[name], id=name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `run` takes."""
+        return tuple(self._chores)
+
+    def start(self) -> None:
+        """Begin; each chore is first done after its interval."""
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """End, waiting for the chores under way. Idempotent."""
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=True)
+
+    def run(self, name: str) -> bool:
+        """Do one chore now, whatever comes of it; return whether it succeeded. A failure is logged."""
+        _, chore = self._chores[name]
+        try:
+            chore()
+        except (StoreError, SQLAlchemyError) as error:
+            # Expected while the database is away: no traceback.
+            _log.warning("The job %s could not be done and will be tried again: %s", name, _first_line(error))
+            return False
+        except Exception:
+            _log.exception("The job %s failed and will be tried again.", name)
+            return False
+        return True
+
+    def _mark_silent(self) -> None:
+        marked = housekeeping.mark_silent(self._store.engine, now=self._now(), silent_after=self._settings.silent_after)
+        if marked:
+            _log.warning("%d online devices have fallen silent.", marked)
+
+    def _close_abandoned(self) -> None:
+        closed = housekeeping.close_abandoned(
+            self._store, now=self._now(), abandoned_after=self._settings.abandoned_after, limit=_ABANDONED_CHUNK
+        )
+        if closed:
+            _log.info("%d sessions that no edge serves any more were closed as lost.", closed)
+
+    def _roll_up(self) -> None:
+        now = self._now()
+        housekeeping.roll_up(self._store.engine, since=now - self._settings.rollup_window, now=now)
+
+    def _purge(self) -> None:
+        now, keep, engine = self._now(), self._settings, self._store.engine
+        rounds = housekeeping.purge_rounds(engine, before=now - keep.keep_rounds, chunk=keep.purge_chunk)
+        oldest = now - keep.keep_sessions
+        sessions = housekeeping.purge_sessions(engine, before=oldest, chunk=keep.purge_chunk)
+        events = housekeeping.purge_events(engine, before=oldest, chunk=keep.purge_chunk)
+        if rounds or sessions or events:
+            _log.info("Purged %d rounds, %d sessions and %d events by age.", rounds, sessions, events)
+
+
+def _first_line(error: Exception) -> str:
+    # SQLAlchemy's later lines repeat the statement and its parameters.
+    return str(error).partition("\n")[0]

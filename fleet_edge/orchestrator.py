@@ -1,0 +1,158 @@
+"""The orchestrator: one thread that turns arrivals into verdicts, a batch at a time."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dssd.downlink import Form, choose_form
+from fleet_edge.acceptance import Case, judge_batch
+from fleet_edge.errors import DraftFault
+from fleet_edge.intake import Arrival, Inbox
+from fleet_edge.publisher import Publisher
+from fleet_edge.reception import Reception
+from fleet_edge.recorder import Measured, Recorder
+from fleet_edge.scheduler import Batch, Scheduler, Work
+from fleet_edge.session import EdgeSession, Settled
+from fleet_edge.sessions import SessionTable
+from fleet_edge.verifier.protocol import VerifierError
+from schemas.codec import encode_verdict
+from schemas.downlink import DownlinkForm
+from schemas.messages import Action, FaultCode, Verdict
+
+__all__ = ["Orchestrator"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Orchestrator:
+    """Takes what has arrived, verifies what is ready, answers and logs.
+
+    Attributes:
+        inbox: What has arrived.
+        reception: What arrivals do to the sessions.
+        sessions: The table.
+        scheduler: Picks a step, owns the verifier.
+        publisher: Sends verdicts.
+        recorder: Writes the log.
+        clock: Monotonic seconds.
+        form: Downlink form of p.
+    """
+
+    inbox: Inbox
+    reception: Reception
+    sessions: SessionTable
+    scheduler: Scheduler
+    publisher: Publisher
+    recorder: Recorder
+    clock: Callable[[], float]
+    form: Form = Form.AUTO
+
+    def step(self, *, wait_s: float = 0.0) -> bool:
+        """Take arrivals and compute one batch.
+
+        Args:
+            wait_s: Longest wait for an arrival when there is nothing to compute.
+
+        Returns:
+            Whether anything was computed.
+        """
+        self._take(0.0)
+        batch = self.scheduler.next_batch(self.sessions)
+        if not batch and wait_s > 0:
+            self._take(wait_s)
+            batch = self.scheduler.next_batch(self.sessions)
+        for session, draft, fault in batch.faults:
+            self.reception.fault(session, session.device, draft, fault)
+        if not batch.items:
+            return False
+        started = self.clock()
+        try:
+            logits = self.scheduler.verifier.score(batch.items)
+            judgements = judge_batch(logits, [_case(work) for work in batch.verifications])
+        except (VerifierError, RuntimeError, ValueError) as error:
+            self._failed(batch, error)
+            return True
+        compute_ms = (self.clock() - started) * 1e3
+        for work, judgement in zip(batch.verifications, judgements, strict=True):
+            if judgement is None:
+                self._give_up(work, "The target model's logits are not numbers.")
+                continue
+            for settled in work.session.settle(work.chain, judgement):
+                self._answer(work.session, settled, len(batch.verifications), started, compute_ms)
+        return True
+
+    def _take(self, wait_s: float) -> None:
+        for entry in self.inbox.take(timeout_s=wait_s):
+            try:
+                if isinstance(entry, Arrival):
+                    self.reception.receive(entry)
+                else:
+                    entry()
+            except Exception:
+                # One message must not stop the service of all others.
+                _log.exception("A message could not be handled; it is dropped.")
+
+    def _answer(
+        self, session: EdgeSession, settled: Settled, batch: int, started: float, compute_ms: float
+    ) -> None:
+        draft = settled.arrived.draft
+        following: int | DownlinkForm | None = settled.token
+        if settled.p is not None:
+            following = choose_form(
+                settled.p,
+                policy=session.policy,
+                position=session.committed,
+                vocabulary_size=session.limits.vocabulary,
+                max_bytes=self.publisher.max_form_bytes,
+                form=self.form,
+            )
+        queue_ms = max(0.0, started - settled.arrived.at) * 1e3
+        payload = encode_verdict(
+            Verdict(
+                handle=draft.handle,
+                round=draft.round,
+                epoch=draft.epoch,
+                accepted=settled.accepted,
+                next=following,
+                finish=settled.finish,
+                queue_ms=queue_ms,
+                compute_ms=compute_ms,
+            )
+        )
+        session.remember(draft.round, payload)
+        self.publisher.verdict(session.device, payload)
+        kind = "token" if isinstance(following, int) else following.kind if following else None
+        cost = Measured(batch, settled.arrived.size, len(payload), queue_ms, compute_ms, kind)
+        self.recorder.judged(session, settled, cost)
+
+    def _failed(self, batch: Batch, error: Exception) -> None:
+        """A step failed as a whole: its sessions lose their keys and values, and those who wait are told."""
+        _log.error("A step of %d sessions failed: %s", len(batch.items), error)
+        for work in (*batch.verifications, *batch.prefills):
+            self.scheduler.evict(work.session.handle)
+        for work in batch.verifications:
+            self._give_up(work, f"The edge could not verify the draft: {error}")
+        if not batch.verifications:
+            for work in batch.prefills:
+                self._give_up(work, f"The edge could not take the prompt: {error}")
+
+    def _give_up(self, work: Work, sentence: str) -> None:
+        session = work.session
+        draft = work.chain[0].draft if work.chain else None
+        session.finished = True
+        fault = DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, sentence[:500])
+        self.reception.fault(session, session.device, draft, fault)
+
+
+def _case(work: Work) -> Case:
+    """Put a session's drafts together: they are decided on as one, and told apart afterwards."""
+    session, drafts = work.session, [arrived.draft for arrived in work.chain]
+    counted = drafts[0].counts is not None
+    return Case(
+        tokens=tuple(token for draft in drafts for token in draft.tokens),
+        counts=tuple(count for draft in drafts for count in draft.counts or ()) if counted else None,
+        policy=session.policy,
+        base=session.committed,
+        bonus=session.wants_token_after(work.chain),
+    )

@@ -1,0 +1,61 @@
+"""What the edge sends: replies and verdicts, each to the topic of the device that asked."""
+
+import logging
+from dataclasses import dataclass
+
+from fleet_link.errors import LinkError
+from fleet_link.link import Link
+from schemas.codec import encode_reply
+from schemas.messages import SessionReply
+from schemas.topics import TREE, Topic, build
+
+__all__ = ["PACKET_OVERHEAD", "Publisher"]
+
+_log = logging.getLogger(__name__)
+
+_VERDICT = next(rule for rule in TREE if rule.topic is Topic.VERDICT)
+_SESSION = next(rule for rule in TREE if rule.topic is Topic.SESSION)
+
+PACKET_OVERHEAD = 512
+"""Bytes kept free in a packet for topic, properties and the message's other fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """Sends to devices. A message that the link cannot take is logged: the device repeats what was not answered."""
+
+    link: Link
+    fleet: str
+
+    @property
+    def max_form_bytes(self) -> int:
+        """Room for a downlink form of p in one packet."""
+        return self.link.max_packet_bytes - PACKET_OVERHEAD
+
+    def reply(self, device: str, message: SessionReply) -> None:
+        """Send an Opened, Refused, Closed or Fault."""
+        self._publish(
+            build(Topic.SESSION, fleet=self.fleet, device=device),
+            encode_reply(message),
+            content_type=_SESSION.content_type,
+        )
+
+    def verdict(self, device: str, payload: bytes) -> None:
+        """Send a verdict's bytes."""
+        topic = build(Topic.VERDICT, fleet=self.fleet, device=device)
+        # No content type: its bytes would outweigh a coupled verdict.
+        self._publish(topic, payload, expiry_s=_VERDICT.expiry_s, alias=True)
+
+    def _publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        content_type: str | None = None,
+        expiry_s: int | None = None,
+        alias: bool = False,
+    ) -> None:
+        try:
+            self.link.publish(topic, payload, content_type=content_type, expiry_s=expiry_s, alias=alias)
+        except LinkError as error:
+            _log.warning("Not sent to %s: %s", topic, error)

@@ -1,0 +1,247 @@
+"""Reception: what each arrived message does to the session table. Runs on the orchestrator's thread."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dssd.downlink import Form, choose_form
+from fleet_edge.admission import Terms, grant
+from fleet_edge.errors import DraftFault, OpenRefused
+from fleet_edge.intake import Arrival, Malformed
+from fleet_edge.publisher import Publisher
+from fleet_edge.recorder import Measured, Recorder
+from fleet_edge.scheduler import Scheduler
+from fleet_edge.session import Arrived, EdgeSession, Settled
+from fleet_edge.sessions import SessionTable
+from schemas.codec import encode_verdict
+from schemas.control import DeviceState, Presence
+from schemas.messages import (
+    Action,
+    Close,
+    Closed,
+    Draft,
+    EndReason,
+    Fault,
+    FaultCode,
+    Finish,
+    Open,
+    Opened,
+    RefusalCode,
+    Refused,
+    Verdict,
+)
+from schemas.topics import Topic
+
+__all__ = ["Reception"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Reception:
+    """Opens, admits and closes.
+
+    Attributes:
+        edge: This edge's name.
+        sessions: The table.
+        scheduler: Owner of the verifier's sequences.
+        publisher: Sends answers.
+        recorder: Writes the log.
+        terms: Offered to every session.
+        form: Downlink form of p.
+        clock: Monotonic seconds.
+        grace_s: Seconds that a device has to come back after the broker has declared it gone.
+        draining: Whether new sessions are refused.
+    """
+
+    edge: str
+    sessions: SessionTable
+    scheduler: Scheduler
+    publisher: Publisher
+    recorder: Recorder
+    clock: Callable[[], float]
+    terms: Terms = field(default_factory=Terms)
+    form: Form = Form.AUTO
+    grace_s: float = 15.0
+    draining: bool = False
+
+    def receive(self, arrival: Arrival) -> None:
+        """Take one message."""
+        match arrival.message:
+            case Draft() as draft:
+                self._draft(arrival.device, draft, arrival)
+            case Open() as message:
+                self._open(arrival.device, message, arrival.size)
+            case Close() as message:
+                self._close(arrival.device, message)
+            case DeviceState() as state:
+                self._state(arrival.device, state)
+            case Malformed() as malformed:
+                self._malformed(arrival.device, malformed)
+
+    def fault(self, session: EdgeSession | None, device: str, draft: Draft | None, error: DraftFault) -> None:
+        """Answer with a Fault, and log it."""
+        self.publisher.reply(
+            device,
+            Fault(
+                handle=draft.handle if draft else None,
+                round=draft.round if draft else None,
+                code=error.code,
+                action=error.action,
+                sentence=str(error),
+            ),
+        )
+        self.recorder.event(
+            kind="fault",
+            code=error.code.value,
+            sentence=str(error),
+            device=device,
+            session=session.session if session else None,
+        )
+
+    def expire(self) -> None:
+        """End the sessions whose lease has run out."""
+        for session in self.sessions.expired(self.clock()):
+            reason = EndReason.LOST
+            _log.info("Session %s of %s is lost: its lease ran out.", session.session.hex(), session.device)
+            self.publisher.reply(session.device, self._closed(session, reason))
+            self.recorder.ended(session, reason, None)
+            self._forget(session)
+
+    def flush(self) -> None:
+        """Log what the open sessions have counted so far."""
+        for session in self.sessions:
+            self.recorder.progress(session)
+
+    # By kind
+
+    def _open(self, device: str, message: Open, size: int) -> None:
+        old = self.sessions.named(device, message.session)
+        if old is not None and message.attempt < old.attempt:
+            return  # delivered late: the device has opened it again since
+        try:
+            if old is not None and message.attempt == old.attempt:
+                session = old  # delivered twice
+            else:
+                if self.draining:
+                    raise OpenRefused(RefusalCode.DRAINING, "The edge is shutting down; try again shortly.")
+                limits = grant(message, target=self.scheduler.verifier.info, terms=self.terms)
+                if old is not None:
+                    self.recorder.replaced(old)
+                    self._forget(old)
+                session = self.sessions.add(message, device=device, limits=limits, now=self.clock())
+                self.scheduler.verifier.open(session.handle)
+                self.recorder.opened(session, message, target=self.scheduler.verifier.info.name, size=size)
+        except OpenRefused as error:
+            self.publisher.reply(device, Refused(session=message.session, code=error.code, sentence=str(error)))
+            self.recorder.event(
+                kind="refused", code=error.code.value, sentence=str(error), device=device, session=message.session
+            )
+            return
+        self.publisher.reply(
+            device,
+            Opened(
+                session=session.session,
+                attempt=session.attempt,
+                handle=session.handle,
+                edge=self.edge,
+                target=self.scheduler.verifier.info.name,
+                position=session.committed,
+                max_new_tokens=session.limits.max_new_tokens,
+                max_draft=session.limits.max_draft,
+                window=session.limits.window,
+                lease_s=self.sessions.lease_s,
+                end_tokens=tuple(sorted(session.limits.end_tokens)),
+            ),
+        )
+
+    def _draft(self, device: str, draft: Draft, arrival: Arrival) -> None:
+        session = None
+        try:
+            session = self.sessions.find(device=device, handle=draft.handle, now=self.clock())
+            session.counters.uplink_bytes += arrival.size
+            arrived = Arrived(draft, arrival.at, arrival.size)
+            admission = session.admit(arrived)
+        except DraftFault as error:
+            self.fault(session, device, draft, error)
+            return
+        if admission.repeat is not None:
+            session.counters.downlink_bytes += len(admission.repeat)
+            self.publisher.verdict(device, admission.repeat)
+        elif admission.request:
+            self._more_samples(session, arrived)
+
+    def _more_samples(self, session: EdgeSession, arrived: Arrived) -> None:
+        """Answer from memory: the target's distribution at the last rejection is kept until it is corrected."""
+        draft = arrived.draft
+        assert session.rejected is not None
+        assert draft.tried is not None
+        following = choose_form(
+            session.rejected,
+            policy=session.policy,
+            position=session.committed,
+            vocabulary_size=session.limits.vocabulary,
+            max_bytes=self.publisher.max_form_bytes,
+            form=self.form,
+            tried=draft.tried,
+        )
+        payload = encode_verdict(
+            Verdict(handle=draft.handle, round=draft.round, epoch=draft.epoch, accepted=0, next=following)
+        )
+        session.counters.rounds += 1
+        session.remember(draft.round, payload)
+        self.publisher.verdict(session.device, payload)
+        settled = Settled(arrived, 0, 0, None, session.rejected, Finish.NO)
+        queue_ms = (self.clock() - arrived.at) * 1e3
+        self.recorder.judged(
+            session, settled, Measured(0, arrived.size, len(payload), queue_ms, 0.0, following.kind)
+        )
+
+    def _close(self, device: str, message: Close) -> None:
+        session = self.sessions.named(device, message.session)
+        if session is None:
+            # A repeat, or an edge that has restarted: the device's own counters are the record.
+            self.recorder.ended_elsewhere(message)
+            reply = Closed(
+                session=message.session,
+                reason=message.reason,
+                tokens=message.tokens,
+                rounds=0,
+                mean_batch=0.0,
+                queue_ms=0.0,
+                compute_ms=0.0,
+            )
+            self.publisher.reply(device, reply)
+            return
+        session.close(message)
+        self.publisher.reply(device, self._closed(session, message.reason))
+        self.recorder.ended(session, message.reason, message)
+        self._forget(session)
+
+    def _state(self, device: str, state: DeviceState) -> None:
+        self.recorder.device_seen(device, state)
+        if state.presence is Presence.OFFLINE:
+            self.sessions.shorten(device, expires=self.clock() + self.grace_s)
+
+    def _malformed(self, device: str, malformed: Malformed) -> None:
+        if malformed.topic in (Topic.DRAFT, Topic.OPEN, Topic.CLOSE):
+            error = DraftFault(FaultCode.MALFORMED, Action.GIVE_UP, malformed.sentence)
+            self.fault(None, device, None, error)
+        else:
+            self.recorder.event(kind="fault", code="malformed", sentence=malformed.sentence, device=device)
+
+    def _closed(self, session: EdgeSession, reason: EndReason) -> Closed:
+        counters = session.counters
+        return Closed(
+            session=session.session,
+            reason=reason,
+            tokens=session.committed,
+            rounds=counters.rounds,
+            mean_batch=counters.mean_batch,
+            queue_ms=counters.queue_ms,
+            compute_ms=counters.compute_ms,
+        )
+
+    def _forget(self, session: EdgeSession) -> None:
+        self.sessions.remove(session)
+        self.scheduler.forget(session)

@@ -1,0 +1,125 @@
+"""Configuration that both ends share: where the broker is, and where settings come from.
+
+A setting is looked for in this order: a command-line flag, an environment variable, the TOML file, the default.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource
+
+from fleet_link.errors import LinkError
+from fleet_link.link import Will
+from fleet_link.settings import LinkSettings, TlsSettings
+
+__all__ = ["BrokerSettings", "SettingsError", "load_settings"]
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+class SettingsError(LinkError):
+    """A setting that cannot work, or a configuration file that cannot be read."""
+
+
+class BrokerSettings(BaseModel):
+    """Where the broker is and who we are there.
+
+    Attributes:
+        host: Name or address.
+        port: TCP port.
+        username: Identity for a broker without client certificates; the client's own name if left out.
+        password: Its secret.
+        ca: Certificates (PEM) of those who may vouch for the broker; turns TLS on.
+        certificate: Our own certificate (PEM).
+        key: Its private key (PEM).
+        keepalive_s: Seconds of silence before either side asks.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 1883
+    username: str | None = None
+    password: SecretStr | None = None
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    keepalive_s: Annotated[int, Field(ge=5, le=600)] = 15
+
+    def link(self, name: str, *, will: Will | None) -> LinkSettings:
+        """Return the link settings of the client `name`."""
+        return LinkSettings(
+            client_id=name,
+            host=self.host,
+            port=self.port,
+            username=self.username or name,
+            password=self.password.get_secret_value() if self.password else None,
+            tls=TlsSettings(self.ca, self.certificate, self.key) if self.ca else None,
+            will=will,
+            keepalive_s=self.keepalive_s,
+        )
+
+
+def load_settings(model: type[S], *, config: Path | None, flags: Mapping[str, Any]) -> S:
+    """Read settings.
+
+    Args:
+        model: What to read; its `env_prefix` names the environment variables.
+        config: The TOML file, if any.
+        flags: From the command line; None means not given, also within nested mappings.
+
+    Raises:
+        SettingsError: The file cannot be read, or a value cannot work.
+    """
+    file = _read_toml(config) if config else {}
+    environment = EnvSettingsSource(model)()
+    values = _merge(_merge(file, environment), _given(flags))
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "settings"
+        what = f"no setting of that name; known are {', '.join(sorted(model.model_fields))}"
+        if first["type"] != "extra_forbidden":
+            what = first["msg"].removeprefix("Value error, ")
+        origin = f" in {config}" if config and _holds(file, first["loc"]) else ""
+        raise SettingsError(f"The setting {where!r}{origin} cannot be used: {what}.") from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"The configuration file {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The configuration file {path} is not valid TOML: {error}.") from error
+
+
+def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    given = {}
+    for key, value in flags.items():
+        inner = _given(value) if isinstance(value, Mapping) else value
+        if inner is not None and inner != {}:
+            given[key] = inner
+    return given
+
+
+def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(low)
+    for key, value in high.items():
+        below = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = _merge(below, value) if both and isinstance(below, Mapping) else value
+    return merged
+
+
+def _holds(values: Mapping[str, Any], location: tuple[int | str, ...]) -> bool:
+    here: Any = values
+    for part in location:
+        if not isinstance(here, Mapping) or part not in here:
+            return False
+        here = here[part]
+    return True

@@ -1,0 +1,108 @@
+"""The law as a whole: whatever q is, what comes out follows p. Both modes, all downlink forms, over a million draws."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dssd.coins import Purpose, coin
+from dssd.coupling import coupled_token
+from dssd.distribution import Dist, shape
+from dssd.downlink import Form, choose_form, correct
+from dssd.judgement import judge
+from dssd.lattice import draw_draft, quantize
+from schemas.policy import Mode, SamplingPolicy
+from tests.dssd.statistics import ALARM, p_value, total_variation, total_variation_noise
+
+DRAWS = 13_000  # by 20 pairs and four ways: 1,040,000 draws
+VOCABULARIES = (2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 32, 50, 64, 100, 200, 500, 1000, 2000, 4000, 5000)
+WAYS = ((Mode.RESIDUAL, Form.SPARSE), (Mode.RESIDUAL, Form.SAMPLES), (Mode.RESIDUAL, Form.DENSE), (Mode.COUPLED, Form.AUTO))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target and a draft distribution, shaped alike."""
+
+    p: Dist
+    q: Dist
+    vocabulary: int
+    policy: SamplingPolicy
+
+
+def pair(number: int, mode: Mode) -> Pair:
+    """Return a random pair: some alike, some far apart, some with shaped supports that hardly overlap."""
+    vocabulary = VOCABULARIES[number]
+    random = np.random.default_rng(number)
+    target = random.normal(size=vocabulary) * random.uniform(0.5, 3.0)
+    draft = target + random.normal(size=vocabulary) * (0.05, 0.5, 2.0, 6.0)[number % 4]
+    policy = SamplingPolicy(
+        mode=mode,
+        temperature=(0.7, 1.0, 1.5)[number % 3],
+        top_k=(0, max(1, vocabulary // 2))[number % 2],
+        top_p=(1.0, 0.9)[number // 2 % 2],
+        seed=1000 + number,
+    )
+    return Pair(shape(target, policy), shape(draft, policy), vocabulary, policy)
+
+
+def one_token(case: Pair, form: Form, position: int) -> int:
+    """Draft one token, judge it, correct it: the token that would be committed at `position`."""
+    policy = case.policy
+    if policy.mode is Mode.COUPLED:
+        drafted, counts, q = coupled_token(case.q, policy.seed, position), None, None
+    else:
+        q = quantize(case.q)
+        drafted, count = draw_draft(q, coin(policy.seed, position, Purpose.DRAFT))
+        counts = (count,)
+    judgement = judge(lambda _: case.p, (drafted,), counts, policy=policy, base=position, bonus=False)
+    if judgement.accepted:
+        return drafted
+    if judgement.token is not None:
+        return judgement.token
+    assert judgement.p is not None
+    assert q is not None
+    tried = 0
+    while True:
+        sent = choose_form(
+            judgement.p,
+            policy=policy,
+            position=position,
+            vocabulary_size=case.vocabulary,
+            max_bytes=1 << 20,
+            form=form,
+            tried=tried,
+        )
+        token = correct(sent, q, policy=policy, position=position)
+        if token is not None:
+            return token
+        tried = sent.start + len(sent.ids)  # type: ignore[union-attr] # only samples can fail
+
+
+def empirical(case: Pair, form: Form) -> NDArray[np.int64]:
+    counts = np.zeros(case.vocabulary, dtype=np.int64)
+    for position in range(DRAWS):
+        counts[one_token(case, form, position)] += 1
+    return counts
+
+
+@pytest.mark.parametrize(("mode", "form"), WAYS, ids=lambda value: str(value))
+@pytest.mark.parametrize("number", range(len(VOCABULARIES)))
+def test_committed_tokens_follow_the_target(number: int, mode: Mode, form: Form) -> None:
+    case = pair(number, mode)
+    law = np.zeros(case.vocabulary)
+    law[case.p.ids] = case.p.probs
+    counts = empirical(case, form)
+    assert p_value(counts, law) > ALARM
+    assert total_variation(counts, law) < total_variation_noise(law, DRAWS)
+
+
+def test_the_test_can_fail() -> None:
+    """The draft's own law is rejected as the target's, so the statistic has power."""
+    case = pair(5, Mode.RESIDUAL)
+    law = np.zeros(case.vocabulary)
+    law[case.q.ids] = case.q.probs
+    both = np.flatnonzero(law)
+    counts = empirical(case, Form.SPARSE)
+    counts = np.where(np.isin(np.arange(case.vocabulary), both), counts, 0)
+    assert p_value(counts, law) < ALARM
