@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from dssd.distribution import Dist
+from fleet_device.text import TextCodec
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
@@ -17,7 +18,9 @@ class DrafterError(Exception):
 class Drafter(Protocol):
     """A draft model with one sequence.
 
-    The sequence's tokens are prompt and text; `next` looks at all of them.
+    The sequence's tokens are prompt and text; `next` looks at all of them, and at nothing else: however the
+    sequence came about, the same tokens MUST give the same distribution, up to the rounding of the model's
+    arithmetic. (Exactness needs no more: what is reported is the distribution that was really drawn from.)
     """
 
     @property
@@ -36,21 +39,37 @@ class Drafter(Protocol):
     def context(self) -> int:
         """Most tokens in the sequence."""
 
+    @property
+    def codec(self) -> TextCodec:
+        """Between text and the vocabulary's token ids."""
+
     def reset(self, tokens: Sequence[int]) -> None:
-        """Begin a new sequence; a prefix in common with the old one may be kept."""
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        """Append tokens; they need not be computed before `next`."""
-
-    def next(self, policy: SamplingPolicy) -> Dist:
-        """Return the shaped distribution of the token after the sequence.
+        """Begin a new sequence; a prefix in common with the old one may be kept.
 
         Raises:
-            DrafterError: The context is full, or the model failed.
+            DrafterError: A token is outside the vocabulary; the sequence is as before.
+        """
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append tokens; they need not be computed before `next`.
+
+        Raises:
+            DrafterError: A token is outside the vocabulary; the sequence is as before.
+        """
+
+    def next(self, policy: SamplingPolicy) -> Dist | None:
+        """Return the shaped distribution of the token after the sequence.
+
+        Returns:
+            None for "no idea": the draft ends here. This is allowed because it is decided before a token is
+            drawn. A draft that ended because of the token drawn at its end would no longer follow the law.
+
+        Raises:
+            DrafterError: The sequence is empty, the context is full, or the model failed.
         """
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens from `length` on."""
+        """Forget all tokens from `length` on; a sequence that is shorter stays as it is."""
 
     def close(self) -> None:
-        """Free the model."""
+        """Free the model. May be called again."""

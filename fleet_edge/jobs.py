@@ -128,7 +128,7 @@ class Jobs:
             # Expected while the database is away: no traceback.
             _log.warning("The job %s could not be done and will be tried again: %s", name, _first_line(error))
             return False
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever one chore does, the others go on
             _log.exception("The job %s failed and will be tried again.", name)
             return False
         return True

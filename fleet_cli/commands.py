@@ -1,0 +1,77 @@
+"""The commands, each imported only when it is asked for: a device needs no edge, and an edge no device."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import typer
+
+from fleet_cli.errors import CommandError
+
+__all__ = ["COMMANDS", "add_commands"]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A group of commands.
+
+    Attributes:
+        module: Has a Typer `app`.
+        extra: Brings what it imports.
+        summary: One line of help.
+    """
+
+    module: str
+    extra: str
+    summary: str
+
+
+COMMANDS: Final = {
+    "admin": Command("fleet_cli.admin", "admin", "Read the session database."),
+    "bench": Command("fleet_cli.bench", "dev", "Measure and prove what the project claims."),
+    "demo": Command("fleet_cli.demo.command", "demo", "Run a whole fleet on this machine."),
+    "device": Command("fleet_cli.device", "device", "Run a device, or write one text with it."),
+    "edge": Command("fleet_cli.edge", "edge", "Run an edge."),
+    "models": Command("fleet_cli.models", "demo", "Prepare the small pair of models that the demo uses."),
+}
+
+
+_OURS: Final = frozenset(
+    {"benchmarks", "broker_config", "dssd", "fleet_cli", "fleet_device", "fleet_edge", "fleet_link", "schemas"}
+)
+
+
+def add_commands(app: typer.Typer, arguments: Sequence[str]) -> None:
+    """Add all commands, only the one that `arguments` call for with its contents.
+
+    Raises:
+        CommandError: What that one imports is not installed.
+    """
+    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, command in COMMANDS.items():
+        group = _load(name, command) if name == wanted else _placeholder()
+        app.add_typer(group, name=name, help=command.summary)
+
+
+def _load(name: str, command: Command) -> typer.Typer:
+    try:
+        module = importlib.import_module(command.module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in _OURS:
+            raise
+        raise CommandError(
+            f"`fleet {name}` needs the package {missing!r}; install it with: pip install 'dssd-fleet[{command.extra}]'"
+        ) from error
+    group: typer.Typer = module.app
+    return group
+
+
+def _placeholder() -> typer.Typer:
+    group = typer.Typer()
+
+    @group.callback()
+    def _listed() -> None: ...
+
+    return group

@@ -1,0 +1,62 @@
+"""The `fleet` command: every failure that a user can cause ends in one sentence and exit code 2."""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from fleet_cli.commands import add_commands
+from fleet_cli.errors import user_errors
+from schemas.version import VERSION
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fleet",
+    help="Fleets of small devices that write with the quality of a large language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(VERSION)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens to standard error.")] = False,
+    version: Annotated[  # noqa: ARG001 - handled by its callback
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        add_commands(app, sys.argv[1:])
+        app()
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        if not isinstance(error, user_errors()):
+            raise
+        typer.echo(f"fleet: {error}", err=True)
+        raise SystemExit(USER_ERROR) from None
+
+
+if __name__ == "__main__":
+    main()

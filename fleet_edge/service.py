@@ -1,0 +1,181 @@
+"""The edge as one service: puts the parts together, runs them, and takes them down in order."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from threading import Event
+from typing import Final
+
+from fleet_edge.admission import Terms
+from fleet_edge.intake import Inbox, Intake
+from fleet_edge.jobs import Jobs, JobSettings
+from fleet_edge.orchestrator import Orchestrator
+from fleet_edge.publisher import Publisher
+from fleet_edge.reception import Reception
+from fleet_edge.recorder import Recorder
+from fleet_edge.scheduler import Budget, Scheduler
+from fleet_edge.sessions import SessionTable
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.store.database import Store, open_store
+from fleet_edge.store.spool import Spool
+from fleet_edge.store.writer import Writer
+from fleet_edge.verifier.protocol import Verifier
+from fleet_link.link import Link, Will
+from fleet_link.paho_link import PahoLink
+from schemas.control import EdgeState, Presence, encode_json
+from schemas.topics import Topic, build
+from schemas.version import VERSION
+
+__all__ = ["EdgeService"]
+
+_log = logging.getLogger(__name__)
+
+# The loop looks at its stop flag this often when nothing arrives.
+_IDLE_S: Final = 0.1
+_CLOSE_S: Final = 5.0
+
+
+@dataclass(slots=True)
+class EdgeService:
+    """One edge, from the broker to the database.
+
+    Attributes:
+        settings: The configuration.
+        verifier: The target model, loaded.
+        clock: Monotonic seconds.
+        now: The wall clock (UTC).
+        orchestrator: Its loop, once started.
+        writer: The session log's, once started.
+    """
+
+    settings: EdgeSettings
+    verifier: Verifier
+    clock: Callable[[], float] = time.monotonic
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    orchestrator: Orchestrator = field(init=False)
+    writer: Writer = field(init=False)
+    _link: Link = field(init=False)
+    _store: Store = field(init=False)
+    _jobs: Jobs = field(init=False)
+    _since: datetime = field(init=False)
+
+    def start(self) -> None:
+        """Open the database, connect, and say that this edge is online.
+
+        Raises:
+            StoreError: The database cannot be opened.
+            ConnectFailed: The broker cannot be reached.
+        """
+        settings = self.settings
+        self._since = self.now()
+        self._store = open_store(settings.db)
+        try:
+            self.writer = Writer(self._store, Spool(settings.spool)).start()
+        except BaseException:
+            self._store.close()
+            raise
+        will = Will(self._state_topic, encode_json(self._state(Presence.OFFLINE)))
+        self._link = PahoLink(settings.broker.link(settings.edge, will=will), clock=self.clock)
+        self.orchestrator = self._assemble()
+        self._jobs = Jobs(
+            self._store,
+            expire_leases=lambda: self.orchestrator.inbox.put(self.orchestrator.reception.expire),
+            flush_progress=lambda: self.orchestrator.inbox.put(self.orchestrator.reception.flush),
+            settings=JobSettings(
+                lease_every_s=min(2.0, settings.lease_s / 4),
+                keep_rounds=timedelta(days=settings.keep_rounds_days),
+                keep_sessions=timedelta(days=settings.keep_sessions_days),
+            ),
+            now=self.now,
+        )
+        intake = Intake(self.orchestrator.inbox, self.clock)
+        intake.subscribe(self._link, fleet=settings.fleet, edge=settings.edge)
+        # Said anew after every reconnect: meanwhile the broker has said for us that we are gone.
+        self._link.on_connection(lambda up: self._announce() if up else None)
+        try:
+            self._link.start(timeout_s=10.0)
+        except BaseException:
+            self.writer.close(_CLOSE_S)
+            self._store.close()
+            raise
+        self._jobs.start()
+
+    def run(self, stop: Event, *, drain: Event | None = None) -> None:
+        """Verify until `stop` is set.
+
+        Args:
+            stop: Ends the loop at once.
+            drain: Ends it when the open sessions have ended, or `drain_s` later: no new ones are taken meanwhile.
+        """
+        deadline: float | None = None
+        while not stop.is_set():
+            self.orchestrator.step(wait_s=_IDLE_S)
+            if drain is None or not drain.is_set():
+                continue
+            if deadline is None:
+                deadline = self.clock() + self.settings.drain_s
+                self.orchestrator.reception.draining = True
+                self._announce()
+                _log.info("Draining: %d open sessions.", len(self.orchestrator.sessions))
+            if not len(self.orchestrator.sessions) or self.clock() > deadline:
+                break
+
+    def stop(self) -> None:
+        """Say goodbye, write the log to its end, release everything."""
+        self._jobs.stop()
+        self.orchestrator.reception.flush()
+        try:
+            self._link.publish(self._state_topic, encode_json(self._state(Presence.OFFLINE)), retain=True)
+        finally:
+            self._link.stop()
+            self.orchestrator.recorder.edge_seen(self._state(Presence.OFFLINE))
+            if not self.writer.close(_CLOSE_S):
+                _log.error("Some records of the session log could be neither written nor spooled.")
+            self._store.close()
+
+    @property
+    def _state_topic(self) -> str:
+        return build(Topic.EDGE_STATE, fleet=self.settings.fleet, edge=self.settings.edge)
+
+    def _assemble(self) -> Orchestrator:
+        settings = self.settings
+        inbox = Inbox()
+        sessions = SessionTable(settings.lease_s, settings.max_sessions, settings.max_sessions_per_device)
+        scheduler = Scheduler(
+            self.verifier, Budget(tokens=settings.step_tokens, prefill_chunk=settings.prefill_chunk)
+        )
+        publisher = Publisher(self._link, settings.fleet)
+        recorder = Recorder(self.writer, settings.edge, self.now, settings.trace_share)
+        reception = Reception(
+            settings.edge,
+            sessions,
+            scheduler,
+            publisher,
+            recorder,
+            self.clock,
+            terms=Terms(settings.max_draft, settings.window, settings.max_new_tokens),
+            form=settings.form,
+            grace_s=settings.grace_s,
+        )
+        return Orchestrator(
+            inbox, reception, sessions, scheduler, publisher, recorder, self.clock, form=settings.form
+        )
+
+    def _state(self, presence: Presence) -> EdgeState:
+        return EdgeState(
+            presence=presence,
+            software=VERSION,
+            edge=self.settings.edge,
+            target=self.verifier.info.name,
+            vocabulary=str(self.verifier.info.vocabulary),
+            since=self._since,
+        )
+
+    def _announce(self) -> None:
+        state = self._state(Presence.DRAINING if self.orchestrator.reception.draining else Presence.ONLINE)
+        self._link.publish(
+            self._state_topic, encode_json(state), retain=True, content_type="application/json"
+        )
+        self.orchestrator.recorder.edge_seen(state)
