@@ -39,6 +39,7 @@ def generate_command(
     host: Host = None,
     port: Port = None,
     model: Model = None,
+    models_dir: Annotated[Path | None, typer.Option(help="Folder of the prepared models.")] = None,
     drafter: Annotated[str | None, typer.Option(help="llama.cpp or prompt-lookup.")] = None,
     mode: Annotated[str | None, typer.Option(help="residual or coupled.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
@@ -62,6 +63,7 @@ def generate_command(
             "device": device,
             "broker": {"host": host, "port": port},
             "model": model,
+            "models": models_dir,
             "drafter": drafter,
             "mode": mode,
             "temperature": temperature,
@@ -96,7 +98,8 @@ def generate_command(
         )
         pieces.append(stream.finish())
         service.record(generation)
-    result = _result(settings.device, len(ids), policy.seed, generation, "".join(pieces))
+        vocabulary = service.drafter.vocabulary.size
+    result = _result(settings.device, vocabulary, len(ids), policy.seed, generation, "".join(pieces))
     if events:
         _emit({"event": "end", **result})
     elif as_json:
@@ -106,13 +109,16 @@ def generate_command(
         print(_summary(result), file=sys.stderr)
 
 
-def _result(device: str, prompt_tokens: int, seed: int, generation: Generation, text: str) -> dict[str, Any]:
+def _result(  # noqa: PLR0917
+    device: str, vocabulary: int, prompt_tokens: int, seed: int, generation: Generation, text: str
+) -> dict[str, Any]:
     counters, closed = generation.counters, generation.closed
     tokens = len(generation.tokens)
     return {
         "device": device,
         "session": generation.session.hex(),
         "seed": seed,
+        "vocabulary": vocabulary,
         "prompt_tokens": prompt_tokens,
         "tokens": tokens,
         "finish": generation.reason.value,

@@ -42,6 +42,9 @@ def _options(
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    for library in ("alembic", "apscheduler"):
+        # They tell of every job and every plugin; what matters of it we log ourselves.
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def main() -> None:

@@ -8,15 +8,9 @@ from datetime import UTC, datetime, timedelta
 from threading import Event
 from typing import Final
 
-from fleet_edge.admission import Terms
-from fleet_edge.intake import Inbox, Intake
+from fleet_edge.assembly import assemble
 from fleet_edge.jobs import Jobs, JobSettings
 from fleet_edge.orchestrator import Orchestrator
-from fleet_edge.publisher import Publisher
-from fleet_edge.reception import Reception
-from fleet_edge.recorder import Recorder
-from fleet_edge.scheduler import Budget, Scheduler
-from fleet_edge.sessions import SessionTable
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.spool import Spool
@@ -78,7 +72,9 @@ class EdgeService:
             raise
         will = Will(self._state_topic, encode_json(self._state(Presence.OFFLINE)))
         self._link = PahoLink(settings.broker.link(settings.edge, will=will), clock=self.clock)
-        self.orchestrator = self._assemble()
+        self.orchestrator = assemble(
+            settings, verifier=self.verifier, link=self._link, sink=self.writer, clock=self.clock, now=self.now
+        )
         self._jobs = Jobs(
             self._store,
             expire_leases=lambda: self.orchestrator.inbox.put(self.orchestrator.reception.expire),
@@ -90,8 +86,6 @@ class EdgeService:
             ),
             now=self.now,
         )
-        intake = Intake(self.orchestrator.inbox, self.clock)
-        intake.subscribe(self._link, fleet=settings.fleet, edge=settings.edge)
         # Said anew after every reconnect: meanwhile the broker has said for us that we are gone.
         self._link.on_connection(lambda up: self._announce() if up else None)
         try:
@@ -138,30 +132,6 @@ class EdgeService:
     @property
     def _state_topic(self) -> str:
         return build(Topic.EDGE_STATE, fleet=self.settings.fleet, edge=self.settings.edge)
-
-    def _assemble(self) -> Orchestrator:
-        settings = self.settings
-        inbox = Inbox()
-        sessions = SessionTable(settings.lease_s, settings.max_sessions, settings.max_sessions_per_device)
-        scheduler = Scheduler(
-            self.verifier, Budget(tokens=settings.step_tokens, prefill_chunk=settings.prefill_chunk)
-        )
-        publisher = Publisher(self._link, settings.fleet)
-        recorder = Recorder(self.writer, settings.edge, self.now, settings.trace_share)
-        reception = Reception(
-            settings.edge,
-            sessions,
-            scheduler,
-            publisher,
-            recorder,
-            self.clock,
-            terms=Terms(settings.max_draft, settings.window, settings.max_new_tokens),
-            form=settings.form,
-            grace_s=settings.grace_s,
-        )
-        return Orchestrator(
-            inbox, reception, sessions, scheduler, publisher, recorder, self.clock, form=settings.form
-        )
 
     def _state(self, presence: Presence) -> EdgeState:
         return EdgeState(

@@ -1,0 +1,33 @@
+"""`fleet bench …`: the scripts under `benchmarks`, by name."""
+
+import importlib
+from typing import Final
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+_BENCHMARKS: Final = {
+    "exactness": "Prove through a real mosquitto that texts follow the target's law, and that faults are caught.",
+    "round-trip": "Time a QoS 1 echo through mosquitto, with and without TCP_NODELAY.",
+    "verifier-step": "Time the packed verifier's step beside its bound and plain decoding.",
+}
+
+
+def _add(name: str, summary: str) -> None:
+    # Each script parses its own arguments, so that it can be run without this command too.
+    @app.command(
+        name,
+        help=summary,
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )
+    def run(context: typer.Context) -> None:
+        module = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
+        raise typer.Exit(module.main(context.args))
+
+
+for _name, _summary in _BENCHMARKS.items():
+    _add(_name, _summary)

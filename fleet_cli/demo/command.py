@@ -1,0 +1,171 @@
+"""`fleet demo`: a broker, an edge and some devices on this machine, from prompts to a table."""
+
+import json
+import queue
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from broker_config.broker import Broker
+from broker_config.errors import BrokerMissing
+from broker_config.runner import EmbeddedBroker, MosquittoProcess, ThrowAwayBroker, find_mosquitto
+from fleet_cli.demo.processes import Child, DeviceEvent, device_process, edge_process
+from fleet_cli.demo.prompts import read_prompts
+from fleet_cli.demo.report import Report, device_row
+from fleet_cli.demo.watch import Watch
+from fleet_cli.errors import CommandError
+from schemas.policy import Mode, random_seed
+
+__all__ = ["app"]
+
+app = typer.Typer(pretty_exceptions_enable=False)
+
+FLEET = "demo"
+EDGE = "edge-1"
+FAMILY = "smollm2-135m"
+
+
+@app.callback(invoke_without_command=True)
+def demo_command(
+    devices: Annotated[int, typer.Option(min=1, max=64, help="Number of devices.")] = 3,
+    mode: Annotated[Mode, typer.Option(help="How drafts are verified.")] = Mode.RESIDUAL,
+    draft: Annotated[str, typer.Option(help="Quantization of the draft model, or a GGUF.")] = "Q4_0",
+    target: Annotated[str | None, typer.Option(help="Target model, if not the demo's own.")] = None,
+    models_dir: Annotated[Path, typer.Option(envvar="FLEET_MODELS", help="Prepared models.")] = Path("models"),
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of each text.")] = 96,
+    draft_length: Annotated[int, typer.Option(min=0, max=64, help="Tokens in a draft.")] = 4,
+    ahead: Annotated[bool, typer.Option("--ahead", help="Draft ahead of the verdict.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the first device; the next have the next ones.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.7,
+    top_k: Annotated[int, typer.Option(min=0, help="0 keeps all.")] = 50,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="1 keeps all.")] = 0.95,
+    prompts: Annotated[Path | None, typer.Option(help="File with one prompt a line.")] = None,
+    broker: Annotated[str, typer.Option(help="auto, embedded, mosquitto, or HOST:PORT.")] = "auto",
+    db: Annotated[str, typer.Option(envvar="FLEET_DB", help="SQLAlchemy URL.")] = "sqlite:///fleet.sqlite3",
+    dtype: Annotated[str, typer.Option(help="Of the target model: auto, float32 or bfloat16.")] = "auto",
+    show_text: Annotated[bool, typer.Option("--show-text", help="Stream the texts.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON; - for standard output.")] = None,
+) -> None:
+    """Run a whole fleet on this machine and show what it did. Ctrl-C stops all of it."""
+    console = Console(stderr=json_file is not None and str(json_file) == "-")
+    texts = read_prompts(prompts)
+    model = draft if "/" in draft or ":" in draft or draft.endswith(".gguf") else f"{FAMILY}:{draft}"
+    target = target or str(models_dir / FAMILY / "target")
+    first_seed = random_seed() if seed is None else seed
+    with ExitStack() as stack:
+        host, port, broker_name = stack.enter_context(_broker(broker, console))
+        place = ["--fleet", FLEET, "--host", host, "--port", str(port)]
+        spool = stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-spool-"))
+        console.print(f"Loading the target model {target} …", markup=False, highlight=False)
+        edge = stack.enter_context(
+            edge_process(
+                [*place, "--edge", EDGE, "--target", target, "--dtype", dtype, "--db", db, "--spool", spool]
+            )
+        )
+        shared = [
+            *place, "--model", model, "--models-dir", str(models_dir), "--mode", mode.value,
+            "--temperature", str(temperature), "--top-k", str(top_k), "--top-p", str(top_p),
+            "--max-new-tokens", str(max_new_tokens), "--draft-length", str(draft_length), "--threads", "1",
+            *(["--ahead"] if ahead else []),
+        ]  # fmt: skip
+        started = time.monotonic()
+        events: queue.SimpleQueue[DeviceEvent] = queue.SimpleQueue()
+        watch = stack.enter_context(Watch(console, max_new_tokens, show_text))
+        children = {}
+        for number in range(devices):
+            name, prompt = f"device-{number + 1}", texts[number % len(texts)]
+            watch.add(name, prompt)
+            arguments = [*shared, "--seed", str(first_seed + number), "--", prompt]
+            children[name] = stack.enter_context(device_process(name, arguments, events))
+        results = _follow(children, events, watch, edge)
+        wall_s = time.monotonic() - started
+    report = Report(
+        broker_name, mode.value, model, _target_name(edge, target), wall_s, [device_row(result) for result in results.values()]
+    )
+    _show(report, console, json_file, results if show_text else {})
+    console.print(f"The sessions are in {db}: fleet admin sessions --db {db}", markup=False, highlight=False)
+    failed = [f"{name}: {child.complaint}" for name, child in children.items() if name not in results]
+    if failed:
+        raise CommandError(f"{len(failed)} of {devices} devices did not finish. {failed[0]}")
+
+
+@contextmanager
+def _broker(wanted: str, console: Console) -> Iterator[tuple[str, int, str]]:
+    """Start the broker that is wanted; yields host, port and a name for the report."""
+    host, colon, port = wanted.rpartition(":")
+    if colon:
+        if not port.isdigit() or not host:
+            raise CommandError(f"--broker {wanted} is not an address; write HOST:PORT, e.g. 127.0.0.1:1883.")
+        yield host, int(port), wanted
+        return
+    description = Broker(fleet=FLEET, edges=(EDGE,))
+    runner: ThrowAwayBroker
+    if wanted == "mosquitto" or (wanted == "auto" and _has_mosquitto()):
+        runner, name = MosquittoProcess(description), "mosquitto"
+    elif wanted in ("auto", "embedded"):
+        runner, name = EmbeddedBroker(description), "embedded rumqttd"
+    else:
+        raise CommandError(f"--broker {wanted} is not known; write auto, embedded, mosquitto or HOST:PORT.")
+    with runner:
+        console.print(f"Broker: {name} on {runner.host}:{runner.port}", markup=False, highlight=False)
+        yield runner.host, runner.port, f"{name} {runner.host}:{runner.port}"
+
+
+def _has_mosquitto() -> bool:
+    try:
+        find_mosquitto()
+    except BrokerMissing:
+        return False
+    return True
+
+
+def _follow(
+    children: dict[str, Child], events: "queue.SimpleQueue[DeviceEvent]", watch: Watch, edge: Child
+) -> dict[str, dict[str, Any]]:
+    """Show the devices' events until all have ended; return their results."""
+    results: dict[str, dict[str, Any]] = {}
+    running = set(children)
+    while running:
+        try:
+            event = events.get(timeout=0.5)
+        except queue.Empty:
+            if edge.process.poll() is not None:
+                raise CommandError(f"The edge ended while devices were writing: {edge.complaint}") from None
+            continue
+        watch.event(event.device, event.fields)
+        if event.fields is None:
+            running.discard(event.device)
+        elif event.fields["event"] == "end":
+            results[event.device] = event.fields
+    return results
+
+
+def _target_name(edge: Child, target: str) -> str:
+    for line in edge.errors:
+        _, found, rest = line.partition(": target ")
+        if found:
+            return rest.partition(",")[0]
+    return target
+
+
+def _show(report: Report, console: Console, json_file: Path | None, results: dict[str, dict[str, Any]]) -> None:
+    for name, result in results.items():
+        console.rule(name, align="left")
+        console.print(result["text"], markup=False, highlight=False)
+    console.print(report.table())
+    if json_file is None:
+        return
+    content = json.dumps(report.json(), ensure_ascii=False, indent=2)
+    if str(json_file) == "-":
+        print(content)
+        return
+    try:
+        json_file.write_text(content + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"The report cannot be written to {json_file}: {error.strerror}.") from error

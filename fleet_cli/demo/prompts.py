@@ -1,0 +1,37 @@
+"""What the demo's devices write about."""
+
+from pathlib import Path
+from typing import Final
+
+from fleet_cli.errors import CommandError
+
+__all__ = ["PROMPTS", "read_prompts"]
+
+PROMPTS: Final = (
+    "Explain in a few sentences why the sky is blue.",
+    "Write a short story about a lighthouse keeper who finds a message in a bottle.",
+    "Give five tips for keeping a small vegetable garden healthy.",
+    "Describe how a bicycle stays upright.",
+    "Write a polite email that asks a neighbour to turn the music down.",
+    "What should one know before adopting a dog?",
+    "Explain what a database index is to someone who has never programmed.",
+    "Write a short poem about the first snow of the year.",
+)
+
+
+def read_prompts(path: Path | None) -> tuple[str, ...]:
+    """Return the prompts of a file, one a line, or the built-in ones.
+
+    Raises:
+        CommandError: The file cannot be read, or has no prompt in it.
+    """
+    if path is None:
+        return PROMPTS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"The prompts in {path} cannot be read: {error}.") from error
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise CommandError(f"{path} holds no prompt; write one a line.")
+    return prompts
