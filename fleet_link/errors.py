@@ -6,7 +6,7 @@
     ├── ConnectFailed       the broker cannot be reached or turned us away
     ├── NotConnected        nothing can be sent now, and the queue for later is full
     ├── PacketTooLarge      the broker would never take this packet
-    └── PublishRejected     the broker answered a QoS 1 publish with an error
+    └── PublishRejected     the broker answered a QoS 1 publish with an error, or not at all
 """
 
 __all__ = ["ConnectFailed", "LinkError", "NotConnected", "PacketTooLarge", "PublishRejected"]
@@ -17,7 +17,15 @@ class LinkError(Exception):
 
 
 class ConnectFailed(LinkError):  # noqa: N818 - reads as what it says
-    """The broker cannot be reached or turned us away."""
+    """The broker cannot be reached or turned us away.
+
+    Attributes:
+        final: Whether trying again is pointless until somebody changes something (a password, a certificate).
+    """
+
+    def __init__(self, sentence: str, *, final: bool = False) -> None:
+        super().__init__(sentence)
+        self.final = final
 
 
 class NotConnected(LinkError):  # noqa: N818
@@ -39,14 +47,15 @@ class PacketTooLarge(LinkError):  # noqa: N818
 
 
 class PublishRejected(LinkError):  # noqa: N818
-    """The broker answered a QoS 1 publish with an error.
+    """The broker answered a QoS 1 publish with an error, or did not answer in time.
 
     Attributes:
         topic: Where to.
-        reason: MQTT 5 reason code; 0x10 is "no matching subscribers", 0x87 "not authorized".
+        reason: MQTT 5 reason code (0x87 is "not authorized"), or None if no answer came.
     """
 
-    def __init__(self, *, topic: str, reason: int) -> None:
-        super().__init__(f"The broker rejected a publish to {topic} with reason 0x{reason:02x}.")
+    def __init__(self, *, topic: str, reason: int | None) -> None:
+        answer = "did not answer" if reason is None else f"rejected with reason 0x{reason:02x}"
+        super().__init__(f"The broker {answer} a publish to {topic}.")
         self.topic = topic
         self.reason = reason

@@ -2,15 +2,34 @@
 
 A link delivers at least once and, for one publisher and topic, in order while the connection lasts. Handlers
 run on the link's own thread and MUST NOT block: they hand over and return.
+
+After a lost connection the link sends again what the broker had not yet acknowledged (QoS 1, within its
+expiry), so a receiver may see a message twice. What others published in between is lost to this client,
+retained messages excepted: a broker keeps no session for a link. The protocol above is idempotent and asks
+again.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["NO_MATCHING_SUBSCRIBERS", "Handler", "Link", "Message", "Outcome", "Will"]
+from fleet_link.counters import Counters
+
+__all__ = [
+    "NO_MATCHING_SUBSCRIBERS",
+    "PACKET_TOO_LARGE",
+    "Handler",
+    "Link",
+    "Listener",
+    "Message",
+    "Outcome",
+    "OutcomeHandler",
+    "Will",
+]
 
 NO_MATCHING_SUBSCRIBERS = 0x10
+PACKET_TOO_LARGE = 0x95
+FIRST_ERROR = 0x80
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +68,19 @@ class Outcome:
     reason: int
 
     @property
+    def accepted(self) -> bool:
+        """Whether the broker took it, with or without someone to pass it on to."""
+        return self.reason < FIRST_ERROR
+
+    @property
     def delivered(self) -> bool:
         """Whether the broker took it and had someone to pass it on to."""
-        return self.reason < 0x80 and self.reason != NO_MATCHING_SUBSCRIBERS  # noqa: PLR2004
+        return self.accepted and self.reason != NO_MATCHING_SUBSCRIBERS
 
 
 Handler = Callable[[Message], None]
+Listener = Callable[[bool], None]
+OutcomeHandler = Callable[[Outcome], None]
 
 
 class Link(Protocol):
@@ -62,6 +88,9 @@ class Link(Protocol):
 
     def start(self, *, timeout_s: float) -> None:
         """Connect and begin to deliver; subscriptions made before are in force on return.
+
+        A broker that does not answer is tried again until `timeout_s` is over; one that turns us away is
+        not. Does nothing if already started. After a failure, or after `stop`, it may be called again.
 
         Raises:
             ConnectFailed: The broker was not reached within `timeout_s`, or refused us.
@@ -74,7 +103,11 @@ class Link(Protocol):
         """Route messages that match `topic_filter` to `handler`; may be called before or after `start`.
 
         MUST be renewed by the link itself after every reconnect. A handler's exception MUST NOT reach the
-        link's thread; it is logged and counted.
+        link's thread; it is logged and counted. A second handler for the same filter replaces the first. A
+        message that matches several filters reaches the handler of each, and may do so more than once.
+
+        Raises:
+            ValueError: The filter is not a valid one.
         """
 
     def unsubscribe(self, topic_filter: str) -> None:
@@ -90,9 +123,11 @@ class Link(Protocol):
         expiry_s: int | None = None,
         content_type: str | None = None,
         alias: bool = False,
-        on_outcome: Callable[[Outcome], None] | None = None,
+        on_outcome: OutcomeHandler | None = None,
     ) -> None:
-        """Send a message, or queue it while disconnected. Never blocks; callable from any thread.
+        """Send a message. Never blocks; callable from any thread.
+
+        While disconnected, QoS 1 is queued and QoS 0 is dropped.
 
         Args:
             topic: Full topic.
@@ -100,17 +135,23 @@ class Link(Protocol):
             qos: 0 or 1.
             retain: Whether the broker keeps it.
             expiry_s: Seconds after which an undelivered message is dropped, here and at the broker.
-            content_type: MQTT 5 content type.
+            content_type: MQTT 5 content type; costs its length in every packet.
             alias: Whether to send the topic once and a two-byte alias from then on.
-            on_outcome: Called on the link's thread with the broker's answer (QoS 1).
+            on_outcome: Called on the link's thread with the broker's answer (QoS 1). Not called for a message
+                that expired here or was still unanswered at `stop`.
 
         Raises:
             PacketTooLarge: The broker announced a smaller limit.
-            NotConnected: Disconnected, and the bounded queue is full.
+            NotConnected: The bounded queue is full.
+            ValueError: The topic has wildcards or is empty, or `qos` is neither 0 nor 1.
         """
 
-    def on_connection(self, listener: Callable[[bool], None]) -> None:
-        """Call `listener(True)` after every connect and `listener(False)` after every loss."""
+    def on_connection(self, listener: Listener) -> None:
+        """Call `listener(True)` after every connect and `listener(False)` after every loss.
+
+        It runs on the link's thread; at `listener(True)` the subscriptions are in force. A broker that
+        restarted may have forgotten what was retained: this is the place to publish it again.
+        """
 
     @property
     def connected(self) -> bool:
@@ -118,4 +159,8 @@ class Link(Protocol):
 
     @property
     def max_packet_bytes(self) -> int:
-        """Largest packet the broker takes."""
+        """Largest packet that can be published."""
+
+    @property
+    def counters(self) -> Counters:
+        """What this link has counted since it was made."""

@@ -1,0 +1,22 @@
+"""What can go wrong with a broker of ours.
+
+::
+
+    BrokerError
+    ├── BrokerMissing     the broker's program is not installed
+    └── BrokerFailed      it does not start
+"""
+
+__all__ = ["BrokerError", "BrokerFailed", "BrokerMissing"]
+
+
+class BrokerError(Exception):
+    """Base of all errors of this package. Its text is one sentence for the user."""
+
+
+class BrokerMissing(BrokerError):  # noqa: N818 - reads as what it says
+    """The broker's program is not installed."""
+
+
+class BrokerFailed(BrokerError):  # noqa: N818
+    """The broker does not start."""

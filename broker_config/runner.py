@@ -1,0 +1,225 @@
+"""Throw-away brokers: started on a free loopback port for a demo or a test, gone afterwards."""
+
+import contextlib
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Final, Self
+
+from broker_config.access import render_access
+from broker_config.broker import Broker
+from broker_config.errors import BrokerFailed, BrokerMissing
+from broker_config.mosquitto_conf import render_conf
+from broker_config.rumqttd_conf import render_rumqttd
+
+__all__ = ["EmbeddedBroker", "MosquittoProcess", "ThrowAwayBroker", "find_mosquitto"]
+
+HOST: Final = "127.0.0.1"
+READY_S = 10.0
+STOP_S = 5.0
+POLL_S = 0.02
+LOG_TAIL = 2000
+SYSTEM_PATHS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")  # not on every user's PATH
+
+
+def find_mosquitto() -> Path:
+    """Return mosquitto's program.
+
+    Raises:
+        BrokerMissing: It is not installed.
+    """
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *SYSTEM_PATHS])
+    found = shutil.which("mosquitto", path=path)
+    if found is None:
+        raise BrokerMissing(
+            "mosquitto is not installed: install the package 'mosquitto' (on Debian and Ubuntu: "
+            "sudo apt install mosquitto)."
+        )
+    return Path(found)
+
+
+class ThrowAwayBroker(ABC):
+    """A broker in a child process. Use it as a context manager, or call `start` and `stop`.
+
+    It is in its own process group, so that Ctrl-C in a terminal reaches whoever started it and not the broker
+    itself, which has to outlive the clients' goodbyes.
+
+    Args:
+        broker: What to run; with port 0 a free one is chosen at the first start and kept.
+    """
+
+    def __init__(self, broker: Broker | None = None) -> None:
+        self._broker = broker if broker is not None else Broker()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._directory: Path | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def broker(self) -> Broker:
+        """What runs, with the port that was chosen."""
+        return self._broker
+
+    @property
+    def host(self) -> str:
+        """Where it listens."""
+        return HOST
+
+    @property
+    def port(self) -> int:
+        """Where it listens; 0 before the first start."""
+        return self._broker.port
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start, and return when connections are accepted. Nothing happens if it already runs.
+
+        Raises:
+            BrokerMissing: The program is not installed.
+            BrokerFailed: It ends at once, or accepts no connection in time; the sentence has the end of its log.
+        """
+        if self.running:
+            return
+        self.stop()  # one that ended by itself leaves a pipe
+        if self._broker.port == 0:
+            self._broker = self._broker.model_copy(update={"port": _free_port()})
+        elif _accepts(self._broker.port):
+            raise BrokerFailed(f"Port {self._broker.port} is in use: stop what listens there, or choose another.")
+        if self._directory is None:
+            self._directory = Path(tempfile.mkdtemp(prefix="fleet-broker-"))
+        command = self._prepare(self._directory)
+        with self._log_file(self._directory).open("ab") as log:
+            self._process = self._spawn(command, log)
+        self._await_ready(self._process)
+
+    def stop(self) -> None:
+        """Ask it to end, and see to it. Idempotent; `start` may follow."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+
+    def kill(self) -> None:
+        """End it without a word, as a power failure would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def restart(self) -> None:
+        """Stop and start on the same port; what it retained is forgotten."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Stop and remove its files. Idempotent."""
+        self.stop()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+
+    def log(self) -> str:
+        """Return what it has written since it was first started."""
+        if self._directory is None:
+            return ""
+        return self._log_file(self._directory).read_text(errors="replace")
+
+    @abstractmethod
+    def _prepare(self, directory: Path) -> list[str]:
+        """Write the configuration and return the command."""
+
+    def _spawn(self, command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    def _await_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                break
+            if _accepts(self.port):
+                return
+            time.sleep(POLL_S)
+        tail = self.log()[-LOG_TAIL:].strip()
+        self.stop()
+        raise BrokerFailed(f"The broker does not start on port {self.port}; its log ends with: {tail or '(nothing)'}")
+
+    @staticmethod
+    def _log_file(directory: Path) -> Path:
+        return directory / "broker.log"
+
+
+class MosquittoProcess(ThrowAwayBroker):
+    """A throw-away mosquitto with the fleet's access rules."""
+
+    def _prepare(self, directory: Path) -> list[str]:
+        program = find_mosquitto()
+        configuration, access = directory / "mosquitto.conf", directory / "access.acl"
+        user = _unprivileged_user()
+        configuration.write_text(render_conf(self._broker, access_file=access, user=user))
+        access.write_text(render_access(self._broker))
+        access.chmod(0o640)  # mosquitto warns of a file that others can read
+        if user is not None:
+            # Root's mosquitto becomes that user, who must be able to read the rules again at a reload.
+            for path in (directory, configuration, access):
+                shutil.chown(path, user)
+        return [str(program), "-c", str(configuration)]
+
+
+class EmbeddedBroker(ThrowAwayBroker):
+    """A throw-away rumqttd from the `iotcore` wheel: needs no system package, has no access rules."""
+
+    def _prepare(self, directory: Path) -> list[str]:
+        configuration = directory / "rumqttd.toml"
+        configuration.write_text(render_rumqttd(self._broker))
+        return [sys.executable, "-m", "broker_config.rumqttd_child", str(configuration)]
+
+
+def _unprivileged_user() -> str | None:
+    """Return whom root's mosquitto becomes by itself; None if we are not root."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("mosquitto", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name).pw_name
+    return "root"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _accepts(port: int) -> bool:
+    try:
+        with socket.create_connection((HOST, port), timeout=1.0):
+            return True
+    except OSError:
+        return False

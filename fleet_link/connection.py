@@ -1,0 +1,245 @@
+"""One MQTT connection from CONNECT to its end, on one thread.
+
+A `Connection` is used once: every reconnect makes a new one, with a new paho client. So nothing of an old
+connection, a topic alias, a packet identifier, a message that paho would repeat by itself, can leak into a
+new one. All calls into paho come from the link's thread, which polls the socket itself: paho's own loop uses
+`select`, which fails from descriptor 1024 on, and its thread may die unnoticed.
+"""
+
+import select
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from fleet_link import failures
+from fleet_link.announced import Announced
+from fleet_link.client import make_client
+from fleet_link.link import FIRST_ERROR, Message
+from fleet_link.outgoing import Outgoing
+from fleet_link.packets import AliasTable
+from fleet_link.settings import LinkSettings
+from fleet_link.waker import Waker
+
+__all__ = ["Connection", "ConnectionLost"]
+
+MAX_POLL_S = 1.0  # keepalive is checked at least this often
+
+
+class ConnectionLost(Exception):  # noqa: N818 - reads as what it says
+    """The connection has ended without our goodbye. Its text says how."""
+
+
+class Connection:
+    """One connection. Every method but the constructor belongs to the link's thread."""
+
+    def __init__(
+        self,
+        settings: LinkSettings,
+        *,
+        waker: Waker,
+        clock: Callable[[], float],
+        on_message: Callable[[Message], None],
+        on_answer: Callable[[int, int], None],
+    ) -> None:
+        """Prepare a connection.
+
+        Args:
+            settings: Where to and who we are.
+            waker: Ends a `step` early.
+            clock: Monotonic seconds.
+            on_message: Gets every message.
+            on_answer: Gets packet identifier and reason code of every acknowledgement.
+        """
+        self._settings = settings
+        self._waker = waker
+        self._clock = clock
+        self._on_message = on_message
+        self._on_answer = on_answer
+        self._announced: Announced | None = None
+        self._refusal: int | None = None
+        self._aliases = AliasTable(maximum=0)
+        self._awaited: dict[int, tuple[str, ...]] = {}  # filters by the identifier of their SUBSCRIBE
+        self._refused_filters: list[str] = []
+        self._ending = ""
+        self._client = make_client(settings)
+        self._client.on_connect = self._connected
+        self._client.on_disconnect = self._disconnected
+        self._client.on_message = self._received
+        self._client.on_publish = self._acknowledged
+        self._client.on_subscribe = self._subscriptions_answered
+
+    def open(self) -> Announced:
+        """Connect and wait for the broker's CONNACK.
+
+        Raises:
+            ConnectFailed: In time there was none, or it says no.
+        """
+        deadline = self._clock() + self._settings.connect_timeout_s
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.MaximumPacketSize = self._settings.packet_bytes
+        try:
+            self._client.connect(
+                self._settings.host,
+                self._settings.port,
+                keepalive=self._settings.keepalive_s,
+                clean_start=True,
+                properties=properties,
+            )
+        except (OSError, ValueError) as error:
+            raise failures.explain(error, self._settings) from error
+        while self._announced is None:
+            if self._refusal is not None:
+                raise failures.refused(self._refusal, self._settings)
+            if self._clock() >= deadline:
+                raise failures.silent(self._settings)
+            try:
+                self.step(deadline - self._clock())
+            except ConnectionLost as error:
+                if self._refusal is None:
+                    raise failures.silent(self._settings, closed=True) from error
+        return self._announced
+
+    def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
+        """Ask for subscriptions: pairs of filter and QoS."""
+        if not filters:
+            return
+        topics = [(name, SubscribeOptions(qos=qos)) for name, qos in filters]
+        _, identifier = self._client.subscribe(topics)
+        if identifier is not None:
+            self._awaited[identifier] = tuple(name for name, _ in filters)
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """End a subscription."""
+        self._client.unsubscribe(topic_filter)
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether every subscription asked for has been answered."""
+        return not self._awaited
+
+    def take_refused_filters(self) -> list[str]:
+        """Return the filters refused since the last call."""
+        refused, self._refused_filters = self._refused_filters, []
+        return refused
+
+    def send(self, message: Outgoing) -> int:
+        """Write a PUBLISH; return its packet identifier."""
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        expiry_s = message.expiry_s(self._clock())
+        if expiry_s is not None:
+            properties.MessageExpiryInterval = expiry_s
+        if message.content_type is not None:
+            properties.ContentType = message.content_type
+        topic = message.topic
+        assigned = self._aliases.assign(topic) if message.alias else None
+        if assigned is not None:
+            properties.TopicAlias, known = assigned
+            topic = "" if known else topic
+        while True:
+            info = self._client.publish(topic, message.payload, message.qos, message.retain, properties)
+            # That code means that an old message still holds this packet identifier; paho counts on.
+            if info.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
+                return info.mid
+
+    def step(self, timeout_s: float) -> None:
+        """Wait until the network or the waker has something, and serve it.
+
+        Raises:
+            ConnectionLost: The connection has ended.
+        """
+        sock = self._live_socket()
+        poll = select.poll()
+        poll.register(sock, select.POLLIN | (select.POLLOUT if self._client.want_write() else 0))
+        poll.register(self._waker, select.POLLIN)
+        # What TLS has decrypted already makes no descriptor readable.
+        pending = bool(getattr(sock, "pending", int)())
+        events = dict(poll.poll(0 if pending else 1000 * max(0.0, min(timeout_s, MAX_POLL_S))))
+        if self._waker.fileno() in events:
+            self._waker.clear()
+        ready = events.get(sock.fileno(), 0)
+        if pending or ready & ~select.POLLOUT:
+            self._client.loop_read()
+        if ready & select.POLLOUT:
+            self._client.loop_write()
+        self._client.loop_misc()
+        self._live_socket()
+
+    def goodbye(self) -> None:
+        """Send DISCONNECT, so that the broker does not publish the last will."""
+        deadline = self._clock() + MAX_POLL_S
+        self._client.disconnect()
+        try:
+            while self._clock() < deadline:
+                self.step(deadline - self._clock())
+        except ConnectionLost:
+            pass  # as it should be
+
+    def close(self) -> None:
+        """Free the socket, whatever state it is in. Idempotent."""
+        sock = self._client.socket()
+        if sock is not None:
+            sock.close()
+
+    def _live_socket(self) -> Any:  # noqa: ANN401 - a plain, TLS or WebSocket socket of paho's
+        sock = self._client.socket()
+        if sock is None:
+            raise ConnectionLost(self._ending or "the connection broke")
+        return sock
+
+    def _connected(
+        self,
+        _client: Client,
+        _userdata: object,
+        _flags: ConnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        if reason.value >= 1:  # 1 to 5 are the refusals of MQTT 3 brokers
+            self._refusal = reason.value
+            return
+        announced = Announced.of(properties, packet_bytes=self._settings.packet_bytes)
+        self._aliases = AliasTable(maximum=announced.alias_maximum)
+        self._announced = announced
+
+    def _disconnected(
+        self,
+        _client: Client,
+        _userdata: object,
+        flags: DisconnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        sender = "the broker said" if flags.is_disconnect_packet_from_server else "the connection ended:"
+        self._ending = f"{sender} {str(reason).lower()}"
+
+    def _received(self, _client: Client, _userdata: object, message: MQTTMessage) -> None:
+        self._on_message(Message(message.topic, bytes(message.payload), message.retain))
+
+    def _acknowledged(
+        self,
+        _client: Client,
+        _userdata: object,
+        identifier: int,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        self._on_answer(identifier, reason.value)
+
+    def _subscriptions_answered(
+        self,
+        _client: Client,
+        _userdata: object,
+        identifier: int,
+        reasons: list[ReasonCode],
+        _properties: Properties | None,
+    ) -> None:
+        filters = self._awaited.pop(identifier, ())
+        for name, reason in zip(filters, reasons, strict=False):
+            if reason.value >= FIRST_ERROR:
+                self._refused_filters.append(name)

@@ -1,0 +1,54 @@
+"""What a link counts, and the guard that keeps its thread alive."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+__all__ = ["Counters", "Guard"]
+
+A = TypeVar("A")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Counters:
+    """A link's counters since it was made.
+
+    Attributes:
+        connects: Connections made.
+        losses: Connections lost, goodbyes not counted.
+        received: Messages dispatched to handlers.
+        sent: Messages handed to the network, repeats counted in.
+        expired: Messages dropped here because their expiry had passed.
+        dropped: QoS 0 messages dropped while disconnected.
+        oversized: Queued messages dropped because a new connection's packet limit was smaller.
+        handler_errors: Exceptions of handlers, listeners and outcome callbacks.
+        restarts: Times that the network loop failed unexpectedly and was begun anew.
+    """
+
+    connects: int = 0
+    losses: int = 0
+    received: int = 0
+    sent: int = 0
+    expired: int = 0
+    dropped: int = 0
+    oversized: int = 0
+    handler_errors: int = 0
+    restarts: int = 0
+
+
+@dataclass(slots=True)
+class Guard:
+    """Calls what the application gave us, and survives it."""
+
+    counters: Counters = field(default_factory=Counters)
+
+    def call(self, function: Callable[[A], None], argument: A) -> None:
+        """Call `function(argument)`; an exception is logged and counted."""
+        try:
+            function(argument)
+        except BaseException as error:  # noqa: BLE001 - not even its SystemExit may end the link's thread
+            self.counters.handler_errors += 1
+            _log.error("A handler of the link failed and is ignored.", exc_info=error)

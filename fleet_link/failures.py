@@ -1,0 +1,88 @@
+"""Why a connection failed, in one sentence that says what to do."""
+
+import socket
+import ssl
+from collections.abc import Sequence
+from typing import Final
+
+from fleet_link.errors import ConnectFailed
+from fleet_link.settings import LinkSettings
+
+__all__ = ["NO_ANSWER_HINT", "explain", "refused", "silent", "subscription_refused"]
+
+# CONNACK reasons (MQTT 5, 3.2.2.2) that no second attempt will change, and what to do about each.
+FINAL_REASONS: Final = {
+    0x01: "it does not speak MQTT 5; use one that does",
+    0x82: "it calls our first packet a protocol error; use a broker that speaks MQTT 5",
+    0x84: "it does not speak MQTT 5; use one that does",
+    0x85: "the client id is not valid there; choose another",
+    0x86: "user name or password are wrong; correct them",
+    0x87: "this client is not authorized; ask the operator to enrol it",
+    0x8A: "this client is banned; ask the operator",
+    0x8C: "it wants another way to authenticate; check its configuration",
+    0x90: "the last will's topic is not valid there; check the fleet and device names",
+}
+PASSING_REASONS: Final = {
+    0x88: "it is unavailable for now",
+    0x89: "it is busy; try again later",
+    0x97: "its quota is exhausted; try again later or raise its limits",
+    0x9F: "connections come too fast; try again later",
+}
+NO_ANSWER_HINT: Final = "is it an MQTT broker, and is the port one for plain MQTT?"
+TLS_HINT: Final = "is it a TLS port, and does the broker accept our certificate?"
+
+
+def explain(error: Exception, settings: LinkSettings) -> ConnectFailed:  # noqa: PLR0911 - a table
+    """Turn what the socket or TLS raised into a sentence."""
+    where = settings.where
+    match error:
+        case ConnectFailed():
+            return error
+        case ssl.SSLCertVerificationError():
+            return ConnectFailed(
+                f"The certificate of the broker at {where} is not acceptable ({error.verify_message}); "
+                "check the CA file and that the host name is the certificate's.",
+                final=True,
+            )
+        case ssl.SSLError():
+            return ConnectFailed(f"TLS with the broker at {where} failed ({reason_of(error)}): {TLS_HINT}")
+        case ConnectionRefusedError():
+            return ConnectFailed(
+                f"No broker listens at {where}: start it, or correct host and port in the configuration."
+            )
+        case socket.gaierror():
+            return ConnectFailed(f"The broker's host name {settings.host!r} is unknown: correct it or check DNS.")
+        case TimeoutError():
+            return silent(settings)
+        case _:
+            return ConnectFailed(f"The broker at {where} cannot be reached: {reason_of(error)}.")
+
+
+def silent(settings: LinkSettings, *, closed: bool = False) -> ConnectFailed:
+    """Describe a peer that accepted the connection, or swallowed it, but did not answer."""
+    what = "closed the connection without an answer" if closed else "did not answer in time"
+    hint = NO_ANSWER_HINT if settings.tls is None else TLS_HINT
+    return ConnectFailed(f"The broker at {settings.where} {what}: {hint}")
+
+
+def refused(reason: int, settings: LinkSettings) -> ConnectFailed:
+    """Describe a CONNACK that says no."""
+    why = FINAL_REASONS.get(reason) or PASSING_REASONS.get(reason) or f"MQTT reason 0x{reason:02x}"
+    return ConnectFailed(
+        f"The broker at {settings.where} refused the connection: {why}.", final=reason in FINAL_REASONS
+    )
+
+
+def subscription_refused(filters: Sequence[str], settings: LinkSettings) -> ConnectFailed:
+    """Describe filters that the broker will not serve."""
+    return ConnectFailed(
+        f"The broker at {settings.where} refuses to subscribe this client to {', '.join(filters)}: "
+        "check its access rules.",
+        final=True,
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """Return what the system says went wrong, without numbers and class names."""
+    reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+    return str(reason) or type(error).__name__

@@ -1,0 +1,249 @@
+"""The link over a real broker: paho-mqtt for the protocol, one thread of ours for everything else.
+
+The thread is a loop around one attempt after another; whatever ends an attempt, a lost connection, a bug in
+a library, ends only that attempt. There is no second thread that could die unnoticed, so the loop is its own
+watchdog.
+"""
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from fleet_link.announced import Announced
+from fleet_link.backoff import Backoff
+from fleet_link.connection import Connection, ConnectionLost
+from fleet_link.counters import Counters, Guard
+from fleet_link.errors import ConnectFailed
+from fleet_link.failures import silent, subscription_refused
+from fleet_link.link import Handler, Listener, OutcomeHandler
+from fleet_link.outgoing import Outgoing
+from fleet_link.routes import Route, Routes
+from fleet_link.sender import Sender
+from fleet_link.settings import LinkSettings
+from fleet_link.startup import Startup
+from fleet_link.waker import Waker
+
+__all__ = ["PahoLink"]
+
+STABLE_S = 10.0  # a connection that held this long forgives the failures before it
+POLL_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class PahoLink:
+    """A `Link` over MQTT 5.
+
+    Args:
+        settings: Where to and who we are.
+        rng: Jitter of the reconnect delays; seeded by the system if not given.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        settings: LinkSettings,
+        *,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._guard = Guard()
+        self._routes = Routes(self._guard)
+        self._sender = Sender(settings, guard=self._guard, clock=clock)
+        self._backoff = Backoff(
+            minimum_s=settings.min_backoff_s,
+            maximum_s=settings.max_backoff_s,
+            rng=rng if rng is not None else random.Random(),  # noqa: S311 - jitter
+        )
+        self._listeners: tuple[Listener, ...] = ()
+        self._requests: deque[Callable[[Connection], None]] = deque()  # for the thread to do on its connection
+        self._announced = Announced(max_packet_bytes=settings.packet_bytes)
+        self._online = False
+        self._startup = Startup()
+        self._stopping = threading.Event()
+        self._waker: Waker | None = None
+        self._thread: threading.Thread | None = None
+        self._lifecycle = threading.Lock()
+
+    @property
+    def counters(self) -> Counters:
+        """What this link has counted."""
+        return self._guard.counters
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answers."""
+        return self._online
+
+    @property
+    def max_packet_bytes(self) -> int:
+        """Largest packet the broker takes, as it said when last connected."""
+        return self._announced.max_packet_bytes
+
+    def start(self, *, timeout_s: float) -> None:
+        """Connect and begin to deliver; see `Link.start`."""
+        with self._lifecycle:
+            if self._thread is not None and self._thread.is_alive():
+                if self._stopping.is_set():
+                    raise ConnectFailed("The link has not ended yet: one of its handlers blocks its thread.")
+                return
+            self._stopping.clear()
+            self._startup = Startup()
+            self._waker = Waker()
+            name = f"link-{self._settings.client_id}"
+            self._thread = threading.Thread(target=self._run, args=(self._waker,), name=name, daemon=True)
+            self._thread.start()
+        try:
+            self._startup.wait(timeout_s, silent(self._settings))
+        except ConnectFailed:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Say goodbye, flush shortly, end the thread; see `Link.stop`."""
+        self._stopping.set()
+        self._wake()
+        if threading.current_thread() is self._thread:
+            return  # a handler stops its own link: the thread ends after it returns
+        with self._lifecycle:
+            if self._thread is not None:
+                self._thread.join(self._settings.connect_timeout_s + self._settings.flush_s + POLL_S)
+                if not self._thread.is_alive():
+                    self._thread = None
+
+    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1) -> None:
+        """Route matching messages to `handler`; see `Link.subscribe`."""
+        self._routes.add(Route(topic_filter, handler, qos))
+        self._request(lambda connection: connection.subscribe([(topic_filter, qos)]))
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """End a subscription; see `Link.unsubscribe`."""
+        if self._routes.remove(topic_filter):
+            self._request(lambda connection: connection.unsubscribe(topic_filter))
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        expiry_s: int | None = None,
+        content_type: str | None = None,
+        alias: bool = False,
+        on_outcome: OutcomeHandler | None = None,
+    ) -> None:
+        """Send a message; see `Link.publish`."""
+        deadline = None if expiry_s is None else self._clock() + expiry_s
+        message = Outgoing(topic, payload, qos, retain, deadline, content_type, alias, on_outcome)
+        message.check(limit=self.max_packet_bytes)
+        if qos == 0 and not self._online:
+            self.counters.dropped += 1
+            return
+        self._sender.put(message)
+        self._wake()
+
+    def on_connection(self, listener: Listener) -> None:
+        """Call `listener` after every connect and loss; see `Link.on_connection`."""
+        self._listeners = (*self._listeners, listener)
+
+    def _request(self, action: Callable[[Connection], None]) -> None:
+        self._requests.append(action)
+        self._wake()
+
+    def _wake(self) -> None:
+        waker = self._waker
+        if waker is not None and threading.current_thread() is not self._thread:
+            waker.wake()
+
+    def _run(self, waker: Waker) -> None:
+        """Attempt after attempt until stopped: the whole life of the thread."""
+        try:
+            while not self._stopping.is_set():
+                self._attempt(waker)
+                if not self._stopping.is_set():
+                    self._stopping.wait(self._backoff.next_delay_s())
+        finally:
+            waker.close()
+            self._startup.ended()
+
+    def _attempt(self, waker: Waker) -> None:
+        """Connect and serve until the connection ends; nothing that happens in it ends the thread."""
+        connection: Connection | None = None
+        began = self._clock()
+        try:
+            connection = Connection(
+                self._settings,
+                waker=waker,
+                clock=self._clock,
+                on_message=self._routes.dispatch,
+                on_answer=self._sender.answered,
+            )
+            self._enter(connection)
+            self._serve(connection)
+        except ConnectFailed as error:
+            # Whoever waits for the start is told; later on the log is all there is.
+            _log.log(logging.DEBUG if self._startup.pending else logging.WARNING, "%s", error)
+            self._startup.failed(error)
+        except ConnectionLost as error:
+            _log.warning("The connection to %s was lost: %s.", self._settings.where, error)
+        except BaseException:  # noqa: BLE001 - whatever it was, a link without a thread is worse
+            self.counters.restarts += 1
+            _log.exception("The link's network loop failed and is begun anew.")
+        finally:
+            self._leave(connection, lived_s=self._clock() - began)
+
+    def _enter(self, connection: Connection) -> None:
+        """Bring the connection to where everything works as if it had never been away."""
+        self._announced = connection.open()
+        self._requests.clear()  # they concern a connection that is gone; the routes below say what is wanted
+        connection.subscribe([(route.filter, route.qos) for route in self._routes])
+        deadline = self._clock() + self._settings.connect_timeout_s
+        while not connection.subscribed:
+            if self._clock() >= deadline:
+                raise silent(self._settings)
+            connection.step(deadline - self._clock())
+        refused = connection.take_refused_filters()
+        if refused:
+            raise subscription_refused(refused, self._settings)
+        self.counters.connects += 1
+        self._online = True
+        self._startup.connected()
+        self._notify(connected=True)
+
+    def _serve(self, connection: Connection) -> None:
+        flush_until: float | None = None
+        while True:
+            if self._stopping.is_set():
+                flush_until = flush_until or self._clock() + self._settings.flush_s
+                if self._sender.idle or self._clock() >= flush_until:
+                    connection.goodbye()
+                    return
+            with contextlib.suppress(IndexError):
+                while True:
+                    self._requests.popleft()(connection)
+            self._sender.drain(connection, self._announced)
+            connection.step(POLL_S if flush_until is None else flush_until - self._clock())
+            for topic_filter in connection.take_refused_filters():
+                _log.error("The broker refuses to subscribe this client to %s.", topic_filter)
+
+    def _leave(self, connection: Connection | None, *, lived_s: float) -> None:
+        was_online, self._online = self._online, False
+        if connection is not None:
+            connection.close()
+        self._sender.connection_lost()
+        if was_online and lived_s >= STABLE_S:
+            self._backoff.reset()
+        if was_online and not self._stopping.is_set():
+            self.counters.losses += 1
+            self._notify(connected=False)
+
+    def _notify(self, *, connected: bool) -> None:
+        for listener in self._listeners:
+            self._guard.call(listener, connected)

@@ -1,0 +1,162 @@
+"""Every way not to get a connection ends in one sentence that says what to do."""
+
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fleet_link.errors import ConnectFailed
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import LinkSettings, TlsSettings
+from tests.support.scripted_broker import ScriptedBroker, connack
+
+LONG_S = 30.0  # more than any of these tests should take
+
+
+def failure(settings: LinkSettings, *, timeout_s: float = 0.3) -> ConnectFailed:
+    link = PahoLink(settings)
+    with pytest.raises(ConnectFailed) as caught:
+        link.start(timeout_s=timeout_s)
+    assert not link.connected
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def settings_for(port: int, host: str = "127.0.0.1", tls: TlsSettings | None = None) -> LinkSettings:
+    return LinkSettings(
+        client_id="a", host=host, port=port, password="hunter2", tls=tls, connect_timeout_s=0.2, min_backoff_s=0.01
+    )
+
+
+def test_a_port_where_nobody_listens() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        error = failure(settings_for(port))
+    assert str(error) == (
+        f"No broker listens at 127.0.0.1:{port}: start it, or correct host and port in the configuration."
+    )
+    assert not error.final
+
+
+def test_an_unknown_host() -> None:
+    error = failure(settings_for(1883, "no.such.host.invalid"), timeout_s=3.0)
+    assert "'no.such.host.invalid' is unknown" in str(error)
+
+
+def test_a_server_that_never_answers() -> None:
+    with ScriptedBroker(None) as broker:
+        assert "did not answer in time" in str(failure(settings_for(broker.port)))
+
+
+def test_a_server_that_hangs_up() -> None:
+    with ScriptedBroker(b"") as broker:
+        assert "closed the connection without an answer" in str(failure(settings_for(broker.port)))
+
+
+def test_a_server_that_does_not_speak_mqtt() -> None:
+    with ScriptedBroker(b"HTTP/1.1 400 Bad Request\r\n\r\n") as broker:
+        assert "is it an MQTT broker" in str(failure(settings_for(broker.port)))
+
+
+@pytest.mark.parametrize(
+    ("reason", "word"),
+    [(0x86, "password"), (0x87, "not authorized"), (0x84, "MQTT 5"), (0x85, "client id"), (0x01, "MQTT 5")],
+)
+def test_a_refusal_that_will_not_change_is_reported_at_once(reason: int, word: str) -> None:
+    with ScriptedBroker(connack(reason)) as broker:
+        began = time.monotonic()
+        error = failure(settings_for(broker.port), timeout_s=LONG_S)
+    assert time.monotonic() - began < LONG_S / 2
+    assert error.final
+    assert word in str(error)
+    assert "hunter2" not in str(error)
+
+
+def test_a_refusal_that_may_change_is_tried_again() -> None:
+    with ScriptedBroker(connack(0x89)) as broker:
+        error = failure(settings_for(broker.port), timeout_s=1.0)
+        assert len(broker.packets) > 1
+    assert "busy" in str(error)
+    assert not error.final
+
+
+@pytest.mark.parametrize("missing", ["ca", "certificate", "key"])
+def test_a_tls_file_that_is_not_there(pki: Path, tmp_path: Path, missing: str) -> None:
+    files = {"ca": pki / "ca.pem", "certificate": pki / "ca.pem", "key": pki / "ca.key"}
+    files[missing] = tmp_path / "absent.pem"
+    error = failure(settings_for(1, tls=TlsSettings(**files)), timeout_s=LONG_S)
+    assert "TLS files" in str(error)
+    assert "absent.pem" in str(error)
+    assert error.final
+
+
+def test_a_broker_whose_certificate_is_anothers(pki: Path, tls_port: int) -> None:
+    error = failure(settings_for(tls_port, tls=TlsSettings(ca=pki / "stranger.pem")), timeout_s=LONG_S)
+    assert "check the CA file" in str(error)
+    assert error.final
+
+
+def test_tls_to_a_port_that_has_none(pki: Path) -> None:
+    with ScriptedBroker(None) as broker:
+        error = failure(settings_for(broker.port, tls=TlsSettings(ca=pki / "ca.pem")))
+    assert "is it a TLS port" in str(error)
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with two self-signed certificates and their keys."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed: install the package 'openssl'")
+    folder = tmp_path_factory.mktemp("pki")
+    for name in ("ca", "stranger"):
+        command = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+        ]
+        command += ["-keyout", f"{folder}/{name}.key", "-out", f"{folder}/{name}.pem"]
+        command += ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
+        subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def tls_port(pki: Path) -> Iterator[int]:
+    """Return a port where a TLS server waits with the certificate `ca.pem`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pki / "ca.pem", pki / "ca.key")
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                peer, _ = listener.accept()
+            except OSError:
+                return
+            with peer:
+                peer.settimeout(5.0)
+                try:
+                    context.wrap_socket(peer, server_side=True).close()
+                except OSError:
+                    continue
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield int(listener.getsockname()[1])
+    listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    listener.close()

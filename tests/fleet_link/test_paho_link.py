@@ -1,0 +1,300 @@
+"""What only the link over a real network has."""
+
+import logging
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from paho.mqtt.client import Client
+
+from fleet_link.client import make_client
+from fleet_link.link import Link, Message, Outcome
+from fleet_link.packets import publish_packet_bytes
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import LinkSettings
+from schemas.topics import Topic, build, wildcard
+from tests.support.links import START_S, Inbox
+from tests.support.relay import Relay
+from tests.support.scripted_broker import (
+    ScriptedBroker,
+    alias_maximum,
+    connack,
+    puback,
+    receive_maximum,
+)
+from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from broker_config.runner import MosquittoProcess
+
+FLEET, EDGE, DEVICE = "home", "edge-1", "device-1"
+DRAFT = build(Topic.DRAFT, fleet=FLEET, device=DEVICE, edge=EDGE)
+DRAFTS = wildcard(Topic.DRAFT, fleet=FLEET, edge=EDGE)
+
+
+def make(port: int, name: str = DEVICE, **settings: Any) -> PahoLink:
+    values = {"min_backoff_s": 0.02, "max_backoff_s": 0.1, **settings}
+    return PahoLink(LinkSettings(client_id=name, username=name, port=port, **values), rng=random.Random(1))
+
+
+@pytest.fixture
+def links() -> Iterator[list[Link]]:
+    made: list[Link] = []
+    yield made
+    for link in made:
+        link.stop()
+
+
+@pytest.mark.broker
+def test_unanswered_aliased_messages_are_sent_again_in_full_and_in_order(
+    own_mosquitto: "MosquittoProcess", links: list[Link]
+) -> None:
+    # The trap: a client library that repeats them as they were sends an alias that the new connection does not
+    # know, which is a protocol error, and is thrown out for it for ever.
+    inbox = Inbox()
+    edge = make(own_mosquitto.port, EDGE)
+    edge.subscribe(DRAFTS, inbox)
+    edge.start(timeout_s=START_S)
+    links.append(edge)
+    with Relay(own_mosquitto.port) as relay:
+        device = make(relay.port)
+        device.start(timeout_s=START_S)
+        device.publish(DRAFT, b"0", alias=True, expiry_s=30)
+        until(lambda: inbox.payloads == [b"0"])
+        relay.swallow()
+        for payload in (b"1", b"2", b"3"):
+            device.publish(DRAFT, payload, alias=True, expiry_s=30)
+        until(lambda: device.counters.sent == 4)
+        relay.cut()
+        until(lambda: len(inbox) == 4)
+        device.publish(DRAFT, b"4", alias=True, expiry_s=30)
+        until(lambda: len(inbox) == 5)
+        assert inbox.payloads == [b"0", b"1", b"2", b"3", b"4"]
+        assert {message.topic for message in inbox} == {DRAFT}
+        assert device.counters.connects == 2
+        device.stop()
+
+
+@pytest.mark.broker
+def test_a_killed_broker_that_comes_back_is_found_again(own_mosquitto: "MosquittoProcess", links: list[Link]) -> None:
+    inbox, changes = Inbox(), list[bool]()
+    edge, device = make(own_mosquitto.port, EDGE), make(own_mosquitto.port)
+    links += [edge, device]
+    edge.subscribe(DRAFTS, inbox)
+    edge.on_connection(changes.append)
+    edge.start(timeout_s=START_S)
+    device.start(timeout_s=START_S)
+    own_mosquitto.kill()
+    until(lambda: not edge.connected and not device.connected)
+    own_mosquitto.start()
+    until(lambda: edge.connected and device.connected)
+    device.publish(DRAFT, b"after", alias=True)
+    until(lambda: inbox.payloads == [b"after"])
+    assert changes == [True, False, True]
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("error", [RuntimeError("a bug in the library"), SystemExit(1)])
+def test_a_network_loop_that_fails_is_begun_anew(
+    own_mosquitto: "MosquittoProcess",
+    links: list[Link],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    inbox = Inbox()
+    link = make(own_mosquitto.port, EDGE)
+    links.append(link)
+    link.subscribe(DRAFTS, inbox)
+    link.start(timeout_s=START_S)
+    healthy, failed = Client.loop_misc, threading.Event()
+
+    def fail_once(client: Client) -> object:
+        if not failed.is_set():
+            failed.set()
+            raise error
+        return healthy(client)
+
+    monkeypatch.setattr(Client, "loop_misc", fail_once)
+    until(lambda: link.counters.restarts == 1 and link.connected)
+    device = make(own_mosquitto.port)
+    links.append(device)
+    device.start(timeout_s=START_S)
+    device.publish(DRAFT, b"still here")
+    until(lambda: inbox.payloads == [b"still here"])
+
+
+@pytest.mark.broker
+def test_many_threads_may_publish(own_mosquitto: "MosquittoProcess", links: list[Link]) -> None:
+    inbox = Inbox()
+    edge, device = make(own_mosquitto.port, EDGE), make(own_mosquitto.port, queue_messages=10_000)
+    links += [edge, device]
+    edge.subscribe(wildcard(Topic.DRAFT, fleet=FLEET), inbox)
+    edge.start(timeout_s=START_S)
+    device.start(timeout_s=START_S)
+
+    def publish(thread: int) -> None:
+        for number in range(100):
+            device.publish(DRAFT, b"%d %d" % (thread, number), alias=True)
+
+    threads = [threading.Thread(target=publish, args=(thread,)) for thread in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    until(lambda: len(inbox) == 600)
+    for number in range(6):
+        mine = [payload for payload in inbox.payloads if payload.startswith(b"%d " % number)]
+        assert mine == [b"%d %d" % (number, index) for index in range(100)]
+
+
+def test_the_brokers_receive_maximum_is_kept(links: list[Link]) -> None:
+    with ScriptedBroker(connack(properties=receive_maximum(2))) as broker:
+        link = make(broker.port)
+        links.append(link)
+        link.start(timeout_s=START_S)
+        outcomes: list[Outcome] = []
+        for number in range(4):
+            link.publish("a", b"%d" % number, on_outcome=outcomes.append)
+        until(lambda: len(broker.publishes()) == 2)
+        broker.send(puback(1, 0x10))
+        until(lambda: len(broker.publishes()) == 3)
+        assert outcomes == [Outcome("a", 0x10)]
+        assert [packet[-1:] for packet in broker.publishes()] == [b"0", b"1", b"2"]
+        for identifier in (2, 3, 4):
+            broker.send(puback(identifier))
+        until(lambda: len(outcomes) == 4)
+        link.stop()
+
+
+@pytest.mark.parametrize(
+    ("maximum", "topics"),
+    [
+        (0, [b"aa", b"bb", b"aa", b"cc", b"bb"]),
+        (1, [b"aa", b"bb", b"aa", b"cc", b"bb"]),
+        (2, [b"aa", b"bb", b"", b"cc", b"bb"]),
+        (3, [b"aa", b"bb", b"", b"cc", b""]),
+    ],
+)
+def test_aliases_stay_within_the_brokers_maximum(links: list[Link], maximum: int, topics: list[bytes]) -> None:
+    with ScriptedBroker(connack(properties=alias_maximum(maximum))) as broker:
+        link = make(broker.port, flush_s=0.0)
+        links.append(link)
+        link.start(timeout_s=START_S)
+        for topic in ("aa", "bb", "aa", "cc", "bb"):
+            link.publish(topic, b"", alias=True)
+        until(lambda: len(broker.publishes()) == 5)
+        assert [packet[4 : 4 + packet[3]] for packet in broker.publishes()] == topics
+        link.stop()
+
+
+@pytest.mark.parametrize("expiry_s", [None, 30])
+@pytest.mark.parametrize("content_type", [None, "application/cbor"])
+@pytest.mark.parametrize("qos", [0, 1])
+@pytest.mark.parametrize("size", [0, 1, 100, 127, 128, 17_000])
+def test_the_computed_packet_size_is_the_real_one(
+    links: list[Link], expiry_s: int | None, content_type: str | None, qos: int, size: int
+) -> None:
+    with ScriptedBroker(connack(properties=alias_maximum(8))) as broker:
+        link = make(broker.port, flush_s=0.0)
+        links.append(link)
+        link.start(timeout_s=START_S)
+        for _ in range(2):
+            link.publish("fleet/τόπος", bytes(size), qos=qos, expiry_s=expiry_s, content_type=content_type, alias=True)
+        link.publish("fleet/τόπος", bytes(size), qos=qos, expiry_s=expiry_s, content_type=content_type)
+        until(lambda: len(broker.publishes()) == 3)
+        computed = [
+            publish_packet_bytes(
+                "fleet/τόπος",
+                bytes(size),
+                qos=qos,
+                expiry=expiry_s is not None,
+                content_type=content_type,
+                alias=alias,
+                topic_known=known,
+            )
+            for alias, known in ((True, False), (True, True), (False, False))
+        ]
+        assert [len(packet) for packet in broker.publishes()] == computed
+        link.stop()
+
+
+@pytest.mark.parametrize("no_delay", [True, False])
+def test_small_packets_go_out_at_once(no_delay: bool) -> None:
+    client = make_client(LinkSettings(client_id="a", no_delay=no_delay))
+    with socket.socket() as sock:
+        client._call_socket_open(sock)
+        assert bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)) is no_delay
+
+
+def test_a_slow_network_thread_never_blocks_publish(links: list[Link]) -> None:
+    with ScriptedBroker(connack(properties=receive_maximum(1))) as broker:
+        link = make(broker.port, flush_s=0.0)
+        links.append(link)
+        link.start(timeout_s=START_S)
+        for number in range(500):
+            link.publish("a", b"%d" % number)
+        until(lambda: len(broker.publishes()) == 1)
+        link.stop()
+
+
+def test_publish_wakes_the_idle_network_thread(links: list[Link]) -> None:
+    with ScriptedBroker(connack()) as broker:
+        link = make(broker.port)
+        links.append(link)
+        link.start(timeout_s=START_S)
+        began = time.monotonic()
+        for number in range(1, 6):
+            link.publish("a", b"", qos=0)  # unanswered, so that nothing else wakes the thread
+            until(lambda number=number: len(broker.publishes()) == number)  # type: ignore[misc]
+        # Left alone the thread looks about once a second.
+        assert time.monotonic() - began < 2.0
+        link.stop()
+
+
+def test_a_listener_that_fails_is_counted(links: list[Link], caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: bool) -> None:
+        raise RuntimeError("listener")
+
+    with ScriptedBroker(connack()) as broker, caplog.at_level(logging.ERROR):
+        link = make(broker.port)
+        links.append(link)
+        link.on_connection(fail)
+        link.start(timeout_s=START_S)
+        until(lambda: link.counters.handler_errors == 1)
+        assert link.connected
+        link.stop()
+
+
+def test_settings_do_not_show_the_password() -> None:
+    assert "hunter2" not in repr(LinkSettings(client_id="a", username="a", password="hunter2"))
+
+
+def test_an_unroutable_message_is_dropped_by_dispatch(links: list[Link]) -> None:
+    inbox = Inbox()
+    with ScriptedBroker(connack()) as broker:
+        link = make(broker.port)
+        links.append(link)
+        link.start(timeout_s=START_S)
+        link.subscribe("a", inbox)
+        until(lambda: len(broker.packets) == 2)
+        broker.send(b"\x30\x05\x00\x01b\x00x")  # PUBLISH to "b", which nobody asked for
+        broker.send(b"\x30\x05\x00\x01a\x00y")
+        until(lambda: len(inbox) > 0)
+        assert inbox == [Message("a", b"y")]
+        link.stop()
+
+
+def test_garbage_from_the_broker_ends_the_connection_and_not_the_link(links: list[Link]) -> None:
+    with ScriptedBroker(connack()) as broker:
+        link = make(broker.port)
+        links.append(link)
+        link.start(timeout_s=START_S)
+        broker.send(b"\x30\xff\xff\xff\xff\xff\xff")
+        until(lambda: link.counters.connects == 2 and link.connected)
+        broker.send(b"\x40\x01\x00")  # a PUBACK that is too short
+        until(lambda: link.counters.connects == 3 and link.connected)
+        link.stop()

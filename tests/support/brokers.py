@@ -1,0 +1,53 @@
+"""Fixtures of real brokers. `tests/conftest.py` makes them known to every test."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from broker_config.broker import Broker
+from broker_config.errors import BrokerMissing
+from broker_config.runner import MosquittoProcess, find_mosquitto
+
+StartBroker = Callable[[Broker], MosquittoProcess]
+
+
+def require_mosquitto() -> None:
+    """Skip the test where mosquitto is not installed; fail it on a CI machine, which must have it."""
+    try:
+        find_mosquitto()
+    except BrokerMissing as error:
+        if os.environ.get("CI", "").lower() == "true":
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def mosquitto() -> Iterator[MosquittoProcess]:
+    """Return a broker that all tests share: use names of your own, and leave it running."""
+    require_mosquitto()
+    with MosquittoProcess(Broker()) as process:
+        yield process
+
+
+@pytest.fixture
+def start_mosquitto() -> Iterator[StartBroker]:
+    """Return a function that starts brokers for this test alone, which may stop and restart them."""
+    require_mosquitto()
+    started: list[MosquittoProcess] = []
+
+    def start(broker: Broker) -> MosquittoProcess:
+        process = MosquittoProcess(broker)
+        started.append(process)
+        process.start()
+        return process
+
+    yield start
+    for process in started:
+        process.close()
+
+
+@pytest.fixture
+def own_mosquitto(start_mosquitto: StartBroker) -> MosquittoProcess:
+    """Return a broker for this test alone, which may stop and restart it."""
+    return start_mosquitto(Broker())

@@ -1,0 +1,19 @@
+"""Waiting for what other threads do, without sleeping for a guessed time."""
+
+import threading
+import time
+from collections.abc import Callable
+
+PATIENCE_S = 10.0
+GLANCE_S = 0.005
+
+_never = threading.Event()
+
+
+def until(condition: Callable[[], bool], *, patience_s: float = PATIENCE_S) -> None:
+    """Return as soon as `condition()` holds; fail if it does not within `patience_s`."""
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"did not happen within {patience_s} s")
+        _never.wait(GLANCE_S)

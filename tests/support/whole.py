@@ -1,0 +1,97 @@
+"""The whole system in one process, for tests: an edge on a thread of its own, and devices, through a real mosquitto."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from fleet_device.drafter import Drafter
+from fleet_device.service import DeviceService
+from fleet_device.settings import DeviceSettings
+from fleet_edge.service import EdgeService
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifier.protocol import Verifier
+from fleet_link.configuration import BrokerSettings
+
+FLEET = "home"
+
+
+@dataclass(slots=True)
+class Whole:
+    """A broker's port, and an edge over a verifier.
+
+    Attributes:
+        port: The broker's.
+        folder: For the database and the spool.
+        verifier: The target model.
+        options: Further settings of the edge.
+    """
+
+    port: int
+    folder: Path
+    verifier: Verifier
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def db(self) -> str:
+        return f"sqlite:///{self.folder / 'fleet.sqlite3'}"
+
+    @contextmanager
+    def edge(self) -> Iterator[EdgeService]:
+        """Run the edge; afterwards its log is complete."""
+        settings = EdgeSettings(
+            fleet=FLEET,
+            edge="edge-1",
+            broker=BrokerSettings(port=self.port),
+            db=self.db,
+            spool=self.folder / "spool",
+            **self.options,
+        )
+        service = EdgeService(settings, self.verifier)
+        service.start()
+        stop = threading.Event()
+        thread = threading.Thread(target=service.run, args=(stop,), name="edge")
+        thread.start()
+        try:
+            yield service
+        finally:
+            stop.set()
+            thread.join()
+            service.stop()
+
+    @contextmanager
+    def device(self, drafter: Drafter, name: str = "device-1", **options: Any) -> Iterator[DeviceService]:
+        """Run a device. The drafter stays open."""
+        settings = DeviceSettings(fleet=FLEET, device=name, broker=BrokerSettings(port=self.port), **options)
+        service = DeviceService(settings, _Kept(drafter))
+        service.start()
+        try:
+            yield service
+        finally:
+            service.stop()
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        """Return what the database holds."""
+        engine = sa.create_engine(self.db)
+        try:
+            with engine.connect() as connection:
+                return [dict(row) for row in connection.execute(sa.text(query)).mappings()]
+        finally:
+            engine.dispose()
+
+
+class _Kept:
+    """A drafter that outlives the service that it is lent to."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        self._drafter = drafter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._drafter, name)
+
+    def close(self) -> None:
+        """Stay open."""

@@ -1,0 +1,59 @@
+"""Real models for the system tests, loaded once."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from broker_config.runner import MosquittoProcess
+from fleet_device.llama_cpp_drafter import LlamaCppDrafter, LlamaCppSettings
+from fleet_edge.verifier.packed import PackedVerifier
+from fleet_edge.verifier.target import load_target
+from tests.fleet_device.prepared import prepared
+from tests.support.whole import Whole
+
+TARGET = "target"
+KV_BYTES = 512 << 20
+
+
+@pytest.fixture(scope="session")
+def target_folder() -> Path:
+    return prepared(TARGET)
+
+
+@pytest.fixture(scope="session")
+def verifier(target_folder: Path) -> PackedVerifier:
+    """Return the real target in float32: exact comparisons need it."""
+    return PackedVerifier(load_target(target_folder, dtype="float32"), budget_bytes=KV_BYTES)
+
+
+@pytest.fixture(scope="session")
+def oracle(target_folder: Path) -> Any:
+    """Return the same model in the library's own hands."""
+    model = load_target(target_folder, dtype="float32").model
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def drafters() -> Iterator[Callable[[str], LlamaCppDrafter]]:
+    """Return a function that loads a draft quantization, once each."""
+    loaded: dict[str, LlamaCppDrafter] = {}
+
+    def load(quantization: str) -> LlamaCppDrafter:
+        if quantization not in loaded:
+            path = prepared(f"{quantization}.gguf")
+            loaded[quantization] = LlamaCppDrafter(LlamaCppSettings(path=path, threads=1, context=1024))
+        return loaded[quantization]
+
+    yield load
+    for drafter in loaded.values():
+        drafter.close()
+
+
+@pytest.fixture
+def whole(mosquitto: MosquittoProcess, tmp_path: Path, verifier: PackedVerifier) -> Whole:
+    """Return a system over the real target and a shared broker."""
+    torch.manual_seed(0)
+    return Whole(mosquitto.port, tmp_path, verifier)

@@ -1,0 +1,111 @@
+"""What the real pair writes: the target's greedy text, one coupled text whatever the draft, and acceptance as theory says."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dssd.distribution import shape
+from dssd.lattice import TOTAL, quantize
+from fleet_cli.demo.prompts import PROMPTS
+from fleet_device.chat import ChatMessage, encode_chat
+from fleet_device.llama_cpp_drafter import LlamaCppDrafter
+from schemas.policy import Mode, SamplingPolicy
+from tests.support.whole import Whole
+
+pytestmark = [pytest.mark.broker, pytest.mark.models]
+
+Load = Callable[[str], LlamaCppDrafter]
+
+GREEDY = SamplingPolicy(temperature=0.0, seed=1)
+PROMPT_COUNT = 10
+LENGTH = 64
+NEAR_TIE = 1e-3
+
+
+def prompt_ids(drafter: LlamaCppDrafter) -> list[list[int]]:
+    texts = [*PROMPTS, "Name three rivers.", "What is a prime number?"][:PROMPT_COUNT]
+    return [encode_chat(drafter.codec, [ChatMessage("user", text)]) for text in texts]
+
+
+def logits_of(oracle: Any, tokens: Sequence[int]) -> torch.Tensor:
+    """Return float32 logits `[len(tokens), vocabulary]`."""
+    with torch.inference_mode():
+        logits: torch.Tensor = oracle(input_ids=torch.tensor([list(tokens)])).logits[0].float()
+    return logits
+
+
+def test_greedy_text_is_the_targets_own(whole: Whole, drafters: Load, oracle: Any) -> None:
+    drafter = drafters("Q4_0")
+    with whole.edge(), whole.device(drafter, draft_length=4) as device:
+        for ids in prompt_ids(drafter):
+            written = device.agent.generate(ids, policy=GREEDY, max_new_tokens=LENGTH).tokens
+            with torch.inference_mode():
+                own = oracle.generate(
+                    torch.tensor([ids]),
+                    attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                    do_sample=False,
+                    max_new_tokens=LENGTH,
+                    pad_token_id=0,
+                )[0, len(ids) :].tolist()
+            if list(written) == own:
+                continue
+            split = next(i for i, (ours, theirs) in enumerate(zip(written, own, strict=False)) if ours != theirs)
+            best = logits_of(oracle, [*ids, *own[:split]])[-1].topk(2).values
+            gap = float(best[0] - best[1])
+            print(f"texts part at token {split}, where the two best logits lie {gap:.2g} apart")
+            assert gap < NEAR_TIE
+
+
+def test_coupled_text_depends_on_no_draft(whole: Whole, drafters: Load) -> None:
+    policy = SamplingPolicy(mode=Mode.COUPLED, seed=20)
+    texts = set()
+    with whole.edge():
+        for quantization, length, ahead in (
+            ("Q4_1", 0, False),
+            ("Q4_1", 3, False),
+            ("Q4_1", 8, False),
+            ("Q2_K", 0, False),
+            ("Q2_K", 3, True),
+            ("Q2_K", 8, False),
+        ):
+            drafter = drafters(quantization)
+            with whole.device(drafter, draft_length=length, ahead=ahead) as device:
+                ids = prompt_ids(drafter)[1]
+                texts.add(device.agent.generate(ids, policy=policy, max_new_tokens=48).tokens)
+    assert len(texts) == 1
+    assert len(texts.pop()) > 20
+
+
+def test_acceptance_is_what_theory_says(whole: Whole, drafters: Load, oracle: Any) -> None:
+    """The accepted drafts, less their expectation sum of min(p, q) at the same positions, in standard deviations.
+
+    A sum of martingale differences, nearly normal: 3.9 is exceeded once in 10,000 runs with fresh seeds.
+    """
+    drafter = drafters("Q4_0")
+    policy = SamplingPolicy(temperature=1.0, top_k=0, top_p=1.0, seed=77)
+    accepted = expected = variance = 0.0
+    with whole.edge(), whole.device(drafter, draft_length=4) as device:
+        texts = {}
+        for number, ids in enumerate(prompt_ids(drafter)[:4]):
+            done = device.agent.generate(ids, policy=policy.with_seed(77 + number), max_new_tokens=64)
+            texts[done.session.hex()] = (ids, done.tokens)
+    for session, (ids, tokens) in texts.items():
+        p = logits_of(oracle, [*ids, *tokens]).numpy()
+        for row in whole.rows(f"SELECT base, tested, accepted FROM rounds WHERE session = '{session}'"):
+            accepted += row["accepted"]
+            for position in range(row["base"], row["base"] + row["tested"]):
+                drafter.reset([*ids, *tokens[:position]])
+                q = drafter.next(policy)
+                assert q is not None
+                lattice = quantize(q)
+                target = shape(p[len(ids) + position - 1], policy)
+                rate = float(np.minimum(target.probs, lattice.probabilities(target.ids)).sum())
+                expected += rate
+                variance += rate * (1.0 - rate)
+    assert variance > 10.0
+    deviation = (accepted - expected) / np.sqrt(variance)
+    print(f"accepted {accepted:.0f}, expected {expected:.1f}, {deviation:+.2f} standard deviations; {TOTAL=}")
+    assert abs(deviation) < 3.9

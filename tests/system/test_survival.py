@@ -1,0 +1,147 @@
+"""What is ordinary in the field: the broker restarts, the edge dies, a device is switched off."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from broker_config.runner import MosquittoProcess
+from fleet_device.agent import Generation
+from fleet_device.llama_cpp_drafter import LlamaCppDrafter
+from fleet_device.service import DeviceService
+from fleet_edge.verifier.packed import PackedVerifier
+from schemas.policy import Mode, SamplingPolicy
+from tests.support.waiting import until
+from tests.support.whole import FLEET, Whole
+from tests.system.test_law_of_the_models import prompt_ids
+
+pytestmark = [pytest.mark.broker, pytest.mark.models]
+
+Load = Callable[[str], LlamaCppDrafter]
+
+POLICY = SamplingPolicy(mode=Mode.COUPLED, seed=31)
+LENGTH = 80
+DISTURB_AT = 15  # tokens
+
+
+class Writing:
+    """A text being written on a thread; `disturb` once it is under way, then `finish`."""
+
+    def __init__(self, device: DeviceService, ids: Sequence[int]) -> None:
+        self._under_way = threading.Event()
+        self._written = 0
+        self._done: list[Generation] = []
+        self._thread = threading.Thread(target=self._write, args=(device, ids))
+        self._thread.start()
+
+    def _write(self, device: DeviceService, ids: Sequence[int]) -> None:
+        self._done.append(
+            device.agent.generate(ids, policy=POLICY, max_new_tokens=LENGTH, on_tokens=self._count)
+        )
+
+    def _count(self, tokens: Sequence[int]) -> None:
+        self._written += len(tokens)
+        if self._written >= DISTURB_AT:
+            self._under_way.set()
+
+    def wait_until_under_way(self) -> None:
+        assert self._under_way.wait(120)
+
+    def finish(self) -> Generation:
+        self._thread.join(240)
+        assert self._done, "the session did not finish"
+        return self._done[0]
+
+
+@pytest.fixture
+def own(own_mosquitto: MosquittoProcess, tmp_path: Path, verifier: PackedVerifier) -> Whole:
+    return Whole(own_mosquitto.port, tmp_path, verifier)
+
+
+def undisturbed(whole: Whole, drafter: LlamaCppDrafter, ids: Sequence[int]) -> tuple[int, ...]:
+    with whole.edge(), whole.device(drafter) as device:
+        return device.agent.generate(ids, policy=POLICY, max_new_tokens=LENGTH).tokens
+
+
+def test_a_broker_restart_costs_nothing_but_time(own: Whole, own_mosquitto: MosquittoProcess, drafters: Load) -> None:
+    drafter = drafters("Q4_0")
+    ids = prompt_ids(drafter)[0]
+    wanted = undisturbed(own, drafter, ids)
+    with own.edge(), own.device(drafter, verdict_s=2.0) as device:
+        writing = Writing(device, ids)
+        writing.wait_until_under_way()
+        own_mosquitto.restart()
+        done = writing.finish()
+    assert done.tokens == wanted
+    (row,) = own.rows(f"SELECT reason, tokens FROM sessions WHERE session = '{done.session.hex()}'")
+    assert row["reason"] == done.reason.value
+    assert row["tokens"] == len(wanted)
+
+
+@contextmanager
+def edge_process(whole: Whole, target: Path) -> Iterator["subprocess.Popen[str]"]:
+    command = [
+        sys.executable, "-m", "fleet_cli.main", "edge", "run", "--fleet", FLEET, "--port", str(whole.port),
+        "--target", str(target), "--dtype", "float32", "--db", whole.db, "--spool", str(whole.folder / "spool"),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if " is online at " in line:
+                break
+        else:
+            pytest.fail("the edge did not start")
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_an_edge_that_dies_loses_no_session(own: Whole, drafters: Load, target_folder: Path) -> None:
+    drafter = drafters("Q4_0")
+    ids = prompt_ids(drafter)[2]
+    wanted = undisturbed(own, drafter, ids)
+    with own.device(drafter, verdict_s=2.0) as device:
+        with edge_process(own, target_folder) as first:
+            writing = Writing(device, ids)
+            writing.wait_until_under_way()
+            first.kill()
+            first.wait()
+        with edge_process(own, target_folder) as second:
+            done = writing.finish()
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(30) == 0
+    assert done.resumes >= 1
+    assert done.tokens == wanted
+    session = done.session.hex()
+    (row,) = own.rows(f"SELECT reason, tokens FROM sessions WHERE session = '{session}'")
+    assert (row["reason"], row["tokens"]) == (done.reason.value, len(wanted))
+    assert len(own.rows(f"SELECT * FROM segments WHERE session = '{session}'")) >= 2
+
+
+def test_a_device_that_is_switched_off_is_lost(own: Whole, drafters: Load) -> None:
+    del drafters
+    own.options.update(lease_s=20.0, grace_s=0.5)
+    command = [
+        sys.executable, "-m", "fleet_cli.main", "device", "generate", "--events", "--fleet", FLEET,
+        "--device", "gone-1", "--port", str(own.port), "--max-new-tokens", "400", "Tell a very long story.",
+    ]  # fmt: skip
+    with own.edge():
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line)["event"] == "tokens":
+                break
+        process.kill()
+        process.communicate()
+        until(
+            lambda: [row["reason"] for row in own.rows("SELECT reason FROM sessions WHERE device = 'gone-1'")] == ["lost"],
+            patience_s=60,
+        )
