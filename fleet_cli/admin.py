@@ -130,9 +130,9 @@ def stats(
     if by not in {None, "device", "draft", "edge"}:
         raise CommandError(f"--by takes device, draft or edge, not {cell(by)!r}.")
     with _reading(db) as connection:
-        from fleet_edge.store import queries
+        from fleet_edge.store import totals
 
-        found = queries.stats(connection, since=after, by=queries.Grouping(by) if by else None)
+        found = totals.stats(connection, since=after, by=totals.Grouping(by) if by else None)
     if as_json:
         print_json(found)
     else:

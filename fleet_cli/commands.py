@@ -30,6 +30,7 @@ class Command:
 COMMANDS: Final = {
     "admin": Command("fleet_cli.admin", "admin", "Read the session database."),
     "bench": Command("fleet_cli.bench", "dev", "Measure and prove what the project claims."),
+    "broker": Command("fleet_cli.broker", "demo", "Set up the broker and the fleet's identities."),
     "demo": Command("fleet_cli.demo.command", "demo", "Run a whole fleet on this machine."),
     "device": Command("fleet_cli.device", "device", "Run a device, or write one text with it."),
     "edge": Command("fleet_cli.edge", "edge", "Run an edge."),
@@ -38,7 +39,7 @@ COMMANDS: Final = {
 
 
 _OURS: Final = frozenset(
-    {"benchmarks", "broker_config", "dssd", "fleet_cli", "fleet_device", "fleet_edge", "fleet_link", "schemas"}
+    {"benchmarks", "broker_config", "dssd", "fleet_cli", "fleet_device", "fleet_edge", "fleet_identity", "fleet_link", "schemas"}
 )
 
 

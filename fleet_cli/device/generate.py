@@ -1,0 +1,214 @@
+"""`fleet device generate`: one text on the terminal."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from fleet_cli.device.options import (
+    Ahead,
+    Config,
+    Device,
+    DrafterKind,
+    DraftLength,
+    Fleet,
+    Host,
+    Model,
+    ModelsDir,
+    Port,
+    Threads,
+    read_settings,
+)
+from fleet_cli.errors import CommandError
+from fleet_device.chat import ChatMessage, encode_chat
+from fleet_device.service import DeviceService, load_drafter
+from fleet_device.settings import DeviceSettings
+from fleet_device.writing import Order, Text
+from schemas.messages import EndReason
+
+__all__ = ["generate_command"]
+
+INTERRUPTED = 130
+READER_GONE = 141
+# Before saying that nobody is there; an edge's retained state comes with the connection.
+_EDGE_S = 1.0
+
+
+def generate_command(
+    prompt: Annotated[str, typer.Argument(help="What to write about; `-` reads standard input.")],
+    *,
+    config: Config = None,
+    fleet: Fleet = None,
+    device: Device = None,
+    host: Host = None,
+    port: Port = None,
+    model: Model = None,
+    models_dir: ModelsDir = None,
+    drafter: DrafterKind = None,
+    mode: Annotated[str | None, typer.Option(help="residual or coupled.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 keeps all.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="1 keeps all.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same decisions.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens to write.")] = None,
+    draft_length: DraftLength = None,
+    ahead: Ahead = None,
+    threads: Threads = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt as it is.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+    events: Annotated[bool, typer.Option("--events", hidden=True, help="One JSON object a line as it goes.")] = False,
+) -> None:
+    """Write one text and leave. Ctrl-C ends it where it is."""
+    settings = read_settings(
+        config,
+        fleet=fleet,
+        device=device,
+        host=host,
+        port=port,
+        model=model,
+        models_dir=models_dir,
+        drafter=drafter,
+        mode=mode,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        draft_length=draft_length,
+        ahead=ahead,
+        threads=threads,
+    )
+    if stop and not all(stop):
+        raise CommandError("--stop is empty; give the string before which the text shall end.")
+    asked = _read_prompt(prompt)
+    show = _emit if events else _silent if as_json else _print
+    try:
+        text, vocabulary = _write(settings, asked, raw=raw, stop=tuple(stop or ()), show=show)
+        result = _result(settings.device, vocabulary, text)
+        if events:
+            _emit({"event": "end", **result})
+        elif as_json:
+            print(json.dumps(result, ensure_ascii=False, indent=2))
+        else:
+            print()
+            print(_summary(result), file=sys.stderr)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the text has had enough; Python must not try to write the rest at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(READER_GONE) from None
+    if text.reason is EndReason.CANCELLED:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _write(
+    settings: DeviceSettings, asked: str, *, raw: bool, stop: tuple[str, ...], show: Callable[[dict[str, Any]], None]
+) -> tuple[Text, int]:
+    """Write the text; return it with the vocabulary's size."""
+    cancelled = threading.Event()
+    with DeviceService(settings, load_drafter(settings)) as service:
+        codec = service.drafter.codec
+        ids = codec.encode(asked) if raw else encode_chat(codec, [ChatMessage("user", asked)])
+        order = Order(tuple(ids), settings.policy(), settings.max_new_tokens, stop)
+
+        def give_up() -> None:
+            cancelled.set()
+            service.agent.wake()
+
+        with _interrupt(give_up):
+            if not service.edges.wait_online(_EDGE_S):
+                _say(f"No edge of fleet {settings.fleet!r} is online; waiting {settings.open_s:.0f} s for one …")
+            show({"event": "start", "prompt_tokens": len(ids), "seed": order.policy.seed})
+            text = service.write(
+                order,
+                on_piece=lambda piece, tokens: show({"event": "tokens", "number": tokens, "text": piece}),
+                cancelled=cancelled,
+            )
+        return text, service.drafter.vocabulary.size
+
+
+@contextmanager
+def _interrupt(action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` at the first Ctrl-C; the second one is Python's own."""
+
+    def handle(_signal: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        action()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _read_prompt(prompt: str) -> str:
+    text = sys.stdin.buffer.read().decode("utf-8", "replace") if prompt == "-" else prompt
+    if not text.strip():
+        where = "Standard input" if prompt == "-" else "The prompt"
+        raise CommandError(f"{where} is empty; give the text to write about.")
+    return text
+
+
+def _result(device: str, vocabulary: int, text: Text) -> dict[str, Any]:
+    generation = text.generation
+    counters, closed = generation.counters, generation.closed
+    tokens = len(generation.tokens)
+    return {
+        "device": device,
+        "session": generation.session.hex(),
+        "seed": text.order.policy.seed,
+        "vocabulary": vocabulary,
+        "prompt_tokens": len(text.order.prompt),
+        "tokens": tokens,
+        "finish": text.reason.value,
+        "wall_s": generation.wall_ms / 1e3,
+        "first_token_s": None if generation.first_ms is None else generation.first_ms / 1e3,
+        "tokens_per_s": tokens / (generation.wall_ms / 1e3) if generation.wall_ms else 0.0,
+        "acceptance": counters.acceptance,
+        "rounds": counters.rounds,
+        "drafted": counters.drafted,
+        "tested": counters.tested,
+        "accepted": counters.accepted,
+        "uplink_bytes": counters.uplink_bytes,
+        "downlink_bytes": counters.downlink_bytes,
+        "draft_ms": counters.draft_ms,
+        "wait_ms": counters.wait_ms,
+        "mean_batch": closed.mean_batch if closed else None,
+        "edge_queue_ms": closed.queue_ms if closed else None,
+        "edge_compute_ms": closed.compute_ms if closed else None,
+        "resumes": generation.resumes,
+        "text": text.text,
+    }
+
+
+def _summary(result: dict[str, Any]) -> str:
+    acceptance = "none" if result["acceptance"] is None else f"{result['acceptance']:.2f}"
+    return (
+        f"[{result['tokens']} tokens, {result['tokens_per_s']:.1f} tokens/s, acceptance {acceptance}, "
+        f"{result['rounds']} rounds, {result['uplink_bytes']} bytes up, {result['downlink_bytes']} down, "
+        f"ended by {result['finish']}, session {result['session']}]"
+    )
+
+
+def _emit(event: dict[str, Any]) -> None:
+    print(json.dumps(event, ensure_ascii=False), flush=True)
+
+
+def _print(event: dict[str, Any]) -> None:
+    print(event.get("text", ""), end="", flush=True)
+
+
+def _silent(_event: dict[str, Any]) -> None:
+    """Say nothing until the end."""
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)

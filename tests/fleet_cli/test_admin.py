@@ -1,0 +1,191 @@
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet_cli.admin import parse_time
+from fleet_cli.main import main
+from fleet_edge.store import housekeeping
+from fleet_edge.store.database import open_store
+from fleet_edge.store.instants import segment_number
+from schemas.messages import EndReason
+from schemas.policy import Mode
+from tests.fleet_edge.store import samples
+from tests.fleet_edge.store.samples import SESSION, START, after
+
+OTHER = "ff00000000000001"
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """Return a database with one ended and one open session."""
+    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
+    recent = datetime.now(UTC) - timedelta(minutes=10)
+    other = {"session": OTHER, "segment": segment_number(recent)}
+    with open_store(url) as store:
+        store.apply(
+            [
+                samples.device_seen(draft_model="[bold]\x1b[2Jmodel"),
+                samples.opened(),
+                samples.progress(),
+                samples.judged(),
+                samples.closed(),
+                samples.event(),
+                samples.opened(**other, device="sensor-2", mode=Mode.COUPLED, at=recent),
+            ]
+        )
+        housekeeping.roll_up(store.engine, since=START, now=after(60))
+    return url
+
+
+@pytest.fixture
+def admin(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs `fleet admin` and returns exit code, output and complaint."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fleet", "admin", *arguments])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        said = capsys.readouterr()
+        return int(leaving.value.code or 0), said.out, said.err
+
+    monkeypatch.setenv("FLEET_DB", url)
+    return run
+
+
+def _json(outcome: tuple[int, str, str]) -> Any:
+    code, output, complaint = outcome
+    assert (code, complaint) == (0, "")
+    return json.loads(output)
+
+
+def test_devices_are_listed(admin: Run) -> None:
+    code, output, _ = admin("devices")
+    assert code == 0
+    assert "sensor-1" in output
+    assert "last seen (UTC)" in output
+    assert [device["device"] for device in _json(admin("devices", "--json"))] == ["sensor-1", "sensor-2"]
+
+
+def test_a_label_from_a_device_can_neither_style_nor_move_the_terminal(admin: Run) -> None:
+    _, output, _ = admin("devices")
+    assert "[bold]?[2Jmodel" in output
+    assert "\x1b[2J" not in output
+
+
+def test_a_device_is_shown_with_hours_sessions_and_events(admin: Run) -> None:
+    _, output, _ = admin("device", "sensor-1")
+    for expected in ("sensor-1", "Latest hours", SESSION, "desync", "The prefix differs."):
+        assert expected in output
+    shown = _json(admin("device", "sensor-1", "--json"))
+    assert set(shown) == {"device", "hours", "sessions", "events"}
+    assert shown["hours"][0]["counted"]["tokens"] == 20
+    assert shown["sessions"][0]["counted"]["acceptance"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), [OTHER, SESSION]),
+        (("--device", "sensor-1"), [SESSION]),
+        (("--edge", "edge-1", "--limit", "1"), [OTHER]),
+        (("--reason", EndReason.STOP.value), [SESSION]),
+        (("--mode", "coupled"), [OTHER]),
+        (("--since", "2h"), [OTHER]),
+        (("--until", "2026-03-04T12:00"), [SESSION]),
+        (("--until", "2026-03-04T12:30+02:00"), []),
+        (("--open",), [OTHER]),
+    ],
+)
+def test_sessions_are_filtered(admin: Run, arguments: tuple[str, ...], expected: list[str]) -> None:
+    assert [session["session"] for session in _json(admin("sessions", *arguments, "--json"))] == expected
+
+
+def test_sessions_are_listed_with_their_rates(admin: Run) -> None:
+    _, output, _ = admin("sessions", "--limit", "2")
+    for expected in (SESSION, "0.750", "12.0", "stop", "open", "up B/token", "--limit 2"):
+        assert expected in output
+
+
+def test_a_session_is_shown_by_a_prefix_with_both_counts_and_its_rounds(admin: Run) -> None:
+    _, output, _ = admin("session", SESSION[:5], "--rounds")
+    for expected in (SESSION, str(2**64 - 1), "by the device", "Segments", "Rounds: 1", "sparse", "desync"):
+        assert expected in output
+    _, output, _ = admin("session", OTHER[:2], "--rounds")
+    assert "was not traced" in output
+    shown = _json(admin("session", SESSION[:5], "--json"))
+    assert set(shown) == {"session", "segments", "events"}
+    assert (shown["session"]["device_accepted"], shown["session"]["counted"]["accepted"]) == (30, 15)
+    assert shown["session"]["opened_at"] == "2026-03-04T10:30:00+00:00"
+    assert _json(admin("session", SESSION, "--rounds", "--json"))["rounds"][0]["form"] == "sparse"
+
+
+def test_stats_add_up(admin: Run) -> None:
+    _, output, _ = admin("stats", "--by", "draft", "--since", "2026-01-01")
+    for expected in ("SmolLM2-135M Q4_0", "0.750", "Totals since 2026-01-01 00:00:00 UTC", "tokens/s per session"):
+        assert expected in output
+    assert _json(admin("stats", "--json"))["all"]["sessions"] == 2
+    assert list(_json(admin("stats", "--by", "device", "--json"))) == ["sensor-1", "sensor-2"]
+    assert list(_json(admin("stats", "--by", "edge", "--json"))) == ["edge-1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("device", "nobody"), "There is no device 'nobody'"),
+        (("session", "abc"), "There is no session abc"),
+        (("session", "zzz"), "'zzz' is not the beginning of a session id"),
+        (("sessions", "--since", "yesterday"), "--since: 'yesterday' is neither an age"),
+        (("sessions", "--until", "999999999d"), "--until: '999999999d' is neither an age"),
+        (("stats", "--by", "moon"), "--by takes device, draft or edge, not 'moon'"),
+        (("stats", "--db", "sqlite:////nowhere/at/all.sqlite3"), "The folder /nowhere/at of the database"),
+        (("stats", "--db", "nonsense"), "The database URL cannot be read"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_sentence_and_exit_code_2(
+    admin: Run, arguments: tuple[str, ...], sentence: str
+) -> None:
+    code, output, complaint = admin(*arguments)
+    assert (code, output) == (2, "")
+    assert sentence in complaint
+    assert complaint.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("devices",), ("device", "x"), ("sessions",), ("session", "ab"), ("stats",)])
+def test_looking_creates_no_database(admin: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+    absent = tmp_path / "absent.sqlite3"
+    code, _, complaint = admin(*command, "--db", f"sqlite:///{absent}")
+    assert (code, absent.exists()) == (2, False)
+    assert "There is no database at" in complaint
+
+
+def test_a_database_of_something_else_is_refused(admin: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty.sqlite3").touch()
+    code, _, complaint = admin("stats", "--db", f"sqlite:///{tmp_path / 'empty.sqlite3'}")
+    assert code == 2
+    assert "has no session log" in complaint
+
+
+def test_a_table_that_vanished_is_one_sentence(admin: Run, url: str) -> None:
+    with open_store(url) as store, store.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE rounds")
+    code, _, complaint = admin("session", SESSION, "--rounds")
+    assert code == 2
+    assert "The database could not be read" in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_times_are_ages_or_iso_8601_in_utc() -> None:
+    assert parse_time("90s", now=START) == after(-90)
+    assert parse_time("2h", now=START) == after(-7200)
+    assert parse_time("7d", now=START) == START - timedelta(days=7)
+    assert parse_time("2026-03-04T10:30", now=after(5)) == START
+    assert parse_time("2026-03-04T12:30+02:00", now=after(5)) == START
+    for wrong in ("", "2", "h", "-2h", "2h30m", "2026-13-01"):
+        with pytest.raises(ValueError, match="neither an age"):
+            parse_time(wrong, now=START)

@@ -1,0 +1,96 @@
+"""A real GGUF of a few kilobytes: random weights, byte-level vocabulary; llama.cpp loads it in a millisecond."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+__all__ = ["CHAT_TEMPLATE", "END", "PADDING", "tiny_gguf", "tiny_words"]
+
+END = 2
+PADDING = 5
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_MERGES = (("t", "h"), ("th", "e"))
+
+
+def _byte_words() -> list[str]:
+    """Return the printable stand-ins of the 256 bytes, as byte-level vocabularies write them."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    words = {byte: chr(byte) for byte in plain}
+    for byte in range(256):
+        if byte not in words:
+            words[byte] = chr(256 + len([b for b in range(byte) if b not in plain]))
+    return [words[byte] for byte in range(256)]
+
+
+def tiny_words() -> list[str]:
+    """Return the token strings by id, padding left out."""
+    return [*_CONTROL, *_byte_words(), *("".join(merge) for merge in _MERGES)]
+
+
+def tiny_gguf(path: Path, *, vocabulary: bool = True, architecture: str = "llama", context: int = 256) -> Path:
+    """Write the file.
+
+    Args:
+        path: Where.
+        vocabulary: Whether it carries one.
+        architecture: Only the name is changed.
+        context: Tokens that it says it was trained for.
+    """
+    words = [*tiny_words(), *(f"[PAD{len(tiny_words()) + i}]" for i in range(PADDING))]
+    width, heads, kv_heads, inner = 64, 2, 1, 96
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name("tiny")
+    writer.add_context_length(context)
+    writer.add_block_count(1)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_file_type(0)
+    writer.add_vocab_size(len(words))
+    if vocabulary:
+        kinds = [gguf.TokenType.CONTROL] * len(_CONTROL)
+        kinds += [gguf.TokenType.NORMAL] * (len(tiny_words()) - len(_CONTROL))
+        kinds += [gguf.TokenType.UNUSED] * PADDING
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list(words)
+        writer.add_token_types(kinds)
+        writer.add_token_merges([" ".join(merge) for merge in _MERGES])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(END)
+        writer.add_add_bos_token(value=False)
+        writer.add_chat_template(CHAT_TEMPLATE)
+    else:
+        writer.add_tokenizer_model("no_vocab")
+    random = np.random.default_rng(7)
+
+    def weight(name: str, *shape: int) -> None:
+        writer.add_tensor(f"{name}.weight", random.normal(0, 0.3, shape).astype(np.float32))
+
+    def norm(name: str) -> None:
+        writer.add_tensor(f"{name}.weight", np.ones(width, dtype=np.float32))
+
+    weight("token_embd", len(words), width)
+    weight("output", len(words), width)
+    norm("output_norm")
+    norm("blk.0.attn_norm")
+    norm("blk.0.ffn_norm")
+    weight("blk.0.attn_q", width, width)
+    weight("blk.0.attn_k", width // heads * kv_heads, width)
+    weight("blk.0.attn_v", width // heads * kv_heads, width)
+    weight("blk.0.attn_output", width, width)
+    weight("blk.0.ffn_gate", inner, width)
+    weight("blk.0.ffn_up", inner, width)
+    weight("blk.0.ffn_down", width, inner)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

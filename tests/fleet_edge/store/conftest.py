@@ -1,0 +1,48 @@
+"""Both databases behind one fixture: what holds for one is held against the other."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fleet_edge.store.database import Store, open_store
+from tests.fleet_edge.store.postgres import PostgresMissing, PostgresServer
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    try:
+        server = PostgresServer()
+    except PostgresMissing as reason:
+        pytest.skip(str(reason))
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_databases(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
+    """Return a function that returns the URL of another empty database at every call."""
+    if request.param == "sqlite":
+        numbers = itertools.count()
+        return lambda: f"sqlite:///{tmp_path / f'fleet-{next(numbers)}.sqlite3'}"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.database
+
+
+@pytest.fixture
+def database_url(empty_databases: Callable[[], str]) -> str:
+    """Return the URL of an empty database."""
+    return empty_databases()
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    with open_store(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def sqlite_store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(f"sqlite:///{tmp_path / 'fleet.sqlite3'}") as opened:
+        yield opened

@@ -1,0 +1,88 @@
+"""A throw-away PostgreSQL server on a socket of its own, run as an unprivileged user."""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import psycopg
+
+
+class PostgresMissing(Exception):  # noqa: N818 - reads as what it says
+    """No server can be started here; the text says why."""
+
+
+class PostgresServer:
+    """A cluster that lives as long as this object is open."""
+
+    def __init__(self) -> None:
+        self._bin = _find()
+        self._folder = Path(tempfile.mkdtemp(prefix="fleet-pg-"))
+        self._user = _unprivileged()
+        self._data = self._folder / "data"
+        self._count = 0
+        if self._user:
+            os.chown(self._folder, pwd.getpwnam(self._user).pw_uid, -1)
+        self._run("initdb", "-D", self._data, "-U", "fleet", "--auth=trust", "--no-sync", "--encoding=UTF8")
+        self.start()
+
+    def start(self) -> None:
+        options = f"-k {self._folder} -c listen_addresses= -c fsync=off"
+        self._run("pg_ctl", "-D", self._data, "-l", self._folder / "log", "-o", options, "-w", "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "stop")
+
+    def database(self) -> str:
+        """Create an empty database and return its URL."""
+        self._count += 1
+        name = f"fleet_{self._count}"
+        with psycopg.connect(f"host={self._folder} user=fleet dbname=postgres", autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        return f"postgresql://fleet@/{name}?host={self._folder}"
+
+    def close(self) -> None:
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _run(self, program: str, *arguments: object) -> None:
+        command = [str(self._bin / program), *map(str, arguments)]
+        # Output goes to a file: the server inherits it, and a pipe would never close.
+        with (self._folder.parent / f"{self._folder.name}.log").open("a+") as output:
+            done = subprocess.run(
+                command,
+                stdout=output,
+                stderr=output,
+                cwd=self._folder,
+                user=self._user,
+                timeout=60,
+                check=False,
+            )
+            if done.returncode:
+                output.seek(0)
+                raise PostgresMissing(f"{program} failed: {output.read()[-500:]}")
+        (self._folder.parent / f"{self._folder.name}.log").unlink()
+
+
+def _find() -> Path:
+    candidates = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
+    if on_path := shutil.which("initdb"):
+        candidates.insert(0, Path(on_path).resolve().parent)
+    for folder in candidates:
+        if (folder / "initdb").exists() and (folder / "pg_ctl").exists():
+            return folder
+    raise PostgresMissing("PostgreSQL's server is not installed (Debian package postgresql).")
+
+
+def _unprivileged() -> str | None:
+    """Return whom to become: the server refuses to run as root."""
+    if os.geteuid():
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name).pw_name
+        except KeyError:
+            continue
+    raise PostgresMissing("There is no unprivileged user to run PostgreSQL as.")

@@ -1,0 +1,144 @@
+"""Records with everything filled in, of which a test says only what matters to it."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fleet_edge.store.device_counters import DeviceCounters
+from fleet_edge.store.instants import segment_number
+from fleet_edge.store.records import (
+    DeviceSeen,
+    EdgeSeen,
+    EventLogged,
+    RoundJudged,
+    SegmentProgress,
+    SessionClosed,
+    SessionOpened,
+)
+from schemas.control import Presence
+from schemas.messages import EndReason
+from schemas.policy import Mode
+
+START = datetime(2026, 3, 4, 10, 30, tzinfo=UTC)
+SESSION = "00112233445566aa"
+SEGMENT = segment_number(START)
+COUNTERS = DeviceCounters(
+    tokens=40,
+    rounds=10,
+    drafted=50,
+    tested=45,
+    accepted=30,
+    uplink_bytes=480,
+    downlink_bytes=320,
+    draft_ms=600.0,
+    wait_ms=900.0,
+    wall_ms=1600.0,
+)
+
+
+def after(seconds: float) -> datetime:
+    """Return a time so long after the sample session's Open."""
+    return START + timedelta(seconds=seconds)
+
+
+def device_seen(**changes: Any) -> DeviceSeen:
+    seen = DeviceSeen(
+        device="sensor-1",
+        presence=Presence.ONLINE,
+        software="0.1.0",
+        draft_model="SmolLM2-135M",
+        quantization="Q4_0",
+        at=START,
+    )
+    return replace(seen, **changes)
+
+
+def edge_seen(**changes: Any) -> EdgeSeen:
+    seen = EdgeSeen(
+        edge="edge-1", presence=Presence.ONLINE, software="0.1.0", target="SmolLM2", vocabulary="49152", at=START
+    )
+    return replace(seen, **changes)
+
+
+def opened(**changes: Any) -> SessionOpened:
+    """Return an Open; `at` follows from the segment unless it is given."""
+    record = SessionOpened(
+        session=SESSION,
+        segment=SEGMENT,
+        device="sensor-1",
+        edge="edge-1",
+        draft_model="SmolLM2-135M",
+        quantization="Q4_0",
+        target="SmolLM2",
+        mode=Mode.RESIDUAL,
+        temperature=0.7,
+        top_k=50,
+        top_p=0.95,
+        seed=2**64 - 1,
+        prompt_tokens=12,
+        max_new_tokens=64,
+        resumed_tokens=0,
+        open_bytes=150,
+        at=START,
+    )
+    return replace(record, **changes)
+
+
+def progress(**changes: Any) -> SegmentProgress:
+    record = SegmentProgress(
+        session=SESSION,
+        segment=SEGMENT,
+        tokens=20,
+        rounds=5,
+        drafted=25,
+        tested=20,
+        accepted=15,
+        uplink_bytes=240,
+        downlink_bytes=160,
+        queue_ms=10.0,
+        compute_ms=200.0,
+        batch_sum=15,
+        at=after(2),
+    )
+    return replace(record, **changes)
+
+
+def judged(**changes: Any) -> RoundJudged:
+    record = RoundJudged(
+        session=SESSION,
+        segment=SEGMENT,
+        round=0,
+        base=0,
+        drafted=5,
+        tested=4,
+        accepted=3,
+        batch=3,
+        uplink_bytes=48,
+        downlink_bytes=32,
+        form="sparse",
+        queue_ms=2.0,
+        compute_ms=40.0,
+        at=after(1),
+    )
+    return replace(record, **changes)
+
+
+def closed(**changes: Any) -> SessionClosed:
+    record = SessionClosed(
+        session=SESSION, segment=SEGMENT, reason=EndReason.STOP, tokens=20, counters=COUNTERS, at=after(3)
+    )
+    return replace(record, **changes)
+
+
+def event(**changes: Any) -> EventLogged:
+    record = EventLogged(
+        id="event-1",
+        edge="edge-1",
+        device="sensor-1",
+        session=SESSION,
+        kind="fault",
+        code="desync",
+        sentence="The prefix differs.",
+        at=after(1),
+    )
+    return replace(record, **changes)

@@ -1,0 +1,103 @@
+from datetime import timedelta
+from typing import Any
+
+from fleet_edge.store import housekeeping, queries
+from fleet_edge.store.database import Store
+from fleet_edge.store.instants import segment_number
+from fleet_edge.store.records import Record
+from schemas.control import Presence
+from tests.fleet_edge.store import samples
+from tests.fleet_edge.store.rows import all_rows
+from tests.fleet_edge.store.samples import START, after
+
+QUARTER = timedelta(minutes=15)
+
+
+def _session(number: int, seconds: float, **changes: object) -> list[Record]:
+    key: dict[str, Any] = {"session": f"{number:016x}", "segment": segment_number(after(seconds))}
+    return [
+        samples.opened(**key, at=after(seconds), **changes),
+        samples.progress(**key, at=after(seconds + 2)),
+        samples.judged(**key, at=after(seconds + 1)),
+    ]
+
+
+def test_only_online_devices_without_any_sign_are_marked_silent(store: Store) -> None:
+    store.apply(
+        [
+            samples.device_seen(device="quiet"),
+            samples.device_seen(device="gone", presence=Presence.OFFLINE),
+            samples.device_seen(device="fresh", at=after(880)),
+            samples.device_seen(device="drafting"),
+            *_session(1, 0, device="drafting"),
+            samples.progress(session=f"{1:016x}", at=after(890)),
+        ]
+    )
+    now = after(901)
+    assert housekeeping.mark_silent(store.engine, now=now, silent_after=QUARTER) == 1
+    assert housekeeping.mark_silent(store.engine, now=now, silent_after=QUARTER) == 0
+    silent = {row["device"]: row["silent_since"] for row in all_rows(store)["devices"]}
+    assert silent == {"quiet": now, "gone": None, "fresh": None, "drafting": None}
+
+
+def test_a_device_that_is_heard_again_is_not_silent(store: Store) -> None:
+    store.apply([samples.device_seen()])
+    housekeeping.mark_silent(store.engine, now=after(901), silent_after=QUARTER)
+    store.apply([samples.device_seen(at=after(-5))])
+    assert all_rows(store)["devices"][0]["silent_since"] == after(901)
+    store.apply([samples.device_seen(at=after(902))])
+    assert all_rows(store)["devices"][0]["silent_since"] is None
+
+
+def test_a_session_that_no_edge_serves_is_lost_until_its_true_end_arrives(store: Store) -> None:
+    store.apply([samples.opened(resumed_tokens=5), samples.progress(), *_session(2, 3000)])
+    now = after(3600)
+    assert housekeeping.close_abandoned(store, now=now, abandoned_after=QUARTER) == 1
+    assert housekeeping.close_abandoned(store, now=now, abandoned_after=QUARTER) == 0
+    lost = {row["session"]: (row["reason"], row["tokens"]) for row in all_rows(store)["sessions"]}
+    assert lost == {samples.SESSION: ("lost", 25), f"{2:016x}": (None, None)}
+    store.apply([samples.closed()])
+    assert {row["reason"] for row in all_rows(store)["sessions"]} == {"stop", None}
+
+
+def test_rollups_are_by_hour_and_device_and_take_late_records_in(store: Store) -> None:
+    store.apply([*_session(1, 0), *_session(2, 60), *_session(3, 1800), *_session(4, 0, device="sensor-2")])
+    for _ in range(2):
+        assert housekeeping.roll_up(store.engine, since=START, now=after(3600)) == 3
+    hour = START.replace(minute=0)
+    rows = {(row["device"], row["hour"]): row for row in all_rows(store)["rollups"]}
+    assert set(rows) == {
+        ("sensor-1", hour),
+        ("sensor-1", hour + timedelta(hours=1)),
+        ("sensor-2", hour),
+    }
+    first = rows["sensor-1", hour]
+    assert (first["sessions"], first["tokens"], first["duration_ms"]) == (2, 40, 4000.0)
+    store.apply([samples.progress(session=f"{1:016x}", tokens=50, at=after(9))])
+    housekeeping.roll_up(store.engine, since=START, now=after(3600))
+    with store.engine.connect() as connection:
+        views = queries.hours(connection, "sensor-1", limit=5)
+    assert [(view.hour, view.counted.tokens) for view in views] == [(hour + timedelta(hours=1), 20), (hour, 70)]
+
+
+def test_a_purge_takes_what_is_old_in_chunks_and_leaves_the_rest(store: Store) -> None:
+    for number in range(7):
+        store.apply(_session(number, 1000 * number))
+    store.apply([samples.event(id="old"), samples.event(id="new", at=after(9000))])
+    assert housekeeping.purge_rounds(store.engine, before=after(4001), chunk=2) == 4
+    assert housekeeping.purge_sessions(store.engine, before=after(2500), chunk=2) == 3
+    assert housekeeping.purge_events(store.engine, before=after(2500), chunk=2) == 1
+    rows = all_rows(store)
+    assert [row["session"] for row in rows["sessions"]] == [f"{number:016x}" for number in range(3, 7)]
+    assert len(rows["segments"]) == 4
+    assert [row["at"] for row in rows["rounds"]] == [after(4001), after(5001), after(6001)]
+    assert [row["id"] for row in rows["events"]] == ["new"]
+
+
+def test_a_purged_session_takes_its_rounds_along_and_leaves_its_rollup(store: Store) -> None:
+    store.apply(_session(1, 0))
+    housekeeping.roll_up(store.engine, since=START, now=after(10))
+    housekeeping.purge_sessions(store.engine, before=after(100), chunk=10)
+    rows = all_rows(store)
+    assert (rows["sessions"], rows["segments"], rows["rounds"]) == ([], [], [])
+    assert len(rows["rollups"]) == 1

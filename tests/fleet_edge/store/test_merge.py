@@ -1,0 +1,168 @@
+import random
+from dataclasses import replace
+from datetime import UTC, timedelta
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fleet_edge.store.database import Store
+from fleet_edge.store.errors import RecordRejected
+from fleet_edge.store.instants import segment_number, segment_time
+from fleet_edge.store.records import Record
+from schemas.control import Presence
+from schemas.messages import EndReason
+from tests.fleet_edge.store import samples
+from tests.fleet_edge.store.rows import all_rows, clear
+from tests.fleet_edge.store.samples import SEGMENT, SESSION, START, after
+
+LATER = segment_number(after(100))
+
+
+def test_a_whole_session_is_stored_with_all_that_its_records_tell(store: Store) -> None:
+    store.apply([samples.opened(), samples.progress(), samples.judged(), samples.closed()])
+    rows = all_rows(store)
+    [session], [segment], [judged] = rows["sessions"], rows["segments"], rows["rounds"]
+    assert (session["device"], session["seed"], session["mode"]) == ("sensor-1", 2**64 - 1, "residual")
+    assert (session["reason"], session["tokens"], session["closed_at"]) == ("stop", 20, after(3))
+    assert (session["device_accepted"], session["device_wall_ms"]) == (30, 1600.0)
+    assert (session["opened_at"], session["last_at"]) == (START, after(3))
+    assert (segment["edge"], segment["tokens"], segment["batch_sum"]) == ("edge-1", 20, 15)
+    assert segment["duration_ms"] == 3000.0
+    assert (judged["form"], judged["at"]) == ("sparse", after(1))
+
+
+def test_times_come_back_aware_and_in_utc(store: Store) -> None:
+    elsewhere = START.astimezone(tz=None).astimezone(UTC).replace(tzinfo=UTC)
+    store.apply([samples.device_seen(at=elsewhere.astimezone())])
+    [device] = all_rows(store)["devices"]
+    assert device["seen_at"] == START
+    assert device["seen_at"].utcoffset() == timedelta(0)
+
+
+def test_a_close_before_its_open_is_completed_by_it(store: Store) -> None:
+    store.apply([samples.closed()])
+    store.apply([samples.opened()])
+    [session] = all_rows(store)["sessions"]
+    assert (session["reason"], session["device"], session["opened_at"]) == ("stop", "sensor-1", START)
+
+
+def test_progress_never_falls_back(store: Store) -> None:
+    store.apply([samples.progress(tokens=30, queue_ms=20.0, at=after(9))])
+    store.apply([samples.progress(tokens=20, queue_ms=10.0, at=after(5))])
+    [segment] = all_rows(store)["segments"]
+    assert (segment["tokens"], segment["queue_ms"], segment["duration_ms"]) == (30, 20.0, 9000.0)
+
+
+def test_a_resumed_session_is_open_again_and_keeps_its_first_description(store: Store) -> None:
+    store.apply([samples.opened(), samples.closed(reason=EndReason.LOST, counters=None)])
+    store.apply([samples.opened(segment=LATER, edge="edge-2", prompt_tokens=99, at=after(100))])
+    rows = all_rows(store)
+    [session] = rows["sessions"]
+    assert (session["reason"], session["closed_at"], session["tokens"]) == (None, None, None)
+    assert session["prompt_tokens"] == 12
+    assert [row["reason"] for row in rows["segments"]] == ["lost", None]
+
+
+def test_the_end_of_an_earlier_segment_does_not_end_the_session(store: Store) -> None:
+    store.apply([samples.opened(segment=LATER, at=after(100))])
+    store.apply([samples.closed(reason=EndReason.LOST)])
+    assert all_rows(store)["sessions"][0]["reason"] is None
+
+
+def test_a_later_end_of_the_same_segment_wins(store: Store) -> None:
+    store.apply([samples.closed(reason=EndReason.STOP, at=after(5))])
+    store.apply([samples.closed(reason=EndReason.LOST, counters=None, at=after(4))])
+    [session] = all_rows(store)["sessions"]
+    assert (session["reason"], session["device_tokens"]) == ("stop", 40)
+
+
+def test_an_old_state_changes_nothing_but_the_first_sight(store: Store) -> None:
+    store.apply([samples.device_seen(), samples.edge_seen()])
+    store.apply([samples.device_seen(presence=Presence.OFFLINE, at=after(-9))])
+    store.apply([samples.edge_seen(target="old", at=after(-9))])
+    rows = all_rows(store)
+    [device], [edge] = rows["devices"], rows["edges"]
+    assert (device["presence"], device["first_seen_at"], device["seen_at"]) == ("online", after(-9), START)
+    assert edge["target"] == "SmolLM2"
+
+
+def test_a_label_that_a_database_could_not_store_is_cleaned(store: Store) -> None:
+    store.apply([samples.device_seen(draft_model="a\0b\ud800", software="' OR 1=1; --")])
+    [device] = all_rows(store)["devices"]
+    assert (device["draft_model"], device["software"]) == ("a?b?", "' OR 1=1; --")
+
+
+@pytest.mark.parametrize("spoilt", [{"round": 2**63}, {"at": START.replace(tzinfo=None)}, {"drafted": None}])
+def test_a_batch_with_an_impossible_record_is_refused_as_a_whole(store: Store, spoilt: dict[str, object]) -> None:
+    with pytest.raises(RecordRejected, match=r"^The database refuses a record: .*\.$"):
+        store.apply([samples.opened(), samples.judged(**spoilt)])
+    assert not any(all_rows(store).values())
+
+
+def test_segment_numbers_are_microseconds() -> None:
+    at = START + timedelta(microseconds=7)
+    assert segment_time(segment_number(at)) == at
+    assert segment_number(at) % 1_000_000 == 7
+
+
+@st.composite
+def _streams(draw: st.DrawFn) -> list[Record]:
+    """Return what edges may legally write: counters that rise, one Open a segment, ends at distinct times."""
+    records: list[Record] = []
+    ticks = iter(range(1, 10_000))
+    for index in range(draw(st.integers(1, 2))):
+        session = f"{index:016x}"
+        device = f"device-{draw(st.integers(0, 1))}"
+        for segment_index in range(draw(st.integers(1, 3))):
+            at = after(1000 * segment_index)
+            key = {"session": session, "segment": segment_number(at)}
+            edge = f"edge-{draw(st.integers(0, 1))}"
+            records.append(samples.opened(**key, device=device, edge=edge, resumed_tokens=segment_index, at=at))
+            tokens = 0
+            for step in range(draw(st.integers(0, 3))):
+                tokens += draw(st.integers(0, 5))
+                when = at + timedelta(seconds=step + 1)
+                records.append(samples.progress(**key, tokens=tokens, queue_ms=1.5 * tokens, at=when))
+                records.append(samples.judged(**key, round=step, base=tokens, at=when))
+            for end in range(draw(st.integers(0, 2))):
+                counters = replace(samples.COUNTERS, tokens=end) if draw(st.booleans()) else None
+                reason = draw(st.sampled_from(EndReason))
+                when = at + timedelta(seconds=10, microseconds=next(ticks))
+                records.append(samples.closed(**key, reason=reason, counters=counters, tokens=end, at=when))
+        for _ in range(draw(st.integers(0, 2))):
+            presence = draw(st.sampled_from(Presence))
+            tick = next(ticks)
+            records.append(samples.device_seen(device=device, presence=presence, at=after(tick)))
+            records.append(samples.edge_seen(target=f"target-{tick}", at=after(tick)))
+            records.append(samples.event(id=f"event-{tick}", at=after(tick)))
+    return records
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(stream=_streams(), seed=st.integers(0, 2**32), cuts=st.integers(1, 5))
+def test_any_order_repetition_and_batching_gives_the_same_rows(
+    store: Store, stream: list[Record], seed: int, cuts: int
+) -> None:
+    clear(store)
+    for record in stream:
+        store.apply([record])
+    expected = all_rows(store)
+    clear(store)
+    chance = random.Random(seed)
+    shuffled = stream + chance.sample(stream, len(stream) // 2)
+    chance.shuffle(shuffled)
+    size = max(len(shuffled) // cuts, 1)
+    for start in range(0, len(shuffled), size):
+        store.apply(shuffled[start : start + size])
+    assert all_rows(store) == expected
+
+
+def test_a_record_applied_twice_is_one_row(store: Store) -> None:
+    once: list[Record] = [samples.opened(), samples.judged(), samples.event(), samples.device_seen()]
+    store.apply(once)
+    expected = all_rows(store)
+    store.apply(once)
+    assert all_rows(store) == expected
+    assert [row["session"] for row in expected["sessions"]] == [SESSION]
+    assert expected["rounds"][0]["segment"] == SEGMENT

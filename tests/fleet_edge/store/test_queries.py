@@ -1,0 +1,194 @@
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Connection, text
+
+from fleet_edge.store import queries, totals
+from fleet_edge.store.database import Store
+from fleet_edge.store.errors import NotFound, StoreError
+from fleet_edge.store.instants import segment_number
+from fleet_edge.store.queries import SessionFilter
+from fleet_edge.store.totals import Grouping
+from fleet_edge.store.records import Record
+from schemas.messages import EndReason
+from schemas.policy import Mode
+from tests.fleet_edge.store import samples
+from tests.fleet_edge.store.samples import SESSION, after
+
+OTHER = "ff00000000000001"
+THIRD = "ff00000000000002"
+
+
+def _fleet() -> list[Record]:
+    """Return one session served in two segments at two edges, one of another device, and one still open."""
+    resumed = {"session": SESSION, "segment": segment_number(after(100))}
+    other = {"session": OTHER, "segment": segment_number(after(3600))}
+    third = {"session": THIRD, "segment": segment_number(after(7200))}
+    return [
+        samples.device_seen(),
+        samples.device_seen(device="idle"),
+        samples.opened(),
+        samples.progress(),
+        samples.judged(),
+        samples.closed(reason=EndReason.LOST, counters=None),
+        samples.opened(**resumed, edge="edge-2", resumed_tokens=20, at=after(100)),
+        samples.progress(**resumed, tokens=20, accepted=5, at=after(102)),
+        samples.judged(**resumed, round=7, base=20, at=after(101)),
+        samples.closed(**resumed, tokens=40, at=after(103)),
+        samples.opened(**other, device="sensor-2", mode=Mode.COUPLED, quantization="Q2_K", at=after(3600)),
+        samples.progress(**other, tokens=7, at=after(3601)),
+        samples.closed(**other, reason=EndReason.LENGTH, tokens=7, counters=None, at=after(3602)),
+        samples.opened(**third, device="sensor-2", at=after(7200)),
+        samples.event(),
+    ]
+
+
+@pytest.fixture
+def connection(store: Store) -> Iterator[Connection]:
+    store.apply(_fleet())
+    with store.engine.connect() as opened:
+        yield opened
+
+
+def _found(connection: Connection, **chosen: object) -> list[str]:
+    views = queries.sessions(connection, SessionFilter(**chosen), limit=10)  # type: ignore[arg-type]
+    return [view.session for view in views]
+
+
+def test_a_session_sums_its_segments_and_stands_beside_its_devices_count(connection: Connection) -> None:
+    view = queries.session(connection, SESSION)
+    assert (view.counted.segments, view.counted.tokens, view.counted.rounds) == (2, 40, 10)
+    assert view.counted.acceptance == (15 + 5) / (20 + 20)
+    assert view.counted.duration_ms == 6000.0
+    assert view.counted.tokens_per_s == pytest.approx(40 / 6)
+    assert view.counted.mean_batch == 3.0
+    assert view.counted.uplink_bytes_per_token == 12.0
+    assert (view.edge, view.reason, view.final_tokens, view.seed) == ("edge-2", "stop", 40, 2**64 - 1)
+    assert (view.device_tokens, view.device_acceptance) == (40, 30 / 45)
+    assert view.network_ms == 900.0 - 20.0 - 400.0
+
+
+def test_segments_rounds_and_events_of_a_session_come_in_order(connection: Connection) -> None:
+    segments = queries.segments(connection, SESSION)
+    assert [(segment.edge, segment.reason, segment.resumed_tokens) for segment in segments] == [
+        ("edge-1", "lost", 0),
+        ("edge-2", "stop", 20),
+    ]
+    assert segments[1].opened_at == after(100)
+    assert [(judged.round, judged.base) for judged in queries.rounds(connection, SESSION)] == [(0, 0), (7, 20)]
+    assert [event.code for event in queries.events_of_session(connection, SESSION, limit=5)] == ["desync"]
+    assert [event.code for event in queries.events_of_device(connection, "sensor-1", limit=5)] == ["desync"]
+    assert queries.rounds(connection, OTHER) == []
+
+
+def test_a_unique_prefix_names_a_session(connection: Connection) -> None:
+    assert queries.session(connection, "0").session == SESSION
+    assert queries.session(connection, OTHER.upper()).session == OTHER
+    with pytest.raises(StoreError, match="Several sessions begin with ff"):
+        queries.session(connection, "ff")
+
+
+@pytest.mark.parametrize("prefix", ["abc", "", "xyz", "%", "0" * 17])
+def test_an_unknown_session_is_not_found(connection: Connection, prefix: str) -> None:
+    with pytest.raises(NotFound, match="session"):
+        queries.session(connection, prefix)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, [THIRD, OTHER, SESSION]),
+        ({"device": "sensor-2"}, [THIRD, OTHER]),
+        ({"edge": "edge-2"}, [SESSION]),
+        ({"edge": "edge-1"}, [THIRD, OTHER, SESSION]),
+        ({"reason": EndReason.LENGTH}, [OTHER]),
+        ({"mode": Mode.COUPLED}, [OTHER]),
+        ({"since": after(3600)}, [THIRD, OTHER]),
+        ({"until": after(3600)}, [SESSION]),
+        ({"open": True}, [THIRD]),
+        ({"device": "nobody"}, []),
+    ],
+)
+def test_filters_choose_sessions_the_latest_first(
+    connection: Connection, chosen: dict[str, object], expected: list[str]
+) -> None:
+    assert _found(connection, **chosen) == expected
+
+
+def test_the_limit_keeps_the_latest(connection: Connection) -> None:
+    assert [view.session for view in queries.sessions(connection, SessionFilter(), limit=1)] == [THIRD]
+
+
+def test_devices_tell_of_their_sessions(connection: Connection) -> None:
+    found = {view.device: view for view in queries.devices(connection)}
+    assert [(name, view.sessions) for name, view in found.items()] == [("idle", 0), ("sensor-1", 1), ("sensor-2", 2)]
+    assert found["sensor-2"].last_session_at == after(7200)
+    assert found["idle"].last_session_at is None
+    assert queries.device(connection, "sensor-1") == found["sensor-1"]
+    with pytest.raises(NotFound, match="no device 'nobody'"):
+        queries.device(connection, "nobody")
+
+
+def test_stats_add_up_whole_and_by_name(connection: Connection) -> None:
+    [(name, total)] = totals.stats(connection).items()
+    assert (name, total.sessions, total.segments, total.tokens) == ("all", 3, 4, 47)
+    assert total.acceptance == (15 + 5 + 15) / 60
+    by_device = totals.stats(connection, by=Grouping.DEVICE)
+    assert {name: tally.tokens for name, tally in by_device.items()} == {"sensor-1": 40, "sensor-2": 7}
+    assert list(by_device) == ["sensor-1", "sensor-2"], "the most tokens first"
+    by_draft = totals.stats(connection, by=Grouping.DRAFT)
+    assert {name: tally.tokens for name, tally in by_draft.items()} == {
+        "SmolLM2-135M Q4_0": 40,
+        "SmolLM2-135M Q2_K": 7,
+    }
+    by_edge = totals.stats(connection, by=Grouping.EDGE)
+    assert {name: tally.sessions for name, tally in by_edge.items()} == {"edge-1": 3, "edge-2": 1}
+    assert totals.stats(connection, since=after(3600))["all"].tokens == 7
+
+
+def test_a_session_resumed_at_one_edge_counts_there_once(store: Store) -> None:
+    again = {"session": SESSION, "segment": segment_number(after(50))}
+    store.apply([samples.opened(), samples.opened(**again, at=after(50))])
+    with store.engine.connect() as connection:
+        for by in (None, *Grouping):
+            [tally] = totals.stats(connection, by=by).values()
+            assert (tally.sessions, tally.segments) == (1, 2)
+        assert totals.stats(connection, since=after(10))["all"].sessions == 1
+
+
+def test_stats_of_nothing_are_zero_and_have_no_rates(store: Store) -> None:
+    with store.engine.connect() as connection:
+        tally = totals.stats(connection)["all"]
+        assert totals.stats(connection, by=Grouping.DEVICE) == {}
+    assert (tally.sessions, tally.tokens, tally.acceptance, tally.tokens_per_s) == (0, 0, None, None)
+
+
+def test_a_segment_that_another_device_opened_is_not_counted_to_the_session(store: Store) -> None:
+    stranger = {"session": SESSION, "segment": segment_number(after(50))}
+    store.apply(
+        [
+            samples.opened(),
+            samples.progress(),
+            samples.opened(**stranger, device="stranger", at=after(50)),
+            samples.progress(**stranger, tokens=999, at=after(51)),
+        ]
+    )
+    with store.engine.connect() as connection:
+        view = queries.session(connection, SESSION)
+    assert (view.device, view.counted.tokens) == ("sensor-1", 20)
+
+
+def test_lists_and_prefixes_are_served_by_indexes(sqlite_store: Store) -> None:
+    plans = {
+        "SELECT * FROM sessions ORDER BY opened_at DESC LIMIT 50": "ix_sessions_opened_at",
+        "SELECT * FROM sessions WHERE device = 'x' ORDER BY opened_at DESC LIMIT 50": "ix_sessions_device_opened_at",
+        "SELECT * FROM sessions WHERE reason IS NULL ORDER BY opened_at DESC": "ix_sessions_reason_opened_at",
+        "SELECT * FROM sessions WHERE session >= '0' AND session < '0g'": "sqlite_autoindex_sessions_1",
+        "SELECT count(*) FROM segments WHERE segment >= 5": "ix_segments_segment",
+        "SELECT * FROM sessions WHERE last_at < '2026'": "ix_sessions_last_at",
+    }
+    with sqlite_store.engine.connect() as connection:
+        for query, index in plans.items():
+            steps = [row.detail for row in connection.execute(text(f"EXPLAIN QUERY PLAN {query}"))]
+            assert any(index in step for step in steps), (query, steps)
+            assert not any("TEMP B-TREE" in step for step in steps), (query, steps)

@@ -1,0 +1,137 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fleet_edge.store.errors import SpoolFull, StoreError
+from fleet_edge.store.lines import to_line
+from fleet_edge.store.records import Record
+from fleet_edge.store.spool import Spool
+from tests.fleet_edge.store import samples
+
+LINE = len(to_line(samples.judged(round=10)))
+
+
+def _rounds(start: int, stop: int) -> list[Record]:
+    return [samples.judged(round=number) for number in range(start, stop)]
+
+
+def _drain(spool: Spool, limit: int = 7) -> list[Record]:
+    records: list[Record] = []
+    while batch := spool.peek(limit):
+        records += batch
+        spool.confirm()
+    return records
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    opened = Spool(tmp_path / "spool", file_bytes=5 * LINE)
+    yield opened
+    opened.close()
+
+
+def test_records_come_back_in_order_and_then_leave_nothing(spool: Spool) -> None:
+    spool.append(_rounds(10, 30))
+    spool.append(_rounds(30, 33))
+    assert _drain(spool) == _rounds(10, 33)
+    assert spool.empty
+    assert not list(spool.folder.iterdir())
+
+
+def test_what_is_not_confirmed_is_given_again(spool: Spool) -> None:
+    spool.append(_rounds(10, 20))
+    assert spool.peek(4) == _rounds(10, 14)
+    assert spool.peek(4) == _rounds(10, 14)
+    spool.confirm()
+    assert spool.peek(4) == _rounds(14, 18)
+
+
+def test_files_are_rotated_and_removed_one_by_one(spool: Spool) -> None:
+    for number in range(10, 22):
+        spool.append(_rounds(number, number + 1))
+    assert len(list(spool.folder.iterdir())) == 3
+    spool.peek(100)
+    spool.confirm()
+    assert len(list(spool.folder.iterdir())) == 2
+
+
+def test_a_restart_finds_what_was_left(tmp_path: Path) -> None:
+    first = Spool(tmp_path)
+    first.append(_rounds(10, 15))
+    first.close()
+    second = Spool(tmp_path)
+    second.append(_rounds(15, 16))
+    assert _drain(second) == _rounds(10, 16)
+    second.close()
+
+
+def test_a_torn_last_line_is_skipped_and_its_neighbours_are_read(tmp_path: Path) -> None:
+    first = Spool(tmp_path)
+    first.append(_rounds(10, 15))
+    first.close()
+    [path] = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-9])
+    second = Spool(tmp_path)
+    second.append(_rounds(20, 21))
+    assert _drain(second) == _rounds(10, 14) + _rounds(20, 21)
+    assert second.damaged == 1
+    second.close()
+
+
+def test_a_file_of_nothing_but_damage_does_not_stop_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "spool-0000000001.jsonl").write_bytes(b"\xff" * 200_000)
+    spool = Spool(tmp_path)
+    spool.append(_rounds(10, 12))
+    assert _drain(spool) == _rounds(10, 12)
+    assert spool.damaged > 0
+    assert spool.empty
+    spool.close()
+
+
+def test_the_bound_is_kept_and_nothing_of_a_refused_batch_stays(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, max_bytes=4 * LINE)
+    spool.append(_rounds(10, 13))
+    with pytest.raises(SpoolFull, match="no more may be added"):
+        spool.append(_rounds(13, 15))
+    assert _drain(spool) == _rounds(10, 13)
+    spool.append(_rounds(13, 15))
+    assert _drain(spool) == _rounds(13, 15)
+    spool.close()
+
+
+def test_a_write_that_the_disk_cuts_short_leaves_no_half_line(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool.append(_rounds(10, 12))
+
+    def out_of_space(file: object, data: bytes) -> None:
+        file.write(data[: LINE // 2])  # type: ignore[attr-defined]
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fleet_edge.store.spool._write", out_of_space)
+        with pytest.raises(SpoolFull, match="No space left on device"):
+            spool.append(_rounds(12, 14))
+    spool.append(_rounds(20, 21))
+    assert _drain(spool) == _rounds(10, 12) + _rounds(20, 21)
+    assert spool.damaged == 0
+
+
+def test_a_record_that_no_line_can_hold_is_left_out(spool: Spool) -> None:
+    spool.append([samples.event(sentence="\ud800"), *_rounds(10, 11)])
+    assert _drain(spool) == _rounds(10, 11)
+    assert spool.damaged == 1
+
+
+def test_two_processes_may_not_share_a_spool(spool: Spool) -> None:
+    with pytest.raises(StoreError, match="in use by another process"):
+        Spool(spool.folder)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"file/spool cannot be used: Not a directory"):
+        Spool(tmp_path / "file" / "spool")
+
+
+def test_others_may_not_look_into_the_spool(spool: Spool) -> None:
+    assert spool.folder.stat().st_mode & 0o077 == 0

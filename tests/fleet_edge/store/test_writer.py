@@ -1,0 +1,356 @@
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from fleet_edge.store.database import Store, open_store
+from fleet_edge.store.errors import RecordRejected, StoreUnavailable
+from fleet_edge.store.lines import to_line
+from fleet_edge.store.records import Record
+from fleet_edge.store.spool import Spool
+from fleet_edge.store.writer import Writer
+from fleet_edge.store.writing import WriterSettings
+from tests.fleet_edge.store import samples
+from tests.fleet_edge.store.postgres import PostgresMissing, PostgresServer
+from tests.fleet_edge.store.rows import all_rows
+
+LINE = len(to_line(samples.judged(round=100)))
+PATIENCE_S = 20.0
+
+
+class FakeSink:
+    """A database in memory, which a test may take away, slow down or make choosy."""
+
+    def __init__(self) -> None:
+        self.stored: Counter[Record] = Counter()
+        self.away = False
+        self.refused: set[Record] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+
+    def apply(self, records: Sequence[Record]) -> None:
+        self.entered.set()
+        assert self.gate.wait(PATIENCE_S)
+        if self.away:
+            raise StoreUnavailable("The database is away.")
+        if self.refused & set(records):
+            raise RecordRejected("The database refuses a record: no.")
+        self.stored.update(records)
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _rounds(start: int, stop: int) -> list[Record]:
+    return [samples.judged(round=number) for number in range(start, stop)]
+
+
+def _put_all(writer: Writer, records: Sequence[Record]) -> None:
+    for record in records:
+        writer.put(record)
+
+
+@pytest.fixture
+def sink() -> FakeSink:
+    return FakeSink()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    opened = Spool(tmp_path / "spool", max_bytes=100 * LINE, file_bytes=20 * LINE)
+    yield opened
+    opened.close()
+
+
+def _writer(sink: FakeSink | Store, spool: Spool, clock: FakeClock, **changes: float) -> Writer:
+    settings = WriterSettings(**{"batch_records": 10, "capacity": 50, "spill_at": 40, **changes})  # type: ignore[arg-type]
+    return Writer(sink, spool, settings=settings, monotonic=clock)
+
+
+def test_closing_writes_all_that_was_put(sink: FakeSink, spool: Spool) -> None:
+    writer = Writer(sink, spool).start()
+    _put_all(writer, _rounds(0, 1234))
+    assert writer.close(PATIENCE_S)
+    assert sink.stored == Counter(_rounds(0, 1234))
+    assert writer.counters.written == 1234
+    assert writer.close(PATIENCE_S)  # again: nothing to do
+
+
+def test_what_is_put_is_written_without_being_asked(sink: FakeSink, spool: Spool) -> None:
+    writer = Writer(sink, spool, settings=WriterSettings(flush_interval_s=0.01)).start()
+    writer.put(samples.judged())
+    assert sink.entered.wait(PATIENCE_S)
+    assert writer.close(PATIENCE_S)
+
+
+def test_records_wait_in_the_spool_while_the_database_is_away_and_come_back_once(
+    sink: FakeSink, spool: Spool, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    writer = _writer(sink, spool, clock, retry_s=5.0)
+    sink.away = True
+    _put_all(writer, _rounds(0, 35))
+    for _ in range(4):
+        writer.step()
+    assert (writer.counters.spooled, writer.counters.away, writer.counters.queued) == (35, True, 0)
+    sink.away = False
+    _put_all(writer, _rounds(35, 40))
+    writer.step()
+    assert not sink.stored, "the database is not asked again before its time"
+    clock.now += 5.0
+    while writer.step():
+        pass
+    assert sink.stored == Counter(_rounds(0, 40))
+    assert spool.empty
+    counters = writer.counters
+    assert (counters.written, counters.replayed, counters.spooled, counters.away) == (40, 40, 40, False)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def test_a_new_writer_replays_what_an_earlier_one_left(sink: FakeSink, tmp_path: Path, clock: FakeClock) -> None:
+    sink.away = True
+    first = _writer(sink, Spool(tmp_path), clock)
+    _put_all(first, _rounds(0, 25))
+    assert first.close(PATIENCE_S), "spooled is not lost"
+    sink.away = False
+    second = _writer(sink, Spool(tmp_path), clock)
+    while second.step():
+        pass
+    assert second.close(PATIENCE_S)
+    assert sink.stored == Counter(_rounds(0, 25))
+
+
+def test_a_record_that_can_never_be_stored_does_not_hold_up_the_others(
+    sink: FakeSink, spool: Spool, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = _writer(sink, spool, clock)
+    sink.refused = {samples.judged(round=3)}
+    _put_all(writer, _rounds(0, 10))
+    writer.step()
+    assert sink.stored == Counter(record for record in _rounds(0, 10) if record not in sink.refused)
+    assert (writer.counters.written, writer.counters.rejected) == (9, 1)
+    assert "A RoundJudged record is left out" in caplog.text
+
+
+def test_a_hanging_commit_makes_a_full_mailbox_spill_and_loses_nothing(sink: FakeSink, tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    settings = WriterSettings(batch_records=10, capacity=50, spill_at=20, flush_interval_s=0.01, retry_s=0.01)
+    writer = Writer(sink, spool, settings=settings).start()
+    sink.gate.clear()
+    writer.put(samples.judged(round=0))
+    assert sink.entered.wait(PATIENCE_S)
+    waiting = threading.Event()
+    for record in _rounds(1, 500):
+        while writer.counters.queued >= 45:  # an edge does not put faster than a disk writes
+            waiting.wait(0.001)
+        writer.put(record)
+    assert writer.counters.spooled > 400
+    sink.gate.set()
+    assert writer.close(PATIENCE_S)
+    again = Writer(sink, Spool(tmp_path))
+    while again.step():
+        pass
+    again.close(PATIENCE_S)
+    assert set(sink.stored) == set(_rounds(0, 500))
+
+
+def test_what_neither_memory_nor_spool_can_hold_is_counted_and_said_once(
+    sink: FakeSink, tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = _writer(sink, Spool(tmp_path, max_bytes=12 * LINE), clock)
+    sink.away = True
+    for _ in range(10):
+        _put_all(writer, _rounds(100, 140))
+        writer.step()
+    counters = writer.counters
+    assert (counters.spooled, counters.queued) == (10, 50)
+    assert counters.dropped == 400 - 10 - 50
+    assert not writer.close(PATIENCE_S)
+    assert writer.counters.dropped == 400 - 10
+    lost = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(lost) == 1
+    assert lost[0].startswith("The session log loses records, ")
+    assert "no more may be added" in lost[0]
+
+
+def test_a_database_that_returns_empties_memory_and_spool(sink: FakeSink, tmp_path: Path, clock: FakeClock) -> None:
+    writer = _writer(sink, Spool(tmp_path, max_bytes=12 * LINE), clock, retry_s=1.0)
+    sink.away = True
+    _put_all(writer, _rounds(100, 150))
+    for _ in range(6):
+        writer.step()
+    sink.away = False
+    clock.now += 1.0
+    assert writer.close(PATIENCE_S)
+    again = _writer(sink, Spool(tmp_path), clock)
+    again.step()
+    assert again.close(PATIENCE_S)
+    assert sink.stored == Counter(_rounds(100, 150))
+
+
+def test_closing_gives_up_on_a_database_that_hangs(sink: FakeSink, spool: Spool) -> None:
+    writer = Writer(sink, spool).start()
+    sink.gate.clear()
+    writer.put(samples.judged())
+    assert sink.entered.wait(PATIENCE_S)
+    assert not writer.close(0.01)
+    sink.gate.set()
+
+
+def test_a_writer_and_a_store_bring_a_session_into_both_databases(store: Store, spool: Spool) -> None:
+    writer = Writer(store, spool).start()
+    _put_all(writer, [samples.closed(), samples.opened(), samples.progress(), *_rounds(0, 700)])
+    assert writer.close(PATIENCE_S)
+    rows = all_rows(store)
+    assert (len(rows["sessions"]), len(rows["rounds"])) == (1, 700)
+    assert rows["sessions"][0]["reason"] == "stop"
+
+
+def test_a_server_that_stops_and_comes_back_misses_nothing(tmp_path: Path, clock: FakeClock) -> None:
+    server = _own_server()
+    try:
+        with open_store(server.database()) as store:
+            writer = _writer(store, Spool(tmp_path), clock, retry_s=1.0)
+            _put_all(writer, _rounds(0, 10))
+            writer.step()
+            server.stop()
+            _put_all(writer, _rounds(10, 20))
+            writer.step()
+            assert (writer.counters.away, writer.counters.spooled) == (True, 10)
+            server.start()
+            clock.now += 1.0
+            _put_all(writer, _rounds(20, 30))
+            while writer.step():
+                pass
+            assert writer.close(PATIENCE_S)
+            assert [row["round"] for row in all_rows(store)["rounds"]] == list(range(30))
+    finally:
+        server.close()
+
+
+def test_a_locked_sqlite_sends_records_to_the_spool(sqlite_store: Store, tmp_path: Path, clock: FakeClock) -> None:
+    writer = _writer(sqlite_store, Spool(tmp_path / "spool"), clock, retry_s=1.0)
+    with sqlite_store.engine.connect() as other:
+        # The wait for the lock is shortened, not the lock replaced.
+        with sqlite_store.engine.connect() as pooled:
+            pooled.exec_driver_sql("PRAGMA busy_timeout = 10")
+        other.exec_driver_sql("BEGIN IMMEDIATE")
+        _put_all(writer, _rounds(0, 5))
+        writer.step()
+        assert writer.counters.spooled == 5
+        other.rollback()
+    clock.now += 1.0
+    writer.step()
+    assert writer.close(PATIENCE_S)
+    assert len(all_rows(sqlite_store)["rounds"]) == 5
+
+
+def test_a_full_disk_for_database_and_spool_loses_only_what_memory_cannot_hold(
+    tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    _mount(disk, kibibytes=16 << 10)
+    try:
+        with open_store(f"sqlite:///{disk / 'fleet.sqlite3'}") as store:
+            writer = _writer(store, Spool(disk / "spool"), clock, capacity=3000, spill_at=3000, retry_s=1.0)
+            ballast = disk / "ballast"
+            _fill(ballast)
+            _put_all(writer, _rounds(0, 2000))
+            for _ in range(400):
+                writer.step()
+                clock.now += 1.0
+            full = writer.counters
+            assert full.away
+            assert full.queued > 0
+            assert "full" in caplog.text
+            _put_all(writer, _rounds(2000, 4000))
+            assert writer.counters.dropped > 0
+            ballast.unlink()
+            clock.now += 1.0
+            lost = writer.counters.dropped
+            for _ in range(1000):
+                writer.step()
+                clock.now += 1.0
+            after = writer.counters
+            assert (after.queued, after.away, after.dropped) == (0, False, lost)
+            kept = len(all_rows(store)["rounds"])
+            assert kept == 4000 - lost
+            writer.close(PATIENCE_S)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from fleet_edge.store.database import open_store
+from fleet_edge.store.spool import Spool
+from fleet_edge.store.writer import Writer
+from fleet_edge.store.writing import WriterSettings
+from tests.fleet_edge.store import samples
+
+settings = WriterSettings(batch_records=10, flush_interval_s=3600.0)
+writer = Writer(open_store(sys.argv[1]), Spool(Path(sys.argv[2])), settings=settings).start()
+for number in range(105):
+    writer.put(samples.judged(round=number))
+    while number % 10 == 9 and writer.counters.written <= number:
+        pass
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_loses_only_what_was_not_yet_flushed(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, url, str(tmp_path / "spool")], timeout=60, capture_output=True, check=False
+    )
+    assert (child.returncode, child.stderr) == (-signal.SIGKILL, b"")
+    with open_store(url) as store:
+        assert [row["round"] for row in all_rows(store)["rounds"]] == list(range(100))
+        with store.engine.connect() as connection:
+            assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+
+
+def _own_server() -> PostgresServer:
+    try:
+        return PostgresServer()
+    except PostgresMissing as reason:
+        pytest.skip(str(reason))
+
+
+def _mount(folder: Path, *, kibibytes: int) -> None:
+    if os.geteuid():
+        pytest.skip("Only root may mount a small disk.")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"A small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
+
+
+def _fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"\0" * 4096)
+        except OSError:
+            return

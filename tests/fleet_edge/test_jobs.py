@@ -1,0 +1,147 @@
+import logging
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from fleet_edge.jobs import Jobs, JobsError, JobSettings
+from fleet_edge.store.database import Store, open_store
+from fleet_edge.store.instants import segment_number
+from tests.fleet_edge.store import samples
+from tests.fleet_edge.store.rows import all_rows
+from tests.fleet_edge.store.samples import after
+
+PATIENCE_S = 20.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(f"sqlite:///{tmp_path / 'fleet.sqlite3'}") as opened:
+        yield opened
+
+
+def _nothing() -> None:
+    pass
+
+
+def _jobs(store: Store, **changes: object) -> Jobs:
+    arguments = {"expire_leases": _nothing, "flush_progress": _nothing, "now": lambda: after(0)} | changes
+    return Jobs(store, **arguments)  # type: ignore[arg-type]
+
+
+def test_each_chore_can_be_done_on_an_empty_store(store: Store) -> None:
+    jobs = _jobs(store)
+    assert set(jobs.names) == {
+        "expire-leases",
+        "flush-progress",
+        "mark-silent",
+        "close-abandoned",
+        "roll-up",
+        "purge",
+    }
+    assert all(jobs.run(name) for name in jobs.names)
+
+
+def test_leases_and_progress_call_what_they_were_given(store: Store) -> None:
+    called: list[str] = []
+    jobs = _jobs(store, expire_leases=lambda: called.append("expire"), flush_progress=lambda: called.append("flush"))
+    jobs.run("expire-leases")
+    jobs.run("flush-progress")
+    assert called == ["expire", "flush"]
+
+
+def test_chores_go_by_the_clock_and_the_ages_they_are_given(store: Store) -> None:
+    old = {"session": "aa" * 8, "segment": segment_number(after(-40 * 86400))}
+    store.apply(
+        [
+            samples.device_seen(at=after(-3600)),
+            samples.opened(**old, at=after(-40 * 86400)),
+            samples.opened(),
+            samples.judged(at=after(-86400)),
+            samples.event(at=after(-40 * 86400)),
+        ]
+    )
+    settings = JobSettings(
+        silent_after=timedelta(minutes=30),
+        rollup_window=timedelta(days=2),
+        keep_rounds=timedelta(hours=23),
+        keep_sessions=timedelta(days=30),
+    )
+    jobs = _jobs(store, settings=settings, now=lambda: after(3601))
+    assert all(jobs.run(name) for name in jobs.names)
+    rows = all_rows(store)
+    assert rows["devices"][0]["silent_since"] == after(3601)
+    assert [row["session"] for row in rows["sessions"]] == [samples.SESSION]
+    assert (rows["rounds"], rows["events"]) == ([], [])
+    assert len(rows["rollups"]) == 1
+
+
+def test_a_chore_that_fails_is_logged_and_leaves_the_others_be(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> None:
+        raise KeyError("a bug")
+
+    jobs = _jobs(store, expire_leases=broken)
+    assert not jobs.run("expire-leases")
+    assert jobs.run("flush-progress")
+    assert "The job expire-leases failed and will be tried again." in caplog.text
+    assert "Traceback" in caplog.text
+
+
+def test_a_database_that_is_away_costs_one_sentence_and_no_traceback(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE rollups")
+        connection.exec_driver_sql("DROP TABLE rounds")
+    store.apply([samples.opened()])
+    jobs = _jobs(store)
+    assert not jobs.run("purge")
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "The job purge could not be done and will be tried again" in record.getMessage()
+    assert record.exc_info is None
+    assert "\n" not in record.getMessage()
+
+
+def test_the_scheduler_does_chores_by_itself_even_after_one_failed(store: Store) -> None:
+    again = threading.Event()
+    failures: list[int] = []
+
+    def fail_once_then_tell() -> None:
+        failures.append(1)
+        if len(failures) > 1:
+            again.set()
+        raise ValueError("always")
+
+    settings = JobSettings(lease_every_s=0.01, progress_every_s=0.01)
+    jobs = _jobs(store, expire_leases=fail_once_then_tell, settings=settings)
+    jobs.start()
+    assert again.wait(PATIENCE_S)
+    jobs.stop()
+    jobs.stop()  # again: nothing to do
+
+
+def test_stopping_waits_for_the_chore_under_way(store: Store) -> None:
+    entered, release, finished = threading.Event(), threading.Event(), threading.Event()
+
+    def slow() -> None:
+        entered.set()
+        release.wait(PATIENCE_S)
+        finished.set()
+
+    jobs = _jobs(store, expire_leases=slow, settings=JobSettings(lease_every_s=0.01))
+    jobs.start()
+    assert entered.wait(PATIENCE_S)
+    stopping = threading.Thread(target=jobs.stop)
+    stopping.start()
+    release.set()
+    stopping.join(PATIENCE_S)
+    assert finished.is_set()
+
+
+def test_sessions_must_outlive_the_window_of_the_rollups(store: Store) -> None:
+    settings = JobSettings(rollup_window=timedelta(days=2), keep_sessions=timedelta(days=2))
+    with pytest.raises(JobsError, match="at least an hour longer"):
+        _jobs(store, settings=settings)
