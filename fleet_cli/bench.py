@@ -10,6 +10,7 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 _BENCHMARKS: Final = {
+    "batching": "Verify one device and eight together: committed tokens for each second of edge compute.",
     "exactness": "Prove through a real mosquitto that texts follow the target's law, and that faults are caught.",
     "round-trip": "Time a QoS 1 echo through mosquitto, with and without TCP_NODELAY.",
     "verifier-step": "Time the packed verifier's step beside its bound and plain decoding.",

@@ -16,9 +16,9 @@ import numpy as np
 
 from dssd.distribution import Dist, shape
 from fleet_device.drafter import DrafterError
+from fleet_device.fitness import require_memory, require_truncatable
 from fleet_device.gguf_model import GgufModel
 from fleet_device.llama_library import library, native_reason
-from fleet_device.memory import available_memory
 from fleet_device.tokens import common_prefix, require_tokens
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
@@ -26,8 +26,6 @@ from schemas.vocabulary import Vocabulary
 __all__ = ["LlamaCppDrafter", "LlamaCppSettings"]
 
 _SEQUENCE = 0
-_FLOAT16 = 2
-_MEGA = 1_000_000
 _MOST_DEFAULT_THREADS = 4  # a draft token is bound by memory: more threads only wait for each other
 
 
@@ -78,7 +76,7 @@ class LlamaCppDrafter:
         self._native: Any = None
         self._model = GgufModel(settings.path, gpu_layers=settings.gpu_layers)
         try:
-            _require_truncatable(self._library, self._model)
+            require_truncatable(self._model)
             trained = self._library.llama_model_n_ctx_train(self._model.handle)
             self._context = min(settings.context, trained) if trained > 0 else settings.context
             self._batch_size = min(settings.batch, self._context)
@@ -209,7 +207,7 @@ class LlamaCppDrafter:
 
     def _open_context(self, settings: LlamaCppSettings) -> Any:  # noqa: ANN401 - a native pointer
         if settings.gpu_layers == 0:
-            _require_memory(self._library, self._model, self._context)
+            require_memory(self._model, self._context)
         parameters = self._library.llama_context_default_params()
         parameters.n_ctx = self._context
         parameters.n_batch = parameters.n_ubatch = self._batch_size
@@ -229,34 +227,3 @@ class LlamaCppDrafter:
                 f"({native_reason()}); set a smaller one."
             )
         return native
-
-
-def _require_truncatable(native: Any, model: GgufModel) -> None:  # noqa: ANN401
-    """Refuse models whose memory is a running state: every rejection would compute all again."""
-    handle = model.handle
-    kinds = {
-        "recurrent": native.llama_model_is_recurrent,
-        "hybrid recurrent": native.llama_model_is_hybrid,
-        "diffusion": native.llama_model_is_diffusion,
-        "encoder": native.llama_model_has_encoder,
-    }
-    for kind, applies in kinds.items():
-        if applies(handle):
-            raise DrafterError(
-                f"{model.path} is a model of the {kind} kind, which cannot take tokens back; choose a "
-                "transformer decoder as draft model."
-            )
-
-
-def _require_memory(native: Any, model: GgufModel, context: int) -> None:  # noqa: ANN401
-    """Refuse a context whose keys and values do not fit, before the system kills the process for it."""
-    handle = model.handle
-    width = native.llama_model_n_embd(handle) // max(native.llama_model_n_head(handle), 1)
-    width *= native.llama_model_n_head_kv(handle)
-    needed = 2 * native.llama_model_n_layer(handle) * context * width * _FLOAT16
-    free = available_memory()
-    if free is not None and needed > free:
-        raise DrafterError(
-            f"A context of {context} tokens for {model.path} needs {needed / _MEGA:,.0f} MB of memory, "
-            f"{free / _MEGA:,.0f} MB are free; set a smaller context."
-        )

@@ -14,7 +14,7 @@ from fleet_device.drafter import DrafterError
 
 __all__ = ["library", "native_reason"]
 
-_WARNING, _ERROR = 3, 4
+_ERROR = 4
 _log = logging.getLogger("fleet_device.llama_cpp")
 _complaints: Final[deque[str]] = deque(maxlen=16)
 
@@ -46,13 +46,10 @@ def library() -> Any:  # noqa: ANN401 - the binding is untyped
 
 
 def native_reason() -> str:
-    """Return the library's most telling complaint since the last call, or a word in its place."""
-    complaints = list(_complaints)
+    """Return what the library complained of first since the last call, or a word in its place."""
+    reason = _complaints[0] if _complaints else "no reason given"
     _complaints.clear()
-    for complaint in complaints:  # the first error is the cause, those after it say that loading failed
-        if "error" in complaint.lower():
-            return complaint.rstrip(".")
-    return complaints[0].rstrip(".") if complaints else "no reason given"
+    return reason.rstrip(".")
 
 
 def _on_log(level: int, text: bytes, _data: object) -> None:
@@ -60,6 +57,6 @@ def _on_log(level: int, text: bytes, _data: object) -> None:
     if not line:
         return
     _log.debug("%s", line)
-    if level in {_WARNING, _ERROR}:
-        # The function that complains says nothing to the reader.
-        _complaints.append(line.split(": ", 1)[-1])
+    if level == _ERROR:
+        # The name of the function that complains says nothing to the reader.
+        _complaints.append(line.split(": ", 1)[-1].removeprefix("error loading model: "))

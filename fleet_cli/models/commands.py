@@ -1,0 +1,115 @@
+"""The commands `fleet models prepare` and `fleet models list`."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fleet_cli.models.errors import ModelsError
+from fleet_cli.models.manifest import Manifest, read_manifest
+from fleet_cli.models.prepare import Preparation, prepare
+from fleet_cli.models.progress import reporter
+from fleet_cli.models.source import SMOLLM2, locate
+from fleet_cli.models.steps import steps_of
+from fleet_device.model_source import models_folder
+
+__all__ = ["app"]
+
+_MEGA = 1_000_000
+_BAD_INPUT = 2
+
+app = typer.Typer(name="models", help="The draft and target models of the demo and the tests.", no_args_is_help=True)
+
+ModelsDir = Annotated[
+    Path | None,
+    typer.Option("--models-dir", help="Where the models are.  [default: $FLEET_MODELS, else ./models]"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
+
+
+@app.command("prepare")
+def prepare_command(
+    models_dir: ModelsDir = None,
+    check: Annotated[bool, typer.Option("--check", help="Hash every file again; remake damaged ones.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the models that are missing; a second call finds them and does nothing."""
+    console = Console(stderr=True)
+    began = time.monotonic()
+    try:
+        source = locate(SMOLLM2)
+        steps = steps_of(SMOLLM2, source)
+        with reporter(console, clock=time.monotonic) as report:
+            done = prepare((models_dir or models_folder()) / SMOLLM2.name, source, steps, report=report, check=check)
+    except ModelsError as error:
+        _fail(str(error))
+    seconds = time.monotonic() - began
+    if as_json:
+        print(json.dumps(_as_json(done, seconds), indent=2))
+    else:
+        made = f"made {', '.join(done.made)}" if done.made else "all there, nothing to do"
+        print(f"{done.folder.absolute()}: {made} ({seconds:.1f} s)")
+
+
+@app.command("list")
+def list_command(models_dir: ModelsDir = None, as_json: AsJson = False) -> None:
+    """List the prepared models and the words that name them in a configuration."""
+    folder = models_dir or models_folder()
+    try:
+        entries = [entry for path in sorted(folder.glob("*/")) for entry in _prepared_in(path)]
+    except OSError as error:
+        _fail(f"The models folder {folder} cannot be read: {error.strerror or error}.")
+    if as_json:
+        print(json.dumps({"folder": str(folder.absolute()), "models": entries}, indent=2))
+        return
+    if not entries:
+        print(f"No models in {folder.absolute()}; make them with 'fleet models prepare'.")
+        return
+    table = Table("model", "kind", "MB", "file", box=None)
+    for entry in entries:
+        size = f"{entry['bytes'] / _MEGA:.0f}" if entry["present"] else "missing"
+        table.add_row(entry["model"], entry["kind"], size, entry["path"])
+    Console(soft_wrap=True).print(table)
+
+
+def _fail(sentence: str) -> NoReturn:
+    Console(stderr=True).print(sentence, style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(_BAD_INPUT)
+
+
+def _prepared_in(folder: Path) -> list[dict[str, Any]]:
+    manifest = read_manifest(folder)
+    return [] if manifest is None else _entries(folder, manifest)
+
+
+def _entries(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:
+    entries = []
+    for step, artifact in sorted(manifest.artifacts.items()):
+        is_target = step == "target"
+        path = folder / (step if is_target else f"{step}.gguf")
+        entries.append(
+            {
+                "model": folder.name if is_target else f"{folder.name}:{step}",
+                "kind": "target" if is_target else "draft",
+                "path": str(path.absolute()),
+                "bytes": artifact.size,
+                "present": all((folder / name).is_file() for name in artifact.files),
+            }
+        )
+    return entries
+
+
+def _as_json(done: Preparation, seconds: float) -> dict[str, Any]:
+    source = done.manifest.source
+    return {
+        "folder": str(done.folder.absolute()),
+        "made": list(done.made),
+        "kept": list(done.kept),
+        "seconds": round(seconds, 3),
+        "source": {"package": source.package, "version": source.version, "file": source.file},
+        "models": _entries(done.folder, done.manifest),
+    }

@@ -1,0 +1,104 @@
+"""Files that are either whole or not there: written beside their place, synced to disk, then renamed."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["PARTIAL", "digest", "lock", "measure", "publish", "remove", "seal", "sync_folder", "walk"]
+
+PARTIAL = ".partial-"
+_STALE = ".partial-stale-"
+
+
+def walk(path: Path) -> list[Path]:
+    """Return the files at or under `path`, sorted."""
+    if path.is_dir():
+        return sorted(entry for entry in path.rglob("*") if entry.is_file())
+    return [path]
+
+
+def measure(path: Path) -> int:
+    """Return the bytes at or under `path` so far; 0 if it is not there."""
+    total = 0
+    for file in walk(path):
+        try:
+            total += file.stat().st_size
+        except FileNotFoundError:  # renamed or removed by its writer meanwhile
+            continue
+    return total
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(path: Path) -> None:
+    """Make everything at or under `path` readable by all and durable."""
+    for file in walk(path):
+        # Weights are written for the owner alone by safetensors; the edge may run as another user.
+        if file.stat().st_uid == os.geteuid():
+            file.chmod(0o644)
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    if path.is_dir():
+        path.chmod(0o755)
+        sync_folder(path)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Put a finished file or folder in its place, replacing an old one."""
+    if final.is_dir():
+        # A folder cannot be replaced in one step: the old one is moved aside first.
+        stale = final.with_name(f"{_STALE}{os.getpid()}-{final.name}")
+        final.rename(stale)
+        partial.rename(final)
+        remove(stale)
+    else:
+        partial.replace(final)
+    sync_folder(final.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with its contents; nothing if it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold an exclusive lock on a file while the block runs; the kernel frees it however the process ends.
+
+    Args:
+        path: The lock file; made if need be.
+        on_wait: Called once if another process holds it, before waiting.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,180 @@
+"""The steps of a preparation: each makes one file or folder from the recipe's GGUF."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Protocol
+
+from fleet_cli.models.errors import StepFailed
+from fleet_cli.models.files import measure
+from fleet_cli.models.source import LocatedSource, Recipe
+
+__all__ = ["DequantizeStep", "LinkStep", "QuantizeStep", "Step", "steps_of"]
+
+_FLOAT32 = 4
+_TOKENIZER_BYTES = 4 << 20
+_POLL_S = 0.2
+
+OnBytes = Callable[[int], None]
+
+
+class Step(Protocol):
+    """One thing to make."""
+
+    @property
+    def name(self) -> str:
+        """A quantization, or `target`."""
+
+    @property
+    def output(self) -> str:
+        """Its file or folder in the model's folder."""
+
+    @property
+    def doing(self) -> str:
+        """What a person reads while it runs."""
+
+    @property
+    def expected_bytes(self) -> int:
+        """About how much it writes."""
+
+    @property
+    def tools(self) -> Sequence[str]:
+        """Distributions whose versions matter to the result."""
+
+    def build(self, partial: Path, on_bytes: OnBytes) -> None:
+        """Write `partial`, reporting the bytes written so far.
+
+        Raises:
+            StepFailed: It cannot be made; the text says why.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStep:
+    """The shipped file itself, as a hard link where the file system can, else a copy.
+
+    A symbolic link would break with the next virtual environment.
+    """
+
+    name: str
+    source: LocatedSource
+    doing: str = "linking the shipped model"
+    tools: Sequence[str] = ()
+
+    @property
+    def output(self) -> str:
+        """The draft's file."""
+        return f"{self.name}.gguf"
+
+    @property
+    def expected_bytes(self) -> int:
+        """A whole copy, in the worst case."""
+        return self.source.size
+
+    def build(self, partial: Path, on_bytes: OnBytes) -> None:
+        """Link or copy."""
+        try:
+            os.link(self.source.path, partial)
+        except OSError:
+            shutil.copyfile(self.source.path, partial)
+        on_bytes(self.source.size)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeStep:
+    """A weaker draft."""
+
+    name: str
+    source: LocatedSource
+    tools: Sequence[str] = ("llama-cpp-python",)
+
+    @property
+    def output(self) -> str:
+        """The draft's file."""
+        return f"{self.name}.gguf"
+
+    @property
+    def doing(self) -> str:
+        """What a person reads."""
+        return f"quantizing to {self.name}"
+
+    @property
+    def expected_bytes(self) -> int:
+        """No more than the source: every draft has at most its bits."""
+        return self.source.size
+
+    def build(self, partial: Path, on_bytes: OnBytes) -> None:
+        """Run the quantizer."""
+        arguments = [str(self.source.path), str(partial), self.name]
+        _run("fleet_cli.models.quantize", arguments, partial=partial, on_bytes=on_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class DequantizeStep:
+    """The large model."""
+
+    source: LocatedSource
+    parameters: int
+    name: str = "target"
+    output: str = "target"
+    doing: str = "dequantizing the target (the longest step)"
+    tools: Sequence[str] = ("torch", "transformers", "gguf")
+
+    @property
+    def expected_bytes(self) -> int:
+        """Four bytes a weight, and the tokenizer."""
+        return _FLOAT32 * self.parameters + _TOKENIZER_BYTES
+
+    def build(self, partial: Path, on_bytes: OnBytes) -> None:
+        """Run the converter."""
+        arguments = [str(self.source.path), str(partial)]
+        _run("fleet_cli.models.dequantize", arguments, partial=partial, on_bytes=on_bytes)
+
+
+def steps_of(recipe: Recipe, source: LocatedSource) -> list[Step]:
+    """Return what the recipe makes, cheapest first."""
+    return [
+        LinkStep(recipe.shipped, source),
+        *(QuantizeStep(quantization, source) for quantization in recipe.drafts),
+        DequantizeStep(source, recipe.parameters),
+    ]
+
+
+def versions(tools: Sequence[str]) -> dict[str, str]:
+    """Return the installed versions of distributions."""
+    return {tool: metadata.version(tool) for tool in tools}
+
+
+def _run(module: str, arguments: Sequence[str], *, partial: Path, on_bytes: OnBytes) -> None:
+    """Run one of our programs, watching what it writes.
+
+    Raises:
+        StepFailed: It exited with an error; the text is the last line that it wrote.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    with (
+        tempfile.TemporaryFile() as noise,
+        # Its input is a lifeline: it ends when we do.
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=noise, stderr=noise) as process,
+    ):
+        try:
+            while process.poll() is None:
+                try:
+                    process.wait(timeout=_POLL_S)
+                except subprocess.TimeoutExpired:
+                    on_bytes(measure(partial))
+        except BaseException:  # an interrupt, most likely
+            process.kill()
+            raise
+        if process.returncode != 0:
+            noise.seek(0)
+            lines = noise.read().decode("utf-8", "replace").split("\n")
+            said = [line.strip() for line in lines if line.strip()]
+            raise StepFailed(said[-1] if said else f"{module} ended with status {process.returncode}.")
+    on_bytes(measure(partial))

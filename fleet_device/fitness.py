@@ -1,0 +1,50 @@
+"""Whether a model can draft on this machine."""
+
+from fleet_device.drafter import DrafterError
+from fleet_device.gguf_model import GgufModel
+from fleet_device.llama_library import library
+from fleet_device.memory import available_memory
+
+__all__ = ["require_memory", "require_truncatable"]
+
+_FLOAT16 = 2
+_MEGA = 1_000_000
+
+
+def require_truncatable(model: GgufModel) -> None:
+    """Refuse models whose memory is a running state: every rejection would compute all again.
+
+    Raises:
+        DrafterError: The model is of such a kind.
+    """
+    native, handle = library(), model.handle
+    kinds = {
+        "recurrent": native.llama_model_is_recurrent,
+        "hybrid recurrent": native.llama_model_is_hybrid,
+        "diffusion": native.llama_model_is_diffusion,
+        "encoder": native.llama_model_has_encoder,
+    }
+    for kind, applies in kinds.items():
+        if applies(handle):
+            raise DrafterError(
+                f"{model.path} is a model of the {kind} kind, which cannot take tokens back; choose a "
+                "transformer decoder as draft model."
+            )
+
+
+def require_memory(model: GgufModel, context: int) -> None:
+    """Refuse a context whose keys and values do not fit, before the system kills the process for it.
+
+    Raises:
+        DrafterError: There is too little memory.
+    """
+    native, handle = library(), model.handle
+    width = native.llama_model_n_embd(handle) // max(native.llama_model_n_head(handle), 1)
+    width *= native.llama_model_n_head_kv(handle)
+    needed = 2 * native.llama_model_n_layer(handle) * context * width * _FLOAT16
+    free = available_memory()
+    if free is not None and needed > free:
+        raise DrafterError(
+            f"A context of {context} tokens for {model.path} needs {needed / _MEGA:,.0f} MB of memory, "
+            f"{free / _MEGA:,.0f} MB are free; set a smaller context."
+        )
