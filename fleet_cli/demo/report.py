@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -76,23 +77,27 @@ class Report:
         tokens = sum(row["tokens"] for row in self.devices)
         table = Table(
             title=f"{self.mode} mode, draft {self.draft}, target {self.target}, over {self.broker}",
-            caption=f"{tokens} tokens in {self.wall_s:.1f} s; bytes are payload. * computed: full distributions shipped up.",
+            caption=f"{tokens} tokens in {self.wall_s:.1f} s. Bytes are payload. * computed: what shipping the draft "
+            "model's full distributions up would have cost.",
             title_justify="left",
             caption_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1),
+            pad_edge=False,
         )
-        table.add_column("device")
+        table.add_column("device", no_wrap=True)
         for heading in (
             "tokens",
-            "tokens/s",
-            "acceptance",
+            "tokens\n/s",
+            "accep-\ntance",
             "rounds",
-            "mean batch",
-            "up\nB/token",
-            "down\nB/token",
+            "mean\nbatch",
+            "up B\n/token",
+            "down B\n/token",
             "DSD up*\nB/token",
         ):
-            table.add_column(heading, justify="right")
-        table.add_column("ended by")
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("ended\nby", no_wrap=True)
         for row in self.devices:
             table.add_row(
                 Text(row["device"]),

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 from fleet_edge.store.database import Store, open_store
+from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.postgres import PostgresMissing, PostgresServer
 
 
@@ -45,4 +47,12 @@ def store(database_url: str) -> Iterator[Store]:
 @pytest.fixture
 def sqlite_store(tmp_path: Path) -> Iterator[Store]:
     with open_store(f"sqlite:///{tmp_path / 'fleet.sqlite3'}") as opened:
+        yield opened
+
+
+@pytest.fixture
+def connection(store: Store) -> Iterator[Connection]:
+    """Return a connection to a database in which `samples.fleet` has been stored."""
+    store.apply(samples.fleet())
+    with store.engine.connect() as opened:
         yield opened

@@ -10,6 +10,7 @@ from fleet_edge.store.records import (
     DeviceSeen,
     EdgeSeen,
     EventLogged,
+    Record,
     RoundJudged,
     SegmentProgress,
     SessionClosed,
@@ -21,6 +22,8 @@ from schemas.policy import Mode
 
 START = datetime(2026, 3, 4, 10, 30, tzinfo=UTC)
 SESSION = "00112233445566aa"
+OTHER = "ff00000000000001"
+THIRD = "ff00000000000002"
 SEGMENT = segment_number(START)
 COUNTERS = DeviceCounters(
     tokens=40,
@@ -142,3 +145,27 @@ def event(**changes: Any) -> EventLogged:
         at=after(1),
     )
     return replace(record, **changes)
+
+
+def fleet() -> list[Record]:
+    """Return one session served in two segments at two edges, one of another device, and one still open."""
+    resumed = {"session": SESSION, "segment": segment_number(after(100))}
+    other = {"session": OTHER, "segment": segment_number(after(3600))}
+    third = {"session": THIRD, "segment": segment_number(after(7200))}
+    return [
+        device_seen(),
+        device_seen(device="idle"),
+        opened(),
+        progress(),
+        judged(),
+        closed(reason=EndReason.LOST, counters=None),
+        opened(**resumed, edge="edge-2", resumed_tokens=20, at=after(100)),
+        progress(**resumed, tokens=20, accepted=5, at=after(102)),
+        judged(**resumed, round=7, base=20, at=after(101)),
+        closed(**resumed, tokens=40, at=after(103)),
+        opened(**other, device="sensor-2", mode=Mode.COUPLED, quantization="Q2_K", at=after(3600)),
+        progress(**other, tokens=7, at=after(3601)),
+        closed(**other, reason=EndReason.LENGTH, tokens=7, counters=None, at=after(3602)),
+        opened(**third, device="sensor-2", at=after(7200)),
+        event(),
+    ]

@@ -1,53 +1,15 @@
-from collections.abc import Iterator
-
 import pytest
 from sqlalchemy import Connection, text
 
-from fleet_edge.store import queries, totals
+from fleet_edge.store import queries
 from fleet_edge.store.database import Store
 from fleet_edge.store.errors import NotFound, StoreError
 from fleet_edge.store.instants import segment_number
 from fleet_edge.store.queries import SessionFilter
-from fleet_edge.store.totals import Grouping
-from fleet_edge.store.records import Record
 from schemas.messages import EndReason
 from schemas.policy import Mode
 from tests.fleet_edge.store import samples
-from tests.fleet_edge.store.samples import SESSION, after
-
-OTHER = "ff00000000000001"
-THIRD = "ff00000000000002"
-
-
-def _fleet() -> list[Record]:
-    """Return one session served in two segments at two edges, one of another device, and one still open."""
-    resumed = {"session": SESSION, "segment": segment_number(after(100))}
-    other = {"session": OTHER, "segment": segment_number(after(3600))}
-    third = {"session": THIRD, "segment": segment_number(after(7200))}
-    return [
-        samples.device_seen(),
-        samples.device_seen(device="idle"),
-        samples.opened(),
-        samples.progress(),
-        samples.judged(),
-        samples.closed(reason=EndReason.LOST, counters=None),
-        samples.opened(**resumed, edge="edge-2", resumed_tokens=20, at=after(100)),
-        samples.progress(**resumed, tokens=20, accepted=5, at=after(102)),
-        samples.judged(**resumed, round=7, base=20, at=after(101)),
-        samples.closed(**resumed, tokens=40, at=after(103)),
-        samples.opened(**other, device="sensor-2", mode=Mode.COUPLED, quantization="Q2_K", at=after(3600)),
-        samples.progress(**other, tokens=7, at=after(3601)),
-        samples.closed(**other, reason=EndReason.LENGTH, tokens=7, counters=None, at=after(3602)),
-        samples.opened(**third, device="sensor-2", at=after(7200)),
-        samples.event(),
-    ]
-
-
-@pytest.fixture
-def connection(store: Store) -> Iterator[Connection]:
-    store.apply(_fleet())
-    with store.engine.connect() as opened:
-        yield opened
+from tests.fleet_edge.store.samples import OTHER, SESSION, THIRD, after
 
 
 def _found(connection: Connection, **chosen: object) -> list[str]:
@@ -127,40 +89,6 @@ def test_devices_tell_of_their_sessions(connection: Connection) -> None:
     assert queries.device(connection, "sensor-1") == found["sensor-1"]
     with pytest.raises(NotFound, match="no device 'nobody'"):
         queries.device(connection, "nobody")
-
-
-def test_stats_add_up_whole_and_by_name(connection: Connection) -> None:
-    [(name, total)] = totals.stats(connection).items()
-    assert (name, total.sessions, total.segments, total.tokens) == ("all", 3, 4, 47)
-    assert total.acceptance == (15 + 5 + 15) / 60
-    by_device = totals.stats(connection, by=Grouping.DEVICE)
-    assert {name: tally.tokens for name, tally in by_device.items()} == {"sensor-1": 40, "sensor-2": 7}
-    assert list(by_device) == ["sensor-1", "sensor-2"], "the most tokens first"
-    by_draft = totals.stats(connection, by=Grouping.DRAFT)
-    assert {name: tally.tokens for name, tally in by_draft.items()} == {
-        "SmolLM2-135M Q4_0": 40,
-        "SmolLM2-135M Q2_K": 7,
-    }
-    by_edge = totals.stats(connection, by=Grouping.EDGE)
-    assert {name: tally.sessions for name, tally in by_edge.items()} == {"edge-1": 3, "edge-2": 1}
-    assert totals.stats(connection, since=after(3600))["all"].tokens == 7
-
-
-def test_a_session_resumed_at_one_edge_counts_there_once(store: Store) -> None:
-    again = {"session": SESSION, "segment": segment_number(after(50))}
-    store.apply([samples.opened(), samples.opened(**again, at=after(50))])
-    with store.engine.connect() as connection:
-        for by in (None, *Grouping):
-            [tally] = totals.stats(connection, by=by).values()
-            assert (tally.sessions, tally.segments) == (1, 2)
-        assert totals.stats(connection, since=after(10))["all"].sessions == 1
-
-
-def test_stats_of_nothing_are_zero_and_have_no_rates(store: Store) -> None:
-    with store.engine.connect() as connection:
-        tally = totals.stats(connection)["all"]
-        assert totals.stats(connection, by=Grouping.DEVICE) == {}
-    assert (tally.sessions, tally.tokens, tally.acceptance, tally.tokens_per_s) == (0, 0, None, None)
 
 
 def test_a_segment_that_another_device_opened_is_not_counted_to_the_session(store: Store) -> None:

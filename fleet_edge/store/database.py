@@ -1,0 +1,128 @@
+"""The session log's database: opened to write by an edge, or to read by an administrator."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import Engine, inspect, text
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from fleet_edge.store.engine import connect_engine, parse_url, shown, sqlite_path, unavailable
+from fleet_edge.store.errors import RecordRejected, StoreError, StoreUnavailable
+from fleet_edge.store.merge import Merge
+from fleet_edge.store.models import REVISION
+from fleet_edge.store.records import Record
+
+__all__ = ["Store", "open_for_reading", "open_store"]
+
+
+class Store:
+    """A database with this version's tables, open to write.
+
+    Attributes:
+        engine: For housekeeping and queries.
+        name: The URL without secrets.
+    """
+
+    def __init__(self, engine: Engine, *, name: str) -> None:
+        self.engine = engine
+        self.name = name
+        self._merge = Merge(engine.dialect.name)
+
+    def apply(self, records: Sequence[Record]) -> None:
+        """Merge records in one transaction; safe to repeat, in any order. Callable from any thread.
+
+        Raises:
+            StoreUnavailable: Nothing was stored; try again later.
+            RecordRejected: Nothing was stored, because of a record that never can be.
+        """
+        try:
+            with self.engine.begin() as connection:
+                self._merge.apply(connection, records)
+        except (DataError, IntegrityError) as error:
+            raise _rejected(error.orig or error) from error
+        except (DBAPIError, PoolTimeout) as error:
+            raise unavailable(error, name=self.name) from error
+        except StatementError as error:
+            raise _rejected(error.orig or error) from error
+        except (ValueError, TypeError, OverflowError) as error:
+            # Not wrapped by SQLAlchemy: the driver could not convert a value.
+            raise _rejected(error) from error
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_store(url: str) -> Store:
+    """Open a database to write, creating it or migrating it to this version first.
+
+    Several processes may do so at once: one migrates, the others wait.
+
+    Args:
+        url: `sqlite:///PATH` or `postgresql://USER[:PASSWORD]@HOST/NAME`.
+
+    Raises:
+        StoreUnavailable: It cannot be reached, opened or written.
+        StoreError: The URL is wrong, the driver is missing, or the database is newer than this software.
+    """
+    # Only the edge installs Alembic; an administrator's desk reads without it.
+    from fleet_edge.store.migrate import migrate  # noqa: PLC0415
+
+    parsed = parse_url(url)
+    name = shown(parsed)
+    engine = connect_engine(parsed, read_only=False)
+    try:
+        migrate(engine, path=sqlite_path(parsed), name=name)
+    except (SQLAlchemyError, OSError) as error:
+        engine.dispose()
+        if isinstance(error, OSError):
+            raise StoreUnavailable(f"The folder of {name} cannot be locked: {error.strerror}.") from error
+        raise unavailable(error, name=name) from error
+    except StoreError:
+        engine.dispose()
+        raise
+    return Store(engine, name=name)
+
+
+def open_for_reading(url: str) -> Engine:
+    """Open an existing database read-only; nothing is created or migrated.
+
+    Raises:
+        StoreUnavailable: It does not exist or cannot be opened.
+        StoreError: The URL is wrong, the driver is missing, or the tables are missing or of another version.
+    """
+    parsed = parse_url(url)
+    name = shown(parsed)
+    engine = connect_engine(parsed, read_only=True)
+    try:
+        with engine.connect() as connection:
+            revision = None
+            if inspect(connection).has_table("alembic_version"):
+                revision = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    except SQLAlchemyError as error:
+        engine.dispose()
+        raise unavailable(error, name=name) from error
+    if revision == REVISION:
+        return engine
+    engine.dispose()
+    if revision is None:
+        raise StoreError(f"The database {name} has no session log; an edge that is started on it creates one.")
+    raise StoreError(
+        f"The database {name} has schema {revision} and this software reads {REVISION}; "
+        "run the same version as the edge that writes it."
+    )
+
+
+def _rejected(error: BaseException) -> RecordRejected:
+    lines = str(error).strip().splitlines()
+    return RecordRejected(f"The database refuses a record: {lines[0].rstrip('.') if lines else type(error).__name__}.")

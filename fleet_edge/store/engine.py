@@ -1,0 +1,134 @@
+"""From a database URL to an SQLAlchemy engine, with every way in which that fails as one sentence.
+
+A database server gets timeouts, and SQLite a bounded wait for its lock, so that the writer never waits for ever.
+"""
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import QueuePool
+
+from fleet_edge.store.errors import StoreError, StoreUnavailable
+
+__all__ = ["connect_engine", "parse_url", "shown", "sqlite_path", "unavailable"]
+
+_BUSY_S: Final = 5.0
+_CONNECT_S: Final = 5
+_STATEMENT_MS: Final = 30_000
+_SILENCE_MS: Final = 10_000
+_EXAMPLES = "use sqlite:///PATH or postgresql://USER@HOST/NAME"
+
+
+def parse_url(text: str) -> URL:
+    """Read a database URL.
+
+    Raises:
+        StoreError: It is none, or names a database that we do not support.
+    """
+    try:
+        url = make_url(text.strip())
+    except ArgumentError:
+        # The text is not repeated: a mistyped URL may hold a password.
+        raise StoreError(f"The database URL cannot be read; {_EXAMPLES}.") from None
+    backend = url.get_backend_name()
+    if backend in {"postgres", "postgresql"}:
+        return url.set(drivername="postgresql+psycopg")
+    if backend != "sqlite":
+        raise StoreError(f"The database {backend!r} is not supported; {_EXAMPLES}.")
+    if url.host or url.username:
+        raise StoreError("The SQLite URL needs three slashes before a relative path and four before an absolute one.")
+    if not url.database or url.database == ":memory:":
+        raise StoreError("A database in memory would be gone with the process; use sqlite:///PATH.")
+    return url.set(drivername="sqlite")
+
+
+def shown(url: URL) -> str:
+    """Return the URL for people: without password, and without a query, which may hold one too."""
+    return url.set(drivername=url.get_backend_name(), query={}).render_as_string(hide_password=True)
+
+
+def sqlite_path(url: URL) -> Path | None:
+    """Return the database file, or None for a server."""
+    return Path(url.database or "").absolute() if url.get_backend_name() == "sqlite" else None
+
+
+def connect_engine(url: URL, *, read_only: bool) -> Engine:
+    """Return an engine to which one connection has been made.
+
+    Raises:
+        StoreUnavailable: There is no such file or folder, it is not ours, or the server does not answer.
+        StoreError: The driver is missing.
+    """
+    path = sqlite_path(url)
+    try:
+        engine = _sqlite(path, read_only=read_only) if path else _postgresql(url, read_only=read_only)
+    except (ImportError, NoSuchModuleError):
+        raise StoreError(
+            "The PostgreSQL driver is missing; install this package with the extra 'edge' or 'admin'."
+        ) from None
+    try:
+        with engine.connect() as connection:
+            # Reads the file's header: opening alone does not.
+            connection.exec_driver_sql("PRAGMA schema_version" if path else "SELECT 1")
+    except SQLAlchemyError as error:
+        engine.dispose()
+        raise unavailable(error, name=shown(url)) from error
+    return engine
+
+
+def unavailable(error: SQLAlchemyError, *, name: str) -> StoreUnavailable:
+    """Turn a database error into a sentence."""
+    # The driver's own words alone: SQLAlchemy's repeat the statement and its parameters.
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    lines = str(cause).strip().splitlines()
+    return StoreUnavailable(
+        f"The database {name} cannot be used: {lines[0].rstrip('.') if lines else 'no reason given'}."
+    )
+
+
+def _sqlite(path: Path, *, read_only: bool) -> Engine:
+    folder = path.parent
+    if not folder.is_dir():
+        raise StoreUnavailable(f"The folder {folder} of the database does not exist; create it first.")
+    if path.is_dir():
+        raise StoreUnavailable(f"{path} is a folder, not a database; name a file.")
+    if read_only and not path.exists():
+        raise StoreUnavailable(f"There is no database at {path}; an edge creates it, or name another with --db.")
+    needed = os.R_OK if read_only else os.R_OK | os.W_OK
+    if path.exists() and not os.access(path, needed):
+        raise StoreUnavailable(f"The database {path} may not be opened by this user; change its owner or mode.")
+    location = path.as_uri() + ("?mode=ro" if read_only else "?mode=rwc")
+    # Opened by a URI of SQLite's own, which can ask for read-only and quotes any path.
+    engine = create_engine(
+        "sqlite://",
+        creator=lambda: sqlite3.connect(location, uri=True, timeout=_BUSY_S, check_same_thread=False),
+        poolclass=QueuePool,
+    )
+
+    @event.listens_for(engine, "connect")
+    def _set_up(connection: sqlite3.Connection, _record: object) -> None:
+        connection.execute("PRAGMA foreign_keys = ON")
+        # With a write-ahead log a crash of the process loses nothing, a power cut at most the last commits.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        if read_only:
+            connection.execute("PRAGMA query_only = ON")
+
+    return engine
+
+
+def _postgresql(url: URL, *, read_only: bool) -> Engine:
+    options = f"-c statement_timeout={_STATEMENT_MS}" + (" -c default_transaction_read_only=on" if read_only else "")
+    arguments: dict[str, Any] = {
+        "options": options,
+        "application_name": "dssd-fleet",
+        # A server that vanished without a word is noticed; the statement timeout runs only at a living one.
+        "tcp_user_timeout": _SILENCE_MS,
+    }
+    if "connect_timeout" not in url.query:
+        arguments["connect_timeout"] = _CONNECT_S
+    # A pooled connection that the server has dropped is noticed before it is used.
+    return create_engine(url, connect_args=arguments, pool_pre_ping=True, pool_size=2)

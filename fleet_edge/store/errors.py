@@ -1,0 +1,32 @@
+"""The exception tree of the session log.
+
+::
+
+    StoreError                  anything that the operator has to put right
+    ├── StoreUnavailable        the database does not answer now; the same call may succeed later
+    ├── RecordRejected          the database answers, and will never take this record
+    ├── SpoolFull               the spool is at its bound, or its disk is full
+    └── NotFound                no device or session of that name
+"""
+
+__all__ = ["NotFound", "RecordRejected", "SpoolFull", "StoreError", "StoreUnavailable"]
+
+
+class StoreError(Exception):
+    """Base of all errors of this package. Its text is one sentence for the user."""
+
+
+class StoreUnavailable(StoreError):  # noqa: N818 - reads as what it says
+    """The database does not answer now: away, locked, full or damaged. Trying later may help."""
+
+
+class RecordRejected(StoreError):  # noqa: N818
+    """A record of the batch is one that the database will never take. Nothing of the batch was stored."""
+
+
+class SpoolFull(StoreError):  # noqa: N818
+    """Nothing more can be spooled. Nothing of the batch was."""
+
+
+class NotFound(StoreError):  # noqa: N818
+    """No device or session of that name."""

@@ -1,0 +1,197 @@
+"""How records become rows: a merge that neither order nor repetition can disturb.
+
+Each record first makes sure that the rows it belongs to exist, widening their times (least, greatest), and
+then says what it knows: a counter becomes the greater of two, a state or an end yields only to a later one,
+a description only to an earlier segment's, a round or event is never rewritten. All of these commute and
+are idempotent, so a batch may be grouped by kind and replayed at will.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import Connection, case, func, null
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.dml import Insert, Update
+
+from fleet_edge.store.instants import segment_time
+from fleet_edge.store.models import Base, DeviceRow, EdgeRow, EventRow, RoundRow, SegmentRow, SessionRow
+from fleet_edge.store.records import (
+    DeviceSeen,
+    EdgeSeen,
+    EventLogged,
+    Record,
+    RoundJudged,
+    SegmentProgress,
+    SessionClosed,
+    SessionOpened,
+)
+from fleet_edge.store.statements import (
+    CLOSE_SEGMENT,
+    CLOSE_SESSION,
+    COUNT_BY_DEVICE,
+    DESCRIBE_SEGMENT,
+    DESCRIBE_SESSION,
+    DEVICE_COUNTERS,
+    DEVICE_STATE,
+    EDGE_STATE,
+    SEGMENT_COUNTERS,
+    SEGMENT_DESCRIPTION,
+    SESSION_DESCRIPTION,
+    set_latest,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy.sql import ColumnElement
+
+__all__ = ["Merge"]
+
+Parameters = dict[str, Any]
+_OfSession = SessionOpened | SegmentProgress | RoundJudged | SessionClosed
+_MILLISECOND = timedelta(milliseconds=1)
+R = TypeVar("R", bound=Record)
+
+
+class Merge:
+    """The statements for one database dialect, compiled once and run in batches.
+
+    Args:
+        dialect: `sqlite` or `postgresql`.
+    """
+
+    def __init__(self, dialect: str) -> None:
+        self._dialect = dialect
+        self._greatest = func.max if dialect == "sqlite" else func.greatest
+        self._least = func.min if dialect == "sqlite" else func.least
+        self._touch_device = self._upsert(DeviceRow, least=("first_seen_at",), greatest=("seen_at",))
+        self._touch_edge = self._upsert(EdgeRow, least=("first_seen_at",), greatest=("seen_at",))
+        self._touch_session = self._upsert(SessionRow, least=("opened_at",), greatest=("last_at", "last_segment"))
+        self._touch_segment = self._upsert(SegmentRow, greatest=("duration_ms",))
+        self._progress = self._upsert(SegmentRow, greatest=("duration_ms", *SEGMENT_COUNTERS))
+        self._round = self._upsert(RoundRow)
+        self._event = self._upsert(EventRow)
+
+    def apply(self, connection: Connection, records: Sequence[Record]) -> None:
+        """Merge the records, in the transaction that `connection` is in."""
+        self._make_rows(connection, records)
+        states = _only(records, DeviceSeen)
+        _run(connection, set_latest(DeviceRow, "device", DEVICE_STATE), [_state(r, r.device) for r in states])
+        edges = _only(records, EdgeSeen)
+        _run(connection, set_latest(EdgeRow, "edge", EDGE_STATE), [_state(r, r.edge) for r in edges])
+        opened = _only(records, SessionOpened)
+        _run(connection, DESCRIBE_SESSION, [_bound(r, SESSION_DESCRIPTION) for r in opened])
+        _run(connection, DESCRIBE_SEGMENT, [_bound(r, SEGMENT_DESCRIPTION) for r in opened])
+        progress = _only(records, SegmentProgress)
+        _run(connection, self._progress, [_progress(r) for r in progress])
+        closed = _only(records, SessionClosed)
+        _run(connection, CLOSE_SEGMENT, [_bound(r, ("reason",)) for r in closed])
+        _run(connection, CLOSE_SESSION, [_bound(r, ("reason", "tokens")) for r in closed])
+        _run(connection, COUNT_BY_DEVICE, [_counted(r) for r in closed if r.counters is not None])
+        _run(connection, self._round, [asdict(r) for r in _only(records, RoundJudged)])
+        _run(connection, self._event, [asdict(r) for r in _only(records, EventLogged)])
+
+    def _make_rows(self, connection: Connection, records: Sequence[Record]) -> None:
+        """Make the rows that the records belong to, one statement a row however many records there are."""
+        devices = _spans((r.device, r.at) for r in records if isinstance(r, DeviceSeen | SessionOpened))
+        edges = _spans((r.edge, r.at) for r in records if isinstance(r, EdgeSeen | SessionOpened))
+        of_session = [r for r in records if isinstance(r, _OfSession)]
+        segments = _spans(((r.session, r.segment), r.at) for r in of_session)
+        sessions: dict[str, Parameters] = {}
+        for (session, segment), (_, last) in segments.items():
+            row = {
+                "session": session,
+                "opened_at": segment_time(segment),
+                "last_at": last,
+                "last_segment": segment,
+            }
+            kept = sessions.setdefault(session, row)
+            kept["opened_at"] = min(kept["opened_at"], row["opened_at"])
+            kept["last_at"] = max(kept["last_at"], last)
+            kept["last_segment"] = max(kept["last_segment"], segment)
+        # Sorted, so that two edges lock rows of a common PostgreSQL in the same order.
+        _run(connection, self._touch_device, _seen("device", devices))
+        _run(connection, self._touch_edge, _seen("edge", edges))
+        _run(connection, self._touch_session, sorted(sessions.values(), key=itemgetter("session")))
+        _run(
+            connection,
+            self._touch_segment,
+            [
+                {"session": session, "segment": segment, "duration_ms": _since_open(segment, last)}
+                for (session, segment), (_, last) in sorted(segments.items())
+            ],
+        )
+
+    def _upsert(self, row: type[Base], *, least: Sequence[str] = (), greatest: Sequence[str] = ()) -> Insert:
+        """Return an insert that, where the row exists, takes the lesser or greater value of some columns."""
+        table = row.__table__
+        key = [column.name for column in table.primary_key]
+        statement: sqlite.Insert | postgresql.Insert
+        statement = sqlite.insert(row) if self._dialect == "sqlite" else postgresql.insert(row)
+        if not least and not greatest:
+            return statement.on_conflict_do_nothing(index_elements=key)
+        new = statement.excluded
+        changes: dict[str, ColumnElement[Any]] = {name: self._least(table.c[name], new[name]) for name in least}
+        changes |= {name: self._greatest(table.c[name], new[name]) for name in greatest}
+        if row is DeviceRow:
+            heard = new["seen_at"] > table.c["seen_at"]
+            changes["silent_since"] = case((heard, null()), else_=table.c["silent_since"])
+        if row is SessionRow:
+            # A later segment reopens the session: it ends as its last segment does.
+            reopened = new["last_segment"] > table.c["last_segment"]
+            for name in ("reason", "closed_at", "tokens"):
+                changes[name] = case((reopened, null()), else_=table.c[name])
+        return statement.on_conflict_do_update(index_elements=key, set_=changes)
+
+
+def _run(connection: Connection, statement: Insert | Update, rows: Sequence[Parameters]) -> None:
+    if rows:
+        connection.execute(statement, rows)
+
+
+def _only(records: Iterable[Record], kind: type[R]) -> list[R]:
+    return [record for record in records if isinstance(record, kind)]
+
+
+K = TypeVar("K")
+
+
+def _spans(sightings: Iterable[tuple[K, datetime]]) -> dict[K, tuple[datetime, datetime]]:
+    """Return for each key when it was first and last seen."""
+    spans: dict[K, tuple[datetime, datetime]] = {}
+    for key, at in sightings:
+        first, last = spans.get(key, (at, at))
+        spans[key] = (min(first, at), max(last, at))
+    return spans
+
+
+def _seen(key: str, spans: dict[str, tuple[datetime, datetime]]) -> list[Parameters]:
+    return [{key: name, "first_seen_at": first, "seen_at": last} for name, (first, last) in sorted(spans.items())]
+
+
+def _since_open(segment: int, at: datetime) -> float:
+    return max((at - segment_time(segment)) / _MILLISECOND, 0.0)
+
+
+def _bound(record: SessionOpened | SessionClosed, names: Iterable[str]) -> Parameters:
+    """Return the named fields as parameters, whose names must differ from the columns' in an update."""
+    key = {"b_session": record.session, "b_segment": record.segment}
+    when = {"b_at": record.at} if isinstance(record, SessionClosed) else {}
+    return key | when | {f"b_{name}": getattr(record, name) for name in names}
+
+
+def _state(record: DeviceSeen | EdgeSeen, key: str) -> Parameters:
+    names = DEVICE_STATE if isinstance(record, DeviceSeen) else EDGE_STATE
+    return {"b_key": key, "b_at": record.at, **{f"b_{name}": getattr(record, name) for name in names}}
+
+
+def _progress(record: SegmentProgress) -> Parameters:
+    fields = asdict(record)
+    at = fields.pop("at")
+    return fields | {"duration_ms": _since_open(record.segment, at)}
+
+
+def _counted(record: SessionClosed) -> Parameters:
+    counters = {f"b_{name}": getattr(record.counters, name) for name in DEVICE_COUNTERS}
+    return {"b_session": record.session, "b_at": record.at, **counters}

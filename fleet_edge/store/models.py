@@ -1,0 +1,220 @@
+"""The tables of the session log.
+
+Columns that only one kind of record knows are nullable: a Close may be replayed before its Open, and then
+makes the row that the Open completes. Unset means "that record has not come", never zero.
+"""
+
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import BigInteger, Double, ForeignKey, ForeignKeyConstraint, Index, MetaData
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeEngine
+
+from fleet_edge.store.columns import CleanText, Seed, UtcDateTime
+
+__all__ = [
+    "REVISION",
+    "Base",
+    "DeviceRow",
+    "EdgeRow",
+    "EventRow",
+    "RollupRow",
+    "RoundRow",
+    "SegmentRow",
+    "SessionRow",
+]
+
+REVISION = "0001"
+"""The migration that these tables correspond to, known without Alembic."""
+
+
+class Base(DeclarativeBase):
+    """What all tables share: types by annotation, and constraint names that do not depend on the database."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[type, type[TypeEngine[Any]]]] = {
+        str: CleanText,
+        int: BigInteger,
+        float: Double,
+        datetime: UtcDateTime,
+    }
+
+
+class DeviceRow(Base):
+    """A device and its latest state; `silent_since` is set by a job, and cleared when it is seen again."""
+
+    __tablename__ = "devices"
+
+    device: Mapped[str] = mapped_column(primary_key=True)
+    presence: Mapped[str | None]
+    software: Mapped[str | None]
+    draft_model: Mapped[str | None]
+    quantization: Mapped[str | None]
+    state_at: Mapped[datetime | None]
+    first_seen_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+    silent_since: Mapped[datetime | None]
+
+
+class EdgeRow(Base):
+    """An edge and its latest state."""
+
+    __tablename__ = "edges"
+
+    edge: Mapped[str] = mapped_column(primary_key=True)
+    presence: Mapped[str | None]
+    software: Mapped[str | None]
+    target: Mapped[str | None]
+    vocabulary: Mapped[str | None]
+    state_at: Mapped[datetime | None]
+    first_seen_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+
+
+class SessionRow(Base):
+    """A session: described by its first Open, ended with its last segment, counted by its device."""
+
+    __tablename__ = "sessions"
+    __table_args__ = (
+        Index(None, "opened_at"),
+        Index(None, "device", "opened_at"),
+        Index(None, "reason", "opened_at"),
+        Index(None, "device", "last_at"),
+        Index(None, "last_at"),
+    )
+
+    session: Mapped[str] = mapped_column(primary_key=True)
+    opened_at: Mapped[datetime]
+    last_at: Mapped[datetime]
+    last_segment: Mapped[int]
+    described_by: Mapped[int | None]
+    device: Mapped[str | None] = mapped_column(ForeignKey("devices.device"))
+    draft_model: Mapped[str | None]
+    quantization: Mapped[str | None]
+    target: Mapped[str | None]
+    mode: Mapped[str | None]
+    temperature: Mapped[float | None]
+    top_k: Mapped[int | None]
+    top_p: Mapped[float | None]
+    seed: Mapped[int | None] = mapped_column(Seed)
+    prompt_tokens: Mapped[int | None]
+    max_new_tokens: Mapped[int | None]
+    reason: Mapped[str | None]
+    closed_at: Mapped[datetime | None]
+    tokens: Mapped[int | None]
+    device_counted_at: Mapped[datetime | None]
+    device_tokens: Mapped[int | None]
+    device_rounds: Mapped[int | None]
+    device_drafted: Mapped[int | None]
+    device_tested: Mapped[int | None]
+    device_accepted: Mapped[int | None]
+    device_uplink_bytes: Mapped[int | None]
+    device_downlink_bytes: Mapped[int | None]
+    device_draft_ms: Mapped[float | None]
+    device_wait_ms: Mapped[float | None]
+    device_wall_ms: Mapped[float | None]
+
+
+class SegmentRow(Base):
+    """One stay of a session at one edge, with what that edge counted."""
+
+    __tablename__ = "segments"
+    __table_args__ = (
+        Index(None, "segment"),
+        Index(None, "device", "segment"),
+        Index(None, "edge", "segment"),
+    )
+
+    session: Mapped[str] = mapped_column(ForeignKey("sessions.session", ondelete="CASCADE"), primary_key=True)
+    segment: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    device: Mapped[str | None] = mapped_column(ForeignKey("devices.device"))
+    edge: Mapped[str | None] = mapped_column(ForeignKey("edges.edge"))
+    draft_model: Mapped[str | None]
+    quantization: Mapped[str | None]
+    target: Mapped[str | None]
+    resumed_tokens: Mapped[int | None]
+    open_bytes: Mapped[int | None]
+    reason: Mapped[str | None]
+    closed_at: Mapped[datetime | None]
+    duration_ms: Mapped[float]  # from Open to the last record
+    tokens: Mapped[int] = mapped_column(server_default="0")
+    rounds: Mapped[int] = mapped_column(server_default="0")
+    drafted: Mapped[int] = mapped_column(server_default="0")
+    tested: Mapped[int] = mapped_column(server_default="0")
+    accepted: Mapped[int] = mapped_column(server_default="0")
+    uplink_bytes: Mapped[int] = mapped_column(server_default="0")
+    downlink_bytes: Mapped[int] = mapped_column(server_default="0")
+    queue_ms: Mapped[float] = mapped_column(server_default="0")
+    compute_ms: Mapped[float] = mapped_column(server_default="0")
+    batch_sum: Mapped[int] = mapped_column(server_default="0")
+
+
+class RoundRow(Base):
+    """One verdict of a traced session."""
+
+    __tablename__ = "rounds"
+    __table_args__ = (
+        ForeignKeyConstraint(["session", "segment"], ["segments.session", "segments.segment"], ondelete="CASCADE"),
+        Index(None, "at"),
+    )
+
+    session: Mapped[str] = mapped_column(primary_key=True)
+    segment: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    round: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    base: Mapped[int]
+    drafted: Mapped[int]
+    tested: Mapped[int]
+    accepted: Mapped[int]
+    batch: Mapped[int]
+    uplink_bytes: Mapped[int]
+    downlink_bytes: Mapped[int]
+    form: Mapped[str | None]
+    queue_ms: Mapped[float]
+    compute_ms: Mapped[float]
+    at: Mapped[datetime]
+
+
+class EventRow(Base):
+    """A refusal, a fault, a restart. No foreign keys: an event may concern a session that never was."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index(None, "at"), Index(None, "session"), Index(None, "device", "at"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    edge: Mapped[str]
+    device: Mapped[str | None]
+    session: Mapped[str | None]
+    kind: Mapped[str]
+    code: Mapped[str]
+    sentence: Mapped[str]
+    at: Mapped[datetime]
+
+
+class RollupRow(Base):
+    """The segments that a device opened in one hour, summed; outlives the sessions it was made from."""
+
+    __tablename__ = "rollups"
+    __table_args__ = (Index(None, "device", "hour"),)
+
+    hour: Mapped[datetime] = mapped_column(primary_key=True)
+    device: Mapped[str] = mapped_column(ForeignKey("devices.device"), primary_key=True)
+    sessions: Mapped[int]
+    segments: Mapped[int]
+    duration_ms: Mapped[float]
+    tokens: Mapped[int]
+    rounds: Mapped[int]
+    drafted: Mapped[int]
+    tested: Mapped[int]
+    accepted: Mapped[int]
+    uplink_bytes: Mapped[int]
+    downlink_bytes: Mapped[int]
+    queue_ms: Mapped[float]
+    compute_ms: Mapped[float]
+    batch_sum: Mapped[int]

@@ -1,0 +1,216 @@
+"""What an administrator asks of the session log.
+
+Reads only. Every query is served by an index and bounded by a limit, but for `devices`, which counts sessions in an
+index. What adds up is in `totals`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    func,
+    select,
+)
+
+from fleet_edge.store.errors import NotFound, StoreError
+from fleet_edge.store.instants import segment_time
+from fleet_edge.store.models import DeviceRow, EventRow, RollupRow, RoundRow, SegmentRow, SessionRow
+from fleet_edge.store.totals import SUMMED, tally
+from fleet_edge.store.views import DeviceView, EventView, HourView, RoundView, SegmentView, SessionView, Tally
+
+__all__ = [
+    "SessionFilter",
+    "device",
+    "devices",
+    "events_of_device",
+    "events_of_session",
+    "hours",
+    "rounds",
+    "segments",
+    "session",
+    "sessions",
+]
+
+_ID_LENGTH: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionFilter:
+    """Which sessions; everything left None admits all.
+
+    Attributes:
+        device: Of this device.
+        edge: Served, at least once, by this edge.
+        reason: Ended so.
+        mode: Verified so.
+        since: Opened at or after (aware).
+        until: Opened before (aware).
+        open: True for those that have not ended.
+    """
+
+    device: str | None = None
+    edge: str | None = None
+    reason: str | None = None
+    mode: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    open: bool = False
+
+
+def devices(connection: Connection) -> list[DeviceView]:
+    """Return all devices, by name."""
+    return [DeviceView(**row) for row in connection.execute(_devices().order_by(DeviceRow.device)).mappings()]
+
+
+def device(connection: Connection, name: str) -> DeviceView:
+    """Return one device.
+
+    Raises:
+        NotFound: There is none of that name.
+    """
+    row = connection.execute(_devices().where(DeviceRow.device == name)).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"There is no device {name!r} in the session log; 'devices' lists those there are.")
+    return DeviceView(**row)
+
+
+def sessions(connection: Connection, chosen: SessionFilter, *, limit: int) -> list[SessionView]:
+    """Return sessions, the latest opened first."""
+    query = select(SessionRow).where(*_conditions(chosen)).order_by(SessionRow.opened_at.desc()).limit(limit)
+    return _session_views(connection, connection.execute(query).mappings().all())
+
+
+def session(connection: Connection, prefix: str) -> SessionView:
+    """Return the session whose id begins with `prefix`.
+
+    Raises:
+        NotFound: There is none.
+        StoreError: There are several.
+    """
+    wanted = prefix.lower()
+    if not wanted or len(wanted) > _ID_LENGTH or set(wanted) - set("0123456789abcdef"):
+        raise NotFound(f"{prefix[:40]!r} is not the beginning of a session id: 1 to 16 hexadecimal characters.")
+    # "g" follows every hexadecimal digit; a range uses the key's index where LIKE does not.
+    within = (SessionRow.session >= wanted, SessionRow.session < wanted + "g")
+    rows = connection.execute(select(SessionRow).where(*within).order_by(SessionRow.session).limit(2)).mappings().all()
+    if not rows:
+        raise NotFound(f"There is no session {prefix} in the session log; 'sessions' lists the latest.")
+    if len(rows) > 1:
+        raise StoreError(f"Several sessions begin with {prefix}; give more of its characters.")
+    return _session_views(connection, rows)[0]
+
+
+def segments(connection: Connection, session: str) -> list[SegmentView]:
+    """Return the segments of a session (full id), in order."""
+    query = select(SegmentRow).where(SegmentRow.session == session).order_by(SegmentRow.segment)
+    views = []
+    for row in connection.execute(query).mappings():
+        told = ("segment", "device", "edge", "draft_model", "quantization", "target", "resumed_tokens")
+        views.append(
+            SegmentView(
+                opened_at=segment_time(row["segment"]),
+                counted=tally(row, sessions=1, segments=1),
+                **{name: row[name] for name in (*told, "open_bytes", "reason", "closed_at")},
+            )
+        )
+    return views
+
+
+def rounds(connection: Connection, session: str) -> list[RoundView]:
+    """Return the rounds of a session (full id), in order; none unless it was traced."""
+    query = select(RoundRow).where(RoundRow.session == session).order_by(RoundRow.segment, RoundRow.round)
+    return [
+        RoundView(**{name: value for name, value in row.items() if name != "session"})
+        for row in connection.execute(query).mappings()
+    ]
+
+
+def events_of_device(connection: Connection, device: str, *, limit: int) -> list[EventView]:
+    """Return what was logged of a device, the latest first."""
+    return _events(connection, select(EventRow).where(EventRow.device == device), limit=limit)
+
+
+def events_of_session(connection: Connection, session: str, *, limit: int) -> list[EventView]:
+    """Return what was logged of a session (full id), the latest first."""
+    return _events(connection, select(EventRow).where(EventRow.session == session), limit=limit)
+
+
+def hours(connection: Connection, device: str, *, limit: int) -> list[HourView]:
+    """Return a device's hourly rollups, the latest first."""
+    query = select(RollupRow).where(RollupRow.device == device).order_by(RollupRow.hour.desc()).limit(limit)
+    return [
+        HourView(hour=row["hour"], counted=tally(row, sessions=row["sessions"], segments=row["segments"]))
+        for row in connection.execute(query).mappings()
+    ]
+
+
+def _devices() -> Select[Any]:
+    of_device = SessionRow.device == DeviceRow.device
+    return select(
+        DeviceRow.device,
+        DeviceRow.presence,
+        DeviceRow.software,
+        DeviceRow.draft_model,
+        DeviceRow.quantization,
+        DeviceRow.first_seen_at,
+        DeviceRow.seen_at,
+        DeviceRow.silent_since,
+        select(func.count()).select_from(SessionRow).where(of_device).scalar_subquery().label("sessions"),
+        select(func.max(SessionRow.opened_at)).where(of_device).scalar_subquery().label("last_session_at"),
+    )
+
+
+def _conditions(chosen: SessionFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if chosen.device is not None:
+        conditions.append(SessionRow.device == chosen.device)
+    if chosen.edge is not None:
+        served = select(SegmentRow.session).where(
+            SegmentRow.session == SessionRow.session, SegmentRow.edge == chosen.edge
+        )
+        conditions.append(served.exists())
+    if chosen.reason is not None:
+        conditions.append(SessionRow.reason == chosen.reason)
+    if chosen.mode is not None:
+        conditions.append(SessionRow.mode == chosen.mode)
+    if chosen.since is not None:
+        conditions.append(SessionRow.opened_at >= chosen.since)
+    if chosen.until is not None:
+        conditions.append(SessionRow.opened_at < chosen.until)
+    if chosen.open:
+        conditions.append(SessionRow.reason.is_(None))
+    return conditions
+
+
+def _session_views(connection: Connection, rows: Sequence[RowMapping]) -> list[SessionView]:
+    """Add to each session what its segments sum to, and its last edge."""
+    found = select(SegmentRow).where(SegmentRow.session.in_([row["session"] for row in rows]))
+    by_session: dict[str, list[RowMapping]] = {}
+    for segment in connection.execute(found.order_by(SegmentRow.segment)).mappings():
+        by_session.setdefault(segment["session"], []).append(segment)
+    unlike = {"last_segment", "described_by", "device_counted_at", "tokens"}
+    views = []
+    for row in rows:
+        # A segment that another device opened under this session's id is not this session's.
+        own = [s for s in by_session.get(row["session"], []) if s["device"] in {row["device"], None}]
+        sums: dict[str, Any] = {name: sum(segment[name] for segment in own) for name in SUMMED}
+        views.append(
+            SessionView(
+                edge=next((s["edge"] for s in reversed(own) if s["edge"]), None),
+                final_tokens=row["tokens"],
+                counted=Tally(sessions=1, segments=len(own), **sums),
+                **{name: value for name, value in row.items() if name not in unlike},
+            )
+        )
+    return views
+
+
+def _events(connection: Connection, query: Select[Any], *, limit: int) -> list[EventView]:
+    rows = connection.execute(query.order_by(EventRow.at.desc()).limit(limit)).mappings()
+    return [EventView(**{name: value for name, value in row.items() if name != "id"}) for row in rows]

@@ -1,0 +1,237 @@
+"""What the edge writes to the session log.
+
+Every record is applied as a merge that neither order nor repetition can disturb (see `merge`): a counter is
+absolute, a state carries its time, a round has its key. So a record can be spooled and replayed freely.
+
+A *session* may be served in several *segments*, one for each time that an edge opened or resumed it. What an
+edge counts belongs to the segment; a restarted edge starts a new one from zero, and totals are sums.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from fleet_edge.store.device_counters import DeviceCounters
+from fleet_edge.store.instants import segment_number, segment_time
+from schemas.control import Presence
+from schemas.messages import EndReason
+from schemas.policy import Mode
+
+__all__ = [
+    "DeviceCounters",
+    "DeviceSeen",
+    "EdgeSeen",
+    "EventLogged",
+    "Record",
+    "RoundJudged",
+    "SegmentProgress",
+    "SessionClosed",
+    "SessionOpened",
+    "segment_number",
+    "segment_time",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSeen:
+    """A device's state, as retained at the broker.
+
+    Attributes:
+        device: Its name.
+        presence: Online, draining or offline.
+        software: Version that it runs.
+        draft_model: Name of its draft model.
+        quantization: Of its weights.
+        at: When the edge saw it (UTC, aware). The latest wins.
+    """
+
+    device: str
+    presence: Presence
+    software: str
+    draft_model: str
+    quantization: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeSeen:
+    """An edge's state, as retained at the broker.
+
+    Attributes:
+        edge: Its name.
+        presence: Online, draining or offline.
+        software: Version that it runs.
+        target: Name of its target model.
+        vocabulary: Size and head of the fingerprint, for the reader's eye.
+        at: When it was so (UTC, aware). The latest wins.
+    """
+
+    edge: str
+    presence: Presence
+    software: str
+    target: str
+    vocabulary: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOpened:
+    """An edge granted an Open or a resume: a segment begins.
+
+    Attributes:
+        session: 16 lower-case hexadecimal characters of the 8-byte id.
+        segment: `segment_number` of the Open.
+        device: Who asked.
+        edge: Who granted.
+        draft_model: Name of the draft model.
+        quantization: Of its weights.
+        target: Name of the target model.
+        mode: How drafts are verified.
+        temperature: Of the policy.
+        top_k: Of the policy.
+        top_p: Of the policy.
+        seed: Of the policy, 0 to 2^64 - 1.
+        prompt_tokens: Length of the prompt.
+        max_new_tokens: Granted.
+        resumed_tokens: Committed before this segment.
+        open_bytes: Payload of the Open.
+        at: When (UTC, aware).
+    """
+
+    session: str
+    segment: int
+    device: str
+    edge: str
+    draft_model: str
+    quantization: str
+    target: str
+    mode: Mode
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    prompt_tokens: int
+    max_new_tokens: int
+    resumed_tokens: int
+    open_bytes: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentProgress:
+    """What the edge has counted in a segment so far. Absolute values that never fall.
+
+    Attributes:
+        session: As opened.
+        segment: As opened.
+        tokens: Committed in this segment, those resumed from left out.
+        rounds: Verdicts given.
+        drafted: Draft tokens received and judged or flushed.
+        tested: Of these, accepted or rejected.
+        accepted: Of these, accepted.
+        uplink_bytes: Payload of the drafts received.
+        downlink_bytes: Payload of the verdicts sent.
+        queue_ms: From arrival to the step that verified, summed over rounds.
+        compute_ms: Of those steps, summed over rounds.
+        batch_sum: Number of sessions verified together with this one, itself counted in, summed over rounds.
+        at: When this was so (UTC, aware).
+    """
+
+    session: str
+    segment: int
+    tokens: int
+    rounds: int
+    drafted: int
+    tested: int
+    accepted: int
+    uplink_bytes: int
+    downlink_bytes: int
+    queue_ms: float
+    compute_ms: float
+    batch_sum: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundJudged:
+    """One verdict, for traced sessions only.
+
+    Attributes:
+        session: As opened.
+        segment: As opened.
+        round: Number of the draft.
+        base: Tokens committed before it.
+        drafted: Tokens in the draft.
+        tested: Of these, accepted or rejected.
+        accepted: Of these, accepted.
+        batch: Sessions verified in the same step, this one counted in.
+        uplink_bytes: Payload of the draft.
+        downlink_bytes: Payload of the verdict.
+        form: What `next` of the verdict was: `token`, `sparse`, `samples`, `dense`, or None for nothing.
+        queue_ms: From arrival to the step.
+        compute_ms: Of the step.
+        at: When (UTC, aware).
+    """
+
+    session: str
+    segment: int
+    round: int
+    base: int
+    drafted: int
+    tested: int
+    accepted: int
+    batch: int
+    uplink_bytes: int
+    downlink_bytes: int
+    form: str | None
+    queue_ms: float
+    compute_ms: float
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionClosed:
+    """A segment ended, and the session with it unless a later segment exists.
+
+    Attributes:
+        session: As opened.
+        segment: As opened.
+        reason: How it ended.
+        tokens: Committed in the whole session, those resumed from counted in.
+        counters: The device's own, or None if no Close came (a lost device).
+        at: When (UTC, aware). Of several ends of one segment the latest wins.
+    """
+
+    session: str
+    segment: int
+    reason: EndReason
+    tokens: int
+    counters: DeviceCounters | None
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventLogged:
+    """Something worth a line: a refusal, a fault, a restart.
+
+    Attributes:
+        id: Unique for good, so that a replay adds nothing, e.g. a random UUID's hexadecimal form.
+        edge: Who logs it.
+        device: Whom it concerns, if anyone.
+        session: Which session it concerns, if any.
+        kind: Class of event: `refused`, `fault`, `edge`.
+        code: Machine-readable cause.
+        sentence: The same for a person.
+        at: When (UTC, aware).
+    """
+
+    id: str
+    edge: str
+    device: str | None
+    session: str | None
+    kind: str
+    code: str
+    sentence: str
+    at: datetime
+
+
+Record = DeviceSeen | EdgeSeen | SessionOpened | SegmentProgress | RoundJudged | SessionClosed | EventLogged

@@ -1,0 +1,223 @@
+"""Where records wait, on disk, while the database does not take them.
+
+A folder of numbered files of lines (see `lines`). Writing goes to the newest file and every append is fsynced;
+reading takes the oldest first and removes a file when all of it is confirmed. A file is read only after writing
+to it has ended, and one found at start is never written again, so a torn line is always the last of its file.
+"""
+
+import fcntl
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from io import FileIO
+from pathlib import Path
+from typing import Final
+
+from fleet_edge.store.errors import SpoolFull, StoreError
+from fleet_edge.store.lines import MAX_LINE_BYTES, from_line, to_line
+from fleet_edge.store.records import Record
+
+__all__ = ["Spool"]
+
+_log = logging.getLogger(__name__)
+
+_PATTERN: Final = "spool-{:010d}.jsonl"
+_GLOB: Final = "spool-[0-9]*.jsonl"
+
+
+class Spool:
+    """A bounded queue of records on disk. Callable from any thread; calls block on the disk.
+
+    Args:
+        folder: Created if missing; one process's alone.
+        max_bytes: Bound of all files together.
+        file_bytes: Size at which a file is ended and the next begun.
+
+    Raises:
+        StoreError: The folder cannot be used, or another process uses it.
+    """
+
+    def __init__(self, folder: Path, *, max_bytes: int = 256 << 20, file_bytes: int = 4 << 20) -> None:
+        self.folder = folder
+        self._max_bytes = max_bytes
+        self._file_bytes = file_bytes
+        self._lock = threading.Lock()
+        self._guard: int | None = _claim(folder)
+        found = sorted(folder.glob(_GLOB))
+        self._sealed: deque[tuple[Path, int]] = deque((path, path.stat().st_size) for path in found)
+        self._bytes = sum(size for _, size in self._sealed)
+        self._next_number = 1 + max((int(path.stem.partition("-")[2]) for path in found), default=0)
+        self._active: FileIO | None = None
+        self._active_path = folder
+        self._active_bytes = 0
+        self._offset = 0  # confirmed bytes of the oldest file
+        self._peeked = 0  # read bytes of it
+        self._damaged = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk, those confirmed but not yet removed counted in."""
+        return self._bytes
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits."""
+        return self._bytes == 0
+
+    @property
+    def damaged(self) -> int:
+        """Lines skipped since the start, because their checksum did not fit."""
+        return self._damaged
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Keep records; on return they are on disk.
+
+        Raises:
+            SpoolFull: The bound is reached, or the disk did not take them. None of them were kept.
+        """
+        with self._lock:
+            data = b"".join(self._lines(records))
+            if self._bytes + len(data) > self._max_bytes:
+                raise SpoolFull(f"The spool {self.folder} holds {self._bytes} bytes, and no more may be added.")
+            try:
+                file = self._writable()
+                _write(file, data)
+                os.fsync(file.fileno())
+            except OSError as error:
+                self._undo()
+                raise SpoolFull(f"The spool {self.folder} cannot be written: {error.strerror}.") from error
+            self._bytes += len(data)
+            self._active_bytes += len(data)
+            if self._active_bytes >= self._file_bytes:
+                self._seal()
+
+    def peek(self, limit: int) -> Sequence[Record]:
+        """Return up to `limit` of the oldest records; they stay until `confirm`. Only one thread may read.
+
+        Raises:
+            StoreError: The oldest file cannot be read.
+        """
+        with self._lock:
+            while True:
+                if not self._sealed:
+                    self._seal()
+                if not self._sealed:
+                    return []
+                records = self._read(self._sealed[0][0], limit)
+                if records:
+                    return records
+                self._forget_oldest()
+
+    def confirm(self) -> None:
+        """Let go of what the last `peek` returned."""
+        with self._lock:
+            self._offset = self._peeked
+            if self._sealed and self._offset >= self._sealed[0][1]:
+                self._forget_oldest()
+
+    def close(self) -> None:
+        """End writing and let another process have the folder; what waits stays. Idempotent."""
+        with self._lock:
+            self._seal()
+            if self._guard is not None:
+                os.close(self._guard)
+                self._guard = None
+
+    def _lines(self, records: Iterable[Record]) -> Iterator[bytes]:
+        for record in records:
+            try:
+                yield to_line(record)
+            except ValueError:
+                self._damaged += 1
+                _log.warning("A %s record holds what cannot be spooled, and was skipped.", type(record).__name__)
+
+    def _writable(self) -> FileIO:
+        if self._active is None:
+            self._active_path = self.folder / _PATTERN.format(self._next_number)
+            self._active = FileIO(self._active_path, "x")
+            self._next_number += 1
+            self._active_bytes = 0
+            _sync_folder(self.folder)
+        return self._active
+
+    def _undo(self) -> None:
+        """Cut a half-written append off, and end the file: what a full disk did to it is not known."""
+        if self._active is not None:
+            try:
+                os.ftruncate(self._active.fileno(), self._active_bytes)
+            except OSError:
+                _log.warning("A half-written line stays in %s and will be skipped.", self._active_path)
+            self._seal()
+
+    def _seal(self) -> None:
+        if self._active is None:
+            return
+        path = self._active_path
+        self._active.close()
+        self._active = None
+        if self._active_bytes:
+            self._sealed.append((path, self._active_bytes))
+        else:
+            path.unlink(missing_ok=True)
+
+    def _read(self, path: Path, limit: int) -> list[Record]:
+        records: list[Record] = []
+        try:
+            with path.open("rb") as file:
+                file.seek(self._offset)
+                while len(records) < limit and (line := file.readline(MAX_LINE_BYTES)):
+                    record = from_line(line)
+                    if record is None:
+                        self._damaged += 1
+                        _log.warning("A damaged line of the spool file %s was skipped.", path)
+                    else:
+                        records.append(record)
+                self._peeked = file.tell()
+        except OSError as error:
+            raise StoreError(f"The spool file {path} cannot be read: {error.strerror}.") from error
+        return records
+
+    def _forget_oldest(self) -> None:
+        path, size = self._sealed.popleft()
+        self._bytes -= size
+        self._offset = self._peeked = 0
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            # Replayed again at the next start, which changes nothing.
+            _log.warning("The spool file %s is done but cannot be removed: %s.", path, error.strerror)
+
+
+def _claim(folder: Path) -> int:
+    """Create and lock the folder: two processes would remove each other's files."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        guard = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise StoreError(f"The spool folder {folder} cannot be used: {error.strerror}.") from error
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(guard)
+        raise StoreError(f"The spool folder {folder} is in use by another process; give each its own.") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        os.close(guard)
+        raise StoreError(f"The spool folder {folder} cannot be written by this user; change its owner or mode.")
+    return guard
+
+
+def _write(file: FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new file's name durable too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,202 @@
+"""What the queries return: rows for people and for JSON, with the rates worked out in one place."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+__all__ = ["DeviceView", "EventView", "HourView", "RoundView", "SegmentView", "SessionView", "Tally", "share"]
+
+
+def share(part: float, whole: float) -> float | None:
+    """Return part / whole, or None of nothing."""
+    return part / whole if whole else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """What the edges counted over some segments.
+
+    Attributes:
+        sessions: Sessions that the segments belong to.
+        segments: Number of segments.
+        duration_ms: From Open to last record, summed over segments.
+        tokens: Committed.
+        rounds: Verdicts.
+        drafted: Draft tokens received.
+        tested: Of these, accepted or rejected.
+        accepted: Of these, accepted.
+        uplink_bytes: Payload of drafts.
+        downlink_bytes: Payload of verdicts.
+        queue_ms: Summed over rounds.
+        compute_ms: Summed over rounds, each with the whole step's time.
+        batch_sum: Sessions verified together, summed over rounds.
+    """
+
+    sessions: int
+    segments: int
+    duration_ms: float
+    tokens: int
+    rounds: int
+    drafted: int
+    tested: int
+    accepted: int
+    uplink_bytes: int
+    downlink_bytes: int
+    queue_ms: float
+    compute_ms: float
+    batch_sum: int
+
+    @property
+    def acceptance(self) -> float | None:
+        """Accepted of tested draft tokens."""
+        return share(self.accepted, self.tested)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Committed tokens per second of open segment: what one session gets."""
+        return share(1000.0 * self.tokens, self.duration_ms)
+
+    @property
+    def mean_batch(self) -> float | None:
+        """Mean number of sessions verified in one step."""
+        return share(self.batch_sum, self.rounds)
+
+    @property
+    def uplink_bytes_per_token(self) -> float | None:
+        """Draft payload for each committed token."""
+        return share(self.uplink_bytes, self.tokens)
+
+    @property
+    def downlink_bytes_per_token(self) -> float | None:
+        """Verdict payload for each committed token."""
+        return share(self.downlink_bytes, self.tokens)
+
+    @property
+    def queue_ms_per_round(self) -> float | None:
+        """Mean wait for a step."""
+        return share(self.queue_ms, self.rounds)
+
+    @property
+    def compute_ms_per_round(self) -> float | None:
+        """Mean time of a step."""
+        return share(self.compute_ms, self.rounds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceView:
+    """A device. `presence` is its last word; `silent_since` is set once nothing came for long."""
+
+    device: str
+    presence: str | None
+    software: str | None
+    draft_model: str | None
+    quantization: str | None
+    first_seen_at: datetime
+    seen_at: datetime
+    silent_since: datetime | None
+    sessions: int
+    last_session_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionView:
+    """A session. Fields are None where the record that tells them has not come; `reason` None means open."""
+
+    session: str
+    device: str | None
+    edge: str | None
+    draft_model: str | None
+    quantization: str | None
+    target: str | None
+    mode: str | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
+    prompt_tokens: int | None
+    max_new_tokens: int | None
+    opened_at: datetime
+    last_at: datetime
+    closed_at: datetime | None
+    reason: str | None
+    final_tokens: int | None
+    counted: Tally
+    device_tokens: int | None
+    device_rounds: int | None
+    device_drafted: int | None
+    device_tested: int | None
+    device_accepted: int | None
+    device_uplink_bytes: int | None
+    device_downlink_bytes: int | None
+    device_draft_ms: float | None
+    device_wait_ms: float | None
+    device_wall_ms: float | None
+
+    @property
+    def device_acceptance(self) -> float | None:
+        """Accepted of tested draft tokens, as the device counted."""
+        return share(self.device_accepted or 0, self.device_tested or 0)
+
+    @property
+    def network_ms(self) -> float | None:
+        """What of the device's waiting the edge does not account for."""
+        if self.device_wait_ms is None:
+            return None
+        return max(self.device_wait_ms - self.counted.queue_ms - self.counted.compute_ms, 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentView:
+    """One stay of a session at one edge."""
+
+    segment: int
+    opened_at: datetime
+    device: str | None
+    edge: str | None
+    draft_model: str | None
+    quantization: str | None
+    target: str | None
+    resumed_tokens: int | None
+    open_bytes: int | None
+    reason: str | None
+    closed_at: datetime | None
+    counted: Tally
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundView:
+    """One verdict of a traced session."""
+
+    segment: int
+    round: int
+    base: int
+    drafted: int
+    tested: int
+    accepted: int
+    batch: int
+    uplink_bytes: int
+    downlink_bytes: int
+    form: str | None
+    queue_ms: float
+    compute_ms: float
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventView:
+    """A refusal, a fault, a restart."""
+
+    at: datetime
+    edge: str
+    device: str | None
+    session: str | None
+    kind: str
+    code: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HourView:
+    """What a device's segments of one hour came to."""
+
+    hour: datetime
+    counted: Tally

@@ -1,0 +1,234 @@
+"""The one writer of the session log, off the hot path.
+
+`put` costs an append to a list. A thread takes what was put and commits it in batches; while the database does not
+take them they go to the spool, and back from there when it does, each exactly once by primary key. A second thread
+only wakes when the mailbox is nearly full, because a commit hangs: it moves records on to the spool.
+
+What a crash loses: with `kill -9`, what was put within the last `flush_interval_s` and the batch under way; with a
+power cut, also what SQLite had not yet synchronized (a server's commits and the spool's are durable).
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol, Self
+
+from fleet_edge.store.errors import RecordRejected, SpoolFull, StoreError, StoreUnavailable
+from fleet_edge.store.mailbox import Mailbox
+from fleet_edge.store.records import Record
+from fleet_edge.store.spool import Spool
+from fleet_edge.store.writing import WriterCounters, WriterSettings
+
+__all__ = ["RecordSink", "Writer"]
+
+_log = logging.getLogger(__name__)
+
+
+class RecordSink(Protocol):
+    """Where records end up: a `Store`."""
+
+    def apply(self, records: Sequence[Record]) -> None:
+        """Store all of the records or none; MUST be idempotent.
+
+        Raises:
+            StoreUnavailable: Try again later.
+            RecordRejected: One of them can never be stored.
+        """
+
+
+class Writer:
+    """Takes records from any thread and brings them into the database.
+
+    Args:
+        sink: The database.
+        spool: Where records wait while it is away.
+        settings: Batches and bounds.
+        monotonic: Seconds, for the retry times.
+    """
+
+    def __init__(
+        self,
+        sink: RecordSink,
+        spool: Spool,
+        *,
+        settings: WriterSettings | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sink = sink
+        self._spool = spool
+        self._settings = settings or WriterSettings()
+        self._monotonic = monotonic
+        self._mailbox = Mailbox(self._settings.capacity)
+        self._stopping = threading.Event()
+        self._give_up_at = float("inf")
+        self._threads: list[threading.Thread] = []
+        self._count = threading.Lock()
+        self._written = self._spooled = self._replayed = self._rejected = 0
+        self._known_drops = 0
+        self._drops_reported = False
+        self._spool_error = ""
+        self._spool_unreadable = False
+        self._stuck = False
+        self._away = False
+        self._retry_at = float("-inf")
+
+    def start(self) -> Self:
+        """Begin to write."""
+        for target in (self._write_loop, self._spill_loop):
+            thread = threading.Thread(target=target, name=f"store{target.__name__}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return self
+
+    def put(self, record: Record) -> None:
+        """Hand a record over. Never blocks and never raises; what finds no room anywhere is counted."""
+        self._mailbox.put(record)
+
+    @property
+    def counters(self) -> WriterCounters:
+        """What has become of the records so far."""
+        with self._count:
+            return WriterCounters(
+                written=self._written,
+                spooled=self._spooled,
+                replayed=self._replayed,
+                rejected=self._rejected,
+                dropped=self._mailbox.dropped,
+                queued=len(self._mailbox),
+                away=self._away,
+            )
+
+    def close(self, timeout_s: float) -> bool:
+        """Write or spool what was put, end the threads, and close the spool. Idempotent.
+
+        Returns:
+            Whether nothing was lost since the start. False if something was still under way after `timeout_s`, or
+            if neither database nor spool took the rest.
+        """
+        self._give_up_at = self._monotonic() + timeout_s
+        self._stopping.set()
+        self._mailbox.close()
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+        hung = any(thread.is_alive() for thread in self._threads)
+        if not hung:
+            self._flush()
+            self._spool.close()
+        self._mailbox.drop_all()
+        self._report_drops()
+        return not hung and self._mailbox.dropped == 0
+
+    def step(self) -> bool:
+        """Bring one batch on its way, and if the database answers, one from the spool too.
+
+        The writing thread does nothing but call this; without `start` a caller may do so itself.
+
+        Returns:
+            Whether the spool gave something, and so may have more.
+        """
+        batch: Sequence[Record] = self._mailbox.take(self._settings.batch_records)
+        if batch and self._answers():
+            batch = self._commit(batch)
+        self._stuck = bool(batch) and not self._to_spool(batch)
+        replayed = self._answers() and not self._spool.empty and self._replay()
+        self._report_drops()
+        return replayed
+
+    def _write_loop(self) -> None:
+        more = False
+        while not self._stopping.is_set():
+            if self._stuck:
+                self._stopping.wait(self._settings.flush_interval_s)
+            elif not more:
+                self._mailbox.wait(self._settings.batch_records, timeout_s=self._settings.flush_interval_s)
+            more = self.step()
+        self._flush()
+
+    def _spill_loop(self) -> None:
+        while not self._stopping.is_set():
+            if not self._mailbox.wait(self._settings.spill_at, timeout_s=self._settings.retry_s):
+                continue
+            if not self._to_spool(self._mailbox.take(self._settings.batch_records)):
+                self._stopping.wait(self._settings.retry_s)
+
+    def _flush(self) -> None:
+        """Empty the mailbox while that makes progress and the time given to `close` lasts."""
+        self._stuck = False
+        while len(self._mailbox) and not self._stuck and self._monotonic() < self._give_up_at:
+            self.step()
+
+    def _answers(self) -> bool:
+        """Whether the database is worth asking: it answered when last asked, or that was long enough ago."""
+        return not self._away or self._monotonic() >= self._retry_at
+
+    def _commit(self, batch: Sequence[Record], *, replayed: bool = False) -> Sequence[Record]:
+        """Store a batch, without the records that never can be; return what is left if the database is away."""
+        try:
+            self._sink.apply(batch)
+        except StoreUnavailable as error:
+            self._rest(error)
+            return batch
+        except RecordRejected as error:
+            if len(batch) > 1:
+                return self._commit_singly(batch, replayed=replayed)
+            with self._count:
+                self._rejected += 1
+            _log.error("A %s record is left out of the session log: %s", type(batch[0]).__name__, error)
+            return []
+        with self._count:
+            self._written += len(batch)
+            self._replayed += len(batch) if replayed else 0
+        if self._away:
+            self._away = self._drops_reported = False
+            _log.info("The session log is written again.")
+        return []
+
+    def _commit_singly(self, batch: Sequence[Record], *, replayed: bool) -> Sequence[Record]:
+        """Find the record that spoils its batch."""
+        for done, record in enumerate(batch):
+            if self._commit([record], replayed=replayed):
+                return batch[done:]
+        return []
+
+    def _rest(self, error: StoreUnavailable) -> None:
+        self._retry_at = self._monotonic() + self._settings.retry_s
+        if not self._away:
+            self._away = True
+            _log.warning("The session log waits in %s until its database is back: %s", self._spool.folder, error)
+
+    def _to_spool(self, batch: Sequence[Record]) -> bool:
+        try:
+            self._spool.append(batch)
+        except SpoolFull as error:
+            # Memory is the last resort; `put` drops when that is full too.
+            self._mailbox.put_back(batch)
+            self._spool_error = str(error)
+            return False
+        with self._count:
+            self._spooled += len(batch)
+        return True
+
+    def _replay(self) -> bool:
+        try:
+            batch = self._spool.peek(self._settings.batch_records)
+        except StoreError:
+            # It stays on disk, and does not keep new records from the database.
+            if not self._spool_unreadable:
+                _log.exception("The spooled part of the session log waits for the next start.")
+            self._spool_unreadable = True
+            return False
+        if not batch or self._commit(batch, replayed=True):
+            return False
+        self._spool.confirm()
+        return True
+
+    def _report_drops(self) -> None:
+        """Say once in every outage that records are lost."""
+        dropped = self._mailbox.dropped
+        if dropped > self._known_drops and not self._drops_reported:
+            self._drops_reported = True
+            cause = self._spool_error or "more are put than can be written."
+            _log.error("The session log loses records, %d so far: %s", dropped, cause)
+        self._known_drops = dropped

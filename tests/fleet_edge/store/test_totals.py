@@ -1,0 +1,42 @@
+from sqlalchemy import Connection
+
+from fleet_edge.store import totals
+from fleet_edge.store.database import Store
+from fleet_edge.store.instants import segment_number
+from fleet_edge.store.totals import Grouping
+from tests.fleet_edge.store import samples
+from tests.fleet_edge.store.samples import SESSION, after
+
+
+def test_stats_add_up_whole_and_by_name(connection: Connection) -> None:
+    [(name, total)] = totals.stats(connection).items()
+    assert (name, total.sessions, total.segments, total.tokens) == ("all", 3, 4, 47)
+    assert total.acceptance == (15 + 5 + 15) / 60
+    by_device = totals.stats(connection, by=Grouping.DEVICE)
+    assert {name: tally.tokens for name, tally in by_device.items()} == {"sensor-1": 40, "sensor-2": 7}
+    assert list(by_device) == ["sensor-1", "sensor-2"], "the most tokens first"
+    by_draft = totals.stats(connection, by=Grouping.DRAFT)
+    assert {name: tally.tokens for name, tally in by_draft.items()} == {
+        "SmolLM2-135M Q4_0": 40,
+        "SmolLM2-135M Q2_K": 7,
+    }
+    by_edge = totals.stats(connection, by=Grouping.EDGE)
+    assert {name: tally.sessions for name, tally in by_edge.items()} == {"edge-1": 3, "edge-2": 1}
+    assert totals.stats(connection, since=after(3600))["all"].tokens == 7
+
+
+def test_a_session_resumed_at_one_edge_counts_there_once(store: Store) -> None:
+    again = {"session": SESSION, "segment": segment_number(after(50))}
+    store.apply([samples.opened(), samples.opened(**again, at=after(50))])
+    with store.engine.connect() as connection:
+        for by in (None, *Grouping):
+            [tally] = totals.stats(connection, by=by).values()
+            assert (tally.sessions, tally.segments) == (1, 2)
+        assert totals.stats(connection, since=after(10))["all"].sessions == 1
+
+
+def test_stats_of_nothing_are_zero_and_have_no_rates(store: Store) -> None:
+    with store.engine.connect() as connection:
+        tally = totals.stats(connection)["all"]
+        assert totals.stats(connection, by=Grouping.DEVICE) == {}
+    assert (tally.sessions, tally.tokens, tally.acceptance, tally.tokens_per_s) == (0, 0, None, None)
