@@ -82,7 +82,7 @@ class Report:
             title_justify="left",
             caption_justify="left",
             box=SIMPLE_HEAD,
-            padding=(0, 1),
+            padding=(0, 1, 0, 0),
             pad_edge=False,
         )
         table.add_column("device", no_wrap=True)
@@ -94,10 +94,10 @@ class Report:
             "mean\nbatch",
             "up B\n/token",
             "down B\n/token",
-            "DSD up*\nB/token",
+            "DSD up*\n/token",
         ):
             table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("ended\nby", no_wrap=True)
+        table.add_column("end", no_wrap=True)
         for row in self.devices:
             table.add_row(
                 Text(row["device"]),

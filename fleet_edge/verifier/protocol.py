@@ -1,8 +1,8 @@
 """What the orchestrator needs of a target model.
 
-One idea unifies prefill, resume and verification: a sequence has tokens it *knows* and tokens it has *computed*
-(their keys and values are stored). A batch is a list of sequences with the tokens to compute next, and the
-number of rows of logits wanted from their end.
+One idea unifies prefill, resume and verification: a sequence has tokens it *knows* and tokens it has
+*computed* (their keys and values are stored). A batch is a list of sequences with the tokens to compute next,
+and the number of rows of logits wanted from their end.
 """
 
 from collections.abc import Sequence
@@ -80,15 +80,23 @@ class Verifier(Protocol):
         """Compute all items in one forward pass.
 
         Returns:
-            float32 logits `[sum of rows, vocabulary size]`, items in order, padding rows cut off. Row j of an item
-            is the distribution of the token after its j-th of the last `rows` tokens.
+            float32 logits `[sum of rows, vocabulary size]`, items in order, padding rows cut off. Row j of an
+            item is the distribution of the token after its j-th of the last `rows` tokens.
 
         Raises:
-            CapacityExceeded: There is no room for the new tokens; nothing was computed.
+            CapacityExceeded: There is no room for the new tokens; nothing was computed. MUST NOT be raised
+                while the items have no more tokens than `capacity()` says, unless the machine itself is
+                out of memory.
+            VerifierError: An item is not one that can be computed: its sequence is not open or occurs twice,
+                it exceeds the context, or it has an id outside the vocabulary; nothing was computed.
         """
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Forget all computed tokens from `length` on. MUST be cheap: it happens at every rejection."""
+        """Forget all computed tokens from `length` on. MUST be cheap: it happens at every rejection.
+
+        Raises:
+            VerifierError: The sequence is not open, or has fewer computed tokens.
+        """
 
     def close(self, sequence: int) -> None:
         """End a sequence and free its memory; unknown ones are ignored."""

@@ -1,0 +1,125 @@
+"""`fleet demo` as a newcomer runs it, and what the database then says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fleet_device.prepared import prepared
+
+pytestmark = [pytest.mark.broker, pytest.mark.models]
+
+FLEET = (sys.executable, "-m", "fleet_cli.main")
+KEYS = {
+    "device", "prompt_tokens", "tokens", "tokens_per_s", "acceptance", "rounds", "mean_batch",
+    "uplink_bytes_per_token", "downlink_bytes_per_token", "dsd_uplink_bytes_per_token", "finish", "text",
+}  # fmt: skip
+
+
+def run(arguments: Sequence[str], *, timeout_s: float = 180) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([*FLEET, *arguments], capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+@pytest.fixture(scope="module")
+def models_dir() -> Path:
+    return prepared("target").parent.parent
+
+
+@pytest.fixture(scope="module", params=["mosquitto", "embedded"])
+def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Any:
+    """Run a small demo; return its JSON and its database."""
+    folder = tmp_path_factory.mktemp("demo")
+    db = f"sqlite:///{folder / 'fleet.sqlite3'}"
+    done = run(
+        [
+            "demo", "--devices", "2", "--max-new-tokens", "20", "--seed", "3", "--db", db, "--broker", request.param,
+            "--models-dir", str(models_dir), "--json", str(folder / "demo.json"),
+        ]
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "device-1" in done.stdout
+    return json.loads((folder / "demo.json").read_text()), db
+
+
+def test_the_report_has_all_that_was_promised(demo: Any) -> None:
+    report, _ = demo
+    assert report["mode"] == "residual"
+    assert report["broker"].split()[0] in ("mosquitto", "embedded")
+    assert report["wall_s"] > 0
+    assert len(report["devices"]) == 2
+    for row in report["devices"]:
+        assert row.keys() >= KEYS
+        assert row["text"]
+        assert 0 < row["tokens"] <= 20
+        assert row["dsd_uplink_bytes_per_token"] > 1000 * row["uplink_bytes_per_token"]
+
+
+def test_the_database_agrees_with_the_devices(demo: Any) -> None:
+    report, db = demo
+    for row in report["devices"]:
+        done = run(["admin", "session", row["session"], "--rounds", "--json", "--db", db])
+        assert done.returncode == 0, done.stderr
+        logged = json.loads(done.stdout)
+        session, counted = logged["session"], logged["session"]["counted"]
+        assert session["reason"] == row["finish"]
+        assert session["prompt_tokens"] == row["prompt_tokens"]
+        assert session["final_tokens"] == row["tokens"]
+        for what in ("tokens", "rounds", "drafted", "tested", "accepted", "uplink_bytes", "downlink_bytes"):
+            assert counted[what] == session[f"device_{what}"], what
+        assert counted["rounds"] == row["rounds"] == len(logged["rounds"])
+        assert counted["uplink_bytes"] == round(row["uplink_bytes_per_token"] * row["tokens"])
+        for what in ("device_draft_ms", "device_wait_ms", "device_wall_ms"):
+            assert session[what] > 0
+        assert counted["compute_ms"] > 0
+
+
+def test_an_interrupt_stops_all_that_was_started(tmp_path: Path, models_dir: Path) -> None:
+    command = [
+        *FLEET, "demo", "--devices", "2", "--max-new-tokens", "2000", "--models-dir", str(models_dir),
+        "--db", f"sqlite:///{tmp_path / 'fleet.sqlite3'}",
+    ]  # fmt: skip
+    demo = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
+    assert demo.stdout is not None
+    children: list[int] = []
+    for line in demo.stdout:
+        if ": writing" in line:
+            children = [int(pid) for pid in Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()]
+            break
+    assert len(children) >= 3  # broker, edge, device
+    demo.send_signal(signal.SIGINT)
+    _, errors = demo.communicate(timeout=30)
+    assert demo.returncode == 130
+    assert "Traceback" not in errors
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    reasons = json.loads(run(["admin", "sessions", "--json", "--db", f"sqlite:///{tmp_path / 'fleet.sqlite3'}"]).stdout)
+    assert {row["reason"] for row in reasons} == {"cancelled"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--broker", "nowhere"], "not known"),
+        (["--broker", "127.0.0.1:1"], "127.0.0.1:1"),
+        (["--draft", "Q9_X"], "Q9_X"),
+        (["--target", "/nonexistent"], "/nonexistent"),
+        (["--prompts", "/nonexistent"], "/nonexistent"),
+        (["--db", "nosuchdb://x"], "nosuchdb"),
+        (["--db", "sqlite:////proc/x.sqlite3"], "/proc"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_ends_in_a_sentence(arguments: list[str], said: str, tmp_path: Path, models_dir: Path) -> None:
+    defaults = ["--db", f"sqlite:///{tmp_path / 'fleet.sqlite3'}", "--models-dir", str(models_dir)]
+    done = run(["demo", "--devices", "1", "--max-new-tokens", "5", *defaults, *arguments])
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert said in last
+    assert "Traceback" not in done.stderr
