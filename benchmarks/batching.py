@@ -1,8 +1,9 @@
 """Batching: does verifying many devices together buy more text for the same edge compute?
 
-One real edge process over the real target; devices that replay recorded drafts, so that eight drafters need not share the
-machine's cores with it. A replayed draft is the text itself with every fourth token spoilt, so that a draft is accepted about as
-far as a realistic one. First one device, then eight at once, in one run; the figures come from the edge's own session log.
+One real edge process over the real target; devices that replay recorded drafts, so that eight drafters need not share
+the machine's cores with it. A replayed draft is the text itself with every fourth token spoilt, so that a draft is
+accepted about as far as a realistic one. First one device, then eight at once, in one run; the figures come from the
+edge's own session log.
 """
 
 import argparse
@@ -103,9 +104,7 @@ def _measure(db: Path, devices: int, wall_s: float) -> Figures:
         tokens = int(connection.execute(sa.text("SELECT sum(tokens) FROM sessions")).scalar_one())
     engine.dispose()
     compute_s = row["ms"] / 1e3
-    return Figures(
-        devices, tokens, row["batches"] / row["n"], compute_s, tokens / compute_s, wall_s, tokens / wall_s
-    )
+    return Figures(devices, tokens, row["batches"] / row["n"], compute_s, tokens / compute_s, wall_s, tokens / wall_s)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for each in figures:
         print(
             f"{each.devices} device{'s' * (each.devices > 1)}: {each.tokens} tokens, mean batch {each.mean_batch:.2f}, "
-            f"{each.tokens_per_compute_s:.1f} tokens per second of edge compute, {each.tokens_per_wall_s:.1f} per second"
+            f"{each.tokens_per_compute_s:.1f} tokens per second of edge compute, {each.tokens_per_wall_s:.1f} in all"
         )
     ratio = many.tokens_per_compute_s / one.tokens_per_compute_s
     print(f"{many.devices} devices against 1: {ratio:.2f} times the tokens per second of edge compute")

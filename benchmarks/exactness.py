@@ -1,8 +1,9 @@
 """Exactness, end to end: what devices write through a real mosquitto follows the target's law.
 
-A toy target and draft have a joint law over three tokens that is known in closed form. Many short sessions run through the
-real device, link, broker and edge; what comes out is held against that law by chi-square, for each mode, each downlink form, and
-with drafting ahead of the verdict. Then the same test must catch four faults that published code really has.
+A toy target and draft have a joint law over three tokens that is known in closed form. Many short sessions run
+through the real device, link, broker and edge; what comes out is held against that law by chi-square, for each mode,
+each downlink form, and with drafting ahead of the verdict. Then the same test must catch four faults that published
+code really has.
 """
 
 import argparse
@@ -208,7 +209,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     results = []
-    with MosquittoProcess(Broker(fleet=FLEET)) as broker, Progress(*columns, console=console, transient=True) as progress:
+    with (
+        MosquittoProcess(Broker(fleet=FLEET)) as broker,
+        Progress(*columns, console=console, transient=True) as progress,
+    ):
         for number, case in enumerate((*CASES, *FAULTS)):
             faulty = case.sabotage is not Sabotage.NONE
             sessions = arguments.sessions

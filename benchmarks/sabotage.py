@@ -8,11 +8,11 @@ from unittest.mock import patch
 
 import numpy as np
 
-import fleet_edge.orchestrator as orchestrator
 from dssd.distribution import Dist
 from dssd.downlink import correct
 from dssd.lattice import TOTAL, Lattice, quantize
 from dssd.proposal import Proposal, propose
+from fleet_edge import orchestrator
 from fleet_edge.acceptance import Case
 from schemas.downlink import DownlinkForm
 from schemas.policy import SamplingPolicy

@@ -5,8 +5,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 ALARM = 1e-4
-"""p-value below which a law is rejected. Seeds are fixed, so a test that passes once passes always; had the seeds been drawn
-afresh, each assertion would raise a false alarm once in 10,000 runs."""
+"""p-value below which a law is rejected.
+
+Seeds are fixed, so a test that passes once passes always; had they been drawn afresh, each assertion would be a false
+alarm once in 10,000 runs.
+"""
 
 
 def p_value(counts: NDArray[np.int64], law: NDArray[np.float64]) -> float:
@@ -41,7 +44,8 @@ def total_variation(counts: NDArray[np.int64], law: NDArray[np.float64]) -> floa
 def total_variation_noise(law: NDArray[np.float64], draws: int) -> float:
     """Return a bound that the empirical distance exceeds with probability below 10^-6.
 
-    Its mean is at most the sum over tokens of sqrt(p (1 - p) / n) / 2, and it moves by at most 1/n with one draw (McDiarmid).
+    Its mean is at most the sum over tokens of sqrt(p (1 - p) / n) / 2, and it moves by at most 1/n with one draw
+    (McDiarmid).
     """
     law = law / law.sum()
     return float(np.sqrt(law * (1 - law) / draws).sum() / 2 + np.sqrt(np.log(1e6) / (2 * draws)))

@@ -66,7 +66,7 @@ def device(
 
 
 @app.command()
-def sessions(  # noqa: PLR0917 - a command's parameters are its options
+def sessions(
     device: Annotated[str | None, typer.Option(help="Of this device.")] = None,
     edge: Annotated[str | None, typer.Option(help="Served by this edge.")] = None,
     reason: Annotated[EndReason | None, typer.Option(help="Ended so.")] = None,

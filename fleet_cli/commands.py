@@ -39,7 +39,17 @@ COMMANDS: Final = {
 
 
 _OURS: Final = frozenset(
-    {"benchmarks", "broker_config", "dssd", "fleet_cli", "fleet_device", "fleet_edge", "fleet_identity", "fleet_link", "schemas"}
+    {
+        "benchmarks",
+        "broker_config",
+        "dssd",
+        "fleet_cli",
+        "fleet_device",
+        "fleet_edge",
+        "fleet_identity",
+        "fleet_link",
+        "schemas",
+    }
 )
 
 

@@ -10,6 +10,7 @@ import typer
 
 from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifier.protocol import Verifier
 from fleet_link.configuration import load_settings
 
 __all__ = ["app"]
@@ -69,7 +70,7 @@ def run_command(
         service.stop()
 
 
-def _load_verifier(settings: EdgeSettings) -> "PackedVerifier":
+def _load_verifier(settings: EdgeSettings) -> Verifier:
     import torch
 
     from fleet_edge.verifier.packed import PackedVerifier

@@ -50,7 +50,9 @@ def demo_command(
     db: Annotated[str, typer.Option(envvar="FLEET_DB", help="SQLAlchemy URL.")] = "sqlite:///fleet.sqlite3",
     dtype: Annotated[str, typer.Option(help="Of the target model: auto, float32 or bfloat16.")] = "auto",
     show_text: Annotated[bool, typer.Option("--show-text", help="Stream the texts.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON; - for standard output.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the report as JSON; - for standard output.")
+    ] = None,
 ) -> None:
     """Run a whole fleet on this machine and show what it did. Ctrl-C stops all of it."""
     console = Console(stderr=json_file is not None and str(json_file) == "-")
@@ -64,9 +66,7 @@ def demo_command(
         spool = stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-spool-"))
         console.print(f"Loading the target model {target} …", markup=False, highlight=False)
         edge = stack.enter_context(
-            edge_process(
-                [*place, "--edge", EDGE, "--target", target, "--dtype", dtype, "--db", db, "--spool", spool]
-            )
+            edge_process([*place, "--edge", EDGE, "--target", target, "--dtype", dtype, "--db", db, "--spool", spool])
         )
         shared = [
             *place, "--model", model, "--models-dir", str(models_dir), "--mode", mode.value,
@@ -86,7 +86,12 @@ def demo_command(
         results = _follow(children, events, watch, edge)
         wall_s = time.monotonic() - started
     report = Report(
-        broker_name, mode.value, model, _target_name(edge, target), wall_s, [device_row(result) for result in results.values()]
+        broker_name,
+        mode.value,
+        model,
+        _target_name(edge, target),
+        wall_s,
+        [device_row(result) for result in results.values()],
     )
     _show(report, console, json_file, results if show_text else {})
     console.print(f"The sessions are in {db}: fleet admin sessions --db {db}", markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""The demo's processes: each in its own process group, so that Ctrl-C reaches the demo alone, which ends them in order."""
+"""The demo's processes, each in a process group of its own: Ctrl-C reaches the demo alone, which ends them in order."""
 
 import json
 import queue
@@ -125,9 +125,7 @@ def edge_process(arguments: Sequence[str]) -> Iterator[Child]:
 
 
 @contextmanager
-def device_process(
-    device: str, arguments: Sequence[str], events: "queue.SimpleQueue[DeviceEvent]"
-) -> Iterator[Child]:
+def device_process(device: str, arguments: Sequence[str], events: "queue.SimpleQueue[DeviceEvent]") -> Iterator[Child]:
     """Run `fleet device generate`; its events go to the queue, the last one without fields."""
     child = Child.spawn(device, ["device", "generate", "--events", "--device", device, *arguments])
 

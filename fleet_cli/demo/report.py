@@ -17,8 +17,9 @@ _TOKEN_ID = 2
 def device_row(result: dict[str, Any]) -> dict[str, Any]:
     """Turn a device's result into the report's row.
 
-    `dsd_uplink_bytes_per_token` is computed, not sent: what plain distributed speculative decoding would ship up for the same
-    drafts, a float32 probability for every token of the vocabulary and the token's id, for each drafted token.
+    `dsd_uplink_bytes_per_token` is computed, not sent: what plain distributed speculative decoding would ship up for
+    the same drafts, a float32 probability for every token of the vocabulary and the token's id, for each drafted
+    token.
     """
     tokens = max(1, result["tokens"])
     return {
@@ -115,4 +116,4 @@ class Report:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -48,7 +48,7 @@ class Watch:
     _devices: dict[str, _Seen] = field(default_factory=dict)
     _live: Live | None = None
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._live = Live(self._draw(), console=self.console, refresh_per_second=8, transient=True)
             self._live.start()

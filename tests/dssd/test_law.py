@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.statistics import ALARM, p_value, total_variation, total_variation_noise
 from dssd.coins import Purpose, coin
 from dssd.coupling import coupled_token
 from dssd.distribution import Dist, shape
@@ -13,11 +14,15 @@ from dssd.downlink import Form, choose_form, correct
 from dssd.judgement import judge
 from dssd.lattice import draw_draft, quantize
 from schemas.policy import Mode, SamplingPolicy
-from benchmarks.statistics import ALARM, p_value, total_variation, total_variation_noise
 
 DRAWS = 13_000  # by 20 pairs and four ways: 1,040,000 draws
 VOCABULARIES = (2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 32, 50, 64, 100, 200, 500, 1000, 2000, 4000, 5000)
-WAYS = ((Mode.RESIDUAL, Form.SPARSE), (Mode.RESIDUAL, Form.SAMPLES), (Mode.RESIDUAL, Form.DENSE), (Mode.COUPLED, Form.AUTO))
+WAYS = (
+    (Mode.RESIDUAL, Form.SPARSE),
+    (Mode.RESIDUAL, Form.SAMPLES),
+    (Mode.RESIDUAL, Form.DENSE),
+    (Mode.COUPLED, Form.AUTO),
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def empirical(case: Pair, form: Form) -> NDArray[np.int64]:
     return counts
 
 
-@pytest.mark.parametrize(("mode", "form"), WAYS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("mode", "form"), WAYS, ids=str)
 @pytest.mark.parametrize("number", range(len(VOCABULARIES)))
 def test_committed_tokens_follow_the_target(number: int, mode: Mode, form: Form) -> None:
     case = pair(number, mode)

@@ -286,7 +286,12 @@ class Mishaps:
 
 
 def run(
-    fleet: MemoryFleet, devices: Sequence[Device], rng: random.Random, *, mishaps: Mishaps | None = None, most: int = 20_000
+    fleet: MemoryFleet,
+    devices: Sequence[Device],
+    rng: random.Random,
+    *,
+    mishaps: Mishaps | None = None,
+    most: int = 20_000,
 ) -> None:
     """Let the fleet move at random until every device has had its session closed."""
     mishaps = mishaps or Mishaps()
@@ -328,7 +333,11 @@ def lossless_text(asked: Terms) -> list[int]:
 def possible(asked: Terms, text: Sequence[int]) -> bool:
     """Whether a text is complete and each of its tokens has a positive probability under the target."""
     complete = len(text) == asked.max_new_tokens or (bool(text) and text[-1] == END)
-    return complete and END not in text[:-1] and all(
-        shape(TARGET.logits((*asked.prompt, *text[:place])), asked.policy).probability(token) > 0.0
-        for place, token in enumerate(text)
+    return (
+        complete
+        and END not in text[:-1]
+        and all(
+            shape(TARGET.logits((*asked.prompt, *text[:place])), asked.policy).probability(token) > 0.0
+            for place, token in enumerate(text)
+        )
     )

@@ -1,4 +1,4 @@
-"""What the real pair writes: the target's greedy text, one coupled text whatever the draft, and acceptance as theory says."""
+"""What the real pair writes: the target's greedy text, one coupled text whatever the draft, acceptance as in theory."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -41,9 +41,7 @@ class Writing:
         self._thread.start()
 
     def _write(self, device: DeviceService, ids: Sequence[int]) -> None:
-        self._done.append(
-            device.agent.generate(ids, policy=POLICY, max_new_tokens=LENGTH, on_tokens=self._count)
-        )
+        self._done.append(device.agent.generate(ids, policy=POLICY, max_new_tokens=LENGTH, on_tokens=self._count))
 
     def _count(self, tokens: Sequence[int]) -> None:
         self._written += len(tokens)
@@ -142,6 +140,8 @@ def test_a_device_that_is_switched_off_is_lost(own: Whole, drafters: Load) -> No
         process.kill()
         process.communicate()
         until(
-            lambda: [row["reason"] for row in own.rows("SELECT reason FROM sessions WHERE device = 'gone-1'")] == ["lost"],
+            lambda: (
+                [row["reason"] for row in own.rows("SELECT reason FROM sessions WHERE device = 'gone-1'")] == ["lost"]
+            ),
             patience_s=60,
         )

@@ -1,0 +1,188 @@
+"""A device over a memory broker with a scripted edge, and a device without either: for the layers above the agent."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from fleet_device.agent import Generation
+from fleet_device.scripted_drafter import ScriptedDrafter, WordCodec
+from fleet_device.service import DeviceService
+from fleet_device.session import Counters
+from fleet_device.settings import DeviceSettings
+from fleet_device.text_queue import Listener, TextQueue, Ticket
+from fleet_device.writing import OnPiece, Order, Text, write_text
+from fleet_link.memory_link import MemoryLink
+from schemas.control import EdgeState, Presence, encode_json
+from schemas.messages import EndReason
+from schemas.policy import SamplingPolicy
+from schemas.topics import Topic, build
+from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, MemoryFleet
+
+SESSION = bytes(range(8))
+STARTED = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+class TalkingCodec(WordCodec):
+    """Reads any text: a word of the language is its token, another word is token 1."""
+
+    @property
+    def chat_template(self) -> str | None:
+        return "{% for message in messages %}{{ message.role }}: {{ message.content }} {% endfor %}"
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:  # noqa: ARG002
+        return [self._ids.get(word, 1) for word in text.split()]
+
+
+class TalkingDrafter(ScriptedDrafter):
+    """A drafter of the memory fleet's language; counts how often it is closed."""
+
+    def __init__(self, context: int = 4096, words: Sequence[str] = DRAFT.words) -> None:
+        super().__init__(DRAFT, words, context=context, end_tokens=(END,), name="toy")
+        self._codec = TalkingCodec(words, (END,))
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def edge_state(presence: Presence = Presence.ONLINE) -> EdgeState:
+    return EdgeState(
+        presence=presence, software="9.9", edge=EDGE, target="toy-target", vocabulary="6 tokens", since=STARTED
+    )
+
+
+def announce_edge(fleet: MemoryFleet, presence: Presence = Presence.ONLINE) -> None:
+    """Retain the edge's state at the broker, as its service would."""
+    link = MemoryLink(fleet.broker, f"{EDGE}-announcer")
+    link.start(timeout_s=1.0)
+    link.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=EDGE), encode_json(edge_state(presence)), retain=True)
+    link.stop()
+
+
+@contextmanager
+def at_work(fleet: MemoryFleet) -> Iterator[None]:
+    """Let broker and edge work on threads of their own."""
+    with fleet.broker.running(), edge_at_work(fleet):
+        yield
+
+
+@contextmanager
+def edge_at_work(fleet: MemoryFleet) -> Iterator[None]:
+    """Let the edge work on a thread of its own."""
+    stopping = threading.Event()
+
+    def verify() -> None:
+        while not stopping.is_set():
+            fleet.edge.step(wait_s=0.01)
+
+    thread = threading.Thread(target=verify, name="edge", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+
+
+def settings(**given: Any) -> DeviceSettings:
+    return DeviceSettings.model_validate({"fleet": FLEET, "device": "device-1", "seed": 5, "api_port": 0, **given})
+
+
+def memory_service(fleet: MemoryFleet, drafter: TalkingDrafter | None = None, **given: Any) -> DeviceService:
+    """Return a device's service over the memory broker, not started."""
+    return DeviceService(
+        settings(**given),
+        drafter or TalkingDrafter(),
+        make_link=lambda link: MemoryLink(fleet.broker, link.client_id, will=link.will),
+    )
+
+
+@dataclass
+class ScriptedAgent:
+    """Writes what it was told to, batch by batch, each when its time has come.
+
+    Attributes:
+        batches: Token ids.
+        error: Raised instead, after the batches.
+        reason: Of the end.
+        gate: Waited for before each batch; `cancelled` wakes it up.
+        asked: The keyword arguments of each call.
+    """
+
+    batches: Sequence[Sequence[int]] = ((1, 2), (3,))
+    error: Exception | None = None
+    reason: EndReason = EndReason.STOP
+    gate: threading.Semaphore | None = None
+    started: threading.Event = field(default_factory=threading.Event)
+    asked: list[dict[str, Any]] = field(default_factory=list)
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        policy: SamplingPolicy,
+        max_new_tokens: int,
+        on_tokens: Callable[[Sequence[int]], bool | None] = lambda _tokens: None,
+        cancelled: threading.Event | None = None,
+    ) -> Generation:
+        self.asked.append({"prompt": tuple(prompt), "policy": policy, "max_new_tokens": max_new_tokens})
+        self.started.set()
+        tokens: list[int] = []
+        reason = self.reason
+        for batch in self.batches:
+            if self.gate is not None:
+                assert self.gate.acquire(timeout=10.0)
+            if cancelled is not None and cancelled.is_set():
+                reason = EndReason.CANCELLED
+                break
+            tokens.extend(batch)
+            if on_tokens(batch):
+                reason = EndReason.STOP
+                break
+        if self.error is not None:
+            raise self.error
+        counters = Counters(drafted=4, tested=4, accepted=3, rounds=2, uplink_bytes=50, downlink_bytes=20)
+        return Generation(SESSION, tuple(tokens), reason, counters, None, 100.0, 10.0, 0)
+
+    def wake(self) -> None:
+        if self.gate is not None:
+            self.gate.release()
+
+
+class ScriptedBackend:
+    """The API's backend without a fleet: a real queue over a scripted agent."""
+
+    def __init__(self, agent: ScriptedAgent, drafter: TalkingDrafter, *, waiting: int = 2) -> None:
+        self.agent = agent
+        self.drafter = drafter
+        self.missing: str | None = None
+        self.since = STARTED
+        self.cancelled: list[Ticket] = []
+        self.queue = TextQueue(self._write, wake=agent.wake, waiting=waiting)
+        self.queue.start()
+
+    def close(self) -> None:
+        self.queue.abandon()
+        self.queue.join()
+
+    def submit(self, prepare: Callable[[Any], Order], listener: Listener) -> Ticket:
+        return self.queue.submit(lambda: prepare(self.drafter.codec), listener)
+
+    def cancel(self, ticket: Ticket) -> None:
+        self.cancelled.append(ticket)
+        self.queue.cancel(ticket)
+
+    def targets(self) -> tuple[str, ...]:
+        return () if self.missing else ("toy-target",)
+
+    def absence(self) -> str | None:
+        return self.missing
+
+    def health(self) -> dict[str, Any]:
+        return {"status": "waiting" if self.missing else "ok", "reason": self.missing}
+
+    def _write(self, order: Order, on_piece: OnPiece, cancelled: threading.Event) -> Text:
+        return write_text(self.agent, self.drafter, order, on_piece=on_piece, cancelled=cancelled)

@@ -1,0 +1,114 @@
+"""`fleet device`, as a user and as systemd would start it, on the real models."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from fleet_device.api.server import listen
+from tests.fleet_device.prepared import prepared
+from tests.support.waiting import until
+from tests.support.whole import FLEET, Whole
+
+pytestmark = [pytest.mark.broker, pytest.mark.models]
+
+PATIENCE_S = 60.0
+EXIT_S = 20.0
+
+
+def command(whole: Whole, name: str, *arguments: str) -> list[str]:
+    draft = prepared("Q4_0.gguf")
+    place = ["--fleet", FLEET, "--device", name, "--port", str(whole.port), "--model", str(draft), "--threads", "1"]
+    return [sys.executable, "-m", "fleet_cli.main", "device", *arguments, *place]
+
+
+def free_port() -> int:
+    with listen(0) as sock:
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def running(arguments: list[str], **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    process = subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def status(url: str) -> str:
+    try:
+        return str(httpx.get(f"{url}/healthz").json()["status"])
+    except httpx.TransportError:
+        return "absent"
+
+
+def test_an_application_streams_a_text_and_sigterm_lets_it_end(whole: Whole) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    ask = {"prompt": "Once upon a time", "max_tokens": 48, "seed": 7, "mode": "coupled"}
+    with running(command(whole, "served", "run", "--api-port", str(port))) as process:
+        until(lambda: status(url) == "waiting", patience_s=PATIENCE_S)
+        early = httpx.post(f"{url}/v1/completions", json=ask)
+        assert (early.status_code, early.json()["error"]["code"]) == (503, "edge_unavailable")
+        with whole.edge():
+            until(lambda: status(url) == "ok", patience_s=PATIENCE_S)
+            plain = httpx.post(f"{url}/v1/completions", json=ask, timeout=PATIENCE_S).json()
+            text = ""
+            with httpx.stream(
+                "POST", f"{url}/v1/completions", json={**ask, "stream": True}, timeout=PATIENCE_S
+            ) as reply:
+                lines = (line.removeprefix("data: ") for line in reply.iter_lines() if line)
+                text += json.loads(next(lines))["choices"][0]["text"]
+                process.send_signal(signal.SIGTERM)
+                *chunks, done = lines
+            assert process.wait(EXIT_S) == 0
+            text += "".join(json.loads(chunk)["choices"][0]["text"] for chunk in chunks)
+    assert done == "[DONE]"
+    assert json.loads(chunks[-1])["choices"][0]["finish_reason"] == plain["choices"][0]["finish_reason"]
+    # Coupled mode: the same seed, the same text.
+    assert text == plain["choices"][0]["text"]
+
+
+def test_the_self_test_passes_on_a_fleet_that_works(whole: Whole) -> None:
+    with whole.edge() as edge:
+        done = subprocess.run(
+            command(whole, "tested", "selftest", "--json", "--api-port", "0"),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        report = json.loads(done.stdout)
+        assert report["ok"]
+        assert report["tokens_per_s"] > 0.0
+        until(lambda: len(edge.orchestrator.sessions) == 0)
+
+
+def test_an_interrupted_text_closes_its_session_and_exits_with_130(whole: Whole) -> None:
+    with whole.edge() as edge:
+        arguments = command(whole, "interrupted", "generate", "--events", "--max-new-tokens", "900", "--raw")
+        with running([*arguments, "--", "Once upon a time"]) as process:
+            assert process.stdout is not None
+            assert json.loads(process.stdout.readline())["event"] == "start"
+            assert json.loads(process.stdout.readline())["event"] == "tokens"
+            process.send_signal(signal.SIGINT)
+            *_, last = process.stdout
+            assert process.wait(EXIT_S) == 130
+        assert json.loads(last)["finish"] == "cancelled"
+        until(lambda: len(edge.orchestrator.sessions) == 0)
