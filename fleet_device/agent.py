@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fleet_device.drafter import Drafter
-from fleet_device.errors import EdgeUnavailable, ProtocolViolation, SessionFailed, SessionRefused
+from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
 from fleet_device.inbox import Connection, EdgePresence, Event, Inbox, ReceivedVerdict, Undelivered, Wake
 from fleet_device.pacing import Pacing
 from fleet_device.session import Counters, DeviceSession, Step, Terms
@@ -30,6 +30,10 @@ _RULES = {rule.topic: rule for rule in TREE}
 
 # Refusals that pass by themselves, so that a resuming device may try again.
 _PASSING = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
+
+
+# An edge that keeps asking to begin again without a token between is one that will never get on.
+_MAX_FRUITLESS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ class _Run:
     """
 
     session: DeviceSession
-    on_tokens: Callable[[Sequence[int]], None]
+    on_tokens: Callable[[Sequence[int]], bool | None]
     cancelled: threading.Event
     started: float
     waiting_since: float
@@ -95,6 +99,7 @@ class _Run:
     closed: Closed | None = None
     unheard: bool = False  # no edge was subscribed when the last Open was sent
     known: bool = False  # some edge has granted the session
+    fruitless: int = 0  # resumes since the last committed token
 
 
 @dataclass(slots=True)
@@ -132,7 +137,7 @@ class Agent:
         *,
         policy: SamplingPolicy,
         max_new_tokens: int,
-        on_tokens: Callable[[Sequence[int]], None] = lambda _tokens: None,
+        on_tokens: Callable[[Sequence[int]], bool | None] = lambda _tokens: None,
         cancelled: threading.Event | None = None,
     ) -> Generation:
         """Write a text. One at a time: a second caller waits for the first.
@@ -141,14 +146,16 @@ class Agent:
             prompt: Token ids.
             policy: Sampling, with the seed.
             max_new_tokens: Most tokens to write.
-            on_tokens: Told of newly committed tokens, on this thread.
+            on_tokens: Told of newly committed tokens, on this thread; returns True if the text has come to its
+                end for the application, by a stop string say.
             cancelled: Set it, and call `wake`, to end the session early.
 
         Raises:
             SessionRefused: The edge declined.
             EdgeUnavailable: No edge answers.
             SessionFailed: The session could not be brought to its end.
-            DrafterError: The draft model failed.
+            ProtocolViolation: The edge answered something that no correct edge answers.
+            DrafterError: The draft model failed, or the prompt has a token that it does not know.
         """
         with self._one:
             self._catch_up()
@@ -168,8 +175,8 @@ class Agent:
             except BaseException as error:
                 interrupted = isinstance(error, KeyboardInterrupt)
                 run.session.cancel(EndReason.CANCELLED if interrupted else EndReason.FAILED)
-                if run.known:
-                    self._send_close(run)
+                if run.known or (run.session.asked and not isinstance(error, SessionRefused)):
+                    self._send_close(run)  # also if no edge has answered: one may yet take the Open that was sent
                 raise
             self._finish(run)
             return Generation(
@@ -197,8 +204,8 @@ class Agent:
 
     def _write(self, run: _Run) -> None:
         session = run.session
+        self.drafter.reset(session.terms.prompt)  # first, so that no edge hears of a prompt that cannot be drafted for
         self._open(run)
-        self.drafter.reset(session.terms.prompt)
         while session.ended is None:
             if session.may_send:
                 self._draft(run)
@@ -208,7 +215,8 @@ class Agent:
     def _draft(self, run: _Run) -> None:
         """Draft and send; verdicts that come meanwhile take effect at once."""
         session, limit = run.session, self.pacing.length()
-        while session.room(limit):
+        # Behind the end of the draft model's context the target writes alone.
+        while session.room(limit) and len(session.terms.prompt) + session.position < self.drafter.context:
             started = self.clock()
             q = self.drafter.next(session.terms.policy)
             if q is None:
@@ -251,16 +259,15 @@ class Agent:
             case Refused() as refused if refused.session == session.terms.session and session.opened is None:
                 if run.resumes == 0 or refused.code not in _PASSING:
                     raise SessionRefused(refused.code, refused.sentence)
-            case Fault() as fault if session.opened is not None and fault.handle in (None, session.opened.handle):
+            case Fault() as fault if fault.handle is None or (session.opened and fault.handle == session.opened.handle):
                 if fault.action is Action.GIVE_UP:
                     raise SessionFailed(fault.sentence)
-                _log.info("Resuming session %s: %s", session.terms.session.hex(), fault.sentence)
+                if session.opened is not None:
+                    _log.info("Resuming session %s: %s", session.terms.session.hex(), fault.sentence)
+                    self._resume(run, fault.sentence)
+            case Closed() as closed if session.opened is not None and session.concerns(closed):
+                # The edge gave the session up, its lease ended while we were away; our text stands.
                 self._resume(run)
-            case Closed() as closed if closed.session == session.terms.session:
-                run.closed = closed
-                if session.ended is None:
-                    # The edge gave the session up, its lease ended while we were away; our text stands.
-                    self._resume(run)
             case EdgePresence(edge=edge, presence=presence):
                 self._edge_changed(edge, presence, run)
             case Connection(up=True):
@@ -270,6 +277,8 @@ class Agent:
                     self._resume(run)
             case Undelivered(topic=Topic.OPEN):
                 run.unheard = session.opened is None
+            case Wake() if run.cancelled.is_set():
+                session.cancel(EndReason.CANCELLED)
             case _:
                 pass
 
@@ -278,8 +287,11 @@ class Agent:
         for step in steps:
             run.waiting_since = self.clock()
             if step.tokens:
+                run.fruitless = 0
                 run.first_at = run.first_at or self.clock()
-                run.on_tokens(step.tokens)
+                if run.on_tokens(step.tokens):
+                    run.session.cancel(EndReason.STOP)
+                    return
             if step.correction is not None and run.session.ended is None:
                 self.drafter.truncate(prompt_length + step.valid)
                 self.drafter.extend((step.correction,))
@@ -302,8 +314,11 @@ class Agent:
         payload = encode_open(run.session.open())
         self._publish(Topic.OPEN, payload)
 
-    def _resume(self, run: _Run) -> None:
+    def _resume(self, run: _Run, cause: str = "the edge went away.") -> None:
         run.resumes += 1
+        run.fruitless += 1
+        if run.fruitless > _MAX_FRUITLESS:
+            raise SessionFailed(f"The session was resumed {_MAX_FRUITLESS} times without getting on: {cause}")
         run.waiting_since = self.clock()
         self._open(run)
 
@@ -363,21 +378,21 @@ class Agent:
         if not self.link.connected:
             return f"The broker has not been reachable for {waited_s:.0f} s; check that it runs and try again."
         return (
-            f"No edge of fleet {self.fleet!r} answered within {waited_s:.0f} s; start one with `fleet edge run`, or check "
-            "that it uses the same broker and fleet name."
+            f"No edge of fleet {self.fleet!r} answered within {waited_s:.0f} s; start one with `fleet edge run`, or "
+            "check that it uses the same broker and fleet name."
         )
 
     # The end
 
     def _finish(self, run: _Run) -> None:
         """Close, and wait shortly for the edge's last word."""
-        if not run.known:
-            return  # cancelled before any edge took it
         self._send_close(run)
+        if not run.known:
+            return  # cancelled before any edge took it; one that does later finds the Close behind the Open
         deadline = self.clock() + self.patience.close_s
         while run.closed is None and (left := deadline - self.clock()) > 0:
             event = self.inbox.take(timeout_s=left)
-            if isinstance(event, Closed) and event.session == run.session.terms.session:
+            if isinstance(event, Closed) and run.session.concerns(event):
                 run.closed = event
             elif isinstance(event, Connection) and event.up:
                 self._send_close(run)

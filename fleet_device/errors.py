@@ -7,6 +7,9 @@
     ├── EdgeUnavailable         no edge answers
     ├── SessionRefused          the edge declined the Open
     ├── SessionFailed           the session cannot go on
+    ├── PromptTooLong           the draft model has no room for it
+    ├── TextQueueFull           too many texts are waiting
+    ├── TextCancelled           given up before its end
     └── ProtocolViolation       the edge answered something that no correct edge answers
 
     DrafterError (fleet_device.drafter) stands beside it: the draft model's own failures.
@@ -18,9 +21,12 @@ __all__ = [
     "ConfigurationError",
     "DeviceError",
     "EdgeUnavailable",
+    "PromptTooLong",
     "ProtocolViolation",
     "SessionFailed",
     "SessionRefused",
+    "TextCancelled",
+    "TextQueueFull",
 ]
 
 
@@ -54,3 +60,23 @@ class SessionFailed(DeviceError):  # noqa: N818
 
 class ProtocolViolation(DeviceError):  # noqa: N818
     """The edge answered something that no correct edge answers."""
+
+
+class PromptTooLong(DeviceError):  # noqa: N818
+    """The draft model has no room for the prompt and a text."""
+
+
+class TextQueueFull(DeviceError):  # noqa: N818
+    """Too many texts are waiting.
+
+    Attributes:
+        retry_after_s: When it is worth asking again.
+    """
+
+    def __init__(self, waiting: int, *, retry_after_s: int) -> None:
+        super().__init__(f"{waiting} texts are waiting already and the device writes one at a time; try again later.")
+        self.retry_after_s = retry_after_s
+
+
+class TextCancelled(DeviceError):  # noqa: N818
+    """A text was given up before its end: its reader has gone, or the device shuts down."""

@@ -2,6 +2,7 @@
 
 import logging
 import queue
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fleet_link.link import NO_MATCHING_SUBSCRIBERS, Link, Message, Outcome, OutcomeHandler
@@ -60,9 +61,11 @@ class Inbox:
 
     Attributes:
         malformed: Payloads that were no messages.
+        on_edge: Told, on the link's thread, of an edge's name and state in full.
     """
 
     malformed: int = 0
+    on_edge: Callable[[str, EdgeState], None] = lambda _edge, _state: None
     _queue: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
 
     def subscribe(self, link: Link, *, fleet: str, device: str) -> None:
@@ -103,6 +106,7 @@ class Inbox:
                 case Topic.EDGE_STATE if address.edge is not None:
                     state = decode_json(EdgeState, message.payload)
                     self.put(EdgePresence(address.edge, state.presence))
+                    self.on_edge(address.edge, state)
         except (CodecError, TopicError) as error:
             self.malformed += 1
             _log.warning("A message on %s is ignored: %s", message.topic, error)

@@ -1,75 +1,96 @@
-"""The device as one service: link, retained state, drafter and agent, put together and taken down in order."""
+"""The device's end of the fleet as one service: link, retained state, drafter and agent, in order up and down."""
 
+import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Self
+from typing import Final, Self
 
-from fleet_device.agent import Agent, Generation, Patience
+from fleet_device.agent import Agent, Patience
 from fleet_device.drafter import Drafter
-from fleet_device.llama_cpp_drafter import LlamaCppDrafter, LlamaCppSettings
-from fleet_device.model_source import locate_model
+from fleet_device.edges import Edges
+from fleet_device.inbox import Inbox
 from fleet_device.pacing import FixedPacing
-from fleet_device.prompt_lookup import Lookup, PromptLookupDrafter
 from fleet_device.settings import DeviceSettings
-from fleet_link.errors import LinkError
-from fleet_link.link import Link, Will
+from fleet_device.tally import Tally
+from fleet_device.writing import OnPiece, Order, Text, write_text
+from fleet_link.errors import ConnectFailed, LinkError
+from fleet_link.link import Link, OutcomeHandler, Will
 from fleet_link.paho_link import PahoLink
-from schemas.control import DeviceState, Presence, Telemetry, encode_json
+from fleet_link.settings import LinkSettings
+from schemas.control import DeviceState, Presence, encode_json
 from schemas.topics import Topic, build
 from schemas.version import VERSION
 
-__all__ = ["DeviceService", "load_drafter"]
+__all__ = ["DeviceService"]
 
-_CONNECT_S = 10.0
+_log = logging.getLogger(__name__)
 
+# For a command that a person waits for: long enough for a broker that is just starting.
+_CONNECT_S: Final = 5.0
 
-def load_drafter(settings: DeviceSettings) -> Drafter:
-    """Load the draft model that the settings name.
+# The edge's last word comes within milliseconds, or its machine is gone.
+_CLOSE_S: Final = 2.0
 
-    Raises:
-        DrafterError: It cannot be found or loaded.
-    """
-    located = locate_model(settings.model, folder=settings.models)
-    if settings.drafter == "prompt-lookup":
-        return PromptLookupDrafter.from_gguf(located.path, Lookup(context=settings.context))
-    return LlamaCppDrafter(
-        LlamaCppSettings(
-            path=located.path,
-            name=located.name,
-            threads=settings.threads,
-            context=settings.context,
-            gpu_layers=settings.gpu_layers,
-        )
-    )
+# Between the attempts of a device that waits for its network.
+_AGAIN_S: Final = 5.0
 
 
 @dataclass(slots=True)
 class DeviceService:
-    """One device. Use it as a context manager.
+    """One device. Use it as a context manager, which connects or fails; or `start_patiently`, and `stop`.
 
     Attributes:
         settings: The configuration.
         drafter: The draft model, loaded; closed with the service.
+        make_link: Makes the link to the broker.
         clock: Monotonic seconds.
         now: The wall clock (UTC).
         agent: Writes texts.
+        edges: Which edges are there.
+        tally: What was written.
+        since: When the service was made.
     """
 
     settings: DeviceSettings
     drafter: Drafter
+    make_link: Callable[[LinkSettings], Link] = PahoLink
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    edges: Edges = field(default_factory=Edges)
+    tally: Tally = field(default_factory=Tally)
     agent: Agent = field(init=False)
+    since: datetime = field(init=False)
     _link: Link = field(init=False)
-    _since: datetime = field(init=False)
-    _sessions: int = 0
-    _tokens: int = 0
-    _tested: int = 0
-    _accepted: int = 0
-    _draft_ms: float = 0.0
-    _drafted: int = 0
+    _presence: Presence = Presence.ONLINE
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _connecting: threading.Thread | None = None
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.since = self.now()
+        will = Will(self._topic(Topic.STATE), encode_json(self._state(Presence.OFFLINE)))
+        self._link = self.make_link(settings.broker.link(settings.device, will=will))
+        self.agent = Agent(
+            self._link,
+            settings.fleet,
+            settings.device,
+            self.drafter,
+            FixedPacing(settings.draft_length, settings.ahead),
+            self.clock,
+            Patience(
+                open_s=settings.open_s,
+                resume_s=settings.resume_s,
+                verdict_s=settings.verdict_s,
+                close_s=_CLOSE_S,
+            ),
+            Inbox(on_edge=self.edges.note),
+        )
+        self.agent.attach()
+        # Said anew after every reconnect: meanwhile the broker has said for us that we are gone.
+        self._link.on_connection(lambda up: self.announce() if up else None)
 
     def __enter__(self) -> Self:
         self.start()
@@ -78,55 +99,94 @@ class DeviceService:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answers."""
+        return self._link.connected
+
+    @property
+    def state_topic(self) -> str:
+        """Where this device's state is retained."""
+        return self._topic(Topic.STATE)
+
     def start(self) -> None:
         """Connect, and say that this device is online.
 
         Raises:
-            ConnectFailed: The broker cannot be reached.
+            ConnectFailed: The broker cannot be reached; the service is stopped.
         """
-        settings = self.settings
-        self._since = self.now()
-        will = Will(self._topic(Topic.STATE), encode_json(self._state(Presence.OFFLINE)))
-        self._link = PahoLink(settings.broker.link(settings.device, will=will), clock=self.clock)
-        self.agent = Agent(
-            self._link,
-            settings.fleet,
-            settings.device,
-            self.drafter,
-            FixedPacing(settings.draft_length, settings.ahead),
-            self.clock,
-            Patience(open_s=settings.open_s, resume_s=settings.resume_s, verdict_s=settings.verdict_s),
-        )
-        self.agent.attach()
-        # Said anew after every reconnect: meanwhile the broker has said for us that we are gone.
-        self._link.on_connection(lambda up: self._announce() if up else None)
-        self._link.start(timeout_s=_CONNECT_S)
+        try:
+            self._link.start(timeout_s=_CONNECT_S)
+        except BaseException:
+            self.stop()
+            raise
+
+    def start_patiently(self) -> None:
+        """Connect as soon as the broker can be reached, on a thread: a gateway may boot before its network."""
+        self._connecting = threading.Thread(target=self._connect, name="connect", daemon=True)
+        self._connecting.start()
 
     def stop(self) -> None:
         """Say goodbye and release everything."""
+        self._presence = Presence.OFFLINE
+        self._stopping.set()
         try:
-            self._publish(Topic.STATE, encode_json(self._state(Presence.OFFLINE)), retain=True)
+            if self._link.connected:
+                self.announce()
         finally:
             self._link.stop()
+            if self._connecting is not None:
+                self._connecting.join()
+                self._link.stop()  # it may just have been about to start
             self.drafter.close()
 
-    def record(self, generation: Generation) -> None:
-        """Count an ended session and publish the totals."""
-        counters = generation.counters
-        self._sessions += 1
-        self._tokens += len(generation.tokens)
-        self._tested += counters.tested
-        self._accepted += counters.accepted
-        self._draft_ms += counters.draft_ms
-        self._drafted += counters.drafted
-        telemetry = Telemetry(
-            sessions=self._sessions,
-            tokens=self._tokens,
-            acceptance=self._accepted / self._tested if self._tested else None,
-            draft_ms_per_token=self._draft_ms / self._drafted if self._drafted else None,
-            round_trip_ms=counters.wait_ms / counters.rounds if counters.rounds else None,
-        )
-        self._publish(Topic.TELEMETRY, encode_json(telemetry), qos=0)
+    def drain(self) -> None:
+        """Tell the fleet that this device takes no new texts."""
+        self._presence = Presence.DRAINING
+        self.announce()
+
+    def absence(self) -> str | None:
+        """Return what is missing to write a text, in a sentence; None if nothing is."""
+        broker = self.settings.broker
+        if not self._link.connected:
+            return f"The broker at {broker.host}:{broker.port} cannot be reached now; the device keeps trying."
+        if not self.edges.online():
+            return f"No edge of fleet {self.settings.fleet!r} is online now; start one with `fleet edge run`."
+        return None
+
+    def write(
+        self,
+        order: Order,
+        *,
+        on_piece: OnPiece = lambda _piece, _tokens: None,
+        cancelled: threading.Event | None = None,
+    ) -> Text:
+        """Write a text and count it; see `write_text`."""
+        text = write_text(self.agent, self.drafter, order, on_piece=on_piece, cancelled=cancelled)
+        self._publish(Topic.TELEMETRY, encode_json(self.tally.add(text.generation)), qos=0)
+        return text
+
+    def announce(self, *, on_outcome: OutcomeHandler | None = None) -> None:
+        """Publish the retained state.
+
+        Args:
+            on_outcome: Told of the broker's answer.
+        """
+        self._publish(Topic.STATE, encode_json(self._state(self._presence)), retain=True, on_outcome=on_outcome)
+
+    def _connect(self) -> None:
+        said = ""
+        while not self._stopping.is_set():
+            try:
+                self._link.start(timeout_s=_CONNECT_S)
+            except ConnectFailed as error:
+                # Once for each reason: a gateway may be without its network for days.
+                _log.log(logging.DEBUG if str(error) == said else logging.WARNING, "%s Trying again.", error)
+                said = str(error)
+                self._stopping.wait(_AGAIN_S)
+            else:
+                _log.info("Connected to %s:%s.", self.settings.broker.host, self.settings.broker.port)
+                return
 
     def _topic(self, topic: Topic) -> str:
         return build(topic, fleet=self.settings.fleet, device=self.settings.device)
@@ -137,16 +197,26 @@ class DeviceService:
             software=VERSION,
             draft_model=self.drafter.name,
             quantization=self.drafter.quantization,
-            since=self._since,
+            since=self.since,
         )
 
-    def _announce(self) -> None:
-        self._publish(Topic.STATE, encode_json(self._state(Presence.ONLINE)), retain=True)
-
-    def _publish(self, topic: Topic, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+    def _publish(
+        self,
+        topic: Topic,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        on_outcome: OutcomeHandler | None = None,
+    ) -> None:
         try:
             self._link.publish(
-                self._topic(topic), payload, qos=qos, retain=retain, content_type="application/json"
+                self._topic(topic),
+                payload,
+                qos=qos,
+                retain=retain,
+                content_type="application/json",
+                on_outcome=on_outcome,
             )
         except LinkError:
             return  # states are said again after the reconnect, telemetry is not worth keeping

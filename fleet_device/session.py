@@ -11,10 +11,22 @@ from dataclasses import dataclass, field
 from dssd.distribution import Dist
 from dssd.downlink import correct
 from dssd.proposal import Proposal, propose
-from fleet_device.errors import ProtocolViolation
+from fleet_device.errors import ProtocolViolation, SessionRefused
 from schemas.digest import EMPTY, extend_digest
-from schemas.downlink import Samples
-from schemas.messages import Close, Draft, EndReason, Finish, Open, Opened, Verdict
+from schemas.downlink import DownlinkForm, Samples
+from schemas.messages import (
+    MAX_LABEL,
+    MAX_TOKENS,
+    Close,
+    Closed,
+    Draft,
+    EndReason,
+    Finish,
+    Open,
+    Opened,
+    RefusalCode,
+    Verdict,
+)
 from schemas.policy import Mode, SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
@@ -24,6 +36,9 @@ __all__ = ["Counters", "DeviceSession", "Step", "Terms"]
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What the device asks for.
+
+    Raises:
+        SessionRefused: No Open could carry it.
 
     Attributes:
         session: 8 random bytes.
@@ -42,6 +57,18 @@ class Terms:
     vocabulary: Vocabulary
     draft_model: str
     quantization: str
+
+    def __post_init__(self) -> None:
+        if len(self.prompt) > MAX_TOKENS:
+            raise SessionRefused(
+                RefusalCode.PROMPT_TOO_LONG,
+                f"The prompt has {len(self.prompt)} tokens; no edge takes more than {MAX_TOKENS}. Shorten it.",
+            )
+        if not 0 <= self.max_new_tokens <= MAX_TOKENS:
+            raise SessionRefused(
+                RefusalCode.MAX_NEW_TOKENS,
+                f"max_new_tokens is {self.max_new_tokens}; ask for 1 to {MAX_TOKENS} tokens.",
+            )
 
 
 @dataclass(slots=True)
@@ -89,10 +116,11 @@ class _Sent:
 
 @dataclass(slots=True)
 class _Rejection:
-    """A rejected position whose correction is not drawn yet: samples have failed so far."""
+    """A rejected position whose correction is not drawn yet: `tried` samples have failed so far."""
 
     proposal: Proposal
     position: int
+    tried: int = 0
 
 
 @dataclass(slots=True)
@@ -116,6 +144,11 @@ class DeviceSession:
 
     # Opening and resuming
 
+    @property
+    def asked(self) -> bool:
+        """Whether an Open was made, so that some edge may have the session."""
+        return self._attempt >= 0
+
     def open(self) -> Open:
         """Return the Open to send, first or again; whatever was under way is void."""
         self._attempt += 1
@@ -126,8 +159,8 @@ class DeviceSession:
             session=self.terms.session,
             attempt=self._attempt,
             vocabulary=self.terms.vocabulary,
-            draft_model=self.terms.draft_model,
-            quantization=self.terms.quantization,
+            draft_model=self.terms.draft_model[:MAX_LABEL],
+            quantization=self.terms.quantization[:MAX_LABEL],
             policy=self.terms.policy,
             prompt=self.terms.prompt,
             max_new_tokens=self.terms.max_new_tokens,
@@ -152,6 +185,12 @@ class DeviceSession:
         self.opened = opened
         self._epoch = 0
         return True
+
+    def concerns(self, closed: Closed) -> bool:
+        """Whether an edge's last word is about the session as it stands, not about a part resumed elsewhere since."""
+        if closed.session != self.terms.session:
+            return False
+        return closed.attempt is None or self.opened is None or closed.attempt == self.opened.attempt
 
     # Drafting
 
@@ -230,7 +269,7 @@ class DeviceSession:
         opened = self.opened
         if opened is None or verdict.handle != opened.handle or self.ended is not None:
             return []
-        if not self._in_flight or verdict.round < self._in_flight[0].draft.round or verdict.epoch != self._epoch:
+        if all(verdict.round != sent.draft.round for sent in self._in_flight):
             return []  # a repeat, or a verdict on what is void
         self._early[verdict.round] = verdict
         steps = []
@@ -258,6 +297,7 @@ class DeviceSession:
         return Close(
             session=self.terms.session,
             handle=self.opened.handle if self.opened else None,
+            edge=self.opened.edge if self.opened else None,
             reason=self.ended,
             tokens=len(self.committed),
             fix=self._fix,
@@ -344,27 +384,37 @@ class DeviceSession:
         if rejection is None or verdict.next is None:
             raise ProtocolViolation("The edge rejected a token and sent nothing to correct it with.")
         valid = len(self.committed)
-        if rejection.proposal.lattice is None:
-            if not isinstance(verdict.next, int):
-                raise ProtocolViolation("In coupled mode a correction is a token.")
-            token: int | None = verdict.next
-        else:
-            if isinstance(verdict.next, int):
-                raise ProtocolViolation("In residual mode a correction is drawn by the device.")
-            token = correct(
-                verdict.next, rejection.proposal.lattice, policy=self.terms.policy, position=rejection.position
-            )
-            if token is None:
-                assert isinstance(verdict.next, Samples)
-                tried = verdict.next.start + len(verdict.next.ids)
-                request = self._message(base=valid, digest=self._digest, tried=tried)
-                self._in_flight.append(_Sent(request, ()))
-                return Step((), valid, None, request)
-            self._fix = token
+        token = self._correction(verdict.next, rejection)
+        if token is None:
+            request = self._message(base=valid, digest=self._digest, tried=rejection.tried)
+            self._in_flight.append(_Sent(request, ()))
+            return Step((), valid, None, request)
         self._rejection = None
         self._commit((token,))
         self._finish(verdict.finish)
         return Step((token,), valid, token)
+
+    def _correction(self, following: int | DownlinkForm, rejection: _Rejection) -> int | None:
+        """Return the token that takes the rejected one's place, or None if more samples are needed."""
+        lattice = rejection.proposal.lattice
+        if lattice is None:
+            if not isinstance(following, int):
+                raise ProtocolViolation("In coupled mode a correction is a token.")
+            return following
+        if isinstance(following, int):
+            raise ProtocolViolation("In residual mode a correction is drawn by the device.")
+        if isinstance(following, Samples) and following.start != rejection.tried:
+            # Each index is one draw: to look at some again, or to skip some, would bend the law.
+            raise ProtocolViolation(
+                f"The edge sent samples from {following.start} on, the device has tried {rejection.tried}."
+            )
+        token = correct(following, lattice, policy=self.terms.policy, position=rejection.position)
+        if token is None:
+            assert isinstance(following, Samples)
+            rejection.tried += len(following.ids)
+        else:
+            self._fix = token
+        return token
 
     def _commit(self, tokens: Sequence[int]) -> None:
         size = self.terms.vocabulary.size

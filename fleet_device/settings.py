@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fleet_link.configuration import BrokerSettings
-from schemas.messages import MAX_DRAFT
+from schemas.messages import MAX_DRAFT, MAX_TOKENS
 from schemas.names import Name
-from schemas.policy import Mode, SamplingPolicy, random_seed
+from schemas.policy import MAX_TOP_K, Mode, SamplingPolicy, random_seed
 
 __all__ = ["DeviceSettings"]
 
@@ -40,7 +40,10 @@ class DeviceSettings(BaseSettings):
         open_s: Longest wait for an edge to answer.
         resume_s: Longest wait for an edge to take a session over again.
         verdict_s: Wait before an unanswered draft is repeated.
+        drain_s: Seconds that the open text has to end when the device is asked to stop.
         api_port: Port of the local HTTP API; 0 turns it off.
+        api_token: What applications must send as a bearer token; none is asked for if left out.
+        api_waiting: Most requests that wait while a text is being written.
     """
 
     model_config = SettingsConfigDict(env_prefix="FLEET_DEVICE_", env_nested_delimiter="__", extra="forbid")
@@ -58,14 +61,17 @@ class DeviceSettings(BaseSettings):
     ahead: bool = False
     mode: Mode = Mode.RESIDUAL
     temperature: Annotated[float, Field(ge=0.0, le=100.0)] = 0.7
-    top_k: Annotated[int, Field(ge=0)] = 50
+    top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)] = 50
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     seed: Annotated[int, Field(ge=0, lt=1 << 64)] | None = None
-    max_new_tokens: Annotated[int, Field(ge=0)] = 256
+    max_new_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] = 256
     open_s: Annotated[float, Field(gt=0)] = 15.0
     resume_s: Annotated[float, Field(gt=0)] = 120.0
     verdict_s: Annotated[float, Field(gt=0)] = 10.0
+    drain_s: Annotated[float, Field(ge=0)] = 10.0
     api_port: Annotated[int, Field(ge=0, le=65535)] = 8321
+    api_token: Annotated[SecretStr, Field(min_length=1)] | None = None
+    api_waiting: Annotated[int, Field(ge=0, le=1000)] = 8
 
     def policy(self) -> SamplingPolicy:
         """Return the sampling policy, with a fresh seed unless one is set."""

@@ -27,7 +27,8 @@ from fleet_cli.device.options import (
 )
 from fleet_cli.errors import CommandError
 from fleet_device.chat import ChatMessage, encode_chat
-from fleet_device.service import DeviceService, load_drafter
+from fleet_device.loading import load_drafter
+from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_device.writing import Order, Text
 from schemas.messages import EndReason

@@ -19,7 +19,9 @@ from fleet_cli.device.options import (
     read_settings,
 )
 from fleet_device.gateway import Asked, Gateway
-from fleet_device.service import DeviceService, load_drafter
+from fleet_device.loading import load_drafter
+from fleet_device.service import DeviceService
+from fleet_link.systemd import Systemd
 
 __all__ = ["run_command"]
 
@@ -70,6 +72,9 @@ def run_command(
             file=sys.stderr,
             flush=True,
         )
+        unit = Systemd.from_environment()
+        unit.ready(f"Device {settings.device} of fleet {settings.fleet}: {served}.")
+        unit.watch(gateway.health)
         gateway.run()
     finally:
         gateway.stop()

@@ -110,6 +110,7 @@ class ScriptedAgent:
         reason: Of the end.
         gate: Waited for before each batch; `cancelled` wakes it up.
         asked: The keyword arguments of each call.
+        ended: How each call that returned did.
     """
 
     batches: Sequence[Sequence[int]] = ((1, 2), (3,))
@@ -118,6 +119,7 @@ class ScriptedAgent:
     gate: threading.Semaphore | None = None
     started: threading.Event = field(default_factory=threading.Event)
     asked: list[dict[str, Any]] = field(default_factory=list)
+    ended: list[EndReason] = field(default_factory=list)
 
     def generate(
         self,
@@ -144,6 +146,7 @@ class ScriptedAgent:
                 break
         if self.error is not None:
             raise self.error
+        self.ended.append(reason)
         counters = Counters(drafted=4, tested=4, accepted=3, rounds=2, uplink_bytes=50, downlink_bytes=20)
         return Generation(SESSION, tuple(tokens), reason, counters, None, 100.0, 10.0, 0)
 

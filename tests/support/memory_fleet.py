@@ -33,6 +33,7 @@ from schemas.topics import Topic, build
 FLEET, EDGE = "memory", "edge-1"
 END = 0
 TARGET = MarkovScript(size=6, seed=7, sharpness=1.2, period=3)
+TARGET._table[:, :, END] -= 2.0  # texts are to have some length
 DRAFT = TARGET.perturbed(seed=8, amount=1.0)
 R = TypeVar("R")
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -120,8 +121,10 @@ class MemoryFleet:
 
     def settle(self) -> None:
         """Deliver and compute until nothing moves."""
-        while self.broker.pump() or self.step():
-            pass
+        while True:
+            delivered = self.broker.pump()
+            if not self.step() and not delivered:
+                return
 
 
 @dataclass
@@ -222,7 +225,7 @@ class Device:
                 self.resume()
             case Closed() if session.concerns(event):
                 if session.ended is not None:
-                    self.closed = event
+                    self.closed = self.closed or event
                 elif session.opened is not None:
                     self.resume()
             case Refused():
@@ -313,7 +316,8 @@ def run(
         if resumes and rng.random() < mishaps.resume and device.session.ended is None:
             resumes -= 1
             device.resume()
-        if not moved and not fleet.broker.step() and not fleet.step() and not any(device.act() for device in devices):
+        # The edge first: what it answers to what has arrived shows at the broker.
+        if not moved and not fleet.step() and not fleet.broker.step() and not any(device.act() for device in devices):
             fleet.clock.seconds += 1.0
             for device in devices:
                 if not device.done:

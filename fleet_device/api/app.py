@@ -1,0 +1,225 @@
+"""The routes."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Protocol
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from fleet_device.api.guard import Guard
+from fleet_device.api.problems import ApiProblem, problem_of
+from fleet_device.api.replies import DONE, Reply, event
+from fleet_device.api.requests import ChatRequest, CompletionRequest, TextRequest, read_request
+from fleet_device.errors import DeviceError, EdgeUnavailable
+from fleet_device.settings import DeviceSettings
+from fleet_device.text import TextCodec
+from fleet_device.text_queue import Failed, Listener, Piece, Ticket
+from fleet_device.writing import Order, Text
+
+__all__ = ["MAX_BODY_BYTES", "Backend", "create_app"]
+
+MAX_BODY_BYTES: Final = 1 << 20
+"""Largest request. A prompt that no context holds is longer than that in the rarest of cases."""
+
+Events = asyncio.Queue[Piece | Text | Failed]
+
+
+class Backend(Protocol):
+    """What the API needs of the device. Its methods do not block."""
+
+    @property
+    def since(self) -> datetime:
+        """When the device was started."""
+
+    def submit(self, prepare: Callable[[TextCodec], Order], listener: Listener) -> Ticket:
+        """Order a text; see `TextQueue.submit`."""
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Give a text up; see `TextQueue.cancel`."""
+
+    def targets(self) -> tuple[str, ...]:
+        """Return the names of the large models that are there."""
+
+    def absence(self) -> str | None:
+        """Return what is missing to write a text, in a sentence."""
+
+    def health(self) -> dict[str, Any]:
+        """Return how the device is, as JSON values."""
+
+
+def create_app(backend: Backend, settings: DeviceSettings, *, wall_clock: Callable[[], float] = time.time) -> Starlette:
+    """Return the API as an ASGI application.
+
+    Args:
+        backend: The device.
+        settings: Defaults of the requests, and the token to ask for.
+        wall_clock: Unix seconds.
+    """
+    api = _Api(backend, settings, wall_clock)
+    token = settings.api_token.get_secret_value() if settings.api_token else None
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", api.chat, methods=["POST"]),
+            Route("/v1/completions", api.completion, methods=["POST"]),
+            Route("/v1/models", api.models),
+            Route("/v1/models/{name:path}", api.model),
+            Route("/healthz", api.health),
+        ],
+        middleware=[Middleware(Guard, token=token)],
+        exception_handlers={ApiProblem: _answer_problem, HTTPException: _answer_http, DeviceError: _answer_problem},
+    )
+
+
+async def _answer_problem(_request: Request, error: Exception) -> Response:
+    return problem_of(error).response()
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    sentence = f"{error.detail}: {request.method} {request.url.path[:200]}."
+    code = error.detail.lower().replace(" ", "_")
+    return ApiProblem(error.status_code, sentence, code=code, headers=error.headers).response()
+
+
+@dataclass(frozen=True, slots=True)
+class _Api:
+    backend: Backend
+    settings: DeviceSettings
+    wall_clock: Callable[[], float]
+
+    async def chat(self, request: Request) -> Response:
+        return await self._text(request, read_request(ChatRequest, await _body(request)))
+
+    async def completion(self, request: Request) -> Response:
+        return await self._text(request, read_request(CompletionRequest, await _body(request)))
+
+    async def models(self, _request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model(name) for name in self.backend.targets()]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self.backend.targets():
+            raise ApiProblem(404, f"There is no model {name[:100]!r} now.", code="model_not_found", param="model")
+        return JSONResponse(self._model(name))
+
+    async def health(self, _request: Request) -> Response:
+        health = self.backend.health()
+        return JSONResponse(health, 200 if health["status"] == "ok" else 503)
+
+    def _model(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": int(self.backend.since.timestamp()), "owned_by": "fleet"}
+
+    async def _text(self, request: Request, asked: TextRequest) -> Response:
+        if (missing := self.backend.absence()) is not None:
+            raise EdgeUnavailable(missing)
+        loop, events = asyncio.get_running_loop(), Events()
+
+        def listen(each: Piece | Text | Failed) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, each)
+
+        ticket = self.backend.submit(lambda codec: asked.order(codec, self.settings), listen)
+        reply = self._reply(asked)
+        try:
+            async with self._until_disconnect(request, ticket):
+                # Until the first event a failure can still be told by the status.
+                first = _alive(await events.get())
+                if not asked.stream:
+                    return JSONResponse(reply.whole(await _end(first, events)))
+        except BaseException:
+            self.backend.cancel(ticket)
+            raise
+        return _EventStream(_stream(reply, first, events), at_end=lambda: self.backend.cancel(ticket))
+
+    @asynccontextmanager
+    async def _until_disconnect(self, request: Request, ticket: Ticket) -> AsyncIterator[None]:
+        """Give the text up if the client goes while it is waited for."""
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            self.backend.cancel(ticket)
+
+        watcher = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            watcher.cancel()
+
+    def _reply(self, asked: TextRequest) -> Reply:
+        chat = isinstance(asked, ChatRequest)
+        targets = self.backend.targets()
+        return Reply(
+            chat=chat,
+            name=f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
+            created=int(self.wall_clock()),
+            model=targets[0] if targets else "",
+            include_usage=asked.include_usage,
+        )
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events; whatever ends them, the client's leaving too, `at_end` is called."""
+
+    def __init__(self, content: AsyncIterator[bytes], *, at_end: Callable[[], None]) -> None:
+        super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._at_end = at_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._at_end()
+
+
+async def _stream(reply: Reply, first: Piece | Text, events: Events) -> AsyncIterator[bytes]:
+    for chunk in reply.first():
+        yield event(chunk)
+    current: Piece | Text | Failed = first
+    while isinstance(current, Piece):
+        yield event(reply.piece(current.text))
+        current = await events.get()
+    if isinstance(current, Failed):
+        # The status is sent already; an error in the stream is what OpenAI's clients raise as one.
+        yield event(problem_of(current.error).body())
+        return
+    for chunk in reply.last(current):
+        yield event(chunk)
+    yield DONE
+
+
+def _alive(current: Piece | Text | Failed) -> Piece | Text:
+    if isinstance(current, Failed):
+        raise problem_of(current.error)
+    return current
+
+
+async def _end(current: Piece | Text, events: Events) -> Text:
+    """Wait for the whole text."""
+    while isinstance(current, Piece):
+        current = _alive(await events.get())
+    return current
+
+
+async def _body(request: Request) -> bytes:
+    """Read the body, as far as it is JSON of a bearable size."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        # Also what keeps web pages out: a browser lets them send this type only where the server agrees.
+        raise ApiProblem(415, "The body must be JSON: send it with Content-Type: application/json.")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+            raise ApiProblem(413, f"The body has more than {MAX_BODY_BYTES} bytes.", code="body_too_large")
+    return bytes(body)

@@ -1,0 +1,63 @@
+"""Who may speak to the API: programs on this machine, and no web page that a browser on it happens to show.
+
+The port is open on loopback only. A page of any origin can still make a browser send requests there, under a
+name of its own that it lets resolve to 127.0.0.1; such a request carries that name in its Host header. Requests
+under the right name cannot be read by the page, since no CORS header is sent, nor can it send JSON without asking.
+"""
+
+import hmac
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fleet_device.api.problems import ApiProblem
+
+__all__ = ["Guard"]
+
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
+_OPEN: Final = "/healthz"
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        app: What it guards.
+        token: What to ask for as a bearer token, if anything.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str | None) -> None:
+        self._app = app
+        self._token = token.encode() if token is not None else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, or turn it away."""
+        if scope["type"] == "http" and (problem := self._problem(scope)) is not None:
+            await problem.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _problem(self, scope: Scope) -> ApiProblem | None:
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or _name(hosts[0]) not in _LOOPBACK:
+            return ApiProblem(421, "This API answers only under the names 127.0.0.1 and localhost.", code="wrong_host")
+        if self._token is None or scope["path"] == _OPEN:
+            return None
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        # In constant time: how long the comparison takes must not tell how much of a guess was right.
+        if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), self._token):
+            return None
+        return ApiProblem(
+            401,
+            "A bearer token is required: send the device's api_token as the API key.",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
+def _name(host: str) -> str:
+    """Return a Host header's name without the port."""
+    name, colon, port = host.lower().rpartition(":")
+    return name if colon and port.isdigit() else host.lower()

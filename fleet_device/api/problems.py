@@ -1,0 +1,116 @@
+"""What can be wrong with a request or its text, as HTTP status and OpenAI's error object."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from starlette.responses import JSONResponse
+
+from fleet_device.chat import ChatError
+from fleet_device.drafter import DrafterError
+from fleet_device.errors import (
+    DeviceError,
+    EdgeUnavailable,
+    PromptTooLong,
+    SessionRefused,
+    TextCancelled,
+    TextQueueFull,
+)
+from schemas.messages import RefusalCode
+
+__all__ = ["ApiProblem", "problem_of"]
+
+# An edge or a broker that is away is usually back within seconds; OpenAI's clients obey this header.
+_RETRY_S: Final = 2
+_TOO_MANY: Final = 429
+
+_THE_APPLICATIONS: Final = {
+    RefusalCode.PROMPT_EMPTY: "prompt",
+    RefusalCode.PROMPT_TOO_LONG: "prompt",
+    RefusalCode.TOKEN: "prompt",
+    RefusalCode.MAX_NEW_TOKENS: "max_tokens",
+}
+_PASSING: Final = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
+
+
+class ApiProblem(Exception):  # noqa: N818 - reads as what it says
+    """An answer that is no text.
+
+    Attributes:
+        status: HTTP status.
+        kind: OpenAI's `type`.
+        code: OpenAI's `code`.
+        param: The request's field, if one is to blame.
+        headers: Further HTTP headers.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        sentence: str,
+        *,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.kind = kind
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """Return OpenAI's error object."""
+        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """Return the HTTP response."""
+        return JSONResponse(self.body(), self.status, headers=self.headers)
+
+
+def problem_of(error: Exception) -> ApiProblem:
+    """Translate what became of a text."""
+    match error:
+        case ApiProblem():
+            return error
+        case SessionRefused():
+            return _refused(error)
+        case TextQueueFull():
+            return _later(429, str(error), code="queue_full", seconds=error.retry_after_s)
+        case EdgeUnavailable():
+            return _later(503, str(error), code="edge_unavailable")
+        case TextCancelled():
+            return _later(503, str(error), code="cancelled")
+        case _:
+            return _failed(error)
+
+
+def _refused(error: SessionRefused) -> ApiProblem:
+    """Say whose fault it was: the application's, nobody's, or the configuration's."""
+    if error.code in _PASSING:
+        return _later(503, str(error), code=error.code.value)
+    if error.code in _THE_APPLICATIONS:
+        return ApiProblem(400, str(error), code=error.code.value, param=_THE_APPLICATIONS[error.code])
+    return ApiProblem(502, str(error), kind="api_error", code=error.code.value)
+
+
+def _failed(error: Exception) -> ApiProblem:
+    for kind, problem in _FAILURES:
+        if isinstance(error, kind):
+            return problem(str(error))
+    return ApiProblem(500, "The device failed; its log says more.", kind="api_error", code="internal_error")
+
+
+def _later(status: int, sentence: str, *, code: str, seconds: int = _RETRY_S) -> ApiProblem:
+    kind = "rate_limit_error" if status == _TOO_MANY else "api_error"
+    return ApiProblem(status, sentence, kind=kind, code=code, headers={"Retry-After": str(seconds)})
+
+
+# The first that fits.
+_FAILURES: Final[tuple[tuple[type[Exception], Callable[[str], ApiProblem]], ...]] = (
+    (PromptTooLong, lambda text: ApiProblem(400, text, code="context_length_exceeded", param="prompt")),
+    (ChatError, lambda text: ApiProblem(400, text, code="chat_template", param="messages")),
+    (DeviceError, lambda text: ApiProblem(502, text, kind="api_error", code="session_failed")),
+    (DrafterError, lambda text: ApiProblem(502, text, kind="api_error", code="draft_model_failed")),
+)

@@ -1,0 +1,215 @@
+"""What applications may ask for: OpenAI's two requests for text, as far as a device can serve them."""
+
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
+
+from fleet_device.api.problems import ApiProblem
+from fleet_device.api.unsupported import supported
+from fleet_device.chat import ChatMessage, encode_chat
+from fleet_device.settings import DeviceSettings
+from fleet_device.text import TextCodec
+from fleet_device.writing import Order
+from schemas.messages import MAX_TOKENS
+from schemas.policy import MAX_SEED, Mode, SamplingPolicy
+
+__all__ = ["ChatRequest", "CompletionRequest", "TextRequest", "read_request"]
+
+R = TypeVar("R", bound="TextRequest")
+
+_MOST_STOPS: Final = 4
+_LONGEST_STOP: Final = 256
+
+
+def _strings(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _content(value: object) -> object:
+    """Flatten a list of parts into text."""
+    if not isinstance(value, list):
+        return value
+    texts = []
+    for part in value:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            what = f"a part of type {kind!r}" if isinstance(kind, str) else "a part that is none"
+            raise ValueError(f"{what} is not supported, the model reads text only")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _prompt(value: object) -> object:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
+        return value[0]
+    if isinstance(value, list) and value and isinstance(value[0], str | list):
+        raise ValueError("several prompts in one request are not supported, send one request for each")
+    return value
+
+
+Stops = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=_LONGEST_STOP)], ...],
+    BeforeValidator(_strings),
+    Field(max_length=_MOST_STOPS),
+]
+TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class StreamOptions(_Model):
+    """How to stream.
+
+    Attributes:
+        include_usage: Whether a last chunk tells the number of tokens.
+        include_obfuscation: Ignored: nothing on a loopback interface needs padding.
+    """
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class Message(_Model):
+    """One message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_content)]
+    name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, value: Any) -> Any:  # noqa: ANN401 - whatever was sent
+        # Applications send answers back as they got them, with fields that say "none of this".
+        if not isinstance(value, dict):
+            return value
+        return {key: inner for key, inner in value.items() if key in cls.model_fields or inner not in (None, [])}
+
+
+class TextRequest(_Model):
+    """What both requests have in common.
+
+    Attributes:
+        model: Ignored: a device has one pair of models.
+        max_tokens: Most tokens to write; the device's setting if left out.
+        temperature: 0 is greedy.
+        top_p: Mass kept.
+        top_k: Tokens kept; 0 keeps all (an extension).
+        mode: How drafts are verified (an extension).
+        seed: The same seed, the same decisions; random if left out.
+        stop: Strings before which the text ends.
+        stream: Whether to send the text as it grows.
+        stream_options: How.
+    """
+
+    model: str | None = None
+    max_tokens: TokenLimit | None = None
+    temperature: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    mode: Mode | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    stop: Stops | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the number of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def order(self, codec: TextCodec, defaults: DeviceSettings) -> Order:
+        """Return what is to be written.
+
+        Args:
+            codec: The draft model's.
+            defaults: For what the request leaves open.
+
+        Raises:
+            DrafterError: The prompt cannot be made into tokens.
+        """
+        given = {
+            "mode": self.mode,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "seed": self.seed,
+        }
+        policy: SamplingPolicy = defaults.policy().model_copy(
+            update={name: value for name, value in given.items() if value is not None}
+        )
+        limit = self.token_limit or defaults.max_new_tokens
+        return Order(tuple(self.prompt_tokens(codec)), policy, limit, self.stop or ())
+
+    @property
+    def token_limit(self) -> int | None:
+        """Most tokens to write."""
+        return self.max_tokens
+
+    def prompt_tokens(self, codec: TextCodec) -> list[int]:
+        """Return the prompt's token ids."""
+        raise NotImplementedError
+
+
+class ChatRequest(TextRequest):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[tuple[Message, ...], Field(min_length=1)]
+    max_completion_tokens: TokenLimit | None = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
+        return self
+
+    @property
+    def token_limit(self) -> int | None:
+        """Most tokens to write, under its new name or its old one."""
+        return self.max_completion_tokens or self.max_tokens
+
+    def prompt_tokens(self, codec: TextCodec) -> list[int]:
+        """Render the messages with the model's chat template."""
+        roles = {"developer": "system"}  # the newer name of the same role
+        messages = [ChatMessage(roles.get(each.role, each.role), each.content) for each in self.messages]
+        return encode_chat(codec, messages)
+
+
+class CompletionRequest(TextRequest):
+    """`POST /v1/completions`."""
+
+    prompt: Annotated[str | tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_prompt)]
+
+    def prompt_tokens(self, codec: TextCodec) -> list[int]:
+        """Tokenize the prompt, unless it comes as tokens."""
+        return codec.encode(self.prompt) if isinstance(self.prompt, str) else list(self.prompt)
+
+
+def read_request(model: type[R], body: bytes) -> R:
+    """Read a request's body.
+
+    Raises:
+        ApiProblem: It is not what `model` describes; the sentence names the first thing that is wrong.
+    """
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiProblem(400, f"The body is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ApiProblem(400, "The body is not a JSON object.")
+    try:
+        return model.model_validate(supported(value, known=model.model_fields))
+    except ValidationError as error:
+        raise _first(error) from error
+
+
+def _first(error: ValidationError) -> ApiProblem:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part)[:100] for part in first["loc"])
+    what = first["msg"].removeprefix("Value error, ")
+    what = {"missing": "it is required", "extra_forbidden": "there is no such field"}.get(first["type"], what)
+    sentence = f"The parameter {where!r} cannot be used: {what}." if where else f"{what[:1].upper()}{what[1:]}."
+    return ApiProblem(400, sentence, param=where or None)

@@ -1,0 +1,76 @@
+"""The API's HTTP server: uvicorn on a thread of its own, on loopback."""
+
+import errno
+import socket
+import threading
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from fleet_device.errors import ConfigurationError
+
+__all__ = ["HOST", "ApiServer", "listen"]
+
+HOST: Final = "127.0.0.1"
+
+# For the answers that are under way when the device stops.
+_GRACE_S: Final = 3
+
+
+def listen(port: int) -> socket.socket:
+    """Take the port; 0 takes any that is free.
+
+    Raises:
+        ConfigurationError: It is in use, or not for us to take.
+    """
+    try:
+        return socket.create_server((HOST, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            what = "is in use: stop what listens there (maybe a device that runs already)"
+        else:
+            what = f"cannot be used ({error.strerror})"
+        raise ConfigurationError(
+            f"The API's port {HOST}:{port} {what}, or set api_port to another; 0 turns the API off."
+        ) from error
+
+
+class ApiServer:
+    """Serves an application. Connections are accepted from the moment that the socket listens.
+
+    Args:
+        app: The application.
+        sock: From `listen`; closed at the end.
+
+    Attributes:
+        address: Where it is, as a URL.
+    """
+
+    def __init__(self, app: ASGIApp, sock: socket.socket) -> None:
+        self.address = f"http://{HOST}:{sock.getsockname()[1]}"
+        self._sock = sock
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_GRACE_S,
+            )
+        )
+        self._thread = threading.Thread(target=self._server.run, args=([sock],), name="api", daemon=True)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the answers under way, shortly, and end. Idempotent."""
+        self._server.should_exit = True
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._sock.close()

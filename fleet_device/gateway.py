@@ -1,0 +1,177 @@
+"""The device as applications know it: the fleet's service, the queue of texts and the local API, up and down."""
+
+import logging
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from enum import Enum, auto
+from typing import Any
+
+from fleet_device.api.app import create_app
+from fleet_device.api.server import ApiServer, listen
+from fleet_device.errors import EdgeUnavailable
+from fleet_device.service import DeviceService
+from fleet_device.text import TextCodec
+from fleet_device.text_queue import Listener, TextQueue, Ticket
+from fleet_device.writing import OnPiece, Order, Text
+from schemas.version import VERSION
+
+__all__ = ["Asked", "Gateway"]
+
+_log = logging.getLogger(__name__)
+
+
+class Asked(Enum):
+    """What the gateway is asked for while it runs.
+
+    Attributes:
+        STOP: End at once.
+        DRAIN: End when the open text has ended, or when its time is over.
+        IDLE: From within: nothing is left to write.
+    """
+
+    STOP = auto()
+    DRAIN = auto()
+    IDLE = auto()
+
+
+class Gateway:
+    """A device that serves applications. It is the API's `Backend`.
+
+    Args:
+        service: Not started yet.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, service: DeviceService, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._service = service
+        self._settings = service.settings
+        self._clock = clock
+        # A SimpleQueue, since signal handlers put into it.
+        self._asked: queue.SimpleQueue[Asked] = queue.SimpleQueue()
+        self._texts = TextQueue(
+            self._write,
+            wake=service.agent.wake,
+            waiting=self._settings.api_waiting,
+            clock=clock,
+            on_idle=lambda: self.ask(Asked.IDLE),
+        )
+        self._server: ApiServer | None = None
+
+    @property
+    def address(self) -> str | None:
+        """Where the API is; None if it is turned off."""
+        return self._server.address if self._server else None
+
+    def ask(self, what: Asked) -> None:
+        """Ask for the end; from a signal handler or any thread."""
+        self._asked.put(what)
+
+    def start(self) -> None:
+        """Serve the API, and connect as soon as the broker can be reached.
+
+        Raises:
+            ConfigurationError: The API's port cannot be taken.
+        """
+        if self._settings.api_port:
+            self.serve(listen(self._settings.api_port))
+        self._service.start_patiently()
+        self._texts.start()
+
+    def serve(self, sock: socket.socket) -> None:
+        """Serve the API on a socket that listens."""
+        self._server = ApiServer(create_app(self, self._settings), sock)
+        self._server.start()
+
+    def run(self) -> None:
+        """Return when asked to end: at once, or when the texts that were taken have ended."""
+        if self._asked.get() is Asked.STOP:
+            return
+        self._service.drain()
+        self._texts.close()
+        deadline = self._clock() + self._settings.drain_s
+        _log.info("Draining: %d texts.", self._texts.waiting + self._texts.writing)
+        while (left := deadline - self._clock()) > 0:
+            try:
+                if self._asked.get(timeout=left) is not Asked.DRAIN:
+                    return
+            except queue.Empty:
+                return
+
+    def stop(self) -> None:
+        """Give up what is not written, say goodbye, and release everything."""
+        self._texts.abandon()
+        self._texts.join()
+        if self._server is not None:
+            self._server.stop()
+        self._service.stop()
+
+    # Backend
+
+    @property
+    def since(self) -> datetime:
+        """When the device was started."""
+        return self._service.since
+
+    def submit(self, prepare: Callable[[TextCodec], Order], listener: Listener) -> Ticket:
+        """Order a text; see `TextQueue.submit`."""
+        return self._texts.submit(lambda: prepare(self._service.drafter.codec), listener)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Give a text up; see `TextQueue.cancel`."""
+        self._texts.cancel(ticket)
+
+    def targets(self) -> tuple[str, ...]:
+        """Return the names of the large models that are there."""
+        return tuple(dict.fromkeys(state.target for state in self._service.edges.online()))
+
+    def absence(self) -> str | None:
+        """Return what is missing to write a text, in a sentence."""
+        return self._service.absence()
+
+    def health(self) -> dict[str, Any]:
+        """Return how the device is, as JSON values."""
+        service, settings = self._service, self._settings
+        reason = self.absence()
+        status = "draining" if self._texts.closed else "ok" if reason is None else "waiting"
+        return {
+            "status": status,
+            "reason": reason,
+            "software": VERSION,
+            "fleet": settings.fleet,
+            "device": settings.device,
+            "since": service.since.isoformat(),
+            "drafter": {
+                "name": service.drafter.name,
+                "quantization": service.drafter.quantization,
+                "context": service.drafter.context,
+            },
+            "broker": {
+                "host": settings.broker.host,
+                "port": settings.broker.port,
+                "connected": service.connected,
+            },
+            "edges": [
+                {
+                    "edge": state.edge,
+                    "presence": state.presence.value,
+                    "target": state.target,
+                    "software": state.software,
+                }
+                for state in service.edges.known()
+            ],
+            "sessions": {
+                "writing": self._texts.writing,
+                "waiting": self._texts.waiting,
+                "ended": service.tally.sessions,
+                "tokens": service.tally.tokens,
+            },
+        }
+
+    def _write(self, order: Order, on_piece: OnPiece, cancelled: threading.Event) -> Text:
+        if (missing := self.absence()) is not None:
+            raise EdgeUnavailable(missing)
+        return self._service.write(order, on_piece=on_piece, cancelled=cancelled)

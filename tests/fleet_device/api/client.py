@@ -1,0 +1,94 @@
+"""The API without a network: requests straight into the ASGI application."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import httpx
+from starlette.types import ASGIApp
+
+BASE = "http://127.0.0.1:8321"
+
+
+def ask(
+    app: ASGIApp,
+    method: str,
+    path: str,
+    *,
+    body: object = None,
+    content: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> httpx.Response:
+    """Send one request and return the whole response."""
+
+    async def run() -> httpx.Response:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url=BASE, timeout=20.0) as client:
+            return await client.request(method, path, json=body, content=content, headers=headers)
+
+    return asyncio.run(asyncio.wait_for(run(), 30.0))
+
+
+def chat(app: ASGIApp, **fields: Any) -> httpx.Response:
+    return ask(app, "POST", "/v1/chat/completions", body={"messages": [{"role": "user", "content": "t1 t2"}], **fields})
+
+
+def complete(app: ASGIApp, **fields: Any) -> httpx.Response:
+    return ask(app, "POST", "/v1/completions", body={"prompt": "t1 t2", **fields})
+
+
+def chunks(response: httpx.Response) -> list[dict[str, Any]]:
+    """Return the events of a stream, which must end as OpenAI's do."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    parts = response.text.split("\n\n")
+    assert parts[-2:] == ["data: [DONE]", ""]
+    return [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]
+
+
+def error(response: httpx.Response) -> dict[str, Any]:
+    """Return the error object, which must have OpenAI's shape."""
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["message"].endswith(".")
+    found: dict[str, Any] = body["error"]
+    return found
+
+
+Sent = list[dict[str, Any]]
+
+
+def ask_and_leave(app: ASGIApp, body: object, when: Callable[[Sent], Awaitable[None]]) -> Sent:
+    """Send a completion request, hang up after `when`, which sees what was sent back so far, and return all of that."""
+    raw = json.dumps(body).encode()
+    sent: Sent = []
+    given = False
+
+    async def receive() -> dict[str, Any]:
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": raw, "more_body": False}
+        await when(sent)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/v1/completions",
+        "raw_path": b"/v1/completions",
+        "root_path": "",
+        "scheme": "http",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost:8321"), (b"content-type", b"application/json")],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 8321),
+    }
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 30.0))
+    return sent

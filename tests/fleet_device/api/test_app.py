@@ -1,0 +1,250 @@
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from starlette.applications import Starlette
+
+from fleet_device.api.app import MAX_BODY_BYTES, create_app
+from fleet_device.drafter import DrafterError
+from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
+from schemas.messages import EndReason, RefusalCode
+from schemas.policy import Mode
+from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, chunks, complete, error
+from tests.support.memory_device import SESSION, STARTED, ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
+from tests.support.waiting import until
+
+Make = Callable[..., tuple[Starlette, ScriptedBackend]]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Return a function that makes the API over a scripted agent."""
+    made: list[ScriptedBackend] = []
+
+    def build(
+        agent: ScriptedAgent | None = None, *, waiting: int = 2, **given: object
+    ) -> tuple[Starlette, ScriptedBackend]:
+        backend = ScriptedBackend(agent or ScriptedAgent(), TalkingDrafter(context=64), waiting=waiting)
+        made.append(backend)
+        return create_app(backend, settings(**given), wall_clock=lambda: 1234.5), backend
+
+    yield build
+    for backend in made:
+        backend.close()
+
+
+def test_a_chat_is_answered_in_openai_shape(make: Make) -> None:
+    app, _ = make()
+    response = chat(app, model="whatever")
+    assert response.status_code == 200
+    body = response.json()
+    assert body["id"].startswith("chatcmpl-")
+    assert (body["object"], body["created"], body["model"]) == ("chat.completion", 1234, "toy-target")
+    assert body["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "t1 t2 t3 "},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    assert body["fleet"]["session"] == SESSION.hex()
+    assert body["fleet"]["acceptance"] == 0.75
+
+
+def test_a_completion_is_answered_in_openai_shape(make: Make) -> None:
+    app, _ = make(ScriptedAgent(reason=EndReason.LENGTH))
+    body = complete(app).json()
+    assert body["id"].startswith("cmpl-")
+    assert body["object"] == "text_completion"
+    assert body["choices"] == [{"index": 0, "text": "t1 t2 t3 ", "logprobs": None, "finish_reason": "length"}]
+
+
+def test_a_chat_streams_role_pieces_and_end(make: Make) -> None:
+    app, _ = make()
+    got = chunks(chat(app, stream=True))
+    assert {chunk["object"] for chunk in got} == {"chat.completion.chunk"}
+    assert len({chunk["id"] for chunk in got}) == 1
+    assert [chunk["choices"][0]["delta"] for chunk in got] == [
+        {"role": "assistant", "content": ""},
+        {"content": "t1 t2 "},
+        {"content": "t3 "},
+        {},
+    ]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in got] == [None, None, None, "stop"]
+    assert all("usage" not in chunk for chunk in got)
+
+
+def test_a_stream_tells_the_usage_in_a_last_chunk_if_asked(make: Make) -> None:
+    app, _ = make()
+    *others, last = chunks(chat(app, stream=True, stream_options={"include_usage": True}))
+    assert all(chunk["usage"] is None for chunk in others)
+    assert last["choices"] == []
+    assert last["usage"]["completion_tokens"] == 3
+
+
+def test_a_completion_streams_text(make: Make) -> None:
+    app, _ = make()
+    got = chunks(complete(app, stream=True))
+    assert [chunk["choices"][0]["text"] for chunk in got] == ["t1 t2 ", "t3 ", ""]
+    assert got[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_stop_string_cuts_the_text(make: Make) -> None:
+    app, _ = make(ScriptedAgent(batches=[(1, 2), (3, 4)], reason=EndReason.LENGTH))
+    choice = chat(app, stop="t3").json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("t1 t2 ", "stop")
+
+
+def test_parameters_reach_the_agent_and_the_settings_fill_in_the_rest(make: Make) -> None:
+    agent = ScriptedAgent()
+    app, _ = make(agent, top_p=0.5, max_new_tokens=17)
+    chat(app, temperature=0.2, seed=99, top_k=7, mode="coupled")
+    chat(app, max_completion_tokens=4)
+    first, second = agent.asked
+    policy = first["policy"]
+    assert (policy.mode, policy.temperature, policy.top_k, policy.top_p, policy.seed) == (Mode.COUPLED, 0.2, 7, 0.5, 99)
+    assert first["max_new_tokens"] == 17
+    assert (second["max_new_tokens"], second["policy"].mode, second["policy"].seed) == (4, Mode.RESIDUAL, 5)
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [
+        (EdgeUnavailable("No edge."), 503, "edge_unavailable"),
+        (SessionRefused(RefusalCode.PROMPT_TOO_LONG, "Too long."), 400, "prompt-too-long"),
+        (SessionRefused(RefusalCode.BUSY, "Busy."), 503, "busy"),
+        (SessionRefused(RefusalCode.VOCABULARY, "Other family."), 502, "vocabulary-mismatch"),
+        (SessionFailed("Lost."), 502, "session_failed"),
+        (DrafterError("Broken."), 502, "draft_model_failed"),
+    ],
+)
+def test_a_failure_before_any_text_has_a_status_and_a_sentence(
+    make: Make, failure: Exception, status: int, code: str
+) -> None:
+    app, _ = make(ScriptedAgent(batches=[], error=failure))
+    for stream in (False, True):
+        response = complete(app, stream=stream)
+        assert response.status_code == status
+        assert error(response)["code"] == code
+        assert error(response)["message"] == str(failure)
+        assert ("retry-after" in response.headers) == (status == 503)
+
+
+def test_what_should_not_happen_is_not_told_to_the_application(make: Make) -> None:
+    app, _ = make(ScriptedAgent(batches=[], error=ZeroDivisionError("secret detail")))
+    response = complete(app)
+    assert response.status_code == 500
+    assert "secret" not in response.text
+
+
+def test_a_failure_in_a_stream_is_an_event_and_no_done_follows(make: Make) -> None:
+    app, _ = make(ScriptedAgent(error=SessionFailed("Lost.")))
+    response = complete(app, stream=True)
+    assert response.status_code == 200
+    *_, last, empty = response.text.split("\n\n")
+    assert '"message":"Lost."' in last
+    assert empty == ""
+
+
+def test_a_prompt_that_the_draft_model_cannot_hold_is_the_applications_fault(make: Make) -> None:
+    app, _ = make()
+    response = complete(app, prompt="t1 " * 64)
+    assert response.status_code == 400
+    assert error(response)["code"] == "context_length_exceeded"
+
+
+def test_without_broker_or_edge_the_answer_is_503_at_once(make: Make) -> None:
+    agent = ScriptedAgent()
+    app, backend = make(agent)
+    backend.missing = "The broker cannot be reached."
+    response = complete(app)
+    assert response.status_code == 503
+    assert error(response)["message"] == "The broker cannot be reached."
+    assert response.headers["retry-after"] == "2"
+    assert not agent.asked
+    health = ask(app, "GET", "/healthz")
+    assert (health.status_code, health.json()["status"]) == (503, "waiting")
+
+
+def test_beyond_the_queue_the_answer_is_429_with_retry_after(make: Make) -> None:
+    agent = ScriptedAgent(gate=threading.Semaphore(0))
+    app, backend = make(agent, waiting=0)
+    first = threading.Thread(target=complete, args=(app,))
+    first.start()
+    assert agent.started.wait(10.0)
+    response = complete(app)
+    assert response.status_code == 429
+    assert int(response.headers["retry-after"]) >= 1
+    assert error(response)["type"] == "rate_limit_error"
+    assert agent.gate is not None
+    agent.gate.release(10)
+    first.join()
+    until(lambda: backend.queue.done == 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_before_any_text_ends_its_session(make: Make, stream: bool) -> None:
+    agent = ScriptedAgent(gate=threading.Semaphore(0))
+    app, backend = make(agent)
+
+    async def begun(_sent: Sent) -> None:
+        await asyncio.to_thread(agent.started.wait, 10.0)
+
+    ask_and_leave(app, {"prompt": "t1", "stream": stream}, begun)
+    until(lambda: backend.queue.done == 1)
+    assert agent.ended == [EndReason.CANCELLED]
+
+
+def test_a_client_that_goes_in_the_middle_of_a_stream_ends_its_session(make: Make) -> None:
+    agent = ScriptedAgent(gate=threading.Semaphore(1))
+    app, backend = make(agent)
+
+    async def first_piece(sent: Sent) -> None:
+        while not any(b"t1 t2" in message.get("body", b"") for message in sent):  # noqa: ASYNC110 - a list has no event
+            await asyncio.sleep(0)
+
+    sent = ask_and_leave(app, {"prompt": "t1", "stream": True}, first_piece)
+    until(lambda: backend.queue.done == 1)
+    assert agent.ended == [EndReason.CANCELLED]
+    assert not any(b"[DONE]" in message.get("body", b"") for message in sent)
+
+
+def test_models_are_those_of_the_edges_that_are_there(make: Make) -> None:
+    app, backend = make()
+    model = {"id": "toy-target", "object": "model", "created": int(STARTED.timestamp()), "owned_by": "fleet"}
+    assert ask(app, "GET", "/v1/models").json() == {"object": "list", "data": [model]}
+    assert ask(app, "GET", "/v1/models/toy-target").json() == model
+    assert error(ask(app, "GET", "/v1/models/other"))["code"] == "model_not_found"
+    backend.missing = "Nobody."
+    assert ask(app, "GET", "/v1/models").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "content", "status"),
+    [
+        ({"Content-Type": "text/plain"}, b"{}", 415),
+        ({}, b"{}", 415),
+        ({"Content-Type": "application/json; charset=utf-8"}, b"{", 400),
+        ({"Content-Type": "application/json"}, b" " * (MAX_BODY_BYTES + 1), 413),
+        ({"Content-Type": "application/json"}, b"[" * 100_000, 400),
+        ({"Content-Type": "application/json"}, b'{"prompt": "t1", "temperature": NaN}', 400),
+        ({"Content-Type": "application/json"}, b"\xff\xfe", 400),
+    ],
+)
+def test_a_body_that_is_no_bearable_json_is_refused(
+    make: Make, headers: dict[str, str], content: bytes, status: int
+) -> None:
+    app, _ = make()
+    response = ask(app, "POST", "/v1/completions", content=content, headers=headers)
+    assert response.status_code == status
+    error(response)
+
+
+def test_unknown_paths_and_methods_are_answered_in_openai_shape(make: Make) -> None:
+    app, _ = make()
+    assert error(ask(app, "GET", "/v1/embeddings"))["code"] == "not_found"
+    wrong = ask(app, "GET", "/v1/completions")
+    assert (wrong.status_code, error(wrong)["code"]) == (405, "method_not_allowed")

@@ -1,0 +1,131 @@
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet_device.api.problems import ApiProblem
+from fleet_device.api.requests import ChatRequest, CompletionRequest, read_request
+from tests.support.memory_device import TalkingDrafter, settings
+
+USER = {"role": "user", "content": "t1"}
+
+
+def chat(**fields: Any) -> ChatRequest:
+    return read_request(ChatRequest, json.dumps({"messages": [USER], **fields}).encode())
+
+
+def completion(**fields: Any) -> CompletionRequest:
+    return read_request(CompletionRequest, json.dumps({"prompt": "t1 t2", **fields}).encode())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 2},
+        {"n": True},
+        {"logprobs": True},
+        {"logprobs": 0},
+        {"top_logprobs": 3},
+        {"tools": [{"type": "function"}]},
+        {"tool_choice": "required"},
+        {"response_format": {"type": "json_object"}},
+        {"frequency_penalty": 0.5},
+        {"logit_bias": {"1": 5}},
+        {"audio": {"voice": "a"}},
+    ],
+)
+def test_what_the_device_cannot_do_is_refused_by_name(fields: dict[str, Any]) -> None:
+    with pytest.raises(ApiProblem, match="not supported with that value") as caught:
+        chat(**fields)
+    assert caught.value.status == 400
+    assert caught.value.param == next(iter(fields))
+
+
+def test_what_asks_for_nothing_is_taken() -> None:
+    chat(
+        n=1, logprobs=False, top_logprobs=None, tools=[], tool_choice="none", frequency_penalty=0, presence_penalty=0.0,
+        response_format={"type": "text"}, user="me", metadata={"a": "b"}, store=False, logit_bias={},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"mode": "fast"}, "mode"),
+        ({"seed": -1}, "seed"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ""}, "stop.0"),
+        ({"stream_options": {"x": 1}}, "stream_options.x"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "messages.0.content"),
+        ({"messages": [{**USER, "tool_calls": [{"id": "1"}]}]}, "messages.0.tool_calls"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, None),
+        ({"logpobs": True}, "logpobs"),
+    ],
+)
+def test_what_is_wrong_is_named(fields: dict[str, Any], param: str | None) -> None:
+    with pytest.raises(ApiProblem) as caught:
+        chat(**fields)
+    assert (caught.value.status, caught.value.param) == (400, param)
+    assert str(caught.value).endswith(".")
+
+
+def test_content_may_come_in_parts_of_text() -> None:
+    parts = [{"type": "text", "text": "t1 "}, {"type": "text", "text": "t2"}]
+    assert chat(messages=[{"role": "user", "content": parts}]).messages[0].content == "t1 t2"
+
+
+def test_an_answer_can_be_sent_back_as_it_came() -> None:
+    answer = {"role": "assistant", "content": "t3", "refusal": None, "tool_calls": None, "annotations": []}
+    assert chat(messages=[USER, answer, USER]).messages[1].content == "t3"
+
+
+def test_a_developer_is_the_system() -> None:
+    codec = TalkingDrafter().codec
+    request = chat(messages=[{"role": "developer", "content": "t1"}, USER])
+    assert request.prompt_tokens(codec) == codec.encode("system: t1 user: t1")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"), [("t1 t2", [1, 2]), (["t3"], [3]), ([1, 2, 3], [1, 2, 3]), ([[4, 5]], [4, 5])]
+)
+def test_a_prompt_is_text_or_tokens(prompt: object, tokens: list[int]) -> None:
+    assert completion(prompt=prompt).prompt_tokens(TalkingDrafter().codec) == tokens
+
+
+@pytest.mark.parametrize("prompt", [["a", "b"], [[1], [2]], [-1], {"a": 1}, None, [1, "a"]])
+def test_other_prompts_are_refused(prompt: object) -> None:
+    with pytest.raises(ApiProblem) as caught:
+        completion(prompt=prompt)
+    assert caught.value.status == 400
+
+
+def test_texts_that_leave_the_seed_open_get_seeds_of_their_own() -> None:
+    codec, defaults = TalkingDrafter().codec, settings(seed=None)
+    assert completion().order(codec, defaults).policy.seed != completion().order(codec, defaults).policy.seed
+
+
+NAMES = st.sampled_from(["messages", "prompt", "stop", "n", "seed", "role", "content"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.integers(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.binary(max_size=200) | VALUES.map(lambda value: json.dumps(value).encode()))
+def test_whatever_comes_is_a_request_or_a_problem(body: bytes) -> None:
+    for model in (ChatRequest, CompletionRequest):
+        with contextlib.suppress(ApiProblem):
+            assert read_request(model, body).temperature is None  # none of the names above

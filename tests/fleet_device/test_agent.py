@@ -1,0 +1,396 @@
+import random
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from fleet_device.agent import Agent, Generation, Patience
+from fleet_device.drafter import DrafterError
+from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
+from fleet_device.inbox import Connection, Event, Inbox
+from fleet_device.pacing import FixedPacing
+from fleet_device.scripted_drafter import ScriptedDrafter
+from fleet_edge.errors import DraftFault
+from fleet_edge.session import Admission, EdgeSession
+from fleet_edge.store.records import SessionClosed, SessionOpened
+from fleet_link.faults import Faults
+from fleet_link.memory_link import MemoryLink
+from schemas.codec import encode_reply
+from schemas.control import EdgeState, Presence, encode_json
+from schemas.messages import Action, Closed, EndReason, Fault, FaultCode, RefusalCode
+from schemas.policy import Mode, SamplingPolicy
+from schemas.topics import Topic, build
+from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, START, MemoryFleet, lossless_text, possible, terms
+
+PROMPT = (1, 2)
+SEED = 6  # of a text that does not end by itself
+PATIENCE = Patience(open_s=5.0, resume_s=30.0, verdict_s=3.0, close_s=2.0, retry_s=1.0)
+
+
+@dataclass(slots=True)
+class SteppingInbox(Inbox):
+    """Waiting lets the fleet move instead of sleeping; where nothing moves, the clock does."""
+
+    fleet: MemoryFleet | None = None
+    before_wait: Callable[[int], None] = lambda _number: None
+    edge_works: bool = True
+    waits: int = 0
+
+    def take(self, *, timeout_s: float = 0.0) -> Event | None:
+        assert self.fleet is not None
+        # Named in full: a slotted dataclass is another class than the one that `super` would look for.
+        event = Inbox.take(self)
+        if event is not None or timeout_s <= 0.0:
+            return event
+        self.before_wait(self.waits)
+        self.waits += 1
+        while (event := Inbox.take(self)) is None:
+            if not self.fleet.broker.step() and not (self.edge_works and self._edge_moves()):
+                self.fleet.clock.seconds += timeout_s
+                return None
+        return event
+
+    def _edge_moves(self) -> bool:
+        assert self.fleet is not None
+        self.fleet.step()
+        return self.fleet.broker.step()
+
+
+@dataclass
+class Scene:
+    """An agent over a fleet in memory."""
+
+    fleet: MemoryFleet = field(default_factory=MemoryFleet)
+    pacing: FixedPacing = field(default_factory=lambda: FixedPacing(3))
+    context: int = 4096
+
+    def __post_init__(self) -> None:
+        self.inbox = SteppingInbox(fleet=self.fleet)
+        self.link = MemoryLink(self.fleet.broker, "device-1")
+        drafter = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,), context=self.context)
+        self.agent = Agent(self.link, FLEET, "device-1", drafter, self.pacing, self.fleet.clock, PATIENCE, self.inbox)
+        self.agent.attach()
+        self.link.start(timeout_s=1.0)
+        self.say(Presence.ONLINE)
+        self.fleet.settle()
+
+    def generate(
+        self,
+        seed: int = SEED,
+        *,
+        mode: Mode = Mode.COUPLED,
+        most: int = 40,
+        prompt: Sequence[int] = PROMPT,
+        on_tokens: Callable[[Sequence[int]], bool | None] = lambda _tokens: None,
+        cancelled: threading.Event | None = None,
+    ) -> Generation:
+        policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=seed)
+        return self.agent.generate(prompt, policy=policy, max_new_tokens=most, on_tokens=on_tokens, cancelled=cancelled)
+
+    def say(self, presence: Presence) -> None:
+        """Publish the edge's retained state."""
+        state = EdgeState(presence=presence, software="1", edge=EDGE, target="toy", vocabulary="6", since=START)
+        link = MemoryLink(self.fleet.broker, "edge-voice")
+        link.start(timeout_s=1.0)
+        link.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=EDGE), encode_json(state), retain=True)
+        link.stop()
+
+    def tell(self, message: Fault | Closed) -> None:
+        link = MemoryLink(self.fleet.broker, "edge-voice")
+        link.start(timeout_s=1.0)
+        link.publish(build(Topic.SESSION, fleet=FLEET, device="device-1"), encode_reply(message))
+        link.stop()
+
+    def when(self, number: int, act: Callable[[], None]) -> None:
+        """Let something happen just before the agent waits for the n-th time."""
+        self.inbox.before_wait = lambda wait: act() if wait == number else None
+
+
+def expected(seed: int = SEED, *, most: int = 40) -> tuple[int, ...]:
+    return tuple(lossless_text(terms(seed, mode=Mode.COUPLED, max_new_tokens=most)))
+
+
+@pytest.mark.parametrize("pacing", [FixedPacing(0), FixedPacing(3), FixedPacing(2, go_on=True)])
+def test_a_text_is_written_told_and_counted(pacing: FixedPacing) -> None:
+    scene = Scene(pacing=pacing)
+    told: list[int] = []
+    done = scene.generate(on_tokens=lambda tokens: told.extend(tokens))
+    assert done.tokens == expected()
+    assert tuple(told) == done.tokens
+    assert done.reason is EndReason.LENGTH
+    assert done.closed is not None
+    assert (done.closed.tokens, done.closed.rounds, done.resumes) == (40, done.counters.rounds, 0)
+    assert done.wall_ms >= (done.first_ms or 0.0)
+    (closed,) = scene.fleet.sink.of(SessionClosed)
+    assert closed.counters is not None
+    assert (closed.counters.drafted, closed.counters.accepted) == (done.counters.drafted, done.counters.accepted)
+
+
+def test_in_residual_mode_the_text_is_one_that_the_target_may_write() -> None:
+    scene = Scene()
+    for seed in range(20):
+        done = scene.generate(seed, mode=Mode.RESIDUAL, most=12)
+        assert possible(terms(seed, max_new_tokens=12), done.tokens)
+
+
+def test_texts_follow_each_other() -> None:
+    scene = Scene()
+    assert [scene.generate(seed).tokens for seed in (4, 6, 4)] == [expected(4), expected(6), expected(4)]
+    assert len(scene.fleet.edge.sessions) == 0
+
+
+def test_behind_the_draft_models_context_the_target_writes_alone() -> None:
+    scene = Scene(context=10)
+    done = scene.generate()
+    assert done.tokens == expected()
+    assert 0 < done.counters.drafted < Scene().generate().counters.drafted / 2
+
+
+def test_a_prompt_that_the_draft_model_does_not_know_troubles_no_edge() -> None:
+    scene = Scene()
+    with pytest.raises(DrafterError, match="vocabulary"):
+        scene.generate(prompt=(99,))
+    scene.fleet.settle()
+    assert list(scene.fleet.sink) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"prompt": ()}, RefusalCode.PROMPT_EMPTY),
+        ({"most": 0}, RefusalCode.MAX_NEW_TOKENS),
+        ({"most": 1 << 20}, RefusalCode.MAX_NEW_TOKENS),
+        ({"prompt": (1,) * 300}, RefusalCode.PROMPT_TOO_LONG),
+    ],
+    ids=["empty", "nothing", "too much", "long"],
+)
+def test_a_refusal_is_passed_on(fields: dict[str, object], code: RefusalCode) -> None:
+    with pytest.raises(SessionRefused) as caught:
+        Scene().generate(**fields)  # type: ignore[arg-type]
+    assert caught.value.code is code
+
+
+def test_without_an_edge_it_gives_up_and_says_what_to_do() -> None:
+    scene = Scene()
+    scene.inbox.edge_works = False
+    before = scene.fleet.clock()
+    with pytest.raises(EdgeUnavailable, match="fleet edge run"):
+        scene.generate()
+    assert 5.0 <= scene.fleet.clock() - before <= 7.0
+
+
+def test_without_a_broker_it_says_so() -> None:
+    scene = Scene()
+    scene.fleet.broker.go_down()
+    with pytest.raises(EdgeUnavailable, match="broker"):
+        scene.generate()
+
+
+def test_an_edge_that_falls_silent_in_the_middle_is_waited_for_longer() -> None:
+    scene = Scene()
+    scene.when(3, lambda: setattr(scene.inbox, "edge_works", False))
+    before = scene.fleet.clock()
+    with pytest.raises(EdgeUnavailable):
+        scene.generate()
+    assert 30.0 <= scene.fleet.clock() - before <= 40.0
+
+
+def test_an_unanswered_draft_is_repeated() -> None:
+    scene = Scene()
+    lossy = Faults(drop=1.0, only=build(Topic.VERDICT, fleet=FLEET, device="device-1"))
+
+    def lose(wait: int) -> None:
+        scene.fleet.broker.faults = lossy if wait == 2 else Faults()
+
+    scene.inbox.before_wait = lose
+    done = scene.generate()
+    assert done.tokens == expected()
+    assert done.resumes == 0
+    assert done.closed is not None
+    assert done.closed.rounds == done.counters.rounds
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("go_on", [False, True])
+def test_an_edge_restart_is_survived(mode: Mode, go_on: bool) -> None:
+    for wait in range(1, 12, 2):
+        scene = Scene(pacing=FixedPacing(2, go_on=go_on))
+        scene.when(wait, scene.fleet.restart_edge)
+        done = scene.generate(mode=mode)
+        assert possible(terms(SEED, max_new_tokens=40), done.tokens)
+        if mode is Mode.COUPLED:
+            assert done.tokens == expected()
+            assert done.resumes == 1
+
+
+def test_an_edge_that_says_it_is_gone_is_resumed_when_it_is_back() -> None:
+    scene = Scene()
+
+    def happen(wait: int) -> None:
+        if wait == 3:
+            scene.inbox.edge_works = False
+            scene.say(Presence.OFFLINE)
+        elif wait == 8:
+            scene.fleet.restart_edge()
+            scene.inbox.edge_works = True
+            scene.say(Presence.ONLINE)
+
+    scene.inbox.before_wait = happen
+    done = scene.generate()
+    assert done.tokens == expected()
+    assert done.resumes == 1
+
+
+def test_a_broker_restart_is_survived() -> None:
+    scene = Scene()
+
+    def happen(wait: int) -> None:
+        if wait == 3:
+            scene.fleet.broker.go_down()
+        elif wait == 5:
+            scene.fleet.broker.come_up()
+
+    scene.inbox.before_wait = happen
+    assert scene.generate().tokens == expected()
+
+
+def test_a_lost_lease_is_resumed_and_the_last_word_is_that_of_the_resumed_session() -> None:
+    scene = Scene()
+
+    def expire() -> None:
+        scene.fleet.settle()
+        scene.fleet.clock.seconds += 61.0
+        scene.fleet.edge.reception.expire()
+
+    scene.when(3, expire)
+    done = scene.generate()
+    assert done.tokens == expected()
+    assert done.resumes == 1
+    assert done.closed is not None
+    assert (done.closed.reason, done.closed.tokens) == (EndReason.LENGTH, 40)
+
+
+def test_the_end_of_a_part_long_resumed_elsewhere_disturbs_nobody() -> None:
+    scene = Scene()
+    zeros = {"tokens": 0, "rounds": 0, "mean_batch": 0.0, "queue_ms": 0.0, "compute_ms": 0.0}
+
+    def stale() -> None:
+        name = bytes.fromhex(scene.fleet.sink.of(SessionOpened)[-1].session)
+        scene.tell(Closed(session=name, attempt=7, reason=EndReason.LOST, **zeros))
+
+    scene.when(3, stale)
+    done = scene.generate()
+    assert (done.tokens, done.resumes) == (expected(), 0)
+
+
+def test_an_edge_that_never_gets_on_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def again(*_: object) -> Admission:
+        raise DraftFault(FaultCode.DESYNC, Action.RESUME, "Again, please.")
+
+    monkeypatch.setattr(EdgeSession, "admit", again)
+    scene = Scene()
+    with pytest.raises(SessionFailed, match="20 times without getting on: Again, please"):
+        scene.generate()
+    scene.fleet.settle()
+    assert len(scene.fleet.sink.of(SessionOpened)) == 21
+
+
+@pytest.mark.parametrize("wait", [0, 3])
+def test_a_fault_that_cannot_be_resumed_ends_the_session(wait: int) -> None:
+    scene = Scene()
+    scene.when(
+        wait,
+        lambda: scene.tell(Fault(handle=None, code=FaultCode.MALFORMED, action=Action.GIVE_UP, sentence="Nonsense.")),
+    )
+    with pytest.raises(SessionFailed, match="Nonsense"):
+        scene.generate()
+    scene.fleet.settle()
+    assert len(scene.fleet.edge.sessions) == 0
+    assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.FAILED]
+
+
+def test_a_fault_of_another_session_is_not_ours() -> None:
+    scene = Scene()
+    scene.when(3, lambda: scene.tell(Fault(handle=99, code=FaultCode.INTERNAL, action=Action.GIVE_UP, sentence="No.")))
+    assert scene.generate().tokens == expected()
+
+
+@pytest.mark.parametrize("wait", [0, 1, 4])
+@pytest.mark.parametrize("awake", [False, True])
+def test_a_cancelled_text_ends_early_and_is_closed(wait: int, awake: bool) -> None:
+    scene = Scene()
+    cancelled = threading.Event()
+
+    def cancel() -> None:
+        cancelled.set()
+        if awake:
+            scene.agent.wake()
+
+    scene.when(wait, cancel)
+    done = scene.generate(cancelled=cancelled)
+    assert done.reason is EndReason.CANCELLED
+    assert done.tokens == expected()[: len(done.tokens)]
+    assert len(done.tokens) < 40
+    scene.fleet.settle()
+    assert len(scene.fleet.edge.sessions) == 0
+
+
+def test_a_cancelled_text_does_not_wait_for_a_silent_edge() -> None:
+    scene = Scene()
+    cancelled = threading.Event()
+
+    def cancel() -> None:
+        scene.inbox.edge_works = False
+        cancelled.set()
+        scene.agent.wake()
+
+    scene.when(3, cancel)
+    before = scene.fleet.clock()
+    assert scene.generate(cancelled=cancelled).reason is EndReason.CANCELLED
+    assert scene.fleet.clock() - before <= PATIENCE.close_s
+
+
+def test_the_application_may_find_the_end_itself() -> None:
+    scene = Scene()
+    seen: list[int] = []
+
+    def stop(tokens: Sequence[int]) -> bool:
+        seen.extend(tokens)
+        return len(seen) >= 5
+
+    done = scene.generate(on_tokens=stop)
+    assert done.reason is EndReason.STOP
+    assert len(done.tokens) < 40
+    assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.STOP]
+
+
+def test_an_interrupt_closes_the_session_as_cancelled() -> None:
+    scene = Scene()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    scene.when(3, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        scene.generate()
+    scene.fleet.settle()
+    assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.CANCELLED]
+
+
+def test_what_arrived_for_an_earlier_text_is_thrown_away() -> None:
+    scene = Scene()
+    scene.inbox.put(Connection(up=True))
+    scene.tell(Fault(handle=None, code=FaultCode.MALFORMED, action=Action.GIVE_UP, sentence="Old."))
+    scene.fleet.broker.pump()
+    assert scene.generate().tokens == expected()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_losses_of_every_kind_are_survived(seed: int) -> None:
+    rng = random.Random(seed)
+    fleet = MemoryFleet(rng=rng)
+    scene = Scene(fleet=fleet, pacing=FixedPacing(rng.randint(0, 4), go_on=rng.random() < 0.5))
+    fleet.broker.faults = Faults(drop=0.1, duplicate=0.1, delay=0.2, reorder=0.1)
+    scene.when(rng.randint(1, 10), fleet.restart_edge)
+    assert scene.generate().tokens == expected()

@@ -1,0 +1,227 @@
+import threading
+from dataclasses import replace
+
+import pytest
+
+from fleet_device.api.server import listen
+from fleet_device.errors import ConfigurationError, EdgeUnavailable
+from fleet_device.gateway import Asked, Gateway
+from fleet_device.loading import load_drafter
+from fleet_device.writing import Order
+from fleet_link.errors import ConnectFailed
+from schemas.control import DeviceState, Presence, decode_json
+from schemas.messages import EndReason
+from schemas.policy import Mode, SamplingPolicy
+from schemas.topics import Topic, build
+from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, edge_at_work, memory_service, settings
+from tests.support.memory_fleet import END, FLEET, MemoryFleet
+from tests.support.waiting import until
+
+STATE = build(Topic.STATE, fleet=FLEET, device="device-1")
+ORDER = Order((1, 2), SamplingPolicy(seed=3, temperature=1.0, top_k=0, top_p=1.0), 12)
+
+
+def coupled(seed: int) -> Order:
+    return replace(ORDER, policy=SamplingPolicy(mode=Mode.COUPLED, seed=seed, temperature=0.8, top_k=0, top_p=1.0))
+
+
+def presence(fleet: MemoryFleet) -> Presence | None:
+    kept = fleet.broker.retained(STATE)
+    return None if kept is None else decode_json(DeviceState, kept).presence
+
+
+def test_a_device_says_that_it_is_there_and_that_it_goes() -> None:
+    fleet = MemoryFleet()
+    service = memory_service(fleet)
+    service.start()
+    fleet.broker.pump()
+    assert presence(fleet) is Presence.ONLINE
+    service.drain()
+    assert presence(fleet) is Presence.DRAINING
+    service.stop()
+    assert presence(fleet) is Presence.OFFLINE
+
+
+def test_a_device_that_vanishes_is_declared_offline_and_comes_back_as_what_it_was() -> None:
+    fleet = MemoryFleet()
+    service = memory_service(fleet)
+    service.start()
+    fleet.broker.pump()
+    fleet.broker.kill("device-1")
+    assert presence(fleet) is Presence.OFFLINE
+    fleet.broker.revive("device-1")
+    fleet.broker.pump()
+    assert presence(fleet) is Presence.ONLINE
+    service.stop()
+
+
+def test_a_start_without_a_broker_fails_and_frees_the_model() -> None:
+    fleet, drafter = MemoryFleet(), TalkingDrafter()
+    fleet.broker.up = False
+    with pytest.raises(ConnectFailed):
+        memory_service(fleet, drafter).start()
+    assert drafter.closed == 1
+
+
+def test_a_patient_start_waits_for_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet_device.service._AGAIN_S", 0.01)
+    fleet = MemoryFleet()
+    fleet.broker.up = False
+    service = memory_service(fleet)
+    service.start_patiently()
+    assert not service.connected
+    fleet.broker.up = True
+    until(lambda: service.connected)
+    service.stop()
+
+
+def test_a_patient_start_can_be_given_up() -> None:
+    fleet, drafter = MemoryFleet(), TalkingDrafter()
+    fleet.broker.up = False
+    service = memory_service(fleet, drafter)
+    service.start_patiently()
+    service.stop()
+    assert drafter.closed == 1
+
+
+def test_what_is_missing_to_write_is_said() -> None:
+    fleet = MemoryFleet()
+    service = memory_service(fleet)
+    assert "cannot be reached" in (service.absence() or "")
+    service.start()
+    fleet.broker.pump()
+    assert "No edge of fleet" in (service.absence() or "")
+    announce_edge(fleet)
+    fleet.broker.pump()
+    assert service.absence() is None
+    announce_edge(fleet, Presence.DRAINING)
+    fleet.broker.pump()
+    assert "No edge of fleet" in (service.absence() or "")
+    service.stop()
+
+
+def test_a_text_is_written_and_counted() -> None:
+    fleet = MemoryFleet()
+    announce_edge(fleet)
+    with at_work(fleet), memory_service(fleet) as service:
+        text = service.write(ORDER)
+        assert text.generation.tokens
+        assert text.generation.tokens[-1] == END or len(text.generation.tokens) == 12
+        assert (service.tally.sessions, service.tally.tokens) == (1, len(text.generation.tokens))
+
+
+def test_a_text_that_meets_its_stop_string_closes_its_session_with_that_reason() -> None:
+    fleet = MemoryFleet()
+    announce_edge(fleet)
+    with at_work(fleet), memory_service(fleet) as service:
+        whole = next(
+            text for text in (service.write(coupled(seed)) for seed in range(100)) if len(text.text.split()) == 12
+        )
+        assert whole.reason is EndReason.LENGTH
+        stop = whole.text.split()[3]
+        text = service.write(replace(whole.order, stop=(stop,)))
+    assert text.text == whole.text.partition(stop)[0]
+    assert len(text.generation.tokens) < len(whole.generation.tokens)
+    assert text.generation.closed is not None
+    assert text.generation.closed.reason is EndReason.STOP
+    assert len(fleet.edge.sessions) == 0
+
+
+def test_a_text_cancelled_before_any_edge_answered_leaves_no_session_open() -> None:
+    fleet = MemoryFleet()
+    announce_edge(fleet)
+    cancelled = threading.Event()
+    cancelled.set()
+    with fleet.broker.running(), memory_service(fleet) as service:
+        # The Open lies at the edge, which does not work yet.
+        service.agent.generate(ORDER.prompt, policy=ORDER.policy, max_new_tokens=4, cancelled=cancelled)
+    fleet.settle()
+    assert len(fleet.edge.sessions) == 0
+
+
+def gateway(fleet: MemoryFleet) -> Gateway:
+    return Gateway(memory_service(fleet, drain_s=30.0))
+
+
+def test_the_gateway_refuses_texts_while_nobody_could_write_them() -> None:
+    fleet = MemoryFleet()
+    fleet.broker.up = False
+    served = gateway(fleet)
+    served.start()
+    failed = threading.Event()
+    failures: list[object] = []
+
+    def listen(event: object) -> None:
+        failures.append(event)
+        failed.set()
+
+    served.submit(lambda _codec: ORDER, listen)
+    assert failed.wait(10.0)
+    assert isinstance(getattr(failures[0], "error", None), EdgeUnavailable)
+    assert served.health()["status"] == "waiting"
+    served.ask(Asked.STOP)
+    served.run()
+    served.stop()
+
+
+def test_a_gateway_asked_to_drain_ends_its_text_first() -> None:
+    fleet = MemoryFleet()
+    announce_edge(fleet)
+    with fleet.broker.running():
+        served = gateway(fleet)
+        served.start()
+        until(lambda: served.absence() is None)
+        assert served.health()["status"] == "ok"
+        events: list[object] = []
+        served.submit(lambda _codec: ORDER, events.append)
+        until(lambda: bool(served.health()["sessions"]["writing"]))
+        served.ask(Asked.DRAIN)
+        running = threading.Thread(target=served.run)
+        running.start()
+        until(lambda: served.health()["status"] == "draining")
+        until(lambda: presence(fleet) is Presence.DRAINING)
+        assert running.is_alive()
+        with edge_at_work(fleet):
+            running.join(10.0)
+        assert not running.is_alive()
+        served.stop()
+    assert type(events[-1]).__name__ == "Text"
+    assert presence(fleet) is Presence.OFFLINE
+
+
+def test_a_gateway_asked_to_stop_gives_its_text_up() -> None:
+    fleet = MemoryFleet()
+    announce_edge(fleet)
+    with fleet.broker.running():
+        served = gateway(fleet)
+        served.start()
+        until(lambda: served.absence() is None)
+        events: list[object] = []
+        served.submit(lambda _codec: ORDER, events.append)
+        until(lambda: bool(served.health()["sessions"]["writing"]))
+        served.ask(Asked.DRAIN)
+        served.ask(Asked.STOP)
+        served.run()
+        served.stop()
+    assert type(events[-1]).__name__ == "Failed"
+    fleet.settle()
+    assert len(fleet.edge.sessions) == 0
+
+
+def test_a_gateway_whose_port_is_taken_says_so_and_can_still_be_stopped() -> None:
+    drafter = TalkingDrafter()
+    with listen(0) as taken:
+        served = Gateway(memory_service(MemoryFleet(), drafter, api_port=taken.getsockname()[1]))
+        with pytest.raises(ConfigurationError, match="is in use"):
+            served.start()
+        served.stop()
+    assert drafter.closed == 1
+
+
+def test_the_settings_hide_the_token() -> None:
+    assert "sesame" not in repr(settings(api_token="sesame"))
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: object) -> None:
+    with pytest.raises(Exception, match=r"No model nope is prepared"):
+        load_drafter(settings(model="nope", models=tmp_path))

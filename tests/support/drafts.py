@@ -1,0 +1,69 @@
+"""An edge session and messages for it, made by hand."""
+
+from collections.abc import Sequence
+
+from fleet_edge.session import Arrived, EdgeSession, Limits
+from schemas.digest import EMPTY, extend_digest
+from schemas.messages import Draft, Open
+from schemas.policy import Mode, SamplingPolicy
+from schemas.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary.of([f"t{token}" for token in range(10)])
+LIMITS = Limits(max_new_tokens=20, max_draft=4, window=2, vocabulary=10, end_tokens=frozenset({0}))
+
+
+def open_message(
+    *,
+    session: bytes = b"session1",
+    attempt: int = 0,
+    prompt: Sequence[int] = (1, 2, 3),
+    mode: Mode = Mode.RESIDUAL,
+    resume: tuple[int, ...] | None = None,
+    max_new_tokens: int = 20,
+    **other: object,
+) -> Open:
+    fields = {
+        "session": session,
+        "attempt": attempt,
+        "vocabulary": VOCABULARY,
+        "draft_model": "toy",
+        "quantization": "none",
+        "policy": SamplingPolicy(mode=mode, seed=1),
+        "prompt": tuple(prompt),
+        "max_new_tokens": max_new_tokens,
+        "resume": resume,
+    }
+    return Open.model_validate(fields | other)
+
+
+def edge_session(
+    *, handle: int = 7, device: str = "device-1", limits: Limits = LIMITS, **message: object
+) -> EdgeSession:
+    return EdgeSession.from_open(open_message(**message), handle=handle, device=device, limits=limits)  # type: ignore[arg-type]
+
+
+def draft(
+    tokens: Sequence[int] = (4, 5),
+    *,
+    text: Sequence[int] = (),
+    handle: int = 7,
+    round_: int = 0,
+    epoch: int = 0,
+    counted: bool = True,
+    **other: object,
+) -> Draft:
+    """Return a draft that stands on `text`, which ends in its `fix` if it has one."""
+    fields = {
+        "handle": handle,
+        "round": round_,
+        "epoch": epoch,
+        "base": len(text),
+        "tokens": tuple(tokens),
+        "counts": (30_000,) * len(tokens) if counted else None,
+        "digest": extend_digest(EMPTY, text),
+    }
+    return Draft.model_validate(fields | other)
+
+
+def arrived(message: Draft, *, at: float = 0.0) -> Arrived:
+    return Arrived(message, at, 40)
