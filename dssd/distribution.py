@@ -65,7 +65,8 @@ def shape(logits: NDArray[Any], policy: SamplingPolicy) -> Dist:
     if policy.greedy:
         return point_mass(best)
     ids = _largest(scores, policy.top_k)
-    weights = np.exp((scores[ids] - scores[best]) / policy.temperature)
+    with np.errstate(over="ignore"):  # at a temperature of nearly 0 the quotient may be minus infinity: weight 0
+        weights = np.exp((scores[ids] - scores[best]) / policy.temperature)
     weights /= weights.sum()
     if policy.top_p < 1.0:
         keep = int(np.searchsorted(np.cumsum(weights), policy.top_p)) + 1

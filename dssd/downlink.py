@@ -1,8 +1,8 @@
 """The way down: p of the rejected position in three exact forms, and the device's draw from each.
 
 `sparse` sends the shaped support. `samples` sends independent draws y of p with p(y): the device keeps the first that
-passes a coin of probability max(0, 1 - q(y)/p(y)), which has law max(0, p - q), and asks for more if none does. `dense` sends
-p over the whole vocabulary, the paper's own form.
+passes a coin of probability max(0, 1 - q(y)/p(y)), which has law max(0, p - q), and asks for more if none does. `dense`
+sends p over the whole vocabulary, the paper's own form.
 """
 
 from enum import StrEnum
@@ -19,8 +19,8 @@ from schemas.policy import SamplingPolicy
 
 __all__ = ["Form", "choose_form", "correct", "dense", "samples", "sparse"]
 
-# With a realistic draft a rejection needs about three tries and 16 fail once in a hundred; where p is nearly q they fail
-# every other time.
+# With a realistic draft a rejection needs about three tries and 16 fail once in a hundred; where p is nearly q they
+# fail every other time.
 FIRST_SAMPLES: Final = 16
 SAMPLES_GROWTH: Final = 4
 
@@ -80,11 +80,13 @@ def choose_form(
     sparse_bytes, dense_bytes = width * len(p), 4 * vocabulary_size
     if form is Form.DENSE and dense_bytes <= max_bytes:
         return dense(p, vocabulary_size)
+    if form is Form.SPARSE and sparse_bytes <= max_bytes:
+        return sparse(p)
     number = FIRST_SAMPLES if tried == 0 else SAMPLES_GROWTH * tried
     # A policy with top_k bounds the support; without it p is worth its bytes only if it is short, or if a first
     # lot of samples has failed: p is nearly q then, and the next lots would mostly fail too.
     whole = form is not Form.SAMPLES and (policy.top_k > 0 or len(p) <= number or tried > 0)
-    if (whole or form is Form.SPARSE) and min(sparse_bytes, dense_bytes) <= max_bytes:
+    if whole and min(sparse_bytes, dense_bytes) <= max_bytes:
         return sparse(p) if sparse_bytes <= dense_bytes else dense(p, vocabulary_size)
     number = min(number, MAX_SAMPLES, max(1, max_bytes // width))
     return samples(p, policy=policy, position=position, start=tried, number=number)
@@ -100,10 +102,8 @@ def correct(form: DownlinkForm, lattice: Lattice, *, policy: SamplingPolicy, pos
         position: The rejected position.
 
     Returns:
-        The token, with law max(0, p - q) normalised; None if no sample passed and more are needed.
-
-    Raises:
-        ValueError: The form holds an id that the session's vocabulary lacks.
+        The token, with law max(0, p - q) normalised; None if no sample passed and more are needed. Whether the
+        vocabulary has it is the caller's to check.
     """
     match form:
         case Sparse(ids=ids, probs=probs):

@@ -1,8 +1,9 @@
 """The batched twin of the law: shapes all rows of a step together, where the logits lie, and decides on every draft.
 
-For policies with a bounded support (greedy, or top_k) all rows are shaped at once in torch. Other policies need a row's whole
-vocabulary, so they are shaped row by row by the reference law, and only as far as the drafts are accepted. The decision itself
-is `dssd.judgement.judge`, so twin and law can differ in shaping alone, and a property test holds the two together.
+For policies with a bounded support (greedy, or top_k) all rows are shaped at once in torch. Other policies need a
+row's whole vocabulary, so they are shaped row by row by the reference law, and only as far as drafts are accepted.
+The decision itself is `dssd.judgement.judge`, so twin and law can differ in shaping alone; a property test holds the
+two together.
 """
 
 from collections import defaultdict

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from fleet_edge.admission import Terms
+from fleet_edge.gathering import Gathering
 from fleet_edge.intake import Inbox, Intake
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.publisher import Publisher
@@ -39,7 +40,8 @@ def assemble(
     """
     inbox = Inbox()
     sessions = SessionTable(settings.lease_s, settings.max_sessions, settings.max_sessions_per_device)
-    scheduler = Scheduler(verifier, Budget(tokens=settings.step_tokens, prefill_chunk=settings.prefill_chunk))
+    budget = Budget(tokens=settings.step_tokens, prefill_chunk=settings.prefill_chunk)
+    scheduler = Scheduler(verifier, budget, Gathering(settings.gather_share))
     publisher = Publisher(link, settings.fleet)
     recorder = Recorder(sink, settings.edge, now, settings.trace_share)
     reception = Reception(

@@ -1,7 +1,7 @@
 """Intake: what the link's thread does with a message: check its size and form, note the moment, hand it over.
 
-Everything from a device is hostile until checked. Whose message it is comes from the topic, which the broker has checked against
-the sender's identity, and from nowhere else.
+Everything from a device is hostile until checked. Whose message it is comes from the topic, which the broker has
+checked against the sender's identity, and from nowhere else.
 """
 
 import logging

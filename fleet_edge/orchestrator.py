@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dssd.distribution import Dist
 from dssd.downlink import Form, choose_form
 from fleet_edge.acceptance import Case, judge_batch
 from fleet_edge.errors import DraftFault
@@ -16,7 +17,7 @@ from fleet_edge.session import EdgeSession, Settled
 from fleet_edge.sessions import SessionTable
 from fleet_edge.verifier.protocol import VerifierError
 from schemas.codec import encode_verdict
-from schemas.downlink import DownlinkForm
+from schemas.downlink import Dense, Samples, Sparse
 from schemas.messages import Action, FaultCode, Verdict
 
 __all__ = ["Orchestrator"]
@@ -58,10 +59,10 @@ class Orchestrator:
             Whether anything was computed.
         """
         self._take(0.0)
-        batch = self.scheduler.next_batch(self.sessions)
+        batch = self._gather()
         if not batch and wait_s > 0:
             self._take(wait_s)
-            batch = self.scheduler.next_batch(self.sessions)
+            batch = self._gather()
         for session, draft, fault in batch.faults:
             self.reception.fault(session, session.device, draft, fault)
         if not batch.items:
@@ -70,17 +71,32 @@ class Orchestrator:
         try:
             logits = self.scheduler.verifier.score(batch.items)
             judgements = judge_batch(logits, [_case(work) for work in batch.verifications])
-        except (VerifierError, RuntimeError, ValueError) as error:
+        except (VerifierError, RuntimeError, ValueError, MemoryError) as error:
             self._failed(batch, error)
             return True
         compute_ms = (self.clock() - started) * 1e3
+        if judgements:
+            self.scheduler.gathering.stepped(compute_ms / 1e3)
         for work, judgement in zip(batch.verifications, judgements, strict=True):
             if judgement is None:
                 self._give_up(work, "The target model's logits are not numbers.")
                 continue
-            for settled in work.session.settle(work.chain, judgement):
-                self._answer(work.session, settled, len(batch.verifications), started, compute_ms)
+            try:
+                for settled in work.session.settle(work.chain, judgement):
+                    self._answer(work.session, settled, len(judgements), started, compute_ms)
+            except Exception:  # noqa: BLE001 - logged with its traceback
+                # One session must not stop the service of all others.
+                _log.exception("A verdict for session %s could not be given.", work.session.session.hex())
+                self._give_up(work, "The edge could not give a verdict; its log says why.")
         return True
+
+    def _gather(self) -> Batch:
+        """Return the next step, held for drafts that are about to come if that pays."""
+        now = self.clock()
+        until = now + self.scheduler.gathering.hold_s(sum(s.ready is not None for s in self.sessions), now=now)
+        while (left := until - self.clock()) > 0:
+            self._take(left)
+        return self.scheduler.next_batch(self.sessions)
 
     def _take(self, wait_s: float) -> None:
         for entry in self.inbox.take(timeout_s=wait_s):
@@ -89,30 +105,19 @@ class Orchestrator:
                     self.reception.receive(entry)
                 else:
                     entry()
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged with its traceback
                 # One message must not stop the service of all others.
                 _log.exception("A message could not be handled; it is dropped.")
 
-    def _answer(
-        self, session: EdgeSession, settled: Settled, batch: int, started: float, compute_ms: float
-    ) -> None:
+    def _answer(self, session: EdgeSession, settled: Settled, batch: int, started: float, compute_ms: float) -> None:
         draft = settled.arrived.draft
-        following: int | DownlinkForm | None = settled.token
-        if settled.p is not None:
-            following = choose_form(
-                settled.p,
-                policy=session.policy,
-                position=session.committed,
-                vocabulary_size=session.limits.vocabulary,
-                max_bytes=self.publisher.max_form_bytes,
-                form=self.form,
-            )
+        form = None if settled.p is None else self._form(session, settled.p)
+        following = settled.token if form is None else form
         queue_ms = max(0.0, started - settled.arrived.at) * 1e3
         payload = encode_verdict(
             Verdict(
                 handle=draft.handle,
                 round=draft.round,
-                epoch=draft.epoch,
                 accepted=settled.accepted,
                 next=following,
                 finish=settled.finish,
@@ -122,26 +127,37 @@ class Orchestrator:
         )
         session.remember(draft.round, payload)
         self.publisher.verdict(session.device, payload)
-        kind = "token" if isinstance(following, int) else following.kind if following else None
+        if not session.finished:
+            self.scheduler.gathering.answered(session.handle, at=self.clock())
+        kind = form.kind if form is not None else None if settled.token is None else "token"
         cost = Measured(batch, settled.arrived.size, len(payload), queue_ms, compute_ms, kind)
         self.recorder.judged(session, settled, cost)
+
+    def _form(self, session: EdgeSession, p: Dist) -> Sparse | Samples | Dense:
+        return choose_form(
+            p,
+            policy=session.policy,
+            position=session.committed,
+            vocabulary_size=session.limits.vocabulary,
+            max_bytes=self.publisher.max_form_bytes,
+            form=self.form,
+        )
 
     def _failed(self, batch: Batch, error: Exception) -> None:
         """A step failed as a whole: its sessions lose their keys and values, and those who wait are told."""
         _log.error("A step of %d sessions failed: %s", len(batch.items), error)
-        for work in (*batch.verifications, *batch.prefills):
+        for work in batch.works:
             self.scheduler.evict(work.session.handle)
-        for work in batch.verifications:
-            self._give_up(work, f"The edge could not verify the draft: {error}")
-        if not batch.verifications:
-            for work in batch.prefills:
-                self._give_up(work, f"The edge could not take the prompt: {error}")
+        # Prompts are given up only when they have failed without the drafts.
+        for work in batch.verifications or batch.works:
+            what = "verify the draft" if work.chain else "take the prompt"
+            self._give_up(work, f"The edge could not {what}: {error}")
 
     def _give_up(self, work: Work, sentence: str) -> None:
         session = work.session
         draft = work.chain[0].draft if work.chain else None
-        session.finished = True
-        fault = DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, sentence[:500])
+        fault = DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, sentence)
+        session.fail(fault)
         self.reception.fault(session, session.device, draft, fault)
 
 

@@ -11,11 +11,13 @@ from fleet_edge.intake import Arrival, Malformed
 from fleet_edge.publisher import Publisher
 from fleet_edge.recorder import Measured, Recorder
 from fleet_edge.scheduler import Scheduler
-from fleet_edge.session import Arrived, EdgeSession, Settled
+from fleet_edge.session import Arrived, EdgeSession, Limits, Settled
 from fleet_edge.sessions import SessionTable
 from schemas.codec import encode_verdict
 from schemas.control import DeviceState, Presence
 from schemas.messages import (
+    MAX_LABEL,
+    MAX_SENTENCE,
     Action,
     Close,
     Closed,
@@ -81,6 +83,7 @@ class Reception:
 
     def fault(self, session: EdgeSession | None, device: str, draft: Draft | None, error: DraftFault) -> None:
         """Answer with a Fault, and log it."""
+        sentence = str(error)[:MAX_SENTENCE]
         self.publisher.reply(
             device,
             Fault(
@@ -88,13 +91,13 @@ class Reception:
                 round=draft.round if draft else None,
                 code=error.code,
                 action=error.action,
-                sentence=str(error),
+                sentence=sentence,
             ),
         )
         self.recorder.event(
             kind="fault",
             code=error.code.value,
-            sentence=str(error),
+            sentence=sentence,
             device=device,
             session=session.session if session else None,
         )
@@ -123,9 +126,7 @@ class Reception:
             if old is not None and message.attempt == old.attempt:
                 session = old  # delivered twice
             else:
-                if self.draining:
-                    raise OpenRefused(RefusalCode.DRAINING, "The edge is shutting down; try again shortly.")
-                limits = grant(message, target=self.scheduler.verifier.info, terms=self.terms)
+                limits = self._limits(message)
                 if old is not None:
                     self.recorder.replaced(old)
                     self._forget(old)
@@ -133,9 +134,10 @@ class Reception:
                 self.scheduler.verifier.open(session.handle)
                 self.recorder.opened(session, message, target=self.scheduler.verifier.info.name, size=size)
         except OpenRefused as error:
-            self.publisher.reply(device, Refused(session=message.session, code=error.code, sentence=str(error)))
+            sentence = str(error)[:MAX_SENTENCE]
+            self.publisher.reply(device, Refused(session=message.session, code=error.code, sentence=sentence))
             self.recorder.event(
-                kind="refused", code=error.code.value, sentence=str(error), device=device, session=message.session
+                kind="refused", code=error.code.value, sentence=sentence, device=device, session=message.session
             )
             return
         self.publisher.reply(
@@ -145,7 +147,7 @@ class Reception:
                 attempt=session.attempt,
                 handle=session.handle,
                 edge=self.edge,
-                target=self.scheduler.verifier.info.name,
+                target=self.scheduler.verifier.info.name[:MAX_LABEL],
                 position=session.committed,
                 max_new_tokens=session.limits.max_new_tokens,
                 max_draft=session.limits.max_draft,
@@ -155,6 +157,11 @@ class Reception:
             ),
         )
 
+    def _limits(self, message: Open) -> Limits:
+        if self.draining:
+            raise OpenRefused(RefusalCode.DRAINING, "The edge is shutting down; try again shortly.")
+        return grant(message, target=self.scheduler.verifier.info, terms=self.terms)
+
     def _draft(self, device: str, draft: Draft, arrival: Arrival) -> None:
         session = None
         try:
@@ -162,6 +169,7 @@ class Reception:
             session.counters.uplink_bytes += arrival.size
             arrived = Arrived(draft, arrival.at, arrival.size)
             admission = session.admit(arrived)
+            self.scheduler.gathering.arrived(session.handle, at=arrival.at)
         except DraftFault as error:
             self.fault(session, device, draft, error)
             return
@@ -185,20 +193,21 @@ class Reception:
             form=self.form,
             tried=draft.tried,
         )
-        payload = encode_verdict(
-            Verdict(handle=draft.handle, round=draft.round, epoch=draft.epoch, accepted=0, next=following)
-        )
+        payload = encode_verdict(Verdict(handle=draft.handle, round=draft.round, accepted=0, next=following))
         session.counters.rounds += 1
         session.remember(draft.round, payload)
         self.publisher.verdict(session.device, payload)
         settled = Settled(arrived, 0, 0, None, session.rejected, Finish.NO)
         queue_ms = (self.clock() - arrived.at) * 1e3
-        self.recorder.judged(
-            session, settled, Measured(0, arrived.size, len(payload), queue_ms, 0.0, following.kind)
-        )
+        self.recorder.judged(session, settled, Measured(0, arrived.size, len(payload), queue_ms, 0.0, following.kind))
 
     def _close(self, device: str, message: Close) -> None:
         session = self.sessions.named(device, message.session)
+        if message.edge not in (None, self.edge):
+            if session is not None:  # resumed at another edge since; that one answers and logs the end
+                self.recorder.replaced(session)
+                self._forget(session)
+            return
         if session is None:
             # A repeat, or an edge that has restarted: the device's own counters are the record.
             self.recorder.ended_elsewhere(message)
@@ -234,6 +243,7 @@ class Reception:
         counters = session.counters
         return Closed(
             session=session.session,
+            attempt=session.attempt,
             reason=reason,
             tokens=session.committed,
             rounds=counters.rounds,

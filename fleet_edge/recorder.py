@@ -206,9 +206,7 @@ class Recorder:
             )
         )
 
-    def _closed(
-        self, session: bytes, segment: int, reason: EndReason, tokens: int, message: Close | None
-    ) -> None:
+    def _closed(self, session: bytes, segment: int, reason: EndReason, tokens: int, message: Close | None) -> None:
         self.sink.put(
             SessionClosed(
                 session=session.hex(),

@@ -1,9 +1,9 @@
 """The scheduler: which sessions the next forward pass computes, and how many tokens of each.
 
-A session has tokens it knows and tokens it has computed; a step computes some of the difference. Prefill, resumption after
-eviction and verification differ in nothing but whether rows of logits are wanted at the end. Verification comes first,
-oldest draft first; what is left of the step's token budget goes to prefill in chunks, so that a long prompt delays no verdict by
-more than its share of one step.
+A session has tokens it knows and tokens it has computed; a step computes some of the difference. Prefill, resumption
+after eviction and verification differ in nothing but whether rows of logits are wanted at the end. Verification comes
+first, oldest draft first; what is left of the step's token budget goes to prefill in chunks, so that a long prompt
+delays no verdict by more than its share of one step. A step may exceed its budget by the last draft that it takes.
 """
 
 from collections import Counter
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fleet_edge.errors import DraftFault
+from fleet_edge.gathering import Gathering
 from fleet_edge.session import Arrived, EdgeSession
 from fleet_edge.verifier.protocol import Item, Verifier
 from schemas.messages import Draft
@@ -53,22 +54,25 @@ class Batch:
     """A step.
 
     Attributes:
-        verifications: Parts that end in verdicts.
-        prefills: Parts that do not.
+        works: Its parts, the most urgent first: where there is not room for all, the last is left out.
         faults: Drafts that turned out to be void when their turn came.
     """
 
-    verifications: list[Work] = field(default_factory=list)
-    prefills: list[Work] = field(default_factory=list)
+    works: list[Work] = field(default_factory=list)
     faults: list[tuple[EdgeSession, Draft, DraftFault]] = field(default_factory=list)
 
     @property
+    def verifications(self) -> list[Work]:
+        """Parts that end in verdicts, in the order of their rows."""
+        return [work for work in self.works if work.chain]
+
+    @property
     def items(self) -> list[Item]:
-        """All parts, in the order of their rows."""
-        return [work.item for work in (*self.verifications, *self.prefills)]
+        """What the verifier is to compute."""
+        return [work.item for work in self.works]
 
     def __bool__(self) -> bool:
-        return bool(self.verifications or self.prefills or self.faults)
+        return bool(self.works or self.faults)
 
 
 @dataclass(slots=True)
@@ -78,10 +82,12 @@ class Scheduler:
     Attributes:
         verifier: Asked what is computed, told what to forget.
         budget: Of a step.
+        gathering: Whether to hold a step for drafts that are about to come.
     """
 
     verifier: Verifier
     budget: Budget = field(default_factory=Budget)
+    gathering: Gathering = field(default_factory=Gathering)
     _used: dict[int, int] = field(default_factory=dict)
     _clock: int = 0
 
@@ -91,16 +97,19 @@ class Scheduler:
         left = self.budget.tokens
         share = Counter[str]()
         ready = [(session.ready, session) for session in sessions]
-        due = sorted(((arrived.at, session.handle, session) for arrived, session in ready if arrived), key=lambda d: d[:2])
-        most_per_device = max(1, int(self.budget.tokens * self.budget.device_share)) if len(due) > 1 else self.budget.tokens
-        for _, _, session in due:
+        due = sorted((arrived.at, session.handle) for arrived, session in ready if arrived)
+        by_handle = {session.handle: session for _, session in ready}
+        most_per_device = self.budget.tokens
+        if len(due) > 1:
+            most_per_device = max(1, int(self.budget.tokens * self.budget.device_share))
+        for _, handle in due:
+            session = by_handle[handle]
             allowance = min(left, most_per_device - share[session.device])
             if allowance <= 0:
                 continue
-            work = self._verification(session, allowance, batch)
-            if work is not None:
-                left -= len(work.item.tokens)
-                share[session.device] += len(work.item.tokens)
+            taken = self._verification(session, allowance, batch)
+            left -= taken
+            share[session.device] += taken
         chunk = self.budget.prefill_chunk if batch.verifications else self.budget.tokens
         for arrived, session in ready:
             if left <= 0:
@@ -113,17 +122,18 @@ class Scheduler:
     def forget(self, session: EdgeSession) -> None:
         """A session has ended."""
         self._used.pop(session.handle, None)
+        self.gathering.forget(session.handle)
         self.verifier.close(session.handle)
 
-    def _verification(self, session: EdgeSession, allowance: int, batch: Batch) -> Work | None:
-        """Add a session's drafts, or the part of its backlog that must be computed first."""
+    def _verification(self, session: EdgeSession, allowance: int, batch: Batch) -> int:
+        """Add a session's drafts, or the part of its backlog that comes first; return the tokens to compute."""
         first = session.ready
         try:
             chain = session.chain(allowance)
         except DraftFault as fault:
             assert first is not None
             batch.faults.append((session, first.draft, fault))
-            return None
+            return 0
         drafted = [token for arrived in chain for token in arrived.draft.tokens]
         # The last committed token is always computed anew: its row decides on the first draft token.
         computed = self._computed(session)
@@ -131,12 +141,9 @@ class Scheduler:
         if chain and backlog + 1 + len(drafted) <= max(allowance, 1 + len(drafted)):
             self.verifier.truncate(session.handle, computed)
             tokens = (*session.tokens[computed:], *drafted)
-            work = Work(session, Item(session.handle, tokens, len(drafted) + 1), chain)
-            batch.verifications.append(work)
-            return work
-        before = len(batch.prefills)
-        self._prefill(session, allowance, batch)
-        return batch.prefills[-1] if len(batch.prefills) > before else None
+            batch.works.append(Work(session, Item(session.handle, tokens, len(drafted) + 1), chain))
+            return len(tokens)
+        return self._prefill(session, allowance, batch)
 
     def _prefill(self, session: EdgeSession, most: int, batch: Batch) -> int:
         computed = self._computed(session)
@@ -144,16 +151,16 @@ class Scheduler:
         if not tokens:
             return 0
         self.verifier.truncate(session.handle, computed)
-        batch.prefills.append(Work(session, Item(session.handle, tuple(tokens), 0)))
+        batch.works.append(Work(session, Item(session.handle, tuple(tokens), 0)))
         return len(tokens)
 
     def _computed(self, session: EdgeSession) -> int:
         return min(self.verifier.computed(session.handle), len(session.tokens) - 1)
 
     def _make_room(self, batch: Batch, sessions: Iterable[EdgeSession]) -> None:
-        """Evict idle sessions, least recently used first, until the step fits; drop prefill, then drafts, if none is idle."""
+        """Evict idle sessions, least recently used first, until the step fits; if none is idle, leave out its end."""
         self._clock += 1
-        for work in (*batch.verifications, *batch.prefills):
+        for work in batch.works:
             self._used[work.session.handle] = self._clock
         busy = {item.sequence for item in batch.items}
         idle = sorted(
@@ -164,10 +171,11 @@ class Scheduler:
         while needed > self.verifier.capacity():
             if idle:
                 self.evict(idle.pop(0))
-            elif batch.prefills:
-                needed -= len(batch.prefills.pop().item.tokens)
-            elif len(batch.verifications) > 1:
-                needed -= len(batch.verifications.pop().item.tokens)
+            elif len(batch.works) > 1:
+                item = batch.works.pop().item
+                needed -= len(item.tokens)
+                if self.verifier.computed(item.sequence):
+                    idle.append(item.sequence)  # what it has computed may have to go too
             else:
                 break  # one session alone: the verifier says so itself
 

@@ -96,16 +96,20 @@ class EdgeService:
             raise
         self._jobs.start()
 
-    def run(self, stop: Event, *, drain: Event | None = None) -> None:
+    def run(self, stop: Event, *, drain: Event | None = None, on_step: Callable[[], None] = lambda: None) -> None:
         """Verify until `stop` is set.
 
         Args:
             stop: Ends the loop at once.
             drain: Ends it when the open sessions have ended, or `drain_s` later: no new ones are taken meanwhile.
+                What is still open then is handed over: the state that `stop` publishes makes its devices resume
+                elsewhere, or here when this edge is back.
+            on_step: Called after every step, for a watchdog.
         """
         deadline: float | None = None
         while not stop.is_set():
             self.orchestrator.step(wait_s=_IDLE_S)
+            on_step()
             if drain is None or not drain.is_set():
                 continue
             if deadline is None:
@@ -145,7 +149,5 @@ class EdgeService:
 
     def _announce(self) -> None:
         state = self._state(Presence.DRAINING if self.orchestrator.reception.draining else Presence.ONLINE)
-        self._link.publish(
-            self._state_topic, encode_json(state), retain=True, content_type="application/json"
-        )
+        self._link.publish(self._state_topic, encode_json(state), retain=True, content_type="application/json")
         self.orchestrator.recorder.edge_seen(state)

@@ -1,7 +1,7 @@
 """One session at the edge, without I/O and without a clock: it admits drafts, takes judgements and remembers verdicts.
 
-Invariant: `tokens` is prompt and committed text. Drafts wait in `_waiting` by the position they stand on, so that one that
-overtook its predecessor, or was sent ahead of a verdict, waits for its turn; `chain()` is what can be verified now.
+Invariant: `tokens` is prompt and committed text. Drafts wait in `_waiting` by the position they stand on, so that one
+that overtook its predecessor, or was sent ahead of a verdict, waits for its turn; `chain` is what can be verified now.
 """
 
 from collections import OrderedDict
@@ -136,7 +136,8 @@ class EdgeSession:
     _rejected: Dist | None = None
     _awaiting_fix: bool = False
     _last_round: int = -1
-    _highest_round: int = -1
+    _failure: DraftFault | None = None
+    _counted: OrderedDict[int, None] = field(default_factory=OrderedDict)
     _waiting: dict[int, Arrived] = field(default_factory=dict)
     _verdicts: OrderedDict[int, bytes] = field(default_factory=OrderedDict)
 
@@ -177,20 +178,16 @@ class EdgeSession:
         draft = arrived.draft
         if draft.round in self._verdicts:
             return Admission(repeat=self._verdicts[draft.round])
+        if (failure := self._failure) is not None:
+            raise DraftFault(failure.code, failure.action, str(failure))
         self._check_contents(draft)
-        if draft.round > self._highest_round:
-            self._highest_round = draft.round
-            self.counters.drafted += len(draft.tokens)
-        if self.finished or draft.round <= self._last_round or draft.epoch < self._epoch:
-            return Admission()  # answered long ago, or void since a rejection: nobody waits for it
-        if any(waiting.draft.round == draft.round for waiting in self._waiting.values()):
-            return Admission()  # delivered twice
+        self._count_drafted(draft)
+        if self._is_void(draft):
+            return Admission()
         if draft.epoch > self._epoch:
             raise _desync("The draft's epoch is ahead of the edge's.")
         if draft.tried is not None:
             return self._admit_request(draft)
-        if not self._awaiting_fix and draft.fix is not None:
-            raise _desync("The draft corrects a position that was not rejected.")
         if draft.fix is not None or draft.base == self.committed:
             self._check_prefix(draft)
         elif draft.base < self.committed:
@@ -285,26 +282,39 @@ class EdgeSession:
 
     def close(self, message: Close) -> None:
         """Take the device's last correction, if no draft carried it, and end."""
-        if message.fix is not None and self._awaiting_fix and message.tokens == self.committed + 1:
-            self._commit((message.fix,))
+        fix, p = message.fix, self._rejected
+        if fix is not None and p is not None and message.tokens == self.committed + 1 and p.probability(fix) > 0.0:
+            self._commit((fix,))
         self.finished = True
+        self._waiting.clear()
+
+    def fail(self, fault: DraftFault) -> None:
+        """End without a text; whatever else is drafted is answered with the same fault."""
+        self._failure, self.finished = fault, True
         self._waiting.clear()
 
     # Within
 
+    def _is_void(self, draft: Draft) -> bool:
+        """Whether nobody waits for an answer: it had one long ago, a rejection voided it, or it was delivered twice."""
+        if self.finished or draft.round <= self._last_round or draft.epoch < self._epoch:
+            return True
+        return any(waiting.draft.round == draft.round for waiting in self._waiting.values())
+
     def _check_contents(self, draft: Draft) -> None:
         limits = self.limits
+        end = draft.base + len(draft.tokens)
         if len(draft.tokens) > limits.max_draft:
             raise DraftFault(
                 FaultCode.TOO_LONG,
                 Action.GIVE_UP,
                 f"The draft has {len(draft.tokens)} tokens; at most {limits.max_draft} were agreed.",
             )
-        if draft.base + len(draft.tokens) > limits.max_new_tokens:
+        if end > limits.max_new_tokens:
             raise DraftFault(
                 FaultCode.TOO_LONG,
                 Action.GIVE_UP,
-                f"The draft ends at token {draft.base + len(draft.tokens)}; the text has at most {limits.max_new_tokens}.",
+                f"The draft ends at token {end}; the text has at most {limits.max_new_tokens}.",
             )
         if any(token in limits.end_tokens for token in draft.tokens[:-1]):
             raise DraftFault(FaultCode.TOKEN, Action.GIVE_UP, "The draft goes on behind an end-of-sequence token.")
@@ -325,6 +335,8 @@ class EdgeSession:
     def _check_prefix(self, draft: Draft) -> None:
         """Compare position and digest, the correction counted in."""
         fixes = () if draft.fix is None else (draft.fix,)
+        if fixes and not self._awaiting_fix:
+            raise _desync("The draft corrects a position that was not rejected.")
         if draft.base != self.committed + len(fixes) or draft.digest != extend_digest(self._digest, fixes):
             raise _desync("The draft stands on another text than the edge's.")
         if self._awaiting_fix and not fixes:
@@ -360,6 +372,16 @@ class EdgeSession:
         self._waiting.clear()
         self._rejected = p
         self._awaiting_fix = p is not None
+
+    def _count_drafted(self, draft: Draft) -> None:
+        """Count a draft's tokens once, whether it is judged or void, and in whatever order drafts arrive."""
+        full = len(self._counted) >= _REMEMBERED_PER_WINDOW * self.limits.window
+        if draft.round in self._counted or (full and draft.round < next(iter(self._counted))):
+            return
+        self._counted[draft.round] = None
+        self.counters.drafted += len(draft.tokens)
+        if full:
+            self._counted.popitem(last=False)
 
     def _count(self, *, accepted: int, tested: int) -> None:
         self.counters.rounds += 1

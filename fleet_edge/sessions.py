@@ -61,7 +61,7 @@ class SessionTable:
         if sum(owner == device for owner, _ in self._by_name) >= self.most_per_device:
             raise OpenRefused(
                 RefusalCode.BUSY,
-                f"The device has {self.most_per_device} sessions open already; close one, or wait for its lease to end.",
+                f"The device has {self.most_per_device} sessions open already; close one, or let its lease end.",
             )
         session = EdgeSession.from_open(message, handle=self._free_handle(), device=device, limits=limits)
         self._by_handle[session.handle] = _Lease(session, now + self.lease_s)
@@ -77,7 +77,9 @@ class SessionTable:
         lease = self._by_handle.get(handle)
         if lease is None or lease.session.device != device:
             raise DraftFault(
-                FaultCode.UNKNOWN_SESSION, Action.RESUME, "The edge does not know this session; the device opens it again."
+                FaultCode.UNKNOWN_SESSION,
+                Action.RESUME,
+                "The edge does not know this session; the device opens it again.",
             )
         lease.expires = now + self.lease_s
         return lease.session

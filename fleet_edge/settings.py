@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dssd.downlink import Form
 from fleet_link.configuration import BrokerSettings
-from schemas.messages import MAX_DRAFT
+from schemas.messages import MAX_DRAFT, MAX_TOKENS
 from schemas.names import Name
 
 __all__ = ["EdgeSettings"]
@@ -37,6 +37,7 @@ class EdgeSettings(BaseSettings):
         drain_s: Seconds that open sessions have to end when the edge is asked to stop.
         step_tokens: Most new tokens in one forward pass.
         prefill_chunk: Most tokens of one prompt in a pass that also verifies.
+        gather_share: Longest hold of a step for drafts that are about to come, as a fraction of a step.
         kv_bytes: Memory for keys and values.
         form: How p goes down after a rejection.
         trace_share: Fraction of sessions whose every round is logged.
@@ -57,14 +58,15 @@ class EdgeSettings(BaseSettings):
     spool: Path = Path("fleet-spool")
     max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT)] = 16
     window: Annotated[int, Field(ge=1, le=64)] = 4
-    max_new_tokens: Annotated[int, Field(ge=1)] = 4096
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] = 4096
     max_sessions: Annotated[int, Field(ge=1, le=60_000)] = 4096
     max_sessions_per_device: Annotated[int, Field(ge=1)] = 8
-    lease_s: Annotated[float, Field(gt=0)] = 60.0
+    lease_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
     grace_s: Annotated[float, Field(ge=0)] = 15.0
     drain_s: Annotated[float, Field(ge=0)] = 10.0
     step_tokens: Annotated[int, Field(ge=1)] = 512
     prefill_chunk: Annotated[int, Field(ge=1)] = 128
+    gather_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     kv_bytes: Annotated[int, Field(ge=1 << 20)] = 2 << 30
     form: Form = Form.AUTO
     trace_share: Annotated[float, Field(ge=0, le=1)] = 1.0

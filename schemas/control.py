@@ -81,8 +81,8 @@ class Telemetry(_Control):
         round_trip_ms: Smoothed time from draft to verdict, or None before the first.
     """
 
-    sessions: Annotated[int, Field(ge=0)]
-    tokens: Annotated[int, Field(ge=0)]
+    sessions: Annotated[int, Field(ge=0, strict=True)]
+    tokens: Annotated[int, Field(ge=0, strict=True)]
     acceptance: Annotated[float, Field(ge=0, le=1)] | None = None
     draft_ms_per_token: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     round_trip_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None

@@ -11,8 +11,8 @@ __all__ = ["MAX_SAMPLES", "Dense", "DownlinkForm", "Probability", "Samples", "Sp
 
 MAX_SAMPLES = 1024
 
-TokenId = Annotated[int, Field(ge=0, lt=MAX_VOCABULARY)]
-Probability = Annotated[float, Field(gt=0.0, le=1.0 + 1e-6, allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0, lt=MAX_VOCABULARY, strict=True)]
+Probability = Annotated[float, Field(gt=0.0, le=1.0 + 1e-6, allow_inf_nan=False, strict=True)]
 
 
 class Sparse(BaseModel):
@@ -52,7 +52,7 @@ class Samples(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     kind: Literal["samples"] = "samples"
-    start: Annotated[int, Field(ge=0, lt=1 << 20)] = 0
+    start: Annotated[int, Field(ge=0, lt=1 << 20, strict=True)] = 0
     ids: Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=MAX_SAMPLES)]
     probs: tuple[Probability, ...]
 
@@ -73,7 +73,7 @@ class Dense(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     kind: Literal["dense"] = "dense"
-    probs: Annotated[bytes, Field(min_length=8, max_length=4 * MAX_VOCABULARY)]
+    probs: Annotated[bytes, Field(min_length=8, max_length=4 * MAX_VOCABULARY, strict=True)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

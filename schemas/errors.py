@@ -5,7 +5,6 @@
     SchemaError
     ├── InvalidName         a fleet, device or edge name that cannot be one level of a topic
     ├── TopicError          a topic outside the tree
-    ├── PolicyError         a sampling policy that describes no distribution
     └── CodecError          bytes that are not a message
         ├── MessageTooLarge     more bytes than the message may have; nothing was decoded
         └── MalformedMessage    within bounds, but not the message it should be
@@ -16,7 +15,6 @@ __all__ = [
     "InvalidName",
     "MalformedMessage",
     "MessageTooLarge",
-    "PolicyError",
     "SchemaError",
     "TopicError",
 ]
@@ -32,10 +30,6 @@ class InvalidName(SchemaError, ValueError):  # noqa: N818 - reads as what it say
 
 class TopicError(SchemaError, ValueError):
     """A topic outside the tree."""
-
-
-class PolicyError(SchemaError, ValueError):
-    """A sampling policy that describes no distribution."""
 
 
 class CodecError(SchemaError, ValueError):

@@ -25,6 +25,9 @@ from schemas.vocabulary import Vocabulary
 
 __all__ = [
     "MAX_DRAFT",
+    "MAX_LABEL",
+    "MAX_SENTENCE",
+    "MAX_TOKENS",
     "PROTOCOL",
     "Action",
     "Close",
@@ -51,19 +54,21 @@ MAX_DRAFT = 64
 MAX_TOKENS = 1 << 17
 """Most tokens in a prompt or a continuation."""
 
+MAX_SENTENCE = 500
+MAX_LABEL = 200
 SESSION_BYTES = 8
 MAX_POSITION = 1 << 20
 LATTICE = 1 << 16
 
-U16 = Annotated[int, Field(ge=0, lt=1 << 16)]
-U32 = Annotated[int, Field(ge=0, lt=1 << 32)]
-Position = Annotated[int, Field(ge=0, lt=MAX_POSITION)]
-Count = Annotated[int, Field(ge=1, le=LATTICE)]
-SessionId = Annotated[bytes, Field(min_length=SESSION_BYTES, max_length=SESSION_BYTES)]
+U16 = Annotated[int, Field(ge=0, lt=1 << 16, strict=True)]
+U32 = Annotated[int, Field(ge=0, lt=1 << 32, strict=True)]
+Position = Annotated[int, Field(ge=0, lt=MAX_POSITION, strict=True)]
+Count = Annotated[int, Field(ge=1, le=LATTICE, strict=True)]
+SessionId = Annotated[bytes, Field(min_length=SESSION_BYTES, max_length=SESSION_BYTES, strict=True)]
 Tokens = Annotated[tuple[TokenId, ...], Field(max_length=MAX_TOKENS)]
-Milliseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Sentence = Annotated[str, Field(max_length=500)]
-Label = Annotated[str, Field(max_length=200)]
+Milliseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
+Sentence = Annotated[str, Field(max_length=MAX_SENTENCE, strict=True)]
+Label = Annotated[str, Field(max_length=MAX_LABEL, strict=True)]
 
 
 class _Message(BaseModel):
@@ -148,7 +153,7 @@ class Open(_Message):
     quantization: Label
     policy: SamplingPolicy
     prompt: Tokens
-    max_new_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+    max_new_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS, strict=True)]
     resume: Tokens | None = None
 
 
@@ -176,10 +181,10 @@ class Opened(_Message):
     edge: Name
     target: Label
     position: Position
-    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
-    max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT)]
-    window: Annotated[int, Field(ge=1, le=64)]
-    lease_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS, strict=True)]
+    max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT, strict=True)]
+    window: Annotated[int, Field(ge=1, le=64, strict=True)]
+    lease_s: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
     end_tokens: tuple[TokenId, ...]
 
 
@@ -215,9 +220,9 @@ class Draft(_Message):
     fix: TokenId | None = None
     tokens: Annotated[tuple[TokenId, ...], Field(max_length=MAX_DRAFT)] = ()
     counts: Annotated[tuple[Count, ...], Field(max_length=MAX_DRAFT)] | None = None
-    more: bool = False
+    more: Annotated[bool, Field(strict=True)] = False
     digest: U32
-    tried: Annotated[int, Field(ge=1, lt=1 << 20)] | None = None
+    tried: Annotated[int, Field(ge=1, lt=1 << 20, strict=True)] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -233,8 +238,7 @@ class Verdict(_Message):
 
     Attributes:
         handle: As in the draft.
-        round: As in the draft.
-        epoch: As in the draft.
+        round: As in the draft; no round is used twice, so the epoch needs no mention.
         accepted: Length of the accepted head.
         next: The token after it (bonus token, or the target's own token in coupled mode); or p at the
             rejected position, from which the device draws; or None, when nothing is due.
@@ -245,8 +249,7 @@ class Verdict(_Message):
 
     handle: U16
     round: U32
-    epoch: U32
-    accepted: Annotated[int, Field(ge=0, le=MAX_DRAFT)]
+    accepted: Annotated[int, Field(ge=0, le=MAX_DRAFT, strict=True)]
     next: TokenId | DownlinkForm | None = None
     finish: Finish = Finish.NO
     queue_ms: Milliseconds = 0.0
@@ -278,6 +281,7 @@ class Close(_Message):
     Attributes:
         session: From Open.
         handle: From Opened; None if it never was.
+        edge: Likewise: whose session it is. All edges hear the Close, and only that one answers.
         reason: How it ended.
         tokens: Committed.
         fix: The last correction, if no draft carried it any more.
@@ -296,6 +300,7 @@ class Close(_Message):
     kind: Literal["close"] = "close"
     session: SessionId
     handle: U16 | None
+    edge: Name | None = None
     reason: EndReason
     tokens: Position
     fix: TokenId | None = None
@@ -316,6 +321,8 @@ class Closed(_Message):
 
     Attributes:
         session: From Open.
+        attempt: Of the Open whose end this is, so that the end of a part long resumed elsewhere is told from
+            the session's; None if the edge does not know the session.
         reason: How it ended.
         tokens: Committed at the edge.
         rounds: Verdicts given.
@@ -326,10 +333,11 @@ class Closed(_Message):
 
     kind: Literal["closed"] = "closed"
     session: SessionId
+    attempt: U32 | None = None
     reason: EndReason
     tokens: Position
     rounds: U32
-    mean_batch: Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+    mean_batch: Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
     queue_ms: Milliseconds
     compute_ms: Milliseconds
 

@@ -6,9 +6,10 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Mode", "SamplingPolicy", "random_seed"]
+__all__ = ["MAX_TOP_K", "Mode", "SamplingPolicy", "random_seed"]
 
 MAX_SEED = 2**64 - 1
+MAX_TOP_K = 1_000_000
 
 
 def random_seed() -> int:
@@ -42,10 +43,10 @@ class SamplingPolicy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     mode: Mode = Mode.RESIDUAL
-    temperature: Annotated[float, Field(ge=0.0, le=100.0)] = 0.7
-    top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 50
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(default_factory=random_seed)
+    temperature: Annotated[float, Field(ge=0.0, le=100.0, strict=True)] = 0.7
+    top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K, strict=True)] = 50
+    top_p: Annotated[float, Field(gt=0.0, le=1.0, strict=True)] = 0.95
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)] = Field(default_factory=random_seed)
 
     @property
     def greedy(self) -> bool:

@@ -24,8 +24,8 @@ class Vocabulary(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    size: int = Field(ge=2, le=MAX_VOCABULARY)
-    fingerprint: bytes = Field(min_length=32, max_length=32)
+    size: int = Field(ge=2, le=MAX_VOCABULARY, strict=True)
+    fingerprint: bytes = Field(min_length=32, max_length=32, strict=True)
 
     @classmethod
     def of(cls, tokens: Sequence[str]) -> "Vocabulary":

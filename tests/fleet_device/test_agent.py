@@ -115,7 +115,7 @@ def expected(seed: int = SEED, *, most: int = 40) -> tuple[int, ...]:
 def test_a_text_is_written_told_and_counted(pacing: FixedPacing) -> None:
     scene = Scene(pacing=pacing)
     told: list[int] = []
-    done = scene.generate(on_tokens=lambda tokens: told.extend(tokens))
+    done = scene.generate(on_tokens=told.extend)
     assert done.tokens == expected()
     assert tuple(told) == done.tokens
     assert done.reason is EndReason.LENGTH

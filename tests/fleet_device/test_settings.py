@@ -34,7 +34,10 @@ def test_a_seed_that_is_set_stays_and_one_that_is_not_is_fresh_each_time() -> No
     ids=repr,
 )
 def test_whatever_the_settings_allow_makes_a_policy(extreme: dict[str, Any]) -> None:
-    assert settings(**extreme).policy()
+    found, policy = settings(**extreme), settings(**extreme).policy()
+    assert (policy.mode, policy.temperature, policy.top_k, policy.top_p) == (
+        found.mode, found.temperature, found.top_k, found.top_p,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

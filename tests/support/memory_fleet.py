@@ -1,12 +1,14 @@
 """A fleet in memory: a real edge and real device sessions over a broker that misbehaves, stepped by a seeded generator.
 
-Nothing sleeps and nothing runs on a thread of its own, so a run of a thousand messages takes milliseconds and repeats exactly.
+Nothing sleeps and nothing runs on a thread of its own, so a run of a thousand messages takes milliseconds and repeats
+exactly.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import TypeVar
 
 from dssd.coupling import coupled_token
@@ -81,7 +83,7 @@ class MemoryFleet:
         form: Form = Form.AUTO,
         kv_tokens: int = 1 << 20,
         max_packet_bytes: int = 1 << 20,
-        **settings: object,
+        settings: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         self.clock = Clock()
         self.sink = Sink()
@@ -207,15 +209,7 @@ class Device:
         session = self.session
         match event:
             case Verdict():
-                before = session.ended
-                for step in session.on_verdict(event):
-                    if step.correction is not None:
-                        self.drafter.truncate(len(self.terms.prompt) + step.valid)
-                        self.drafter.extend((step.correction,))
-                    if step.request is not None:
-                        self._send(step.request)
-                if before is None and session.ended is not None:
-                    self._asked = False
+                self._take_verdict(event)
             case Opened():
                 if session.on_opened(event):
                     self.drafter.reset((*self.terms.prompt, *session.committed))
@@ -223,15 +217,25 @@ class Device:
                 self.faults.append(event)
                 assert event.action is Action.RESUME, event.sentence
                 self.resume()
-            case Closed() if session.concerns(event):
-                if session.ended is not None:
-                    self.closed = self.closed or event
-                elif session.opened is not None:
-                    self.resume()
+            case Closed() if session.concerns(event) and session.ended is not None:
+                self.closed = self.closed or event
+            case Closed() if session.concerns(event) and session.opened is not None:
+                self.resume()
             case Refused():
                 self.refused = event
             case _:
                 pass
+
+    def _take_verdict(self, verdict: Verdict) -> None:
+        ended = self.session.ended
+        for step in self.session.on_verdict(verdict):
+            if step.correction is not None:
+                self.drafter.truncate(len(self.terms.prompt) + step.valid)
+                self.drafter.extend((step.correction,))
+            if step.request is not None:
+                self._send(step.request)
+        if ended is None and self.session.ended is not None:
+            self._asked = False
 
     def _send(self, draft: Draft) -> None:
         payload = encode_draft(draft)

@@ -1,0 +1,173 @@
+"""All topics and messages as an AsyncAPI 3 document, made of the same definitions that both ends run on.
+
+https://www.asyncapi.com/docs/reference/specification/v3.0.0: a channel is a topic, an operation is a role that sends
+or receives on it, a message has a JSON schema. Binary messages are described by what they mean; how they lie on the
+wire is said beside it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from schemas import codec
+from schemas.control import MAX_CONTROL_BYTES, DeviceState, EdgeState, Telemetry
+from schemas.messages import PROTOCOL, Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
+from schemas.topics import ROOT, TREE, Role, Rule, Topic
+
+__all__ = ["DRAFT_LAYOUT", "MESSAGES", "VERDICT_LAYOUT", "document"]
+
+MESSAGES: Final[Mapping[Topic, Sequence[type[BaseModel]]]] = {
+    Topic.STATE: (DeviceState,),
+    Topic.OPEN: (Open,),
+    Topic.DRAFT: (Draft,),
+    Topic.CLOSE: (Close,),
+    Topic.TELEMETRY: (Telemetry,),
+    Topic.SESSION: (Opened, Refused, Closed, Fault),
+    Topic.VERDICT: (Verdict,),
+    Topic.EDGE_STATE: (EdgeState,),
+}
+"""Which messages a topic carries. A topic that is not here is reserved: its messages are not defined yet."""
+
+DRAFT_LAYOUT: Final = ("handle", "round", "epoch", "base", "fix", "tokens", "counts", "more", "digest", "tried")
+VERDICT_LAYOUT: Final = ("handle", "round", "accepted", "next", "finish", "queue_ms", "compute_ms")
+
+_LAYOUTS: Final[Mapping[type[BaseModel], Sequence[str]]] = {Draft: DRAFT_LAYOUT, Verdict: VERDICT_LAYOUT}
+_BOUNDS: Final[Mapping[type[BaseModel], int]] = {
+    Open: codec.MAX_OPEN_BYTES,
+    Draft: codec.MAX_DRAFT_BYTES,
+    Close: codec.MAX_CLOSE_BYTES,
+    Verdict: codec.MAX_VERDICT_BYTES,
+    **dict.fromkeys((Opened, Refused, Closed, Fault), codec.MAX_REPLY_BYTES),
+    **dict.fromkeys((DeviceState, EdgeState, Telemetry), MAX_CONTROL_BYTES),
+}
+
+_CBOR: Final = (
+    "CBOR (RFC 8949) with definite lengths. Token ids are a little-endian typed array (RFC 8746: tag 69, 16 bits; tag "
+    "70, 32 bits where an id needs them), probabilities one of float32 (tag 85), draft counts one of 16 bits that "
+    "holds each count less one."
+)
+_NEXT: Final = (
+    "`next` is null, a token id, or a form of the target distribution as an array: [1, ids, probabilities] for sparse, "
+    "[2, start, ids, probabilities] for samples, [3, bytes of little-endian float32] for dense."
+)
+
+
+def document() -> dict[str, Any]:
+    """Return the document, ready for JSON or YAML."""
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Distributed split speculative decoding over MQTT",
+            "version": str(PROTOCOL),
+            "description": "Devices draft, an edge verifies. MQTT 5; the access rules follow from the same table.",
+            "license": {"name": "Apache-2.0"},
+        },
+        "servers": {
+            "production": {
+                "host": "broker.example:8883",
+                "protocol": "secure-mqtt",
+                "protocolVersion": "5.0",
+                "description": "Mutual TLS; the certificate's common name is the user and the client id.",
+                "security": [{"type": "X509", "description": "A certificate of the fleet's own authority."}],
+            }
+        },
+        "channels": {_channel_id(rule.topic): _channel(rule) for rule in TREE},
+        "operations": {
+            _operation_id(role, action, rule.topic): _operation(role, action, rule)
+            for rule in TREE
+            for role, action in _parts(rule)
+        },
+        "components": {"messages": _messages(), "schemas": _schemas()},
+    }
+
+
+def _channel(rule: Rule) -> dict[str, Any]:
+    levels = [name for name in ("fleet", "device", "edge") if "{" + name + "}" in "{fleet}/" + rule.template]
+    meaning = {"fleet": "The fleet's name.", "device": "The device's name.", "edge": "The edge's name."}
+    known = MESSAGES.get(rule.topic, ())
+    channel: dict[str, Any] = {
+        "address": f"{ROOT}/{{fleet}}/{rule.template}",
+        "parameters": {name: {"description": meaning[name]} for name in levels},
+        "messages": {model.__name__: {"$ref": f"#/components/messages/{model.__name__}"} for model in known},
+    }
+    if not known:
+        channel["description"] = "Reserved: the access rules hold, its messages are not defined yet."
+    return channel
+
+
+def _parts(rule: Rule) -> list[tuple[Role, str]]:
+    sends = [(role, "send") for role in Role if role in rule.writers]
+    return sends + [(role, "receive") for role in Role if role in rule.readers]
+
+
+def _operation(role: Role, action: str, rule: Rule) -> dict[str, Any]:
+    binding: dict[str, Any] = {"qos": rule.qos, "retain": rule.retained}
+    if rule.expiry_s is not None:
+        binding["messageExpiryInterval"] = rule.expiry_s
+    return {
+        "action": action,
+        "channel": {"$ref": f"#/channels/{_channel_id(rule.topic)}"},
+        "tags": [{"name": role.value}],
+        "bindings": {"mqtt": {**binding, "bindingVersion": "0.2.0"}},
+    }
+
+
+def _messages() -> dict[str, Any]:
+    return {
+        model.__name__: _message(model, binary=rule.binary) for rule in TREE for model in MESSAGES.get(rule.topic, ())
+    }
+
+
+def _message(model: type[BaseModel], *, binary: bool) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "name": model.__name__,
+        "summary": (model.__doc__ or "").partition("\n")[0],
+        "contentType": "application/cbor" if binary else "application/json",
+        "payload": {"$ref": f"#/components/schemas/{model.__name__}"},
+        "x-max-bytes": _BOUNDS[model],
+    }
+    layout = _LAYOUTS.get(model)
+    if layout is not None:
+        more = f" {_NEXT}" if "next" in layout else ""
+        message["description"] = f"{_CBOR} An array, by position, of what the schema names.{more}"
+        message["x-cbor-array"] = list(layout)
+    elif binary:
+        message["description"] = f"{_CBOR} A map with the schema's names as text keys."
+    return message
+
+
+def _schemas() -> dict[str, Any]:
+    models = [model for known in MESSAGES.values() for model in known]
+    _, schema = models_json_schema(
+        [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
+    )
+    plain: dict[str, Any] = _plain(schema["$defs"])
+    return plain
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """Say a JSON schema in AsyncAPI's dialect, where a discriminator is the name of a property."""
+    if isinstance(value, dict):
+        plain = {key: _plain(item) for key, item in value.items()}
+        if isinstance(plain.get("discriminator"), dict):
+            plain["discriminator"] = plain["discriminator"]["propertyName"]
+        return plain
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _channel_id(topic: Topic) -> str:
+    return "edgeState" if topic is Topic.EDGE_STATE else _camel(topic.value)
+
+
+def _operation_id(role: Role, action: str, topic: Topic) -> str:
+    channel = _channel_id(topic)
+    return f"{role.value}{action.capitalize()}s{channel[0].upper()}{channel[1:]}"
+
+
+def _camel(topic: str) -> str:
+    first, *rest = topic.split("/")
+    return first + "".join(level.capitalize() for level in rest)

@@ -1,0 +1,84 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from dssd.distribution import point_mass, shape
+from schemas.policy import SamplingPolicy
+
+# Multiples of a quarter: ties are frequent, and no two masses differ by rounding alone.
+LOGIT = st.integers(-40, 40).map(lambda quarter: quarter / 4) | st.just(-math.inf)
+LOGITS = st.lists(LOGIT, min_size=1, max_size=12).filter(lambda row: max(row) > -math.inf)
+POLICY = st.builds(
+    SamplingPolicy,
+    temperature=st.sampled_from((0.0, 0.5, 1.0, 2.0)),
+    top_k=st.integers(0, 14),
+    top_p=st.sampled_from((0.1, 0.37, 0.71, 0.97, 1.0)),
+)
+
+
+def textbook(logits: list[float], policy: SamplingPolicy) -> dict[int, float]:
+    """Shape step by step, in plain Python."""
+    order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
+    if policy.temperature == 0:
+        return {order[0]: 1.0}
+    if policy.top_k:
+        order = order[: policy.top_k]
+    weights = {token: math.exp((logits[token] - max(logits)) / policy.temperature) for token in order}
+    total = math.fsum(weights.values())
+    kept: dict[int, float] = {}
+    mass = 0.0
+    for token in order:
+        if policy.top_p < 1 and mass >= policy.top_p:
+            break
+        kept[token] = weights[token] / total
+        mass += weights[token] / total
+    total = math.fsum(kept.values())
+    return {token: weight / total for token, weight in kept.items() if weight > 0}
+
+
+@given(LOGITS, POLICY)
+@settings(max_examples=500, deadline=None)
+@example([0.0, 0.0, 0.0], SamplingPolicy(temperature=1.0, top_k=2, top_p=1.0))
+@example([-math.inf, 1.0], SamplingPolicy(temperature=1.0, top_k=2, top_p=0.5))
+def test_shaping_is_what_the_textbook_says(logits: list[float], policy: SamplingPolicy) -> None:
+    dist = shape(np.array(logits), policy)
+    expected = textbook(logits, policy)
+    assert dist.ids.tolist() == list(expected)
+    assert dist.probs == pytest.approx(list(expected.values()), rel=1e-6)
+    assert dist.probs.sum() == pytest.approx(1.0, abs=1e-6)
+    assert len(dist) == len(expected)
+    # By falling probability, ties by rising id.
+    assert dist.ids.tolist() == sorted(dist.ids.tolist(), key=lambda token: (-logits[token], token))
+    # What goes down as float32 is what was decided with.
+    assert (dist.probs.astype(np.float32) == dist.probs).all()
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_any_float_type_will_do(kind: Any) -> None:
+    dist = shape(np.array([1.0, 3.0, 2.0], dtype=kind), SamplingPolicy(temperature=1.0, top_k=0, top_p=1.0))
+    assert dist.ids.tolist() == [1, 2, 0]
+    assert dist.ids.dtype == np.int64
+    assert dist.probs.dtype == np.float64
+
+
+@pytest.mark.parametrize("policy", [SamplingPolicy(temperature=0), SamplingPolicy(top_k=2), SamplingPolicy(top_k=0)])
+@pytest.mark.parametrize(
+    "logits", [[0.0, math.nan, 1.0], [math.nan, math.inf], [0.0, math.inf], [-math.inf, -math.inf]], ids=repr
+)
+def test_logits_that_are_no_numbers_are_refused(logits: list[float], policy: SamplingPolicy) -> None:
+    with pytest.raises(ValueError, match="not numbers"):
+        shape(np.array(logits), policy)
+
+
+def test_a_temperature_of_nearly_zero_is_nearly_greedy() -> None:
+    dist = shape(np.array([1e9, -1e9, 0.0]), SamplingPolicy(temperature=5e-324, top_k=0, top_p=1.0))
+    assert dist.ids.tolist() == [0]
+
+
+def test_the_probability_of_a_token_outside_the_support_is_zero() -> None:
+    dist = point_mass(3)
+    assert (dist.probability(3), dist.probability(2)) == (1.0, 0.0)

@@ -1,0 +1,97 @@
+import logging
+
+import pytest
+
+from fleet_edge.intake import Arrival, Inbox, Intake, Malformed
+from fleet_link.link import Message
+from fleet_link.memory_broker import MemoryBroker
+from fleet_link.memory_link import MemoryLink
+from schemas.codec import encode_draft, encode_open
+from schemas.messages import Draft
+from schemas.topics import Topic, build
+from tests.support.drafts import draft, open_message
+
+
+def topic(kind: Topic, *, device: str = "device-1", edge: str | None = None) -> str:
+    return build(kind, fleet="fleet", device=device, edge=edge)
+
+
+@pytest.fixture
+def inbox() -> Inbox:
+    return Inbox()
+
+
+@pytest.fixture
+def intake(inbox: Inbox) -> Intake:
+    return Intake(inbox, clock=lambda: 12.5)
+
+
+def arrivals(inbox: Inbox) -> list[Arrival]:
+    return [entry for entry in inbox.take(timeout_s=0.0) if isinstance(entry, Arrival)]
+
+
+def test_a_draft_arrives_with_its_device_size_and_moment(intake: Intake, inbox: Inbox) -> None:
+    payload = encode_draft(draft())
+    intake.on_message(Message(topic(Topic.DRAFT, edge="edge-1"), payload))
+    assert arrivals(inbox) == [Arrival("device-1", draft(), len(payload), 12.5)]
+
+
+def test_whose_message_it_is_comes_from_the_topic_alone(intake: Intake, inbox: Inbox) -> None:
+    intake.on_message(Message(topic(Topic.OPEN, device="device-2"), encode_open(open_message(draft_model="device-1"))))
+    assert [arrival.device for arrival in arrivals(inbox)] == ["device-2"]
+
+
+def test_what_is_no_message_arrives_as_such(intake: Intake, inbox: Inbox) -> None:
+    for kind in (Topic.OPEN, Topic.CLOSE, Topic.STATE):
+        intake.on_message(Message(topic(kind), b"\xff"))
+    assert [type(arrival.message) for arrival in arrivals(inbox)] == [Malformed] * 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dssd/v1/fleet/device-1/up/telemetry",
+        "dssd/v1/fleet/_edge/edge-1/state",
+        "dssd/v1/fleet/device-1/down/verdict",
+        "nonsense",
+    ],
+)
+def test_other_topics_are_left_alone(intake: Intake, inbox: Inbox, name: str) -> None:
+    intake.on_message(Message(name, b"{}"))
+    assert arrivals(inbox) == []
+
+
+def test_a_full_inbox_drops_counts_and_never_blocks(caplog: pytest.LogCaptureFixture) -> None:
+    inbox = Inbox(bound=2)
+    with caplog.at_level(logging.WARNING):
+        assert [inbox.put(lambda: None) for _ in range(4)] == [True, True, False, False]
+    assert inbox.dropped == 2
+    assert len(caplog.records) == 1  # not one a message
+    assert len(inbox.take(timeout_s=0.0)) == 2
+    assert inbox.put(lambda: None)
+
+
+def test_entries_are_taken_in_order(inbox: Inbox) -> None:
+    calls = [lambda: None for _ in range(5)]
+    for call in calls:
+        inbox.put(call)
+    assert inbox.take(timeout_s=0.0) == calls
+    assert inbox.take(timeout_s=0.0) == []
+
+
+def test_an_open_goes_to_one_edge_a_draft_to_the_one_it_names_and_a_close_to_all() -> None:
+    broker = MemoryBroker()
+    boxes = {"edge-1": Inbox(), "edge-2": Inbox()}
+    for edge, box in boxes.items():
+        link = MemoryLink(broker, edge)
+        Intake(box, clock=lambda: 0.0).subscribe(link, fleet="fleet", edge=edge)
+        link.start(timeout_s=1.0)
+    device = MemoryLink(broker, "device-1")
+    device.start(timeout_s=1.0)
+    device.publish(topic(Topic.OPEN), encode_open(open_message()))
+    device.publish(topic(Topic.DRAFT, edge="edge-2"), encode_draft(Draft(handle=0, round=0, epoch=0, base=0, digest=0)))
+    device.publish(topic(Topic.CLOSE), b"")
+    broker.pump()
+    heard = {edge: [type(arrival.message).__name__ for arrival in arrivals(box)] for edge, box in boxes.items()}
+    assert sorted(heard["edge-1"] + heard["edge-2"]) == ["Draft", "Malformed", "Malformed", "Open"]
+    assert [kind for kind in heard["edge-2"] if kind != "Open"] == ["Draft", "Malformed"]

@@ -1,0 +1,188 @@
+import logging
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from dssd.downlink import Form
+from fleet_edge.store.records import RoundJudged, SegmentProgress, SessionClosed
+from fleet_edge.verifier.protocol import Item, VerifierError
+from schemas.messages import Action, Fault, FaultCode, Verdict
+from schemas.policy import Mode
+from tests.support.memory_fleet import Device, MemoryFleet, lossless_text, run, terms
+
+
+def opened(fleet: MemoryFleet, number: int, *, mode: Mode = Mode.COUPLED, length: int = 3) -> Device:
+    device = Device(fleet, f"device-{number}", terms(number, mode=mode, max_new_tokens=20), length=length, ahead=False)
+    device.act()
+    fleet.settle()
+    return device
+
+
+def waiting(fleet: MemoryFleet, count: int) -> list[Device]:
+    """Devices whose first drafts have all arrived and wait for one step."""
+    devices = [opened(fleet, number) for number in range(count)]
+    for device in devices:
+        device.act()
+    fleet.broker.pump()
+    return devices
+
+
+def test_drafts_of_many_devices_are_verified_in_one_step() -> None:
+    fleet = MemoryFleet()
+    devices = waiting(fleet, 5)
+    assert fleet.step()
+    fleet.broker.pump()
+    for device in devices:
+        (verdict,) = device._events
+        assert isinstance(verdict, Verdict)
+    assert [record.batch for record in fleet.sink.of(RoundJudged)] == [5] * 5
+    assert not fleet.step()
+
+
+def test_how_sessions_are_batched_does_not_change_their_texts() -> None:
+    fleet = MemoryFleet()
+    devices = [opened(fleet, number) for number in range(4)]
+    run(fleet, devices, random.Random(0))
+    assert [device.session.committed for device in devices] == [lossless_text(device.terms) for device in devices]
+
+
+def test_the_log_agrees_with_what_the_device_counted() -> None:
+    fleet = MemoryFleet()
+    device = opened(fleet, 1, mode=Mode.RESIDUAL)
+    run(fleet, [device], random.Random(0))
+    counters = device.session.counters
+    progress = fleet.sink.of(SegmentProgress)[-1]
+    rounds = fleet.sink.of(RoundJudged)
+    (closed,) = fleet.sink.of(SessionClosed)
+    for name in ("rounds", "drafted", "tested", "accepted", "uplink_bytes", "downlink_bytes"):
+        assert getattr(progress, name) == getattr(counters, name), name
+    assert (progress.rounds, progress.accepted, progress.uplink_bytes) == (
+        len(rounds), sum(each.accepted for each in rounds), sum(each.uplink_bytes for each in rounds),
+    )  # fmt: skip
+    assert progress.tokens == closed.tokens == len(device.session.committed)
+    assert {each.form for each in rounds} <= {"token", "sparse", "dense", None}
+
+
+@pytest.mark.parametrize(("form", "kind"), [(Form.SAMPLES, "samples"), (Form.DENSE, "dense"), (Form.SPARSE, "sparse")])
+def test_p_goes_down_in_the_form_that_was_set(form: Form, kind: str) -> None:
+    fleet = MemoryFleet(form=form)
+    devices = [opened(fleet, number, mode=Mode.RESIDUAL) for number in range(8)]
+    run(fleet, devices, random.Random(0))
+    assert {each.form for each in fleet.sink.of(RoundJudged)} - {"token", None} == {kind}
+
+
+def test_a_packet_limit_is_kept_to() -> None:
+    fleet = MemoryFleet(form=Form.DENSE, max_packet_bytes=520)
+    devices = [opened(fleet, number, mode=Mode.RESIDUAL) for number in range(8)]
+    run(fleet, devices, random.Random(0))
+    assert {each.form for each in fleet.sink.of(RoundJudged)} - {"token", None} == {"samples"}
+
+
+def test_a_session_whose_logits_are_no_numbers_is_given_up_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = MemoryFleet()
+    devices = waiting(fleet, 3)
+    score = fleet.verifier.score
+
+    def spoilt(items: Sequence[Item]) -> torch.Tensor:
+        logits = score(items)
+        logits[: items[0].rows] = float("nan")
+        return logits
+
+    monkeypatch.setattr(fleet.verifier, "score", spoilt)
+    fleet.step()
+    monkeypatch.undo()
+    fleet.broker.pump()
+    (fault,) = devices[0]._events
+    assert isinstance(fault, Fault)
+    assert (fault.code, fault.action) == (FaultCode.INTERNAL, Action.GIVE_UP)
+    assert "not numbers" in fault.sentence
+    run(fleet, devices[1:], random.Random(0))
+    assert all(device.session.committed == lossless_text(device.terms) for device in devices[1:])
+
+
+@pytest.mark.parametrize(
+    "error", [VerifierError("no room"), RuntimeError("CUDA"), MemoryError("none left"), ValueError("x")]
+)
+def test_a_step_that_fails_tells_those_who_wait_and_the_edge_goes_on(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = MemoryFleet()
+    devices = waiting(fleet, 2)
+
+    def broken(_items: Sequence[Item]) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(fleet.verifier, "score", broken)
+    with caplog.at_level(logging.CRITICAL):
+        assert fleet.step()
+    monkeypatch.undo()
+    fleet.broker.pump()
+    faults = [event for device in devices for event in device._events if isinstance(event, Fault)]
+    assert [fault.action for fault in faults] == [Action.GIVE_UP] * 2
+    assert all(str(error) in fault.sentence for fault in faults)
+    # A repeat of the draft, had the fault been lost, gets it again.
+    devices[0]._events.clear()
+    devices[0].nudge()
+    fleet.settle()
+    (repeated,) = devices[0]._events
+    assert isinstance(repeated, Fault)
+    assert repeated.sentence == faults[0].sentence
+    later = opened(fleet, 7)
+    run(fleet, [later], random.Random(0))
+    assert later.session.committed == lossless_text(later.terms)
+
+
+def test_a_prompt_that_no_memory_holds_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    fleet = MemoryFleet(kv_tokens=20)
+    asked = terms(1, mode=Mode.COUPLED, prompt=(1,) * 40)
+    large = Device(fleet, "large", asked, length=3, ahead=False)
+    with caplog.at_level(logging.CRITICAL):
+        large.act()
+        fleet.settle()
+    assert [type(event).__name__ for event in large._events] == ["Opened", "Fault"]
+    small = Device(fleet, "small", terms(2, mode=Mode.COUPLED, max_new_tokens=8), length=3, ahead=False)
+    run(fleet, [small], random.Random(0))
+    assert small.session.committed == lossless_text(small.terms)
+
+
+def test_a_verdict_that_cannot_be_given_stops_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    fleet = MemoryFleet()
+    devices = waiting(fleet, 2)
+    fleet.edge._take(0.0)
+    first = fleet.edge.sessions.named(devices[0].name, devices[0].terms.session)
+    assert first is not None
+    first.counters = None  # type: ignore[assignment] # any defect will do
+    with caplog.at_level(logging.CRITICAL):
+        fleet.step()
+    fleet.broker.pump()
+    assert [type(device._events[0]) for device in devices] == [Fault, Verdict]
+
+
+def test_a_message_that_cannot_be_handled_stops_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    fleet = MemoryFleet()
+    handled: list[int] = []
+
+    def broken() -> None:
+        raise KeyError("defect")
+
+    with caplog.at_level(logging.CRITICAL):
+        fleet.edge.inbox.put(broken)
+        fleet.edge.inbox.put(lambda: handled.append(1))
+        fleet.step()
+    assert handled == [1]
+
+
+def test_a_draft_that_was_void_in_its_turn_is_answered_and_logged() -> None:
+    fleet = MemoryFleet()
+    (device,) = waiting(fleet, 1)
+    session = fleet.edge.sessions.named(device.name, device.terms.session)
+    assert session is not None
+    fleet.edge._take(0.0)
+    session._digest ^= 1
+    fleet.step()
+    fleet.broker.pump()
+    (fault,) = device._events
+    assert isinstance(fault, Fault)
+    assert (fault.code, fault.action, fault.round) == (FaultCode.DESYNC, Action.RESUME, 0)

@@ -1,0 +1,166 @@
+"""Both ends against each other, at random: loss, repetition, delay, reordering, edge restarts and device resumes."""
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from dssd.downlink import Form
+from fleet_edge.verifier.protocol import Item
+from fleet_link.faults import Faults
+from schemas.messages import EndReason
+from schemas.policy import Mode
+from tests.support.memory_fleet import END, Device, MemoryFleet, Mishaps, lossless_text, possible, run, terms
+
+RUNS = 300
+COUNTED_ALIKE = ("rounds", "drafted", "tested", "accepted", "uplink_bytes", "downlink_bytes")
+
+
+@pytest.fixture(autouse=True)
+def _no_errors_swallowed(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """A handler's exception reaches the log and nothing else."""
+    yield
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One random constellation."""
+
+    fleet: MemoryFleet
+    devices: list[Device]
+    rng: random.Random
+
+
+def scene(seed: int, *, faults: bool) -> Scene:
+    rng = random.Random(seed)
+    broken = Faults(
+        drop=rng.choice((0.0, 0.1, 0.3)),
+        duplicate=rng.choice((0.0, 0.2)),
+        delay=rng.choice((0.0, 0.3)),
+        reorder=rng.choice((0.0, 0.3)),
+    )
+    fleet = MemoryFleet(
+        rng=rng,
+        faults=broken if faults else None,
+        form=rng.choice(list(Form)),
+        kv_tokens=rng.choice((1 << 20, 60)),
+        settings={
+            "window": rng.choice((1, 2, 4)),
+            "max_draft": 8,
+            "step_tokens": rng.choice((4, 16, 512)),
+            "prefill_chunk": 2,
+        },
+    )
+    devices = [
+        Device(
+            fleet,
+            f"device-{number}",
+            terms(
+                seed * 10 + number,
+                mode=rng.choice(list(Mode)),
+                max_new_tokens=rng.randint(1, 14),
+                prompt=[1, *(rng.randrange(6) for _ in range(rng.randint(0, 5)))],
+                temperature=rng.choice((0.0, 0.8, 1.5)),
+                top_k=rng.choice((0, 5)),
+                top_p=rng.choice((0.93, 1.0)),
+            ),
+            length=rng.randint(0, 8),
+            ahead=rng.random() < 0.5,
+        )
+        for number in range(rng.randint(1, 3))
+    ]
+    return Scene(fleet, devices, rng)
+
+
+def check_text(device: Device, seed: int) -> None:
+    text = device.session.committed
+    assert possible(device.terms, text), (seed, text)
+    if device.terms.policy.mode is Mode.COUPLED:
+        assert text == lossless_text(device.terms), seed
+    assert device.session.ended is (EndReason.STOP if text[-1] == END else EndReason.LENGTH), seed
+
+
+@pytest.mark.parametrize("start", range(0, RUNS, 100))
+def test_without_losses_both_ends_agree_on_the_text_and_on_every_count(start: int) -> None:
+    for seed in range(start, start + 100):
+        here = scene(seed, faults=False)
+        run(here.fleet, here.devices, here.rng)
+        for device in here.devices:
+            check_text(device, seed)
+            edge = here.fleet.known[device.name, device.terms.session, 0]
+            assert edge.tokens == [*device.terms.prompt, *device.session.committed], seed
+            for count in COUNTED_ALIKE:
+                assert getattr(edge.counters, count) == getattr(device.session.counters, count), (seed, count)
+            assert device.closed is not None
+            assert (device.closed.tokens, device.closed.rounds) == (edge.committed, edge.counters.rounds), seed
+            assert (device.faults, device.resumes) == ([], 0), seed
+        assert len(here.fleet.edge.sessions) == 0, seed
+
+
+@pytest.mark.parametrize("start", range(0, 2 * RUNS, 100))
+def test_whatever_is_lost_repeated_or_restarted_the_text_is_right(start: int) -> None:
+    for seed in range(start, start + 100):
+        here = scene(seed, faults=True)
+        mishaps = Mishaps(restart=0.005, resume=0.01) if seed % 2 else Mishaps()
+        run(here.fleet, here.devices, here.rng, mishaps=mishaps)
+        for device in here.devices:
+            check_text(device, seed)
+            ours = [edge for key, edge in here.fleet.known.items() if key[0] == device.name]
+            counted = device.session.counters
+            assert counted.accepted <= counted.tested <= counted.drafted, (seed, counted)
+            for edge in ours:
+                assert edge.counters.accepted <= edge.counters.tested <= edge.counters.drafted, (seed, edge.counters)
+            last = max(ours, key=lambda edge: edge.attempt)
+            assert device.closed is not None
+            if device.closed.attempt is not None:  # else the edge had restarted and knew only what the device told it
+                assert last.tokens == [*device.terms.prompt, *device.session.committed], seed
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_window_of_drafts_is_verified_in_one_go_and_flushed_by_a_rejection(
+    mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drafting ahead happens at all: several drafts of one session share a step, and some are void."""
+    fleet = MemoryFleet(settings={"window": 4})
+    device = Device(fleet, "device-1", terms(4, mode=mode, max_new_tokens=60, prompt=(1,)), length=2, ahead=True)
+    deepest = passes = 0
+    score = fleet.verifier.score
+
+    def counted(items: Sequence[Item]) -> torch.Tensor:
+        nonlocal passes
+        passes += any(item.rows for item in items)
+        return score(items)
+
+    monkeypatch.setattr(fleet.verifier, "score", counted)
+    while not device.done:
+        while device.act():
+            deepest = max(deepest, len(device.session.unanswered()))
+        fleet.settle()
+    counters = device.session.counters
+    assert deepest == 4
+    assert counters.tested < counters.drafted
+    assert counters.rounds > passes > 0
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 8])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_coupled_text_does_not_depend_on_how_it_was_drafted(length: int, ahead: bool) -> None:
+    for seed in range(20):
+        fleet = MemoryFleet()
+        device = Device(
+            fleet, "device-1", terms(seed, mode=Mode.COUPLED, max_new_tokens=20), length=length, ahead=ahead
+        )
+        run(fleet, [device], random.Random(seed))
+        assert device.session.committed == lossless_text(device.terms)
+
+
+def test_a_text_of_eight_tokens_without_drafts_takes_eight_rounds() -> None:
+    fleet = MemoryFleet()
+    device = Device(fleet, "device-1", terms(4, mode=Mode.COUPLED, max_new_tokens=8), length=0, ahead=True)
+    run(fleet, [device], random.Random(0))
+    assert device.session.counters.rounds == len(device.session.committed)
+    assert device.session.counters.drafted == 0

@@ -1,0 +1,173 @@
+"""Random valid messages."""
+
+from hypothesis import strategies as st
+
+from schemas.downlink import Dense, Samples, Sparse
+from schemas.messages import (
+    MAX_DRAFT,
+    Action,
+    Close,
+    Closed,
+    Draft,
+    EndReason,
+    Fault,
+    FaultCode,
+    Finish,
+    Open,
+    Opened,
+    RefusalCode,
+    Refused,
+    Verdict,
+)
+from schemas.policy import Mode, SamplingPolicy
+from schemas.vocabulary import MAX_VOCABULARY, Vocabulary
+
+U16 = st.integers(0, (1 << 16) - 1)
+U32 = st.integers(0, (1 << 32) - 1)
+POSITION = st.integers(0, (1 << 20) - 1)
+TOKEN = st.integers(0, MAX_VOCABULARY - 1)
+SESSION = st.binary(min_size=8, max_size=8)
+MILLISECONDS = st.floats(0, 1e9, allow_nan=False)
+LABEL = st.text(st.characters(codec="utf-8"), max_size=40)
+NAME = st.from_regex(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,20}[A-Za-z0-9])?", fullmatch=True)
+POLICIES = st.builds(
+    SamplingPolicy,
+    mode=st.sampled_from(Mode),
+    temperature=st.floats(0, 100),
+    top_k=st.integers(0, 1_000_000),
+    top_p=st.floats(0, 1, exclude_min=True),
+    seed=st.integers(0, 2**64 - 1),
+)
+VOCABULARIES = st.builds(
+    Vocabulary, size=st.integers(2, MAX_VOCABULARY), fingerprint=st.binary(min_size=32, max_size=32)
+)
+
+
+@st.composite
+def drafts(draw: st.DrawFn) -> Draft:
+    head = {
+        "handle": draw(U16),
+        "round": draw(U32),
+        "epoch": draw(U32),
+        "base": draw(POSITION),
+        "digest": draw(U32),
+    }
+    if draw(st.booleans()):
+        return Draft(**head, tried=draw(st.integers(1, (1 << 20) - 1)))
+    tokens = draw(st.lists(TOKEN, max_size=MAX_DRAFT))
+    counts = draw(st.none() | st.lists(st.integers(1, 1 << 16), min_size=len(tokens), max_size=len(tokens)))
+    return Draft(
+        **head,
+        fix=draw(st.none() | TOKEN),
+        tokens=tuple(tokens),
+        counts=None if counts is None else tuple(counts),
+        more=draw(st.booleans()),
+    )
+
+
+@st.composite
+def sparse_forms(draw: st.DrawFn) -> Sparse:
+    """Equal probabilities of a power of two: they sum to 1 and are float32."""
+    size = 1 << draw(st.integers(0, 6))
+    ids = draw(st.lists(TOKEN, min_size=size, max_size=size, unique=True))
+    return Sparse(ids=tuple(ids), probs=(1.0 / size,) * size)
+
+
+@st.composite
+def sample_forms(draw: st.DrawFn) -> Samples:
+    ids = draw(st.lists(TOKEN, min_size=1, max_size=40))
+    probs = draw(st.lists(st.floats(2.0**-20, 1, width=32), min_size=len(ids), max_size=len(ids)))
+    return Samples(start=draw(st.integers(0, (1 << 20) - 1)), ids=tuple(ids), probs=tuple(probs))
+
+
+@st.composite
+def dense_forms(draw: st.DrawFn) -> Dense:
+    size = 1 << draw(st.integers(1, 6))
+    return Dense(probs=(b"\x00\x00\x00\x00" * (size - 1)) + b"\x00\x00\x80\x3f")
+
+
+def verdicts() -> st.SearchStrategy[Verdict]:
+    # Times travel in half precision, so only what that holds comes back as it was.
+    times = st.floats(0, 65504, width=16)
+    return st.builds(
+        Verdict,
+        handle=U16,
+        round=U32,
+        accepted=st.integers(0, MAX_DRAFT),
+        next=st.none() | TOKEN | sparse_forms() | sample_forms() | dense_forms(),
+        finish=st.sampled_from(Finish),
+        queue_ms=times,
+        compute_ms=times,
+    )
+
+
+def opens() -> st.SearchStrategy[Open]:
+    tokens = st.lists(TOKEN, max_size=50).map(tuple)
+    return st.builds(
+        Open,
+        session=SESSION,
+        attempt=U32,
+        vocabulary=VOCABULARIES,
+        draft_model=LABEL,
+        quantization=LABEL,
+        policy=POLICIES,
+        prompt=tokens,
+        max_new_tokens=st.integers(0, 1 << 17),
+        resume=st.none() | tokens,
+    )
+
+
+def closes() -> st.SearchStrategy[Close]:
+    counts = ("digest", "drafted", "tested", "accepted", "rounds", "uplink_bytes", "downlink_bytes")
+    return st.builds(
+        Close,
+        session=SESSION,
+        handle=st.none() | U16,
+        edge=st.none() | NAME,
+        reason=st.sampled_from(EndReason),
+        tokens=POSITION,
+        fix=st.none() | TOKEN,
+        draft_ms=MILLISECONDS,
+        wait_ms=MILLISECONDS,
+        wall_ms=MILLISECONDS,
+        **dict.fromkeys(counts, U32),
+    )
+
+
+def replies() -> st.SearchStrategy[Opened | Refused | Closed | Fault]:
+    sentence = st.text(st.characters(codec="utf-8"), max_size=80)
+    opened = st.builds(
+        Opened,
+        session=SESSION,
+        attempt=U32,
+        handle=U16,
+        edge=NAME,
+        target=LABEL,
+        position=POSITION,
+        max_new_tokens=st.integers(1, 1 << 17),
+        max_draft=st.integers(0, MAX_DRAFT),
+        window=st.integers(1, 64),
+        lease_s=st.floats(0.5, 1e6),
+        end_tokens=st.lists(TOKEN, max_size=8).map(tuple),
+    )
+    closed = st.builds(
+        Closed,
+        session=SESSION,
+        attempt=st.none() | U32,
+        reason=st.sampled_from(EndReason),
+        tokens=POSITION,
+        rounds=U32,
+        mean_batch=MILLISECONDS,
+        queue_ms=MILLISECONDS,
+        compute_ms=MILLISECONDS,
+    )
+    refused = st.builds(Refused, session=SESSION, code=st.sampled_from(RefusalCode), sentence=sentence)
+    fault = st.builds(
+        Fault,
+        handle=st.none() | U16,
+        round=st.none() | U32,
+        code=st.sampled_from(FaultCode),
+        action=st.sampled_from(Action),
+        sentence=sentence,
+    )
+    return opened | closed | refused | fault

@@ -1,0 +1,47 @@
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from schemas.errors import InvalidName, SchemaError
+from schemas.names import MAX_NAME_LENGTH, Name, check_name
+
+
+@pytest.mark.parametrize("name", ["a", "A1", "edge-1", "pi.local", "a_b", "0", "a" * MAX_NAME_LENGTH])
+def test_names_of_machines_are_valid(name: str) -> None:
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " ",
+        "a ",
+        "a\n",
+        "-a",
+        "a-",
+        "_edge",
+        "$SYS",
+        "a/b",
+        "a+b",
+        "a#b",
+        "a\x00b",
+        "é",
+        "\uff11",
+        "a" * (MAX_NAME_LENGTH + 1),
+    ],
+    ids=repr,
+)
+def test_what_a_topic_level_cannot_be_is_refused(name: str) -> None:
+    with pytest.raises(InvalidName, match="not a valid name"):
+        check_name(name)
+
+
+def test_a_long_name_is_not_repeated_in_full() -> None:
+    with pytest.raises(SchemaError) as caught:
+        check_name("x" * 10_000)
+    assert len(str(caught.value)) < 300
+
+
+def test_the_field_type_checks() -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(Name).validate_python("a/b")
