@@ -114,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--draft-length", type=int, default=4)
-    parser.add_argument("--dtype", default="float32", help="replayed drafts need the same text again (default: float32)")
+    parser.add_argument(
+        "--dtype", default="float32", help="replayed drafts need the same text again (default: float32)"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
     codec = GgufModel(arguments.models / "Q4_1.gguf", vocabulary_only=True)

@@ -1,53 +1,127 @@
-"""The description of a broker: who speaks through it, and its limits."""
+"""The one description of a broker: who speaks through it, how they prove who they are, and its limits.
 
-from typing import Annotated, Self
+What it is follows from what it holds: without `tls` a broker for this machine alone, with `tls` a production broker,
+with `head_office` one whose site reports upward.
+"""
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from broker_config.head_office import HeadOffice
+from broker_config.tls import Tls
 from schemas.names import Name
 
-__all__ = ["Broker"]
+__all__ = ["LARGEST_PACKET", "PRODUCTION_PORT", "Broker"]
 
-LARGEST_PACKET = 268_435_455 + 5  # MQTT's own bound
+PRODUCTION_PORT: Final = 8883
+PRODUCTION_STORAGE: Final = Path("/var/lib/mosquitto")
+LARGEST_PACKET: Final = 268_435_455  # MQTT's own bound
+
+
+def _writable(path: Path) -> Path:
+    # A line break in a path would be a directive of its own.
+    if not str(path).isprintable():
+        raise ValueError(f"{str(path)!r} is not a path that a configuration file can hold")
+    return path
+
+
+def _address(host: str) -> str:
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        raise ValueError(f"{host!r} is not an IP address to listen on; leave it out for all of them") from None
 
 
 class Broker(BaseModel):
-    """A broker on the loopback interface, for one fleet on one machine.
+    """A broker for one fleet.
 
-    There is no authentication: whoever is on this machine may call himself what he likes. The access rules
-    hold all the same, so that what works here works where names come from certificates.
+    Without `tls` there is no authentication: whoever is on this machine may call himself what he likes. The access
+    rules hold all the same, so that what works here works where names come from certificates.
 
     Attributes:
         fleet: The fleet's name.
+        host: Address to listen on; None for all.
         port: TCP port; 0 lets whoever starts the broker choose a free one.
         edges: Names of the edges. Any other user is a device, or a monitor.
         monitors: User names of the administrators' desks.
+        devices: Names of the devices. None lets every name be a device's that the certificate authority has signed, so
+            that enrolling one changes nothing here. With names, nobody else has any right.
+        banned: Names that may do nothing, whatever certificate they show.
+        tls: Certificates; None for a broker on loopback.
+        head_office: Where this site reports to, if anywhere.
+        storage: Folder for what is retained; None forgets it at a restart.
+        pid_file: Where mosquitto writes its process id, for whoever tells it to reload without systemd.
+        user: Whom mosquitto becomes when root starts it; None leaves its default.
+        acl_plugin: From mosquitto 2.1 on, the path of its `mosquitto_acl_file.so`; None uses the option that 2.0 and
+            2.1 both know.
         max_packet_bytes: Largest packet. The default lets the dense form of a large vocabulary through.
         max_connections: Most clients at once.
         max_unanswered: Most QoS 1 messages under way to and from one client. An edge answers a whole batch at once.
-        max_queued: Most QoS 1 messages that wait for one client; beyond it the broker drops silently. Never 0, which is
-            broken in 2.0.21.
+        max_queued: Most QoS 1 messages that wait for one client; beyond it the broker drops and counts them in
+            `$SYS/broker/publish/messages/dropped`. Never 0, which is broken in 2.0.21.
+        max_queued_bytes: Likewise, their bytes.
         max_aliases: Most topic aliases of one client: an edge has one for every device.
         max_keepalive_s: Longest keepalive granted. It must exceed that of every client: equal is broken in 2.0.21.
+        sys_interval_s: Seconds between two updates of `$SYS`; 0 switches it off, and with it what `fleet broker watch`
+            sees.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fleet: Name = "home"
+    host: Annotated[str, AfterValidator(_address)] | None = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 0
     edges: tuple[Name, ...] = ("edge-1",)
     monitors: tuple[Name, ...] = ("monitor",)
+    devices: tuple[Name, ...] | None = None
+    banned: tuple[Name, ...] = ()
+    tls: Tls | None = None
+    head_office: HeadOffice | None = None
+    storage: Annotated[Path, AfterValidator(_writable)] | None = None
+    pid_file: Annotated[Path, AfterValidator(_writable)] | None = None
+    user: Name | None = None
+    acl_plugin: Annotated[Path, AfterValidator(_writable)] | None = None
     max_packet_bytes: Annotated[int, Field(ge=256, le=LARGEST_PACKET)] = 1 << 20
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     max_unanswered: Annotated[int, Field(ge=1, le=65_535)] = 256
     max_queued: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    max_queued_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = 64 << 20
     max_aliases: Annotated[int, Field(ge=0, le=65_535)] = 4096
     max_keepalive_s: Annotated[int, Field(ge=60, le=65_535)] = 3600
+    sys_interval_s: Annotated[int, Field(ge=0, le=3600)] = 0
+
+    @classmethod
+    def production(cls, **values: Any) -> Self:  # noqa: ANN401 - whatever the model takes
+        """Return a broker with the defaults of production: mutual TLS on all addresses, retained messages kept.
+
+        Raises:
+            ValidationError: A value cannot work.
+        """
+        defaults: dict[str, Any] = {
+            "host": None,
+            "port": PRODUCTION_PORT,
+            "tls": {},
+            "storage": PRODUCTION_STORAGE,
+            "user": "mosquitto",
+            "sys_interval_s": 10,
+        }
+        return cls.model_validate(defaults | values)
 
     @model_validator(mode="after")
     def _one_role_a_name(self) -> Self:
-        names = [*self.edges, *self.monitors]
+        names = [*self.edges, *self.monitors, *(self.devices or ())]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ValueError(f"{', '.join(repeated)}: each name is one edge or one monitor")
+            raise ValueError(f"{', '.join(repeated)}: each name is one edge, one monitor or one device")
+        return self
+
+    @model_validator(mode="after")
+    def _no_stranger_without_certificate(self) -> Self:
+        if self.tls is None and (self.host is None or not ipaddress.ip_address(self.host).is_loopback):
+            raise ValueError("without tls anybody could take any name, so such a broker listens on loopback only")
+        if self.tls is None and self.head_office is not None:
+            raise ValueError("a site reports to its head office over TLS: describe tls too")
         return self

@@ -4,10 +4,11 @@
 
     BrokerError
     ├── BrokerMissing     the broker's program is not installed
-    └── BrokerFailed      it does not start
+    ├── BrokerFailed      it does not start
+    └── BrokerFilesError  a file of a broker cannot be read, written or used
 """
 
-__all__ = ["BrokerError", "BrokerFailed", "BrokerMissing"]
+__all__ = ["BrokerError", "BrokerFailed", "BrokerFilesError", "BrokerMissing"]
 
 
 class BrokerError(Exception):
@@ -20,3 +21,7 @@ class BrokerMissing(BrokerError):  # noqa: N818 - reads as what it says
 
 class BrokerFailed(BrokerError):  # noqa: N818
     """The broker does not start."""
+
+
+class BrokerFilesError(BrokerError):
+    """A file of a broker cannot be read, written or used."""

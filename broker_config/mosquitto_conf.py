@@ -1,51 +1,118 @@
 """The configuration file of mosquitto."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from broker_config.bridge_conf import bridge_lines
 from broker_config.broker import Broker
+from broker_config.tls import CIPHERS_TLS12, CIPHERS_TLS13, Tls
+from broker_config.version import MosquittoVersion
 
-__all__ = ["render_conf"]
+__all__ = ["ACCESS_FILE", "CONF_FILE", "render_conf"]
+
+CONF_FILE = "mosquitto.conf"
+ACCESS_FILE = "access.acl"
 
 
-def render_conf(broker: Broker, *, access_file: Path, user: str | None = None) -> str:
-    """Return mosquitto.conf for a loopback broker.
+def render_conf(broker: Broker, *, home: Path, version: MosquittoVersion = MosquittoVersion.V2_0) -> str:
+    """Return mosquitto.conf.
 
     Args:
         broker: What to describe; its port must be chosen.
-        access_file: Where the ACL file lies, absolute.
-        user: Whom mosquitto becomes when root starts it; None leaves its default.
+        home: The folder, absolute, where this file, the ACL file and the certificates will lie.
+        version: Of the mosquitto that will read it.
 
     Raises:
-        ValueError: The port is 0, or the path cannot be written in such a file.
+        ValueError: The port is 0, or the folder cannot be written in such a file.
     """
     if broker.port == 0:
         raise ValueError("Choose the broker's port before its configuration is written.")
-    if not access_file.is_absolute() or not str(access_file).isprintable():
-        raise ValueError(f"{str(access_file)!r} is not an absolute path that mosquitto.conf can hold.")
-    lines = [
-        f"# The broker of the fleet {broker.fleet}, for this machine alone. Generated.",
-        "per_listener_settings false",
-        f"listener {broker.port} 127.0.0.1",
-        f"max_connections {broker.max_connections}",
-        f"max_topic_alias {broker.max_aliases}",
-        "max_qos 1",
-        "# No password file: the name that a client gives is believed, and the access rules apply to it.",
-        "allow_anonymous true",
-        f"acl_file {access_file}",
-        "# Without this a QoS 1 round trip costs 40 to 80 ms.",
-        "set_tcp_nodelay true",
-        f"max_packet_size {broker.max_packet_bytes}",
-        f"max_inflight_messages {broker.max_unanswered}",
-        f"max_queued_messages {broker.max_queued}",
-        f"max_keepalive {broker.max_keepalive_s}",
-        "persistence false",
-        "sys_interval 0",
-        "log_dest stderr",
-        "log_type error",
-        "log_type warning",
-        "log_type notice",
-        "log_timestamp_format %Y-%m-%dT%H:%M:%S",
-    ]
-    if user is not None:
-        lines.append(f"user {user}")
-    return "\n".join(lines) + "\n"
+    if not home.is_absolute() or not str(home).isprintable():
+        raise ValueError(f"{str(home)!r} is not an absolute path that {CONF_FILE} can hold.")
+    return "\n".join(_lines(broker, home, version)) + "\n"
+
+
+def _lines(broker: Broker, home: Path, version: MosquittoVersion) -> Iterator[str]:
+    whom = "this machine alone" if broker.tls is None else "clients with a certificate of the fleet"
+    yield f"# The broker of the fleet {broker.fleet}, for {whom}. Generated for mosquitto {version}."
+    if version is MosquittoVersion.V2_0:
+        yield "per_listener_settings false"  # the default, and deprecated from 2.1 on
+    if broker.user is not None:
+        yield f"user {broker.user}"
+    if broker.pid_file is not None:
+        yield f"pid_file {home / broker.pid_file}"
+    yield from _access(broker, home, version)
+    yield from _limits(broker)
+    yield from _storage(broker, home)
+    yield from _logging(broker)
+    yield ""
+    # What follows belongs to the listener until the next one.
+    yield f"listener {broker.port}" + ("" if broker.host is None else f" {broker.host}")
+    yield f"max_connections {broker.max_connections}"
+    yield f"max_topic_alias {broker.max_aliases}"
+    yield "max_qos 1"
+    if broker.tls is not None:
+        yield from _tls(broker.tls, home)
+    if broker.head_office is not None:
+        yield from bridge_lines(broker, broker.head_office, home=home)
+
+
+def _access(broker: Broker, home: Path, version: MosquittoVersion) -> Iterator[str]:
+    if broker.tls is None:
+        yield "# No password file: the name that a client gives is believed, and the access rules apply to it."
+        yield "allow_anonymous true"
+    else:
+        yield "allow_anonymous false"
+    access = home / ACCESS_FILE
+    if broker.acl_plugin is not None and version is MosquittoVersion.V2_1:
+        yield f"global_plugin {broker.acl_plugin}"
+        yield f"plugin_opt_acl_file {access}"
+    else:
+        yield f"acl_file {access}"
+
+
+def _limits(broker: Broker) -> Iterator[str]:
+    yield "# Without this a QoS 1 round trip costs 40 to 80 ms."
+    yield "set_tcp_nodelay true"
+    yield f"max_packet_size {broker.max_packet_bytes}"
+    yield f"max_inflight_messages {broker.max_unanswered}"
+    yield f"max_queued_messages {broker.max_queued}"
+    yield f"max_queued_bytes {broker.max_queued_bytes}"
+    yield f"max_keepalive {broker.max_keepalive_s}"
+    yield f"sys_interval {broker.sys_interval_s}"
+
+
+def _storage(broker: Broker, home: Path) -> Iterator[str]:
+    if broker.storage is None:
+        yield "persistence false"
+        return
+    yield "persistence true"
+    yield f"persistence_location {home / broker.storage}/"
+    yield "autosave_interval 300"
+    yield "# Our links keep no session at the broker; those of others may not pile up."
+    yield "persistent_client_expiration 1d"
+
+
+def _logging(broker: Broker) -> Iterator[str]:
+    yield "log_dest stderr"
+    if broker.sys_interval_s:
+        yield "# Below $SYS too: a full queue or a refused client is told nowhere else than in the log."
+        yield "log_dest topic"
+    yield from (f"log_type {kind}" for kind in ("error", "warning", "notice"))
+    yield "connection_messages true"
+    yield "log_timestamp_format %Y-%m-%dT%H:%M:%S"
+
+
+def _tls(tls: Tls, home: Path) -> Iterator[str]:
+    yield "# Whoever can sign in this file can mint identities: the fleet's authority, alone."
+    yield f"cafile {home / tls.ca}"
+    yield f"certfile {home / tls.certificate}"
+    yield f"keyfile {home / tls.key}"
+    yield f"crlfile {home / tls.crl}"
+    yield "require_certificate true"
+    yield "# The name in the certificate is the user and the client id: nobody takes over another's session."
+    yield "use_identity_as_username true"
+    yield "use_username_as_clientid true"
+    yield "tls_version tlsv1.2"
+    yield f"ciphers {':'.join(CIPHERS_TLS12)}"
+    yield f"ciphers_tls1.3 {':'.join(CIPHERS_TLS13)}"

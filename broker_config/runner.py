@@ -4,6 +4,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,13 +15,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
-from broker_config.access import render_access
 from broker_config.broker import Broker
 from broker_config.errors import BrokerFailed, BrokerMissing
-from broker_config.mosquitto_conf import render_conf
+from broker_config.files import Profile, render_files, write_files
+from broker_config.mosquitto_conf import CONF_FILE
 from broker_config.rumqttd_conf import render_rumqttd
+from broker_config.version import installed_version
 
-__all__ = ["EmbeddedBroker", "MosquittoProcess", "ThrowAwayBroker", "find_mosquitto"]
+__all__ = [
+    "EmbeddedBroker",
+    "MosquittoProcess",
+    "ThrowAwayBroker",
+    "find_mosquitto",
+    "hand_over",
+    "unprivileged_user",
+]
 
 HOST: Final = "127.0.0.1"
 READY_S = 10.0
@@ -131,6 +140,11 @@ class ThrowAwayBroker(ABC):
             self._process.kill()
             self._process.wait()
 
+    def reload(self) -> None:
+        """Have it read its rules and its revocations anew. Returns at once; what was read before may still act once."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGHUP)
+
     def restart(self) -> None:
         """Stop and start on the same port; what it retained is forgotten."""
         self.stop()
@@ -148,6 +162,15 @@ class ThrowAwayBroker(ABC):
         if self._directory is None:
             return ""
         return self._log_file(self._directory).read_text(errors="replace")
+
+    def await_log(self, words: str, *, count: int = 1, patience_s: float = READY_S) -> bool:
+        """Wait until its log has `words` at least `count` times; return whether it came to that."""
+        deadline = time.monotonic() + patience_s
+        while self.log().count(words) < count:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_S / 4)
+        return True
 
     @abstractmethod
     def _prepare(self, directory: Path) -> list[str]:
@@ -176,20 +199,16 @@ class ThrowAwayBroker(ABC):
 
 
 class MosquittoProcess(ThrowAwayBroker):
-    """A throw-away mosquitto with the fleet's access rules."""
+    """A throw-away mosquitto with the fleet's access rules, on loopback and without certificates."""
 
     def _prepare(self, directory: Path) -> list[str]:
         program = find_mosquitto()
-        configuration, access = directory / "mosquitto.conf", directory / "access.acl"
-        user = _unprivileged_user()
-        configuration.write_text(render_conf(self._broker, access_file=access, user=user))
-        access.write_text(render_access(self._broker))
-        access.chmod(0o640)  # mosquitto warns of a file that others can read
-        if user is not None:
-            # Root's mosquitto becomes that user, who must be able to read the rules again at a reload.
-            for path in (directory, configuration, access):
-                shutil.chown(path, user)
-        return [str(program), "-c", str(configuration)]
+        # Root's mosquitto becomes that user, who must be able to read the rules again at a reload.
+        broker = self._broker.model_copy(update={"user": unprivileged_user()})
+        files = render_files(broker, Profile.LOOPBACK, home=directory, version=installed_version(program))
+        write_files(files, directory)
+        hand_over(directory, broker.user)
+        return [str(program), "-c", str(directory / CONF_FILE)]
 
 
 class EmbeddedBroker(ThrowAwayBroker):
@@ -201,7 +220,15 @@ class EmbeddedBroker(ThrowAwayBroker):
         return [sys.executable, "-m", "broker_config.rumqttd_child", str(configuration)]
 
 
-def _unprivileged_user() -> str | None:
+def hand_over(directory: Path, user: str | None) -> None:
+    """Give a folder and what lies in it to the user that mosquitto becomes; nothing happens for None."""
+    if user is not None:
+        group = pwd.getpwnam(user).pw_gid  # mosquitto warns of a file that is another group's
+        for path in (directory, *directory.rglob("*")):
+            shutil.chown(path, user, group)
+
+
+def unprivileged_user() -> str | None:
     """Return whom root's mosquitto becomes by itself; None if we are not root."""
     if os.geteuid() != 0:
         return None

@@ -12,6 +12,7 @@ from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifier.protocol import Verifier
 from fleet_link.configuration import load_settings
+from fleet_link.systemd import Systemd
 
 __all__ = ["app"]
 
@@ -59,14 +60,16 @@ def run_command(
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     signal.signal(signal.SIGTERM, lambda *_: drain.set())
     service.start()
-    info = service.verifier.info
-    _say(
-        f"Edge {settings.edge} of fleet {settings.fleet} is online at {settings.broker.host}:{settings.broker.port}: "
-        f"target {info.name}, {info.vocabulary}, context {info.context}, sessions in {settings.db}."
+    info, unit = service.verifier.info, Systemd.from_environment()
+    online = (
+        f"Edge {settings.edge} of fleet {settings.fleet} is online at {settings.broker.host}:{settings.broker.port}"
     )
+    _say(f"{online}: target {info.name}, {info.vocabulary}, context {info.context}, sessions in {settings.db}.")
+    unit.ready(f"{online}.")
     try:
-        service.run(stop, drain=drain)
+        service.run(stop, drain=drain, on_step=unit.alive)
     finally:
+        unit.stopping()
         service.stop()
 
 

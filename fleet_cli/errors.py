@@ -15,6 +15,7 @@ _TREES: Final = {
     "fleet_edge.jobs": "JobsError",
     "fleet_edge.store.errors": "StoreError",
     "fleet_edge.verifier.protocol": "VerifierError",
+    "fleet_identity.errors": "IdentityError",
     "fleet_link.errors": "LinkError",
     "schemas.errors": "SchemaError",
 }

@@ -1,9 +1,10 @@
 """Gathering: whether to hold a step for drafts that are about to come.
 
-A step costs nearly as much for one session as for a few, and a session that just misses a step waits a whole one. Devices that
-draft quickly therefore fall into two groups that take turns, each in a step half empty. How soon a device comes back with its
-next draft is measured; a step is held for those who are due within a fraction of it, if what they save outweighs what the ready
-ones lose. Devices that take longer than that to draft are not waited for: while they draft, the others are verified.
+A step costs nearly as much for one session as for a few, and a session that just misses a step waits a whole one.
+Devices that draft quickly therefore fall into two groups that take turns, each in a step half empty. How soon a
+device comes back with its next draft is measured; a step is held for those who are due within a fraction of it, if
+what they save outweighs what the ready ones lose. Devices that take longer than that to draft are not waited for:
+while they draft, the others are verified.
 """
 
 from dataclasses import dataclass, field

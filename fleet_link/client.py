@@ -1,22 +1,23 @@
 """A paho client that is set up as every connection of ours needs it."""
 
 import socket
+import ssl
 from typing import Any
 
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from fleet_link.settings import LinkSettings
-from fleet_link.tls import tls_context
 
 __all__ = ["make_client"]
 
 
-def make_client(settings: LinkSettings) -> Client:
+def make_client(settings: LinkSettings, context: ssl.SSLContext | None = None) -> Client:
     """Return a client that has not connected yet, with no callbacks but the socket's.
 
-    Raises:
-        ConnectFailed: A file for TLS cannot be used.
+    Args:
+        settings: Where to and who we are.
+        context: For TLS.
     """
     client = Client(
         CallbackAPIVersion.VERSION2,
@@ -31,7 +32,6 @@ def make_client(settings: LinkSettings) -> Client:
         client.username_pw_set(settings.username, settings.password)
     if settings.will is not None:
         client.will_set(settings.will.topic, settings.will.payload, qos=1, retain=True)
-    context = tls_context(settings)
     if context is not None:
         client.tls_set_context(context)
     if settings.no_delay:

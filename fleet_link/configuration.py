@@ -6,10 +6,11 @@ A setting is looked for in this order: a command-line flag, an environment varia
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource
+from pydantic_settings import SettingsError as EnvironmentUnreadable
 
 from fleet_link.errors import LinkError
 from fleet_link.link import Will
@@ -40,7 +41,7 @@ class BrokerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 1883
     username: str | None = None
     password: SecretStr | None = None
@@ -48,6 +49,15 @@ class BrokerSettings(BaseModel):
     certificate: Path | None = None
     key: Path | None = None
     keepalive_s: Annotated[int, Field(ge=5, le=600)] = 15
+
+    @model_validator(mode="after")
+    def _encrypted_or_not(self) -> Self:
+        # Half a TLS configuration must not end in a plain connection that looks like an encrypted one.
+        if self.ca is None and (self.certificate or self.key):
+            raise ValueError("a certificate or key without 'ca', which turns TLS on; set it too")
+        if self.key is not None and self.certificate is None:
+            raise ValueError("a key without 'certificate'; set it too")
+        return self
 
     def link(self, name: str, *, will: Will | None) -> LinkSettings:
         """Return the link settings of the client `name`."""
@@ -75,18 +85,33 @@ def load_settings(model: type[S], *, config: Path | None, flags: Mapping[str, An
         SettingsError: The file cannot be read, or a value cannot work.
     """
     file = _read_toml(config) if config else {}
-    environment = EnvSettingsSource(model)()
+    try:
+        environment = EnvSettingsSource(model)()
+    except EnvironmentUnreadable as error:
+        # Its text names the setting and not the value, which may be a secret.
+        prefix = model.model_config.get("env_prefix", "")
+        raise SettingsError(f"An environment variable {prefix}… is not the JSON it should be: {error}.") from error
     values = _merge(_merge(file, environment), _given(flags))
     try:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "settings"
-        what = f"no setting of that name; known are {', '.join(sorted(model.model_fields))}"
+        what = f"no setting of that name; known are {', '.join(sorted(_fields_beside(model, first['loc'])))}"
         if first["type"] != "extra_forbidden":
-            what = first["msg"].removeprefix("Value error, ")
+            what = first["msg"].removeprefix("Value error, ").rstrip(".")
         origin = f" in {config}" if config and _holds(file, first["loc"]) else ""
         raise SettingsError(f"The setting {where!r}{origin} cannot be used: {what}.") from error
+
+
+def _fields_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> Mapping[str, Any]:
+    """Return the fields of the (nested) model that a location's last part was looked for in."""
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            break
+        model = field.annotation
+    return model.model_fields
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

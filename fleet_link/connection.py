@@ -6,7 +6,6 @@ new one. All calls into paho come from the link's thread, which polls the socket
 `select`, which fails from descriptor 1024 on, and its thread may die unnoticed.
 """
 
-import select
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,15 +19,16 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from fleet_link import failures
 from fleet_link.announced import Announced
 from fleet_link.client import make_client
+from fleet_link.lifetime import connect_properties, goodbye_properties
 from fleet_link.link import FIRST_ERROR, Message
 from fleet_link.outgoing import Outgoing
 from fleet_link.packets import AliasTable
+from fleet_link.polling import MAX_POLL_S, wait
 from fleet_link.settings import LinkSettings
+from fleet_link.tls import LinkContext
 from fleet_link.waker import Waker
 
 __all__ = ["Connection", "ConnectionLost"]
-
-MAX_POLL_S = 1.0  # keepalive is checked at least this often
 
 
 class ConnectionLost(Exception):  # noqa: N818 - reads as what it says
@@ -42,6 +42,7 @@ class Connection:
         self,
         settings: LinkSettings,
         *,
+        context: LinkContext | None,
         waker: Waker,
         clock: Callable[[], float],
         on_message: Callable[[Message], None],
@@ -51,12 +52,14 @@ class Connection:
 
         Args:
             settings: Where to and who we are.
+            context: For TLS; None for plain TCP.
             waker: Ends a `step` early.
             clock: Monotonic seconds.
             on_message: Gets every message.
             on_answer: Gets packet identifier and reason code of every acknowledgement.
         """
         self._settings = settings
+        self._context = context
         self._waker = waker
         self._clock = clock
         self._on_message = on_message
@@ -67,29 +70,30 @@ class Connection:
         self._awaited: dict[int, tuple[str, ...]] = {}  # filters by the identifier of their SUBSCRIBE
         self._refused_filters: list[str] = []
         self._ending = ""
-        self._client = make_client(settings)
+        self._client = make_client(settings, context)
         self._client.on_connect = self._connected
         self._client.on_disconnect = self._disconnected
         self._client.on_message = self._received
         self._client.on_publish = self._acknowledged
         self._client.on_subscribe = self._subscriptions_answered
 
-    def open(self) -> Announced:
+    def open(self, *, resume: bool = False) -> Announced:
         """Connect and wait for the broker's CONNACK.
+
+        Args:
+            resume: Whether to go on with the session that a handover has kept: what came in between is then delivered.
 
         Raises:
             ConnectFailed: In time there was none, or it says no.
         """
         deadline = self._clock() + self._settings.connect_timeout_s
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-        properties.MaximumPacketSize = self._settings.packet_bytes
         try:
             self._client.connect(
                 self._settings.host,
                 self._settings.port,
                 keepalive=self._settings.keepalive_s,
-                clean_start=True,
-                properties=properties,
+                clean_start=not resume,
+                properties=connect_properties(self._settings),
             )
         except (OSError, ValueError) as error:
             raise failures.explain(error, self._settings) from error
@@ -101,6 +105,8 @@ class Connection:
             try:
                 self.step(deadline - self._clock())
             except ConnectionLost as error:
+                if self._context is not None and self._context.alert is not None:
+                    raise failures.explain(self._context.alert, self._settings) from error
                 if self._refusal is None:
                     raise failures.silent(self._settings, closed=True) from error
         return self._announced
@@ -154,26 +160,22 @@ class Connection:
             ConnectionLost: The connection has ended.
         """
         sock = self._live_socket()
-        poll = select.poll()
-        poll.register(sock, select.POLLIN | (select.POLLOUT if self._client.want_write() else 0))
-        poll.register(self._waker, select.POLLIN)
-        # What TLS has decrypted already makes no descriptor readable.
-        pending = bool(getattr(sock, "pending", int)())
-        events = dict(poll.poll(0 if pending else 1000 * max(0.0, min(timeout_s, MAX_POLL_S))))
-        if self._waker.fileno() in events:
-            self._waker.clear()
-        ready = events.get(sock.fileno(), 0)
-        if pending or ready & ~select.POLLOUT:
+        readable, writable = wait(sock, self._waker, writing=self._client.want_write(), timeout_s=timeout_s)
+        if readable:
             self._client.loop_read()
-        if ready & select.POLLOUT:
+        if writable:
             self._client.loop_write()
         self._client.loop_misc()
         self._live_socket()
 
-    def goodbye(self) -> None:
-        """Send DISCONNECT, so that the broker does not publish the last will."""
+    def goodbye(self, *, hand_over: bool = False) -> None:
+        """Send DISCONNECT, so that the broker does not publish the last will.
+
+        Args:
+            hand_over: Whether the broker shall keep what comes for us until the next connection resumes.
+        """
         deadline = self._clock() + MAX_POLL_S
-        self._client.disconnect()
+        self._client.disconnect(properties=goodbye_properties(self._settings, hand_over=hand_over))
         try:
             while self._clock() < deadline:
                 self.step(deadline - self._clock())

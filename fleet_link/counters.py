@@ -25,6 +25,7 @@ class Counters:
         dropped: QoS 0 messages dropped while disconnected.
         oversized: Queued messages dropped because a new connection's packet limit was smaller.
         handler_errors: Exceptions of handlers, listeners and outcome callbacks.
+        renewals: Connections ended in favour of one with a renewed certificate; they are no losses.
         restarts: Times that the network loop failed unexpectedly and was begun anew.
     """
 
@@ -36,6 +37,7 @@ class Counters:
     dropped: int = 0
     oversized: int = 0
     handler_errors: int = 0
+    renewals: int = 0
     restarts: int = 0
 
 

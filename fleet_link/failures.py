@@ -32,6 +32,26 @@ NO_ANSWER_HINT: Final = "is it an MQTT broker, and is the port one for plain MQT
 TLS_HINT: Final = "is it a TLS port, and does the broker accept our certificate?"
 
 
+# What the broker says of our certificate (TLS alerts, by the end of OpenSSL's name), and what to do about each.
+ALERTS: Final = {
+    "CERTIFICATE_REVOKED": "our certificate was revoked; ask the operator to enrol this client anew",
+    "CERTIFICATE_EXPIRED": "our certificate has ended by the broker's clock; have it renewed, or set the clocks",
+    "CERTIFICATE_REQUIRED": "it asks for a certificate; set 'certificate' and 'key' in the configuration",
+    "UNKNOWN_CA": "it does not know the authority of our certificate; enrol with the authority of this fleet",
+    "BAD_CERTIFICATE": "it does not accept our certificate, perhaps not valid yet by its clock; compare the clocks",
+    "UNSUPPORTED_CERTIFICATE": "our certificate is not for a client; use the one that was made for this client",
+    "PROTOCOL_VERSION": "it speaks no version of TLS that is still safe; it needs TLS 1.2 or later",
+}
+# What we find about the broker's certificate, by OpenSSL's number.
+VERDICTS: Final = {
+    9: "it is not valid yet by this machine's clock; set the clock",
+    10: "it has ended; have it renewed, or set this machine's clock if that is wrong",
+    26: "it is not a server's; somebody else may be playing the broker",
+    62: "it is for another host name; use a name that is in it, or have this one added",
+    64: "it is for another address; use a name that is in it, or have this one added",
+}
+
+
 def explain(error: Exception, settings: LinkSettings) -> ConnectFailed:  # noqa: PLR0911 - a table
     """Turn what the socket or TLS raised into a sentence."""
     where = settings.where
@@ -39,12 +59,15 @@ def explain(error: Exception, settings: LinkSettings) -> ConnectFailed:  # noqa:
         case ConnectFailed():
             return error
         case ssl.SSLCertVerificationError():
-            return ConnectFailed(
-                f"The certificate of the broker at {where} is not acceptable ({error.verify_message}); "
-                "check the CA file and that the host name is the certificate's.",
-                final=True,
+            why = VERDICTS.get(
+                error.verify_code,
+                f"{error.verify_message}; check the CA file, it must be that of the broker's authority",
             )
+            return ConnectFailed(f"The certificate of the broker at {where} is not acceptable: {why}.", final=True)
         case ssl.SSLError():
+            for alert, why in ALERTS.items():
+                if str(error.reason).endswith(alert):
+                    return ConnectFailed(f"The broker at {where} refused us: {why}.", final=True)
             return ConnectFailed(f"TLS with the broker at {where} failed ({reason_of(error)}): {TLS_HINT}")
         case ConnectionRefusedError():
             return ConnectFailed(

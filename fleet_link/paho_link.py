@@ -17,10 +17,13 @@ from fleet_link.announced import Announced
 from fleet_link.backoff import Backoff
 from fleet_link.connection import Connection, ConnectionLost
 from fleet_link.counters import Counters, Guard
+from fleet_link.credentials import Credentials
 from fleet_link.errors import ConnectFailed
 from fleet_link.failures import silent, subscription_refused
+from fleet_link.handover import Handover
 from fleet_link.link import Handler, Listener, OutcomeHandler
 from fleet_link.outgoing import Outgoing
+from fleet_link.presence import Presence
 from fleet_link.routes import Route, Routes
 from fleet_link.sender import Sender
 from fleet_link.settings import LinkSettings
@@ -61,10 +64,10 @@ class PahoLink:
             maximum_s=settings.max_backoff_s,
             rng=rng if rng is not None else random.Random(),  # noqa: S311 - jitter
         )
-        self._listeners: tuple[Listener, ...] = ()
+        self._handover = Handover(Credentials(settings.tls, clock=clock), counters=self.counters, clock=clock)
+        self._presence = Presence(self._guard)
         self._requests: deque[Callable[[Connection], None]] = deque()  # for the thread to do on its connection
         self._announced = Announced(max_packet_bytes=settings.packet_bytes)
-        self._online = False
         self._startup = Startup()
         self._stopping = threading.Event()
         self._waker: Waker | None = None
@@ -79,7 +82,7 @@ class PahoLink:
     @property
     def connected(self) -> bool:
         """Whether the broker answers."""
-        return self._online
+        return self._presence.online
 
     @property
     def max_packet_bytes(self) -> int:
@@ -143,7 +146,7 @@ class PahoLink:
         deadline = None if expiry_s is None else self._clock() + expiry_s
         message = Outgoing(topic, payload, qos, retain, deadline, content_type, alias, on_outcome)
         message.check(limit=self.max_packet_bytes)
-        if qos == 0 and not self._online:
+        if qos == 0 and not self._presence.online:
             self.counters.dropped += 1
             return
         self._sender.put(message)
@@ -151,7 +154,7 @@ class PahoLink:
 
     def on_connection(self, listener: Listener) -> None:
         """Call `listener` after every connect and loss; see `Link.on_connection`."""
-        self._listeners = (*self._listeners, listener)
+        self._presence.listen(listener)
 
     def _request(self, action: Callable[[Connection], None]) -> None:
         self._requests.append(action)
@@ -165,9 +168,9 @@ class PahoLink:
     def _run(self, waker: Waker) -> None:
         """Attempt after attempt until stopped: the whole life of the thread."""
         try:
-            while not self._stopping.is_set():
+            while not self._stopping.is_set() or self._handover.under_way:
                 self._attempt(waker)
-                if not self._stopping.is_set():
+                if not self._stopping.is_set() and not self._handover.under_way:
                     self._stopping.wait(self._backoff.next_delay_s())
         finally:
             waker.close()
@@ -180,6 +183,7 @@ class PahoLink:
         try:
             connection = Connection(
                 self._settings,
+                context=self._handover.context(),
                 waker=waker,
                 clock=self._clock,
                 on_message=self._routes.dispatch,
@@ -191,6 +195,7 @@ class PahoLink:
             # Whoever waits for the start is told; later on the log is all there is.
             _log.log(logging.DEBUG if self._startup.pending else logging.WARNING, "%s", error)
             self._startup.failed(error)
+            self._handover.failed(str(error))
         except ConnectionLost as error:
             _log.warning("The connection to %s was lost: %s.", self._settings.where, error)
         except BaseException:  # noqa: BLE001 - whatever it was, a link without a thread is worse
@@ -201,7 +206,7 @@ class PahoLink:
 
     def _enter(self, connection: Connection) -> None:
         """Bring the connection to where everything works as if it had never been away."""
-        self._announced = connection.open()
+        self._announced = self._handover.open(connection)
         self._requests.clear()  # they concern a connection that is gone; the routes below say what is wanted
         connection.subscribe([(route.filter, route.qos) for route in self._routes])
         deadline = self._clock() + self._settings.connect_timeout_s
@@ -212,10 +217,8 @@ class PahoLink:
         refused = connection.take_refused_filters()
         if refused:
             raise subscription_refused(refused, self._settings)
-        self.counters.connects += 1
-        self._online = True
+        self._presence.up()
         self._startup.connected()
-        self._notify(connected=True)
 
     def _serve(self, connection: Connection) -> None:
         flush_until: float | None = None
@@ -225,6 +228,9 @@ class PahoLink:
                 if self._sender.idle or self._clock() >= flush_until:
                     connection.goodbye()
                     return
+            elif self._handover.due:
+                self._handover.begin(connection)
+                return
             with contextlib.suppress(IndexError):
                 while True:
                     self._requests.popleft()(connection)
@@ -234,16 +240,11 @@ class PahoLink:
                 _log.error("The broker refuses to subscribe this client to %s.", topic_filter)
 
     def _leave(self, connection: Connection | None, *, lived_s: float) -> None:
-        was_online, self._online = self._online, False
         if connection is not None:
             connection.close()
         self._sender.connection_lost()
-        if was_online and lived_s >= STABLE_S:
+        if self._handover.under_way:
+            return
+        if self._presence.online and lived_s >= STABLE_S:
             self._backoff.reset()
-        if was_online and not self._stopping.is_set():
-            self.counters.losses += 1
-            self._notify(connected=False)
-
-    def _notify(self, *, connected: bool) -> None:
-        for listener in self._listeners:
-            self._guard.call(listener, connected)
+        self._presence.down(on_purpose=self._stopping.is_set())

@@ -1,15 +1,22 @@
+import itertools
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from broker_config.access import render_access
+from broker_config.access import render_access, render_site_access
 from broker_config.broker import Broker
+from broker_config.emqx_conf import render_emqx, render_emqx_access
+from broker_config.head_office import REPORTED
 from broker_config.mosquitto_conf import render_conf
 from broker_config.rumqttd_conf import render_rumqttd
-from schemas.topics import TREE, Role, rules_for
+from broker_config.systemd import render_drop_in
+from broker_config.version import MosquittoVersion
+from schemas.topics import Role, Topic, rules_for, wildcard
 
-ACCESS = Path("/run/fleet/access.acl")
+HOME = Path("/etc/mosquitto/fleet")
 
 
 @pytest.mark.parametrize(
@@ -21,10 +28,15 @@ ACCESS = Path("/run/fleet/access.acl")
         {"edges": ("_edge",)},
         {"edges": ("a", "a")},
         {"edges": ("a",), "monitors": ("a",)},
+        {"edges": ("a",), "devices": ("a",)},
         {"port": 65_536},
+        {"host": "broker.example"},
         {"max_packet_bytes": 20},
         {"max_queued": 0},
         {"unknown": 1},
+        {"user": "root\nlistener 1"},
+        {"storage": "/var\nuser root"},
+        {"tls": {"ca": "a\nallow_anonymous true"}},
     ],
 )
 def test_a_broker_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
@@ -32,47 +44,178 @@ def test_a_broker_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
         Broker.model_validate(wrong)
 
 
+@pytest.mark.parametrize("host", [None, "0.0.0.0", "192.168.1.1", "::"])
+def test_without_certificates_it_listens_on_loopback_only(host: str | None) -> None:
+    with pytest.raises(ValidationError, match="loopback only"):
+        Broker(host=host)
+    assert Broker.production(host=host).host == host
+
+
+def test_a_site_reports_over_tls_only() -> None:
+    with pytest.raises(ValidationError, match="over TLS"):
+        Broker.model_validate({"head_office": {"host": "office.example", "site": "north"}})
+
+
+def lines_of(broker: Broker, version: MosquittoVersion = MosquittoVersion.V2_0) -> list[str]:
+    return render_conf(broker, home=HOME, version=version).splitlines()
+
+
 def test_the_configuration_has_what_the_link_depends_on() -> None:
-    lines = render_conf(Broker(port=1883, max_packet_bytes=4096), access_file=ACCESS, user="nobody").splitlines()
+    lines = lines_of(Broker(port=1883, max_packet_bytes=4096, user="nobody"))
     for needed in (
         "listener 1883 127.0.0.1",
         "set_tcp_nodelay true",
         "max_packet_size 4096",
-        f"acl_file {ACCESS}",
+        f"acl_file {HOME}/access.acl",
         "user nobody",
     ):
         assert needed in lines
     assert "max_queued_messages 0" not in lines
 
 
-@pytest.mark.parametrize("path", [Path("relative.acl"), Path("/a\nuser root")])
-def test_a_path_that_the_file_cannot_hold_is_refused(path: Path) -> None:
+def test_production_believes_certificates_alone() -> None:
+    lines = lines_of(Broker.production())
+    listener = lines.index("listener 8883")
+    for needed in (
+        f"cafile {HOME}/ca.pem",
+        f"certfile {HOME}/broker.pem",
+        f"keyfile {HOME}/broker.key",
+        f"crlfile {HOME}/crl.pem",
+        "require_certificate true",
+        "use_identity_as_username true",
+        "use_username_as_clientid true",
+        "tls_version tlsv1.2",
+    ):
+        assert lines.index(needed) > listener, "or it is not the listener's"
+    assert "allow_anonymous false" in lines
+    ciphers = next(line for line in lines if line.startswith("ciphers ")).split()[1].split(":")
+    assert all(cipher.startswith("ECDHE-ECDSA-") and ("GCM" in cipher or "POLY1305" in cipher) for cipher in ciphers)
+
+
+def test_what_is_deprecated_in_a_version_is_not_written_for_it() -> None:
+    broker = Broker.production(acl_plugin="/usr/lib/mosquitto_acl_file.so")
+    old, new = lines_of(broker), lines_of(broker, MosquittoVersion.V2_1)
+    assert "per_listener_settings false" in old
+    assert f"acl_file {HOME}/access.acl" in old
+    assert not any(line.startswith(("per_listener_settings", "acl_file ")) for line in new)
+    assert new.index("global_plugin /usr/lib/mosquitto_acl_file.so") + 1 == new.index(
+        f"plugin_opt_acl_file {HOME}/access.acl"
+    )
+
+
+@pytest.mark.parametrize("home", [Path("relative"), Path("/a\nuser root")])
+def test_a_path_that_the_file_cannot_hold_is_refused(home: Path) -> None:
     with pytest.raises(ValueError, match="path"):
-        render_conf(Broker(port=1883), access_file=path)
+        render_conf(Broker(port=1883), home=home)
 
 
 def test_the_port_must_be_chosen() -> None:
     with pytest.raises(ValueError, match="port"):
-        render_conf(Broker(), access_file=ACCESS)
+        render_conf(Broker(), home=HOME)
     with pytest.raises(ValueError, match="port"):
         render_rumqttd(Broker())
 
 
-def test_every_right_of_the_topic_tree_is_rendered_and_no_other() -> None:
-    broker = Broker(fleet="home", edges=("e1", "e2"), monitors=("desk",))
-    sections: dict[str, set[str]] = {}
+def sections(text: str) -> dict[str, set[tuple[str, str]]]:
+    """Return what each user is given: pairs of access and filter. Patterns are the user `%u`."""
+    found: dict[str, set[tuple[str, str]]] = {}
     user = ""
-    for line in render_access(broker).splitlines():
+    for line in text.splitlines():
         keyword, _, rest = line.partition(" ")
         if keyword == "user":
             user = rest
-        elif keyword == "topic":
-            sections.setdefault(user, set()).add(rest)
-        elif keyword == "pattern":
-            sections.setdefault("%u", set()).add(rest)
-    for name, role in (("e1", Role.EDGE), ("e2", Role.EDGE), ("desk", Role.MONITOR), ("%u", Role.DEVICE)):
-        device = "%u" if role is Role.DEVICE else "+"
-        rights = rules_for(role, fleet="home", device=device, edge=name if role is Role.EDGE else "+")
-        assert sections.pop(name) == {f"{'write' if right.write else 'read'} {right.filter}" for right in rights}
-    assert sections == {}
-    assert len(render_access(broker).splitlines()) > len(TREE)
+        elif keyword in {"topic", "pattern"}:
+            access, _, topic_filter = rest.partition(" ")
+            ways = ("read", "write") if access == "readwrite" else (access,)
+            found.setdefault("%u" if keyword == "pattern" else user, set()).update((way, topic_filter) for way in ways)
+    return found
+
+
+def rights(role: Role, **levels: str) -> set[tuple[str, str]]:
+    return {("write" if right.write else "read", right.filter) for right in rules_for(role, fleet="home", **levels)}
+
+
+def test_every_right_of_the_topic_tree_is_rendered_and_no_other() -> None:
+    found = sections(render_access(Broker(edges=("e1", "e2"), monitors=("desk",))))
+    everyone = rights(Role.DEVICE, device="%u")
+    assert found.pop("%u") == everyone
+    for edge in ("e1", "e2"):
+        assert found.pop(edge) == rights(Role.EDGE, edge=edge) - everyone
+        assert found.pop(f"_edge/{edge}") == {("deny", "#")}
+    assert found.pop("desk") == (rights(Role.MONITOR) | {("read", "$SYS/#")}) - everyone
+    assert found == {}
+
+
+def test_with_a_list_of_devices_there_is_no_pattern() -> None:
+    found = sections(render_access(Broker(devices=("d1",))))
+    assert set(found) == {"edge-1", "monitor", "d1"}
+    assert found["d1"] == rights(Role.DEVICE, device="d1")
+    assert found["edge-1"] == rights(Role.EDGE, edge="edge-1")
+
+
+def test_whoever_is_banned_is_denied_everything_first() -> None:
+    text = render_access(Broker(banned=("monitor", "d1")))
+    assert sections(text)["d1"] == {("deny", "#")}
+    assert {("deny", "#"), ("deny", "$SYS/#")} <= sections(text)["monitor"]
+    assert text.index("user monitor\ntopic deny") < text.index("topic write")
+
+
+def test_a_site_may_write_at_the_head_office_what_it_reports_and_nothing_else() -> None:
+    broker = Broker.model_validate(
+        {"tls": {}, "head_office": {"host": "office.example", "site": "north"}, "port": 8883}
+    )
+    assert sections(render_site_access(broker)) == {
+        "north": {("write", wildcard(topic, fleet="home")) for topic in REPORTED}
+    }
+    assert Topic.OPEN not in REPORTED, "a prompt does not leave the site"
+    assert Topic.DRAFT not in REPORTED
+    assert Topic.VERDICT not in REPORTED
+    outgoing = [line for line in lines_of(broker) if line.startswith("topic ")]
+    assert len(outgoing) == len(REPORTED)
+    assert all(" out " in line for line in outgoing)
+
+
+def test_the_service_has_descriptors_for_all_connections_and_can_write_its_storage_only() -> None:
+    drop_in = render_drop_in(Broker.production(max_connections=50_000), home=HOME).splitlines()
+    limit = int(next(line for line in drop_in if line.startswith("LimitNOFILE=")).partition("=")[2])
+    assert limit > 50_000
+    assert "ReadWritePaths=/var/lib/mosquitto" in drop_in
+    assert "ProtectSystem=strict" in drop_in
+    assert drop_in.index("ExecStart=") < drop_in.index(f"ExecStart=/usr/sbin/mosquitto -c {HOME}/mosquitto.conf")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_understands_the_drop_in(tmp_path: Path) -> None:
+    # The unit as Debian has it, in few words; the program is one that every machine has.
+    unit = tmp_path / "mosquitto.service"
+    unit.write_text("[Service]\nType=notify\nExecStart=/bin/true\n")
+    drop_in = render_drop_in(Broker.production(), home=HOME).replace("/usr/sbin/mosquitto", "/bin/true")
+    (tmp_path / "mosquitto.service.d").mkdir()
+    (tmp_path / "mosquitto.service.d" / "fleet.conf").write_text(drop_in)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(unit)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, [line for line in done.stderr.splitlines() if "fleet.conf" in line]) == (0, [])
+
+
+def test_emqx_gets_the_same_rights() -> None:
+    broker = Broker.production(banned=("d9",))
+    acl = render_emqx_access(broker)
+    words = {"write": "publish", "read": "subscribe"}
+    for who, (access, topic_filter) in itertools.chain(
+        (('{username, "edge-1"}', right) for right in rights(Role.EDGE, edge="edge-1")),
+        (('{username, "monitor"}', right) for right in rights(Role.MONITOR)),
+        (("all", right) for right in rights(Role.DEVICE, device="${username}")),
+    ):
+        assert f'{{allow, {who}, {words[access]}, ["{topic_filter}"]}}.' in acl
+    assert acl.index('{deny, {username, "d9"}, all') < acl.index("{allow,")
+    assert acl.endswith("{deny, all}.\n")
+    conf = render_emqx(broker, home=HOME)
+    for needed in ("fail_if_no_peer_cert = true", "peer_cert_as_clientid = cn", "no_match = deny", "nodelay = true"):
+        assert needed in conf
+    with pytest.raises(ValueError, match="production"):
+        render_emqx(Broker(port=1883), home=HOME)

@@ -87,7 +87,7 @@ def test_a_port_in_use_is_said_to_be(broker: ThrowAwayBroker) -> None:
 @pytest.mark.broker
 def test_a_broker_that_does_not_start_shows_the_end_of_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
     require_mosquitto()
-    monkeypatch.setattr("broker_config.runner.render_conf", lambda *_, **__: "no_such_option true\n")
+    monkeypatch.setattr("broker_config.files.render_conf", lambda *_, **__: "no_such_option true\n")
     process = MosquittoProcess(Broker())
     with pytest.raises(BrokerFailed, match="no_such_option"):
         process.start()

@@ -6,9 +6,6 @@ of; what is tried is the text of the rendered files.
 
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,16 +13,10 @@ import pytest
 from broker_config.access import render_access
 from broker_config.broker import Broker
 from broker_config.files import Profile, render_files
-from broker_config.local import IdentityFiles
 from broker_config.mosquitto_conf import ACCESS_FILE, CONF_FILE
-from broker_config.trial import INSPECTOR, TrialBroker, TrialFiles
-from fleet_cli.broker.probe import Deviation, Form, Prober, topics_to_try
-from fleet_cli.broker.trial_identities import TrialAuthority
-from fleet_link.errors import ConnectFailed
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings, TlsSettings
+from fleet_cli.broker.probe import Form, Prober, topics_to_try
+from fleet_cli.broker.trial_session import Trial, begin_trial, connect_all
 from tests.support.brokers import require_mosquitto
-from tests.support.links import START_S
 
 pytestmark = pytest.mark.broker
 
@@ -34,92 +25,62 @@ DESCRIPTION = Broker.production(edges=("edge-1", "edge-2"), banned=("device-c",)
 DEVICES = ("device-a", "device-b", "device-c")
 IMPOSTORS = ("_edge/edge-1", "_edge/edge-2")
 USERS = (*DEVICES, *DESCRIPTION.edges, *DESCRIPTION.monitors, *IMPOSTORS)
-DAY = timedelta(days=1)
+
+WITHOUT_EFFECT = re.compile(r"-> 'topic readwrite (dssd/v1/home/_edge/edge-\d/state|\$SYS/#)'")
+"""Wider in writing, not in deed: everybody may read which edges are up, and mosquitto lets nobody write below $SYS."""
 
 
-@dataclass(frozen=True)
 class Stage:
-    """A broker on the rendered files, and everyone who has a good certificate connected to it."""
+    """A broker on rendered files, and everyone who has a good certificate connected to it."""
 
-    broker: TrialBroker
-    prober: Prober
-    authority: TrialAuthority
-    folder: Path
-
-    def link(self, files: IdentityFiles | None, client_id: str) -> PahoLink:
-        return link_to(self.broker.port, files or IdentityFiles(self.folder / "ca.pem", Path(), Path()), client_id)
+    def __init__(self, trial: Trial, description: Broker, users: tuple[str, ...]) -> None:
+        self.trial = trial
+        self.links, inspector = connect_all(trial, users)
+        devices = [*DEVICES, "edge-1", "monitor"]
+        self.prober = Prober(description, self.links, inspector, topics_to_try(description, devices))
 
 
-def link_to(port: int, files: IdentityFiles, client_id: str) -> PahoLink:
-    own = files.certificate if files.certificate.name else None
-    tls = TlsSettings(files.ca, own, files.key if own else None)
-    return PahoLink(LinkSettings(client_id=client_id, port=port, tls=tls, min_backoff_s=0.05, max_backoff_s=0.1))
+def rendered(description: Broker) -> tuple[str, str]:
+    texts = {file.name: file.text for file in render_files(description, Profile.PRODUCTION, home=HOME)}
+    return texts[CONF_FILE], texts[ACCESS_FILE]
 
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     require_mosquitto()
-    folder = tmp_path_factory.mktemp("matrix")
-    folder.chmod(0o755)
-    authority = TrialAuthority(folder / "pki", datetime.now(UTC))
-    authority.broker()
-    texts = {file.name: file.text for file in render_files(DESCRIPTION, Profile.PRODUCTION, home=HOME)}
-    files = TrialFiles(texts[CONF_FILE], texts[ACCESS_FILE], authority.folder)
-    with ExitStack() as stack:
-        broker = stack.enter_context(TrialBroker(files, DESCRIPTION))
+    with begin_trial(*rendered(DESCRIPTION), DESCRIPTION, tmp_path_factory.mktemp("matrix")) as trial:
+        yield Stage(trial, DESCRIPTION, USERS)
 
-        def connect(name: str, number: int) -> PahoLink:
-            # Everybody claims a client id that is not its own: the certificate decides.
-            link = link_to(broker.port, authority.client(name, file=f"user-{number}"), "somebody")
-            link.start(timeout_s=START_S)
-            stack.callback(link.stop)
-            return link
 
-        links = {name: connect(name, number) for number, name in enumerate(USERS)}
-        inspector = connect(INSPECTOR, len(USERS))
-        prober = Prober(DESCRIPTION, links, inspector, topics_to_try(DESCRIPTION, [*DEVICES, "edge-1", "monitor"]))
-        yield Stage(broker, prober, authority, folder / "pki")
+def faults(stage: Stage, form: Form) -> list[str]:
+    return [str(deviation) for deviation in stage.prober.deviations([form])]
 
 
 @pytest.mark.parametrize("form", Form, ids=lambda form: form.name.lower())
 def test_everyone_who_is_let_in_can_do_what_the_table_says_and_nothing_else(stage: Stage, form: Form) -> None:
-    assert [str(deviation) for deviation in stage.prober.deviations([form])] == []
+    assert faults(stage, form) == []
 
 
-def test_nobody_else_is_let_in(stage: Stage, tmp_path: Path) -> None:
-    stranger = TrialAuthority(tmp_path / "other", datetime.now(UTC))
-    foreign = stranger.client("device-a")
-    revoked = stage.authority.client("device-r")
-    stage.authority.revoke(revoked)
-    stage.broker.set_access(render_access(DESCRIPTION))  # reads the revocations too
-    refused = {
-        "unknown authority": IdentityFiles(stage.folder / "ca.pem", foreign.certificate, foreign.key),
-        "expired": stage.authority.client("device-a", file="old", begins=-2 * DAY),
-        "not yet valid": stage.authority.client("device-a", file="new", begins=DAY),
-        "revoked": revoked,
-        "no certificate": None,
-    }
-    let_in = []
-    for why, files in refused.items():
-        link = stage.link(files, "device-a")
-        try:
-            link.start(timeout_s=0.5)
-            let_in.append(why)
-        except ConnectFailed:
-            pass
-        finally:
-            link.stop()
-    assert let_in == []
-    assert stage.broker.log().count("error:0A") >= len(refused)
+def test_nobody_else_is_let_in(stage: Stage) -> None:
+    identities = stage.trial.bad_identities()
+    assert len(identities) == 5
+    assert [what for what, files in identities.items() if stage.trial.lets_in(files)] == []
+    assert stage.trial.lets_in(stage.trial.identity("device-d")), "or nothing is shown"
 
 
 def test_a_client_id_that_is_anothers_does_not_end_the_others_session(stage: Stage) -> None:
-    thief = stage.authority.client("thief")
-    link = stage.link(thief, "device-b")
-    link.start(timeout_s=START_S)
-    link.stop()
-    assert "as thief" in stage.broker.log()
-    assert stage.prober.deviations([Form.WILDCARD]) == []
+    stage.trial.connect("thief", client_id="device-b")
+    assert stage.trial.broker.await_log("as thief")
+    assert stage.links["device-b"].counters.losses == 0
+    assert faults(stage, Form.WILDCARD) == []
+
+
+def test_a_name_that_is_not_on_the_list_of_devices_has_no_right_at_all(tmp_path: Path) -> None:
+    description = Broker.production(devices=DEVICES)
+    users = (*DEVICES, "edge-1", "monitor", "device-x", "_edge/edge-1", "_edge/phantom")
+    with begin_trial(*rendered(description), description, tmp_path) as trial:
+        listed = Stage(trial, description, users)
+        assert [str(deviation) for deviation in listed.prober.deviations()] == []
 
 
 def mutations(text: str) -> Iterator[tuple[str, str]]:
@@ -148,10 +109,11 @@ def test_every_line_of_the_rules_matters(stage: Stage) -> None:
     tried = 0
     for what, text in mutations(render_access(DESCRIPTION)):
         tried += 1
-        stage.broker.set_access(text)
-        if not stage.prober.deviations([Form.WILDCARD]):
+        stage.trial.broker.set_access(text)
+        if next(stage.prober.deviations([Form.WILDCARD]), None) is None:
             survived.append(what)
-    stage.broker.set_access(render_access(DESCRIPTION))
-    assert stage.prober.deviations([Form.WILDCARD]) == list[Deviation]()
-    assert survived == []
+    stage.trial.broker.set_access(render_access(DESCRIPTION))
+    assert faults(stage, Form.WILDCARD) == []
+    assert survived == [what for what in survived if WITHOUT_EFFECT.search(what)]
+    assert len(survived) <= len(DESCRIPTION.edges) + 1
     assert tried > 100

@@ -1,0 +1,104 @@
+"""The configuration of EMQX 5, for fleets that outgrow one broker. Rendered from the same description.
+
+No EMQX is at hand where this project is tested: these files are written after its documentation and have not been run.
+What differs from mosquitto is said in README.md beside this module.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from broker_config.broker import Broker
+from broker_config.tls import CIPHERS_TLS12, CIPHERS_TLS13
+from schemas.topics import Access, Role, rules_for
+
+__all__ = ["render_emqx", "render_emqx_access"]
+
+USERNAME = "${username}"
+# What `schemas.names` does not let be a name: EMQX can refuse it outright, which mosquitto cannot.
+NO_NAME = r"[^A-Za-z0-9._-]|^[^A-Za-z0-9]|[^A-Za-z0-9]$|^.{64}"
+
+
+def render_emqx(broker: Broker, *, home: Path) -> str:
+    """Return a part of emqx.conf.
+
+    Args:
+        broker: What to describe.
+        home: The folder, absolute, where the ACL file and the certificates will lie.
+
+    Raises:
+        ValueError: It has no TLS, or no port.
+    """
+    if broker.tls is None or broker.port == 0:
+        raise ValueError("EMQX is for production: describe tls and a port.")
+    tls = broker.tls
+    bind = f"{broker.host}:{broker.port}" if broker.host is not None else f"0.0.0.0:{broker.port}"
+    ciphers = ", ".join(f'"{cipher}"' for cipher in (*CIPHERS_TLS13, *CIPHERS_TLS12))
+    return f"""\
+# The broker of the fleet {broker.fleet}. Generated for EMQX 5; not tested with one.
+listeners.tcp.default.enable = false
+listeners.ws.default.enable = false
+listeners.wss.default.enable = false
+
+listeners.ssl.default {{
+  bind = "{bind}"
+  max_connections = {broker.max_connections}
+  tcp_options.nodelay = true
+  ssl_options {{
+    cacertfile = "{home / tls.ca}"
+    certfile = "{home / tls.certificate}"
+    keyfile = "{home / tls.key}"
+    verify = verify_peer
+    fail_if_no_peer_cert = true
+    versions = ["tlsv1.3", "tlsv1.2"]
+    ciphers = [{ciphers}]
+  }}
+}}
+
+# The name in the certificate is the user and the client id: nobody takes over another's session.
+mqtt {{
+  peer_cert_as_username = cn
+  peer_cert_as_clientid = cn
+  max_packet_size = {broker.max_packet_bytes}
+  max_inflight = {broker.max_unanswered}
+  max_mqueue_len = {broker.max_queued}
+  max_topic_alias = {broker.max_aliases}
+  max_qos_allowed = 1
+}}
+
+authorization {{
+  no_match = deny
+  deny_action = ignore
+  cache.enable = true
+  sources = [
+    {{ type = file, enable = true, path = "{home / "acl.conf"}" }}
+  ]
+}}
+"""
+
+
+def render_emqx_access(broker: Broker) -> str:
+    """Return acl.conf: Erlang terms, of which the first that matches decides."""
+    return "\n".join(_terms(broker)) + "\n"
+
+
+def _terms(broker: Broker) -> Iterator[str]:
+    yield f"%% Who may publish and subscribe to what in the fleet {broker.fleet}. Generated for EMQX 5."
+    escaped = NO_NAME.replace("\\", "\\\\")
+    yield f'{{deny, {{username, {{re, "{escaped}"}}}}, all, ["#", "$SYS/#"]}}.'
+    for name in broker.banned:
+        yield f'{{deny, {{username, "{name}"}}, all, ["#", "$SYS/#"]}}.'
+    for edge in broker.edges:
+        yield from _rights(f'{{username, "{edge}"}}', rules_for(Role.EDGE, fleet=broker.fleet, edge=edge))
+    for monitor in broker.monitors:
+        rights = (*rules_for(Role.MONITOR, fleet=broker.fleet), Access("$SYS/#", write=False))
+        yield from _rights(f'{{username, "{monitor}"}}', rights)
+    if broker.devices is None:
+        yield from _rights("all", rules_for(Role.DEVICE, fleet=broker.fleet, device=USERNAME))
+    for device in broker.devices or ():
+        yield from _rights(f'{{username, "{device}"}}', rules_for(Role.DEVICE, fleet=broker.fleet, device=device))
+    yield "{deny, all}."
+
+
+def _rights(who: str, rights: tuple[Access, ...]) -> Iterator[str]:
+    for right in rights:
+        yield f'{{allow, {who}, {"publish" if right.write else "subscribe"}, ["{right.filter}"]}}.'

@@ -1,0 +1,84 @@
+"""What the commands on identities say, for people and for programs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fleet_cli.tables import print_json, print_table
+from fleet_identity.cutoff import CutOff
+from fleet_identity.index import Entry
+from fleet_identity.issuing import Issued
+from fleet_identity.standing import Standing
+from fleet_identity.takeover import Revocation
+
+__all__ = ["show_issued", "show_revoked", "show_signed", "show_standings"]
+
+SHORT_SERIAL = 12
+
+
+def show_issued(made: Issued, *, as_json: bool) -> None:
+    """Say where key and certificate are."""
+    if as_json:
+        print_json(_facts(made.entry, made.certificate) | {"key": str(made.key), "ca": str(made.ca)})
+        return
+    print(f"The {made.entry.role} {made.entry.name} is valid until {made.entry.not_after:%Y-%m-%d}:")
+    print(f"  ca = {made.ca}\n  certificate = {made.certificate}\n  key = {made.key}")
+
+
+def show_signed(made: Sequence[tuple[Entry, Path]], *, ca: Path, as_json: bool) -> None:
+    """Say where certificates are."""
+    if as_json:
+        print_json([_facts(entry, path) | {"ca": str(ca)} for entry, path in made])
+        return
+    for entry, path in made:
+        print(f"The {entry.role} {entry.name} is valid until {entry.not_after:%Y-%m-%d}: {path}")
+    if made:
+        print(f"Send it there, the first time together with {ca}.")
+    else:
+        print("Nobody's time has come.")
+
+
+def show_revoked(revocation: Revocation, done: CutOff | None, *, crl: Path, as_json: bool) -> None:
+    """Say what was revoked, and what of it is proven at the broker."""
+    ended = list(done.ended) if done is not None else []
+    if as_json:
+        print_json(
+            {"serials": revocation.serials, "crl": str(crl), "in_force": done is not None, "sessions_ended": ended}
+            | {"in_force_s": done.in_force_s if done else None, "done_s": done.done_s if done else None}
+        )
+        return
+    count = len(revocation.serials)
+    print(f"{count} certificate{'s' if count > 1 else ''} revoked; the list is {crl}.")
+    if done is None:
+        print(
+            "No broker was asked: bring the list to it and reload it. Who is connected stays so until then and beyond; "
+            "to end sessions too, say the command again with --host."
+        )
+        return
+    print(f"The broker goes by the list since {done.in_force_s:.1f} s after the command.")
+    if ended:
+        print(f"No session is left of {', '.join(ended)} ({done.done_s:.1f} s).")
+
+
+def show_standings(found: Sequence[Standing], *, as_json: bool) -> None:
+    """Show how certificates stand."""
+    if as_json:
+        print_json(found)
+        return
+    columns = ("Name", "Role", "State", "Days left", "Until", "Serial")
+    rows = [
+        (line.name, line.role.value, line.state.value, line.days_left, line.not_after, line.serial[:SHORT_SERIAL])
+        for line in found
+    ]
+    print_table("Identities", columns, rows)
+
+
+def _facts(entry: Entry, path: Path) -> dict[str, object]:
+    return {
+        "name": entry.name,
+        "role": entry.role.value,
+        "serial": entry.serial,
+        "hosts": list(entry.hosts),
+        "not_before": entry.not_before,
+        "not_after": entry.not_after,
+        "certificate": str(path),
+    }

@@ -1,0 +1,82 @@
+"""What a broker tells of limits that were reached: its log and its counter, both below $SYS.
+
+The clients concerned are told nothing: a publisher's message counts as taken although a queue was full, and a client
+too many finds its connection closed without a word.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["SYS_TOPICS", "LimitReached", "LimitWatch"]
+
+DROPPED: Final = "$SYS/broker/publish/messages/dropped"
+NOTICES: Final = "$SYS/broker/log/N"
+WARNINGS: Final = "$SYS/broker/log/W"
+SYS_TOPICS: Final = (DROPPED, NOTICES, WARNINGS)
+
+LONGEST: Final = 500  # of a line that is looked at
+_LINES: Final = (
+    (
+        re.compile(r"Outgoing messages are being dropped for client (.+)\.$"),
+        "queue",
+        "The queue of {} is full: it is slower than what is sent to it, and messages to it are dropped.",
+    ),
+    (
+        re.compile(r"Dropping too large outgoing PUBLISH for (\S+) "),
+        "packet",
+        "A message to {} was dropped because it is larger than that client takes: give all clients the same limit.",
+    ),
+    (
+        re.compile(r"Client connection from (\S+) denied: max_connections exceeded"),
+        "connections",
+        "A client at {} was turned away: as many are connected as the broker's max_connections allows.",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitReached:
+    """A limit that the broker has reached.
+
+    Attributes:
+        limit: `queue`, `packet` or `connections`.
+        who: The client, or its address; None where the broker only counts.
+        sentence: The same for a person.
+    """
+
+    limit: str
+    who: str | None
+    sentence: str
+
+
+@dataclass(slots=True)
+class LimitWatch:
+    """Takes what mosquitto publishes on `SYS_TOPICS`, and tells what is news."""
+
+    _dropped: int = 0
+
+    def take(self, topic: str, payload: bytes) -> LimitReached | None:
+        """Take one message; return what it tells, or None."""
+        text = payload[:LONGEST].decode(errors="replace")
+        return self._take_count(text) if topic == DROPPED else self._take_line(text)
+
+    def _take_count(self, text: str) -> LimitReached | None:
+        # ASCII digits alone: int() takes more than the broker writes.
+        count = int(text) if re.fullmatch(r"[0-9]{1,18}", text) else self._dropped
+        # What was dropped before we came is told too. A broker that was restarted counts from zero again.
+        new = count - self._dropped if count >= self._dropped else count
+        self._dropped = count
+        if new == 0:
+            return None
+        return LimitReached("queue", None, f"The broker has dropped {new} messages because a client's queue was full.")
+
+    @staticmethod
+    def _take_line(text: str) -> LimitReached | None:
+        for pattern, limit, sentence in _LINES:
+            found = pattern.search(text)
+            if found is not None:
+                # A client id is what its owner likes it to be.
+                who = "".join(character if character.isprintable() else "?" for character in found[1])
+                return LimitReached(limit, who, sentence.format(who))
+        return None

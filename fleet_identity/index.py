@@ -1,0 +1,224 @@
+"""What the authority has signed, and for whom: the index that names, renewals and revocations are decided by."""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Self
+
+from fleet_identity.errors import AuthorityError
+from fleet_identity.files import SECRET
+from fleet_identity.roles import IdentityRole, folded
+
+__all__ = ["Entry", "Index"]
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS names (
+    folded TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    role TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS certificates (
+    serial TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    role TEXT NOT NULL,
+    hosts TEXT NOT NULL,
+    key_sha256 TEXT NOT NULL,
+    not_before TEXT NOT NULL,
+    not_after TEXT NOT NULL,
+    pem TEXT NOT NULL,
+    takeover INTEGER NOT NULL,
+    revoked_at TEXT
+);
+CREATE INDEX IF NOT EXISTS certificates_name ON certificates (name);
+CREATE INDEX IF NOT EXISTS certificates_key ON certificates (key_sha256);
+CREATE TABLE IF NOT EXISTS lists (
+    number INTEGER PRIMARY KEY,
+    this_update TEXT NOT NULL
+);
+"""
+
+_COLUMNS: Final = "serial, name, role, hosts, key_sha256, not_before, not_after, pem, takeover, revoked_at"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One certificate.
+
+    Attributes:
+        serial: In hexadecimal.
+        name: Whose.
+        role: What for.
+        hosts: A broker's names and addresses.
+        key_sha256: Fingerprint of the public key.
+        not_before: Valid from.
+        not_after: Valid until.
+        pem: The certificate.
+        takeover: Whether it exists only to end the sessions of a revoked one.
+        revoked_at: When it was revoked, or None.
+    """
+
+    serial: str
+    name: str
+    role: IdentityRole
+    hosts: tuple[str, ...]
+    key_sha256: str
+    not_before: datetime
+    not_after: datetime
+    pem: str
+    takeover: bool = False
+    revoked_at: datetime | None = None
+
+
+class Index:
+    """A SQLite file; use as a context manager. Its owner holds the folder's lock while something is changed."""
+
+    def __init__(self, path: Path, *, new: bool = False) -> None:
+        """Open the file.
+
+        Args:
+            path: Which.
+            new: Whether to make it. An index that is lost must not come back empty: nobody would be revoked any more.
+
+        Raises:
+            AuthorityError: It is not there, cannot be opened, or is no index.
+        """
+        self._path = path
+        if not new and not path.exists():
+            raise AuthorityError(f"The authority's index {path} is missing: restore it from a backup.")
+        with self._complaining():
+            path.touch(mode=SECRET)
+            self._connection = sqlite3.connect(path, isolation_level=None)
+            try:
+                self._connection.execute("PRAGMA synchronous = FULL")
+                self._connection.executescript(_SCHEMA)
+            except sqlite3.Error:
+                self._connection.close()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    @contextlib.contextmanager
+    def change(self) -> Iterator[None]:
+        """Do all of what happens inside, or nothing of it."""
+        with self._complaining():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def owner(self, name: str) -> tuple[str, IdentityRole] | None:
+        """Return the spelling and role of the one who has or had this name, in whatever spelling."""
+        rows = self._rows("SELECT name, role FROM names WHERE folded = ?", folded(name))
+        return (rows[0][0], IdentityRole(rows[0][1])) if rows else None
+
+    def names(self, role: IdentityRole) -> tuple[str, ...]:
+        """Return all names ever given to, or kept for, this role."""
+        return tuple(row[0] for row in self._rows("SELECT name FROM names WHERE role = ? ORDER BY name", role.value))
+
+    def keep_name(self, name: str, role: IdentityRole) -> None:
+        """Note that a name belongs to a role for ever."""
+        self._run("INSERT OR IGNORE INTO names VALUES (?, ?, ?)", folded(name), name, role.value)
+
+    def add(self, entry: Entry) -> None:
+        """Add a certificate."""
+        self._run(
+            f"INSERT INTO certificates ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants
+            entry.serial,
+            entry.name,
+            entry.role.value,
+            " ".join(entry.hosts),
+            entry.key_sha256,
+            entry.not_before.isoformat(),
+            entry.not_after.isoformat(),
+            entry.pem,
+            int(entry.takeover),
+            entry.revoked_at.isoformat() if entry.revoked_at is not None else None,
+        )
+
+    def revoke(self, serial: str, at: datetime) -> None:
+        """Mark a certificate as revoked; the first time counts."""
+        self._run(
+            "UPDATE certificates SET revoked_at = ? WHERE serial = ? AND revoked_at IS NULL", at.isoformat(), serial
+        )
+
+    def of_name(self, name: str) -> tuple[Entry, ...]:
+        """Return the identity's certificates, oldest first."""
+        return self._entries("name = ? AND takeover = 0", name)
+
+    def of_key(self, key_sha256: str) -> tuple[Entry, ...]:
+        """Return all certificates over this key."""
+        return self._entries("key_sha256 = ?", key_sha256)
+
+    def identities(self) -> tuple[Entry, ...]:
+        """Return all certificates of identities, oldest first."""
+        return self._entries("takeover = 0")
+
+    def revoked(self, *, ending_after: datetime) -> tuple[Entry, ...]:
+        """Return the revoked ones that have not long run out by themselves."""
+        return self._entries("revoked_at IS NOT NULL AND not_after > ?", ending_after.isoformat())
+
+    def next_list(self, now: datetime) -> tuple[int, datetime]:
+        """Return and note number and time of the next revocation list.
+
+        Of two lists of one authority OpenSSL goes by the later one, in whole seconds, and at a draw keeps the one that
+        it had: a second list of the same second would be ignored. So each is at least a second later than the last.
+        """
+        rows = self._rows("SELECT number, this_update FROM lists ORDER BY number DESC LIMIT 1")
+        number, this_update = 1, now.replace(microsecond=0)
+        if rows:
+            number = rows[0][0] + 1
+            last = datetime.fromisoformat(rows[0][1])
+            this_update = max(this_update, datetime.fromtimestamp(last.timestamp() + 1, UTC))
+        self._run("INSERT INTO lists VALUES (?, ?)", number, this_update.isoformat())
+        return number, this_update
+
+    def _entries(self, condition: str, *values: object) -> tuple[Entry, ...]:
+        rows = self._rows(
+            f"SELECT {_COLUMNS} FROM certificates WHERE {condition} ORDER BY not_before, rowid",  # noqa: S608 - ours
+            *values,
+        )
+        return tuple(_entry(row) for row in rows)
+
+    def _rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._complaining():
+            return self._connection.execute(statement, values).fetchall()
+
+    def _run(self, statement: str, *values: object) -> None:
+        with self._complaining():
+            self._connection.execute(statement, values)
+
+    @contextlib.contextmanager
+    def _complaining(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise AuthorityError(
+                f"The authority's index {self._path} cannot be used ({error}): check the disk, or restore it "
+                "from a backup."
+            ) from error
+
+
+def _entry(row: Sequence[Any]) -> Entry:
+    serial, name, role, hosts, key_sha256, not_before, not_after, pem, takeover, revoked_at = row
+    return Entry(
+        serial=serial,
+        name=name,
+        role=IdentityRole(role),
+        hosts=tuple(hosts.split()),
+        key_sha256=key_sha256,
+        not_before=datetime.fromisoformat(not_before),
+        not_after=datetime.fromisoformat(not_after),
+        pem=pem,
+        takeover=bool(takeover),
+        revoked_at=datetime.fromisoformat(revoked_at) if revoked_at else None,
+    )

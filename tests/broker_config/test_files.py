@@ -1,0 +1,107 @@
+import stat
+from pathlib import Path
+
+import pytest
+
+from broker_config.broker import Broker
+from broker_config.description import describe, read_description, render_description
+from broker_config.errors import BrokerFilesError
+from broker_config.files import Profile, RenderedFile, render_files, write_files
+
+HOME = Path("/etc/mosquitto/fleet")
+OFFICE = {"host": "office.example", "site": "north"}
+
+
+@pytest.mark.parametrize(
+    "broker",
+    [
+        Broker(),
+        Broker.production(),
+        Broker.production(host="10.0.0.1", devices=("a", "b"), banned=("c",), head_office=OFFICE),
+        Broker.production(storage=None, user=None, acl_plugin="/usr/lib/x.so"),
+    ],
+)
+def test_a_description_is_read_as_it_was_written(broker: Broker, tmp_path: Path) -> None:
+    path = tmp_path / "broker.toml"
+    path.write_text(render_description(broker))
+    assert read_description(path, production=False) == broker
+
+
+def test_what_an_operators_file_leaves_out_is_productions(tmp_path: Path) -> None:
+    path = tmp_path / "broker.toml"
+    path.write_text('fleet = "plant"\n[tls]\nca = "other.pem"\n')
+    broker = read_description(path)
+    assert (broker.fleet, broker.port, broker.host) == ("plant", 8883, None)
+    assert broker.tls is not None
+    assert (broker.tls.ca, broker.tls.key) == (Path("other.pem"), Path("broker.key"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("fleet = ", "is not valid TOML"),
+        ('fleet = "a/b"', "'fleet'.*not a valid name"),
+        ("max_queue = 1", "'max_queue'.*no setting of that name; known are .*max_queued"),
+        ("[tls]\ncrt = 'a'", "'tls.crt'"),
+        ('edges = ["a", "a"]', "description in .*each name is one edge"),
+    ],
+)
+def test_a_description_that_cannot_be_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "broker.toml"
+    path.write_text(text)
+    with pytest.raises(BrokerFilesError, match=sentence):
+        read_description(path)
+
+
+def test_a_description_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BrokerFilesError, match=r"cannot be read: No such file"):
+        read_description(tmp_path / "none.toml")
+
+
+def test_each_profile_has_its_files() -> None:
+    names = {
+        profile: {file.name for file in render_files(broker, profile, home=HOME)}
+        for profile, broker in {
+            Profile.LOOPBACK: Broker(port=1883),
+            Profile.PRODUCTION: Broker.production(),
+            Profile.BRIDGE: Broker.production(head_office=OFFICE),
+            Profile.EMQX: Broker.production(),
+        }.items()
+    }
+    assert names[Profile.LOOPBACK] == {"broker.toml", "mosquitto.conf", "access.acl"}
+    assert names[Profile.PRODUCTION] == names[Profile.LOOPBACK] | {"systemd/mosquitto.service.d/fleet.conf"}
+    assert names[Profile.BRIDGE] == names[Profile.PRODUCTION] | {"head-office-access.acl"}
+    assert names[Profile.EMQX] == {"broker.toml", "emqx.conf", "acl.conf"}
+
+
+@pytest.mark.parametrize(
+    ("profile", "values", "sentence"),
+    [
+        (Profile.LOOPBACK, {"tls": {}}, "without|no tls"),
+        (Profile.PRODUCTION, {}, "with tls"),
+        (Profile.BRIDGE, {"tls": {}}, r"a \[head_office\]"),
+        (Profile.PRODUCTION, {"tls": {}, "head_office": OFFICE}, r"no \[head_office\]"),
+        (Profile.LOOPBACK, {"port": 0}, "port"),
+    ],
+)
+def test_a_profile_says_what_the_description_lacks(profile: Profile, values: dict[str, object], sentence: str) -> None:
+    broker = describe({"port": 8883} | values, production=False)
+    with pytest.raises(BrokerFilesError, match=sentence):
+        render_files(broker, profile, home=HOME)
+
+
+def test_files_are_written_with_their_modes_and_leave_nothing_behind(tmp_path: Path) -> None:
+    files = render_files(Broker.production(), Profile.PRODUCTION, home=HOME)
+    for _ in range(2):
+        write_files(files, tmp_path)
+    written = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert [str(path.relative_to(tmp_path)) for path in written] == sorted(file.name for file in files)
+    for file in files:
+        assert stat.S_IMODE((tmp_path / file.name).stat().st_mode) == file.mode
+    assert stat.S_IMODE((tmp_path / "access.acl").stat().st_mode) == 0o640
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "in the way").write_text("")
+    with pytest.raises(BrokerFilesError, match="cannot be written"):
+        write_files([RenderedFile("in the way/broker.toml", "")], tmp_path)

@@ -1,0 +1,153 @@
+"""`fleet broker check` finds what is wrong with rendered files, and calls it by its name."""
+
+import json
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from broker_config.broker import Broker
+from broker_config.files import Profile, render_files, write_files
+from broker_config.tls import Tls
+from fleet_cli.broker import app
+from fleet_cli.broker.certificate_check import check_certificates
+from fleet_cli.broker.check import check_directory
+from fleet_cli.broker.findings import Finding, Result
+from fleet_cli.broker.trial_identities import TrialAuthority
+from fleet_cli.errors import CommandError
+from tests.support.brokers import require_mosquitto
+
+NOW = datetime.now(UTC)
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def production(tmp_path: Path) -> Path:
+    folder = tmp_path / "rendered"
+    write_files(render_files(Broker.production(), Profile.PRODUCTION, home=Path("/etc/mosquitto/fleet")), folder)
+    return folder
+
+
+def failed(folder: Path) -> set[str]:
+    return {finding.check for finding in check_directory(folder) if finding.result is Result.FAILED}
+
+
+def change(path: Path, pattern: str, replacement: str) -> None:
+    text = path.read_text()
+    changed = re.sub(pattern, replacement, text, flags=re.MULTILINE)
+    assert changed != text
+    path.write_text(changed)
+
+
+@pytest.mark.broker
+def test_what_is_rendered_passes(production: Path, tmp_path: Path) -> None:
+    require_mosquitto()
+    findings = list(check_directory(production))
+    assert {finding.result for finding in findings} == {Result.OK, Result.SKIPPED}
+    assert [finding.check for finding in findings if finding.result is Result.SKIPPED] == ["certificates"]
+    loopback = tmp_path / "loopback"
+    write_files(render_files(Broker(port=1883), Profile.LOOPBACK, home=loopback), loopback)
+    assert {finding.result for finding in check_directory(loopback)} == {Result.OK}
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(
+    ("file", "pattern", "replacement", "check"),
+    [
+        ("mosquitto.conf", r"^sys_interval", "no_such_option", "syntax"),
+        ("mosquitto.conf", r"^require_certificate true", "require_certificate false", "clients"),
+        ("mosquitto.conf", r"^use_identity_as_username true", "use_identity_as_username false", "clients"),
+        ("mosquitto.conf", r"^crlfile .*$", "", "strangers"),
+        ("mosquitto.conf", r"^use_username_as_clientid true", "use_username_as_clientid false", "client id"),
+        ("mosquitto.conf", r"^max_packet_size .*$", "max_packet_size 5000", "packets"),
+        ("mosquitto.conf", r"^set_tcp_nodelay true", "set_tcp_nodelay false", "round trip"),
+        ("access.acl", r"^pattern read .*down/verdict$", "", "access"),
+        ("access.acl", r"%u/down/verdict", "+/down/verdict", "access"),
+    ],
+)
+def test_what_is_spoilt_is_found(production: Path, file: str, pattern: str, replacement: str, check: str) -> None:
+    require_mosquitto()
+    change(production / file, pattern, replacement)
+    assert check in failed(production)
+
+
+@pytest.mark.broker
+def test_the_command_prints_lines_or_json_and_fails_with_1(production: Path) -> None:
+    require_mosquitto()
+    (production / "access.acl").chmod(0o644)
+    done = CliRunner().invoke(app, ["check", str(production)])
+    assert done.exit_code == 1
+    assert re.search(r"^failed  modes  .*chmod o-rwx", done.output, flags=re.MULTILINE)
+    checks = json.loads(CliRunner().invoke(app, ["check", "--json", str(production)]).output)["checks"]
+    assert {"check": "modes", "result": "failed"}.items() <= checks[0].items()
+
+
+def test_a_folder_without_the_files_is_one_sentence(production: Path) -> None:
+    (production / "access.acl").unlink()
+    with pytest.raises(CommandError, match=r"no .*access\.acl: write the files"):
+        list(check_directory(production))
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> TrialAuthority:
+    made = TrialAuthority(tmp_path / "pki", NOW)
+    made.broker()
+    return made
+
+
+def certificates(authority: TrialAuthority, now: datetime = NOW) -> Finding:
+    (finding,) = check_certificates(Tls(), authority.folder, now=now)
+    return finding
+
+
+def test_certificates_that_go_together_are_told_with_their_end(authority: TrialAuthority) -> None:
+    finding = certificates(authority)
+    assert finding.result is Result.OK
+    assert f"{NOW + DAY:%Y}" in finding.sentence
+
+
+def _foreign_key(folder: Path) -> None:
+    (folder / "broker.key").write_bytes(TrialAuthority(folder / "x", NOW).client("a").key.read_bytes())
+
+
+def _foreign_authority(folder: Path) -> None:
+    TrialAuthority(folder / "x", NOW)
+    (folder / "ca.pem").write_bytes((folder / "x" / "ca.pem").read_bytes())
+
+
+def _foreign_list(folder: Path) -> None:
+    TrialAuthority(folder / "x", NOW)
+    (folder / "crl.pem").write_bytes((folder / "x" / "crl.pem").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda folder: (folder / "broker.key").unlink(), r"broker\.key is missing"),
+        (lambda folder: (folder / "broker.pem").write_text("nonsense"), r"broker\.pem is no certificate"),
+        (lambda folder: (folder / "broker.key").write_text("nonsense"), r"broker\.key is no unencrypted private key"),
+        (lambda folder: (folder / "crl.pem").write_text("nonsense"), r"crl\.pem is no revocation list"),
+        (_foreign_key, "does not belong to the certificate"),
+        (_foreign_authority, "was not signed by"),
+        (_foreign_list, "refuse every client"),
+    ],
+)
+def test_files_that_do_not_go_together_are_one_sentence(
+    authority: TrialAuthority, spoil: Callable[[Path], object], sentence: str
+) -> None:
+    spoil(authority.folder)
+    finding = certificates(authority)
+    assert finding.result is Result.FAILED
+    assert re.search(sentence, finding.sentence)
+
+
+@pytest.mark.parametrize(("now", "sentence"), [(NOW + 2 * DAY, "ran out"), (NOW - 2 * DAY, "set this machine's clock")])
+def test_certificates_outside_their_time_are_one_sentence(
+    authority: TrialAuthority, now: datetime, sentence: str
+) -> None:
+    finding = certificates(authority, now)
+    assert finding.result is Result.FAILED
+    assert sentence in finding.sentence

@@ -1,0 +1,119 @@
+"""`fleet broker init` makes a broker that runs, `LocalBroker` runs it, and its files open it."""
+
+import stat
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from broker_config.errors import BrokerFilesError
+from broker_config.local import LocalBroker
+from fleet_cli.broker import app
+from fleet_cli.broker.check import check_directory
+from fleet_cli.broker.findings import Result
+from fleet_cli.broker.init import make_local_broker
+from fleet_cli.errors import CommandError
+from fleet_identity.errors import IdentityError
+from fleet_link.confirmed import publish_confirmed
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import LinkSettings, TlsSettings
+from schemas.topics import Topic, build
+from tests.support.brokers import require_mosquitto
+from tests.support.links import START_S, Inbox
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.broker
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require_mosquitto()
+    folder = tmp_path_factory.mktemp("made") / "broker"
+    make_local_broker(folder, fleet="home", edges=["edge-1"], devices=["device-1", "device-2"], port=18_883)
+    return folder
+
+
+def link_to(broker: LocalBroker, name: str) -> PahoLink:
+    files = broker.identity(name)
+    tls = TlsSettings(files.ca, files.certificate, files.key)
+    return PahoLink(LinkSettings(client_id=name, host="localhost", port=broker.port, tls=tls))
+
+
+def test_a_device_and_an_edge_speak_through_it(made: Path) -> None:
+    with LocalBroker(made, port=0) as broker:
+        assert broker.port not in {0, 18_883}
+        edge, device, inbox = link_to(broker, "edge-1"), link_to(broker, "device-1"), Inbox()
+        device.subscribe(build(Topic.VERDICT, fleet="home", device="device-1"), inbox)
+        device.start(timeout_s=START_S)
+        edge.start(timeout_s=START_S)
+        for name in ("device-1", "device-2"):
+            publish_confirmed(edge, build(Topic.VERDICT, fleet="home", device=name), name.encode(), timeout_s=START_S)
+        until(lambda: inbox.payloads == [b"device-1"])
+        edge.stop()
+        device.stop()
+    assert (made / "broker.toml").is_file(), "the folder outlives the broker"
+
+
+def test_what_is_retained_outlives_a_restart(made: Path) -> None:
+    topic = build(Topic.STATE, fleet="home", device="device-1")
+    with LocalBroker(made, port=0) as broker:
+        device = link_to(broker, "device-1")
+        device.start(timeout_s=START_S)
+        publish_confirmed(device, topic, b"here", timeout_s=START_S, retain=True)
+        device.stop()
+        broker.restart()
+        monitor, inbox = link_to(broker, "monitor"), Inbox()
+        monitor.subscribe(topic, inbox)
+        monitor.start(timeout_s=START_S)
+        until(lambda: inbox.payloads == [b"here"])
+        monitor.stop()
+
+
+def test_its_own_check_finds_nothing(made: Path) -> None:
+    assert {finding.result for finding in check_directory(made)} == {Result.OK}
+
+
+def test_no_secret_is_open_to_others(made: Path) -> None:
+    keys = [*made.rglob("*.key")]
+    assert len(keys) == 6  # authority, broker, edge, monitor and two devices
+    assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
+
+
+def test_the_command_says_how_to_run_it_and_both_ends_settings(tmp_path: Path) -> None:
+    require_mosquitto()
+    folder = tmp_path / "broker"
+    done = CliRunner().invoke(app, ["init", str(folder), "--devices", "1", "--port", "18884"])
+    assert done.exit_code == 0, done.output
+    for needed in (f"-c {folder}/mosquitto.conf", "fleet edge run --config", 'device = "device-1"', "port = 18884"):
+        assert needed in done.output
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    require_mosquitto()
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(CommandError, match=r"something in .* already"):
+        make_local_broker(tmp_path, fleet="home", edges=["edge-1"], devices=[], port=18_885)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_name_of_another_role_is_one_sentence_and_makes_nothing(tmp_path: Path) -> None:
+    require_mosquitto()
+    folder = tmp_path / "broker"
+    with pytest.raises(IdentityError, match="reserved"):
+        make_local_broker(folder, fleet="home", edges=["edge-1"], devices=["edge-7"], port=18_885)
+    with pytest.raises(BrokerFilesError, match="not a valid name"):
+        make_local_broker(folder, fleet="home", edges=["_edge"], devices=[], port=18_885)
+    assert not folder.exists()
+
+
+def test_a_folder_that_is_no_local_broker_is_one_sentence(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(BrokerFilesError, match="cannot be read"):
+        LocalBroker(tmp_path)
+    (tmp_path / "broker.toml").write_text("port = 1883\n")
+    with pytest.raises(BrokerFilesError, match="without TLS"):
+        LocalBroker(tmp_path)
+    (tmp_path / "broker.toml").write_text((made / "broker.toml").read_text())
+    with pytest.raises(BrokerFilesError, match=r"lacks access\.acl"):
+        LocalBroker(tmp_path)
+    with pytest.raises(BrokerFilesError, match="known are device-1, device-2, edge-1, monitor"):
+        LocalBroker(made).identity("stranger")

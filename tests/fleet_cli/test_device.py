@@ -1,0 +1,94 @@
+import io
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fleet_cli.device.generate import _interrupt
+from fleet_cli.main import main
+from fleet_device.api.server import listen
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Return a function that runs `fleet device` and returns exit code, output and complaint."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fleet", "device", *arguments])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        said = capsys.readouterr()
+        return int(leaving.value.code or 0), said.out, said.err
+
+    monkeypatch.setenv("FLEET_MODELS", str(tmp_path))
+    return run
+
+
+def one_sentence(complaint: str) -> bool:
+    return complaint.startswith("fleet: ") and complaint.endswith(".\n") and complaint.count("\n") == 1
+
+
+def test_a_missing_model_is_one_sentence_and_exit_code_2(device: Run) -> None:
+    for command in (["generate", "hello"], ["run"]):
+        code, out, err = device(*command, "--model", "nope:Q4_0")
+        assert (code, out) == (2, "")
+        assert one_sentence(err)
+        assert "fleet models prepare" in err
+
+
+def test_a_file_that_is_no_model_is_one_sentence_and_exit_code_2(device: Run, tmp_path: Path) -> None:
+    file = tmp_path / "draft.gguf"
+    file.write_text("not a model")
+    code, _, err = device("generate", "hello", "--model", str(file))
+    assert code == 2
+    assert one_sentence(err)
+    assert "is not a GGUF file" in err
+
+
+def test_a_setting_that_cannot_work_is_one_sentence_and_exit_code_2(device: Run, tmp_path: Path) -> None:
+    config = tmp_path / "device.toml"
+    config.write_text("api_prot = 1\n")
+    for command in (["generate", "hello"], ["run"], ["selftest"]):
+        code, _, err = device(*command, "--config", str(config))
+        assert code == 2
+        assert one_sentence(err)
+        assert "api_prot" in err
+
+
+def test_a_prompt_can_come_from_standard_input_but_not_be_empty(device: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b" \n")))
+    code, _, err = device("generate", "-")
+    assert code == 2
+    assert err == "fleet: Standard input is empty; give the text to write about.\n"
+    assert device("generate", "")[0] == 2
+    assert device("generate", "hello", "--stop", "")[0] == 2
+
+
+def test_a_self_test_that_fails_has_exit_code_1_and_says_what_failed(device: Run) -> None:
+    code, out, _ = device("selftest", "--model", "nope:Q4_0", "--api-port", "0")
+    assert code == 1
+    assert "FAILED model" in out
+    assert "Not tried, since model failed." in out
+
+
+def test_a_self_test_beside_a_running_device_says_so(device: Run) -> None:
+    with listen(0) as taken:
+        port = str(taken.getsockname()[1])
+        code, out, _ = device("selftest", "--model", "nope:Q4_0", "--api-port", port, "--json")
+    assert code == 1
+    assert "maybe a device that runs already" in out
+
+
+def test_the_first_interrupt_asks_and_the_second_one_insists() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    asked: list[bool] = []
+    with _interrupt(lambda: asked.append(True)):
+        signal.raise_signal(signal.SIGINT)
+        assert asked == [True]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

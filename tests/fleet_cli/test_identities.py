@@ -1,0 +1,203 @@
+"""`fleet broker ca | issue | sign | renew | revoke | list` and `fleet device enroll`, as they are typed."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from fleet_cli import enroll
+from fleet_cli.broker import identities
+from fleet_cli.errors import user_errors
+from fleet_cli.main import USER_ERROR, main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs a command in a folder of its own; returns exit code, output and complaint."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+    identities.register(app)
+    enroll.register(app)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FLEET_CA_PASSPHRASE", raising=False)
+
+    def run_command(*arguments: str) -> tuple[int, str, str]:
+        code, complaint = 0, ""
+        try:
+            app(arguments, standalone_mode=False)
+        except user_errors() as error:
+            code, complaint = USER_ERROR, str(error)
+        said = capsys.readouterr()
+        return code, said.out, said.err + complaint
+
+    return run_command
+
+
+def data(run: Run, *arguments: str) -> Any:
+    code, out, err = run(*arguments, "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+@pytest.fixture
+def ca(run: Run) -> None:
+    assert run("ca", "--fleet", "home", "--edge", "north")[0] == 0
+
+
+@pytest.mark.usefixtures("ca")
+def test_a_device_comes_from_nothing_to_its_settings(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("enroll", "sensor-1", "--folder", "dev")
+    assert code == 0
+    assert "fleet broker sign sensor-1 device.csr" in out
+    assert run("sign", "sensor-1", "dev/device.csr")[0] == 0
+    code, out, _ = run(
+        "enroll", "sensor-1", "--folder", "dev", "--certificate", "ca/issued/sensor-1.pem", "--ca", "ca/ca.pem"
+    )
+    assert code == 0
+    assert f'key = "{tmp_path}/dev/device.key"' in out
+    fingerprint = out.split()[-1]
+    assert len(fingerprint) == 64
+    assert (
+        fingerprint
+        == data(run, "enroll", "sensor-1", "--folder", "dev", "--certificate", "dev/device.pem")["ca_sha256"]
+    )
+
+
+def test_json_has_what_a_program_needs(run: Run) -> None:
+    made = data(run, "ca", "--fleet", "home")
+    assert made["fleet"] == "home"
+    issued = data(run, "issue", "edge-1", "--role", "edge")
+    assert (issued["name"], issued["role"]) == ("edge-1", "edge")
+    assert Path(issued["key"]).stat().st_mode & 0o777 == 0o600
+    broker = data(run, "issue", "broker", "--role", "broker", "--host", "localhost", "--host", "127.0.0.1")
+    assert broker["hosts"] == ["localhost", "127.0.0.1"]
+    request = data(run, "enroll", "sensor-1")["request"]
+    (signed,) = data(run, "sign", "sensor-1", request)
+    (renewed,) = data(run, "renew", "sensor-1", "--early")
+    assert renewed["serial"] != signed["serial"]
+    assert data(run, "renew", "--due") == []
+    revoked = data(run, "revoke", "sensor-1")
+    assert revoked["serials"] == [signed["serial"], renewed["serial"]]
+    assert revoked["in_force"] is False
+    lines = {line["name"]: (line["state"], line["days_left"]) for line in data(run, "list")}
+    assert lines == {"broker": ("valid", 89), "edge-1": ("valid", 89), "sensor-1": ("revoked", 89)}
+    assert len(data(run, "list", "--all")) == 4
+
+
+@pytest.mark.usefixtures("ca")
+def test_a_list_for_people(run: Run) -> None:
+    run("issue", "edge-1", "--role", "edge")
+    _, out, _ = run("list")
+    assert "edge-1" in out
+    assert "Days left" in out
+
+
+@pytest.mark.usefixtures("ca")
+def test_without_a_broker_it_is_said_that_sessions_go_on(run: Run) -> None:
+    run("issue", "edge-1", "--role", "edge")
+    code, out, _ = run("revoke", "edge-1")
+    assert code == 0
+    assert "to end sessions too, say the command again with --host" in out
+
+
+@pytest.mark.usefixtures("ca")
+def test_how_the_broker_is_reached_is_remembered(run: Run, tmp_path: Path) -> None:
+    run("issue", "edge-1", "--role", "edge")
+    run("revoke", "edge-1", "--crl", "installed.pem")
+    (tmp_path / "installed.pem").unlink()
+    run("revoke", "edge-1")
+    assert (tmp_path / "installed.pem").read_bytes() == (tmp_path / "ca" / "crl.pem").read_bytes()
+
+
+def test_the_authoritys_key_may_have_a_passphrase(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_text("open sesame\n")
+    assert run("ca", "--passphrase-file", "secret")[0] == 0
+    assert b"ENCRYPTED" in (tmp_path / "ca" / "ca.key").read_bytes()
+    assert run("issue", "edge-1", "--role", "edge", "--passphrase-file", "secret")[0] == 0
+    code, _, err = run("issue", "edge-2", "--role", "edge")
+    assert code == USER_ERROR
+    assert "nobody to ask: use --passphrase-file or FLEET_CA_PASSPHRASE" in err
+    monkeypatch.setenv("FLEET_CA_PASSPHRASE", "open sesame")
+    assert run("issue", "edge-2", "--role", "edge")[0] == 0
+    monkeypatch.setenv("FLEET_CA_PASSPHRASE", "guess")
+    code, out, err = run("issue", "edge-3", "--role", "edge")
+    assert (code, out) == (USER_ERROR, "")
+    assert "the passphrase is wrong" in err
+    assert "guess" not in err
+    assert not (tmp_path / "ca" / "issued" / "edge-3.key").exists()
+    assert run("list")[0] == 0, "a list needs no key"
+
+
+def test_the_log_names_who_acted_through_sudo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUDO_USER", "alice")
+    run("ca")
+    actors = {json.loads(line)["actor"] for line in (tmp_path / "ca" / "audit.jsonl").read_text().splitlines()}
+    assert {actor.partition(" as ")[0] for actor in actors} == {"alice"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("ca",), "There is an authority in ca already"),
+        (("ca", "--ca", "new", "--fleet", "a/b"), "'a/b' is not a valid name"),
+        (("ca", "--ca", "new", "--edge", "monitor-1"), "reserved"),
+        (("ca", "--ca", "new", "--unit", "mosquitto", "--pid-file", "p"), "not both"),
+        (("list", "--ca", "nowhere"), "There is no authority in nowhere"),
+        (("issue", "sensor-1", "--role", "device"), "A device's key never leaves it"),
+        (("issue", "broker", "--role", "broker"), "Give --host for a broker"),
+        (("issue", "edge-1", "--role", "edge", "--host", "a"), "and for nobody else"),
+        (("issue", "broker", "--role", "broker", "--host", "*.a"), "neither a host name nor an address"),
+        (("issue", "e/1", "--role", "edge"), "is not a valid name"),
+        (("sign", "sensor-1", "absent.csr"), "cannot be read"),
+        (("sign", "sensor-1", "ca/ca.pem"), "no signing request in PEM"),
+        (("sign", "edge-9", "dev.csr"), "is reserved"),
+        (("sign", "north", "dev.csr"), "asks for 'sensor-1' and not for 'north'"),
+        (("renew",), "Say whom to renew"),
+        (("renew", "sensor-9"), "Nobody has a certificate for 'sensor-9'"),
+        (("renew", "a", "b", "--request", "dev.csr"), "A request is for one name"),
+        (("revoke", "sensor-9"), "Nobody has a certificate for 'sensor-9'"),
+        (("enroll", "edge-1"), "is reserved"),
+        (("enroll", "sensor-1", "--ca", "ca/ca.pem"), "give --certificate too"),
+        (
+            ("enroll", "sensor-1", "--certificate", "ca/ca.pem", "--ca", "ca/ca.pem"),
+            "There is no key in credentials yet",
+        ),
+        (("enroll", "sensor-1", "--certificate", "absent.pem", "--ca", "ca/ca.pem"), "cannot be read"),
+        (("enroll", "sensor-1", "--new-key", "--certificate", "x"), "A new key needs a new request"),
+    ],
+)
+@pytest.mark.usefixtures("ca")
+def test_what_is_wrong_ends_in_one_sentence(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    run("enroll", "sensor-1", "--folder", "d")
+    (tmp_path / "dev.csr").write_bytes((tmp_path / "d" / "device.csr").read_bytes())
+    code, out, err = run(*arguments)
+    assert (code, out) == (USER_ERROR, "")
+    assert sentence in err
+    assert "\n" not in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    code, _, err = run("ca", "--ca", "closed/ca")
+    assert code == USER_ERROR
+    assert "cannot be made" in err
+
+
+def test_the_commands_are_fleets_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["fleet", "broker", "list", "--ca", "/nowhere"])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert leaving.value.code == USER_ERROR
+    assert capsys.readouterr().err.strip() == (
+        "fleet: There is no authority in /nowhere: make one with `fleet broker ca`, or correct --ca."
+    )

@@ -1,0 +1,74 @@
+"""`scripts/check-tls` finds nothing at our broker, and something at a weak listener."""
+
+import shutil
+import socket
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from broker_config.local import IdentityFiles, LocalBroker
+from fleet_cli.broker.init import make_local_broker
+from fleet_cli.broker.trial_identities import TrialAuthority
+from tests.support.brokers import require_mosquitto
+from tests.support.waiting import until
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "check-tls"
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+
+
+def check(port: int, files: IdentityFiles) -> subprocess.CompletedProcess[str]:
+    command = [str(SCRIPT), f"localhost:{port}", str(files.ca), str(files.certificate), str(files.key)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.broker
+def test_our_listener_speaks_no_old_protocol_and_no_weak_cipher(tmp_path: Path) -> None:
+    require_mosquitto()
+    folder = tmp_path / "broker"
+    make_local_broker(folder, fleet="home", edges=["edge-1"], devices=["device-1"], port=18_887)
+    with LocalBroker(folder, port=0) as broker:
+        done = check(broker.port, broker.identity("device-1"))
+    assert done.returncode == 0, done.stdout
+    assert "failed" not in done.stdout
+    for line in ("tls1 is refused", "tls1_1 is refused", "aNULL is refused", "without a certificate is refused"):
+        assert line in done.stdout
+
+
+def test_a_weak_listener_is_found_out(tmp_path: Path) -> None:
+    authority = TrialAuthority(tmp_path, datetime.now(UTC))
+    own, client = authority.broker(), authority.client("device-1")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    # It asks for no certificate and takes ciphers without authentication.
+    command = ["openssl", "s_server", "-accept", str(port), "-cert", str(own.certificate), "-key", str(own.key)]
+    with subprocess.Popen(
+        [*command, "-cipher", "ALL:aNULL:@SECLEVEL=0", "-quiet"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as server:
+        try:
+            until(lambda: _listens(port))
+            done = check(port, client)
+        finally:
+            server.kill()
+    assert done.returncode == 1
+    for line in ("aNULL is accepted", "CBC is accepted", "without a certificate gets through"):
+        assert line in done.stdout, done.stdout
+
+
+def test_nothing_there_and_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
+    files = TrialAuthority(tmp_path, datetime.now(UTC)).client("device-1")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))  # bound, but it does not listen
+        done = check(int(probe.getsockname()[1]), files)
+    assert (done.returncode, done.stdout.count("\n")) == (1, 1)
+    done = check(1, IdentityFiles(tmp_path / "none.pem", files.certificate, files.key))
+    assert done.returncode == 2
+    assert "none.pem cannot be read" in done.stderr
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

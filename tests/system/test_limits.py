@@ -1,0 +1,125 @@
+"""A limit of the broker that is reached is seen by whoever watches, though the clients are told nothing."""
+
+import queue
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from broker_config.broker import Broker
+from broker_config.runner import MosquittoProcess
+from fleet_cli.broker.limits import LimitReached, LimitWatch
+from fleet_cli.broker.watch import watch
+from fleet_link.errors import ConnectFailed, NotConnected, PacketTooLarge
+from fleet_link.link import Handler, Outcome
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import LinkSettings
+from schemas.topics import Topic, build
+from tests.support.brokers import StartBroker
+from tests.support.links import START_S, Inbox
+from tests.support.slow_client import SlowClient
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.broker
+
+FLEET = "home"
+PACKET_BYTES, QUEUED, UNANSWERED, CONNECTIONS = 2000, 10, 5, 5
+
+
+class Watched:
+    """A broker with small limits and a monitor that watches it."""
+
+    def __init__(self, broker: MosquittoProcess, stack: ExitStack) -> None:
+        self.broker = broker
+        self._stack = stack
+        self.events: queue.SimpleQueue[LimitReached | None] = queue.SimpleQueue()
+        monitor = self._make("monitor")
+        watch(monitor, LimitWatch(), self.events)
+        monitor.start(timeout_s=START_S)
+
+    def _make(self, name: str, packet_bytes: int = PACKET_BYTES) -> PahoLink:
+        link = PahoLink(
+            LinkSettings(client_id=name, username=name, port=self.broker.port, packet_bytes=packet_bytes, flush_s=0.1)
+        )
+        self._stack.callback(link.stop)
+        return link
+
+    def link(self, name: str, *subscriptions: tuple[str, Handler], packet_bytes: int = PACKET_BYTES) -> PahoLink:
+        link = self._make(name, packet_bytes)
+        for topic, handler in subscriptions:
+            link.subscribe(topic, handler)
+        link.start(timeout_s=START_S)
+        return link
+
+    def next(self) -> LimitReached:
+        event = self.events.get(timeout=START_S)
+        assert event is not None
+        return event
+
+
+@pytest.fixture
+def watched(start_mosquitto: StartBroker) -> Iterator[Watched]:
+    description = Broker(
+        max_queued=QUEUED,
+        max_unanswered=UNANSWERED,
+        max_connections=CONNECTIONS,
+        max_packet_bytes=PACKET_BYTES,
+        sys_interval_s=1,
+    )
+    with ExitStack() as stack:
+        yield Watched(start_mosquitto(description), stack)
+
+
+def test_a_full_queue_is_told_with_the_clients_name_and_then_counted(watched: Watched) -> None:
+    verdicts = build(Topic.VERDICT, fleet=FLEET, device="device-a")
+    edge = watched.link("edge-1")
+    outcomes: list[Outcome] = []
+    with SlowClient(watched.broker.port, "device-a", verdicts):
+        for _ in range(30):
+            edge.publish(verdicts, b"verdict", on_outcome=outcomes.append)
+        told = watched.next()
+        counted = watched.next()
+    assert (told.limit, told.who) == ("queue", "device-a")
+    assert counted.limit == "queue"
+    assert re.match(r"The broker has dropped [1-9]\d* messages", counted.sentence)
+    until(lambda: len(outcomes) == 30)
+    assert all(outcome.delivered for outcome in outcomes), "the publisher cannot know"
+
+
+def test_a_message_too_large_for_its_receiver_is_told(watched: Watched) -> None:
+    verdicts = build(Topic.VERDICT, fleet=FLEET, device="device-a")
+    inbox = Inbox()
+    watched.link("device-a", (verdicts, inbox), packet_bytes=300)
+    edge = watched.link("edge-1")
+    edge.publish(verdicts, bytes(1000))
+    event = watched.next()
+    assert (event.limit, event.who) == ("packet", "device-a")
+    assert inbox == []
+
+
+def test_a_packet_larger_than_the_broker_takes_is_refused_before_it_is_sent(watched: Watched) -> None:
+    edge = watched.link("edge-1")
+    with pytest.raises(PacketTooLarge, match=f"limit of {PACKET_BYTES}"):
+        edge.publish(build(Topic.VERDICT, fleet=FLEET, device="device-a"), bytes(PACKET_BYTES))
+    assert edge.connected
+
+
+def test_a_client_too_many_is_told_to_the_watcher_and_fails_with_a_sentence(watched: Watched) -> None:
+    for number in range(CONNECTIONS - 1):
+        watched.link(f"device-{number}")
+    late = PahoLink(LinkSettings(client_id="late", username="late", port=watched.broker.port))
+    with pytest.raises(ConnectFailed, match="closed the connection"):
+        late.start(timeout_s=0.5)
+    event = watched.next()
+    assert (event.limit, event.who) == ("connections", "127.0.0.1")
+
+
+def test_our_own_queue_refuses_instead_of_growing(watched: Watched) -> None:
+    settings = LinkSettings(client_id="edge-1", username="edge-1", port=watched.broker.port, queue_messages=3)
+    link = PahoLink(settings)
+    topic = build(Topic.VERDICT, fleet=FLEET, device="device-a")
+    for _ in range(3):
+        link.publish(topic, b"verdict")
+    with pytest.raises(NotConnected, match="3 messages"):
+        link.publish(topic, b"verdict")

@@ -1,0 +1,206 @@
+"""Certificates are renewed while everybody works: no session fails, no message is lost, nobody looks away."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from benchmarks.toy import ToyPair
+from fleet_device.agent import Generation
+from fleet_device.scripted_drafter import ScriptedDrafter
+from fleet_device.service import DeviceService
+from fleet_device.settings import DeviceSettings
+from fleet_edge.service import EdgeService
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifier.scripted import ScriptedVerifier
+from fleet_identity.authority import Authority
+from fleet_identity.files import write_atomically
+from fleet_identity.roles import IdentityRole
+from fleet_link.counters import Counters
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import TlsSettings
+from schemas.messages import EndReason
+from schemas.policy import Mode, SamplingPolicy
+from schemas.topics import Topic, build, wildcard
+from tests.support.links import START_S, Inbox
+from tests.support.tls_fleet import FLEET, TlsFleet, tls_fleet
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.broker
+
+EDGE = "edge-1"
+DEVICES = ("sensor-1", "sensor-2", "sensor-3")
+LENGTH = 120
+PROMPT = (1, 2)
+PAIR = ToyPair.standard()
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[TlsFleet]:
+    with tls_fleet(tmp_path) as made:
+        yield made
+
+
+def renew(authority: Authority, name: str, tls: TlsSettings) -> None:
+    """Do what an operator's rollout does: a new certificate in place of the old one."""
+    assert tls.certificate is not None
+    write_atomically(tls.certificate, authority.renew(name, early=True).pem.encode(), mode=0o644)
+
+
+def policy(seed: int) -> SamplingPolicy:
+    return SamplingPolicy(mode=Mode.COUPLED, temperature=1.0, top_k=0, top_p=1.0, seed=seed)
+
+
+@contextmanager
+def edge(fleet: TlsFleet, tls: TlsSettings) -> Iterator[EdgeService]:
+    settings = EdgeSettings(
+        fleet=FLEET,
+        edge=EDGE,
+        broker=fleet.settings(tls),
+        db=f"sqlite:///{fleet.folder / 'log.sqlite3'}",
+        spool=fleet.folder / "spool",
+    )
+    service = EdgeService(settings, ScriptedVerifier(PAIR.target, PAIR.target.words, name="toy"))
+    service.start()
+    stop = threading.Event()
+    thread = threading.Thread(target=service.run, args=(stop,))
+    thread.start()
+    try:
+        yield service
+    finally:
+        stop.set()
+        thread.join()
+        service.stop()
+
+
+@contextmanager
+def device(fleet: TlsFleet, name: str, tls: TlsSettings) -> Iterator[DeviceService]:
+    settings = DeviceSettings(fleet=FLEET, device=name, broker=fleet.settings(tls))
+    service = DeviceService(settings, ScriptedDrafter(PAIR.draft, PAIR.draft.words))
+    service.start()
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+class Writer:
+    """A device that writes one text after another until told to end."""
+
+    def __init__(self, service: DeviceService, seed: int) -> None:
+        self.service, self.seed = service, seed
+        self.texts: list[Generation] = []
+        self.failure: Exception | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._write)
+        self._thread.start()
+
+    def _write(self) -> None:
+        try:
+            while not self._ended.is_set():
+                agent = self.service.agent
+                self.texts.append(agent.generate(PROMPT, policy=policy(self.seed), max_new_tokens=LENGTH))
+        except Exception as error:  # noqa: BLE001 - for the test's own thread to show
+            self.failure = error
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join(60)
+
+
+def counters(service: EdgeService | DeviceService) -> Counters:
+    link = service._link
+    assert isinstance(link, PahoLink)
+    return link.counters
+
+
+def test_every_certificate_is_renewed_under_load_and_no_session_fails(fleet: TlsFleet) -> None:
+    identities = {name: fleet.enrol(name) for name in DEVICES}
+    identities[EDGE] = fleet.enrol(EDGE, IdentityRole.EDGE)
+    with ExitStack() as stack:
+        services: dict[str, EdgeService | DeviceService] = {EDGE: stack.enter_context(edge(fleet, identities[EDGE]))}
+        writers = []
+        for number, name in enumerate(DEVICES):
+            writer = Writer(stack.enter_context(device(fleet, name, identities[name])), seed=number)
+            stack.callback(writer.end)
+            services[name] = writer.service
+            writers.append(writer)
+        until(lambda: all(len(writer.texts) >= 1 or writer.failure for writer in writers), patience_s=60)
+        for times in (1, 2):
+            for name, service in services.items():
+                renew(fleet.authority, name, identities[name])
+                until(lambda: counters(service).renewals == times and counters(service).connects == times + 1)  # noqa: B023
+        enough = [len(writer.texts) + 1 for writer in writers]
+        until(
+            lambda: all(len(w.texts) >= count or w.failure for w, count in zip(writers, enough, strict=True)),
+            patience_s=60,
+        )
+        for writer in writers:
+            writer.end()
+        totals = {name: counters(service) for name, service in services.items()}
+    for writer in writers:
+        assert writer.failure is None
+        assert {text.reason for text in writer.texts} == {EndReason.LENGTH}
+        assert len({text.tokens for text in writer.texts}) == 1, "the same seed gives the same text, renewed or not"
+        assert sum(text.resumes for text in writer.texts) == 0, "a session had to be opened again"
+    assert {total.losses for total in totals.values()} == {0}
+    assert {total.renewals for total in totals.values()} == {2}
+    print(f"{sum(len(writer.texts) for writer in writers)} texts, {2 * len(totals)} renewals")
+
+
+def test_a_receiver_that_is_renewed_loses_nothing_and_looks_present_throughout(fleet: TlsFleet) -> None:
+    # To a sender an edge without a session at the broker is an edge that is gone: reason 0x10.
+    tls, sender_tls = fleet.enrol(EDGE, IdentityRole.EDGE), fleet.enrol("sensor-1")
+    receiver, sender, inbox, told = fleet.link(tls, EDGE), fleet.link(sender_tls, "sensor-1"), Inbox(), list[bool]()
+    draft = build(Topic.DRAFT, fleet=FLEET, device="sensor-1", edge=EDGE)
+    receiver.subscribe(wildcard(Topic.DRAFT, fleet=FLEET, edge=EDGE), inbox)
+    receiver.on_connection(told.append)
+    receiver.start(timeout_s=START_S)
+    sender.start(timeout_s=START_S)
+    reasons: list[int] = []
+    room, ended = threading.Semaphore(16), threading.Event()
+
+    def answered(reason: int) -> None:
+        reasons.append(reason)
+        room.release()
+
+    def send() -> None:
+        number = 0
+        while not ended.is_set():
+            if room.acquire(timeout=0.1):
+                sender.publish(draft, b"%d" % number, alias=True, on_outcome=lambda outcome: answered(outcome.reason))
+                number += 1
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        until(lambda: len(inbox) > 50)
+        for times in (1, 2, 3):
+            renew(fleet.authority, EDGE, tls)
+            until(lambda: receiver.counters.connects == times + 1)  # noqa: B023
+            heard = len(inbox)
+            until(lambda: len(inbox) > heard + 50)  # noqa: B023
+    finally:
+        ended.set()
+        thread.join()
+    until(lambda: len(set(inbox.payloads)) == len(reasons))
+    assert set(reasons) == {0}
+    assert set(inbox.payloads) == {b"%d" % number for number in range(len(reasons))}
+    assert told == [True] * 4
+    assert receiver.counters.losses == 0
+    assert receiver.counters.renewals == 3
+
+
+def test_the_others_do_not_hear_that_it_was_away(fleet: TlsFleet) -> None:
+    tls = fleet.enrol("sensor-1")
+    watcher, states = fleet.link(fleet.enrol(EDGE, IdentityRole.EDGE), EDGE), Inbox()
+    watcher.subscribe(wildcard(Topic.STATE, fleet=FLEET), states)
+    watcher.start(timeout_s=START_S)
+    with device(fleet, "sensor-1", tls) as service:
+        until(lambda: len(states) == 1)
+        renew(fleet.authority, "sensor-1", tls)
+        until(lambda: counters(service).connects == 2 and len(states) == 2)
+        assert all(b'"online"' in payload for payload in states.payloads)
+    until(lambda: b'"offline"' in states.payloads[-1])
