@@ -129,7 +129,7 @@ def _access(prober: Prober) -> Finding:
 
 
 def _strangers(trial: Trial) -> Finding:
-    let_in = [what for what, files in trial.bad_identities().items() if trial.lets_in(files)]
+    let_in = [what for what, files in trial.bad_identities().items() if trial.refusal(files) is None]
     if let_in:
         return Finding("strangers", Result.FAILED, f"A client is let in with a certificate {', '.join(let_in)}.")
     sentence = "Nobody is let in with a certificate that is missing, foreign, revoked or outside its time."

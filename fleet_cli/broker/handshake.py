@@ -1,14 +1,46 @@
-"""A TLS handshake as an old client would begin it."""
+"""TLS handshakes as an attacker would make them: with an old protocol, or with a certificate that is no good.
 
+Our own link is made to get through and refuses what cannot work before it tries; here the broker has to be the one who
+refuses, and its reason counts.
+"""
+
+import contextlib
 import socket
 import ssl
+import struct
 import warnings
 from typing import Final
 
-__all__ = ["refuses_old_tls"]
+from fleet_link.settings import TlsSettings
+
+__all__ = ["refusal", "refuses_old_tls"]
 
 TIMEOUT_S: Final = 5.0
+ALERT_S: Final = 0.3  # TLS 1.3 lets a client finish before the broker has judged its certificate
 OURS: Final = ("NO_PROTOCOLS_AVAILABLE", "NO_CIPHERS_AVAILABLE")
+CONNACK: Final = 0x20
+NO_ANSWER: Final = "NO_ANSWER"
+
+
+def refusal(host: str, port: int, tls: TlsSettings) -> str | None:
+    """Show a certificate, or none, and say that we are `somebody`; return why we are refused, or None if we are not.
+
+    The reason is what TLS says (`CERTIFICATE_EXPIRED` and the like are a part of it), or `NO_ANSWER`.
+
+    Raises:
+        OSError: Nothing listens there, or a file cannot be read.
+    """
+    context = ssl.create_default_context(cafile=str(tls.ca))
+    if tls.certificate is not None:
+        context.load_cert_chain(tls.certificate, tls.key)
+    with socket.create_connection((host, port), timeout=TIMEOUT_S) as sock:
+        try:
+            with context.wrap_socket(sock, server_hostname=host) as stream:
+                return _introduce(stream)
+        except ssl.SSLError as error:
+            return error.reason or NO_ANSWER
+        except ConnectionError:
+            return NO_ANSWER
 
 
 def refuses_old_tls(host: str, port: int) -> bool | None:
@@ -33,3 +65,17 @@ def refuses_old_tls(host: str, port: int) -> bool | None:
             return None if error.reason in OURS else True
         except ConnectionError:
             return True
+
+
+def _introduce(stream: ssl.SSLSocket) -> str | None:
+    # What is sent to a peer that has hung up makes the network forget the alert that says why.
+    stream.settimeout(ALERT_S)
+    with contextlib.suppress(TimeoutError):
+        stream.recv(1)  # a broker does not speak first: this is an alert, or the end
+        return NO_ANSWER
+    stream.settimeout(TIMEOUT_S)
+    name = b"somebody"
+    body = b"\x00\x04MQTT\x05\x02" + struct.pack("!HBH", 10, 0, len(name)) + name  # MQTT 5, 3.1
+    stream.sendall(bytes([0x10, len(body)]) + body)
+    answer = stream.recv(4)
+    return None if len(answer) == 4 and answer[0] == CONNACK and answer[3] == 0 else NO_ANSWER  # noqa: PLR2004

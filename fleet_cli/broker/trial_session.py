@@ -10,15 +10,14 @@ from typing import Final
 from broker_config.broker import Broker
 from broker_config.local import IdentityFiles
 from broker_config.trial import INSPECTOR, TrialBroker, TrialFiles
+from fleet_cli.broker.handshake import refusal
 from fleet_cli.broker.trial_identities import TrialAuthority
-from fleet_link.errors import ConnectFailed
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings, TlsSettings
 
 __all__ = ["PATIENCE_S", "Trial", "begin_trial", "connect_all"]
 
 PATIENCE_S: Final = 10.0
-REFUSAL_S: Final = 0.5  # a good one is let in within milliseconds
 DAY: Final = timedelta(days=1)
 
 
@@ -68,18 +67,11 @@ class Trial:
         self._numbers += 1
         return self.authority.client(name, file=f"identity-{self._numbers}", begins=begins)
 
-    def lets_in(self, files: IdentityFiles | None) -> bool:
-        """Whether the broker lets a client in that shows these files; None shows no certificate."""
+    def refusal(self, files: IdentityFiles | None) -> str | None:
+        """Return why the broker refuses a client that shows these files, or none; None if it lets it in."""
         assert self.authority is not None
         tls = _tls(files) or TlsSettings(self.authority.folder / "ca.pem")
-        link = PahoLink(self._settings(None, tls, "somebody"))
-        try:
-            link.start(timeout_s=REFUSAL_S)
-        except ConnectFailed:
-            return False
-        finally:
-            link.stop()
-        return True
+        return refusal(self.broker.host, self.broker.port, tls)
 
     def bad_identities(self) -> dict[str, IdentityFiles | None]:
         """Return what no broker may accept, by what is wrong with it. It has read the revocation on return."""

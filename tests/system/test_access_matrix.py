@@ -62,10 +62,18 @@ def test_everyone_who_is_let_in_can_do_what_the_table_says_and_nothing_else(stag
 
 
 def test_nobody_else_is_let_in(stage: Stage) -> None:
-    identities = stage.trial.bad_identities()
-    assert len(identities) == 5
-    assert [what for what, files in identities.items() if stage.trial.lets_in(files)] == []
-    assert stage.trial.lets_in(stage.trial.identity("device-d")), "or nothing is shown"
+    refusals = {what: stage.trial.refusal(files) for what, files in stage.trial.bad_identities().items()}
+    reasons = {
+        "of an unknown authority": "UNKNOWN_CA",
+        "expired": "CERTIFICATE_EXPIRED",
+        "not valid yet": "BAD_CERTIFICATE",
+        "revoked": "CERTIFICATE_REVOKED",
+        "that is missing": "CERTIFICATE_REQUIRED",
+    }
+    assert set(refusals) == set(reasons)
+    for what, reason in reasons.items():
+        assert reason in (refusals[what] or ""), what
+    assert stage.trial.refusal(stage.trial.identity("device-d")) is None, "or nothing is shown"
 
 
 def test_a_client_id_that_is_anothers_does_not_end_the_others_session(stage: Stage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -14,12 +15,8 @@ DOCUMENTATION = """
 name: namespaces
 short_description: enter the namespaces of a test machine
 description:
-  - Runs commands on a machine that C(scripts/ansible-testbed) has booted.
-options:
-  pid_file:
-    description: File with the process id of the machine's first process.
-    vars:
-      - name: testbed_pid_file
+  - Runs commands on a machine that C(scripts/ansible-testbed) has booted, whose state is in C(FLEET_TESTBED).
+options: {}
 """
 
 
@@ -31,8 +28,8 @@ class Connection(ConnectionBase):
 
     def _connect(self) -> Connection:
         try:
-            pid = int(Path(self.get_option("pid_file")).read_text())
-        except (OSError, TypeError, ValueError) as error:
+            pid = int(Path(os.environ["FLEET_TESTBED"], f"{self._play_context.remote_addr}.pid").read_text())
+        except (OSError, KeyError, ValueError) as error:
             raise AnsibleConnectionFailure("The machine is not running: scripts/ansible-testbed up") from error
         self._enter = ["nsenter", "-t", str(pid), *"-m -n -p -u -i -C -r -w --".split()]
         self._connected = True
