@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Self
 
-from fleet_device.agent import Agent, Patience
+from fleet_device.agent import Agent
+from fleet_device.conversation import Patience
 from fleet_device.drafter import Drafter
 from fleet_device.edges import Edges
 from fleet_device.inbox import Inbox

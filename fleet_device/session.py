@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from dssd.distribution import Dist
 from dssd.downlink import correct
 from dssd.proposal import Proposal, propose
-from fleet_device.errors import ProtocolViolation, SessionRefused
+from fleet_device.counters import Counters
+from fleet_device.errors import ProtocolViolation
+from fleet_device.terms import Terms
 from schemas.digest import EMPTY, extend_digest
 from schemas.downlink import DownlinkForm, Samples
 from schemas.messages import (
     MAX_LABEL,
-    MAX_TOKENS,
     Close,
     Closed,
     Draft,
@@ -24,70 +25,11 @@ from schemas.messages import (
     Finish,
     Open,
     Opened,
-    RefusalCode,
     Verdict,
 )
-from schemas.policy import Mode, SamplingPolicy
-from schemas.vocabulary import Vocabulary
+from schemas.policy import Mode
 
-__all__ = ["Counters", "DeviceSession", "Step", "Terms"]
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What the device asks for.
-
-    Raises:
-        SessionRefused: No Open could carry it.
-
-    Attributes:
-        session: 8 random bytes.
-        prompt: Token ids.
-        policy: Sampling.
-        max_new_tokens: Most tokens to write.
-        vocabulary: The draft model's.
-        draft_model: Its name.
-        quantization: Of its weights.
-    """
-
-    session: bytes
-    prompt: tuple[int, ...]
-    policy: SamplingPolicy
-    max_new_tokens: int
-    vocabulary: Vocabulary
-    draft_model: str
-    quantization: str
-
-    def __post_init__(self) -> None:
-        if len(self.prompt) > MAX_TOKENS:
-            raise SessionRefused(
-                RefusalCode.PROMPT_TOO_LONG,
-                f"The prompt has {len(self.prompt)} tokens; no edge takes more than {MAX_TOKENS}. Shorten it.",
-            )
-        if not 0 <= self.max_new_tokens <= MAX_TOKENS:
-            raise SessionRefused(
-                RefusalCode.MAX_NEW_TOKENS,
-                f"max_new_tokens is {self.max_new_tokens}; ask for 1 to {MAX_TOKENS} tokens.",
-            )
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the device counts of a session; times are the caller's to add."""
-
-    drafted: int = 0
-    tested: int = 0
-    accepted: int = 0
-    rounds: int = 0
-    uplink_bytes: int = 0
-    downlink_bytes: int = 0
-    draft_ms: float = 0.0
-    wait_ms: float = 0.0
-
-    @property
-    def acceptance(self) -> float | None:
-        """Accepted of tested, or None before the first test."""
-        return self.accepted / self.tested if self.tested else None
+__all__ = ["DeviceSession", "Step"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fleet_edge.errors import OpenRefused
-from fleet_edge.session import Limits
+from fleet_edge.limits import Limits
 from fleet_edge.verifier.protocol import TargetInfo
 from schemas.messages import PROTOCOL, Open, RefusalCode
 

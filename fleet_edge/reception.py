@@ -8,10 +8,11 @@ from dssd.downlink import Form, choose_form
 from fleet_edge.admission import Terms, grant
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.intake import Arrival, Malformed
+from fleet_edge.limits import Limits
 from fleet_edge.publisher import Publisher
 from fleet_edge.recorder import Measured, Recorder
 from fleet_edge.scheduler import Scheduler
-from fleet_edge.session import Arrived, EdgeSession, Limits, Settled
+from fleet_edge.session import Arrived, EdgeSession, Settled
 from fleet_edge.sessions import SessionTable
 from schemas.codec import encode_verdict
 from schemas.control import DeviceState, Presence

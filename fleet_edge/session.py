@@ -11,54 +11,17 @@ from typing import Final
 
 from dssd.distribution import Dist
 from dssd.judgement import Judgement
+from fleet_edge.counters import Counters
 from fleet_edge.errors import DraftFault
+from fleet_edge.limits import Limits
 from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Action, Close, Draft, FaultCode, Finish, Open
 from schemas.policy import Mode, SamplingPolicy
 
-__all__ = ["Admission", "Arrived", "Counters", "EdgeSession", "Limits", "Settled"]
+__all__ = ["Admission", "Arrived", "EdgeSession", "Settled"]
 
 # A repeat comes within a few round trips; twice the window of unanswered drafts covers it.
 _REMEMBERED_PER_WINDOW: Final = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the edge grants a session.
-
-    Attributes:
-        max_new_tokens: Most tokens of text.
-        max_draft: Most tokens in one draft.
-        window: Most drafts under way.
-        vocabulary: Token ids are below this.
-        end_tokens: Ids that end the text.
-    """
-
-    max_new_tokens: int
-    max_draft: int
-    window: int
-    vocabulary: int
-    end_tokens: frozenset[int]
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the edge counts of a session, payload bytes as they arrived and were sent."""
-
-    rounds: int = 0
-    drafted: int = 0
-    tested: int = 0
-    accepted: int = 0
-    uplink_bytes: int = 0
-    downlink_bytes: int = 0
-    queue_ms: float = 0.0
-    compute_ms: float = 0.0
-    batch_sum: int = 0
-
-    @property
-    def mean_batch(self) -> float:
-        """Mean number of sessions in the steps that verified this one."""
-        return self.batch_sum / self.rounds if self.rounds else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fleet_edge.errors import DraftFault, OpenRefused
-from fleet_edge.session import EdgeSession, Limits
+from fleet_edge.limits import Limits
+from fleet_edge.session import EdgeSession
 from schemas.messages import Action, FaultCode, Open, RefusalCode
 
 __all__ = ["SessionTable"]

@@ -4,17 +4,14 @@ import json
 import queue
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from broker_config.broker import Broker
-from broker_config.errors import BrokerMissing
-from broker_config.runner import EmbeddedBroker, MosquittoProcess, ThrowAwayBroker, find_mosquitto
+from fleet_cli.demo.brokers import demo_broker
 from fleet_cli.demo.processes import Child, DeviceEvent, device_process, edge_process
 from fleet_cli.demo.prompts import read_prompts
 from fleet_cli.demo.report import Report, device_row
@@ -98,36 +95,6 @@ def demo_command(
     failed = [f"{name}: {child.complaint}" for name, child in children.items() if name not in results]
     if failed:
         raise CommandError(f"{len(failed)} of {devices} devices did not finish. {failed[0]}")
-
-
-@contextmanager
-def _broker(wanted: str, console: Console) -> Iterator[tuple[str, int, str]]:
-    """Start the broker that is wanted; yields host, port and a name for the report."""
-    host, colon, port = wanted.rpartition(":")
-    if colon:
-        if not port.isdigit() or not host:
-            raise CommandError(f"--broker {wanted} is not an address; write HOST:PORT, e.g. 127.0.0.1:1883.")
-        yield host, int(port), wanted
-        return
-    description = Broker(fleet=FLEET, edges=(EDGE,))
-    runner: ThrowAwayBroker
-    if wanted == "mosquitto" or (wanted == "auto" and _has_mosquitto()):
-        runner, name = MosquittoProcess(description), "mosquitto"
-    elif wanted in ("auto", "embedded"):
-        runner, name = EmbeddedBroker(description), "embedded rumqttd"
-    else:
-        raise CommandError(f"--broker {wanted} is not known; write auto, embedded, mosquitto or HOST:PORT.")
-    with runner:
-        console.print(f"Broker: {name} on {runner.host}:{runner.port}", markup=False, highlight=False)
-        yield runner.host, runner.port, f"{name} {runner.host}:{runner.port}"
-
-
-def _has_mosquitto() -> bool:
-    try:
-        find_mosquitto()
-    except BrokerMissing:
-        return False
-    return True
 
 
 def _follow(

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from fleet_device.agent import Agent, Generation, Patience
+from fleet_device.agent import Agent, Generation
+from fleet_device.conversation import Patience
 from fleet_device.drafter import DrafterError
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
 from fleet_device.inbox import Connection, Event, Inbox

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from dssd.distribution import Dist, point_mass
 from fleet_device.errors import ProtocolViolation, SessionRefused
-from fleet_device.session import DeviceSession, Step, Terms
+from fleet_device.session import DeviceSession, Step
+from fleet_device.terms import Terms
 from schemas.digest import EMPTY, extend_digest
 from schemas.downlink import Dense, Samples, Sparse
 from schemas.messages import Closed, EndReason, Finish, Opened, RefusalCode, Verdict

@@ -51,5 +51,12 @@ def test_what_cannot_be_served_is_refused_in_one_sentence(fields: dict[str, Any]
     assert sentence.endswith(".")
 
 
+def test_no_tokens_at_all_is_told_from_none_left() -> None:
+    with pytest.raises(OpenRefused, match="ask for at least one token"):
+        grant(open_message(max_new_tokens=0), target=TARGET, terms=TERMS)
+    with pytest.raises(OpenRefused, match="8 tokens; at most 8 are granted"):
+        grant(open_message(resume=(1,) * 8, max_new_tokens=8), target=TARGET, terms=TERMS)
+
+
 def test_a_resumed_text_with_room_left_is_granted() -> None:
     assert grant(open_message(resume=(1,) * 15), target=TARGET, terms=TERMS).max_new_tokens == 16

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from fleet_edge.session import Arrived, EdgeSession, Limits
+from fleet_edge.limits import Limits
+from fleet_edge.session import Arrived, EdgeSession
 from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Draft, Open
 from schemas.policy import Mode, SamplingPolicy

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fleet_device.agent import Generation
+from fleet_device.counters import Counters
 from fleet_device.scripted_drafter import ScriptedDrafter, WordCodec
 from fleet_device.service import DeviceService
-from fleet_device.session import Counters
 from fleet_device.settings import DeviceSettings
 from fleet_device.text_queue import Listener, TextQueue, Ticket
 from fleet_device.writing import OnPiece, Order, Text, write_text

@@ -16,7 +16,8 @@ from dssd.distribution import shape
 from dssd.downlink import Form
 from dssd.markov import MarkovScript
 from fleet_device.scripted_drafter import ScriptedDrafter
-from fleet_device.session import DeviceSession, Terms
+from fleet_device.session import DeviceSession
+from fleet_device.terms import Terms
 from fleet_edge.assembly import assemble
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.session import EdgeSession
