@@ -31,6 +31,9 @@ def run_command(
     edge: Annotated[str | None, typer.Option(help="This edge's name.")] = None,
     host: Annotated[str | None, typer.Option(help="Broker's host.")] = None,
     port: Annotated[int | None, typer.Option(help="Broker's port.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="Who vouches for the broker (PEM); turns TLS on.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="This edge's own certificate (PEM).")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
     target: Annotated[str | None, typer.Option(help="Large model: folder, Hugging Face repo id or GGUF file.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
     threads: Annotated[int | None, typer.Option(help="Torch threads; 0 leaves it to torch.")] = None,
@@ -45,7 +48,7 @@ def run_command(
         flags={
             "fleet": fleet,
             "edge": edge,
-            "broker": {"host": host, "port": port},
+            "broker": {"host": host, "port": port, "ca": ca, "certificate": certificate, "key": key},
             "target": target,
             "dtype": dtype,
             "threads": threads,

@@ -44,6 +44,7 @@ def demo_command(
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="1 keeps all.")] = 0.95,
     prompts: Annotated[Path | None, typer.Option(help="File with one prompt a line.")] = None,
     broker: Annotated[str, typer.Option(help="auto, embedded, mosquitto, or HOST:PORT.")] = "auto",
+    tls: Annotated[bool, typer.Option("--tls", help="Mutual TLS, with an identity for each device.")] = False,
     db: Annotated[str, typer.Option(envvar="FLEET_DB", help="SQLAlchemy URL.")] = "sqlite:///fleet.sqlite3",
     dtype: Annotated[str, typer.Option(help="Of the target model: auto, float32 or bfloat16.")] = "auto",
     show_text: Annotated[bool, typer.Option("--show-text", help="Stream the texts.")] = False,
@@ -58,15 +59,18 @@ def demo_command(
     target = target or str(models_dir / FAMILY / "target")
     first_seed = random_seed() if seed is None else seed
     with ExitStack() as stack:
-        host, port, broker_name = stack.enter_context(_broker(broker, console))
-        place = ["--fleet", FLEET, "--host", host, "--port", str(port)]
+        names = [f"device-{number + 1}" for number in range(devices)]
+        place = stack.enter_context(demo_broker(broker, tls=tls, fleet=FLEET, edge=EDGE, devices=names))
+        console.print(f"Broker: {place.name}", markup=False, highlight=False)
         spool = stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-spool-"))
         console.print(f"Loading the target model {target} …", markup=False, highlight=False)
-        edge = stack.enter_context(
-            edge_process([*place, "--edge", EDGE, "--target", target, "--dtype", dtype, "--db", db, "--spool", spool])
-        )
+        serve = [
+            "--fleet", FLEET, "--edge", EDGE, *place.arguments(EDGE),
+            "--target", target, "--dtype", dtype, "--db", db, "--spool", spool,
+        ]  # fmt: skip
+        edge = stack.enter_context(edge_process(serve))
         shared = [
-            *place, "--model", model, "--models-dir", str(models_dir), "--mode", mode.value,
+            "--fleet", FLEET, "--model", model, "--models-dir", str(models_dir), "--mode", mode.value,
             "--temperature", str(temperature), "--top-k", str(top_k), "--top-p", str(top_p),
             "--max-new-tokens", str(max_new_tokens), "--draft-length", str(draft_length), "--threads", "1",
             *(["--ahead"] if ahead else []),
@@ -75,15 +79,15 @@ def demo_command(
         events: queue.SimpleQueue[DeviceEvent] = queue.SimpleQueue()
         watch = stack.enter_context(Watch(console, max_new_tokens, show_text))
         children = {}
-        for number in range(devices):
-            name, prompt = f"device-{number + 1}", texts[number % len(texts)]
+        for number, name in enumerate(names):
+            prompt = texts[number % len(texts)]
             watch.add(name, prompt)
-            arguments = [*shared, "--seed", str(first_seed + number), "--", prompt]
+            arguments = [*shared, *place.arguments(name), "--seed", str(first_seed + number), "--", prompt]
             children[name] = stack.enter_context(device_process(name, arguments, events))
         results = _follow(children, events, watch, edge)
         wall_s = time.monotonic() - started
     report = Report(
-        broker_name,
+        place.name,
         mode.value,
         model,
         _target_name(edge, target),

@@ -83,7 +83,7 @@ class Report:
             title_justify="left",
             caption_justify="left",
             box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
+            padding=0,
             pad_edge=False,
         )
         table.add_column("device", no_wrap=True)

@@ -2,6 +2,7 @@
 
 import typer
 
+from fleet_cli import enroll
 from fleet_cli.device.generate import generate_command
 from fleet_cli.device.run import run_command
 from fleet_cli.device.selftest import selftest_command
@@ -12,3 +13,4 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("run")(run_command)
 app.command("generate")(generate_command)
 app.command("selftest")(selftest_command)
+enroll.register(app)

@@ -11,12 +11,15 @@ from fleet_link.configuration import load_settings
 __all__ = [
     "Ahead",
     "ApiPort",
+    "Authority",
+    "Certificate",
     "Config",
     "Device",
     "DraftLength",
     "DrafterKind",
     "Fleet",
     "Host",
+    "Key",
     "Model",
     "ModelsDir",
     "Port",
@@ -29,6 +32,9 @@ Fleet = Annotated[str | None, typer.Option(help="Fleet's name.")]
 Device = Annotated[str | None, typer.Option(help="This device's name.")]
 Host = Annotated[str | None, typer.Option(help="Broker's host.")]
 Port = Annotated[int | None, typer.Option(help="Broker's port.")]
+Authority = Annotated[Path | None, typer.Option("--ca", help="Who vouches for the broker (PEM); turns TLS on.")]
+Certificate = Annotated[Path | None, typer.Option(help="This device's own certificate (PEM).")]
+Key = Annotated[Path | None, typer.Option(help="Its private key (PEM).")]
 Model = Annotated[str | None, typer.Option(help="Draft model: prepared name, GGUF file, or repo:file.")]
 ModelsDir = Annotated[Path | None, typer.Option(help="Folder of the prepared models.")]
 DrafterKind = Annotated[str | None, typer.Option(help="llama.cpp or prompt-lookup.")]
@@ -43,6 +49,9 @@ def read_settings(
     *,
     host: str | None,
     port: int | None,
+    ca: Path | None,
+    certificate: Path | None,
+    key: Path | None,
     models_dir: Path | None,
     **flags: Any,  # noqa: ANN401 - settings of all types, by name
 ) -> DeviceSettings:
@@ -51,5 +60,6 @@ def read_settings(
     Raises:
         SettingsError: The file cannot be read, or a value cannot work.
     """
-    named = {"broker": {"host": host, "port": port}, "models": models_dir, **flags}
+    broker = {"host": host, "port": port, "ca": ca, "certificate": certificate, "key": key}
+    named = {"broker": broker, "models": models_dir, **flags}
     return load_settings(DeviceSettings, config=config, flags=named)
