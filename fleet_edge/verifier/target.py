@@ -85,7 +85,7 @@ def load_target(source: str | Path, *, dtype: str = "auto", device: str = "cpu")
             model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise VerifierError(f"The target model does not fit on device {device}: {_first_line(error)}") from error
-    return Target.of(model, name=path.name if path.exists() else str(source), tokens=tokens)
+    return Target.of(model, name=_name(path) if path.exists() else str(source), tokens=tokens)
 
 
 def _from_folder(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
@@ -149,6 +149,12 @@ def _weights(name: str, dtype: torch.dtype, **files: str) -> Any:  # noqa: ANN40
             "fetch it again, whole."
         )
     return model
+
+
+def _name(path: Path) -> str:
+    """Return what the log calls a local model: its file or folder; of `<family>/target`, the family."""
+    path = path.resolve()
+    return path.parent.name if path.name == "target" else path.name
 
 
 def _end_tokens(model: Any) -> tuple[int, ...]:  # noqa: ANN401
