@@ -8,11 +8,15 @@ from fleet_device.text import TextCodec
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["Drafter", "DrafterError"]
+__all__ = ["Drafter", "DrafterError", "ModelNotFound"]
 
 
 class DrafterError(Exception):
     """The draft model cannot be loaded or cannot go on. Its text is one sentence for the user."""
+
+
+class ModelNotFound(DrafterError):  # noqa: N818 - reads as what it says
+    """The configuration names a model that is not there. Its text says what to do."""
 
 
 class Drafter(Protocol):

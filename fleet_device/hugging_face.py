@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from fleet_device.model_source import ModelNotFound
+from fleet_device.drafter import ModelNotFound
 
 __all__ = ["HuggingFace"]
 

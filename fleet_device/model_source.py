@@ -15,19 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from fleet_device.drafter import DrafterError
+from fleet_device.drafter import ModelNotFound
 
-__all__ = ["Hub", "LocatedModel", "ModelNotFound", "locate_model", "models_folder"]
+__all__ = ["Hub", "LocatedModel", "locate_model", "models_folder"]
 
 MODELS_VARIABLE = "FLEET_MODELS"
 
 _PREPARED = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)(?::(?P<quantization>\w+))?")
 _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+):(?P<pattern>[^:]+)")
 _SHARD = re.compile(r"-(?P<part>\d{5})-of-\d{5}\.gguf$", re.IGNORECASE)
-
-
-class ModelNotFound(DrafterError):  # noqa: N818 - reads as what it says
-    """The configuration names a model that is not there. Its text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)

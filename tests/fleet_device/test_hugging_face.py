@@ -5,8 +5,8 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from fleet_device import hugging_face
+from fleet_device.drafter import ModelNotFound
 from fleet_device.hugging_face import HuggingFace
-from fleet_device.model_source import ModelNotFound
 
 
 def hub(kind: type[Exception], text: str) -> Exception:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fleet_device.model_source import ModelNotFound, locate_model, models_folder
+from fleet_device.drafter import ModelNotFound
+from fleet_device.model_source import locate_model, models_folder
 
 FILES = ["README.md", "tiny-q4_0.gguf", "tiny-q8_0.gguf", "big-00002-of-00002.gguf", "big-00001-of-00002.gguf"]
 

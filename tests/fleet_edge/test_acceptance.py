@@ -104,6 +104,17 @@ def test_logits_that_are_no_numbers_spoil_their_own_case_alone(policy: SamplingP
     same(after, law[2])
 
 
+def test_a_head_that_reaches_top_p_exactly_is_not_lengthened() -> None:
+    logits = np.full((1, VOCABULARY), -9.0, dtype=np.float32)
+    logits[0, [3, 5, 7, 9]] = 1.0
+    policy = SamplingPolicy(top_k=4, top_p=0.5, temperature=1.0, seed=1)
+    case = Case((1,), (65536,), policy, 0, bonus=False)
+    (judgement,) = judge_batch(torch.from_numpy(np.repeat(logits, 2, axis=0)), [case])
+    assert judgement is not None
+    assert judgement.p is not None
+    assert judgement.p.ids.tolist() == shape(logits[0], policy).ids.tolist() == [3, 5]
+
+
 def test_rows_behind_a_rejection_may_be_anything() -> None:
     """A device may draft what it likes; the rows that this spoils are not looked at."""
     logits = np.zeros((3, VOCABULARY), dtype=np.float32)

@@ -134,6 +134,22 @@ def test_a_step_that_fails_tells_those_who_wait_and_the_edge_goes_on(
     assert later.session.committed == lossless_text(later.terms)
 
 
+def test_a_step_that_fails_leaves_nothing_computed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = MemoryFleet()
+    waiting(fleet, 2)
+    room = fleet.verifier.capacity()
+
+    def broken(*_: object) -> None:
+        raise ValueError("after the forward pass")
+
+    monkeypatch.setattr("fleet_edge.orchestrator.judge_batch", broken)
+    with caplog.at_level(logging.CRITICAL):
+        fleet.step()
+    assert fleet.verifier.capacity() >= room
+
+
 def test_a_prompt_that_no_memory_holds_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
     fleet = MemoryFleet(kv_tokens=20)
     asked = terms(1, mode=Mode.COUPLED, prompt=(1,) * 40)

@@ -48,6 +48,7 @@ def scene(seed: int, *, faults: bool) -> Scene:
         faults=broken if faults else None,
         form=rng.choice(list(Form)),
         kv_tokens=rng.choice((1 << 20, 60)),
+        max_packet_bytes=rng.choice((1 << 20, 540)),  # room for a few samples, so that they often fail
         settings={
             "window": rng.choice((1, 2, 4)),
             "max_draft": 8,

@@ -6,6 +6,7 @@ from dataclasses import replace
 import cbor2
 import pytest
 
+from dssd.distribution import shape
 from fleet_edge.store.records import DeviceSeen, EventLogged, SegmentProgress, SessionClosed, SessionOpened
 from schemas.codec import decode_reply, decode_verdict, encode_close, encode_draft, encode_open
 from schemas.control import DeviceState, Presence, encode_json
@@ -13,7 +14,7 @@ from schemas.messages import Action, Closed, Draft, EndReason, Fault, FaultCode,
 from schemas.policy import Mode
 from schemas.topics import Topic, build
 from schemas.vocabulary import Vocabulary
-from tests.support.memory_fleet import EDGE, FLEET, START, Device, MemoryFleet, lossless_text, run, terms
+from tests.support.memory_fleet import EDGE, FLEET, START, TARGET, Device, MemoryFleet, lossless_text, run, terms
 
 
 class Scene:
@@ -222,6 +223,21 @@ def test_a_repeated_draft_gets_the_same_bytes_and_is_verified_once(scene: Scene)
     assert (session.counters.rounds, session.counters.drafted) == (1, 1)
     assert session.counters.downlink_bytes == 3 * len(received[0])
     assert decode_verdict(received[0]).round == 0
+
+
+def test_a_repeated_request_for_samples_gets_the_same_bytes_and_is_counted_once(scene: Scene) -> None:
+    received: list[bytes] = []
+    topic = build(Topic.VERDICT, fleet=FLEET, device="bad")
+    scene.bad.link.subscribe(topic, lambda message: received.append(message.payload))
+    session = scene.fleet.edge.sessions.named("bad", scene.bad.terms.session)
+    assert session is not None
+    session._reject(shape(TARGET.logits((1, 2)), session.policy))
+    request = scene.draft(round=5, epoch=1, tokens=(), counts=None, tried=16)
+    for _ in range(3):
+        scene.send(encode_draft(request))
+    assert len(received) == 3
+    assert len(set(received)) == 1
+    assert session.counters.rounds == 1
 
 
 def test_a_close_ends_the_session_and_tells_what_was_counted(scene: Scene) -> None:
