@@ -10,6 +10,7 @@ import typer
 
 from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
+from fleet_edge.store.engine import parse_url, shown
 from fleet_edge.verifier.protocol import Verifier
 from fleet_link.configuration import load_settings
 from fleet_link.systemd import Systemd
@@ -67,7 +68,7 @@ def run_command(
     online = (
         f"Edge {settings.edge} of fleet {settings.fleet} is online at {settings.broker.host}:{settings.broker.port}"
     )
-    _say(f"{online}: target {info.name}, {info.vocabulary}, context {info.context}, sessions in {settings.db}.")
+    _say(f"{online}: target {info.name}, {info.vocabulary}, context {info.context}, sessions in {shown(parse_url(settings.db))}.")
     unit.ready(f"{online}.")
     try:
         service.run(stop, drain=drain, on_step=unit.alive)

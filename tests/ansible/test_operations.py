@@ -1,5 +1,6 @@
-"""What `docs/operations.md` tells an operator to type exists: each command with its options, each playbook, each script."""
+"""What `docs/operations.md` tells an operator to type exists: commands with their options, playbooks, scripts."""
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -32,7 +33,18 @@ def test_the_page_has_commands_of_both_kinds() -> None:
 
 @pytest.mark.parametrize("line", commands())
 def test_a_command_is_one_that_we_know(line: str) -> None:
-    known = {"ansible-playbook", "ansible-vault", "cp", "export", "journalctl", "systemctl", "sudo", "fleet", "pip", "cd"}
+    known = {
+        "ansible-playbook",
+        "ansible-vault",
+        "cp",
+        "export",
+        "journalctl",
+        "systemctl",
+        "sudo",
+        "fleet",
+        "pip",
+        "cd",
+    }
     word = shlex.split(line)[0]
     assert word in known or (ROOT / word).exists() or word.endswith("/fleet"), word
 
@@ -65,6 +77,6 @@ def test_a_playbook_is_there_and_knows_its_variables(line: str) -> None:
     path = ROOT / "ansible" / playbook
     assert path.exists()
     text = "".join(file.read_text() for file in (ROOT / "ansible").rglob("*.yml"))
-    for word, following in zip(words, words[1:], strict=False):
+    for word, following in itertools.pairwise(words):
         if word == "-e":
             assert following.partition("=")[0] in text, following

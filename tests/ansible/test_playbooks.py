@@ -25,7 +25,8 @@ def run(*command: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
         "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg"),
         "NO_COLOR": "1",
     }
-    return subprocess.run(command, cwd=ANSIBLE, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    options = {"cwd": ANSIBLE, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+    return subprocess.run(command, check=False, **options)
 
 
 def test_all_playbooks_are_there() -> None:

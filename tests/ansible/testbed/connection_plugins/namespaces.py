@@ -31,7 +31,7 @@ class Connection(ConnectionBase):
             pid = int(Path(os.environ["FLEET_TESTBED"], f"{self._play_context.remote_addr}.pid").read_text())
         except (OSError, KeyError, ValueError) as error:
             raise AnsibleConnectionFailure("The machine is not running: scripts/ansible-testbed up") from error
-        self._enter = ["nsenter", "-t", str(pid), *"-m -n -p -u -i -C -r -w --".split()]
+        self._enter = ["nsenter", "-t", str(pid), *["-m", "-n", "-p", "-u", "-i", "-C", "-r", "-w", "--"]]
         self._connected = True
         return self
 
