@@ -68,7 +68,8 @@ def run_command(
     online = (
         f"Edge {settings.edge} of fleet {settings.fleet} is online at {settings.broker.host}:{settings.broker.port}"
     )
-    _say(f"{online}: target {info.name}, {info.vocabulary}, context {info.context}, sessions in {shown(parse_url(settings.db))}.")
+    database = shown(parse_url(settings.db))
+    _say(f"{online}: target {info.name}, {info.vocabulary}, context {info.context}, sessions in {database}.")
     unit.ready(f"{online}.")
     try:
         service.run(stop, drain=drain, on_step=unit.alive)
