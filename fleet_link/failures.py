@@ -29,7 +29,7 @@ PASSING_REASONS: Final = {
     0x9F: "connections come too fast; try again later",
 }
 NO_ANSWER_HINT: Final = "is it an MQTT broker, and is the port one for plain MQTT?"
-TLS_HINT: Final = "is it a TLS port, and does the broker accept our certificate?"
+TLS_HINT: Final = "is it a TLS port, does the broker accept our certificate, and has it room for another client?"
 
 
 # What the broker says of our certificate (TLS alerts, by the end of OpenSSL's name), and what to do about each.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from dssd.distribution import Dist
 from fleet_device.agent import Agent, Generation
 from fleet_device.conversation import Patience
 from fleet_device.drafter import DrafterError
@@ -184,7 +185,7 @@ def test_without_an_edge_it_gives_up_and_says_what_to_do() -> None:
 def test_without_a_broker_it_says_so() -> None:
     scene = Scene()
     scene.fleet.broker.go_down()
-    with pytest.raises(EdgeUnavailable, match="broker"):
+    with pytest.raises(EdgeUnavailable, match="broker has not been reachable"):
         scene.generate()
 
 
@@ -238,9 +239,11 @@ def test_an_edge_that_says_it_is_gone_is_resumed_when_it_is_back() -> None:
             scene.say(Presence.ONLINE)
 
     scene.inbox.before_wait = happen
+    before = scene.fleet.clock()
     done = scene.generate()
     assert done.tokens == expected()
     assert done.resumes == 1
+    assert scene.fleet.clock() - before < 3 * PATIENCE.verdict_s  # it asks at once, and again every second
 
 
 def test_a_broker_restart_is_survived() -> None:
@@ -265,7 +268,9 @@ def test_a_lost_lease_is_resumed_and_the_last_word_is_that_of_the_resumed_sessio
         scene.fleet.edge.reception.expire()
 
     scene.when(3, expire)
+    before = scene.fleet.clock()
     done = scene.generate()
+    assert scene.fleet.clock() - before < 61.0 + PATIENCE.verdict_s  # at once, not when a repeated draft finds nobody
     assert done.tokens == expected()
     assert done.resumes == 1
     assert done.closed is not None
@@ -347,6 +352,23 @@ def test_a_cancelled_text_does_not_wait_for_a_silent_edge() -> None:
         scene.agent.wake()
 
     scene.when(3, cancel)
+    before = scene.fleet.clock()
+    assert scene.generate(cancelled=cancelled).reason is EndReason.CANCELLED
+    assert scene.fleet.clock() - before <= PATIENCE.close_s
+
+
+def test_a_text_cancelled_while_it_drafts_does_not_wait_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+    cancelled = threading.Event()
+    drafter = scene.agent.drafter
+
+    def cancel(policy: SamplingPolicy) -> Dist | None:
+        scene.inbox.edge_works = False
+        cancelled.set()
+        scene.agent.wake()
+        return ScriptedDrafter.next(drafter, policy)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(drafter, "next", cancel)
     before = scene.fleet.clock()
     assert scene.generate(cancelled=cancelled).reason is EndReason.CANCELLED
     assert scene.fleet.clock() - before <= PATIENCE.close_s

@@ -67,6 +67,15 @@ def test_the_first_open_has_no_text_and_the_next_has_all_of_it() -> None:
     assert session.opened is None
 
 
+def test_a_correction_that_a_resume_has_told_is_not_told_again() -> None:
+    session = session_of()
+    session.on_verdict(verdict(drafted(session, 4), 0, P))
+    assert session.open().resume == (6,)
+    assert session.on_opened(opened(attempt=1, position=1))
+    draft = session.send()
+    assert (draft.fix, draft.base, draft.epoch) == (None, 1, 0)
+
+
 def test_only_the_answer_to_the_last_open_counts() -> None:
     session = DeviceSession(terms())
     session.open()
@@ -282,6 +291,12 @@ def test_the_devices_own_correction_may_end_the_text_and_goes_with_the_close() -
     )  # fmt: skip
 
 
+def test_the_devices_own_correction_may_be_the_last_token() -> None:
+    session = session_of(max_new_tokens=1)
+    session.on_verdict(verdict(drafted(session, 4), 0, P))
+    assert (session.ended, session.committed, session.close(wall_ms=0.0).fix) == (EndReason.LENGTH, [6], 6)
+
+
 def test_the_last_token_ends_the_text() -> None:
     session = session_of(max_new_tokens=3)
     session.on_verdict(verdict(drafted(session, 4, 5), 2, 6, finish=Finish.LENGTH))
@@ -323,6 +338,7 @@ WRONG_RESIDUAL = {
     "a token for a rejection": verdict(0, 1, 6),
     "nothing for a rejection": verdict(0, 1),
     "p for an acceptance": verdict(0, 2, P),
+    "p for an acceptance that ends the text": verdict(0, 2, P, finish=Finish.LENGTH),
     "nothing for an acceptance": verdict(0, 2),
     "a bonus token outside the vocabulary": verdict(0, 2, 10),
     "a correction outside the vocabulary": verdict(0, 0, Sparse(ids=(10,), probs=(1.0,))),
