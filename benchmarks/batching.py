@@ -76,7 +76,7 @@ def _edge(port: int, db: Path, arguments: argparse.Namespace) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(30)
+        process.communicate(timeout=30)
 
 
 def _write(

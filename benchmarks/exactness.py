@@ -192,7 +192,7 @@ def _edge(case: Case, port: int) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(10)
+        process.communicate(timeout=10)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
