@@ -12,6 +12,7 @@ from fleet_device.llama_cpp_drafter import LlamaCppDrafter, LlamaCppSettings
 from fleet_edge.verifier.packed import PackedVerifier
 from fleet_edge.verifier.target import load_target
 from tests.fleet_device.prepared import prepared
+from tests.support.one_thread import OnOneThread
 from tests.support.whole import Whole
 
 TARGET = "target"
@@ -39,12 +40,12 @@ def oracle(target_folder: Path) -> Any:
 @pytest.fixture(scope="session")
 def drafters() -> Iterator[Callable[[str], LlamaCppDrafter]]:
     """Return a function that loads a draft quantization, once each."""
-    loaded: dict[str, LlamaCppDrafter] = {}
+    loaded: dict[str, OnOneThread] = {}
 
-    def load(quantization: str) -> LlamaCppDrafter:
+    def load(quantization: str) -> Any:
         if quantization not in loaded:
-            path = prepared(f"{quantization}.gguf")
-            loaded[quantization] = LlamaCppDrafter(LlamaCppSettings(path=path, threads=1, context=1024))
+            settings = LlamaCppSettings(path=prepared(f"{quantization}.gguf"), threads=1, context=1024)
+            loaded[quantization] = OnOneThread(lambda: LlamaCppDrafter(settings))
         return loaded[quantization]
 
     yield load
