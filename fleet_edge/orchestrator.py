@@ -90,6 +90,10 @@ class Orchestrator:
                 self._give_up(work, "The edge could not give a verdict; its log says why.")
         return True
 
+    def take_last(self, *, wait_s: float) -> None:
+        """Take what still arrives before the end: a device that closes meanwhile is not to be found open in the log."""
+        self._take(wait_s)
+
     def _gather(self) -> Batch:
         """Return the next step, held for drafts that are about to come if that pays."""
         now = self.clock()

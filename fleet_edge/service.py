@@ -123,6 +123,7 @@ class EdgeService:
     def stop(self) -> None:
         """Say goodbye, write the log to its end, release everything."""
         self._jobs.stop()
+        self.orchestrator.take_last(wait_s=_IDLE_S)
         self.orchestrator.reception.flush()
         try:
             self._link.publish(self._state_topic, encode_json(self._state(Presence.OFFLINE)), retain=True)

@@ -261,13 +261,15 @@ def test_a_broker_restart_is_survived() -> None:
 
 def test_a_lost_lease_is_resumed_and_the_last_word_is_that_of_the_resumed_session() -> None:
     scene = Scene()
+    deaf = Faults(drop=1.0, only=build(Topic.DRAFT, fleet=FLEET, device="device-1", edge=EDGE))
 
-    def expire() -> None:
-        scene.fleet.settle()
-        scene.fleet.clock.seconds += 61.0
-        scene.fleet.edge.reception.expire()
+    def expire(wait: int) -> None:
+        scene.fleet.broker.faults = deaf if wait == 2 else Faults()
+        if wait == 3:  # the draft that would have renewed the lease is lost
+            scene.fleet.clock.seconds += 61.0
+            scene.fleet.edge.reception.expire()
 
-    scene.when(3, expire)
+    scene.inbox.before_wait = expire
     before = scene.fleet.clock()
     done = scene.generate()
     assert scene.fleet.clock() - before < 61.0 + PATIENCE.verdict_s  # at once, not when a repeated draft finds nobody

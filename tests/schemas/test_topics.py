@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fleet_link.filters import matches
@@ -89,6 +89,7 @@ def test_a_topic_outside_the_tree_is_refused_in_a_short_sentence(topic: str) -> 
         st.sampled_from(["dssd", "v1", "f", "d", "up", "open", "draft", "state", "_edge", "down", "+", "#"])
     ).map("/".join)
 )
+@example("dssd/v2/f/d/state")
 @settings(max_examples=300, deadline=None)
 def test_random_topics_are_parsed_or_refused(topic: str) -> None:
     try:
