@@ -15,7 +15,7 @@ from fleet_cli.errors import CommandError
 
 __all__ = ["Child", "DeviceEvent", "device_process", "edge_process"]
 
-_STOP_S: Final = 5.0
+_STOP_S: Final = 6
 _TAIL_LINES: Final = 3
 
 
@@ -86,10 +86,18 @@ class Child:
             self.process.send_signal(signal.SIGINT)
 
     def end(self) -> None:
-        """See that it has ended, at the latest by force."""
-        try:
-            self.process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
+        """See that it has ended, at the latest by force.
+
+        It is asked again every second: an interrupt that falls into a call from native code back into Python, as while a
+        model is loaded, is lost.
+        """
+        for _ in range(_STOP_S):
+            try:
+                self.process.wait(1.0)
+                break
+            except subprocess.TimeoutExpired:
+                self.ask_to_stop()
+        else:
             self.process.kill()
             self.process.wait()
         for reader in self._readers:
