@@ -88,8 +88,8 @@ class Child:
     def end(self) -> None:
         """See that it has ended, at the latest by force.
 
-        It is asked again every second: an interrupt that falls into a call from native code back into Python, as while a
-        model is loaded, is lost.
+        It is asked again every second: an interrupt that falls into a call from native code back into Python, as while
+        a model is loaded, is lost.
         """
         for _ in range(_STOP_S):
             try:
