@@ -1,6 +1,7 @@
 """The `fleet` command: every failure that a user can cause ends in one sentence and exit code 2."""
 
 import logging
+import signal
 import sys
 from typing import Annotated
 
@@ -49,6 +50,8 @@ def _options(
 
 def main() -> None:
     """Run the command line."""
+    # A shell without job control starts background commands with SIGINT ignored; the demo stops its children with it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         add_commands(app, sys.argv[1:])
         app()
