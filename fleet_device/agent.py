@@ -34,6 +34,7 @@ class Generation:
         wall_ms: From Open to the end.
         first_ms: From Open to the first committed token; None if there was none.
         resumes: How often the session was opened again.
+        edge: Who verified the end of it.
     """
 
     session: bytes
@@ -44,6 +45,7 @@ class Generation:
     wall_ms: float
     first_ms: float | None
     resumes: int
+    edge: str | None = None
 
 
 @dataclass(slots=True)
@@ -134,6 +136,7 @@ class Agent:
                 wall_ms=(self.clock() - talk.started) * 1e3,
                 first_ms=None if talk.first_at is None else (talk.first_at - talk.started) * 1e3,
                 resumes=talk.resumes,
+                edge=talk.session.opened.edge if talk.session.opened else None,
             )
 
     def wake(self) -> None:

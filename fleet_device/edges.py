@@ -34,9 +34,12 @@ class Edges:
         """Return the states of those that take new sessions."""
         return tuple(state for state in self.known() if state.presence is Presence.ONLINE)
 
-    def wait_online(self, timeout_s: float) -> bool:
-        """Return whether an edge is online; wait for one at most `timeout_s`."""
+    def wait_online(self, timeout_s: float, *, edge: str | None = None) -> bool:
+        """Return whether an edge is online, or one of that name; wait for it at most `timeout_s`."""
+
+        def there() -> bool:
+            states = self._states.values() if edge is None else filter(None, (self._states.get(edge),))
+            return any(state.presence is Presence.ONLINE for state in states)
+
         with self._changed:
-            return self._changed.wait_for(
-                lambda: any(state.presence is Presence.ONLINE for state in self._states.values()), timeout_s
-            )
+            return self._changed.wait_for(there, timeout_s)

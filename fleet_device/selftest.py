@@ -5,11 +5,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fleet_device.api.server import listen
 from fleet_device.chat import ChatMessage, encode_chat
+from fleet_device.check import Check
 from fleet_device.drafter import Drafter, DrafterError
 from fleet_device.errors import DeviceError, EdgeUnavailable, SessionFailed
 from fleet_device.loading import load_drafter
@@ -24,30 +25,13 @@ from schemas.messages import EndReason
 from schemas.policy import SamplingPolicy
 from schemas.version import VERSION
 
-__all__ = ["Check", "Report", "SelfTest"]
+__all__ = ["Report", "SelfTest"]
 
 _PROMPT: Final = "Count from one to ten in words."
 _DRAFTED: Final = 8
 _NEW_TOKENS: Final = 24
 _ECHOES: Final = 5
 _WAIT_S: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """What one check found.
-
-    Attributes:
-        name: What was checked.
-        ok: Whether it is as it should be.
-        ms: Time taken; 0 if it was not tried.
-        sentence: For the operator: what was found, or what to do.
-    """
-
-    name: str
-    ok: bool
-    ms: float
-    sentence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +61,7 @@ class Report:
             "ok": self.ok,
             "software": VERSION,
             "device": self.device,
-            "checks": [{**asdict(check), "ms": round(check.ms, 1)} for check in self.checks],
+            "checks": [check.json() for check in self.checks],
             "acceptance": self.acceptance,
             "tokens_per_s": self.tokens_per_s,
         }

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from fleet_cli.checks import ignore_check, show_check
 from fleet_cli.device.options import (
     ApiPort,
     Authority,
@@ -21,7 +22,7 @@ from fleet_cli.device.options import (
     Threads,
     read_settings,
 )
-from fleet_device.selftest import Check, SelfTest
+from fleet_device.selftest import SelfTest
 
 __all__ = ["selftest_command"]
 
@@ -65,16 +66,8 @@ def selftest_command(
         threads=threads,
         api_port=api_port,
     )
-    report = SelfTest(settings, on_check=_ignore if as_json else _show).run()
+    report = SelfTest(settings, on_check=ignore_check if as_json else show_check).run()
     if as_json:
         print(json.dumps(report.json(), ensure_ascii=False, indent=2))
     if not report.ok:
         raise typer.Exit(UNFIT)
-
-
-def _show(check: Check) -> None:
-    print(f"{'ok' if check.ok else 'FAILED':<7}{check.name:<14}{check.ms:>8.0f} ms  {check.sentence}", flush=True)
-
-
-def _ignore(_check: Check) -> None:
-    """Say nothing: the report has it all."""

@@ -19,7 +19,7 @@ from fleet_edge.verifier.protocol import TargetInfo, UnsupportedModel, VerifierE
 from fleet_edge.verifier.tokens import gguf_tokens, repository_tokens, unpadded
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["Target", "load_target"]
+__all__ = ["Target", "load_target", "target_tokens"]
 
 _WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
 _GGUF_MAGIC: Final = b"GGUF"
@@ -88,29 +88,66 @@ def load_target(source: str | Path, *, dtype: str = "auto", device: str = "cpu")
     return Target.of(model, name=_name(path) if path.exists() else str(source), tokens=tokens)
 
 
+def target_tokens(source: str | Path) -> list[str]:
+    """Read the token strings of a target model by id, padding left out, without loading its weights.
+
+    Args:
+        source: As `load_target` takes it.
+
+    Raises:
+        UnsupportedModel: The files are not those of a model that can be loaded.
+        VerifierError: There is no such model.
+    """
+    path = Path(source).expanduser()
+    with _quiet():
+        if path.is_dir():
+            _check_folder(path)
+            tokens = repository_tokens(str(path))
+        elif path.is_file() or path.suffix.lower() == ".gguf":
+            _check_gguf(path)
+            tokens = gguf_tokens(path)
+        else:
+            _check_repository(str(source))
+            _check_architecture(str(source))
+            tokens = repository_tokens(str(source))
+    return unpadded(tokens)
+
+
 def _from_folder(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    if not (path / "config.json").is_file():
-        raise UnsupportedModel(f"The folder {path} has no config.json; give a folder that holds a whole model.")
-    if not any(any(path.glob(pattern)) for pattern in _WEIGHTS):
-        raise UnsupportedModel(f"The folder {path} has no weights; put the model's *.safetensors files there.")
+    _check_folder(path)
     return _load(str(path), dtype)
 
 
 def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    if not path.is_file():
-        raise VerifierError(f"There is no file {path}; check the target model's path.")
-    with path.open("rb") as file:
-        if file.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
-            raise UnsupportedModel(f"The file {path} is not a GGUF; give a GGUF, a folder or a repository id.")
+    _check_gguf(path)
     tokens = gguf_tokens(path)
     return _weights(str(path.parent), dtype, gguf_file=path.name), tokens
 
 
 def _from_repository(name: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    _check_repository(name)
+    return _load(name, dtype)
+
+
+def _check_folder(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise UnsupportedModel(f"The folder {path} has no config.json; give a folder that holds a whole model.")
+    if not any(any(path.glob(pattern)) for pattern in _WEIGHTS):
+        raise UnsupportedModel(f"The folder {path} has no weights; put the model's *.safetensors files there.")
+
+
+def _check_gguf(path: Path) -> None:
+    if not path.is_file():
+        raise VerifierError(f"There is no file {path}; check the target model's path.")
+    with path.open("rb") as file:
+        if file.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
+            raise UnsupportedModel(f"The file {path} is not a GGUF; give a GGUF, a folder or a repository id.")
+
+
+def _check_repository(name: str) -> None:
     owner, _, rest = name.partition("/")
     if not owner or not rest or "/" in rest or name.startswith((".", "~")):
         raise VerifierError(f"There is no folder or file {name}; check the target model's path.")
-    return _load(name, dtype)
 
 
 def _load(name: str, dtype: torch.dtype) -> tuple[Any, list[str]]:

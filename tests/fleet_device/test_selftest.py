@@ -1,8 +1,9 @@
 import pytest
 
 from fleet_device.api.server import listen
+from fleet_device.check import Check
 from fleet_device.drafter import DrafterError
-from fleet_device.selftest import Check, SelfTest
+from fleet_device.selftest import SelfTest
 from fleet_link.memory_link import MemoryLink
 from schemas.control import DeviceState, Presence, decode_json
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, settings

@@ -48,17 +48,18 @@ class TalkingDrafter(ScriptedDrafter):
         self.closed += 1
 
 
-def edge_state(presence: Presence = Presence.ONLINE) -> EdgeState:
+def edge_state(presence: Presence = Presence.ONLINE, software: str = "9.9") -> EdgeState:
     return EdgeState(
-        presence=presence, software="9.9", edge=EDGE, target="toy-target", vocabulary="6 tokens", since=STARTED
+        presence=presence, software=software, edge=EDGE, target="toy-target", vocabulary="6 tokens", since=STARTED
     )
 
 
-def announce_edge(fleet: MemoryFleet, presence: Presence = Presence.ONLINE) -> None:
+def announce_edge(fleet: MemoryFleet, presence: Presence = Presence.ONLINE, software: str = "9.9") -> None:
     """Retain the edge's state at the broker, as its service would."""
     link = MemoryLink(fleet.broker, f"{EDGE}-announcer")
     link.start(timeout_s=1.0)
-    link.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=EDGE), encode_json(edge_state(presence)), retain=True)
+    state = encode_json(edge_state(presence, software))
+    link.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=EDGE), state, retain=True)
     link.stop()
 
 

@@ -15,17 +15,9 @@ from fleet_edge.verifier.protocol import Verifier
 from fleet_link.configuration import load_settings
 from fleet_link.systemd import Systemd
 
-__all__ = ["app"]
-
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+__all__ = ["run_command"]
 
 
-@app.callback()
-def _group() -> None:
-    """Run an edge."""
-
-
-@app.command("run")
 def run_command(
     config: Annotated[Path | None, typer.Option(help="TOML file.", envvar="FLEET_EDGE_CONFIG")] = None,
     fleet: Annotated[str | None, typer.Option(help="Fleet's name.")] = None,

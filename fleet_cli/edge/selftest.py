@@ -1,0 +1,60 @@
+"""`fleet edge selftest`: what a rollout of an edge gates on."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fleet_cli.checks import ignore_check, show_check
+from fleet_device.edge_check import EdgeCheck, Question
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifier.target import target_tokens
+from fleet_link.configuration import load_settings
+
+__all__ = ["selftest_command"]
+
+UNFIT = 1
+
+
+def selftest_command(
+    *,
+    config: Annotated[Path | None, typer.Option(help="The edge's TOML file.", envvar="FLEET_EDGE_CONFIG")] = None,
+    fleet: Annotated[str | None, typer.Option(help="Fleet's name.")] = None,
+    edge: Annotated[str | None, typer.Option(help="The edge's name.")] = None,
+    host: Annotated[str | None, typer.Option(help="Broker's host.")] = None,
+    port: Annotated[int | None, typer.Option(help="Broker's port.")] = None,
+    target: Annotated[str | None, typer.Option(help="Large model, as the edge has it.")] = None,
+    probe: Annotated[str | None, typer.Option(help="Device as which to ask; probe-<edge> by default.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="Who vouches for the broker (PEM); turns TLS on.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="The probe's certificate (PEM).")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+) -> None:
+    """Have the edge that runs verify drafts whose verdict is known, asked through the broker as a device would.
+
+    It disturbs nothing: the edge goes on with its work. Exit code 0 if all is well, 1 if a check failed, 2 if the
+    configuration cannot be read. Over TLS it needs an identity of its own, of the role device.
+    """
+    settings = load_settings(
+        EdgeSettings,
+        config=config,
+        flags={
+            "fleet": fleet,
+            "edge": edge,
+            "target": target,
+            "broker": {"host": host, "port": port, "ca": ca, "certificate": certificate, "key": key},
+        },
+    )
+    question = Question(
+        fleet=settings.fleet,
+        edge=settings.edge,
+        name=probe or f"probe-{settings.edge}",
+        broker=settings.broker,
+        tokens=target_tokens(settings.target),
+    )
+    report = EdgeCheck(question, on_check=ignore_check if as_json else show_check).run()
+    if as_json:
+        print(json.dumps(report.json(), ensure_ascii=False, indent=2))
+    if not report.ok:
+        raise typer.Exit(UNFIT)
