@@ -1,4 +1,4 @@
-"""`fleet device enroll`: a key and a request out, a certificate in."""
+"""`fleet device enroll`, and `fleet edge enroll` for an edge's probe: a key and a request out, a certificate in."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,11 +18,12 @@ DEFAULT_FOLDER = Path("credentials")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to `fleet device`."""
+    """Add the command to a group."""
     app.command("enroll")(enroll_command)
 
 
 def enroll_command(
+    context: typer.Context,
     device: Annotated[str, typer.Argument(help="This device's name.")],
     *,
     folder: Annotated[Path, typer.Option(help="Where key and certificate lie.")] = DEFAULT_FOLDER,
@@ -36,21 +37,21 @@ def enroll_command(
     if certificate is None:
         if ca is not None:
             raise CommandError("The authority's certificate comes with the device's own: give --certificate too.")
-        _show_request(enrolment.ask(fresh=new_key), device, as_json=as_json)
+        _show_request(enrolment.ask(fresh=new_key), device, command=context.command_path, as_json=as_json)
         return
     if new_key:
         raise CommandError("A new key needs a new request: run the command without --certificate first.")
     _show_taken(enrolment, enrolment.take(certificate, ca), as_json=as_json)
 
 
-def _show_request(request: Path, device: str, *, as_json: bool) -> None:
+def _show_request(request: Path, device: str, *, command: str, as_json: bool) -> None:
     if as_json:
         print_json({"device": device, "request": str(request)})
         return
     print(f"The request is in {request}; the key stays here. Have the operator sign it:")
     print(f"  fleet broker sign {device} {request.name}")
     print("Then come back with what he sends:")
-    print(f"  fleet device enroll {device} --folder {request.parent} --certificate {device}.pem --ca ca.pem")
+    print(f"  {command} {device} --folder {request.parent} --certificate {device}.pem --ca ca.pem")
 
 
 def _show_taken(enrolment: Enrolment, signed: x509.Certificate, *, as_json: bool) -> None:

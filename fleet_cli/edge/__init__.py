@@ -1,4 +1,4 @@
-"""`fleet edge run | selftest`."""
+"""`fleet edge run | selftest | enroll`."""
 
 from fleet_cli.edge.command import app
 

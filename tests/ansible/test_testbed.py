@@ -1,0 +1,32 @@
+"""The playbooks, really run: broker, edge and one device from nothing, on machines with a systemd of their own."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TESTBED = ROOT / "scripts" / "ansible-testbed"
+
+# Bundles, four plays and the machines' start: about four minutes on two cores.
+pytestmark = [pytest.mark.broker, pytest.mark.models, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def _machines(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skip where no machine can be booted: not root, no systemd, no namespaces, or no overlay."""
+    environment = {**os.environ, "FLEET_TESTBED": str(tmp_path_factory.mktemp("testbed") / "state")}
+    booted = subprocess.run([TESTBED, "up", "broker1"], env=environment, capture_output=True, text=True, check=False)
+    subprocess.run([TESTBED, "down"], env=environment, capture_output=True, check=False)
+    if booted.returncode:
+        pytest.skip(f"no machine can be booted here: {booted.stderr.strip()[-300:]}")
+
+
+@pytest.mark.usefixtures("_machines")
+def test_a_fleet_is_rolled_out_from_nothing_and_a_second_run_changes_nothing(tmp_path: Path) -> None:
+    environment = {**os.environ, "FLEET_BUNDLES": os.environ.get("FLEET_BUNDLES", str(tmp_path / "bundles"))}
+    command = [ROOT / "scripts" / "ansible-system-test", "small"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert done.stdout.count("ok      ") >= 4
