@@ -79,4 +79,4 @@ def at_the_device(kind: Sabotage, stack: ExitStack) -> None:
     if kind is Sabotage.MISREPORTED:
         stack.enter_context(patch("fleet_device.session.propose", _propose_misreported))
     elif kind is Sabotage.NO_RESIDUAL:
-        stack.enter_context(patch("fleet_device.session.correct", _correct_without_residual))
+        stack.enter_context(patch("fleet_device.rejection.correct", _correct_without_residual))

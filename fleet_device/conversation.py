@@ -12,7 +12,8 @@ from fleet_device.drafter import Drafter
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
 from fleet_device.inbox import Connection, EdgePresence, Event, Inbox, ReceivedVerdict, Undelivered, Wake
 from fleet_device.pacing import Pacing
-from fleet_device.session import DeviceSession, Step
+from fleet_device.session import DeviceSession
+from fleet_device.step import Step
 from fleet_device.wire import Wire
 from schemas.codec import encode_close, encode_draft, encode_open
 from schemas.control import Presence

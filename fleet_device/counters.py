@@ -7,7 +7,7 @@ __all__ = ["Counters"]
 
 @dataclass(slots=True)
 class Counters:
-    """What the device counts of a session; times are the caller's to add."""
+    """What the device counts of a session, named as `Close` names it; times are the caller's to add."""
 
     drafted: int = 0
     tested: int = 0

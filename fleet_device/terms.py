@@ -1,9 +1,10 @@
 """What a device asks for when it opens a session."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleet_device.errors import SessionRefused
-from schemas.messages import MAX_TOKENS, RefusalCode
+from schemas.messages import MAX_LABEL, MAX_TOKENS, Open, RefusalCode
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
@@ -46,3 +47,22 @@ class Terms:
                 RefusalCode.MAX_NEW_TOKENS,
                 f"max_new_tokens is {self.max_new_tokens}; ask for 1 to {MAX_TOKENS} tokens.",
             )
+
+    def open(self, *, attempt: int, text: Sequence[int]) -> Open:
+        """Return the Open that asks for it.
+
+        Args:
+            attempt: Number of the Open, from 0.
+            text: All that is committed so far; the first Open does not tell it.
+        """
+        return Open(
+            session=self.session,
+            attempt=attempt,
+            vocabulary=self.vocabulary,
+            draft_model=self.draft_model[:MAX_LABEL],
+            quantization=self.quantization[:MAX_LABEL],
+            policy=self.policy,
+            prompt=self.prompt,
+            max_new_tokens=self.max_new_tokens,
+            resume=tuple(text) if attempt else None,
+        )
