@@ -23,3 +23,9 @@ class Counters:
     def mean_batch(self) -> float:
         """Mean number of sessions in the steps that verified this one."""
         return self.batch_sum / self.rounds if self.rounds else 0.0
+
+    def judged(self, *, accepted: int, tested: int) -> None:
+        """Count a draft that was decided on."""
+        self.rounds += 1
+        self.accepted += accepted
+        self.tested += tested

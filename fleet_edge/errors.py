@@ -12,7 +12,7 @@
 
 from schemas.messages import Action, FaultCode, RefusalCode
 
-__all__ = ["ConfigurationError", "DraftFault", "EdgeError", "OpenRefused"]
+__all__ = ["ConfigurationError", "DraftFault", "EdgeError", "OpenRefused", "desync"]
 
 
 class EdgeError(Exception):
@@ -47,3 +47,8 @@ class DraftFault(EdgeError):  # noqa: N818
         super().__init__(sentence)
         self.code = code
         self.action = action
+
+
+def desync(sentence: str) -> DraftFault:
+    """Return the fault of a draft that does not fit the edge's text, though it may fit another."""
+    return DraftFault(FaultCode.DESYNC, Action.RESUME, sentence + " The device resumes with its whole text.")

@@ -13,8 +13,9 @@ from fleet_edge.publisher import Publisher
 from fleet_edge.reception import Reception
 from fleet_edge.recorder import Measured, Recorder
 from fleet_edge.scheduler import Batch, Scheduler, Work
-from fleet_edge.session import EdgeSession, Settled
+from fleet_edge.session import EdgeSession
 from fleet_edge.sessions import SessionTable
+from fleet_edge.settlement import Settled
 from fleet_edge.verifier.protocol import VerifierError
 from schemas.codec import encode_verdict
 from schemas.downlink import Dense, Samples, Sparse

@@ -12,8 +12,10 @@ from fleet_edge.limits import Limits
 from fleet_edge.publisher import Publisher
 from fleet_edge.recorder import Measured, Recorder
 from fleet_edge.scheduler import Scheduler
-from fleet_edge.session import Arrived, EdgeSession, Settled
+from fleet_edge.session import EdgeSession
 from fleet_edge.sessions import SessionTable
+from fleet_edge.settlement import Settled
+from fleet_edge.waiting import Arrived
 from schemas.codec import encode_verdict
 from schemas.control import DeviceState, Presence
 from schemas.messages import (

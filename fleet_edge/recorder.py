@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from fleet_edge.session import EdgeSession, Settled
+from fleet_edge.session import EdgeSession
+from fleet_edge.settlement import Settled
 from fleet_edge.store.records import (
     DeviceCounters,
     DeviceSeen,

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from fleet_edge.errors import DraftFault
 from fleet_edge.gathering import Gathering
-from fleet_edge.session import Arrived, EdgeSession
+from fleet_edge.session import EdgeSession
 from fleet_edge.verifier.protocol import Item, Verifier
+from fleet_edge.waiting import Arrived
 from schemas.messages import Draft
 
 __all__ = ["Batch", "Budget", "Scheduler", "Work"]

@@ -6,7 +6,8 @@ import pytest
 from dssd.distribution import Dist
 from dssd.judgement import Judgement
 from fleet_edge.errors import DraftFault
-from fleet_edge.session import Admission, EdgeSession, Settled
+from fleet_edge.session import Admission, EdgeSession
+from fleet_edge.settlement import Settled
 from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Action, Close, Draft, EndReason, FaultCode, Finish
 from schemas.policy import Mode
@@ -80,14 +81,6 @@ def test_a_repeat_is_answered_with_the_same_bytes() -> None:
     assert session.counters.drafted == 2
 
 
-def test_verdicts_are_remembered_for_twice_the_window() -> None:
-    session = edge_session()
-    for round_ in range(5):
-        session.remember(round_, b"%d" % round_)
-    assert admitted(session, draft(round_=1)) == [Admission(repeat=b"1")]
-    assert admitted(session, draft(round_=0)) == [Admission()]
-
-
 def test_a_draft_delivered_twice_waits_once() -> None:
     session = edge_session()
     assert admitted(session, draft(), draft()) == [Admission(queued=True), Admission()]
@@ -131,14 +124,6 @@ def test_a_draft_that_overtook_the_correction_waits_for_it() -> None:
     assert session.ready is None
     admitted(session, draft((7,), text=(4, 6), fix=6, round_=1, epoch=1, more=True))
     assert len(session.chain(100)) == 2
-
-
-def test_a_chain_takes_its_first_draft_whole_and_stops_at_the_allowance() -> None:
-    session = edge_session()
-    admitted(session, draft((4, 5), more=True), draft((6,), text=(4, 5), round_=1))
-    assert len(session.chain(3)) == 2
-    assert len(session.chain(2)) == 1
-    assert len(session.chain(0)) == 1
 
 
 def test_a_draft_that_came_early_and_stands_on_another_text_is_void_in_its_turn() -> None:
@@ -188,29 +173,13 @@ def test_a_resumed_session_goes_on_from_the_whole_text() -> None:
 @pytest.mark.parametrize(
     ("message", "code", "action"),
     [
-        (draft((4,) * 5), FaultCode.TOO_LONG, Action.GIVE_UP),
-        (draft((4, 5), base=19), FaultCode.TOO_LONG, Action.GIVE_UP),
         (draft((4, 10)), FaultCode.TOKEN, Action.GIVE_UP),
-        (draft((4,), fix=10, text=(10,)), FaultCode.TOKEN, Action.GIVE_UP),
-        (draft((0, 4)), FaultCode.TOKEN, Action.GIVE_UP),
-        (draft((4, 5), counted=False), FaultCode.COUNTS, Action.GIVE_UP),
         (draft((4, 5), epoch=1), FaultCode.DESYNC, Action.RESUME),
         (draft((4, 5), digest=1), FaultCode.DESYNC, Action.RESUME),
         (draft((4,), fix=6, text=(6,)), FaultCode.DESYNC, Action.RESUME),
         (draft((), counted=False, tried=16), FaultCode.DESYNC, Action.RESUME),
     ],
-    ids=[
-        "long",
-        "beyond the text",
-        "token",
-        "fix",
-        "behind the end",
-        "no counts",
-        "epoch",
-        "digest",
-        "no rejection",
-        "samples",
-    ],
+    ids=["contents", "epoch", "digest", "no rejection", "samples"],
 )
 def test_a_draft_that_cannot_be_judged_changes_nothing(message: Draft, code: FaultCode, action: Action) -> None:
     session = edge_session()
@@ -218,10 +187,6 @@ def test_a_draft_that_cannot_be_judged_changes_nothing(message: Draft, code: Fau
     assert (fault.code, fault.action) == (code, action)
     admitted(session, draft(round_=5))
     assert session.ready is not None
-
-
-def test_counts_are_refused_in_coupled_mode() -> None:
-    assert fault_of(edge_session(mode=Mode.COUPLED), draft((4,))).code is FaultCode.COUNTS
 
 
 def test_a_draft_on_less_text_than_the_edge_has_is_out_of_step() -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from fleet_edge.limits import Limits
-from fleet_edge.session import Arrived, EdgeSession
+from fleet_edge.session import EdgeSession
+from fleet_edge.waiting import Arrived
 from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Draft, Open
 from schemas.policy import Mode, SamplingPolicy
