@@ -5,11 +5,13 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from fleet_device.conversation import Conversation, Patience
+from fleet_device.conversation import Conversation
 from fleet_device.counters import Counters
 from fleet_device.drafter import Drafter
+from fleet_device.drafting import Drafting
 from fleet_device.inbox import EdgePresence, Inbox, Wake
 from fleet_device.pacing import Pacing
+from fleet_device.patience import Patience, Watch
 from fleet_device.session import DeviceSession
 from fleet_device.terms import Terms
 from fleet_device.wire import Wire
@@ -114,14 +116,15 @@ class Agent:
                 draft_model=self.drafter.name,
                 quantization=self.drafter.quantization,
             )
+            session = DeviceSession(terms)
             talk = Conversation(
-                session=DeviceSession(terms),
-                drafter=self.drafter,
+                session=session,
+                drafting=Drafting(session, self.drafter, self.clock),
                 pacing=self.pacing,
                 wire=Wire(self.link, self.fleet, self.device, self.inbox),
                 inbox=self.inbox,
                 edges=self._edges,
-                patience=self.patience,
+                watch=Watch(self.patience, self.clock),
                 clock=self.clock,
                 on_tokens=on_tokens,
                 cancelled=cancelled or threading.Event(),
@@ -129,13 +132,13 @@ class Agent:
             talk.run()
             return Generation(
                 session=terms.session,
-                tokens=tuple(talk.session.committed),
-                reason=talk.session.ended or EndReason.FAILED,
-                counters=talk.session.counters,
+                tokens=tuple(session.committed),
+                reason=session.ended or EndReason.FAILED,
+                counters=session.counters,
                 closed=talk.closed,
                 wall_ms=(self.clock() - talk.started) * 1e3,
                 first_ms=None if talk.first_at is None else (talk.first_at - talk.started) * 1e3,
-                resumes=talk.resumes,
+                resumes=talk.watch.resumes,
                 edge=talk.session.opened.edge if talk.session.opened else None,
             )
 

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from typing import Final, Self
 
 from fleet_device.agent import Agent
-from fleet_device.conversation import Patience
 from fleet_device.drafter import Drafter
 from fleet_device.edges import Edges
 from fleet_device.inbox import Inbox
 from fleet_device.pacing import FixedPacing
+from fleet_device.patience import Patience
 from fleet_device.settings import DeviceSettings
 from fleet_device.tally import Tally
 from fleet_device.writing import OnPiece, Order, Text, write_text

@@ -1,4 +1,4 @@
-"""What a device sends: each message to its own topic, as the topic tree says."""
+"""The device's way to the edge: each message goes to its own topic, as the topic tree says."""
 
 import logging
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from fleet_device.inbox import Inbox
 from fleet_link.errors import LinkError
 from fleet_link.link import Link
+from schemas.codec import encode_close, encode_draft, encode_open
+from schemas.messages import Close, Draft, Open
 from schemas.topics import TREE, Topic, build
 
 __all__ = ["Wire"]
@@ -17,7 +19,7 @@ _RULES = {rule.topic: rule for rule in TREE}
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """The device's way to the edge.
+    """What a device sends.
 
     Attributes:
         link: To the broker.
@@ -36,7 +38,34 @@ class Wire:
         """Whether the broker answers."""
         return self.link.connected
 
-    def send(self, topic: Topic, payload: bytes, *, edge: str | None = None) -> None:
+    def silence(self, waited_s: float) -> str:
+        """Return why nobody has answered, and what to do, in one sentence.
+
+        Args:
+            waited_s: For so long.
+        """
+        if not self.connected:
+            return f"The broker has not been reachable for {waited_s:.0f} s; check that it runs and try again."
+        return (
+            f"No edge of fleet {self.fleet!r} answered within {waited_s:.0f} s; start one with `fleet edge run`, "
+            "or check that it uses the same broker and fleet name."
+        )
+
+    def open(self, message: Open) -> None:
+        """Send an Open to whichever edge takes it."""
+        self._send(Topic.OPEN, encode_open(message))
+
+    def draft(self, message: Draft, *, edge: str) -> int:
+        """Send a draft to the edge that has the session; return its bytes."""
+        payload = encode_draft(message)
+        self._send(Topic.DRAFT, payload, edge=edge)
+        return len(payload)
+
+    def close(self, message: Close) -> None:
+        """Send a Close to all edges."""
+        self._send(Topic.CLOSE, encode_close(message))
+
+    def _send(self, topic: Topic, payload: bytes, *, edge: str | None = None) -> None:
         """Send a message. What the link cannot take is logged: it is repeated when no answer comes."""
         rule = _RULES[topic]
         try:

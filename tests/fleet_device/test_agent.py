@@ -7,11 +7,11 @@ import pytest
 
 from dssd.distribution import Dist
 from fleet_device.agent import Agent, Generation
-from fleet_device.conversation import Patience
 from fleet_device.drafter import DrafterError
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
 from fleet_device.inbox import Connection, Event, Inbox
 from fleet_device.pacing import FixedPacing
+from fleet_device.patience import Patience
 from fleet_device.scripted_drafter import ScriptedDrafter
 from fleet_edge.errors import DraftFault
 from fleet_edge.session import Admission, EdgeSession
