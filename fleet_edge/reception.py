@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dssd.downlink import Form, choose_form
+from fleet_edge import replies
 from fleet_edge.admission import Terms, grant
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.intake import Arrival, Malformed
@@ -18,23 +19,7 @@ from fleet_edge.settlement import Settled
 from fleet_edge.waiting import Arrived
 from schemas.codec import encode_verdict
 from schemas.control import DeviceState, Presence
-from schemas.messages import (
-    MAX_LABEL,
-    MAX_SENTENCE,
-    Action,
-    Close,
-    Closed,
-    Draft,
-    EndReason,
-    Fault,
-    FaultCode,
-    Finish,
-    Open,
-    Opened,
-    RefusalCode,
-    Refused,
-    Verdict,
-)
+from schemas.messages import Action, Close, Draft, EndReason, FaultCode, Finish, Open, RefusalCode, Verdict
 from schemas.topics import Topic
 
 __all__ = ["Reception"]
@@ -86,21 +71,12 @@ class Reception:
 
     def fault(self, session: EdgeSession | None, device: str, draft: Draft | None, error: DraftFault) -> None:
         """Answer with a Fault, and log it."""
-        sentence = str(error)[:MAX_SENTENCE]
-        self.publisher.reply(
-            device,
-            Fault(
-                handle=draft.handle if draft else None,
-                round=draft.round if draft else None,
-                code=error.code,
-                action=error.action,
-                sentence=sentence,
-            ),
-        )
+        reply = replies.fault(draft, error)
+        self.publisher.reply(device, reply)
         self.recorder.event(
             kind="fault",
-            code=error.code.value,
-            sentence=sentence,
+            code=reply.code.value,
+            sentence=reply.sentence,
             device=device,
             session=session.session if session else None,
         )
@@ -110,7 +86,7 @@ class Reception:
         for session in self.sessions.expired(self.clock()):
             reason = EndReason.LOST
             _log.info("Session %s of %s is lost: its lease ran out.", session.session.hex(), session.device)
-            self.publisher.reply(session.device, self._closed(session, reason))
+            self.publisher.reply(session.device, replies.closed(session, reason))
             self.recorder.ended(session, reason, None)
             self._forget(session)
 
@@ -137,28 +113,18 @@ class Reception:
                 self.scheduler.verifier.open(session.handle)
                 self.recorder.opened(session, message, target=self.scheduler.verifier.info.name, size=size)
         except OpenRefused as error:
-            sentence = str(error)[:MAX_SENTENCE]
-            self.publisher.reply(device, Refused(session=message.session, code=error.code, sentence=sentence))
+            reply = replies.refused(message, error)
+            self.publisher.reply(device, reply)
             self.recorder.event(
-                kind="refused", code=error.code.value, sentence=sentence, device=device, session=message.session
+                kind="refused",
+                code=reply.code.value,
+                sentence=reply.sentence,
+                device=device,
+                session=message.session,
             )
             return
-        self.publisher.reply(
-            device,
-            Opened(
-                session=session.session,
-                attempt=session.attempt,
-                handle=session.handle,
-                edge=self.edge,
-                target=self.scheduler.verifier.info.name[:MAX_LABEL],
-                position=session.committed,
-                max_new_tokens=session.limits.max_new_tokens,
-                max_draft=session.limits.max_draft,
-                window=session.limits.window,
-                lease_s=self.sessions.lease_s,
-                end_tokens=tuple(sorted(session.limits.end_tokens)),
-            ),
-        )
+        target, lease_s = self.scheduler.verifier.info.name, self.sessions.lease_s
+        self.publisher.reply(device, replies.opened(session, edge=self.edge, target=target, lease_s=lease_s))
 
     def _limits(self, message: Open) -> Limits:
         if self.draining:
@@ -214,19 +180,10 @@ class Reception:
         if session is None:
             # A repeat, or an edge that has restarted: the device's own counters are the record.
             self.recorder.ended_elsewhere(message)
-            reply = Closed(
-                session=message.session,
-                reason=message.reason,
-                tokens=message.tokens,
-                rounds=0,
-                mean_batch=0.0,
-                queue_ms=0.0,
-                compute_ms=0.0,
-            )
-            self.publisher.reply(device, reply)
+            self.publisher.reply(device, replies.closed_elsewhere(message))
             return
         session.close(message)
-        self.publisher.reply(device, self._closed(session, message.reason))
+        self.publisher.reply(device, replies.closed(session, message.reason))
         self.recorder.ended(session, message.reason, message)
         self._forget(session)
 
@@ -241,19 +198,6 @@ class Reception:
             self.fault(None, device, None, error)
         else:
             self.recorder.event(kind="fault", code="malformed", sentence=malformed.sentence, device=device)
-
-    def _closed(self, session: EdgeSession, reason: EndReason) -> Closed:
-        counters = session.counters
-        return Closed(
-            session=session.session,
-            attempt=session.attempt,
-            reason=reason,
-            tokens=session.committed,
-            rounds=counters.rounds,
-            mean_batch=counters.mean_batch,
-            queue_ms=counters.queue_ms,
-            compute_ms=counters.compute_ms,
-        )
 
     def _forget(self, session: EdgeSession) -> None:
         self.sessions.remove(session)
