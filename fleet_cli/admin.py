@@ -10,8 +10,8 @@ import typer
 from fleet_cli import reports
 from fleet_cli.errors import CommandError
 from fleet_cli.tables import cell, print_json
-from schemas.messages import EndReason
 from schemas.policy import Mode
+from schemas.reasons import EndReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

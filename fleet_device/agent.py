@@ -16,9 +16,11 @@ from fleet_device.session import DeviceSession
 from fleet_device.terms import Terms
 from fleet_device.wire import Wire
 from fleet_link.link import Link
+from schemas.bounds import SESSION_BYTES
 from schemas.control import Presence
-from schemas.messages import SESSION_BYTES, Closed, EndReason
+from schemas.messages import Closed
 from schemas.policy import SamplingPolicy
+from schemas.reasons import EndReason
 
 __all__ = ["Agent", "Generation"]
 

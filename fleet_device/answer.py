@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from dssd.proposal import Proposal
 from fleet_device.errors import ProtocolViolation
-from schemas.messages import Draft, Finish, Verdict
+from schemas.messages import Draft, Verdict
+from schemas.reasons import Finish
 
 __all__ = ["Answer"]
 

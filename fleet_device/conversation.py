@@ -16,7 +16,8 @@ from fleet_device.patience import Watch
 from fleet_device.session import DeviceSession
 from fleet_device.wire import Wire
 from schemas.control import Presence
-from schemas.messages import Action, Closed, Draft, EndReason, Fault, Opened, RefusalCode, Refused
+from schemas.messages import Closed, Draft, Fault, Opened, Refused
+from schemas.reasons import Action, EndReason, RefusalCode
 from schemas.topics import Topic
 
 __all__ = ["Conversation"]

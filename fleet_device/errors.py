@@ -15,7 +15,7 @@
     DrafterError (fleet_device.drafter) stands beside it: the draft model's own failures.
 """
 
-from schemas.messages import RefusalCode
+from schemas.reasons import RefusalCode
 
 __all__ = [
     "ConfigurationError",

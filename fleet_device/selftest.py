@@ -21,8 +21,8 @@ from fleet_link.errors import LinkError, PublishRejected
 from fleet_link.link import Link, Outcome
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
-from schemas.messages import EndReason
 from schemas.policy import SamplingPolicy
+from schemas.reasons import EndReason
 from schemas.version import VERSION
 
 __all__ = ["Report", "SelfTest"]

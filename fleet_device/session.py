@@ -17,8 +17,9 @@ from fleet_device.step import Step
 from fleet_device.terms import Terms
 from fleet_device.window import Window
 from schemas.digest import EMPTY, extend_digest
-from schemas.messages import Close, Closed, Draft, EndReason, Finish, Open, Opened, Verdict
+from schemas.messages import Close, Closed, Draft, Open, Opened, Verdict
 from schemas.policy import Mode
+from schemas.reasons import EndReason, Finish
 
 __all__ = ["DeviceSession"]
 

@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fleet_link.configuration import BrokerSettings
-from schemas.messages import MAX_DRAFT, MAX_TOKENS
+from schemas.bounds import MAX_DRAFT, MAX_TOKENS
 from schemas.names import Name
 from schemas.policy import MAX_TOP_K, Mode, SamplingPolicy, random_seed
 

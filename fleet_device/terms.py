@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleet_device.errors import SessionRefused
-from schemas.messages import MAX_LABEL, MAX_TOKENS, Open, RefusalCode
+from schemas.bounds import MAX_LABEL, MAX_TOKENS
+from schemas.messages import Open
 from schemas.policy import SamplingPolicy
+from schemas.reasons import RefusalCode
 from schemas.vocabulary import Vocabulary
 
 __all__ = ["Terms"]

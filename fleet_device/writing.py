@@ -10,8 +10,8 @@ from fleet_device.drafter import Drafter
 from fleet_device.errors import PromptTooLong
 from fleet_device.stop_strings import StopStrings
 from fleet_device.text import TextStream
-from schemas.messages import EndReason
 from schemas.policy import SamplingPolicy
+from schemas.reasons import EndReason
 
 __all__ = ["Generates", "OnPiece", "Order", "Text", "write_text"]
 

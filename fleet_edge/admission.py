@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from fleet_edge.errors import OpenRefused
 from fleet_edge.limits import Limits
 from fleet_edge.verifier.protocol import TargetInfo
-from schemas.messages import PROTOCOL, Open, RefusalCode
+from schemas.messages import PROTOCOL, Open
+from schemas.reasons import RefusalCode
 
 __all__ = ["Terms", "grant"]
 

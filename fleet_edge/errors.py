@@ -10,7 +10,7 @@
     VerifierError (fleet_edge.verifier.protocol) and StoreError (fleet_edge.store) stand beside it.
 """
 
-from schemas.messages import Action, FaultCode, RefusalCode
+from schemas.reasons import Action, FaultCode, RefusalCode
 
 __all__ = ["ConfigurationError", "DraftFault", "EdgeError", "OpenRefused", "desync"]
 

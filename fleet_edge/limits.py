@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleet_edge.errors import DraftFault
-from schemas.messages import Action, Draft, FaultCode, Finish
+from schemas.messages import Draft
 from schemas.policy import Mode
+from schemas.reasons import Action, FaultCode, Finish
 
 __all__ = ["Limits"]
 

@@ -19,7 +19,8 @@ from fleet_edge.settlement import Settled
 from fleet_edge.verifier.protocol import VerifierError
 from schemas.codec import encode_verdict
 from schemas.downlink import Dense, Samples, Sparse
-from schemas.messages import Action, FaultCode, Verdict
+from schemas.messages import Verdict
+from schemas.reasons import Action, FaultCode
 
 __all__ = ["Orchestrator"]
 

@@ -19,7 +19,8 @@ from fleet_edge.settlement import Settled
 from fleet_edge.waiting import Arrived
 from schemas.codec import encode_verdict
 from schemas.control import DeviceState, Presence
-from schemas.messages import Action, Close, Draft, EndReason, FaultCode, Finish, Open, RefusalCode, Verdict
+from schemas.messages import Close, Draft, Open, Verdict
+from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode
 from schemas.topics import Topic
 
 __all__ = ["Reception"]

@@ -21,7 +21,8 @@ from fleet_edge.store.records import (
     segment_number,
 )
 from schemas.control import DeviceState, EdgeState
-from schemas.messages import Close, EndReason, Open
+from schemas.messages import Close, Open
+from schemas.reasons import EndReason
 
 __all__ = ["Measured", "Recorder", "Sink"]
 

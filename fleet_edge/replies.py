@@ -2,7 +2,9 @@
 
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.session import EdgeSession
-from schemas.messages import MAX_LABEL, MAX_SENTENCE, Close, Closed, Draft, EndReason, Fault, Open, Opened, Refused
+from schemas.bounds import MAX_LABEL, MAX_SENTENCE
+from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused
+from schemas.reasons import EndReason
 
 __all__ = ["closed", "closed_elsewhere", "fault", "opened", "refused"]
 

@@ -16,8 +16,9 @@ from fleet_edge.rounds import Rounds
 from fleet_edge.settlement import Settled, settlement
 from fleet_edge.waiting import Arrived, WaitingDrafts
 from schemas.digest import EMPTY, extend_digest
-from schemas.messages import Action, Close, Draft, FaultCode, Finish, Open
+from schemas.messages import Close, Draft, Open
 from schemas.policy import SamplingPolicy
+from schemas.reasons import Action, FaultCode, Finish
 
 __all__ = ["Admission", "EdgeSession"]
 

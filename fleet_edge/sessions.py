@@ -7,7 +7,8 @@ from typing import Final
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.limits import Limits
 from fleet_edge.session import EdgeSession
-from schemas.messages import Action, FaultCode, Open, RefusalCode
+from schemas.messages import Open
+from schemas.reasons import Action, FaultCode, RefusalCode
 
 __all__ = ["SessionTable"]
 

@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dssd.downlink import Form
 from fleet_link.configuration import BrokerSettings
-from schemas.messages import MAX_DRAFT, MAX_TOKENS
+from schemas.bounds import MAX_DRAFT, MAX_TOKENS
 from schemas.names import Name
 
 __all__ = ["EdgeSettings"]

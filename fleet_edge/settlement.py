@@ -10,7 +10,7 @@ from dssd.distribution import Dist
 from dssd.judgement import Judgement
 from fleet_edge.limits import Limits
 from fleet_edge.waiting import Arrived
-from schemas.messages import Finish
+from schemas.reasons import Finish
 
 __all__ = ["Settled", "settlement"]
 

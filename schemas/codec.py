@@ -181,7 +181,7 @@ def decode_reply(payload: bytes) -> SessionReply:
     try:
         return _REPLY.validate_python(fields)
     except ValidationError as error:
-        raise _malformed("session reply", error) from error
+        raise MalformedMessage.from_validation("session reply", error) from error
 
 
 def _dump_map(fields: dict[str, Any]) -> bytes:
@@ -256,11 +256,4 @@ def _validated(model: type[M], fields: Mapping[str, Any]) -> M:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        raise _malformed(model.__name__, error) from error
-
-
-def _malformed(name: str, error: ValidationError) -> MalformedMessage:
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "message"
-    # A message may quote the input, which is as long as the sender likes.
-    return MalformedMessage(f"The {name} is invalid at {where[:100]}: {first['msg'][:200].rstrip('.')}.")
+        raise MalformedMessage.from_validation(model.__name__, error) from error

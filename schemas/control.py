@@ -105,6 +105,4 @@ def decode_json(model: type[C], payload: bytes) -> C:
     try:
         return model.model_validate_json(payload)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "message"
-        raise MalformedMessage(f"The {model.__name__} is invalid at {where}: {first['msg']}.") from error
+        raise MalformedMessage.from_validation(model.__name__, error) from error

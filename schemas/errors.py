@@ -10,6 +10,10 @@
         └── MalformedMessage    within bounds, but not the message it should be
 """
 
+from typing import Self
+
+from pydantic import ValidationError
+
 __all__ = [
     "CodecError",
     "InvalidName",
@@ -52,3 +56,16 @@ class MessageTooLarge(CodecError):  # noqa: N818
 
 class MalformedMessage(CodecError):  # noqa: N818
     """A message within bounds that is not what it should be."""
+
+    @classmethod
+    def from_validation(cls, name: str, error: ValidationError) -> Self:
+        """Return the error of a message whose fields do not hold what they should.
+
+        Args:
+            name: What the message should be.
+            error: What pydantic found; the first of its findings is told.
+        """
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "message"
+        # A finding may quote the input, which is as long as the sender likes.
+        return cls(f"The {name} is invalid at {where[:100]}: {first['msg'][:200].rstrip('.')}.")

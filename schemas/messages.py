@@ -13,119 +13,38 @@ A session is opened, drafted and judged round by round, and closed:
 `base` counts the new tokens committed so far, the prompt left out; so does every `position`.
 """
 
-from enum import IntEnum, StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from schemas.bounds import (
+    MAX_DRAFT,
+    MAX_TOKENS,
+    U16,
+    U32,
+    Count,
+    Label,
+    Milliseconds,
+    Position,
+    Sentence,
+    SessionId,
+    Tokens,
+)
 from schemas.downlink import DownlinkForm, TokenId
 from schemas.names import Name
 from schemas.policy import SamplingPolicy
+from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode
 from schemas.vocabulary import Vocabulary
 
-__all__ = [
-    "MAX_DRAFT",
-    "MAX_LABEL",
-    "MAX_SENTENCE",
-    "MAX_TOKENS",
-    "PROTOCOL",
-    "Action",
-    "Close",
-    "Closed",
-    "Draft",
-    "EndReason",
-    "Fault",
-    "FaultCode",
-    "Finish",
-    "Open",
-    "Opened",
-    "RefusalCode",
-    "Refused",
-    "SessionReply",
-    "Verdict",
-]
+__all__ = ["PROTOCOL", "Close", "Closed", "Draft", "Fault", "Open", "Opened", "Refused", "SessionReply", "Verdict"]
 
 PROTOCOL = 1
 """Version of the session messages; an edge refuses an Open of another."""
-
-MAX_DRAFT = 64
-"""Most tokens in one draft, whatever an edge grants."""
-
-MAX_TOKENS = 1 << 17
-"""Most tokens in a prompt or a continuation."""
-
-MAX_SENTENCE = 500
-MAX_LABEL = 200
-SESSION_BYTES = 8
-MAX_POSITION = 1 << 20
-LATTICE = 1 << 16
-
-U16 = Annotated[int, Field(ge=0, lt=1 << 16, strict=True)]
-U32 = Annotated[int, Field(ge=0, lt=1 << 32, strict=True)]
-Position = Annotated[int, Field(ge=0, lt=MAX_POSITION, strict=True)]
-Count = Annotated[int, Field(ge=1, le=LATTICE, strict=True)]
-SessionId = Annotated[bytes, Field(min_length=SESSION_BYTES, max_length=SESSION_BYTES, strict=True)]
-Tokens = Annotated[tuple[TokenId, ...], Field(max_length=MAX_TOKENS)]
-Milliseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
-Sentence = Annotated[str, Field(max_length=MAX_SENTENCE, strict=True)]
-Label = Annotated[str, Field(max_length=MAX_LABEL, strict=True)]
 
 
 class _Message(BaseModel):
     # A newer peer may send more than we know; what we do not know, we do not read.
     model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Finish(IntEnum):
-    """Why the edge ends the text with this verdict."""
-
-    NO = 0
-    STOP = 1  # the target drew an end-of-sequence token
-    LENGTH = 2  # max_new_tokens reached
-
-
-class EndReason(StrEnum):
-    """How a session ended."""
-
-    STOP = "stop"  # end of sequence, or the application's stop string
-    LENGTH = "length"
-    CANCELLED = "cancelled"  # the application, or the device shutting down
-    LOST = "lost"  # the lease ran out
-    FAILED = "failed"  # a fault that cannot be resumed
-
-
-class RefusalCode(StrEnum):
-    """Why an Open was refused."""
-
-    MALFORMED = "malformed"
-    PROTOCOL = "protocol"
-    VOCABULARY = "vocabulary-mismatch"
-    PROMPT_EMPTY = "prompt-empty"
-    PROMPT_TOO_LONG = "prompt-too-long"
-    TOKEN = "token-out-of-vocabulary"  # noqa: S105
-    MAX_NEW_TOKENS = "max-new-tokens"
-    BUSY = "busy"
-    DRAINING = "draining"
-
-
-class FaultCode(StrEnum):
-    """What was wrong with a Draft."""
-
-    MALFORMED = "malformed"
-    UNKNOWN_SESSION = "unknown-session"
-    DESYNC = "desync"
-    TOO_LONG = "draft-too-long"
-    TOKEN = "token-out-of-vocabulary"  # noqa: S105
-    COUNTS = "counts"
-    ROUND = "round"
-    INTERNAL = "internal"
-
-
-class Action(StrEnum):
-    """What a device does about a fault."""
-
-    RESUME = "resume"  # open again with the tokens committed so far
-    GIVE_UP = "give-up"
 
 
 class Open(_Message):

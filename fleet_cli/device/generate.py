@@ -34,7 +34,7 @@ from fleet_device.loading import load_drafter
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_device.writing import Order, Text
-from schemas.messages import EndReason
+from schemas.reasons import EndReason
 
 __all__ = ["generate_command"]
 

@@ -15,7 +15,7 @@ from fleet_device.errors import (
     TextCancelled,
     TextQueueFull,
 )
-from schemas.messages import RefusalCode
+from schemas.reasons import RefusalCode
 
 __all__ = ["ApiProblem", "problem_of"]
 

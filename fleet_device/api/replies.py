@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fleet_device.writing import Text
-from schemas.messages import EndReason
+from schemas.reasons import EndReason
 
 __all__ = ["DONE", "Reply", "event"]
 

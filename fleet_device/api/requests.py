@@ -11,7 +11,7 @@ from fleet_device.chat import ChatMessage, encode_chat
 from fleet_device.settings import DeviceSettings
 from fleet_device.text import TextCodec
 from fleet_device.writing import Order
-from schemas.messages import MAX_TOKENS
+from schemas.bounds import MAX_TOKENS
 from schemas.policy import MAX_SEED, Mode, SamplingPolicy
 
 __all__ = ["ChatRequest", "CompletionRequest", "TextRequest", "read_request"]

@@ -16,7 +16,7 @@ from fleet_edge.store.models import Base, DeviceRow, EventRow, RollupRow, RoundR
 from fleet_edge.store.records import SessionClosed
 from fleet_edge.store.totals import SUMMED
 from schemas.control import Presence
-from schemas.messages import EndReason
+from schemas.reasons import EndReason
 
 __all__ = ["close_abandoned", "mark_silent", "purge_events", "purge_rounds", "purge_sessions", "roll_up"]
 

@@ -13,8 +13,8 @@ from datetime import datetime
 from fleet_edge.store.device_counters import DeviceCounters
 from fleet_edge.store.instants import segment_number, segment_time
 from schemas.control import Presence
-from schemas.messages import EndReason
 from schemas.policy import Mode
+from schemas.reasons import EndReason
 
 __all__ = [
     "DeviceCounters",

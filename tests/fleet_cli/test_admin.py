@@ -12,8 +12,8 @@ from fleet_cli.main import main
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import open_store
 from fleet_edge.store.instants import segment_number
-from schemas.messages import EndReason
 from schemas.policy import Mode
+from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import SESSION, START, after
 

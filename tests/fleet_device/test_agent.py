@@ -20,8 +20,9 @@ from fleet_link.faults import Faults
 from fleet_link.memory_link import MemoryLink
 from schemas.codec import encode_reply
 from schemas.control import EdgeState, Presence, encode_json
-from schemas.messages import Action, Closed, EndReason, Fault, FaultCode, RefusalCode
+from schemas.messages import Closed, Fault
 from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic, build
 from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, START, MemoryFleet, lossless_text, possible, terms
 

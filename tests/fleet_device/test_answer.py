@@ -6,7 +6,8 @@ from dssd.proposal import Proposal
 from fleet_device.answer import Answer
 from fleet_device.errors import ProtocolViolation
 from schemas.downlink import Sparse
-from schemas.messages import Draft, Finish, Verdict
+from schemas.messages import Draft, Verdict
+from schemas.reasons import Finish
 
 P = Sparse(ids=(6,), probs=(1.0,))
 PROPOSALS = (Proposal(4), Proposal(5))

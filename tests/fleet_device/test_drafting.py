@@ -6,8 +6,9 @@ from dssd.distribution import Dist
 from fleet_device.drafting import Drafting
 from fleet_device.scripted_drafter import ScriptedDrafter
 from fleet_device.session import DeviceSession
-from schemas.messages import EndReason, Finish, Opened, Verdict
+from schemas.messages import Opened, Verdict
 from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import EndReason, Finish
 from tests.support.memory_fleet import DRAFT, terms
 
 PROMPT = (1, 2)

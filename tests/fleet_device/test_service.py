@@ -10,8 +10,8 @@ from fleet_device.loading import load_drafter
 from fleet_device.writing import Order
 from fleet_link.errors import ConnectFailed
 from schemas.control import DeviceState, Presence, decode_json
-from schemas.messages import EndReason
 from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import EndReason
 from schemas.topics import Topic, build
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, edge_at_work, memory_service, settings
 from tests.support.memory_fleet import END, FLEET, MemoryFleet

@@ -12,8 +12,9 @@ from fleet_device.step import Step
 from fleet_device.terms import Terms
 from schemas.digest import EMPTY, extend_digest
 from schemas.downlink import Dense, Samples, Sparse
-from schemas.messages import Closed, EndReason, Finish, Opened, Verdict
+from schemas.messages import Closed, Opened, Verdict
 from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import EndReason, Finish
 from schemas.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of([f"t{token}" for token in range(10)])

@@ -5,7 +5,7 @@ import pytest
 
 from fleet_device.settings import DeviceSettings
 from fleet_link.configuration import SettingsError, load_settings
-from schemas.messages import MAX_TOKENS
+from schemas.bounds import MAX_TOKENS
 from schemas.policy import MAX_TOP_K, Mode
 
 

@@ -4,8 +4,9 @@ import pytest
 
 from fleet_device.errors import SessionRefused
 from fleet_device.terms import Terms
-from schemas.messages import MAX_TOKENS, RefusalCode
+from schemas.bounds import MAX_TOKENS
 from schemas.policy import SamplingPolicy
+from schemas.reasons import RefusalCode
 from schemas.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of([f"t{token}" for token in range(10)])

@@ -2,8 +2,8 @@ import pytest
 
 from fleet_device.errors import PromptTooLong
 from fleet_device.writing import Order, write_text
-from schemas.messages import EndReason
 from schemas.policy import SamplingPolicy
+from schemas.reasons import EndReason
 from tests.support.memory_device import ScriptedAgent, TalkingDrafter
 
 POLICY = SamplingPolicy(seed=1)

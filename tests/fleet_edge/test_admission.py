@@ -5,7 +5,7 @@ import pytest
 from fleet_edge.admission import Terms, grant
 from fleet_edge.errors import OpenRefused
 from fleet_edge.verifier.protocol import TargetInfo
-from schemas.messages import RefusalCode
+from schemas.reasons import RefusalCode
 from schemas.vocabulary import Vocabulary
 from tests.support.drafts import VOCABULARY, open_message
 

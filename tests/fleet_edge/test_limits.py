@@ -1,8 +1,9 @@
 import pytest
 
 from fleet_edge.errors import DraftFault
-from schemas.messages import Action, Draft, FaultCode, Finish
+from schemas.messages import Draft
 from schemas.policy import Mode
+from schemas.reasons import Action, FaultCode, Finish
 from tests.support.drafts import LIMITS, draft
 
 

@@ -8,8 +8,9 @@ import torch
 from dssd.downlink import Form
 from fleet_edge.store.records import RoundJudged, SegmentProgress, SessionClosed
 from fleet_edge.verifier.protocol import Item, VerifierError
-from schemas.messages import Action, Fault, FaultCode, Verdict
+from schemas.messages import Fault, Verdict
 from schemas.policy import Mode
+from schemas.reasons import Action, FaultCode
 from tests.support.memory_fleet import Device, MemoryFleet, lossless_text, run, terms
 
 

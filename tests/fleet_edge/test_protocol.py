@@ -11,8 +11,8 @@ import torch
 from dssd.downlink import Form
 from fleet_edge.verifier.protocol import Item
 from fleet_link.faults import Faults
-from schemas.messages import EndReason
 from schemas.policy import Mode
+from schemas.reasons import EndReason
 from tests.support.memory_fleet import END, Device, MemoryFleet, Mishaps, lossless_text, possible, run, terms
 
 RUNS = 300

@@ -10,8 +10,9 @@ from dssd.distribution import shape
 from fleet_edge.store.records import DeviceSeen, EventLogged, SegmentProgress, SessionClosed, SessionOpened
 from schemas.codec import decode_reply, decode_verdict, encode_close, encode_draft, encode_open
 from schemas.control import DeviceState, Presence, encode_json
-from schemas.messages import Action, Closed, Draft, EndReason, Fault, FaultCode, Opened, RefusalCode, Refused, Verdict
+from schemas.messages import Closed, Draft, Fault, Opened, Refused, Verdict
 from schemas.policy import Mode
+from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic, build
 from schemas.vocabulary import Vocabulary
 from tests.support.memory_fleet import EDGE, FLEET, START, TARGET, Device, MemoryFleet, lossless_text, run, terms

@@ -1,7 +1,7 @@
 from fleet_edge import replies
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.limits import Limits
-from schemas.messages import Action, EndReason, FaultCode, RefusalCode
+from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from tests.support.drafts import draft, edge_session, open_message
 
 

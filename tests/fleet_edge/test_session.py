@@ -9,8 +9,9 @@ from fleet_edge.errors import DraftFault
 from fleet_edge.session import Admission, EdgeSession
 from fleet_edge.settlement import Settled
 from schemas.digest import EMPTY, extend_digest
-from schemas.messages import Action, Close, Draft, EndReason, FaultCode, Finish
+from schemas.messages import Close, Draft
 from schemas.policy import Mode
+from schemas.reasons import Action, EndReason, FaultCode, Finish
 from tests.support.drafts import arrived, draft, edge_session
 
 P = Dist(np.array([6, 4]), np.array([0.75, 0.25]))

@@ -3,7 +3,7 @@ import pytest
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.session import EdgeSession
 from fleet_edge.sessions import SessionTable
-from schemas.messages import Action, FaultCode, RefusalCode
+from schemas.reasons import Action, FaultCode, RefusalCode
 from tests.support.drafts import LIMITS, open_message
 
 

@@ -4,7 +4,7 @@ import pytest
 from dssd.distribution import Dist
 from dssd.judgement import Judgement
 from fleet_edge.settlement import Settled, settlement
-from schemas.messages import Finish
+from schemas.reasons import Finish
 from tests.support.drafts import LIMITS, arrived, draft
 
 P = Dist(np.array([6, 4]), np.array([0.75, 0.25]))

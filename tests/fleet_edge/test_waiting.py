@@ -3,7 +3,8 @@ import pytest
 from fleet_edge.errors import DraftFault
 from fleet_edge.waiting import WaitingDrafts
 from schemas.digest import EMPTY, extend_digest
-from schemas.messages import Draft, FaultCode
+from schemas.messages import Draft
+from schemas.reasons import FaultCode
 from tests.support.drafts import arrived, draft
 
 

@@ -2,24 +2,11 @@
 
 from hypothesis import strategies as st
 
+from schemas.bounds import MAX_DRAFT
 from schemas.downlink import Dense, Samples, Sparse
-from schemas.messages import (
-    MAX_DRAFT,
-    Action,
-    Close,
-    Closed,
-    Draft,
-    EndReason,
-    Fault,
-    FaultCode,
-    Finish,
-    Open,
-    Opened,
-    RefusalCode,
-    Refused,
-    Verdict,
-)
+from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode
 from schemas.vocabulary import MAX_VOCABULARY, Vocabulary
 
 U16 = st.integers(0, (1 << 16) - 1)

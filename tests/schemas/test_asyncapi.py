@@ -8,7 +8,8 @@ import pytest
 
 from schemas.asyncapi import DRAFT_LAYOUT, MESSAGES, VERDICT_LAYOUT, document
 from schemas.codec import encode_draft, encode_verdict
-from schemas.messages import Draft, Finish, Verdict
+from schemas.messages import Draft, Verdict
+from schemas.reasons import Finish
 from schemas.topics import TREE, Role, Topic, build
 
 DOCUMENT = document()

@@ -14,6 +14,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from fleet_link.packets import publish_packet_bytes
+from schemas.bounds import MAX_DRAFT
 from schemas.codec import (
     MAX_CLOSE_BYTES,
     MAX_DRAFT_BYTES,
@@ -33,7 +34,8 @@ from schemas.codec import (
 )
 from schemas.downlink import Samples, Sparse
 from schemas.errors import CodecError, MalformedMessage, MessageTooLarge
-from schemas.messages import MAX_DRAFT, Draft, Finish, Refused, Verdict
+from schemas.messages import Draft, Refused, Verdict
+from schemas.reasons import Finish
 from schemas.topics import Topic, build
 from tests.schemas.strategies import closes, drafts, opens, replies, verdicts
 

@@ -16,8 +16,8 @@ from fleet_device.text_queue import Listener, TextQueue, Ticket
 from fleet_device.writing import OnPiece, Order, Text, write_text
 from fleet_link.memory_link import MemoryLink
 from schemas.control import EdgeState, Presence, encode_json
-from schemas.messages import EndReason
 from schemas.policy import SamplingPolicy
+from schemas.reasons import EndReason
 from schemas.topics import Topic, build
 from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, MemoryFleet
 

@@ -29,8 +29,9 @@ from fleet_link.link import Message
 from fleet_link.memory_broker import MemoryBroker
 from fleet_link.memory_link import MemoryLink
 from schemas.codec import decode_reply, decode_verdict, encode_close, encode_draft, encode_open
-from schemas.messages import Action, Closed, Draft, Fault, Opened, Refused, Verdict
+from schemas.messages import Closed, Draft, Fault, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import Action
 from schemas.topics import Topic, build
 
 FLEET, EDGE = "memory", "edge-1"

@@ -21,8 +21,8 @@ from fleet_identity.roles import IdentityRole
 from fleet_link.counters import Counters
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import TlsSettings
-from schemas.messages import EndReason
 from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import EndReason
 from schemas.topics import Topic, build, wildcard
 from tests.support.links import START_S, Inbox
 from tests.support.tls_fleet import FLEET, TlsFleet, tls_fleet

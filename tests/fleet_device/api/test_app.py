@@ -8,8 +8,8 @@ from starlette.applications import Starlette
 from fleet_device.api.app import MAX_BODY_BYTES, create_app
 from fleet_device.drafter import DrafterError
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
-from schemas.messages import EndReason, RefusalCode
 from schemas.policy import Mode
+from schemas.reasons import EndReason, RefusalCode
 from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, chunks, complete, error
 from tests.support.memory_device import SESSION, STARTED, ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
 from tests.support.waiting import until

@@ -17,8 +17,8 @@ from fleet_edge.store.records import (
     SessionOpened,
 )
 from schemas.control import Presence
-from schemas.messages import EndReason
 from schemas.policy import Mode
+from schemas.reasons import EndReason
 
 START = datetime(2026, 3, 4, 10, 30, tzinfo=UTC)
 SESSION = "00112233445566aa"

@@ -11,7 +11,7 @@ from fleet_edge.store.errors import RecordRejected
 from fleet_edge.store.instants import segment_number, segment_time
 from fleet_edge.store.records import Record
 from schemas.control import Presence
-from schemas.messages import EndReason
+from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows, clear
 from tests.fleet_edge.store.samples import SEGMENT, SESSION, START, after

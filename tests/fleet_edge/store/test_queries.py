@@ -6,8 +6,8 @@ from fleet_edge.store.database import Store
 from fleet_edge.store.errors import NotFound, StoreError
 from fleet_edge.store.instants import segment_number
 from fleet_edge.store.queries import SessionFilter
-from schemas.messages import EndReason
 from schemas.policy import Mode
+from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import OTHER, SESSION, THIRD, after
 

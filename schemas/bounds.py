@@ -1,0 +1,46 @@
+"""Bounds of what session messages hold, and the types of their fields: a value outside is no message."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from schemas.downlink import TokenId
+
+__all__ = [
+    "MAX_DRAFT",
+    "MAX_LABEL",
+    "MAX_SENTENCE",
+    "MAX_TOKENS",
+    "SESSION_BYTES",
+    "U16",
+    "U32",
+    "Count",
+    "Label",
+    "Milliseconds",
+    "Position",
+    "Sentence",
+    "SessionId",
+    "Tokens",
+]
+
+MAX_DRAFT = 64
+"""Most tokens in one draft, whatever an edge grants."""
+
+MAX_TOKENS = 1 << 17
+"""Most tokens in a prompt or a continuation."""
+
+MAX_SENTENCE = 500
+MAX_LABEL = 200
+SESSION_BYTES = 8
+MAX_POSITION = 1 << 20
+LATTICE = 1 << 16
+
+U16 = Annotated[int, Field(ge=0, lt=1 << 16, strict=True)]
+U32 = Annotated[int, Field(ge=0, lt=1 << 32, strict=True)]
+Position = Annotated[int, Field(ge=0, lt=MAX_POSITION, strict=True)]
+Count = Annotated[int, Field(ge=1, le=LATTICE, strict=True)]
+SessionId = Annotated[bytes, Field(min_length=SESSION_BYTES, max_length=SESSION_BYTES, strict=True)]
+Tokens = Annotated[tuple[TokenId, ...], Field(max_length=MAX_TOKENS)]
+Milliseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
+Sentence = Annotated[str, Field(max_length=MAX_SENTENCE, strict=True)]
+Label = Annotated[str, Field(max_length=MAX_LABEL, strict=True)]
