@@ -11,23 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fleet_cli.device.options import (
-    Ahead,
-    Authority,
-    Certificate,
-    Config,
-    Device,
-    DrafterKind,
-    DraftLength,
-    Fleet,
-    Host,
-    Key,
-    Model,
-    ModelsDir,
-    Port,
-    Threads,
-    read_settings,
-)
+from fleet_cli.device.options import with_settings
 from fleet_cli.errors import CommandError
 from fleet_device.chat import ChatMessage, encode_chat
 from fleet_device.loading import load_drafter
@@ -44,57 +28,17 @@ READER_GONE = 141
 _EDGE_S = 1.0
 
 
+@with_settings("mode", "temperature", "top_k", "top_p", "seed", "max_new_tokens", "draft_length", "ahead", "threads")
 def generate_command(
     prompt: Annotated[str, typer.Argument(help="What to write about; `-` reads standard input.")],
+    settings: DeviceSettings,
     *,
-    config: Config = None,
-    fleet: Fleet = None,
-    device: Device = None,
-    host: Host = None,
-    port: Port = None,
-    ca: Authority = None,
-    certificate: Certificate = None,
-    key: Key = None,
-    model: Model = None,
-    models_dir: ModelsDir = None,
-    drafter: DrafterKind = None,
-    mode: Annotated[str | None, typer.Option(help="residual or coupled.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="0 keeps all.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="1 keeps all.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same decisions.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens to write.")] = None,
-    draft_length: DraftLength = None,
-    ahead: Ahead = None,
-    threads: Threads = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt as it is.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
     events: Annotated[bool, typer.Option("--events", hidden=True, help="One JSON object a line as it goes.")] = False,
 ) -> None:
     """Write one text and leave. Ctrl-C ends it where it is."""
-    settings = read_settings(
-        config,
-        fleet=fleet,
-        device=device,
-        host=host,
-        port=port,
-        ca=ca,
-        certificate=certificate,
-        key=key,
-        model=model,
-        models_dir=models_dir,
-        drafter=drafter,
-        mode=mode,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        max_new_tokens=max_new_tokens,
-        draft_length=draft_length,
-        ahead=ahead,
-        threads=threads,
-    )
     if stop and not all(stop):
         raise CommandError("--stop is empty; give the string before which the text shall end.")
     asked = _read_prompt(prompt)

@@ -6,44 +6,19 @@ from typing import Annotated
 import typer
 
 from fleet_cli.checks import ignore_check, show_check
-from fleet_cli.device.options import (
-    ApiPort,
-    Authority,
-    Certificate,
-    Config,
-    Device,
-    DrafterKind,
-    Fleet,
-    Host,
-    Key,
-    Model,
-    ModelsDir,
-    Port,
-    Threads,
-    read_settings,
-)
+from fleet_cli.device.options import with_settings
 from fleet_device.selftest import SelfTest
+from fleet_device.settings import DeviceSettings
 
 __all__ = ["selftest_command"]
 
 UNFIT = 1
 
 
+@with_settings("threads", "api_port")
 def selftest_command(
+    settings: DeviceSettings,
     *,
-    config: Config = None,
-    fleet: Fleet = None,
-    device: Device = None,
-    host: Host = None,
-    port: Port = None,
-    ca: Authority = None,
-    certificate: Certificate = None,
-    key: Key = None,
-    model: Model = None,
-    models_dir: ModelsDir = None,
-    drafter: DrafterKind = None,
-    threads: Threads = None,
-    api_port: ApiPort = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
 ) -> None:
     """Check configuration, model, broker, edge and a real text, one after the other.
@@ -51,21 +26,6 @@ def selftest_command(
     Exit code 0 if all is well, 1 if a check failed, 2 if the configuration cannot be read. Not while the device
     runs as a service.
     """
-    settings = read_settings(
-        config,
-        fleet=fleet,
-        device=device,
-        host=host,
-        port=port,
-        ca=ca,
-        certificate=certificate,
-        key=key,
-        model=model,
-        models_dir=models_dir,
-        drafter=drafter,
-        threads=threads,
-        api_port=api_port,
-    )
     report = SelfTest(settings, on_check=ignore_check if as_json else show_check).run()
     if as_json:
         print(json.dumps(report.json(), ensure_ascii=False, indent=2))
