@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from fleet_device.agent import Agent, Generation
 from fleet_device.check import Check
-from fleet_device.conversation import Patience
 from fleet_device.edges import Edges
 from fleet_device.errors import DeviceError, EdgeUnavailable, SessionFailed
 from fleet_device.inbox import Inbox
 from fleet_device.pacing import FixedPacing
+from fleet_device.patience import Patience
 from fleet_device.scripted_drafter import ScriptedDrafter
 from fleet_link.configuration import BrokerSettings
 from fleet_link.errors import LinkError
