@@ -15,7 +15,7 @@ from fleet_device.counters import Counters
 from fleet_device.errors import ProtocolViolation
 from fleet_device.terms import Terms
 from schemas.digest import EMPTY, extend_digest
-from schemas.downlink import DownlinkForm, Samples
+from schemas.downlink import DownlinkForm, Samples, UnknownForm
 from schemas.messages import (
     MAX_LABEL,
     Close,
@@ -336,8 +336,13 @@ class DeviceSession:
         self._finish(verdict.finish)
         return Step((token,), valid, token)
 
-    def _correction(self, following: int | DownlinkForm, rejection: _Rejection) -> int | None:
+    def _correction(self, following: int | DownlinkForm | UnknownForm, rejection: _Rejection) -> int | None:
         """Return the token that takes the rejected one's place, or None if more samples are needed."""
+        if isinstance(following, UnknownForm):
+            raise ProtocolViolation(
+                f"The edge sent the target distribution in form {following.number}, which this device does not know; "
+                "update the device, or have the edge use another form."
+            )
         lattice = rejection.proposal.lattice
         if lattice is None:
             if not isinstance(following, int):

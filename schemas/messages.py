@@ -17,10 +17,12 @@ from enum import IntEnum, StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
-from schemas.downlink import DownlinkForm, TokenId
+from schemas.downlink import DownlinkForm, TokenId, UnknownForm
 from schemas.names import Name
 from schemas.policy import SamplingPolicy
+from schemas.unknown import unknown_as
 from schemas.vocabulary import Vocabulary
 
 __all__ = [
@@ -77,7 +79,10 @@ class _Message(BaseModel):
 
 
 class Finish(IntEnum):
-    """Why the edge ends the text with this verdict."""
+    """Why the edge ends the text with this verdict.
+
+    An end that this release does not know is read as `LENGTH`: the text ends there, and is not said to be complete.
+    """
 
     NO = 0
     STOP = 1  # the target drew an end-of-sequence token
@@ -85,7 +90,10 @@ class Finish(IntEnum):
 
 
 class EndReason(StrEnum):
-    """How a session ended."""
+    """How a session ended.
+
+    An end that this release does not know is read as `FAILED`: it is not counted as a success.
+    """
 
     STOP = "stop"  # end of sequence, or the application's stop string
     LENGTH = "length"
@@ -95,7 +103,10 @@ class EndReason(StrEnum):
 
 
 class RefusalCode(StrEnum):
-    """Why an Open was refused."""
+    """Why an Open was refused.
+
+    A reason that this release does not know is read as `OTHER`: the device shows the sentence and does not try again.
+    """
 
     MALFORMED = "malformed"
     PROTOCOL = "protocol"
@@ -106,10 +117,14 @@ class RefusalCode(StrEnum):
     MAX_NEW_TOKENS = "max-new-tokens"
     BUSY = "busy"
     DRAINING = "draining"
+    OTHER = "other"  # a newer release's; not sent
 
 
 class FaultCode(StrEnum):
-    """What was wrong with a Draft."""
+    """What was wrong with a Draft.
+
+    A reason that this release does not know is read as `OTHER`: the device follows the action that came with it.
+    """
 
     MALFORMED = "malformed"
     UNKNOWN_SESSION = "unknown-session"
@@ -119,10 +134,14 @@ class FaultCode(StrEnum):
     COUNTS = "counts"
     ROUND = "round"
     INTERNAL = "internal"
+    OTHER = "other"  # a newer release's; not sent
 
 
 class Action(StrEnum):
-    """What a device does about a fault."""
+    """What a device does about a fault.
+
+    An action that this release does not know is read as `GIVE_UP`: it cannot be taken.
+    """
 
     RESUME = "resume"  # open again with the tokens committed so far
     GIVE_UP = "give-up"
@@ -193,7 +212,7 @@ class Refused(_Message):
 
     kind: Literal["refused"] = "refused"
     session: SessionId
-    code: RefusalCode
+    code: Annotated[RefusalCode, unknown_as(RefusalCode.OTHER)]
     sentence: Sentence
 
 
@@ -250,8 +269,8 @@ class Verdict(_Message):
     handle: U16
     round: U32
     accepted: Annotated[int, Field(ge=0, le=MAX_DRAFT, strict=True)]
-    next: TokenId | DownlinkForm | None = None
-    finish: Finish = Finish.NO
+    next: TokenId | DownlinkForm | SkipJsonSchema[UnknownForm] | None = None
+    finish: Annotated[Finish, unknown_as(Finish.LENGTH)] = Finish.NO
     queue_ms: Milliseconds = 0.0
     compute_ms: Milliseconds = 0.0
 
@@ -270,8 +289,8 @@ class Fault(_Message):
     kind: Literal["fault"] = "fault"
     handle: U16 | None = None
     round: U32 | None = None
-    code: FaultCode
-    action: Action
+    code: Annotated[FaultCode, unknown_as(FaultCode.OTHER)]
+    action: Annotated[Action, unknown_as(Action.GIVE_UP)]
     sentence: Sentence
 
 
@@ -301,7 +320,7 @@ class Close(_Message):
     session: SessionId
     handle: U16 | None
     edge: Name | None = None
-    reason: EndReason
+    reason: Annotated[EndReason, unknown_as(EndReason.FAILED)]
     tokens: Position
     fix: TokenId | None = None
     digest: U32
@@ -334,7 +353,7 @@ class Closed(_Message):
     kind: Literal["closed"] = "closed"
     session: SessionId
     attempt: U32 | None = None
-    reason: EndReason
+    reason: Annotated[EndReason, unknown_as(EndReason.FAILED)]
     tokens: Position
     rounds: U32
     mean_batch: Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
