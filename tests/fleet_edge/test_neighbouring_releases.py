@@ -8,9 +8,10 @@ from dataclasses import asdict
 import pytest
 
 from dssd.downlink import Form
-from fleet_edge.store.records import DeviceSeen
+from fleet_edge.store.records import DeviceSeen, SessionClosed
 from fleet_link.memory_link import MemoryLink
 from schemas.control import DeviceState, Presence, encode_json
+from schemas.messages import EndReason
 from schemas.policy import Mode
 from schemas.topics import Topic, build
 from tests.support.memory_fleet import FLEET, START, Device, MemoryFleet, lossless_text, terms
@@ -109,6 +110,18 @@ def check_kinds(newer: NewerRelease) -> None:
     )
     seen = Counter({kind: count for kind, count in newer.seen.items() if "form" not in kind and "request" not in kind})
     assert set(seen) == expected
+
+
+def test_an_end_that_we_do_not_know_is_logged_as_a_failure_and_confirmed() -> None:
+    fleet = MemoryFleet()
+    device = Device(fleet, "device-1", terms(4, mode=Mode.COUPLED, max_new_tokens=10), length=2, ahead=False)
+    rewrite(fleet.broker, lambda topic, content: content | {"reason": "quota"} if topic is Topic.CLOSE else content)
+    while not device.done:
+        assert device.act()
+        fleet.settle()
+    assert [record.reason for record in fleet.sink.of(SessionClosed)] == [EndReason.FAILED]
+    assert device.closed is not None
+    assert device.closed.tokens == len(device.session.committed)
 
 
 def test_the_state_of_a_newer_device_is_logged_and_one_that_we_do_not_know_keeps_its_sessions() -> None:
