@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dssd.downlink import correct
 from dssd.proposal import Proposal
 from fleet_device.errors import ProtocolViolation
-from schemas.downlink import DownlinkForm, Samples
+from schemas.downlink import DownlinkForm, Samples, UnknownForm
 from schemas.policy import SamplingPolicy
 
 __all__ = ["Rejection"]
@@ -34,7 +34,7 @@ class Rejection:
         """Whether the correction is the device's to draw, so that the edge has to be told of it."""
         return self.proposal.lattice is not None
 
-    def correction(self, following: int | DownlinkForm | None, *, policy: SamplingPolicy) -> int | None:
+    def correction(self, following: int | DownlinkForm | UnknownForm | None, *, policy: SamplingPolicy) -> int | None:
         """Return the token that takes the rejected one's place.
 
         Args:
@@ -50,6 +50,11 @@ class Rejection:
         lattice = self.proposal.lattice
         if following is None:
             raise ProtocolViolation("The edge rejected a token and sent nothing to correct it with.")
+        if isinstance(following, UnknownForm):
+            raise ProtocolViolation(
+                f"The edge sent the target distribution in form {following.number}, which this device does not know; "
+                "update the device, or have the edge use another form."
+            )
         if lattice is None:
             if not isinstance(following, int):
                 raise ProtocolViolation("In coupled mode a correction is a token.")

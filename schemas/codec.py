@@ -1,7 +1,8 @@
 """The binary codec: session messages to CBOR and back.
 
 The two hot messages are arrays, keyed by position; the others are maps. A decoder raises nothing but `CodecError`,
-whatever it is given, and coerces nothing: an integer is an integer, neither `true` nor `1.0`.
+whatever it is given, and coerces nothing: an integer is an integer, neither `true` nor `1.0`. Keys of a map and fields
+behind an array's last are a newer release's, and not read; a value that it has added is read as `schemas.unknown` says.
 """
 
 from collections.abc import Mapping
@@ -12,9 +13,10 @@ import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from schemas.cbor import load, pack_counts, pack_ids, pack_probabilities
-from schemas.downlink import Dense, Samples, Sparse
+from schemas.downlink import Dense, Samples, Sparse, UnknownForm
 from schemas.errors import MalformedMessage
-from schemas.messages import Close, Draft, Open, SessionReply, Verdict
+from schemas.messages import PROTOCOL, Close, Draft, Open, SessionReply, Verdict
+from schemas.unknown import UNKNOWN_NUMBERS
 
 __all__ = [
     "MAX_CLOSE_BYTES",
@@ -125,8 +127,7 @@ def decode_verdict(payload: bytes) -> Verdict:
             "round": round_,
             "accepted": accepted,
             "next": _unpack_next(following),
-            # An enum's field would take `true` and 1.0 for 1.
-            "finish": finish if type(finish) is int else None,
+            "finish": finish,
             "queue_ms": queue_ms,
             "compute_ms": compute_ms,
         },
@@ -147,7 +148,16 @@ def decode_open(payload: bytes) -> Open:
         MessageTooLarge: It exceeds `MAX_OPEN_BYTES`.
         MalformedMessage: It is no Open.
     """
-    return _validated(Open, _map(payload, bound=MAX_OPEN_BYTES))
+    fields = _map(payload, bound=MAX_OPEN_BYTES)
+    try:
+        return Open.model_validate(fields)
+    except ValidationError as error:
+        protocol = fields.get("protocol")
+        if type(protocol) is int and PROTOCOL < protocol < 1 << 16:
+            # It need not look like ours; that it does not is no news.
+            sentence = f"The Open speaks protocol {protocol}, this release {PROTOCOL}: update the edge first."
+            raise MalformedMessage(sentence) from error
+        raise MalformedMessage.from_validation("Open", error) from error
 
 
 def encode_close(message: Close) -> bytes:
@@ -203,7 +213,7 @@ def _half(milliseconds: float) -> float:
     return float(np.float16(min(milliseconds, 65504.0)))
 
 
-def _pack_next(following: int | Sparse | Samples | Dense | None) -> object:
+def _pack_next(following: int | Sparse | Samples | Dense | UnknownForm | None) -> object:
     match following:
         case Sparse(ids=ids, probs=probs):
             return [_SPARSE, pack_ids(ids), pack_probabilities(probs)]
@@ -211,6 +221,8 @@ def _pack_next(following: int | Sparse | Samples | Dense | None) -> object:
             return [_SAMPLES, start, pack_ids(ids), pack_probabilities(probs)]
         case Dense(probs=raw):
             return [_DENSE, raw]
+        case UnknownForm():
+            raise ValueError("a form that is unknown here cannot be sent from here")
         case _:
             return following
 
@@ -221,13 +233,15 @@ def _unpack_next(following: object) -> object:
             return following
         case [form, *_] if type(form) is not int:
             pass
-        case [form, ids, probs] if form == _SPARSE:
+        case [form, ids, probs, *_] if form == _SPARSE:
             return {"kind": "sparse", "ids": ids, "probs": probs}
-        case [form, start, ids, probs] if form == _SAMPLES:
+        case [form, start, ids, probs, *_] if form == _SAMPLES:
             return {"kind": "samples", "start": start, "ids": ids, "probs": probs}
-        case [form, raw] if form == _DENSE:
+        case [form, raw, *_] if form == _DENSE:
             return {"kind": "dense", "probs": raw}
-    raise MalformedMessage("The verdict has an unknown form of the target distribution.")
+        case [int(form), *_] if form in UNKNOWN_NUMBERS and form not in (_SPARSE, _SAMPLES, _DENSE):
+            return UnknownForm(form)
+    raise MalformedMessage("The verdict has neither a token nor a form of the target distribution.")
 
 
 def _counts(packed: object) -> list[int] | None:

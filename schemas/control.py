@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.errors import MalformedMessage, MessageTooLarge
 from schemas.names import Name
+from schemas.unknown import unknown_as
 
 __all__ = ["MAX_CONTROL_BYTES", "DeviceState", "EdgeState", "Presence", "Telemetry", "decode_json", "encode_json"]
 
@@ -25,7 +26,10 @@ class _Control(BaseModel):
 
 
 class Presence(StrEnum):
-    """Whether the sender of a state is there."""
+    """Whether the sender of a state is there.
+
+    One that this release does not know is read as `DRAINING`: the sender is there, and nobody counts on it for more.
+    """
 
     ONLINE = "online"
     DRAINING = "draining"  # finishes what it has, takes nothing new
@@ -43,7 +47,7 @@ class DeviceState(_Control):
         since: When the process connected (UTC).
     """
 
-    presence: Presence
+    presence: Annotated[Presence, unknown_as(Presence.DRAINING)]
     software: Label
     draft_model: Label
     quantization: Label
@@ -62,7 +66,7 @@ class EdgeState(_Control):
         since: When the process connected (UTC).
     """
 
-    presence: Presence
+    presence: Annotated[Presence, unknown_as(Presence.DRAINING)]
     software: Label
     edge: Name
     target: Label

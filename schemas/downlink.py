@@ -1,13 +1,15 @@
 """The forms in which the target distribution p of one position goes down: all exact, chosen by size."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema, core_schema
 
 from schemas.vocabulary import MAX_VOCABULARY
 
-__all__ = ["MAX_SAMPLES", "Dense", "DownlinkForm", "Probability", "Samples", "Sparse", "TokenId"]
+__all__ = ["MAX_SAMPLES", "Dense", "DownlinkForm", "Probability", "Samples", "Sparse", "TokenId", "UnknownForm"]
 
 MAX_SAMPLES = 1024
 
@@ -84,6 +86,22 @@ class Dense(BaseModel):
         if not (values.min() >= 0.0 and abs(float(values.sum(dtype=np.float64)) - 1.0) <= 1e-3):  # noqa: PLR2004
             raise ValueError("not a distribution")
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownForm:
+    """A form that a newer release has added: none can be drawn from it here, so that the session fails, and says why.
+
+    Attributes:
+        number: Its own, which stands first in the verdict's array.
+    """
+
+    number: int
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: object, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Take nothing but instances: the decoder makes them, and no message spells one out."""
+        return core_schema.is_instance_schema(cls)
 
 
 DownlinkForm = Annotated[Sparse | Samples | Dense, Field(discriminator="kind")]

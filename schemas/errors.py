@@ -67,5 +67,7 @@ class MalformedMessage(CodecError):  # noqa: N818
         """
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "message"
+        if first["type"] == "extra_forbidden":
+            return cls(f"The {name} has {where[:100]}, which this release does not know: leave it out, or update.")
         # A finding may quote the input, which is as long as the sender likes.
         return cls(f"The {name} is invalid at {where[:100]}: {first['msg'][:200].rstrip('.')}.")

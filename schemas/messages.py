@@ -16,6 +16,7 @@ A session is opened, drafted and judged round by round, and closed:
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from schemas.bounds import (
     MAX_DRAFT,
@@ -30,10 +31,11 @@ from schemas.bounds import (
     SessionId,
     Tokens,
 )
-from schemas.downlink import DownlinkForm, TokenId
+from schemas.downlink import DownlinkForm, TokenId, UnknownForm
 from schemas.names import Name
 from schemas.policy import SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode
+from schemas.unknown import unknown_as
 from schemas.vocabulary import Vocabulary
 
 __all__ = ["PROTOCOL", "Close", "Closed", "Draft", "Fault", "Open", "Opened", "Refused", "SessionReply", "Verdict"]
@@ -112,7 +114,7 @@ class Refused(_Message):
 
     kind: Literal["refused"] = "refused"
     session: SessionId
-    code: RefusalCode
+    code: Annotated[RefusalCode, unknown_as(RefusalCode.OTHER)]
     sentence: Sentence
 
 
@@ -169,8 +171,8 @@ class Verdict(_Message):
     handle: U16
     round: U32
     accepted: Annotated[int, Field(ge=0, le=MAX_DRAFT, strict=True)]
-    next: TokenId | DownlinkForm | None = None
-    finish: Finish = Finish.NO
+    next: TokenId | DownlinkForm | SkipJsonSchema[UnknownForm] | None = None
+    finish: Annotated[Finish, unknown_as(Finish.LENGTH)] = Finish.NO
     queue_ms: Milliseconds = 0.0
     compute_ms: Milliseconds = 0.0
 
@@ -189,8 +191,8 @@ class Fault(_Message):
     kind: Literal["fault"] = "fault"
     handle: U16 | None = None
     round: U32 | None = None
-    code: FaultCode
-    action: Action
+    code: Annotated[FaultCode, unknown_as(FaultCode.OTHER)]
+    action: Annotated[Action, unknown_as(Action.GIVE_UP)]
     sentence: Sentence
 
 
@@ -220,7 +222,7 @@ class Close(_Message):
     session: SessionId
     handle: U16 | None
     edge: Name | None = None
-    reason: EndReason
+    reason: Annotated[EndReason, unknown_as(EndReason.FAILED)]
     tokens: Position
     fix: TokenId | None = None
     digest: U32
@@ -253,7 +255,7 @@ class Closed(_Message):
     kind: Literal["closed"] = "closed"
     session: SessionId
     attempt: U32 | None = None
-    reason: EndReason
+    reason: Annotated[EndReason, unknown_as(EndReason.FAILED)]
     tokens: Position
     rounds: U32
     mean_batch: Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]

@@ -32,6 +32,9 @@ class Mode(StrEnum):
 class SamplingPolicy(BaseModel):
     """What both ends do to their logits, and the seed of every coin.
 
+    The one part of a message where nothing unknown is passed over: a text written without a setting that was asked for
+    follows another law. A newer release leaves a new setting out as long as it does nothing.
+
     Attributes:
         mode: How drafts are verified.
         temperature: Divides the logits; 0 is greedy.
@@ -40,7 +43,7 @@ class SamplingPolicy(BaseModel):
         seed: Key of the coins; the same seed and policy give the same decisions.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     mode: Mode = Mode.RESIDUAL
     temperature: Annotated[float, Field(ge=0.0, le=100.0, strict=True)] = 0.7

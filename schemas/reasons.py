@@ -6,7 +6,10 @@ __all__ = ["Action", "EndReason", "FaultCode", "Finish", "RefusalCode"]
 
 
 class Finish(IntEnum):
-    """Why the edge ends the text with this verdict."""
+    """Why the edge ends the text with this verdict.
+
+    An end that this release does not know is read as `LENGTH`: the text ends there, and is not said to be complete.
+    """
 
     NO = 0
     STOP = 1  # the target drew an end-of-sequence token
@@ -14,7 +17,10 @@ class Finish(IntEnum):
 
 
 class EndReason(StrEnum):
-    """How a session ended."""
+    """How a session ended.
+
+    An end that this release does not know is read as `FAILED`: it is not counted as a success.
+    """
 
     STOP = "stop"  # end of sequence, or the application's stop string
     LENGTH = "length"
@@ -24,7 +30,10 @@ class EndReason(StrEnum):
 
 
 class RefusalCode(StrEnum):
-    """Why an Open was refused."""
+    """Why an Open was refused.
+
+    A reason that this release does not know is read as `OTHER`: the device shows the sentence and does not try again.
+    """
 
     MALFORMED = "malformed"
     PROTOCOL = "protocol"
@@ -35,10 +44,14 @@ class RefusalCode(StrEnum):
     MAX_NEW_TOKENS = "max-new-tokens"
     BUSY = "busy"
     DRAINING = "draining"
+    OTHER = "other"  # a newer release's; not sent
 
 
 class FaultCode(StrEnum):
-    """What was wrong with a Draft."""
+    """What was wrong with a Draft.
+
+    A reason that this release does not know is read as `OTHER`: the device follows the action that came with it.
+    """
 
     MALFORMED = "malformed"
     UNKNOWN_SESSION = "unknown-session"
@@ -48,10 +61,14 @@ class FaultCode(StrEnum):
     COUNTS = "counts"
     ROUND = "round"
     INTERNAL = "internal"
+    OTHER = "other"  # a newer release's; not sent
 
 
 class Action(StrEnum):
-    """What a device does about a fault."""
+    """What a device does about a fault.
+
+    An action that this release does not know is read as `GIVE_UP`: it cannot be taken.
+    """
 
     RESUME = "resume"  # open again with the tokens committed so far
     GIVE_UP = "give-up"

@@ -1,14 +1,17 @@
 import random
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import cbor2
 import pytest
 
 from dssd.distribution import Dist
 from fleet_device.agent import Agent, Generation
 from fleet_device.drafter import DrafterError
-from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
+from fleet_device.errors import EdgeUnavailable, ProtocolViolation, SessionFailed, SessionRefused
 from fleet_device.inbox import Connection, Event, Inbox
 from fleet_device.pacing import FixedPacing
 from fleet_device.patience import Patience
@@ -25,6 +28,7 @@ from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic, build
 from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, START, MemoryFleet, lossless_text, possible, terms
+from tests.support.newer_release import DOWN, UP, NewerRelease, rewrite
 
 PROMPT = (1, 2)
 SEED = 6  # of a text that does not end by itself
@@ -420,3 +424,174 @@ def test_losses_of_every_kind_are_survived(seed: int) -> None:
     fleet.broker.faults = Faults(drop=0.1, duplicate=0.1, delay=0.2, reorder=0.1)
     scene.when(rng.randint(1, 10), fleet.restart_edge)
     assert scene.generate().tokens == expected()
+
+
+# An edge of the next minor release.
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("speaks", [UP, DOWN, UP + DOWN], ids=["newer-device", "newer-edge", "both-newer"])
+def test_a_text_is_the_same_across_releases(mode: Mode, speaks: tuple[Topic, ...]) -> None:
+    texts = []
+    for newer in (NewerRelease(()), NewerRelease(speaks)):
+        scene = Scene(pacing=FixedPacing(2, go_on=True))
+        rewrite(scene.fleet.broker, newer)
+        scene.when(6, scene.fleet.restart_edge)
+        scene.say(Presence.ONLINE)
+        done = scene.generate(mode=mode)
+        assert (done.resumes, scene.inbox.malformed) == (1, 0)
+        assert done.closed is not None
+        texts.append(done.tokens)
+    assert texts[0] == texts[1]
+    assert newer.seen["open"] == newer.seen["resume"] == (Topic.OPEN in speaks)
+    assert newer.seen[Topic.EDGE_STATE.value] == (Topic.EDGE_STATE in speaks)
+
+
+def changed(scene: Scene, *, topic: Topic, kind: str | None = None, **fields: object) -> None:
+    """Let the edge's messages of one kind have other fields, and possibly others than we know."""
+
+    def change(at: Topic, content: Any) -> Any:
+        ours = at is topic and (kind is None or content["kind"] == kind)
+        return content | fields if ours else content
+
+    rewrite(scene.fleet.broker, change)
+
+
+def test_a_refusal_for_an_unknown_reason_is_passed_on_in_its_own_words() -> None:
+    scene = Scene()
+    changed(scene, topic=Topic.SESSION, kind="refused", code="too-dear", sentence="The budget is spent; ask for more.")
+    with pytest.raises(SessionRefused, match=r"^The budget is spent; ask for more\.$") as caught:
+        scene.generate(most=0)
+    assert caught.value.code is RefusalCode.OTHER
+
+
+def test_a_refusal_for_an_unknown_reason_is_not_waited_out() -> None:
+    """A resuming device tries again where it knows that the reason passes."""
+    scene = Scene()
+
+    def restart() -> None:
+        scene.fleet.restart_edge()
+        scene.fleet.edge.reception.draining = True
+
+    scene.when(3, restart)
+    changed(scene, topic=Topic.SESSION, kind="refused", code="moving", sentence="The edge is moving.")
+    before = scene.fleet.clock()
+    with pytest.raises(SessionRefused, match="The edge is moving"):
+        scene.generate()
+    assert scene.fleet.clock() - before < PATIENCE.resume_s
+
+
+def test_a_fault_of_an_unknown_kind_is_met_with_the_action_that_it_asks_for() -> None:
+    scene = Scene()
+    scene.when(3, scene.fleet.restart_edge)
+    changed(scene, topic=Topic.SESSION, kind="fault", code="cache-lost")
+    done = scene.generate()
+    assert (done.tokens, done.resumes) == (expected(), 1)
+
+
+def test_an_action_that_is_unknown_is_giving_up_with_the_faults_own_sentence() -> None:
+    scene = Scene()
+    scene.when(3, scene.fleet.restart_edge)
+    changed(scene, topic=Topic.SESSION, kind="fault", action="move", sentence="Go on at edge-2.")
+    with pytest.raises(SessionFailed, match=r"^Go on at edge-2\.$"):
+        scene.generate()
+    scene.fleet.settle()
+    assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.FAILED]
+
+
+def test_an_end_that_is_unknown_is_an_end() -> None:
+    scene = Scene()
+    changed(scene, topic=Topic.SESSION, kind="closed", reason="quota")
+    done = scene.generate()
+    assert done.tokens == expected()
+    assert done.closed is not None
+    assert done.closed.reason is EndReason.FAILED
+
+
+@pytest.mark.parametrize("go_on", [False, True])
+def test_a_finish_that_is_unknown_ends_the_text_there(go_on: bool) -> None:
+    scene = Scene(pacing=FixedPacing(2, go_on=go_on))
+
+    def change(topic: Topic, content: Any) -> Any:
+        return [*content[:4], 9, *content[5:]] if topic is Topic.VERDICT and content[1] >= 3 else content
+
+    rewrite(scene.fleet.broker, change)
+    before = scene.fleet.clock()
+    done = scene.generate()
+    assert done.reason is EndReason.LENGTH
+    assert 0 < len(done.tokens) < 40
+    assert done.tokens == expected()[: len(done.tokens)]
+    assert done.closed is not None
+    assert scene.fleet.clock() == before  # nothing was waited for
+    assert len(scene.fleet.edge.sessions) == 0
+
+
+@pytest.mark.parametrize("number", [0, 4, 255])
+def test_a_form_of_p_that_is_unknown_fails_the_session_by_name_and_nothing_is_guessed(number: int) -> None:
+    scene = Scene()
+
+    def change(topic: Topic, content: Any) -> Any:
+        if topic is Topic.VERDICT and isinstance(content[3], list):
+            content[3] = [number, *content[3][1:]]
+        return content
+
+    plain = Scene().generate(mode=Mode.RESIDUAL)
+    rewrite(scene.fleet.broker, change)
+    told: list[int] = []
+    before = scene.fleet.clock()
+    with pytest.raises(ProtocolViolation, match=rf"in form {number}, which this device does not know; update"):
+        scene.generate(mode=Mode.RESIDUAL, on_tokens=told.extend)
+    assert scene.fleet.clock() == before  # at once, not when all patience is spent
+    assert tuple(told) == plain.tokens[: len(told)]
+    scene.fleet.settle()
+    assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.FAILED]
+
+
+def test_in_coupled_mode_a_form_that_is_unknown_fails_the_session_too() -> None:
+    scene = Scene()
+
+    def change(topic: Topic, content: Any) -> Any:
+        return [*content[:3], [7, "?"], *content[4:]] if topic is Topic.VERDICT else content
+
+    rewrite(scene.fleet.broker, change)
+    with pytest.raises(ProtocolViolation):
+        scene.generate()
+
+
+def test_a_reply_of_an_unknown_kind_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    scene = Scene()
+
+    def notice() -> None:
+        link = MemoryLink(scene.fleet.broker, "edge-voice")
+        link.start(timeout_s=1.0)
+        link.publish(build(Topic.SESSION, fleet=FLEET, device="device-1"), cbor2.dumps({"kind": "notice", "load": 0.9}))
+        link.stop()
+
+    scene.when(3, notice)
+    done = scene.generate()
+    assert (done.tokens, done.resumes, scene.inbox.malformed) == (expected(), 0, 1)
+    assert re.search("down/session is ignored", caplog.text)
+
+
+def test_an_edge_whose_presence_is_unknown_keeps_its_session_and_is_asked_for_no_new_one() -> None:
+    scene = Scene()
+    changed(scene, topic=Topic.EDGE_STATE, presence="warming-up")
+    scene.when(3, lambda: scene.say(Presence.ONLINE))
+    states: list[EdgeState] = []
+    scene.inbox.on_edge = lambda _edge, state: states.append(state)
+    done = scene.generate()
+    assert (done.tokens, done.resumes) == (expected(), 0)
+    assert [state.presence for state in states] == [Presence.DRAINING]
+
+
+def test_a_device_that_asks_for_a_setting_that_the_edge_lacks_is_told_which() -> None:
+    scene = Scene()
+
+    def change(topic: Topic, content: Any) -> Any:
+        return content | {"policy": content["policy"] | {"min_p": 0.1}} if topic is Topic.OPEN else content
+
+    rewrite(scene.fleet.broker, change)
+    with pytest.raises(
+        SessionFailed, match=r"policy\.min_p, which this release does not know: leave it out, or update"
+    ):
+        scene.generate()

@@ -32,11 +32,13 @@ from schemas.codec import (
     encode_reply,
     encode_verdict,
 )
-from schemas.downlink import Samples, Sparse
+from schemas.downlink import Samples, Sparse, UnknownForm
 from schemas.errors import CodecError, MalformedMessage, MessageTooLarge
-from schemas.messages import Draft, Refused, Verdict
-from schemas.reasons import Finish
+from schemas.messages import Draft, Open, Verdict
+from schemas.policy import SamplingPolicy
+from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode
 from schemas.topics import Topic, build
+from schemas.vocabulary import Vocabulary
 from tests.schemas.strategies import closes, drafts, opens, replies, verdicts
 
 WORST = (1 << 16) - 1
@@ -231,7 +233,8 @@ IDS_1, IDS_2 = cbor2.CBORTag(69, b"\x01\x00"), cbor2.CBORTag(69, b"\x01\x00\x02\
         "sparse",
         {"kind": "sparse", "ids": [1], "probs": [1.0]},
         [],
-        [4, IDS_1, floats(ONE)],
+        [256, IDS_1, floats(ONE)],
+        [-1, IDS_1, floats(ONE)],
         [True, IDS_1, floats(ONE)],
         [1.0, IDS_1, floats(ONE)],
         [1, IDS_1],
@@ -264,11 +267,104 @@ def test_what_is_no_form_of_p_is_refused(following: object) -> None:
         decode_verdict(cbor2.dumps([1, 2, 1, following, 0, 0.5, 0.5]))
 
 
-def test_unknown_fields_of_a_newer_peer_are_not_read() -> None:
-    assert decode_verdict(cbor2.dumps([*VERDICT, "new"])) == decode_verdict(cbor2.dumps(VERDICT))
-    refused = Refused(session=b"12345678", code="busy", sentence="later")
-    fields = cbor2.loads(encode_reply(refused))
-    assert decode_reply(cbor2.dumps(fields | {"new": {"a": 1}})) == refused
+# What a newer release may send. What it adds to a whole session: tests/fleet_edge/test_neighbouring_releases.py.
+
+
+@pytest.mark.parametrize("number", [0, 4, 255])
+@pytest.mark.parametrize("behind", [(), (5,), (IDS_1, floats(ONE)), ({"new": [1]},)], ids=repr)
+def test_a_form_of_p_that_is_unknown_is_known_by_its_number(number: int, behind: tuple[object, ...]) -> None:
+    verdict = decode_verdict(cbor2.dumps([1, 2, 1, [number, *behind], 0, 0.5, 0.5]))
+    assert verdict.next == UnknownForm(number)
+    with pytest.raises(ValueError, match="unknown here"):
+        encode_verdict(verdict)
+
+
+@pytest.mark.parametrize("number", [3, 255])
+def test_an_unknown_finish_ends_the_text_without_calling_it_complete(number: int) -> None:
+    assert decode_verdict(cbor2.dumps([*VERDICT[:4], number, *VERDICT[5:]])).finish is Finish.LENGTH
+
+
+@pytest.mark.parametrize("number", [256, -1, True, False, 1.0, "stop"], ids=repr)
+def test_what_is_no_number_of_a_finish_is_refused(number: object) -> None:
+    with pytest.raises(MalformedMessage, match="finish"):
+        decode_verdict(cbor2.dumps([*VERDICT[:4], number, *VERDICT[5:]]))
+
+
+SESSION = b"12345678"
+COUNTS = dict.fromkeys(("digest", "drafted", "tested", "accepted", "rounds", "uplink_bytes", "downlink_bytes"), 1)
+TIMES = dict.fromkeys(("draft_ms", "wait_ms", "wall_ms"), 1.0)
+REFUSED = {"kind": "refused", "session": SESSION, "code": "busy", "sentence": "later"}
+FAULT = {"kind": "fault", "code": "desync", "action": "resume", "sentence": "again"}
+CLOSED = {"kind": "closed", "session": SESSION, "reason": "stop", "tokens": 1, "rounds": 1}
+CLOSED |= {"mean_batch": 1.0, "queue_ms": 1.0, "compute_ms": 1.0}
+CLOSE = {"kind": "close", "session": SESSION, "handle": 1, "reason": "stop", "tokens": 1, **COUNTS, **TIMES}
+WORDS: tuple[tuple[Callable[[bytes], Any], dict[str, object], str, object], ...] = (
+    (decode_reply, REFUSED, "code", RefusalCode.OTHER),
+    (decode_reply, FAULT, "code", FaultCode.OTHER),
+    (decode_reply, FAULT, "action", Action.GIVE_UP),
+    (decode_reply, CLOSED, "reason", EndReason.FAILED),
+    (decode_close, CLOSE, "reason", EndReason.FAILED),
+)
+each_word = pytest.mark.parametrize(
+    ("decode", "fields", "field", "reading"), WORDS, ids=[f"{fields['kind']}-{field}" for _, fields, field, _ in WORDS]
+)
+
+
+@each_word
+@pytest.mark.parametrize("word", ["overloaded", "x", "a-2nd-reason", "r" * 40])
+def test_an_unknown_word_is_read_as_the_one_that_promises_least(
+    decode: Any, fields: Any, field: str, reading: object, word: str
+) -> None:
+    plain, read = decode(cbor2.dumps(fields)), decode(cbor2.dumps(fields | {field: word}))
+    assert getattr(plain, field).value == fields[field]
+    assert getattr(read, field) is reading
+    assert read == plain.model_copy(update={field: reading})
+
+
+@each_word
+@pytest.mark.parametrize(
+    "word", ["", "Busy", "two words", "-busy", "a\n", "é", "r" * 41, b"busy", 1, None, ["x"]], ids=repr
+)
+def test_what_is_no_word_is_refused(decode: Any, fields: Any, field: str, reading: object, word: object) -> None:  # noqa: ARG001
+    with pytest.raises(MalformedMessage, match=field):
+        decode(cbor2.dumps(fields | {field: word}))
+
+
+def open_fields(**other: object) -> dict[str, Any]:
+    message = Open(
+        session=SESSION,
+        vocabulary=Vocabulary.of(["a", "b"]),
+        draft_model="toy",
+        quantization="none",
+        policy=SamplingPolicy(seed=1),
+        prompt=(1,),
+        max_new_tokens=5,
+    )
+    return {**cbor2.loads(encode_open(message)), **other}
+
+
+def test_a_sampling_setting_that_is_unknown_is_named_and_not_passed_over() -> None:
+    """A text written without it would follow another law than the one that was asked for."""
+    fields = open_fields()
+    assert decode_open(cbor2.dumps(fields)).policy == SamplingPolicy(seed=1)
+    with pytest.raises(MalformedMessage, match=r"policy\.min_p, which this release does not know: leave it out"):
+        decode_open(cbor2.dumps(fields | {"policy": fields["policy"] | {"min_p": 0.1}}))
+
+
+def test_a_mode_that_is_unknown_is_not_guessed() -> None:
+    fields = open_fields()
+    with pytest.raises(MalformedMessage, match=r"policy\.mode"):
+        decode_open(cbor2.dumps(fields | {"policy": fields["policy"] | {"mode": "lookahead"}}))
+
+
+def test_an_open_of_a_later_protocol_is_told_so_whatever_it_looks_like() -> None:
+    assert decode_open(cbor2.dumps(open_fields(protocol=2))).protocol == 2  # readable: refused with its session's name
+    for other in ({"prompt": "text"}, {"session": "abc"}):
+        with pytest.raises(MalformedMessage, match=r"speaks protocol 2, this release 1: update the edge first\."):
+            decode_open(cbor2.dumps(open_fields(protocol=2, **other)))
+    for protocol in (0, 1, True, 1 << 16, "2"):
+        with pytest.raises(MalformedMessage, match="invalid at"):
+            decode_open(cbor2.dumps(open_fields(protocol=protocol, prompt="text")))
 
 
 @pytest.mark.parametrize(

@@ -55,11 +55,18 @@ def test_an_edge_with_an_impossible_name_is_refused() -> None:
         decode_json(EdgeState, encode_json(EDGE).replace(b"edge-1", b"edge/1"))
 
 
-def test_a_presence_that_is_none_is_refused() -> None:
-    for message in (DEVICE, EDGE):
-        payload = encode_json(message).replace(message.presence.encode(), b"somewhere")
-        with pytest.raises(MalformedMessage, match="presence"):
-            decode_json(type(message), payload)
+@pytest.mark.parametrize("message", [DEVICE, EDGE], ids=lambda message: type(message).__name__)
+def test_a_presence_of_a_newer_release_is_there_and_takes_nothing_new(message: DeviceState | EdgeState) -> None:
+    payload = json.dumps(json.loads(encode_json(message)) | {"presence": "on-battery"}).encode()
+    assert decode_json(type(message), payload) == message.model_copy(update={"presence": Presence.DRAINING})
+
+
+@pytest.mark.parametrize("word", ["", "Some Where", "x" * 41, 1, None, ["online"]], ids=repr)
+@pytest.mark.parametrize("message", [DEVICE, EDGE], ids=lambda message: type(message).__name__)
+def test_a_presence_that_is_none_is_refused(message: DeviceState | EdgeState, word: object) -> None:
+    payload = json.dumps(json.loads(encode_json(message)) | {"presence": word}).encode()
+    with pytest.raises(MalformedMessage, match="presence"):
+        decode_json(type(message), payload)
 
 
 def test_a_message_above_its_bound_is_refused_unread() -> None:

@@ -117,6 +117,7 @@ def test_parameters_reach_the_agent_and_the_settings_fill_in_the_rest(make: Make
         (SessionRefused(RefusalCode.PROMPT_TOO_LONG, "Too long."), 400, "prompt-too-long"),
         (SessionRefused(RefusalCode.BUSY, "Busy."), 503, "busy"),
         (SessionRefused(RefusalCode.VOCABULARY, "Other family."), 502, "vocabulary-mismatch"),
+        (SessionRefused(RefusalCode.OTHER, "A newer edge's reason."), 502, "other"),
         (SessionFailed("Lost."), 502, "session_failed"),
         (DrafterError("Broken."), 502, "draft_model_failed"),
     ],

@@ -1,0 +1,195 @@
+"""What every release has written is read for ever; what this one writes is read by every release of its protocol.
+
+A golden file holds what one minor release writes, and a module of rules how it reads, without a line of `schemas`. When
+a minor release writes anything new, it adds its own two files beside those that are there, and a line in `RULES`.
+"""
+
+import tomllib
+from collections.abc import Callable, Mapping
+from datetime import UTC
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import cbor2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from schemas import bounds, cbor, codec, control, downlink, messages, policy, reasons, vocabulary
+from schemas.asyncapi import MESSAGES
+from schemas.control import DeviceState, EdgeState, Presence, Telemetry, decode_json, encode_json
+from tests.schemas.golden import rules_0_1
+from tests.schemas.strategies import LABEL, NAME, closes, drafts, opens, replies, verdicts
+
+FOLDER: Final = Path(__file__).parent / "golden"
+RULES: Final[Mapping[str, Mapping[str, Callable[[bytes], Any]]]] = {"0.1": rules_0_1.READERS}
+"""How each release of protocol 1 reads."""
+
+GOLDEN: Final = {release: tomllib.loads((FOLDER / f"{release}.toml").read_text(encoding="utf-8")) for release in RULES}
+LATEST: Final = list(RULES)[-1]
+
+CODECS: Final[Mapping[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes]]]] = {
+    "open": (codec.decode_open, codec.encode_open),
+    "reply": (codec.decode_reply, codec.encode_reply),
+    "close": (codec.decode_close, codec.encode_close),
+    "draft": (codec.decode_draft, codec.encode_draft),
+    "verdict": (codec.decode_verdict, codec.encode_verdict),
+    **{
+        model.__name__: (lambda payload, model=model: decode_json(model, payload), encode_json)
+        for model in (DeviceState, EdgeState, Telemetry)
+    },
+}
+
+EVERY: Final = [(release, message) for release, golden in GOLDEN.items() for message in golden["message"]]
+each_message = pytest.mark.parametrize(
+    ("release", "message"), EVERY, ids=[f"{release}-{message['name']}" for release, message in EVERY]
+)
+
+
+def payload_of(message: Mapping[str, Any]) -> bytes:
+    return message["json"].encode() if "json" in message else bytes.fromhex(message["hex"])
+
+
+def fields_of(message: Mapping[str, Any]) -> dict[str, Any]:
+    return message["fields"] | dict.fromkeys(message.get("none", ()))
+
+
+def spelled(value: Any) -> Any:
+    """Spell a decoded message as golden files do."""
+    match value:
+        case BaseModel():
+            return {name: spelled(getattr(value, name)) for name in type(value).model_fields}
+        case Enum():
+            return value.value
+        case bytes():
+            return value.hex()
+        case tuple() | list():
+            return [spelled(part) for part in value]
+        case _:
+            return value
+
+
+@each_message
+def test_what_a_release_has_written_is_read_to_the_same_fields(release: str, message: dict[str, Any]) -> None:
+    decode, _ = CODECS[message["reads"]]
+    decoded = decode(payload_of(message))
+    expected, found = fields_of(message), spelled(decoded)
+    assert {name: found[name] for name in expected} == expected
+    for name in set(found) - set(expected):  # younger than that release, so that it can say nothing of it
+        assert release != LATEST
+        assert getattr(decoded, name) == type(decoded).model_fields[name].get_default(call_default_factory=True)
+
+
+@each_message
+@pytest.mark.parametrize("reader", RULES)
+def test_what_this_release_makes_of_it_is_read_by_every_releases_rules(
+    release: str, message: dict[str, Any], reader: str
+) -> None:
+    decode, encode = CODECS[message["reads"]]
+    read = RULES[reader][message["reads"]](encode(decode(payload_of(message))))
+    expected = fields_of(message)
+    shared = set(read) & set(expected)  # all, but for fields that the younger of the two has added
+    assert {name: read[name] for name in shared} == {name: expected[name] for name in shared}
+    assert reader != release or shared == set(read) == set(expected)
+
+
+@pytest.mark.parametrize("message", GOLDEN[LATEST]["message"], ids=lambda message: message["name"])
+def test_the_latest_file_is_what_this_release_writes(message: dict[str, Any]) -> None:
+    """Byte by byte: who changes the wire writes a file of the new release, and leaves this one alone."""
+    decode, encode = CODECS[message["reads"]]
+    written = encode(decode(payload_of(message)))
+    assert written == payload_of(message), f"now: {written.decode() if 'json' in message else written.hex()}"
+
+
+STATES: Final = {
+    "presence": st.sampled_from(Presence),
+    "software": LABEL,
+    "since": st.datetimes(timezones=st.just(UTC)),
+}
+COUNT, SHARE = st.integers(0, 1 << 40), st.none() | st.floats(0, 1)
+RANDOM: Final[Mapping[str, st.SearchStrategy[Any]]] = {
+    "open": opens(),
+    "reply": replies(),
+    "close": closes(),
+    "draft": drafts(),
+    "verdict": verdicts(),
+    "DeviceState": st.builds(DeviceState, draft_model=LABEL, quantization=LABEL, **STATES),
+    "EdgeState": st.builds(EdgeState, edge=NAME, target=LABEL, vocabulary=LABEL, **STATES),
+    "Telemetry": st.builds(
+        Telemetry, sessions=COUNT, tokens=COUNT, acceptance=SHARE, draft_ms_per_token=SHARE, round_trip_ms=SHARE
+    ),
+}
+
+
+@pytest.mark.parametrize("reader", RULES)
+@pytest.mark.parametrize("reads", CODECS)
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_whatever_this_release_writes_is_read_by_every_releases_rules(
+    reads: str, reader: str, data: st.DataObject
+) -> None:
+    """A word that an older release lacks comes back as what it reads instead: leave such out of its random messages."""
+    message = data.draw(RANDOM[reads])
+    _, encode = CODECS[reads]
+    read = RULES[reader][reads](encode(message))
+    found = spelled(message)
+    assert read == {name: found[name] for name in read}
+
+
+@pytest.mark.parametrize("release", GOLDEN)
+def test_every_kind_mode_form_and_end_is_there(release: str) -> None:
+    found = [CODECS[message["reads"]][0](payload_of(message)) for message in GOLDEN[release]["message"]]
+    assert {type(message) for message in found} == {model for models in MESSAGES.values() for model in models}
+    opened = {(message.policy.mode, message.resume is None) for message in found if isinstance(message, messages.Open)}
+    assert len(opened) == 4
+    judged = [message for message in found if isinstance(message, messages.Verdict)]
+    assert {message.finish for message in judged} == set(reasons.Finish)
+    forms = get_args(get_args(downlink.DownlinkForm)[0])
+    assert {type(message.next) for message in judged} == {int, type(None), *forms}
+
+
+@pytest.mark.parametrize("release", GOLDEN)
+def test_no_word_of_a_release_is_lost_or_means_another(release: str) -> None:
+    for name, words in GOLDEN[release]["words"].items():
+        (kind,) = (getattr(module, name) for module in (reasons, control, policy) if hasattr(module, name))
+        assert set(words) <= {member.value for member in kind}
+        assert release != LATEST or set(words) == {member.value for member in kind}
+
+
+@pytest.mark.parametrize("release", GOLDEN)
+def test_a_bound_stands_as_long_as_the_protocol(release: str) -> None:
+    """Raised, an older peer would not read what we send; lowered, we would not read what it sends."""
+    modules = (bounds, messages, codec, control, downlink, cbor, vocabulary)
+    for name, expected in GOLDEN[release]["bounds"].items():
+        assert {getattr(module, name) for module in modules if hasattr(module, name)} == {expected}, name
+
+
+@pytest.mark.parametrize(
+    ("reads", "spoil"),
+    [
+        ("open", lambda fields: fields | {"policy": fields["policy"] | {"min_p": 0.1}}),
+        ("open", lambda fields: fields | {"protocol": 2}),
+        ("open", lambda fields: {key: value for key, value in fields.items() if key != "prompt"}),
+        ("reply", lambda fields: fields | {"code": "Busy!"}),
+        ("close", lambda fields: fields | {"tokens": 1.0}),
+        ("draft", lambda fields: fields[:8]),
+        ("draft", lambda fields: [*fields[:7], 1, *fields[8:]]),
+        ("verdict", lambda fields: [*fields[:3], [4, b""], *fields[4:]]),
+        ("verdict", lambda fields: [*fields[:5], float("nan"), *fields[6:]]),
+    ],
+)
+def test_the_rules_refuse_what_the_release_refuses(reads: str, spoil: Callable[[Any], Any]) -> None:
+    """Rules that take anything would prove nothing."""
+    names = {
+        "open": "open: residual, first",
+        "reply": "refused",
+        "draft": "draft: residual",
+        "verdict": "verdict: sparse",
+    }
+    (golden,) = (message for message in GOLDEN["0.1"]["message"] if message["name"] == names.get(reads, reads))
+    fields = cbor2.loads(payload_of(golden))
+    rules_0_1.READERS[reads](cbor2.dumps(fields))
+    with pytest.raises(rules_0_1.Unreadable):
+        rules_0_1.READERS[reads](cbor2.dumps(spoil(fields)))

@@ -1,0 +1,76 @@
+"""A peer of the next minor release, as far as the wire shows it: messages rewritten on their way through the broker."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import cbor2
+
+from fleet_link.memory_broker import MemoryBroker
+from fleet_link.outgoing import Outgoing
+from schemas.topics import Topic, parse
+
+UP: Final = (Topic.STATE, Topic.OPEN, Topic.DRAFT, Topic.CLOSE, Topic.TELEMETRY)
+DOWN: Final = (Topic.SESSION, Topic.VERDICT, Topic.EDGE_STATE)
+JSON: Final = (Topic.STATE, Topic.TELEMETRY, Topic.EDGE_STATE)
+
+DRAFT_FIELDS: Final = 10
+"""`tried`, the last, is left out where it is not needed; what stands behind it needs it to be there."""
+
+PLAIN: Final[dict[str, Any]] = {"text": "é", "list": [None, True, 0.5, -1], "deep": {"a": {"b": [1]}}}
+BINARY: Final[dict[str, Any]] = PLAIN | {"bytes": b"\x00\xff", "ids": cbor2.CBORTag(70, b"\x01\x00\x00\x00")}
+"""What a new field may hold: all that the agreed part of CBOR has."""
+
+
+def rewrite(broker: MemoryBroker, change: Callable[[Topic, Any], Any]) -> None:
+    """Let every message pass through `change` on its way to the broker: topic and content in, content out."""
+    accept = broker.accept
+
+    def changed(message: Outgoing) -> int:
+        topic = parse(message.topic).topic
+        if topic in JSON:
+            payload = json.dumps(change(topic, json.loads(message.payload))).encode()
+        else:
+            payload = cbor2.dumps(change(topic, cbor2.loads(message.payload)))
+        return accept(replace(message, payload=payload))
+
+    broker.accept = changed  # type: ignore[method-assign]
+
+
+@dataclass
+class NewerRelease:
+    """Adds to the messages on some topics what the next minor release may add.
+
+    Attributes:
+        speaks: On these topics.
+        seen: How often each kind of message, and each downlink form by its number, was rewritten.
+    """
+
+    speaks: tuple[Topic, ...]
+    seen: Counter[str] = field(default_factory=Counter)
+
+    def __call__(self, topic: Topic, content: Any) -> Any:
+        if topic not in self.speaks:
+            return content
+        if topic is Topic.DRAFT:
+            self.seen["draft" if len(content) < DRAFT_FIELDS else "request for samples"] += 1
+            return [*content, *[None] * (DRAFT_FIELDS - len(content)), BINARY, "new"]
+        if topic is Topic.VERDICT:
+            self.seen["verdict"] += 1
+            content[3] = self._form(content[3])
+            return [*content, BINARY, "new"]
+        if topic in JSON:
+            self.seen[topic.value] += 1
+            return {"new": PLAIN, **content, "": 1}
+        self.seen["resume" if "resume" in content else content["kind"]] += 1
+        if topic is Topic.OPEN:
+            content["vocabulary"] = {"new": BINARY, **content["vocabulary"]}
+        return {"new": BINARY, **content, "": 1}  # in front and behind: an order of keys was never promised
+
+    def _form(self, following: Any) -> Any:
+        if not isinstance(following, list):
+            return following
+        self.seen[f"form {following[0]}"] += 1
+        return [*following, BINARY]
