@@ -57,7 +57,7 @@ def device(
 
         found = queries.device(connection, name)
         hours = queries.hours(connection, name, limit=_HOURS)
-        latest = queries.sessions(connection, queries.SessionFilter(device=name), limit=10)
+        latest = queries.sessions(connection, queries.SessionFilter(devices=(name,)), limit=10)
         events = queries.events_of_device(connection, name, limit=_EVENTS)
     if as_json:
         print_json({"device": found, "hours": hours, "sessions": latest, "events": events})
@@ -67,7 +67,7 @@ def device(
 
 @app.command()
 def sessions(
-    device: Annotated[str | None, typer.Option(help="Of this device.")] = None,
+    device: Annotated[list[str] | None, typer.Option(help="Of this device; may be given several times.")] = None,
     edge: Annotated[str | None, typer.Option(help="Served by this edge.")] = None,
     reason: Annotated[EndReason | None, typer.Option(help="Ended so.")] = None,
     mode: Annotated[Mode | None, typer.Option(help="Verified so.")] = None,
@@ -84,7 +84,7 @@ def sessions(
         from fleet_edge.store import queries
 
         chosen = queries.SessionFilter(
-            device=device, edge=edge, reason=reason, mode=mode, since=after, until=before, open=only_open
+            devices=tuple(device or ()), edge=edge, reason=reason, mode=mode, since=after, until=before, open=only_open
         )
         found = queries.sessions(connection, chosen, limit=limit)
     more = f" (perhaps more: --limit {limit})" if len(found) == limit else ""

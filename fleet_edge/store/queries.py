@@ -42,10 +42,10 @@ _ID_LENGTH: Final = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionFilter:
-    """Which sessions; everything left None admits all.
+    """Which sessions; everything left out admits all.
 
     Attributes:
-        device: Of this device.
+        devices: Of one of these devices.
         edge: Served, at least once, by this edge.
         reason: Ended so.
         mode: Verified so.
@@ -54,7 +54,7 @@ class SessionFilter:
         open: True for those that have not ended.
     """
 
-    device: str | None = None
+    devices: tuple[str, ...] = ()
     edge: str | None = None
     reason: str | None = None
     mode: str | None = None
@@ -168,8 +168,8 @@ def _devices() -> Select[Any]:
 
 def _conditions(chosen: SessionFilter) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
-    if chosen.device is not None:
-        conditions.append(SessionRow.device == chosen.device)
+    if chosen.devices:
+        conditions.append(SessionRow.device.in_(chosen.devices))
     if chosen.edge is not None:
         served = select(SegmentRow.session).where(
             SegmentRow.session == SessionRow.session, SegmentRow.edge == chosen.edge

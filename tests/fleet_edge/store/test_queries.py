@@ -60,7 +60,8 @@ def test_an_unknown_session_is_not_found(connection: Connection, prefix: str) ->
     ("chosen", "expected"),
     [
         ({}, [THIRD, OTHER, SESSION]),
-        ({"device": "sensor-2"}, [THIRD, OTHER]),
+        ({"devices": ("sensor-2",)}, [THIRD, OTHER]),
+        ({"devices": ("sensor-2", "nobody", "sensor-1")}, [THIRD, OTHER, SESSION]),
         ({"edge": "edge-2"}, [SESSION]),
         ({"edge": "edge-1"}, [THIRD, OTHER, SESSION]),
         ({"reason": EndReason.LENGTH}, [OTHER]),
@@ -68,7 +69,7 @@ def test_an_unknown_session_is_not_found(connection: Connection, prefix: str) ->
         ({"since": after(3600)}, [THIRD, OTHER]),
         ({"until": after(3600)}, [SESSION]),
         ({"open": True}, [THIRD]),
-        ({"device": "nobody"}, []),
+        ({"devices": ("nobody",)}, []),
     ],
 )
 def test_filters_choose_sessions_the_latest_first(
