@@ -23,8 +23,10 @@ __all__ = ["Conversation", "Patience"]
 
 _log = logging.getLogger(__name__)
 
-# Refusals that pass by themselves, so that a resuming device may try again.
+# Refusals that pass by themselves, so that a resuming device tries again. One that has written nothing yet tries again
+# only at an edge that ends, since another takes its place; a busy one the application is told of.
 _PASSING = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
+_PASSING_AT_FIRST = frozenset({RefusalCode.DRAINING})
 
 # An edge that keeps asking to begin again without a token between is one that will never get on.
 _MAX_FRUITLESS = 20
@@ -88,6 +90,7 @@ class Conversation:
     _waiting_since: float = field(init=False)  # the edge has owed an answer since, and given none
     _asked_at: float = field(init=False)
     _unheard: bool = False  # no edge was subscribed when the last Open was sent
+    _refused: SessionRefused | None = None  # how the last Open was answered, if another may be answered better
     _known: bool = False  # some edge has granted the session
     _fruitless: int = 0  # resumes since the last committed token
 
@@ -187,8 +190,9 @@ class Conversation:
                 self._waiting_since = self.clock()
                 self._rewind()
             case Refused() if reply.session == session.terms.session and session.opened is None:
-                if self.resumes == 0 or reply.code not in _PASSING:
-                    raise SessionRefused(reply.code, reply.sentence)
+                self._refused = SessionRefused(reply.code, reply.sentence)
+                if reply.code not in (_PASSING if self.resumes else _PASSING_AT_FIRST):
+                    raise self._refused
             case Fault() if reply.handle is None or (session.opened and reply.handle == session.opened.handle):
                 if reply.action is Action.GIVE_UP:
                     raise SessionFailed(reply.sentence)
@@ -237,7 +241,7 @@ class Conversation:
     # Sending
 
     def _open(self) -> None:
-        self._asked_at, self._unheard = self.clock(), False
+        self._asked_at, self._unheard, self._refused = self.clock(), False, None
         payload = encode_open(self.session.open())
         self.wire.send(Topic.OPEN, payload)
 
@@ -280,7 +284,7 @@ class Conversation:
         first = session.opened is None and self.resumes == 0
         limit = self.patience.open_s if first else self.patience.resume_s
         if now - self._waiting_since > limit:
-            raise EdgeUnavailable(self._absence(limit))
+            raise self._refused or EdgeUnavailable(self._absence(limit))
         if session.opened is None:
             if now - self._asked_at >= self.patience.retry_s:
                 self._open()
@@ -311,7 +315,17 @@ class Conversation:
                 self._send_close()
             elif isinstance(event, EdgePresence):
                 self.edges[event.edge] = event.presence
+                opened = self.session.opened
+                if opened is not None and event.edge == opened.edge and event.presence is Presence.OFFLINE:
+                    self._send_close(to_any=True)
 
-    def _send_close(self) -> None:
+    def _send_close(self, *, to_any: bool = False) -> None:
+        """Say how the session ended.
+
+        Args:
+            to_any: The edge that had it went away before it answered: another is to write the end down.
+        """
         close = self.session.close(wall_ms=(self.clock() - self.started) * 1e3)
+        if to_any:
+            close = close.model_copy(update={"edge": None, "handle": None})
         self.wire.send(Topic.CLOSE, encode_close(close))
