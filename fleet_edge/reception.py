@@ -14,6 +14,7 @@ from fleet_edge.recorder import Measured, Recorder
 from fleet_edge.scheduler import Scheduler
 from fleet_edge.session import Arrived, EdgeSession, Settled
 from fleet_edge.sessions import SessionTable
+from fleet_edge.store.records import LeaveReason
 from schemas.codec import encode_verdict
 from schemas.control import DeviceState, Presence
 from schemas.messages import (
@@ -129,7 +130,7 @@ class Reception:
             else:
                 limits = self._limits(message)
                 if old is not None:
-                    self.recorder.replaced(old)
+                    self.recorder.left(old, LeaveReason.RESUMED)
                     self._forget(old)
                 session = self.sessions.add(message, device=device, limits=limits, now=self.clock())
                 self.scheduler.verifier.open(session.handle)
@@ -206,7 +207,7 @@ class Reception:
         session = self.sessions.named(device, message.session)
         if message.edge not in (None, self.edge):
             if session is not None:  # resumed at another edge since; that one answers and logs the end
-                self.recorder.replaced(session)
+                self.recorder.left(session, LeaveReason.RESUMED)
                 self._forget(session)
             return
         if session is None:
