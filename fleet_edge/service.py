@@ -153,9 +153,9 @@ class EdgeService:
             self._announce(Presence.OFFLINE)
         finally:
             self._link.stop()
-            self._jobs.stop()  # only now: a chore that hangs must not keep the devices waiting
             if not self.writer.close(_CLOSE_S):
                 _log.error("Some records of the session log could be neither written nor spooled.")
+            self._jobs.stop()  # last: a chore that hangs must keep neither the devices waiting nor the log open
             self._store.close()
 
     @property

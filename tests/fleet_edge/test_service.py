@@ -179,12 +179,18 @@ def test_a_reconnect_while_draining_does_not_say_that_all_is_well(site: Site) ->
     assert site.state("edge-1") is Presence.OFFLINE
 
 
-def test_chores_that_hang_do_not_keep_the_devices_waiting(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chores_that_hang_keep_neither_the_devices_waiting_nor_the_log_open(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     may_end = threading.Event()
     with site.edge() as edge:
-        monkeypatch.setattr(edge.service._jobs, "stop", lambda: may_end.wait(10.0))
+        hold(site, edge)
+        monkeypatch.setattr(edge.service._jobs, "stop", lambda: may_end.wait(60.0))
         edge.stop.set()
         until(lambda: site.state("edge-1") is Presence.OFFLINE)
+        until(lambda: site.rows("SELECT presence FROM edges") == [{"presence": "offline"}])
+        until(lambda: not any(thread.name.startswith("store") for thread in threading.enumerate()))
+        assert [row["reason"] for row in site.rows(SEGMENTS)] == ["handed-over"]
         assert not edge.ended
         may_end.set()
         edge.join()
