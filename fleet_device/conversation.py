@@ -24,8 +24,10 @@ __all__ = ["Conversation"]
 
 _log = logging.getLogger(__name__)
 
-# Refusals that pass by themselves, so that a resuming device may try again.
+# Refusals that pass by themselves, so that a resuming device tries again. One that has written nothing yet tries again
+# only at an edge that ends, since another takes its place; a busy one the application is told of.
 _PASSING = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
+_PASSING_AT_FIRST = frozenset({RefusalCode.DRAINING})
 
 
 @dataclass(slots=True)
@@ -62,6 +64,7 @@ class Conversation:
     first_at: float | None = None
     closed: Closed | None = None
     _unheard: bool = False  # no edge was subscribed when the last Open was sent
+    _refused: SessionRefused | None = None  # how the last Open was answered, if another may be answered better
     _known: bool = False  # some edge has granted the session
 
     def __post_init__(self) -> None:
@@ -165,8 +168,9 @@ class Conversation:
                 self.watch.answered(got_on=False)
                 self.drafting.rewind()
             case Refused() if reply.session == session.terms.session and session.opened is None:
-                if self.watch.resumes == 0 or reply.code not in _PASSING:
-                    raise SessionRefused(reply.code, reply.sentence)
+                self._refused = SessionRefused(reply.code, reply.sentence)
+                if reply.code not in (_PASSING if self.watch.resumes else _PASSING_AT_FIRST):
+                    raise self._refused
             case Fault() if reply.handle is None or (session.opened and reply.handle == session.opened.handle):
                 if reply.action is Action.GIVE_UP:
                     raise SessionFailed(reply.sentence)
@@ -199,7 +203,7 @@ class Conversation:
 
     def _open(self) -> None:
         self.watch.asked()
-        self._unheard = False
+        self._unheard, self._refused = False, None
         self.wire.open(self.session.open())
 
     def _resume(self, cause: str = "the edge went away.") -> None:
@@ -224,7 +228,7 @@ class Conversation:
     def _nudge(self) -> None:
         """Nothing came in time: ask again, or give up."""
         if (waited_s := self.watch.exhausted_s(opened=self._opened)) is not None:
-            raise EdgeUnavailable(self.wire.silence(waited_s))
+            raise self._refused or EdgeUnavailable(self.wire.silence(waited_s))
         if self.watch.may_ask_again(opened=self._opened):
             self._repeat()
 
@@ -244,6 +248,15 @@ class Conversation:
                 self._send_close()
             elif isinstance(event, EdgePresence):
                 self.edges[event.edge] = event.presence
+                opened = self.session.opened
+                if opened is not None and event.edge == opened.edge and event.presence is Presence.OFFLINE:
+                    self._send_close(to_any=True)
 
-    def _send_close(self) -> None:
-        self.wire.close(self.session.close(wall_ms=(self.clock() - self.started) * 1e3))
+    def _send_close(self, *, to_any: bool = False) -> None:
+        """Say how the session ended.
+
+        Args:
+            to_any: The edge that had it went away before it answered: another is to write the end down.
+        """
+        close = self.session.close(wall_ms=(self.clock() - self.started) * 1e3)
+        self.wire.close(close.model_copy(update={"edge": None, "handle": None}) if to_any else close)

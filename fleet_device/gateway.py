@@ -1,5 +1,6 @@
 """The device as applications know it: the fleet's service, the queue of texts and the local API, up and down."""
 
+import contextlib
 import logging
 import queue
 import socket
@@ -29,7 +30,7 @@ class Asked(Enum):
 
     Attributes:
         STOP: End at once.
-        DRAIN: End when the open text has ended, or when its time is over.
+        DRAIN: End when the open text has ended, or when its time is over; asked again, at once.
         IDLE: From within: nothing is left to write.
     """
 
@@ -86,20 +87,22 @@ class Gateway:
         self._server = ApiServer(create_app(self, self._settings), sock)
         self._server.start()
 
-    def run(self) -> None:
-        """Return when asked to end: at once, or when the texts that were taken have ended."""
-        if self._asked.get() is Asked.STOP:
+    def run(self, *, on_end: Callable[[], None] = lambda: None) -> None:
+        """Return when asked to end: at once, or when the texts that were taken have ended.
+
+        Args:
+            on_end: Called once, when the end begins.
+        """
+        asked = self._asked.get()
+        on_end()
+        if asked is Asked.STOP:
             return
         self._service.drain()
         self._texts.close()
         deadline = self._clock() + self._settings.drain_s
         _log.info("Draining: %d texts.", self._texts.waiting + self._texts.writing)
-        while (left := deadline - self._clock()) > 0:
-            try:
-                if self._asked.get(timeout=left) is not Asked.DRAIN:
-                    return
-            except queue.Empty:
-                return
+        with contextlib.suppress(queue.Empty):
+            self._asked.get(timeout=max(0.0, deadline - self._clock()))  # whatever it is: nothing keeps us any longer
 
     def stop(self) -> None:
         """Give up what is not written, say goodbye, and release everything."""

@@ -16,7 +16,7 @@ from schemas.errors import CodecError, TopicError
 from schemas.messages import Close, Draft, Open
 from schemas.topics import Topic, parse, wildcard
 
-__all__ = ["Arrival", "Inbox", "Intake", "Malformed"]
+__all__ = ["Arrival", "Inbox", "Intake", "Malformed", "leave_opens"]
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +98,11 @@ _DECODERS: dict[Topic, Callable[[bytes], Open | Draft | Close | DeviceState]] = 
 }
 
 
+def leave_opens(link: Link, *, fleet: str) -> None:
+    """Take no more Opens: the broker gives them to the fleet's other edges, or tells the device that there is none."""
+    link.unsubscribe(_shared_opens(fleet))
+
+
 @dataclass(frozen=True, slots=True)
 class Intake:
     """Subscribes to the devices' topics and fills the inbox.
@@ -112,8 +117,7 @@ class Intake:
 
     def subscribe(self, link: Link, *, fleet: str, edge: str) -> None:
         """Subscribe. An Open goes to one edge of the fleet, a draft to the edge that it names, the rest to all."""
-        shared = f"$share/edges/{wildcard(Topic.OPEN, fleet=fleet)}"
-        link.subscribe(shared, self.on_message)
+        link.subscribe(_shared_opens(fleet), self.on_message)
         link.subscribe(wildcard(Topic.DRAFT, fleet=fleet, edge=edge), self.on_message)
         link.subscribe(wildcard(Topic.CLOSE, fleet=fleet), self.on_message)
         link.subscribe(wildcard(Topic.STATE, fleet=fleet), self.on_message)
@@ -134,3 +138,7 @@ class Intake:
         except CodecError as error:
             decoded = Malformed(address.topic, str(error))
         self.inbox.put(Arrival(address.device, decoded, len(message.payload), at))
+
+
+def _shared_opens(fleet: str) -> str:
+    return f"$share/edges/{wildcard(Topic.OPEN, fleet=fleet)}"

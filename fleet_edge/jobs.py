@@ -1,6 +1,7 @@
 """The edge's recurring chores, on their own threads: each fails alone, and runs again when its time comes."""
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -85,6 +86,7 @@ class Jobs:
         self._store = store
         self._settings = settings or JobSettings()
         self._now = now
+        self._stopping = threading.Event()
         # A rollup of half-purged hours would replace what they came to by less. An hour is the grain of both.
         if self._settings.keep_sessions < self._settings.rollup_window + timedelta(hours=1):
             raise JobsError("Sessions must be kept at least an hour longer than the window of the rollups.")
@@ -115,7 +117,8 @@ class Jobs:
         self._scheduler.start()
 
     def stop(self) -> None:
-        """End, waiting for the chores under way. Idempotent."""
+        """End, waiting for the chores under way; a purge leaves the rest to the next run. Idempotent."""
+        self._stopping.set()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
 
@@ -151,10 +154,11 @@ class Jobs:
 
     def _purge(self) -> None:
         now, keep, engine = self._now(), self._settings, self._store.engine
-        rounds = housekeeping.purge_rounds(engine, before=now - keep.keep_rounds, chunk=keep.purge_chunk)
+        enough = self._stopping.is_set  # a purge may take longer than an edge has to end
+        rounds = housekeeping.purge_rounds(engine, before=now - keep.keep_rounds, chunk=keep.purge_chunk, enough=enough)
         oldest = now - keep.keep_sessions
-        sessions = housekeeping.purge_sessions(engine, before=oldest, chunk=keep.purge_chunk)
-        events = housekeeping.purge_events(engine, before=oldest, chunk=keep.purge_chunk)
+        sessions = housekeeping.purge_sessions(engine, before=oldest, chunk=keep.purge_chunk, enough=enough)
+        events = housekeeping.purge_events(engine, before=oldest, chunk=keep.purge_chunk, enough=enough)
         if rounds or sessions or events:
             _log.info("Purged %d rounds, %d sessions and %d events by age.", rounds, sessions, events)
 

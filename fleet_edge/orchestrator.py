@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from dssd.distribution import Dist
 from dssd.downlink import Form, choose_form
@@ -25,6 +26,9 @@ from schemas.reasons import Action, FaultCode
 __all__ = ["Orchestrator"]
 
 _log = logging.getLogger(__name__)
+
+# A device that does not stop to send must not keep an edge from ending.
+_LAST_TAKES: Final = 20
 
 
 @dataclass(slots=True)
@@ -93,8 +97,14 @@ class Orchestrator:
         return True
 
     def take_last(self, *, wait_s: float) -> None:
-        """Take what still arrives before the end: a device that closes meanwhile is not to be found open in the log."""
-        self._take(wait_s)
+        """Take what still arrives before the end: a device that closes meanwhile is not to be found open in the log.
+
+        Args:
+            wait_s: Of silence, after which nothing more is expected: devices that get no verdicts fall silent.
+        """
+        for _ in range(_LAST_TAKES):
+            if not self._take(wait_s) or not len(self.sessions):
+                return
 
     def _gather(self) -> Batch:
         """Return the next step, held for drafts that are about to come if that pays."""
@@ -104,8 +114,10 @@ class Orchestrator:
             self._take(left)
         return self.scheduler.next_batch(self.sessions)
 
-    def _take(self, wait_s: float) -> None:
-        for entry in self.inbox.take(timeout_s=wait_s):
+    def _take(self, wait_s: float) -> int:
+        """Handle what has arrived; return how much that was."""
+        entries = self.inbox.take(timeout_s=wait_s)
+        for entry in entries:
             try:
                 if isinstance(entry, Arrival):
                     self.reception.receive(entry)
@@ -114,6 +126,7 @@ class Orchestrator:
             except Exception:  # noqa: BLE001 - logged with its traceback
                 # One message must not stop the service of all others.
                 _log.exception("A message could not be handled; it is dropped.")
+        return len(entries)
 
     def _answer(self, session: EdgeSession, settled: Settled, batch: int, started: float, compute_ms: float) -> None:
         draft = settled.arrived.draft

@@ -16,6 +16,7 @@ from fleet_edge.scheduler import Scheduler
 from fleet_edge.session import EdgeSession
 from fleet_edge.sessions import SessionTable
 from fleet_edge.settlement import Settled
+from fleet_edge.store.records import LeaveReason
 from fleet_edge.waiting import Arrived
 from schemas.codec import encode_verdict
 from schemas.control import DeviceState, Presence
@@ -108,7 +109,7 @@ class Reception:
             else:
                 limits = self._limits(message)
                 if old is not None:
-                    self.recorder.replaced(old)
+                    self.recorder.left(old, LeaveReason.RESUMED)
                     self._forget(old)
                 session = self.sessions.add(message, device=device, limits=limits, now=self.clock())
                 self.scheduler.verifier.open(session.handle)
@@ -175,7 +176,7 @@ class Reception:
         session = self.sessions.named(device, message.session)
         if message.edge not in (None, self.edge):
             if session is not None:  # resumed at another edge since; that one answers and logs the end
-                self.recorder.replaced(session)
+                self.recorder.left(session, LeaveReason.RESUMED)
                 self._forget(session)
             return
         if session is None:

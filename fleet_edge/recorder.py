@@ -13,8 +13,10 @@ from fleet_edge.store.records import (
     DeviceSeen,
     EdgeSeen,
     EventLogged,
+    LeaveReason,
     Record,
     RoundJudged,
+    SegmentLeft,
     SegmentProgress,
     SessionClosed,
     SessionOpened,
@@ -183,11 +185,18 @@ class Recorder:
         self._resumed.pop(session.handle)
         self._closed(session.session, self._segments.pop(session.handle), reason, session.committed, message)
 
-    def replaced(self, session: EdgeSession) -> None:
-        """A session was resumed under a new handle: its old segment is complete."""
+    def left(self, session: EdgeSession, reason: LeaveReason) -> None:
+        """A session goes on, but not here or under another handle: its segment is complete."""
         self.progress(session)
         self._resumed.pop(session.handle)
-        self._segments.pop(session.handle)
+        self.sink.put(
+            SegmentLeft(
+                session=session.session.hex(),
+                segment=self._segments.pop(session.handle),
+                reason=reason,
+                at=self.now(),
+            )
+        )
 
     def ended_elsewhere(self, message: Close) -> None:
         """A device closed a session that this edge does not know, having restarted."""

@@ -5,10 +5,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from threading import Event
+from threading import Event, Lock
 from typing import Final
 
 from fleet_edge.assembly import assemble
+from fleet_edge.handover import hand_over
+from fleet_edge.intake import leave_opens
 from fleet_edge.jobs import Jobs, JobSettings
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.settings import EdgeSettings
@@ -16,8 +18,10 @@ from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.spool import Spool
 from fleet_edge.store.writer import Writer
 from fleet_edge.verifier.protocol import Verifier
+from fleet_link.errors import LinkError
 from fleet_link.link import Link, Will
 from fleet_link.paho_link import PahoLink
+from fleet_link.settings import LinkSettings
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.topics import Topic, build
 from schemas.version import VERSION
@@ -38,6 +42,7 @@ class EdgeService:
     Attributes:
         settings: The configuration.
         verifier: The target model, loaded.
+        make_link: Makes the link to the broker.
         clock: Monotonic seconds.
         now: The wall clock (UTC).
         orchestrator: Its loop, once started.
@@ -46,6 +51,7 @@ class EdgeService:
 
     settings: EdgeSettings
     verifier: Verifier
+    make_link: Callable[[LinkSettings], Link] = PahoLink
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     orchestrator: Orchestrator = field(init=False)
@@ -54,6 +60,8 @@ class EdgeService:
     _store: Store = field(init=False)
     _jobs: Jobs = field(init=False)
     _since: datetime = field(init=False)
+    _presence: Presence = Presence.ONLINE
+    _announcing: Lock = field(default_factory=Lock)
 
     def start(self) -> None:
         """Open the database, connect, and say that this edge is online.
@@ -71,7 +79,7 @@ class EdgeService:
             self._store.close()
             raise
         will = Will(self._state_topic, encode_json(self._state(Presence.OFFLINE)))
-        self._link = PahoLink(settings.broker.link(settings.edge, will=will), clock=self.clock)
+        self._link = self.make_link(settings.broker.link(settings.edge, will=will))
         self.orchestrator = assemble(
             settings, verifier=self.verifier, link=self._link, sink=self.writer, clock=self.clock, now=self.now
         )
@@ -96,15 +104,22 @@ class EdgeService:
             raise
         self._jobs.start()
 
-    def run(self, stop: Event, *, drain: Event | None = None, on_step: Callable[[], None] = lambda: None) -> None:
+    def run(
+        self,
+        stop: Event,
+        *,
+        drain: Event | None = None,
+        on_step: Callable[[], None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
         """Verify until `stop` is set.
 
         Args:
             stop: Ends the loop at once.
             drain: Ends it when the open sessions have ended, or `drain_s` later: no new ones are taken meanwhile.
-                What is still open then is handed over: the state that `stop` publishes makes its devices resume
-                elsewhere, or here when this edge is back.
+                What is still open then is handed over by `stop`.
             on_step: Called after every step, for a watchdog.
+            on_end: Called once, when the end begins: with the drain, or when the loop ends without one.
         """
         deadline: float | None = None
         while not stop.is_set():
@@ -114,24 +129,33 @@ class EdgeService:
                 continue
             if deadline is None:
                 deadline = self.clock() + self.settings.drain_s
-                self.orchestrator.reception.draining = True
-                self._announce()
+                on_end()
+                self._take_no_opens()
+                self._announce(Presence.DRAINING)
                 _log.info("Draining: %d open sessions.", len(self.orchestrator.sessions))
-            if not len(self.orchestrator.sessions) or self.clock() > deadline:
+            if not len(self.orchestrator.sessions) or self.clock() >= deadline:
                 break
+        if deadline is None:
+            on_end()
 
     def stop(self) -> None:
-        """Say goodbye, write the log to its end, release everything."""
-        self._jobs.stop()
-        self.orchestrator.take_last(wait_s=_IDLE_S)
-        self.orchestrator.reception.flush()
+        """Hand over what is still open, say goodbye, write the log to its end, release everything.
+
+        The state that is published last makes the devices resume elsewhere, or here when this edge is back.
+        """
+        orchestrator = self.orchestrator
+        self._take_no_opens()
+        orchestrator.take_last(wait_s=_IDLE_S)
+        left = hand_over(orchestrator.sessions, recorder=orchestrator.recorder, scheduler=orchestrator.scheduler)
+        if left:
+            _log.info("Handing over %d open sessions.", left)
         try:
-            self._link.publish(self._state_topic, encode_json(self._state(Presence.OFFLINE)), retain=True)
+            self._announce(Presence.OFFLINE)
         finally:
             self._link.stop()
-            self.orchestrator.recorder.edge_seen(self._state(Presence.OFFLINE))
             if not self.writer.close(_CLOSE_S):
                 _log.error("Some records of the session log could be neither written nor spooled.")
+            self._jobs.stop()  # last: a chore that hangs must keep neither the devices waiting nor the log open
             self._store.close()
 
     @property
@@ -148,7 +172,17 @@ class EdgeService:
             since=self._since,
         )
 
-    def _announce(self) -> None:
-        state = self._state(Presence.DRAINING if self.orchestrator.reception.draining else Presence.ONLINE)
-        self._link.publish(self._state_topic, encode_json(state), retain=True, content_type="application/json")
-        self.orchestrator.recorder.edge_seen(state)
+    def _take_no_opens(self) -> None:
+        self.orchestrator.reception.draining = True  # for those that are here already
+        leave_opens(self._link, fleet=self.settings.fleet)
+
+    def _announce(self, presence: Presence | None = None) -> None:
+        """Publish the retained state, changed or as it was. Called by the link's thread too, after a reconnect."""
+        with self._announcing:  # or a state of before could be published last
+            self._presence = presence or self._presence
+            state = self._state(self._presence)
+            self.orchestrator.recorder.edge_seen(state)
+            try:
+                self._link.publish(self._state_topic, encode_json(state), retain=True, content_type="application/json")
+            except LinkError as error:
+                _log.warning("This edge's state could not be published, it is after the next reconnect: %s", error)

@@ -202,7 +202,8 @@ class Close(_Message):
     Attributes:
         session: From Open.
         handle: From Opened; None if it never was.
-        edge: Likewise: whose session it is. All edges hear the Close, and only that one answers.
+        edge: Likewise: whose session it is. All edges hear the Close, and only that one answers. None, too, if it went
+            away before it answered: then any that hears of it writes the end down.
         reason: How it ended.
         tokens: Committed.
         fix: The last correction, if no draft carried it any more.

@@ -17,12 +17,13 @@ __all__ = ["run_command"]
 def run_command(settings: DeviceSettings) -> None:
     """Serve the applications on this device until told to stop.
 
-    SIGTERM lets the open text end first; SIGINT does not.
+    SIGTERM lets the open text end first; SIGINT does not, nor does a second SIGTERM.
     """
     service = DeviceService(settings, load_drafter(settings))
     gateway = Gateway(service)
     signal.signal(signal.SIGINT, lambda *_: gateway.ask(Asked.STOP))
     signal.signal(signal.SIGTERM, lambda *_: gateway.ask(Asked.DRAIN))
+    unit = Systemd.from_environment()
     try:
         gateway.start()
         broker, served = settings.broker, gateway.address or "no API"
@@ -32,9 +33,9 @@ def run_command(settings: DeviceSettings) -> None:
             file=sys.stderr,
             flush=True,
         )
-        unit = Systemd.from_environment()
         unit.ready(f"Device {settings.device} of fleet {settings.fleet}: {served}.")
         unit.watch(gateway.health)
-        gateway.run()
+        gateway.run(on_end=unit.stopping)
     finally:
         gateway.stop()
+        unit.close()

@@ -34,7 +34,10 @@ def run_command(
     spool: Annotated[Path | None, typer.Option(help="Folder for records while the database is away.")] = None,
     form: Annotated[str | None, typer.Option(help="Downlink form: auto, sparse, samples or dense.")] = None,
 ) -> None:
-    """Verify the drafts of a fleet until told to stop. SIGTERM lets open sessions end first; SIGINT does not."""
+    """Verify the drafts of a fleet until told to stop. SIGTERM lets open sessions end first; SIGINT does not.
+
+    A second SIGTERM ends it at once too. What is open then goes on at another edge, or here when this one is back.
+    """
     settings = load_settings(
         EdgeSettings,
         config=config,
@@ -54,7 +57,7 @@ def run_command(
     service = EdgeService(settings, _load_verifier(settings))
     stop, drain = threading.Event(), threading.Event()
     signal.signal(signal.SIGINT, lambda *_: stop.set())
-    signal.signal(signal.SIGTERM, lambda *_: drain.set())
+    signal.signal(signal.SIGTERM, lambda *_: (stop if drain.is_set() else drain).set())
     service.start()
     info, unit = service.verifier.info, Systemd.from_environment()
     online = (
@@ -64,9 +67,8 @@ def run_command(
     _say(f"{online}: target {info.name}, {info.vocabulary}, context {info.context}, sessions in {database}.")
     unit.ready(f"{online}.")
     try:
-        service.run(stop, drain=drain, on_step=unit.alive)
+        service.run(stop, drain=drain, on_step=unit.alive, on_end=unit.stopping)
     finally:
-        unit.stopping()
         service.stop()
 
 

@@ -3,7 +3,7 @@
 All of it may run twice, or in two processes, or be cut short: the next run does the rest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -111,22 +111,26 @@ def roll_up(engine: Engine, *, since: datetime, now: datetime) -> int:
     return len(rows)
 
 
-def purge_rounds(engine: Engine, *, before: datetime, chunk: int) -> int:
+Enough = Callable[[], bool]
+"""Asked between two transactions: whether to leave the rest to the next run."""
+
+
+def purge_rounds(engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False) -> int:
     """Delete rounds judged before a time, `chunk` in a transaction; return how many."""
-    return _purge(engine, RoundRow, RoundRow.at < before, chunk=chunk)
+    return _purge(engine, RoundRow, RoundRow.at < before, chunk=chunk, enough=enough)
 
 
-def purge_sessions(engine: Engine, *, before: datetime, chunk: int) -> int:
+def purge_sessions(engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False) -> int:
     """Delete sessions last heard of before a time, with segments and rounds; return how many sessions."""
-    return _purge(engine, SessionRow, SessionRow.last_at < before, chunk=chunk)
+    return _purge(engine, SessionRow, SessionRow.last_at < before, chunk=chunk, enough=enough)
 
 
-def purge_events(engine: Engine, *, before: datetime, chunk: int) -> int:
+def purge_events(engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False) -> int:
     """Delete events logged before a time; return how many."""
-    return _purge(engine, EventRow, EventRow.at < before, chunk=chunk)
+    return _purge(engine, EventRow, EventRow.at < before, chunk=chunk, enough=enough)
 
 
-def _purge(engine: Engine, row: type[Base], condition: ColumnElement[bool], *, chunk: int) -> int:
+def _purge(engine: Engine, row: type[Base], condition: ColumnElement[bool], *, chunk: int, enough: Enough) -> int:
     """Delete in short transactions, so that the writer's lock is never held for long."""
     table = row.__table__
     assert isinstance(table, Table)
@@ -137,7 +141,7 @@ def _purge(engine: Engine, row: type[Base], condition: ColumnElement[bool], *, c
         with engine.begin() as connection:
             deleted = connection.execute(delete(table).where(tuple_(*key).in_(doomed))).rowcount
         total += deleted
-        if deleted < chunk:
+        if deleted < chunk or enough():
             return total
 
 

@@ -18,6 +18,7 @@ from fleet_edge.store.records import (
     EventLogged,
     Record,
     RoundJudged,
+    SegmentLeft,
     SegmentProgress,
     SessionClosed,
     SessionOpened,
@@ -36,6 +37,7 @@ _KINDS: Final[dict[str, TypeAdapter[Record]]] = {
         SessionOpened,
         SegmentProgress,
         RoundJudged,
+        SegmentLeft,
         SessionClosed,
         EventLogged,
     )

@@ -24,6 +24,7 @@ from fleet_edge.store.records import (
     EventLogged,
     Record,
     RoundJudged,
+    SegmentLeft,
     SegmentProgress,
     SessionClosed,
     SessionOpened,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["Merge"]
 
 Parameters = dict[str, Any]
-_OfSession = SessionOpened | SegmentProgress | RoundJudged | SessionClosed
+_OfSession = SessionOpened | SegmentProgress | RoundJudged | SegmentLeft | SessionClosed
 _MILLISECOND = timedelta(milliseconds=1)
 R = TypeVar("R", bound=Record)
 
@@ -86,7 +87,8 @@ class Merge:
         progress = _only(records, SegmentProgress)
         _run(connection, self._progress, [_progress(r) for r in progress])
         closed = _only(records, SessionClosed)
-        _run(connection, CLOSE_SEGMENT, [_bound(r, ("reason",)) for r in closed])
+        ends: list[SegmentLeft | SessionClosed] = [*_only(records, SegmentLeft), *closed]
+        _run(connection, CLOSE_SEGMENT, [_bound(r, ("reason",)) for r in ends])
         _run(connection, CLOSE_SESSION, [_bound(r, ("reason", "tokens")) for r in closed])
         _run(connection, COUNT_BY_DEVICE, [_counted(r) for r in closed if r.counters is not None])
         _run(connection, self._round, [asdict(r) for r in _only(records, RoundJudged)])
@@ -174,10 +176,10 @@ def _since_open(segment: int, at: datetime) -> float:
     return max((at - segment_time(segment)) / _MILLISECOND, 0.0)
 
 
-def _bound(record: SessionOpened | SessionClosed, names: Iterable[str]) -> Parameters:
+def _bound(record: SessionOpened | SegmentLeft | SessionClosed, names: Iterable[str]) -> Parameters:
     """Return the named fields as parameters, whose names must differ from the columns' in an update."""
     key = {"b_session": record.session, "b_segment": record.segment}
-    when = {"b_at": record.at} if isinstance(record, SessionClosed) else {}
+    when = {"b_at": record.at} if isinstance(record, SegmentLeft | SessionClosed) else {}
     return key | when | {f"b_{name}": getattr(record, name) for name in names}
 
 

@@ -9,6 +9,7 @@ edge counts belongs to the segment; a restarted edge starts a new one from zero,
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 
 from fleet_edge.store.device_counters import DeviceCounters
 from fleet_edge.store.instants import segment_number, segment_time
@@ -21,8 +22,10 @@ __all__ = [
     "DeviceSeen",
     "EdgeSeen",
     "EventLogged",
+    "LeaveReason",
     "Record",
     "RoundJudged",
+    "SegmentLeft",
     "SegmentProgress",
     "SessionClosed",
     "SessionOpened",
@@ -188,6 +191,30 @@ class RoundJudged:
     at: datetime
 
 
+class LeaveReason(StrEnum):
+    """Why a segment ended although its session did not."""
+
+    HANDED_OVER = "handed-over"  # the edge shut down; the device resumes elsewhere, or here when the edge is back
+    RESUMED = "resumed"  # the device has opened the session again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentLeft:
+    """A segment ended, and the session goes on: it stays open until a later segment closes it.
+
+    Attributes:
+        session: As opened.
+        segment: As opened.
+        reason: Why.
+        at: When (UTC, aware). Of several ends of one segment the latest wins.
+    """
+
+    session: str
+    segment: int
+    reason: LeaveReason
+    at: datetime
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionClosed:
     """A segment ended, and the session with it unless a later segment exists.
@@ -234,4 +261,6 @@ class EventLogged:
     at: datetime
 
 
-Record = DeviceSeen | EdgeSeen | SessionOpened | SegmentProgress | RoundJudged | SessionClosed | EventLogged
+Record = (
+    DeviceSeen | EdgeSeen | SessionOpened | SegmentProgress | RoundJudged | SegmentLeft | SessionClosed | EventLogged
+)

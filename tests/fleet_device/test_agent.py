@@ -18,7 +18,7 @@ from fleet_device.patience import Patience
 from fleet_device.scripted_drafter import ScriptedDrafter
 from fleet_edge.errors import DraftFault
 from fleet_edge.session import Admission, EdgeSession
-from fleet_edge.store.records import SessionClosed, SessionOpened
+from fleet_edge.store.records import EventLogged, SessionClosed, SessionOpened
 from fleet_link.faults import Faults
 from fleet_link.memory_link import MemoryLink
 from schemas.codec import encode_reply
@@ -27,7 +27,18 @@ from schemas.messages import Closed, Fault
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic, build
-from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, START, MemoryFleet, lossless_text, possible, terms
+from tests.support.memory_fleet import (
+    DRAFT,
+    EDGE,
+    END,
+    FLEET,
+    START,
+    Device,
+    MemoryFleet,
+    lossless_text,
+    possible,
+    terms,
+)
 from tests.support.newer_release import DOWN, UP, NewerRelease, rewrite
 
 PROMPT = (1, 2)
@@ -249,6 +260,77 @@ def test_an_edge_that_says_it_is_gone_is_resumed_when_it_is_back() -> None:
     assert done.tokens == expected()
     assert done.resumes == 1
     assert scene.fleet.clock() - before < 3 * PATIENCE.verdict_s  # it asks at once, and again every second
+
+
+def test_an_edge_that_does_not_come_back_is_waited_for_as_long_as_a_resume_may_take() -> None:
+    scene = Scene()
+
+    def end() -> None:
+        scene.inbox.edge_works = False
+        scene.say(Presence.OFFLINE)
+
+    scene.when(3, end)
+    before = scene.fleet.clock()
+    with pytest.raises(EdgeUnavailable, match="30 s"):
+        scene.generate()
+    assert 30.0 <= scene.fleet.clock() - before <= 32.0
+
+
+@pytest.mark.parametrize("refusals", [1, 4])
+def test_an_open_refused_by_an_edge_that_ends_is_asked_again(refusals: int) -> None:
+    scene = Scene()
+    scene.fleet.edge.reception.draining = True
+    asked = 2 * refusals - 1  # it waits for the answer, and then for a while
+    scene.when(asked, lambda: setattr(scene.fleet.edge.reception, "draining", False))  # as if another took it
+    before = scene.fleet.clock()
+    done = scene.generate()
+    assert (done.tokens, done.resumes) == (expected(), 0)
+    assert [event.code for event in scene.fleet.sink.of(EventLogged)] == ["draining"] * refusals
+    assert scene.fleet.clock() - before == refusals * PATIENCE.retry_s
+
+
+def test_a_device_is_refused_by_edges_that_end_only_as_long_as_an_open_may_take() -> None:
+    scene = Scene()
+    scene.fleet.edge.reception.draining = True
+    before = scene.fleet.clock()
+    with pytest.raises(SessionRefused, match="shutting down") as caught:
+        scene.generate()
+    assert caught.value.code is RefusalCode.DRAINING
+    assert 5.0 <= scene.fleet.clock() - before <= 7.0
+
+
+def test_a_busy_edge_is_told_of_at_once() -> None:
+    scene = Scene(fleet=MemoryFleet(settings={"max_sessions": 1}))
+    other = Device(scene.fleet, "other", terms(1), length=2, ahead=False)
+    other.open()
+    scene.fleet.settle()
+    before = scene.fleet.clock()
+    with pytest.raises(SessionRefused) as caught:
+        scene.generate()
+    assert caught.value.code is RefusalCode.BUSY
+    assert scene.fleet.clock() == before
+
+
+def test_a_text_that_ends_while_its_edge_ends_is_written_down_by_another() -> None:
+    scene = Scene()
+
+    def happen(wait: int) -> None:
+        if scene.inbox.edge_works is False:
+            scene.inbox.edge_works = True
+            scene.fleet.settings = scene.fleet.settings.model_copy(update={"edge": "edge-2"})
+            scene.fleet.restart_edge()
+            scene.say(Presence.OFFLINE)
+        elif wait == 3:
+            scene.inbox.edge_works = False
+            cancelled.set()
+            scene.agent.wake()
+
+    cancelled = threading.Event()
+    scene.inbox.before_wait = happen
+    done = scene.generate(cancelled=cancelled)
+    assert done.closed is not None
+    (closed,) = scene.fleet.sink.of(SessionClosed)
+    assert (closed.reason, closed.tokens) == (EndReason.CANCELLED, len(done.tokens))
 
 
 def test_a_broker_restart_is_survived() -> None:

@@ -1,10 +1,11 @@
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from fleet_device.api.server import listen
-from fleet_device.errors import ConfigurationError, EdgeUnavailable
+from fleet_device.errors import ConfigurationError, EdgeUnavailable, TextCancelled
 from fleet_device.gateway import Asked, Gateway
 from fleet_device.loading import load_drafter
 from fleet_device.writing import Order
@@ -187,6 +188,33 @@ def test_a_gateway_asked_to_drain_ends_its_text_first() -> None:
         served.stop()
     assert type(events[-1]).__name__ == "Text"
     assert presence(fleet) is Presence.OFFLINE
+
+
+@pytest.mark.parametrize("asked", [(Asked.DRAIN, Asked.DRAIN), (Asked.DRAIN, Asked.STOP), (Asked.STOP,)])
+def test_a_gateway_asked_twice_ends_at_once_and_tells_of_its_end_once(asked: Sequence[Asked]) -> None:
+    fleet = MemoryFleet()
+    announce_edge(fleet)
+    told: list[str] = []
+    with fleet.broker.running():
+        served = gateway(fleet)
+        served.start()
+        until(lambda: served.absence() is None)
+        events: list[object] = []
+        served.submit(lambda _codec: ORDER, events.append)  # nobody verifies it: it would take for ever
+        until(lambda: bool(served.health()["sessions"]["writing"]))
+        running = threading.Thread(target=served.run, kwargs={"on_end": lambda: told.append("end")})
+        running.start()
+        for each in asked:
+            assert running.is_alive()
+            served.ask(each)
+            until(lambda: told == ["end"])
+        running.join(10.0)
+        assert not running.is_alive()
+        served.stop()
+    assert told == ["end"]
+    assert isinstance(getattr(events[-1], "error", None), TextCancelled)
+    fleet.settle()
+    assert len(fleet.edge.sessions) == 0
 
 
 def test_a_gateway_asked_to_stop_gives_its_text_up() -> None:

@@ -141,6 +141,18 @@ def test_stopping_waits_for_the_chore_under_way(store: Store) -> None:
     assert finished.is_set()
 
 
+def test_stopping_does_not_wait_for_a_long_purge(store: Store) -> None:
+    for number in range(5):
+        key = {"session": f"{number:016x}", "segment": segment_number(after(-400 * 86400 + number))}
+        store.apply([samples.opened(**key, at=after(-400 * 86400 + number))])
+    jobs = _jobs(store, settings=JobSettings(purge_chunk=1))
+    jobs.stop()  # while it purges, say: it looks between two chunks
+    assert jobs.run("purge")
+    assert len(all_rows(store)["sessions"]) == 4
+    assert _jobs(store, settings=JobSettings(purge_chunk=1)).run("purge")
+    assert all_rows(store)["sessions"] == []
+
+
 def test_sessions_must_outlive_the_window_of_the_rollups(store: Store) -> None:
     settings = JobSettings(rollup_window=timedelta(days=2), keep_sessions=timedelta(days=2))
     with pytest.raises(JobsError, match="at least an hour longer"):

@@ -27,13 +27,13 @@ class Whole:
     Attributes:
         port: The broker's.
         folder: For the database and the spool.
-        verifier: The target model.
+        verifier: The target model; not needed where the edges are processes.
         options: Further settings of the edge.
     """
 
     port: int
     folder: Path
-    verifier: Verifier
+    verifier: Verifier | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -43,6 +43,7 @@ class Whole:
     @contextmanager
     def edge(self) -> Iterator[EdgeService]:
         """Run the edge; afterwards its log is complete."""
+        assert self.verifier is not None
         settings = EdgeSettings(
             fleet=FLEET,
             edge="edge-1",

@@ -10,8 +10,10 @@ from fleet_edge.store.records import (
     DeviceSeen,
     EdgeSeen,
     EventLogged,
+    LeaveReason,
     Record,
     RoundJudged,
+    SegmentLeft,
     SegmentProgress,
     SessionClosed,
     SessionOpened,
@@ -123,6 +125,11 @@ def judged(**changes: Any) -> RoundJudged:
         compute_ms=40.0,
         at=after(1),
     )
+    return replace(record, **changes)
+
+
+def left(**changes: Any) -> SegmentLeft:
+    record = SegmentLeft(session=SESSION, segment=SEGMENT, reason=LeaveReason.HANDED_OVER, at=after(3))
     return replace(record, **changes)
 
 

@@ -12,6 +12,7 @@ RECORDS: list[Record] = [
     samples.opened(),
     samples.progress(queue_ms=0.1 + 0.2),
     samples.judged(form=None),
+    samples.left(),
     samples.closed(),
     samples.closed(counters=None),
     samples.event(device=None, session=None),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fleet_edge.store.database import Store
 from fleet_edge.store.errors import RecordRejected
 from fleet_edge.store.instants import segment_number, segment_time
-from fleet_edge.store.records import Record
+from fleet_edge.store.records import LeaveReason, Record
 from schemas.control import Presence
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
@@ -77,6 +77,19 @@ def test_a_later_end_of_the_same_segment_wins(store: Store) -> None:
     assert (session["reason"], session["device_tokens"]) == ("stop", 40)
 
 
+def test_a_segment_that_was_left_ends_and_its_session_does_not(store: Store) -> None:
+    store.apply([samples.opened(), samples.progress(), samples.left()])
+    rows = all_rows(store)
+    [session], [segment] = rows["sessions"], rows["segments"]
+    assert (session["reason"], session["closed_at"], session["last_at"]) == (None, None, after(3))
+    assert (segment["reason"], segment["closed_at"], segment["tokens"]) == ("handed-over", after(3), 20)
+    store.apply([samples.opened(segment=LATER, edge="edge-2", at=after(100))])
+    store.apply([samples.closed(segment=LATER, at=after(110))])
+    rows = all_rows(store)
+    assert rows["sessions"][0]["reason"] == "stop"
+    assert [(row["edge"], row["reason"]) for row in rows["segments"]] == [("edge-1", "handed-over"), ("edge-2", "stop")]
+
+
 def test_an_old_state_changes_nothing_but_the_first_sight(store: Store) -> None:
     store.apply([samples.device_seen(), samples.edge_seen()])
     store.apply([samples.device_seen(presence=Presence.OFFLINE, at=after(-9))])
@@ -129,6 +142,9 @@ def _streams(draw: st.DrawFn) -> list[Record]:
                 counters = replace(samples.COUNTERS, tokens=end) if draw(st.booleans()) else None
                 reason = draw(st.sampled_from(EndReason))
                 when = at + timedelta(seconds=10, microseconds=next(ticks))
+                if draw(st.booleans()):
+                    records.append(samples.left(**key, reason=draw(st.sampled_from(LeaveReason)), at=when))
+                    continue
                 records.append(samples.closed(**key, reason=reason, counters=counters, tokens=end, at=when))
         for _ in range(draw(st.integers(0, 2))):
             presence = draw(st.sampled_from(Presence))

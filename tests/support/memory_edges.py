@@ -1,0 +1,197 @@
+"""Whole edge services over a broker in memory, each on a thread of its own, with one session log."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from fleet_device.agent import Generation
+from fleet_device.service import DeviceService
+from fleet_edge.service import EdgeService
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifier.scripted import ScriptedVerifier
+from fleet_link.link import Message
+from fleet_link.memory_broker import MemoryBroker
+from fleet_link.memory_link import MemoryLink
+from fleet_link.settings import LinkSettings
+from schemas.control import EdgeState, Presence, decode_json
+from schemas.policy import Mode, SamplingPolicy
+from schemas.topics import Topic, build, wildcard
+from tests.support.memory_device import TalkingDrafter, settings
+from tests.support.memory_fleet import END, FLEET, TARGET, Clock, lossless_text, terms
+from tests.support.waiting import until
+
+PROMPT = (1, 2)
+SEED = 6  # of a text that does not end by itself
+LENGTH = 40
+POLICY = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=5, top_p=0.93, seed=SEED)
+DRAIN_S = 10.0
+
+
+def undisturbed() -> tuple[int, ...]:
+    """Return the text that the fleet is to write, whatever happens to it."""
+    return tuple(lossless_text(terms(SEED, mode=Mode.COUPLED, max_new_tokens=LENGTH)))
+
+
+@dataclass
+class RunningEdge:
+    """An edge at work.
+
+    Attributes:
+        service: The edge.
+        clock: Its own; time stands still until a test moves it.
+        drain: Set it, as SIGTERM does.
+        stop: Set it, as SIGINT does.
+        calls: What `run` has called, in order: steps are counted as one until something else happens.
+    """
+
+    service: EdgeService
+    clock: Clock
+    drain: threading.Event = field(default_factory=threading.Event)
+    stop: threading.Event = field(default_factory=threading.Event)
+    calls: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.service.start()
+        self._thread = threading.Thread(target=self._run, name=self.service.settings.edge)
+        self._thread.start()
+
+    @property
+    def sessions(self) -> int:
+        return len(self.service.orchestrator.sessions)
+
+    @property
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def join(self) -> None:
+        self._thread.join(10.0)
+        assert self.ended
+
+    def reach_the_deadline(self) -> None:
+        """Let the time of a drain be over, and the edge end."""
+        self.clock.seconds += DRAIN_S
+        self.join()
+
+    def _run(self) -> None:
+        try:
+            self.service.run(
+                self.stop, drain=self.drain, on_step=lambda: self._call("step"), on_end=lambda: self._call("end")
+            )
+        finally:
+            self.service.stop()
+
+    def _call(self, name: str) -> None:
+        if self.calls[-1:] != [name]:
+            self.calls.append(name)
+
+
+class Site:
+    """A broker, edges, devices and the session log.
+
+    Attributes:
+        states: What each edge has said of itself, in order.
+        opens: Number of Opens that devices have sent.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.broker = MemoryBroker()
+        self.states: list[tuple[str, Presence]] = []
+        self.opens = 0
+        ears = MemoryLink(self.broker, "ears")
+        ears.subscribe(wildcard(Topic.EDGE_STATE, fleet=FLEET), self._hear_state)
+        ears.subscribe(wildcard(Topic.OPEN, fleet=FLEET), self._hear_open)
+        ears.start(timeout_s=1.0)
+
+    @contextmanager
+    def edge(self, name: str = "edge-1", **options: Any) -> Iterator[RunningEdge]:
+        chosen = EdgeSettings.model_validate(
+            {
+                "fleet": FLEET,
+                "edge": name,
+                "db": f"sqlite:///{self.folder / 'fleet.sqlite3'}",
+                "spool": self.folder / name,
+                "drain_s": DRAIN_S,
+                "gather_share": 0.0,  # holding a step needs a clock that runs
+                **options,
+            }
+        )
+        verifier = ScriptedVerifier(TARGET, TARGET.words, context=256, budget_tokens=1 << 20, end_tokens=(END,))
+        clock = Clock()
+        edge = RunningEdge(EdgeService(chosen, verifier, make_link=self._link, clock=clock), clock)
+        try:
+            until(lambda: (name, Presence.ONLINE) in self.states)
+            yield edge
+        finally:
+            edge.stop.set()
+            edge.join()
+
+    @contextmanager
+    def device(self, name: str = "device-1", **options: Any) -> Iterator[DeviceService]:
+        chosen = settings(device=name, verdict_s=2.0, **options)
+        state = build(Topic.STATE, fleet=FLEET, device=name)
+        with DeviceService(chosen, TalkingDrafter(), make_link=self._link) as service:
+            # What a new connection makes the agent do is to be over when a text begins.
+            until(lambda: self.broker.retained(state) is not None)
+            yield service
+
+    def state(self, name: str) -> Presence | None:
+        """Return what is retained of an edge."""
+        kept = self.broker.retained(build(Topic.EDGE_STATE, fleet=FLEET, edge=name))
+        return None if kept is None else decode_json(EdgeState, kept).presence
+
+    def rows(self, query: str) -> list[dict[str, Any]]:
+        engine = sa.create_engine(f"sqlite:///{self.folder / 'fleet.sqlite3'}")
+        try:
+            with engine.connect() as connection:
+                return [dict(row) for row in connection.execute(sa.text(query)).mappings()]
+        finally:
+            engine.dispose()
+
+    def _link(self, link: LinkSettings) -> MemoryLink:
+        return MemoryLink(self.broker, link.client_id, will=link.will)
+
+    def _hear_state(self, message: Message) -> None:
+        state = decode_json(EdgeState, message.payload)
+        self.states.append((state.edge, state.presence))
+
+    def _hear_open(self, _message: Message) -> None:
+        self.opens += 1
+
+
+class Writing:
+    """A text being written on a thread; something happens, on that thread, when it is `at` tokens long."""
+
+    def __init__(self, device: DeviceService, *, at: int, disturb: Callable[[], None]) -> None:
+        self._at = at
+        self._disturb: Callable[[], None] | None = disturb
+        self._written = 0
+        self._outcome: list[Generation | BaseException] = []
+        self._thread = threading.Thread(target=self._write, args=(device,), name="writing")
+        self._thread.start()
+
+    def finish(self) -> Generation:
+        self._thread.join(30.0)
+        (outcome,) = self._outcome
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def _write(self, device: DeviceService) -> None:
+        try:
+            done = device.agent.generate(PROMPT, policy=POLICY, max_new_tokens=LENGTH, on_tokens=self._count)
+        except BaseException as error:  # noqa: BLE001 - raised again by `finish`
+            self._outcome.append(error)
+        else:
+            self._outcome.append(done)
+
+    def _count(self, tokens: Sequence[int]) -> None:
+        self._written += len(tokens)
+        if self._disturb is not None and self._written >= self._at:
+            disturb, self._disturb = self._disturb, None
+            disturb()
