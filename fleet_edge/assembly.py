@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from fleet_edge.admission import Terms
+from fleet_edge.expiry import Expiry
 from fleet_edge.gathering import Gathering
 from fleet_edge.intake import Inbox, Intake
 from fleet_edge.orchestrator import Orchestrator
@@ -50,6 +51,7 @@ def assemble(
         scheduler,
         publisher,
         recorder,
+        Expiry(now),
         clock,
         terms=Terms(settings.max_draft, settings.window, settings.max_new_tokens),
         form=settings.form,

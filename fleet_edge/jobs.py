@@ -33,6 +33,7 @@ class JobSettings:
     Attributes:
         lease_every_s: Between looks for leases that ran out.
         progress_every_s: Between writes of the running segments' counters.
+        certificates_every_s: Between looks for certificates that end soon.
         silent_every_s: Between looks for silent devices.
         silent_after: Without any sign from an online device until it is marked.
         abandoned_every_s: Between looks for sessions that no edge serves any more.
@@ -48,6 +49,7 @@ class JobSettings:
 
     lease_every_s: float = 2.0
     progress_every_s: float = 5.0
+    certificates_every_s: float = 600.0
     silent_every_s: float = 60.0
     silent_after: timedelta = timedelta(minutes=15)
     abandoned_every_s: float = 300.0
@@ -67,6 +69,7 @@ class Jobs:
         store: The session log; chores use their own connections, beside the writer's.
         expire_leases: Ends sessions whose lease ran out. Called from a thread of ours.
         flush_progress: Puts the running segments' counters. Called from a thread of ours.
+        warn_certificates: Tells of certificates that end soon. Called from a thread of ours.
         settings: Intervals and ages.
         now: Aware clock.
 
@@ -80,6 +83,7 @@ class Jobs:
         *,
         expire_leases: Callable[[], object],
         flush_progress: Callable[[], object],
+        warn_certificates: Callable[[], object],
         settings: JobSettings | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -93,6 +97,7 @@ class Jobs:
         self._chores: Mapping[str, tuple[float, Callable[[], object]]] = {
             "expire-leases": (self._settings.lease_every_s, expire_leases),
             "flush-progress": (self._settings.progress_every_s, flush_progress),
+            "warn-certificates": (self._settings.certificates_every_s, warn_certificates),
             "mark-silent": (self._settings.silent_every_s, self._mark_silent),
             "close-abandoned": (self._settings.abandoned_every_s, self._close_abandoned),
             "roll-up": (self._settings.rollup_every_s, self._roll_up),

@@ -8,6 +8,7 @@ from dssd.downlink import Form, choose_form
 from fleet_edge import replies
 from fleet_edge.admission import Terms, grant
 from fleet_edge.errors import DraftFault, OpenRefused
+from fleet_edge.expiry import Expiry
 from fleet_edge.intake import Arrival, Malformed
 from fleet_edge.limits import Limits
 from fleet_edge.publisher import Publisher
@@ -39,6 +40,7 @@ class Reception:
         scheduler: Owner of the verifier's sequences.
         publisher: Sends answers.
         recorder: Writes the log.
+        expiry: Remembers when the machines' certificates end.
         terms: Offered to every session.
         form: Downlink form of p.
         clock: Monotonic seconds.
@@ -51,6 +53,7 @@ class Reception:
     scheduler: Scheduler
     publisher: Publisher
     recorder: Recorder
+    expiry: Expiry
     clock: Callable[[], float]
     terms: Terms = field(default_factory=Terms)
     form: Form = Form.AUTO
@@ -191,8 +194,16 @@ class Reception:
 
     def _state(self, device: str, state: DeviceState) -> None:
         self.recorder.device_seen(device, state)
+        self.expiry.note(device, state.certificate_until)
         if state.presence is Presence.OFFLINE:
             self.sessions.shorten(device, expires=self.clock() + self.grace_s)
+
+    def warn_certificates(self) -> None:
+        """Tell of the certificates that end soon: in the session log, and to whoever reads the edge's own."""
+        for ending in self.expiry.due():
+            _log.warning("%s", ending.sentence)
+            device = None if ending.name == self.edge else ending.name
+            self.recorder.event(kind="certificate", code="ends-soon", sentence=ending.sentence, device=device)
 
     def _malformed(self, device: str, malformed: Malformed) -> None:
         if malformed.topic in (Topic.DRAFT, Topic.OPEN, Topic.CLOSE):

@@ -22,6 +22,7 @@ from fleet_link.errors import LinkError
 from fleet_link.link import Link, Will
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
+from fleet_link.tls import certificate_end
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.topics import Topic, build
 from schemas.version import VERSION
@@ -87,6 +88,7 @@ class EdgeService:
             self._store,
             expire_leases=lambda: self.orchestrator.inbox.put(self.orchestrator.reception.expire),
             flush_progress=lambda: self.orchestrator.inbox.put(self.orchestrator.reception.flush),
+            warn_certificates=lambda: self.orchestrator.inbox.put(self.orchestrator.reception.warn_certificates),
             settings=JobSettings(
                 lease_every_s=min(2.0, settings.lease_s / 4),
                 keep_rounds=timedelta(days=settings.keep_rounds_days),
@@ -170,6 +172,7 @@ class EdgeService:
             target=self.verifier.info.name,
             vocabulary=str(self.verifier.info.vocabulary),
             since=self._since,
+            certificate_until=certificate_end(self.settings.broker.certificate),
         )
 
     def _take_no_opens(self) -> None:
@@ -182,6 +185,7 @@ class EdgeService:
             self._presence = presence or self._presence
             state = self._state(self._presence)
             self.orchestrator.recorder.edge_seen(state)
+            self.orchestrator.reception.expiry.note(state.edge, state.certificate_until)
             try:
                 self._link.publish(self._state_topic, encode_json(state), retain=True, content_type="application/json")
             except LinkError as error:

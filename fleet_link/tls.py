@@ -15,7 +15,7 @@ from fleet_link.settings import TlsSettings
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["LinkContext", "tls_context"]
+__all__ = ["LinkContext", "certificate_end", "tls_context"]
 
 # For TLS 1.2: ephemeral keys and authenticated encryption only. TLS 1.3 has nothing else.
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!eNULL"
@@ -83,6 +83,16 @@ def tls_context(tls: TlsSettings, *, now: datetime | None = None) -> LinkContext
         _check_certificate(tls.certificate, now if now is not None else datetime.now(UTC))
         _load_pair(context, tls.certificate, key)
     return context
+
+
+def certificate_end(path: Path | None) -> datetime | None:
+    """Return until when a certificate (PEM) is valid, with its time zone; None if there is none that can be read."""
+    if path is None:
+        return None
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    except (OSError, ValueError):
+        return None
 
 
 def _load_authority(context: ssl.SSLContext, path: Path) -> None:

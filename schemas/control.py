@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.errors import MalformedMessage, MessageTooLarge
 from schemas.names import Name
@@ -45,6 +45,7 @@ class DeviceState(_Control):
         draft_model: Name of the draft model.
         quantization: Of its weights.
         since: When the process connected (UTC).
+        certificate_until: End of the certificate that it presents to the broker, if it has one.
     """
 
     presence: Annotated[Presence, unknown_as(Presence.DRAINING)]
@@ -52,6 +53,7 @@ class DeviceState(_Control):
     draft_model: Label
     quantization: Label
     since: datetime
+    certificate_until: AwareDatetime | None = None
 
 
 class EdgeState(_Control):
@@ -64,6 +66,7 @@ class EdgeState(_Control):
         target: Name of the target model.
         vocabulary: Its size and the head of its fingerprint, for the reader's eye.
         since: When the process connected (UTC).
+        certificate_until: End of the certificate that it presents to the broker, if it has one.
     """
 
     presence: Annotated[Presence, unknown_as(Presence.DRAINING)]
@@ -72,6 +75,7 @@ class EdgeState(_Control):
     target: Label
     vocabulary: Label
     since: datetime
+    certificate_until: AwareDatetime | None = None
 
 
 class Telemetry(_Control):

@@ -27,7 +27,8 @@ def _nothing() -> None:
 
 
 def _jobs(store: Store, **changes: object) -> Jobs:
-    arguments = {"expire_leases": _nothing, "flush_progress": _nothing, "now": lambda: after(0)} | changes
+    given = {"expire_leases": _nothing, "flush_progress": _nothing, "warn_certificates": _nothing}
+    arguments = {**given, "now": lambda: after(0), **changes}
     return Jobs(store, **arguments)  # type: ignore[arg-type]
 
 
@@ -36,6 +37,7 @@ def test_each_chore_can_be_done_on_an_empty_store(store: Store) -> None:
     assert set(jobs.names) == {
         "expire-leases",
         "flush-progress",
+        "warn-certificates",
         "mark-silent",
         "close-abandoned",
         "roll-up",

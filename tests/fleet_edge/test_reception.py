@@ -2,12 +2,14 @@
 
 import random
 from dataclasses import replace
+from datetime import timedelta
 
 import cbor2
 import pytest
 
 from dssd.distribution import shape
 from fleet_edge.store.records import DeviceSeen, EventLogged, SegmentProgress, SessionClosed, SessionOpened
+from fleet_link.memory_link import MemoryLink
 from schemas.codec import decode_reply, decode_verdict, encode_close, encode_draft, encode_open
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.messages import Closed, Draft, Fault, Opened, Refused, Verdict
@@ -281,6 +283,27 @@ def test_silence_ends_a_session_as_lost_and_frees_its_memory(scene: Scene) -> No
     assert scene.fleet.verifier.capacity() > room
     assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.LOST]
     scene.others_are_untouched()
+
+
+def test_a_certificate_that_ends_soon_is_told_of_in_the_log(scene: Scene) -> None:
+    for device, days in (("bad", 5), ("good", 60)):
+        until = scene.fleet.clock.now() + timedelta(days=days, hours=1)
+        state = DeviceState(
+            presence=Presence.ONLINE,
+            software="1",
+            draft_model="toy",
+            quantization="none",
+            since=START,
+            certificate_until=until,
+        )
+        link = MemoryLink(scene.fleet.broker, f"{device}-states")
+        link.start(timeout_s=1.0)
+        link.publish(build(Topic.STATE, fleet=FLEET, device=device), encode_json(state), retain=True)
+    scene.fleet.settle()
+    scene.fleet.edge.reception.warn_certificates()
+    (event,) = scene.fleet.sink.of(EventLogged)
+    assert (event.kind, event.code, event.device) == ("certificate", "ends-soon", "bad")
+    assert event.sentence.startswith("The certificate of bad ends in 5 days (")
 
 
 def test_a_device_that_the_broker_declares_gone_has_a_grace_to_come_back(scene: Scene) -> None:

@@ -378,6 +378,7 @@ _STATES: Final[Mapping[str, Mapping[str, Check]]] = {
         "draft_model": _LABEL,
         "quantization": _LABEL,
         "since": _instant,
+        "certificate_until": _maybe(_instant),
     },
     "EdgeState": {
         "presence": _PRESENCE,
@@ -386,6 +387,7 @@ _STATES: Final[Mapping[str, Mapping[str, Check]]] = {
         "target": _LABEL,
         "vocabulary": _LABEL,
         "since": _instant,
+        "certificate_until": _maybe(_instant),
     },
     "Telemetry": {
         "sessions": _whole(0, 1 << 63),
@@ -395,7 +397,7 @@ _STATES: Final[Mapping[str, Mapping[str, Check]]] = {
         "round_trip_ms": _maybe(_MS),
     },
 }
-_MAY_LACK: Final = dict.fromkeys(("acceptance", "draft_ms_per_token", "round_trip_ms"))
+_MAY_LACK: Final = dict.fromkeys(("certificate_until", "acceptance", "draft_ms_per_token", "round_trip_ms"))
 
 
 def _read_json(payload: bytes, kind: str) -> Any:
