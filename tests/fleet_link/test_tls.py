@@ -24,7 +24,7 @@ from fleet_link.credentials import LOOK_S, RETRY_S, Credentials
 from fleet_link.errors import ConnectFailed
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings, TlsSettings
-from fleet_link.tls import tls_context
+from fleet_link.tls import certificate_end, tls_context
 from tests.support.links import START_S
 from tests.support.tls_fleet import HOST, TlsFleet, enrol, new_authority, tls_fleet
 from tests.support.waiting import until
@@ -370,3 +370,12 @@ def test_a_connection_outlives_a_renewal_that_the_broker_refuses(fleet: TlsFleet
     for path, content in zip((certificate_of(tls), key_of(tls)), saved, strict=True):
         path.write_bytes(content)
     until(lambda: link.counters.renewals == 2 and link.counters.connects == 3)
+
+
+def test_the_end_of_a_certificate_is_read_from_its_file(files: TlsSettings, tmp_path: Path) -> None:
+    expected = x509.load_pem_x509_certificate(certificate_of(files).read_bytes()).not_valid_after_utc
+    assert certificate_end(files.certificate) == expected
+    (tmp_path / "nonsense.pem").write_text("no certificate")
+    assert certificate_end(tmp_path / "nonsense.pem") is None
+    assert certificate_end(tmp_path / "nowhere.pem") is None
+    assert certificate_end(None) is None
