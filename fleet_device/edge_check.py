@@ -14,15 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet_device.agent import Agent, Generation
-from fleet_device.check import Check
+from fleet_device.check import Check, Checklist
 from fleet_device.edges import Edges
-from fleet_device.errors import DeviceError, EdgeUnavailable, SessionFailed
+from fleet_device.errors import EdgeUnavailable, SessionFailed
 from fleet_device.inbox import Inbox
 from fleet_device.pacing import FixedPacing
 from fleet_device.patience import Patience
 from fleet_device.scripted_drafter import ScriptedDrafter
 from fleet_link.configuration import BrokerSettings
-from fleet_link.errors import LinkError
 from fleet_link.link import Link
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
@@ -121,7 +120,6 @@ class EdgeCheck:
     make_link: Callable[[LinkSettings], Link] = PahoLink
     clock: Callable[[], float] = time.monotonic
     on_check: Callable[[Check], None] = lambda _check: None
-    _checks: list[Check] = field(default_factory=list)
     _edges: Edges = field(default_factory=Edges)
     _suggestion: _Suggestion = field(init=False)
     _drafter: ScriptedDrafter = field(init=False)
@@ -133,16 +131,13 @@ class EdgeCheck:
 
     def run(self) -> EdgeReport:
         """Check everything; what cannot be tried after a failure is reported as failed."""
+        checks = Checklist(CHECKS, self.on_check, self.clock)
         with self._agent() as agent:
-            probes = (
-                lambda link=agent.link: self._broker(link),
-                self._edge,
-                lambda: self._rejection(agent),
-                lambda: self._acceptance(agent),
-            )
-            for name, probe in zip(CHECKS, probes, strict=True):
-                self._check(name, probe)
-        return EdgeReport(self.question.edge, tuple(self._checks))
+            checks.check(lambda: self._broker(agent.link))
+            checks.check(self._edge)
+            checks.check(lambda: self._rejection(agent))
+            checks.check(lambda: self._acceptance(agent))
+        return EdgeReport(self.question.edge, checks.finish())
 
     @contextmanager
     def _agent(self) -> Iterator[Agent]:
@@ -163,20 +158,6 @@ class EdgeCheck:
             yield agent
         finally:
             link.stop()
-
-    def _check(self, name: str, probe: Callable[[], str]) -> None:
-        failed = next((check.name for check in self._checks if not check.ok), None)
-        started = self.clock()
-        if failed is not None:
-            sentence, ok = f"Not tried, since {failed} failed.", False
-        else:
-            try:
-                sentence, ok = probe(), True
-            except (DeviceError, LinkError) as error:
-                sentence, ok = str(error), False
-        check = Check(name, ok, (self.clock() - started) * 1e3, sentence)
-        self._checks.append(check)
-        self.on_check(check)
 
     def _broker(self, link: Link) -> str:
         link.start(timeout_s=_CONNECT_S)

@@ -3,21 +3,20 @@
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from fleet_device.api.server import listen
 from fleet_device.chat import ChatMessage, encode_chat
-from fleet_device.check import Check
-from fleet_device.drafter import Drafter, DrafterError
-from fleet_device.errors import DeviceError, EdgeUnavailable, SessionFailed
+from fleet_device.check import Check, Checklist
+from fleet_device.drafter import Drafter
+from fleet_device.errors import EdgeUnavailable, SessionFailed
 from fleet_device.loading import load_drafter
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_device.writing import Order
-from fleet_link.errors import LinkError, PublishRejected
+from fleet_link.errors import PublishRejected
 from fleet_link.link import Link, Outcome
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
@@ -87,44 +86,22 @@ class SelfTest:
     make_link: Callable[[LinkSettings], Link] = PahoLink
     clock: Callable[[], float] = time.monotonic
     on_check: Callable[[Check], None] = lambda _check: None
-    _checks: list[Check] = field(default_factory=list)
     _acceptance: float | None = None
     _tokens_per_s: float | None = None
 
     def run(self) -> Report:
         """Check everything; what cannot be tried after a failure is reported as failed."""
-        self._check("configuration", self._configuration)
+        checks = Checklist(_NAMES, self.on_check, self.clock)
+        checks.check(self._configuration)
         drafter: list[Drafter] = []
-        self._check("model", lambda: self._model(drafter))
+        checks.check(lambda: self._model(drafter), regardless=True)
         try:
-            if self._fit:
-                self._with_broker(drafter[0])
+            if checks.ok:
+                self._with_broker(drafter[0], checks)
         finally:
             for each in drafter:
                 each.close()
-        self._skip_from(len(self._checks))
-        return Report(self.settings.device, tuple(self._checks), self._acceptance, self._tokens_per_s)
-
-    @property
-    def _fit(self) -> bool:
-        return all(check.ok for check in self._checks)
-
-    def _check(self, name: str, probe: Callable[[], str]) -> None:
-        started = self.clock()
-        try:
-            sentence, ok = probe(), True
-        except (DeviceError, DrafterError, LinkError) as error:
-            sentence, ok = str(error), False
-        self._add(Check(name, ok, (self.clock() - started) * 1e3, sentence))
-
-    def _add(self, check: Check) -> None:
-        self._checks.append(check)
-        self.on_check(check)
-
-    def _skip_from(self, done: int) -> None:
-        failed = next((check.name for check in self._checks if not check.ok), None)
-        for name in _NAMES[done:]:
-            self._add(Check(name, ok=False, ms=0.0, sentence=f"Not tried, since {failed} failed."))
+        return Report(self.settings.device, checks.finish(), self._acceptance, self._tokens_per_s)
 
     def _configuration(self) -> str:
         settings = self.settings
@@ -150,16 +127,14 @@ class SelfTest:
             times.append((self.clock() - started) * 1e3)
         return f"{what} drafts a token in {statistics.median(times):.1f} ms."
 
-    def _with_broker(self, drafter: Drafter) -> None:
+    def _with_broker(self, drafter: Drafter, checks: Checklist) -> None:
         service = DeviceService(self.settings, drafter, self.make_link, self.clock)
-        self._check("broker", lambda: self._broker(service))
-        if not self._fit:
+        try:
+            checks.check(lambda: self._broker(service))
+            checks.check(lambda: self._edge(service))
+            checks.check(lambda: self._generation(service))
+        finally:
             service.stop()
-            return
-        with _stopped_at_the_end(service):
-            self._check("edge", lambda: self._edge(service))
-            if self._fit:
-                self._check("generation", lambda: self._generation(service))
 
     def _broker(self, service: DeviceService) -> str:
         started = self.clock()
@@ -211,14 +186,6 @@ class SelfTest:
 
 
 _NAMES: Final = ("configuration", "model", "broker", "edge", "generation")
-
-
-@contextmanager
-def _stopped_at_the_end(service: DeviceService) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        service.stop()
 
 
 def _prompt_tokens(drafter: Drafter) -> list[int]:
