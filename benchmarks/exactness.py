@@ -58,12 +58,12 @@ class Case:
     def name(self) -> str:
         """For tables."""
         form = "" if self.mode is Mode.COUPLED else f" {self.form.value}"
-        ahead = " ahead" if self.pacing.go_on else ""
+        ahead = " ahead" if self.pacing.ahead else ""
         fault = "" if self.sabotage is Sabotage.NONE else f" fault:{self.sabotage.value}"
         return f"{self.mode.value}{form}{ahead}{fault}"
 
 
-_TOGETHER, _AHEAD = FixedPacing(2), FixedPacing(1, go_on=True)
+_TOGETHER, _AHEAD = FixedPacing(2), FixedPacing(1, ahead=True)
 
 CASES = tuple(
     Case(mode, form, pacing)
@@ -122,7 +122,7 @@ class Result:
             "mode": self.case.mode.value,
             "form": self.case.form.value,
             "draft_length": self.case.pacing.tokens,
-            "ahead": self.case.pacing.go_on,
+            "ahead": self.case.pacing.ahead,
             "fault": self.case.sabotage.value,
             "sessions": self.sessions,
             "p_value": self.p,

@@ -10,6 +10,7 @@ from fleet_device.counters import Counters
 from fleet_device.drafter import Drafter
 from fleet_device.drafting import Drafting
 from fleet_device.inbox import EdgePresence, Inbox, Wake
+from fleet_device.pace import Pace
 from fleet_device.pacing import Pacing
 from fleet_device.patience import Patience, Watch
 from fleet_device.session import DeviceSession
@@ -122,7 +123,7 @@ class Agent:
             talk = Conversation(
                 session=session,
                 drafting=Drafting(session, self.drafter, self.clock),
-                pacing=self.pacing,
+                pace=Pace(session, self.pacing, self.clock),
                 wire=Wire(self.link, self.fleet, self.device, self.inbox),
                 inbox=self.inbox,
                 edges=self._edges,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fleet_device.drafting import Drafting
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
 from fleet_device.inbox import Connection, EdgePresence, Event, Inbox, ReceivedVerdict, Undelivered, Wake
-from fleet_device.pacing import Pacing
+from fleet_device.pace import Pace
 from fleet_device.patience import Watch
 from fleet_device.session import DeviceSession
 from fleet_device.wire import Wire
@@ -37,7 +37,7 @@ class Conversation:
     Attributes:
         session: The state machine.
         drafting: The draft model, in step with it.
-        pacing: How much to draft.
+        pace: How much to draft.
         wire: To the edge.
         inbox: What has arrived.
         edges: The edges' last known presence; kept for the next conversation.
@@ -52,7 +52,7 @@ class Conversation:
 
     session: DeviceSession
     drafting: Drafting
-    pacing: Pacing
+    pace: Pace
     wire: Wire
     inbox: Inbox
     edges: dict[str, Presence]
@@ -106,11 +106,13 @@ class Conversation:
 
     def _draft(self) -> None:
         """Draft and send; verdicts that come meanwhile take effect at once."""
-        session, limit = self.session, self.pacing.length()
-        while self.drafting.draft(limit):
+        session, plan = self.session, self.pace.plan()
+        while self.drafting.draft(plan.tokens):
             self._take_events()
         if session.may_send:
-            self._send_draft(session.send(more=self.pacing.ahead() and session.may_promise))
+            draft = session.send(more=plan.ahead and session.may_promise)
+            self.pace.sent(draft)
+            self._send_draft(draft)
 
     def _wait(self) -> None:
         started = self.clock()
@@ -149,7 +151,9 @@ class Conversation:
         session = self.session
         if session.opened is not None and received.verdict.handle == session.opened.handle:
             session.counters.downlink_bytes += received.size
-        for step in session.on_verdict(received.verdict):
+        steps = session.on_verdict(received.verdict)
+        self.pace.heard(received.verdict)
+        for step in steps:
             self.watch.answered(got_on=bool(step.tokens))
             if step.tokens:
                 self.first_at = self.first_at or self.clock()
@@ -166,6 +170,7 @@ class Conversation:
             case Opened() if session.on_opened(reply):
                 self._known = True
                 self.watch.answered(got_on=False)
+                self.pace.opened()
                 self.drafting.rewind()
             case Refused() if reply.session == session.terms.session and session.opened is None:
                 self._refused = SessionRefused(reply.code, reply.sentence)

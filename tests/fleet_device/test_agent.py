@@ -129,7 +129,7 @@ def expected(seed: int = SEED, *, most: int = 40) -> tuple[int, ...]:
     return tuple(lossless_text(terms(seed, mode=Mode.COUPLED, max_new_tokens=most)))
 
 
-@pytest.mark.parametrize("pacing", [FixedPacing(0), FixedPacing(3), FixedPacing(2, go_on=True)])
+@pytest.mark.parametrize("pacing", [FixedPacing(0), FixedPacing(3), FixedPacing(2, ahead=True)])
 def test_a_text_is_written_told_and_counted(pacing: FixedPacing) -> None:
     scene = Scene(pacing=pacing)
     told: list[int] = []
@@ -230,10 +230,10 @@ def test_an_unanswered_draft_is_repeated() -> None:
 
 
 @pytest.mark.parametrize("mode", Mode)
-@pytest.mark.parametrize("go_on", [False, True])
-def test_an_edge_restart_is_survived(mode: Mode, go_on: bool) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_edge_restart_is_survived(mode: Mode, ahead: bool) -> None:
     for wait in range(1, 12, 2):
-        scene = Scene(pacing=FixedPacing(2, go_on=go_on))
+        scene = Scene(pacing=FixedPacing(2, ahead=ahead))
         scene.when(wait, scene.fleet.restart_edge)
         done = scene.generate(mode=mode)
         assert possible(terms(SEED, max_new_tokens=40), done.tokens)
@@ -502,7 +502,7 @@ def test_what_arrived_for_an_earlier_text_is_thrown_away() -> None:
 def test_losses_of_every_kind_are_survived(seed: int) -> None:
     rng = random.Random(seed)
     fleet = MemoryFleet(rng=rng)
-    scene = Scene(fleet=fleet, pacing=FixedPacing(rng.randint(0, 4), go_on=rng.random() < 0.5))
+    scene = Scene(fleet=fleet, pacing=FixedPacing(rng.randint(0, 4), ahead=rng.random() < 0.5))
     fleet.broker.faults = Faults(drop=0.1, duplicate=0.1, delay=0.2, reorder=0.1)
     scene.when(rng.randint(1, 10), fleet.restart_edge)
     assert scene.generate().tokens == expected()
