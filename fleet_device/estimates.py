@@ -1,0 +1,100 @@
+"""Estimates: what a device makes of its measurements, the old ones forgotten bit by bit, a wild one not believed."""
+
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["Acceptance", "Trend"]
+
+_HORIZON: Final = 32
+"""Times that are remembered, about."""
+
+_WILD: Final = 4.0
+"""A time so many times the expected one is not believed until the next one is like it."""
+
+_LONGEST_S: Final = 3600.0
+
+_STIFFNESS: Final = 0.5
+"""Spread of draft lengths (tokens²) at which half of a slope is believed: with less, noise would look like one."""
+
+_TESTED_HORIZON: Final = 128
+"""Tested tokens that are remembered, about."""
+
+_PRIOR: Final = 0.7
+_PRIOR_TOKENS: Final = 6.0
+_MOST: Final = 0.995
+
+
+@dataclass(slots=True)
+class Acceptance:
+    """How likely a draft token is accepted."""
+
+    _tested: float = _PRIOR_TOKENS
+    _accepted: float = _PRIOR * _PRIOR_TOKENS
+
+    def add(self, *, tested: int, accepted: int) -> None:
+        """Take a verdict."""
+        kept = (1.0 - 1.0 / _TESTED_HORIZON) ** tested
+        self._tested = kept * self._tested + tested
+        self._accepted = kept * self._accepted + accepted
+
+    @property
+    def rate(self) -> float:
+        """Accepted of tested, below 1."""
+        return min(_MOST, self._accepted / self._tested)
+
+
+@dataclass(slots=True)
+class Trend:
+    """A time that may grow with the length of a draft: least squares with forgetting, the slope never negative."""
+
+    _weight: float = 0.0
+    _tokens: float = 0.0
+    _seconds: float = 0.0
+    _tokens_tokens: float = 0.0
+    _tokens_seconds: float = 0.0
+    _doubted: bool = False
+
+    def add(self, seconds: float, *, tokens: int = 0) -> None:
+        """Take a measurement, unless it is none or too wild to be believed yet."""
+        if not 0.0 <= seconds <= _LONGEST_S:
+            return
+        wild = self.known and seconds > _WILD * self.at(tokens)
+        doubted, self._doubted = self._doubted, wild
+        if wild and not doubted:
+            return
+        kept = 1.0 - 1.0 / _HORIZON
+        self._weight = kept * self._weight + 1.0
+        self._tokens = kept * self._tokens + tokens
+        self._seconds = kept * self._seconds + seconds
+        self._tokens_tokens = kept * self._tokens_tokens + tokens * tokens
+        self._tokens_seconds = kept * self._tokens_seconds + tokens * seconds
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a measurement."""
+        return self._weight > 0.0
+
+    @property
+    def slope(self) -> float:
+        """Seconds a token; 0 while the drafts do not vary."""
+        if not self.known:
+            return 0.0
+        spread = self._tokens_tokens / self._weight - self._mean_tokens**2
+        together = self._tokens_seconds / self._weight - self._mean_tokens * self._mean
+        # A time without any tokens is a time as well, so that the line must not cross zero before.
+        steepest = self._mean / self._mean_tokens if self._mean_tokens else 0.0
+        return min(max(0.0, together / (spread + _STIFFNESS)), steepest)
+
+    def at(self, tokens: int) -> float:
+        """Return the expected seconds; 0 before the first measurement."""
+        if not self.known:
+            return 0.0
+        return self._mean + self.slope * (tokens - self._mean_tokens)
+
+    @property
+    def _mean(self) -> float:
+        return self._seconds / self._weight
+
+    @property
+    def _mean_tokens(self) -> float:
+        return self._tokens / self._weight
