@@ -6,11 +6,11 @@ It has neither clock nor randomness of its own: the same lessons lead to the sam
 from dataclasses import dataclass, field
 from typing import Final
 
-from fleet_device.estimates import Acceptance, Trend
-from fleet_device.pacing import FixedPacing, Lesson, Pacing, Plan
+from fleet_device.estimates import Acceptance, Times
+from fleet_device.pacing import Lesson, Plan
 from fleet_device.throughput import Conditions
 
-__all__ = ["AdaptivePacing", "best_plan", "pacing_for"]
+__all__ = ["AdaptivePacing", "best_plan"]
 
 _FIRST: Final = 4
 """Draft length before anything has been measured."""
@@ -26,7 +26,10 @@ _STAY: Final = 1.01
 """By how much the last plan is favoured, so that noise does not change it."""
 
 _EXPLORE: Final = 16
-"""Every so many plans the draft is a token longer or shorter, so that what depends on its length shows."""
+"""Every so many plans one is tried that is not thought the best, so that what would speak for it shows."""
+
+_TURN: Final = 8
+"""Every so many trials it is the other way of drafting; rarely, for who turns from going on to waiting does wait."""
 
 _INSTANT_S: Final = 1e-6
 
@@ -41,9 +44,8 @@ class AdaptivePacing:
 
     ahead: bool | None = None
     _acceptance: Acceptance = field(default_factory=Acceptance)
-    _token: Trend = field(default_factory=Trend)
-    _answer: Trend = field(default_factory=Trend)
-    _compute: Trend = field(default_factory=Trend)
+    _times: dict[bool, Times] = field(default_factory=dict)  # by whether the draft was made going on
+    _way: bool | None = None  # of the last lesson
     _last: Plan | None = None
     _plans: int = 0
     _lessons: int = 0
@@ -51,66 +53,97 @@ class AdaptivePacing:
     _alone: bool = True  # no draft was under way when the next one to be learnt of was sent
 
     def plan(self, *, longest: int, window: int) -> Plan:
-        """Return the best plan; now and then one token beside it."""
+        """Return the best plan; now and then another one."""
         longest = min(longest, _LONGEST)
         self._plans += 1
         if self._lessons < _LESSONS:
             return Plan(min(_FIRST, longest), self.ahead or False)
-        best = best_plan(self.conditions(window), longest=longest, ahead=self.ahead, last=self._last)
+        waiting, going_on = (self.conditions(window, ahead=ahead) for ahead in (False, True))
+        best = best_plan(waiting, going_on, longest=longest, ahead=self.ahead, last=self._last)
         self._last = best
-        if self._plans % _EXPLORE:
+        trial, between = divmod(self._plans, _EXPLORE)
+        if between:
             return best
-        step = 1 if self._plans // _EXPLORE % 2 else -1
+        if self.ahead is None and trial % _TURN == 0:
+            return best_plan(waiting, going_on, longest=longest, ahead=not best.ahead)
+        step = 1 if trial % 2 else -1
         return Plan(max(int(best.ahead), min(longest, best.tokens + step)), best.ahead)
 
     def learn(self, lesson: Lesson) -> None:
         """Take note of a verdict."""
         self._acceptance.add(tested=lesson.tested, accepted=lesson.accepted)
         if not lesson.opening:
-            if lesson.tokens:
-                # Behind a bonus token the draft model has that one to read as well.
-                self._token.add(lesson.token_s * lesson.tokens / (lesson.tokens + self._bonus))
-            if self._alone:
-                self._lessons += 1
-                # Who goes on drafting looks for verdicts between tokens, on average half a token late.
-                late_s = self._token.at(0) / 2 if lesson.ahead else 0.0
-                self._answer.add(max(0.0, lesson.answer_s - late_s), tokens=lesson.tokens)
-            self._compute.add(lesson.compute_s)
+            self._measure(lesson)
         stands = lesson.accepted == lesson.tokens
         self._bonus = stands and not lesson.ahead
         self._alone = not (stands and lesson.ahead)
 
-    def conditions(self, window: int) -> Conditions:
-        """Return what has been measured, as it matters under a window."""
+    def conditions(self, window: int, *, ahead: bool = False) -> Conditions:
+        """Return what has been measured.
+
+        Args:
+            window: Most drafts under way.
+            ahead: While the device goes on, or else while it waits.
+        """
+        times = self._expected(ahead=ahead)
         return Conditions(
             acceptance=self._acceptance.rate,
-            token_s=self._token.at(0),
-            answer_s=max(_INSTANT_S, self._answer.at(0)),
-            answer_token_s=self._answer.slope,
-            compute_s=self._compute.at(0),
+            token_s=times.token.at(0),
+            answer_s=max(_INSTANT_S, times.answer.at(0)),
+            answer_token_s=times.answer.slope,
+            compute_s=times.compute.at(0),
             window=window,
         )
 
+    def _expected(self, *, ahead: bool) -> Times:
+        """Return what drafting one way would take now.
 
-def best_plan(conditions: Conditions, *, longest: int, ahead: bool | None = None, last: Plan | None = None) -> Plan:
-    """Return the plan to follow under conditions that are known.
+        What is known of the way not taken may be old; but who waits is answered no later than who goes on.
+        """
+        own, other = self._times.get(ahead), self._times.get(not ahead)
+        if own is None or other is None:
+            return own or other or Times()
+        if ahead is self._way:
+            return own
+        return own.at_least(other) if ahead else own.at_most(other)
+
+    def _measure(self, lesson: Lesson) -> None:
+        if lesson.ahead is not self._way:
+            # What was measured when it was last drafted this way may have changed since.
+            self._times[lesson.ahead] = self._expected(ahead=lesson.ahead).faded()
+            self._way = lesson.ahead
+        times = self._times[lesson.ahead]
+        if lesson.tokens:
+            # Behind a bonus token the draft model has that one to read as well.
+            times.token.add(lesson.token_s * lesson.tokens / (lesson.tokens + self._bonus))
+        times.compute.add(lesson.compute_s)
+        if self._alone:
+            self._lessons += 1
+            # Who goes on drafting looks for verdicts between tokens, on average half a token late.
+            late_s = times.token.at(0) / 2 if lesson.ahead else 0.0
+            times.answer.add(max(0.0, lesson.answer_s - late_s), tokens=lesson.tokens)
+
+
+def best_plan(
+    waiting: Conditions, going_on: Conditions, *, longest: int, ahead: bool | None = None, last: Plan | None = None
+) -> Plan:
+    """Return the plan to follow.
 
     Args:
-        conditions: What has been measured.
+        waiting: The conditions while the device waits for each verdict.
+        going_on: The conditions while it does not.
         longest: Most tokens of a draft.
         ahead: Whether to draft ahead of the verdict; None leaves it open.
         last: The plan followed so far.
     """
-    going_on = [] if ahead is False else [Plan(tokens, ahead=True) for tokens in range(1, longest + 1)]
-    waiting = [] if ahead and going_on else [Plan(tokens) for tokens in range(longest + 1)]
-    rates = {plan: conditions.rate(plan) * (_STAY if plan == last else 1.0) for plan in (*waiting, *going_on)}
+    rates: dict[Plan, float] = {}
+    if not ahead or not longest:
+        rates |= {plan: waiting.rate(plan) for plan in map(Plan, range(longest + 1))}
+    if ahead is not False:
+        plans = (Plan(tokens, ahead=True) for tokens in range(1, longest + 1))
+        rates |= {plan: going_on.rate(plan) for plan in plans}
+    if last in rates:
+        rates[last] *= _STAY
     enough = _WORTH * max(rates.values())
     # Those that wait come first, and the shortest of each kind.
     return next(plan for plan, rate in rates.items() if rate >= enough)
-
-
-def pacing_for(draft_length: int | None, *, ahead: bool | None) -> Pacing:
-    """Return the pacing that leaves open what is None; a fixed length with `ahead` left open waits."""
-    if draft_length is None:
-        return AdaptivePacing(ahead=ahead)
-    return FixedPacing(draft_length, ahead or False)

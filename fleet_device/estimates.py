@@ -1,9 +1,9 @@
 """Estimates: what a device makes of its measurements, the old ones forgotten bit by bit, a wild one not believed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["Acceptance", "Trend"]
+__all__ = ["Acceptance", "Times", "Trend"]
 
 _HORIZON: Final = 32
 """Times that are remembered, about."""
@@ -13,8 +13,14 @@ _WILD: Final = 4.0
 
 _LONGEST_S: Final = 3600.0
 
-_STIFFNESS: Final = 0.5
+_STIFFNESS: Final = 2.0
 """Spread of draft lengths (tokens²) at which half of a slope is believed: with less, noise would look like one."""
+
+_FADED: Final = 4.0
+"""Measurements that what is only expected counts for."""
+
+_TYPICAL: Final = 4
+"""Draft length at which two trends are compared."""
 
 _TESTED_HORIZON: Final = 128
 """Tested tokens that are remembered, about."""
@@ -69,6 +75,17 @@ class Trend:
         self._tokens_tokens = kept * self._tokens_tokens + tokens * tokens
         self._tokens_seconds = kept * self._tokens_seconds + tokens * seconds
 
+    def faded(self) -> "Trend":
+        """Return a trend that expects the same, and is soon convinced of something else."""
+        left = min(1.0, _FADED / self._weight) if self.known else 0.0
+        return Trend(
+            left * self._weight,
+            left * self._tokens,
+            left * self._seconds,
+            left * self._tokens_tokens,
+            left * self._tokens_seconds,
+        )
+
     @property
     def known(self) -> bool:
         """Whether there is a measurement."""
@@ -98,3 +115,44 @@ class Trend:
     @property
     def _mean_tokens(self) -> float:
         return self._tokens / self._weight
+
+
+@dataclass(slots=True)
+class Times:
+    """What is measured while the device waits for verdicts, or while it goes on.
+
+    The two are kept apart: who goes on drafting may take power or bandwidth from whatever verifies.
+
+    Attributes:
+        token: To draft a token.
+        answer: From sending to the verdict, by draft length.
+        compute: The edge's step.
+    """
+
+    token: Trend = field(default_factory=Trend)
+    answer: Trend = field(default_factory=Trend)
+    compute: Trend = field(default_factory=Trend)
+
+    def faded(self) -> "Times":
+        """Return what these let expect, to be told otherwise soon."""
+        return Times(self.token.faded(), self.answer.faded(), self.compute.faded())
+
+    def at_least(self, other: "Times") -> "Times":
+        """Return the longer ones of two."""
+        return Times(
+            max(self.token, other.token, key=_typical),
+            max(self.answer, other.answer, key=_typical),
+            max(self.compute, other.compute, key=_typical),
+        )
+
+    def at_most(self, other: "Times") -> "Times":
+        """Return the shorter ones of two."""
+        return Times(
+            min(self.token, other.token, key=_typical),
+            min(self.answer, other.answer, key=_typical),
+            min(self.compute, other.compute, key=_typical),
+        )
+
+
+def _typical(trend: Trend) -> float:
+    return trend.at(_TYPICAL)

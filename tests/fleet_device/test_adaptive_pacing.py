@@ -1,12 +1,13 @@
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_device.adaptive_pacing import AdaptivePacing, best_plan, pacing_for
-from fleet_device.pacing import FixedPacing, Lesson, Plan
+from fleet_device.adaptive_pacing import AdaptivePacing, best_plan
+from fleet_device.pacing import Lesson, Plan
 from fleet_device.throughput import Conditions
 
 LONGEST, WINDOW = 16, 4
@@ -24,6 +25,10 @@ def conditions(acceptance: float, answer_s: float, *, token_s: float = 0.013, sl
     )
 
 
+def best(under: Conditions, *, longest: int = LONGEST, ahead: bool | None = None, last: Plan | None = None) -> Plan:
+    return best_plan(under, under, longest=longest, ahead=ahead, last=last)
+
+
 acceptances = st.floats(0.0, 0.99)
 times = st.floats(1e-4, 2.0)
 
@@ -33,7 +38,7 @@ def test_a_longer_answer_time_never_shortens_the_draft(
     acceptance: float, token_s: float, one: float, another: float, slope: float
 ) -> None:
     quick, slow = (
-        best_plan(conditions(acceptance, answer_s, token_s=token_s, slope=slope), longest=LONGEST, ahead=False)
+        best(conditions(acceptance, answer_s, token_s=token_s, slope=slope), ahead=False)
         for answer_s in sorted((one, another))
     )
     assert quick.tokens <= slow.tokens
@@ -41,17 +46,17 @@ def test_a_longer_answer_time_never_shortens_the_draft(
 
 @given(times, times)
 def test_who_is_never_believed_hardly_drafts(token_s: float, answer_s: float) -> None:
-    assert best_plan(conditions(0.0, answer_s, token_s=token_s), longest=LONGEST).tokens <= 1
+    assert best(conditions(0.0, answer_s, token_s=token_s)).tokens <= 1
 
 
 @given(st.floats(0.5, 0.99), st.floats(0.005, 0.05))
 def test_a_very_long_answer_time_is_spent_drafting(acceptance: float, token_s: float) -> None:
     # What fits into one draft must not be all that could be accepted, or waiting loses nothing.
-    assert best_plan(conditions(acceptance, 30 * token_s, token_s=token_s), longest=4).ahead
+    assert best(conditions(acceptance, 30 * token_s, token_s=token_s), longest=4).ahead
 
 
 def test_a_quick_answer_is_waited_for() -> None:
-    assert not best_plan(conditions(0.7, 0.002), longest=LONGEST).ahead
+    assert not best(conditions(0.7, 0.002)).ahead
 
 
 @given(acceptances, times, times, st.integers(0, 16))
@@ -60,21 +65,21 @@ def test_a_plan_is_nearly_the_best_and_no_shorter_one_is(
 ) -> None:
     under = conditions(acceptance, answer_s, token_s=token_s)
     every = [Plan(n) for n in range(longest + 1)] + [Plan(n, ahead=True) for n in range(1, longest + 1)]
-    best, chosen = max(map(under.rate, every)), best_plan(under, longest=longest)
+    highest, chosen = max(map(under.rate, every)), best(under, longest=longest)
     assert chosen in every
-    assert under.rate(chosen) >= 0.98 * best
-    assert all(under.rate(plan) < 0.98 * best for plan in every[: every.index(chosen)])
+    assert under.rate(chosen) >= 0.98 * highest
+    assert all(under.rate(plan) < 0.98 * highest for plan in every[: every.index(chosen)])
 
 
 def test_noise_does_not_turn_a_plan_over() -> None:
-    def best(answer_s: float, last: Plan | None = None) -> Plan:
-        return best_plan(conditions(0.75, answer_s), longest=LONGEST, ahead=False, last=last)
+    def at(answer_s: float, last: Plan | None = None) -> Plan:
+        return best(conditions(0.75, answer_s), ahead=False, last=last)
 
     steps = [0.03 + 0.0005 * number for number in range(200)]
-    turns = [answer_s for answer_s in steps if best(answer_s) != best(answer_s + 0.0005)]
+    turns = [answer_s for answer_s in steps if at(answer_s) != at(answer_s + 0.0005)]
     assert turns
     for answer_s in turns:
-        assert best(answer_s + 0.0005, last=best(answer_s)) == best(answer_s)
+        assert at(answer_s + 0.0005, last=at(answer_s)) == at(answer_s)
 
 
 def lesson(
@@ -91,14 +96,22 @@ def lesson(
     )
 
 
-def live(pacing: AdaptivePacing, rounds: int, *, acceptance: float, answer_s: float, seed: int = 1) -> list[Plan]:
+def live(
+    pacing: AdaptivePacing,
+    rounds: int,
+    *,
+    acceptance: float,
+    answer_s: float | Callable[[Plan], float],
+    seed: int = 1,
+) -> list[Plan]:
     """Follow the plans for a while; return them."""
+    answers_s = answer_s if callable(answer_s) else lambda _plan: answer_s
     rng, plans = random.Random(seed), []
     for _ in range(rounds):
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
         plans.append(plan)
         accepted = next((n for n in range(plan.tokens) if rng.random() >= acceptance), plan.tokens)
-        pacing.learn(lesson(plan, accepted, answer_s=answer_s * rng.uniform(0.8, 1.2)))
+        pacing.learn(lesson(plan, accepted, answer_s=answers_s(plan) * rng.uniform(0.8, 1.2)))
     return plans
 
 
@@ -117,7 +130,7 @@ def test_it_starts_fixed_and_the_first_lesson_of_a_text_tells_no_times() -> None
 def test_it_learns_to_go_on_where_the_edge_is_far_away_and_to_wait_where_it_is_near() -> None:
     pacing = AdaptivePacing()
     assert all(plan.ahead for plan in live(pacing, 60, acceptance=0.95, answer_s=0.4)[-20:])
-    assert not any(plan.ahead for plan in live(pacing, 200, acceptance=0.5, answer_s=0.004)[-20:])
+    assert sum(plan.ahead for plan in live(pacing, 400, acceptance=0.5, answer_s=0.004)[-128:]) == 1
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -163,7 +176,7 @@ def test_a_draft_that_queues_behind_another_does_not_tell_the_answer_time() -> N
         pacing.learn(lesson(plan, plan.tokens, answer_s=0.1))
         pacing.learn(lesson(plan, 0, answer_s=0.3))
     # The first of each pair, less the half token by which a drafting device looks late.
-    assert pacing.conditions(WINDOW).answer_s == pytest.approx(0.1 - 0.013 / 2, rel=0.1)
+    assert pacing.conditions(WINDOW, ahead=True).answer_s == pytest.approx(0.1 - 0.013 / 2, rel=0.1)
 
 
 @given(
@@ -198,10 +211,3 @@ def test_whatever_it_is_told_it_makes_a_plan(
             )
         )
         assert 0 <= pacing.plan(longest=longest, window=window).tokens <= longest
-
-
-def test_what_the_settings_leave_open_is_chosen() -> None:
-    assert pacing_for(3, ahead=None) == FixedPacing(3)
-    assert pacing_for(3, ahead=True) == FixedPacing(3, ahead=True)
-    assert pacing_for(None, ahead=None) == AdaptivePacing()
-    assert pacing_for(None, ahead=False) == AdaptivePacing(ahead=False)
