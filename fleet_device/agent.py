@@ -39,6 +39,7 @@ class Generation:
         wall_ms: From Open to the end.
         first_ms: From Open to the first committed token; None if there was none.
         resumes: How often the session was opened again.
+        drafts: Drafts sent.
         edge: Who verified the end of it.
     """
 
@@ -50,7 +51,13 @@ class Generation:
     wall_ms: float
     first_ms: float | None
     resumes: int
+    drafts: int
     edge: str | None = None
+
+    @property
+    def mean_draft(self) -> float | None:
+        """Tokens of a draft, or None if there was none."""
+        return self.counters.drafted / self.drafts if self.drafts else None
 
 
 @dataclass(slots=True)
@@ -142,6 +149,7 @@ class Agent:
                 wall_ms=(self.clock() - talk.started) * 1e3,
                 first_ms=None if talk.first_at is None else (talk.first_at - talk.started) * 1e3,
                 resumes=talk.watch.resumes,
+                drafts=talk.pace.drafts,
                 edge=talk.session.opened.edge if talk.session.opened else None,
             )
 

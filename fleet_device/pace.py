@@ -26,11 +26,13 @@ class Pace:
         session: Whose drafts; has counted the time that they took.
         pacing: Decides, and learns.
         clock: Monotonic seconds.
+        drafts: Sent, each counted once.
     """
 
     session: DeviceSession
     pacing: Pacing
     clock: Callable[[], float]
+    drafts: int = 0
     _under_way: dict[tuple[int, int], _Sent] = field(default_factory=dict)
     _draft_ms: float = 0.0  # the session's count when the draft being built was begun
     _opening: bool = True
@@ -49,6 +51,7 @@ class Pace:
 
     def sent(self, draft: Draft) -> None:
         """A draft is sent."""
+        self.drafts += 1
         spent_s = (self.session.counters.draft_ms - self._draft_ms) / 1e3
         token_s = spent_s / len(draft.tokens) if draft.tokens else 0.0
         self._under_way[draft.handle, draft.round] = _Sent(draft, token_s, self.clock(), self._opening)

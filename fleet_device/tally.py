@@ -22,6 +22,7 @@ class Tally:
     _tested: int = 0
     _accepted: int = 0
     _drafted: int = 0
+    _drafts: int = 0
     _draft_ms: float = 0.0
 
     def add(self, generation: Generation) -> Telemetry:
@@ -32,11 +33,13 @@ class Tally:
         self._tested += counters.tested
         self._accepted += counters.accepted
         self._drafted += counters.drafted
+        self._drafts += generation.drafts
         self._draft_ms += counters.draft_ms
         return Telemetry(
             sessions=self.sessions,
             tokens=self.tokens,
             acceptance=self._accepted / self._tested if self._tested else None,
+            mean_draft=self._drafted / self._drafts if self._drafts else None,
             draft_ms_per_token=self._draft_ms / self._drafted if self._drafted else None,
             round_trip_ms=counters.wait_ms / counters.rounds if counters.rounds else None,
         )

@@ -85,6 +85,7 @@ class Telemetry(_Control):
         sessions: Ended sessions.
         tokens: Committed tokens.
         acceptance: Accepted of tested draft tokens, or None before the first.
+        mean_draft: Tokens of a draft, or None before the first.
         draft_ms_per_token: Mean, or None before the first.
         round_trip_ms: Smoothed time from draft to verdict, or None before the first.
     """
@@ -92,6 +93,7 @@ class Telemetry(_Control):
     sessions: Annotated[int, Field(ge=0, strict=True)]
     tokens: Annotated[int, Field(ge=0, strict=True)]
     acceptance: Annotated[float, Field(ge=0, le=1)] | None = None
+    mean_draft: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     draft_ms_per_token: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     round_trip_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 

@@ -128,6 +128,7 @@ def _result(device: str, vocabulary: int, text: Text) -> dict[str, Any]:
         "tokens_per_s": tokens / (generation.wall_ms / 1e3) if generation.wall_ms else 0.0,
         "acceptance": counters.acceptance,
         "rounds": counters.rounds,
+        "mean_draft": generation.mean_draft,
         "drafted": counters.drafted,
         "tested": counters.tested,
         "accepted": counters.accepted,
@@ -145,9 +146,10 @@ def _result(device: str, vocabulary: int, text: Text) -> dict[str, Any]:
 
 def _summary(result: dict[str, Any]) -> str:
     acceptance = "none" if result["acceptance"] is None else f"{result['acceptance']:.2f}"
+    mean_draft = "" if result["mean_draft"] is None else f" of {result['mean_draft']:.1f} tokens"
     return (
         f"[{result['tokens']} tokens, {result['tokens_per_s']:.1f} tokens/s, acceptance {acceptance}, "
-        f"{result['rounds']} rounds, {result['uplink_bytes']} bytes up, {result['downlink_bytes']} down, "
+        f"{result['rounds']} rounds{mean_draft}, {result['uplink_bytes']} bytes up, {result['downlink_bytes']} down, "
         f"ended by {result['finish']}, session {result['session']}]"
     )
 

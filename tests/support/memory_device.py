@@ -149,7 +149,7 @@ class ScriptedAgent:
             raise self.error
         self.ended.append(reason)
         counters = Counters(drafted=4, tested=4, accepted=3, rounds=2, uplink_bytes=50, downlink_bytes=20)
-        return Generation(SESSION, tuple(tokens), reason, counters, None, 100.0, 10.0, 0)
+        return Generation(SESSION, tuple(tokens), reason, counters, None, 100.0, 10.0, 0, 1)
 
     def wake(self) -> None:
         if self.gate is not None:
