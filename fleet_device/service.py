@@ -12,7 +12,6 @@ from fleet_device.agent import Agent
 from fleet_device.drafter import Drafter
 from fleet_device.edges import Edges
 from fleet_device.inbox import Inbox
-from fleet_device.pacing import FixedPacing
 from fleet_device.patience import Patience
 from fleet_device.settings import DeviceSettings
 from fleet_device.tally import Tally
@@ -80,7 +79,7 @@ class DeviceService:
             settings.fleet,
             settings.device,
             self.drafter,
-            FixedPacing(settings.draft_length, settings.ahead),
+            settings.pacing(),
             self.clock,
             Patience(
                 open_s=settings.open_s,

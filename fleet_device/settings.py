@@ -2,17 +2,49 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from fleet_device.adaptive_pacing import AdaptivePacing
+from fleet_device.pacing import FixedPacing, Pacing
 from fleet_link.configuration import BrokerSettings
 from schemas.bounds import MAX_DRAFT, MAX_TOKENS
 from schemas.names import Name
 from schemas.policy import MAX_TOP_K, Mode, SamplingPolicy, random_seed
 
-__all__ = ["DeviceSettings"]
+__all__ = ["AUTO", "DeviceSettings", "read_draft_length"]
+
+AUTO: Final = "auto"
+
+# One sentence for a value that fits neither kind; pydantic would give one for each kind.
+_LENGTH = TypeAdapter(Annotated[int, Field(ge=0, le=MAX_DRAFT)])
+_YES_OR_NO = TypeAdapter(bool)
+
+
+def read_draft_length(value: object) -> int | Literal["auto"]:
+    """Read a draft length.
+
+    Raises:
+        ValueError: It is none; the text says what one is.
+    """
+    try:
+        return AUTO if value == AUTO else _LENGTH.validate_python(value)
+    except ValidationError:
+        raise ValueError(f"a draft has 0 to {MAX_DRAFT} tokens, or {AUTO!r} lets the device choose") from None
+
+
+def read_ahead(value: object) -> bool | Literal["auto"]:
+    """Read whether to draft ahead.
+
+    Raises:
+        ValueError: It is neither; the text says what there is.
+    """
+    try:
+        return AUTO if value == AUTO else _YES_OR_NO.validate_python(value)
+    except ValidationError:
+        raise ValueError(f"it is true, false, or {AUTO!r}") from None
 
 
 class DeviceSettings(BaseSettings):
@@ -29,8 +61,8 @@ class DeviceSettings(BaseSettings):
         threads: Of llama.cpp.
         context: Most tokens in a sequence.
         gpu_layers: Layers on a GPU.
-        draft_length: Tokens in a draft.
-        ahead: Whether to draft ahead of the verdict.
+        draft_length: Tokens in a draft; `auto` lets the device choose by what it measures.
+        ahead: Whether to draft ahead of the verdict; `auto` chooses with `draft_length`, and waits where that is fixed.
         mode: How drafts are verified.
         temperature: Sampling temperature; 0 is greedy.
         top_k: Tokens kept; 0 keeps all.
@@ -57,8 +89,8 @@ class DeviceSettings(BaseSettings):
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     context: Annotated[int, Field(ge=16, le=1 << 20)] = 2048
     gpu_layers: Annotated[int, Field(ge=0)] = 0
-    draft_length: Annotated[int, Field(ge=0, le=MAX_DRAFT)] = 4
-    ahead: bool = False
+    draft_length: Annotated[int | Literal["auto"], BeforeValidator(read_draft_length)] = 4
+    ahead: Annotated[bool | Literal["auto"], BeforeValidator(read_ahead)] = AUTO
     mode: Mode = Mode.RESIDUAL
     temperature: Annotated[float, Field(ge=0.0, le=100.0)] = 0.7
     top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)] = 50
@@ -72,6 +104,13 @@ class DeviceSettings(BaseSettings):
     api_port: Annotated[int, Field(ge=0, le=65535)] = 8321
     api_token: Annotated[SecretStr, Field(min_length=1)] | None = None
     api_waiting: Annotated[int, Field(ge=0, le=1000)] = 8
+
+    def pacing(self) -> Pacing:
+        """Return a new pacing: one that learns, unless the draft length is fixed."""
+        ahead = None if self.ahead == AUTO else self.ahead
+        if self.draft_length == AUTO:
+            return AdaptivePacing(ahead=ahead)
+        return FixedPacing(self.draft_length, ahead or False)
 
     def policy(self) -> SamplingPolicy:
         """Return the sampling policy, with a fresh seed unless one is set."""

@@ -28,6 +28,16 @@ EDGE = "edge-1"
 FAMILY = "smollm2-135m"
 
 
+def _check_draft_length(value: str) -> str:
+    """Refuse a bad one before the models are loaded."""
+    from fleet_device.settings import read_draft_length
+
+    try:
+        return str(read_draft_length(value))
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}.") from error
+
+
 @app.callback(invoke_without_command=True)
 def demo_command(
     devices: Annotated[int, typer.Option(min=1, max=64, help="Number of devices.")] = 3,
@@ -36,8 +46,8 @@ def demo_command(
     target: Annotated[str | None, typer.Option(help="Target model, if not the demo's own.")] = None,
     models_dir: Annotated[Path, typer.Option(envvar="FLEET_MODELS", help="Prepared models.")] = Path("models"),
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of each text.")] = 96,
-    draft_length: Annotated[int, typer.Option(min=0, max=64, help="Tokens in a draft.")] = 4,
-    ahead: Annotated[bool, typer.Option("--ahead", help="Draft ahead of the verdict.")] = False,
+    draft_length: Annotated[str, typer.Option(callback=_check_draft_length, help="Tokens in a draft, or auto.")] = "4",
+    ahead: Annotated[bool | None, typer.Option(help="Draft ahead of the verdict, or never do.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the first device; the next have the next ones.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.7,
     top_k: Annotated[int, typer.Option(min=0, help="0 keeps all.")] = 50,
@@ -72,8 +82,8 @@ def demo_command(
         shared = [
             "--fleet", FLEET, "--model", model, "--models-dir", str(models_dir), "--mode", mode.value,
             "--temperature", str(temperature), "--top-k", str(top_k), "--top-p", str(top_p),
-            "--max-new-tokens", str(max_new_tokens), "--draft-length", str(draft_length), "--threads", "1",
-            *(["--ahead"] if ahead else []),
+            "--max-new-tokens", str(max_new_tokens), "--draft-length", draft_length, "--threads", "1",
+            *([] if ahead is None else ["--ahead" if ahead else "--no-ahead"]),
         ]  # fmt: skip
         started = time.monotonic()
         events: queue.SimpleQueue[DeviceEvent] = queue.SimpleQueue()

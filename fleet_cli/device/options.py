@@ -36,8 +36,8 @@ _MORE: Final[Mapping[str, object]] = {
     "top_p": Annotated[float | None, typer.Option(help="1 keeps all.")],
     "seed": Annotated[int | None, typer.Option(help="Same seed, same decisions.")],
     "max_new_tokens": Annotated[int | None, typer.Option(help="Most tokens to write.")],
-    "draft_length": Annotated[int | None, typer.Option(help="Tokens in a draft.")],
-    "ahead": Annotated[bool | None, typer.Option(help="Draft ahead of the verdict.")],
+    "draft_length": Annotated[str | None, typer.Option(help="Tokens in a draft, or auto.")],
+    "ahead": Annotated[bool | None, typer.Option(help="Draft ahead of the verdict, or never do.")],
     "threads": Annotated[int | None, typer.Option(help="Threads of llama.cpp.")],
     "api_port": Annotated[int | None, typer.Option(help="Port of the local HTTP API; 0 turns it off.")],
 }

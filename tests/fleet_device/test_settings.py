@@ -3,6 +3,8 @@ from typing import Any
 
 import pytest
 
+from fleet_device.adaptive_pacing import AdaptivePacing
+from fleet_device.pacing import FixedPacing, Pacing
 from fleet_device.settings import DeviceSettings
 from fleet_link.configuration import SettingsError, load_settings
 from schemas.bounds import MAX_TOKENS
@@ -49,6 +51,9 @@ def test_whatever_the_settings_allow_makes_a_policy(extreme: dict[str, Any]) -> 
         {"temperature": float("nan")},
         {"seed": 2**64},
         {"draft_length": 65},
+        {"draft_length": -1},
+        {"draft_length": "many"},
+        {"ahead": "perhaps"},
         {"device": "a/b"},
         {"drafter": "magic"},
         {"nonsense": 1},
@@ -60,6 +65,39 @@ def test_what_cannot_work_is_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingsError) as caught:
         settings(**wrong)
     assert repr(next(iter(wrong))) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "pacing"),
+    [
+        ({"draft_length": 3}, FixedPacing(3)),
+        ({"draft_length": "3", "ahead": "auto"}, FixedPacing(3)),
+        ({"draft_length": 3, "ahead": True}, FixedPacing(3, ahead=True)),
+        ({"draft_length": "auto"}, AdaptivePacing()),
+        ({"draft_length": "auto", "ahead": "no"}, AdaptivePacing(ahead=False)),
+        ({"draft_length": "auto", "ahead": "true"}, AdaptivePacing(ahead=True)),
+    ],
+    ids=repr,
+)
+def test_what_is_left_open_is_chosen(flags: dict[str, Any], pacing: Pacing) -> None:
+    assert settings(**flags).pacing() == pacing
+
+
+def test_pacing_can_be_set_in_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "device.toml"
+    file.write_text('draft_length = "auto"\nahead = false\n')
+    assert load_settings(DeviceSettings, config=file, flags={}).pacing() == AdaptivePacing(ahead=False)
+    monkeypatch.setenv("FLEET_DEVICE_AHEAD", "auto")
+    assert load_settings(DeviceSettings, config=file, flags={}).pacing() == AdaptivePacing()
+    monkeypatch.setenv("FLEET_DEVICE_DRAFT_LENGTH", "6")
+    assert load_settings(DeviceSettings, config=file, flags={"ahead": True}).pacing() == FixedPacing(6, ahead=True)
+
+
+def test_a_bad_draft_length_is_told_what_a_good_one_is() -> None:
+    with pytest.raises(SettingsError, match="'draft_length' cannot be used: a draft has 0 to 64 tokens, or 'auto'"):
+        settings(draft_length="many")
+    with pytest.raises(SettingsError, match="'ahead' cannot be used: it is true, false, or 'auto'"):
+        settings(ahead="perhaps")
 
 
 def test_models_lie_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
