@@ -2,8 +2,8 @@
 
 A toy target and draft have a joint law over three tokens that is known in closed form. Many short sessions run
 through the real device, link, broker and edge; what comes out is held against that law by chi-square, for each mode,
-each downlink form, and with drafting ahead of the verdict. Then the same test must catch four faults that published
-code really has.
+each downlink form, with drafting ahead of the verdict, and with devices that choose how much to draft. Then the same
+test must catch four faults that published code really has.
 """
 
 import argparse
@@ -28,11 +28,14 @@ from benchmarks.toy_devices import run_sessions
 from broker_config.broker import Broker
 from broker_config.runner import MosquittoProcess
 from dssd.downlink import Form
-from fleet_device.pacing import FixedPacing
+from fleet_device.adaptive_pacing import AdaptivePacing
+from fleet_device.pacing import FixedPacing, Pacing
 from fleet_edge.verifier.protocol import VerifierError
 from schemas.policy import Mode
 
 __all__ = ["CASES", "FAULTS", "Case", "Result", "main", "prove"]
+
+Law = np.ndarray[Any, np.dtype[np.float64]]
 
 FLEET = "proof"
 LENGTH = 3
@@ -45,39 +48,46 @@ class Case:
     Attributes:
         mode: Of verification.
         form: Downlink form.
-        pacing: Of drafting.
+        draft_length: Tokens in a draft; None lets each device choose, and whether to draft ahead as well.
+        ahead: Whether to draft ahead.
         sabotage: What is done wrong.
     """
 
     mode: Mode
     form: Form
-    pacing: FixedPacing
+    draft_length: int | None
+    ahead: bool = False
     sabotage: Sabotage = Sabotage.NONE
 
     @property
     def name(self) -> str:
         """For tables."""
         form = "" if self.mode is Mode.COUPLED else f" {self.form.value}"
-        ahead = " ahead" if self.pacing.ahead else ""
+        ahead = " auto" if self.draft_length is None else " ahead" if self.ahead else ""
         fault = "" if self.sabotage is Sabotage.NONE else f" fault:{self.sabotage.value}"
         return f"{self.mode.value}{form}{ahead}{fault}"
 
+    def pacing(self) -> Pacing:
+        """Return the pacing of one device."""
+        return AdaptivePacing() if self.draft_length is None else FixedPacing(self.draft_length, self.ahead)
 
-_TOGETHER, _AHEAD = FixedPacing(2), FixedPacing(1, ahead=True)
 
-CASES = tuple(
-    Case(mode, form, pacing)
-    for pacing in (_TOGETHER, _AHEAD)
-    for mode, form in (
-        (Mode.RESIDUAL, Form.SPARSE),
-        (Mode.RESIDUAL, Form.SAMPLES),
-        (Mode.RESIDUAL, Form.DENSE),
-        (Mode.COUPLED, Form.AUTO),
-    )
+_WAYS = (
+    (Mode.RESIDUAL, Form.SPARSE),
+    (Mode.RESIDUAL, Form.SAMPLES),
+    (Mode.RESIDUAL, Form.DENSE),
+    (Mode.COUPLED, Form.AUTO),
+)
+
+CASES = (
+    *(Case(mode, form, 2) for mode, form in _WAYS),
+    *(Case(mode, form, 1, ahead=True) for mode, form in _WAYS),
+    Case(Mode.RESIDUAL, Form.AUTO, None),
+    Case(Mode.COUPLED, Form.AUTO, None),
 )
 
 FAULTS = tuple(
-    Case(Mode.RESIDUAL, form, _TOGETHER, sabotage)
+    Case(Mode.RESIDUAL, form, 2, sabotage=sabotage)
     for form in (Form.SPARSE, Form.SAMPLES)
     for sabotage in (Sabotage.INVERTED, Sabotage.MISREPORTED, Sabotage.NO_RESIDUAL, Sabotage.UNSHAPED)
 )
@@ -121,8 +131,8 @@ class Result:
             "case": self.case.name,
             "mode": self.case.mode.value,
             "form": self.case.form.value,
-            "draft_length": self.case.pacing.tokens,
-            "ahead": self.case.pacing.ahead,
+            "draft_length": self.case.draft_length,
+            "ahead": self.case.ahead,
             "fault": self.case.sabotage.value,
             "sessions": self.sessions,
             "p_value": self.p,
@@ -134,18 +144,22 @@ class Result:
         }
 
 
-def law(mode: Mode) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the joint law of a text, early ends counted under their end token repeated."""
-    target = ToyPair.standard().target
-    joint = target.joint(PROMPT, length=LENGTH, policy=policy(mode, 0))
-    for end in END_TOKENS:
-        for position in range(LENGTH - 1):
+def law(mode: Mode) -> Law:
+    """Return the joint law of a text."""
+    return fold_ends(ToyPair.standard().target.joint(PROMPT, length=LENGTH, policy=policy(mode, 0)), END_TOKENS)
+
+
+def fold_ends(joint: Law, end_tokens: Sequence[int]) -> Law:
+    """Return a joint law with early ends counted under their end token repeated."""
+    length = joint.ndim
+    for end in end_tokens:
+        for position in range(length - 1):
             # All that would follow an end token falls together on one outcome.
             head = (slice(None),) * position + (end,)
-            rest = tuple(range(position, LENGTH - 1))
+            rest = tuple(range(position, length - 1))
             mass = joint[head].sum(axis=rest)
             joint[head] = 0.0
-            joint[head + (end,) * (LENGTH - 1 - position)] = mass
+            joint[head + (end,) * (length - 1 - position)] = mass
     return joint
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from benchmarks.sabotage import Sabotage, at_the_device
 from benchmarks.toy import END_TOKENS, PROMPT, ToyPair, policy
 from fleet_device.agent import Agent
-from fleet_device.pacing import FixedPacing
+from fleet_device.pacing import Pacing
 from fleet_device.scripted_drafter import ScriptedDrafter
 from fleet_link.configuration import BrokerSettings
 from fleet_link.paho_link import PahoLink
@@ -42,7 +42,7 @@ def run_sessions(
     port: int,
     fleet: str,
     mode: Mode,
-    pacing: FixedPacing,
+    pacing: Callable[[], Pacing],
     sessions: int,
     length: int,
     devices: int,
@@ -56,7 +56,7 @@ def run_sessions(
         port: Broker's, on loopback.
         fleet: Topic level.
         mode: Of verification.
-        pacing: Of drafting.
+        pacing: Makes a device's own.
         sessions: How many texts.
         length: Tokens of each.
         devices: Agents that share the work, each with a connection of its own.
@@ -72,7 +72,7 @@ def run_sessions(
         name = f"device-{number}"
         drafter = ScriptedDrafter(pair.draft, pair.draft.words, end_tokens=END_TOKENS)
         link = PahoLink(BrokerSettings(port=port).link(name, will=None))
-        agent = Agent(link, fleet, name, drafter, pacing, time.monotonic)
+        agent = Agent(link, fleet, name, drafter, pacing(), time.monotonic)
         agent.attach()
         link.start(timeout_s=10.0)
         try:

@@ -1,3 +1,4 @@
+import itertools
 import random
 import re
 import threading
@@ -6,14 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import cbor2
+import numpy as np
 import pytest
 
+from benchmarks.exactness import fold_ends
+from benchmarks.statistics import ALARM, p_value
 from dssd.distribution import Dist
+from fleet_device.adaptive_pacing import AdaptivePacing
 from fleet_device.agent import Agent, Generation
 from fleet_device.drafter import DrafterError
 from fleet_device.errors import EdgeUnavailable, ProtocolViolation, SessionFailed, SessionRefused
 from fleet_device.inbox import Connection, Event, Inbox
-from fleet_device.pacing import FixedPacing
+from fleet_device.pacing import FixedPacing, Pacing, Plan
 from fleet_device.patience import Patience
 from fleet_device.scripted_drafter import ScriptedDrafter
 from fleet_edge.errors import DraftFault
@@ -33,6 +38,7 @@ from tests.support.memory_fleet import (
     END,
     FLEET,
     START,
+    TARGET,
     Device,
     MemoryFleet,
     lossless_text,
@@ -80,7 +86,7 @@ class Scene:
     """An agent over a fleet in memory."""
 
     fleet: MemoryFleet = field(default_factory=MemoryFleet)
-    pacing: FixedPacing = field(default_factory=lambda: FixedPacing(3))
+    pacing: Pacing = field(default_factory=lambda: FixedPacing(3))
     context: int = 4096
 
     def __post_init__(self) -> None:
@@ -125,12 +131,24 @@ class Scene:
         self.inbox.before_wait = lambda wait: act() if wait == number else None
 
 
+@dataclass
+class Watched(AdaptivePacing):
+    """Remembers what it planned."""
+
+    plans: set[Plan] = field(default_factory=set)
+
+    def plan(self, *, longest: int, window: int) -> Plan:
+        plan = AdaptivePacing.plan(self, longest=longest, window=window)
+        self.plans.add(plan)
+        return plan
+
+
 def expected(seed: int = SEED, *, most: int = 40) -> tuple[int, ...]:
     return tuple(lossless_text(terms(seed, mode=Mode.COUPLED, max_new_tokens=most)))
 
 
-@pytest.mark.parametrize("pacing", [FixedPacing(0), FixedPacing(3), FixedPacing(2, ahead=True)])
-def test_a_text_is_written_told_and_counted(pacing: FixedPacing) -> None:
+@pytest.mark.parametrize("pacing", [FixedPacing(0), FixedPacing(3), FixedPacing(2, ahead=True), AdaptivePacing()])
+def test_a_text_is_written_told_and_counted(pacing: Pacing) -> None:
     scene = Scene(pacing=pacing)
     told: list[int] = []
     done = scene.generate(on_tokens=told.extend)
@@ -502,7 +520,8 @@ def test_what_arrived_for_an_earlier_text_is_thrown_away() -> None:
 def test_losses_of_every_kind_are_survived(seed: int) -> None:
     rng = random.Random(seed)
     fleet = MemoryFleet(rng=rng)
-    scene = Scene(fleet=fleet, pacing=FixedPacing(rng.randint(0, 4), ahead=rng.random() < 0.5))
+    fixed = FixedPacing(rng.randint(0, 4), ahead=rng.random() < 0.5)
+    scene = Scene(fleet=fleet, pacing=AdaptivePacing() if seed % 4 == 0 else fixed)
     fleet.broker.faults = Faults(drop=0.1, duplicate=0.1, delay=0.2, reorder=0.1)
     scene.when(rng.randint(1, 10), fleet.restart_edge)
     assert scene.generate().tokens == expected()
@@ -677,3 +696,20 @@ def test_a_device_that_asks_for_a_setting_that_the_edge_lacks_is_told_which() ->
         SessionFailed, match=r"policy\.min_p, which this release does not know: leave it out, or update"
     ):
         scene.generate()
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_texts_follow_the_target_while_the_pacing_finds_its_way(mode: Mode) -> None:
+    # False alarm: once in 10,000 runs, had the seeds been drawn afresh.
+    length, scene, pacing = 3, Scene(), Watched()
+    ticks = itertools.count()
+    scene.agent.pacing, scene.agent.clock = pacing, lambda: next(ticks) * 1e-3  # so that everything takes its time
+    counts = np.zeros((TARGET.size,) * length, dtype=np.int64)
+    for seed in range(2000):
+        text = scene.generate(seed, mode=mode, most=length).tokens
+        counts[text + (END,) * (length - len(text))] += 1
+    policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=0)
+    law = fold_ends(TARGET.joint(PROMPT, length=length, policy=policy), (END,))
+    assert p_value(counts.ravel(), law.ravel()) > ALARM
+    assert len(pacing.plans) > 3
+    assert {plan.ahead for plan in pacing.plans} == {False, True}
