@@ -8,18 +8,19 @@ edge's own session log.
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
 
+from benchmarks.real_edge import real_edge
 from benchmarks.replay import ReplayDrafter
 from broker_config.broker import Broker
 from broker_config.runner import MosquittoProcess
@@ -28,7 +29,6 @@ from fleet_device.agent import Agent
 from fleet_device.chat import ChatMessage, encode_chat
 from fleet_device.gguf_model import GgufModel
 from fleet_device.pacing import FixedPacing
-from fleet_edge.verifier.protocol import VerifierError
 from fleet_link.configuration import BrokerSettings
 from fleet_link.paho_link import PahoLink
 from schemas.policy import Mode, SamplingPolicy
@@ -59,24 +59,6 @@ class Figures:
     tokens_per_compute_s: float
     wall_s: float
     tokens_per_wall_s: float
-
-
-@contextmanager
-def _edge(port: int, db: Path, arguments: argparse.Namespace) -> Iterator[None]:
-    command = [
-        sys.executable, "-m", "fleet_cli.main", "edge", "run", "--fleet", FLEET, "--port", str(port),
-        "--target", str(arguments.models / "target"), "--dtype", arguments.dtype,
-        "--db", f"sqlite:///{db}", "--spool", str(db.parent / "spool"),
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        if not any(" is online at " in line for line in process.stderr):
-            raise VerifierError("The edge did not start.")
-        yield
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
 
 
 def _write(
@@ -123,7 +105,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompts = [encode_chat(codec, [ChatMessage("user", PROMPTS[n % len(PROMPTS)])]) for n in range(arguments.devices)]
     vocabulary, pacing = codec.vocabulary, FixedPacing(arguments.draft_length)
     with MosquittoProcess(Broker(fleet=FLEET)) as broker, tempfile.TemporaryDirectory() as folder:
-        with _edge(broker.port, Path(folder) / "record.sqlite3", arguments):
+        edge = partial(
+            real_edge,
+            broker.port,
+            fleet=FLEET,
+            models=arguments.models,
+            folder=Path(folder),
+            dtype=arguments.dtype,
+        )
+        with edge(log="record"):
             print(f"recording {arguments.devices} texts …", file=sys.stderr)
             texts = [
                 _write(broker.port, n, ReplayDrafter(codec, vocabulary, ()), prompt, FixedPacing(0), arguments.tokens)
@@ -131,8 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ]
         figures = []
         for count in (1, arguments.devices):
-            db = Path(folder) / f"load-{count}.sqlite3"
-            with _edge(broker.port, db, arguments), ExitStack() as stack:
+            with edge(log=f"load-{count}") as db, ExitStack() as stack:
                 started = time.monotonic()
                 for number in range(count):
                     drafter = ReplayDrafter(codec, vocabulary, (*prompts[number], *texts[number]))
