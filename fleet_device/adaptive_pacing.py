@@ -25,6 +25,9 @@ _WORTH: Final = 0.98
 _STAY: Final = 1.01
 """By how much the last plan is favoured, so that noise does not change it."""
 
+_UNTRIED: Final = 0.95
+"""What a plan to go on is thought to be worth before that was tried: it may slow down what it was reckoned with."""
+
 _EXPLORE: Final = 16
 """Every so many plans one is tried that is not thought the best, so that what would speak for it shows."""
 
@@ -59,7 +62,14 @@ class AdaptivePacing:
         if self._lessons < _LESSONS:
             return Plan(min(_FIRST, longest), self.ahead or False)
         waiting, going_on = (self.conditions(window, ahead=ahead) for ahead in (False, True))
-        best = best_plan(waiting, going_on, longest=longest, ahead=self.ahead, last=self._last)
+        best = best_plan(
+            waiting,
+            going_on,
+            longest=longest,
+            ahead=self.ahead,
+            last=self._last,
+            trust=1.0 if True in self._times else _UNTRIED,
+        )
         self._last = best
         trial, between = divmod(self._plans, _EXPLORE)
         if between:
@@ -89,9 +99,10 @@ class AdaptivePacing:
         return Conditions(
             acceptance=self._acceptance.rate,
             token_s=times.token.at(0),
-            answer_s=max(_INSTANT_S, times.answer.at(0)),
-            answer_token_s=times.answer.slope,
-            compute_s=times.compute.at(0),
+            beside_s=max(_INSTANT_S, times.beside.at(0)),
+            beside_token_s=times.beside.slope,
+            compute_s=max(0.0, times.compute.at(0)),
+            compute_token_s=times.compute.slope,
             window=window,
         )
 
@@ -116,16 +127,22 @@ class AdaptivePacing:
         if lesson.tokens:
             # Behind a bonus token the draft model has that one to read as well.
             times.token.add(lesson.token_s * lesson.tokens / (lesson.tokens + self._bonus))
-        times.compute.add(lesson.compute_s)
+        times.compute.add(lesson.compute_s, tokens=lesson.tokens)
         if self._alone:
             self._lessons += 1
             # Who goes on drafting looks for verdicts between tokens, on average half a token late.
             late_s = times.token.at(0) / 2 if lesson.ahead else 0.0
-            times.answer.add(max(0.0, lesson.answer_s - late_s), tokens=lesson.tokens)
+            times.beside.add(max(0.0, lesson.answer_s - lesson.compute_s - late_s), tokens=lesson.tokens)
 
 
 def best_plan(
-    waiting: Conditions, going_on: Conditions, *, longest: int, ahead: bool | None = None, last: Plan | None = None
+    waiting: Conditions,
+    going_on: Conditions,
+    *,
+    longest: int,
+    ahead: bool | None = None,
+    last: Plan | None = None,
+    trust: float = 1.0,
 ) -> Plan:
     """Return the plan to follow.
 
@@ -135,13 +152,14 @@ def best_plan(
         longest: Most tokens of a draft.
         ahead: Whether to draft ahead of the verdict; None leaves it open.
         last: The plan followed so far.
+        trust: What the rates of going on are multiplied by.
     """
     rates: dict[Plan, float] = {}
     if not ahead or not longest:
         rates |= {plan: waiting.rate(plan) for plan in map(Plan, range(longest + 1))}
     if ahead is not False:
         plans = (Plan(tokens, ahead=True) for tokens in range(1, longest + 1))
-        rates |= {plan: going_on.rate(plan) for plan in plans}
+        rates |= {plan: trust * going_on.rate(plan) for plan in plans}
     if last in rates:
         rates[last] *= _STAY
     enough = _WORTH * max(rates.values())

@@ -16,7 +16,7 @@ _LONGEST_S: Final = 3600.0
 _STIFFNESS: Final = 2.0
 """Spread of draft lengths (tokens²) at which half of a slope is believed: with less, noise would look like one."""
 
-_FADED: Final = 4.0
+_FADED: Final = 2.0
 """Measurements that what is only expected counts for."""
 
 _TYPICAL: Final = 4
@@ -125,23 +125,23 @@ class Times:
 
     Attributes:
         token: To draft a token.
-        answer: From sending to the verdict, by draft length.
+        beside: From sending to the verdict, without the edge's step.
         compute: The edge's step.
     """
 
     token: Trend = field(default_factory=Trend)
-    answer: Trend = field(default_factory=Trend)
+    beside: Trend = field(default_factory=Trend)
     compute: Trend = field(default_factory=Trend)
 
     def faded(self) -> "Times":
         """Return what these let expect, to be told otherwise soon."""
-        return Times(self.token.faded(), self.answer.faded(), self.compute.faded())
+        return Times(self.token.faded(), self.beside.faded(), self.compute.faded())
 
     def at_least(self, other: "Times") -> "Times":
         """Return the longer ones of two."""
         return Times(
             max(self.token, other.token, key=_typical),
-            max(self.answer, other.answer, key=_typical),
+            max(self.beside, other.beside, key=_typical),
             max(self.compute, other.compute, key=_typical),
         )
 
@@ -149,7 +149,7 @@ class Times:
         """Return the shorter ones of two."""
         return Times(
             min(self.token, other.token, key=_typical),
-            min(self.answer, other.answer, key=_typical),
+            min(self.beside, other.beside, key=_typical),
             min(self.compute, other.compute, key=_typical),
         )
 

@@ -30,17 +30,19 @@ class Conditions:
     Attributes:
         acceptance: Chance of a draft token to be accepted, the tokens before it taken as accepted; below 1.
         token_s: Time to draft a token.
-        answer_s: Time from sending an empty draft to its verdict; above 0.
-        answer_token_s: By how much each draft token lengthens it.
-        compute_s: Of it, the edge's verification step.
+        beside_s: Time from sending an empty draft to its verdict, without the edge's verification step; above 0.
+        beside_token_s: By how much each draft token lengthens it.
+        compute_s: The edge's verification step for an empty draft.
+        compute_token_s: By how much each draft token lengthens it.
         window: Most drafts under way at once.
     """
 
     acceptance: float
     token_s: float
-    answer_s: float
-    answer_token_s: float = 0.0
+    beside_s: float
+    beside_token_s: float = 0.0
     compute_s: float = 0.0
+    compute_token_s: float = 0.0
     window: int = 1
 
     def rate(self, plan: Plan) -> float:
@@ -49,9 +51,13 @@ class Conditions:
             return self._ahead(plan.tokens)
         return self._waiting(plan.tokens)
 
+    def answer_s(self, tokens: int) -> float:
+        """Return the time from sending a draft to its verdict."""
+        return self.beside_s + tokens * self.beside_token_s + self._step_s(tokens)
+
     def _waiting(self, tokens: int) -> float:
         draft_s = (tokens + self.acceptance**tokens) * self.token_s if tokens else 0.0
-        return self._committed(tokens) / (draft_s + self._answer_s(tokens))
+        return self._committed(tokens) / (draft_s + self.answer_s(tokens))
 
     def _ahead(self, tokens: int) -> float:
         stands, late_s = self.acceptance**tokens, self.token_s / 2
@@ -71,12 +77,12 @@ class Conditions:
     def _verdicts(self, tokens: int) -> tuple[list[float], bool]:
         """Return when verdicts come if nothing falls, and whether the last one is waited for: the window is full."""
         verdicts: list[float] = []
-        step_s = float("-inf")
+        step_s = float("-inf")  # when the last step began
         while len(verdicts) < _FOLLOWED:
             sent_s = (len(verdicts) + 1) * tokens * self.token_s
             if sent_s > step_s:  # else it is there when a step begins that is due anyway
-                step_s = max(sent_s, step_s + self.compute_s)
-            verdicts.append(step_s + self._answer_s(tokens))
+                step_s = max(sent_s, step_s + self._step_s(tokens))
+            verdicts.append(step_s + self.answer_s(tokens))
             if len(verdicts) >= self.window and verdicts[-self.window] + self.token_s / 2 > sent_s:
                 return verdicts, True
         return verdicts, False
@@ -84,5 +90,5 @@ class Conditions:
     def _committed(self, tokens: int) -> float:
         return (1.0 - self.acceptance ** (tokens + 1)) / (1.0 - self.acceptance)
 
-    def _answer_s(self, tokens: int) -> float:
-        return self.answer_s + tokens * self.answer_token_s
+    def _step_s(self, tokens: int) -> float:
+        return self.compute_s + tokens * self.compute_token_s

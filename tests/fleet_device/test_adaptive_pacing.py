@@ -11,6 +11,7 @@ from fleet_device.pacing import Lesson, Plan
 from fleet_device.throughput import Conditions
 
 LONGEST, WINDOW = 16, 4
+STEP_S = 0.04
 START = Plan(4)
 
 
@@ -18,9 +19,9 @@ def conditions(acceptance: float, answer_s: float, *, token_s: float = 0.013, sl
     return Conditions(
         acceptance=acceptance,
         token_s=token_s,
-        answer_s=answer_s,
-        answer_token_s=slope,
-        compute_s=min(0.045, answer_s),
+        beside_s=answer_s - min(STEP_S, answer_s / 2),
+        compute_s=min(STEP_S, answer_s / 2),
+        compute_token_s=slope,
         window=WINDOW,
     )
 
@@ -49,7 +50,7 @@ def test_who_is_never_believed_hardly_drafts(token_s: float, answer_s: float) ->
     assert best(conditions(0.0, answer_s, token_s=token_s)).tokens <= 1
 
 
-@given(st.floats(0.5, 0.99), st.floats(0.005, 0.05))
+@given(st.floats(0.6, 0.99), st.floats(0.005, 0.05))
 def test_a_very_long_answer_time_is_spent_drafting(acceptance: float, token_s: float) -> None:
     # What fits into one draft must not be all that could be accepted, or waiting loses nothing.
     assert best(conditions(acceptance, 30 * token_s, token_s=token_s), longest=4).ahead
@@ -91,7 +92,7 @@ def lesson(
         accepted=min(accepted, plan.tokens),
         token_s=token_s,
         answer_s=answer_s,
-        compute_s=0.04,
+        compute_s=min(STEP_S, answer_s / 2),
         opening=opening,
     )
 
@@ -124,7 +125,7 @@ def test_it_starts_fixed_and_the_first_lesson_of_a_text_tells_no_times() -> None
     # Had it taken those times for its own, it would draft little or without end.
     live(pacing, 3, acceptance=0.7, answer_s=0.05)
     assert pacing.conditions(WINDOW).token_s == pytest.approx(0.013, rel=0.2)
-    assert pacing.conditions(WINDOW).answer_s == pytest.approx(0.05, rel=0.2)
+    assert pacing.conditions(WINDOW).answer_s(0) == pytest.approx(0.05, rel=0.2)
 
 
 def test_it_learns_to_go_on_where_the_edge_is_far_away_and_to_wait_where_it_is_near() -> None:
@@ -174,9 +175,36 @@ def test_a_draft_that_queues_behind_another_does_not_tell_the_answer_time() -> N
     for _ in range(30):
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
         pacing.learn(lesson(plan, plan.tokens, answer_s=0.1))
-        pacing.learn(lesson(plan, 0, answer_s=0.3))
+        pacing.learn(lesson(plan, 0, answer_s=0.2))
     # The first of each pair, less the half token by which a drafting device looks late.
-    assert pacing.conditions(WINDOW, ahead=True).answer_s == pytest.approx(0.1 - 0.013 / 2, rel=0.1)
+    assert pacing.conditions(WINDOW, ahead=True).answer_s(0) == pytest.approx(0.1 - 0.013 / 2, rel=0.1)
+
+
+def test_what_slowed_the_answers_down_may_end() -> None:
+    pacing = AdaptivePacing()
+
+    def gone_on(rounds: int, *, slow_s: float) -> int:
+        """Return how many of the last 128 plans went on."""
+        plans = live(pacing, rounds, acceptance=0.95, answer_s=lambda plan: slow_s if plan.ahead else 0.15)
+        return sum(plan.ahead for plan in plans[-128:])
+
+    assert gone_on(300, slow_s=0.15) > 120
+    assert gone_on(300, slow_s=0.6) < 8
+    assert gone_on(400, slow_s=0.15) > 64
+
+
+def test_going_on_must_promise_more_before_it_was_tried() -> None:
+    slightly = next(
+        answer_s
+        for answer_s in (0.002 + 0.0005 * number for number in range(400))
+        if best(under := conditions(7 / 9, answer_s, slope=0.0)).ahead
+        and not best_plan(under, under, longest=LONGEST, trust=0.97).ahead
+    )
+    pacing = AdaptivePacing()
+    for _ in range(15):
+        pacing.learn(lesson(START, 0, answer_s=slightly))
+        pacing.learn(lesson(Plan(10), 7, answer_s=slightly))
+    assert not pacing.plan(longest=LONGEST, window=WINDOW).ahead
 
 
 @given(

@@ -18,7 +18,7 @@ from fleet_device.agent import Agent, Generation
 from fleet_device.drafter import DrafterError
 from fleet_device.errors import EdgeUnavailable, ProtocolViolation, SessionFailed, SessionRefused
 from fleet_device.inbox import Connection, Event, Inbox
-from fleet_device.pacing import FixedPacing, Pacing, Plan
+from fleet_device.pacing import FixedPacing, Lesson, Pacing, Plan
 from fleet_device.patience import Patience
 from fleet_device.scripted_drafter import ScriptedDrafter
 from fleet_edge.errors import DraftFault
@@ -133,9 +133,14 @@ class Scene:
 
 @dataclass
 class Watched(AdaptivePacing):
-    """Remembers what it planned."""
+    """Remembers what it planned, and whether drafts went ahead."""
 
     plans: set[Plan] = field(default_factory=set)
+    ways: set[bool] = field(default_factory=set)
+
+    def learn(self, lesson: Lesson) -> None:
+        self.ways.add(lesson.ahead)
+        AdaptivePacing.learn(self, lesson)
 
     def plan(self, *, longest: int, window: int) -> Plan:
         plan = AdaptivePacing.plan(self, longest=longest, window=window)
@@ -712,4 +717,4 @@ def test_texts_follow_the_target_while_the_pacing_finds_its_way(mode: Mode) -> N
     law = fold_ends(TARGET.joint(PROMPT, length=length, policy=policy), (END,))
     assert p_value(counts.ravel(), law.ravel()) > ALARM
     assert len(pacing.plans) > 3
-    assert {plan.ahead for plan in pacing.plans} == {False, True}
+    assert pacing.ways == {False, True}

@@ -33,9 +33,9 @@ class World:
             arrives_s = self.now + NETWORK_S / 2
             if arrives_s > step_s:
                 step_s = max(arrives_s, end_s)
-                end_s = step_s + self.about(conditions.compute_s)
+                end_s = step_s + self.about(conditions.compute_s + tokens * conditions.compute_token_s)
             accepted = next((n for n in range(tokens) if self.rng.random() >= conditions.acceptance), tokens)
-            verdicts.append((end_s + self.about(self.beside_s()), accepted))
+            verdicts.append((end_s + self.about(conditions.beside_s - NETWORK_S / 2), accepted))
             under_way = sum(at > self.now for at, _ in verdicts)
             if not self.plan.ahead or under_way >= conditions.window:
                 break
@@ -57,18 +57,13 @@ class World:
                 return False
         return True
 
-    def beside_s(self) -> float:
-        conditions = self.conditions
-        answer_s = conditions.answer_s + self.plan.tokens * conditions.answer_token_s
-        return answer_s - conditions.compute_s - NETWORK_S / 2
-
     def about(self, seconds: float) -> float:
         return seconds * self.rng.uniform(0.8, 1.2)
 
 
 def conditions(acceptance: float, answer_s: float, **others: float) -> Conditions:
-    times = {"token_s": 0.015, "answer_token_s": 0.002, "compute_s": 0.045, **others}
-    return Conditions(acceptance=acceptance, answer_s=answer_s, window=4, **times)
+    times = {"token_s": 0.015, "compute_s": 0.045, "compute_token_s": 0.002, **others}
+    return Conditions(acceptance=acceptance, beside_s=answer_s - 0.045, window=4, **times)
 
 
 PLANS = [Plan(0), Plan(1), Plan(4), Plan(9), *(Plan(tokens, ahead=True) for tokens in (1, 2, 4, 9))]
@@ -91,6 +86,6 @@ def test_a_draft_that_never_stands_costs_its_time() -> None:
 
 
 def test_a_wider_window_is_worth_nothing_to_who_waits_and_something_to_who_goes_on() -> None:
-    narrow, wide = (Conditions(acceptance=0.9, token_s=0.01, answer_s=0.3, window=window) for window in (2, 8))
+    narrow, wide = (Conditions(acceptance=0.9, token_s=0.01, beside_s=0.3, window=window) for window in (2, 8))
     assert narrow.rate(Plan(4)) == wide.rate(Plan(4))
     assert wide.rate(Plan(4, ahead=True)) > 1.2 * narrow.rate(Plan(4, ahead=True))
