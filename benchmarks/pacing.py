@@ -49,25 +49,24 @@ class Row:
     """What was written under one plan.
 
     Attributes:
-        tokens: Committed behind the first ones of each text.
-        seconds: That they took.
+        tokens: Committed behind the first ones, by text.
+        seconds: That they took, by text.
         drafted: Draft tokens sent.
         drafts: Sent.
         tested: Draft tokens that were decided on.
         accepted: Of them, accepted.
     """
 
-    tokens: int = 0
-    seconds: float = 0.0
+    tokens: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
     drafted: int = 0
     drafts: int = 0
     tested: int = 0
     accepted: int = 0
 
-    @property
-    def rate(self) -> float:
-        """Tokens a second."""
-        return self.tokens / self.seconds
+    def rate(self, *, after: int = 0) -> float:
+        """Return tokens a second, the first `after` texts left out."""
+        return sum(self.tokens[after:]) / sum(self.seconds[after:])
 
 
 @dataclass(slots=True)
@@ -84,15 +83,13 @@ class Column:
     round_trip_ms: int
     rows: dict[str, Row] = field(default_factory=dict)
 
-    @property
-    def against_best(self) -> float:
-        """The chosen plans' rate, as a ratio to the best fixed plan's."""
-        return self.rows[CHOSEN].rate / max(self.rows[plan].rate for plan in FIXED)
+    def against_best(self, *, after: int = 0) -> float:
+        """Return the chosen plans' rate, as a ratio to the best fixed plan's."""
+        return self.rows[CHOSEN].rate(after=after) / max(self.rows[plan].rate(after=after) for plan in FIXED)
 
-    @property
-    def against_usual(self) -> float:
-        """The same, to the usual plan's."""
-        return self.rows[CHOSEN].rate / self.rows[USUAL].rate
+    def against_usual(self, *, after: int = 0) -> float:
+        """Return the same, to the usual plan's."""
+        return self.rows[CHOSEN].rate(after=after) / self.rows[USUAL].rate(after=after)
 
 
 def measure(port: int, drafter: Drafter, column: Column, *, mode: Mode, texts: int, tokens: int) -> None:
@@ -123,8 +120,8 @@ def _write(agent: Agent, prompt: Sequence[int], policy: SamplingPolicy, tokens: 
         on_tokens=lambda new: committed.append((time.monotonic(), len(new))),
     )
     (first, head), (last, _) = committed[0], committed[-1]
-    row.tokens += len(done.tokens) - head
-    row.seconds += last - first
+    row.tokens.append(len(done.tokens) - head)
+    row.seconds.append(last - first)
     row.drafted += done.counters.drafted
     row.drafts += done.drafts
     row.tested += done.counters.tested
@@ -137,8 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, default=Path("models/smollm2-135m"))
     parser.add_argument("--drafts", nargs="+", default=["Q4_0", "Q4_1"], help="quantizations (default: %(default)s)")
     parser.add_argument("--round-trips", nargs="+", type=int, default=[0, 50, 200], metavar="MS")
-    parser.add_argument("--texts", type=int, default=3, help="texts under each plan (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=48, help="of each text, at most (default: %(default)s)")
+    parser.add_argument("--texts", type=int, default=4, help="texts under each plan (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="of each text, at most (default: %(default)s)")
     parser.add_argument("--mode", type=Mode, default=Mode.COUPLED, choices=list(Mode))
     parser.add_argument("--dtype", default="auto", help="of the target model")
     parser.add_argument("--threads", type=int, default=1, help="of the edge; the device has one (default: %(default)s)")
@@ -169,7 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 columns.append(column)
                 print(_lines(column), flush=True)
             drafter.close()
-    best, usual = (_mean([getattr(column, name) for column in columns]) for name in ("against_best", "against_usual"))
+    best = _mean([column.against_best() for column in columns])
+    usual = _mean([column.against_usual() for column in columns])
     print(
         f"auto against the best fixed plan of each column: {best:.2f}, against {USUAL}: {usual:.2f} (geometric means)"
     )
@@ -188,10 +186,13 @@ def _lines(column: Column) -> str:
     lines = [f"{head:<32} tokens/s  mean draft  acceptance"]
     for plan, row in column.rows.items():
         acceptance = f"{row.accepted / row.tested:10.2f}" if row.tested else f"{'-':>10}"
-        lines.append(f"  {plan:<30} {row.rate:8.1f}  {row.drafted / row.drafts:10.1f}  {acceptance}")
+        lines.append(f"  {plan:<30} {row.rate():8.1f}  {row.drafted / row.drafts:10.1f}  {acceptance}")
     lines.append(
-        f"  auto: {column.against_best:.2f} times the best fixed plan, {column.against_usual:.2f} times {USUAL}"
+        f"  auto: {column.against_best():.2f} times the best fixed plan, {column.against_usual():.2f} times {USUAL}"
     )
+    if len(column.rows[CHOSEN].tokens) > 1:
+        later = f"{column.against_best(after=1):.2f} and {column.against_usual(after=1):.2f}"
+        lines.append(f"  from the second text on, when it has learnt: {later}")
     return "\n".join(lines)
 
 
