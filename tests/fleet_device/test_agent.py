@@ -540,7 +540,7 @@ def test_losses_of_every_kind_are_survived(seed: int) -> None:
 def test_a_text_is_the_same_across_releases(mode: Mode, speaks: tuple[Topic, ...]) -> None:
     texts = []
     for newer in (NewerRelease(()), NewerRelease(speaks)):
-        scene = Scene(pacing=FixedPacing(2, go_on=True))
+        scene = Scene(pacing=FixedPacing(2, ahead=True))
         rewrite(scene.fleet.broker, newer)
         scene.when(6, scene.fleet.restart_edge)
         scene.say(Presence.ONLINE)
@@ -614,9 +614,9 @@ def test_an_end_that_is_unknown_is_an_end() -> None:
     assert done.closed.reason is EndReason.FAILED
 
 
-@pytest.mark.parametrize("go_on", [False, True])
-def test_a_finish_that_is_unknown_ends_the_text_there(go_on: bool) -> None:
-    scene = Scene(pacing=FixedPacing(2, go_on=go_on))
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_finish_that_is_unknown_ends_the_text_there(ahead: bool) -> None:
+    scene = Scene(pacing=FixedPacing(2, ahead=ahead))
 
     def change(topic: Topic, content: Any) -> Any:
         return [*content[:4], 9, *content[5:]] if topic is Topic.VERDICT and content[1] >= 3 else content
