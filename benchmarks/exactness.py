@@ -63,7 +63,7 @@ class Case:
     def name(self) -> str:
         """For tables."""
         form = "" if self.mode is Mode.COUPLED else f" {self.form.value}"
-        ahead = " auto" if self.draft_length is None else " ahead" if self.ahead else ""
+        ahead = " chosen" if self.draft_length is None else " ahead" if self.ahead else ""
         fault = "" if self.sabotage is Sabotage.NONE else f" fault:{self.sabotage.value}"
         return f"{self.mode.value}{form}{ahead}{fault}"
 
