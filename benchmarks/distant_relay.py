@@ -74,11 +74,10 @@ class DistantRelay:
         while True:
             at, data = under_way.get()
             time.sleep(max(0.0, at - time.monotonic()))
-            with contextlib.suppress(OSError):
-                if not data:
-                    sink.shutdown(socket.SHUT_RDWR)
-                    return
-                sink.sendall(data)
+            with contextlib.suppress(OSError):  # the other way may have ended the connection already
+                sink.sendall(data) if data else sink.shutdown(socket.SHUT_RDWR)
+            if not data:
+                return
 
 
 def _received(source: socket.socket) -> bytes:
