@@ -92,8 +92,8 @@ class Column:
         return self.rows[CHOSEN].rate(after=after) / self.rows[USUAL].rate(after=after)
 
 
-def measure(port: int, drafter: Drafter, column: Column, *, mode: Mode, texts: int, tokens: int) -> None:
-    """Write the texts under every plan in turn, and fill the column."""
+def measure(port: int, drafter: Drafter, column: Column, *, mode: Mode, first: int, texts: int, tokens: int) -> None:
+    """Write the texts, from the `first` prompt and seed on, under every plan in turn, and fill the column."""
     plans: dict[str, Pacing] = {**FIXED, CHOSEN: AdaptivePacing()}
     column.rows = {plan: Row() for plan in plans}
     with DistantRelay(port, round_trip_s=column.round_trip_ms / 1e3) as relay:
@@ -102,7 +102,7 @@ def measure(port: int, drafter: Drafter, column: Column, *, mode: Mode, texts: i
         agent.attach()
         link.start(timeout_s=10.0)
         try:
-            for number in range(texts):
+            for number in range(first, first + texts):
                 prompt = encode_chat(drafter.codec, [ChatMessage("user", PROMPTS[number % len(PROMPTS)])])
                 for plan, row in column.rows.items():
                     agent.pacing = plans[plan]
@@ -135,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--drafts", nargs="+", default=["Q4_0", "Q4_1"], help="quantizations (default: %(default)s)")
     parser.add_argument("--round-trips", nargs="+", type=int, default=[0, 50, 200], metavar="MS")
     parser.add_argument("--texts", type=int, default=4, help="texts under each plan (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first text's prompt and seed")
     parser.add_argument("--tokens", type=int, default=64, help="of each text, at most (default: %(default)s)")
     parser.add_argument("--mode", type=Mode, default=Mode.COUPLED, choices=list(Mode))
     parser.add_argument("--dtype", default="auto", help="of the target model")
@@ -157,7 +158,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             threads=arguments.threads,
         ),
     ):
-        write = partial(measure, broker.port, mode=arguments.mode, texts=arguments.texts, tokens=arguments.tokens)
+        write = partial(
+            measure,
+            broker.port,
+            mode=arguments.mode,
+            first=arguments.first,
+            texts=arguments.texts,
+            tokens=arguments.tokens,
+        )
         for draft in arguments.drafts:
             drafter = LlamaCppDrafter(LlamaCppSettings(path=arguments.models / f"{draft}.gguf", threads=1))
             for round_trip_ms in arguments.round_trips:
