@@ -393,11 +393,14 @@ _STATES: Final[Mapping[str, Mapping[str, Check]]] = {
         "sessions": _whole(0, 1 << 63),
         "tokens": _whole(0, 1 << 63),
         "acceptance": _maybe(_real(0.0, 1.0)),
+        "mean_draft": _maybe(_MS),
         "draft_ms_per_token": _maybe(_MS),
         "round_trip_ms": _maybe(_MS),
     },
 }
-_MAY_LACK: Final = dict.fromkeys(("certificate_until", "acceptance", "draft_ms_per_token", "round_trip_ms"))
+_MAY_LACK: Final = dict.fromkeys(
+    ("certificate_until", "acceptance", "mean_draft", "draft_ms_per_token", "round_trip_ms")
+)
 
 
 def _read_json(payload: bytes, kind: str) -> Any:
