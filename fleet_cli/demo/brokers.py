@@ -28,12 +28,14 @@ class Place:
         host: Name or address.
         port: TCP port.
         credentials: Command-line arguments with which a participant of that name gets in.
+        lives: Whether it still runs; a broker that was there before is not ours to watch.
     """
 
     name: str
     host: str
     port: int
     credentials: Callable[[str], Sequence[str]] = lambda _name: ()
+    lives: Callable[[], bool] = lambda: True
 
     def arguments(self, participant: str) -> list[str]:
         """Return what a participant's command line needs to reach the broker."""
@@ -61,7 +63,7 @@ def demo_broker(wanted: str, *, tls: bool, fleet: str, edge: str, devices: Seque
     else:
         name, runner = _plain(wanted, Broker(fleet=fleet, edges=(edge,)))
         with runner:
-            yield Place(f"{name} {runner.host}:{runner.port}", runner.host, runner.port)
+            yield Place(f"{name} {runner.host}:{runner.port}", runner.host, runner.port, lives=lambda: runner.running)
 
 
 @contextmanager
@@ -75,7 +77,8 @@ def _over_tls(fleet: str, edge: str, devices: Sequence[str]) -> Iterator[Place]:
                 files = broker.identity(name)
                 return ["--ca", str(files.ca), "--certificate", str(files.certificate), "--key", str(files.key)]
 
-            yield Place(f"mosquitto {broker.host}:{broker.port} (mutual TLS)", broker.host, broker.port, credentials)
+            where = f"mosquitto {broker.host}:{broker.port} (mutual TLS)"
+            yield Place(where, broker.host, broker.port, credentials, lambda: broker.running)
 
 
 def _plain(wanted: str, description: Broker) -> tuple[str, ThrowAwayBroker]:

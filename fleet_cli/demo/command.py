@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fleet_cli.demo.brokers import demo_broker
+from fleet_cli.demo.brokers import Place, demo_broker
 from fleet_cli.demo.processes import Child, DeviceEvent, device_process, edge_process
 from fleet_cli.demo.prompts import read_prompts
 from fleet_cli.demo.report import Report, device_row
@@ -94,7 +94,7 @@ def demo_command(
             watch.add(name, prompt)
             arguments = [*shared, *place.arguments(name), "--seed", str(first_seed + number), "--", prompt]
             children[name] = stack.enter_context(device_process(name, arguments, events))
-        results = _follow(children, events, watch, edge)
+        results = _follow(children, events, watch, edge=edge, place=place)
         wall_s = time.monotonic() - started
     report = Report(
         place.name,
@@ -112,7 +112,7 @@ def demo_command(
 
 
 def _follow(
-    children: dict[str, Child], events: "queue.SimpleQueue[DeviceEvent]", watch: Watch, edge: Child
+    children: dict[str, Child], events: "queue.SimpleQueue[DeviceEvent]", watch: Watch, *, edge: Child, place: Place
 ) -> dict[str, dict[str, Any]]:
     """Show the devices' events until all have ended; return their results."""
     results: dict[str, dict[str, Any]] = {}
@@ -121,6 +121,10 @@ def _follow(
         try:
             event = events.get(timeout=0.5)
         except queue.Empty:
+            if not place.lives():
+                raise CommandError(
+                    f"The broker {place.name} ended while devices were writing; run the demo again."
+                ) from None
             if edge.process.poll() is not None:
                 raise CommandError(f"The edge ended while devices were writing: {edge.complaint}") from None
             continue
