@@ -36,7 +36,7 @@ def follow(edge: Edge, lives: Callable[[], bool]) -> None:
 
 @pytest.mark.timeout(20)
 def test_a_broker_that_has_ended_ends_the_demo(edge: Edge) -> None:
-    with pytest.raises(CommandError, match="The broker mosquitto .* ended"):
+    with pytest.raises(CommandError, match="The broker mosquitto"):
         follow(edge, lambda: False)
 
 
