@@ -10,8 +10,7 @@ should it ever, the edges' topics are denied here by name, and a list of devices
 
 from collections.abc import Iterator
 
-from broker_config.broker import Broker
-from broker_config.head_office import REPORTED
+from broker_config.broker import REPORTED, Broker
 from schemas.topics import ROOT, Access, Role, Topic, build, rules_for, wildcard
 
 __all__ = ["render_access", "render_site_access"]

@@ -1,20 +1,105 @@
 """The one description of a broker: who speaks through it, how they prove who they are, and its limits.
 
 What it is follows from what it holds: without `tls` a broker for this machine alone, with `tls` a production broker,
-with `head_office` one whose site reports upward.
+with `head_office` one that bridges what it knows to an upstream broker.
 """
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from broker_config.head_office import HeadOffice
-from broker_config.tls import Tls
 from schemas.names import Name
+from schemas.topics import Topic
 
-__all__ = ["LARGEST_PACKET", "PRODUCTION_PORT", "Broker"]
+__all__ = [
+    "CIPHERS_TLS12",
+    "CIPHERS_TLS13",
+    "LARGEST_PACKET",
+    "PRODUCTION_PORT",
+    "REPORTED",
+    "Broker",
+    "HeadOffice",
+    "Tls",
+]
+
+# Ephemeral keys and authenticated encryption only. The fleet's keys are on P-256, so no RSA suite can ever be used.
+CIPHERS_TLS12: Final = (
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+)
+# ChaCha20 counts for small devices, which often lack AES instructions; the client's order decides.
+CIPHERS_TLS13: Final = ("TLS_AES_128_GCM_SHA256", "TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_256_GCM_SHA384")
+
+
+def _plain(path: Path) -> Path:
+    if not str(path).isprintable() or '"' in str(path):
+        raise ValueError(f"{str(path)!r} is not a path that a configuration file can hold")
+    return path
+
+
+File = Annotated[Path, AfterValidator(_plain)]
+
+
+class Tls(BaseModel):
+    """The PEM files of a TLS listener. Relative paths lie beside the configuration.
+
+    Every client must show a certificate, and its common name is its user name and its client id.
+
+    Attributes:
+        ca: The fleet's own certificate authority, alone: any authority in this file can mint identities.
+        certificate: The broker's certificate.
+        key: Its private key.
+        crl: What the authority has revoked. Read at start and at SIGHUP.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ca: File = Path("ca.pem")
+    certificate: File = Path("broker.pem")
+    key: File = Path("broker.key")
+    crl: File = Path("crl.pem")
+
+
+REPORTED: Final = (Topic.STATE, Topic.EDGE_STATE, Topic.TELEMETRY, Topic.CLOSE, Topic.SESSION)
+"""What goes up: who is there, the counters, and each session's account as both ends give it at its end.
+
+No prompt and no text: those are on `up/open` and the two hot topics.
+"""
+
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[?[0-9A-Fa-f:]+\]?")
+
+
+def _host(name: str) -> str:
+    if not _HOST.fullmatch(name):
+        raise ValueError(f"{name!r} is neither a host name nor an address")
+    return name.strip("[]")
+
+
+class HeadOffice(BaseModel):
+    """The broker at the head office, as a site's broker reaches it: as a client, over TLS.
+
+    Attributes:
+        host: Name or address; the certificate there must carry it.
+        port: TCP port.
+        site: The name in this site's certificate. Unique at the head office.
+        ca: Who may vouch for the head office's broker.
+        certificate: This site's certificate, signed by the head office.
+        key: Its private key.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: Annotated[str, AfterValidator(_host)]
+    port: Annotated[int, Field(ge=1, le=65_535)] = 8883
+    site: Name
+    ca: File = Path("head-office-ca.pem")
+    certificate: File = Path("site.pem")
+    key: File = Path("site.key")
+
 
 PRODUCTION_PORT: Final = 8883
 PRODUCTION_STORAGE: Final = Path("/var/lib/mosquitto")

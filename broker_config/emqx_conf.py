@@ -7,8 +7,7 @@ What differs from mosquitto is said in README.md beside this module.
 from collections.abc import Iterator
 from pathlib import Path
 
-from broker_config.broker import Broker
-from broker_config.tls import CIPHERS_TLS12, CIPHERS_TLS13
+from broker_config.broker import CIPHERS_TLS12, CIPHERS_TLS13, Broker
 from schemas.topics import Access, Role, rules_for
 
 __all__ = ["render_emqx", "render_emqx_access"]

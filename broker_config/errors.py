@@ -8,10 +8,12 @@
     └── BrokerFilesError  a file of a broker cannot be read, written or used
 """
 
+from schemas.errors import FleetError
+
 __all__ = ["BrokerError", "BrokerFailed", "BrokerFilesError", "BrokerMissing"]
 
 
-class BrokerError(Exception):
+class BrokerError(FleetError):
     """Base of all errors of this package. Its text is one sentence for the user."""
 
 

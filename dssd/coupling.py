@@ -7,7 +7,7 @@ text is the target's own draw at every position: it depends on the seed and on p
 
 import numpy as np
 
-from dssd.coins import gumbel
+from dssd.counter_rng import gumbel
 from dssd.distribution import Dist
 
 __all__ = ["coupled_token"]

@@ -10,9 +10,9 @@ from typing import Final
 
 import numpy as np
 
-from dssd.coins import Purpose, coin, coins
+from dssd.counter_rng import Purpose, random_uniform, random_uniforms
 from dssd.distribution import Dist
-from dssd.lattice import Lattice
+from dssd.quantized import QuantizedDist
 from dssd.residual import draw, residual
 from schemas.downlink import MAX_SAMPLES, Dense, DownlinkForm, Samples, Sparse
 from schemas.policy import SamplingPolicy
@@ -43,7 +43,7 @@ def samples(p: Dist, *, policy: SamplingPolicy, position: int, start: int, numbe
     """Return draws number `start` to `start + number - 1` of p; each index is one draw for good."""
     indices = np.arange(start, start + number, dtype=np.int64)
     mass = np.cumsum(p.probs)
-    uniform = coins(policy.seed, position, Purpose.SAMPLE, indices)
+    uniform = random_uniforms(policy.seed, position, Purpose.SAMPLE, indices)
     where = np.minimum(np.searchsorted(mass, uniform * mass[-1], side="right"), len(p) - 1)
     return Samples(start=start, ids=tuple(p.ids[where].tolist()), probs=tuple(p.probs[where].tolist()))
 
@@ -92,12 +92,12 @@ def choose_form(
     return samples(p, policy=policy, position=position, start=tried, number=number)
 
 
-def correct(form: DownlinkForm, lattice: Lattice, *, policy: SamplingPolicy, position: int) -> int | None:
+def correct(form: DownlinkForm, quantized: QuantizedDist, *, policy: SamplingPolicy, position: int) -> int | None:
     """Draw the correction on the device.
 
     Args:
         form: p as it came down.
-        lattice: The q from which the rejected token was drawn.
+        quantized: The q from which the rejected token was drawn.
         policy: The session's.
         position: The rejected position.
 
@@ -113,21 +113,21 @@ def correct(form: DownlinkForm, lattice: Lattice, *, policy: SamplingPolicy, pos
             support = np.flatnonzero(values)
             p = Dist(support, values[support])
         case Samples(start=start, ids=ids, probs=probs):
-            return _thin(start, ids, probs, lattice, policy=policy, position=position)
-    return draw(residual(p, lattice), coin(policy.seed, position, Purpose.RESIDUAL))
+            return _thin(start, ids, probs, quantized, policy=policy, position=position)
+    return draw(residual(p, quantized), random_uniform(policy.seed, position, Purpose.RESIDUAL))
 
 
 def _thin(
     start: int,
     ids: tuple[int, ...],
     probs: tuple[float, ...],
-    lattice: Lattice,
+    quantized: QuantizedDist,
     *,
     policy: SamplingPolicy,
     position: int,
 ) -> int | None:
     tokens = np.array(ids, dtype=np.int64)
     indices = np.arange(start, start + len(tokens), dtype=np.int64)
-    uniform = coins(policy.seed, position, Purpose.THIN, indices)
-    passed = np.flatnonzero(uniform * np.array(probs) >= lattice.probabilities(tokens))
+    uniform = random_uniforms(policy.seed, position, Purpose.THIN, indices)
+    passed = np.flatnonzero(uniform * np.array(probs) >= quantized.probabilities(tokens))
     return int(tokens[passed[0]]) if len(passed) else None

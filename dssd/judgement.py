@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dssd.coins import Purpose, coin
+from dssd.counter_rng import Purpose, random_uniform
 from dssd.coupling import coupled_token
 from dssd.distribution import Dist
 from dssd.residual import accepts, draw
@@ -61,7 +61,7 @@ def judge(
             if own != token:
                 return Judgement(offset, rejected=True, token=own)
         elif counts is None or not accepts(
-            p.probability(token), counts[offset], coin(policy.seed, position, Purpose.ACCEPT)
+            p.probability(token), counts[offset], random_uniform(policy.seed, position, Purpose.ACCEPT)
         ):
             return Judgement(offset, rejected=True, p=p)
     if not bonus:
@@ -70,4 +70,4 @@ def judge(
     p = row(len(tokens))
     if policy.mode is Mode.COUPLED:
         return Judgement(len(tokens), rejected=False, token=coupled_token(p, policy.seed, position))
-    return Judgement(len(tokens), rejected=False, token=draw(p, coin(policy.seed, position, Purpose.BONUS)))
+    return Judgement(len(tokens), rejected=False, token=draw(p, random_uniform(policy.seed, position, Purpose.BONUS)))

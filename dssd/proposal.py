@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from dssd.coins import Purpose, coin
+from dssd.counter_rng import Purpose, random_uniform
 from dssd.coupling import coupled_token
 from dssd.distribution import Dist
-from dssd.lattice import Lattice, draw_draft, quantize
+from dssd.quantized import QuantizedDist, draw_draft, quantize
 from schemas.policy import Mode, SamplingPolicy
 
 __all__ = ["Proposal", "propose"]
@@ -18,18 +18,18 @@ class Proposal:
     Attributes:
         token: Its id.
         count: 65,536 times the probability with which it was drawn; None in coupled mode.
-        lattice: What it was drawn from, kept for the correction; None in coupled mode.
+        quantized: What it was drawn from, kept for the correction; None in coupled mode.
     """
 
     token: int
     count: int | None = None
-    lattice: Lattice | None = None
+    quantized: QuantizedDist | None = None
 
 
 def propose(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
     """Draw a draft token from the draft model's shaped distribution."""
     if policy.mode is Mode.COUPLED:
         return Proposal(coupled_token(q, policy.seed, position))
-    lattice = quantize(q)
-    token, count = draw_draft(lattice, coin(policy.seed, position, Purpose.DRAFT))
-    return Proposal(token, count, lattice)
+    quantized = quantize(q)
+    token, count = draw_draft(quantized, random_uniform(policy.seed, position, Purpose.DRAFT))
+    return Proposal(token, count, quantized)

@@ -9,7 +9,7 @@ law is p.
 import numpy as np
 
 from dssd.distribution import Dist
-from dssd.lattice import TOTAL, Lattice
+from dssd.quantized import TOTAL, QuantizedDist
 
 __all__ = ["accepts", "draw", "residual"]
 
@@ -25,9 +25,9 @@ def accepts(p: float, count: int, uniform: float) -> bool:
     return uniform * (count / TOTAL) < p
 
 
-def residual(p: Dist, lattice: Lattice) -> Dist:
+def residual(p: Dist, quantized: QuantizedDist) -> Dist:
     """Return max(0, p - q), normalised, in the order of p; p itself where nothing is left but rounding."""
-    rest = p.probs - lattice.probabilities(p.ids)
+    rest = p.probs - quantized.probabilities(p.ids)
     kept = rest > 0.0
     if not kept.any():
         return p

@@ -28,7 +28,7 @@ def _add(name: str, summary: str) -> None:
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )
     def run(context: typer.Context) -> None:
-        module = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
+        module = importlib.import_module(f"fleet_bench.{name.replace('-', '_')}")
         raise typer.Exit(module.main(context.args))
 
 

@@ -1,6 +1,6 @@
 """How the findings of a self-test are shown."""
 
-from fleet_device.check import Check
+from fleet_device.checks.checklist import Check
 
 __all__ = ["ignore_check", "show_check"]
 

@@ -41,7 +41,7 @@ COMMANDS: Final = {
 
 _OURS: Final = frozenset(
     {
-        "benchmarks",
+        "fleet_bench",
         "broker_config",
         "dssd",
         "fleet_cli",

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fleet_cli.commands import add_commands
-from fleet_cli.errors import user_errors
+from schemas.errors import FleetError
 from schemas.version import VERSION
 
 __all__ = ["app", "main"]
@@ -57,9 +57,7 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
-    except Exception as error:
-        if not isinstance(error, user_errors()):
-            raise
+    except FleetError as error:
         typer.echo(f"fleet: {error}", err=True)
         raise SystemExit(USER_ERROR) from None
 

@@ -12,9 +12,10 @@
     ├── TextCancelled           given up before its end
     └── ProtocolViolation       the edge answered something that no correct edge answers
 
-    DrafterError (fleet_device.drafter) stands beside it: the draft model's own failures.
+    DrafterError (fleet_device.drafters.contract) stands beside it: the draft model's own failures.
 """
 
+from schemas.errors import FleetError
 from schemas.reasons import RefusalCode
 
 __all__ = [
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 
-class DeviceError(Exception):
+class DeviceError(FleetError):
     """Base of all errors of this package. Its text is one sentence for the user."""
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from fleet_device.api.app import create_app
 from fleet_device.api.server import ApiServer, listen
+from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import EdgeUnavailable
 from fleet_device.service import DeviceService
-from fleet_device.text import TextCodec
-from fleet_device.text_queue import Listener, TextQueue, Ticket
-from fleet_device.writing import OnPiece, Order, Text
+from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece
+from fleet_device.texts.queue import Listener, TextQueue, Ticket
 from schemas.version import VERSION
 
 __all__ = ["Asked", "Gateway"]
@@ -119,7 +119,7 @@ class Gateway:
         """When the device was started."""
         return self._service.since
 
-    def submit(self, prepare: Callable[[TextCodec], Order], listener: Listener) -> Ticket:
+    def submit(self, prepare: Callable[[TextCodec], GenerateRequest], listener: Listener) -> Ticket:
         """Order a text; see `TextQueue.submit`."""
         return self._texts.submit(lambda: prepare(self._service.drafter.codec), listener)
 
@@ -174,7 +174,7 @@ class Gateway:
             },
         }
 
-    def _write(self, order: Order, on_piece: OnPiece, cancelled: threading.Event) -> Text:
+    def _write(self, order: GenerateRequest, on_piece: OnPiece, cancelled: threading.Event) -> GeneratedText:
         if (missing := self.absence()) is not None:
             raise EdgeUnavailable(missing)
         return self._service.write(order, on_piece=on_piece, cancelled=cancelled)

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Self
 
-from fleet_device.agent import Agent
-from fleet_device.drafter import Drafter
-from fleet_device.edges import Edges
-from fleet_device.inbox import Inbox
-from fleet_device.patience import Patience
+from fleet_device.client.agent import Agent
+from fleet_device.client.inbox import Inbox
+from fleet_device.client.presence import EdgePresences
+from fleet_device.client.retry import Timeouts
+from fleet_device.client.telemetry import DeviceTotals
+from fleet_device.drafters.contract import Drafter
+from fleet_device.pacing.selection import make_pacing
 from fleet_device.settings import DeviceSettings
-from fleet_device.tally import Tally
-from fleet_device.writing import OnPiece, Order, Text, write_text
+from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece, generate_text
 from fleet_link.errors import ConnectFailed, LinkError
 from fleet_link.link import Link, OutcomeHandler, Will
 from fleet_link.paho_link import PahoLink
@@ -60,8 +61,8 @@ class DeviceService:
     make_link: Callable[[LinkSettings], Link] = PahoLink
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    edges: Edges = field(default_factory=Edges)
-    tally: Tally = field(default_factory=Tally)
+    edges: EdgePresences = field(default_factory=EdgePresences)
+    tally: DeviceTotals = field(default_factory=DeviceTotals)
     agent: Agent = field(init=False)
     since: datetime = field(init=False)
     _link: Link = field(init=False)
@@ -79,9 +80,9 @@ class DeviceService:
             settings.fleet,
             settings.device,
             self.drafter,
-            settings.pacing(),
+            make_pacing(settings),
             self.clock,
-            Patience(
+            Timeouts(
                 open_s=settings.open_s,
                 resume_s=settings.resume_s,
                 verdict_s=settings.verdict_s,
@@ -157,13 +158,13 @@ class DeviceService:
 
     def write(
         self,
-        order: Order,
+        order: GenerateRequest,
         *,
         on_piece: OnPiece = lambda _piece, _tokens: None,
         cancelled: threading.Event | None = None,
-    ) -> Text:
-        """Write a text and count it; see `write_text`."""
-        text = write_text(self.agent, self.drafter, order, on_piece=on_piece, cancelled=cancelled)
+    ) -> GeneratedText:
+        """Write a text and count it; see `generate_text`."""
+        text = generate_text(self.agent, self.drafter, order, on_piece=on_piece, cancelled=cancelled)
         self._publish(Topic.TELEMETRY, encode_json(self.tally.add(text.generation)), qos=0)
         return text
 

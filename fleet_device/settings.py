@@ -7,9 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from fleet_device.adaptive_pacing import AdaptivePacing
-from fleet_device.pacing import FixedPacing, Pacing
-from fleet_link.configuration import BrokerSettings
+from fleet_link.settings import BrokerSettings
 from schemas.bounds import MAX_DRAFT, MAX_TOKENS
 from schemas.names import Name
 from schemas.policy import MAX_TOP_K, Mode, SamplingPolicy, random_seed
@@ -104,13 +102,6 @@ class DeviceSettings(BaseSettings):
     api_port: Annotated[int, Field(ge=0, le=65535)] = 8321
     api_token: Annotated[SecretStr, Field(min_length=1)] | None = None
     api_waiting: Annotated[int, Field(ge=0, le=1000)] = 8
-
-    def pacing(self) -> Pacing:
-        """Return a new pacing: one that learns, unless the draft length is fixed."""
-        ahead = None if self.ahead == AUTO else self.ahead
-        if self.draft_length == AUTO:
-            return AdaptivePacing(ahead=ahead)
-        return FixedPacing(self.draft_length, ahead or False)
 
     def policy(self) -> SamplingPolicy:
         """Return the sampling policy, with a fresh seed unless one is set."""

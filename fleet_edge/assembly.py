@@ -3,18 +3,18 @@
 from collections.abc import Callable
 from datetime import datetime
 
-from fleet_edge.admission import Terms
-from fleet_edge.expiry import Expiry
-from fleet_edge.gathering import Gathering
-from fleet_edge.intake import Inbox, Intake
+from fleet_edge.answers.publisher import Publisher
+from fleet_edge.answers.recorder import Recorder, Sink
+from fleet_edge.batching.delay import BatchingDelay
+from fleet_edge.batching.scheduler import Budget, Scheduler
+from fleet_edge.certificates import CertificateWatch
+from fleet_edge.handlers import MessageHandlers
+from fleet_edge.intake import Intake, IntakeQueue
 from fleet_edge.orchestrator import Orchestrator
-from fleet_edge.publisher import Publisher
-from fleet_edge.reception import Reception
-from fleet_edge.recorder import Recorder, Sink
-from fleet_edge.scheduler import Budget, Scheduler
-from fleet_edge.sessions import SessionTable
+from fleet_edge.sessions.admission import SessionOffer
+from fleet_edge.sessions.table import SessionTable
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifier.protocol import Verifier
+from fleet_edge.verifiers.contract import Verifier
 from fleet_link.link import Link
 
 __all__ = ["assemble"]
@@ -39,21 +39,21 @@ def assemble(
         clock: Monotonic seconds.
         now: The wall clock (UTC).
     """
-    inbox = Inbox()
+    inbox = IntakeQueue()
     sessions = SessionTable(settings.lease_s, settings.max_sessions, settings.max_sessions_per_device)
     budget = Budget(tokens=settings.step_tokens, prefill_chunk=settings.prefill_chunk)
-    scheduler = Scheduler(verifier, budget, Gathering(settings.gather_share))
+    scheduler = Scheduler(verifier, budget, BatchingDelay(settings.gather_share))
     publisher = Publisher(link, settings.fleet)
     recorder = Recorder(sink, settings.edge, now, settings.trace_share)
-    reception = Reception(
+    reception = MessageHandlers(
         settings.edge,
         sessions,
         scheduler,
         publisher,
         recorder,
-        Expiry(now),
+        CertificateWatch(now),
         clock,
-        terms=Terms(settings.max_draft, settings.window, settings.max_new_tokens),
+        terms=SessionOffer(settings.max_draft, settings.window, settings.max_new_tokens),
         form=settings.form,
         grace_s=settings.grace_s,
     )

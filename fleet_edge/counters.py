@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Counters"]
+__all__ = ["SegmentCounters"]
 
 
 @dataclass(slots=True)
-class Counters:
+class SegmentCounters:
     """What the edge counts of a session, payload bytes as they arrived and were sent."""
 
     rounds: int = 0

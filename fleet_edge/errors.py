@@ -7,15 +7,16 @@
     ├── OpenRefused             an Open that is answered with Refused
     └── DraftFault              a Draft that is answered with Fault
 
-    VerifierError (fleet_edge.verifier.protocol) and StoreError (fleet_edge.store) stand beside it.
+    VerifierError (fleet_edge.verifiers.contract) and StoreError (fleet_edge.store) stand beside it.
 """
 
+from schemas.errors import FleetError
 from schemas.reasons import Action, FaultCode, RefusalCode
 
 __all__ = ["ConfigurationError", "DraftFault", "EdgeError", "OpenRefused", "desync"]
 
 
-class EdgeError(Exception):
+class EdgeError(FleetError):
     """Base of all errors of this package. Its text is one sentence for the user."""
 
 

@@ -16,7 +16,7 @@ from schemas.errors import CodecError, TopicError
 from schemas.messages import Close, Draft, Open
 from schemas.topics import Topic, parse, wildcard
 
-__all__ = ["Arrival", "Inbox", "Intake", "Malformed", "leave_opens"]
+__all__ = ["Intake", "IntakeQueue", "Malformed", "ReceivedMessage", "leave_opens"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Malformed:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class ReceivedMessage:
     """A device's message.
 
     Attributes:
@@ -52,7 +52,7 @@ class Arrival:
 
 
 @dataclass(slots=True)
-class Inbox:
+class IntakeQueue:
     """The bounded way from the link's thread and the jobs to the orchestrator.
 
     What does not fit is counted and dropped: a device repeats what was not answered.
@@ -63,12 +63,12 @@ class Inbox:
 
     bound: int = 10_000
     dropped: int = 0
-    _queue: "queue.Queue[Arrival | Callable[[], None]]" = field(init=False)
+    _queue: "queue.Queue[ReceivedMessage | Callable[[], None]]" = field(init=False)
 
     def __post_init__(self) -> None:
         self._queue = queue.Queue(self.bound)
 
-    def put(self, entry: Arrival | Callable[[], None]) -> bool:
+    def put(self, entry: ReceivedMessage | Callable[[], None]) -> bool:
         """Hand over an arrival, or a call to be made on the orchestrator's thread. Never blocks."""
         try:
             self._queue.put_nowait(entry)
@@ -79,9 +79,9 @@ class Inbox:
             return False
         return True
 
-    def take(self, *, timeout_s: float) -> list[Arrival | Callable[[], None]]:
+    def take(self, *, timeout_s: float) -> list[ReceivedMessage | Callable[[], None]]:
         """Return all that waits, in order; wait for the first at most `timeout_s`."""
-        entries: list[Arrival | Callable[[], None]] = []
+        entries: list[ReceivedMessage | Callable[[], None]] = []
         try:
             entries.append(self._queue.get(timeout=timeout_s) if timeout_s > 0 else self._queue.get_nowait())
             while True:
@@ -112,7 +112,7 @@ class Intake:
         clock: Monotonic seconds.
     """
 
-    inbox: Inbox
+    inbox: IntakeQueue
     clock: Callable[[], float]
 
     def subscribe(self, link: Link, *, fleet: str, edge: str) -> None:
@@ -137,7 +137,7 @@ class Intake:
             decoded = _DECODERS[address.topic](message.payload)
         except CodecError as error:
             decoded = Malformed(address.topic, str(error))
-        self.inbox.put(Arrival(address.device, decoded, len(message.payload), at))
+        self.inbox.put(ReceivedMessage(address.device, decoded, len(message.payload), at))
 
 
 def _shared_opens(fleet: str) -> str:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import Store
 from fleet_edge.store.errors import StoreError
+from schemas.errors import FleetError
 
 __all__ = ["JobSettings", "Jobs", "JobsError"]
 
@@ -22,7 +23,7 @@ _log = logging.getLogger(__name__)
 _ABANDONED_CHUNK: Final = 1000
 
 
-class JobsError(Exception):
+class JobsError(FleetError):
     """Settings that contradict each other. The text is one sentence for the user."""
 
 

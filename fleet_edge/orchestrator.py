@@ -7,17 +7,17 @@ from typing import Final
 
 from dssd.distribution import Dist
 from dssd.downlink import Form, choose_form
-from fleet_edge.acceptance import Case, judge_batch
+from fleet_edge.answers.publisher import Publisher
+from fleet_edge.answers.recorder import Measured, Recorder
+from fleet_edge.batching.judging import Case, judge_batch
+from fleet_edge.batching.scheduler import Batch, Scheduler, Work
 from fleet_edge.errors import DraftFault
-from fleet_edge.intake import Arrival, Inbox
-from fleet_edge.publisher import Publisher
-from fleet_edge.reception import Reception
-from fleet_edge.recorder import Measured, Recorder
-from fleet_edge.scheduler import Batch, Scheduler, Work
-from fleet_edge.session import EdgeSession
-from fleet_edge.sessions import SessionTable
-from fleet_edge.settlement import Settled
-from fleet_edge.verifier.protocol import VerifierError
+from fleet_edge.handlers import MessageHandlers
+from fleet_edge.intake import IntakeQueue, ReceivedMessage
+from fleet_edge.sessions.draft_results import DraftResult
+from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.sessions.table import SessionTable
+from fleet_edge.verifiers.contract import VerifierError
 from schemas.codec import encode_verdict
 from schemas.downlink import Dense, Samples, Sparse
 from schemas.messages import Verdict
@@ -46,8 +46,8 @@ class Orchestrator:
         form: Downlink form of p.
     """
 
-    inbox: Inbox
-    reception: Reception
+    inbox: IntakeQueue
+    reception: MessageHandlers
     sessions: SessionTable
     scheduler: Scheduler
     publisher: Publisher
@@ -119,7 +119,7 @@ class Orchestrator:
         entries = self.inbox.take(timeout_s=wait_s)
         for entry in entries:
             try:
-                if isinstance(entry, Arrival):
+                if isinstance(entry, ReceivedMessage):
                     self.reception.receive(entry)
                 else:
                     entry()
@@ -128,7 +128,9 @@ class Orchestrator:
                 _log.exception("A message could not be handled; it is dropped.")
         return len(entries)
 
-    def _answer(self, session: EdgeSession, settled: Settled, batch: int, started: float, compute_ms: float) -> None:
+    def _answer(
+        self, session: EdgeSession, settled: DraftResult, batch: int, started: float, compute_ms: float
+    ) -> None:
         draft = settled.arrived.draft
         form = None if settled.p is None else self._form(session, settled.p)
         following = settled.token if form is None else form

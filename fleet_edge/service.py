@@ -9,7 +9,7 @@ from threading import Event, Lock
 from typing import Final
 
 from fleet_edge.assembly import assemble
-from fleet_edge.handover import hand_over
+from fleet_edge.drain import hand_over
 from fleet_edge.intake import leave_opens
 from fleet_edge.jobs import Jobs, JobSettings
 from fleet_edge.orchestrator import Orchestrator
@@ -17,7 +17,7 @@ from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.spool import Spool
 from fleet_edge.store.writer import Writer
-from fleet_edge.verifier.protocol import Verifier
+from fleet_edge.verifiers.contract import Verifier
 from fleet_link.errors import LinkError
 from fleet_link.link import Link, Will
 from fleet_link.paho_link import PahoLink

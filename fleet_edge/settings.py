@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dssd.downlink import Form
-from fleet_link.configuration import BrokerSettings
+from fleet_link.settings import BrokerSettings
 from schemas.bounds import MAX_DRAFT, MAX_TOKENS
 from schemas.names import Name
 

@@ -1,11 +1,11 @@
-"""The fleet's certificate authority: signs, renews, revokes, and remembers.
+"""Certificate authority of a fleet: creates, signs, issues, renews, revokes, and remembers.
 
 Every action that changes something holds the folder's lock from its first look to its last write, so that two commands
 at once come one after the other. The index is written before a list or a certificate leaves: if the machine dies in
 between, saying the command again completes it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,19 +16,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fleet_identity.audit import Audit
-from fleet_identity.certificates import RENEWAL_DAYS, Subject
-from fleet_identity.desk import Desk
+from fleet_identity.certificates import RENEWAL_DAYS, Revocation, Subject, authority_certificate
 from fleet_identity.errors import AuthorityError, NameRefused
+from fleet_identity.files import PUBLIC, make_folder, write_atomically
 from fleet_identity.folder import AuthorityFolder
-from fleet_identity.index import Entry, Index
-from fleet_identity.keys import Passphrase, fingerprint
-from fleet_identity.naming import check_free, check_key, current, renewable
-from fleet_identity.requests import check_request
+from fleet_identity.index import Entry, Index, check_free, check_key, current, renewable
+from fleet_identity.keys import Passphrase, fingerprint, new_key, save_key
+from fleet_identity.requests import check_request, make_request
 from fleet_identity.roles import IdentityRole, check_identity_name
-from fleet_identity.takeover import Revocation
+from fleet_identity.signer import Audit, Signer
+from schemas.names import check_name
 
-__all__ = ["Authority", "utc_now"]
+__all__ = ["Authority", "Issued", "create_authority", "issue", "utc_now"]
 
 
 def utc_now() -> datetime:
@@ -38,7 +37,7 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authority:
-    """An authority that exists. `fleet_identity.founding` makes a new one.
+    """An authority that exists. `fleet_identity.authority` makes a new one.
 
     Attributes:
         folder: Its files.
@@ -191,11 +190,11 @@ class Authority:
         return tuple(name for name, end in last.items() if end - self.clock() <= timedelta(days=RENEWAL_DAYS))
 
     @contextmanager
-    def at_work(self) -> Iterator[Desk]:
+    def at_work(self) -> Iterator[Signer]:
         """Hold the lock and the key."""
         key = self.folder.load_key(self.certificate, self.passphrase)  # may ask a person, so before the lock
         with self.folder.locked(), Index(self.folder.index) as index:
-            yield Desk(
+            yield Signer(
                 folder=self.folder,
                 certificate=self.certificate,
                 key=key,
@@ -203,3 +202,98 @@ class Authority:
                 audit=self.audit,
                 clock=self.clock,
             )
+
+
+def create_authority(
+    path: Path,
+    *,
+    fleet: str,
+    actor: str,
+    kept: Iterable[tuple[str, IdentityRole]] = (),
+    passphrase: Passphrase = None,
+    clock: Callable[[], datetime] = utc_now,
+) -> Authority:
+    """Make an authority and return it.
+
+    Args:
+        path: Its folder; made if it is not there.
+        fleet: Whose.
+        actor: Who acts, for the log.
+        kept: Names to keep for their roles before anybody asks for them.
+        passphrase: Encrypts its key.
+        clock: Now, with its time zone.
+
+    Raises:
+        AuthorityError: There is one already.
+        InvalidName: The fleet's or a kept name cannot be one.
+        NameRefused: A kept name belongs to another role.
+        IdentityError: A file cannot be written.
+    """
+    check_name(fleet)
+    names = [(check_identity_name(name, role), role) for name, role in kept]
+    make_folder(path)
+    folder = AuthorityFolder(path)
+    with folder.locked():
+        if folder.certificate.exists():
+            raise AuthorityError(f"There is an authority in {path} already: use it, or choose another folder.")
+        key = new_key()
+        save_key(folder.key, key, passphrase)
+        with Index(folder.index, new=True) as index, index.change():
+            for name, role in names:
+                check_free(index, name, role)
+                index.keep_name(name, role)
+        # Last, since from here on there is an authority.
+        folder.write_certificate(folder.certificate, authority_certificate(key, fleet=fleet, now=clock()))
+    made = Authority.open(path, actor=actor, passphrase=lambda: passphrase, clock=clock)
+    with made.at_work() as desk:
+        made.audit.record("found", name=fleet, role="authority", serial=f"{made.certificate.serial_number:x}")
+        desk.write_list()
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """What was made.
+
+    Attributes:
+        entry: The certificate, as the index has it.
+        certificate: Its file.
+        key: Its key's file, for its owner alone.
+        ca: The authority's certificate, beside them.
+    """
+
+    entry: Entry
+    certificate: Path
+    key: Path
+    ca: Path
+
+
+def issue(authority: Authority, name: str, *, role: IdentityRole, folder: Path, hosts: Sequence[str] = ()) -> Issued:
+    """Make a key and a certificate for it, as `NAME.key` and `NAME.pem`.
+
+    Args:
+        authority: Who signs.
+        name: For whom.
+        role: What for.
+        folder: Where the files go.
+        hosts: For a broker, the host names and addresses that it is reached by.
+
+    Raises:
+        IdentityError: As `Authority.sign`, or a file cannot be written; then there is no key either.
+    """
+    check_identity_name(name, role)
+    make_folder(folder)
+    issued_key, path = new_key(), folder / f"{name}.key"
+    if path.exists():
+        raise NameRefused(f"{path} exists: a key is never overwritten; move it away, or choose another folder.")
+    save_key(path, issued_key)
+    try:
+        request = x509.load_pem_x509_csr(make_request(issued_key, name))
+        entry = authority.sign(request, name=name, role=role, hosts=hosts)
+    except BaseException:  # also of a person who gives up when asked for the passphrase
+        path.unlink(missing_ok=True)
+        raise
+    certificate, ca = folder / f"{name}.pem", folder / "ca.pem"
+    write_atomically(certificate, entry.pem.encode(), mode=PUBLIC)
+    authority.folder.write_certificate(ca, authority.certificate)
+    return Issued(entry, certificate, path, ca)

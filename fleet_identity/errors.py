@@ -10,6 +10,8 @@
     └── CutOffFailed          a broker that cannot be told of a revocation, or does not obey
 """
 
+from schemas.errors import FleetError
+
 __all__ = [
     "AuthorityError",
     "CertificateRefused",
@@ -20,7 +22,7 @@ __all__ = [
 ]
 
 
-class IdentityError(Exception):
+class IdentityError(FleetError):
     """Base of all errors of this package. Its text is one sentence for the user."""
 
 

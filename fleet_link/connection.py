@@ -17,16 +17,13 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fleet_link import failures
-from fleet_link.announced import Announced
-from fleet_link.client import make_client
-from fleet_link.lifetime import connect_properties, goodbye_properties
 from fleet_link.link import FIRST_ERROR, Message
-from fleet_link.outgoing import Outgoing
+from fleet_link.mqtt_client import Announced, connect_properties, goodbye_properties, make_client
+from fleet_link.outbox import Outgoing
 from fleet_link.packets import AliasTable
-from fleet_link.polling import MAX_POLL_S, wait
+from fleet_link.polling import MAX_POLL_S, Waker, wait
 from fleet_link.settings import LinkSettings
 from fleet_link.tls import LinkContext
-from fleet_link.waker import Waker
 
 __all__ = ["Connection", "ConnectionLost"]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-__all__ = ["Counters", "Guard"]
+__all__ = ["Guard", "LinkCounters"]
 
 A = TypeVar("A")
 
@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Counters:
+class LinkCounters:
     """A link's counters since it was made.
 
     Attributes:
@@ -45,7 +45,7 @@ class Counters:
 class Guard:
     """Calls what the application gave us, and survives it."""
 
-    counters: Counters = field(default_factory=Counters)
+    counters: LinkCounters = field(default_factory=LinkCounters)
 
     def call(self, function: Callable[[A], None], argument: A) -> None:
         """Call `function(argument)`; an exception is logged and counted."""

@@ -9,10 +9,12 @@
     └── PublishRejected     the broker answered a QoS 1 publish with an error, or not at all
 """
 
+from schemas.errors import FleetError
+
 __all__ = ["ConnectFailed", "LinkError", "NotConnected", "PacketTooLarge", "PublishRejected"]
 
 
-class LinkError(Exception):
+class LinkError(FleetError):
     """Base of all errors of this package. Its text is one sentence for the user."""
 
 

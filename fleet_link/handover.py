@@ -3,11 +3,10 @@
 import logging
 from collections.abc import Callable
 
-from fleet_link.announced import Announced
 from fleet_link.connection import Connection
-from fleet_link.counters import Counters
+from fleet_link.counters import LinkCounters
 from fleet_link.credentials import Credentials
-from fleet_link.lifetime import HANDOVER_S
+from fleet_link.mqtt_client import HANDOVER_S, Announced
 from fleet_link.tls import LinkContext
 
 __all__ = ["Handover"]
@@ -27,7 +26,7 @@ class Handover:
         under_way: Whether the last connection was ended in favour of the next, which is then made at once.
     """
 
-    def __init__(self, credentials: Credentials, *, counters: Counters, clock: Callable[[], float]) -> None:
+    def __init__(self, credentials: Credentials, *, counters: LinkCounters, clock: Callable[[], float]) -> None:
         self._credentials = credentials
         self._counters = counters
         self._clock = clock

@@ -1,4 +1,4 @@
-"""What both ends need of a message broker, as one small interface.
+"""The link: what both ends need of a message broker, as one small interface.
 
 A link delivers at least once and, for one publisher and topic, in order while the connection lasts. Handlers
 run on the link's own thread and MUST NOT block: they hand over and return.
@@ -9,11 +9,13 @@ retained messages excepted: a broker keeps no session for a link. The protocol a
 again.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from fleet_link.counters import Counters
+from fleet_link.counters import LinkCounters
+from fleet_link.errors import PublishRejected
 
 __all__ = [
     "NO_MATCHING_SUBSCRIBERS",
@@ -25,6 +27,7 @@ __all__ = [
     "Outcome",
     "OutcomeHandler",
     "Will",
+    "publish_confirmed",
 ]
 
 NO_MATCHING_SUBSCRIBERS = 0x10
@@ -162,5 +165,46 @@ class Link(Protocol):
         """Largest packet that can be published."""
 
     @property
-    def counters(self) -> Counters:
+    def counters(self) -> LinkCounters:
         """What this link has counted since it was made."""
+
+
+def publish_confirmed(
+    link: Link,
+    topic: str,
+    payload: bytes,
+    *,
+    timeout_s: float,
+    retain: bool = False,
+    expiry_s: int | None = None,
+    content_type: str | None = None,
+) -> Outcome:
+    """Publish at QoS 1 and return the broker's answer, which may be that nobody listens.
+
+    Blocks, so it MUST NOT be called from a handler.
+
+    Raises:
+        PublishRejected: The broker says no, or nothing within `timeout_s`.
+        PacketTooLarge: As `Link.publish`.
+        NotConnected: Likewise.
+    """
+    answered = threading.Event()
+    answers: list[Outcome] = []
+
+    def remember(outcome: Outcome) -> None:
+        answers.append(outcome)
+        answered.set()
+
+    link.publish(
+        topic,
+        payload,
+        retain=retain,
+        expiry_s=expiry_s,
+        content_type=content_type,
+        on_outcome=remember,
+    )
+    if not answered.wait(timeout_s):
+        raise PublishRejected(topic=topic, reason=None)
+    if not answers[0].accepted:
+        raise PublishRejected(topic=topic, reason=answers[0].reason)
+    return answers[0]

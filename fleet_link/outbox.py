@@ -1,14 +1,82 @@
-"""The messages of a link that the broker has not taken yet: one bounded queue, connected or not."""
+"""Outgoing messages: one bounded queue, connected or not, and what the link's thread does with it."""
 
+import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from fleet_link.counters import Counters
-from fleet_link.errors import NotConnected
-from fleet_link.outgoing import Outgoing
+from fleet_link.counters import Guard, LinkCounters
+from fleet_link.errors import NotConnected, PacketTooLarge
+from fleet_link.link import PACKET_TOO_LARGE, Outcome, OutcomeHandler
+from fleet_link.mqtt_client import Announced
+from fleet_link.packets import publish_packet_bytes
+from fleet_link.routing import check_topic
+from fleet_link.settings import LinkSettings
 
-__all__ = ["Outbox"]
+__all__ = ["Outbox", "Outgoing", "Sender"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outgoing:
+    """A message on its way to the broker.
+
+    Attributes:
+        topic: Full topic; an alias is chosen when it is sent, never kept.
+        payload: Bytes.
+        qos: 0 or 1.
+        retain: Whether the broker keeps it.
+        deadline: Clock reading after which it is worthless, or None.
+        content_type: MQTT 5 content type.
+        alias: Whether the topic may be sent as an alias.
+        on_outcome: Called with the broker's answer.
+    """
+
+    topic: str
+    payload: bytes
+    qos: int = 1
+    retain: bool = False
+    deadline: float | None = None
+    content_type: str | None = None
+    alias: bool = False
+    on_outcome: OutcomeHandler | None = None
+
+    @property
+    def packet_bytes(self) -> int:
+        """Bytes of the packet at its largest: with the topic written out."""
+        return publish_packet_bytes(
+            self.topic,
+            self.payload,
+            qos=self.qos,
+            expiry=self.deadline is not None,
+            content_type=self.content_type,
+            alias=self.alias,
+        )
+
+    def expired(self, now: float) -> bool:
+        """Whether its time has passed."""
+        return self.deadline is not None and now >= self.deadline
+
+    def expiry_s(self, now: float) -> int | None:
+        """Whole seconds left to live, at least 1."""
+        return None if self.deadline is None else max(1, math.ceil(self.deadline - now))
+
+    def check(self, *, limit: int) -> None:
+        """Refuse what no broker, or not this one, would take.
+
+        Args:
+            limit: Largest packet in bytes.
+
+        Raises:
+            ValueError: The topic cannot be published to, or the QoS is neither 0 nor 1.
+            PacketTooLarge: The packet exceeds `limit`.
+        """
+        check_topic(self.topic)
+        if self.qos not in {0, 1}:
+            raise ValueError(f"QoS {self.qos} is not supported: use 0 or 1.")
+        if self.packet_bytes > limit:
+            raise PacketTooLarge(size=self.packet_bytes, limit=limit)
 
 
 class Outbox:
@@ -19,7 +87,9 @@ class Outbox:
     the next connection does not know.
     """
 
-    def __init__(self, *, max_messages: int, max_bytes: int, clock: Callable[[], float], counters: Counters) -> None:
+    def __init__(
+        self, *, max_messages: int, max_bytes: int, clock: Callable[[], float], counters: LinkCounters
+    ) -> None:
         self._max_messages = max_messages
         self._max_bytes = max_bytes
         self._clock = clock
@@ -95,3 +165,65 @@ class Outbox:
         self._counters.expired += len(gone)
         self._bytes -= sum(message.packet_bytes for message in gone)
         self._waiting = kept
+
+
+_log = logging.getLogger(__name__)
+
+
+class Sender:
+    """The outgoing half of a link, across its connections. Only `put` may be called from any thread."""
+
+    def __init__(self, settings: LinkSettings, *, guard: Guard, clock: Callable[[], float]) -> None:
+        self._guard = guard
+        self._outbox = Outbox(
+            max_messages=settings.queue_messages,
+            max_bytes=settings.queue_bytes,
+            clock=clock,
+            counters=guard.counters,
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything was sent and answered."""
+        return len(self._outbox) == 0
+
+    def put(self, message: Outgoing) -> None:
+        """Append a message.
+
+        Raises:
+            NotConnected: There is no room.
+        """
+        self._outbox.put(message)
+
+    def drain(self, send: Callable[[Outgoing], int], announced: Announced) -> None:
+        """Send all that the broker lets us send now.
+
+        Args:
+            send: Writes a PUBLISH and returns its packet identifier.
+            announced: The broker's limits.
+        """
+        while (message := self._outbox.take(window=announced.receive_maximum)) is not None:
+            if message.packet_bytes > announced.max_packet_bytes:
+                # Queued for a broker that took larger ones.
+                self._guard.counters.oversized += 1
+                _log.error("A queued message to %s is too large for this broker and is dropped.", message.topic)
+                self._report(message, PACKET_TOO_LARGE)
+                continue
+            identifier = send(message)
+            self._guard.counters.sent += 1
+            if message.qos > 0:
+                self._outbox.await_answer(identifier, message)
+
+    def answered(self, identifier: int, reason: int) -> None:
+        """Take the broker's answer to the publish with this packet identifier."""
+        message = self._outbox.answered(identifier)
+        if message is not None:
+            self._report(message, reason)
+
+    def connection_lost(self) -> None:
+        """Keep what was not answered for the next connection."""
+        self._outbox.connection_lost()
+
+    def _report(self, message: Outgoing, reason: int) -> None:
+        if message.on_outcome is not None:
+            self._guard.call(message.on_outcome, Outcome(message.topic, reason))

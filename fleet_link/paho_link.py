@@ -13,22 +13,19 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from fleet_link.announced import Announced
-from fleet_link.backoff import Backoff
 from fleet_link.connection import Connection, ConnectionLost
-from fleet_link.counters import Counters, Guard
+from fleet_link.counters import Guard, LinkCounters
 from fleet_link.credentials import Credentials
 from fleet_link.errors import ConnectFailed
 from fleet_link.failures import silent, subscription_refused
 from fleet_link.handover import Handover
+from fleet_link.lifecycle import Backoff, Presence, Startup
 from fleet_link.link import Handler, Listener, OutcomeHandler
-from fleet_link.outgoing import Outgoing
-from fleet_link.presence import Presence
-from fleet_link.routes import Route, Routes
-from fleet_link.sender import Sender
+from fleet_link.mqtt_client import Announced
+from fleet_link.outbox import Outgoing, Sender
+from fleet_link.polling import Waker
+from fleet_link.routing import Route, Routes
 from fleet_link.settings import LinkSettings
-from fleet_link.startup import Startup
-from fleet_link.waker import Waker
 
 __all__ = ["PahoLink"]
 
@@ -75,7 +72,7 @@ class PahoLink:
         self._lifecycle = threading.Lock()
 
     @property
-    def counters(self) -> Counters:
+    def counters(self) -> LinkCounters:
         """What this link has counted."""
         return self._guard.counters
 
@@ -234,7 +231,7 @@ class PahoLink:
             with contextlib.suppress(IndexError):
                 while True:
                     self._requests.popleft()(connection)
-            self._sender.drain(connection, self._announced)
+            self._sender.drain(connection.send, self._announced)
             connection.step(POLL_S if flush_until is None else flush_until - self._clock())
             for topic_filter in connection.take_refused_filters():
                 _log.error("The broker refuses to subscribe this client to %s.", topic_filter)

@@ -1,11 +1,15 @@
-"""How to reach the broker."""
+"""Settings of a connection to the broker: as an operator writes them, and as the link takes them."""
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from fleet_link.link import Will
 
-__all__ = ["LinkSettings", "TlsSettings"]
+__all__ = ["BrokerSettings", "LinkSettings", "TlsSettings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class LinkSettings:
     host: str = "127.0.0.1"
     port: int = 1883
     username: str | None = None
-    password: str | None = field(default=None, repr=False)
+    password: str | None = dataclasses.field(default=None, repr=False)
     tls: TlsSettings | None = None
     will: Will | None = None
     keepalive_s: int = 15
@@ -69,3 +73,51 @@ class LinkSettings:
     def where(self) -> str:
         """The address for a sentence."""
         return f"{self.host}:{self.port}"
+
+
+class BrokerSettings(BaseModel):
+    """Where the broker is and who we are there.
+
+    Attributes:
+        host: Name or address.
+        port: TCP port.
+        username: Identity for a broker without client certificates; the client's own name if left out.
+        password: Its secret.
+        ca: Certificates (PEM) of those who may vouch for the broker; turns TLS on.
+        certificate: Our own certificate (PEM).
+        key: Its private key (PEM).
+        keepalive_s: Seconds of silence before either side asks.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 1883
+    username: str | None = None
+    password: SecretStr | None = None
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    keepalive_s: Annotated[int, Field(ge=5, le=600)] = 15
+
+    @model_validator(mode="after")
+    def _encrypted_or_not(self) -> Self:
+        # Half a TLS configuration must not end in a plain connection that looks like an encrypted one.
+        if self.ca is None and (self.certificate or self.key):
+            raise ValueError("a certificate or key without 'ca', which turns TLS on; set it too")
+        if self.key is not None and self.certificate is None:
+            raise ValueError("a key without 'certificate'; set it too")
+        return self
+
+    def link(self, name: str, *, will: Will | None) -> LinkSettings:
+        """Return the link settings of the client `name`."""
+        return LinkSettings(
+            client_id=name,
+            host=self.host,
+            port=self.port,
+            username=self.username or name,
+            password=self.password.get_secret_value() if self.password else None,
+            tls=TlsSettings(self.ca, self.certificate, self.key) if self.ca else None,
+            will=will,
+            keepalive_s=self.keepalive_s,
+        )

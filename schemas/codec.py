@@ -2,7 +2,7 @@
 
 The two hot messages are arrays, keyed by position; the others are maps. A decoder raises nothing but `CodecError`,
 whatever it is given, and coerces nothing: an integer is an integer, neither `true` nor `1.0`. Keys of a map and fields
-behind an array's last are a newer release's, and not read; a value that it has added is read as `schemas.unknown` says.
+behind an array's last are a newer release's, and not read; a value that it has added is read as `schemas.reasons` says.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from schemas.cbor import load, pack_counts, pack_ids, pack_probabilities
 from schemas.downlink import Dense, Samples, Sparse, UnknownForm
 from schemas.errors import MalformedMessage
 from schemas.messages import PROTOCOL, Close, Draft, Open, SessionReply, Verdict
-from schemas.unknown import UNKNOWN_NUMBERS
+from schemas.reasons import UNKNOWN_NUMBERS
 
 __all__ = [
     "MAX_CLOSE_BYTES",

@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from schemas.errors import MalformedMessage, MessageTooLarge
 from schemas.names import Name
-from schemas.unknown import unknown_as
+from schemas.reasons import unknown_as
 
 __all__ = ["MAX_CONTROL_BYTES", "DeviceState", "EdgeState", "Presence", "Telemetry", "decode_json", "encode_json"]
 

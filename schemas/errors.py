@@ -1,13 +1,14 @@
-"""The exception tree of the words: everything that `schemas` raises.
+"""The root of all our exceptions, and the tree of what `schemas` raises.
 
 ::
 
-    SchemaError
-    ├── InvalidName         a fleet, device or edge name that cannot be one level of a topic
-    ├── TopicError          a topic outside the tree
-    └── CodecError          bytes that are not a message
-        ├── MessageTooLarge     more bytes than the message may have; nothing was decoded
-        └── MalformedMessage    within bounds, but not the message it should be
+    FleetError                  everything that any package of this project raises on purpose
+    └── SchemaError
+        ├── InvalidName         a fleet, device or edge name that cannot be one level of a topic
+        ├── TopicError          a topic outside the tree
+        └── CodecError          bytes that are not a message
+            ├── MessageTooLarge     more bytes than the message may have; nothing was decoded
+            └── MalformedMessage    within bounds, but not the message it should be
 """
 
 from typing import Self
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 
 __all__ = [
     "CodecError",
+    "FleetError",
     "InvalidName",
     "MalformedMessage",
     "MessageTooLarge",
@@ -24,8 +26,12 @@ __all__ = [
 ]
 
 
-class SchemaError(Exception):
-    """Base of all errors of this package. Its text is one sentence for the user."""
+class FleetError(Exception):
+    """Base of all errors of this project. Its text is one sentence for the user."""
+
+
+class SchemaError(FleetError):
+    """Base of all errors of this package."""
 
 
 class InvalidName(SchemaError, ValueError):  # noqa: N818 - reads as what it says

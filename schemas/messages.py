@@ -34,8 +34,7 @@ from schemas.bounds import (
 from schemas.downlink import DownlinkForm, TokenId, UnknownForm
 from schemas.names import Name
 from schemas.policy import SamplingPolicy
-from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode
-from schemas.unknown import unknown_as
+from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode, unknown_as
 from schemas.vocabulary import Vocabulary
 
 __all__ = ["PROTOCOL", "Close", "Closed", "Draft", "Fault", "Open", "Opened", "Refused", "SessionReply", "Verdict"]

@@ -5,7 +5,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_the_page_of_the_house_is_current() -> None:
+def test_the_structure_page_is_current() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "scripts/structure", "--check"], capture_output=True, text=True, check=False
     )

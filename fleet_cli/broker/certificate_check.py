@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from broker_config.tls import Tls
+from broker_config.broker import Tls
 from fleet_cli.broker.findings import Finding, Result
 
 __all__ = ["check_certificates"]

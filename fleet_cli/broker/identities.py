@@ -23,14 +23,13 @@ from fleet_cli.broker.identity_options import (
 from fleet_cli.broker.identity_reports import show_issued, show_revoked, show_signed, show_standings
 from fleet_cli.errors import CommandError
 from fleet_cli.tables import print_json
+from fleet_identity.authority import create_authority, issue
 from fleet_identity.broker_access import BrokerAccess
-from fleet_identity.cutoff import cut_off
+from fleet_identity.enforcement import enforce_revocation
 from fleet_identity.files import PUBLIC, make_folder, write_atomically
-from fleet_identity.founding import found_authority
-from fleet_identity.issuing import issue
 from fleet_identity.requests import load_request
 from fleet_identity.roles import IdentityRole
-from fleet_identity.standing import standings
+from fleet_identity.status import certificate_statuses
 
 __all__ = ["register"]
 
@@ -73,7 +72,7 @@ def ca_command(
     access = broker_access(BrokerAccess(), host=host, port=port, crl=crl, pid_file=pid_file, unit=unit)
     kept = [(name, IdentityRole.EDGE) for name in edge or []] + [(name, IdentityRole.MONITOR) for name in monitor or []]
     passphrase = new_passphrase(passphrase_file, encrypt=encrypt)
-    made = found_authority(ca, fleet=fleet, actor=operator(), kept=kept, passphrase=passphrase)
+    made = create_authority(ca, fleet=fleet, actor=operator(), kept=kept, passphrase=passphrase)
     access.save(made.folder.broker)
     fingerprint = made.certificate.fingerprint(hashes.SHA256()).hex()
     if as_json:
@@ -178,7 +177,9 @@ def revoke_command(
     access = broker_access(BrokerAccess.load(path), host=host, port=port, crl=crl, pid_file=pid_file, unit=unit)
     access.save(path)
     revocation = authority.revoke(tuple(dict.fromkeys(names)))
-    show_revoked(revocation, cut_off(revocation, access), crl=authority.folder.revocation_list, as_json=as_json)
+    show_revoked(
+        revocation, enforce_revocation(revocation, access), crl=authority.folder.revocation_list, as_json=as_json
+    )
 
 
 def list_command(
@@ -189,4 +190,4 @@ def list_command(
 ) -> None:
     """List the identities, how they stand and how many days are left."""
     authority = open_authority(ca, None)
-    show_standings(standings(authority.entries(), now=authority.clock(), history=history), as_json=as_json)
+    show_standings(certificate_statuses(authority.entries(), now=authority.clock(), history=history), as_json=as_json)

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fleet_cli.tables import print_json, print_table
-from fleet_identity.cutoff import CutOff
+from fleet_identity.authority import Issued
+from fleet_identity.certificates import Revocation
+from fleet_identity.enforcement import RevocationProof
 from fleet_identity.index import Entry
-from fleet_identity.issuing import Issued
-from fleet_identity.standing import Standing
-from fleet_identity.takeover import Revocation
+from fleet_identity.status import CertificateStatus
 
 __all__ = ["show_issued", "show_revoked", "show_signed", "show_standings"]
 
@@ -37,7 +37,7 @@ def show_signed(made: Sequence[tuple[Entry, Path]], *, ca: Path, as_json: bool) 
         print("Nobody's time has come.")
 
 
-def show_revoked(revocation: Revocation, done: CutOff | None, *, crl: Path, as_json: bool) -> None:
+def show_revoked(revocation: Revocation, done: RevocationProof | None, *, crl: Path, as_json: bool) -> None:
     """Say what was revoked, and what of it is proven at the broker."""
     ended = list(done.ended) if done is not None else []
     if as_json:
@@ -59,7 +59,7 @@ def show_revoked(revocation: Revocation, done: CutOff | None, *, crl: Path, as_j
         print(f"No session is left of {', '.join(ended)} ({done.done_s:.1f} s).")
 
 
-def show_standings(found: Sequence[Standing], *, as_json: bool) -> None:
+def show_standings(found: Sequence[CertificateStatus], *, as_json: bool) -> None:
     """Show how certificates stand."""
     if as_json:
         print_json(found)

@@ -18,10 +18,9 @@ from broker_config.runner import find_mosquitto
 from broker_config.systemd import DROP_IN_FILE
 from broker_config.version import installed_version
 from fleet_cli.errors import CommandError
-from fleet_identity.authority import Authority
+from fleet_identity.authority import Authority, create_authority
 from fleet_identity.broker_access import BrokerAccess
 from fleet_identity.files import PUBLIC, make_folder, write_atomically
-from fleet_identity.founding import found_authority
 from fleet_identity.keys import new_key, save_key
 from fleet_identity.requests import make_request
 from fleet_identity.roles import IdentityRole, check_identity_name
@@ -93,7 +92,7 @@ def make_local_broker(
         raise CommandError(f"There is something in {directory} already: name a folder that is empty or not there.")
     make_folder(directory)
     directory = directory.resolve()
-    authority = found_authority(directory / AUTHORITY, fleet=broker.fleet, actor=getpass.getuser(), kept=roles)
+    authority = create_authority(directory / AUTHORITY, fleet=broker.fleet, actor=getpass.getuser(), kept=roles)
     assert broker.tls is not None
     _issue(authority, BROKER_NAME, IdentityRole.BROKER, directory / broker.tls.certificate, directory / broker.tls.key)
     for name, role in roles:

@@ -10,9 +10,9 @@ from typing import Annotated, Final
 import typer
 
 from fleet_cli.broker.limits import SYS_TOPICS, LimitReached, LimitWatch
-from fleet_link.configuration import BrokerSettings
 from fleet_link.link import Link, Message
 from fleet_link.paho_link import PahoLink
+from fleet_link.settings import BrokerSettings
 
 __all__ = ["register", "watch"]
 

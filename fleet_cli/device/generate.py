@@ -13,11 +13,11 @@ import typer
 
 from fleet_cli.device.options import with_settings
 from fleet_cli.errors import CommandError
-from fleet_device.chat import ChatMessage, encode_chat
-from fleet_device.loading import load_drafter
+from fleet_device.drafters.registry import load_drafter
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
-from fleet_device.writing import Order, Text
+from fleet_device.texts.chat import ChatMessage, encode_chat
+from fleet_device.texts.generate import GeneratedText, GenerateRequest
 from schemas.reasons import EndReason
 
 __all__ = ["generate_command"]
@@ -64,13 +64,13 @@ def generate_command(
 
 def _write(
     settings: DeviceSettings, asked: str, *, raw: bool, stop: tuple[str, ...], show: Callable[[dict[str, Any]], None]
-) -> tuple[Text, int]:
+) -> tuple[GeneratedText, int]:
     """Write the text; return it with the vocabulary's size."""
     cancelled = threading.Event()
     with DeviceService(settings, load_drafter(settings)) as service:
         codec = service.drafter.codec
         ids = codec.encode(asked) if raw else encode_chat(codec, [ChatMessage("user", asked)])
-        order = Order(tuple(ids), settings.policy(), settings.max_new_tokens, stop)
+        order = GenerateRequest(tuple(ids), settings.policy(), settings.max_new_tokens, stop)
 
         def give_up() -> None:
             cancelled.set()
@@ -111,7 +111,7 @@ def _read_prompt(prompt: str) -> str:
     return text
 
 
-def _result(device: str, vocabulary: int, text: Text) -> dict[str, Any]:
+def _result(device: str, vocabulary: int, text: GeneratedText) -> dict[str, Any]:
     generation = text.generation
     counters, closed = generation.counters, generation.closed
     tokens = len(generation.tokens)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from fleet_device.settings import DeviceSettings
-from fleet_link.configuration import load_settings
+from fleet_runtime.settings import load_settings
 
 __all__ = ["with_settings"]
 

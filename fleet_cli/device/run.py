@@ -4,11 +4,11 @@ import signal
 import sys
 
 from fleet_cli.device.options import with_settings
+from fleet_device.drafters.registry import load_drafter
 from fleet_device.gateway import Asked, Gateway
-from fleet_device.loading import load_drafter
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
-from fleet_link.systemd import Systemd
+from fleet_runtime.systemd import Systemd
 
 __all__ = ["run_command"]
 

@@ -7,7 +7,7 @@ import typer
 
 from fleet_cli.checks import ignore_check, show_check
 from fleet_cli.device.options import with_settings
-from fleet_device.selftest import SelfTest
+from fleet_device.checks.selftest import SelfTest
 from fleet_device.settings import DeviceSettings
 
 __all__ = ["selftest_command"]

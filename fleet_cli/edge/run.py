@@ -11,9 +11,9 @@ import typer
 from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.engine import parse_url, shown
-from fleet_edge.verifier.protocol import Verifier
-from fleet_link.configuration import load_settings
-from fleet_link.systemd import Systemd
+from fleet_edge.verifiers.contract import Verifier
+from fleet_runtime.settings import load_settings
+from fleet_runtime.systemd import Systemd
 
 __all__ = ["run_command"]
 
@@ -75,8 +75,8 @@ def run_command(
 def _load_verifier(settings: EdgeSettings) -> Verifier:
     import torch
 
-    from fleet_edge.verifier.packed import PackedVerifier
-    from fleet_edge.verifier.target import load_target
+    from fleet_edge.verifiers.packed.target import load_target
+    from fleet_edge.verifiers.packed.verifier import PackedVerifier
 
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from fleet_cli.checks import ignore_check, show_check
-from fleet_device.edge_check import EdgeCheck, Question
+from fleet_device.checks.edge_check import EdgeCheck, Question
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifier.target import target_tokens
-from fleet_link.configuration import load_settings
+from fleet_edge.verifiers.packed.target import target_tokens
+from fleet_runtime.settings import load_settings
 
 __all__ = ["selftest_command"]
 

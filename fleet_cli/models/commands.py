@@ -15,7 +15,7 @@ from fleet_cli.models.prepare import Preparation, prepare
 from fleet_cli.models.progress import reporter
 from fleet_cli.models.source import SMOLLM2, locate
 from fleet_cli.models.steps import steps_of
-from fleet_device.model_source import models_folder
+from fleet_device.drafters.model_source import models_folder
 
 __all__ = ["app"]
 

@@ -10,10 +10,12 @@
     └── StepFailed         a conversion failed
 """
 
+from schemas.errors import FleetError
+
 __all__ = ["FolderUnusable", "ModelsError", "NotEnoughSpace", "SourceDamaged", "SourceMissing", "StepFailed"]
 
 
-class ModelsError(Exception):
+class ModelsError(FleetError):
     """Base of the errors of this package. Its text is one sentence for the user."""
 
 

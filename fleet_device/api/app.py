@@ -21,18 +21,18 @@ from fleet_device.api.guard import Guard
 from fleet_device.api.problems import ApiProblem, problem_of
 from fleet_device.api.replies import DONE, Reply, event
 from fleet_device.api.requests import ChatRequest, CompletionRequest, TextRequest, read_request
+from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import DeviceError, EdgeUnavailable
 from fleet_device.settings import DeviceSettings
-from fleet_device.text import TextCodec
-from fleet_device.text_queue import Failed, Listener, Piece, Ticket
-from fleet_device.writing import Order, Text
+from fleet_device.texts.generate import GeneratedText, GenerateRequest
+from fleet_device.texts.queue import Failed, Listener, Piece, Ticket
 
 __all__ = ["MAX_BODY_BYTES", "Backend", "create_app"]
 
 MAX_BODY_BYTES: Final = 1 << 20
 """Largest request. A prompt that no context holds is longer than that in the rarest of cases."""
 
-Events = asyncio.Queue[Piece | Text | Failed]
+Events = asyncio.Queue[Piece | GeneratedText | Failed]
 
 
 class Backend(Protocol):
@@ -42,7 +42,7 @@ class Backend(Protocol):
     def since(self) -> datetime:
         """When the device was started."""
 
-    def submit(self, prepare: Callable[[TextCodec], Order], listener: Listener) -> Ticket:
+    def submit(self, prepare: Callable[[TextCodec], GenerateRequest], listener: Listener) -> Ticket:
         """Order a text; see `TextQueue.submit`."""
 
     def cancel(self, ticket: Ticket) -> None:
@@ -125,7 +125,7 @@ class _Api:
             raise EdgeUnavailable(missing)
         loop, events = asyncio.get_running_loop(), Events()
 
-        def listen(each: Piece | Text | Failed) -> None:
+        def listen(each: Piece | GeneratedText | Failed) -> None:
             loop.call_soon_threadsafe(events.put_nowait, each)
 
         ticket = self.backend.submit(lambda codec: asked.order(codec, self.settings), listen)
@@ -182,10 +182,10 @@ class _EventStream(StreamingResponse):
             self._at_end()
 
 
-async def _stream(reply: Reply, first: Piece | Text, events: Events) -> AsyncIterator[bytes]:
+async def _stream(reply: Reply, first: Piece | GeneratedText, events: Events) -> AsyncIterator[bytes]:
     for chunk in reply.first():
         yield event(chunk)
-    current: Piece | Text | Failed = first
+    current: Piece | GeneratedText | Failed = first
     while isinstance(current, Piece):
         yield event(reply.piece(current.text))
         current = await events.get()
@@ -198,13 +198,13 @@ async def _stream(reply: Reply, first: Piece | Text, events: Events) -> AsyncIte
     yield DONE
 
 
-def _alive(current: Piece | Text | Failed) -> Piece | Text:
+def _alive(current: Piece | GeneratedText | Failed) -> Piece | GeneratedText:
     if isinstance(current, Failed):
         raise problem_of(current.error)
     return current
 
 
-async def _end(current: Piece | Text, events: Events) -> Text:
+async def _end(current: Piece | GeneratedText, events: Events) -> GeneratedText:
     """Wait for the whole text."""
     while isinstance(current, Piece):
         current = _alive(await events.get())

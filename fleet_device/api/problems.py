@@ -5,8 +5,7 @@ from typing import Any, Final
 
 from starlette.responses import JSONResponse
 
-from fleet_device.chat import ChatError
-from fleet_device.drafter import DrafterError
+from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import (
     DeviceError,
     EdgeUnavailable,
@@ -15,6 +14,7 @@ from fleet_device.errors import (
     TextCancelled,
     TextQueueFull,
 )
+from fleet_device.texts.chat import ChatError
 from schemas.reasons import RefusalCode
 
 __all__ = ["ApiProblem", "problem_of"]

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fleet_device.writing import Text
+from fleet_device.texts.generate import GeneratedText
 from schemas.reasons import EndReason
 
 __all__ = ["DONE", "Reply", "event"]
@@ -38,7 +38,7 @@ class Reply:
     model: str
     include_usage: bool = False
 
-    def whole(self, text: Text) -> dict[str, Any]:
+    def whole(self, text: GeneratedText) -> dict[str, Any]:
         """Return the answer in one."""
         content = {"message": {"role": "assistant", "content": text.text}} if self.chat else {"text": text.text}
         choice = {"index": 0, **content, "logprobs": None, "finish_reason": _finish(text)}
@@ -53,7 +53,7 @@ class Reply:
         """Return a chunk of text."""
         return self._chunk({"content": text} if self.chat else text)
 
-    def last(self, text: Text) -> list[dict[str, Any]]:
+    def last(self, text: GeneratedText) -> list[dict[str, Any]]:
         """Return the chunks after all text."""
         chunks = [{**self._chunk({} if self.chat else "", _finish(text)), "fleet": _session(text)}]
         if self.include_usage:
@@ -77,17 +77,17 @@ class Reply:
         return chunk
 
 
-def _finish(text: Text) -> str:
+def _finish(text: GeneratedText) -> str:
     # Any other end is a failure, and answered as one.
     return _FINISH[text.reason]
 
 
-def _usage(text: Text) -> dict[str, int]:
+def _usage(text: GeneratedText) -> dict[str, int]:
     prompt, written = len(text.order.prompt), len(text.generation.tokens)
     return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
 
-def _session(text: Text) -> dict[str, Any]:
+def _session(text: GeneratedText) -> dict[str, Any]:
     """Return what OpenAI's shapes have no place for: how to find the session in the log, and how it went."""
     counters, policy = text.generation.counters, text.order.policy
     return {

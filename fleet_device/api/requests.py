@@ -7,10 +7,10 @@ from pydantic_core import from_json
 
 from fleet_device.api.problems import ApiProblem
 from fleet_device.api.unsupported import supported
-from fleet_device.chat import ChatMessage, encode_chat
+from fleet_device.drafters.contract import TextCodec
 from fleet_device.settings import DeviceSettings
-from fleet_device.text import TextCodec
-from fleet_device.writing import Order
+from fleet_device.texts.chat import ChatMessage, encode_chat
+from fleet_device.texts.generate import GenerateRequest
 from schemas.bounds import MAX_TOKENS
 from schemas.policy import MAX_SEED, Mode, SamplingPolicy
 
@@ -120,7 +120,7 @@ class TextRequest(_Model):
         """Whether a stream ends with the number of tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def order(self, codec: TextCodec, defaults: DeviceSettings) -> Order:
+    def order(self, codec: TextCodec, defaults: DeviceSettings) -> GenerateRequest:
         """Return what is to be written.
 
         Args:
@@ -141,7 +141,7 @@ class TextRequest(_Model):
             update={name: value for name, value in given.items() if value is not None}
         )
         limit = self.token_limit or defaults.max_new_tokens
-        return Order(tuple(self.prompt_tokens(codec)), policy, limit, self.stop or ())
+        return GenerateRequest(tuple(self.prompt_tokens(codec)), policy, limit, self.stop or ())
 
     @property
     def token_limit(self) -> int | None:

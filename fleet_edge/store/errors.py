@@ -9,10 +9,12 @@
     └── NotFound                no device or session of that name
 """
 
+from schemas.errors import FleetError
+
 __all__ = ["NotFound", "RecordRejected", "SpoolFull", "StoreError", "StoreUnavailable"]
 
 
-class StoreError(Exception):
+class StoreError(FleetError):
     """Base of all errors of this package. Its text is one sentence for the user."""
 
 

@@ -11,9 +11,8 @@ from sqlalchemy import ColumnElement, Engine, Table, delete, func, select, tuple
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fleet_edge.store.database import Store
-from fleet_edge.store.instants import segment_number
 from fleet_edge.store.models import Base, DeviceRow, EventRow, RollupRow, RoundRow, SegmentRow, SessionRow
-from fleet_edge.store.records import SessionClosed
+from fleet_edge.store.records import SessionClosed, segment_number
 from fleet_edge.store.totals import SUMMED
 from schemas.control import Presence
 from schemas.reasons import EndReason

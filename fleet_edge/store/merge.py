@@ -1,22 +1,23 @@
-"""How records become rows: a merge that neither order nor repetition can disturb.
+"""Merges records into rows, in a way that neither order nor repetition can disturb.
 
 Each record first makes sure that the rows it belongs to exist, widening their times (least, greatest), and
 then says what it knows: a counter becomes the greater of two, a state or an end yields only to a later one,
 a description only to an earlier segment's, a round or event is never rewritten. All of these commute and
 are idempotent, so a batch may be grouped by kind and replayed at will.
+
+Parameters of updates are named `b_<column>`: they must differ from the columns' own names.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sqlalchemy import Connection, case, func, null
+from sqlalchemy import Connection, bindparam, case, func, null, or_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import Insert, Update
 
-from fleet_edge.store.instants import segment_time
 from fleet_edge.store.models import Base, DeviceRow, EdgeRow, EventRow, RoundRow, SegmentRow, SessionRow
 from fleet_edge.store.records import (
     DeviceSeen,
@@ -28,26 +29,128 @@ from fleet_edge.store.records import (
     SegmentProgress,
     SessionClosed,
     SessionOpened,
+    segment_time,
 )
-from fleet_edge.store.statements import (
-    CLOSE_SEGMENT,
-    CLOSE_SESSION,
-    COUNT_BY_DEVICE,
-    DESCRIBE_SEGMENT,
-    DESCRIBE_SESSION,
-    DEVICE_COUNTERS,
-    DEVICE_STATE,
-    EDGE_STATE,
-    SEGMENT_COUNTERS,
-    SEGMENT_DESCRIPTION,
-    SESSION_DESCRIPTION,
-    set_latest,
+
+__all__ = [
+    "CLOSE_SEGMENT",
+    "CLOSE_SESSION",
+    "COUNT_BY_DEVICE",
+    "DESCRIBE_SEGMENT",
+    "DESCRIBE_SESSION",
+    "DEVICE_COUNTERS",
+    "DEVICE_STATE",
+    "EDGE_STATE",
+    "SEGMENT_COUNTERS",
+    "SEGMENT_DESCRIPTION",
+    "SESSION_DESCRIPTION",
+    "Merge",
+    "set_latest",
+]
+
+SEGMENT_COUNTERS: Final = (
+    "tokens",
+    "rounds",
+    "drafted",
+    "tested",
+    "accepted",
+    "uplink_bytes",
+    "downlink_bytes",
+    "queue_ms",
+    "compute_ms",
+    "batch_sum",
 )
+"""Columns of a segment that only rise, and that totals sum."""
+
+SESSION_DESCRIPTION: Final = (
+    "device",
+    "draft_model",
+    "quantization",
+    "target",
+    "mode",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "prompt_tokens",
+    "max_new_tokens",
+)
+SEGMENT_DESCRIPTION: Final = (
+    "device",
+    "edge",
+    "draft_model",
+    "quantization",
+    "target",
+    "resumed_tokens",
+    "open_bytes",
+)
+DEVICE_STATE: Final = ("presence", "software", "draft_model", "quantization")
+EDGE_STATE: Final = ("presence", "software", "target", "vocabulary")
+DEVICE_COUNTERS: Final = (
+    "tokens",
+    "rounds",
+    "drafted",
+    "tested",
+    "accepted",
+    "uplink_bytes",
+    "downlink_bytes",
+    "draft_ms",
+    "wait_ms",
+    "wall_ms",
+)
+
+
+def set_latest(row: type[Base], key: str, names: Sequence[str]) -> Update:
+    """Return an update that yields only to a later state."""
+    table = row.__table__
+    return (
+        update(row)
+        .where(table.c[key] == bindparam("b_key"))
+        .where(or_(table.c["state_at"].is_(None), table.c["state_at"] < bindparam("b_at")))
+        .values({"state_at": bindparam("b_at"), **{name: bindparam(f"b_{name}") for name in names}})
+    )
+
+
+DESCRIBE_SESSION = (
+    update(SessionRow)
+    .where(SessionRow.session == bindparam("b_session"))
+    .where(or_(SessionRow.described_by.is_(None), SessionRow.described_by > bindparam("b_segment")))
+    .values({"described_by": bindparam("b_segment"), **{name: bindparam(f"b_{name}") for name in SESSION_DESCRIPTION}})
+)
+DESCRIBE_SEGMENT = (
+    update(SegmentRow)
+    .where(SegmentRow.session == bindparam("b_session"), SegmentRow.segment == bindparam("b_segment"))
+    .where(SegmentRow.device.is_(None))
+    .values({name: bindparam(f"b_{name}") for name in SEGMENT_DESCRIPTION})
+)
+CLOSE_SEGMENT = (
+    update(SegmentRow)
+    .where(SegmentRow.session == bindparam("b_session"), SegmentRow.segment == bindparam("b_segment"))
+    .where(or_(SegmentRow.closed_at.is_(None), SegmentRow.closed_at < bindparam("b_at")))
+    .values(reason=bindparam("b_reason"), closed_at=bindparam("b_at"))
+)
+CLOSE_SESSION = (
+    update(SessionRow)
+    .where(SessionRow.session == bindparam("b_session"), SessionRow.last_segment == bindparam("b_segment"))
+    .where(or_(SessionRow.closed_at.is_(None), SessionRow.closed_at < bindparam("b_at")))
+    .values(reason=bindparam("b_reason"), closed_at=bindparam("b_at"), tokens=bindparam("b_tokens"))
+)
+COUNT_BY_DEVICE = (
+    update(SessionRow)
+    .where(SessionRow.session == bindparam("b_session"))
+    .where(or_(SessionRow.device_counted_at.is_(None), SessionRow.device_counted_at < bindparam("b_at")))
+    .values(
+        {
+            "device_counted_at": bindparam("b_at"),
+            **{f"device_{name}": bindparam(f"b_{name}") for name in DEVICE_COUNTERS},
+        }
+    )
+)
+
 
 if TYPE_CHECKING:
     from sqlalchemy.sql import ColumnElement
 
-__all__ = ["Merge"]
 
 Parameters = dict[str, Any]
 _OfSession = SessionOpened | SegmentProgress | RoundJudged | SegmentLeft | SessionClosed

@@ -1,29 +1,81 @@
 """The tables of the session log.
 
 Columns that only one kind of record knows are nullable: a Close may be replayed before its Open, and then
-makes the row that the Open completes. Unset means "that record has not come", never zero.
+makes the row that the Open completes. Unset means "that record has not come", never zero. Column types behave
+alike on SQLite and PostgreSQL.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, Double, ForeignKey, ForeignKeyConstraint, Index, MetaData
+from sqlalchemy import BigInteger, DateTime, Dialect, Double, ForeignKey, ForeignKeyConstraint, Index, MetaData, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeEngine
-
-from fleet_edge.store.columns import CleanText, Seed, UtcDateTime
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 __all__ = [
     "REVISION",
     "Base",
+    "CleanText",
     "DeviceRow",
     "EdgeRow",
     "EventRow",
     "RollupRow",
     "RoundRow",
+    "Seed",
     "SegmentRow",
     "SessionRow",
+    "UtcDateTime",
 ]
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An instant, always UTC: SQLite keeps no zone and PostgreSQL answers in the connection's."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Turn an aware time into UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("A time without a time zone cannot be stored.")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Give a stored time its zone."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class CleanText(TypeDecorator[str]):
+    """Text as any database takes it: labels come from devices, and PostgreSQL refuses NUL characters."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """Replace what cannot be stored; also strips string enums, which psycopg would store by name."""
+        if value is None:
+            return None
+        return str(value).replace("\0", "?").encode("utf-8", "replace").decode("utf-8")
+
+
+class Seed(TypeDecorator[int]):
+    """An unsigned 64-bit integer, which no SQL integer type holds, as decimal text."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """Write it in decimal."""
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> int | None:  # noqa: ARG002
+        """Read it back."""
+        return None if value is None else int(value)
+
 
 REVISION = "0001"
 """The migration that these tables correspond to, known without Alembic."""

@@ -1,19 +1,20 @@
-"""What the edge writes to the session log.
+"""Records: what the edge writes to the session log.
 
 Every record is applied as a merge that neither order nor repetition can disturb (see `merge`): a counter is
 absolute, a state carries its time, a round has its key. So a record can be spooled and replayed freely.
 
 A *session* may be served in several *segments*, one for each time that an edge opened or resumed it. What an
-edge counts belongs to the segment; a restarted edge starts a new one from zero, and totals are sums.
+edge counts belongs to the segment; a restarted edge starts a new one from zero, and totals are sums. A segment's number
+is the instant of its Open, in UTC microseconds: it orders, dates and keys at once.
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import Final, Self
 
-from fleet_edge.store.device_counters import DeviceCounters
-from fleet_edge.store.instants import segment_number, segment_time
 from schemas.control import Presence
+from schemas.messages import Close
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 
@@ -32,6 +33,64 @@ __all__ = [
     "segment_number",
     "segment_time",
 ]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+def segment_number(at: datetime) -> int:
+    """Return a segment's number: UTC microseconds at its Open."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def segment_time(segment: int) -> datetime:
+    """Return when a segment was opened (UTC)."""
+    return _EPOCH + segment * _MICROSECOND
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceCounters:
+    """What the device itself counted over the whole session, all segments together, from its Close.
+
+    Attributes:
+        tokens: Committed.
+        rounds: Drafts judged.
+        drafted: Tokens proposed.
+        tested: Of these, accepted or rejected.
+        accepted: Of these, accepted.
+        uplink_bytes: Payload of all drafts sent, repeats counted in.
+        downlink_bytes: Payload of all verdicts received, repeats counted in.
+        draft_ms: Spent in the draft model.
+        wait_ms: Spent waiting for verdicts.
+        wall_ms: From Open to Close.
+    """
+
+    tokens: int
+    rounds: int
+    drafted: int
+    tested: int
+    accepted: int
+    uplink_bytes: int
+    downlink_bytes: int
+    draft_ms: float
+    wait_ms: float
+    wall_ms: float
+
+    @classmethod
+    def of(cls, close: Close) -> Self:
+        """Take the counters out of a device's Close."""
+        return cls(
+            tokens=close.tokens,
+            rounds=close.rounds,
+            drafted=close.drafted,
+            tested=close.tested,
+            accepted=close.accepted,
+            uplink_bytes=close.uplink_bytes,
+            downlink_bytes=close.downlink_bytes,
+            draft_ms=close.draft_ms,
+            wait_ms=close.wait_ms,
+            wall_ms=close.wall_ms,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,14 @@
-"""Where records wait, on disk, while the database does not take them.
+"""Spool: where records wait, on disk, while the database does not take them.
 
-A folder of numbered files of lines (see `lines`). Writing goes to the newest file and every append is fsynced;
+A folder of numbered files of lines. Writing goes to the newest file and every append is fsynced;
 reading takes the oldest first and removes a file when all of it is confirmed. A file is read only after writing
 to it has ended, and one found at start is never written again, so a torn line is always the last of its file.
+
+A line is a record, guarded by a checksum::
+
+    <CRC-32 of the rest, 8 hex digits> <kind> <JSON of the fields>
+
+A line that a crash tore, or a disk spoiled, fails its checksum and is skipped; its neighbours are read.
 """
 
 import fcntl
@@ -14,12 +20,69 @@ from collections.abc import Iterable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Final
+from zlib import crc32
+
+from pydantic import TypeAdapter, ValidationError
 
 from fleet_edge.store.errors import SpoolFull, StoreError
-from fleet_edge.store.lines import MAX_LINE_BYTES, from_line, to_line
-from fleet_edge.store.records import Record
+from fleet_edge.store.records import (
+    DeviceSeen,
+    EdgeSeen,
+    EventLogged,
+    Record,
+    RoundJudged,
+    SegmentLeft,
+    SegmentProgress,
+    SessionClosed,
+    SessionOpened,
+)
 
-__all__ = ["Spool"]
+__all__ = ["MAX_LINE_BYTES", "Spool", "from_line", "to_line"]
+
+MAX_LINE_BYTES: Final = 64 << 10
+"""Far above any record, so that a spoiled file costs no more memory than this."""
+
+_KINDS: Final[dict[str, TypeAdapter[Record]]] = {
+    kind.__name__: TypeAdapter(kind)
+    for kind in (
+        DeviceSeen,
+        EdgeSeen,
+        SessionOpened,
+        SegmentProgress,
+        RoundJudged,
+        SegmentLeft,
+        SessionClosed,
+        EventLogged,
+    )
+}
+_CRC_DIGITS = 8
+
+
+def to_line(record: Record) -> bytes:
+    """Return the record's line, newline included.
+
+    Raises:
+        ValueError: A field cannot be written as JSON.
+    """
+    kind = type(record).__name__
+    body = kind.encode() + b" " + _KINDS[kind].dump_json(record)
+    return b"%08x %s\n" % (crc32(body), body)
+
+
+def from_line(line: bytes) -> Record | None:
+    """Read a line back, or return None if it is damaged or of a kind that this version does not know."""
+    checksum, _, body = line.rstrip(b"\n").partition(b" ")
+    if len(checksum) != _CRC_DIGITS or checksum != b"%08x" % crc32(body):
+        return None
+    kind, _, fields = body.partition(b" ")
+    adapter = _KINDS.get(kind.decode("ascii", "replace"))
+    if adapter is None:
+        return None
+    try:
+        return adapter.validate_json(fields)
+    except ValidationError:
+        return None
+
 
 _log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Label, RowMapping, Text, func, literal_column, select, type_coerce
 
-from fleet_edge.store.instants import segment_number
+from fleet_edge.store.merge import SEGMENT_COUNTERS
 from fleet_edge.store.models import SegmentRow
-from fleet_edge.store.statements import SEGMENT_COUNTERS
+from fleet_edge.store.records import segment_number
 from fleet_edge.store.views import Tally
 
 __all__ = ["SUMMED", "Grouping", "stats", "tally"]

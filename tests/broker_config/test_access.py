@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from fleet_link.confirmed import publish_confirmed
 from fleet_link.errors import PublishRejected
+from fleet_link.link import publish_confirmed
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
 from schemas.topics import TREE, Role, Rule, Topic, build

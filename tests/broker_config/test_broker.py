@@ -7,11 +7,10 @@ import pytest
 from pydantic import ValidationError
 
 from broker_config.access import render_access, render_site_access
-from broker_config.broker import Broker
+from broker_config.broker import REPORTED, Broker
 from broker_config.emqx_conf import render_emqx, render_emqx_access
-from broker_config.head_office import REPORTED
 from broker_config.mosquitto_conf import render_conf
-from broker_config.rumqttd_conf import render_rumqttd
+from broker_config.rumqttd import render_rumqttd
 from broker_config.systemd import render_drop_in
 from broker_config.version import MosquittoVersion
 from schemas.topics import Role, Topic, rules_for, wildcard

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from benchmarks.statistics import ALARM, p_value
 from dssd.distribution import Dist, point_mass
 from dssd.downlink import FIRST_SAMPLES, Form, choose_form, correct, dense, samples, sparse
-from dssd.lattice import quantize
+from dssd.quantized import quantize
+from fleet_testing.statistics import ALARM, p_value
 from schemas.codec import encode_verdict
 from schemas.downlink import MAX_SAMPLES, Dense, DownlinkForm, Samples, Sparse
 from schemas.messages import Verdict

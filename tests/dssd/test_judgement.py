@@ -3,11 +3,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from dssd.coins import Purpose, coin
+from dssd.counter_rng import Purpose, random_uniform
 from dssd.coupling import coupled_token
 from dssd.distribution import Dist, point_mass
 from dssd.judgement import judge
-from dssd.lattice import TOTAL
+from dssd.quantized import TOTAL
 from dssd.residual import draw
 from schemas.policy import Mode, SamplingPolicy
 
@@ -31,7 +31,7 @@ def test_a_draft_that_the_target_would_write_stands_whole_and_earns_a_bonus_toke
     row, asked = rows(point_mass(1), point_mass(2), EVEN)
     judgement = judge(row, (1, 2), CERTAIN * 2, policy=RESIDUAL, base=4, bonus=True)
     assert (judgement.accepted, judgement.rejected, judgement.tested, judgement.p) == (2, False, 2, None)
-    assert judgement.token == draw(EVEN, coin(5, 6, Purpose.BONUS))
+    assert judgement.token == draw(EVEN, random_uniform(5, 6, Purpose.BONUS))
     assert asked == [0, 1, 2]
 
 
@@ -54,7 +54,7 @@ def test_a_token_is_decided_by_the_coin_of_its_position() -> None:
     accepted = [
         judge(lambda _: EVEN, (1,), CERTAIN, policy=RESIDUAL, base=base, bonus=False).accepted for base in range(200)
     ]
-    assert accepted == [coin(5, base, Purpose.ACCEPT) < 0.5 for base in range(200)]
+    assert accepted == [random_uniform(5, base, Purpose.ACCEPT) < 0.5 for base in range(200)]
     assert 60 < sum(accepted) < 140
 
 

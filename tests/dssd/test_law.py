@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.statistics import ALARM, p_value, total_variation, total_variation_noise
-from dssd.coins import Purpose, coin
+from dssd.counter_rng import Purpose, random_uniform
 from dssd.coupling import coupled_token
 from dssd.distribution import Dist, shape
 from dssd.downlink import Form, choose_form, correct
 from dssd.judgement import judge
-from dssd.lattice import draw_draft, quantize
+from dssd.quantized import draw_draft, quantize
+from fleet_testing.statistics import ALARM, p_value, total_variation, total_variation_noise
 from schemas.policy import Mode, SamplingPolicy
 
 DRAWS = 13_000  # by 20 pairs and four ways: 1,040,000 draws
@@ -58,7 +58,7 @@ def one_token(case: Pair, form: Form, position: int) -> int:
         drafted, counts, q = coupled_token(case.q, policy.seed, position), None, None
     else:
         q = quantize(case.q)
-        drafted, count = draw_draft(q, coin(policy.seed, position, Purpose.DRAFT))
+        drafted, count = draw_draft(q, random_uniform(policy.seed, position, Purpose.DRAFT))
         counts = (count,)
     judgement = judge(lambda _: case.p, (drafted,), counts, policy=policy, base=position, bonus=False)
     if judgement.accepted:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dssd.distribution import Dist, point_mass
-from dssd.lattice import TOTAL, quantize
+from dssd.quantized import TOTAL, quantize
 from dssd.residual import accepts, draw, residual
 
 P = Dist(np.array([4, 1, 7]), np.array([0.5, 0.3, 0.2]))

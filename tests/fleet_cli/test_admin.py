@@ -11,7 +11,7 @@ from fleet_cli.admin import parse_time
 from fleet_cli.main import main
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import open_store
-from fleet_edge.store.instants import segment_number
+from fleet_edge.store.records import segment_number
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples

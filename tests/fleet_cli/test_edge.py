@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from fleet_cli.main import main
-from fleet_device.edge_check import CHECKS, EdgeCheck, EdgeReport
+from fleet_device.checks.edge_check import CHECKS, EdgeCheck, EdgeReport
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -39,7 +39,7 @@ def test_a_target_that_is_not_there_is_one_sentence_and_exit_code_2(edge: Run, c
 
 @pytest.mark.usefixtures("tokens")
 def test_a_selftest_without_a_broker_says_so_and_ends_with_1(edge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleet_device.edge_check._CONNECT_S", 0.2)
+    monkeypatch.setattr("fleet_device.checks.edge_check._CONNECT_S", 0.2)
     code, out, _ = edge("selftest", "--port", "1", "--json")
     report = json.loads(out)
     assert code == 1

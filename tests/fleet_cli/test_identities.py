@@ -12,8 +12,8 @@ import typer
 
 from fleet_cli import enroll
 from fleet_cli.broker import identities
-from fleet_cli.errors import user_errors
 from fleet_cli.main import USER_ERROR, main
+from schemas.errors import FleetError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -31,7 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         code, complaint = 0, ""
         try:
             app(arguments, standalone_mode=False)
-        except user_errors() as error:
+        except FleetError as error:
             code, complaint = USER_ERROR, str(error)
         said = capsys.readouterr()
         return code, said.out, said.err + complaint

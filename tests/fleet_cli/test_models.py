@@ -31,8 +31,8 @@ from fleet_cli.models.prepare import Preparation, prepare
 from fleet_cli.models.progress import BarReporter, LineReporter
 from fleet_cli.models.source import SMOLLM2, LocatedSource, locate
 from fleet_cli.models.steps import DequantizeStep, LinkStep, QuantizeStep
-from tests.fleet_device.prepared import prepared
-from tests.fleet_device.tiny_gguf import tiny_gguf
+from tests.support.prepared_models import prepared
+from tests.support.tiny_gguf import tiny_gguf
 
 runner = CliRunner()
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from fleet_device.api.server import listen
+from fleet_device.drafters.registry import load_drafter
 from fleet_device.errors import ConfigurationError, EdgeUnavailable, TextCancelled
 from fleet_device.gateway import Asked, Gateway
-from fleet_device.loading import load_drafter
-from fleet_device.writing import Order
+from fleet_device.texts.generate import GenerateRequest
 from fleet_link.errors import ConnectFailed
 from schemas.control import DeviceState, Presence, decode_json
 from schemas.policy import Mode, SamplingPolicy
@@ -19,10 +19,10 @@ from tests.support.memory_fleet import END, FLEET, MemoryFleet
 from tests.support.waiting import until
 
 STATE = build(Topic.STATE, fleet=FLEET, device="device-1")
-ORDER = Order((1, 2), SamplingPolicy(seed=3, temperature=1.0, top_k=0, top_p=1.0), 12)
+ORDER = GenerateRequest((1, 2), SamplingPolicy(seed=3, temperature=1.0, top_k=0, top_p=1.0), 12)
 
 
-def coupled(seed: int) -> Order:
+def coupled(seed: int) -> GenerateRequest:
     return replace(ORDER, policy=SamplingPolicy(mode=Mode.COUPLED, seed=seed, temperature=0.8, top_k=0, top_p=1.0))
 
 
@@ -186,7 +186,7 @@ def test_a_gateway_asked_to_drain_ends_its_text_first() -> None:
             running.join(10.0)
         assert not running.is_alive()
         served.stop()
-    assert type(events[-1]).__name__ == "Text"
+    assert type(events[-1]).__name__ == "GeneratedText"
     assert presence(fleet) is Presence.OFFLINE
 
 

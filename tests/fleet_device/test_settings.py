@@ -3,10 +3,11 @@ from typing import Any
 
 import pytest
 
-from fleet_device.adaptive_pacing import AdaptivePacing
-from fleet_device.pacing import FixedPacing, Pacing
+from fleet_device.pacing.adaptive import AdaptivePacing
+from fleet_device.pacing.contract import FixedPacing, Pacing
+from fleet_device.pacing.selection import make_pacing
 from fleet_device.settings import DeviceSettings
-from fleet_link.configuration import SettingsError, load_settings
+from fleet_runtime.settings import SettingsError, load_settings
 from schemas.bounds import MAX_TOKENS
 from schemas.policy import MAX_TOP_K, Mode
 
@@ -80,17 +81,17 @@ def test_what_cannot_work_is_refused_by_name(wrong: dict[str, Any]) -> None:
     ids=repr,
 )
 def test_what_is_left_open_is_chosen(flags: dict[str, Any], pacing: Pacing) -> None:
-    assert settings(**flags).pacing() == pacing
+    assert make_pacing(settings(**flags)) == pacing
 
 
 def test_pacing_can_be_set_in_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "device.toml"
     file.write_text('draft_length = "auto"\nahead = false\n')
-    assert load_settings(DeviceSettings, config=file, flags={}).pacing() == AdaptivePacing(ahead=False)
+    assert make_pacing(load_settings(DeviceSettings, config=file, flags={})) == AdaptivePacing(ahead=False)
     monkeypatch.setenv("FLEET_DEVICE_AHEAD", "auto")
-    assert load_settings(DeviceSettings, config=file, flags={}).pacing() == AdaptivePacing()
+    assert make_pacing(load_settings(DeviceSettings, config=file, flags={})) == AdaptivePacing()
     monkeypatch.setenv("FLEET_DEVICE_DRAFT_LENGTH", "6")
-    assert load_settings(DeviceSettings, config=file, flags={"ahead": True}).pacing() == FixedPacing(6, ahead=True)
+    assert make_pacing(load_settings(DeviceSettings, config=file, flags={"ahead": True})) == FixedPacing(6, ahead=True)
 
 
 def test_a_bad_draft_length_is_told_what_a_good_one_is() -> None:

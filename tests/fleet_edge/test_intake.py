@@ -2,10 +2,10 @@ import logging
 
 import pytest
 
-from fleet_edge.intake import Arrival, Inbox, Intake, Malformed
+from fleet_edge.intake import Intake, IntakeQueue, Malformed, ReceivedMessage
 from fleet_link.link import Message
-from fleet_link.memory_broker import MemoryBroker
-from fleet_link.memory_link import MemoryLink
+from fleet_testing.memory_broker import MemoryBroker
+from fleet_testing.memory_link import MemoryLink
 from schemas.codec import encode_draft, encode_open
 from schemas.messages import Draft
 from schemas.topics import Topic, build
@@ -17,31 +17,31 @@ def topic(kind: Topic, *, device: str = "device-1", edge: str | None = None) -> 
 
 
 @pytest.fixture
-def inbox() -> Inbox:
-    return Inbox()
+def inbox() -> IntakeQueue:
+    return IntakeQueue()
 
 
 @pytest.fixture
-def intake(inbox: Inbox) -> Intake:
+def intake(inbox: IntakeQueue) -> Intake:
     return Intake(inbox, clock=lambda: 12.5)
 
 
-def arrivals(inbox: Inbox) -> list[Arrival]:
-    return [entry for entry in inbox.take(timeout_s=0.0) if isinstance(entry, Arrival)]
+def arrivals(inbox: IntakeQueue) -> list[ReceivedMessage]:
+    return [entry for entry in inbox.take(timeout_s=0.0) if isinstance(entry, ReceivedMessage)]
 
 
-def test_a_draft_arrives_with_its_device_size_and_moment(intake: Intake, inbox: Inbox) -> None:
+def test_a_draft_arrives_with_its_device_size_and_moment(intake: Intake, inbox: IntakeQueue) -> None:
     payload = encode_draft(draft())
     intake.on_message(Message(topic(Topic.DRAFT, edge="edge-1"), payload))
-    assert arrivals(inbox) == [Arrival("device-1", draft(), len(payload), 12.5)]
+    assert arrivals(inbox) == [ReceivedMessage("device-1", draft(), len(payload), 12.5)]
 
 
-def test_whose_message_it_is_comes_from_the_topic_alone(intake: Intake, inbox: Inbox) -> None:
+def test_whose_message_it_is_comes_from_the_topic_alone(intake: Intake, inbox: IntakeQueue) -> None:
     intake.on_message(Message(topic(Topic.OPEN, device="device-2"), encode_open(open_message(draft_model="device-1"))))
     assert [arrival.device for arrival in arrivals(inbox)] == ["device-2"]
 
 
-def test_what_is_no_message_arrives_as_such(intake: Intake, inbox: Inbox) -> None:
+def test_what_is_no_message_arrives_as_such(intake: Intake, inbox: IntakeQueue) -> None:
     for kind in (Topic.OPEN, Topic.CLOSE, Topic.STATE):
         intake.on_message(Message(topic(kind), b"\xff"))
     assert [type(arrival.message) for arrival in arrivals(inbox)] == [Malformed] * 3
@@ -56,13 +56,13 @@ def test_what_is_no_message_arrives_as_such(intake: Intake, inbox: Inbox) -> Non
         "nonsense",
     ],
 )
-def test_other_topics_are_left_alone(intake: Intake, inbox: Inbox, name: str) -> None:
+def test_other_topics_are_left_alone(intake: Intake, inbox: IntakeQueue, name: str) -> None:
     intake.on_message(Message(name, b"{}"))
     assert arrivals(inbox) == []
 
 
 def test_a_full_inbox_drops_counts_and_never_blocks(caplog: pytest.LogCaptureFixture) -> None:
-    inbox = Inbox(bound=2)
+    inbox = IntakeQueue(bound=2)
     with caplog.at_level(logging.WARNING):
         assert [inbox.put(lambda: None) for _ in range(4)] == [True, True, False, False]
     assert inbox.dropped == 2
@@ -71,7 +71,7 @@ def test_a_full_inbox_drops_counts_and_never_blocks(caplog: pytest.LogCaptureFix
     assert inbox.put(lambda: None)
 
 
-def test_entries_are_taken_in_order(inbox: Inbox) -> None:
+def test_entries_are_taken_in_order(inbox: IntakeQueue) -> None:
     calls = [lambda: None for _ in range(5)]
     for call in calls:
         inbox.put(call)
@@ -81,7 +81,7 @@ def test_entries_are_taken_in_order(inbox: Inbox) -> None:
 
 def test_an_open_goes_to_one_edge_a_draft_to_the_one_it_names_and_a_close_to_all() -> None:
     broker = MemoryBroker()
-    boxes = {"edge-1": Inbox(), "edge-2": Inbox()}
+    boxes = {"edge-1": IntakeQueue(), "edge-2": IntakeQueue()}
     for edge, box in boxes.items():
         link = MemoryLink(broker, edge)
         Intake(box, clock=lambda: 0.0).subscribe(link, fleet="fleet", edge=edge)

@@ -9,7 +9,7 @@ import pytest
 
 from dssd.downlink import Form
 from fleet_edge.store.records import DeviceSeen, SessionClosed
-from fleet_link.memory_link import MemoryLink
+from fleet_testing.memory_link import MemoryLink
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.policy import Mode
 from schemas.reasons import EndReason

@@ -7,7 +7,7 @@ import torch
 
 from dssd.downlink import Form
 from fleet_edge.store.records import RoundJudged, SegmentProgress, SessionClosed
-from fleet_edge.verifier.protocol import Item, VerifierError
+from fleet_edge.verifiers.contract import Item, VerifierError
 from schemas.messages import Fault, Verdict
 from schemas.policy import Mode
 from schemas.reasons import Action, FaultCode

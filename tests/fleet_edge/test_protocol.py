@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dssd.downlink import Form
-from fleet_edge.verifier.protocol import Item
-from fleet_link.faults import Faults
+from fleet_edge.verifiers.contract import Item
+from fleet_testing.memory_broker import Faults
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.support.memory_fleet import END, Device, MemoryFleet, Mishaps, lossless_text, possible, run, terms

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from fleet_device.session import DeviceSession
+from fleet_device.session.machine import DeviceSession
 from fleet_edge.store.database import open_store
 from fleet_edge.store.housekeeping import close_abandoned
-from fleet_edge.store.instants import segment_time
-from fleet_link.memory_link import MemoryLink
+from fleet_edge.store.records import segment_time
+from fleet_testing.memory_link import MemoryLink
 from schemas.codec import encode_open
 from schemas.control import Presence
 from schemas.reasons import EndReason

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from fleet_identity.authority import Authority
-from fleet_identity.founding import found_authority
+from fleet_identity.authority import Authority, create_authority
 from fleet_identity.keys import new_key
 from fleet_identity.requests import make_request
 from fleet_identity.roles import IdentityRole
@@ -34,7 +33,7 @@ def clock() -> FrozenClock:
 @pytest.fixture
 def authority(tmp_path: Path, clock: FrozenClock) -> Authority:
     kept = [("north", IdentityRole.EDGE), ("desk", IdentityRole.MONITOR)]
-    return found_authority(tmp_path / "ca", fleet="home", actor="tester", kept=kept, clock=clock)
+    return create_authority(tmp_path / "ca", fleet="home", actor="tester", kept=kept, clock=clock)
 
 
 def request_for(name: str) -> x509.CertificateSigningRequest:

@@ -10,9 +10,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fleet_identity.authority import Authority
+from fleet_identity.authority import Authority, create_authority
 from fleet_identity.errors import AuthorityError, IdentityError, NameRefused, RequestRefused
-from fleet_identity.founding import found_authority
 from fleet_identity.index import Entry
 from fleet_identity.keys import key_pem, new_key, same_key
 from fleet_identity.requests import make_request
@@ -280,14 +279,14 @@ def test_secrets_are_the_owners_alone(authority: Authority) -> None:
 def test_there_is_one_authority_in_a_folder(authority: Authority) -> None:
     before = authority.folder.key.read_bytes()
     with pytest.raises(AuthorityError, match="There is an authority"):
-        found_authority(authority.folder.path, fleet="home", actor="tester", clock=authority.clock)
+        create_authority(authority.folder.path, fleet="home", actor="tester", clock=authority.clock)
     assert authority.folder.key.read_bytes() == before
 
 
 @pytest.mark.parametrize("kept", [("a/b", EDGE), ("monitor-1", EDGE)])
 def test_a_kept_name_is_checked_before_anything_is_made(tmp_path: Path, kept: tuple[str, IdentityRole]) -> None:
     with pytest.raises((InvalidName, NameRefused)):
-        found_authority(tmp_path / "ca", fleet="home", actor="tester", kept=[kept])
+        create_authority(tmp_path / "ca", fleet="home", actor="tester", kept=[kept])
     assert not (tmp_path / "ca").exists()
 
 
@@ -338,7 +337,7 @@ def test_a_clock_that_is_off_is_noticed_before_anything_is_signed(
 
 
 def test_an_encrypted_key_needs_its_passphrase(tmp_path: Path) -> None:
-    found_authority(tmp_path / "ca", fleet="home", actor="tester", passphrase=b"open sesame")
+    create_authority(tmp_path / "ca", fleet="home", actor="tester", passphrase=b"open sesame")
     assert b"ENCRYPTED" in (tmp_path / "ca" / "ca.key").read_bytes()
     sign(Authority.open(tmp_path / "ca", actor="tester", passphrase=lambda: b"open sesame"), "sensor-1")
     for wrong, sentence in ((b"guess", "passphrase is wrong"), (None, "give its passphrase")):
@@ -354,7 +353,7 @@ def _sign_many(folder: Path, worker: int) -> None:
 
 
 def test_commands_at_once_come_one_after_the_other(tmp_path: Path) -> None:
-    found_authority(tmp_path / "ca", fleet="home", actor="tester")
+    create_authority(tmp_path / "ca", fleet="home", actor="tester")
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_sign_many, args=(tmp_path / "ca", number)) for number in range(3)]
     for worker in workers:

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fleet_identity.authority import Authority
+from fleet_identity.authority import Authority, Issued, create_authority, issue
 from fleet_identity.errors import NameRefused
-from fleet_identity.founding import found_authority
-from fleet_identity.issuing import Issued, issue
 from fleet_identity.roles import IdentityRole
 from tests.fleet_identity.conftest import FrozenClock
 
@@ -23,7 +21,7 @@ ACCEPTED = "accepted"
 @pytest.fixture
 def today(tmp_path: Path) -> Authority:
     """Return an authority of the present, which is when OpenSSL judges."""
-    return found_authority(tmp_path / "ca", fleet="home", actor="tester")
+    return create_authority(tmp_path / "ca", fleet="home", actor="tester")
 
 
 def made(authority: Authority, name: str, role: IdentityRole, hosts: Sequence[str] = ()) -> Issued:
@@ -92,7 +90,7 @@ def test_a_client_cannot_play_the_broker_nor_the_broker_a_client(today: Authorit
 
 def test_an_identity_of_another_fleets_authority_is_a_stranger(today: Authority, tmp_path: Path) -> None:
     broker = made(today, "broker", IdentityRole.BROKER, ["localhost"])
-    other = found_authority(tmp_path / "other", fleet="home", actor="tester")
+    other = create_authority(tmp_path / "other", fleet="home", actor="tester")
     stranger = made(other, "edge-1", IdentityRole.EDGE)
     trusting = Issued(stranger.entry, stranger.certificate, stranger.key, broker.ca)
     assert handshake(broker, trusting)[0] != ACCEPTED
@@ -102,7 +100,7 @@ def test_a_second_list_of_the_same_second_is_obeyed(tmp_path: Path) -> None:
     # The trap: OpenSSL keeps the lists that it has read, goes by the latest, and at a draw by the first.
     clock = FrozenClock()
     clock.now = datetime.now(UTC)
-    authority = found_authority(tmp_path / "ca", fleet="home", actor="tester", clock=clock)
+    authority = create_authority(tmp_path / "ca", fleet="home", actor="tester", clock=clock)
     broker = made(authority, "broker", IdentityRole.BROKER, ["localhost"])
     edges = [made(authority, f"edge-{number}", IdentityRole.EDGE) for number in range(3)]
     lists = [Path(shutil.copy(authority.folder.revocation_list, tmp_path / "list-0.pem"))]

@@ -4,10 +4,9 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from fleet_identity.authority import Authority
+from fleet_identity.authority import Authority, create_authority
 from fleet_identity.enrolment import Enrolment
 from fleet_identity.errors import CertificateRefused, IdentityError, NameRefused, RequestRefused
-from fleet_identity.founding import found_authority
 from fleet_identity.keys import load_key, same_key
 from fleet_identity.requests import load_request
 from fleet_identity.roles import IdentityRole
@@ -94,7 +93,7 @@ def test_a_certificate_of_another_authority_is_refused(
     enrolment: Enrolment, authority: Authority, tmp_path: Path, clock: FrozenClock
 ) -> None:
     signed = answer(authority, enrolment.ask(), tmp_path / "signed.pem")
-    other = found_authority(tmp_path / "other", fleet="home", actor="tester", clock=clock)
+    other = create_authority(tmp_path / "other", fleet="home", actor="tester", clock=clock)
     with pytest.raises(CertificateRefused, match="not signed by the authority"):
         enrolment.take(signed, other.folder.certificate)
 
@@ -103,7 +102,7 @@ def test_whom_a_device_trusts_does_not_change_by_itself(
     enrolment: Enrolment, authority: Authority, tmp_path: Path, clock: FrozenClock
 ) -> None:
     enrolment.take(answer(authority, enrolment.ask(), tmp_path / "signed.pem"), authority.folder.certificate)
-    other = found_authority(tmp_path / "other", fleet="home", actor="tester", clock=clock)
+    other = create_authority(tmp_path / "other", fleet="home", actor="tester", clock=clock)
     impostor = answer(other, enrolment.request, tmp_path / "impostor.pem")
     with pytest.raises(CertificateRefused, match="is not the authority that this device knows"):
         enrolment.take(impostor, other.folder.certificate)

@@ -4,10 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_link.counters import Counters
+from fleet_link.counters import LinkCounters
 from fleet_link.errors import NotConnected
-from fleet_link.outbox import Outbox
-from fleet_link.outgoing import Outgoing
+from fleet_link.outbox import Outbox, Outgoing
 
 
 class Clock:
@@ -18,8 +17,10 @@ class Clock:
         return self.now
 
 
-def make(*, max_messages: int = 10, max_bytes: int = 1 << 20, clock: Clock | None = None) -> tuple[Outbox, Counters]:
-    counters = Counters()
+def make(
+    *, max_messages: int = 10, max_bytes: int = 1 << 20, clock: Clock | None = None
+) -> tuple[Outbox, LinkCounters]:
+    counters = LinkCounters()
     return Outbox(max_messages=max_messages, max_bytes=max_bytes, clock=clock or Clock(), counters=counters), counters
 
 

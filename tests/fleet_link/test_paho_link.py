@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from paho.mqtt.client import Client
 
-from fleet_link.client import make_client
 from fleet_link.link import Link, Message, Outcome
+from fleet_link.mqtt_client import make_client
 from fleet_link.packets import publish_packet_bytes
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
+from fleet_testing.relay import Relay
 from schemas.topics import Topic, build, wildcard
 from tests.support.links import START_S, Inbox
-from tests.support.relay import Relay
 from tests.support.scripted_broker import (
     ScriptedBroker,
     alias_maximum,

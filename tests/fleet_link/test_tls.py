@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from fleet_identity.authority import Authority
+from fleet_identity.authority import Authority, issue
 from fleet_identity.files import write_atomically
-from fleet_identity.issuing import issue
 from fleet_identity.keys import key_pem, load_key, new_key
 from fleet_identity.requests import make_request
 from fleet_identity.roles import IdentityRole

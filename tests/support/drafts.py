@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
-from fleet_edge.limits import Limits
-from fleet_edge.session import EdgeSession
-from fleet_edge.waiting import Arrived
+from fleet_edge.sessions.limits import SessionLimits
+from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.sessions.waiting import ReceivedDraft
 from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Draft, Open
 from schemas.policy import Mode, SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of([f"t{token}" for token in range(10)])
-LIMITS = Limits(max_new_tokens=20, max_draft=4, window=2, vocabulary=10, end_tokens=frozenset({0}))
+LIMITS = SessionLimits(max_new_tokens=20, max_draft=4, window=2, vocabulary=10, end_tokens=frozenset({0}))
 
 
 def open_message(
@@ -39,7 +39,7 @@ def open_message(
 
 
 def edge_session(
-    *, handle: int = 7, device: str = "device-1", limits: Limits = LIMITS, **message: object
+    *, handle: int = 7, device: str = "device-1", limits: SessionLimits = LIMITS, **message: object
 ) -> EdgeSession:
     return EdgeSession.from_open(open_message(**message), handle=handle, device=device, limits=limits)  # type: ignore[arg-type]
 
@@ -67,5 +67,5 @@ def draft(
     return Draft.model_validate(fields | other)
 
 
-def arrived(message: Draft, *, at: float = 0.0) -> Arrived:
-    return Arrived(message, at, 40)
+def arrived(message: Draft, *, at: float = 0.0) -> ReceivedDraft:
+    return ReceivedDraft(message, at, 40)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from fleet_device.agent import Generation
-from fleet_device.counters import Counters
-from fleet_device.scripted_drafter import ScriptedDrafter, WordCodec
+from fleet_device.client.agent import Generation
+from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
 from fleet_device.service import DeviceService
+from fleet_device.session.counters import SessionCounters
 from fleet_device.settings import DeviceSettings
-from fleet_device.text_queue import Listener, TextQueue, Ticket
-from fleet_device.writing import OnPiece, Order, Text, write_text
-from fleet_link.memory_link import MemoryLink
+from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece, generate_text
+from fleet_device.texts.queue import Listener, TextQueue, Ticket
+from fleet_testing.memory_link import MemoryLink
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
@@ -148,7 +148,7 @@ class ScriptedAgent:
         if self.error is not None:
             raise self.error
         self.ended.append(reason)
-        counters = Counters(drafted=4, tested=4, accepted=3, rounds=2, uplink_bytes=50, downlink_bytes=20)
+        counters = SessionCounters(drafted=4, tested=4, accepted=3, rounds=2, uplink_bytes=50, downlink_bytes=20)
         return Generation(SESSION, tuple(tokens), reason, counters, None, 100.0, 10.0, 0, 1)
 
     def wake(self) -> None:
@@ -172,7 +172,7 @@ class ScriptedBackend:
         self.queue.abandon()
         self.queue.join()
 
-    def submit(self, prepare: Callable[[Any], Order], listener: Listener) -> Ticket:
+    def submit(self, prepare: Callable[[Any], GenerateRequest], listener: Listener) -> Ticket:
         return self.queue.submit(lambda: prepare(self.drafter.codec), listener)
 
     def cancel(self, ticket: Ticket) -> None:
@@ -188,5 +188,5 @@ class ScriptedBackend:
     def health(self) -> dict[str, Any]:
         return {"status": "waiting" if self.missing else "ok", "reason": self.missing}
 
-    def _write(self, order: Order, on_piece: OnPiece, cancelled: threading.Event) -> Text:
-        return write_text(self.agent, self.drafter, order, on_piece=on_piece, cancelled=cancelled)
+    def _write(self, order: GenerateRequest, on_piece: OnPiece, cancelled: threading.Event) -> GeneratedText:
+        return generate_text(self.agent, self.drafter, order, on_piece=on_piece, cancelled=cancelled)

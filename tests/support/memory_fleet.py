@@ -14,20 +14,19 @@ from typing import TypeVar
 from dssd.coupling import coupled_token
 from dssd.distribution import shape
 from dssd.downlink import Form
-from dssd.markov import MarkovScript
-from fleet_device.scripted_drafter import ScriptedDrafter
-from fleet_device.session import DeviceSession
-from fleet_device.terms import Terms
+from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.session.machine import DeviceSession
+from fleet_device.session.request import SessionRequest
 from fleet_edge.assembly import assemble
 from fleet_edge.orchestrator import Orchestrator
-from fleet_edge.session import EdgeSession
+from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.records import Record
-from fleet_edge.verifier.scripted import ScriptedVerifier
-from fleet_link.faults import Faults
+from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_link.link import Message
-from fleet_link.memory_broker import MemoryBroker
-from fleet_link.memory_link import MemoryLink
+from fleet_testing.markov import MarkovScript
+from fleet_testing.memory_broker import Faults, MemoryBroker
+from fleet_testing.memory_link import MemoryLink
 from schemas.codec import decode_reply, decode_verdict, encode_close, encode_draft, encode_open
 from schemas.messages import Closed, Draft, Fault, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
@@ -137,7 +136,7 @@ class Device:
 
     fleet: MemoryFleet
     name: str
-    terms: Terms
+    terms: SessionRequest
     length: int
     ahead: bool
     session: DeviceSession = field(init=False)
@@ -270,12 +269,12 @@ def terms(
     temperature: float = 0.8,
     top_k: int = 5,
     top_p: float = 0.93,
-) -> Terms:
+) -> SessionRequest:
     """Return the terms of session number `number`."""
     policy = SamplingPolicy(
         mode=mode, temperature=temperature, top_k=top_k, top_p=top_p, seed=number if seed is None else seed
     )
-    return Terms(
+    return SessionRequest(
         session=number.to_bytes(8, "big"),
         prompt=tuple(prompt),
         policy=policy,
@@ -331,7 +330,7 @@ def run(
     raise AssertionError(f"not done after {most} moves: {[device.session for device in devices if not device.done]}")
 
 
-def lossless_text(asked: Terms) -> list[int]:
+def lossless_text(asked: SessionRequest) -> list[int]:
     """Return the target's own text in coupled mode, without any system in between."""
     text: list[int] = []
     while len(text) < asked.max_new_tokens and (not text or text[-1] != END):
@@ -340,7 +339,7 @@ def lossless_text(asked: Terms) -> list[int]:
     return text
 
 
-def possible(asked: Terms, text: Sequence[int]) -> bool:
+def possible(asked: SessionRequest, text: Sequence[int]) -> bool:
     """Whether a text is complete and each of its tokens has a positive probability under the target."""
     complete = len(text) == asked.max_new_tokens or (bool(text) and text[-1] == END)
     return (

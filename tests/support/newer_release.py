@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import cbor2
 
-from fleet_link.memory_broker import MemoryBroker
-from fleet_link.outgoing import Outgoing
+from fleet_link.outbox import Outgoing
+from fleet_testing.memory_broker import MemoryBroker
 from schemas.topics import Topic, parse
 
 UP: Final = (Topic.STATE, Topic.OPEN, Topic.DRAFT, Topic.CLOSE, Topic.TELEMETRY)

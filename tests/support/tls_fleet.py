@@ -15,17 +15,14 @@ from broker_config.broker import Broker
 from broker_config.files import Profile, render_files
 from broker_config.mosquitto_conf import ACCESS_FILE, CONF_FILE
 from broker_config.trial import TrialBroker, TrialFiles
-from fleet_identity.authority import Authority, utc_now
+from fleet_identity.authority import Authority, create_authority, issue, utc_now
 from fleet_identity.broker_access import BrokerAccess
-from fleet_identity.founding import found_authority
-from fleet_identity.issuing import issue
 from fleet_identity.keys import new_key, save_key
 from fleet_identity.requests import make_request
 from fleet_identity.roles import IdentityRole
-from fleet_link.configuration import BrokerSettings
 from fleet_link.link import Will
 from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings, TlsSettings
+from fleet_link.settings import BrokerSettings, LinkSettings, TlsSettings
 from tests.support.brokers import require_mosquitto
 
 FLEET = "home"
@@ -44,7 +41,7 @@ class Clock:
 
 
 def new_authority(folder: Path, clock: Any = utc_now) -> Authority:
-    return found_authority(folder, fleet=FLEET, actor="tester", kept=[("north", IdentityRole.EDGE)], clock=clock)
+    return create_authority(folder, fleet=FLEET, actor="tester", kept=[("north", IdentityRole.EDGE)], clock=clock)
 
 
 def enrol(authority: Authority, name: str, folder: Path, role: IdentityRole = IdentityRole.DEVICE) -> TlsSettings:

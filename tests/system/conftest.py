@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from broker_config.runner import MosquittoProcess
-from fleet_device.llama_cpp_drafter import LlamaCppDrafter, LlamaCppSettings
-from fleet_edge.verifier.packed import PackedVerifier
-from fleet_edge.verifier.target import load_target
-from tests.fleet_device.prepared import prepared
+from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
+from fleet_edge.verifiers.packed.target import load_target
+from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from tests.support.one_thread import OnOneThread
+from tests.support.prepared_models import prepared
 from tests.support.whole import Whole
 
 TARGET = "target"

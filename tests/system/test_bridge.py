@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from broker_config.access import render_site_access
-from broker_config.broker import Broker
+from broker_config.broker import REPORTED, Broker
 from broker_config.description import render_description
 from broker_config.files import Profile, render_files, write_files
-from broker_config.head_office import REPORTED
 from broker_config.local import LocalBroker
 from fleet_cli.broker.init import make_local_broker
 from fleet_cli.broker.trial_session import Trial, begin_trial
-from fleet_link.confirmed import publish_confirmed
+from fleet_link.link import publish_confirmed
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings, TlsSettings
 from schemas.topics import TREE, Role, Rule, build

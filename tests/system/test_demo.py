@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.fleet_device.prepared import prepared
+from tests.support.prepared_models import prepared
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
 

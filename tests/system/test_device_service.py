@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from fleet_device.api.server import listen
-from tests.fleet_device.prepared import prepared
+from tests.support.prepared_models import prepared
 from tests.support.waiting import until
 from tests.support.whole import FLEET, Whole
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from benchmarks.exactness import CASES, FAULTS, FLEET, Case, prove
-from benchmarks.sabotage import Sabotage
 from broker_config.broker import Broker
 from dssd.downlink import Form
+from fleet_bench.exactness import CASES, FAULTS, FLEET, Case, prove
+from fleet_testing.sabotage import Sabotage
 from tests.support.brokers import StartBroker
 
 SESSIONS = 1500

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from dssd.distribution import shape
-from dssd.lattice import TOTAL, quantize
+from dssd.quantized import TOTAL, quantize
 from fleet_cli.demo.prompts import PROMPTS
-from fleet_device.chat import ChatMessage, encode_chat
-from fleet_device.llama_cpp_drafter import LlamaCppDrafter
+from fleet_device.drafters.llama_cpp import LlamaCppDrafter
+from fleet_device.texts.chat import ChatMessage, encode_chat
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.whole import Whole
 
@@ -100,9 +100,9 @@ def test_acceptance_is_what_theory_says(whole: Whole, drafters: Load, oracle: An
                 drafter.reset([*ids, *tokens[:position]])
                 q = drafter.next(policy)
                 assert q is not None
-                lattice = quantize(q)
+                quantized = quantize(q)
                 target = shape(p[len(ids) + position - 1], policy)
-                rate = float(np.minimum(target.probs, lattice.probabilities(target.ids)).sum())
+                rate = float(np.minimum(target.probs, quantized.probabilities(target.ids)).sum())
                 expected += rate
                 variance += rate * (1.0 - rate)
     assert variance > 10.0

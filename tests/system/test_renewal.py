@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.toy import ToyPair
-from fleet_device.agent import Generation
-from fleet_device.scripted_drafter import ScriptedDrafter
+from fleet_device.client.agent import Generation
+from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifier.scripted import ScriptedVerifier
+from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_identity.authority import Authority
 from fleet_identity.files import write_atomically
 from fleet_identity.roles import IdentityRole
-from fleet_link.counters import Counters
+from fleet_link.counters import LinkCounters
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import TlsSettings
+from fleet_testing.toy_pair import ToyPair
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build, wildcard
@@ -110,7 +110,7 @@ class Writer:
         self._thread.join(60)
 
 
-def counters(service: EdgeService | DeviceService) -> Counters:
+def counters(service: EdgeService | DeviceService) -> LinkCounters:
     link = service._link
     assert isinstance(link, PahoLink)
     return link.counters

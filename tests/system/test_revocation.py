@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_identity.cutoff import cut_off
+from fleet_identity.enforcement import enforce_revocation
 from fleet_identity.errors import CutOffFailed
 from fleet_identity.roles import IdentityRole
 from fleet_link.errors import ConnectFailed
@@ -96,7 +96,7 @@ def test_a_live_session_ends_within_ten_seconds_and_the_others_go_on(
     chatter = Chatter(other, draft(OTHER))
     until(lambda: len(chatter.outcomes) > 20)
     began = time.monotonic()
-    done = cut_off(fleet.authority.revoke([LOST]), fleet.access)
+    done = enforce_revocation(fleet.authority.revoke([LOST]), fleet.access)
     took_s = time.monotonic() - began
     assert done is not None
     assert done.ended == (LOST,)
@@ -120,7 +120,7 @@ def test_a_live_session_ends_within_ten_seconds_and_the_others_go_on(
 def test_it_cannot_come_back_by_whatever_client_id(fleet: TlsFleet, edge: tuple[PahoLink, Inbox]) -> None:
     tls = fleet.enrol(LOST)
     fleet.link(tls, LOST).start(timeout_s=START_S)
-    cut_off(fleet.authority.revoke([LOST]), fleet.access)
+    enforce_revocation(fleet.authority.revoke([LOST]), fleet.access)
     for client_id in (LOST, OTHER, EDGE, ""):
         with pytest.raises(ConnectFailed, match="revoked") as refusal:
             fleet.link(tls, client_id).start(timeout_s=START_S)
@@ -132,7 +132,7 @@ def test_nor_by_an_older_certificate_of_its_own(fleet: TlsFleet) -> None:
     old = fleet.enrol(LOST)
     newer = fleet.folder / "newer.pem"
     newer.write_text(fleet.authority.renew(LOST, early=True).pem)
-    cut_off(fleet.authority.revoke([LOST]), fleet.access)
+    enforce_revocation(fleet.authority.revoke([LOST]), fleet.access)
     for certificate in (old.certificate, newer):
         renewed = type(old)(old.ca, certificate, old.key)
         with pytest.raises(ConnectFailed, match="revoked"):
@@ -161,7 +161,7 @@ def test_nor_by_a_tls_session_from_before(fleet: TlsFleet, version: ssl.TLSVersi
     session = knock(None)
     assert session is not None
     session = knock(session)
-    cut_off(fleet.authority.revoke([LOST]), fleet.access)
+    enforce_revocation(fleet.authority.revoke([LOST]), fleet.access)
     refused = fleet.broker.log().count(REFUSED)
     with pytest.raises(OSError):  # noqa: PT011 - the alert, or a reset that overtakes it
         knock(session)
@@ -172,7 +172,7 @@ def test_revocations_in_quick_succession_all_hold(fleet: TlsFleet) -> None:
     names = [f"sensor-{number}" for number in range(4)]
     identities = [fleet.enrol(name) for name in names]
     for name in names:
-        cut_off(fleet.authority.revoke([name]), fleet.access)
+        enforce_revocation(fleet.authority.revoke([name]), fleet.access)
     for name, tls in zip(names, identities, strict=True):
         with pytest.raises(ConnectFailed, match="revoked"):
             fleet.link(tls, name).start(timeout_s=START_S)
@@ -180,7 +180,7 @@ def test_revocations_in_quick_succession_all_hold(fleet: TlsFleet) -> None:
 
 def test_a_name_that_was_revoked_can_be_given_out_again_over_a_new_key(fleet: TlsFleet) -> None:
     fleet.enrol(LOST)
-    cut_off(fleet.authority.revoke([LOST]), fleet.access)
+    enforce_revocation(fleet.authority.revoke([LOST]), fleet.access)
     fleet.link(fleet.enrol(LOST), LOST).start(timeout_s=START_S)
 
 
@@ -188,8 +188,8 @@ def test_a_broker_that_was_not_told_is_found_out(fleet: TlsFleet) -> None:
     lost = connected(fleet, LOST)
     untold = fleet.access.model_copy(update={"pid_file": None})
     with pytest.raises(CutOffFailed, match="bring the list to the broker"):
-        cut_off(fleet.authority.revoke([LOST]), untold, timeout_s=1.5)
-    done = cut_off(fleet.authority.revoke([LOST]), fleet.access)
+        enforce_revocation(fleet.authority.revoke([LOST]), untold, timeout_s=1.5)
+    done = enforce_revocation(fleet.authority.revoke([LOST]), fleet.access)
     assert done is not None
     until(lambda: not lost.connected)
 
@@ -198,7 +198,7 @@ def test_a_list_that_goes_elsewhere_is_found_out(fleet: TlsFleet) -> None:
     elsewhere = fleet.access.model_copy(update={"crl": fleet.folder / "elsewhere.pem"})
     fleet.enrol(LOST)
     with pytest.raises(CutOffFailed, match="look at the broker's log"):
-        cut_off(fleet.authority.revoke([LOST]), elsewhere, timeout_s=1.5)
+        enforce_revocation(fleet.authority.revoke([LOST]), elsewhere, timeout_s=1.5)
 
 
 def test_it_takes_one_command(fleet: TlsFleet) -> None:

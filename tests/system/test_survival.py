@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from broker_config.runner import MosquittoProcess
-from fleet_device.agent import Generation
-from fleet_device.llama_cpp_drafter import LlamaCppDrafter
+from fleet_device.client.agent import Generation
+from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.service import DeviceService
-from fleet_edge.verifier.packed import PackedVerifier
+from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.waiting import until
 from tests.support.whole import FLEET, Whole

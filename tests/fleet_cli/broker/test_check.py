@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from broker_config.broker import Broker
+from broker_config.broker import Broker, Tls
 from broker_config.files import Profile, render_files, write_files
-from broker_config.tls import Tls
 from fleet_cli.broker import app
 from fleet_cli.broker.certificate_check import check_certificates
 from fleet_cli.broker.check import check_directory

@@ -14,7 +14,7 @@ from fleet_cli.broker.findings import Result
 from fleet_cli.broker.init import make_local_broker
 from fleet_cli.errors import CommandError
 from fleet_identity.errors import IdentityError
-from fleet_link.confirmed import publish_confirmed
+from fleet_link.link import publish_confirmed
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings, TlsSettings
 from schemas.topics import Topic, build

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from fleet_cli.device.options import with_settings
 from fleet_device.settings import DeviceSettings
-from fleet_link.configuration import SettingsError
+from fleet_runtime.settings import SettingsError
 
 taken: list[tuple[str, DeviceSettings, bool]] = []
 

@@ -6,7 +6,7 @@ import pytest
 from starlette.applications import Starlette
 
 from fleet_device.api.app import MAX_BODY_BYTES, create_app
-from fleet_device.drafter import DrafterError
+from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
 from schemas.policy import Mode
 from schemas.reasons import EndReason, RefusalCode

@@ -4,9 +4,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from fleet_edge.store.device_counters import DeviceCounters
-from fleet_edge.store.instants import segment_number
 from fleet_edge.store.records import (
+    DeviceCounters,
     DeviceSeen,
     EdgeSeen,
     EventLogged,
@@ -17,6 +16,7 @@ from fleet_edge.store.records import (
     SegmentProgress,
     SessionClosed,
     SessionOpened,
+    segment_number,
 )
 from schemas.control import Presence
 from schemas.policy import Mode

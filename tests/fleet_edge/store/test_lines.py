@@ -2,8 +2,8 @@ from zlib import crc32
 
 import pytest
 
-from fleet_edge.store.lines import from_line, to_line
 from fleet_edge.store.records import Record
+from fleet_edge.store.spool import from_line, to_line
 from tests.fleet_edge.store import samples
 
 RECORDS: list[Record] = [

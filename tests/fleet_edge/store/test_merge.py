@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from fleet_edge.store.database import Store
 from fleet_edge.store.errors import RecordRejected
-from fleet_edge.store.instants import segment_number, segment_time
-from fleet_edge.store.records import LeaveReason, Record
+from fleet_edge.store.records import LeaveReason, Record, segment_number, segment_time
 from schemas.control import Presence
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples

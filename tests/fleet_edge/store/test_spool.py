@@ -4,9 +4,8 @@ from pathlib import Path
 import pytest
 
 from fleet_edge.store.errors import SpoolFull, StoreError
-from fleet_edge.store.lines import to_line
 from fleet_edge.store.records import Record
-from fleet_edge.store.spool import Spool
+from fleet_edge.store.spool import Spool, to_line
 from tests.fleet_edge.store import samples
 
 LINE = len(to_line(samples.judged(round=10)))

@@ -2,7 +2,7 @@ from sqlalchemy import Connection
 
 from fleet_edge.store import totals
 from fleet_edge.store.database import Store
-from fleet_edge.store.instants import segment_number
+from fleet_edge.store.records import segment_number
 from fleet_edge.store.totals import Grouping
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import SESSION, after

@@ -12,11 +12,9 @@ import pytest
 
 from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.errors import RecordRejected, StoreUnavailable
-from fleet_edge.store.lines import to_line
 from fleet_edge.store.records import Record
-from fleet_edge.store.spool import Spool
-from fleet_edge.store.writer import Writer
-from fleet_edge.store.writing import WriterSettings
+from fleet_edge.store.spool import Spool, to_line
+from fleet_edge.store.writer import Writer, WriterSettings
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.postgres import PostgresMissing, PostgresServer
 from tests.fleet_edge.store.rows import all_rows
@@ -304,8 +302,7 @@ import os, signal, sys
 from pathlib import Path
 from fleet_edge.store.database import open_store
 from fleet_edge.store.spool import Spool
-from fleet_edge.store.writer import Writer
-from fleet_edge.store.writing import WriterSettings
+from fleet_edge.store.writer import Writer, WriterSettings
 from tests.fleet_edge.store import samples
 
 settings = WriterSettings(batch_records=10, flush_interval_s=3600.0)

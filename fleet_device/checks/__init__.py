@@ -1,0 +1,1 @@
+"""Self-tests: is a device fit to write, does an edge verify?"""

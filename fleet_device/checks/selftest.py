@@ -1,0 +1,195 @@
+"""The self-test: is this device fit to write? What a rollout asks before it goes on to the next one."""
+
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fleet_device.api.server import listen
+from fleet_device.checks.checklist import Check, Checklist
+from fleet_device.drafters.contract import Drafter
+from fleet_device.drafters.registry import load_drafter
+from fleet_device.errors import EdgeUnavailable, SessionFailed
+from fleet_device.service import DeviceService
+from fleet_device.settings import DeviceSettings
+from fleet_device.texts.chat import ChatMessage, encode_chat
+from fleet_device.texts.generate import GenerateRequest
+from fleet_link.errors import PublishRejected
+from fleet_link.link import Link, Outcome
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import LinkSettings
+from schemas.policy import SamplingPolicy
+from schemas.reasons import EndReason
+from schemas.version import VERSION
+
+__all__ = ["Report", "SelfTest"]
+
+_PROMPT: Final = "Count from one to ten in words."
+_DRAFTED: Final = 8
+_NEW_TOKENS: Final = 24
+_ECHOES: Final = 5
+_WAIT_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What all checks found.
+
+    Attributes:
+        device: Whose.
+        checks: In order.
+        acceptance: Of the text that was written; None if there was none, or no draft in it.
+        tokens_per_s: Likewise.
+    """
+
+    device: str
+    checks: tuple[Check, ...]
+    acceptance: float | None
+    tokens_per_s: float | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the device is fit to write."""
+        return all(check.ok for check in self.checks)
+
+    def json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "ok": self.ok,
+            "software": VERSION,
+            "device": self.device,
+            "checks": [check.json() for check in self.checks],
+            "acceptance": self.acceptance,
+            "tokens_per_s": self.tokens_per_s,
+        }
+
+
+@dataclass(slots=True)
+class SelfTest:
+    """One run of all checks.
+
+    The device must not run as a service meanwhile: the broker keeps one connection for each name, so the two
+    would throw each other out. The API's port tells.
+
+    Attributes:
+        settings: The configuration.
+        load: Loads the draft model.
+        make_link: Makes the link to the broker.
+        clock: Monotonic seconds.
+        on_check: Told of every check as it ends.
+    """
+
+    settings: DeviceSettings
+    load: Callable[[DeviceSettings], Drafter] = load_drafter
+    make_link: Callable[[LinkSettings], Link] = PahoLink
+    clock: Callable[[], float] = time.monotonic
+    on_check: Callable[[Check], None] = lambda _check: None
+    _acceptance: float | None = None
+    _tokens_per_s: float | None = None
+
+    def run(self) -> Report:
+        """Check everything; what cannot be tried after a failure is reported as failed."""
+        checks = Checklist(_NAMES, self.on_check, self.clock)
+        checks.check(self._configuration)
+        drafter: list[Drafter] = []
+        checks.check(lambda: self._model(drafter), regardless=True)
+        try:
+            if checks.ok:
+                self._with_broker(drafter[0], checks)
+        finally:
+            for each in drafter:
+                each.close()
+        return Report(self.settings.device, checks.finish(), self._acceptance, self._tokens_per_s)
+
+    def _configuration(self) -> str:
+        settings = self.settings
+        if settings.api_port:
+            listen(settings.api_port).close()
+        broker = settings.broker
+        return f"Device {settings.device} of fleet {settings.fleet}, broker {broker.host}:{broker.port}."
+
+    def _model(self, loaded: list[Drafter]) -> str:
+        drafter = self.load(self.settings)
+        loaded.append(drafter)
+        what = f"{drafter.name} ({drafter.quantization}, {drafter.vocabulary})"
+        drafter.reset(_prompt_tokens(drafter))
+        policy = SamplingPolicy(temperature=0.0, seed=0)
+        drafter.next(policy)  # the prompt
+        times = []
+        for _ in range(_DRAFTED):
+            started = self.clock()
+            q = drafter.next(policy)
+            if q is None:
+                return f"{what} is loaded; it copies from the prompt and has nothing to copy here."
+            drafter.extend((int(q.ids[0]),))
+            times.append((self.clock() - started) * 1e3)
+        return f"{what} drafts a token in {statistics.median(times):.1f} ms."
+
+    def _with_broker(self, drafter: Drafter, checks: Checklist) -> None:
+        service = DeviceService(self.settings, drafter, self.make_link, self.clock)
+        try:
+            checks.check(lambda: self._broker(service))
+            checks.check(lambda: self._edge(service))
+            checks.check(lambda: self._generation(service))
+        finally:
+            service.stop()
+
+    def _broker(self, service: DeviceService) -> str:
+        started = self.clock()
+        service.start()
+        connected = self.clock()
+        echoes = [self._echo(service) for _ in range(_ECHOES)]
+        return (
+            f"Connected in {(connected - started) * 1e3:.0f} ms; "
+            f"a message is acknowledged in {statistics.median(echoes):.1f} ms."
+        )
+
+    def _echo(self, service: DeviceService) -> float:
+        """Publish the state and return the milliseconds until the broker's answer."""
+        answered, outcomes = threading.Event(), list[Outcome]()
+
+        def listen_to(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            answered.set()
+
+        started = self.clock()
+        service.announce(on_outcome=listen_to)
+        if not answered.wait(_WAIT_S):
+            raise PublishRejected(topic=service.state_topic, reason=None)
+        if not outcomes[0].accepted:
+            raise PublishRejected(topic=service.state_topic, reason=outcomes[0].reason)
+        return (self.clock() - started) * 1e3
+
+    def _edge(self, service: DeviceService) -> str:
+        if not service.edges.wait_online(_WAIT_S):
+            known = [f"{state.edge} is {state.presence.value}" for state in service.edges.known()]
+            heard = f"edge {', '.join(known)}" if known else "none has been heard of"
+            raise EdgeUnavailable(
+                f"No edge of fleet {self.settings.fleet!r} is online ({heard}); start one with `fleet edge run`."
+            )
+        online = [f"{state.edge} with {state.target}, software {state.software}" for state in service.edges.online()]
+        return f"Online: {'; '.join(online)}. This device has software {VERSION}."
+
+    def _generation(self, service: DeviceService) -> str:
+        order = GenerateRequest(tuple(_prompt_tokens(service.drafter)), self.settings.policy(), _NEW_TOKENS)
+        text = service.write(order)
+        generation = text.generation
+        if text.reason not in (EndReason.STOP, EndReason.LENGTH):
+            raise SessionFailed(f"The text was ended by {text.reason.value}.")
+        tokens = len(generation.tokens)
+        self._acceptance = generation.counters.acceptance
+        self._tokens_per_s = tokens / (generation.wall_ms / 1e3) if generation.wall_ms else None
+        accepted = "no draft was tested" if self._acceptance is None else f"acceptance {self._acceptance:.2f}"
+        return f"{tokens} tokens at {self._tokens_per_s or 0.0:.1f} tokens/s, {accepted}."
+
+
+_NAMES: Final = ("configuration", "model", "broker", "edge", "generation")
+
+
+def _prompt_tokens(drafter: Drafter) -> list[int]:
+    codec = drafter.codec
+    if codec.chat_template is None:
+        return codec.encode(_PROMPT)
+    return encode_chat(codec, [ChatMessage("user", _PROMPT)])

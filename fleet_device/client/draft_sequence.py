@@ -1,0 +1,58 @@
+"""Drafting: the draft model in step with a session; it goes ahead of the text, and is led back where it went astray."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fleet_device.drafters.contract import Drafter
+from fleet_device.session.machine import DeviceSession, VerdictEffect
+
+__all__ = ["DraftSequence"]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSequence:
+    """A drafter at work for a session.
+
+    Raises:
+        DrafterError: By every method: the draft model failed, or was given a token that it does not know.
+
+    Attributes:
+        session: Whose text it drafts for; counts the time that the draft model takes.
+        drafter: The draft model.
+        clock: Monotonic seconds.
+    """
+
+    session: DeviceSession
+    drafter: Drafter
+    clock: Callable[[], float]
+
+    def rewind(self) -> None:
+        """Bring the drafter to the end of the committed text."""
+        self.drafter.reset((*self.session.terms.prompt, *self.session.committed))
+
+    def follow(self, step: VerdictEffect) -> None:
+        """Bring the drafter to where a verdict has led the text, unless it has led it to its end."""
+        if step.correction is not None and self.session.ended is None:
+            self.drafter.truncate(len(self.session.terms.prompt) + step.valid)
+            self.drafter.extend((step.correction,))
+
+    def draft(self, limit: int) -> bool:
+        """Draft one token.
+
+        Args:
+            limit: Tokens that the draft may have.
+
+        Returns:
+            False if none is to be drafted, so that the target writes the next one alone: the draft is long enough, the
+            draft model's context ends here, or the drafter has no idea.
+        """
+        session, drafter = self.session, self.drafter
+        if not session.room(limit) or len(session.terms.prompt) + session.position >= drafter.context:
+            return False
+        started = self.clock()
+        q = drafter.next(session.terms.policy)
+        if q is None:
+            return False
+        drafter.extend((session.propose(q),))
+        session.counters.draft_ms += (self.clock() - started) * 1e3
+        return True

@@ -1,0 +1,112 @@
+"""What arrives at a device, in one queue: the link's thread decodes and fills it, the agent empties it."""
+
+import logging
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fleet_link.link import NO_MATCHING_SUBSCRIBERS, Link, Message, Outcome, OutcomeHandler
+from schemas.codec import decode_reply, decode_verdict
+from schemas.control import EdgeState, Presence, decode_json
+from schemas.errors import CodecError, TopicError
+from schemas.messages import Closed, Fault, Opened, Refused, Verdict
+from schemas.topics import Topic, build, parse, wildcard
+
+__all__ = ["ConnectionChanged", "EdgeStateChanged", "Event", "Inbox", "ReceivedVerdict", "Undelivered", "Wake"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedVerdict:
+    """A verdict and its payload's size."""
+
+    verdict: Verdict
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeStateChanged:
+    """An edge's retained state has changed."""
+
+    edge: str
+    presence: Presence
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionChanged:
+    """The link was made or lost."""
+
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """The broker took a message and had nobody to give it to: no edge listens."""
+
+    topic: Topic
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Look at the cancellation flag."""
+
+
+Event = ReceivedVerdict | Opened | Refused | Closed | Fault | EdgeStateChanged | ConnectionChanged | Undelivered | Wake
+
+
+@dataclass(slots=True)
+class Inbox:
+    """The agent's events, in order of arrival.
+
+    Attributes:
+        malformed: Payloads that were no messages.
+        on_edge: Told, on the link's thread, of an edge's name and state in full.
+    """
+
+    malformed: int = 0
+    on_edge: Callable[[str, EdgeState], None] = lambda _edge, _state: None
+    _queue: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
+
+    def subscribe(self, link: Link, *, fleet: str, device: str) -> None:
+        """Subscribe to what a device may hear."""
+        link.subscribe(build(Topic.SESSION, fleet=fleet, device=device), self._on_message)
+        link.subscribe(build(Topic.VERDICT, fleet=fleet, device=device), self._on_message)
+        link.subscribe(wildcard(Topic.EDGE_STATE, fleet=fleet), self._on_message)
+        link.on_connection(lambda up: self.put(ConnectionChanged(up)))
+
+    def put(self, event: Event) -> None:
+        """Add an event. Never blocks."""
+        self._queue.put(event)
+
+    def take(self, *, timeout_s: float = 0.0) -> Event | None:
+        """Return the next event; wait for it at most `timeout_s`."""
+        try:
+            return self._queue.get(timeout=timeout_s) if timeout_s > 0 else self._queue.get_nowait()
+        except queue.Empty:
+            return None
+
+    def on_undelivered(self, topic: Topic) -> OutcomeHandler:
+        """Return a listener for the outcome of a publish on `topic`."""
+
+        def listen(outcome: Outcome) -> None:
+            if outcome.reason == NO_MATCHING_SUBSCRIBERS:
+                self.put(Undelivered(topic))
+
+        return listen
+
+    def _on_message(self, message: Message) -> None:
+        try:
+            address = parse(message.topic)
+            match address.topic:
+                case Topic.VERDICT:
+                    self.put(ReceivedVerdict(decode_verdict(message.payload), len(message.payload)))
+                case Topic.SESSION:
+                    self.put(decode_reply(message.payload))
+                case Topic.EDGE_STATE if address.edge is not None:
+                    state = decode_json(EdgeState, message.payload)
+                    self.put(EdgeStateChanged(address.edge, state.presence))
+                    self.on_edge(address.edge, state)
+        except (CodecError, TopicError) as error:
+            self.malformed += 1
+            _log.warning("A message on %s is ignored: %s", message.topic, error)

@@ -1,0 +1,82 @@
+"""The device's way to the edge: each message goes to its own topic, as the topic tree says."""
+
+import logging
+from dataclasses import dataclass
+
+from fleet_device.client.inbox import Inbox
+from fleet_link.errors import LinkError
+from fleet_link.link import Link
+from schemas.codec import encode_close, encode_draft, encode_open
+from schemas.messages import Close, Draft, Open
+from schemas.topics import TREE, Topic, build
+
+__all__ = ["Outbound"]
+
+_log = logging.getLogger(__name__)
+
+_RULES = {rule.topic: rule for rule in TREE}
+
+
+@dataclass(frozen=True, slots=True)
+class Outbound:
+    """What a device sends.
+
+    Attributes:
+        link: To the broker.
+        fleet: The fleet's name.
+        device: This device's name.
+        inbox: Told of messages that reached nobody.
+    """
+
+    link: Link
+    fleet: str
+    device: str
+    inbox: Inbox
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answers."""
+        return self.link.connected
+
+    def silence(self, waited_s: float) -> str:
+        """Return why nobody has answered, and what to do, in one sentence.
+
+        Args:
+            waited_s: For so long.
+        """
+        if not self.connected:
+            return f"The broker has not been reachable for {waited_s:.0f} s; check that it runs and try again."
+        return (
+            f"No edge of fleet {self.fleet!r} answered within {waited_s:.0f} s; start one with `fleet edge run`, "
+            "or check that it uses the same broker and fleet name."
+        )
+
+    def open(self, message: Open) -> None:
+        """Send an Open to whichever edge takes it."""
+        self._send(Topic.OPEN, encode_open(message))
+
+    def draft(self, message: Draft, *, edge: str) -> int:
+        """Send a draft to the edge that has the session; return its bytes."""
+        payload = encode_draft(message)
+        self._send(Topic.DRAFT, payload, edge=edge)
+        return len(payload)
+
+    def close(self, message: Close) -> None:
+        """Send a Close to all edges."""
+        self._send(Topic.CLOSE, encode_close(message))
+
+    def _send(self, topic: Topic, payload: bytes, *, edge: str | None = None) -> None:
+        """Send a message. What the link cannot take is logged: it is repeated when no answer comes."""
+        rule = _RULES[topic]
+        try:
+            self.link.publish(
+                build(topic, fleet=self.fleet, device=self.device, edge=edge),
+                payload,
+                qos=rule.qos,
+                expiry_s=rule.expiry_s,
+                content_type=None if rule.hot else rule.content_type,
+                alias=rule.hot,
+                on_outcome=self.inbox.on_undelivered(topic),
+            )
+        except LinkError as error:
+            _log.warning("Not sent: %s", error)

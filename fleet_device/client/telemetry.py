@@ -1,0 +1,45 @@
+"""What a device has written since it started."""
+
+from dataclasses import dataclass
+
+from fleet_device.client.agent import Generation
+from schemas.control import Telemetry
+
+__all__ = ["DeviceTotals"]
+
+
+@dataclass(slots=True)
+class DeviceTotals:
+    """Sums over ended sessions; added to by one thread.
+
+    Attributes:
+        sessions: How many.
+        tokens: Committed.
+    """
+
+    sessions: int = 0
+    tokens: int = 0
+    _tested: int = 0
+    _accepted: int = 0
+    _drafted: int = 0
+    _drafts: int = 0
+    _draft_ms: float = 0.0
+
+    def add(self, generation: Generation) -> Telemetry:
+        """Count an ended session and return the totals as they are published."""
+        counters = generation.counters
+        self.sessions += 1
+        self.tokens += len(generation.tokens)
+        self._tested += counters.tested
+        self._accepted += counters.accepted
+        self._drafted += counters.drafted
+        self._drafts += generation.drafts
+        self._draft_ms += counters.draft_ms
+        return Telemetry(
+            sessions=self.sessions,
+            tokens=self.tokens,
+            acceptance=self._accepted / self._tested if self._tested else None,
+            mean_draft=self._drafted / self._drafts if self._drafts else None,
+            draft_ms_per_token=self._draft_ms / self._drafted if self._drafted else None,
+            round_trip_ms=counters.wait_ms / counters.rounds if counters.rounds else None,
+        )

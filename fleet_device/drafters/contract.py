@@ -1,0 +1,126 @@
+"""The drafter contract: what a session needs of a draft model, and of its vocabulary's text side."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from dssd.distribution import Dist
+from schemas.errors import FleetError
+from schemas.policy import SamplingPolicy
+from schemas.vocabulary import Vocabulary
+
+__all__ = ["Drafter", "DrafterError", "ModelNotFound", "TextCodec", "common_prefix", "require_tokens"]
+
+
+class DrafterError(FleetError):
+    """The draft model cannot be loaded or cannot go on. Its text is one sentence for the user."""
+
+
+class ModelNotFound(DrafterError):  # noqa: N818 - reads as what it says
+    """The configuration names a model that is not there. Its text says what to do."""
+
+
+class TextCodec(Protocol):
+    """A vocabulary's text side."""
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Ids after which the draft model's own text ends. The edge's list rules while an edge is there."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source that turns messages into a prompt, if the model has one."""
+
+    def special_text(self, name: str) -> str:
+        """Return the text of the `bos` or `eos` token, empty if there is none; chat templates want it."""
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the token ids of a text.
+
+        Args:
+            text: Any.
+            special: False for plain text: nothing in it is taken for a control token, and the model's own
+                beginning-of-text token is put before it, where it has one. True for a rendered chat template:
+                control tokens are recognised and none is added.
+        """
+
+    def piece(self, token: int) -> bytes:
+        """Return the UTF-8 bytes of a token, maybe half a character; nothing for control tokens."""
+
+
+class Drafter(Protocol):
+    """A draft model with one sequence.
+
+    The sequence's tokens are prompt and text; `next` looks at all of them, and at nothing else: however the
+    sequence came about, the same tokens MUST give the same distribution, up to the rounding of the model's
+    arithmetic. (Exactness needs no more: what is reported is the distribution that was really drawn from.)
+    """
+
+    @property
+    def name(self) -> str:
+        """The model's name, for the log."""
+
+    @property
+    def quantization(self) -> str:
+        """Of its weights, for the log."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Size and fingerprint, padding rows left out."""
+
+    @property
+    def context(self) -> int:
+        """Most tokens in the sequence."""
+
+    @property
+    def codec(self) -> TextCodec:
+        """Between text and the vocabulary's token ids."""
+
+    def reset(self, tokens: Sequence[int]) -> None:
+        """Begin a new sequence; a prefix in common with the old one may be kept.
+
+        Raises:
+            DrafterError: A token is outside the vocabulary; the sequence is as before.
+        """
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append tokens; they need not be computed before `next`.
+
+        Raises:
+            DrafterError: A token is outside the vocabulary; the sequence is as before.
+        """
+
+    def next(self, policy: SamplingPolicy) -> Dist | None:
+        """Return the shaped distribution of the token after the sequence.
+
+        Returns:
+            None for "no idea": the draft ends here. This is allowed because it is decided before a token is
+            drawn. A draft that ended because of the token drawn at its end would no longer follow the law.
+
+        Raises:
+            DrafterError: The sequence is empty, the context is full, or the model failed.
+        """
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from `length` on; a sequence that is shorter stays as it is."""
+
+    def close(self) -> None:
+        """Free the model. May be called again."""
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return the number of tokens with which both begin."""
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))
+
+
+def require_tokens(tokens: Sequence[int], vocabulary: Vocabulary) -> None:
+    """Check that all ids are in the vocabulary.
+
+    Raises:
+        DrafterError: One is not.
+    """
+    if tokens and not (min(tokens) >= 0 and max(tokens) < vocabulary.size):
+        wrong = next(token for token in tokens if not 0 <= token < vocabulary.size)
+        raise DrafterError(f"Token {wrong} is outside the draft model's vocabulary of {vocabulary.size} tokens.")

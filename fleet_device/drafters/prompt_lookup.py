@@ -1,0 +1,154 @@
+"""Drafting without a model: what followed the last time that these words were written.
+
+Works where a text repeats its prompt: summaries, corrections, code, forms. It needs no more than a vocabulary,
+so a gateway too small for any model can draft. A proposal is a certain token: q is a point mass, and the
+acceptance rate is the target's own probability of it. (Saxena, "Prompt Lookup Decoding", 2023.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dssd.distribution import Dist, point_mass
+from fleet_device.drafters.contract import DrafterError, TextCodec, require_tokens
+from fleet_device.drafters.gguf import GgufModel
+from schemas.policy import SamplingPolicy
+from schemas.vocabulary import Vocabulary
+
+__all__ = ["Lookup", "PromptLookupDrafter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """How to search.
+
+    Attributes:
+        shortest: Fewest tokens at the end of the sequence that must have been there before. One alone matches
+            nearly everywhere and is nearly always wrong.
+        longest: Most tokens compared; a longer agreement says no more.
+        context: Most tokens in the sequence.
+    """
+
+    shortest: int = 2
+    longest: int = 8
+    context: int = 1 << 17
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        if not 1 <= self.shortest <= self.longest or self.context < 1:
+            raise DrafterError("Prompt lookup needs 1 <= shortest <= longest and a context of at least 1 token.")
+
+
+class PromptLookupDrafter:
+    """A `Drafter` that repeats what the sequence itself has shown.
+
+    Args:
+        vocabulary: Must be the target's.
+        codec: Its text side.
+        lookup: How to search.
+        name: For the log.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        codec: TextCodec,
+        lookup: Lookup | None = None,
+        *,
+        name: str = "prompt-lookup",
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._codec = codec
+        self._lookup = lookup or Lookup()
+        self._name = name
+        self._tokens = np.empty(1024, dtype=np.int32)
+        self._length = 0
+
+    @classmethod
+    def from_gguf(cls, path: Path, lookup: Lookup | None = None) -> "PromptLookupDrafter":
+        """Take the vocabulary from any GGUF of the target's family; its weights are not loaded.
+
+        Raises:
+            DrafterError: The file cannot be used.
+        """
+        model = GgufModel(path, vocabulary_only=True)
+        return cls(model.vocabulary, model, lookup)
+
+    @property
+    def name(self) -> str:
+        """For the log."""
+        return self._name
+
+    @property
+    def quantization(self) -> str:
+        """There are no weights."""
+        return "none"
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """As given."""
+        return self._vocabulary
+
+    @property
+    def context(self) -> int:
+        """As given."""
+        return self._lookup.context
+
+    @property
+    def codec(self) -> TextCodec:
+        """As given."""
+        return self._codec
+
+    def reset(self, tokens: Sequence[int]) -> None:
+        """Begin a new sequence."""
+        require_tokens(tokens, self._vocabulary)
+        self._length = 0
+        self._append(tokens)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append tokens."""
+        require_tokens(tokens, self._vocabulary)
+        self._append(tokens)
+
+    def next(self, policy: SamplingPolicy) -> Dist | None:  # noqa: ARG002 - a certain token is certain at any temperature
+        """Return what followed the latest of the longest earlier matches of the sequence's end, or None."""
+        if not self._length:
+            raise DrafterError("Prompt lookup has nothing to go on: the sequence is empty.")
+        if self._length > self._lookup.context:
+            raise DrafterError(f"Prompt lookup's context of {self._lookup.context} tokens is full.")
+        follower = self._follower()
+        return None if follower is None else point_mass(follower)
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from `length` on."""
+        self._length = min(self._length, max(length, 0))
+
+    def close(self) -> None:
+        """Free the vocabulary's file, if it is one."""
+        if isinstance(self._codec, GgufModel):
+            self._codec.close()
+
+    def _append(self, tokens: Sequence[int]) -> None:
+        needed = self._length + len(tokens)
+        if needed > len(self._tokens):
+            grown = np.empty(max(needed, 2 * len(self._tokens)), dtype=np.int32)
+            grown[: self._length] = self._tokens[: self._length]
+            self._tokens = grown
+        self._tokens[self._length : needed] = tokens
+        self._length = needed
+
+    def _follower(self) -> int | None:
+        """Narrow down the places before which the sequence read as at its end, one token further back a time."""
+        tokens = self._tokens[: self._length]
+        places = np.arange(1, self._length)  # a place is the index of the token that followed
+        found = None
+        for back in range(1, min(self._lookup.longest, self._length - 1) + 1):
+            places = places[places >= back]
+            places = places[tokens[places - back] == tokens[self._length - back]]
+            if not len(places):
+                break
+            if back >= self._lookup.shortest:
+                found = int(tokens[places[-1]])
+        return found

@@ -1,0 +1,66 @@
+"""Checks whether a model can draft on this machine: truncatable memory, and enough of it."""
+
+from pathlib import Path
+
+from fleet_device.drafters.contract import DrafterError
+from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.llama_library import library
+
+__all__ = ["available_memory", "require_memory", "require_truncatable"]
+
+_MEMINFO = Path("/proc/meminfo")
+
+
+def available_memory(meminfo: Path = _MEMINFO) -> int | None:
+    """Return the bytes that can be had without swapping, or None where the system does not tell."""
+    try:
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            key, _, value = line.partition(":")
+            if key == "MemAvailable":
+                return int(value.split()[0]) << 10
+    except (OSError, ValueError, IndexError):
+        return None
+    return None
+
+
+_FLOAT16 = 2
+_MEGA = 1_000_000
+
+
+def require_truncatable(model: GgufModel) -> None:
+    """Refuse models whose memory is a running state: every rejection would compute all again.
+
+    Raises:
+        DrafterError: The model is of such a kind.
+    """
+    native, handle = library(), model.handle
+    kinds = {
+        "recurrent": native.llama_model_is_recurrent,
+        "hybrid recurrent": native.llama_model_is_hybrid,
+        "diffusion": native.llama_model_is_diffusion,
+        "encoder": native.llama_model_has_encoder,
+    }
+    for kind, applies in kinds.items():
+        if applies(handle):
+            raise DrafterError(
+                f"{model.path} is a model of the {kind} kind, which cannot take tokens back; choose a "
+                "transformer decoder as draft model."
+            )
+
+
+def require_memory(model: GgufModel, context: int) -> None:
+    """Refuse a context whose keys and values do not fit, before the system kills the process for it.
+
+    Raises:
+        DrafterError: There is too little memory.
+    """
+    native, handle = library(), model.handle
+    width = native.llama_model_n_embd(handle) // max(native.llama_model_n_head(handle), 1)
+    width *= native.llama_model_n_head_kv(handle)
+    needed = 2 * native.llama_model_n_layer(handle) * context * width * _FLOAT16
+    free = available_memory()
+    if free is not None and needed > free:
+        raise DrafterError(
+            f"A context of {context} tokens for {model.path} needs {needed / _MEGA:,.0f} MB of memory, "
+            f"{free / _MEGA:,.0f} MB are free; set a smaller context."
+        )

@@ -1,0 +1,149 @@
+"""Drafting from a script: a toy language whose distributions are known, for tests and for load."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from dssd.distribution import Dist, shape
+from fleet_device.drafters.contract import DrafterError, TextCodec, require_tokens
+from schemas.policy import SamplingPolicy
+from schemas.vocabulary import Vocabulary
+
+__all__ = ["Script", "ScriptedDrafter", "WordCodec"]
+
+
+class Script(Protocol):
+    """A language: logits for every prefix."""
+
+    def logits(self, prefix: Sequence[int]) -> NDArray[Any]:
+        """Return `[vocabulary]`, any float type, for the token after the prefix."""
+
+
+class WordCodec:
+    """Text of a toy language: a token is a word, words are parted by spaces.
+
+    Args:
+        words: One a token id, distinct, without spaces.
+        end_tokens: Ids that end a text.
+    """
+
+    def __init__(self, words: Sequence[str], end_tokens: tuple[int, ...] = ()) -> None:
+        self._words = tuple(words)
+        self._ids = {word: token for token, word in enumerate(words)}
+        self._end_tokens = end_tokens
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """As given."""
+        return self._end_tokens
+
+    @property
+    def chat_template(self) -> str | None:
+        """A toy language has no chats."""
+        return None
+
+    def special_text(self, name: str) -> str:  # noqa: ARG002
+        """Return nothing: there are no control tokens."""
+        return ""
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:  # noqa: ARG002
+        """Return the ids of the text's words.
+
+        Raises:
+            DrafterError: A word is not of the language.
+        """
+        try:
+            return [self._ids[word] for word in text.split()]
+        except KeyError as error:
+            raise DrafterError(f"The scripted language has no word {error.args[0]!r}.") from None
+
+    def piece(self, token: int) -> bytes:
+        """Return the word with a space after it."""
+        return f"{self._words[token]} ".encode()
+
+
+class ScriptedDrafter:
+    """A `Drafter` that reads its logits from a script.
+
+    Args:
+        script: The language.
+        words: One a token id; the vocabulary's fingerprint is over them.
+        context: Most tokens in the sequence.
+        end_tokens: Ids that end a text.
+        name: For the log.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        words: Sequence[str],
+        *,
+        context: int = 4096,
+        end_tokens: tuple[int, ...] = (),
+        name: str = "scripted",
+    ) -> None:
+        self._script = script
+        self._vocabulary = Vocabulary.of(words)
+        self._codec = WordCodec(words, end_tokens)
+        self._context = context
+        self._name = name
+        self._tokens: list[int] = []
+
+    @property
+    def name(self) -> str:
+        """As given."""
+        return self._name
+
+    @property
+    def quantization(self) -> str:
+        """There are no weights."""
+        return "none"
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Over the words."""
+        return self._vocabulary
+
+    @property
+    def context(self) -> int:
+        """As given."""
+        return self._context
+
+    @property
+    def codec(self) -> TextCodec:
+        """Words and spaces."""
+        return self._codec
+
+    def reset(self, tokens: Sequence[int]) -> None:
+        """Begin a new sequence."""
+        require_tokens(tokens, self._vocabulary)
+        self._tokens[:] = tokens
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append tokens."""
+        require_tokens(tokens, self._vocabulary)
+        self._tokens.extend(tokens)
+
+    def next(self, policy: SamplingPolicy) -> Dist:
+        """Shape the script's row for the sequence."""
+        if not self._tokens:
+            raise DrafterError("The scripted drafter has nothing to go on: the sequence is empty.")
+        if len(self._tokens) > self._context:
+            raise DrafterError(f"The scripted drafter's context of {self._context} tokens is full.")
+        row = self._script.logits(self._tokens)
+        if row.shape != (self._vocabulary.size,):
+            raise DrafterError(
+                f"The script gives logits of shape {row.shape} for a vocabulary of {self._vocabulary.size}."
+            )
+        try:
+            return shape(row, policy)
+        except ValueError as error:
+            raise DrafterError(f"The script gives nonsense: {error}") from error
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from `length` on."""
+        del self._tokens[max(length, 0) :]
+
+    def close(self) -> None:
+        """Hold nothing."""

@@ -1,0 +1,1 @@
+"""How many tokens to draft, and whether to draft ahead of the verdict."""

@@ -1,0 +1,86 @@
+"""Pacing: how many tokens to draft before sending, and whether to go on before the verdict."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["DraftOutcome", "FixedPacing", "Pacing", "Plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the next draft is made.
+
+    Attributes:
+        tokens: Its length, if the text and the edge have room for it.
+        ahead: Whether to promise another draft before the verdict on this one.
+    """
+
+    tokens: int
+    ahead: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftOutcome:
+    """What became of a draft.
+
+    Attributes:
+        tokens: Drafted.
+        ahead: Whether another draft was promised, so that the edge has drawn no token after a draft that stands.
+        accepted: Of these tokens, accepted.
+        token_s: Mean time to draft one of them; 0 if there is none.
+        answer_s: From sending to the verdict.
+        compute_s: The edge's step in which it was verified.
+        opening: Whether it was the first since the session was opened: its times then hold the prompt's as well.
+    """
+
+    tokens: int
+    ahead: bool
+    accepted: int
+    token_s: float
+    answer_s: float
+    compute_s: float
+    opening: bool = False
+
+    @property
+    def tested(self) -> int:
+        """Tokens that were accepted or rejected, not merely flushed."""
+        return min(self.tokens, self.accepted + 1)
+
+
+class Pacing(Protocol):
+    """Decides from what has been measured, never from the tokens that it leaves out: that would bend the law.
+
+    So a plan is asked for once, before a draft's first token is drawn, and holds until the draft is sent.
+    """
+
+    def plan(self, *, longest: int, window: int) -> Plan:
+        """Return the plan of the next draft.
+
+        Args:
+            longest: Most tokens that the edge takes in a draft; a plan for more is cut to it.
+            window: Most drafts that it lets be under way.
+        """
+
+    def learn(self, lesson: DraftOutcome) -> None:
+        """Take note of a verdict; in the order of the drafts."""
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPacing:
+    """Always the same.
+
+    Attributes:
+        tokens: Draft length.
+        ahead: Whether to draft ahead of the verdict.
+    """
+
+    tokens: int = 5
+    ahead: bool = False
+
+    def plan(self, *, longest: int, window: int) -> Plan:
+        """Return the plan."""
+        del longest, window
+        return Plan(self.tokens, self.ahead)
+
+    def learn(self, lesson: DraftOutcome) -> None:
+        """Learn nothing."""

@@ -1,0 +1,1 @@
+"""The device's protocol state machine: no I/O, no clock."""

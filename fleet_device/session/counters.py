@@ -1,0 +1,24 @@
+"""What a device counts of a session."""
+
+from dataclasses import dataclass
+
+__all__ = ["SessionCounters"]
+
+
+@dataclass(slots=True)
+class SessionCounters:
+    """What the device counts of a session, named as `Close` names it; times are the caller's to add."""
+
+    drafted: int = 0
+    tested: int = 0
+    accepted: int = 0
+    rounds: int = 0
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    draft_ms: float = 0.0
+    wait_ms: float = 0.0
+
+    @property
+    def acceptance(self) -> float | None:
+        """Accepted of tested, or None before the first test."""
+        return self.accepted / self.tested if self.tested else None

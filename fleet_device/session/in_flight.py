@@ -1,0 +1,132 @@
+"""Drafts in flight: what stands behind the committed text, in order, until it is decided on or void.
+
+First the drafts that were sent, then the draft that is being built. A verdict that overtook another waits for its turn;
+one whose turn has come is checked against what a correct edge may say to its draft.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from dssd.proposal import Proposal
+from fleet_device.errors import ProtocolViolation
+from schemas.messages import Draft, Verdict
+from schemas.reasons import Finish
+
+__all__ = ["DecidedDraft", "DraftsInFlight"]
+
+
+@dataclass(frozen=True, slots=True)
+class DecidedDraft:
+    """What an edge said to a draft.
+
+    Attributes:
+        verdict: The edge's.
+        draft: That it decides on.
+        proposals: How the draft's tokens were drawn.
+    """
+
+    verdict: Verdict
+    draft: Draft
+    proposals: tuple[Proposal, ...]
+
+    def head(self) -> tuple[int, ...]:
+        """Return the accepted head of the draft.
+
+        Raises:
+            ProtocolViolation: More was accepted than drafted.
+        """
+        accepted, drafted = self.verdict.accepted, self.draft.tokens
+        if accepted > len(drafted):
+            raise ProtocolViolation(f"The edge accepted {accepted} of {len(drafted)} tokens.")
+        return drafted[:accepted]
+
+    def rejected(self) -> Proposal | None:
+        """Return the proposal that was rejected, or None if the whole draft stands."""
+        accepted = self.verdict.accepted
+        return self.proposals[accepted] if accepted < len(self.draft.tokens) else None
+
+    def bonus(self) -> tuple[int, ...]:
+        """Return the token that the edge drew after a draft that stands: one, or none if the next draft begins there.
+
+        Raises:
+            ProtocolViolation: One is due and missing, or there is something else.
+        """
+        following = self.verdict.next
+        if isinstance(following, int):
+            if self.draft.more:
+                raise ProtocolViolation("The edge drew a token that the next draft already stands on.")
+            return (following,)
+        if following is not None:
+            raise ProtocolViolation("The edge sent a distribution although nothing was rejected.")
+        if self.verdict.finish is Finish.NO and not self.draft.more:
+            raise ProtocolViolation("The edge accepted a draft and drew no token after it.")
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    draft: Draft
+    proposals: tuple[Proposal, ...]
+
+
+@dataclass(slots=True)
+class DraftsInFlight:
+    """Drafts in the order in which they will be decided on.
+
+    Attributes:
+        building: The proposals of the next draft.
+    """
+
+    building: list[Proposal] = field(default_factory=list)
+    _under_way: deque[_Sent] = field(default_factory=deque)
+    _early: dict[int, Verdict] = field(default_factory=dict)
+
+    @property
+    def drafts(self) -> tuple[Draft, ...]:
+        """The drafts under way."""
+        return tuple(sent.draft for sent in self._under_way)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens under way."""
+        return tuple(token for sent in self._under_way for token in sent.draft.tokens)
+
+    @property
+    def length(self) -> int:
+        """Tokens under way or being built."""
+        return sum(len(sent.draft.tokens) for sent in self._under_way) + len(self.building)
+
+    @property
+    def last_token(self) -> int | None:
+        """The last token under way or being built, if there is one."""
+        if self.building:
+            return self.building[-1].token
+        return next((sent.draft.tokens[-1] for sent in reversed(self._under_way) if sent.draft.tokens), None)
+
+    @property
+    def next_is_due(self) -> bool:
+        """Whether the next draft may go: nothing is under way, or the last draft has promised it."""
+        return not self._under_way or self._under_way[-1].draft.more
+
+    def sent(self, draft: Draft) -> None:
+        """Put a draft under way, made of what was built; the next one is empty."""
+        self._under_way.append(_Sent(draft, tuple(self.building)))
+        self.building.clear()
+
+    def heard(self, verdict: Verdict) -> None:
+        """Keep a verdict for its turn, unless it is a repeat or decides on what is void."""
+        if any(verdict.round == sent.draft.round for sent in self._under_way):
+            self._early[verdict.round] = verdict
+
+    def next_answer(self) -> DecidedDraft | None:
+        """Take the oldest draft out if its verdict is there."""
+        if not self._under_way or self._under_way[0].draft.round not in self._early:
+            return None
+        sent = self._under_way.popleft()
+        return DecidedDraft(self._early.pop(sent.draft.round), sent.draft, sent.proposals)
+
+    def void(self) -> None:
+        """Forget all: it stands on a text that is not to be."""
+        self._under_way.clear()
+        self.building.clear()
+        self._early.clear()

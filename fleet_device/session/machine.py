@@ -1,0 +1,268 @@
+"""One session on the device, without I/O and without a clock: feed it proposals and verdicts, it says what to send.
+
+Invariant: the text is `committed`; behind it stands the window of drafts. A rejection voids the window and begins a new
+epoch, at both ends; until it is settled nothing is drafted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from dssd.distribution import Dist
+from dssd.proposal import propose
+from fleet_device.errors import ProtocolViolation
+from fleet_device.session.counters import SessionCounters
+from fleet_device.session.in_flight import DecidedDraft, DraftsInFlight
+from fleet_device.session.rejection import Rejection
+from fleet_device.session.request import SessionRequest
+from schemas.digest import EMPTY, extend_digest
+from schemas.messages import Close, Closed, Draft, Open, Opened, Verdict
+from schemas.policy import Mode
+from schemas.reasons import EndReason, Finish
+
+__all__ = ["DeviceSession", "VerdictEffect"]
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictEffect:
+    """What a verdict has done.
+
+    Attributes:
+        tokens: Newly committed.
+        valid: Length of the text that the drafter proposed itself and that still stands.
+        correction: The token behind it that the drafter has not seen, drawn by the edge or in its name: the drafter's
+            sequence is to be cut to `valid` and to go on with it. None where the drafter has nothing to learn.
+        request: A further draft message to send at once: more samples are needed.
+    """
+
+    tokens: tuple[int, ...] = ()
+    valid: int = 0
+    correction: int | None = None
+    request: Draft | None = None
+
+
+@dataclass(slots=True)
+class DeviceSession:
+    """The state machine."""
+
+    terms: SessionRequest
+    committed: list[int] = field(default_factory=list)
+    counters: SessionCounters = field(default_factory=SessionCounters)
+    ended: EndReason | None = None
+    opened: Opened | None = None
+    _attempt: int = -1
+    _epoch: int = 0
+    _round: int = 0
+    _digest: int = EMPTY
+    _fix: int | None = None
+    _window: DraftsInFlight = field(default_factory=DraftsInFlight)
+    _rejection: Rejection | None = None
+
+    # Opening and resuming
+
+    @property
+    def asked(self) -> bool:
+        """Whether an Open was made, so that some edge may have the session."""
+        return self._attempt >= 0
+
+    def open(self) -> Open:
+        """Return the Open to send, first or again; whatever was under way is void."""
+        self._attempt += 1
+        self.opened = None
+        self._window.void()
+        self._fix = self._rejection = None
+        return self.terms.open(attempt=self._attempt, text=self.committed)
+
+    def on_opened(self, opened: Opened) -> bool:
+        """Take the edge's terms.
+
+        Returns:
+            False if it answers an older Open and means nothing.
+
+        Raises:
+            ProtocolViolation: It does not continue our text.
+        """
+        if opened.session != self.terms.session or opened.attempt != self._attempt or self.opened is not None:
+            return False
+        if opened.position != len(self.committed):
+            raise ProtocolViolation(
+                f"The edge resumes at token {opened.position}, the device has {len(self.committed)}."
+            )
+        self.opened = opened
+        self._epoch = 0
+        return True
+
+    def concerns(self, closed: Closed) -> bool:
+        """Whether an edge's last word is about the session as it stands, not about a part resumed elsewhere since."""
+        if closed.session != self.terms.session:
+            return False
+        return closed.attempt is None or self.opened is None or closed.attempt == self.opened.attempt
+
+    # Drafting
+
+    @property
+    def position(self) -> int:
+        """Position of the next token to draft: behind all that is committed, under way or being built."""
+        return len(self.committed) + self._window.length
+
+    @property
+    def may_send(self) -> bool:
+        """Whether a draft may be sent now: the first of its epoch, or one that was promised."""
+        if self.opened is None or self.ended is not None or self._rejection is not None:
+            return False
+        return self._window.next_is_due
+
+    @property
+    def may_promise(self) -> bool:
+        """Whether the draft being built may announce another: the window and the text have room for it."""
+        opened, window = self.opened, self._window
+        if opened is None or not window.building or window.last_token in opened.end_tokens:
+            return False
+        return len(window.drafts) + 1 < opened.window and self.position < opened.max_new_tokens
+
+    def room(self, limit: int) -> int:
+        """Return how many more tokens the draft being built may take.
+
+        Args:
+            limit: Draft length that the caller wants; the edge's own limit and the end of the text bound it.
+        """
+        opened, window = self.opened, self._window
+        if opened is None or not self.may_send or window.last_token in opened.end_tokens:
+            return 0
+        longest = min(limit, opened.max_draft) - len(window.building)
+        return max(0, min(longest, opened.max_new_tokens - self.position))
+
+    def propose(self, q: Dist) -> int:
+        """Draw the next draft token from the drafter's distribution and return it."""
+        proposal = propose(q, policy=self.terms.policy, position=self.position)
+        self._window.building.append(proposal)
+        return proposal.token
+
+    def send(self, *, more: bool = False) -> Draft:
+        """Close the draft being built and return the message.
+
+        Args:
+            more: Promise another draft without waiting for the verdict; needs `may_promise`.
+        """
+        proposals, ahead = self._window.building, self._window.tokens
+        residual = self.terms.policy.mode is Mode.RESIDUAL
+        draft = self._sent(
+            base=len(self.committed) + len(ahead),
+            digest=extend_digest(self._digest, ahead),
+            fix=self._fix,
+            tokens=tuple(proposal.token for proposal in proposals),
+            counts=tuple(p.count for p in proposals if p.count is not None) if residual else None,
+            more=more,
+        )
+        self._fix = None
+        self.counters.drafted += len(draft.tokens)
+        return draft
+
+    def unanswered(self) -> tuple[Draft, ...]:
+        """Return the drafts under way, to be repeated when no verdict came."""
+        return self._window.drafts
+
+    # Verdicts
+
+    def on_verdict(self, verdict: Verdict) -> list[VerdictEffect]:
+        """Take a verdict; several take effect at once if they came out of order.
+
+        Raises:
+            ProtocolViolation: It is no answer to what was asked.
+        """
+        if self.opened is None or verdict.handle != self.opened.handle or self.ended is not None:
+            return []
+        self._window.heard(verdict)
+        steps = []
+        while (answer := self._window.next_answer()) is not None:  # none is left once the text has ended
+            steps.append(self._take(answer))
+        return steps
+
+    def cancel(self, reason: EndReason) -> None:
+        """End the session from this side."""
+        if self.ended is None:
+            self.ended = reason
+            self._window.void()
+
+    def close(self, *, wall_ms: float) -> Close:
+        """Return the Close to send once `ended` is set.
+
+        Args:
+            wall_ms: Time since the first Open.
+        """
+        if self.ended is None:
+            raise ValueError("the session has not ended")
+        return Close(
+            session=self.terms.session,
+            handle=self.opened.handle if self.opened else None,
+            edge=self.opened.edge if self.opened else None,
+            reason=self.ended,
+            tokens=len(self.committed),
+            fix=self._fix,
+            digest=self._digest,
+            wall_ms=wall_ms,
+            **asdict(self.counters),
+        )
+
+    # Within
+
+    def _sent(self, **fields: object) -> Draft:
+        """Make the message and put it under way."""
+        assert self.opened is not None
+        names = {"handle": self.opened.handle, "round": self._round, "epoch": self._epoch}
+        draft = Draft.model_validate(names | fields)
+        self._round += 1
+        self._window.sent(draft)
+        return draft
+
+    def _take(self, answer: DecidedDraft) -> VerdictEffect:
+        self.counters.rounds += 1
+        if answer.draft.tried is not None:
+            return self._settle(answer.verdict)
+        head = answer.head()
+        self._commit(head)
+        self.counters.accepted += len(head)
+        self.counters.tested += len(head)
+        valid = len(self.committed)
+        rejected = answer.rejected()
+        if rejected is not None:
+            self.counters.tested += 1
+            self._window.void()
+            self._epoch += 1
+            self._rejection = Rejection(rejected, position=valid)
+            step = self._settle(answer.verdict)
+            return VerdictEffect(head + step.tokens, valid, step.correction, step.request)
+        bonus = answer.bonus()
+        self._commit(bonus)
+        self._finish(answer.verdict.finish)
+        return VerdictEffect(head + bonus, valid, bonus[0] if bonus else None)
+
+    def _settle(self, verdict: Verdict) -> VerdictEffect:
+        """Draw the correction, or ask for more samples."""
+        rejection, valid = self._rejection, len(self.committed)
+        assert rejection is not None
+        token = rejection.correction(verdict.next, policy=self.terms.policy)
+        if token is None:
+            return VerdictEffect(
+                valid=valid, request=self._sent(base=valid, digest=self._digest, tried=rejection.tried)
+            )
+        if rejection.device_draws:
+            self._fix = token
+        self._rejection = None
+        self._commit((token,))
+        self._finish(verdict.finish)
+        return VerdictEffect((token,), valid, token)
+
+    def _commit(self, tokens: Sequence[int]) -> None:
+        size = self.terms.vocabulary.size
+        if any(token >= size for token in tokens):
+            raise ProtocolViolation("The edge sent a token outside the vocabulary.")
+        self.committed.extend(tokens)
+        self._digest = extend_digest(self._digest, tokens)
+
+    def _finish(self, finish: Finish) -> None:
+        """End the text if the edge says so, or if the device's own correction ends it."""
+        assert self.opened is not None
+        if finish is Finish.STOP or (self.committed and self.committed[-1] in self.opened.end_tokens):
+            self.cancel(EndReason.STOP)
+        elif finish is Finish.LENGTH or len(self.committed) >= self.opened.max_new_tokens:
+            self.cancel(EndReason.LENGTH)

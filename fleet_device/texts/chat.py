@@ -1,0 +1,151 @@
+"""Chat messages to a prompt, through the template that the model's file carries.
+
+The template is a program from whoever made the file, so it runs in Jinja's sandbox, sees nothing but the
+messages and a few helpers, and may not write without end.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from fleet_device.drafters.contract import DrafterError, TextCodec
+
+__all__ = ["ChatError", "ChatMessage", "ChatTemplate", "encode_chat"]
+
+_MAX_TEMPLATE = 1 << 18
+_MAX_PROMPT = 1 << 22
+_MAX_REPEAT = 1 << 16
+
+
+class ChatError(DrafterError):
+    """The messages cannot be made into a prompt. Its text is one sentence for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message.
+
+    Attributes:
+        role: `system`, `user` or `assistant`, as far as the model's template knows it.
+        content: Text.
+    """
+
+    role: str
+    content: str
+
+
+class _Refusal(Exception):  # noqa: N818
+    """The template itself declines the messages."""
+
+
+class ChatTemplate:
+    """A model's chat template.
+
+    Args:
+        source: Jinja source.
+        bos: Text of the beginning-of-text token, which some templates write.
+        eos: Text of the end-of-text token, likewise.
+        now: The time, which some templates write.
+
+    Raises:
+        ChatError: The source is no template, or is absurdly long.
+    """
+
+    def __init__(
+        self, source: str, *, bos: str = "", eos: str = "", now: Callable[[], datetime] = datetime.now
+    ) -> None:
+        if len(source) > _MAX_TEMPLATE:
+            raise ChatError(f"The model's chat template has {len(source)} characters; refusing it.")
+        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, _Generation])
+        environment.globals = {
+            "namespace": environment.globals["namespace"],
+            "range": environment.globals["range"],
+            "dict": environment.globals["dict"],
+            "raise_exception": _refuse,
+            "strftime_now": lambda form: now().strftime(form),
+        }
+        self._names = {"bos_token": bos, "eos_token": eos}
+        try:
+            self._template = environment.from_string(source)
+        except (TemplateError, RecursionError, SyntaxError, ValueError, OverflowError, MemoryError) as error:
+            raise ChatError(f"The model's chat template cannot be read: {error}.") from error
+
+    def render(self, messages: Sequence[ChatMessage]) -> str:
+        """Return the prompt, up to where the assistant begins to write.
+
+        Raises:
+            ChatError: There are no messages, or the template fails or declines.
+        """
+        if not messages:
+            raise ChatError("A chat needs at least one message.")
+        plain = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return _bounded(self._template.generate(messages=plain, add_generation_prompt=True, **self._names))
+        except ChatError:
+            raise
+        except _Refusal as refusal:
+            raise ChatError(f"The model's chat template declines these messages: {refusal}.") from None
+        except Exception as error:  # whatever a foreign program may raise
+            raise ChatError(f"The model's chat template fails: {error}.") from error
+
+
+def _bounded(parts: Iterable[str]) -> str:
+    """Join what a template writes, as long as it is no more than a prompt can be."""
+    kept: list[str] = []
+    size = 0
+    for part in parts:
+        kept.append(part)
+        size += len(part)
+        if size > _MAX_PROMPT:
+            raise ChatError(f"The chat gives a prompt of more than {_MAX_PROMPT} characters.")
+    return "".join(kept)
+
+
+def encode_chat(codec: TextCodec, messages: Sequence[ChatMessage]) -> list[int]:
+    """Return the token ids of a chat.
+
+    Raises:
+        ChatError: The model has no chat template, or its template fails or declines.
+    """
+    source = codec.chat_template
+    if source is None:
+        raise ChatError("The draft model has no chat template; send a plain prompt, or use an instruct model.")
+    template = ChatTemplate(source, bos=codec.special_text("bos"), eos=codec.special_text("eos"))
+    return codec.encode(template.render(messages), special=True)
+
+
+def _refuse(sentence: str) -> NoReturn:
+    raise _Refusal(str(sentence).rstrip("."))
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Also bounds the two operators that make something huge of something small."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401 - Jinja's
+        """Multiply what is small."""
+        for count, what in ((left, right), (right, left)):
+            repeats = isinstance(count, int) and isinstance(what, str | list | tuple)
+            if operator == "**" or (repeats and len(what) * count > _MAX_REPEAT):
+                raise SecurityError(f"the operator {operator} would make something huge")
+        return super().call_binop(context, operator, left, right)
+
+
+class _Generation(Extension):
+    """Reads `{% generation %}`, with which some templates mark the assistant's words for training."""
+
+    tags = {"generation"}  # noqa: RUF012 - as the base class has it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Keep the body, drop the mark."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)

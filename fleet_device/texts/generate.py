@@ -1,0 +1,122 @@
+"""From an order for a text to the text: what the command line, the local API and the self-test have in common."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fleet_device.client.agent import Generation
+from fleet_device.drafters.contract import Drafter
+from fleet_device.errors import PromptTooLong
+from fleet_device.texts.decoding import TextStream
+from fleet_device.texts.stop_strings import StopStrings
+from schemas.policy import SamplingPolicy
+from schemas.reasons import EndReason
+
+__all__ = ["GenerateRequest", "GeneratedText", "OnPiece", "TextGenerator", "generate_text"]
+
+OnPiece = Callable[[str, int], None]
+"""Told of a piece of text, maybe empty, and of the number of tokens behind it."""
+
+
+class TextGenerator(Protocol):
+    """What is needed of the agent."""
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        policy: SamplingPolicy,
+        max_new_tokens: int,
+        on_tokens: Callable[[Sequence[int]], bool | None],
+        cancelled: threading.Event | None,
+    ) -> Generation:
+        """Write a text; see `Agent.generate`."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """What is to be written.
+
+    Attributes:
+        prompt: Token ids.
+        policy: Sampling, with the seed.
+        max_new_tokens: Most tokens to write.
+        stop: Strings before which the text ends.
+    """
+
+    prompt: tuple[int, ...]
+    policy: SamplingPolicy
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedText:
+    """What was written.
+
+    Attributes:
+        order: What was asked for.
+        text: Without the stop string that ended it.
+        stopped: Whether a stop string ended it.
+        generation: The session behind it.
+    """
+
+    order: GenerateRequest
+    text: str
+    stopped: bool
+    generation: Generation
+
+    @property
+    def reason(self) -> EndReason:
+        """How it ended, as the application sees it."""
+        return EndReason.STOP if self.stopped else self.generation.reason
+
+
+def generate_text(
+    agent: TextGenerator,
+    drafter: Drafter,
+    order: GenerateRequest,
+    *,
+    on_piece: OnPiece = lambda _piece, _tokens: None,
+    cancelled: threading.Event | None = None,
+) -> GeneratedText:
+    """Write a text. It ends early where the draft model's context is full.
+
+    Args:
+        agent: Drives the session.
+        drafter: The agent's draft model.
+        order: What to write.
+        on_piece: Gets the text as it grows, on this thread.
+        cancelled: See `Agent.generate`.
+
+    Raises:
+        PromptTooLong: The draft model has no room for the prompt.
+        DeviceError, DrafterError: See `Agent.generate`.
+    """
+    room = drafter.context - len(order.prompt)
+    if room < 1:
+        raise PromptTooLong(
+            f"The prompt has {len(order.prompt)} tokens; the draft model holds {drafter.context} with the text. "
+            "Shorten it, or raise the setting 'context'."
+        )
+    stream, stops, pieces = TextStream(drafter.codec), StopStrings(order.stop), list[str]()
+
+    def on_tokens(tokens: Sequence[int]) -> bool:
+        piece = stops.feed(stream.feed(tokens))
+        pieces.append(piece)
+        on_piece(piece, len(tokens))
+        return stops.found
+
+    generation = agent.generate(
+        order.prompt,
+        policy=order.policy,
+        max_new_tokens=min(order.max_new_tokens, room),
+        on_tokens=on_tokens,
+        cancelled=cancelled,
+    )
+    rest = stops.feed(stream.finish()) + stops.finish()
+    pieces.append(rest)
+    if rest:
+        on_piece(rest, 0)
+    return GeneratedText(order, "".join(pieces), stops.found, generation)

@@ -1,0 +1,197 @@
+"""One text at a time: a drafter has one sequence, so what applications ask for meanwhile waits its turn."""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from fleet_device.drafters.contract import DrafterError
+from fleet_device.errors import DeviceError, TextCancelled, TextQueueFull
+from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece
+
+__all__ = ["Failed", "GenerateText", "Listener", "Piece", "TextQueue", "Ticket"]
+
+_log = logging.getLogger(__name__)
+
+_GONE: Final = "The text was given up before its end: its reader has gone, or the device is shutting down."
+_LONGEST_RETRY_S: Final = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """More text. Never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """There will be no (more) text."""
+
+    error: Exception
+
+
+Listener = Callable[[Piece | GeneratedText | Failed], None]
+"""Told, on the queue's thread, of pieces and in the end of a `GeneratedText` or `Failed`. Must not block."""
+
+Prepare = Callable[[], GenerateRequest]
+"""Makes the order when its turn has come: on the queue's thread, since the model's vocabulary serves one at a time."""
+
+GenerateText = Callable[[GenerateRequest, OnPiece, threading.Event], GeneratedText]
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A place in the queue."""
+
+    prepare: Prepare
+    listener: Listener
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def tell(self, event: Piece | GeneratedText | Failed) -> None:
+        """Pass an event on; a listener that fails has gone."""
+        try:
+            self.listener(event)
+        except Exception:  # noqa: BLE001 - whatever it is, the others' texts go on
+            _log.debug("A listener failed.", exc_info=True)
+            self.cancelled.set()
+
+
+class TextQueue:
+    """The queue and the thread that works it off.
+
+    Args:
+        write: Writes one text.
+        wake: Makes a `write` under way look at its `cancelled`.
+        waiting: Most texts that wait.
+        clock: Monotonic seconds.
+        on_idle: Told when the queue is closed and all of it is done.
+    """
+
+    def __init__(
+        self,
+        write: GenerateText,
+        *,
+        wake: Callable[[], None],
+        waiting: int,
+        clock: Callable[[], float] = time.monotonic,
+        on_idle: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._write = write
+        self._wake = wake
+        self._most = waiting
+        self._clock = clock
+        self._on_idle = on_idle
+        self._waiting: deque[Ticket] = deque()
+        self._current: Ticket | None = None
+        self._closed = False
+        self._last_s = 1.0
+        self._done = 0
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="texts", daemon=True)
+
+    @property
+    def waiting(self) -> int:
+        """Texts that wait."""
+        return len(self._waiting)
+
+    @property
+    def writing(self) -> bool:
+        """Whether a text is being written."""
+        return self._current is not None
+
+    @property
+    def done(self) -> int:
+        """Texts that have ended, well or not."""
+        return self._done
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more orders are taken."""
+        return self._closed
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def submit(self, prepare: Prepare, listener: Listener) -> Ticket:
+        """Order a text.
+
+        Raises:
+            TextQueueFull: Too many wait.
+            TextCancelled: The queue is closed.
+        """
+        ticket = Ticket(prepare, listener)
+        with self._changed:
+            if self._closed:
+                raise TextCancelled("The device is shutting down and takes no new texts.")
+            if len(self._waiting) >= self._most + (self._current is None):
+                seconds = math.ceil(self._last_s * (len(self._waiting) + 1))
+                raise TextQueueFull(self._most, retry_after_s=min(max(1, seconds), _LONGEST_RETRY_S))
+            self._waiting.append(ticket)
+            self._changed.notify_all()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Give a text up, wherever it stands; one that has ended is left alone."""
+        with self._changed:
+            ticket.cancelled.set()
+            waits, writes = ticket in self._waiting, ticket is self._current
+            if waits:
+                self._waiting.remove(ticket)
+        if waits:
+            ticket.tell(Failed(TextCancelled(_GONE)))
+        elif writes:
+            self._wake()
+
+    def close(self) -> None:
+        """Take no more orders; those taken are written."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def abandon(self) -> None:
+        """Close, and give up all that is not written yet."""
+        self.close()
+        with self._changed:
+            left = [*self._waiting, *([self._current] if self._current else [])]
+        for ticket in left:
+            self.cancel(ticket)
+
+    def join(self) -> None:
+        """Wait for the thread to end, after `close` or `abandon`; one that was never started has."""
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._current = None
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    break
+                ticket = self._current = self._waiting.popleft()
+            self._serve(ticket)
+            self._done += 1
+        self._on_idle()
+
+    def _serve(self, ticket: Ticket) -> None:
+        started = self._clock()
+
+        def on_piece(piece: str, _tokens: int) -> None:
+            if piece:
+                ticket.tell(Piece(piece))
+
+        try:
+            text = self._write(ticket.prepare(), on_piece, ticket.cancelled)
+        except Exception as error:  # noqa: BLE001 - one text's failure is not the next one's
+            if not isinstance(error, DeviceError | DrafterError):
+                _log.exception("A text failed for a reason that should not be possible.")
+            ticket.tell(Failed(error))
+        else:
+            ticket.tell(text if not ticket.cancelled.is_set() else Failed(TextCancelled(_GONE)))
+        self._last_s = self._clock() - started

@@ -1,0 +1,1 @@
+"""Every reply and verdict of an edge, on one path: made, published and recorded."""

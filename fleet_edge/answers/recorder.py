@@ -1,0 +1,234 @@
+"""Turns what happens into records of the session log. Never blocks: the writer takes them in its own thread."""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from fleet_edge.sessions.draft_results import DraftResult
+from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.store.records import (
+    DeviceCounters,
+    DeviceSeen,
+    EdgeSeen,
+    EventLogged,
+    LeaveReason,
+    Record,
+    RoundJudged,
+    SegmentLeft,
+    SegmentProgress,
+    SessionClosed,
+    SessionOpened,
+    segment_number,
+)
+from schemas.control import DeviceState, EdgeState
+from schemas.messages import Close, Open
+from schemas.reasons import EndReason
+
+__all__ = ["Measured", "Recorder", "Sink"]
+
+
+class Sink(Protocol):
+    """Where records go."""
+
+    def put(self, record: Record) -> None:
+        """Take a record. MUST NOT block or raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one verdict cost.
+
+    Attributes:
+        batch: Sessions verified in the same step.
+        uplink_bytes: Payload of the draft.
+        downlink_bytes: Payload of the verdict.
+        queue_ms: From arrival to the step.
+        compute_ms: Of the step.
+        form: What the verdict carried.
+    """
+
+    batch: int
+    uplink_bytes: int
+    downlink_bytes: int
+    queue_ms: float
+    compute_ms: float
+    form: str | None
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Writes the session log of one edge.
+
+    Attributes:
+        sink: The store's writer.
+        edge: This edge's name.
+        now: The wall clock (UTC).
+        trace_share: Fraction of sessions whose every round is logged.
+    """
+
+    sink: Sink
+    edge: str
+    now: Callable[[], datetime]
+    trace_share: float = 1.0
+    _segments: dict[int, int] = field(default_factory=dict)
+    _resumed: dict[int, int] = field(default_factory=dict)
+
+    def device_seen(self, device: str, state: DeviceState) -> None:
+        """A device published its state."""
+        self.sink.put(
+            DeviceSeen(
+                device=device,
+                presence=state.presence,
+                software=state.software,
+                draft_model=state.draft_model,
+                quantization=state.quantization,
+                at=self.now(),
+            )
+        )
+
+    def edge_seen(self, state: EdgeState) -> None:
+        """This edge changed its own state."""
+        self.sink.put(
+            EdgeSeen(
+                edge=state.edge,
+                presence=state.presence,
+                software=state.software,
+                target=state.target,
+                vocabulary=state.vocabulary,
+                at=self.now(),
+            )
+        )
+
+    def opened(self, session: EdgeSession, message: Open, *, target: str, size: int) -> None:
+        """A session was opened or resumed."""
+        at = self.now()
+        self._segments[session.handle] = segment_number(at)
+        self._resumed[session.handle] = session.committed
+        policy = session.policy
+        self.sink.put(
+            SessionOpened(
+                session=session.session.hex(),
+                segment=segment_number(at),
+                device=session.device,
+                edge=self.edge,
+                draft_model=message.draft_model,
+                quantization=message.quantization,
+                target=target,
+                mode=policy.mode,
+                temperature=policy.temperature,
+                top_k=policy.top_k,
+                top_p=policy.top_p,
+                seed=policy.seed,
+                prompt_tokens=session.prompt_length,
+                max_new_tokens=session.limits.max_new_tokens,
+                resumed_tokens=session.committed,
+                open_bytes=size,
+                at=at,
+            )
+        )
+
+    def judged(self, session: EdgeSession, settled: DraftResult, cost: Measured) -> None:
+        """A verdict was given; logged in full for traced sessions."""
+        counters = session.counters
+        counters.downlink_bytes += cost.downlink_bytes
+        counters.queue_ms += cost.queue_ms
+        counters.compute_ms += cost.compute_ms
+        counters.batch_sum += cost.batch
+        if not self._traced(session):
+            return
+        draft = settled.arrived.draft
+        self.sink.put(
+            RoundJudged(
+                session=session.session.hex(),
+                segment=self._segments[session.handle],
+                round=draft.round,
+                base=draft.base,
+                drafted=len(draft.tokens),
+                tested=settled.tested,
+                accepted=settled.accepted,
+                batch=cost.batch,
+                uplink_bytes=cost.uplink_bytes,
+                downlink_bytes=cost.downlink_bytes,
+                form=cost.form,
+                queue_ms=cost.queue_ms,
+                compute_ms=cost.compute_ms,
+                at=self.now(),
+            )
+        )
+
+    def progress(self, session: EdgeSession) -> None:
+        """What the session has counted so far; absolute, so that it may be written at any time."""
+        counters = session.counters
+        self.sink.put(
+            SegmentProgress(
+                session=session.session.hex(),
+                segment=self._segments[session.handle],
+                tokens=session.committed - self._resumed[session.handle],
+                rounds=counters.rounds,
+                drafted=counters.drafted,
+                tested=counters.tested,
+                accepted=counters.accepted,
+                uplink_bytes=counters.uplink_bytes,
+                downlink_bytes=counters.downlink_bytes,
+                queue_ms=counters.queue_ms,
+                compute_ms=counters.compute_ms,
+                batch_sum=counters.batch_sum,
+                at=self.now(),
+            )
+        )
+
+    def ended(self, session: EdgeSession, reason: EndReason, message: Close | None) -> None:
+        """A session ended, at the device's word or by its lease."""
+        self.progress(session)
+        self._resumed.pop(session.handle)
+        self._closed(session.session, self._segments.pop(session.handle), reason, session.committed, message)
+
+    def left(self, session: EdgeSession, reason: LeaveReason) -> None:
+        """A session goes on, but not here or under another handle: its segment is complete."""
+        self.progress(session)
+        self._resumed.pop(session.handle)
+        self.sink.put(
+            SegmentLeft(
+                session=session.session.hex(),
+                segment=self._segments.pop(session.handle),
+                reason=reason,
+                at=self.now(),
+            )
+        )
+
+    def ended_elsewhere(self, message: Close) -> None:
+        """A device closed a session that this edge does not know, having restarted."""
+        self._closed(message.session, segment_number(self.now()), message.reason, message.tokens, message)
+
+    def event(self, *, kind: str, code: str, sentence: str, device: str | None, session: bytes | None = None) -> None:
+        """Something worth a line happened."""
+        self.sink.put(
+            EventLogged(
+                id=uuid.uuid4().hex,
+                edge=self.edge,
+                device=device,
+                session=session.hex() if session else None,
+                kind=kind,
+                code=code,
+                sentence=sentence,
+                at=self.now(),
+            )
+        )
+
+    def _closed(self, session: bytes, segment: int, reason: EndReason, tokens: int, message: Close | None) -> None:
+        self.sink.put(
+            SessionClosed(
+                session=session.hex(),
+                segment=segment,
+                reason=reason,
+                tokens=tokens,
+                counters=DeviceCounters.of(message) if message else None,
+                at=self.now(),
+            )
+        )
+
+    def _traced(self, session: EdgeSession) -> bool:
+        # By the session's own random name, so that it is traced in every segment or in none.
+        return int.from_bytes(session.session[:4], "big") < self.trace_share * (1 << 32)

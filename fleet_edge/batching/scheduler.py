@@ -1,0 +1,186 @@
+"""The scheduler: which sessions the next forward pass computes, and how many tokens of each.
+
+A session has tokens it knows and tokens it has computed; a step computes some of the difference. Prefill, resumption
+after eviction and verification differ in nothing but whether rows of logits are wanted at the end. Verification comes
+first, oldest draft first; what is left of the step's token budget goes to prefill in chunks, so that a long prompt
+delays no verdict by more than its share of one step. A step may exceed its budget by the last draft that it takes.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from fleet_edge.batching.delay import BatchingDelay
+from fleet_edge.errors import DraftFault
+from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.sessions.waiting import ReceivedDraft
+from fleet_edge.verifiers.contract import Item, Verifier
+from schemas.messages import Draft
+
+__all__ = ["Batch", "Budget", "Scheduler", "Work"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much one step may compute.
+
+    Attributes:
+        tokens: Most new tokens in a step.
+        prefill_chunk: Most tokens of one session's prefill in a step that also verifies.
+        device_share: Most of a step's tokens for one device while others wait, as a fraction.
+    """
+
+    tokens: int = 512
+    prefill_chunk: int = 128
+    device_share: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One session's part of a step.
+
+    Attributes:
+        session: Whose.
+        item: What the verifier is to compute.
+        chain: The drafts that it decides; empty for prefill.
+    """
+
+    session: EdgeSession
+    item: Item
+    chain: tuple[ReceivedDraft, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A step.
+
+    Attributes:
+        works: Its parts, the most urgent first: where there is not room for all, the last is left out.
+        faults: Drafts that turned out to be void when their turn came.
+    """
+
+    works: list[Work] = field(default_factory=list)
+    faults: list[tuple[EdgeSession, Draft, DraftFault]] = field(default_factory=list)
+
+    @property
+    def verifications(self) -> list[Work]:
+        """Parts that end in verdicts, in the order of their rows."""
+        return [work for work in self.works if work.chain]
+
+    @property
+    def items(self) -> list[Item]:
+        """What the verifier is to compute."""
+        return [work.item for work in self.works]
+
+    def __bool__(self) -> bool:
+        return bool(self.works or self.faults)
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """Picks the next step and makes room for it.
+
+    Attributes:
+        verifier: Asked what is computed, told what to forget.
+        budget: Of a step.
+        gathering: Whether to hold a step for drafts that are about to come.
+    """
+
+    verifier: Verifier
+    budget: Budget = field(default_factory=Budget)
+    gathering: BatchingDelay = field(default_factory=BatchingDelay)
+    _used: dict[int, int] = field(default_factory=dict)
+    _clock: int = 0
+
+    def next_batch(self, sessions: Iterable[EdgeSession]) -> Batch:
+        """Return the next step; empty if there is nothing to do."""
+        batch = Batch()
+        left = self.budget.tokens
+        share = Counter[str]()
+        ready = [(session.ready, session) for session in sessions]
+        due = sorted((arrived.at, session.handle) for arrived, session in ready if arrived)
+        by_handle = {session.handle: session for _, session in ready}
+        most_per_device = self.budget.tokens
+        if len(due) > 1:
+            most_per_device = max(1, int(self.budget.tokens * self.budget.device_share))
+        for _, handle in due:
+            session = by_handle[handle]
+            allowance = min(left, most_per_device - share[session.device])
+            if allowance <= 0:
+                continue
+            taken = self._verification(session, allowance, batch)
+            left -= taken
+            share[session.device] += taken
+        chunk = self.budget.prefill_chunk if batch.verifications else self.budget.tokens
+        for arrived, session in ready:
+            if left <= 0:
+                break
+            if arrived is None and not session.finished:
+                left -= self._prefill(session, min(left, chunk), batch)
+        self._make_room(batch, sessions)
+        return batch
+
+    def forget(self, session: EdgeSession) -> None:
+        """A session has ended."""
+        self._used.pop(session.handle, None)
+        self.gathering.forget(session.handle)
+        self.verifier.close(session.handle)
+
+    def _verification(self, session: EdgeSession, allowance: int, batch: Batch) -> int:
+        """Add a session's drafts, or the part of its backlog that comes first; return the tokens to compute."""
+        first = session.ready
+        try:
+            chain = session.chain(allowance)
+        except DraftFault as fault:
+            assert first is not None
+            batch.faults.append((session, first.draft, fault))
+            return 0
+        drafted = [token for arrived in chain for token in arrived.draft.tokens]
+        # The last committed token is always computed anew: its row decides on the first draft token.
+        computed = self._computed(session)
+        backlog = len(session.tokens) - 1 - computed
+        if chain and backlog + 1 + len(drafted) <= max(allowance, 1 + len(drafted)):
+            self.verifier.truncate(session.handle, computed)
+            tokens = (*session.tokens[computed:], *drafted)
+            batch.works.append(Work(session, Item(session.handle, tokens, len(drafted) + 1), chain))
+            return len(tokens)
+        return self._prefill(session, allowance, batch)
+
+    def _prefill(self, session: EdgeSession, most: int, batch: Batch) -> int:
+        computed = self._computed(session)
+        tokens: Sequence[int] = session.tokens[computed : min(computed + most, len(session.tokens) - 1)]
+        if not tokens:
+            return 0
+        self.verifier.truncate(session.handle, computed)
+        batch.works.append(Work(session, Item(session.handle, tuple(tokens), 0)))
+        return len(tokens)
+
+    def _computed(self, session: EdgeSession) -> int:
+        return min(self.verifier.computed(session.handle), len(session.tokens) - 1)
+
+    def _make_room(self, batch: Batch, sessions: Iterable[EdgeSession]) -> None:
+        """Evict idle sessions, least recently used first, until the step fits; if none is idle, leave out its end."""
+        self._clock += 1
+        for work in batch.works:
+            self._used[work.session.handle] = self._clock
+        busy = {item.sequence for item in batch.items}
+        idle = sorted(
+            (s.handle for s in sessions if s.handle not in busy and self.verifier.computed(s.handle)),
+            key=lambda handle: self._used.get(handle, 0),
+        )
+        needed = sum(len(item.tokens) for item in batch.items)
+        while needed > self.verifier.capacity():
+            if idle:
+                self.evict(idle.pop(0))
+            elif len(batch.works) > 1:
+                item = batch.works.pop().item
+                needed -= len(item.tokens)
+                if self.verifier.computed(item.sequence):
+                    idle.append(item.sequence)  # what it has computed may have to go too
+            else:
+                break  # one session alone: the verifier says so itself
+
+    def evict(self, handle: int) -> None:
+        """Drop a session's keys and values; its tokens stay known and are computed again when needed."""
+        self.verifier.close(handle)
+        self.verifier.open(handle)

@@ -1,0 +1,80 @@
+"""A settlement: what a judgement on a chain of drafts means for each of them.
+
+The drafts are judged as one; each is answered by a verdict of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dssd.distribution import Dist
+from dssd.judgement import Judgement
+from fleet_edge.sessions.limits import SessionLimits
+from fleet_edge.sessions.waiting import ReceivedDraft
+from schemas.reasons import Finish
+
+__all__ = ["DraftResult", "split_judgement"]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftResult:
+    """One draft's part of a judgement.
+
+    Attributes:
+        arrived: The draft.
+        accepted: Length of its accepted head.
+        tested: Of its tokens, those decided on.
+        token: The token after the head, drawn by the edge.
+        p: Or the distribution at the rejection.
+        finish: Whether the text ends.
+    """
+
+    arrived: ReceivedDraft
+    accepted: int
+    tested: int
+    token: int | None
+    p: Dist | None
+    finish: Finish
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens that it adds to the text."""
+        head = self.arrived.draft.tokens[: self.accepted]
+        return head if self.token is None else (*head, self.token)
+
+    @property
+    def rejected(self) -> bool:
+        """Whether a token was rejected."""
+        return self.tested > self.accepted
+
+
+def split_judgement(
+    chain: Sequence[ReceivedDraft], judgement: Judgement, *, limits: SessionLimits, committed: int
+) -> list[DraftResult]:
+    """Divide a judgement among its drafts.
+
+    Args:
+        chain: The drafts, each standing on the one before.
+        judgement: On their tokens as one draft.
+        limits: The session's.
+        committed: Length of the text that the chain stands on.
+
+    Returns:
+        A part for each draft that was decided on; those behind a rejection or the end of the text are void.
+    """
+    settled = []
+    left = judgement.accepted
+    for place, arrived in enumerate(chain):
+        drafted = arrived.draft.tokens
+        head = drafted[:left]
+        left -= len(head)
+        rejected = len(head) < len(drafted)
+        last = rejected or place == len(chain) - 1
+        token = judgement.token if last and not limits.ends(head) else None
+        p = judgement.p if rejected else None
+        new = head if token is None else (*head, token)
+        committed += len(new)
+        finish = limits.finish(new, committed=committed)
+        settled.append(DraftResult(arrived, len(head), len(head) + rejected, token, p, finish))
+        if rejected or finish is not Finish.NO:
+            break
+    return settled

@@ -1,0 +1,237 @@
+"""One session at the edge, without I/O and without a clock: it admits drafts, takes judgements and remembers verdicts.
+
+Invariant: `tokens` is prompt and committed text; drafts wait behind it, and `chain` is what can be verified now. After
+a rejection in residual mode nothing can, until a draft brings the correction that the device has drawn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dssd.distribution import Dist
+from dssd.judgement import Judgement
+from fleet_edge.counters import SegmentCounters
+from fleet_edge.errors import DraftFault, desync
+from fleet_edge.sessions.draft_results import DraftResult, split_judgement
+from fleet_edge.sessions.limits import SessionLimits
+from fleet_edge.sessions.rounds import Rounds
+from fleet_edge.sessions.waiting import ReceivedDraft, WaitingDrafts
+from schemas.digest import EMPTY, extend_digest
+from schemas.messages import Close, Draft, Open
+from schemas.policy import SamplingPolicy
+from schemas.reasons import Action, FaultCode, Finish
+
+__all__ = ["DraftReceipt", "EdgeSession"]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftReceipt:
+    """What became of a draft on arrival.
+
+    Attributes:
+        repeat: The verdict's bytes, if it was answered before.
+        queued: Whether it now waits to be verified.
+        request: Whether it asks for samples of the last rejection, to be answered from memory.
+    """
+
+    repeat: bytes | None = None
+    queued: bool = False
+    request: bool = False
+
+
+@dataclass(slots=True)
+class EdgeSession:
+    """The state machine.
+
+    Attributes:
+        handle: Short name, per edge.
+        session: The session's own name.
+        attempt: Of the Open that it answers.
+        device: Whose it is; drafts of another device never reach it.
+        policy: Sampling.
+        limits: What was granted.
+        tokens: Prompt and committed text.
+        prompt_length: Where the text begins.
+    """
+
+    handle: int
+    session: bytes
+    attempt: int
+    device: str
+    policy: SamplingPolicy
+    limits: SessionLimits
+    tokens: list[int]
+    prompt_length: int
+    counters: SegmentCounters = field(default_factory=SegmentCounters)
+    finished: bool = False
+    _epoch: int = 0
+    _digest: int = EMPTY
+    _rejected: Dist | None = None
+    _failure: DraftFault | None = None
+    _waiting: WaitingDrafts = field(default_factory=WaitingDrafts)
+    _rounds: Rounds = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Remember nothing yet."""
+        self._rounds = Rounds(self.limits.window)
+
+    @classmethod
+    def from_open(cls, message: Open, *, handle: int, device: str, limits: SessionLimits) -> "EdgeSession":
+        """Begin, or go on where `message.resume` ends."""
+        resumed = message.resume or ()
+        return cls(
+            handle=handle,
+            session=message.session,
+            attempt=message.attempt,
+            device=device,
+            policy=message.policy,
+            limits=limits,
+            tokens=[*message.prompt, *resumed],
+            prompt_length=len(message.prompt),
+            _digest=extend_digest(EMPTY, resumed),
+        )
+
+    @property
+    def committed(self) -> int:
+        """Length of the text."""
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def rejected(self) -> Dist | None:
+        """The target's distribution at the last rejection, while its correction is awaited."""
+        return self._rejected
+
+    # Arrival
+
+    def admit(self, arrived: ReceivedDraft) -> DraftReceipt:
+        """Check a draft and queue it.
+
+        Raises:
+            DraftFault: It cannot be judged; nothing has changed.
+        """
+        draft = arrived.draft
+        if (repeat := self._rounds.verdict(draft.round)) is not None:
+            return DraftReceipt(repeat=repeat)
+        if (failure := self._failure) is not None:
+            raise DraftFault(failure.code, failure.action, str(failure))
+        self.limits.check(draft, mode=self.policy.mode)
+        if self._rounds.first_seen(draft.round):
+            self.counters.drafted += len(draft.tokens)  # once, whether it is judged or void
+        if self._is_void(draft):
+            return DraftReceipt()
+        if draft.epoch > self._epoch:
+            raise desync("The draft's epoch is ahead of the edge's.")
+        if draft.tried is not None:
+            return self._admit_request(draft)
+        self._check_place(draft)
+        if draft.fix is not None:
+            self._commit((draft.fix,))
+            self._rejected = None
+        self._waiting.add(arrived)
+        return DraftReceipt(queued=True)
+
+    def remember(self, round_: int, payload: bytes) -> None:
+        """Keep a verdict's bytes for repeats."""
+        self._rounds.answered(round_, payload)
+
+    # Verification
+
+    @property
+    def ready(self) -> ReceivedDraft | None:
+        """The draft that stands on the committed text, if it is there."""
+        return None if self.finished or self._rejected is not None else self._waiting.at(self.committed)
+
+    def chain(self, most: int) -> tuple[ReceivedDraft, ...]:
+        """Return the drafts that can be verified in one go, each standing on the one before.
+
+        Args:
+            most: Most tokens in all; the first draft always comes, however long.
+
+        Raises:
+            DraftFault: The first draft came early, and turns out to stand on another text; it is forgotten.
+        """
+        if self.ready is None:
+            return ()
+        return self._waiting.chain(base=self.committed, digest=self._digest, most=most)
+
+    def wants_token_after(self, chain: Sequence[ReceivedDraft]) -> bool:
+        """Whether a bonus token is due once the whole chain is accepted."""
+        length = sum(len(arrived.draft.tokens) for arrived in chain)
+        return not chain[-1].draft.more and self.committed + length < self.limits.max_new_tokens
+
+    def settle(self, chain: Sequence[ReceivedDraft], judgement: Judgement) -> list[DraftResult]:
+        """Commit what a judgement on the chain accepts.
+
+        Returns:
+            A verdict's content for each draft that was decided on; the others are void.
+        """
+        settled = split_judgement(chain, judgement, limits=self.limits, committed=self.committed)
+        for part in settled:
+            self._waiting.remove(part.arrived)
+            self._commit(part.tokens)
+            self.counters.judged(accepted=part.accepted, tested=part.tested)
+            if part.rejected:
+                self._reject(part.p)
+            if part.finish is not Finish.NO:
+                self._finish()
+        return settled
+
+    def close(self, message: Close) -> None:
+        """Take the device's last correction, if no draft carried it, and end."""
+        fix, p = message.fix, self._rejected
+        if fix is not None and p is not None and message.tokens == self.committed + 1 and p.probability(fix) > 0.0:
+            self._commit((fix,))
+        self._finish()
+
+    def fail(self, fault: DraftFault) -> None:
+        """End without a text; whatever else is drafted is answered with the same fault."""
+        self._failure = fault
+        self._finish()
+
+    # Within
+
+    def _is_void(self, draft: Draft) -> bool:
+        """Whether nobody waits for an answer: it had one long ago, a rejection voided it, or it was delivered twice."""
+        if self.finished or self._rounds.passed(draft.round) or draft.epoch < self._epoch:
+            return True
+        return draft.round in self._waiting
+
+    def _check_place(self, draft: Draft) -> None:
+        """Check what the draft stands on: the text, or what may come behind it, within the window."""
+        if draft.fix is not None or draft.base == self.committed:
+            self._check_prefix(draft)
+        elif draft.base < self.committed:
+            raise desync(f"The draft stands on {draft.base} tokens, the edge has {self.committed}.")
+        if self._waiting.at(draft.base) is None and len(self._waiting) >= self.limits.window:
+            raise DraftFault(
+                FaultCode.TOO_LONG, Action.RESUME, f"More than {self.limits.window} drafts are under way at once."
+            )
+
+    def _check_prefix(self, draft: Draft) -> None:
+        """Compare position and digest, the correction counted in."""
+        fixes = () if draft.fix is None else (draft.fix,)
+        if fixes and self._rejected is None:
+            raise desync("The draft corrects a position that was not rejected.")
+        if draft.base != self.committed + len(fixes) or draft.digest != extend_digest(self._digest, fixes):
+            raise desync("The draft stands on another text than the edge's.")
+        if self._rejected is not None and not fixes:
+            raise desync("The draft lacks the correction of the rejected position.")
+        if fixes and self._rejected is not None and self._rejected.probability(fixes[0]) == 0.0:
+            raise desync("The correction is a token that the target model rules out.")
+
+    def _admit_request(self, draft: Draft) -> DraftReceipt:
+        if self._rejected is None or draft.base != self.committed:
+            raise desync("Samples are asked for, but nothing was rejected.")
+        return DraftReceipt(request=True)
+
+    def _commit(self, tokens: Sequence[int]) -> None:
+        self.tokens.extend(tokens)
+        self._digest = extend_digest(self._digest, tokens)
+
+    def _finish(self) -> None:
+        self.finished = True
+        self._waiting.void()
+
+    def _reject(self, p: Dist | None) -> None:
+        self._epoch += 1
+        self._waiting.void()
+        self._rejected = p

@@ -1,0 +1,109 @@
+"""The session table: who has which handle, until when."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from fleet_edge.errors import DraftFault, OpenRefused
+from fleet_edge.sessions.limits import SessionLimits
+from fleet_edge.sessions.machine import EdgeSession
+from schemas.messages import Open
+from schemas.reasons import Action, FaultCode, RefusalCode
+
+__all__ = ["SessionTable"]
+
+_HANDLES: Final = 1 << 16
+
+
+@dataclass(slots=True)
+class _Lease:
+    session: EdgeSession
+    expires: float
+
+
+@dataclass(slots=True)
+class SessionTable:
+    """All open sessions of one edge.
+
+    Attributes:
+        lease_s: Seconds of silence after which a session is lost.
+        most: Most sessions in all.
+        most_per_device: Most sessions of one device.
+    """
+
+    lease_s: float
+    most: int = 4096
+    most_per_device: int = 8
+    _by_handle: dict[int, _Lease] = field(default_factory=dict)
+    _by_name: dict[tuple[str, bytes], int] = field(default_factory=dict)
+    _next: int = 0
+
+    def __len__(self) -> int:
+        return len(self._by_handle)
+
+    def __iter__(self) -> Iterator[EdgeSession]:
+        return (lease.session for lease in list(self._by_handle.values()))
+
+    def named(self, device: str, session: bytes) -> EdgeSession | None:
+        """Return a device's session by its own name."""
+        handle = self._by_name.get((device, session))
+        return None if handle is None else self._by_handle[handle].session
+
+    def add(self, message: Open, *, device: str, limits: SessionLimits, now: float) -> EdgeSession:
+        """Open a session; one of the same name is replaced.
+
+        Raises:
+            OpenRefused: The table is full, or the device has too many sessions.
+        """
+        old = self.named(device, message.session)
+        if old is not None:
+            self.remove(old)
+        if len(self) >= self.most:
+            raise OpenRefused(RefusalCode.BUSY, f"The edge serves {self.most} sessions already; try again later.")
+        if sum(owner == device for owner, _ in self._by_name) >= self.most_per_device:
+            raise OpenRefused(
+                RefusalCode.BUSY,
+                f"The device has {self.most_per_device} sessions open already; close one, or let its lease end.",
+            )
+        session = EdgeSession.from_open(message, handle=self._free_handle(), device=device, limits=limits)
+        self._by_handle[session.handle] = _Lease(session, now + self.lease_s)
+        self._by_name[device, session.session] = session.handle
+        return session
+
+    def find(self, *, device: str, handle: int, now: float) -> EdgeSession:
+        """Return the session that a device's message names, its lease renewed.
+
+        Raises:
+            DraftFault: It is not open, or another device's: the two are not told apart, so that nobody can probe.
+        """
+        lease = self._by_handle.get(handle)
+        if lease is None or lease.session.device != device:
+            raise DraftFault(
+                FaultCode.UNKNOWN_SESSION,
+                Action.RESUME,
+                "The edge does not know this session; the device opens it again.",
+            )
+        lease.expires = now + self.lease_s
+        return lease.session
+
+    def remove(self, session: EdgeSession) -> None:
+        """Forget a session."""
+        if self._by_handle.pop(session.handle, None) is not None:
+            self._by_name.pop((session.device, session.session), None)
+
+    def shorten(self, device: str, *, expires: float) -> None:
+        """Let a device's leases end early: the broker says that it is gone, unless it comes back."""
+        for lease in self._by_handle.values():
+            if lease.session.device == device:
+                lease.expires = min(lease.expires, expires)
+
+    def expired(self, now: float) -> list[EdgeSession]:
+        """Return the sessions whose lease has ended."""
+        return [lease.session for lease in self._by_handle.values() if lease.expires <= now]
+
+    def _free_handle(self) -> int:
+        # Rising, so that a handle is not reused while messages of its last owner may still be under way.
+        while self._next in self._by_handle:
+            self._next = (self._next + 1) % _HANDLES
+        handle, self._next = self._next, (self._next + 1) % _HANDLES
+        return handle

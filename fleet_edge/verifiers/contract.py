@@ -1,0 +1,106 @@
+"""What the orchestrator needs of a target model.
+
+One idea unifies prefill, resume and verification: a sequence has tokens it *knows* and tokens it has
+*computed* (their keys and values are stored). A batch is a list of sequences with the tokens to compute next,
+and the number of rows of logits wanted from their end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from schemas.errors import FleetError
+from schemas.vocabulary import Vocabulary
+
+__all__ = ["CapacityExceeded", "Item", "TargetInfo", "UnsupportedModel", "Verifier", "VerifierError"]
+
+
+class VerifierError(FleetError):
+    """Base of a verifier's errors. Its text is one sentence for the user."""
+
+
+class UnsupportedModel(VerifierError):  # noqa: N818 - reads as what it says
+    """The model's architecture, or a file of it, is not one that this verifier can serve."""
+
+
+class CapacityExceeded(VerifierError):  # noqa: N818
+    """The step needs more memory for keys and values than the budget has; evict and try again."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetInfo:
+    """What the rest of the edge must know of the target model.
+
+    Attributes:
+        name: For the log.
+        vocabulary: Size and fingerprint, padding rows left out.
+        context: Most tokens in one sequence.
+        end_tokens: Ids that end a text.
+    """
+
+    name: str
+    vocabulary: Vocabulary
+    context: int
+    end_tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One sequence's part of a step.
+
+    Attributes:
+        sequence: Its key, as opened.
+        tokens: Token ids to compute, following those already computed. At least one.
+        rows: Logits wanted at the last `rows` of `tokens`: 0 for prefill, draft length + 1 to verify.
+    """
+
+    sequence: int
+    tokens: Sequence[int]
+    rows: int
+
+
+class Verifier(Protocol):
+    """The target model.
+
+    Calls come from one thread. After `score` returns, `computed(sequence)` has grown by `len(item.tokens)`.
+    """
+
+    @property
+    def info(self) -> TargetInfo:
+        """The target model's identity and limits."""
+
+    def open(self, sequence: int) -> None:
+        """Begin a sequence with nothing computed. Costs no memory until tokens are computed."""
+
+    def computed(self, sequence: int) -> int:
+        """Number of tokens whose keys and values are stored."""
+
+    def score(self, items: Sequence[Item]) -> torch.Tensor:
+        """Compute all items in one forward pass.
+
+        Returns:
+            float32 logits `[sum of rows, vocabulary size]`, items in order, padding rows cut off. Row j of an
+            item is the distribution of the token after its j-th of the last `rows` tokens.
+
+        Raises:
+            CapacityExceeded: There is no room for the new tokens; nothing was computed. MUST NOT be raised
+                while the items have no more tokens than `capacity()` says, unless the machine itself is
+                out of memory.
+            VerifierError: An item is not one that can be computed: its sequence is not open or occurs twice,
+                it exceeds the context, or it has an id outside the vocabulary; nothing was computed.
+        """
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget all computed tokens from `length` on. MUST be cheap: it happens at every rejection.
+
+        Raises:
+            VerifierError: The sequence is not open, or has fewer computed tokens.
+        """
+
+    def close(self, sequence: int) -> None:
+        """End a sequence and free its memory; unknown ones are ignored."""
+
+    def capacity(self) -> int:
+        """Tokens for which there is room now, on top of those computed."""

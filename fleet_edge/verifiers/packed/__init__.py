@@ -1,0 +1,1 @@
+"""The packed verifier: one forward pass over the new tokens of all sequences, in torch."""

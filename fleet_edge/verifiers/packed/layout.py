@@ -1,0 +1,213 @@
+"""One step laid out: which rows of the packed input belong to whom, and which share an attention call.
+
+The packed row is ordered by slab and slot, so that sequences that are neighbours in memory are neighbours in
+the row. Neighbours with few new tokens each share one call (a *group*): their keys are a view of the slab, and
+the grouped heads are folded into the query rows, `[sequences, kv_heads, heads / kv_heads * rows, dim]`, which
+is what makes the call fast: the keys are read once for all heads that share them. A sequence with many new
+tokens (prefill) is a group of its own.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from fleet_edge.verifiers.packed.kv import Slab, Slot
+
+__all__ = ["Group", "Layout", "Part", "Write", "lay_out"]
+
+FEW_ROWS = 16
+"""Up to this many new tokens sequences share calls, padded to the widest among them."""
+
+BRIDGED_TOKENS = 512
+"""Idle slots between two busy ones are computed along, their result dropped, up to this many tokens of
+capacity: a call of its own costs as much as some hundred tokens of attention."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One sequence's part of a step.
+
+    Attributes:
+        slot: Where its keys and values are.
+        start: Tokens already computed.
+        count: Tokens to compute.
+    """
+
+    slot: Slot
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Write:
+    """Where the new keys and values of the rows `[begin, end)` go.
+
+    Attributes:
+        slab: Memory.
+        begin: First row.
+        end: Row after the last.
+        places: int64 `[end - begin]`: slot * capacity + position.
+    """
+
+    slab: Slab
+    begin: int
+    end: int
+    places: torch.Tensor
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Rows `[begin, end)`, answered by one attention call over neighbouring slots.
+
+    Attributes:
+        slab: Memory.
+        first: First slot.
+        sequences: Number of slots, idle ones included.
+        width: Query rows a slot.
+        begin: First row.
+        end: Row after the last.
+        gather: int64 `[sequences * width]`: the row, counted from `begin`, that fills each query row; None if
+            they are the rows as they lie.
+        scatter: int64 `[end - begin]`: the query row that answers each row; None likewise.
+        positions: int64 `[sequences, width]`: of the query rows, in their sequence.
+    """
+
+    slab: Slab
+    first: int
+    sequences: int
+    width: int
+    begin: int
+    end: int
+    gather: torch.Tensor | None
+    scatter: torch.Tensor | None
+    positions: torch.Tensor
+    longest: int = 0
+    _masks: dict[tuple[int | None, int, torch.dtype], tuple[int, torch.Tensor]] = field(default_factory=dict)
+
+    def mask(self, window: int | None, *, heads: int, dtype: torch.dtype) -> tuple[int, torch.Tensor]:
+        """Return which keys each query row sees; made once for all layers with this window.
+
+        Args:
+            window: See `attention.Call`.
+            heads: Times to repeat the rows: query heads that share a key head.
+            dtype: Of the scores.
+
+        Returns:
+            The first key that any row sees, and `[sequences, 1, heads * width, keys]` from there on: 0 or
+            minus infinity.
+        """
+        known = self._masks.get((window, heads, dtype))
+        if known is not None:
+            return known
+        first = 0 if window is None else max(0, int(self.positions.min()) - window + 1)
+        device = self.positions.device
+        keys = torch.arange(first, self.longest, device=device)
+        rows = self.positions.unsqueeze(-1)  # [sequences, width, 1]
+        hidden = keys > rows
+        if window is not None:
+            hidden |= keys <= rows - window
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+        made = first, mask.repeat(1, heads, 1).unsqueeze(1)
+        self._masks[window, heads, dtype] = made
+        return made
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """A step.
+
+    Attributes:
+        order: Indices of the parts, in the order of the packed row.
+        starts: By part (not by order), its first row.
+        rows: Number of rows.
+        writes: One a slab.
+        groups: They cover every row once.
+    """
+
+    order: tuple[int, ...]
+    starts: tuple[int, ...]
+    rows: int
+    writes: tuple[Write, ...]
+    groups: tuple[Group, ...]
+
+
+def lay_out(parts: Sequence[Part], *, device: torch.device) -> Layout:
+    """Lay out a step of distinct sequences."""
+    slabs: dict[int, list[int]] = {}
+    for index, part in enumerate(parts):
+        slabs.setdefault(id(part.slot.slab), []).append(index)
+    order: list[int] = []
+    starts = [0] * len(parts)
+    writes: list[Write] = []
+    groups: list[Group] = []
+    row = 0
+    for members in slabs.values():
+        begin = row
+        for run in _runs(parts, members):
+            for index in run:
+                starts[index] = row
+                row += parts[index].count
+            groups.append(_group([parts[index] for index in run], begin=starts[run[0]], device=device))
+            order.extend(run)
+        placed = [parts[index] for index in order[-len(members) :]]
+        writes.append(_write(placed, begin=begin, end=row, device=device))
+    return Layout(tuple(order), tuple(starts), row, tuple(writes), tuple(groups))
+
+
+def _runs(parts: Sequence[Part], members: Sequence[int]) -> Iterator[list[int]]:
+    """Split one slab's parts into those that share a call."""
+    run: list[int] = []
+    for index in sorted(members, key=lambda index: parts[index].slot.index):
+        part = parts[index]
+        if part.count > FEW_ROWS:
+            yield [index]
+            continue
+        if run:
+            idle = part.slot.index - parts[run[-1]].slot.index - 1
+            if idle * part.slot.slab.capacity > BRIDGED_TOKENS:
+                yield run
+                run = []
+        run.append(index)
+    if run:
+        yield run
+
+
+def _write(parts: Sequence[Part], *, begin: int, end: int, device: torch.device) -> Write:
+    slab = parts[0].slot.slab
+    places: list[int] = []
+    for part in parts:
+        first = part.slot.index * slab.capacity + part.start
+        places.extend(range(first, first + part.count))
+    return Write(slab, begin, end, torch.tensor(places, dtype=torch.int64, device=device))
+
+
+def _group(parts: Sequence[Part], *, begin: int, device: torch.device) -> Group:
+    slab, first = parts[0].slot.slab, parts[0].slot.index
+    sequences = parts[-1].slot.index - first + 1
+    width = max(part.count for part in parts)
+    rows = sum(part.count for part in parts)
+    # Query rows that stand for nothing repeat row 0 at a position like the others': a finite result, dropped.
+    gather = [0] * (sequences * width)
+    positions = [parts[0].start] * (sequences * width)
+    scatter: list[int] = []
+    for part in parts:
+        line = (part.slot.index - first) * width
+        positions[line : line + width] = [part.start] * width
+        for offset in range(part.count):
+            gather[line + offset] = len(scatter)
+            positions[line + offset] = part.start + offset
+            scatter.append(line + offset)
+    as_they_lie = rows == sequences * width
+    return Group(
+        slab=slab,
+        first=first,
+        sequences=sequences,
+        width=width,
+        begin=begin,
+        end=begin + rows,
+        gather=None if as_they_lie else torch.tensor(gather, dtype=torch.int64, device=device),
+        scatter=None if as_they_lie else torch.tensor(scatter, dtype=torch.int64, device=device),
+        positions=torch.tensor(positions, dtype=torch.int64, device=device).view(sequences, width),
+        longest=max(part.start + part.count for part in parts),
+    )

@@ -1,0 +1,227 @@
+"""The target model as loaded: weights, identity, limits."""
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
+from fleet_edge.verifiers.packed.architecture import context_of
+from fleet_edge.verifiers.packed.precision import resolve_dtype
+from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens, unpadded
+from schemas.vocabulary import Vocabulary
+
+__all__ = ["Target", "load_target", "target_tokens"]
+
+_WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
+_GGUF_MAGIC: Final = b"GGUF"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """A loaded target model.
+
+    Attributes:
+        model: A transformers causal language model in evaluation mode.
+        info: What the rest of the edge must know of it.
+    """
+
+    model: Any
+    info: TargetInfo
+
+    @classmethod
+    def of(cls, model: Any, *, name: str, tokens: list[str]) -> "Target":  # noqa: ANN401
+        """Describe a model and its token strings by id.
+
+        Raises:
+            UnsupportedModel: The tokenizer is another model's, or the model has no known context.
+        """
+        strings = unpadded(tokens)
+        rows = int(model.config.vocab_size)
+        if len(strings) > rows:
+            raise UnsupportedModel(
+                f"The tokenizer of {name} has {len(strings)} tokens and the model {rows}; "
+                "they do not belong together: fetch the model again, whole."
+            )
+        info = TargetInfo(
+            name=name,
+            vocabulary=Vocabulary.of(strings),
+            context=context_of(model.config),
+            end_tokens=_end_tokens(model),
+        )
+        return cls(model.eval(), info)
+
+
+def load_target(source: str | Path, *, dtype: str = "auto", device: str = "cpu") -> Target:
+    """Load a target model.
+
+    Args:
+        source: A folder in the layout of transformers, the path of a GGUF, or a repository id (`owner/name`).
+        dtype: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 where it is fast, else float32.
+        device: As torch names it.
+
+    Raises:
+        UnsupportedModel: The files are not those of a model that can be loaded.
+        VerifierError: There is no such model, dtype or device.
+    """
+    number = resolve_dtype(dtype, device=device)
+    path = Path(source).expanduser()
+    with _quiet():
+        if path.is_dir():
+            model, tokens = _from_folder(path, number)
+        elif path.is_file() or path.suffix.lower() == ".gguf":
+            model, tokens = _from_gguf(path, number)
+        else:
+            model, tokens = _from_repository(str(source), number)
+        try:
+            model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise VerifierError(f"The target model does not fit on device {device}: {_first_line(error)}") from error
+    return Target.of(model, name=_name(path) if path.exists() else str(source), tokens=tokens)
+
+
+def target_tokens(source: str | Path) -> list[str]:
+    """Read the token strings of a target model by id, padding left out, without loading its weights.
+
+    Args:
+        source: As `load_target` takes it.
+
+    Raises:
+        UnsupportedModel: The files are not those of a model that can be loaded.
+        VerifierError: There is no such model.
+    """
+    path = Path(source).expanduser()
+    with _quiet():
+        if path.is_dir():
+            _check_folder(path)
+            tokens = repository_tokens(str(path))
+        elif path.is_file() or path.suffix.lower() == ".gguf":
+            _check_gguf(path)
+            tokens = gguf_tokens(path)
+        else:
+            _check_repository(str(source))
+            _check_architecture(str(source))
+            tokens = repository_tokens(str(source))
+    return unpadded(tokens)
+
+
+def _from_folder(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    _check_folder(path)
+    return _load(str(path), dtype)
+
+
+def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    _check_gguf(path)
+    tokens = gguf_tokens(path)
+    return _weights(str(path.parent), dtype, gguf_file=path.name), tokens
+
+
+def _from_repository(name: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    _check_repository(name)
+    return _load(name, dtype)
+
+
+def _check_folder(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise UnsupportedModel(f"The folder {path} has no config.json; give a folder that holds a whole model.")
+    if not any(any(path.glob(pattern)) for pattern in _WEIGHTS):
+        raise UnsupportedModel(f"The folder {path} has no weights; put the model's *.safetensors files there.")
+
+
+def _check_gguf(path: Path) -> None:
+    if not path.is_file():
+        raise VerifierError(f"There is no file {path}; check the target model's path.")
+    with path.open("rb") as file:
+        if file.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
+            raise UnsupportedModel(f"The file {path} is not a GGUF; give a GGUF, a folder or a repository id.")
+
+
+def _check_repository(name: str) -> None:
+    owner, _, rest = name.partition("/")
+    if not owner or not rest or "/" in rest or name.startswith((".", "~")):
+        raise VerifierError(f"There is no folder or file {name}; check the target model's path.")
+
+
+def _load(name: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """Load the tokens first: they are small, and weights without them are of no use."""
+    _check_architecture(name)
+    tokens = repository_tokens(name)
+    return _weights(name, dtype), tokens
+
+
+def _check_architecture(name: str) -> None:
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except Exception as error:  # transformers wraps the network's, the hub's and the parser's errors in many ways
+        raise VerifierError(
+            f"The target model {name} cannot be found, or not be fetched from here; give a folder, "
+            f"a GGUF or a repository id that can: {_first_line(error)}"
+        ) from error
+    if type(config) not in AutoModelForCausalLM._model_mapping:  # noqa: SLF001 - there is no public question
+        raise UnsupportedModel(
+            f"The architecture {config.model_type} is no causal language model; choose another target model."
+        )
+
+
+def _weights(name: str, dtype: torch.dtype, **files: str) -> Any:  # noqa: ANN401
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **files)
+    except Exception as error:
+        raise UnsupportedModel(
+            f"The weights of the target model {name} cannot be loaded; fetch it again: {_first_line(error)}"
+        ) from error
+    # transformers fills what is missing with random numbers and goes on.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UnsupportedModel(
+            f"The weights of the target model {name} lack {len(missing)} tensors, {missing[0]} among them; "
+            "fetch it again, whole."
+        )
+    return model
+
+
+def _name(path: Path) -> str:
+    """Return what the log calls a local model: its file or folder; of `<family>/target`, the family."""
+    path = path.resolve()
+    return path.parent.name if path.name == "target" else path.name
+
+
+def _end_tokens(model: Any) -> tuple[int, ...]:  # noqa: ANN401
+    """Return the ids that end a text: the generation configuration's, else the model's."""
+    for config in (getattr(model, "generation_config", None), model.config):
+        ends = getattr(config, "eos_token_id", None)
+        if ends is not None:
+            return tuple(sorted({int(end) for end in (ends if isinstance(ends, list | tuple) else [ends])}))
+    return ()
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first sentence of an error that may go on for pages."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep remarks and progress bars off the terminal, and leave transformers' settings as they were."""
+    library = transformers.utils.logging
+    verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity(logging.CRITICAL)
+    library.disable_progress_bar()
+    try:
+        # The bar of a GGUF's conversion obeys none of these settings; it writes to stderr.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        library.set_verbosity(verbosity)
+        if bars:
+            library.enable_progress_bar()

@@ -1,0 +1,89 @@
+"""Token strings by id, as the vocabulary's fingerprint wants them: those a GGUF of the model would hold.
+
+Reading them from `tokenizer.json` or from the GGUF takes a fraction of the time of building a tokenizer.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFReader
+from transformers import AutoTokenizer
+from transformers.utils import cached_file
+
+from fleet_edge.verifiers.contract import UnsupportedModel
+
+__all__ = ["gguf_tokens", "repository_tokens", "unpadded"]
+
+_TOKENS_KEY = "tokenizer.ggml.tokens"
+
+
+def unpadded(tokens: Sequence[str]) -> list[str]:
+    """Leave out the rows at the end that stand for no token: those named `[PAD<id>]` after themselves."""
+    end = len(tokens)
+    while end and tokens[end - 1] == _padding(end - 1):
+        end -= 1
+    return list(tokens[:end])
+
+
+def gguf_tokens(path: Path) -> list[str]:
+    """Read the token strings of a GGUF.
+
+    Raises:
+        UnsupportedModel: It is damaged, or has none, or no weights to go with them.
+    """
+    try:
+        reader = GGUFReader(path)
+        if not reader.tensors:
+            raise UnsupportedModel(f"The GGUF {path} has no weights; choose a file of a whole model.")
+        field = reader.get_field(_TOKENS_KEY)
+        if field is None:
+            raise UnsupportedModel(f"The GGUF {path} has no tokenizer; choose a file of a whole model.")
+        return [str(bytes(field.parts[index]), "utf-8", "surrogateescape") for index in field.data]
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        raise UnsupportedModel(f"The GGUF {path} is damaged; fetch it again.") from error
+
+
+def repository_tokens(name: str) -> list[str]:
+    """Read the token strings of a folder or a repository, gaps filled with `[PAD<id>]`.
+
+    Raises:
+        UnsupportedModel: It has no tokenizer.
+    """
+    found = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    if found is not None:
+        try:
+            return _by_id(_fast_tokens(json.loads(Path(found).read_text(encoding="utf-8"))))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnsupportedModel(f"The tokenizer.json of {name} is damaged; fetch the model again.") from error
+    try:
+        return _by_id((index, token) for token, index in AutoTokenizer.from_pretrained(name).get_vocab().items())
+    except Exception as error:  # whatever a tokenizer that is not there raises
+        raise UnsupportedModel(
+            f"The target model {name} has no tokenizer; put its tokenizer.json beside the weights."
+        ) from error
+
+
+def _fast_tokens(tokenizer: Mapping[str, Any]) -> Iterable[tuple[int, str]]:
+    """Yield id and string of every token of a `tokenizer.json`."""
+    vocabulary = tokenizer["model"]["vocab"]
+    if isinstance(vocabulary, Mapping):
+        for token, index in vocabulary.items():
+            yield int(index), str(token)
+    else:  # a unigram model: a list of [string, score]
+        for index, entry in enumerate(vocabulary):
+            yield index, str(entry[0])
+    for added in tokenizer.get("added_tokens") or ():
+        yield int(added["id"]), str(added["content"])
+
+
+def _by_id(pairs: Iterable[tuple[int, str]]) -> list[str]:
+    strings = dict(pairs)
+    if not strings:
+        raise ValueError("no tokens")
+    return [strings.get(index, _padding(index)) for index in range(max(strings) + 1)]
+
+
+def _padding(index: int) -> str:
+    return f"[PAD{index}]"

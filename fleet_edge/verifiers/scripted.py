@@ -1,0 +1,121 @@
+"""A verifier without a model: a script says the logits. For tests, for load, and for proofs of exactness."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fleet_edge.verifiers.contract import Item, TargetInfo, VerifierError
+from fleet_edge.verifiers.sequences import SequenceTable
+from schemas.vocabulary import Vocabulary
+
+__all__ = ["RowScript", "Script", "ScriptedVerifier"]
+
+
+class Script(Protocol):
+    """A language: logits for every prefix."""
+
+    def logits(self, prefix: Sequence[int]) -> NDArray[Any]:
+        """Return `[vocabulary]` for the token after the prefix."""
+
+
+@runtime_checkable
+class RowScript(Protocol):
+    """A language of order one, whose rows are read off a table all at once."""
+
+    def rows(self, tokens: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[Any]:
+        """Return `[rows, vocabulary]`: the logits after `tokens`, each with `positions` tokens before what follows."""
+
+
+class ScriptedVerifier:
+    """`Verifier` over a script; it keeps the computed tokens, and holds callers to the same contract as a model."""
+
+    def __init__(
+        self,
+        script: Script,
+        words: Sequence[str],
+        *,
+        context: int = 4096,
+        budget_tokens: int = 1 << 20,
+        end_tokens: tuple[int, ...] = (),
+        name: str = "scripted",
+    ) -> None:
+        """Serve a script.
+
+        Args:
+            script: The language; one that is also a `RowScript` is read many rows at a time.
+            words: One a token id; the vocabulary's fingerprint is over them.
+            context: Most tokens in one sequence.
+            budget_tokens: Most computed tokens in all sequences.
+            end_tokens: Ids that end a text.
+            name: For the log.
+        """
+        self._script = script
+        self._info = TargetInfo(name, Vocabulary.of(words), context, end_tokens)
+        self._ledger = SequenceTable(context=context, vocabulary=len(words), budget=budget_tokens)
+        self._tokens: dict[int, list[int]] = {}
+
+    @property
+    def info(self) -> TargetInfo:
+        """The script's identity and limits."""
+        return self._info
+
+    def open(self, sequence: int) -> None:
+        """Begin a sequence with nothing computed."""
+        self._ledger.open(sequence)
+        self._tokens[sequence] = []
+
+    def computed(self, sequence: int) -> int:
+        """Return the number of tokens given so far."""
+        return self._ledger.computed(sequence)
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget all tokens from `length` on."""
+        self._ledger.truncate(sequence, length)
+        del self._tokens[sequence][length:]
+
+    def close(self, sequence: int) -> None:
+        """End a sequence."""
+        self._ledger.close(sequence)
+        self._tokens.pop(sequence, None)
+
+    def capacity(self) -> int:
+        """Return the number of tokens that the budget has left."""
+        return self._ledger.room
+
+    def score(self, items: Sequence[Item]) -> torch.Tensor:
+        """Read off all items' rows; see `Verifier.score`."""
+        self._ledger.admit(items)
+        for item in items:
+            self._tokens[item.sequence].extend(item.tokens)
+        self._ledger.commit(items)
+        rows = self._rows(items)
+        wanted = (sum(item.rows for item in items), self._info.vocabulary.size)
+        if rows.shape != wanted:
+            raise VerifierError(f"The script gives logits of shape {rows.shape} where {wanted} was asked for.")
+        return torch.from_numpy(rows)
+
+    def _rows(self, items: Sequence[Item]) -> NDArray[np.float32]:
+        if not any(item.rows for item in items):
+            return np.empty((0, self._info.vocabulary.size), dtype=np.float32)
+        if isinstance(self._script, RowScript):
+            tokens: list[int] = []
+            positions: list[int] = []
+            for item in items:
+                end = self._ledger.computed(item.sequence)
+                tokens.extend(self._tokens[item.sequence][end - item.rows :])
+                positions.extend(range(end - item.rows + 1, end + 1))
+            found = self._script.rows(np.array(tokens, dtype=np.int64), np.array(positions, dtype=np.int64))
+        else:
+            found = np.stack(
+                [
+                    self._script.logits(self._tokens[item.sequence][:end])
+                    for item in items
+                    for end in range(
+                        self._ledger.computed(item.sequence) - item.rows + 1, self._ledger.computed(item.sequence) + 1
+                    )
+                ]
+            )
+        return np.ascontiguousarray(found, dtype=np.float32)

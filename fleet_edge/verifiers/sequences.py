@@ -1,0 +1,115 @@
+"""The account of what is open, what is computed and what there is room for: the contract, without tensors."""
+
+from collections.abc import Sequence
+
+from fleet_edge.verifiers.contract import CapacityExceeded, Item, VerifierError
+
+__all__ = ["SequenceTable"]
+
+
+class SequenceTable:
+    """Sequences with their computed lengths, under a budget of tokens.
+
+    Every verifier that keeps its own sequences keeps one of these, so that all refuse the same things in the
+    same words, and before anything is computed.
+    """
+
+    def __init__(self, *, context: int, vocabulary: int, budget: int) -> None:
+        """Begin with no sequences.
+
+        Args:
+            context: Most tokens in one sequence.
+            vocabulary: Ids from here on are refused.
+            budget: Most computed tokens in all sequences together.
+        """
+        if budget < 1:
+            raise VerifierError(
+                f"A key/value budget of {budget} tokens serves nothing; give at least {context}, one context."
+            )
+        self._context = context
+        self._vocabulary = vocabulary
+        self._budget = budget
+        self._computed: dict[int, int] = {}
+        self._total = 0
+
+    @property
+    def room(self) -> int:
+        """Tokens that the budget has left."""
+        return self._budget - self._total
+
+    def open(self, sequence: int) -> None:
+        """Begin a sequence with nothing computed.
+
+        Raises:
+            VerifierError: It is open already.
+        """
+        if sequence in self._computed:
+            raise VerifierError(f"Sequence {sequence} is open already; close it first.")
+        self._computed[sequence] = 0
+
+    def computed(self, sequence: int) -> int:
+        """Return the number of computed tokens.
+
+        Raises:
+            VerifierError: The sequence is not open.
+        """
+        try:
+            return self._computed[sequence]
+        except KeyError:
+            raise VerifierError(f"Sequence {sequence} is not open.") from None
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Lower the number of computed tokens to `length`.
+
+        Raises:
+            VerifierError: The sequence is not open, or has fewer.
+        """
+        computed = self.computed(sequence)
+        if not 0 <= length <= computed:
+            raise VerifierError(f"Sequence {sequence} has {computed} computed tokens and cannot be cut to {length}.")
+        self._computed[sequence] = length
+        self._total -= computed - length
+
+    def close(self, sequence: int) -> bool:
+        """End a sequence; return whether it was open."""
+        computed = self._computed.pop(sequence, None)
+        self._total -= computed or 0
+        return computed is not None
+
+    def admit(self, items: Sequence[Item]) -> None:
+        """Check a step, changing nothing.
+
+        Raises:
+            VerifierError: An item is not one that can be computed.
+            CapacityExceeded: There is no room for the new tokens.
+        """
+        for item in items:
+            self._check(item)
+        if len({item.sequence for item in items}) != len(items):
+            raise VerifierError("A sequence occurs twice in one step.")
+        new = sum(len(item.tokens) for item in items)
+        if new > self.room:
+            raise CapacityExceeded(
+                f"The step needs room for {new} tokens and the key/value budget has {self.room} left; "
+                "evict a sequence and try again."
+            )
+
+    def commit(self, items: Sequence[Item]) -> None:
+        """Count an admitted step's tokens as computed."""
+        for item in items:
+            self._computed[item.sequence] += len(item.tokens)
+            self._total += len(item.tokens)
+
+    def _check(self, item: Item) -> None:
+        computed = self.computed(item.sequence)
+        if not item.tokens:
+            raise VerifierError(f"Sequence {item.sequence} has no tokens to compute in this step.")
+        if not 0 <= item.rows <= len(item.tokens):
+            raise VerifierError(f"Sequence {item.sequence} wants {item.rows} rows of {len(item.tokens)} tokens.")
+        if computed + len(item.tokens) > self._context:
+            raise VerifierError(
+                f"Sequence {item.sequence} would have {computed + len(item.tokens)} tokens; "
+                f"the target model's context holds {self._context}."
+            )
+        if min(item.tokens) < 0 or max(item.tokens) >= self._vocabulary:
+            raise VerifierError(f"Sequence {item.sequence} has a token id outside 0..{self._vocabulary - 1}.")

@@ -1,0 +1,1 @@
+"""What the programs of both ends need around them: settings from file, environment and flags, and systemd."""

@@ -1,0 +1,108 @@
+"""A toy language whose law is known in closed form, for tests, proofs and load.
+
+The logits of a token depend on the token before it and, if asked for, on the position; so the joint law of a few
+tokens is a product of rows, and what comes out of the whole system can be held against it exactly.
+"""
+
+from collections.abc import Sequence
+from typing import Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dssd.distribution import Float, Ids, shape
+from schemas.policy import SamplingPolicy
+
+__all__ = ["MAX_JOINT", "MAX_TABLE", "MarkovScript"]
+
+MAX_TABLE: Final = 1 << 26
+"""Most logits in a script: 256 MiB."""
+
+MAX_JOINT: Final = 1 << 24
+"""Most outcomes of a joint law: 128 MiB."""
+
+
+class MarkovScript:
+    """A language of order one. Immutable; equal arguments make equal languages on one version of numpy.
+
+    Args:
+        size: Tokens in the vocabulary.
+        seed: Of the logits, which are normal.
+        sharpness: Their standard deviation; 0 is uniform, 5 nearly deterministic.
+        period: Positions after which the rows repeat; 1 makes them independent of the position.
+
+    Raises:
+        ValueError: There is no such language, or its table would be too large.
+    """
+
+    def __init__(self, *, size: int, seed: int, sharpness: float = 2.0, period: int = 1) -> None:
+        if size < 2 or period < 1 or not 0.0 <= sharpness < float("inf"):
+            raise ValueError("A toy language needs two tokens or more, a period of 1 or more, a finite sharpness.")
+        if period * size * size > MAX_TABLE:
+            raise ValueError(f"A toy language of {size} tokens and period {period} exceeds {MAX_TABLE} logits.")
+        normal = np.random.default_rng(seed).standard_normal((period, size, size), dtype=np.float32)
+        self._table: NDArray[np.float32] = normal * np.float32(sharpness)
+
+    @property
+    def size(self) -> int:
+        """Tokens in the vocabulary."""
+        return int(self._table.shape[1])
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The token strings by id: `t0`, `t1`, …."""
+        return tuple(f"t{token}" for token in range(self.size))
+
+    def perturbed(self, *, seed: int, amount: float) -> Self:
+        """Return a like language, as a draft model is to its target: normal noise is added to every logit.
+
+        Args:
+            seed: Of the noise.
+            amount: Its standard deviation; 0 gives an equal language, more a lower acceptance rate.
+        """
+        noise = np.random.default_rng(seed).standard_normal(self._table.shape, dtype=np.float32)
+        other = object.__new__(type(self))
+        other._table = self._table + noise * np.float32(amount)
+        return other
+
+    def logits(self, prefix: Sequence[int]) -> NDArray[np.float32]:
+        """Return `[size]`, read-only: the logits of the token after a prefix of at least one.
+
+        Raises:
+            ValueError: The prefix is empty.
+        """
+        if not prefix:
+            raise ValueError("A toy language has no logits for an empty text; give it one token.")
+        row: NDArray[np.float32] = self._table[len(prefix) % len(self._table), prefix[-1]].view()
+        row.flags.writeable = False
+        return row
+
+    def rows(self, tokens: Ids, positions: Ids) -> NDArray[np.float32]:
+        """Return `[rows, size]`: the logits of the tokens after `tokens`.
+
+        Args:
+            tokens: int64 `[rows]`, the token before each.
+            positions: int64 `[rows]`, the number of tokens before each.
+        """
+        return self._table[positions % len(self._table), tokens]
+
+    def joint(self, prefix: Sequence[int], *, length: int, policy: SamplingPolicy) -> Float:
+        """Return the joint law of the next tokens, `[size] * length`, as shaped by a policy.
+
+        Raises:
+            ValueError: The prefix is empty, or the law has more than `MAX_JOINT` outcomes.
+        """
+        if length < 1 or self.size**length > MAX_JOINT:
+            raise ValueError(f"The joint law of {length} tokens of {self.size} exceeds {MAX_JOINT} outcomes.")
+        law = self._law(self.logits(prefix), policy)
+        for offset in range(1, length):
+            position = len(prefix) + offset
+            step = [self._law(row, policy) for row in self._table[position % len(self._table)]]
+            law = law[..., np.newaxis] * np.stack(step)
+        return law
+
+    def _law(self, row: NDArray[np.float32], policy: SamplingPolicy) -> Float:
+        dist = shape(row, policy)
+        law = np.zeros(self.size)
+        law[dist.ids] = dist.probs
+        return law

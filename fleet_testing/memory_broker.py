@@ -1,0 +1,277 @@
+"""A broker in memory that loses, repeats, delays and reorders on demand; deterministic with a seeded generator."""
+
+import contextlib
+import heapq
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from fleet_link.link import NO_MATCHING_SUBSCRIBERS, Message, Will
+from fleet_link.outbox import Outgoing
+from fleet_link.routing import matches, split_share
+
+__all__ = ["Faults", "MemoryBroker", "Peer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """What goes wrong between the broker and a subscriber, each with its probability.
+
+    Attributes:
+        drop: A message is never delivered.
+        duplicate: It is delivered twice.
+        delay: It is held back for 1 to `max_delay` steps, so that others overtake it.
+        max_delay: Longest delay in steps.
+        reorder: It overtakes the one before it, if that still waits.
+        only: Filter of the topics that suffer; the others do not.
+    """
+
+    drop: float = 0.0
+    duplicate: float = 0.0
+    delay: float = 0.0
+    max_delay: int = 8
+    reorder: float = 0.0
+    only: str = "#"
+
+
+@dataclass(slots=True, eq=False)
+class Peer:
+    """One connection of a client; a reconnect makes a new one.
+
+    Attributes:
+        client_id: Its name.
+        receive: Takes a message.
+        lost: Told when the connection breaks.
+        restored: Told when a broker that was down is back.
+        will: Published when it breaks.
+        filters: Its subscriptions.
+        alive: Whether the connection stands.
+    """
+
+    client_id: str
+    receive: Callable[[Message], None]
+    lost: Callable[[], None]
+    restored: Callable[[], None]
+    will: Will | None = None
+    filters: set[str] = field(default_factory=set)
+    alive: bool = True
+
+
+MAX_STEPS = 1_000_000
+IDLE_S = 0.05
+
+
+@dataclass(order=True, slots=True)
+class _Parcel:
+    due: int  # step
+    number: int  # in the order posted
+    act: Callable[[], None] = field(compare=False)
+
+
+class MemoryBroker:
+    """The broker.
+
+    Args:
+        rng: Decides the faults.
+        faults: What goes wrong; may be replaced at any time.
+        max_packet_bytes: Largest packet taken.
+        clock: Monotonic seconds, for message expiry.
+    """
+
+    def __init__(
+        self,
+        *,
+        rng: random.Random | None = None,
+        faults: Faults | None = None,
+        max_packet_bytes: int = 1 << 20,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.faults = faults if faults is not None else Faults()
+        self.max_packet_bytes = max_packet_bytes
+        self.clock = clock
+        self.up = True
+        self._rng = rng if rng is not None else random.Random(0)
+        self._peers: dict[str, Peer] = {}
+        self._away: dict[str, Peer] = {}
+        self._retained: dict[str, Outgoing] = {}
+        self._parcels: list[_Parcel] = []
+        self._turns: dict[tuple[str, str], int] = {}  # of shared subscriptions
+        self._tick = 0
+        self._posted = 0
+        self._latest = _Parcel(0, 0, lambda: None)  # the last message, for the next to overtake
+        self._arrived = threading.Condition(threading.RLock())
+
+    # What links call.
+
+    def attach(self, peer: Peer) -> None:
+        """Connect a client; an older one of the same name is thrown out."""
+        with self._arrived:
+            older = self._peers.get(peer.client_id)
+            if older is not None:
+                self._break(older)
+            self._peers[peer.client_id] = peer
+
+    def detach(self, peer: Peer) -> None:
+        """Let a client go after its goodbye: no last will."""
+        with self._arrived:
+            peer.alive = False
+            if self._peers.get(peer.client_id) is peer:
+                del self._peers[peer.client_id]
+            if self._away.get(peer.client_id) is peer:
+                del self._away[peer.client_id]
+
+    def subscribe(self, peer: Peer, topic_filter: str) -> None:
+        """Add a subscription and send what is retained for it."""
+        with self._arrived:
+            peer.filters.add(topic_filter)
+            if split_share(topic_filter)[0] is None:
+                for kept in list(self._retained.values()):
+                    if matches(topic_filter, kept.topic):
+                        self._send(peer, kept, retained=True)
+
+    def accept(self, message: Outgoing) -> int:
+        """Take a publish and hand it on; return its MQTT reason code."""
+        with self._arrived:
+            if message.retain:
+                self._retained.pop(message.topic, None)
+                if message.payload:  # an empty one only clears, as MQTT says
+                    self._retained[message.topic] = message
+            receivers = self._receivers(message.topic)
+            for peer in receivers:
+                self._send(peer, message, retained=False)
+            return 0 if receivers else NO_MATCHING_SUBSCRIBERS
+
+    def schedule(self, act: Callable[[], None]) -> None:
+        """Let something happen in its turn, without faults."""
+        self._post(act, due=self._tick)
+
+    # What tests call.
+
+    def step(self) -> bool:
+        """Hand over one parcel; False if there was none."""
+        with self._arrived:
+            if not self._parcels:
+                return False
+            parcel = heapq.heappop(self._parcels)
+            self._tick = max(self._tick + 1, parcel.due)
+        parcel.act()
+        return True
+
+    def pump(self) -> int:
+        """Hand over parcels until none is left; return how many.
+
+        Raises:
+            RuntimeError: They never end: two handlers answer each other for ever.
+        """
+        for count in range(MAX_STEPS):
+            if not self.step():
+                return count
+        raise RuntimeError(f"Messages still arrive after {MAX_STEPS} steps: handlers answer each other for ever.")
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Hand over parcels on a thread of its own while the context lasts."""
+        stopping = threading.Event()
+
+        def deliver() -> None:
+            while not stopping.is_set():
+                if not self.step():
+                    with self._arrived:
+                        self._arrived.wait_for(lambda: bool(self._parcels) or stopping.is_set(), IDLE_S)
+
+        thread = threading.Thread(target=deliver, name="memory-broker", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            thread.join()
+
+    def kill(self, client_id: str) -> None:
+        """Break a client's connection as if its machine had died: the last will is published."""
+        with self._arrived:
+            peer = self._peers[client_id]
+            self._break(peer)
+            self._away[client_id] = peer
+
+    def revive(self, client_id: str) -> None:
+        """Let a client that was killed, or lost its broker, connect again."""
+        with self._arrived:
+            self.schedule(self._away.pop(client_id).restored)
+
+    def go_down(self, *, forget_retained: bool = True) -> None:
+        """Stop: all clients lose their connection, and what was on its way is lost."""
+        with self._arrived:
+            self.up = False
+            self._parcels.clear()
+            if forget_retained:
+                self._retained.clear()
+            lost = list(self._peers.values())
+            self._away.update(self._peers)
+            self._peers.clear()
+            for peer in lost:
+                peer.alive = False
+                self.schedule(peer.lost)
+
+    def come_up(self) -> None:
+        """Start again; the clients that lost their connection come back."""
+        with self._arrived:
+            self.up = True
+            for client_id in list(self._away):
+                self.revive(client_id)
+
+    def retained(self, topic: str) -> bytes | None:
+        """Return what is retained for a topic."""
+        kept = self._retained.get(topic)
+        return None if kept is None else kept.payload
+
+    def _break(self, peer: Peer) -> None:
+        self.detach(peer)
+        self.schedule(peer.lost)
+        if peer.will is not None:
+            self.accept(Outgoing(peer.will.topic, peer.will.payload, retain=True))
+
+    def _receivers(self, topic: str) -> list[Peer]:
+        """Return who gets a message: every client once, and one client of every sharing group."""
+        receivers = []
+        groups: dict[tuple[str, str], list[Peer]] = {}
+        for peer in self._peers.values():
+            mine = [name for name in peer.filters if matches(name, topic)]
+            if any(split_share(name)[0] is None for name in mine):
+                receivers.append(peer)
+            for name in mine:
+                group, inner = split_share(name)
+                if group is not None:
+                    groups.setdefault((group, inner), []).append(peer)
+        for key, members in groups.items():
+            turn = self._turns.get(key, 0)
+            self._turns[key] = turn + 1
+            receivers.append(members[turn % len(members)])
+        return receivers
+
+    def _send(self, peer: Peer, message: Outgoing, *, retained: bool) -> None:
+        def act() -> None:
+            if peer.alive and not message.expired(self.clock()):
+                peer.receive(Message(message.topic, message.payload, retained))
+
+        faults = self.faults if matches(self.faults.only, message.topic) else Faults()
+        if self._happens(faults.drop):
+            return
+        for _ in range(2 if self._happens(faults.duplicate) else 1):
+            late = self._rng.randint(1, faults.max_delay) if self._happens(faults.delay) else 0
+            if self._happens(faults.reorder) and self._latest in self._parcels:
+                self._latest.act, act = act, self._latest.act
+            self._latest = self._post(act, due=self._tick + late)
+
+    def _happens(self, probability: float) -> bool:
+        return probability > 0.0 and self._rng.random() < probability
+
+    def _post(self, act: Callable[[], None], *, due: int) -> _Parcel:
+        with self._arrived:
+            self._posted += 1
+            parcel = _Parcel(due, self._posted, act)
+            heapq.heappush(self._parcels, parcel)
+            self._arrived.notify_all()
+        return parcel

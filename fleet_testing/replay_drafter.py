@@ -1,0 +1,55 @@
+"""A drafter that replays a recorded text, for loads whose drafts should cost nothing."""
+
+from collections.abc import Sequence
+
+from dssd.distribution import Dist, point_mass
+from fleet_device.drafters.contract import TextCodec
+from schemas.policy import SamplingPolicy
+from schemas.vocabulary import Vocabulary
+
+__all__ = ["ReplayDrafter"]
+
+
+class ReplayDrafter:
+    """Proposes the recorded token at each position, or at every `spoilt`-th a wrong one.
+
+    Args:
+        codec: Text side of the vocabulary.
+        vocabulary: The target's.
+        recorded: Prompt and text.
+        spoilt: Every how many positions the proposal is wrong.
+    """
+
+    def __init__(self, codec: TextCodec, vocabulary: Vocabulary, recorded: Sequence[int], *, spoilt: int = 4) -> None:
+        self.name = "replay"
+        self.quantization = "none"
+        self.codec = codec
+        self.vocabulary = vocabulary
+        self.context = 1 << 20
+        self._recorded = recorded
+        self._spoilt = spoilt
+        self._length = 0
+
+    def reset(self, tokens: Sequence[int]) -> None:
+        """Stand behind the tokens."""
+        self._length = len(tokens)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Go on behind them."""
+        self._length += len(tokens)
+
+    def next(self, policy: SamplingPolicy) -> Dist | None:  # noqa: ARG002 - what is recorded is certain
+        """Propose; None behind the record's end."""
+        if self._length >= len(self._recorded):
+            return None
+        token = self._recorded[self._length]
+        if self._length % self._spoilt == 0:
+            token = (token + 1) % self.vocabulary.size
+        return point_mass(token)
+
+    def truncate(self, length: int) -> None:
+        """Go back."""
+        self._length = min(self._length, length)
+
+    def close(self) -> None:
+        """Nothing is held."""

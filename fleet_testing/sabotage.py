@@ -1,0 +1,82 @@
+"""Faults that a proof of exactness must find: each is a mistake that published code really makes."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any, Final
+from unittest.mock import patch
+
+import numpy as np
+
+from dssd.distribution import Dist
+from dssd.downlink import correct
+from dssd.proposal import Proposal, propose
+from dssd.quantized import TOTAL, QuantizedDist, quantize
+from fleet_edge import orchestrator
+from fleet_edge.batching.judging import Case
+from schemas.downlink import DownlinkForm
+from schemas.policy import SamplingPolicy
+
+__all__ = ["Sabotage", "at_the_device", "at_the_edge"]
+
+
+class Sabotage(StrEnum):
+    """What is wrong.
+
+    Attributes:
+        NONE: Nothing.
+        INVERTED: The edge accepts with probability q/p instead of p/q.
+        MISREPORTED: The device reports a q that it did not draw from.
+        NO_RESIDUAL: The device draws the correction from p instead of max(0, p - q).
+        UNSHAPED: The edge verifies against p before temperature, top_k and top_p.
+    """
+
+    NONE = "none"
+    INVERTED = "inverted"
+    MISREPORTED = "misreported"
+    NO_RESIDUAL = "no-residual"
+    UNSHAPED = "unshaped"
+
+
+def _accept_inverted(p: float, count: int, uniform: float) -> bool:
+    return uniform * p < count / TOTAL
+
+
+def _correct_without_residual(
+    form: DownlinkForm, quantized: QuantizedDist, *, policy: SamplingPolicy, position: int
+) -> int | None:
+    # An empty q: the residual of p over nothing is p.
+    nothing = QuantizedDist(quantized.ids[:1], np.zeros(1, dtype=np.int64))
+    return correct(form, nothing, policy=policy, position=position)
+
+
+def _propose_misreported(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
+    proposal = propose(q, policy=policy, position=position)
+    if proposal.quantized is None:
+        return proposal
+    flat = quantize(Dist(q.ids, np.full(len(q), 1.0 / len(q))))
+    return Proposal(proposal.token, flat.count(proposal.token), flat)
+
+
+def _case_unshaped(work: Any) -> Case:  # noqa: ANN401 - the scheduler's Work
+    case = _case(work)
+    return replace(case, policy=case.policy.model_copy(update={"temperature": 1.0, "top_k": 0, "top_p": 1.0}))
+
+
+_case: Final = orchestrator._case  # noqa: SLF001 - sabotage reaches inside
+
+
+def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
+    """Put the edge's faults in place until the stack is closed."""
+    if kind is Sabotage.INVERTED:
+        stack.enter_context(patch("dssd.judgement.accepts", _accept_inverted))
+    elif kind is Sabotage.UNSHAPED:
+        stack.enter_context(patch("fleet_edge.orchestrator._case", _case_unshaped))
+
+
+def at_the_device(kind: Sabotage, stack: ExitStack) -> None:
+    """Put the device's faults in place until the stack is closed."""
+    if kind is Sabotage.MISREPORTED:
+        stack.enter_context(patch("fleet_device.session.machine.propose", _propose_misreported))
+    elif kind is Sabotage.NO_RESIDUAL:
+        stack.enter_context(patch("fleet_device.session.rejection.correct", _correct_without_residual))

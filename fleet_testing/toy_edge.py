@@ -1,0 +1,65 @@
+"""An edge over the toy target, as a process: all of the real edge but the model and the database."""
+
+import argparse
+import signal
+import threading
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime
+
+from dssd.downlink import Form
+from fleet_edge.assembly import assemble
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.store.records import Record
+from fleet_edge.verifiers.scripted import ScriptedVerifier
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import BrokerSettings
+from fleet_testing.sabotage import Sabotage, at_the_edge
+from fleet_testing.toy_pair import END_TOKENS, ToyPair
+
+__all__ = ["main"]
+
+
+class _NoLog:
+    """A session log that keeps nothing."""
+
+    def put(self, record: Record) -> None:
+        """Take a record."""
+
+
+def main() -> None:
+    """Serve until SIGTERM; says `online` on standard output when ready."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--fleet", required=True)
+    parser.add_argument("--form", type=Form, default=Form.AUTO)
+    parser.add_argument("--sabotage", type=Sabotage, default=Sabotage.NONE)
+    arguments = parser.parse_args()
+    settings = EdgeSettings(
+        fleet=arguments.fleet, edge="edge-1", broker=BrokerSettings(port=arguments.port), form=arguments.form
+    )
+    script = ToyPair.standard().target
+    verifier = ScriptedVerifier(script, script.words, end_tokens=END_TOKENS, name="toy")
+    link = PahoLink(settings.broker.link(settings.edge, will=None))
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with ExitStack() as stack:
+        at_the_edge(arguments.sabotage, stack)
+        orchestrator = assemble(
+            settings,
+            verifier=verifier,
+            link=link,
+            sink=_NoLog(),
+            clock=time.monotonic,
+            now=lambda: datetime.now(UTC),
+        )
+        link.start(timeout_s=10.0)
+        stack.callback(link.stop)
+        print("online", flush=True)
+        while not stop.is_set():
+            orchestrator.step(wait_s=0.1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+import pytest
+
+from broker_config.broker import Broker
+from broker_config.matrix import README, may_publish, may_receive, render_table, roles_of, with_table
+from schemas.topics import TREE, Role, Rule, Topic, build
+
+
+def test_the_table_in_the_readme_is_current() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert with_table(text) == text, "run: python -m broker_config.matrix"
+    assert render_table() in text
+
+
+def test_a_text_without_the_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="marks"):
+        with_table("nothing here")
+
+
+@pytest.mark.parametrize("rule", TREE, ids=lambda rule: rule.topic.value)
+@pytest.mark.parametrize(("user", "role"), [("d", Role.DEVICE), ("edge-1", Role.EDGE), ("monitor", Role.MONITOR)])
+def test_roles_may_on_their_own_topics_what_the_tree_says(rule: Rule, user: str, role: Role) -> None:
+    topic = build(
+        rule.topic,
+        fleet="home",
+        device="d" if "{device}" in rule.template else None,
+        edge="edge-1" if "{edge}" in rule.template else None,
+    )
+    assert may_publish(Broker(), user, topic) == (role in rule.writers)
+    assert may_receive(Broker(), user, topic) == (role in rule.readers)
+
+
+def test_no_role_reaches_beyond_its_own() -> None:
+    broker = Broker(edges=("e1", "e2"))
+    verdict = build(Topic.VERDICT, fleet="home", device="d")
+    assert not may_receive(broker, "other", verdict)
+    assert not may_publish(broker, "d", build(Topic.STATE, fleet="home", device="other"))
+    assert not may_publish(broker, "e1", build(Topic.EDGE_STATE, fleet="home", edge="e2"))
+    assert not may_receive(broker, "e1", build(Topic.DRAFT, fleet="home", device="d", edge="e2"))
+    assert not may_publish(broker, "e1", build(Topic.VERDICT, fleet="elsewhere", device="d"))
+
+
+@pytest.mark.parametrize("name", ["_edge/e1", "#", "", "$SYS"])
+def test_a_name_that_is_none_has_no_role(name: str) -> None:
+    assert roles_of(Broker(), name) == frozenset()
+
+
+def test_with_a_list_of_devices_only_those_are_devices() -> None:
+    broker = Broker(devices=("d",))
+    assert roles_of(broker, "d") == {Role.DEVICE}
+    assert roles_of(broker, "x") == frozenset()
+    assert roles_of(broker, "edge-1") == {Role.EDGE}

@@ -1,0 +1,64 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dssd.distribution import Dist
+from dssd.quantized import TOTAL, draw_draft, quantize
+
+WEIGHTS = st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=40)
+
+
+def dist_of(weights: list[float]) -> Dist:
+    probs = np.sort(np.array(weights))[::-1]
+    probs = (probs / probs.sum()).astype(np.float32).astype(np.float64)
+    probs = probs[probs > 0]
+    return Dist(np.arange(100, 100 + len(probs)), probs)
+
+
+@given(WEIGHTS)
+@settings(max_examples=300, deadline=None)
+def test_counts_sum_to_the_total_and_are_the_largest_remainders(weights: list[float]) -> None:
+    dist = dist_of(weights)
+    quantized = quantize(dist)
+    assert quantized.counts.sum() == TOTAL
+    assert (quantized.counts >= 1).all()
+    exact = dist.probs / dist.probs.sum() * TOTAL
+    counts = np.array([quantized.count(token) for token in dist.ids])
+    up = counts > np.floor(exact + 1e-6)
+    assert (np.abs(counts - exact) < 1 + 1e-6).all()
+    if up.any() and not up.all():
+        # Nobody was rounded up with a smaller remainder than one who was rounded down.
+        remainder = exact - np.floor(exact)
+        assert remainder[up].min() >= remainder[~up].max() - 1e-6
+
+
+def test_a_vocabulary_larger_than_the_lattice_is_rounded_too() -> None:
+    size = 3 * TOTAL
+    quantized = quantize(Dist(np.arange(size), np.full(size, 1.0 / size)))
+    assert quantized.counts.sum() == TOTAL
+    assert len(quantized.ids) == TOTAL
+    assert quantized.ids.max() == TOTAL - 1  # ties go to those that come first
+
+
+@given(WEIGHTS)
+@settings(max_examples=20, deadline=None)
+def test_every_value_of_the_coin_draws_exactly_as_often_as_is_reported(weights: list[float]) -> None:
+    quantized = quantize(dist_of(weights))
+    for token, count in zip(quantized.ids, quantized.counts, strict=True):
+        start = int(quantized.counts[: quantized.ids.tolist().index(token)].sum())
+        for value in (start, start + int(count) - 1):
+            assert draw_draft(quantized, value / TOTAL) == (token, count)
+            assert draw_draft(quantized, (value + 1) / TOTAL - 2.0**-53) == (token, count)
+
+
+def test_the_whole_lattice_is_drawn_count_by_count() -> None:
+    quantized = quantize(dist_of([0.5, 0.3, 0.15, 0.05]))
+    drawn = [draw_draft(quantized, value / TOTAL) for value in range(TOTAL)]
+    for token, count in zip(quantized.ids.tolist(), quantized.counts.tolist(), strict=True):
+        assert drawn.count((token, count)) == count
+
+
+def test_probabilities_are_the_counts_and_zero_outside_the_support() -> None:
+    quantized = quantize(Dist(np.array([9, 2, 5]), np.array([0.5, 0.25, 0.25])))
+    assert quantized.probabilities(np.array([5, 7, 9, 0, 11])).tolist() == [0.25, 0.0, 0.5, 0.0, 0.0]
+    assert (quantized.count(9), quantized.count(7)) == (TOTAL // 2, 0)

@@ -1,0 +1,37 @@
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fleet_bench import round_trip
+
+if TYPE_CHECKING:
+    from broker_config.runner import MosquittoProcess
+
+
+@pytest.mark.broker
+def test_a_qos_1_round_trip_takes_less_than_10_ms(mosquitto: "MosquittoProcess") -> None:
+    # With TCP_NODELAY missing on either side the median is above 40 ms, whatever the machine.
+    assert round_trip.measure(mosquitto.port, count=100, no_delay=True).p50_ms < 10.0
+
+
+@pytest.mark.broker
+def test_the_figures_are_written(mosquitto: "MosquittoProcess", tmp_path: Path) -> None:
+    del mosquitto  # it is asked for only to skip where there is none
+    file = tmp_path / "figures.json"
+    assert round_trip.main(["--count", "40", "--json", str(file)]) == 0
+    with_option, without = json.loads(file.read_text())["round_trips"]
+    assert with_option["no_delay"] is True
+    assert with_option["count"] == 40
+    assert 0 < with_option["p50_ms"] <= with_option["p99_ms"] <= with_option["max_ms"]
+    assert without["p50_ms"] > with_option["p50_ms"]
+
+
+def test_without_mosquitto_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("broker_config.runner.SYSTEM_PATHS", ())
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert round_trip.main([]) == 2
+    assert "apt install mosquitto" in capsys.readouterr().err

@@ -1,0 +1,128 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dssd.distribution import Dist, point_mass
+from dssd.judgement import Judgement, judge
+from fleet_device.checks.checklist import Check
+from fleet_device.checks.edge_check import CHECKS, EdgeCheck, EdgeReport, Question
+from fleet_link.settings import BrokerSettings
+from fleet_testing.memory_link import MemoryLink
+from schemas.control import Presence
+from schemas.version import VERSION
+from tests.support.memory_device import announce_edge, at_work
+from tests.support.memory_fleet import EDGE, FLEET, TARGET, MemoryFleet
+
+PROBE = "probe-edge-1"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet_device.checks.edge_check._WAIT_S", 0.2)
+
+
+def check(
+    fleet: MemoryFleet, *, edge: str = EDGE, on_check: Callable[[Check], None] = lambda _check: None
+) -> EdgeReport:
+    question = Question(fleet=FLEET, edge=edge, name=PROBE, broker=BrokerSettings(), tokens=TARGET.words)
+    return EdgeCheck(
+        question,
+        make_link=lambda link: MemoryLink(fleet.broker, link.client_id, will=link.will),
+        on_check=on_check,
+    ).run()
+
+
+def sentences(report: EdgeReport) -> dict[str, str]:
+    return {check.name: check.sentence for check in report.checks if not check.ok}
+
+
+def replace_judgement(monkeypatch: pytest.MonkeyPatch, judged: Callable[..., Judgement]) -> None:
+    monkeypatch.setattr("fleet_edge.batching.judging.judge", judged)
+
+
+def test_an_edge_that_verifies_passes_and_is_left_as_it_was() -> None:
+    fleet, seen = MemoryFleet(), list[Check]()
+    announce_edge(fleet, software=VERSION)
+    with at_work(fleet):
+        report = check(fleet, on_check=seen.append)
+    assert report.ok, report
+    assert tuple(check.name for check in report.checks) == CHECKS
+    assert tuple(seen) == report.checks
+    assert len(fleet.edge.sessions) == 0
+    assert fleet.broker.retained(f"dssd/v1/{FLEET}/{PROBE}/state") is None
+    body = report.json()
+    assert (body["ok"], body["software"], body["edge"]) == (True, VERSION, EDGE)
+    assert set(body["checks"][0]) == {"name", "ok", "ms", "sentence"}
+
+
+def test_an_edge_that_accepts_nonsense_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def credulous(at: Callable[[int], Dist], tokens: tuple[int, ...], *rest: Any, **given: Any) -> Judgement:
+        return judge(lambda row: point_mass(tokens[row]) if row < len(tokens) else at(row), tokens, *rest, **given)
+
+    replace_judgement(monkeypatch, credulous)
+    fleet = MemoryFleet()
+    announce_edge(fleet, software=VERSION)
+    with at_work(fleet):
+        report = check(fleet)
+    assert "nonsense" in sentences(report)["rejection"]
+    assert "Not tried" in sentences(report)["acceptance"]
+
+
+def test_an_edge_that_rejects_what_it_said_itself_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = list[int]()
+
+    def fickle(at: Callable[[int], Dist], tokens: tuple[int, ...], *rest: Any, **given: Any) -> Judgement:
+        if given["base"] == 0:
+            sessions.append(len(sessions))
+        turned = 3 if len(sessions) > 1 else 0  # another target from the second text on
+        return judge(lambda row: Dist((at(row).ids + turned) % TARGET.size, at(row).probs), tokens, *rest, **given)
+
+    replace_judgement(monkeypatch, fickle)
+    fleet = MemoryFleet()
+    announce_edge(fleet, software=VERSION)
+    with at_work(fleet):
+        report = check(fleet)
+    assert list(sentences(report)) == ["acceptance"]
+    assert "its own greedy text" in sentences(report)["acceptance"]
+
+
+@pytest.mark.parametrize(
+    ("presence", "software", "words"),
+    [
+        (None, VERSION, "Nothing was heard of edge 'edge-1'"),
+        (Presence.OFFLINE, VERSION, "is offline"),
+        (Presence.DRAINING, VERSION, "is draining"),
+        (Presence.ONLINE, "0.0.9", "runs software 0.0.9"),
+    ],
+)
+def test_an_edge_that_is_not_there_or_not_the_one_that_is_meant(
+    presence: Presence | None, software: str, words: str
+) -> None:
+    fleet = MemoryFleet()
+    if presence is not None:
+        announce_edge(fleet, presence, software)
+    with at_work(fleet):
+        report = check(fleet)
+    assert words in sentences(report)["edge"]
+    assert "Not tried" in sentences(report)["rejection"]
+
+
+def test_without_a_broker_the_rest_is_not_tried() -> None:
+    fleet = MemoryFleet()
+    fleet.broker.up = False
+    report = check(fleet)
+    assert list(sentences(report)) == list(CHECKS)
+    assert sentences(report)["edge"] == "Not tried, since broker failed."
+
+
+def test_sessions_that_another_edge_took_prove_nothing_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = MemoryFleet()
+    announce_edge(fleet, software=VERSION)
+    monkeypatch.setattr("fleet_device.checks.edge_check.EdgePresences.wait_online", lambda *_, **__: True)
+    monkeypatch.setattr(
+        "fleet_device.checks.edge_check.EdgeCheck._edge", lambda self: f"{self.question.edge} is taken on trust."
+    )
+    with at_work(fleet):
+        report = check(fleet, edge="edge-2")
+    assert "took none of 16 sessions" in sentences(report)["rejection"]

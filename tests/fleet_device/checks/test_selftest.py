@@ -1,0 +1,107 @@
+import pytest
+
+from fleet_device.api.server import listen
+from fleet_device.checks.checklist import Check
+from fleet_device.checks.selftest import SelfTest
+from fleet_device.drafters.contract import DrafterError
+from fleet_testing.memory_link import MemoryLink
+from schemas.control import DeviceState, Presence, decode_json
+from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, settings
+from tests.support.memory_fleet import FLEET, MemoryFleet
+
+STATE = f"dssd/v1/{FLEET}/device-1/state"
+NAMES = ["configuration", "model", "broker", "edge", "generation"]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet_device.checks.selftest._WAIT_S", 0.2)
+
+
+def selftest(fleet: MemoryFleet, drafter: TalkingDrafter | None = None, **given: object) -> SelfTest:
+    return SelfTest(
+        settings(**given),
+        load=lambda _settings: drafter or TalkingDrafter(),
+        make_link=lambda link: MemoryLink(fleet.broker, link.client_id, will=link.will),
+    )
+
+
+def failed(checks: tuple[Check, ...]) -> list[str]:
+    return [check.name for check in checks if not check.ok]
+
+
+def test_a_device_that_is_fit_passes_every_check_and_leaves_nothing_behind() -> None:
+    fleet, drafter = MemoryFleet(), TalkingDrafter()
+    announce_edge(fleet)
+    seen: list[Check] = []
+    with at_work(fleet):
+        test = selftest(fleet, drafter)
+        test.on_check = seen.append
+        report = test.run()
+    assert [check.name for check in report.checks] == NAMES
+    assert report.ok, report.checks
+    assert tuple(seen) == report.checks
+    assert report.tokens_per_s is not None
+    assert report.acceptance is not None
+    assert "software 9.9" in report.checks[3].sentence
+    body = report.json()
+    assert set(body) == {"ok", "software", "device", "checks", "acceptance", "tokens_per_s"}
+    assert set(body["checks"][0]) == {"name", "ok", "ms", "sentence"}
+    assert len(fleet.edge.sessions) == 0
+    kept = fleet.broker.retained(STATE)
+    assert kept is not None
+    assert decode_json(DeviceState, kept).presence is Presence.OFFLINE
+    assert drafter.closed
+
+
+def test_a_model_that_does_not_load_is_told_in_its_own_words() -> None:
+    def fail(_settings: object) -> TalkingDrafter:
+        raise DrafterError("It is not a GGUF file.")
+
+    fleet = MemoryFleet()
+    test = selftest(fleet)
+    test.load = fail
+    report = test.run()
+    assert failed(report.checks) == NAMES[1:]
+    assert report.checks[1].sentence == "It is not a GGUF file."
+    assert report.checks[2].sentence == "Not tried, since model failed."
+    assert not report.ok
+
+
+def test_without_a_broker_the_rest_is_not_tried() -> None:
+    fleet, drafter = MemoryFleet(), TalkingDrafter()
+    fleet.broker.up = False
+    report = selftest(fleet, drafter).run()
+    assert failed(report.checks) == NAMES[2:]
+    assert "broker" in report.checks[2].sentence
+    assert report.tokens_per_s is None
+    assert drafter.closed
+
+
+@pytest.mark.parametrize(("presence", "words"), [(None, "none has been heard of"), (Presence.DRAINING, "is draining")])
+def test_without_an_edge_that_takes_sessions_nothing_is_written(presence: Presence | None, words: str) -> None:
+    fleet = MemoryFleet()
+    if presence is not None:
+        announce_edge(fleet, presence)
+    with at_work(fleet):
+        report = selftest(fleet).run()
+    assert failed(report.checks) == NAMES[3:]
+    assert words in report.checks[3].sentence
+
+
+def test_an_edge_that_refuses_fails_the_generation() -> None:
+    fleet = MemoryFleet()
+    announce_edge(fleet)
+    with at_work(fleet):
+        report = selftest(fleet, TalkingDrafter(words=[f"other{token}" for token in range(6)])).run()
+    assert failed(report.checks) == ["generation"]
+    assert "vocabulary" in report.checks[4].sentence
+
+
+def test_a_device_that_runs_already_is_not_thrown_off_the_broker() -> None:
+    fleet = MemoryFleet()
+    with listen(0) as taken:
+        report = selftest(fleet, api_port=taken.getsockname()[1]).run()
+    assert failed(report.checks) == ["configuration", "broker", "edge", "generation"]
+    assert "maybe a device that runs already" in report.checks[0].sentence
+    assert fleet.broker.retained(STATE) is None

@@ -1,0 +1,720 @@
+import itertools
+import random
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cbor2
+import numpy as np
+import pytest
+
+from dssd.distribution import Dist
+from fleet_bench.exactness import fold_ends
+from fleet_device.client.agent import Agent, Generation
+from fleet_device.client.inbox import ConnectionChanged, Event, Inbox
+from fleet_device.client.retry import Timeouts
+from fleet_device.drafters.contract import DrafterError
+from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.errors import EdgeUnavailable, ProtocolViolation, SessionFailed, SessionRefused
+from fleet_device.pacing.adaptive import AdaptivePacing
+from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Pacing, Plan
+from fleet_edge.errors import DraftFault
+from fleet_edge.sessions.machine import DraftReceipt, EdgeSession
+from fleet_edge.store.records import EventLogged, SessionClosed, SessionOpened
+from fleet_testing.memory_broker import Faults
+from fleet_testing.memory_link import MemoryLink
+from fleet_testing.statistics import ALARM, p_value
+from schemas.codec import encode_reply
+from schemas.control import EdgeState, Presence, encode_json
+from schemas.messages import Closed, Fault
+from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
+from schemas.topics import Topic, build
+from tests.support.memory_fleet import (
+    DRAFT,
+    EDGE,
+    END,
+    FLEET,
+    START,
+    TARGET,
+    Device,
+    MemoryFleet,
+    lossless_text,
+    possible,
+    terms,
+)
+from tests.support.newer_release import DOWN, UP, NewerRelease, rewrite
+
+PROMPT = (1, 2)
+SEED = 6  # of a text that does not end by itself
+PATIENCE = Timeouts(open_s=5.0, resume_s=30.0, verdict_s=3.0, close_s=2.0, retry_s=1.0)
+
+
+@dataclass(slots=True)
+class SteppingInbox(Inbox):
+    """Waiting lets the fleet move instead of sleeping; where nothing moves, the clock does."""
+
+    fleet: MemoryFleet | None = None
+    before_wait: Callable[[int], None] = lambda _number: None
+    edge_works: bool = True
+    waits: int = 0
+
+    def take(self, *, timeout_s: float = 0.0) -> Event | None:
+        assert self.fleet is not None
+        # Named in full: a slotted dataclass is another class than the one that `super` would look for.
+        event = Inbox.take(self)
+        if event is not None or timeout_s <= 0.0:
+            return event
+        self.before_wait(self.waits)
+        self.waits += 1
+        while (event := Inbox.take(self)) is None:
+            if not self.fleet.broker.step() and not (self.edge_works and self._edge_moves()):
+                self.fleet.clock.seconds += timeout_s
+                return None
+        return event
+
+    def _edge_moves(self) -> bool:
+        assert self.fleet is not None
+        self.fleet.step()
+        return self.fleet.broker.step()
+
+
+@dataclass
+class Scene:
+    """An agent over a fleet in memory."""
+
+    fleet: MemoryFleet = field(default_factory=MemoryFleet)
+    pacing: Pacing = field(default_factory=lambda: FixedPacing(3))
+    context: int = 4096
+
+    def __post_init__(self) -> None:
+        self.inbox = SteppingInbox(fleet=self.fleet)
+        self.link = MemoryLink(self.fleet.broker, "device-1")
+        drafter = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,), context=self.context)
+        self.agent = Agent(self.link, FLEET, "device-1", drafter, self.pacing, self.fleet.clock, PATIENCE, self.inbox)
+        self.agent.attach()
+        self.link.start(timeout_s=1.0)
+        self.say(Presence.ONLINE)
+        self.fleet.settle()
+
+    def generate(
+        self,
+        seed: int = SEED,
+        *,
+        mode: Mode = Mode.COUPLED,
+        most: int = 40,
+        prompt: Sequence[int] = PROMPT,
+        on_tokens: Callable[[Sequence[int]], bool | None] = lambda _tokens: None,
+        cancelled: threading.Event | None = None,
+    ) -> Generation:
+        policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=seed)
+        return self.agent.generate(prompt, policy=policy, max_new_tokens=most, on_tokens=on_tokens, cancelled=cancelled)
+
+    def say(self, presence: Presence) -> None:
+        """Publish the edge's retained state."""
+        state = EdgeState(presence=presence, software="1", edge=EDGE, target="toy", vocabulary="6", since=START)
+        link = MemoryLink(self.fleet.broker, "edge-voice")
+        link.start(timeout_s=1.0)
+        link.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=EDGE), encode_json(state), retain=True)
+        link.stop()
+
+    def tell(self, message: Fault | Closed) -> None:
+        link = MemoryLink(self.fleet.broker, "edge-voice")
+        link.start(timeout_s=1.0)
+        link.publish(build(Topic.SESSION, fleet=FLEET, device="device-1"), encode_reply(message))
+        link.stop()
+
+    def when(self, number: int, act: Callable[[], None]) -> None:
+        """Let something happen just before the agent waits for the n-th time."""
+        self.inbox.before_wait = lambda wait: act() if wait == number else None
+
+
+@dataclass
+class Watched(AdaptivePacing):
+    """Remembers what it planned, and whether drafts went ahead."""
+
+    plans: set[Plan] = field(default_factory=set)
+    ways: set[bool] = field(default_factory=set)
+
+    def learn(self, lesson: DraftOutcome) -> None:
+        self.ways.add(lesson.ahead)
+        AdaptivePacing.learn(self, lesson)
+
+    def plan(self, *, longest: int, window: int) -> Plan:
+        plan = AdaptivePacing.plan(self, longest=longest, window=window)
+        self.plans.add(plan)
+        return plan
+
+
+def expected(seed: int = SEED, *, most: int = 40) -> tuple[int, ...]:
+    return tuple(lossless_text(terms(seed, mode=Mode.COUPLED, max_new_tokens=most)))
+
+
+@pytest.mark.parametrize("pacing", [FixedPacing(0), FixedPacing(3), FixedPacing(2, ahead=True), AdaptivePacing()])
+def test_a_text_is_written_told_and_counted(pacing: Pacing) -> None:
+    scene = Scene(pacing=pacing)
+    told: list[int] = []
+    done = scene.generate(on_tokens=told.extend)
+    assert done.tokens == expected()
+    assert tuple(told) == done.tokens
+    assert done.reason is EndReason.LENGTH
+    assert done.closed is not None
+    assert (done.closed.tokens, done.closed.rounds, done.resumes) == (40, done.counters.rounds, 0)
+    assert done.wall_ms >= (done.first_ms or 0.0)
+    (closed,) = scene.fleet.sink.of(SessionClosed)
+    assert closed.counters is not None
+    assert (closed.counters.drafted, closed.counters.accepted) == (done.counters.drafted, done.counters.accepted)
+
+
+def test_in_residual_mode_the_text_is_one_that_the_target_may_write() -> None:
+    scene = Scene()
+    for seed in range(20):
+        done = scene.generate(seed, mode=Mode.RESIDUAL, most=12)
+        assert possible(terms(seed, max_new_tokens=12), done.tokens)
+
+
+def test_texts_follow_each_other() -> None:
+    scene = Scene()
+    assert [scene.generate(seed).tokens for seed in (4, 6, 4)] == [expected(4), expected(6), expected(4)]
+    assert len(scene.fleet.edge.sessions) == 0
+
+
+def test_behind_the_draft_models_context_the_target_writes_alone() -> None:
+    scene = Scene(context=10)
+    done = scene.generate()
+    assert done.tokens == expected()
+    assert 0 < done.counters.drafted < Scene().generate().counters.drafted / 2
+
+
+def test_a_prompt_that_the_draft_model_does_not_know_troubles_no_edge() -> None:
+    scene = Scene()
+    with pytest.raises(DrafterError, match="vocabulary"):
+        scene.generate(prompt=(99,))
+    scene.fleet.settle()
+    assert list(scene.fleet.sink) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"prompt": ()}, RefusalCode.PROMPT_EMPTY),
+        ({"most": 0}, RefusalCode.MAX_NEW_TOKENS),
+        ({"most": 1 << 20}, RefusalCode.MAX_NEW_TOKENS),
+        ({"prompt": (1,) * 300}, RefusalCode.PROMPT_TOO_LONG),
+    ],
+    ids=["empty", "nothing", "too much", "long"],
+)
+def test_a_refusal_is_passed_on(fields: dict[str, object], code: RefusalCode) -> None:
+    with pytest.raises(SessionRefused) as caught:
+        Scene().generate(**fields)  # type: ignore[arg-type]
+    assert caught.value.code is code
+
+
+def test_without_an_edge_it_gives_up_and_says_what_to_do() -> None:
+    scene = Scene()
+    scene.inbox.edge_works = False
+    before = scene.fleet.clock()
+    with pytest.raises(EdgeUnavailable, match="fleet edge run"):
+        scene.generate()
+    assert 5.0 <= scene.fleet.clock() - before <= 7.0
+
+
+def test_without_a_broker_it_says_so() -> None:
+    scene = Scene()
+    scene.fleet.broker.go_down()
+    with pytest.raises(EdgeUnavailable, match="broker has not been reachable"):
+        scene.generate()
+
+
+def test_an_edge_that_falls_silent_in_the_middle_is_waited_for_longer() -> None:
+    scene = Scene()
+    scene.when(3, lambda: setattr(scene.inbox, "edge_works", False))
+    before = scene.fleet.clock()
+    with pytest.raises(EdgeUnavailable):
+        scene.generate()
+    assert 30.0 <= scene.fleet.clock() - before <= 40.0
+
+
+def test_an_unanswered_draft_is_repeated() -> None:
+    scene = Scene()
+    lossy = Faults(drop=1.0, only=build(Topic.VERDICT, fleet=FLEET, device="device-1"))
+
+    def lose(wait: int) -> None:
+        scene.fleet.broker.faults = lossy if wait == 2 else Faults()
+
+    scene.inbox.before_wait = lose
+    done = scene.generate()
+    assert done.tokens == expected()
+    assert done.resumes == 0
+    assert done.closed is not None
+    assert done.closed.rounds == done.counters.rounds
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_edge_restart_is_survived(mode: Mode, ahead: bool) -> None:
+    for wait in range(1, 12, 2):
+        scene = Scene(pacing=FixedPacing(2, ahead=ahead))
+        scene.when(wait, scene.fleet.restart_edge)
+        done = scene.generate(mode=mode)
+        assert possible(terms(SEED, max_new_tokens=40), done.tokens)
+        if mode is Mode.COUPLED:
+            assert done.tokens == expected()
+            assert done.resumes == 1
+
+
+def test_an_edge_that_says_it_is_gone_is_resumed_when_it_is_back() -> None:
+    scene = Scene()
+
+    def happen(wait: int) -> None:
+        if wait == 3:
+            scene.inbox.edge_works = False
+            scene.say(Presence.OFFLINE)
+        elif wait == 8:
+            scene.fleet.restart_edge()
+            scene.inbox.edge_works = True
+            scene.say(Presence.ONLINE)
+
+    scene.inbox.before_wait = happen
+    before = scene.fleet.clock()
+    done = scene.generate()
+    assert done.tokens == expected()
+    assert done.resumes == 1
+    assert scene.fleet.clock() - before < 3 * PATIENCE.verdict_s  # it asks at once, and again every second
+
+
+def test_an_edge_that_does_not_come_back_is_waited_for_as_long_as_a_resume_may_take() -> None:
+    scene = Scene()
+
+    def end() -> None:
+        scene.inbox.edge_works = False
+        scene.say(Presence.OFFLINE)
+
+    scene.when(3, end)
+    before = scene.fleet.clock()
+    with pytest.raises(EdgeUnavailable, match="30 s"):
+        scene.generate()
+    assert 30.0 <= scene.fleet.clock() - before <= 32.0
+
+
+@pytest.mark.parametrize("refusals", [1, 4])
+def test_an_open_refused_by_an_edge_that_ends_is_asked_again(refusals: int) -> None:
+    scene = Scene()
+    scene.fleet.edge.reception.draining = True
+    asked = 2 * refusals - 1  # it waits for the answer, and then for a while
+    scene.when(asked, lambda: setattr(scene.fleet.edge.reception, "draining", False))  # as if another took it
+    before = scene.fleet.clock()
+    done = scene.generate()
+    assert (done.tokens, done.resumes) == (expected(), 0)
+    assert [event.code for event in scene.fleet.sink.of(EventLogged)] == ["draining"] * refusals
+    assert scene.fleet.clock() - before == refusals * PATIENCE.retry_s
+
+
+def test_a_device_is_refused_by_edges_that_end_only_as_long_as_an_open_may_take() -> None:
+    scene = Scene()
+    scene.fleet.edge.reception.draining = True
+    before = scene.fleet.clock()
+    with pytest.raises(SessionRefused, match="shutting down") as caught:
+        scene.generate()
+    assert caught.value.code is RefusalCode.DRAINING
+    assert 5.0 <= scene.fleet.clock() - before <= 7.0
+
+
+def test_a_busy_edge_is_told_of_at_once() -> None:
+    scene = Scene(fleet=MemoryFleet(settings={"max_sessions": 1}))
+    other = Device(scene.fleet, "other", terms(1), length=2, ahead=False)
+    other.open()
+    scene.fleet.settle()
+    before = scene.fleet.clock()
+    with pytest.raises(SessionRefused) as caught:
+        scene.generate()
+    assert caught.value.code is RefusalCode.BUSY
+    assert scene.fleet.clock() == before
+
+
+def test_a_text_that_ends_while_its_edge_ends_is_written_down_by_another() -> None:
+    scene = Scene()
+
+    def happen(wait: int) -> None:
+        if scene.inbox.edge_works is False:
+            scene.inbox.edge_works = True
+            scene.fleet.settings = scene.fleet.settings.model_copy(update={"edge": "edge-2"})
+            scene.fleet.restart_edge()
+            scene.say(Presence.OFFLINE)
+        elif wait == 3:
+            scene.inbox.edge_works = False
+            cancelled.set()
+            scene.agent.wake()
+
+    cancelled = threading.Event()
+    scene.inbox.before_wait = happen
+    done = scene.generate(cancelled=cancelled)
+    assert done.closed is not None
+    (closed,) = scene.fleet.sink.of(SessionClosed)
+    assert (closed.reason, closed.tokens) == (EndReason.CANCELLED, len(done.tokens))
+
+
+def test_a_broker_restart_is_survived() -> None:
+    scene = Scene()
+
+    def happen(wait: int) -> None:
+        if wait == 3:
+            scene.fleet.broker.go_down()
+        elif wait == 5:
+            scene.fleet.broker.come_up()
+
+    scene.inbox.before_wait = happen
+    assert scene.generate().tokens == expected()
+
+
+def test_a_lost_lease_is_resumed_and_the_last_word_is_that_of_the_resumed_session() -> None:
+    scene = Scene()
+    deaf = Faults(drop=1.0, only=build(Topic.DRAFT, fleet=FLEET, device="device-1", edge=EDGE))
+
+    def expire(wait: int) -> None:
+        scene.fleet.broker.faults = deaf if wait == 2 else Faults()
+        if wait == 3:  # the draft that would have renewed the lease is lost
+            scene.fleet.clock.seconds += 61.0
+            scene.fleet.edge.reception.expire()
+
+    scene.inbox.before_wait = expire
+    before = scene.fleet.clock()
+    done = scene.generate()
+    assert scene.fleet.clock() - before < 61.0 + PATIENCE.verdict_s  # at once, not when a repeated draft finds nobody
+    assert done.tokens == expected()
+    assert done.resumes == 1
+    assert done.closed is not None
+    assert (done.closed.reason, done.closed.tokens) == (EndReason.LENGTH, 40)
+
+
+def test_the_end_of_a_part_long_resumed_elsewhere_disturbs_nobody() -> None:
+    scene = Scene()
+    zeros = {"tokens": 0, "rounds": 0, "mean_batch": 0.0, "queue_ms": 0.0, "compute_ms": 0.0}
+
+    def stale() -> None:
+        name = bytes.fromhex(scene.fleet.sink.of(SessionOpened)[-1].session)
+        scene.tell(Closed(session=name, attempt=7, reason=EndReason.LOST, **zeros))
+
+    scene.when(3, stale)
+    done = scene.generate()
+    assert (done.tokens, done.resumes) == (expected(), 0)
+
+
+def test_an_edge_that_never_gets_on_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def again(*_: object) -> DraftReceipt:
+        raise DraftFault(FaultCode.DESYNC, Action.RESUME, "Again, please.")
+
+    monkeypatch.setattr(EdgeSession, "admit", again)
+    scene = Scene()
+    with pytest.raises(SessionFailed, match="20 times without getting on: Again, please"):
+        scene.generate()
+    scene.fleet.settle()
+    assert len(scene.fleet.sink.of(SessionOpened)) == 21
+
+
+@pytest.mark.parametrize("wait", [0, 3])
+def test_a_fault_that_cannot_be_resumed_ends_the_session(wait: int) -> None:
+    scene = Scene()
+    scene.when(
+        wait,
+        lambda: scene.tell(Fault(handle=None, code=FaultCode.MALFORMED, action=Action.GIVE_UP, sentence="Nonsense.")),
+    )
+    with pytest.raises(SessionFailed, match="Nonsense"):
+        scene.generate()
+    scene.fleet.settle()
+    assert len(scene.fleet.edge.sessions) == 0
+    assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.FAILED]
+
+
+def test_a_fault_of_another_session_is_not_ours() -> None:
+    scene = Scene()
+    scene.when(3, lambda: scene.tell(Fault(handle=99, code=FaultCode.INTERNAL, action=Action.GIVE_UP, sentence="No.")))
+    assert scene.generate().tokens == expected()
+
+
+@pytest.mark.parametrize("wait", [0, 1, 4])
+@pytest.mark.parametrize("awake", [False, True])
+def test_a_cancelled_text_ends_early_and_is_closed(wait: int, awake: bool) -> None:
+    scene = Scene()
+    cancelled = threading.Event()
+
+    def cancel() -> None:
+        cancelled.set()
+        if awake:
+            scene.agent.wake()
+
+    scene.when(wait, cancel)
+    done = scene.generate(cancelled=cancelled)
+    assert done.reason is EndReason.CANCELLED
+    assert done.tokens == expected()[: len(done.tokens)]
+    assert len(done.tokens) < 40
+    scene.fleet.settle()
+    assert len(scene.fleet.edge.sessions) == 0
+
+
+def test_a_cancelled_text_does_not_wait_for_a_silent_edge() -> None:
+    scene = Scene()
+    cancelled = threading.Event()
+
+    def cancel() -> None:
+        scene.inbox.edge_works = False
+        cancelled.set()
+        scene.agent.wake()
+
+    scene.when(3, cancel)
+    before = scene.fleet.clock()
+    assert scene.generate(cancelled=cancelled).reason is EndReason.CANCELLED
+    assert scene.fleet.clock() - before <= PATIENCE.close_s
+
+
+def test_a_text_cancelled_while_it_drafts_does_not_wait_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+    cancelled = threading.Event()
+    drafter = scene.agent.drafter
+
+    def cancel(policy: SamplingPolicy) -> Dist | None:
+        scene.inbox.edge_works = False
+        cancelled.set()
+        scene.agent.wake()
+        return ScriptedDrafter.next(drafter, policy)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(drafter, "next", cancel)
+    before = scene.fleet.clock()
+    assert scene.generate(cancelled=cancelled).reason is EndReason.CANCELLED
+    assert scene.fleet.clock() - before <= PATIENCE.close_s
+
+
+def test_the_application_may_find_the_end_itself() -> None:
+    scene = Scene()
+    seen: list[int] = []
+
+    def stop(tokens: Sequence[int]) -> bool:
+        seen.extend(tokens)
+        return len(seen) >= 5
+
+    done = scene.generate(on_tokens=stop)
+    assert done.reason is EndReason.STOP
+    assert len(done.tokens) < 40
+    assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.STOP]
+
+
+def test_an_interrupt_closes_the_session_as_cancelled() -> None:
+    scene = Scene()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    scene.when(3, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        scene.generate()
+    scene.fleet.settle()
+    assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.CANCELLED]
+
+
+def test_what_arrived_for_an_earlier_text_is_thrown_away() -> None:
+    scene = Scene()
+    scene.inbox.put(ConnectionChanged(up=True))
+    scene.tell(Fault(handle=None, code=FaultCode.MALFORMED, action=Action.GIVE_UP, sentence="Old."))
+    scene.fleet.broker.pump()
+    assert scene.generate().tokens == expected()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_losses_of_every_kind_are_survived(seed: int) -> None:
+    rng = random.Random(seed)
+    fleet = MemoryFleet(rng=rng)
+    fixed = FixedPacing(rng.randint(0, 4), ahead=rng.random() < 0.5)
+    scene = Scene(fleet=fleet, pacing=AdaptivePacing() if seed % 4 == 0 else fixed)
+    fleet.broker.faults = Faults(drop=0.1, duplicate=0.1, delay=0.2, reorder=0.1)
+    scene.when(rng.randint(1, 10), fleet.restart_edge)
+    assert scene.generate().tokens == expected()
+
+
+# An edge of the next minor release.
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("speaks", [UP, DOWN, UP + DOWN], ids=["newer-device", "newer-edge", "both-newer"])
+def test_a_text_is_the_same_across_releases(mode: Mode, speaks: tuple[Topic, ...]) -> None:
+    texts = []
+    for newer in (NewerRelease(()), NewerRelease(speaks)):
+        scene = Scene(pacing=FixedPacing(2, ahead=True))
+        rewrite(scene.fleet.broker, newer)
+        scene.when(6, scene.fleet.restart_edge)
+        scene.say(Presence.ONLINE)
+        done = scene.generate(mode=mode)
+        assert (done.resumes, scene.inbox.malformed) == (1, 0)
+        assert done.closed is not None
+        texts.append(done.tokens)
+    assert texts[0] == texts[1]
+    assert newer.seen["open"] == newer.seen["resume"] == (Topic.OPEN in speaks)
+    assert newer.seen[Topic.EDGE_STATE.value] == (Topic.EDGE_STATE in speaks)
+
+
+def changed(scene: Scene, *, topic: Topic, kind: str | None = None, **fields: object) -> None:
+    """Let the edge's messages of one kind have other fields, and possibly others than we know."""
+
+    def change(at: Topic, content: Any) -> Any:
+        ours = at is topic and (kind is None or content["kind"] == kind)
+        return content | fields if ours else content
+
+    rewrite(scene.fleet.broker, change)
+
+
+def test_a_refusal_for_an_unknown_reason_is_passed_on_in_its_own_words() -> None:
+    scene = Scene()
+    changed(scene, topic=Topic.SESSION, kind="refused", code="too-dear", sentence="The budget is spent; ask for more.")
+    with pytest.raises(SessionRefused, match=r"^The budget is spent; ask for more\.$") as caught:
+        scene.generate(most=0)
+    assert caught.value.code is RefusalCode.OTHER
+
+
+def test_a_refusal_for_an_unknown_reason_is_not_waited_out() -> None:
+    """A resuming device tries again where it knows that the reason passes."""
+    scene = Scene()
+
+    def restart() -> None:
+        scene.fleet.restart_edge()
+        scene.fleet.edge.reception.draining = True
+
+    scene.when(3, restart)
+    changed(scene, topic=Topic.SESSION, kind="refused", code="moving", sentence="The edge is moving.")
+    before = scene.fleet.clock()
+    with pytest.raises(SessionRefused, match="The edge is moving"):
+        scene.generate()
+    assert scene.fleet.clock() - before < PATIENCE.resume_s
+
+
+def test_a_fault_of_an_unknown_kind_is_met_with_the_action_that_it_asks_for() -> None:
+    scene = Scene()
+    scene.when(3, scene.fleet.restart_edge)
+    changed(scene, topic=Topic.SESSION, kind="fault", code="cache-lost")
+    done = scene.generate()
+    assert (done.tokens, done.resumes) == (expected(), 1)
+
+
+def test_an_action_that_is_unknown_is_giving_up_with_the_faults_own_sentence() -> None:
+    scene = Scene()
+    scene.when(3, scene.fleet.restart_edge)
+    changed(scene, topic=Topic.SESSION, kind="fault", action="move", sentence="Go on at edge-2.")
+    with pytest.raises(SessionFailed, match=r"^Go on at edge-2\.$"):
+        scene.generate()
+    scene.fleet.settle()
+    assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.FAILED]
+
+
+def test_an_end_that_is_unknown_is_an_end() -> None:
+    scene = Scene()
+    changed(scene, topic=Topic.SESSION, kind="closed", reason="quota")
+    done = scene.generate()
+    assert done.tokens == expected()
+    assert done.closed is not None
+    assert done.closed.reason is EndReason.FAILED
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_finish_that_is_unknown_ends_the_text_there(ahead: bool) -> None:
+    scene = Scene(pacing=FixedPacing(2, ahead=ahead))
+
+    def change(topic: Topic, content: Any) -> Any:
+        return [*content[:4], 9, *content[5:]] if topic is Topic.VERDICT and content[1] >= 3 else content
+
+    rewrite(scene.fleet.broker, change)
+    before = scene.fleet.clock()
+    done = scene.generate()
+    assert done.reason is EndReason.LENGTH
+    assert 0 < len(done.tokens) < 40
+    assert done.tokens == expected()[: len(done.tokens)]
+    assert done.closed is not None
+    assert scene.fleet.clock() == before  # nothing was waited for
+    assert len(scene.fleet.edge.sessions) == 0
+
+
+@pytest.mark.parametrize("number", [0, 4, 255])
+def test_a_form_of_p_that_is_unknown_fails_the_session_by_name_and_nothing_is_guessed(number: int) -> None:
+    scene = Scene()
+
+    def change(topic: Topic, content: Any) -> Any:
+        if topic is Topic.VERDICT and isinstance(content[3], list):
+            content[3] = [number, *content[3][1:]]
+        return content
+
+    plain = Scene().generate(mode=Mode.RESIDUAL)
+    rewrite(scene.fleet.broker, change)
+    told: list[int] = []
+    before = scene.fleet.clock()
+    with pytest.raises(ProtocolViolation, match=rf"in form {number}, which this device does not know; update"):
+        scene.generate(mode=Mode.RESIDUAL, on_tokens=told.extend)
+    assert scene.fleet.clock() == before  # at once, not when all patience is spent
+    assert tuple(told) == plain.tokens[: len(told)]
+    scene.fleet.settle()
+    assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.FAILED]
+
+
+def test_in_coupled_mode_a_form_that_is_unknown_fails_the_session_too() -> None:
+    scene = Scene()
+
+    def change(topic: Topic, content: Any) -> Any:
+        return [*content[:3], [7, "?"], *content[4:]] if topic is Topic.VERDICT else content
+
+    rewrite(scene.fleet.broker, change)
+    with pytest.raises(ProtocolViolation):
+        scene.generate()
+
+
+def test_a_reply_of_an_unknown_kind_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    scene = Scene()
+
+    def notice() -> None:
+        link = MemoryLink(scene.fleet.broker, "edge-voice")
+        link.start(timeout_s=1.0)
+        link.publish(build(Topic.SESSION, fleet=FLEET, device="device-1"), cbor2.dumps({"kind": "notice", "load": 0.9}))
+        link.stop()
+
+    scene.when(3, notice)
+    done = scene.generate()
+    assert (done.tokens, done.resumes, scene.inbox.malformed) == (expected(), 0, 1)
+    assert re.search("down/session is ignored", caplog.text)
+
+
+def test_an_edge_whose_presence_is_unknown_keeps_its_session_and_is_asked_for_no_new_one() -> None:
+    scene = Scene()
+    changed(scene, topic=Topic.EDGE_STATE, presence="warming-up")
+    scene.when(3, lambda: scene.say(Presence.ONLINE))
+    states: list[EdgeState] = []
+    scene.inbox.on_edge = lambda _edge, state: states.append(state)
+    done = scene.generate()
+    assert (done.tokens, done.resumes) == (expected(), 0)
+    assert [state.presence for state in states] == [Presence.DRAINING]
+
+
+def test_a_device_that_asks_for_a_setting_that_the_edge_lacks_is_told_which() -> None:
+    scene = Scene()
+
+    def change(topic: Topic, content: Any) -> Any:
+        return content | {"policy": content["policy"] | {"min_p": 0.1}} if topic is Topic.OPEN else content
+
+    rewrite(scene.fleet.broker, change)
+    with pytest.raises(
+        SessionFailed, match=r"policy\.min_p, which this release does not know: leave it out, or update"
+    ):
+        scene.generate()
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_texts_follow_the_target_while_the_pacing_finds_its_way(mode: Mode) -> None:
+    # False alarm: once in 10,000 runs, had the seeds been drawn afresh.
+    length, scene, pacing = 3, Scene(), Watched()
+    ticks = itertools.count()
+    scene.agent.pacing, scene.agent.clock = pacing, lambda: next(ticks) * 1e-3  # so that everything takes its time
+    counts = np.zeros((TARGET.size,) * length, dtype=np.int64)
+    for seed in range(2000):
+        text = scene.generate(seed, mode=mode, most=length).tokens
+        counts[text + (END,) * (length - len(text))] += 1
+    policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=0)
+    law = fold_ends(TARGET.joint(PROMPT, length=length, policy=policy), (END,))
+    assert p_value(counts.ravel(), law.ravel()) > ALARM
+    assert len(pacing.plans) > 3
+    assert pacing.ways == {False, True}

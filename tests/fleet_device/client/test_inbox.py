@@ -1,0 +1,89 @@
+import logging
+
+import pytest
+
+from fleet_device.client.inbox import ConnectionChanged, EdgeStateChanged, Inbox, ReceivedVerdict, Undelivered, Wake
+from fleet_link.link import NO_MATCHING_SUBSCRIBERS, Outcome
+from fleet_testing.memory_broker import MemoryBroker
+from fleet_testing.memory_link import MemoryLink
+from schemas.codec import encode_reply, encode_verdict
+from schemas.control import EdgeState, Presence, encode_json
+from schemas.messages import Refused, Verdict
+from schemas.topics import Topic, build
+from tests.support.memory_fleet import START
+
+STATE = EdgeState(presence=Presence.ONLINE, software="1", edge="edge-1", target="toy", vocabulary="6", since=START)
+VERDICT = Verdict(handle=1, round=2, accepted=3, next=4)
+REFUSED = Refused(session=b"session1", code="busy", sentence="Later.")
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.broker = MemoryBroker()
+        self.inbox = Inbox()
+        self.link = MemoryLink(self.broker, "device-1")
+        self.inbox.subscribe(self.link, fleet="fleet", device="device-1")
+        self.link.start(timeout_s=1.0)
+        self.edge = MemoryLink(self.broker, "edge-1")
+        self.edge.start(timeout_s=1.0)
+        self.broker.pump()
+        assert self.inbox.take() == ConnectionChanged(up=True)
+
+    def says(self, topic: Topic, payload: bytes, *, device: str | None = "device-1", edge: str | None = None) -> None:
+        self.edge.publish(build(topic, fleet="fleet", device=device, edge=edge), payload)
+        self.broker.pump()
+
+
+def test_what_arrives_is_decoded_and_taken_in_order() -> None:
+    scene = Scene()
+    payload = encode_verdict(VERDICT)
+    scene.says(Topic.VERDICT, payload)
+    scene.says(Topic.SESSION, encode_reply(REFUSED))
+    scene.says(Topic.EDGE_STATE, encode_json(STATE), device=None, edge="edge-1")
+    assert scene.inbox.take() == ReceivedVerdict(VERDICT, len(payload))
+    assert scene.inbox.take() == REFUSED
+    assert scene.inbox.take() == EdgeStateChanged("edge-1", Presence.ONLINE)
+    assert scene.inbox.take() is None
+
+
+def test_another_devices_messages_do_not_arrive() -> None:
+    scene = Scene()
+    scene.says(Topic.VERDICT, encode_verdict(VERDICT), device="device-2")
+    assert scene.inbox.take() is None
+
+
+@pytest.mark.parametrize(
+    ("topic", "device", "edge"),
+    [(Topic.VERDICT, "device-1", None), (Topic.SESSION, "device-1", None), (Topic.EDGE_STATE, None, "edge-1")],
+)
+def test_what_is_no_message_is_counted_logged_and_dropped(
+    topic: Topic, device: str | None, edge: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene()
+    with caplog.at_level(logging.WARNING):
+        scene.says(topic, b"\xff", device=device, edge=edge)
+    assert scene.inbox.take() is None
+    assert scene.inbox.malformed == 1
+    assert len(caplog.records) == 1
+    assert scene.link.counters.handler_errors == 0
+
+
+def test_a_lost_connection_is_told() -> None:
+    scene = Scene()
+    scene.broker.kill("device-1")
+    scene.broker.pump()
+    assert scene.inbox.take() == ConnectionChanged(up=False)
+
+
+@pytest.mark.parametrize(("reason", "told"), [(NO_MATCHING_SUBSCRIBERS, True), (0, False), (0x87, False)])
+def test_a_message_that_nobody_listens_for_is_told(reason: int, told: bool) -> None:
+    inbox = Inbox()
+    inbox.on_undelivered(Topic.OPEN)(Outcome("topic", reason))
+    assert inbox.take() == (Undelivered(Topic.OPEN) if told else None)
+
+
+def test_waiting_ends_with_the_next_event_or_in_time() -> None:
+    inbox = Inbox()
+    assert inbox.take(timeout_s=0.001) is None
+    inbox.put(Wake())
+    assert inbox.take(timeout_s=60.0) == Wake()

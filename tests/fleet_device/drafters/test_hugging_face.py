@@ -1,0 +1,52 @@
+"""Each failure of the Hugging Face client is a sentence that says what to do."""
+
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+from fleet_device.drafters import hugging_face
+from fleet_device.drafters.contract import ModelNotFound
+from fleet_device.drafters.hugging_face import HuggingFace
+
+
+def hub(kind: type[Exception], text: str) -> Exception:
+    """Make an error of the client without the response that its constructor wants."""
+    error = kind.__new__(kind)
+    error.args = (text,)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (hub(RepositoryNotFoundError, "gone"), "There is no public repository owner/name"),
+        (hub(GatedRepoError, "terms"), "wants its terms accepted"),
+        (hub(HfHubHTTPError, "server on fire\nmore"), "could not be read: server on fire"),
+        (OSError("disk full"), "could not be fetched (OSError); check the network and the disk"),
+    ],
+)
+def test_failures_are_sentences(monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str) -> None:
+    def fail(*_: str) -> None:
+        raise error
+
+    monkeypatch.setattr(hugging_face, "hf_hub_download", fail)
+    monkeypatch.setattr(hugging_face, "list_repo_files", fail)
+    for call in (lambda: HuggingFace().fetch("owner/name", "x.gguf"), lambda: HuggingFace().files("owner/name")):
+        with pytest.raises(ModelNotFound) as caught:
+            call()
+        assert sentence in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_offline_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelNotFound, match="cannot be fetched offline"):
+        HuggingFace().fetch("owner/name", "x.gguf")
+    with pytest.raises(ModelNotFound, match="cannot be fetched offline"):
+        HuggingFace().files("owner/name")
+
+
+def test_a_name_that_is_none_is_a_sentence() -> None:
+    with pytest.raises(ModelNotFound, match="is no name of a repository"):
+        HuggingFace().fetch("owner/na--me", "x.gguf")

@@ -1,0 +1,222 @@
+"""Drafting with llama.cpp: bad files, native failures, and what holds for the real model."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import pytest
+
+from fleet_device.drafters.contract import DrafterError
+from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings, default_threads
+from fleet_device.drafters.requirements import available_memory
+from schemas.policy import SamplingPolicy
+from tests.support.prepared_models import prepared
+from tests.support.tiny_gguf import tiny_gguf, tiny_words
+
+POLICY = SamplingPolicy(temperature=1.0, top_k=0, top_p=1.0, seed=1)
+
+
+def settings(path: Path, *, context: int = 128, batch: int = 16) -> LlamaCppSettings:
+    return LlamaCppSettings(path, threads=1, context=context, batch=batch)
+
+
+@pytest.fixture
+def drafter(tmp_path: Path) -> Iterator[LlamaCppDrafter]:
+    drafter = LlamaCppDrafter(settings(tiny_gguf(tmp_path / "tiny.gguf")))
+    yield drafter
+    drafter.close()
+
+
+def row(drafter: LlamaCppDrafter) -> np.ndarray:
+    dist = drafter.next(POLICY)
+    dense = np.zeros(drafter.vocabulary.size)
+    dense[dist.ids] = dist.probs
+    return dense
+
+
+def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DrafterError, match=r"does not exist; check the configuration key 'model'\.$"):
+        LlamaCppDrafter(settings(tmp_path / "none.gguf"))
+
+
+@pytest.mark.parametrize("content", [b"", b"GGU", b"PK\x03\x04 a zip file"])
+def test_a_file_that_is_no_gguf_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "wrong.gguf"
+    path.write_bytes(content)
+    with pytest.raises(DrafterError, match="is not a GGUF file"):
+        LlamaCppDrafter(settings(path))
+
+
+@pytest.mark.parametrize("kept", [4, 100, 10_000, 200_000])
+def test_a_cut_off_gguf_is_one_sentence_and_nothing_on_stderr(
+    tmp_path: Path, kept: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny_gguf(tmp_path / "cut.gguf")
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(DrafterError, match=r"^llama\.cpp cannot load .*\.$"):
+        LlamaCppDrafter(settings(path))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DrafterError, match="unknown model architecture: 'nonsense'"):
+        LlamaCppDrafter(settings(tiny_gguf(tmp_path / "odd.gguf", architecture="nonsense")))
+
+
+def test_a_file_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DrafterError, match="has no vocabulary"):
+        LlamaCppDrafter(settings(tiny_gguf(tmp_path / "mute.gguf", vocabulary=False)))
+
+
+def test_a_context_too_large_for_memory_is_refused(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "long.gguf", context=1 << 30)
+    with pytest.raises(DrafterError, match=r"needs 137,439 MB of memory.*set a smaller context"):
+        LlamaCppDrafter(settings(path, context=1 << 30))
+
+
+def test_a_context_is_no_longer_than_the_model_was_trained_for(tmp_path: Path) -> None:
+    drafter = LlamaCppDrafter(settings(tiny_gguf(tmp_path / "short.gguf", context=64), context=4096))
+    assert drafter.context == 64
+    drafter.close()
+
+
+def test_a_recurrent_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_cpp, "llama_model_is_recurrent", lambda _: True)
+    with pytest.raises(DrafterError, match="of the recurrent kind, which cannot take tokens back"):
+        LlamaCppDrafter(settings(tiny_gguf(tmp_path / "tiny.gguf")))
+
+
+@pytest.mark.parametrize(("context", "batch", "threads"), [(0, 1, 1), (1, 0, 1), (1, 1, -1)])
+def test_settings_that_cannot_work_are_refused(context: int, batch: int, threads: int) -> None:
+    with pytest.raises(DrafterError, match="at least"):
+        LlamaCppSettings(Path("any.gguf"), context=context, batch=batch, threads=threads)
+
+
+def test_padding_rows_are_never_drafted(drafter: LlamaCppDrafter) -> None:
+    assert drafter.vocabulary.size == len(tiny_words())
+    drafter.reset([5, 6])
+    assert len(drafter.next(POLICY)) == drafter.vocabulary.size
+
+
+def test_a_memory_that_cannot_be_cut_is_computed_anew(
+    drafter: LlamaCppDrafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter.reset([5, 6, 7])
+    expected = row(drafter)
+    drafter.extend([8, 9])
+    row(drafter)
+    monkeypatch.setattr(llama_cpp, "llama_memory_seq_rm", lambda *_: False)
+    drafter.truncate(3)
+    assert np.array_equal(row(drafter), expected)
+
+
+def test_a_failed_computation_is_said_and_leaves_the_drafter_whole(
+    drafter: LlamaCppDrafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter.reset(list(range(5, 40)))
+    expected = row(drafter)
+    drafter.truncate(10)
+    drafter.extend(list(range(15, 40)))
+    decode = llama_cpp.llama_decode
+    calls = []
+
+    def fail_late(context: object, batch: object) -> int:
+        calls.append(1)
+        status = int(decode(context, batch))
+        return status if len(calls) < 2 else 2  # aborted: what was computed stays in the memory
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llama_cpp, "llama_decode", fail_late)
+        with pytest.raises(DrafterError, match=r"could not go on \(status 2\)"):
+            drafter.next(POLICY)
+    assert np.array_equal(row(drafter), expected)
+
+
+def test_extending_computes_nothing_until_next(drafter: LlamaCppDrafter, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+    decode = llama_cpp.llama_decode
+
+    def counted(context: object, batch: llama_cpp.llama_batch) -> int:
+        computed.append(batch.n_tokens)
+        return int(decode(context, batch))
+
+    monkeypatch.setattr(llama_cpp, "llama_decode", counted)
+    drafter.reset(list(range(5, 25)))
+    drafter.extend([30])
+    assert not computed
+    drafter.next(POLICY)
+    assert computed == [11, 10]  # two chunks of one size, not 16 and 5
+    drafter.reset([*range(5, 25), 31, 32])
+    drafter.next(POLICY)
+    assert computed[2:] == [2]  # the common prefix was kept
+    drafter.next(POLICY)
+    assert computed[3:] == []  # the row is still there
+
+
+def test_nan_logits_are_said(drafter: LlamaCppDrafter, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = np.full(4096, np.nan, dtype=np.float32)
+    pointer = broken.ctypes.data_as(llama_cpp.ctypes.POINTER(llama_cpp.ctypes.c_float))
+    monkeypatch.setattr(llama_cpp, "llama_get_logits_ith", lambda *_: pointer)
+    drafter.reset([5])
+    with pytest.raises(DrafterError, match="computes nonsense"):
+        drafter.next(POLICY)
+
+
+def test_default_threads_stay_within_this_process_s_cores() -> None:
+    assert 1 <= default_threads() <= 4
+
+
+def test_available_memory_is_read_or_unknown(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    assert available_memory(meminfo) is None
+    meminfo.write_text("MemTotal:  9 kB\nMemAvailable:      3 kB\n")
+    assert available_memory(meminfo) == 3072
+    meminfo.write_text("MemAvailable: none\n")
+    assert available_memory(meminfo) is None
+
+
+def _compare(path: Path, *, batch: int) -> float:
+    """Return the largest total variation between a much-used and a fresh drafter."""
+    used, fresh = (LlamaCppDrafter(settings(path, context=256, batch=batch)) for _ in range(2))
+    rng = random.Random(3)
+
+    def some(count: int) -> list[int]:
+        return [rng.randrange(17, used.vocabulary.size) for _ in range(count)]
+
+    tokens = some(70)
+    used.reset(tokens)
+    worst = 0.0
+    for _ in range(8):
+        tokens = [*tokens[: len(tokens) - rng.randrange(1, 6)], *some(rng.choice([1, 2, 5, 9]))]
+        used.reset(tokens)
+        observed = row(used)
+        fresh.reset([0])
+        fresh.reset(tokens)
+        worst = max(worst, float(np.abs(observed - row(fresh)).sum() / 2))
+    used.close()
+    fresh.close()
+    return worst
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("quantization", ["Q4_0", "Q4_1"])
+def test_the_real_model_is_bit_identical_however_a_sequence_came_about_in_small_chunks(quantization: str) -> None:
+    assert _compare(prepared(f"{quantization}.gguf"), batch=32) == 0.0
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("quantization", ["Q4_0", "Q2_K"])
+def test_the_real_model_differs_by_rounding_only_in_large_chunks(quantization: str) -> None:
+    """Activations are rounded to 8 bits, so that a last bit can move a probability: measured, at most 0.09."""
+    assert _compare(prepared(f"{quantization}.gguf"), batch=256) < 0.15
+
+
+@pytest.mark.models
+def test_the_real_model_knows_its_quantization_and_its_end() -> None:
+    drafter = LlamaCppDrafter(settings(prepared("Q2_K.gguf")))
+    assert drafter.quantization == "Q2_K"
+    assert 2 in drafter.codec.end_tokens
+    assert drafter.vocabulary.size == 49152
+    drafter.close()

@@ -1,0 +1,241 @@
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet_device.pacing.adaptive import AdaptivePacing, best_plan
+from fleet_device.pacing.contract import DraftOutcome, Plan
+from fleet_device.pacing.throughput import Conditions
+
+LONGEST, WINDOW = 16, 4
+STEP_S = 0.04
+START = Plan(4)
+
+
+def conditions(acceptance: float, answer_s: float, *, token_s: float = 0.013, slope: float = 0.001) -> Conditions:
+    return Conditions(
+        acceptance=acceptance,
+        token_s=token_s,
+        beside_s=answer_s - min(STEP_S, answer_s / 2),
+        compute_s=min(STEP_S, answer_s / 2),
+        compute_token_s=slope,
+        window=WINDOW,
+    )
+
+
+def best(under: Conditions, *, longest: int = LONGEST, ahead: bool | None = None, last: Plan | None = None) -> Plan:
+    return best_plan(under, under, longest=longest, ahead=ahead, last=last)
+
+
+acceptances = st.floats(0.0, 0.99)
+times = st.floats(1e-4, 2.0)
+
+
+@given(acceptances, times, times, times, st.floats(0.0, 0.02))
+def test_a_longer_answer_time_never_shortens_the_draft(
+    acceptance: float, token_s: float, one: float, another: float, slope: float
+) -> None:
+    quick, slow = (
+        best(conditions(acceptance, answer_s, token_s=token_s, slope=slope), ahead=False)
+        for answer_s in sorted((one, another))
+    )
+    assert quick.tokens <= slow.tokens
+
+
+@given(times, times)
+def test_who_is_never_believed_hardly_drafts(token_s: float, answer_s: float) -> None:
+    assert best(conditions(0.0, answer_s, token_s=token_s)).tokens <= 1
+
+
+@given(st.floats(0.6, 0.99), st.floats(0.005, 0.05))
+def test_a_very_long_answer_time_is_spent_drafting(acceptance: float, token_s: float) -> None:
+    # What fits into one draft must not be all that could be accepted, or waiting loses nothing.
+    assert best(conditions(acceptance, 30 * token_s, token_s=token_s), longest=4).ahead
+
+
+def test_a_quick_answer_is_waited_for() -> None:
+    assert not best(conditions(0.7, 0.002)).ahead
+
+
+@given(acceptances, times, times, st.integers(0, 16))
+def test_a_plan_is_nearly_the_best_and_no_shorter_one_is(
+    acceptance: float, token_s: float, answer_s: float, longest: int
+) -> None:
+    under = conditions(acceptance, answer_s, token_s=token_s)
+    every = [Plan(n) for n in range(longest + 1)] + [Plan(n, ahead=True) for n in range(1, longest + 1)]
+    highest, chosen = max(map(under.rate, every)), best(under, longest=longest)
+    assert chosen in every
+    assert under.rate(chosen) >= 0.98 * highest
+    assert all(under.rate(plan) < 0.98 * highest for plan in every[: every.index(chosen)])
+
+
+def test_noise_does_not_turn_a_plan_over() -> None:
+    def at(answer_s: float, last: Plan | None = None) -> Plan:
+        return best(conditions(0.75, answer_s), ahead=False, last=last)
+
+    steps = [0.03 + 0.0005 * number for number in range(200)]
+    turns = [answer_s for answer_s in steps if at(answer_s) != at(answer_s + 0.0005)]
+    assert turns
+    for answer_s in turns:
+        assert at(answer_s + 0.0005, last=at(answer_s)) == at(answer_s)
+
+
+def lesson(
+    plan: Plan, accepted: int, *, token_s: float = 0.013, answer_s: float = 0.05, opening: bool = False
+) -> DraftOutcome:
+    return DraftOutcome(
+        tokens=plan.tokens,
+        ahead=plan.ahead,
+        accepted=min(accepted, plan.tokens),
+        token_s=token_s,
+        answer_s=answer_s,
+        compute_s=min(STEP_S, answer_s / 2),
+        opening=opening,
+    )
+
+
+def live(
+    pacing: AdaptivePacing,
+    rounds: int,
+    *,
+    acceptance: float,
+    answer_s: float | Callable[[Plan], float],
+    seed: int = 1,
+) -> list[Plan]:
+    """Follow the plans for a while; return them."""
+    answers_s = answer_s if callable(answer_s) else lambda _plan: answer_s
+    rng, plans = random.Random(seed), []
+    for _ in range(rounds):
+        plan = pacing.plan(longest=LONGEST, window=WINDOW)
+        plans.append(plan)
+        accepted = next((n for n in range(plan.tokens) if rng.random() >= acceptance), plan.tokens)
+        pacing.learn(lesson(plan, accepted, answer_s=answers_s(plan) * rng.uniform(0.8, 1.2)))
+    return plans
+
+
+def test_it_starts_fixed_and_the_first_lesson_of_a_text_tells_no_times() -> None:
+    pacing = AdaptivePacing()
+    for _ in range(9):
+        assert pacing.plan(longest=LONGEST, window=WINDOW) == START
+        pacing.learn(lesson(START, 4, token_s=3.0, answer_s=9.0, opening=True))
+    assert pacing.plan(longest=2, window=WINDOW) == Plan(2)
+    # Had it taken those times for its own, it would draft little or without end.
+    live(pacing, 3, acceptance=0.7, answer_s=0.05)
+    assert pacing.conditions(WINDOW).token_s == pytest.approx(0.013, rel=0.2)
+    assert pacing.conditions(WINDOW).answer_s(0) == pytest.approx(0.05, rel=0.2)
+
+
+def test_it_learns_to_go_on_where_the_edge_is_far_away_and_to_wait_where_it_is_near() -> None:
+    pacing = AdaptivePacing()
+    assert all(plan.ahead for plan in live(pacing, 60, acceptance=0.95, answer_s=0.4)[-20:])
+    assert sum(plan.ahead for plan in live(pacing, 400, acceptance=0.5, answer_s=0.004)[-128:]) == 1
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_what_is_set_is_not_chosen(ahead: bool) -> None:
+    for answer_s in (0.001, 1.0):
+        plans = live(AdaptivePacing(ahead=ahead), 60, acceptance=0.9, answer_s=answer_s)
+        assert {plan.ahead for plan in plans} == {ahead}
+
+
+def test_an_edge_that_takes_no_drafts_gets_none() -> None:
+    for ahead in (None, False, True):
+        pacing = AdaptivePacing(ahead=ahead)
+        live(pacing, 20, acceptance=0.9, answer_s=0.1)
+        assert {pacing.plan(longest=0, window=1).tokens for _ in range(40)} == {0}
+
+
+def test_now_and_then_a_draft_is_a_token_longer_or_shorter() -> None:
+    plans = live(AdaptivePacing(ahead=False), 200, acceptance=0.7, answer_s=0.05)[64:]
+    usual = {plan.tokens for number, plan in enumerate(plans, start=65) if number % 16}
+    tried = {plan.tokens for number, plan in enumerate(plans, start=65) if number % 16 == 0}
+    assert min(tried) < min(usual)
+    assert max(tried) > max(usual)
+
+
+def test_a_device_that_has_stopped_drafting_finds_out_when_its_drafts_are_good_again() -> None:
+    pacing = AdaptivePacing()
+    assert live(pacing, 300, acceptance=0.0, answer_s=0.05)[-2].tokens == 0
+    assert live(pacing, 1500, acceptance=0.98, answer_s=0.05)[-2].tokens > 0
+
+
+def test_the_second_token_that_the_draft_model_reads_behind_a_bonus_is_not_taken_for_slowness() -> None:
+    pacing = AdaptivePacing(ahead=False)
+    for _ in range(50):
+        plan = pacing.plan(longest=LONGEST, window=WINDOW)
+        pacing.learn(lesson(plan, plan.tokens, token_s=0.013 * (plan.tokens + 1) / max(1, plan.tokens)))
+    assert pacing.conditions(WINDOW).token_s == pytest.approx(0.013, rel=0.02)
+
+
+def test_a_draft_that_queues_behind_another_does_not_tell_the_answer_time() -> None:
+    pacing = AdaptivePacing(ahead=True)
+    for _ in range(30):
+        plan = pacing.plan(longest=LONGEST, window=WINDOW)
+        pacing.learn(lesson(plan, plan.tokens, answer_s=0.1))
+        pacing.learn(lesson(plan, 0, answer_s=0.2))
+    # The first of each pair, less the half token by which a drafting device looks late.
+    assert pacing.conditions(WINDOW, ahead=True).answer_s(0) == pytest.approx(0.1 - 0.013 / 2, rel=0.1)
+
+
+def test_what_slowed_the_answers_down_may_end() -> None:
+    pacing = AdaptivePacing()
+
+    def gone_on(rounds: int, *, slow_s: float) -> int:
+        """Return how many of the last 128 plans went on."""
+        plans = live(pacing, rounds, acceptance=0.95, answer_s=lambda plan: slow_s if plan.ahead else 0.15)
+        return sum(plan.ahead for plan in plans[-128:])
+
+    assert gone_on(300, slow_s=0.15) > 120
+    assert gone_on(300, slow_s=0.6) < 8
+    assert gone_on(400, slow_s=0.15) > 64
+
+
+def test_going_on_must_promise_more_before_it_was_tried() -> None:
+    slightly = next(
+        answer_s
+        for answer_s in (0.002 + 0.0005 * number for number in range(400))
+        if best(under := conditions(7 / 9, answer_s, slope=0.0)).ahead
+        and not best_plan(under, under, longest=LONGEST, trust=0.97).ahead
+    )
+    pacing = AdaptivePacing()
+    for _ in range(15):
+        pacing.learn(lesson(START, 0, answer_s=slightly))
+        pacing.learn(lesson(Plan(10), 7, answer_s=slightly))
+    assert not pacing.plan(longest=LONGEST, window=WINDOW).ahead
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 64),
+            st.booleans(),
+            st.integers(0, 64),
+            *[st.floats(0) | st.just(math.nan)] * 3,
+            st.booleans(),
+        ),
+        max_size=40,
+    ),
+    st.integers(0, 64),
+    st.integers(1, 64),
+    st.sampled_from([None, False, True]),
+)
+def test_whatever_it_is_told_it_makes_a_plan(
+    told: list[tuple[int, bool, int, float, float, float, bool]], longest: int, window: int, ahead: bool | None
+) -> None:
+    pacing = AdaptivePacing(ahead=ahead)
+    for tokens, more, accepted, token_s, answer_s, compute_s, opening in told:
+        pacing.learn(
+            DraftOutcome(
+                tokens=tokens,
+                ahead=more,
+                accepted=min(accepted, tokens),
+                token_s=token_s,
+                answer_s=answer_s,
+                compute_s=compute_s,
+                opening=opening,
+            )
+        )
+        assert 0 <= pacing.plan(longest=longest, window=window).tokens <= longest

@@ -1,0 +1,82 @@
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet_device.pacing.estimates import Acceptance, Trend
+
+
+def test_acceptance_begins_at_what_is_usual_and_moves_to_what_is_seen() -> None:
+    acceptance = Acceptance()
+    assert acceptance.rate == pytest.approx(0.7)
+    for _ in range(60):
+        acceptance.add(tested=5, accepted=1)
+    assert acceptance.rate == pytest.approx(0.2, abs=0.02)
+    for _ in range(300):
+        acceptance.add(tested=5, accepted=4)
+    assert acceptance.rate == pytest.approx(0.8, abs=0.02)
+
+
+def test_acceptance_stays_below_one_and_a_verdict_on_nothing_changes_nothing() -> None:
+    acceptance = Acceptance()
+    acceptance.add(tested=0, accepted=0)
+    assert acceptance.rate == pytest.approx(0.7)
+    for _ in range(1000):
+        acceptance.add(tested=16, accepted=16)
+    assert 0.99 < acceptance.rate < 1.0
+
+
+def test_a_line_is_found_in_noise() -> None:
+    rng, trend = random.Random(3), Trend()
+    for _ in range(400):
+        tokens = rng.randint(0, 8)
+        trend.add(0.1 + 0.004 * tokens + rng.uniform(-0.005, 0.005), tokens=tokens)
+    assert trend.slope == pytest.approx(0.004, rel=0.25)
+    assert trend.at(0) == pytest.approx(0.1, rel=0.05)
+
+
+def test_drafts_that_hardly_vary_make_no_slope_of_noise() -> None:
+    rng, trend = random.Random(4), Trend()
+    for number in range(400):
+        trend.add(0.1 + rng.uniform(-0.03, 0.03), tokens=5 if number % 16 == 0 else 4)
+        assert trend.slope < 0.004
+    same = Trend()
+    for _ in range(9):
+        same.add(rng.uniform(0.05, 0.15), tokens=4)
+    assert same.slope == 0.0
+
+
+def test_a_longer_draft_is_never_thought_to_be_answered_sooner() -> None:
+    trend = Trend()
+    for tokens in range(8):
+        trend.add(1.0 - 0.1 * tokens, tokens=tokens)
+    assert trend.slope == 0.0
+
+
+def test_one_wild_time_is_not_believed_and_a_lasting_change_is() -> None:
+    trend = Trend()
+    for _ in range(20):
+        trend.add(0.05)
+    trend.add(30.0)
+    assert trend.at(0) == pytest.approx(0.05)
+    trend.add(0.05)
+    for _ in range(60):
+        trend.add(0.4)
+    assert trend.at(0) == pytest.approx(0.4, rel=0.15)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(allow_nan=True, allow_infinity=True) | st.floats(0, 1e6), st.integers(0, 64)), max_size=60
+    )
+)
+def test_nonsense_makes_no_nonsense(measured: list[tuple[float, int]]) -> None:
+    trend = Trend()
+    for seconds, tokens in measured:
+        trend.add(seconds, tokens=tokens)
+    for tokens in (0, 1, 16):
+        assert math.isfinite(trend.at(tokens))
+        assert trend.at(tokens) >= -1e-9 * max(1.0, trend.at(16))
+    assert trend.slope >= 0.0

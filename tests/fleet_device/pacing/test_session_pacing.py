@@ -1,0 +1,141 @@
+from dataclasses import dataclass, field
+
+from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.pacing.contract import DraftOutcome, Plan
+from fleet_device.pacing.session_pacing import SessionPacing
+from fleet_device.session.machine import DeviceSession
+from schemas.messages import Draft, Opened, Verdict
+from schemas.policy import Mode
+from tests.support.memory_fleet import DRAFT, terms
+
+HANDLE = 7
+
+
+@dataclass
+class Pupil:
+    """A pacing that remembers what it is asked and told."""
+
+    asked: list[tuple[int, int]] = field(default_factory=list)
+    lessons: list[DraftOutcome] = field(default_factory=list)
+
+    def plan(self, *, longest: int, window: int) -> Plan:
+        self.asked.append((longest, window))
+        return Plan(2, ahead=True)
+
+    def learn(self, lesson: DraftOutcome) -> None:
+        self.lessons.append(lesson)
+
+
+class Scene:
+    """A session that is open, a draft model that takes 10 ms a token, and time that passes when told."""
+
+    def __init__(self) -> None:
+        self.now = 5.0
+        asked = terms(6, mode=Mode.COUPLED)
+        self.drafter = ScriptedDrafter(DRAFT, DRAFT.words)
+        self.session = DeviceSession(asked)
+        self.pupil = Pupil()
+        self.pace = SessionPacing(self.session, self.pupil, lambda: self.now)
+        self.open()
+
+    def open(self) -> None:
+        attempt = self.session.open().attempt
+        self.session.on_opened(
+            Opened(
+                session=self.session.terms.session, attempt=attempt, handle=HANDLE, edge="edge-1", target="toy",
+                position=len(self.session.committed), max_new_tokens=40, max_draft=9, window=4, lease_s=60.0,
+                end_tokens=(),
+            )
+        )  # fmt: skip
+        self.drafter.reset((*self.session.terms.prompt, *self.session.committed))
+        self.pace.opened()
+
+    def draw(self, tokens: int) -> None:
+        for _ in range(tokens):
+            q = self.drafter.next(self.session.terms.policy)
+            assert q is not None
+            self.drafter.extend((self.session.propose(q),))
+            self.session.counters.draft_ms += 10.0
+
+    def draft(self, tokens: int = 2) -> Draft:
+        plan = self.pace.plan()
+        self.draw(tokens)
+        return self.send(more=plan.ahead)
+
+    def send(self, *, more: bool = True) -> Draft:
+        draft = self.session.send(more=more)
+        self.pace.sent(draft)
+        return draft
+
+    def judge(self, draft: Draft, accepted: int, *, handle: int = HANDLE) -> None:
+        token = None if accepted == len(draft.tokens) else 1
+        verdict = Verdict(handle=handle, round=draft.round, accepted=accepted, next=token, compute_ms=40.0)
+        self.session.on_verdict(verdict)
+        self.pace.heard(verdict)
+
+
+def test_what_became_of_a_draft_is_told() -> None:
+    scene = Scene()
+    first = scene.draft()
+    second = scene.draft(3)
+    scene.now += 0.2
+    scene.judge(first, 2)
+    scene.now += 0.1
+    scene.judge(second, 1)
+    assert scene.pupil.asked == [(9, 4), (9, 4)]
+    usual = {"ahead": True, "token_s": 0.01, "compute_s": 0.04}
+    one, two = scene.pupil.lessons
+    assert one == DraftOutcome(tokens=2, accepted=2, answer_s=one.answer_s, opening=True, **usual)
+    assert two == DraftOutcome(tokens=3, accepted=1, answer_s=two.answer_s, **usual)
+    assert (round(one.answer_s, 9), round(two.answer_s, 9)) == (0.2, 0.3)
+    assert (one.tested, two.tested) == (2, 2)
+    assert scene.pace.drafts == 2
+
+
+def test_a_verdict_teaches_once_and_only_the_session_that_it_is_for() -> None:
+    scene = Scene()
+    draft = scene.draft()
+    scene.judge(draft, 2, handle=HANDLE + 1)
+    assert not scene.pupil.lessons
+    scene.judge(draft, 2)
+    scene.judge(draft, 2)
+    assert len(scene.pupil.lessons) == 1
+
+
+def test_nothing_is_learnt_of_a_draft_that_a_rejection_made_void() -> None:
+    scene = Scene()
+    first, second = scene.draft(), scene.draft()
+    scene.judge(first, 0)
+    scene.pace.heard(Verdict(handle=HANDLE, round=second.round, accepted=2))
+    assert [lesson.accepted for lesson in scene.pupil.lessons] == [0]
+
+
+def test_tokens_that_were_drawn_in_vain_do_not_make_the_next_ones_dear() -> None:
+    scene = Scene()
+    first = scene.draft()
+    scene.pace.plan()
+    scene.draw(5)
+    scene.judge(first, 0)
+    scene.draw(1)
+    scene.judge(scene.send(), 1)
+    assert scene.pupil.lessons[-1].token_s == 0.01
+
+
+def test_after_a_resume_the_times_hold_the_text_once_more() -> None:
+    scene = Scene()
+    lost = scene.draft()
+    scene.open()
+    scene.pace.heard(Verdict(handle=HANDLE, round=lost.round, accepted=2))
+    scene.judge(scene.draft(), 2)
+    scene.judge(scene.draft(), 2)
+    assert [lesson.opening for lesson in scene.pupil.lessons] == [True, False]
+
+
+def test_a_draft_without_tokens_has_no_time_for_one() -> None:
+    scene = Scene()
+    scene.pace.plan()
+    draft = scene.send(more=False)
+    scene.session.on_verdict(verdict := Verdict(handle=HANDLE, round=draft.round, accepted=0, next=1))
+    scene.pace.heard(verdict)
+    (lesson,) = scene.pupil.lessons
+    assert (lesson.tokens, lesson.tested, lesson.token_s) == (0, 0, 0.0)

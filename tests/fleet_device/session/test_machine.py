@@ -1,0 +1,350 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dssd.distribution import Dist, point_mass
+from fleet_device.errors import ProtocolViolation
+from fleet_device.session.machine import DeviceSession, VerdictEffect
+from fleet_device.session.request import SessionRequest
+from schemas.digest import EMPTY, extend_digest
+from schemas.downlink import Dense, Samples, Sparse
+from schemas.messages import Closed, Opened, Verdict
+from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import EndReason, Finish
+from schemas.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary.of([f"t{token}" for token in range(10)])
+NAME = b"session1"
+HANDLE = 7
+
+
+def terms(*, mode: Mode = Mode.RESIDUAL) -> SessionRequest:
+    return SessionRequest(NAME, (1, 2), SamplingPolicy(mode=mode, seed=1), 20, VOCABULARY, "toy", "none")
+
+
+def opened(**fields: Any) -> Opened:
+    whole = {
+        "session": NAME, "attempt": 0, "handle": HANDLE, "edge": "edge-1", "target": "toy", "position": 0,
+        "max_new_tokens": 20, "max_draft": 4, "window": 2, "lease_s": 60.0, "end_tokens": (0,),
+    }  # fmt: skip
+    return Opened.model_validate(whole | fields)
+
+
+def session_of(*, mode: Mode = Mode.RESIDUAL, **fields: Any) -> DeviceSession:
+    session = DeviceSession(terms(mode=mode))
+    session.open()
+    assert session.on_opened(opened(**fields))
+    return session
+
+
+def drafted(session: DeviceSession, *tokens: int, more: bool = False) -> int:
+    """Draft the tokens for certain and send them; return the round."""
+    for token in tokens:
+        assert session.propose(point_mass(token)) == token
+    return session.send(more=more).round
+
+
+def verdict(round_: int, accepted: int, following: Any = None, **fields: Any) -> Verdict:
+    return Verdict(handle=HANDLE, round=round_, accepted=accepted, next=following, **fields)
+
+
+P = Sparse(ids=(6,), probs=(1.0,))
+
+
+# Opening
+
+
+def test_the_first_open_has_no_text_and_the_next_has_all_of_it() -> None:
+    session = DeviceSession(terms())
+    first = session.open()
+    assert (first.attempt, first.resume, first.prompt) == (0, None, (1, 2))
+    session.on_opened(opened())
+    session.on_verdict(verdict(drafted(session, 4, 5), 2, 6))
+    second = session.open()
+    assert (second.attempt, second.resume, second.session) == (1, (4, 5, 6), first.session)
+    assert session.opened is None
+
+
+def test_a_correction_that_a_resume_has_told_is_not_told_again() -> None:
+    session = session_of()
+    session.on_verdict(verdict(drafted(session, 4), 0, P))
+    assert session.open().resume == (6,)
+    assert session.on_opened(opened(attempt=1, position=1))
+    draft = session.send()
+    assert (draft.fix, draft.base, draft.epoch) == (None, 1, 0)
+
+
+def test_only_the_answer_to_the_last_open_counts() -> None:
+    session = DeviceSession(terms())
+    session.open()
+    session.open()
+    assert not session.on_opened(opened(attempt=0))
+    assert not session.on_opened(opened(attempt=1, session=b"another1"))
+    assert session.on_opened(opened(attempt=1))
+    assert not session.on_opened(opened(attempt=1, handle=9))
+
+
+def test_an_edge_that_resumes_elsewhere_is_refused() -> None:
+    session = DeviceSession(terms())
+    session.open()
+    with pytest.raises(ProtocolViolation, match="resumes at token 3"):
+        session.on_opened(opened(position=3))
+
+
+# Drafting
+
+
+def test_a_draft_carries_what_the_edge_needs() -> None:
+    session = session_of()
+    for token in (4, 5):
+        session.propose(Dist(np.array([token, 9]), np.array([1.0, 2.0**-40])))
+    draft = session.send()
+    assert (draft.handle, draft.round, draft.epoch, draft.base, draft.fix) == (HANDLE, 0, 0, 0, None)
+    assert (draft.tokens, draft.counts, draft.more, draft.digest) == ((4, 5), (65536, 65536), False, EMPTY)
+
+
+def test_a_coupled_draft_has_no_counts() -> None:
+    session = session_of(mode=Mode.COUPLED)
+    session.propose(point_mass(4))
+    assert session.send().counts is None
+
+
+def test_a_draft_has_room_for_what_was_agreed_and_for_what_the_text_still_takes() -> None:
+    session = session_of()
+    assert (session.room(9), session.room(3), session.room(0)) == (4, 3, 0)
+    session = session_of(max_new_tokens=3)
+    assert session.room(9) == 3
+    session.propose(point_mass(4))
+    assert session.room(9) == 2
+
+
+def test_nothing_is_drafted_behind_an_end_token() -> None:
+    session = session_of()
+    session.propose(point_mass(0))
+    assert session.room(9) == 0
+    assert not session.may_promise
+
+
+def test_drafts_go_ahead_within_the_window_and_only_where_promised() -> None:
+    session = session_of()
+    assert not session.may_promise  # nothing is drafted yet
+    session.propose(point_mass(4))
+    assert session.may_promise
+    session.send(more=True)
+    assert session.may_send
+    assert session.room(9) == 4
+    session.propose(point_mass(5))
+    assert not session.may_promise  # the window of 2 is full
+    second = session.send()
+    assert (second.base, second.digest) == (1, extend_digest(EMPTY, [4]))
+    assert not session.may_send
+    assert session.room(9) == 0
+    assert [draft.round for draft in session.unanswered()] == [0, 1]
+
+
+def test_no_draft_is_promised_behind_the_end_of_the_text() -> None:
+    session = session_of(max_new_tokens=1)
+    session.propose(point_mass(4))
+    assert not session.may_promise
+
+
+# Verdicts
+
+
+def test_an_accepted_draft_is_committed_with_the_bonus_token() -> None:
+    session = session_of()
+    (step,) = session.on_verdict(verdict(drafted(session, 4, 5), 2, 6))
+    assert step == VerdictEffect((4, 5, 6), valid=2, correction=6)
+    assert session.committed == [4, 5, 6]
+    assert session.send().digest == extend_digest(EMPTY, [4, 5, 6])
+
+
+def test_a_rejection_is_corrected_by_the_device_and_told_with_the_next_draft() -> None:
+    session = session_of()
+    (step,) = session.on_verdict(verdict(drafted(session, 4, 5), 1, P))
+    assert step == VerdictEffect((4, 6), valid=1, correction=6)
+    draft = session.send()
+    assert (draft.fix, draft.base, draft.epoch, draft.digest) == (6, 2, 1, extend_digest(EMPTY, [4, 6]))
+    assert session.on_verdict(verdict(draft.round, 0, 7))
+    assert session.send().fix is None
+
+
+def test_in_coupled_mode_the_edge_corrects() -> None:
+    session = session_of(mode=Mode.COUPLED)
+    (step,) = session.on_verdict(verdict(drafted(session, 4, 5), 1, 6))
+    assert step == VerdictEffect((4, 6), valid=1, correction=6)
+    assert session.send().fix is None
+
+
+def test_a_rejection_voids_all_that_was_drafted_ahead() -> None:
+    session = session_of()
+    first = drafted(session, 4, 5, more=True)
+    second = drafted(session, 7)
+    session.on_verdict(verdict(first, 0, P))
+    assert session.unanswered() == ()
+    assert session.on_verdict(verdict(second, 1, 8)) == []
+    assert session.committed == [6]
+    assert session.position == 1
+
+
+def test_verdicts_that_overtook_each_other_take_effect_in_order() -> None:
+    session = session_of()
+    first, second = drafted(session, 4, more=True), drafted(session, 5)
+    assert session.on_verdict(verdict(second, 1, 6)) == []
+    assert [step.tokens for step in session.on_verdict(verdict(first, 1))] == [(4,), (5, 6)]
+
+
+@pytest.mark.parametrize("stray", [verdict(0, 2, 6), verdict(9, 2, 6), Verdict(handle=8, round=1, accepted=0, next=6)])
+def test_stray_verdicts_change_nothing(stray: Verdict) -> None:
+    session = session_of()
+    session.on_verdict(verdict(drafted(session, 4, 5), 2, 6))
+    drafted(session, 7)
+    assert session.on_verdict(stray) == []
+    assert session.committed == [4, 5, 6]
+    assert session._window._early == {}
+
+
+def test_what_is_counted() -> None:
+    session = session_of()
+    first = drafted(session, 4, 5, 7, more=True)
+    drafted(session, 8)
+    session.on_verdict(verdict(first, 1, P))
+    counters = session.counters
+    assert (counters.drafted, counters.tested, counters.accepted, counters.rounds) == (4, 2, 1, 1)
+    assert counters.acceptance == 0.5
+    assert DeviceSession(terms()).counters.acceptance is None
+
+
+def failing(start: int, number: int = 16) -> Samples:
+    """Samples that never pass where the draft was certain of 4."""
+    return Samples(start=start, ids=(4,) * number, probs=(0.5,) * number)
+
+
+def test_where_all_samples_fail_more_are_asked_for() -> None:
+    session = session_of()
+    (step,) = session.on_verdict(verdict(drafted(session, 4, 5), 0, failing(0)))
+    assert step.tokens == ()
+    assert step.request is not None
+    assert (step.request.tried, step.request.base, step.request.epoch, step.request.tokens) == (16, 0, 1, ())
+    assert not session.may_send
+    assert session.room(9) == 0
+    assert session.unanswered() == (step.request,)
+    (step,) = session.on_verdict(verdict(step.request.round, 0, failing(16, 64)))
+    assert step.request is not None
+    assert step.request.tried == 80
+    (step,) = session.on_verdict(verdict(step.request.round, 0, P))
+    assert step == VerdictEffect((6,), valid=0, correction=6)
+    assert session.send().fix == 6
+    assert session.counters.rounds == 3
+
+
+# The end
+
+
+@pytest.mark.parametrize("tokens", [(4, 0), (4,)])
+def test_an_end_token_ends_the_text(tokens: tuple[int, ...]) -> None:
+    session = session_of()
+    following = None if tokens[-1] == 0 else 0
+    session.on_verdict(verdict(drafted(session, *tokens), len(tokens), following, finish=Finish.STOP))
+    assert session.ended is EndReason.STOP
+    assert session.committed == [4, 0]
+    assert not session.may_send
+    assert session.on_verdict(verdict(0, 1)) == []
+
+
+def test_the_devices_own_correction_may_end_the_text_and_goes_with_the_close() -> None:
+    session = session_of()
+    session.on_verdict(verdict(drafted(session, 4), 0, Sparse(ids=(0,), probs=(1.0,))))
+    assert session.ended is EndReason.STOP
+    close = session.close(wall_ms=5.0)
+    assert (close.fix, close.tokens, close.digest, close.handle, close.edge) == (
+        0, 1, extend_digest(EMPTY, [0]), HANDLE, "edge-1",
+    )  # fmt: skip
+
+
+def test_the_devices_own_correction_may_be_the_last_token() -> None:
+    session = session_of(max_new_tokens=1)
+    session.on_verdict(verdict(drafted(session, 4), 0, P))
+    assert (session.ended, session.committed, session.close(wall_ms=0.0).fix) == (EndReason.LENGTH, [6], 6)
+
+
+def test_the_last_token_ends_the_text() -> None:
+    session = session_of(max_new_tokens=3)
+    session.on_verdict(verdict(drafted(session, 4, 5), 2, 6, finish=Finish.LENGTH))
+    assert session.ended is EndReason.LENGTH
+
+
+def test_the_first_reason_to_end_stands() -> None:
+    session = session_of()
+    session.cancel(EndReason.CANCELLED)
+    session.cancel(EndReason.FAILED)
+    assert session.close(wall_ms=0.0).reason is EndReason.CANCELLED
+
+
+def test_a_session_that_goes_on_cannot_be_closed() -> None:
+    with pytest.raises(ValueError, match="not ended"):
+        session_of().close(wall_ms=0.0)
+
+
+def test_a_close_without_an_edge_says_so() -> None:
+    session = DeviceSession(terms())
+    session.cancel(EndReason.CANCELLED)
+    close = session.close(wall_ms=0.0)
+    assert (close.handle, close.edge) == (None, None)
+
+
+@pytest.mark.parametrize(("attempt", "answer"), [(None, True), (0, True), (5, False)])
+def test_the_last_word_on_a_part_long_resumed_elsewhere_is_not_ours(attempt: int | None, answer: bool) -> None:
+    zeros = {"tokens": 0, "rounds": 0, "mean_batch": 0.0, "queue_ms": 0.0, "compute_ms": 0.0}
+    closed = Closed(session=NAME, attempt=attempt, reason=EndReason.LOST, **zeros)
+    assert session_of().concerns(closed) is answer
+    assert not session_of().concerns(closed.model_copy(update={"session": b"another1"}))
+
+
+# What no correct edge answers
+
+
+WRONG_RESIDUAL = {
+    "more accepted than drafted": verdict(0, 3, 6),
+    "a token for a rejection": verdict(0, 1, 6),
+    "nothing for a rejection": verdict(0, 1),
+    "p for an acceptance": verdict(0, 2, P),
+    "p for an acceptance that ends the text": verdict(0, 2, P, finish=Finish.LENGTH),
+    "nothing for an acceptance": verdict(0, 2),
+    "a bonus token outside the vocabulary": verdict(0, 2, 10),
+    "a correction outside the vocabulary": verdict(0, 0, Sparse(ids=(10,), probs=(1.0,))),
+    "a dense p of a larger vocabulary": verdict(0, 0, Dense(probs=b"\x00" * 4 * 10 + b"\x00\x00\x80\x3f")),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_RESIDUAL.values(), ids=WRONG_RESIDUAL.keys())
+def test_a_verdict_that_answers_nothing_is_a_violation(wrong: Verdict) -> None:
+    session = session_of()
+    drafted(session, 4, 5)
+    with pytest.raises(ProtocolViolation):
+        session.on_verdict(wrong)
+
+
+FOLLOWING = st.none() | st.integers(0, 12) | st.just(P) | st.builds(failing, st.sampled_from((0, 16)))
+ANSWERS = st.tuples(st.integers(0, 3), st.integers(0, 5), FOLLOWING, st.sampled_from(Finish))
+
+
+@given(st.sampled_from(Mode), st.lists(ANSWERS, max_size=8))
+@settings(max_examples=300, deadline=None)
+def test_whatever_an_edge_answers_nothing_but_a_violation_is_raised(mode: Mode, answers: list[Any]) -> None:
+    session = session_of(mode=mode)
+    try:
+        for back, accepted, following, finish in answers:
+            while session.room(2):
+                session.propose(point_mass(4))
+            if session.may_send:
+                session.send(more=session.may_promise)
+            last = session._round - 1
+            session.on_verdict(verdict(max(0, last - back), accepted, following, finish=finish))
+    except ProtocolViolation:
+        return
+    assert all(token < 10 for token in session.committed)
+    assert session._digest == extend_digest(EMPTY, session.committed)

@@ -1,0 +1,162 @@
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from fleet_device.errors import EdgeUnavailable, TextCancelled, TextQueueFull
+from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece, generate_text
+from fleet_device.texts.queue import Failed, Piece, TextQueue
+from schemas.policy import SamplingPolicy
+from tests.support.memory_device import ScriptedAgent, TalkingDrafter
+from tests.support.waiting import until
+
+ORDER = GenerateRequest((1,), SamplingPolicy(seed=1), 4)
+Events = queue.SimpleQueue[Piece | GeneratedText | Failed]
+Make = Callable[..., TextQueue]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Return a function that starts a queue over an agent."""
+    made: list[TextQueue] = []
+
+    def start(agent: ScriptedAgent, **options: object) -> TextQueue:
+        drafter = TalkingDrafter()
+
+        def write(order: GenerateRequest, on_piece: OnPiece, cancelled: threading.Event) -> GeneratedText:
+            return generate_text(agent, drafter, order, on_piece=on_piece, cancelled=cancelled)
+
+        texts = TextQueue(write, wake=agent.wake, **{"waiting": 1, **options})  # type: ignore[arg-type]
+        made.append(texts)
+        texts.start()
+        return texts
+
+    yield start
+    for texts in made:
+        texts.abandon()
+        texts.join()
+
+
+def gated() -> ScriptedAgent:
+    return ScriptedAgent(gate=threading.Semaphore(0))
+
+
+def open_gate(agent: ScriptedAgent) -> None:
+    assert agent.gate is not None
+    agent.gate.release(1000)
+
+
+def take(events: Events) -> Piece | GeneratedText | Failed:
+    return events.get(timeout=10.0)
+
+
+def failure(events: Events) -> Exception:
+    event = take(events)
+    assert isinstance(event, Failed)
+    return event.error
+
+
+def test_a_text_comes_in_pieces_and_then_whole(make: Make) -> None:
+    events = Events()
+    make(ScriptedAgent()).submit(lambda: ORDER, events.put)
+    assert [take(events), take(events)] == [Piece("t1 t2 "), Piece("t3 ")]
+    text = take(events)
+    assert isinstance(text, GeneratedText)
+    assert text.text == "t1 t2 t3 "
+
+
+def test_texts_are_written_one_at_a_time_in_order(make: Make) -> None:
+    agent, first, second = gated(), Events(), Events()
+    texts = make(agent)
+    texts.submit(lambda: ORDER, first.put)
+    assert agent.started.wait(10.0)
+    texts.submit(lambda: ORDER, second.put)
+    assert (texts.writing, texts.waiting, len(agent.asked)) == (True, 1, 1)
+    open_gate(agent)
+    for events in (first, second):
+        assert [type(take(events)) for _ in range(3)] == [Piece, Piece, GeneratedText]
+    assert len(agent.asked) == 2
+
+
+def test_what_exceeds_the_queue_is_told_when_to_come_again(make: Make) -> None:
+    agent = gated()
+    texts = make(agent)
+    texts.submit(lambda: ORDER, Events().put)
+    assert agent.started.wait(10.0)
+    texts.submit(lambda: ORDER, Events().put)
+    with pytest.raises(TextQueueFull, match="1 texts are waiting already") as caught:
+        texts.submit(lambda: ORDER, Events().put)
+    assert caught.value.retry_after_s >= 1
+    open_gate(agent)
+
+
+def test_a_failure_is_told_and_the_next_text_is_written(make: Make) -> None:
+    agent, first, second = ScriptedAgent(error=EdgeUnavailable("nobody there")), Events(), Events()
+    texts = make(agent)
+    texts.submit(lambda: ORDER, first.put)
+    assert isinstance(take(first), Piece)
+    assert isinstance(take(first), Piece)
+    assert str(failure(first)) == "nobody there"
+    agent.error = None
+    texts.submit(lambda: ORDER, second.put)
+    assert isinstance([take(second) for _ in range(3)][-1], GeneratedText)
+
+
+def test_a_listener_that_fails_harms_nobody_else(make: Make) -> None:
+    def broken(_event: object) -> None:
+        raise RuntimeError("gone")
+
+    events = Events()
+    texts = make(ScriptedAgent())
+    texts.submit(lambda: ORDER, broken)
+    until(lambda: texts.done == 1)
+    texts.submit(lambda: ORDER, events.put)
+    assert isinstance([take(events) for _ in range(3)][-1], GeneratedText)
+
+
+def test_a_text_under_way_can_be_cancelled(make: Make) -> None:
+    agent, events = gated(), Events()
+    texts = make(agent)
+    ticket = texts.submit(lambda: ORDER, events.put)
+    assert agent.started.wait(10.0)
+    texts.cancel(ticket)
+    assert isinstance(failure(events), TextCancelled)
+
+
+def test_a_waiting_text_can_be_cancelled_and_leaves_its_place(make: Make) -> None:
+    agent, events = gated(), Events()
+    texts = make(agent)
+    texts.submit(lambda: ORDER, Events().put)
+    assert agent.started.wait(10.0)
+    ticket = texts.submit(lambda: ORDER, events.put)
+    texts.cancel(ticket)
+    assert isinstance(failure(events), TextCancelled)
+    assert texts.waiting == 0
+    open_gate(agent)
+
+
+def test_a_closed_queue_writes_what_it_took_and_says_when_it_is_idle(make: Make) -> None:
+    agent, events, idle = gated(), Events(), threading.Event()
+    texts = make(agent, on_idle=idle.set)
+    texts.submit(lambda: ORDER, events.put)
+    assert agent.started.wait(10.0)
+    texts.close()
+    with pytest.raises(TextCancelled, match="shutting down"):
+        texts.submit(lambda: ORDER, Events().put)
+    assert not idle.is_set()
+    open_gate(agent)
+    assert idle.wait(10.0)
+    assert isinstance([take(events) for _ in range(3)][-1], GeneratedText)
+
+
+def test_an_abandoned_queue_gives_up_everything(make: Make) -> None:
+    agent, first, second = gated(), Events(), Events()
+    texts = make(agent)
+    texts.submit(lambda: ORDER, first.put)
+    assert agent.started.wait(10.0)
+    texts.submit(lambda: ORDER, second.put)
+    texts.abandon()
+    texts.join()
+    assert isinstance(failure(first), TextCancelled)
+    assert isinstance(failure(second), TextCancelled)

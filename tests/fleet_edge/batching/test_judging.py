@@ -1,0 +1,132 @@
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dssd.distribution import Dist, shape
+from dssd.judgement import Judgement, judge
+from dssd.proposal import propose
+from fleet_edge.batching.judging import Case, judge_batch
+from schemas.policy import Mode, SamplingPolicy
+
+Rows = NDArray[np.float32]
+VOCABULARY = 30
+POLICY = st.builds(
+    SamplingPolicy,
+    mode=st.sampled_from(Mode),
+    temperature=st.sampled_from((0.0, 0.3, 0.7, 1.0, 2.0)),
+    top_k=st.sampled_from((0, 1, 2, 7, 29, 30, 50)),
+    top_p=st.sampled_from((0.3, 0.8, 0.95, 1.0)),
+    seed=st.integers(0, 2**64 - 1),
+)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[Rows, list[Case]]:
+    """Logits and drafts of several sessions, drafted from disturbed logits: some tokens stand and some do not."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rows, cases = [], []
+    for _ in range(draw(st.integers(1, 5))):
+        policy = draw(POLICY)
+        length, base = draw(st.integers(0, 6)), draw(st.integers(0, 1000))
+        logits = random.normal(size=(length + 1, VOCABULARY)).astype(np.float32) * 2
+        if draw(st.booleans()):
+            logits = np.round(logits)  # ties
+        if draw(st.booleans()):
+            logits[random.random(logits.shape) < 0.3] = -np.inf
+            logits[:, 0] = 1.0
+        noise = random.normal(size=logits.shape) * draw(st.sampled_from((0.0, 0.5, 3.0)))
+        proposals = [
+            propose(shape(logits[place] + noise[place], policy), policy=policy, position=base + place)
+            for place in range(length)
+        ]
+        counts = tuple(proposal.count or 0 for proposal in proposals) if policy.mode is Mode.RESIDUAL else None
+        tokens = tuple(proposal.token for proposal in proposals)
+        cases.append(Case(tokens, counts, policy, base, bonus=draw(st.booleans())))
+        rows.append(logits)
+    return np.concatenate(rows), cases
+
+
+def by_the_law(logits: Rows, cases: Sequence[Case]) -> list[Judgement | None]:
+    starts = np.cumsum([0, *(case.rows for case in cases)])
+    return [decide(logits[start:], case) for start, case in zip(starts[:-1], cases, strict=True)]
+
+
+def decide(rows: Rows, case: Case) -> Judgement | None:
+    def row(place: int) -> Dist:
+        return shape(rows[place], case.policy)
+
+    try:
+        return judge(row, case.tokens, case.counts, policy=case.policy, base=case.base, bonus=case.bonus)
+    except ValueError:
+        return None
+
+
+def same(twin: Judgement | None, law: Judgement | None) -> None:
+    assert (twin is None) == (law is None)
+    if twin is None or law is None:
+        return
+    assert (twin.accepted, twin.rejected, twin.token) == (law.accepted, law.rejected, law.token)
+    assert (twin.p is None) == (law.p is None)
+    if twin.p is not None and law.p is not None:
+        assert twin.p.ids.tolist() == law.p.ids.tolist()
+        assert twin.p.probs == pytest.approx(law.p.probs, rel=1e-6)
+        assert (twin.p.probs.astype(np.float32) == twin.p.probs).all()
+
+
+@given(batches())
+@settings(max_examples=400, deadline=None)
+def test_the_batched_twin_decides_as_the_law_does(batch: tuple[Rows, list[Case]]) -> None:
+    logits, cases = batch
+    twins = judge_batch(torch.from_numpy(logits), cases)
+    for twin, law in zip(twins, by_the_law(logits, cases), strict=True):
+        same(twin, law)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [SamplingPolicy(temperature=0, seed=1), SamplingPolicy(top_k=5, seed=1), SamplingPolicy(top_k=0, seed=1)],
+    ids=repr,
+)
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_spoil_their_own_case_alone(policy: SamplingPolicy, wrong: float) -> None:
+    random = np.random.default_rng(1)
+    logits = random.normal(size=(3, VOCABULARY)).astype(np.float32)
+    logits[1, 4] = wrong
+    cases = [Case((), (), policy, 0, bonus=True)] * 3
+    before, spoilt, after = judge_batch(torch.from_numpy(logits), cases)
+    assert spoilt is None
+    law = by_the_law(logits, cases)
+    same(before, law[0])
+    same(after, law[2])
+
+
+def test_a_head_that_reaches_top_p_exactly_is_not_lengthened() -> None:
+    logits = np.full((1, VOCABULARY), -9.0, dtype=np.float32)
+    logits[0, [3, 5, 7, 9]] = 1.0
+    policy = SamplingPolicy(top_k=4, top_p=0.5, temperature=1.0, seed=1)
+    case = Case((1,), (65536,), policy, 0, bonus=False)
+    (judgement,) = judge_batch(torch.from_numpy(np.repeat(logits, 2, axis=0)), [case])
+    assert judgement is not None
+    assert judgement.p is not None
+    assert judgement.p.ids.tolist() == shape(logits[0], policy).ids.tolist() == [3, 5]
+
+
+def test_rows_behind_a_rejection_may_be_anything() -> None:
+    """A device may draft what it likes; the rows that this spoils are not looked at."""
+    logits = np.zeros((3, VOCABULARY), dtype=np.float32)
+    logits[0, 7] = 50.0
+    logits[1:] = math.nan
+    policy = SamplingPolicy(top_k=3, seed=1)
+    (judgement,) = judge_batch(torch.from_numpy(logits), [Case((1, 2), (65536, 65536), policy, 0, bonus=True)])
+    assert judgement is not None
+    assert (judgement.accepted, judgement.rejected) == (0, True)
+
+
+def test_nothing_to_decide_is_decided() -> None:
+    assert judge_batch(torch.zeros((0, VOCABULARY)), []) == []

@@ -1,0 +1,210 @@
+import random
+from collections.abc import Iterable
+
+import pytest
+
+from dssd.judgement import Judgement
+from fleet_edge.batching.scheduler import Batch, Budget, Scheduler
+from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.verifiers.scripted import ScriptedVerifier
+from fleet_testing.markov import MarkovScript
+from tests.support.drafts import LIMITS, arrived, draft, edge_session
+
+SCRIPT = MarkovScript(size=10, seed=1)
+
+
+class Edge:
+    """A scheduler over a scripted verifier, without anything that is published."""
+
+    def __init__(self, budget: Budget | None = None, *, kv_tokens: int = 1 << 20) -> None:
+        self.verifier = ScriptedVerifier(SCRIPT, SCRIPT.words, budget_tokens=kv_tokens)
+        self.scheduler = Scheduler(self.verifier, budget or Budget())
+        self.sessions: list[EdgeSession] = []
+
+    def session(self, *, device: str | None = None, prompt: int = 3) -> EdgeSession:
+        number = len(self.sessions)
+        session = edge_session(handle=number, device=device or f"device-{number}", prompt=(1,) * prompt)
+        self.verifier.open(number)
+        self.sessions.append(session)
+        return session
+
+    def drafting(self, *, at: float = 0.0, device: str | None = None, prompt: int = 3, tokens: int = 2) -> EdgeSession:
+        session = self.session(device=device, prompt=prompt)
+        session.admit(arrived(draft((4,) * tokens, handle=session.handle), at=at))
+        return session
+
+    def again(self, session: EdgeSession, *, at: float, round_: int) -> None:
+        text = session.tokens[session.prompt_length :]
+        session.admit(arrived(draft((4,), text=text, handle=session.handle, round_=round_), at=at))
+
+    def next_batch(self, sessions: Iterable[EdgeSession] | None = None) -> Batch:
+        return self.scheduler.next_batch(self.sessions if sessions is None else list(sessions))
+
+    def compute(self, batch: Batch) -> list[EdgeSession]:
+        """Compute a step, reject the first token of every draft, and return the sessions with a verdict."""
+        self.verifier.score(batch.items)
+        for work in batch.verifications:
+            drafted = sum(len(each.draft.tokens) for each in work.chain)
+            work.session.settle(work.chain, Judgement(drafted, rejected=False, token=5))
+        return [work.session for work in batch.verifications]
+
+
+def computed(batch: Batch) -> dict[int, int]:
+    return {item.sequence: len(item.tokens) for item in batch.items}
+
+
+def test_nothing_to_do_is_nothing() -> None:
+    assert not Edge().next_batch()
+
+
+def test_prompt_and_draft_are_computed_in_one_step_where_both_fit() -> None:
+    edge = Edge()
+    session = edge.drafting(prompt=5, tokens=2)
+    (work,) = edge.next_batch().works
+    assert (work.item.tokens, work.item.rows) == ((1, 1, 1, 1, 1, 4, 4), 3)
+    assert edge.compute(edge.next_batch()) == [session]
+
+
+def test_the_prompt_is_computed_before_the_draft_arrives_all_but_its_last_token() -> None:
+    edge = Edge()
+    edge.session(prompt=5)
+    batch = edge.next_batch()
+    (item,) = batch.items
+    assert (item.tokens, item.rows) == ((1, 1, 1, 1), 0)
+    assert not batch.verifications
+    edge.compute(batch)
+    assert not edge.next_batch()
+
+
+def test_verification_comes_before_prefill_and_the_oldest_draft_first() -> None:
+    edge = Edge()
+    edge.session()
+    late, early = edge.drafting(at=2.0), edge.drafting(at=1.0)
+    assert [work.session for work in edge.next_batch().works] == [early, late, edge.sessions[0]]
+
+
+def test_a_long_prompt_takes_its_chunk_of_a_step_that_verifies_and_a_whole_step_otherwise() -> None:
+    edge = Edge(Budget(tokens=50, prefill_chunk=10))
+    edge.session(prompt=200)
+    assert computed(edge.next_batch()) == {0: 50}
+    edge.drafting(prompt=3, tokens=2)
+    assert computed(edge.next_batch()) == {1: 5, 0: 10}
+
+
+def test_a_step_exceeds_its_budget_by_no_more_than_a_draft() -> None:
+    edge = Edge(Budget(tokens=16))
+    for _ in range(20):
+        edge.drafting(prompt=3, tokens=4)
+    while batch := edge.next_batch():
+        assert sum(computed(batch).values()) <= 16 + 1 + LIMITS.max_draft
+        edge.compute(batch)
+
+
+def test_a_device_takes_no_more_than_its_share_while_others_wait() -> None:
+    edge = Edge(Budget(tokens=20, device_share=0.5))
+    greedy = [edge.drafting(at=float(number), device="greedy", prompt=3, tokens=2) for number in range(4)]
+    other = edge.drafting(at=9.0, device="other", prompt=3, tokens=2)
+    assert edge.compute(edge.next_batch()) == [*greedy[:2], other]
+
+
+def test_a_long_backlog_is_computed_in_parts_while_others_are_served() -> None:
+    edge = Edge(Budget(tokens=20))
+    long = edge.drafting(at=0.0, prompt=95)
+    served = []
+    for round_ in range(12):
+        short = edge.drafting(at=1.0 + round_)
+        verdicts = edge.compute(edge.next_batch())
+        assert short in verdicts
+        served += verdicts
+    assert long in served
+
+
+def test_what_a_rejection_left_behind_is_forgotten_before_the_next_draft() -> None:
+    edge = Edge()
+    session = edge.drafting(prompt=3, tokens=2)
+    batch = edge.next_batch()
+    edge.verifier.score(batch.items)
+    session.settle(batch.works[0].chain, Judgement(0, rejected=True, token=7))
+    session.admit(arrived(draft((8,), text=(7,), handle=0, round_=1, epoch=1)))
+    (item,) = edge.next_batch().items
+    assert item.tokens == (7, 8)
+    assert edge.verifier.computed(0) == 3
+
+
+def test_a_draft_that_is_void_in_its_turn_is_reported_and_holds_up_nobody() -> None:
+    edge = Edge()
+    wrong, right = edge.session(), edge.drafting()
+    wrong.admit(arrived(draft((4,), text=(9,), handle=0, round_=1)))
+    wrong._commit((8,))  # as if a verdict had put another token there
+    batch = edge.next_batch()
+    assert [(session, message.round) for session, message, _ in batch.faults] == [(wrong, 1)]
+    assert edge.compute(batch) == [right]
+
+
+def test_the_session_unused_for_longest_is_evicted() -> None:
+    edge = Edge(kv_tokens=20)
+    old, new = edge.session(prompt=8), edge.session(prompt=8)
+    edge.compute(edge.next_batch([old]))
+    edge.compute(edge.next_batch([new]))
+    edge.again(old, at=0.0, round_=0)
+    edge.compute(edge.next_batch())  # now `new` is the one unused for longest
+    edge.drafting(prompt=8)
+    edge.compute(edge.next_batch())
+    assert (edge.verifier.computed(new.handle), edge.verifier.computed(old.handle)) == (0, 9)
+
+
+def test_an_evicted_session_is_computed_anew() -> None:
+    edge = Edge()
+    session = edge.session(prompt=8)
+    edge.compute(edge.next_batch())
+    edge.scheduler.evict(session.handle)
+    edge.again(session, at=0.0, round_=0)
+    assert computed(edge.next_batch()) == {0: 9}
+
+
+def test_where_two_drafts_do_not_fit_the_older_one_is_verified_and_the_other_evicted() -> None:
+    edge = Edge(kv_tokens=20)
+    sessions = [edge.session(prompt=9), edge.session(prompt=9)]
+    for session in sessions:
+        edge.compute(edge.next_batch([session]))
+    for at, session in enumerate(sessions):
+        session.admit(arrived(draft((4,) * 4, handle=session.handle), at=float(at)))
+    for session in sessions:
+        assert edge.compute(edge.next_batch()) == [session]
+
+
+def test_an_ended_session_is_forgotten() -> None:
+    edge = Edge()
+    session = edge.drafting()
+    room = edge.verifier.capacity()
+    edge.compute(edge.next_batch())
+    assert edge.verifier.capacity() < room
+    edge.scheduler.forget(session)
+    assert edge.verifier.capacity() == room
+    assert edge.scheduler._used == {}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_ready_session_is_served_within_bounded_steps(seed: int) -> None:
+    """Sessions draft again at once, memory is short, prompts are long: nobody waits for ever."""
+    rng = random.Random(seed)
+    edge = Edge(Budget(tokens=rng.choice((1, 7, 32)), prefill_chunk=4), kv_tokens=rng.choice((45, 90, 1000)))
+    count = rng.randint(2, 6)
+    for _ in range(count):
+        session = edge.session(device=f"device-{rng.randint(0, 2)}", prompt=rng.randint(1, 20))
+        session.admit(arrived(draft((4,) * rng.randint(0, 4), handle=session.handle), at=0.0))
+    waiting = dict.fromkeys(range(count), 0)
+    rounds = dict.fromkeys(range(count), 0)
+    # At worst all that is known is computed anew, a token a step, for everyone before us.
+    bound = 60 * count
+    for step in range(400):
+        for session in edge.compute(edge.next_batch()):
+            waiting[session.handle] = -1
+            rounds[session.handle] += 1
+            if session.finished:
+                continue
+            edge.again(session, at=float(step), round_=rounds[session.handle])
+        for handle in waiting:
+            waiting[handle] = 0 if edge.sessions[handle].finished else waiting[handle] + 1
+            assert waiting[handle] < bound
+    assert all(rounds.values())

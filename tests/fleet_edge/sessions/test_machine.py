@@ -1,0 +1,283 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dssd.distribution import Dist
+from dssd.judgement import Judgement
+from fleet_edge.errors import DraftFault
+from fleet_edge.sessions.draft_results import DraftResult
+from fleet_edge.sessions.machine import DraftReceipt, EdgeSession
+from schemas.digest import EMPTY, extend_digest
+from schemas.messages import Close, Draft
+from schemas.policy import Mode
+from schemas.reasons import Action, EndReason, FaultCode, Finish
+from tests.support.drafts import arrived, draft, edge_session
+
+P = Dist(np.array([6, 4]), np.array([0.75, 0.25]))
+REJECTED = Judgement(1, rejected=True, p=P)
+ACCEPTED = Judgement(2, rejected=False, token=6)
+
+
+def judged(session: EdgeSession, judgement: Judgement) -> list[DraftResult]:
+    return session.settle(session.chain(100), judgement)
+
+
+def admitted(session: EdgeSession, *messages: Draft) -> list[DraftReceipt]:
+    return [session.admit(arrived(message)) for message in messages]
+
+
+def after_rejection() -> EdgeSession:
+    """Tokens 4, 5 drafted, 5 rejected: the text is 4 and a correction is due."""
+    session = edge_session()
+    admitted(session, draft((4, 5)))
+    judged(session, REJECTED)
+    return session
+
+
+def fault_of(session: EdgeSession, message: Draft) -> DraftFault:
+    before = (list(session.tokens), session.ready, session.rejected)
+    with pytest.raises(DraftFault) as caught:
+        session.admit(arrived(message))
+    assert (session.tokens, session.ready, session.rejected) == before
+    return caught.value
+
+
+def test_an_accepted_draft_is_committed_with_its_bonus_token() -> None:
+    session = edge_session()
+    assert admitted(session, draft((4, 5))) == [DraftReceipt(queued=True)]
+    (settled,) = judged(session, ACCEPTED)
+    assert (settled.accepted, settled.tested, settled.token, settled.finish) == (2, 2, 6, Finish.NO)
+    assert session.tokens == [1, 2, 3, 4, 5, 6]
+    assert session.committed == 3
+    assert session.ready is None
+
+
+def test_a_rejection_waits_for_its_correction() -> None:
+    session = after_rejection()
+    assert session.tokens == [1, 2, 3, 4]
+    assert session.rejected is P
+    admitted(session, draft((7,), text=(4, 6), fix=6, round_=1, epoch=1))
+    assert session.tokens == [1, 2, 3, 4, 6]
+    assert session.ready is not None
+    assert session.rejected is None
+
+
+def test_in_coupled_mode_the_edge_corrects() -> None:
+    session = edge_session(mode=Mode.COUPLED)
+    admitted(session, draft((4, 5), counted=False))
+    (settled,) = judged(session, Judgement(1, rejected=True, token=8))
+    assert (settled.token, settled.p) == (8, None)
+    assert session.tokens == [1, 2, 3, 4, 8]
+    admitted(session, draft((7,), text=(4, 8), counted=False, round_=1, epoch=1))
+    assert session.ready is not None
+
+
+def test_a_repeat_is_answered_with_the_same_bytes() -> None:
+    session = edge_session()
+    admitted(session, draft((4, 5)))
+    judged(session, ACCEPTED)
+    session.remember(0, b"verdict")
+    assert admitted(session, draft((4, 5))) == [DraftReceipt(repeat=b"verdict")]
+    assert session.counters.drafted == 2
+
+
+def test_a_draft_delivered_twice_waits_once() -> None:
+    session = edge_session()
+    assert admitted(session, draft(), draft()) == [DraftReceipt(queued=True), DraftReceipt()]
+    assert session.counters.drafted == 2
+
+
+def test_drafts_ahead_are_verified_together() -> None:
+    session = edge_session()
+    admitted(session, draft((4, 5), more=True), draft((6,), text=(4, 5), round_=1))
+    assert [each.draft.round for each in session.chain(100)] == [0, 1]
+    assert session.wants_token_after(session.chain(100))
+    assert not session.wants_token_after(session.chain(100)[:1])
+    first, second = judged(session, Judgement(3, rejected=False, token=7))
+    assert (first.accepted, first.token, second.accepted, second.token) == (2, None, 1, 7)
+    assert session.tokens[3:] == [4, 5, 6, 7]
+
+
+def test_a_rejection_voids_the_drafts_behind_it() -> None:
+    session = edge_session()
+    admitted(session, draft((4, 5), more=True), draft((6,), text=(4, 5), round_=1))
+    (settled,) = judged(session, REJECTED)
+    assert (settled.arrived.draft.round, settled.accepted, settled.tested) == (0, 1, 2)
+    assert admitted(session, draft((6,), text=(4, 5), round_=1)) == [DraftReceipt()]
+    counters = session.counters
+    assert (counters.drafted, counters.tested, counters.accepted, counters.rounds) == (3, 2, 1, 1)
+
+
+def test_a_draft_that_overtook_its_predecessor_waits_for_it() -> None:
+    session = edge_session()
+    ahead, behind = draft((6,), text=(4, 5), round_=1), draft((4, 5), more=True)
+    admitted(session, ahead)
+    assert session.ready is None
+    admitted(session, behind)
+    assert len(session.chain(100)) == 2
+    assert session.counters.drafted == 3
+
+
+def test_a_draft_that_overtook_the_correction_waits_for_it() -> None:
+    session = after_rejection()
+    admitted(session, draft((8,), text=(4, 6, 7), round_=2, epoch=1))
+    assert session.ready is None
+    admitted(session, draft((7,), text=(4, 6), fix=6, round_=1, epoch=1, more=True))
+    assert len(session.chain(100)) == 2
+
+
+def test_a_draft_that_came_early_and_stands_on_another_text_is_void_in_its_turn() -> None:
+    session = edge_session()
+    wrong = draft((6,), text=(4, 9), round_=1)
+    admitted(session, wrong, draft((4, 5), more=True))
+    assert len(session.chain(100)) == 1
+    judged(session, Judgement(2, rejected=False))
+    with pytest.raises(DraftFault) as caught:
+        session.chain(100)
+    assert (caught.value.code, caught.value.action) == (FaultCode.DESYNC, Action.RESUME)
+    assert session.ready is None
+
+
+def test_an_end_token_ends_the_text_without_a_bonus_token() -> None:
+    session = edge_session()
+    admitted(session, draft((4, 0)))
+    (settled,) = judged(session, ACCEPTED)
+    assert (settled.finish, settled.token) == (Finish.STOP, None)
+    assert session.finished
+    assert session.tokens[3:] == [4, 0]
+
+
+def test_a_bonus_token_may_end_the_text() -> None:
+    session = edge_session()
+    admitted(session, draft((4, 5)))
+    (settled,) = judged(session, Judgement(2, rejected=False, token=0))
+    assert settled.finish is Finish.STOP
+
+
+def test_the_last_token_ends_the_text() -> None:
+    session = edge_session(resume=(4,) * 18)
+    admitted(session, draft((5, 6), text=(4,) * 18))
+    assert not session.wants_token_after(session.chain(100))
+    (settled,) = judged(session, Judgement(2, rejected=False))
+    assert settled.finish is Finish.LENGTH
+    assert session.finished
+
+
+def test_a_resumed_session_goes_on_from_the_whole_text() -> None:
+    session = edge_session(attempt=3, resume=(4, 5))
+    assert (session.attempt, session.committed, session.tokens) == (3, 2, [1, 2, 3, 4, 5])
+    admitted(session, draft((6,), text=(4, 5)))
+    assert session.ready is not None
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "action"),
+    [
+        (draft((4, 10)), FaultCode.TOKEN, Action.GIVE_UP),
+        (draft((4, 5), epoch=1), FaultCode.DESYNC, Action.RESUME),
+        (draft((4, 5), digest=1), FaultCode.DESYNC, Action.RESUME),
+        (draft((4,), fix=6, text=(6,)), FaultCode.DESYNC, Action.RESUME),
+        (draft((), counted=False, tried=16), FaultCode.DESYNC, Action.RESUME),
+    ],
+    ids=["contents", "epoch", "digest", "no rejection", "samples"],
+)
+def test_a_draft_that_cannot_be_judged_changes_nothing(message: Draft, code: FaultCode, action: Action) -> None:
+    session = edge_session()
+    fault = fault_of(session, message)
+    assert (fault.code, fault.action) == (code, action)
+    admitted(session, draft(round_=5))
+    assert session.ready is not None
+
+
+def test_a_draft_on_less_text_than_the_edge_has_is_out_of_step() -> None:
+    session = edge_session(resume=(4, 5))
+    assert fault_of(session, draft((6,), text=(4,))).code is FaultCode.DESYNC
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        draft((7,), text=(4,), round_=1, epoch=1),  # no correction
+        draft((7,), text=(4, 9), fix=9, round_=1, epoch=1),  # the target rules it out
+        draft((7,), text=(4, 6), fix=4, round_=1, epoch=1),  # not the one that the digest is over
+        draft((7,), text=(4, 6, 7), fix=7, round_=1, epoch=1),  # at another place
+        draft((), text=(), counted=False, round_=1, epoch=1, tried=16),  # samples of another place
+    ],
+)
+def test_a_wrong_correction_is_out_of_step(message: Draft) -> None:
+    assert fault_of(after_rejection(), message).code is FaultCode.DESYNC
+
+
+def test_more_drafts_than_the_window_are_refused() -> None:
+    session = edge_session()
+    admitted(session, draft((5,), text=(4,), round_=1), draft((5,), text=(4, 5), round_=2))
+    assert fault_of(session, draft((5,), text=(4, 5, 5), round_=3)).code is FaultCode.TOO_LONG
+
+
+def test_samples_may_be_asked_for_until_the_correction() -> None:
+    session = after_rejection()
+    request = draft((), text=(4,), counted=False, round_=1, epoch=1, tried=16)
+    assert admitted(session, request) == [DraftReceipt(request=True)]
+    session.remember(1, b"more")
+    assert admitted(session, request) == [DraftReceipt(repeat=b"more")]
+    admitted(session, draft((7,), text=(4, 6), fix=6, round_=2, epoch=1))
+    assert fault_of(session, request.model_copy(update={"round": 3})).code is FaultCode.DESYNC
+
+
+def close(**fields: Any) -> Close:
+    counts = dict.fromkeys(("digest", "drafted", "tested", "accepted", "rounds", "uplink_bytes", "downlink_bytes"), 0)
+    times = dict.fromkeys(("draft_ms", "wait_ms", "wall_ms"), 0.0)
+    return Close.model_validate(
+        {"session": b"session1", "handle": 7, "reason": EndReason.LENGTH, "tokens": 2, **counts, **times, **fields}
+    )
+
+
+def test_a_close_may_bring_the_last_correction() -> None:
+    session = after_rejection()
+    session.close(close(fix=6))
+    assert session.tokens[3:] == [4, 6]
+    assert session.finished
+
+
+@pytest.mark.parametrize("fields", [{"fix": 9}, {"fix": 2_000_000}, {"fix": 6, "tokens": 3}, {}])
+def test_a_close_brings_no_token_that_the_target_rules_out(fields: dict[str, int]) -> None:
+    session = after_rejection()
+    session.close(close(**fields))
+    assert session.tokens[3:] == [4]
+
+
+def test_a_close_brings_nothing_where_nothing_was_rejected() -> None:
+    session = edge_session()
+    session.close(close(fix=6, tokens=1))
+    assert session.tokens == [1, 2, 3]
+
+
+def test_a_failed_session_answers_every_draft_with_its_fault() -> None:
+    session = edge_session()
+    admitted(session, draft())
+    session.fail(DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, "The target failed."))
+    assert session.ready is None
+    for round_ in (0, 1):
+        assert fault_of(session, draft(round_=round_)).code is FaultCode.INTERNAL
+
+
+def test_void_drafts_are_counted_once_in_whatever_order_they_arrive() -> None:
+    session = edge_session()
+    ahead = [draft((6,), text=(4, 5), round_=1, more=True), draft((7,), text=(4, 5, 6), round_=2)]
+    admitted(session, ahead[1], draft((4, 5), more=True))
+    judged(session, REJECTED)
+    admitted(session, ahead[0], ahead[0], ahead[1])
+    assert session.counters.drafted == 4
+
+
+def test_the_mean_batch_is_over_rounds() -> None:
+    session = edge_session()
+    assert session.counters.mean_batch == 0.0
+    session.counters.batch_sum, session.counters.rounds = 9, 2
+    assert session.counters.mean_batch == 4.5
+
+
+def test_the_digest_follows_the_text() -> None:
+    session = after_rejection()
+    assert session._digest == extend_digest(EMPTY, [4])

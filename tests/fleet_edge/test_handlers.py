@@ -1,0 +1,347 @@
+"""What devices may send, and what becomes of it: a fault or refusal in one sentence, logged; others are untouched."""
+
+import random
+from dataclasses import replace
+from datetime import timedelta
+
+import cbor2
+import pytest
+
+from dssd.distribution import shape
+from fleet_edge.store.records import DeviceSeen, EventLogged, SegmentProgress, SessionClosed, SessionOpened
+from fleet_testing.memory_link import MemoryLink
+from schemas.codec import decode_reply, decode_verdict, encode_close, encode_draft, encode_open
+from schemas.control import DeviceState, Presence, encode_json
+from schemas.messages import Closed, Draft, Fault, Opened, Refused, Verdict
+from schemas.policy import Mode
+from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
+from schemas.topics import Topic, build
+from schemas.vocabulary import Vocabulary
+from tests.support.memory_fleet import EDGE, FLEET, START, TARGET, Device, MemoryFleet, lossless_text, run, terms
+
+
+class Scene:
+    """A device in the middle of its text, and another that misbehaves."""
+
+    def __init__(self, **settings: int) -> None:
+        self.fleet = MemoryFleet(settings={"max_draft": 4, **settings})
+        self.good = Device(self.fleet, "good", terms(1, mode=Mode.COUPLED, max_new_tokens=20), length=2, ahead=True)
+        self.bad = Device(self.fleet, "bad", terms(2, max_new_tokens=20), length=2, ahead=False)
+        for device in (self.good, self.bad):
+            device.open()
+        self.fleet.settle()
+        for device in (self.good, self.bad):
+            device._take(device._events.pop())
+        assert self.good.session.opened is not None
+        assert self.bad.session.opened is not None
+        self.handle = self.bad.session.opened.handle
+        self.replies = self.bad._events
+
+    def draft(self, **fields: object) -> Draft:
+        whole = {"handle": self.handle, "round": 0, "epoch": 0, "base": 0, "digest": 0, "tokens": (1,), "counts": (9,)}
+        return Draft.model_validate(whole | fields)
+
+    def send(self, payload: bytes, topic: Topic = Topic.DRAFT) -> None:
+        self.bad._publish(topic, payload, edge=EDGE if topic is Topic.DRAFT else None)
+        self.fleet.settle()
+
+    def faults(self) -> list[Fault]:
+        return [reply for reply in self.replies if isinstance(reply, Fault)]
+
+    def events(self) -> list[tuple[str | None, str, str]]:
+        return [(event.device, event.kind, event.code) for event in self.fleet.sink.of(EventLogged)]
+
+    def others_are_untouched(self) -> None:
+        """The good device goes on as if nothing had been."""
+        run(self.fleet, [self.good], random.Random(0))
+        assert self.good.session.committed == lossless_text(self.good.terms)
+        assert (self.good.faults, self.good.resumes) == ([], 0)
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def test_another_devices_session_is_unknown(scene: Scene) -> None:
+    theirs = scene.good.session.opened
+    assert theirs is not None
+    scene.send(encode_draft(scene.draft(handle=theirs.handle)))
+    (fault,) = scene.faults()
+    assert (fault.code, fault.action, fault.handle) == (FaultCode.UNKNOWN_SESSION, Action.RESUME, theirs.handle)
+    assert scene.events() == [("bad", "fault", "unknown-session")]
+    scene.others_are_untouched()
+
+
+def test_another_devices_session_cannot_be_closed(scene: Scene) -> None:
+    scene.bad.session.cancel(EndReason.CANCELLED)
+    close = scene.bad.session.close(wall_ms=1.0).model_copy(update={"session": scene.good.terms.session})
+    scene.send(encode_close(close), Topic.CLOSE)
+    assert len(scene.fleet.edge.sessions) == 2
+    scene.others_are_untouched()
+
+
+def test_another_devices_name_opens_a_session_of_ones_own(scene: Scene) -> None:
+    thief = Device(scene.fleet, "thief", replace(scene.good.terms), length=2, ahead=False)
+    run(scene.fleet, [thief], random.Random(0))
+    scene.others_are_untouched()
+
+
+HOSTILE_DRAFTS = {
+    "unknown handle": ({"handle": 999}, FaultCode.UNKNOWN_SESSION),
+    "ids outside the vocabulary": ({"tokens": (1, 6), "counts": (9, 9)}, FaultCode.TOKEN),
+    "the highest id there is": ({"tokens": ((1 << 21) - 1,)}, FaultCode.TOKEN),
+    "a correction outside the vocabulary": ({"fix": 6, "base": 1}, FaultCode.TOKEN),
+    "no counts": ({"counts": None}, FaultCode.COUNTS),
+    "longer than agreed": ({"tokens": (1,) * 5, "counts": (9,) * 5}, FaultCode.TOO_LONG),
+    "beyond the end of the text": ({"base": 20}, FaultCode.TOO_LONG),
+    "far beyond it": ({"base": (1 << 20) - 1}, FaultCode.TOO_LONG),
+    "another text": ({"digest": 7}, FaultCode.DESYNC),
+    "an epoch to come": ({"epoch": 9}, FaultCode.DESYNC),
+    "a correction of nothing": ({"fix": 1, "base": 1}, FaultCode.DESYNC),
+    "samples of nothing": ({"tokens": (), "counts": None, "tried": 16}, FaultCode.DESYNC),
+}
+
+
+@pytest.mark.parametrize(("fields", "code"), HOSTILE_DRAFTS.values(), ids=HOSTILE_DRAFTS.keys())
+def test_a_draft_that_cannot_be_judged_gets_a_fault(scene: Scene, fields: dict[str, object], code: FaultCode) -> None:
+    scene.send(encode_draft(scene.draft(**fields)))
+    (fault,) = scene.faults()
+    assert (fault.code, fault.round) == (code, 0)
+    assert fault.sentence.endswith(".")
+    assert scene.events() == [("bad", "fault", code.value)]
+    scene.send(encode_draft(scene.draft(round=1)))
+    assert isinstance(scene.replies[-1], Verdict)  # its own session goes on too
+    scene.others_are_untouched()
+
+
+NAN = cbor2.CBORTag(85, b"\x00\x00\xc0\x7f")
+MALFORMED = {
+    "nothing": b"",
+    "random bytes": random.Random(1).randbytes(40),
+    "a kilobyte and more": b"\x00" * 2000,
+    "counts of zero": cbor2.dumps([0, 0, 0, 0, None, [1], [-1], False, 0]),
+    "absurd counts": cbor2.dumps([0, 0, 0, 0, None, [1], [1 << 40], False, 0]),
+    "counts that are no numbers": cbor2.dumps([0, 0, 0, 0, None, [1], NAN, False, 0]),
+    "tokens that are no numbers": cbor2.dumps([0, 0, 0, 0, None, NAN, [1], False, 0]),
+    "a long key twice": b"\xa2" + (b"\x79\x01\x90" + b"a" * 400 + b"\x01") * 2,
+}
+
+
+@pytest.mark.parametrize("topic", [Topic.DRAFT, Topic.OPEN, Topic.CLOSE])
+@pytest.mark.parametrize("payload", MALFORMED.values(), ids=MALFORMED.keys())
+def test_what_is_no_message_gets_a_fault(scene: Scene, topic: Topic, payload: bytes) -> None:
+    scene.send(payload, topic)
+    (fault,) = scene.faults()
+    assert (fault.code, fault.action, fault.handle) == (FaultCode.MALFORMED, Action.GIVE_UP, None)
+    assert scene.events() == [("bad", "fault", "malformed")]
+    scene.others_are_untouched()
+
+
+def test_a_draft_cut_off_anywhere_gets_a_fault(scene: Scene) -> None:
+    payload = encode_draft(scene.draft())
+    for length in range(len(payload)):
+        scene.send(payload[:length])
+    assert [fault.code for fault in scene.faults()] == [FaultCode.MALFORMED] * len(payload)
+    scene.others_are_untouched()
+
+
+def test_a_state_that_is_none_is_logged(scene: Scene) -> None:
+    scene.send(b"{}", Topic.STATE)
+    assert scene.replies == []
+    assert scene.events() == [("bad", "fault", "malformed")]
+
+
+HOSTILE_OPENS = {
+    "an empty prompt": ({"prompt": ()}, RefusalCode.PROMPT_EMPTY),
+    "a prompt longer than the context": ({"prompt": (1,) * 256}, RefusalCode.PROMPT_TOO_LONG),
+    "no tokens to write": ({"max_new_tokens": 0}, RefusalCode.MAX_NEW_TOKENS),
+    "ids outside the vocabulary": ({"prompt": (6,)}, RefusalCode.TOKEN),
+    "another vocabulary": ({"vocabulary": Vocabulary.of(["a", "b"])}, RefusalCode.VOCABULARY),
+    "another protocol": ({"protocol": 99}, RefusalCode.PROTOCOL),
+}
+
+
+@pytest.mark.parametrize(("fields", "code"), HOSTILE_OPENS.values(), ids=HOSTILE_OPENS.keys())
+def test_an_open_that_cannot_be_served_is_refused(scene: Scene, fields: dict[str, object], code: RefusalCode) -> None:
+    message = scene.bad.session.open().model_copy(update={"session": b"another1", **fields})
+    scene.send(encode_open(message), Topic.OPEN)
+    (refused,) = scene.replies
+    assert isinstance(refused, Refused)
+    assert (refused.code, refused.session) == (code, b"another1")
+    assert refused.sentence.endswith(".")
+    assert scene.events() == [("bad", "refused", code.value)]
+    assert len(scene.fleet.edge.sessions) == 2
+    scene.others_are_untouched()
+
+
+def test_a_refused_resume_leaves_the_session_as_it_is(scene: Scene) -> None:
+    message = scene.bad.session.open().model_copy(update={"resume": (1,) * 20})
+    scene.send(encode_open(message), Topic.OPEN)
+    assert isinstance(scene.replies.pop(), Refused)
+    scene.send(encode_draft(scene.draft()))
+    assert isinstance(scene.replies[-1], Verdict)
+
+
+def test_a_device_with_too_many_sessions_is_told_so() -> None:
+    scene = Scene(max_sessions_per_device=2)
+    for number in range(3):
+        scene.send(
+            encode_open(scene.bad.session.open().model_copy(update={"session": b"another%d" % number})), Topic.OPEN
+        )
+    assert [type(reply) for reply in scene.replies] == [Opened, Refused, Refused]
+    scene.others_are_untouched()
+
+
+def test_a_draining_edge_takes_nothing_new_and_ends_what_it_has(scene: Scene) -> None:
+    scene.fleet.edge.reception.draining = True
+    scene.send(encode_open(scene.bad.session.open().model_copy(update={"session": b"another1"})), Topic.OPEN)
+    (refused,) = scene.replies
+    assert isinstance(refused, Refused)
+    assert refused.code is RefusalCode.DRAINING
+    scene.others_are_untouched()
+
+
+def test_an_open_delivered_twice_or_late_opens_nothing_anew(scene: Scene) -> None:
+    first = scene.bad.session.open()
+    second = scene.bad.session.open()
+    for message in (second, second, first):
+        scene.send(encode_open(message), Topic.OPEN)
+    assert [(reply.attempt, reply.handle) for reply in scene.replies if isinstance(reply, Opened)] == [(2, 2), (2, 2)]
+    assert len(scene.replies) == 2
+    assert len(scene.fleet.sink.of(SessionOpened)) == 3
+
+
+def test_a_repeated_draft_gets_the_same_bytes_and_is_verified_once(scene: Scene) -> None:
+    received: list[bytes] = []
+    scene.bad.link.subscribe(
+        build(Topic.VERDICT, fleet=FLEET, device="bad"), lambda message: received.append(message.payload)
+    )
+    for _ in range(3):
+        scene.send(encode_draft(scene.draft()))
+    assert len(received) == 3
+    assert len(set(received)) == 1
+    session = scene.fleet.edge.sessions.named("bad", scene.bad.terms.session)
+    assert session is not None
+    assert (session.counters.rounds, session.counters.drafted) == (1, 1)
+    assert session.counters.downlink_bytes == 3 * len(received[0])
+    assert decode_verdict(received[0]).round == 0
+
+
+def test_a_repeated_request_for_samples_gets_the_same_bytes_and_is_counted_once(scene: Scene) -> None:
+    received: list[bytes] = []
+    topic = build(Topic.VERDICT, fleet=FLEET, device="bad")
+    scene.bad.link.subscribe(topic, lambda message: received.append(message.payload))
+    session = scene.fleet.edge.sessions.named("bad", scene.bad.terms.session)
+    assert session is not None
+    session._reject(shape(TARGET.logits((1, 2)), session.policy))
+    request = scene.draft(round=5, epoch=1, tokens=(), counts=None, tried=16)
+    for _ in range(3):
+        scene.send(encode_draft(request))
+    assert len(received) == 3
+    assert len(set(received)) == 1
+    assert session.counters.rounds == 1
+
+
+def test_a_close_ends_the_session_and_tells_what_was_counted(scene: Scene) -> None:
+    scene.bad.session.cancel(EndReason.CANCELLED)
+    payload = encode_close(scene.bad.session.close(wall_ms=1.0))
+    scene.send(payload, Topic.CLOSE)
+    scene.send(payload, Topic.CLOSE)
+    first, second = scene.replies
+    assert isinstance(first, Closed)
+    assert isinstance(second, Closed)
+    assert (first.reason, first.attempt, second.attempt) == (EndReason.CANCELLED, 0, None)
+    assert len(scene.fleet.edge.sessions) == 1
+    assert {record.reason for record in scene.fleet.sink.of(SessionClosed)} == {EndReason.CANCELLED}
+    scene.others_are_untouched()
+
+
+def test_a_close_of_another_edges_session_is_that_edges_business(scene: Scene) -> None:
+    scene.bad.session.cancel(EndReason.CANCELLED)
+    close = scene.bad.session.close(wall_ms=1.0)
+    for session in (b"another1", close.session):
+        foreign = close.model_copy(update={"edge": "edge-2", "session": session})
+        scene.send(encode_close(foreign), Topic.CLOSE)
+    assert scene.replies == []
+    assert scene.fleet.sink.of(SessionClosed) == []
+    assert len(scene.fleet.edge.sessions) == 1  # what was left here is forgotten
+    scene.others_are_untouched()
+
+
+def test_silence_ends_a_session_as_lost_and_frees_its_memory(scene: Scene) -> None:
+    scene.send(encode_draft(scene.draft()))
+    scene.fleet.clock.seconds += 59.0
+    scene.good.draft()
+    scene.fleet.settle()
+    scene.fleet.clock.seconds += 2.0
+    room = scene.fleet.verifier.capacity()
+    scene.fleet.edge.reception.expire()
+    scene.fleet.settle()
+    (closed,) = [reply for reply in scene.replies if isinstance(reply, Closed)]
+    assert (closed.reason, closed.session) == (EndReason.LOST, scene.bad.terms.session)
+    assert scene.fleet.verifier.capacity() > room
+    assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.LOST]
+    scene.others_are_untouched()
+
+
+def test_a_certificate_that_ends_soon_is_told_of_in_the_log(scene: Scene) -> None:
+    for device, days in (("bad", 5), ("good", 60)):
+        until = scene.fleet.clock.now() + timedelta(days=days, hours=1)
+        state = DeviceState(
+            presence=Presence.ONLINE,
+            software="1",
+            draft_model="toy",
+            quantization="none",
+            since=START,
+            certificate_until=until,
+        )
+        link = MemoryLink(scene.fleet.broker, f"{device}-states")
+        link.start(timeout_s=1.0)
+        link.publish(build(Topic.STATE, fleet=FLEET, device=device), encode_json(state), retain=True)
+    scene.fleet.settle()
+    scene.fleet.edge.reception.warn_certificates()
+    (event,) = scene.fleet.sink.of(EventLogged)
+    assert (event.kind, event.code, event.device) == ("certificate", "ends-soon", "bad")
+    assert event.sentence.startswith("The certificate of bad ends in 5 days (")
+
+
+def test_a_device_that_the_broker_declares_gone_has_a_grace_to_come_back(scene: Scene) -> None:
+    state = DeviceState(presence=Presence.OFFLINE, software="1", draft_model="toy", quantization="none", since=START)
+    scene.send(encode_json(state), Topic.STATE)
+    assert [record.presence for record in scene.fleet.sink.of(DeviceSeen)] == [Presence.OFFLINE]
+    scene.fleet.clock.seconds += 14.0
+    scene.fleet.edge.reception.expire()
+    assert len(scene.fleet.edge.sessions) == 2
+    scene.fleet.clock.seconds += 2.0
+    scene.fleet.edge.reception.expire()
+    assert len(scene.fleet.edge.sessions) == 1
+    scene.others_are_untouched()
+
+
+def test_a_flush_logs_what_has_been_counted_so_far(scene: Scene) -> None:
+    scene.send(encode_draft(scene.draft()))
+    scene.fleet.edge.reception.flush()
+    progress = {record.session: record for record in scene.fleet.sink.of(SegmentProgress)}
+    assert (progress[scene.bad.terms.session.hex()].rounds, progress[scene.good.terms.session.hex()].rounds) == (1, 0)
+
+
+def test_a_long_sentence_is_cut_to_what_a_fault_may_hold(scene: Scene) -> None:
+    from fleet_edge.errors import DraftFault  # noqa: PLC0415
+
+    scene.fleet.edge.reception.fault(None, "bad", None, DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, "x" * 5000))
+    scene.fleet.settle()
+    (fault,) = scene.faults()
+    assert len(fault.sentence) == 500
+
+
+def test_what_was_sent_can_be_read() -> None:
+    """`decode_reply` is what devices use; a reply that it refuses would be lost."""
+    received: list[bytes] = []
+    scene = Scene()
+    scene.bad.link.subscribe(
+        build(Topic.SESSION, fleet=FLEET, device="bad"), lambda message: received.append(message.payload)
+    )
+    scene.send(b"")
+    scene.send(encode_open(scene.bad.session.open()), Topic.OPEN)
+    assert [decode_reply(payload).kind for payload in received] == ["fault", "opened"]

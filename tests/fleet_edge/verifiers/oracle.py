@@ -1,0 +1,111 @@
+"""Tiny random models, and what they say of one sequence at a time with transformers' own cache."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from transformers import DynamicCache
+
+from fleet_edge.verifiers.contract import TargetInfo
+from fleet_edge.verifiers.packed.target import Target
+from schemas.vocabulary import Vocabulary
+
+VOCABULARY = 61
+PADDED = 64  # rows of the models, three of them padding
+CONTEXT = 320
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": PADDED,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    # Large enough that attention is far from uniform, so that a wrong mask shows.
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_GROUPED = _COMMON | {"num_key_value_heads": 2}
+_WINDOW = 24
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", _GROUPED),
+    "qwen2": ("Qwen2Config", _GROUPED),
+    "qwen2-window-in-late-layers": (
+        "Qwen2Config",
+        _GROUPED | {"use_sliding_window": True, "sliding_window": _WINDOW, "max_window_layers": 2},
+    ),
+    "qwen3": ("Qwen3Config", _GROUPED | {"head_dim": 16}),
+    "mistral-window": ("MistralConfig", _GROUPED | {"sliding_window": _WINDOW}),
+    "gemma2-softcap-window": (
+        "Gemma2Config",
+        _GROUPED
+        | {
+            "head_dim": 16,
+            "sliding_window": _WINDOW,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 8.0,
+            "query_pre_attn_scalar": 9,
+        },
+    ),
+    "gemma3-window": ("Gemma3TextConfig", _GROUPED | {"head_dim": 16, "sliding_window": _WINDOW}),
+    "phi": ("PhiConfig", _COMMON),
+    "phi3": ("Phi3Config", _GROUPED),
+    "gpt2": (
+        "GPT2Config",
+        {
+            "vocab_size": PADDED,
+            "n_embd": 48,
+            "n_layer": 4,
+            "n_head": 4,
+            "n_positions": CONTEXT,
+            "initializer_range": 0.3,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+    ),
+    "gpt_neox": ("GPTNeoXConfig", _COMMON),
+}
+
+
+def tiny_model(name: str, *, dtype: torch.dtype = torch.float32) -> Any:
+    """Build a model with random weights, the same for every call."""
+    kind, arguments = CONFIGS[name]
+    return random_model(kind, arguments, dtype=dtype)
+
+
+def random_model(kind: str, arguments: dict[str, Any], *, dtype: torch.dtype = torch.float32) -> Any:
+    config = getattr(transformers, kind)(**arguments)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    return model.to(dtype).eval()
+
+
+def tiny_target(name: str, *, dtype: torch.dtype = torch.float32) -> Target:
+    return target_of(tiny_model(name, dtype=dtype), name=name)
+
+
+def target_of(model: Any, *, name: str = "tiny") -> Target:
+    tokens = [f"t{index}" for index in range(VOCABULARY)]
+    info = TargetInfo(name=name, vocabulary=Vocabulary.of(tokens), context=CONTEXT, end_tokens=(2,))
+    return Target(model, info)
+
+
+class Oracle:
+    """The model's own attention and cache, batch 1: no rollback, a new cache for every question."""
+
+    def __init__(self, name: str) -> None:
+        self._model = tiny_model(name)
+
+    @torch.inference_mode()
+    def logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Return `[len(tokens), vocabulary]`: a prefill of all but the last few, then one token at a time."""
+        cache = DynamicCache(config=self._model.config)
+        head = max(1, len(tokens) - 3)
+        pieces = [tokens[:head], *([token] for token in tokens[head:])]
+        rows = [self._model(input_ids=torch.tensor([piece]), cache=cache, use_cache=True).logits[0] for piece in pieces]
+        return torch.cat(rows)[:, :VOCABULARY]

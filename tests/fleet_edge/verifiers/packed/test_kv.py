@@ -1,0 +1,109 @@
+"""The store keeps what it was given, without holes, whoever comes, grows and goes."""
+
+import random
+
+import pytest
+import torch
+
+from fleet_edge.verifiers.packed.kv import SLAB_TOKENS, SMALLEST_SLOT, KVStore, LayerShape, slot_capacity
+
+SHAPES = (LayerShape(2, 4, 4), LayerShape(1, 3, 5))
+CONTEXT = 1000
+
+
+def _store() -> KVStore:
+    return KVStore(SHAPES, context=CONTEXT, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def _write(store: KVStore, sequence: int, start: int, end: int) -> None:
+    slot = store.slot(sequence)
+    for tensors in (slot.slab.keys, slot.slab.values):
+        for tensor in tensors:
+            tensor[slot.index, start:end] = sequence + torch.arange(start, end)[:, None, None] / CONTEXT
+
+
+def _check(store: KVStore, sequence: int, length: int) -> None:
+    slot = store.slot(sequence)
+    assert slot.slab.capacity >= length
+    for tensors in (slot.slab.keys, slot.slab.values):
+        for tensor in tensors:
+            expected = (sequence + torch.arange(length) / CONTEXT)[:, None, None].expand(-1, *tensor.shape[2:])
+            torch.testing.assert_close(tensor[slot.index, :length], expected, atol=0, rtol=0)
+
+
+def test_random_growth_and_release_loses_nothing() -> None:
+    rng = random.Random(5)
+    store = _store()
+    lengths: dict[int, int] = {}
+    for turn in range(400):
+        if lengths and rng.random() < 0.2:
+            gone = rng.choice(list(lengths))
+            store.release(gone)
+            del lengths[gone]
+        else:
+            sequence = turn if rng.random() < 0.4 or not lengths else rng.choice(list(lengths))
+            old = lengths.get(sequence, 0)
+            new = min(CONTEXT, old + rng.randrange(1, 120))
+            store.reserve(sequence, new, keep=old)
+            with torch.inference_mode():
+                _write(store, sequence, old, new)
+            lengths[sequence] = new
+        homes = [(id(slot.slab), slot.index) for slot in map(store.slot, lengths)]
+        assert len(set(homes)) == len(homes)
+        if turn % 20 == 0:
+            for sequence, length in lengths.items():
+                _check(store, sequence, length)
+    for sequence, length in lengths.items():
+        _check(store, sequence, length)
+        store.release(sequence)
+    assert store.allocated_bytes == 0
+
+
+def test_a_slot_is_finite_beyond_its_length_whoever_had_it_before() -> None:
+    store = _store()
+    store.reserve(1, 10, keep=0)
+    slot = store.slot(1)
+    with torch.inference_mode():
+        for tensor in slot.slab.keys + slot.slab.values:
+            tensor.fill_(torch.nan)
+    store.release(1)
+    store.reserve(2, 10, keep=0)
+    store.reserve(3, 10, keep=0)
+    store.release(2)  # the last moves into the hole
+    slot = store.slot(3)
+    assert all(tensor[slot.index].isfinite().all() for tensor in slot.slab.keys + slot.slab.values)
+
+
+def test_slots_round_up_by_half_at_most_and_stop_at_the_context() -> None:
+    assert slot_capacity(1, context=CONTEXT) == SMALLEST_SLOT
+    for length in range(SMALLEST_SLOT, CONTEXT + 1):
+        assert length <= slot_capacity(length, context=CONTEXT) <= min(1.5 * length, CONTEXT)
+
+
+def test_slabs_are_bounded_and_begin_small() -> None:
+    store = _store()
+    store.reserve(0, 64, keep=0)
+    assert store.slot(0).slab.slots == 4
+    for sequence in range(1, 400):
+        store.reserve(sequence, 64, keep=0)
+    slabs = {id(slab): slab for slab in (store.slot(sequence).slab for sequence in range(400))}
+    assert max(slab.slots * slab.capacity for slab in slabs.values()) == SLAB_TOKENS
+    assert store.allocated_bytes <= 2 * 400 * 64 * store.bytes_per_token
+
+
+def test_a_refused_allocation_leaves_all_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = _store()
+    store.reserve(1, 60, keep=0)
+    with torch.inference_mode():
+        _write(store, 1, 0, 60)
+
+    def refuse(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", refuse)
+        with pytest.raises(MemoryError):
+            store.reserve(1, 70, keep=60)
+    _check(store, 1, 60)
+    store.reserve(1, 70, keep=60)
+    _check(store, 1, 60)

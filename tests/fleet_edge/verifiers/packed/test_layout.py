@@ -1,0 +1,87 @@
+"""Rows, groups and masks of a step."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from fleet_edge.verifiers.packed.kv import Slab, Slot
+from fleet_edge.verifiers.packed.layout import FEW_ROWS, Layout, Part, lay_out
+
+CPU = torch.device("cpu")
+
+
+def _slab(capacity: int = 64) -> Slab:
+    return Slab(keys=(), values=(), slots=32, capacity=capacity)
+
+
+def _lay_out(parts: Sequence[Part]) -> Layout:
+    layout = lay_out(parts, device=CPU)
+    covered = sorted(row for group in layout.groups for row in range(group.begin, group.end))
+    assert covered == list(range(layout.rows)) == list(range(sum(part.count for part in parts)))
+    assert sorted(layout.order) == list(range(len(parts)))
+    for write in layout.writes:
+        assert len(write.places) == write.end - write.begin
+    return layout
+
+
+def test_neighbours_with_few_rows_share_a_call_without_an_index() -> None:
+    slab = _slab()
+    layout = _lay_out([Part(Slot(slab, index), 10 + index, 5) for index in (2, 0, 1)])
+    (group,) = layout.groups
+    assert (group.first, group.sequences, group.width) == (0, 3, 5)
+    assert group.gather is None
+    assert layout.order == (1, 2, 0)
+    assert layout.starts == (10, 0, 5)
+
+
+def test_ragged_neighbours_are_padded_to_the_widest() -> None:
+    slab = _slab()
+    layout = _lay_out([Part(Slot(slab, 0), 7, 1), Part(Slot(slab, 1), 3, 3)])
+    (group,) = layout.groups
+    assert group.scatter is not None
+    assert group.scatter.tolist() == [0, 3, 4, 5]
+    assert group.positions.tolist() == [[7, 7, 7], [3, 4, 5]]
+
+
+@pytest.mark.parametrize(("capacity", "calls"), [(64, 1), (256, 1), (384, 2), (1024, 2)])
+def test_idle_slots_between_are_computed_along_while_that_is_cheaper(capacity: int, calls: int) -> None:
+    slab = _slab(capacity)
+    layout = _lay_out([Part(Slot(slab, 0), 7, 2), Part(Slot(slab, 3), 3, 2)])
+    assert len(layout.groups) == calls
+
+
+def test_a_prefill_is_a_call_of_its_own_and_slabs_do_not_mix() -> None:
+    one, other = _slab(), _slab()
+    parts = [
+        Part(Slot(one, 0), 0, FEW_ROWS + 1),
+        Part(Slot(one, 1), 5, 2),
+        Part(Slot(one, 2), 5, 2),
+        Part(Slot(other, 0), 5, 2),
+    ]
+    layout = _lay_out(parts)
+    assert sorted(group.width for group in layout.groups) == [2, 2, FEW_ROWS + 1]
+    assert len(layout.writes) == 2
+
+
+def test_new_keys_go_behind_the_computed_ones() -> None:
+    slab = _slab()
+    layout = _lay_out([Part(Slot(slab, 1), 10, 2), Part(Slot(slab, 0), 3, 1)])
+    (write,) = layout.writes
+    assert write.places.tolist() == [3, 64 + 10, 64 + 11]
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+def test_a_row_sees_itself_and_what_is_before_it_within_the_window(window: int | None) -> None:
+    slab = _slab()
+    layout = _lay_out([Part(Slot(slab, 0), 7, 1), Part(Slot(slab, 1), 3, 3)])
+    (group,) = layout.groups
+    first, mask = group.mask(window, heads=2, dtype=torch.float32)
+    assert mask.shape == (2, 1, 2 * 3, 8 - first)
+    for sequence, row, position in [(0, 0, 7), (1, 0, 3), (1, 1, 4), (1, 2, 5)]:
+        for head in range(2):
+            seen = (mask[sequence, 0, head * 3 + row] == 0).nonzero().flatten() + first
+            expected = [key for key in range(position + 1) if window is None or key > position - window]
+            assert seen.tolist() == expected
+    assert (mask == 0).any(dim=-1).all()  # no row sees nothing: its softmax would not be a number
+    assert group.mask(window, heads=2, dtype=torch.float32)[1] is mask

@@ -1,0 +1,236 @@
+"""Loading a target: its identity is right, and every way to get it wrong ends in one sentence."""
+
+import json
+import struct
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
+from fleet_edge.verifiers.packed.precision import resolve_dtype
+from fleet_edge.verifiers.packed.target import load_target
+from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens, unpadded
+from schemas.vocabulary import Vocabulary
+from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, tiny_model
+
+WORDS = [f"Ġt{index}" for index in range(VOCABULARY - 2)] + ["<|im_start|>", "<|im_end|>"]
+
+
+def _tokenizer(words: list[str]) -> str:
+    plain = {word: index for index, word in enumerate(words[:-2])}
+    added = [{"id": len(words) - 2 + index, "content": word} for index, word in enumerate(words[-2:])]
+    return json.dumps({"model": {"type": "BPE", "vocab": plain, "merges": []}, "added_tokens": added})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model("llama").save_pretrained(path)
+    (path / "tokenizer.json").write_text(_tokenizer(WORDS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    path = tmp_path / "broken"
+    path.mkdir()
+    for file in whole.iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    return path
+
+
+def _gguf(path: Path, words: list[str] | None, *, weights: bool = True) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    if words is not None:
+        writer.add_token_list(words)
+    if weights:
+        writer.add_tensor("output_norm.weight", np.ones(32, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_folder_is_loaded_without_padding_rows_and_without_a_word(
+    whole: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    target = load_target(whole, dtype="float32")
+    assert target.info.name == "tiny"
+    assert target.info.vocabulary == Vocabulary.of(WORDS)
+    assert target.info.context == CONTEXT
+    assert target.info.end_tokens == (2,)
+    assert target.model.dtype == torch.float32
+    assert not target.model.training
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_generation_configuration_says_which_tokens_end_a_text(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"eos_token_id": [60, 2]}')
+    assert load_target(folder, dtype="float32").info.end_tokens == (2, 60)
+
+
+def test_a_folder_can_be_loaded_in_another_format(whole: Path) -> None:
+    assert load_target(str(whole), dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_a_gguf_and_a_folder_of_one_model_have_one_fingerprint(whole: Path, tmp_path: Path) -> None:
+    padded = [*WORDS, *(f"[PAD{index}]" for index in range(len(WORDS), 64))]
+    path = _gguf(tmp_path / "tiny.gguf", padded)
+    assert len(gguf_tokens(path)) == 64
+    assert unpadded(gguf_tokens(path)) == unpadded(repository_tokens(str(whole))) == WORDS
+
+
+def test_gaps_are_named_as_a_converter_names_them(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(
+        '{"model": {"vocab": [["a", 0.0], ["b", -1.0]]}, "added_tokens": [{"id": 4, "content": "c"}]}'
+    )
+    assert repository_tokens(str(folder)) == ["a", "b", "[PAD2]", "[PAD3]", "c"]
+
+
+def test_only_rows_named_after_themselves_are_padding() -> None:
+    assert unpadded(["a", "[PAD1]", "b", "[PAD3]", "[PAD4]"]) == ["a", "[PAD1]", "b"]
+    assert unpadded(["a", "[PAD0]"]) == ["a", "[PAD0]"]
+
+
+def _sentence(error: BaseException) -> str:
+    text = str(error)
+    assert "\n" not in text
+    assert "Traceback" not in text
+    assert len(text) < 400
+    return text
+
+
+def test_a_folder_without_a_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UnsupportedModel, match=r"has no tokenizer; put its tokenizer.json") as error:
+        load_target(folder)
+    _sentence(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model": {"vocab": {"a": "x"}}}', '{"model": {"vocab": {}}}'])
+def test_a_tokenizer_that_is_damaged(folder: Path, text: str) -> None:
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(UnsupportedModel, match=r"tokenizer.json of .* is damaged") as error:
+        load_target(folder)
+    _sentence(error.value)
+
+
+def test_a_tokenizer_of_another_model(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(_tokenizer([f"w{index}" for index in range(80)]))
+    with pytest.raises(UnsupportedModel, match="80 tokens and the model 64"):
+        load_target(folder)
+
+
+def test_a_folder_without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UnsupportedModel, match="has no weights"):
+        load_target(folder)
+
+
+def test_weights_that_are_damaged(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"\x00" * 100)
+    with pytest.raises(UnsupportedModel, match=r"weights .* cannot be loaded") as error:
+        load_target(folder)
+    _sentence(error.value)
+
+
+def test_a_folder_without_a_configuration(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=r"no config\.json"):
+        load_target(tmp_path)
+
+
+def test_a_model_that_writes_no_text(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(UnsupportedModel, match="vit is no causal language model"):
+        load_target(folder)
+
+
+def test_a_configuration_that_is_damaged(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    with pytest.raises(VerifierError, match="cannot be found") as error:
+        load_target(folder)
+    _sentence(error.value)
+
+
+def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_text("hello")
+    with pytest.raises(UnsupportedModel, match="is not a GGUF"):
+        load_target(path)
+
+
+@pytest.mark.parametrize("rest", [b"", b"\x03", struct.pack("<IQQ", 3, 1 << 40, 1 << 40), b"\xff" * 64])
+def test_a_gguf_that_is_damaged(tmp_path: Path, rest: bytes) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + rest)
+    with pytest.raises(UnsupportedModel, match="is damaged") as error:
+        load_target(path)
+    _sentence(error.value)
+
+
+def test_a_gguf_without_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="has no tokenizer"):
+        load_target(_gguf(tmp_path / "model.gguf", None))
+
+
+def test_a_gguf_without_weights(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="has no weights") as error:
+        load_target(_gguf(tmp_path / "model.gguf", WORDS, weights=False))
+    _sentence(error.value)
+
+
+def test_a_folder_whose_weights_lack_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.2.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModel, match=r"lack 1 tensors, model\.layers\.2\.mlp\.up_proj\.weight"):
+        load_target(folder)
+
+
+@pytest.mark.parametrize("source", ["/no/such/model.gguf", "/no/such/folder", "./nothing", "nothing", "a/b/c"])
+def test_a_path_where_nothing_is(source: str) -> None:
+    with pytest.raises(VerifierError, match="There is no") as error:
+        load_target(source)
+    _sentence(error.value)
+
+
+def test_a_repository_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(VerifierError, match="nobody/nothing cannot be found, or not be fetched") as error:
+        load_target("nobody/nothing")
+    _sentence(error.value)
+
+
+def test_a_number_format_or_device_that_does_not_exist(whole: Path) -> None:
+    with pytest.raises(VerifierError, match="'int3' is not a number format"):
+        load_target(whole, dtype="int3")
+    with pytest.raises(VerifierError, match="'toaster' is not a device"):
+        load_target(whole, device="toaster")
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(VerifierError, match="no CUDA device"):
+        resolve_dtype("auto", device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": True}, torch.bfloat16),
+        ({"avx2": True, "avx512_f": True}, torch.float32),
+    ],
+)
+def test_auto_is_bfloat16_only_where_it_is_fast(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: torch.dtype
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
+    assert resolve_dtype("auto", device="cpu") == expected
+    assert resolve_dtype("float32", device="cpu") == torch.float32

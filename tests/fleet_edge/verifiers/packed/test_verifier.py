@@ -1,0 +1,201 @@
+"""The packed verifier says what the model itself says of each sequence alone."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from fleet_edge.verifiers.contract import CapacityExceeded, Item, UnsupportedModel, VerifierError
+from fleet_edge.verifiers.packed.verifier import PackedVerifier
+from tests.fleet_edge.verifiers.oracle import (
+    CONFIGS,
+    CONTEXT,
+    VOCABULARY,
+    Oracle,
+    random_model,
+    target_of,
+    tiny_target,
+)
+
+TOLERANCE = 1e-4
+
+
+class Session:
+    """What a sequence knows, beside what the verifier has computed of it."""
+
+    def __init__(self, key: int, rng: random.Random, length: int) -> None:
+        self.key = key
+        self.tokens = [rng.randrange(VOCABULARY) for _ in range(length)]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_random_work_over_several_sequences_equals_the_batch_one_oracle(name: str) -> None:
+    rng = random.Random(f"packed {name}")
+    verifier = PackedVerifier(tiny_target(name), budget_tokens=4096)
+    oracle = Oracle(name)
+    sessions = [Session(key, rng, rng.choice([5, 30, 90, 150])) for key in range(7)]
+    for session in sessions:
+        verifier.open(session.key)
+    kinds = set()
+    for _ in range(14):
+        items, checks = [], []
+        for session in rng.sample(sessions, rng.randrange(1, len(sessions) + 1)):
+            computed = verifier.computed(session.key)
+            if rng.random() < 0.1:  # evicted: everything is computed anew
+                verifier.close(session.key)
+                verifier.open(session.key)
+                computed = 0
+                kinds.add("evict")
+            elif computed > 3 and rng.random() < 0.3:  # a rejection, and a correction
+                computed -= rng.randrange(1, 4)
+                verifier.truncate(session.key, computed)
+                del session.tokens[computed:]
+                session.tokens.append(rng.randrange(VOCABULARY))
+                kinds.add("rollback")
+            known = len(session.tokens) - computed
+            if known > 40:  # a chunk of a prefill
+                new, rows = session.tokens[computed : computed + 40], rng.choice([0, 40])
+                kinds.add("prefill")
+            else:  # the rest, and a draft
+                session.tokens += [rng.randrange(VOCABULARY) for _ in range(rng.randrange(1, 10))]
+                new = session.tokens[computed:]
+                rows = rng.randrange(1, len(new) + 1)
+                kinds.add("verify")
+            items.append(Item(session.key, new, rows))
+            checks.append((list(session.tokens[: computed + len(new)]), rows))
+        logits = verifier.score(items)
+        assert logits.dtype == torch.float32
+        assert logits.shape == (sum(item.rows for item in items), VOCABULARY)
+        start = 0
+        for tokens, rows in checks:
+            if rows:
+                expected = oracle.logits(tokens)[-rows:]
+                torch.testing.assert_close(logits[start : start + rows], expected, atol=TOLERANCE, rtol=0)
+            start += rows
+    assert kinds == {"evict", "rollback", "prefill", "verify"}
+    assert max(len(session.tokens) for session in sessions) > 64  # longer than the smallest slot and the window
+
+
+def test_the_oracle_would_notice_a_window_off_by_one() -> None:
+    kind, arguments = CONFIGS["mistral-window"]
+    other = random_model(kind, arguments | {"sliding_window": arguments["sliding_window"] - 1})
+    tokens = [index % VOCABULARY for index in range(60)]
+    verifier = PackedVerifier(target_of(other), budget_tokens=512)
+    verifier.open(1)
+    rows = verifier.score([Item(1, tokens, len(tokens))])
+    difference = (rows - Oracle("mistral-window").logits(tokens)).abs().amax(dim=1)
+    assert difference[:20].max() < TOLERANCE
+    assert difference[40:].max() > 100 * TOLERANCE
+
+
+def test_bfloat16_stays_near_float32() -> None:
+    tokens = [index * 7 % VOCABULARY for index in range(40)]
+    verifier = PackedVerifier(tiny_target("llama", dtype=torch.bfloat16), budget_tokens=512)
+    verifier.open(1)
+    rows = verifier.score([Item(1, tokens, len(tokens))])
+    expected = Oracle("llama").logits(tokens)
+    assert float((rows - expected).square().mean().sqrt() / expected.std()) < 0.1
+
+
+def test_wide_soft_capped_prefill_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = [index * 5 % VOCABULARY for index in range(100)]
+    monkeypatch.setattr("fleet_edge.verifiers.packed.step.SCORES", 1000)
+    verifier = PackedVerifier(tiny_target("gemma2-softcap-window"), budget_tokens=512)
+    verifier.open(1)
+    rows = verifier.score([Item(1, tokens, len(tokens))])
+    expected = Oracle("gemma2-softcap-window").logits(tokens)
+    torch.testing.assert_close(rows, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_a_full_context_is_served_and_one_more_token_refused() -> None:
+    tokens = [index * 3 % VOCABULARY for index in range(CONTEXT)]
+    verifier = PackedVerifier(tiny_target("gpt2"), budget_tokens=2 * CONTEXT)
+    verifier.open(1)
+    rows = verifier.score([Item(1, tokens, 2)])
+    torch.testing.assert_close(rows, Oracle("gpt2").logits(tokens)[-2:], atol=TOLERANCE, rtol=0)
+    with pytest.raises(VerifierError, match="context holds 320"):
+        verifier.score([Item(1, [5], 1)])
+    assert verifier.computed(1) == CONTEXT
+
+
+def test_memory_grows_with_use_and_is_given_back() -> None:
+    verifier = PackedVerifier(tiny_target("llama"), budget_tokens=1_000_000)
+    assert verifier.allocated_bytes == 0  # the trial run left nothing behind
+    for key in range(64):
+        verifier.open(key)
+    assert verifier.allocated_bytes == 0
+    verifier.score([Item(0, [1] * 10, 0)])
+    one = verifier.allocated_bytes
+    verifier.score([Item(key, [1] * 10, 0) for key in range(1, 32)])
+    assert one < verifier.allocated_bytes <= 16 * one
+    for key in range(64):
+        verifier.close(key)
+    assert verifier.allocated_bytes == 0
+
+
+def test_a_budget_in_bytes_is_kept() -> None:
+    budget = 2_000_000
+    verifier = PackedVerifier(tiny_target("llama"), budget_bytes=budget)
+    key = 0
+    while True:
+        verifier.open(key)
+        try:
+            verifier.score([Item(key, [1] * 100, 0)])
+        except CapacityExceeded:
+            break
+        key += 1
+    assert key > 4
+    used = key * 128 * 4 * 2 * 2 * 12 * 4  # slots of 128 tokens, layers, keys and values, heads, dim, bytes
+    assert used <= budget
+
+
+def test_a_failed_forward_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier = PackedVerifier(tiny_target("llama"), budget_tokens=512)
+    verifier.open(1)
+    verifier.score([Item(1, [3, 4], 0)])
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("lost the device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verifier._model, "forward", fail)
+        with pytest.raises(RuntimeError, match="lost the device"):
+            verifier.score([Item(1, [5, 6], 1)])
+    assert verifier.computed(1) == 2
+    rows = verifier.score([Item(1, [7], 1)])
+    torch.testing.assert_close(rows, Oracle("llama").logits([3, 4, 7])[-1:], atol=TOLERANCE, rtol=0)
+
+
+def test_a_machine_without_memory_is_capacity_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier = PackedVerifier(tiny_target("llama"), budget_tokens=512)
+    verifier.open(1)
+
+    def fail(*_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError("can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fleet_edge.verifiers.packed.kv.torch.empty", fail)
+        with pytest.raises(CapacityExceeded, match="no memory left"):
+            verifier.score([Item(1, [5, 6], 1)])
+    assert verifier.computed(1) == 0
+    assert verifier.score([Item(1, [5, 6], 1)]).shape == (1, VOCABULARY)
+
+
+@pytest.mark.parametrize("budget", [{}, {"budget_tokens": 10, "budget_bytes": 10}, {"budget_bytes": 10}])
+def test_a_budget_that_is_none_is_refused(budget: dict[str, int]) -> None:
+    with pytest.raises(VerifierError, match="budget"):
+        PackedVerifier(tiny_target("llama"), **budget)
+
+
+def test_an_architecture_that_differs_in_a_trial_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tiny_target("llama")
+    embed = target.model.model.embed_tokens.forward
+
+    def mix(ids: torch.Tensor) -> torch.Tensor:
+        hidden = embed(ids)  # each token sees the one before it, outside attention
+        return hidden + 0.2 * hidden.roll(1, dims=1)
+
+    monkeypatch.setattr(target.model.model.embed_tokens, "forward", mix)
+    with pytest.raises(UnsupportedModel, match=r"llama cannot be served.*logits were off"):
+        PackedVerifier(target, budget_tokens=512)

@@ -1,0 +1,175 @@
+"""What every verifier keeps, whatever computes its logits."""
+
+import pytest
+import torch
+
+from fleet_edge.verifiers.contract import CapacityExceeded, Item, Verifier, VerifierError
+from fleet_edge.verifiers.packed.verifier import PackedVerifier
+from fleet_edge.verifiers.scripted import ScriptedVerifier
+from fleet_testing.markov import MarkovScript
+from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, tiny_target
+
+BUDGET = 2 * CONTEXT
+WORDS = tuple(f"t{index}" for index in range(VOCABULARY))
+
+
+class SquaredLengths:
+    """A script that looks at the whole prefix: no table can hold it."""
+
+    def logits(self, prefix: list[int]) -> "torch.Tensor":
+        row = torch.zeros(VOCABULARY)
+        row[(sum(prefix) + len(prefix) ** 2) % VOCABULARY] = 3.0
+        return row.numpy()
+
+
+def _packed() -> Verifier:
+    return PackedVerifier(tiny_target("llama"), budget_tokens=BUDGET)
+
+
+def _scripted() -> Verifier:
+    script = MarkovScript(size=VOCABULARY, seed=3, period=5)
+    return ScriptedVerifier(script, WORDS, context=CONTEXT, budget_tokens=BUDGET)
+
+
+def _scripted_by_prefix() -> Verifier:
+    return ScriptedVerifier(SquaredLengths(), WORDS, context=CONTEXT, budget_tokens=BUDGET)
+
+
+@pytest.fixture(params=[_packed, _scripted, _scripted_by_prefix])
+def verifier(request: pytest.FixtureRequest) -> Verifier:
+    made: Verifier = request.param()
+    return made
+
+
+def _close(left: torch.Tensor, right: torch.Tensor) -> None:
+    torch.testing.assert_close(left, right, atol=1e-4, rtol=0)
+
+
+def test_a_new_sequence_has_computed_nothing_and_costs_nothing(verifier: Verifier) -> None:
+    verifier.open(1)
+    assert verifier.computed(1) == 0
+    assert verifier.capacity() == BUDGET
+
+
+def test_a_step_returns_the_last_rows_of_every_item_in_order(verifier: Verifier) -> None:
+    for key in (1, 2, 3):
+        verifier.open(key)
+    first, second, third = [5, 6, 7, 8], [9, 10], [11] * 20
+    rows = verifier.score([Item(1, first, 2), Item(2, second, 0), Item(3, third, 1)])
+    assert rows.shape == (3, VOCABULARY)
+    assert rows.dtype == torch.float32
+    assert [verifier.computed(key) for key in (1, 2, 3)] == [4, 2, 20]
+    verifier.open(4)
+    alone = verifier.score([Item(4, first, 4)])
+    _close(rows[:2], alone[2:])
+    verifier.open(5)
+    _close(rows[2:], verifier.score([Item(5, third, 1)]))
+
+
+def test_chunks_give_the_same_rows_as_one_step(verifier: Verifier) -> None:
+    tokens = [index * 7 % VOCABULARY for index in range(70)]
+    verifier.open(1)
+    whole = verifier.score([Item(1, tokens, len(tokens))])
+    verifier.open(2)
+    pieces = [verifier.score([Item(2, tokens[at : at + 9], len(tokens[at : at + 9]))]) for at in range(0, 70, 9)]
+    _close(whole, torch.cat(pieces))
+
+
+def test_a_prefill_alone_returns_no_rows(verifier: Verifier) -> None:
+    verifier.open(1)
+    assert verifier.score([Item(1, [1, 2, 3], 0)]).shape == (0, VOCABULARY)
+    assert verifier.computed(1) == 3
+
+
+def test_an_empty_step_is_no_work(verifier: Verifier) -> None:
+    assert verifier.score([]).shape == (0, VOCABULARY)
+
+
+def test_a_truncated_sequence_goes_on_as_if_the_rest_had_never_been(verifier: Verifier) -> None:
+    verifier.open(1)
+    verifier.score([Item(1, [1, 2, 3, 40, 41, 42], 0)])
+    verifier.truncate(1, 3)
+    assert verifier.computed(1) == 3
+    assert verifier.capacity() == BUDGET - 3
+    rows = verifier.score([Item(1, [4, 5], 2)])
+    verifier.open(2)
+    _close(rows, verifier.score([Item(2, [1, 2, 3, 4, 5], 2)]))
+
+
+def test_a_closed_sequence_gives_its_room_back_and_may_be_opened_again(verifier: Verifier) -> None:
+    verifier.open(1)
+    verifier.score([Item(1, [1, 2, 3], 1)])
+    verifier.close(1)
+    assert verifier.capacity() == BUDGET
+    verifier.close(1)  # unknown ones are ignored
+    verifier.open(1)
+    assert verifier.computed(1) == 0
+
+
+def test_others_do_not_notice_who_comes_and_goes(verifier: Verifier) -> None:
+    texts = {key: [(key * 13 + index) % VOCABULARY for index in range(10 + key)] for key in range(12)}
+    for key, tokens in texts.items():
+        verifier.open(key)
+        verifier.score([Item(key, tokens, 0)])
+    for key in range(0, 12, 3):
+        verifier.close(key)
+    kept = [key for key in texts if key % 3]
+    rows = verifier.score([Item(key, [7, 8], 1) for key in kept])
+    for row, key in zip(rows, kept, strict=True):
+        verifier.open(100)
+        _close(row, verifier.score([Item(100, [*texts[key], 7, 8], 1)])[0])
+        verifier.close(100)
+
+
+def test_capacity_is_exact_and_a_step_beyond_it_computes_nothing(verifier: Verifier) -> None:
+    for key in (1, 2, 3):
+        verifier.open(key)
+    verifier.score([Item(1, [1] * CONTEXT, 0), Item(2, [2] * (CONTEXT - 10), 0)])
+    assert verifier.capacity() == 10
+    with pytest.raises(CapacityExceeded, match=r"room for 11 tokens.*10 left; evict"):
+        verifier.score([Item(2, [3], 1), Item(3, [4] * 10, 1)])
+    assert [verifier.computed(key) for key in (1, 2, 3)] == [CONTEXT, CONTEXT - 10, 0]
+    assert verifier.score([Item(2, [3], 1), Item(3, [4] * 9, 1)]).shape == (2, VOCABULARY)
+    assert verifier.capacity() == 0
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([Item(9, [1], 1)], "not open"),
+        ([Item(1, [], 0)], "no tokens"),
+        ([Item(1, [1], 2)], "2 rows of 1"),
+        ([Item(1, [1], -1)], "-1 rows"),
+        ([Item(1, [VOCABULARY], 1)], "outside 0..60"),
+        ([Item(1, [-1], 1)], "outside 0..60"),
+        ([Item(1, [1] * (CONTEXT + 1), 1)], "context holds 320"),
+        ([Item(1, [1], 1), Item(1, [2], 1)], "twice"),
+        ([Item(2, [1], 1), Item(1, [VOCABULARY], 1)], "outside"),
+    ],
+)
+def test_an_item_that_cannot_be_computed_is_refused_and_changes_nothing(
+    verifier: Verifier, items: list[Item], message: str
+) -> None:
+    verifier.open(1)
+    verifier.open(2)
+    with pytest.raises(VerifierError, match=message):
+        verifier.score(items)
+    assert verifier.computed(1) == verifier.computed(2) == 0
+    assert verifier.capacity() == BUDGET
+
+
+def test_misuse_is_told_in_a_sentence(verifier: Verifier) -> None:
+    verifier.open(1)
+    with pytest.raises(VerifierError, match="open already"):
+        verifier.open(1)
+    with pytest.raises(VerifierError, match="not open"):
+        verifier.computed(2)
+    with pytest.raises(VerifierError, match="cut to 1"):
+        verifier.truncate(1, 1)
+    with pytest.raises(VerifierError, match="cut to -1"):
+        verifier.truncate(1, -1)
+
+
+def test_the_target_says_who_it_is(verifier: Verifier) -> None:
+    assert verifier.info.vocabulary.size == VOCABULARY
+    assert verifier.info.context == CONTEXT
