@@ -25,7 +25,7 @@ def listen(port: int) -> socket.socket:
         ConfigurationError: It is in use, or not for us to take.
     """
     try:
-        return socket.create_server((HOST, port))
+        listener = socket.create_server((HOST, port))
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             what = "is in use: stop what listens there (maybe a device that runs already)"
@@ -34,6 +34,10 @@ def listen(port: int) -> socket.socket:
         raise ConfigurationError(
             f"The API's port {HOST}:{port} {what}, or set api_port to another; 0 turns the API off."
         ) from error
+    # Accepted connections inherit it. asyncio sets it only where a socket names its protocol, which this one does not:
+    # an answer's second packet would wait for the client's delayed acknowledgement, 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 class ApiServer:

@@ -12,7 +12,7 @@ from fleet_device.client.outbound import Outbound
 from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.drafters.contract import Drafter
 from fleet_device.pacing.contract import Pacing
-from fleet_device.pacing.session_pacing import SessionPacing
+from fleet_device.pacing.session_pacing import RoundTrips, SessionPacing
 from fleet_device.session.counters import SessionCounters
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.request import SessionRequest
@@ -41,6 +41,7 @@ class Generation:
         resumes: How often the session was opened again.
         drafts: Drafts sent.
         edge: Who verified the end of it.
+        round_trips: From sending a draft to its verdict.
     """
 
     session: bytes
@@ -53,6 +54,7 @@ class Generation:
     resumes: int
     drafts: int
     edge: str | None = None
+    round_trips: RoundTrips = field(default_factory=RoundTrips)
 
     @property
     def mean_draft(self) -> float | None:
@@ -151,6 +153,7 @@ class Agent:
                 resumes=talk.watch.resumes,
                 drafts=talk.pace.drafts,
                 edge=talk.session.opened.edge if talk.session.opened else None,
+                round_trips=talk.pace.round_trips,
             )
 
     def wake(self) -> None:

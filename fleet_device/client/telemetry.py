@@ -1,11 +1,16 @@
 """What a device has written since it started."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from fleet_device.client.agent import Generation
+from fleet_device.pacing.session_pacing import RoundTrips
 from schemas.control import Telemetry
 
 __all__ = ["DeviceTotals"]
+
+# What one draft weighs in the smoothed round trip: about the last thirty tell.
+_DRAFT_WEIGHT: Final = 1 / 32
 
 
 @dataclass(slots=True)
@@ -24,6 +29,7 @@ class DeviceTotals:
     _drafted: int = 0
     _drafts: int = 0
     _draft_ms: float = 0.0
+    _round_trip_ms: float | None = None
 
     def add(self, generation: Generation) -> Telemetry:
         """Count an ended session and return the totals as they are published."""
@@ -35,11 +41,19 @@ class DeviceTotals:
         self._drafted += counters.drafted
         self._drafts += generation.drafts
         self._draft_ms += counters.draft_ms
+        self._smooth(generation.round_trips)
         return Telemetry(
             sessions=self.sessions,
             tokens=self.tokens,
             acceptance=self._accepted / self._tested if self._tested else None,
             mean_draft=self._drafted / self._drafts if self._drafts else None,
             draft_ms_per_token=self._draft_ms / self._drafted if self._drafted else None,
-            round_trip_ms=counters.wait_ms / counters.rounds if counters.rounds else None,
+            round_trip_ms=self._round_trip_ms,
         )
+
+    def _smooth(self, new: RoundTrips) -> None:
+        if new.mean_ms is None:
+            return
+        before_ms = new.mean_ms if self._round_trip_ms is None else self._round_trip_ms
+        kept = (1.0 - _DRAFT_WEIGHT) ** new.count
+        self._round_trip_ms = kept * before_ms + (1.0 - kept) * new.mean_ms

@@ -7,7 +7,30 @@ from fleet_device.pacing.contract import DraftOutcome, Pacing, Plan
 from fleet_device.session.machine import DeviceSession
 from schemas.messages import Draft, Verdict
 
-__all__ = ["SessionPacing"]
+__all__ = ["RoundTrips", "SessionPacing"]
+
+
+@dataclass(slots=True)
+class RoundTrips:
+    """Times from sending a draft to its verdict, of those drafts that got one.
+
+    Attributes:
+        count: Drafts.
+        total_ms: Summed.
+    """
+
+    count: int = 0
+    total_ms: float = 0.0
+
+    @property
+    def mean_ms(self) -> float | None:
+        """Mean of a draft, or None before the first verdict."""
+        return self.total_ms / self.count if self.count else None
+
+    def add(self, took_ms: float) -> None:
+        """Count one."""
+        self.count += 1
+        self.total_ms += took_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +50,14 @@ class SessionPacing:
         pacing: Decides, and learns.
         clock: Monotonic seconds.
         drafts: Sent, each counted once.
+        round_trips: Of the drafts that got a verdict.
     """
 
     session: DeviceSession
     pacing: Pacing
     clock: Callable[[], float]
     drafts: int = 0
+    round_trips: RoundTrips = field(default_factory=RoundTrips)
     _under_way: dict[tuple[int, int], _Sent] = field(default_factory=dict)
     _draft_ms: float = 0.0  # the session's count when the draft being built was begun
     _opening: bool = True
@@ -62,6 +87,8 @@ class SessionPacing:
         sent = self._under_way.pop((verdict.handle, verdict.round), None)
         if sent is None:
             return
+        answer_s = self.clock() - sent.at
+        self.round_trips.add(answer_s * 1e3)
         tokens = len(sent.draft.tokens)
         if verdict.accepted < tokens:
             self._begin_anew()
@@ -71,7 +98,7 @@ class SessionPacing:
                 ahead=sent.draft.more,
                 accepted=min(verdict.accepted, tokens),
                 token_s=sent.token_s,
-                answer_s=self.clock() - sent.at,
+                answer_s=answer_s,
                 compute_s=verdict.compute_ms / 1e3,
                 opening=sent.opening,
             )

@@ -9,17 +9,16 @@ __all__ = ["TextStream"]
 
 
 class TextStream:
-    """Decodes a growing text; never gives out half a character."""
+    """Decodes a growing text.
+
+    Bytes that cannot become valid UTF-8 any more come out as U+FFFD, so that the text always goes on. The bytes of a
+    character that is not complete yet are kept for the tokens to come; where none come, the text ends before it.
+    """
 
     def __init__(self, codec: TextCodec) -> None:
         self._codec = codec
-        # What cannot become valid UTF-8 any more comes out as U+FFFD, so that text always goes on.
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, tokens: Iterable[int]) -> str:
-        """Return the text that these tokens complete; an unfinished character waits for the next ones."""
+        """Return the text that these tokens complete."""
         return self._decoder.decode(b"".join(map(self._codec.piece, tokens)))
-
-    def finish(self) -> str:
-        """Return what is left at the end: nothing, or a mark for a character that never got whole."""
-        return self._decoder.decode(b"", final=True)

@@ -115,7 +115,7 @@ def generate_text(
         on_tokens=on_tokens,
         cancelled=cancelled,
     )
-    rest = stops.feed(stream.finish()) + stops.finish()
+    rest = stops.finish()
     pieces.append(rest)
     if rest:
         on_piece(rest, 0)

@@ -20,6 +20,9 @@ _log = logging.getLogger(__name__)
 _GONE: Final = "The text was given up before its end: its reader has gone, or the device is shutting down."
 _LONGEST_RETRY_S: Final = 120
 
+# What the latest text weighs in the usual duration of one.
+_LATEST_WEIGHT: Final = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -89,7 +92,8 @@ class TextQueue:
         self._waiting: deque[Ticket] = deque()
         self._current: Ticket | None = None
         self._closed = False
-        self._last_s = 1.0
+        self._started = 0.0  # the text under way, by the clock
+        self._usual_s: float | None = None
         self._done = 0
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="texts", daemon=True)
@@ -130,8 +134,7 @@ class TextQueue:
             if self._closed:
                 raise TextCancelled("The device is shutting down and takes no new texts.")
             if len(self._waiting) >= self._most + (self._current is None):
-                seconds = math.ceil(self._last_s * (len(self._waiting) + 1))
-                raise TextQueueFull(self._most, retry_after_s=min(max(1, seconds), _LONGEST_RETRY_S))
+                raise TextQueueFull(self._most, retry_after_s=self._retry_after_s())
             self._waiting.append(ticket)
             self._changed.notify_all()
         return ticket
@@ -167,6 +170,13 @@ class TextQueue:
         if self._thread.ident is not None:
             self._thread.join()
 
+    def _retry_after_s(self) -> int:
+        """Return when a place is free: when the text under way ends, by how long texts usually take."""
+        elapsed_s = self._clock() - self._started if self._current is not None else 0.0
+        # One that has outlasted the usual time is given as much again.
+        left_s = abs((self._usual_s or 0.0) - elapsed_s)
+        return min(max(1, math.ceil(left_s)), _LONGEST_RETRY_S)
+
     def _work(self) -> None:
         while True:
             with self._changed:
@@ -175,13 +185,12 @@ class TextQueue:
                 if not self._waiting:
                     break
                 ticket = self._current = self._waiting.popleft()
+                self._started = self._clock()
             self._serve(ticket)
             self._done += 1
         self._on_idle()
 
     def _serve(self, ticket: Ticket) -> None:
-        started = self._clock()
-
         def on_piece(piece: str, _tokens: int) -> None:
             if piece:
                 ticket.tell(Piece(piece))
@@ -194,4 +203,9 @@ class TextQueue:
             ticket.tell(Failed(error))
         else:
             ticket.tell(text if not ticket.cancelled.is_set() else Failed(TextCancelled(_GONE)))
-        self._last_s = self._clock() - started
+        if not ticket.cancelled.is_set():
+            self._learn(self._clock() - self._started)
+
+    def _learn(self, took_s: float) -> None:
+        usual_s = took_s if self._usual_s is None else self._usual_s
+        self._usual_s = usual_s + _LATEST_WEIGHT * (took_s - usual_s)

@@ -92,6 +92,21 @@ def test_what_became_of_a_draft_is_told() -> None:
     assert scene.pace.drafts == 2
 
 
+def test_the_round_trip_is_from_a_draft_to_its_verdict_however_long_the_device_waits() -> None:
+    scene = Scene()
+    assert scene.pace.round_trips.mean_ms is None
+    first, second = scene.draft(), scene.draft()
+    scene.now += 0.2
+    scene.judge(first, 2)
+    third = scene.draft()
+    scene.now += 0.1
+    scene.judge(second, 2)
+    scene.now += 0.2
+    scene.judge(third, 0)
+    assert scene.pace.round_trips.count == 3
+    assert round(scene.pace.round_trips.total_ms, 6) == 800.0
+
+
 def test_a_verdict_teaches_once_and_only_the_session_that_it_is_for() -> None:
     scene = Scene()
     draft = scene.draft()

@@ -1,5 +1,6 @@
 import pytest
 
+from fleet_device.drafters.scripted import WordCodec
 from fleet_device.errors import PromptTooLong
 from fleet_device.texts.generate import GenerateRequest, generate_text
 from schemas.policy import SamplingPolicy
@@ -52,3 +53,35 @@ def test_a_prompt_that_leaves_no_room_is_refused_before_any_session() -> None:
     with pytest.raises(PromptTooLong, match=r"8 tokens; the draft model holds 8 .* Shorten it"):
         generate_text(agent, TalkingDrafter(context=8), order(prompt=8))
     assert not agent.asked
+
+
+class HalfCharacters(WordCodec):
+    """Tokens 1 and 2 are the halves of "é"; token 3 is a byte that begins nothing; token 4 is "x"."""
+
+    def piece(self, token: int) -> bytes:
+        return {1: b"\xc3", 2: b"\xa9", 3: b"\xff", 4: b"x"}[token]
+
+
+def halves(*batches: tuple[int, ...], reason: EndReason, stop: tuple[str, ...] = ()) -> str:
+    drafter = TalkingDrafter()
+    drafter._codec = HalfCharacters(("a", "b"))  # type: ignore[assignment]
+    pieces: list[str] = []
+    text = generate_text(
+        ScriptedAgent(batches=batches, reason=reason),
+        drafter,
+        order(stop=stop),
+        on_piece=lambda piece, _tokens: pieces.append(piece),
+    )
+    assert "".join(pieces) == text.text
+    return text.text
+
+
+@pytest.mark.parametrize("reason", [EndReason.LENGTH, EndReason.STOP, EndReason.CANCELLED])
+def test_a_text_that_is_cut_inside_a_character_ends_before_it(reason: EndReason) -> None:
+    assert halves((4,), (1, 2), (4, 1), reason=reason) == "xéx"
+    assert halves((1,), reason=reason, stop=("y",)) == ""
+
+
+def test_bytes_that_are_no_character_are_marked_where_they_stand() -> None:
+    assert halves((4, 3, 4), (1, 4), reason=EndReason.LENGTH) == "x\ufffdx\ufffdx"
+    assert halves((4, 3), reason=EndReason.LENGTH) == "x\ufffd"

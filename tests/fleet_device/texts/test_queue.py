@@ -91,6 +91,61 @@ def test_what_exceeds_the_queue_is_told_when_to_come_again(make: Make) -> None:
     open_gate(agent)
 
 
+class Watch:
+    """Time that passes only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def full(make: Make, *, lasted_s: list[float], elapsed_s: float, waiting: int = 3) -> int:
+    """Return when to come again, from a full queue whose text under way has taken `elapsed_s`."""
+    agent, clock = gated(), Watch()
+    texts = make(agent, waiting=waiting, clock=clock)
+    for duration_s in lasted_s:
+        agent.started.clear()
+        events = Events()
+        texts.submit(lambda: ORDER, events.put)
+        assert agent.started.wait(10.0)
+        clock.now_s += duration_s
+        assert agent.gate is not None
+        agent.gate.release(2)
+        assert isinstance([take(events) for _ in range(3)][-1], GeneratedText)
+        until(lambda: not texts.writing)
+    agent.started.clear()
+    texts.submit(lambda: ORDER, Events().put)
+    assert agent.started.wait(10.0)
+    clock.now_s += elapsed_s
+    for _ in range(waiting):
+        texts.submit(lambda: ORDER, Events().put)
+    with pytest.raises(TextQueueFull) as caught:
+        texts.submit(lambda: ORDER, Events().put)
+    open_gate(agent)
+    return caught.value.retry_after_s
+
+
+def test_a_place_is_free_when_the_text_under_way_ends(make: Make) -> None:
+    assert full(make, lasted_s=[9.5], elapsed_s=0.5) == 9
+    assert full(make, lasted_s=[9.5], elapsed_s=7.5) == 2
+
+
+def test_one_short_text_does_not_make_all_short(make: Make) -> None:
+    assert 20 <= full(make, lasted_s=[40.0, 40.0, 1.0], elapsed_s=0.0) <= 40
+
+
+def test_a_text_that_takes_longer_than_usual_is_given_as_long_again(make: Make) -> None:
+    assert full(make, lasted_s=[10.0], elapsed_s=25.0) == 15
+    assert full(make, lasted_s=[], elapsed_s=6.0) == 6
+
+
+def test_whoever_is_turned_away_comes_again_within_bounds(make: Make) -> None:
+    assert full(make, lasted_s=[5.0], elapsed_s=5.0) == 1
+    assert full(make, lasted_s=[3600.0], elapsed_s=1.0) == 120
+
+
 def test_a_failure_is_told_and_the_next_text_is_written(make: Make) -> None:
     agent, first, second = ScriptedAgent(error=EdgeUnavailable("nobody there")), Events(), Events()
     texts = make(agent)
