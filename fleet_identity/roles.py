@@ -11,7 +11,7 @@ from typing import Final
 from fleet_identity.errors import NameRefused
 from schemas.names import check_name
 
-__all__ = ["IdentityRole", "check_identity_name", "folded"]
+__all__ = ["IdentityRole", "check_identity_name", "folded", "probe_name"]
 
 
 class IdentityRole(StrEnum):
@@ -37,6 +37,11 @@ _SEPARATORS: Final = "-._"
 def folded(name: str) -> str:
     """Return the form in which names are compared: two that differ in case alone would be taken for one by people."""
     return name.casefold()
+
+
+def probe_name(edge: str) -> str:
+    """Return the name of an edge's probe: the device as which `fleet edge selftest` asks."""
+    return f"probe-{edge}"
 
 
 def check_identity_name(name: str, role: IdentityRole) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from fleet_link.errors import ConnectFailed
 from fleet_link.failures import reason_of
@@ -15,7 +16,7 @@ from fleet_link.settings import TlsSettings
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["LinkContext", "certificate_end", "tls_context"]
+__all__ = ["LinkContext", "certificate_end", "certificate_name", "tls_context"]
 
 # For TLS 1.2: ephemeral keys and authenticated encryption only. TLS 1.3 has nothing else.
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!eNULL"
@@ -93,6 +94,17 @@ def certificate_end(path: Path | None) -> datetime | None:
         return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
     except (OSError, ValueError):
         return None
+
+
+def certificate_name(path: Path | None) -> str | None:
+    """Return the common name in a certificate (PEM), our client id at the broker; None if none can be read."""
+    if path is None:
+        return None
+    try:
+        names = x509.load_pem_x509_certificate(path.read_bytes()).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except (OSError, ValueError):
+        return None
+    return str(names[0].value) if names else None
 
 
 def _load_authority(context: ssl.SSLContext, path: Path) -> None:

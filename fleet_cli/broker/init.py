@@ -1,9 +1,11 @@
 """`fleet broker init`: a broker with certificates on this machine, with one command, for trying."""
 
 import getpass
+import json
 import os
+import shlex
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -14,6 +16,7 @@ from broker_config.broker import Broker
 from broker_config.description import describe
 from broker_config.files import Profile, render_files, write_files
 from broker_config.local import IDENTITIES, identity_files
+from broker_config.mosquitto_conf import CONF_FILE
 from broker_config.runner import find_mosquitto
 from broker_config.systemd import DROP_IN_FILE
 from broker_config.version import installed_version
@@ -23,7 +26,7 @@ from fleet_identity.broker_access import BrokerAccess
 from fleet_identity.files import PUBLIC, make_folder, write_atomically
 from fleet_identity.keys import new_key, save_key
 from fleet_identity.requests import make_request
-from fleet_identity.roles import IdentityRole, check_identity_name
+from fleet_identity.roles import IdentityRole, check_identity_name, probe_name
 
 __all__ = ["make_local_broker", "register"]
 
@@ -31,6 +34,8 @@ AUTHORITY: Final = Path("authority")
 BROKER_NAME: Final = "broker"
 PID_FILE: Final = Path("mosquitto.pid")
 STORAGE: Final = Path("retained")
+SETTINGS: Final = Path("settings")
+SETTINGS_KEY: Final = {IdentityRole.EDGE: "edge", IdentityRole.DEVICE: "device"}  # under which a name is set
 HOSTS: Final = ("localhost", "127.0.0.1")
 
 
@@ -54,20 +59,22 @@ def init_command(
     names = [f"device-{number}" for number in range(1, devices + 1)]
     broker = make_local_broker(directory, fleet=fleet, edges=edge or ["edge-1"], devices=names, port=port)
     directory = directory.resolve()
-    typer.echo(f"Made a broker for the fleet {broker.fleet} in {directory}. Run it with:\n")
-    typer.echo(f"    {find_mosquitto()} -c {directory / 'mosquitto.conf'}\n")
-    for command, name in (("edge", broker.edges[0]), *(("device", name) for name in names[:1])):
-        typer.echo(f"Settings of {name} (a TOML file for `fleet {command} run --config`):\n")
-        typer.echo(f"{_settings(directory, broker, command, name)}\n")
-    if names[1:]:
-        typer.echo(f"The others' files are in {directory / IDENTITIES} under their own names.")
+    typer.echo(f"Made a broker for the fleet {broker.fleet} in {directory}. Run it and an edge, each in a terminal:\n")
+    for command in _services(directory, broker):
+        typer.echo(f"    {shlex.join(command)}")
+    typer.echo("\nThen have the edge checked, and a text written:\n")
+    for command in _trials(directory, broker, names):
+        typer.echo(f"    {shlex.join(command)}")
+    typer.echo(f"\nSettings of all edges and devices are in {directory / SETTINGS}, keys in {directory / IDENTITIES}.")
     typer.echo(f"Try it with `fleet broker check {directory}`; revoke with `fleet broker revoke`.", err=True)
 
 
 def make_local_broker(
     directory: Path, *, fleet: str, edges: Sequence[str], devices: Sequence[str], port: int
 ) -> Broker:
-    """Make the folder: authority, certificates, configuration. `broker_config.local.LocalBroker` runs it.
+    """Make the folder: authority, certificates, configuration, settings. `broker_config.local.LocalBroker` runs it.
+
+    Each edge gets a probe beside it, the device as which `fleet edge selftest` asks.
 
     Args:
         directory: Must be empty or not there.
@@ -85,7 +92,7 @@ def make_local_broker(
     broker = _description(fleet, edges, port)
     roles = [(name, IdentityRole.EDGE) for name in broker.edges]
     roles += [(name, IdentityRole.MONITOR) for name in broker.monitors]
-    roles += [(name, IdentityRole.DEVICE) for name in devices]
+    roles += [(name, IdentityRole.DEVICE) for name in (*map(probe_name, broker.edges), *devices)]
     for name, role in roles:  # before anything is made
         check_identity_name(name, role)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -98,6 +105,9 @@ def make_local_broker(
     for name, role in roles:
         files = identity_files(directory, broker.tls, name)
         _issue(authority, name, role, files.certificate, files.key)
+    for name, role in roles:
+        if role in SETTINGS_KEY:
+            _write_settings(directory, broker, name, role)
     access = BrokerAccess(host=HOSTS[0], port=port, pid_file=directory / PID_FILE)
     access.save(authority.folder.broker)
     make_folder(directory / STORAGE)
@@ -139,18 +149,45 @@ def _issue(authority: Authority, name: str, role: IdentityRole, certificate: Pat
     write_atomically(certificate, entry.pem.encode(), mode=PUBLIC)
 
 
-def _settings(directory: Path, broker: Broker, command: str, name: str) -> str:
+def _write_settings(directory: Path, broker: Broker, name: str, role: IdentityRole) -> None:
+    """Write the file for `--config`: who it is, and how it gets in."""
     assert broker.tls is not None
     files = identity_files(directory, broker.tls, name)
-    lines = [
-        f'fleet = "{broker.fleet}"',
-        f'{command} = "{name}"',
-        "",
-        "[broker]",
-        f'host = "{HOSTS[0]}"',
-        f"port = {broker.port}",
-        f'ca = "{files.ca}"',
-        f'certificate = "{files.certificate}"',
-        f'key = "{files.key}"',
-    ]
-    return "\n".join(f"    {line}".rstrip() for line in lines)
+    broker_table = {
+        "host": HOSTS[0],
+        "port": broker.port,
+        "ca": str(files.ca),
+        "certificate": str(files.certificate),
+        "key": str(files.key),
+    }
+    lines = [*_toml({"fleet": broker.fleet, SETTINGS_KEY[role]: name}), "", "[broker]", *_toml(broker_table)]
+    path = _settings_file(directory, name)
+    make_folder(path.parent)
+    write_atomically(path, ("\n".join(lines) + "\n").encode(), mode=PUBLIC)
+
+
+def _toml(values: Mapping[str, object]) -> Iterator[str]:
+    # TOML's basic strings escape as JSON's do.
+    return (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
+
+
+def _settings_file(directory: Path, name: str) -> Path:
+    return directory / SETTINGS / f"{name}.toml"
+
+
+def _services(directory: Path, broker: Broker) -> Iterator[list[str]]:
+    """Yield the commands that run until they are told to stop."""
+    yield [str(find_mosquitto()), "-c", str(directory / CONF_FILE)]
+    yield ["fleet", "edge", "run", "--config", str(_settings_file(directory, broker.edges[0]))]
+
+
+def _trials(directory: Path, broker: Broker, devices: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the commands that try what runs."""
+    assert broker.tls is not None
+    edge = broker.edges[0]
+    probe = identity_files(directory, broker.tls, probe_name(edge))
+    files = ["--certificate", str(probe.certificate), "--key", str(probe.key)]
+    yield ["fleet", "edge", "selftest", "--config", str(_settings_file(directory, edge)), *files]
+    for name in devices[:1]:
+        config = str(_settings_file(directory, name))
+        yield ["fleet", "device", "generate", "--config", config, "Why is the sky blue?"]

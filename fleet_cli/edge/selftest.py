@@ -7,9 +7,12 @@ from typing import Annotated
 import typer
 
 from fleet_cli.checks import ignore_check, show_check
+from fleet_cli.errors import CommandError
 from fleet_device.checks.edge_check import EdgeCheck, Question
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.packed.target import target_tokens
+from fleet_identity.roles import probe_name
+from fleet_link.tls import certificate_name
 from fleet_runtime.settings import load_settings
 
 __all__ = ["selftest_command"]
@@ -34,7 +37,8 @@ def selftest_command(
     """Have the edge that runs verify drafts whose verdict is known, asked through the broker as a device would.
 
     It disturbs nothing: the edge goes on with its work. Exit code 0 if all is well, 1 if a check failed, 2 if the
-    configuration cannot be read. Over TLS it needs an identity of its own, of the role device.
+    configuration cannot be read. Over TLS it needs an identity of its own, of the role device, and says how to make
+    one.
     """
     settings = load_settings(
         EdgeSettings,
@@ -46,10 +50,12 @@ def selftest_command(
             "broker": {"host": host, "port": port, "ca": ca, "certificate": certificate, "key": key},
         },
     )
+    name = probe or probe_name(settings.edge)
+    _check_identity(name, settings)
     question = Question(
         fleet=settings.fleet,
         edge=settings.edge,
-        name=probe or f"probe-{settings.edge}",
+        name=name,
         broker=settings.broker,
         tokens=target_tokens(settings.target),
     )
@@ -58,3 +64,29 @@ def selftest_command(
         print(json.dumps(report.json(), ensure_ascii=False, indent=2))
     if not report.ok:
         raise typer.Exit(UNFIT)
+
+
+def _check_identity(name: str, settings: EdgeSettings) -> None:
+    """Refuse to ask under a name that is in use: a broker ends the older of two connections of one name.
+
+    Raises:
+        CommandError: The certificate, or without one the name, is the edge's own, or another's.
+    """
+    certificate = settings.broker.certificate
+    found = certificate_name(certificate)
+    if found == settings.edge:
+        ours = probe_name(settings.edge) if name == settings.edge else name
+        raise CommandError(
+            f"The certificate {certificate} is the edge's own, which would throw the running edge off the broker: "
+            f"make one for the self-test with `fleet edge enroll {ours}`, and give it with --certificate and --key."
+        )
+    if found is not None and found != name:
+        raise CommandError(
+            f"The certificate {certificate} is that of {found!r}, and the self-test asks as {name!r}: "
+            f"give the certificate of {name!r}, or --probe {found}."
+        )
+    if name == settings.edge:
+        raise CommandError(
+            f"Asking as {name!r} would throw the running edge of that name off the broker: leave --probe out, or "
+            "give another name."
+        )

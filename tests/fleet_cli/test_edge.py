@@ -1,11 +1,14 @@
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from fleet_cli.main import main
 from fleet_device.checks.edge_check import CHECKS, EdgeCheck, EdgeReport
+from fleet_identity.roles import IdentityRole
+from tests.support.tls_fleet import enrol, new_authority
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -30,6 +33,19 @@ def tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fleet_cli.edge.selftest.target_tokens", lambda _source: ["a", "b", "c", "d"])
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[EdgeCheck]:
+    """The checks that would have gone to the broker."""
+    asked = list[EdgeCheck]()
+
+    def run(check: EdgeCheck) -> EdgeReport:
+        asked.append(check)
+        return EdgeReport(check.question.edge, ())
+
+    monkeypatch.setattr(EdgeCheck, "run", run)
+    return asked
+
+
 @pytest.mark.parametrize("command", ["run", "selftest"])
 def test_a_target_that_is_not_there_is_one_sentence_and_exit_code_2(edge: Run, command: str) -> None:
     code, out, err = edge(command, "--target", "nowhere")
@@ -51,17 +67,42 @@ def test_a_selftest_without_a_broker_says_so_and_ends_with_1(edge: Run, monkeypa
 
 
 @pytest.mark.usefixtures("tokens")
-def test_a_selftest_asks_as_the_edges_probe(edge: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = list[EdgeCheck]()
-
-    def run(check: EdgeCheck) -> EdgeReport:
-        asked.append(check)
-        return EdgeReport(check.question.edge, ())
-
-    monkeypatch.setattr(EdgeCheck, "run", run)
+def test_a_selftest_asks_as_the_edges_probe(edge: Run, asked: list[EdgeCheck]) -> None:
     assert edge("selftest", "--edge", "north", "--fleet", "home")[0] == 0
     assert edge("selftest", "--probe", "other")[0] == 0
     assert [(check.question.fleet, check.question.name) for check in asked] == [
         ("home", "probe-north"),
         ("fleet", "other"),
     ]
+
+
+@pytest.mark.usefixtures("tokens")
+def test_a_selftest_with_the_edges_own_certificate_is_refused(
+    edge: Run, asked: list[EdgeCheck], tmp_path: Path
+) -> None:
+    authority = new_authority(tmp_path / "ca")
+    own = enrol(authority, "north", tmp_path, IdentityRole.EDGE)
+    config = tmp_path / "edge.toml"
+    config.write_text(
+        f'edge = "north"\n[broker]\nca = "{own.ca}"\ncertificate = "{own.certificate}"\nkey = "{own.key}"\n'
+    )
+    code, out, err = edge("selftest", "--config", str(config))
+    assert (code, out, asked) == (2, "", [])
+    assert err.count("\n") == 1
+    for said in (str(own.certificate), "fleet edge enroll probe-north", "--certificate", "--key"):
+        assert said in err
+    assert edge("selftest", "--config", str(config), "--probe", "north")[0] == 2
+    probe = enrol(authority, "probe-north", tmp_path)
+    files = ("--certificate", str(probe.certificate), "--key", str(probe.key))
+    assert edge("selftest", "--config", str(config), *files)[0] == 0
+    code, _, err = edge("selftest", "--config", str(config), *files, "--probe", "another")
+    assert code == 2
+    assert "is that of 'probe-north'" in err
+    assert [check.question.name for check in asked] == ["probe-north"]
+
+
+@pytest.mark.usefixtures("tokens")
+def test_a_selftest_under_the_edges_own_name_is_refused_without_tls_too(edge: Run, asked: list[EdgeCheck]) -> None:
+    code, _, err = edge("selftest", "--edge", "north", "--probe", "north")
+    assert (code, asked) == (2, [])
+    assert "--probe" in err

@@ -4,19 +4,20 @@ import stat
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from broker_config.errors import BrokerFilesError
 from broker_config.local import LocalBroker
-from fleet_cli.broker import app
 from fleet_cli.broker.check import check_directory
 from fleet_cli.broker.findings import Result
 from fleet_cli.broker.init import make_local_broker
 from fleet_cli.errors import CommandError
+from fleet_device.settings import DeviceSettings
+from fleet_edge.settings import EdgeSettings
 from fleet_identity.errors import IdentityError
 from fleet_link.link import publish_confirmed
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings, TlsSettings
+from fleet_runtime.settings import load_settings
 from schemas.topics import Topic, build
 from tests.support.brokers import require_mosquitto
 from tests.support.links import START_S, Inbox
@@ -75,17 +76,24 @@ def test_its_own_check_finds_nothing(made: Path) -> None:
 
 def test_no_secret_is_open_to_others(made: Path) -> None:
     keys = [*made.rglob("*.key")]
-    assert len(keys) == 6  # authority, broker, edge, monitor and two devices
+    assert len(keys) == 7  # authority, broker, edge, its probe, monitor and two devices
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
 
 
-def test_the_command_says_how_to_run_it_and_both_ends_settings(tmp_path: Path) -> None:
-    require_mosquitto()
-    folder = tmp_path / "broker"
-    done = CliRunner().invoke(app, ["init", str(folder), "--devices", "1", "--port", "18884"])
-    assert done.exit_code == 0, done.output
-    for needed in (f"-c {folder}/mosquitto.conf", "fleet edge run --config", 'device = "device-1"', "port = 18884"):
-        assert needed in done.output
+def test_every_edge_device_and_probe_has_settings_that_can_be_read(made: Path, tmp_path: Path) -> None:
+    odd = tmp_path / 'a "folder" of ours'
+    make_local_broker(odd, fleet="home", edges=["edge-1", "north"], devices=["device-1"], port=18_886)
+    for folder, edges, devices in (
+        (made, ["edge-1"], ["device-1", "device-2", "probe-edge-1"]),
+        (odd, ["edge-1", "north"], ["device-1", "probe-edge-1", "probe-north"]),
+    ):
+        assert sorted(path.stem for path in (folder / "settings").glob("*.toml")) == sorted([*edges, *devices])
+        for name in (*edges, *devices):
+            model: type[EdgeSettings | DeviceSettings] = EdgeSettings if name in edges else DeviceSettings
+            settings = load_settings(model, config=folder / "settings" / f"{name}.toml", flags={})
+            assert name == (settings.edge if isinstance(settings, EdgeSettings) else settings.device)
+            assert settings.broker.key == folder.resolve() / "identities" / f"{name}.key"
+            assert settings.broker.key.is_file()
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
@@ -115,5 +123,5 @@ def test_a_folder_that_is_no_local_broker_is_one_sentence(made: Path, tmp_path: 
     (tmp_path / "broker.toml").write_text((made / "broker.toml").read_text())
     with pytest.raises(BrokerFilesError, match=r"lacks access\.acl"):
         LocalBroker(tmp_path)
-    with pytest.raises(BrokerFilesError, match="known are device-1, device-2, edge-1, monitor"):
+    with pytest.raises(BrokerFilesError, match="known are device-1, device-2, edge-1, monitor, probe-edge-1"):
         LocalBroker(made).identity("stranger")

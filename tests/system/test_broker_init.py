@@ -1,0 +1,69 @@
+"""`fleet broker init` prints commands: run as they are printed, they make a fleet that works."""
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.brokers import require_mosquitto
+from tests.support.prepared_models import prepared
+
+pytestmark = [pytest.mark.broker, pytest.mark.models]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder that a person is in, where the models are prepared."""
+    require_mosquitto()
+    (tmp_path / "models").symlink_to(prepared("target").parent.parent)
+    return tmp_path
+
+
+def started(command: list[str], folder: Path) -> "subprocess.Popen[str]":
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env={**os.environ, "PATH": path}
+    )
+
+
+@contextmanager
+def service(command: list[str], folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    process = started(command, folder)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def run(command: list[str], folder: Path) -> str:
+    process = started(command, folder)
+    out, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, out + errors
+    return out
+
+
+def test_its_commands_run_as_printed(folder: Path) -> None:
+    made = run(["fleet", "broker", "init", "own broker", "--devices", "2", "--port", str(free_port())], folder)
+    commands = [shlex.split(line) for line in made.splitlines() if line.startswith("    ")]
+    broker, edge, selftest, generate = commands
+    assert (edge[:3], selftest[:3]) == (["fleet", "edge", "run"], ["fleet", "edge", "selftest"])
+    with ExitStack() as stack:
+        stack.enter_context(service(broker, folder))
+        running = stack.enter_context(service(edge, folder))
+        assert running.stderr is not None
+        assert any(" is online at " in line for line in running.stderr)
+        assert run(selftest, folder).count("ok ") == 4
+        assert run(generate, folder).strip()
+        assert running.poll() is None
