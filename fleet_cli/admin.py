@@ -1,8 +1,6 @@
 """`fleet admin`: reads the session log. It never writes, and looking at a database does not create one."""
 
-import re
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -10,21 +8,19 @@ import typer
 from fleet_cli import reports
 from fleet_cli.errors import CommandError
 from fleet_cli.tables import cell, print_json
+from fleet_runtime.times import read_time
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from fleet_edge.session_log import SessionLog
 
-    from sqlalchemy import Connection
-
-__all__ = ["app", "parse_time"]
+__all__ = ["app"]
 
 app = typer.Typer(name="admin", help="Read the session log: devices, sessions, rounds, totals.", no_args_is_help=True)
 
 _EVENTS: Final = 20
 _HOURS: Final = 24
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Database = Annotated[
     str, typer.Option("--db", envvar="FLEET_DB", help="sqlite:///PATH or postgresql://USER@HOST/NAME.")
@@ -37,10 +33,8 @@ _DEFAULT_DB = "sqlite:///fleet.sqlite3"
 @app.command()
 def devices(db: Database = _DEFAULT_DB, as_json: AsJson = False) -> None:
     """List the devices."""
-    with _reading(db) as connection:
-        from fleet_edge.store import queries
-
-        found = queries.devices(connection)
+    with _log(db) as log:
+        found = log.devices()
     if as_json:
         print_json(found)
     else:
@@ -52,13 +46,11 @@ def device(
     name: Annotated[str, typer.Argument(metavar="ID")], db: Database = _DEFAULT_DB, as_json: AsJson = False
 ) -> None:
     """Show one device, its latest hours, sessions and events."""
-    with _reading(db) as connection:
-        from fleet_edge.store import queries
-
-        found = queries.device(connection, name)
-        hours = queries.hours(connection, name, limit=_HOURS)
-        latest = queries.sessions(connection, queries.SessionFilter(devices=(name,)), limit=10)
-        events = queries.events_of_device(connection, name, limit=_EVENTS)
+    with _log(db) as log:
+        found = log.device(name)
+        hours = log.hours(name, limit=_HOURS)
+        latest = log.sessions(device=name, limit=10)
+        events = log.events(device=name, limit=_EVENTS)
     if as_json:
         print_json({"device": found, "hours": hours, "sessions": latest, "events": events})
     else:
@@ -80,13 +72,17 @@ def sessions(
 ) -> None:
     """List sessions, the latest first."""
     after, before = _time("--since", since), _time("--until", until)
-    with _reading(db) as connection:
-        from fleet_edge.store import queries
-
-        chosen = queries.SessionFilter(
-            devices=tuple(device or ()), edge=edge, reason=reason, mode=mode, since=after, until=before, open=only_open
+    with _log(db) as log:
+        found = log.sessions(
+            since=after,
+            until=before,
+            device=device,
+            edge=edge,
+            reason=reason,
+            mode=mode,
+            open=only_open,
+            limit=limit,
         )
-        found = queries.sessions(connection, chosen, limit=limit)
     more = f" (perhaps more: --limit {limit})" if len(found) == limit else ""
     if as_json:
         print_json(found)
@@ -102,13 +98,11 @@ def session(
     as_json: AsJson = False,
 ) -> None:
     """Show one session: what the edge counted beside what the device counted."""
-    with _reading(db) as connection:
-        from fleet_edge.store import queries
-
-        found = queries.session(connection, prefix)
-        segments = queries.segments(connection, found.session)
-        traced = queries.rounds(connection, found.session) if rounds else []
-        events = queries.events_of_session(connection, found.session, limit=_EVENTS)
+    with _log(db) as log:
+        found = log.session(prefix)
+        segments = log.segments(found.session)
+        traced = log.rounds(found.session) if rounds else []
+        events = log.events(session=found.session, limit=_EVENTS)
     if as_json:
         print_json({"session": found, "segments": segments, "events": events, **({"rounds": traced} if rounds else {})})
         return
@@ -129,59 +123,29 @@ def stats(
     after = _time("--since", since)
     if by not in {None, "device", "draft", "edge"}:
         raise CommandError(f"--by takes device, draft or edge, not {cell(by)!r}.")
-    with _reading(db) as connection:
-        from fleet_edge.store import totals
-
-        found = totals.stats(connection, since=after, by=totals.Grouping(by) if by else None)
+    with _log(db) as log:
+        found = log.stats(since=after, by=by)
     if as_json:
         print_json(found)
     else:
         reports.show_stats("Totals" if after is None else f"Totals since {cell(after)} UTC", by=by, found=found)
 
 
-def parse_time(text: str, *, now: datetime) -> datetime:
-    """Read a time given as an age (`90s`, `30m`, `2h`, `7d`) or in ISO 8601, where UTC is assumed.
-
-    Raises:
-        ValueError: It is neither, or lies outside the calendar.
-    """
-    age = re.fullmatch(r"(\d{1,9})([smhd])", text.strip())
-    try:
-        if age:
-            return now - timedelta(seconds=int(age[1]) * _UNITS[age[2]])
-        at = datetime.fromisoformat(text.strip())
-        return (at.replace(tzinfo=UTC) if at.tzinfo is None else at).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ValueError(f"{cell(text)!r} is neither an age such as 2h or 7d nor an ISO 8601 time.") from None
-
-
 def _time(option: str, text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
-        return parse_time(text, now=datetime.now(UTC))
+        return read_time(text, now=datetime.now(UTC))
     except ValueError as error:
         raise CommandError(f"{option}: {error}") from error
 
 
-@contextmanager
-def _reading(url: str) -> "Iterator[Connection]":
+def _log(url: str) -> "SessionLog":
     """Open the database; all that goes wrong with it becomes one sentence, which `fleet` prints."""
     try:
-        from sqlalchemy.exc import SQLAlchemyError
-
-        from fleet_edge.store.database import open_for_reading
-        from fleet_edge.store.errors import StoreUnavailable
+        from fleet_edge.session_log import SessionLog
     except ModuleNotFoundError as error:
         raise CommandError(
             f"The package {error.name!r} is missing; install this one with the extra 'admin'."
         ) from error
-    engine = open_for_reading(url)
-    try:
-        with engine.connect() as connection:
-            yield connection
-    except SQLAlchemyError as error:
-        # The first line: the others repeat the statement.
-        raise StoreUnavailable(f"The database could not be read: {str(error).partition(chr(10))[0]}") from error
-    finally:
-        engine.dispose()
+    return SessionLog(url)

@@ -1,7 +1,69 @@
-"""The edge: intake, scheduler, verifiers, session store, jobs and administration."""
+"""The edge: intake, scheduler, verifiers, session store, jobs and administration.
 
-import os
+The names below are what applications use; each is imported when it is first asked for, so that `import fleet_edge`
+needs neither torch nor SQLAlchemy, and reading the session log needs no torch.
+"""
 
-# Before torch is imported anywhere: OpenMP's threads otherwise spin while they wait, and where other processes want
-# the same cores, as a broker, devices or a database do, a step of tens of milliseconds takes seconds.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from typing import TYPE_CHECKING
+
+from fleet_runtime.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from fleet_edge.edge import Edge
+    from fleet_edge.errors import EdgeError
+    from fleet_edge.session_log import SessionLog
+    from fleet_edge.settings import EdgeSettings
+    from fleet_edge.store.errors import InvalidQuery, NotFound, StoreError, StoreUnavailable
+    from fleet_edge.store.views import DeviceView, EventView, HourView, RoundView, SegmentView, SessionView, Tally
+    from fleet_edge.verifiers.contract import VerifierError
+    from fleet_link.errors import ConnectFailed
+    from fleet_runtime.settings import SettingsError
+    from schemas.errors import FleetError
+
+__all__ = [
+    "ConnectFailed",
+    "DeviceView",
+    "Edge",
+    "EdgeError",
+    "EdgeSettings",
+    "EventView",
+    "FleetError",
+    "HourView",
+    "InvalidQuery",
+    "NotFound",
+    "RoundView",
+    "SegmentView",
+    "SessionLog",
+    "SessionView",
+    "SettingsError",
+    "StoreError",
+    "StoreUnavailable",
+    "Tally",
+    "VerifierError",
+]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "ConnectFailed": "fleet_link.errors",
+            "DeviceView": "fleet_edge.store.views",
+            "Edge": "fleet_edge.edge",
+            "EdgeError": "fleet_edge.errors",
+            "EdgeSettings": "fleet_edge.settings",
+            "EventView": "fleet_edge.store.views",
+            "FleetError": "schemas.errors",
+            "HourView": "fleet_edge.store.views",
+            "InvalidQuery": "fleet_edge.store.errors",
+            "NotFound": "fleet_edge.store.errors",
+            "RoundView": "fleet_edge.store.views",
+            "SegmentView": "fleet_edge.store.views",
+            "SessionLog": "fleet_edge.session_log",
+            "SessionView": "fleet_edge.store.views",
+            "SettingsError": "fleet_runtime.settings",
+            "StoreError": "fleet_edge.store.errors",
+            "StoreUnavailable": "fleet_edge.store.errors",
+            "Tally": "fleet_edge.store.views",
+            "VerifierError": "fleet_edge.verifiers.contract",
+        },
+    )

@@ -1,17 +1,14 @@
 """`fleet edge run`: the edge as a service."""
 
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fleet_edge.service import EdgeService
+from fleet_edge.edge import Edge
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.engine import parse_url, shown
-from fleet_edge.verifiers.contract import Verifier
 from fleet_runtime.settings import load_settings
 from fleet_runtime.systemd import Systemd
 
@@ -53,35 +50,18 @@ def run_command(
             "form": form,
         },
     )
+    running, unit = Edge(settings), Systemd.from_environment()
+
+    def tell() -> None:
+        online = (
+            f"Edge {settings.edge} of fleet {settings.fleet} is online at {settings.broker.host}:{settings.broker.port}"
+        )
+        info, database = running.target, shown(parse_url(settings.db))
+        _say(f"{online}: target {info.name}, {info.vocabulary}, context {info.context}, sessions in {database}.")
+        unit.ready(f"{online}.")
+
     _say(f"Loading the target model {settings.target} …")
-    service = EdgeService(settings, _load_verifier(settings))
-    stop, drain = threading.Event(), threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: stop.set())
-    signal.signal(signal.SIGTERM, lambda *_: (stop if drain.is_set() else drain).set())
-    service.start()
-    info, unit = service.verifier.info, Systemd.from_environment()
-    online = (
-        f"Edge {settings.edge} of fleet {settings.fleet} is online at {settings.broker.host}:{settings.broker.port}"
-    )
-    database = shown(parse_url(settings.db))
-    _say(f"{online}: target {info.name}, {info.vocabulary}, context {info.context}, sessions in {database}.")
-    unit.ready(f"{online}.")
-    try:
-        service.run(stop, drain=drain, on_step=unit.alive, on_end=unit.stopping)
-    finally:
-        service.stop()
-
-
-def _load_verifier(settings: EdgeSettings) -> Verifier:
-    import torch
-
-    from fleet_edge.verifiers.packed.target import load_target
-    from fleet_edge.verifiers.packed.verifier import PackedVerifier
-
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    target = load_target(settings.target, dtype=settings.dtype, device=settings.torch_device)
-    return PackedVerifier(target, budget_bytes=settings.kv_bytes)
+    running.run(on_online=tell, on_step=unit.alive, on_end=unit.stopping)
 
 
 def _say(sentence: str) -> None:

@@ -6,12 +6,13 @@
     ├── StoreUnavailable        the database does not answer now; the same call may succeed later
     ├── RecordRejected          the database answers, and will never take this record
     ├── SpoolFull               the spool is at its bound, or its disk is full
-    └── NotFound                no device or session of that name
+    ├── NotFound                no device or session of that name
+    └── InvalidQuery            a question that cannot be understood
 """
 
 from schemas.errors import FleetError
 
-__all__ = ["NotFound", "RecordRejected", "SpoolFull", "StoreError", "StoreUnavailable"]
+__all__ = ["InvalidQuery", "NotFound", "RecordRejected", "SpoolFull", "StoreError", "StoreUnavailable"]
 
 
 class StoreError(FleetError):
@@ -32,3 +33,7 @@ class SpoolFull(StoreError):  # noqa: N818
 
 class NotFound(StoreError):  # noqa: N818
     """No device or session of that name."""
+
+
+class InvalidQuery(StoreError, ValueError):  # noqa: N818
+    """A question to the log that cannot be understood: a time, a reason or a grouping that is none."""

@@ -1,1 +1,5 @@
 """Verifiers: the target model behind one small interface."""
+
+import fleet_edge.openmp  # first: what follows imports torch
+
+__all__ = ["fleet_edge"]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from fleet_cli.admin import parse_time
 from fleet_cli.main import main
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import open_store
@@ -178,14 +177,3 @@ def test_a_table_that_vanished_is_one_sentence(admin: Run, url: str) -> None:
     assert code == 2
     assert "The database could not be read" in complaint
     assert complaint.count("\n") == 1
-
-
-def test_times_are_ages_or_iso_8601_in_utc() -> None:
-    assert parse_time("90s", now=START) == after(-90)
-    assert parse_time("2h", now=START) == after(-7200)
-    assert parse_time("7d", now=START) == START - timedelta(days=7)
-    assert parse_time("2026-03-04T10:30", now=after(5)) == START
-    assert parse_time("2026-03-04T12:30+02:00", now=after(5)) == START
-    for wrong in ("", "2", "h", "-2h", "2h30m", "2026-13-01"):
-        with pytest.raises(ValueError, match="neither an age"):
-            parse_time(wrong, now=START)

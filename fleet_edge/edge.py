@@ -1,0 +1,203 @@
+"""Edge: verifies a fleet's drafts with a large language model, as one object.
+
+::
+
+    from fleet_edge import Edge
+
+    Edge.from_config("edge.toml").run()
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Final, Self
+
+from fleet_edge.errors import EdgeError
+from fleet_edge.service import EdgeService
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.contract import TargetInfo, Verifier
+from fleet_link.link import Link
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import LinkSettings
+from fleet_runtime.settings import load_settings
+
+__all__ = ["CONFIG_VARIABLE", "Edge"]
+
+CONFIG_VARIABLE: Final = "FLEET_EDGE_CONFIG"
+"""Environment variable that names the TOML file."""
+
+
+class Edge:
+    """An edge: `run` it until it is told to stop, or use it as a context manager, which runs it on a thread.
+
+    An `Edge` runs once; make another one to run again.
+
+    Args:
+        settings: The configuration.
+        verifier: The target model; loaded as the settings say if left out.
+        make_link: Makes the link to the broker.
+
+    Attributes:
+        settings: The configuration.
+    """
+
+    def __init__(
+        self,
+        settings: EdgeSettings,
+        *,
+        verifier: Verifier | None = None,
+        make_link: Callable[[LinkSettings], Link] = PahoLink,
+    ) -> None:
+        self.settings = settings
+        self._verifier = verifier
+        self._make_link = make_link
+        self._service: EdgeService | None = None
+        self._begun = threading.Lock()
+        self._stop = threading.Event()
+        self._drain = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    @classmethod
+    def from_config(cls, path: str | os.PathLike[str] | None = None, **settings: object) -> Self:
+        """Return an edge as a TOML file, the environment and the arguments configure it.
+
+        Args:
+            path: TOML file; without it the environment variable `FLEET_EDGE_CONFIG` may name one.
+            settings: Settings by name, before those of the file; a section is a mapping:
+                `broker={"host": "10.0.0.1"}`.
+
+        Raises:
+            SettingsError: The file cannot be read, or a setting cannot work.
+        """
+        path = path or os.environ.get(CONFIG_VARIABLE)
+        return cls(load_settings(EdgeSettings, config=Path(path) if path else None, flags=settings))
+
+    @property
+    def target(self) -> TargetInfo:
+        """The target model, once it is loaded.
+
+        Raises:
+            EdgeError: It is not.
+        """
+        if self._verifier is None:
+            raise EdgeError("The edge has not loaded its target model yet; run it first.")
+        return self._verifier.info
+
+    def run(
+        self,
+        *,
+        on_online: Callable[[], None] = lambda: None,
+        on_step: Callable[[], None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Load the target model, connect, and verify until told to stop, by `stop` or a signal.
+
+        On the main thread SIGTERM lets open sessions end first, as `drain` does; SIGINT does not, nor does a second
+        SIGTERM. What is open then goes on at another edge, or at this one when it is back.
+
+        Args:
+            on_online: Called when the edge takes sessions.
+            on_step: Called after every step of the loop, at least ten times a second.
+            on_end: Called once, when the end begins.
+
+        Raises:
+            VerifierError: The target model cannot be loaded.
+            StoreError: The session log cannot be opened.
+            ConnectFailed: The broker cannot be reached.
+            EdgeError: The edge has been run before.
+        """
+        service = self._start()
+        try:
+            with self._signals():
+                on_online()
+                service.run(self._stop, drain=self._drain, on_step=on_step, on_end=on_end)
+        finally:
+            service.stop()
+
+    def drain(self) -> None:
+        """Take no new sessions, and end when the open ones have, or `drain_s` seconds later. From any thread."""
+        self._drain.set()
+
+    def stop(self) -> None:
+        """End at once; what is open is handed over. From any thread."""
+        self._stop.set()
+
+    def __enter__(self) -> Self:
+        """Load the target model and connect; verify on a thread. Raises what `run` raises."""
+        service = self._start()
+        self._thread = threading.Thread(target=self._verify, args=(service,), name="edge")
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop, and raise what has ended the edge before, if something has."""
+        self.stop()
+        assert self._thread is not None
+        self._thread.join()
+        if self._failure is not None and error is None:
+            raise self._failure
+
+    def _start(self) -> EdgeService:
+        if not self._begun.acquire(blocking=False):
+            raise EdgeError("This edge has been run already; make another one to run it again.")
+        if self._verifier is None:
+            self._verifier = load_verifier(self.settings)
+        service = EdgeService(self.settings, self._verifier, make_link=self._make_link)
+        service.start()
+        return service
+
+    def _verify(self, service: EdgeService) -> None:
+        try:
+            try:
+                service.run(self._stop, drain=self._drain)
+            finally:
+                service.stop()
+        except BaseException as error:  # noqa: BLE001 - raised again where the edge is left
+            self._failure = error
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let SIGINT stop, and SIGTERM drain; on another thread than the main one Python has no signals."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def interrupt(_signal: int, _frame: FrameType | None) -> None:
+            self.stop()
+
+        def terminate(_signal: int, _frame: FrameType | None) -> None:
+            (self.stop if self._drain.is_set() else self.drain)()
+
+        before = {
+            signal.SIGINT: signal.signal(signal.SIGINT, interrupt),
+            signal.SIGTERM: signal.signal(signal.SIGTERM, terminate),
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def load_verifier(settings: EdgeSettings) -> Verifier:
+    """Return the target model that the settings name, loaded.
+
+    Raises:
+        VerifierError: It cannot be loaded.
+    """
+    import torch  # noqa: PLC0415 - only where a model is loaded
+
+    from fleet_edge.verifiers.packed.target import load_target  # noqa: PLC0415
+    from fleet_edge.verifiers.packed.verifier import PackedVerifier  # noqa: PLC0415
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    target = load_target(settings.target, dtype=settings.dtype, device=settings.torch_device)
+    return PackedVerifier(target, budget_bytes=settings.kv_bytes)

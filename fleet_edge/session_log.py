@@ -1,0 +1,216 @@
+"""SessionLog: reads what devices, edges and sessions did, from the database that the edges write.
+
+::
+
+    from fleet_edge import SessionLog
+
+    for session in SessionLog("sqlite:///fleet.sqlite3").sessions(since="2h", device="gateway-7"):
+        print(session.session, session.counted.acceptance)
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from types import TracebackType
+from typing import Self, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from fleet_edge.store import queries, totals
+from fleet_edge.store.database import open_for_reading
+from fleet_edge.store.errors import InvalidQuery, StoreUnavailable
+from fleet_edge.store.views import DeviceView, EventView, HourView, RoundView, SegmentView, SessionView, Tally
+from fleet_runtime.times import read_time
+from schemas.policy import Mode
+from schemas.reasons import EndReason
+
+__all__ = ["SessionLog", "Time"]
+
+Time = str | datetime | timedelta
+"""An age (`"90s"`, `"30m"`, `"2h"`, `"7d"`, a timedelta) or a time (ISO 8601, a datetime; UTC is assumed)."""
+
+E = TypeVar("E", bound=StrEnum)
+
+
+class SessionLog:
+    """A session log, open to read: nothing is written, created or migrated. May be used by several threads.
+
+    Close it, use it as a context manager, or drop it.
+
+    Every method raises `StoreUnavailable` if the database does not answer.
+
+    Args:
+        url: `sqlite:///PATH` or `postgresql://USER[:PASSWORD]@HOST/NAME`.
+        now: The wall clock (aware), from which ages are counted back.
+
+    Raises:
+        StoreUnavailable: The database does not exist or cannot be opened.
+        StoreError: The URL is wrong, the driver is missing, or the tables are missing or of another version.
+    """
+
+    def __init__(self, url: str, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._now = now
+        self._engine = open_for_reading(url)
+        weakref.finalize(self, self._engine.dispose)  # for whoever asks one question and drops the log
+
+    def sessions(
+        self,
+        *,
+        since: Time | None = None,
+        until: Time | None = None,
+        device: str | Sequence[str] | None = None,
+        edge: str | None = None,
+        reason: EndReason | str | None = None,
+        mode: Mode | str | None = None,
+        open: bool = False,  # noqa: A002 - as the log says it
+        limit: int = 100,
+    ) -> list[SessionView]:
+        """Return sessions, the latest opened first; what is left out admits all.
+
+        Args:
+            since: Opened at or after.
+            until: Opened before.
+            device: Of this device, or of one of these.
+            edge: Served, at least once, by this edge.
+            reason: Ended so.
+            mode: Verified so.
+            open: True for those that have not ended.
+            limit: At most so many.
+
+        Raises:
+            InvalidQuery: A time, a reason or a mode is none, or the limit is below 1.
+        """
+        if limit < 1:
+            raise InvalidQuery(f"The limit is {limit}; it must be at least 1.")
+        chosen = queries.SessionFilter(
+            devices=(device,) if isinstance(device, str) else tuple(device or ()),
+            edge=edge,
+            reason=_member(EndReason, reason),
+            mode=_member(Mode, mode),
+            since=self._time("since", since),
+            until=self._time("until", until),
+            open=open,
+        )
+        with self._reading() as connection:
+            return queries.sessions(connection, chosen, limit=limit)
+
+    def session(self, session: str) -> SessionView:
+        """Return one session.
+
+        Args:
+            session: Its id, or enough of its beginning.
+
+        Raises:
+            NotFound: There is none.
+            StoreError: There are several.
+        """
+        with self._reading() as connection:
+            return queries.session(connection, session)
+
+    def segments(self, session: str) -> list[SegmentView]:
+        """Return a session's stays at edges, in order. Raises what `session` raises."""
+        with self._reading() as connection:
+            return queries.segments(connection, queries.session(connection, session).session)
+
+    def rounds(self, session: str) -> list[RoundView]:
+        """Return a session's verdicts, in order; none unless it was traced. Raises what `session` raises."""
+        with self._reading() as connection:
+            return queries.rounds(connection, queries.session(connection, session).session)
+
+    def devices(self) -> list[DeviceView]:
+        """Return all devices, by name."""
+        with self._reading() as connection:
+            return queries.devices(connection)
+
+    def device(self, name: str) -> DeviceView:
+        """Return one device.
+
+        Raises:
+            NotFound: There is none of that name.
+        """
+        with self._reading() as connection:
+            return queries.device(connection, name)
+
+    def hours(self, device: str, *, limit: int = 24) -> list[HourView]:
+        """Return what a device did in each hour, the latest first."""
+        with self._reading() as connection:
+            return queries.hours(connection, device, limit=limit)
+
+    def events(self, *, device: str | None = None, session: str | None = None, limit: int = 20) -> list[EventView]:
+        """Return refusals, faults and restarts of a device or of a session, the latest first.
+
+        Args:
+            device: Of this device.
+            session: Of this session, by its id or enough of its beginning.
+            limit: At most so many.
+
+        Raises:
+            InvalidQuery: Neither is given, or both are.
+            NotFound: There is no such session.
+            StoreError: There are several.
+        """
+        if (device is None) == (session is None):
+            raise InvalidQuery("Events are those of a device or of a session; name one of them.")
+        with self._reading() as connection:
+            if device is not None:
+                return queries.events_of_device(connection, device, limit=limit)
+            assert session is not None
+            found = queries.session(connection, session)
+            return queries.events_of_session(connection, found.session, limit=limit)
+
+    def stats(self, *, since: Time | None = None, by: str | None = None) -> dict[str, Tally]:
+        """Add up what the edges counted.
+
+        Args:
+            since: Of segments opened at or after.
+            by: `device`, `draft` or `edge` adds up separately.
+
+        Returns:
+            A tally by name, the most tokens first; without `by` the one name `all`.
+
+        Raises:
+            InvalidQuery: The time is none, or `by` is something else.
+        """
+        grouping, after = _member(totals.Grouping, by), self._time("since", since)
+        with self._reading() as connection:
+            return totals.stats(connection, since=after, by=grouping)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _time(self, name: str, value: Time | None) -> datetime | None:
+        try:
+            return None if value is None else read_time(value, now=self._now())
+        except ValueError as error:
+            raise InvalidQuery(f"{name}: {error}") from None
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            # The first line: the others repeat the statement.
+            raise StoreUnavailable(f"The database could not be read: {str(error).partition(chr(10))[0]}") from error
+
+
+def _member(kind: type[E], value: str | None) -> E | None:
+    if value is None:
+        return None
+    try:
+        return kind(value)
+    except ValueError:
+        known = ", ".join(sorted(kind))
+        raise InvalidQuery(f"There is no {value[:40]!r} to choose by; there are {known}.") from None

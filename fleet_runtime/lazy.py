@@ -1,0 +1,28 @@
+"""Lazy imports: a package's public names, each imported from its module when it is first asked for.
+
+`import fleet_device` stays cheap, and needs nothing that only some of its names need.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+
+__all__ = ["lazy_names"]
+
+
+def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """Return a package's `__getattr__` and `__dir__`.
+
+    Args:
+        package: The package's name, for the error.
+        modules: The module that each public name is defined in.
+    """
+
+    def get(name: str) -> object:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(modules[name]), name)
+
+    def list_names() -> list[str]:
+        return sorted(modules)
+
+    return get, list_names

@@ -1,0 +1,150 @@
+"""The edge as applications have it: one object that runs on the main thread, on another one, or in a `with` block."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from fleet_edge import Edge, EdgeError, EdgeSettings
+from fleet_edge.verifiers.scripted import ScriptedVerifier
+from fleet_link.errors import ConnectFailed
+from fleet_link.settings import LinkSettings
+from fleet_runtime.settings import SettingsError
+from fleet_testing.memory_broker import MemoryBroker
+from fleet_testing.memory_link import MemoryLink
+from schemas.control import EdgeState, Presence, decode_json
+from schemas.topics import Topic, build
+from tests.support.memory_fleet import END, FLEET, TARGET
+from tests.support.waiting import until
+
+
+class Place:
+    """A broker in memory and what an edge needs beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.broker = MemoryBroker()
+
+    def edge(self) -> Edge:
+        settings = EdgeSettings.model_validate(
+            {"fleet": FLEET, "db": f"sqlite:///{self.folder / 'log.sqlite3'}", "spool": self.folder / "spool"}
+        )
+        verifier = ScriptedVerifier(TARGET, TARGET.words, context=256, budget_tokens=1 << 20, end_tokens=(END,))
+        return Edge(settings, verifier=verifier, make_link=self.link)
+
+    def link(self, link: LinkSettings) -> MemoryLink:
+        return MemoryLink(self.broker, link.client_id, will=link.will)
+
+    @property
+    def presence(self) -> Presence | None:
+        kept = self.broker.retained(build(Topic.EDGE_STATE, fleet=FLEET, edge="edge-1"))
+        return None if kept is None else decode_json(EdgeState, kept).presence
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_in_a_with_block_the_edge_is_online_and_afterwards_it_is_not(place: Place) -> None:
+    with place.broker.running(), place.edge() as edge:
+        until(lambda: place.presence is Presence.ONLINE)
+        assert edge.target.name == "scripted"
+    place.broker.pump()
+    assert place.presence is Presence.OFFLINE
+    assert not [thread for thread in threading.enumerate() if thread.name == "edge"]
+
+
+def test_on_a_thread_it_runs_until_it_is_stopped_from_another_one(place: Place) -> None:
+    edge, told = place.edge(), list[str]()
+    thread = threading.Thread(
+        target=lambda: edge.run(on_online=lambda: told.append("online"), on_end=lambda: told.append("end"))
+    )
+    with place.broker.running():
+        thread.start()
+        until(lambda: place.presence is Presence.ONLINE)
+        edge.stop()
+        thread.join(10.0)
+    assert not thread.is_alive()
+    assert told == ["online", "end"]
+
+
+def test_a_stop_before_it_runs_counts(place: Place) -> None:
+    edge = place.edge()
+    edge.stop()
+    with place.broker.running():
+        edge.run()
+    assert place.presence is Presence.OFFLINE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_on_the_main_thread_signals_end_it_and_are_given_back(place: Place, number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with place.broker.running():
+        place.edge().run(on_online=lambda: os.kill(os.getpid(), number))
+    assert signal.getsignal(number) is before
+    assert place.presence is Presence.OFFLINE
+
+
+def test_an_edge_runs_once(place: Place) -> None:
+    edge = place.edge()
+    with place.broker.running():
+        with edge:
+            pass
+        with pytest.raises(EdgeError, match="make another one"):
+            edge.run()
+
+
+def test_what_ends_it_on_its_thread_is_raised_where_it_is_left(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("the loop has failed")
+
+    monkeypatch.setattr("fleet_edge.service.EdgeService.run", fail)
+    with place.broker.running(), pytest.raises(RuntimeError, match="the loop has failed"), place.edge():
+        pass
+    assert place.presence is Presence.OFFLINE
+
+
+def test_without_a_broker_it_does_not_begin(place: Place) -> None:
+    place.broker.up = False
+    with pytest.raises(ConnectFailed), place.edge():
+        pass
+    with pytest.raises(ConnectFailed):
+        place.edge().run()
+
+
+def test_before_it_runs_it_has_no_target_unless_it_was_given_one(place: Place) -> None:
+    with pytest.raises(EdgeError, match="not loaded"):
+        _ = Edge(EdgeSettings()).target
+    assert place.edge().target.name == "scripted"
+
+
+def test_it_is_configured_by_a_file_the_environment_and_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "edge.toml"
+    config.write_text('fleet = "home"\nedge = "north"\nmax_draft = 3\n[broker]\nport = 2000\n')
+    monkeypatch.setenv("FLEET_EDGE_MAX_DRAFT", "5")
+    edge = Edge.from_config(config, edge="south", broker={"host": "10.0.0.1"})
+    settings = edge.settings
+    assert (settings.fleet, settings.edge, settings.max_draft) == ("home", "south", 5)
+    assert (settings.broker.host, settings.broker.port) == ("10.0.0.1", 2000)
+    monkeypatch.setenv("FLEET_EDGE_CONFIG", str(config))
+    assert Edge.from_config().settings.edge == "north"
+
+
+def test_a_mistyped_setting_is_an_error_of_settings(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="max_drafts"):
+        Edge.from_config(max_drafts=3)
+    with pytest.raises(SettingsError, match="cannot be read"):
+        Edge.from_config(tmp_path / "none.toml")
+
+
+def test_importing_the_edge_loads_neither_torch_nor_sqlalchemy() -> None:
+    code = "import sys, fleet_edge; print({'torch', 'sqlalchemy', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

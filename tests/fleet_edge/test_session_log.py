@@ -1,0 +1,132 @@
+"""The session log as programs read it; what the queries return is tested with the queries."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from fleet_edge import InvalidQuery, NotFound, SessionLog, StoreError, StoreUnavailable
+from fleet_edge.store import housekeeping
+from fleet_edge.store.database import open_store
+from fleet_edge.store.records import segment_number
+from schemas.policy import Mode
+from schemas.reasons import EndReason
+from tests.fleet_edge.store import samples
+from tests.fleet_edge.store.samples import SESSION, START, after
+
+LATER = "ff00000000000001"
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """Return a database with an ended session and, an hour later, an open one."""
+    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
+    at = START + timedelta(hours=1)
+    other = {"session": LATER, "segment": segment_number(at)}
+    with open_store(url) as store:
+        store.apply(
+            [
+                samples.device_seen(),
+                samples.opened(),
+                samples.progress(),
+                samples.judged(),
+                samples.closed(),
+                samples.event(),
+                samples.opened(**other, device="sensor-2", mode=Mode.COUPLED, at=at),
+            ]
+        )
+        housekeeping.roll_up(store.engine, since=START, now=after(60))
+    return url
+
+
+@pytest.fixture
+def log(url: str) -> SessionLog:
+    return SessionLog(url, now=lambda: START + timedelta(hours=1, minutes=1))
+
+
+def found(log: SessionLog, **chosen: object) -> list[str]:
+    return [session.session for session in log.sessions(**chosen)]  # type: ignore[arg-type]
+
+
+def test_sessions_are_chosen_by_what_is_asked_for(log: SessionLog) -> None:
+    assert found(log) == [LATER, SESSION]
+    assert found(log, limit=1) == [LATER]
+    assert found(log, device="sensor-2") == found(log, open=True) == found(log, mode="coupled") == [LATER]
+    assert found(log, device=["sensor-1", "sensor-2"]) == [LATER, SESSION]
+    assert found(log, reason=EndReason.STOP) == found(log, reason="stop")
+    assert found(log, edge="nowhere") == []
+
+
+@pytest.mark.parametrize("since", ["30m", timedelta(minutes=30), START + timedelta(minutes=31)])
+def test_a_time_may_be_an_age_or_a_point(log: SessionLog, since: object) -> None:
+    assert found(log, since=since) == [LATER]
+    assert found(log, until=since) == [SESSION]
+
+
+def test_one_session_is_found_by_its_beginning_with_all_that_belongs_to_it(log: SessionLog) -> None:
+    prefix = SESSION[:6]
+    assert log.session(prefix).session == SESSION
+    assert [segment.edge for segment in log.segments(prefix)] == [log.session(SESSION).edge]
+    assert len(log.rounds(prefix)) == 1
+    assert log.events(session=prefix) == log.events(session=SESSION)
+    with pytest.raises(NotFound, match="There is no session 12"):
+        log.rounds("12")
+
+
+def test_devices_their_hours_and_their_events(log: SessionLog) -> None:
+    assert [device.device for device in log.devices()] == ["sensor-1", "sensor-2"]
+    assert log.device("sensor-1").sessions == 1
+    assert [hour.counted.sessions for hour in log.hours("sensor-1")] == [1]
+    assert isinstance(log.events(device="sensor-1"), list)
+    with pytest.raises(NotFound, match="There is no device 'sensor-9'"):
+        log.device("sensor-9")
+
+
+def test_totals_whole_or_by_name(log: SessionLog) -> None:
+    assert list(log.stats()) == ["all"]
+    assert set(log.stats(by="device")) == {"sensor-1", "sensor-2"}
+    assert set(log.stats(by="device", since="30m")) == {"sensor-2"}
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda log: log.sessions(since="yesterday"),
+        lambda log: log.sessions(until="2026-13-01"),
+        lambda log: log.sessions(reason="bored"),
+        lambda log: log.sessions(mode="greedy"),
+        lambda log: log.sessions(limit=0),
+        lambda log: log.stats(by="country"),
+        lambda log: log.stats(since=""),
+        lambda log: log.events(),
+        lambda log: log.events(device="sensor-1", session=SESSION),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_answered_in_a_sentence(
+    log: SessionLog, ask: Callable[[SessionLog], object]
+) -> None:
+    with pytest.raises(InvalidQuery) as caught:
+        ask(log)
+    assert isinstance(caught.value, ValueError)
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_log_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match="There is no database at"):
+        SessionLog(f"sqlite:///{tmp_path / 'none.sqlite3'}")
+    with pytest.raises(StoreError, match="cannot be read"):
+        SessionLog("nonsense")
+    assert not list(tmp_path.iterdir())
+
+
+def test_reading_needs_no_torch(url: str) -> None:
+    code = (
+        "import sys; from fleet_edge import SessionLog\n"
+        f"with SessionLog({url!r}) as log: print(len(log.sessions()), {{'torch', 'alembic'}} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 set()"
