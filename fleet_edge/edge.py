@@ -20,6 +20,7 @@ from fleet_edge.errors import EdgeError
 from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import TargetInfo, Verifier
+from fleet_edge.verifiers.packed.source import check_source
 from fleet_link.link import Link
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
@@ -192,6 +193,7 @@ def load_verifier(settings: EdgeSettings) -> Verifier:
     Raises:
         VerifierError: It cannot be loaded.
     """
+    check_source(settings.target)  # before transformers is imported, which takes seconds
     import torch  # noqa: PLC0415 - only where a model is loaded
 
     from fleet_edge.verifiers.packed.target import load_target  # noqa: PLC0415

@@ -10,7 +10,7 @@ from fleet_cli.checks import ignore_check, show_check
 from fleet_cli.errors import CommandError
 from fleet_device.checks.edge_check import EdgeCheck, Question
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.packed.target import target_tokens
+from fleet_edge.verifiers.packed.source import check_source
 from fleet_identity.roles import probe_name
 from fleet_link.tls import certificate_name
 from fleet_runtime.settings import load_settings
@@ -52,12 +52,13 @@ def selftest_command(
     )
     name = probe or probe_name(settings.edge)
     _check_identity(name, settings)
+    check_source(settings.target)  # before transformers is imported, which takes seconds
     question = Question(
         fleet=settings.fleet,
         edge=settings.edge,
         name=name,
         broker=settings.broker,
-        tokens=target_tokens(settings.target),
+        tokens=_tokens(settings.target),
     )
     report = EdgeCheck(question, on_check=ignore_check if as_json else show_check).run()
     if as_json:
@@ -90,3 +91,9 @@ def _check_identity(name: str, settings: EdgeSettings) -> None:
             f"Asking as {name!r} would throw the running edge of that name off the broker: leave --probe out, or "
             "give another name."
         )
+
+
+def _tokens(target: str) -> list[str]:
+    from fleet_edge.verifiers.packed.target import target_tokens
+
+    return target_tokens(target)

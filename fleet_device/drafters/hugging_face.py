@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, list_repo_files
+from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
 )
 
 from fleet_device.drafters.contract import ModelNotFound
+from fleet_runtime.hub import hub_access, hub_name
 
 __all__ = ["HuggingFace"]
 
@@ -23,18 +24,25 @@ class HuggingFace:
     """The client of `model_source`, which turns each failure into a sentence."""
 
     def files(self, repository: str) -> Sequence[str]:
-        """Return the names of a repository's files; needs the network."""
+        """Return the names of a repository's files; while the hub cannot be reached, of those in the local cache."""
         try:
-            return list(list_repo_files(repository))
+            with hub_access() as reachable:
+                return list(list_repo_files(repository)) if reachable else _cached_files(repository)
         except Exception as error:
             raise _sentence(repository, None, error) from error
 
     def fetch(self, repository: str, file: str) -> Path:
         """Return a file's path in the local cache, downloading it if need be."""
         try:
-            return Path(hf_hub_download(repository, file))
+            with hub_access():
+                return Path(hf_hub_download(repository, file))
         except Exception as error:
             raise _sentence(repository, file, error) from error
+
+
+def _cached_files(repository: str) -> list[str]:
+    folder = Path(snapshot_download(repository, local_files_only=True))
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def _sentence(repository: str, file: str | None, error: Exception) -> ModelNotFound:
@@ -49,7 +57,7 @@ def _sentence(repository: str, file: str | None, error: Exception) -> ModelNotFo
         # Not in the cache, and no network to fetch it from: a kind of EntryNotFoundError, so it comes first.
         case LocalEntryNotFoundError() | OfflineModeIsEnabled():
             text = (
-                f"The model {repository} is not in the local cache and cannot be fetched offline; "
+                f"The model {repository} is not in the local cache, and {hub_name()} cannot be reached; "
                 "connect once, or copy the GGUF here and name its path."
             )
         case EntryNotFoundError():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 import transformers
@@ -16,13 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.architecture import context_of
 from fleet_edge.verifiers.packed.precision import resolve_dtype
+from fleet_edge.verifiers.packed.source import check_folder, check_gguf, check_repository, is_gguf
 from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens, unpadded
+from fleet_runtime.hub import hub_access
 from schemas.vocabulary import Vocabulary
 
 __all__ = ["Target", "load_target", "target_tokens"]
-
-_WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
-_GGUF_MAGIC: Final = b"GGUF"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +76,7 @@ def load_target(source: str | Path, *, dtype: str = "auto", device: str = "cpu")
     with _quiet():
         if path.is_dir():
             model, tokens = _from_folder(path, number)
-        elif path.is_file() or path.suffix.lower() == ".gguf":
+        elif is_gguf(path):
             model, tokens = _from_gguf(path, number)
         else:
             model, tokens = _from_repository(str(source), number)
@@ -101,53 +100,34 @@ def target_tokens(source: str | Path) -> list[str]:
     path = Path(source).expanduser()
     with _quiet():
         if path.is_dir():
-            _check_folder(path)
+            check_folder(path)
             tokens = repository_tokens(str(path))
-        elif path.is_file() or path.suffix.lower() == ".gguf":
-            _check_gguf(path)
+        elif is_gguf(path):
+            check_gguf(path)
             tokens = gguf_tokens(path)
         else:
-            _check_repository(str(source))
-            _check_architecture(str(source))
-            tokens = repository_tokens(str(source))
+            check_repository(str(source))
+            with hub_access():
+                _check_architecture(str(source))
+                tokens = repository_tokens(str(source))
     return unpadded(tokens)
 
 
 def _from_folder(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    _check_folder(path)
+    check_folder(path)
     return _load(str(path), dtype)
 
 
 def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    _check_gguf(path)
+    check_gguf(path)
     tokens = gguf_tokens(path)
     return _weights(str(path.parent), dtype, gguf_file=path.name), tokens
 
 
 def _from_repository(name: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    _check_repository(name)
-    return _load(name, dtype)
-
-
-def _check_folder(path: Path) -> None:
-    if not (path / "config.json").is_file():
-        raise UnsupportedModel(f"The folder {path} has no config.json; give a folder that holds a whole model.")
-    if not any(any(path.glob(pattern)) for pattern in _WEIGHTS):
-        raise UnsupportedModel(f"The folder {path} has no weights; put the model's *.safetensors files there.")
-
-
-def _check_gguf(path: Path) -> None:
-    if not path.is_file():
-        raise VerifierError(f"There is no file {path}; check the target model's path.")
-    with path.open("rb") as file:
-        if file.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
-            raise UnsupportedModel(f"The file {path} is not a GGUF; give a GGUF, a folder or a repository id.")
-
-
-def _check_repository(name: str) -> None:
-    owner, _, rest = name.partition("/")
-    if not owner or not rest or "/" in rest or name.startswith((".", "~")):
-        raise VerifierError(f"There is no folder or file {name}; check the target model's path.")
+    check_repository(name)
+    with hub_access():
+        return _load(name, dtype)
 
 
 def _load(name: str, dtype: torch.dtype) -> tuple[Any, list[str]]:

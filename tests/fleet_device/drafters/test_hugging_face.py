@@ -1,5 +1,7 @@
 """Each failure of the Hugging Face client is a sentence that says what to do."""
 
+from pathlib import Path
+
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
@@ -29,6 +31,7 @@ def test_failures_are_sentences(monkeypatch: pytest.MonkeyPatch, error: Exceptio
     def fail(*_: str) -> None:
         raise error
 
+    monkeypatch.setattr("fleet_runtime.hub.is_reachable", lambda: True)
     monkeypatch.setattr(hugging_face, "hf_hub_download", fail)
     monkeypatch.setattr(hugging_face, "list_repo_files", fail)
     for call in (lambda: HuggingFace().fetch("owner/name", "x.gguf"), lambda: HuggingFace().files("owner/name")):
@@ -41,10 +44,23 @@ def test_failures_are_sentences(monkeypatch: pytest.MonkeyPatch, error: Exceptio
 def test_offline_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelNotFound, match="cannot be fetched offline"):
+    with pytest.raises(ModelNotFound, match=r"not in the local cache, and huggingface\.co cannot be reached"):
         HuggingFace().fetch("owner/name", "x.gguf")
-    with pytest.raises(ModelNotFound, match="cannot be fetched offline"):
+    with pytest.raises(ModelNotFound, match=r"not in the local cache, and huggingface\.co cannot be reached"):
         HuggingFace().files("owner/name")
+
+
+def test_offline_the_cache_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    (repository / "snapshots" / "abc" / "gguf").mkdir(parents=True)
+    model = repository / "snapshots" / "abc" / "gguf" / "x.gguf"
+    model.write_text("a model")
+    assert HuggingFace().files("owner/name") == ["gguf/x.gguf"]
+    assert HuggingFace().fetch("owner/name", "gguf/x.gguf") == model
 
 
 def test_a_name_that_is_none_is_a_sentence() -> None:

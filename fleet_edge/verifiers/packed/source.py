@@ -1,0 +1,79 @@
+"""Where a target model is: a folder, a GGUF or a repository, checked before anything is loaded, libraries included."""
+
+from pathlib import Path
+from typing import Final
+
+from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
+from fleet_runtime.hub import hub_name, is_cached, is_reachable
+
+__all__ = ["check_folder", "check_gguf", "check_repository", "check_source", "is_gguf"]
+
+_CONFIG: Final = "config.json"
+_WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
+_GGUF_MAGIC: Final = b"GGUF"
+
+
+def check_source(source: str | Path) -> None:
+    """Check that there is a target model to load, as far as a glance at the files tells.
+
+    Args:
+        source: A folder in the layout of transformers, the path of a GGUF, or a repository id (`owner/name`).
+
+    Raises:
+        UnsupportedModel: The files are not those of a model.
+        VerifierError: There is no such model, or it is neither in the local cache nor can it be fetched.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        check_folder(path)
+    elif is_gguf(path):
+        check_gguf(path)
+    else:
+        check_repository(str(source))
+
+
+def is_gguf(path: Path) -> bool:
+    """Return whether a path, by what is there or by its name, means a GGUF."""
+    return path.is_file() or path.suffix.lower() == ".gguf"
+
+
+def check_folder(path: Path) -> None:
+    """Check that a folder holds a model: configuration and weights.
+
+    Raises:
+        UnsupportedModel: It does not.
+    """
+    if not (path / _CONFIG).is_file():
+        raise UnsupportedModel(f"The folder {path} has no config.json; give a folder that holds a whole model.")
+    if not any(any(path.glob(pattern)) for pattern in _WEIGHTS):
+        raise UnsupportedModel(f"The folder {path} has no weights; put the model's *.safetensors files there.")
+
+
+def check_gguf(path: Path) -> None:
+    """Check that a file is a GGUF.
+
+    Raises:
+        UnsupportedModel: It is something else.
+        VerifierError: There is no such file.
+    """
+    if not path.is_file():
+        raise VerifierError(f"There is no file {path}; check the target model's path.")
+    with path.open("rb") as file:
+        if file.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
+            raise UnsupportedModel(f"The file {path} is not a GGUF; give a GGUF, a folder or a repository id.")
+
+
+def check_repository(name: str) -> None:
+    """Check that a name can be a repository's, and that the hub can be asked where the local cache has none of it.
+
+    Raises:
+        VerifierError: It cannot, or the hub cannot be reached.
+    """
+    owner, _, rest = name.partition("/")
+    if not owner or not rest or "/" in rest or name.startswith((".", "~")):
+        raise VerifierError(f"There is no folder or file {name}; check the target model's path.")
+    if not is_cached(name, _CONFIG) and not is_reachable():
+        raise VerifierError(
+            f"The target model {name} is no folder or file, is not in the local cache, and {hub_name()} cannot be "
+            "reached; correct the path, connect once, or copy the model here."
+        )

@@ -1,0 +1,95 @@
+"""Access to the Hugging Face hub: asked once whether it is there, and never with the client's retries if it is not.
+
+Needs the package huggingface_hub, so import it only where a model is named by its repository.
+"""
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+__all__ = ["hub_access", "hub_name", "is_cached", "is_reachable"]
+
+_WAIT_S: Final = 2.5  # name resolution and connection together; a hub that is there answers in tenths of a second
+_ADDRESS_S: Final = 1.0  # of one address: where IPv6 leads nowhere, the next one is tried
+_PORTS: Final = {"http": 80, "https": 443}
+
+Connect = Callable[[str, int], None]
+
+
+def hub_name() -> str:
+    """Return the hub's host, for a sentence."""
+    return urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
+
+
+def is_cached(repository: str, file: str) -> bool:
+    """Return whether a file of a repository is in the local cache."""
+    try:
+        return isinstance(try_to_load_from_cache(repository, file), str)
+    except HFValidationError:
+        return False
+
+
+def is_reachable(*, connect: Connect | None = None, wait_s: float = _WAIT_S) -> bool:
+    """Return whether the hub, or the proxy that leads to it, takes connections.
+
+    Args:
+        connect: Opens and closes a connection to host and port, or raises OSError.
+        wait_s: Longest wait, name resolution included, for which the system has no limit of its own.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return False
+    place = _way_to(urlsplit(constants.ENDPOINT))
+    host, port = place.hostname, place.port or _PORTS.get(place.scheme)
+    if host is None or port is None:
+        return True  # nothing that can be tried: let the client say what is wrong
+    answered = threading.Event()
+
+    def attempt() -> None:
+        try:
+            (connect or _connect)(host, port)
+        except OSError:
+            failed.set()
+        finally:
+            answered.set()
+
+    failed = threading.Event()
+    threading.Thread(target=attempt, name="hub", daemon=True).start()
+    return answered.wait(wait_s) and not failed.is_set()
+
+
+@contextmanager
+def hub_access() -> Iterator[bool]:
+    """Let the hub's client work, from the local cache alone while the hub cannot be reached; yield whether it can.
+
+    The client's warnings are left out: what has failed is said once, by whoever asked.
+    """
+    reachable = is_reachable()
+    offline, logger = constants.HF_HUB_OFFLINE, logging.getLogger("huggingface_hub")
+    level = logger.level
+    constants.HF_HUB_OFFLINE = offline or not reachable
+    logger.setLevel(logging.ERROR)
+    try:
+        yield reachable
+    finally:
+        logger.setLevel(level)
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _way_to(endpoint: SplitResult) -> SplitResult:
+    proxies = getproxies()
+    proxy = proxies.get(endpoint.scheme) or proxies.get("all")
+    if not proxy or (endpoint.hostname and proxy_bypass(endpoint.hostname)):
+        return endpoint
+    return urlsplit(proxy if "//" in proxy else f"http://{proxy}")
+
+
+def _connect(host: str, port: int) -> None:
+    socket.create_connection((host, port), timeout=_ADDRESS_S).close()

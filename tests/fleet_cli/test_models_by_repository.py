@@ -1,0 +1,38 @@
+"""Where the hub cannot be reached, a model named by its repository costs one sentence, said at once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Nothing listens at port 1: whoever asks is refused at once, and the client would ask six times.
+NO_HUB = "http://127.0.0.1:1"
+
+
+def fleet(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    environment |= {"HF_ENDPOINT": NO_HUB, "HF_HOME": str(folder)}
+    command = [sys.executable, "-m", "fleet_cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["device", "generate", "--model", "owner/small-GGUF:small.gguf", "Why?"],
+        ["device", "generate", "--model", "owner/small-GGUF:*.gguf", "Why?"],
+        ["edge", "run", "--target", "owner/large"],
+        ["edge", "selftest", "--target", "owner/large"],
+    ],
+    ids=lambda words: " ".join(words[:4]),
+)
+def test_one_sentence_and_no_attempts(arguments: list[str], tmp_path: Path) -> None:
+    done = fleet(tmp_path, *arguments)
+    *before, last = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert last.startswith("fleet: ")
+    assert "owner/" in last
+    assert "127.0.0.1" in last
+    assert [line for line in before if not line.startswith("Loading the target model")] == []
