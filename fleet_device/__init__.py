@@ -1,1 +1,86 @@
-"""The device: drafter, session, pacing, agent and the local API."""
+"""The device: drafter, session, pacing, agent and the local API.
+
+The names below are what applications use; each is imported when it is first asked for, so that `import fleet_device`
+needs neither llama.cpp nor a web server.
+"""
+
+from typing import TYPE_CHECKING
+
+from fleet_runtime.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from fleet_device.device import Device
+    from fleet_device.drafters.contract import DrafterError, ModelNotFound
+    from fleet_device.errors import (
+        DeviceClosed,
+        DeviceError,
+        EdgeUnavailable,
+        InvalidRequest,
+        PromptTooLong,
+        ProtocolViolation,
+        SessionFailed,
+        SessionRefused,
+        TextCancelled,
+    )
+    from fleet_device.settings import DeviceSettings
+    from fleet_device.texts.chat import ChatError, ChatMessage
+    from fleet_device.texts.generate import GeneratedText
+    from fleet_device.texts.prompt import Prompt, TextOptions
+    from fleet_device.texts.stream import TextStream
+    from fleet_link.errors import ConnectFailed
+    from fleet_runtime.settings import SettingsError
+    from schemas.errors import FleetError
+
+__all__ = [
+    "ChatError",
+    "ChatMessage",
+    "ConnectFailed",
+    "Device",
+    "DeviceClosed",
+    "DeviceError",
+    "DeviceSettings",
+    "DrafterError",
+    "EdgeUnavailable",
+    "FleetError",
+    "GeneratedText",
+    "InvalidRequest",
+    "ModelNotFound",
+    "Prompt",
+    "PromptTooLong",
+    "ProtocolViolation",
+    "SessionFailed",
+    "SessionRefused",
+    "SettingsError",
+    "TextCancelled",
+    "TextOptions",
+    "TextStream",
+]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "ChatError": "fleet_device.texts.chat",
+            "ChatMessage": "fleet_device.texts.chat",
+            "ConnectFailed": "fleet_link.errors",
+            "Device": "fleet_device.device",
+            "DeviceClosed": "fleet_device.errors",
+            "DeviceError": "fleet_device.errors",
+            "DeviceSettings": "fleet_device.settings",
+            "DrafterError": "fleet_device.drafters.contract",
+            "EdgeUnavailable": "fleet_device.errors",
+            "FleetError": "schemas.errors",
+            "GeneratedText": "fleet_device.texts.generate",
+            "InvalidRequest": "fleet_device.errors",
+            "ModelNotFound": "fleet_device.drafters.contract",
+            "Prompt": "fleet_device.texts.prompt",
+            "PromptTooLong": "fleet_device.errors",
+            "ProtocolViolation": "fleet_device.errors",
+            "SessionFailed": "fleet_device.errors",
+            "SessionRefused": "fleet_device.errors",
+            "SettingsError": "fleet_runtime.settings",
+            "TextCancelled": "fleet_device.errors",
+            "TextOptions": "fleet_device.texts.prompt",
+            "TextStream": "fleet_device.texts.stream",
+        },
+    )

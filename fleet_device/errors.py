@@ -7,9 +7,11 @@
     ├── EdgeUnavailable         no edge answers
     ├── SessionRefused          the edge declined the Open
     ├── SessionFailed           the session cannot go on
+    ├── InvalidRequest          a prompt or an option that cannot be used
     ├── PromptTooLong           the draft model has no room for it
     ├── TextQueueFull           too many texts are waiting
     ├── TextCancelled           given up before its end
+    ├── DeviceClosed            the device is not open
     └── ProtocolViolation       the edge answered something that no correct edge answers
 
     DrafterError (fleet_device.drafters.contract) stands beside it: the draft model's own failures.
@@ -20,8 +22,10 @@ from schemas.reasons import RefusalCode
 
 __all__ = [
     "ConfigurationError",
+    "DeviceClosed",
     "DeviceError",
     "EdgeUnavailable",
+    "InvalidRequest",
     "PromptTooLong",
     "ProtocolViolation",
     "SessionFailed",
@@ -63,6 +67,10 @@ class ProtocolViolation(DeviceError):  # noqa: N818
     """The edge answered something that no correct edge answers."""
 
 
+class InvalidRequest(DeviceError, ValueError):  # noqa: N818
+    """A prompt or an option that cannot be used."""
+
+
 class PromptTooLong(DeviceError):  # noqa: N818
     """The draft model has no room for the prompt and a text."""
 
@@ -81,3 +89,7 @@ class TextQueueFull(DeviceError):  # noqa: N818
 
 class TextCancelled(DeviceError):  # noqa: N818
     """A text was given up before its end: its reader has gone, or the device shuts down."""
+
+
+class DeviceClosed(DeviceError):  # noqa: N818
+    """The device is not open."""

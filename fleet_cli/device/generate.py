@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -13,11 +12,9 @@ import typer
 
 from fleet_cli.device.options import with_settings
 from fleet_cli.errors import CommandError
-from fleet_device.drafters.registry import load_drafter
-from fleet_device.service import DeviceService
+from fleet_device.device import Device
 from fleet_device.settings import DeviceSettings
-from fleet_device.texts.chat import ChatMessage, encode_chat
-from fleet_device.texts.generate import GeneratedText, GenerateRequest
+from fleet_device.texts.generate import GeneratedText
 from schemas.reasons import EndReason
 
 __all__ = ["generate_command"]
@@ -66,26 +63,14 @@ def _write(
     settings: DeviceSettings, asked: str, *, raw: bool, stop: tuple[str, ...], show: Callable[[dict[str, Any]], None]
 ) -> tuple[GeneratedText, int]:
     """Write the text; return it with the vocabulary's size."""
-    cancelled = threading.Event()
-    with DeviceService(settings, load_drafter(settings)) as service:
-        codec = service.drafter.codec
-        ids = codec.encode(asked) if raw else encode_chat(codec, [ChatMessage("user", asked)])
-        order = GenerateRequest(tuple(ids), settings.policy(), settings.max_new_tokens, stop)
-
-        def give_up() -> None:
-            cancelled.set()
-            service.agent.wake()
-
-        with _interrupt(give_up):
-            if not service.edges.wait_online(_EDGE_S):
-                _say(f"No edge of fleet {settings.fleet!r} is online; waiting {settings.open_s:.0f} s for one …")
-            show({"event": "start", "prompt_tokens": len(ids), "seed": order.policy.seed})
-            text = service.write(
-                order,
-                on_piece=lambda piece, tokens: show({"event": "tokens", "number": tokens, "text": piece}),
-                cancelled=cancelled,
-            )
-        return text, service.drafter.vocabulary.size
+    with Device(settings) as device, device.stream(asked, raw=raw, stop=stop) as stream, _interrupt(stream.cancel):
+        if not device.wait_for_edge(_EDGE_S):
+            _say(f"No edge of fleet {settings.fleet!r} is online; waiting {settings.open_s:.0f} s for one …")
+        request = stream.request()
+        show({"event": "start", "prompt_tokens": len(request.prompt), "seed": request.policy.seed})
+        for piece in stream.pieces():
+            show({"event": "tokens", "number": piece.tokens, "text": piece.text})
+        return stream.result(), device.drafter.vocabulary.size
 
 
 @contextmanager

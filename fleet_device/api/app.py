@@ -126,6 +126,8 @@ class _Api:
         loop, events = asyncio.get_running_loop(), Events()
 
         def listen(each: Piece | GeneratedText | Failed) -> None:
+            if isinstance(each, Piece) and not each.text:
+                return  # a chunk without text would tell the client nothing
             loop.call_soon_threadsafe(events.put_nowait, each)
 
         ticket = self.backend.submit(lambda codec: asked.order(codec, self.settings), listen)

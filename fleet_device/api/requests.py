@@ -9,10 +9,11 @@ from fleet_device.api.problems import ApiProblem
 from fleet_device.api.unsupported import supported
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.settings import DeviceSettings
-from fleet_device.texts.chat import ChatMessage, encode_chat
+from fleet_device.texts.chat import ChatMessage
 from fleet_device.texts.generate import GenerateRequest
+from fleet_device.texts.prompt import Prompt, prepare_request
 from schemas.bounds import MAX_TOKENS
-from schemas.policy import MAX_SEED, Mode, SamplingPolicy
+from schemas.policy import MAX_SEED, Mode
 
 __all__ = ["ChatRequest", "CompletionRequest", "TextRequest", "read_request"]
 
@@ -130,26 +131,26 @@ class TextRequest(_Model):
         Raises:
             DrafterError: The prompt cannot be made into tokens.
         """
-        given = {
-            "mode": self.mode,
-            "temperature": self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "seed": self.seed,
-        }
-        policy: SamplingPolicy = defaults.policy().model_copy(
-            update={name: value for name, value in given.items() if value is not None}
-        )
-        limit = self.token_limit or defaults.max_new_tokens
-        return GenerateRequest(tuple(self.prompt_tokens(codec)), policy, limit, self.stop or ())
+        return prepare_request(
+            self.text_prompt(),
+            defaults,
+            raw=True,
+            max_new_tokens=self.token_limit,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            mode=self.mode,
+            seed=self.seed,
+            stop=self.stop,
+        )(codec)
 
     @property
     def token_limit(self) -> int | None:
         """Most tokens to write."""
         return self.max_tokens
 
-    def prompt_tokens(self, codec: TextCodec) -> list[int]:
-        """Return the prompt's token ids."""
+    def text_prompt(self) -> Prompt:
+        """Return what is to be continued or answered."""
         raise NotImplementedError
 
 
@@ -171,11 +172,10 @@ class ChatRequest(TextRequest):
         """Most tokens to write, under its new name or its old one."""
         return self.max_completion_tokens or self.max_tokens
 
-    def prompt_tokens(self, codec: TextCodec) -> list[int]:
-        """Render the messages with the model's chat template."""
+    def text_prompt(self) -> Prompt:
+        """Return the messages, for the model's chat template."""
         roles = {"developer": "system"}  # the newer name of the same role
-        messages = [ChatMessage(roles.get(each.role, each.role), each.content) for each in self.messages]
-        return encode_chat(codec, messages)
+        return [ChatMessage(roles.get(each.role, each.role), each.content) for each in self.messages]
 
 
 class CompletionRequest(TextRequest):
@@ -183,9 +183,9 @@ class CompletionRequest(TextRequest):
 
     prompt: Annotated[str | tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_prompt)]
 
-    def prompt_tokens(self, codec: TextCodec) -> list[int]:
-        """Tokenize the prompt, unless it comes as tokens."""
-        return codec.encode(self.prompt) if isinstance(self.prompt, str) else list(self.prompt)
+    def text_prompt(self) -> Prompt:
+        """Return the text, or its token ids."""
+        return self.prompt
 
 
 def read_request(model: type[R], body: bytes) -> R:

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 
 from fleet_device.drafters.contract import TextCodec
 
-__all__ = ["TextStream"]
+__all__ = ["Detokenizer"]
 
 
-class TextStream:
+class Detokenizer:
     """Decodes a growing text.
 
     Bytes that cannot become valid UTF-8 any more come out as U+FFFD, so that the text always goes on. The bytes of a

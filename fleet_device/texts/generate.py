@@ -8,7 +8,7 @@ from typing import Protocol
 from fleet_device.client.agent import Generation
 from fleet_device.drafters.contract import Drafter
 from fleet_device.errors import PromptTooLong
-from fleet_device.texts.decoding import TextStream
+from fleet_device.texts.decoding import Detokenizer
 from fleet_device.texts.stop_strings import StopStrings
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
@@ -72,6 +72,31 @@ class GeneratedText:
         """How it ended, as the application sees it."""
         return EndReason.STOP if self.stopped else self.generation.reason
 
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The text's token ids, those of a stop string included."""
+        return self.generation.tokens
+
+    @property
+    def session(self) -> str:
+        """The session's id, as the session log has it: 16 hexadecimal characters."""
+        return self.generation.session.hex()
+
+    @property
+    def seed(self) -> int:
+        """The seed: in mode `coupled` it gives the same text again."""
+        return self.order.policy.seed
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of the tested draft tokens that the large model accepted; None if none was tested."""
+        return self.generation.counters.acceptance
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens per second from asking the edge to the end; 0 of a text that took no time."""
+        return len(self.tokens) / (self.generation.wall_ms / 1e3) if self.generation.wall_ms else 0.0
+
 
 def generate_text(
     agent: TextGenerator,
@@ -100,7 +125,7 @@ def generate_text(
             f"The prompt has {len(order.prompt)} tokens; the draft model holds {drafter.context} with the text. "
             "Shorten it, or raise the setting 'context'."
         )
-    stream, stops, pieces = TextStream(drafter.codec), StopStrings(order.stop), list[str]()
+    stream, stops, pieces = Detokenizer(drafter.codec), StopStrings(order.stop), list[str]()
 
     def on_tokens(tokens: Sequence[int]) -> bool:
         piece = stops.feed(stream.feed(tokens))

@@ -26,16 +26,28 @@ _LATEST_WEIGHT: Final = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """More text. Never empty."""
+    """More text.
+
+    Attributes:
+        text: Empty if the tokens complete no text that can be given out yet.
+        tokens: How many are behind it.
+    """
 
     text: str
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """There will be no (more) text."""
+    """There will be no (more) text.
+
+    Attributes:
+        error: Why.
+        text: What was written, if the text was given up while it was.
+    """
 
     error: Exception
+    text: GeneratedText | None = None
 
 
 Listener = Callable[[Piece | GeneratedText | Failed], None]
@@ -70,7 +82,7 @@ class TextQueue:
     Args:
         write: Writes one text.
         wake: Makes a `write` under way look at its `cancelled`.
-        waiting: Most texts that wait.
+        waiting: Most texts that wait; None is no bound.
         clock: Monotonic seconds.
         on_idle: Told when the queue is closed and all of it is done.
     """
@@ -80,7 +92,7 @@ class TextQueue:
         write: GenerateText,
         *,
         wake: Callable[[], None],
-        waiting: int,
+        waiting: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_idle: Callable[[], None] = lambda: None,
     ) -> None:
@@ -133,7 +145,7 @@ class TextQueue:
         with self._changed:
             if self._closed:
                 raise TextCancelled("The device is shutting down and takes no new texts.")
-            if len(self._waiting) >= self._most + (self._current is None):
+            if self._most is not None and len(self._waiting) >= self._most + (self._current is None):
                 raise TextQueueFull(self._most, retry_after_s=self._retry_after_s())
             self._waiting.append(ticket)
             self._changed.notify_all()
@@ -191,9 +203,8 @@ class TextQueue:
         self._on_idle()
 
     def _serve(self, ticket: Ticket) -> None:
-        def on_piece(piece: str, _tokens: int) -> None:
-            if piece:
-                ticket.tell(Piece(piece))
+        def on_piece(piece: str, tokens: int) -> None:
+            ticket.tell(Piece(piece, tokens))
 
         try:
             text = self._write(ticket.prepare(), on_piece, ticket.cancelled)
@@ -202,7 +213,7 @@ class TextQueue:
                 _log.exception("A text failed for a reason that should not be possible.")
             ticket.tell(Failed(error))
         else:
-            ticket.tell(text if not ticket.cancelled.is_set() else Failed(TextCancelled(_GONE)))
+            ticket.tell(text if not ticket.cancelled.is_set() else Failed(TextCancelled(_GONE), text))
         if not ticket.cancelled.is_set():
             self._learn(self._clock() - self._started)
 

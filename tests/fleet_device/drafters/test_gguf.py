@@ -7,7 +7,7 @@ import pytest
 
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.gguf import GgufModel
-from fleet_device.texts.decoding import TextStream
+from fleet_device.texts.decoding import Detokenizer
 from schemas.vocabulary import Vocabulary
 from tests.support.prepared_models import prepared
 from tests.support.tiny_gguf import CHAT_TEMPLATE, END, PADDING, tiny_gguf, tiny_words
@@ -73,18 +73,18 @@ def test_the_chat_template_is_the_file_s(model: GgufModel) -> None:
 
 def test_a_stream_never_gives_half_a_character(model: GgufModel) -> None:
     text = "é東😀 the"
-    stream = TextStream(model)
+    stream = Detokenizer(model)
     parts = [stream.feed([token]) for token in model.encode(text)]
     assert "".join(parts) == text
     assert all("\ufffd" not in part for part in parts)
 
 
 def test_a_character_that_never_gets_whole_is_not_given(model: GgufModel) -> None:
-    assert TextStream(model).feed([*model.encode("a"), *model.encode("😀")[:3]]) == "a"
+    assert Detokenizer(model).feed([*model.encode("a"), *model.encode("😀")[:3]]) == "a"
 
 
 def test_a_broken_character_does_not_hold_up_the_text(model: GgufModel) -> None:
-    stream = TextStream(model)
+    stream = Detokenizer(model)
     assert stream.feed([*model.encode("😀")[:2], *model.encode("a")]) == "\ufffda"
 
 

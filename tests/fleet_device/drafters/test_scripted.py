@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
-from fleet_device.texts.decoding import TextStream
+from fleet_device.texts.decoding import Detokenizer
 from fleet_testing.markov import MarkovScript
 from schemas.policy import SamplingPolicy
 
@@ -49,7 +49,7 @@ def test_nonsense_is_said() -> None:
 def test_words_survive_the_round_trip() -> None:
     codec = WordCodec(WORDS, (0,))
     assert codec.encode("a b end") == [1, 2, 0]
-    assert TextStream(codec).feed([1, 2, 0]) == "a b end "
+    assert Detokenizer(codec).feed([1, 2, 0]) == "a b end "
     assert codec.special_text("eos") == ""
     assert codec.chat_template is None
 

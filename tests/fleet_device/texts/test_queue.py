@@ -60,7 +60,7 @@ def failure(events: Events) -> Exception:
 def test_a_text_comes_in_pieces_and_then_whole(make: Make) -> None:
     events = Events()
     make(ScriptedAgent()).submit(lambda: ORDER, events.put)
-    assert [take(events), take(events)] == [Piece("t1 t2 "), Piece("t3 ")]
+    assert [take(events), take(events)] == [Piece("t1 t2 ", 2), Piece("t3 ", 1)]
     text = take(events)
     assert isinstance(text, GeneratedText)
     assert text.text == "t1 t2 t3 "

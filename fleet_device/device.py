@@ -1,0 +1,197 @@
+"""Device: writes texts with a fleet's large language model, as one object.
+
+::
+
+    from fleet_device import Device
+
+    with Device.from_config("device.toml") as device:
+        print(device.generate("Why is the sky blue?").text)
+        for piece in device.stream("Tell me a story."):
+            print(piece, end="")
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, Unpack
+
+from fleet_device.drafters.contract import Drafter
+from fleet_device.drafters.registry import load_drafter
+from fleet_device.errors import DeviceClosed
+from fleet_device.service import DeviceService
+from fleet_device.settings import DeviceSettings
+from fleet_device.texts.generate import GeneratedText
+from fleet_device.texts.prompt import Prompt, TextOptions, prepare_request
+from fleet_device.texts.queue import TextQueue
+from fleet_device.texts.stream import TextStream
+from fleet_link.link import Link
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import LinkSettings
+from fleet_runtime.settings import load_settings
+
+__all__ = ["CONFIG_VARIABLE", "Device"]
+
+CONFIG_VARIABLE: Final = "FLEET_DEVICE_CONFIG"
+"""Environment variable that names the TOML file."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """What an open device consists of."""
+
+    service: DeviceService
+    texts: TextQueue
+
+
+class Device:
+    """A device of a fleet. Use it as a context manager, or `open` it and `close` it.
+
+    Several threads may use it; it writes one text at a time, in the order in which they were asked for.
+
+    Args:
+        settings: The configuration.
+        load: Loads the draft model.
+        make_link: Makes the link to the broker.
+
+    Attributes:
+        settings: The configuration.
+    """
+
+    def __init__(
+        self,
+        settings: DeviceSettings,
+        *,
+        load: Callable[[DeviceSettings], Drafter] = load_drafter,
+        make_link: Callable[[LinkSettings], Link] = PahoLink,
+    ) -> None:
+        self.settings = settings
+        self._load = load
+        self._make_link = make_link
+        self._changing = threading.Lock()
+        self._open: _Open | None = None
+
+    @classmethod
+    def from_config(cls, path: str | os.PathLike[str] | None = None, **settings: object) -> Self:
+        """Return a device as a TOML file, the environment and the arguments configure it; not open yet.
+
+        Args:
+            path: TOML file; without it the environment variable `FLEET_DEVICE_CONFIG` may name one.
+            settings: Settings by name, before those of the file; a section is a mapping:
+                `broker={"host": "10.0.0.1"}`.
+
+        Raises:
+            SettingsError: The file cannot be read, or a setting cannot work.
+        """
+        path = path or os.environ.get(CONFIG_VARIABLE)
+        return cls(load_settings(DeviceSettings, config=Path(path) if path else None, flags=settings))
+
+    def open(self) -> None:
+        """Load the draft model, connect, and say that this device is online. Idempotent.
+
+        Raises:
+            ModelNotFound: There is no such draft model.
+            DrafterError: It cannot be loaded.
+            ConnectFailed: The broker cannot be reached.
+        """
+        with self._changing:
+            if self._open is not None:
+                return
+            drafter = self._load(self.settings)
+            try:
+                service = DeviceService(self.settings, drafter, self._make_link)
+            except BaseException:
+                drafter.close()
+                raise
+            service.start()
+            texts = TextQueue(
+                lambda request, on_piece, cancelled: service.write(request, on_piece=on_piece, cancelled=cancelled),
+                wake=service.agent.wake,
+            )
+            texts.start()
+            self._open = _Open(service, texts)
+
+    def close(self) -> None:
+        """Give up what is not written yet, say goodbye, and release everything. Idempotent."""
+        with self._changing:
+            if (closing := self._open) is None:
+                return
+            self._open = None
+            closing.texts.abandon()
+            closing.texts.join()
+            closing.service.stop()
+
+    def generate(self, prompt: Prompt, **options: Unpack[TextOptions]) -> GeneratedText:
+        """Write a text, and return it when it is whole.
+
+        A broker or an edge that goes away meanwhile does not end it: the device resumes as soon as one is back, for up
+        to `resume_s` seconds.
+
+        Args:
+            prompt: A text, the messages of a chat, or token ids.
+            options: See `TextOptions`; what is left out is as the settings say.
+
+        Raises:
+            InvalidRequest: The prompt or an option cannot be used.
+            EdgeUnavailable: No edge answers within `open_s` seconds.
+            SessionRefused: The edge declined the text; `code` says why.
+            SessionFailed: The text could not be brought to its end.
+            ProtocolViolation: The edge answered something that no correct edge answers.
+            PromptTooLong: The draft model has no room for the prompt.
+            ChatError: The draft model has no chat template (`raw=True` needs none), or it declines the messages.
+            DrafterError: The draft model failed.
+            DeviceClosed: The device is not open.
+            TextCancelled: It was closed meanwhile.
+        """
+        with self.stream(prompt, **options) as stream:
+            return stream.result()
+
+    def stream(self, prompt: Prompt, **options: Unpack[TextOptions]) -> TextStream:
+        """Begin to write a text, and return an iterator over its pieces as they are verified.
+
+        Leaving the loop, or closing the stream, gives the text up.
+
+        Args:
+            prompt: A text, the messages of a chat, or token ids.
+            options: See `TextOptions`; what is left out is as the settings say.
+
+        Raises:
+            InvalidRequest: The prompt or an option cannot be used.
+            DeviceClosed: The device is not open.
+        """
+        encode = prepare_request(prompt, self.settings, **options)
+        opened = self._require_open()
+        return TextStream(opened.texts, lambda: encode(opened.service.drafter.codec))
+
+    def wait_for_edge(self, timeout_s: float) -> bool:
+        """Return whether an edge of the fleet is online; wait for one at most `timeout_s` seconds.
+
+        Raises:
+            DeviceClosed: The device is not open.
+        """
+        return self._require_open().service.edges.wait_online(timeout_s)
+
+    @property
+    def drafter(self) -> Drafter:
+        """The draft model: its name, its vocabulary and its context.
+
+        Raises:
+            DeviceClosed: The device is not open.
+        """
+        return self._require_open().service.drafter
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _require_open(self) -> _Open:
+        if (opened := self._open) is None:
+            raise DeviceClosed("The device is not open; use it in a `with` statement, or open it first.")
+        return opened

@@ -1,0 +1,126 @@
+"""Prompts and options: from a text, a chat or token ids, to the request for a text."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypedDict, Unpack
+
+from pydantic import ValidationError
+
+from fleet_device.drafters.contract import TextCodec
+from fleet_device.errors import InvalidRequest
+from fleet_device.settings import DeviceSettings
+from fleet_device.texts.chat import ChatMessage, encode_chat
+from fleet_device.texts.generate import GenerateRequest
+from schemas.bounds import MAX_TOKENS
+from schemas.policy import Mode, SamplingPolicy
+
+__all__ = ["Prompt", "TextOptions", "prepare_request"]
+
+Prompt = str | Sequence[ChatMessage | Mapping[str, str]] | Sequence[int]
+"""A text, the messages of a chat (`{"role": "user", "content": "…"}`), or token ids."""
+
+_SAMPLING: Final = ("mode", "temperature", "top_k", "top_p", "seed")
+
+
+class TextOptions(TypedDict, total=False):
+    """Options of a text. What is left out, or None, is as the device's settings say.
+
+    Attributes:
+        raw: Continue a prompt of text as it is; otherwise it is a user's message, for the draft model's chat template.
+        max_new_tokens: Most tokens to write.
+        temperature: 0 is greedy: the large model's likeliest token, always.
+        top_k: Tokens kept; 0 keeps all.
+        top_p: Mass kept; 1 keeps all.
+        mode: How drafts are verified: `residual` or `coupled`.
+        seed: 0 to 2^64 - 1; random for each text if neither this nor the setting is given.
+        stop: A string, or several, before the first of which the text ends.
+    """
+
+    raw: bool
+    max_new_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    mode: Mode | str | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+
+
+def prepare_request(
+    prompt: Prompt, defaults: DeviceSettings, **options: Unpack[TextOptions]
+) -> Callable[[TextCodec], GenerateRequest]:
+    """Check what is asked for, and return what makes it a request with token ids.
+
+    The two are apart since a vocabulary serves one text at a time: a mistake is told at once, and the prompt is encoded
+    when the text's turn has come.
+
+    Args:
+        prompt: See `Prompt`.
+        defaults: For the options that are left out.
+        options: See `TextOptions`.
+
+    Returns:
+        A function of the draft model's codec. It raises `ChatError` if the model has no chat template, or if that fails
+        or declines the messages.
+
+    Raises:
+        InvalidRequest: The prompt or an option cannot be used.
+    """
+    if unknown := sorted(set(options) - TextOptions.__annotations__.keys()):
+        raise InvalidRequest(f"There is no option {unknown[0]!r}; there are {', '.join(TextOptions.__annotations__)}.")
+    encode = _encoder(prompt, raw=options.get("raw", False))
+    policy, stop = _policy(defaults, options), _stops(options.get("stop"))
+    limit = options.get("max_new_tokens")
+    most = defaults.max_new_tokens if limit is None else _limit(limit)
+    return lambda codec: GenerateRequest(tuple(encode(codec)), policy, most, stop)
+
+
+def _encoder(prompt: object, *, raw: bool) -> Callable[[TextCodec], Sequence[int]]:
+    if isinstance(prompt, str):
+        return (lambda codec: codec.encode(prompt)) if raw else _chat_encoder([ChatMessage("user", prompt)])
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
+        raise InvalidRequest(
+            f"The prompt is a {type(prompt).__name__}; give a text, a list of chat messages, or a list of token ids."
+        )
+    if all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in prompt):
+        ids = tuple(prompt)
+        return lambda _codec: ids
+    return _chat_encoder([_message(each) for each in prompt])
+
+
+def _chat_encoder(messages: Sequence[ChatMessage]) -> Callable[[TextCodec], Sequence[int]]:
+    return lambda codec: encode_chat(codec, messages)
+
+
+def _message(message: object) -> ChatMessage:
+    if isinstance(message, ChatMessage):
+        return message
+    if isinstance(message, Mapping) and set(message) == {"role", "content"}:
+        role, content = message["role"], message["content"]
+        if isinstance(role, str) and isinstance(content, str):
+            return ChatMessage(role, content)
+    raise InvalidRequest(
+        'A chat message cannot be used: give ChatMessage(role, content), or {"role": "user", "content": "…"}.'
+    )
+
+
+def _policy(defaults: DeviceSettings, options: TextOptions) -> SamplingPolicy:
+    given: dict[str, Any] = dict(options)
+    chosen = {name: given[name] for name in _SAMPLING if given.get(name) is not None}
+    try:
+        return SamplingPolicy.model_validate({**defaults.policy().model_dump(), **chosen})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InvalidRequest(f"The option {first['loc'][0]!r} cannot be used: {first['msg']}.") from None
+
+
+def _limit(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS:
+        return value
+    raise InvalidRequest(f"The option 'max_new_tokens' cannot be used: it is a number from 0 to {MAX_TOKENS}.")
+
+
+def _stops(value: object) -> tuple[str, ...]:
+    stops = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else ()
+    if (value is not None and not isinstance(value, Sequence)) or not all(isinstance(s, str) and s for s in stops):
+        raise InvalidRequest("The option 'stop' cannot be used: it is a string or several, none of them empty.")
+    return stops

@@ -1,0 +1,233 @@
+"""The device as applications have it: one object, over the memory broker and a scripted edge."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet_device import (
+    ChatMessage,
+    ConnectFailed,
+    Device,
+    DeviceClosed,
+    EdgeUnavailable,
+    GeneratedText,
+    InvalidRequest,
+    SettingsError,
+    TextCancelled,
+)
+from fleet_testing.memory_link import MemoryLink
+from schemas.control import DeviceState, Presence, decode_json
+from schemas.reasons import EndReason
+from schemas.topics import Topic, build
+from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, settings
+from tests.support.memory_fleet import FLEET, MemoryFleet
+from tests.support.waiting import until
+
+COUPLED: Any = {"mode": "coupled", "temperature": 0.8, "top_k": 5, "top_p": 0.93}
+LONG = 40  # tokens; seed 6 writes a text that does not end by itself
+STATE = build(Topic.STATE, fleet=FLEET, device="device-1")
+
+
+def made(fleet: MemoryFleet, drafter: TalkingDrafter | None = None, **given: Any) -> Device:
+    return Device(
+        settings(**given),
+        load=lambda _settings: drafter or TalkingDrafter(),
+        make_link=lambda link: MemoryLink(fleet.broker, link.client_id, will=link.will),
+    )
+
+
+@contextmanager
+def at_home(**given: Any) -> Iterator[tuple[Device, MemoryFleet]]:
+    """Open a device beside an edge at work."""
+    fleet = MemoryFleet()
+    announce_edge(fleet)
+    with at_work(fleet), made(fleet, **given) as device:
+        yield device, fleet
+
+
+def presence(fleet: MemoryFleet) -> Presence | None:
+    kept = fleet.broker.retained(STATE)
+    return None if kept is None else decode_json(DeviceState, kept).presence
+
+
+def test_a_text_is_written_and_tells_of_itself() -> None:
+    with at_home() as (device, _):
+        text = device.generate("t1 t2", raw=True, max_new_tokens=LONG, seed=6, **COUPLED)
+    assert isinstance(text, GeneratedText)
+    assert text.text.split() == [f"t{token}" for token in text.tokens]
+    assert (len(text.tokens), text.reason, text.seed) == (LONG, EndReason.LENGTH, 6)
+    assert len(text.session) == 16
+    assert text.acceptance is not None
+    assert text.tokens_per_s > 0
+
+
+def test_text_chat_and_tokens_are_the_same_prompt() -> None:
+    with at_home() as (device, _):
+        prompts: list[Any] = [
+            "t1",
+            [{"role": "user", "content": "t1"}],
+            [ChatMessage("user", "t1")],
+            device.drafter.codec.encode("user: t1 "),
+        ]
+        texts = [device.generate(prompt, seed=6, max_new_tokens=8, **COUPLED) for prompt in prompts]
+    assert len({text.tokens for text in texts}) == 1
+
+
+def test_a_stream_is_the_text_in_pieces() -> None:
+    with at_home() as (device, _):
+        stream = device.stream("t1 t2", raw=True, max_new_tokens=LONG, seed=6, **COUPLED)
+        pieces = list(stream)
+        whole = device.generate("t1 t2", raw=True, max_new_tokens=LONG, seed=6, **COUPLED)
+    assert len(pieces) > 1
+    assert "".join(pieces) == stream.result().text == whole.text
+
+
+def test_leaving_a_stream_closes_its_session_and_the_next_text_is_written() -> None:
+    with at_home() as (device, fleet):
+        for _ in device.stream("t1 t2", raw=True, max_new_tokens=4000, seed=6, **COUPLED):
+            break
+        until(lambda: len(fleet.edge.sessions) == 0)
+        assert device.generate("t1", max_new_tokens=4).tokens
+        until(lambda: len(fleet.edge.sessions) == 0)
+
+
+def test_an_interrupt_closes_the_session_and_is_raised() -> None:
+    with at_home() as (device, fleet):
+
+        def interrupt() -> None:
+            until(lambda: len(fleet.edge.sessions) == 1)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            device.generate("t1 t2", raw=True, max_new_tokens=4000, seed=6, **COUPLED)
+        thread.join(10.0)
+        until(lambda: len(fleet.edge.sessions) == 0)
+
+
+def test_several_threads_write_one_text_after_the_other() -> None:
+    texts: list[GeneratedText] = []
+    with at_home() as (device, _):
+
+        def write(seed: int) -> None:
+            texts.append(device.generate("t1 t2", raw=True, max_new_tokens=12, seed=seed, **COUPLED))
+
+        threads = [threading.Thread(target=write, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30.0)
+        alone = {seed: device.generate("t1 t2", raw=True, max_new_tokens=12, seed=seed, **COUPLED) for seed in range(6)}
+    assert len(texts) == 6
+    assert all(text.tokens == alone[text.seed].tokens for text in texts)
+
+
+def test_a_device_says_that_it_is_there_and_that_it_goes() -> None:
+    drafter, fleet = TalkingDrafter(), MemoryFleet()
+    with fleet.broker.running():
+        with made(fleet, drafter):
+            until(lambda: presence(fleet) is Presence.ONLINE)
+        assert presence(fleet) is Presence.OFFLINE
+    assert drafter.closed == 1
+
+
+def test_a_device_that_is_not_open_says_so_and_can_be_opened_again() -> None:
+    with at_home() as (device, _):
+        device.open()  # it is open already
+        device.close()
+        device.close()
+        for use in (
+            lambda: device.generate("t1"),
+            lambda: device.stream("t1"),
+            lambda: device.wait_for_edge(0.0),
+            lambda: device.drafter,
+        ):
+            with pytest.raises(DeviceClosed, match="open it first"):
+                use()
+        device.open()
+        assert device.generate("t1", max_new_tokens=2).tokens
+
+
+def test_closing_a_device_gives_up_what_is_being_written_and_what_waits() -> None:
+    fleet, failures = MemoryFleet(), list[BaseException]()
+    announce_edge(fleet)
+
+    def write(device: Device) -> None:
+        try:
+            device.generate("t1", max_new_tokens=4)
+        except TextCancelled as error:
+            failures.append(error)
+
+    with fleet.broker.running():  # nobody verifies: it would take for ever
+        with made(fleet, open_s=600.0) as device:
+            threads = [threading.Thread(target=write, args=(device,)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            assert device._open is not None
+            texts = device._open.texts
+            until(lambda: (texts.writing, texts.waiting) == (True, 2))
+        for thread in threads:
+            thread.join(10.0)
+            assert not thread.is_alive()
+    assert len(failures) == 3
+
+
+def test_without_an_edge_a_text_fails_after_a_while() -> None:
+    fleet = MemoryFleet()
+    with fleet.broker.running(), made(fleet, open_s=0.05) as device:
+        assert not device.wait_for_edge(0.01)
+        with pytest.raises(EdgeUnavailable, match="start one with `fleet edge run`"):
+            device.generate("t1")
+        announce_edge(fleet)
+        assert device.wait_for_edge(10.0)
+
+
+def test_without_a_broker_it_does_not_open_and_frees_the_model() -> None:
+    drafter, fleet = TalkingDrafter(), MemoryFleet()
+    fleet.broker.up = False
+    with pytest.raises(ConnectFailed), made(fleet, drafter):
+        pass
+    assert drafter.closed == 1
+
+
+def test_an_option_that_cannot_be_used_is_told_at_once() -> None:
+    with at_home() as (device, _), pytest.raises(InvalidRequest, match="'temprature'"):
+        device.stream("t1", temprature=1.0)  # type: ignore[call-arg]
+
+
+def test_it_is_configured_by_a_file_the_environment_and_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "device.toml"
+    config.write_text('fleet = "home"\ndevice = "hall"\ntop_k = 3\n[broker]\nport = 2000\n')
+    monkeypatch.setenv("FLEET_DEVICE_TOP_K", "5")
+    chosen = Device.from_config(config, device="attic", broker={"host": "10.0.0.1"}).settings
+    assert (chosen.fleet, chosen.device, chosen.top_k) == ("home", "attic", 5)
+    assert (chosen.broker.host, chosen.broker.port) == ("10.0.0.1", 2000)
+    monkeypatch.setenv("FLEET_DEVICE_CONFIG", str(config))
+    assert Device.from_config().settings.device == "hall"
+
+
+def test_a_mistyped_setting_is_an_error_of_settings(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="modle"):
+        Device.from_config(modle="x")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        Device.from_config(tmp_path / "none.toml")
+
+
+def test_importing_the_device_loads_neither_llama_cpp_nor_a_web_server() -> None:
+    code = (
+        "import sys, fleet_device; before = set(sys.modules); from fleet_device import Device\n"
+        "heavy = {'llama_cpp', 'uvicorn', 'torch'}; print(heavy & set(sys.modules), {'paho', 'jinja2'} & before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set() set()"
