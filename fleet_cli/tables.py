@@ -21,7 +21,8 @@ def plain(value: object) -> object:
     """Turn views into what JSON holds, their worked-out rates included; times become ISO 8601 in UTC."""
     if is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in fields(value)]
-        names += [name for name, member in vars(type(value)).items() if isinstance(member, property)]
+        classes = reversed(type(value).__mro__)
+        names += [name for kind in classes for name, member in vars(kind).items() if isinstance(member, property)]
         return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, datetime):
         return value.isoformat()

@@ -1,8 +1,9 @@
-"""How the parts of an edge are put together: the same for the service, the tests and the benchmarks."""
+"""Assembly: the parts of an edge put together, the same for the service, the tests and the benchmarks."""
 
 from collections.abc import Callable
 from datetime import datetime
 
+from fleet_edge.answers.answers import Answers
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import Recorder, Sink
 from fleet_edge.batching.delay import BatchingDelay
@@ -42,20 +43,27 @@ def assemble(
     inbox = IntakeQueue()
     sessions = SessionTable(settings.lease_s, settings.max_sessions, settings.max_sessions_per_device)
     budget = Budget(tokens=settings.step_tokens, prefill_chunk=settings.prefill_chunk)
-    scheduler = Scheduler(verifier, budget, BatchingDelay(settings.gather_share))
-    publisher = Publisher(link, settings.fleet)
+    scheduler = Scheduler(verifier, budget, delay=BatchingDelay(settings.gather_share))
     recorder = Recorder(sink, settings.edge, now, settings.trace_share)
-    reception = MessageHandlers(
+    answers = Answers(
+        edge=settings.edge,
+        target=scheduler.target.name,
+        lease_s=settings.lease_s,
+        publisher=Publisher(link, settings.fleet),
+        recorder=recorder,
+        clock=clock,
+        form=settings.form,
+    )
+    handlers = MessageHandlers(
         settings.edge,
         sessions,
         scheduler,
-        publisher,
+        answers,
         recorder,
         CertificateWatch(now),
         clock,
         terms=SessionOffer(settings.max_draft, settings.window, settings.max_new_tokens),
-        form=settings.form,
         grace_s=settings.grace_s,
     )
     Intake(inbox, clock).subscribe(link, fleet=settings.fleet, edge=settings.edge)
-    return Orchestrator(inbox, reception, sessions, scheduler, publisher, recorder, clock, form=settings.form)
+    return Orchestrator(inbox, handlers, sessions, scheduler, answers, clock)

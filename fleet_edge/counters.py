@@ -1,14 +1,40 @@
-"""What an edge counts of a session."""
+"""Counters of a segment: what an edge counts of a session while it serves it, and the rates that follow.
 
-from dataclasses import dataclass
+Columns of the session log, its records, merges, rollups, totals and views derive from the fields of `SegmentCounters`.
+A new counter is a field here, a migration in `fleet_edge.store.migrations`, and a column in `fleet_cli.reports`.
+"""
 
-__all__ = ["SegmentCounters"]
+from dataclasses import dataclass, fields
+from typing import Final
+
+__all__ = ["SEGMENT_COUNTERS", "SegmentCounters", "share"]
 
 
-@dataclass(slots=True)
+def share(part: float, whole: float) -> float | None:
+    """Return part / whole, or None of nothing."""
+    return part / whole if whole else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentCounters:
-    """What the edge counts of a session, payload bytes as they arrived and were sent."""
+    """What an edge has counted of a session in one segment, or a sum of that. Counters only rise.
 
+    Every field is an int or a float, 0 by default: a log written before there was a counter has nothing of it.
+
+    Attributes:
+        tokens: Committed, those resumed from left out.
+        rounds: Verdicts given, repeats left out.
+        drafted: Draft tokens received and judged or flushed.
+        tested: Of these, accepted or rejected.
+        accepted: Of these, accepted.
+        uplink_bytes: Payload of the drafts received, repeats counted in.
+        downlink_bytes: Payload of the verdicts sent, repeats counted in.
+        queue_ms: From a draft's arrival to the step that verified it; summed over rounds.
+        compute_ms: Of those steps, each whole; summed over rounds.
+        batch_sum: Sessions verified together in those steps, this one counted in; summed over rounds.
+    """
+
+    tokens: int = 0
     rounds: int = 0
     drafted: int = 0
     tested: int = 0
@@ -19,13 +45,39 @@ class SegmentCounters:
     compute_ms: float = 0.0
     batch_sum: int = 0
 
-    @property
-    def mean_batch(self) -> float:
-        """Mean number of sessions in the steps that verified this one."""
-        return self.batch_sum / self.rounds if self.rounds else 0.0
+    def __add__(self, other: "SegmentCounters") -> "SegmentCounters":
+        return SegmentCounters(**{name: getattr(self, name) + getattr(other, name) for name in SEGMENT_COUNTERS})
 
-    def judged(self, *, accepted: int, tested: int) -> None:
-        """Count a draft that was decided on."""
-        self.rounds += 1
-        self.accepted += accepted
-        self.tested += tested
+    @property
+    def acceptance(self) -> float | None:
+        """Accepted of tested draft tokens."""
+        return share(self.accepted, self.tested)
+
+    @property
+    def mean_batch(self) -> float | None:
+        """Mean number of sessions verified in one step."""
+        return share(self.batch_sum, self.rounds)
+
+    @property
+    def uplink_bytes_per_token(self) -> float | None:
+        """Draft payload for each committed token."""
+        return share(self.uplink_bytes, self.tokens)
+
+    @property
+    def downlink_bytes_per_token(self) -> float | None:
+        """Verdict payload for each committed token."""
+        return share(self.downlink_bytes, self.tokens)
+
+    @property
+    def queue_ms_per_round(self) -> float | None:
+        """Mean wait for a step."""
+        return share(self.queue_ms, self.rounds)
+
+    @property
+    def compute_ms_per_round(self) -> float | None:
+        """Mean time of a step."""
+        return share(self.compute_ms, self.rounds)
+
+
+SEGMENT_COUNTERS: Final = tuple(field.name for field in fields(SegmentCounters))
+"""The counters' names."""

@@ -1,6 +1,6 @@
-"""Handing over: what becomes of the sessions that are still open when an edge ends."""
+"""Drain: what becomes of the sessions that are still open when an edge ends."""
 
-from fleet_edge.answers.recorder import Recorder
+from fleet_edge.answers.answers import Answers
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
@@ -10,7 +10,7 @@ from schemas.reasons import EndReason
 __all__ = ["hand_over"]
 
 
-def hand_over(sessions: SessionTable, *, recorder: Recorder, scheduler: Scheduler) -> int:
+def hand_over(sessions: SessionTable, *, answers: Answers, scheduler: Scheduler) -> int:
     """Forget all sessions and log it. Their devices hear of it by this edge's state, and resume elsewhere.
 
     A text that has ended is not handed over, though its Close is still to come: nobody will open it again, and the log
@@ -24,9 +24,9 @@ def hand_over(sessions: SessionTable, *, recorder: Recorder, scheduler: Schedule
         reason = _known_end(session)
         if reason is None:
             going_on += 1
-            recorder.left(session, LeaveReason.HANDED_OVER)
+            answers.left(session, LeaveReason.HANDED_OVER)
         else:
-            recorder.ended(session, reason, None)
+            answers.ended(session, reason)
         sessions.remove(session)
         scheduler.forget(session)
     return going_on

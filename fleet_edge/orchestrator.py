@@ -5,22 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from dssd.distribution import Dist
-from dssd.downlink import Form, choose_form
-from fleet_edge.answers.publisher import Publisher
-from fleet_edge.answers.recorder import Measured, Recorder
+from fleet_edge.answers.answers import Answers
 from fleet_edge.batching.judging import Case, judge_batch
 from fleet_edge.batching.scheduler import Batch, Scheduler, Work
+from fleet_edge.batching.timing import Step
 from fleet_edge.errors import DraftFault
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import IntakeQueue, ReceivedMessage
-from fleet_edge.sessions.draft_results import DraftResult
-from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
 from fleet_edge.verifiers.contract import VerifierError
-from schemas.codec import encode_verdict
-from schemas.downlink import Dense, Samples, Sparse
-from schemas.messages import Verdict
 from schemas.reasons import Action, FaultCode
 
 __all__ = ["Orchestrator"]
@@ -37,23 +30,19 @@ class Orchestrator:
 
     Attributes:
         inbox: What has arrived.
-        reception: What arrivals do to the sessions.
+        handlers: What arrivals do to the sessions.
         sessions: The table.
-        scheduler: Picks a step, owns the verifier.
-        publisher: Sends verdicts.
-        recorder: Writes the log.
+        scheduler: Picks a step, has it computed.
+        answers: Tell devices and the log.
         clock: Monotonic seconds.
-        form: Downlink form of p.
     """
 
     inbox: IntakeQueue
-    reception: MessageHandlers
+    handlers: MessageHandlers
     sessions: SessionTable
     scheduler: Scheduler
-    publisher: Publisher
-    recorder: Recorder
+    answers: Answers
     clock: Callable[[], float]
-    form: Form = Form.AUTO
 
     def step(self, *, wait_s: float = 0.0) -> bool:
         """Take arrivals and compute one batch.
@@ -70,26 +59,26 @@ class Orchestrator:
             self._take(wait_s)
             batch = self._gather()
         for session, draft, fault in batch.faults:
-            self.reception.fault(session, session.device, draft, fault)
+            self.answers.fault(session.device, fault, session=session, draft=draft)
         if not batch.items:
             return False
         started = self.clock()
         try:
-            logits = self.scheduler.verifier.score(batch.items)
+            logits = self.scheduler.score(batch)
             judgements = judge_batch(logits, [_case(work) for work in batch.verifications])
         except (VerifierError, RuntimeError, ValueError, MemoryError) as error:
             self._failed(batch, error)
             return True
-        compute_ms = (self.clock() - started) * 1e3
-        if judgements:
-            self.scheduler.gathering.stepped(compute_ms / 1e3)
+        step = Step(started, self.clock(), len(judgements))
+        self.scheduler.computed(batch, step)
         for work, judgement in zip(batch.verifications, judgements, strict=True):
             if judgement is None:
                 self._give_up(work, "The target model's logits are not numbers.")
                 continue
             try:
-                for settled in work.session.settle(work.chain, judgement):
-                    self._answer(work.session, settled, len(judgements), started, compute_ms)
+                for result in work.session.settle(work.chain, judgement):
+                    self.answers.verdict(work.session, result, self.scheduler.timing(result.arrived, step))
+                    self.scheduler.answered(work.session, at=self.clock())
             except Exception:  # noqa: BLE001 - logged with its traceback
                 # One session must not stop the service of all others.
                 _log.exception("A verdict for session %s could not be given.", work.session.session.hex())
@@ -109,7 +98,7 @@ class Orchestrator:
     def _gather(self) -> Batch:
         """Return the next step, held for drafts that are about to come if that pays."""
         now = self.clock()
-        until = now + self.scheduler.gathering.hold_s(sum(s.ready is not None for s in self.sessions), now=now)
+        until = now + self.scheduler.hold_s(self.sessions, now=now)
         while (left := until - self.clock()) > 0:
             self._take(left)
         return self.scheduler.next_batch(self.sessions)
@@ -120,7 +109,7 @@ class Orchestrator:
         for entry in entries:
             try:
                 if isinstance(entry, ReceivedMessage):
-                    self.reception.receive(entry)
+                    self.handlers.receive(entry)
                 else:
                     entry()
             except Exception:  # noqa: BLE001 - logged with its traceback
@@ -128,47 +117,11 @@ class Orchestrator:
                 _log.exception("A message could not be handled; it is dropped.")
         return len(entries)
 
-    def _answer(
-        self, session: EdgeSession, settled: DraftResult, batch: int, started: float, compute_ms: float
-    ) -> None:
-        draft = settled.arrived.draft
-        form = None if settled.p is None else self._form(session, settled.p)
-        following = settled.token if form is None else form
-        queue_ms = max(0.0, started - settled.arrived.at) * 1e3
-        payload = encode_verdict(
-            Verdict(
-                handle=draft.handle,
-                round=draft.round,
-                accepted=settled.accepted,
-                next=following,
-                finish=settled.finish,
-                queue_ms=queue_ms,
-                compute_ms=compute_ms,
-            )
-        )
-        session.remember(draft.round, payload)
-        self.publisher.verdict(session.device, payload)
-        if not session.finished:
-            self.scheduler.gathering.answered(session.handle, at=self.clock())
-        kind = form.kind if form is not None else None if settled.token is None else "token"
-        cost = Measured(batch, settled.arrived.size, len(payload), queue_ms, compute_ms, kind)
-        self.recorder.judged(session, settled, cost)
-
-    def _form(self, session: EdgeSession, p: Dist) -> Sparse | Samples | Dense:
-        return choose_form(
-            p,
-            policy=session.policy,
-            position=session.committed,
-            vocabulary_size=session.limits.vocabulary,
-            max_bytes=self.publisher.max_form_bytes,
-            form=self.form,
-        )
-
     def _failed(self, batch: Batch, error: Exception) -> None:
         """A step failed as a whole: its sessions lose their keys and values, and those who wait are told."""
         _log.error("A step of %d sessions failed: %s", len(batch.items), error)
         for work in batch.works:
-            self.scheduler.evict(work.session.handle)
+            self.scheduler.evict(work.session)
         # Prompts are given up only when they have failed without the drafts.
         for work in batch.verifications or batch.works:
             what = "verify the draft" if work.chain else "take the prompt"
@@ -179,7 +132,7 @@ class Orchestrator:
         draft = work.chain[0].draft if work.chain else None
         fault = DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, sentence)
         session.fail(fault)
-        self.reception.fault(session, session.device, draft, fault)
+        self.answers.fault(session.device, fault, session=session, draft=draft)
 
 
 def _case(work: Work) -> Case:

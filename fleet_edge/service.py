@@ -86,9 +86,9 @@ class EdgeService:
         )
         self._jobs = Jobs(
             self._store,
-            expire_leases=lambda: self.orchestrator.inbox.put(self.orchestrator.reception.expire),
-            flush_progress=lambda: self.orchestrator.inbox.put(self.orchestrator.reception.flush),
-            warn_certificates=lambda: self.orchestrator.inbox.put(self.orchestrator.reception.warn_certificates),
+            expire_leases=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.expire),
+            flush_progress=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.flush),
+            warn_certificates=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.warn_certificates),
             settings=JobSettings(
                 lease_every_s=min(2.0, settings.lease_s / 4),
                 keep_rounds=timedelta(days=settings.keep_rounds_days),
@@ -148,7 +148,7 @@ class EdgeService:
         orchestrator = self.orchestrator
         self._take_no_opens()
         orchestrator.take_last(wait_s=_IDLE_S)
-        left = hand_over(orchestrator.sessions, recorder=orchestrator.recorder, scheduler=orchestrator.scheduler)
+        left = hand_over(orchestrator.sessions, answers=orchestrator.answers, scheduler=orchestrator.scheduler)
         if left:
             _log.info("Handing over %d open sessions.", left)
         try:
@@ -176,7 +176,7 @@ class EdgeService:
         )
 
     def _take_no_opens(self) -> None:
-        self.orchestrator.reception.draining = True  # for those that are here already
+        self.orchestrator.handlers.draining = True  # for those that are here already
         leave_opens(self._link, fleet=self.settings.fleet)
 
     def _announce(self, presence: Presence | None = None) -> None:
@@ -184,8 +184,7 @@ class EdgeService:
         with self._announcing:  # or a state of before could be published last
             self._presence = presence or self._presence
             state = self._state(self._presence)
-            self.orchestrator.recorder.edge_seen(state)
-            self.orchestrator.reception.expiry.note(state.edge, state.certificate_until)
+            self.orchestrator.handlers.announced(state)
             try:
                 self._link.publish(self._state_topic, encode_json(state), retain=True, content_type="application/json")
             except LinkError as error:

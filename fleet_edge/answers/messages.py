@@ -1,4 +1,4 @@
-"""The replies about a session: what an edge says of what it has granted, refused, failed to judge or ended."""
+"""Replies about a session, made of what an edge has granted, refused, failed to judge or ended."""
 
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.sessions.machine import EdgeSession
@@ -58,7 +58,7 @@ def closed(session: EdgeSession, reason: EndReason) -> Closed:
         reason=reason,
         tokens=session.committed,
         rounds=counters.rounds,
-        mean_batch=counters.mean_batch,
+        mean_batch=counters.mean_batch or 0.0,
         queue_ms=counters.queue_ms,
         compute_ms=counters.compute_ms,
     )

@@ -1,4 +1,7 @@
-"""Turns what happens into records of the session log. Never blocks: the writer takes them in its own thread."""
+"""Records of the session log, made of what happens at an edge.
+
+Reads sessions and changes nothing of them. Never blocks: the writer takes the records in its own thread.
+"""
 
 import uuid
 from collections.abc import Callable
@@ -6,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from fleet_edge.batching.timing import DraftTiming
+from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.store.records import (
@@ -26,7 +31,7 @@ from schemas.control import DeviceState, EdgeState
 from schemas.messages import Close, Open
 from schemas.reasons import EndReason
 
-__all__ = ["Measured", "Recorder", "Sink"]
+__all__ = ["Recorder", "Sink"]
 
 
 class Sink(Protocol):
@@ -34,27 +39,6 @@ class Sink(Protocol):
 
     def put(self, record: Record) -> None:
         """Take a record. MUST NOT block or raise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What one verdict cost.
-
-    Attributes:
-        batch: Sessions verified in the same step.
-        uplink_bytes: Payload of the draft.
-        downlink_bytes: Payload of the verdict.
-        queue_ms: From arrival to the step.
-        compute_ms: Of the step.
-        form: What the verdict carried.
-    """
-
-    batch: int
-    uplink_bytes: int
-    downlink_bytes: int
-    queue_ms: float
-    compute_ms: float
-    form: str | None
 
 
 @dataclass(slots=True)
@@ -73,7 +57,6 @@ class Recorder:
     now: Callable[[], datetime]
     trace_share: float = 1.0
     _segments: dict[int, int] = field(default_factory=dict)
-    _resumed: dict[int, int] = field(default_factory=dict)
 
     def device_seen(self, device: str, state: DeviceState) -> None:
         """A device published its state."""
@@ -105,7 +88,6 @@ class Recorder:
         """A session was opened or resumed."""
         at = self.now()
         self._segments[session.handle] = segment_number(at)
-        self._resumed[session.handle] = session.committed
         policy = session.policy
         self.sink.put(
             SessionOpened(
@@ -129,16 +111,21 @@ class Recorder:
             )
         )
 
-    def judged(self, session: EdgeSession, settled: DraftResult, cost: Measured) -> None:
-        """A verdict was given; logged in full for traced sessions."""
-        counters = session.counters
-        counters.downlink_bytes += cost.downlink_bytes
-        counters.queue_ms += cost.queue_ms
-        counters.compute_ms += cost.compute_ms
-        counters.batch_sum += cost.batch
+    def judged(
+        self, session: EdgeSession, result: DraftResult, timing: DraftTiming, *, form: str | None, downlink_bytes: int
+    ) -> None:
+        """A verdict was given; logged for traced sessions.
+
+        Args:
+            session: Whose.
+            result: What the verdict said.
+            timing: What it took.
+            form: What it carried.
+            downlink_bytes: Its payload.
+        """
         if not self._traced(session):
             return
-        draft = settled.arrived.draft
+        draft = result.arrived.draft
         self.sink.put(
             RoundJudged(
                 session=session.session.hex(),
@@ -146,49 +133,37 @@ class Recorder:
                 round=draft.round,
                 base=draft.base,
                 drafted=len(draft.tokens),
-                tested=settled.tested,
-                accepted=settled.accepted,
-                batch=cost.batch,
-                uplink_bytes=cost.uplink_bytes,
-                downlink_bytes=cost.downlink_bytes,
-                form=cost.form,
-                queue_ms=cost.queue_ms,
-                compute_ms=cost.compute_ms,
+                tested=result.tested,
+                accepted=result.accepted,
+                batch=timing.batch,
+                uplink_bytes=result.arrived.size,
+                downlink_bytes=downlink_bytes,
+                form=form,
+                queue_ms=timing.queue_ms,
+                compute_ms=timing.compute_ms,
                 at=self.now(),
             )
         )
 
     def progress(self, session: EdgeSession) -> None:
         """What the session has counted so far; absolute, so that it may be written at any time."""
-        counters = session.counters
         self.sink.put(
             SegmentProgress(
                 session=session.session.hex(),
                 segment=self._segments[session.handle],
-                tokens=session.committed - self._resumed[session.handle],
-                rounds=counters.rounds,
-                drafted=counters.drafted,
-                tested=counters.tested,
-                accepted=counters.accepted,
-                uplink_bytes=counters.uplink_bytes,
-                downlink_bytes=counters.downlink_bytes,
-                queue_ms=counters.queue_ms,
-                compute_ms=counters.compute_ms,
-                batch_sum=counters.batch_sum,
                 at=self.now(),
+                **{name: getattr(session.counters, name) for name in SEGMENT_COUNTERS},
             )
         )
 
     def ended(self, session: EdgeSession, reason: EndReason, message: Close | None) -> None:
         """A session ended, at the device's word or by its lease."""
         self.progress(session)
-        self._resumed.pop(session.handle)
         self._closed(session.session, self._segments.pop(session.handle), reason, session.committed, message)
 
     def left(self, session: EdgeSession, reason: LeaveReason) -> None:
         """A session goes on, but not here or under another handle: its segment is complete."""
         self.progress(session)
-        self._resumed.pop(session.handle)
         self.sink.put(
             SegmentLeft(
                 session=session.session.hex(),

@@ -1,4 +1,4 @@
-"""Gathering: whether to hold a step for drafts that are about to come.
+"""Batching delay: whether to hold a step for drafts that are about to come.
 
 A step costs nearly as much for one session as for a few, and a session that just misses a step waits a whole one.
 Devices that draft quickly therefore fall into two groups that take turns, each in a step half empty. How soon a

@@ -10,11 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from fleet_edge.batching.delay import BatchingDelay
+from fleet_edge.batching.timing import DraftTiming, PrefillLog, Step
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.waiting import ReceivedDraft
-from fleet_edge.verifiers.contract import Item, Verifier
+from fleet_edge.verifiers.contract import Item, TargetInfo, Verifier
 from schemas.messages import Draft
 
 __all__ = ["Batch", "Budget", "Scheduler", "Work"]
@@ -76,33 +79,73 @@ class Batch:
         return bool(self.works or self.faults)
 
 
-@dataclass(slots=True)
 class Scheduler:
-    """Picks the next step and makes room for it.
+    """Owns the verifier: picks the next step, makes room for it, has it computed, and knows what it took.
 
-    Attributes:
-        verifier: Asked what is computed, told what to forget.
+    It is told of what concerns a session: opened, draft arrived, answered, ended. Times are monotonic seconds.
+
+    Args:
+        verifier: The target model; nobody else calls it.
         budget: Of a step.
-        gathering: Whether to hold a step for drafts that are about to come.
+        delay: Whether to hold a step for drafts that are about to come.
     """
 
-    verifier: Verifier
-    budget: Budget = field(default_factory=Budget)
-    gathering: BatchingDelay = field(default_factory=BatchingDelay)
-    _used: dict[int, int] = field(default_factory=dict)
-    _clock: int = 0
+    def __init__(self, verifier: Verifier, budget: Budget | None = None, *, delay: BatchingDelay | None = None) -> None:
+        self._verifier = verifier
+        self._budget = budget or Budget()
+        self._delay = delay or BatchingDelay()
+        self._prefills = PrefillLog()
+        self._used: dict[int, int] = {}
+        self._clock = 0
+
+    @property
+    def target(self) -> TargetInfo:
+        """The target model that sessions are verified with."""
+        return self._verifier.info
+
+    # Sessions
+
+    def opened(self, session: EdgeSession) -> None:
+        """A session begins, with nothing computed."""
+        self._verifier.open(session.handle)
+
+    def arrived(self, session: EdgeSession, *, at: float) -> None:
+        """A draft of the session has come."""
+        self._delay.arrived(session.handle, at=at)
+
+    def answered(self, session: EdgeSession, *, at: float) -> None:
+        """The session has got a verdict; if its text goes on, a draft will come."""
+        if not session.finished:
+            self._delay.answered(session.handle, at=at)
+
+    def evict(self, session: EdgeSession) -> None:
+        """Drop a session's keys and values; its tokens stay known and are computed again when needed."""
+        self._evict(session.handle)
+
+    def forget(self, session: EdgeSession) -> None:
+        """A session has ended."""
+        self._used.pop(session.handle, None)
+        self._delay.forget(session.handle)
+        self._prefills.forget(session.handle)
+        self._verifier.close(session.handle)
+
+    # Steps
+
+    def hold_s(self, sessions: Iterable[EdgeSession], *, now: float) -> float:
+        """Return how long to hold the next step for drafts that are about to come, in seconds."""
+        return self._delay.hold_s(sum(session.ready is not None for session in sessions), now=now)
 
     def next_batch(self, sessions: Iterable[EdgeSession]) -> Batch:
         """Return the next step; empty if there is nothing to do."""
         batch = Batch()
-        left = self.budget.tokens
+        left = self._budget.tokens
         share = Counter[str]()
         ready = [(session.ready, session) for session in sessions]
         due = sorted((arrived.at, session.handle) for arrived, session in ready if arrived)
         by_handle = {session.handle: session for _, session in ready}
-        most_per_device = self.budget.tokens
+        most_per_device = self._budget.tokens
         if len(due) > 1:
-            most_per_device = max(1, int(self.budget.tokens * self.budget.device_share))
+            most_per_device = max(1, int(self._budget.tokens * self._budget.device_share))
         for _, handle in due:
             session = by_handle[handle]
             allowance = min(left, most_per_device - share[session.device])
@@ -111,7 +154,7 @@ class Scheduler:
             taken = self._verification(session, allowance, batch)
             left -= taken
             share[session.device] += taken
-        chunk = self.budget.prefill_chunk if batch.verifications else self.budget.tokens
+        chunk = self._budget.prefill_chunk if batch.verifications else self._budget.tokens
         for arrived, session in ready:
             if left <= 0:
                 break
@@ -120,11 +163,32 @@ class Scheduler:
         self._make_room(batch, sessions)
         return batch
 
-    def forget(self, session: EdgeSession) -> None:
-        """A session has ended."""
-        self._used.pop(session.handle, None)
-        self.gathering.forget(session.handle)
-        self.verifier.close(session.handle)
+    def score(self, batch: Batch) -> torch.Tensor:
+        """Compute a step.
+
+        Returns:
+            float32 logits `[sum of rows, vocabulary size]` of the verifications, in order.
+
+        Raises:
+            VerifierError: Nothing was computed.
+        """
+        return self._verifier.score(batch.items)
+
+    def computed(self, batch: Batch, step: Step) -> None:
+        """A batch has been computed and its drafts decided on; the sessions' answers come next."""
+        if step.sessions:
+            self._delay.stepped(step.ended - step.started)
+        for work in batch.works:
+            if work.chain:
+                self._prefills.verified(work.session.handle, oldest=min(arrived.at for arrived in work.chain))
+            else:
+                self._prefills.computed(work.session.handle, step)
+
+    def timing(self, arrived: ReceivedDraft, step: Step) -> DraftTiming:
+        """Return what the verdict on a draft took that the step has verified."""
+        return self._prefills.timing(arrived, step)
+
+    # Within
 
     def _verification(self, session: EdgeSession, allowance: int, batch: Batch) -> int:
         """Add a session's drafts, or the part of its backlog that comes first; return the tokens to compute."""
@@ -140,7 +204,7 @@ class Scheduler:
         computed = self._computed(session)
         backlog = len(session.tokens) - 1 - computed
         if chain and backlog + 1 + len(drafted) <= max(allowance, 1 + len(drafted)):
-            self.verifier.truncate(session.handle, computed)
+            self._verifier.truncate(session.handle, computed)
             tokens = (*session.tokens[computed:], *drafted)
             batch.works.append(Work(session, Item(session.handle, tokens, len(drafted) + 1), chain))
             return len(tokens)
@@ -151,12 +215,12 @@ class Scheduler:
         tokens: Sequence[int] = session.tokens[computed : min(computed + most, len(session.tokens) - 1)]
         if not tokens:
             return 0
-        self.verifier.truncate(session.handle, computed)
+        self._verifier.truncate(session.handle, computed)
         batch.works.append(Work(session, Item(session.handle, tuple(tokens), 0)))
         return len(tokens)
 
     def _computed(self, session: EdgeSession) -> int:
-        return min(self.verifier.computed(session.handle), len(session.tokens) - 1)
+        return min(self._verifier.computed(session.handle), len(session.tokens) - 1)
 
     def _make_room(self, batch: Batch, sessions: Iterable[EdgeSession]) -> None:
         """Evict idle sessions, least recently used first, until the step fits; if none is idle, leave out its end."""
@@ -165,22 +229,21 @@ class Scheduler:
             self._used[work.session.handle] = self._clock
         busy = {item.sequence for item in batch.items}
         idle = sorted(
-            (s.handle for s in sessions if s.handle not in busy and self.verifier.computed(s.handle)),
+            (s.handle for s in sessions if s.handle not in busy and self._verifier.computed(s.handle)),
             key=lambda handle: self._used.get(handle, 0),
         )
         needed = sum(len(item.tokens) for item in batch.items)
-        while needed > self.verifier.capacity():
+        while needed > self._verifier.capacity():
             if idle:
-                self.evict(idle.pop(0))
+                self._evict(idle.pop(0))
             elif len(batch.works) > 1:
                 item = batch.works.pop().item
                 needed -= len(item.tokens)
-                if self.verifier.computed(item.sequence):
+                if self._verifier.computed(item.sequence):
                     idle.append(item.sequence)  # what it has computed may have to go too
             else:
                 break  # one session alone: the verifier says so itself
 
-    def evict(self, handle: int) -> None:
-        """Drop a session's keys and values; its tokens stay known and are computed again when needed."""
-        self.verifier.close(handle)
-        self.verifier.open(handle)
+    def _evict(self, handle: int) -> None:
+        self._verifier.close(handle)
+        self._verifier.open(handle)

@@ -51,6 +51,8 @@ class EdgeSession:
         limits: What was granted.
         tokens: Prompt and committed text.
         prompt_length: Where the text begins.
+        counters: What has been counted since the Open: of drafts here, of answers by whoever gives them.
+        finished: Whether the text has ended; drafts are void then.
     """
 
     handle: int
@@ -103,19 +105,21 @@ class EdgeSession:
     # Arrival
 
     def admit(self, arrived: ReceivedDraft) -> DraftReceipt:
-        """Check a draft and queue it.
+        """Count a draft, check it, and queue it.
 
         Raises:
-            DraftFault: It cannot be judged; nothing has changed.
+            DraftFault: It cannot be judged; nothing but the counters has changed.
         """
         draft = arrived.draft
+        self.counters += SegmentCounters(uplink_bytes=arrived.size)
         if (repeat := self._rounds.verdict(draft.round)) is not None:
             return DraftReceipt(repeat=repeat)
         if (failure := self._failure) is not None:
             raise DraftFault(failure.code, failure.action, str(failure))
         self.limits.check(draft, mode=self.policy.mode)
         if self._rounds.first_seen(draft.round):
-            self.counters.drafted += len(draft.tokens)  # once, whether it is judged or void
+            # Once, whether it is judged or void.
+            self.counters += SegmentCounters(drafted=len(draft.tokens))
         if self._is_void(draft):
             return DraftReceipt()
         if draft.epoch > self._epoch:
@@ -168,7 +172,7 @@ class EdgeSession:
         for part in settled:
             self._waiting.remove(part.arrived)
             self._commit(part.tokens)
-            self.counters.judged(accepted=part.accepted, tested=part.tested)
+            self.counters += SegmentCounters(accepted=part.accepted, tested=part.tested)
             if part.rejected:
                 self._reject(part.p)
             if part.finish is not Finish.NO:
@@ -226,6 +230,7 @@ class EdgeSession:
     def _commit(self, tokens: Sequence[int]) -> None:
         self.tokens.extend(tokens)
         self._digest = extend_digest(self._digest, tokens)
+        self.counters += SegmentCounters(tokens=len(tokens))
 
     def _finish(self) -> None:
         self.finished = True

@@ -144,8 +144,9 @@ def _purge(engine: Engine, row: type[Base], condition: ColumnElement[bool], *, c
             return total
 
 
-def _segments_of(sessions: Sequence[str]) -> Any:  # noqa: ANN401 - a Select of three columns
-    return select(SegmentRow.session, SegmentRow.segment, SegmentRow.resumed_tokens, SegmentRow.tokens).where(
+def _segments_of(sessions: Sequence[str]) -> Any:  # noqa: ANN401 - a Select of four columns
+    committed = SegmentRow.__table__.c.tokens
+    return select(SegmentRow.session, SegmentRow.segment, SegmentRow.resumed_tokens, committed).where(
         SegmentRow.session.in_(sessions)
     )
 

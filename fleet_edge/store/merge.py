@@ -18,6 +18,7 @@ from sqlalchemy import Connection, bindparam, case, func, null, or_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import Insert, Update
 
+from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.store.models import Base, DeviceRow, EdgeRow, EventRow, RoundRow, SegmentRow, SessionRow
 from fleet_edge.store.records import (
     DeviceSeen,
@@ -41,26 +42,11 @@ __all__ = [
     "DEVICE_COUNTERS",
     "DEVICE_STATE",
     "EDGE_STATE",
-    "SEGMENT_COUNTERS",
     "SEGMENT_DESCRIPTION",
     "SESSION_DESCRIPTION",
     "Merge",
     "set_latest",
 ]
-
-SEGMENT_COUNTERS: Final = (
-    "tokens",
-    "rounds",
-    "drafted",
-    "tested",
-    "accepted",
-    "uplink_bytes",
-    "downlink_bytes",
-    "queue_ms",
-    "compute_ms",
-    "batch_sum",
-)
-"""Columns of a segment that only rise, and that totals sum."""
 
 SESSION_DESCRIPTION: Final = (
     "device",

@@ -5,12 +5,16 @@ makes the row that the Open completes. Unset means "that record has not come", n
 alike on SQLite and PostgreSQL.
 """
 
+from dataclasses import fields
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Final
 
 from sqlalchemy import BigInteger, DateTime, Dialect, Double, ForeignKey, ForeignKeyConstraint, Index, MetaData, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from fleet_edge.counters import SegmentCounters
 
 __all__ = [
     "REVISION",
@@ -77,8 +81,10 @@ class Seed(TypeDecorator[int]):
         return None if value is None else int(value)
 
 
-REVISION = "0001"
-"""The migration that these tables correspond to, known without Alembic."""
+_MIGRATIONS: Final = Path(__file__).parent / "migrations" / "versions"
+
+REVISION: Final = max(path.name[1:5] for path in _MIGRATIONS.glob("r[0-9][0-9][0-9][0-9]_*.py"))
+"""The migration that these tables correspond to: the last file's number, known without Alembic."""
 
 
 class Base(DeclarativeBase):
@@ -175,7 +181,7 @@ class SessionRow(Base):
 
 
 class SegmentRow(Base):
-    """One stay of a session at one edge, with what that edge counted."""
+    """One stay of a session at one edge; a column for each counter of `SegmentCounters` is added below."""
 
     __tablename__ = "segments"
     __table_args__ = (
@@ -196,16 +202,6 @@ class SegmentRow(Base):
     reason: Mapped[str | None]
     closed_at: Mapped[datetime | None]
     duration_ms: Mapped[float]  # from Open to the last record
-    tokens: Mapped[int] = mapped_column(server_default="0")
-    rounds: Mapped[int] = mapped_column(server_default="0")
-    drafted: Mapped[int] = mapped_column(server_default="0")
-    tested: Mapped[int] = mapped_column(server_default="0")
-    accepted: Mapped[int] = mapped_column(server_default="0")
-    uplink_bytes: Mapped[int] = mapped_column(server_default="0")
-    downlink_bytes: Mapped[int] = mapped_column(server_default="0")
-    queue_ms: Mapped[float] = mapped_column(server_default="0")
-    compute_ms: Mapped[float] = mapped_column(server_default="0")
-    batch_sum: Mapped[int] = mapped_column(server_default="0")
 
 
 class RoundRow(Base):
@@ -250,7 +246,7 @@ class EventRow(Base):
 
 
 class RollupRow(Base):
-    """The segments that a device opened in one hour, summed; outlives the sessions it was made from."""
+    """The segments that a device opened in one hour, their counters summed; outlives the sessions it was made from."""
 
     __tablename__ = "rollups"
     __table_args__ = (Index(None, "device", "hour"),)
@@ -260,13 +256,9 @@ class RollupRow(Base):
     sessions: Mapped[int]
     segments: Mapped[int]
     duration_ms: Mapped[float]
-    tokens: Mapped[int]
-    rounds: Mapped[int]
-    drafted: Mapped[int]
-    tested: Mapped[int]
-    accepted: Mapped[int]
-    uplink_bytes: Mapped[int]
-    downlink_bytes: Mapped[int]
-    queue_ms: Mapped[float]
-    compute_ms: Mapped[float]
-    batch_sum: Mapped[int]
+
+
+for _table in (SegmentRow, RollupRow):
+    for _counter in fields(SegmentCounters):
+        _type = Double if _counter.type is float else BigInteger
+        setattr(_table, _counter.name, mapped_column(_type, nullable=False, server_default="0"))

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final, Self
 
+from fleet_edge.counters import SegmentCounters
 from schemas.control import Presence
 from schemas.messages import Close
 from schemas.policy import Mode
@@ -179,37 +180,17 @@ class SessionOpened:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentProgress:
+class SegmentProgress(SegmentCounters):
     """What the edge has counted in a segment so far. Absolute values that never fall.
 
     Attributes:
         session: As opened.
         segment: As opened.
-        tokens: Committed in this segment, those resumed from left out.
-        rounds: Verdicts given.
-        drafted: Draft tokens received and judged or flushed.
-        tested: Of these, accepted or rejected.
-        accepted: Of these, accepted.
-        uplink_bytes: Payload of the drafts received.
-        downlink_bytes: Payload of the verdicts sent.
-        queue_ms: From arrival to the step that verified, summed over rounds.
-        compute_ms: Of those steps, summed over rounds.
-        batch_sum: Number of sessions verified together with this one, itself counted in, summed over rounds.
         at: When this was so (UTC, aware).
     """
 
     session: str
     segment: int
-    tokens: int
-    rounds: int
-    drafted: int
-    tested: int
-    accepted: int
-    uplink_bytes: int
-    downlink_bytes: int
-    queue_ms: float
-    compute_ms: float
-    batch_sum: int
     at: datetime
 
 

@@ -1,13 +1,14 @@
 """Sums over segments: what a fleet came to, whole or by device, draft model or edge."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Label, RowMapping, Text, func, literal_column, select, type_coerce
 
-from fleet_edge.store.merge import SEGMENT_COUNTERS
+from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.store.models import SegmentRow
 from fleet_edge.store.records import segment_number
 from fleet_edge.store.views import Tally
@@ -77,5 +78,6 @@ def _resumed(connection: Connection, name: Label[Any], chosen: Sequence[ColumnEl
 def tally(row: RowMapping, *, sessions: int, segments: int) -> Tally:
     """Read the summed columns of a row."""
     # A sum over no rows is NULL, and PostgreSQL sums integers to decimals.
-    sums: dict[str, Any] = {name: (float if name.endswith("_ms") else int)(row[name] or 0) for name in SUMMED}
+    types = {field.name: float if field.type is float else int for field in fields(Tally)}
+    sums: dict[str, Any] = {name: types[name](row[name] or 0) for name in SUMMED}
     return Tally(sessions=sessions, segments=segments, **sums)

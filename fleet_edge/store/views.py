@@ -3,82 +3,29 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-__all__ = ["DeviceView", "EventView", "HourView", "RoundView", "SegmentView", "SessionView", "Tally", "share"]
+from fleet_edge.counters import SegmentCounters, share
 
-
-def share(part: float, whole: float) -> float | None:
-    """Return part / whole, or None of nothing."""
-    return part / whole if whole else None
+__all__ = ["DeviceView", "EventView", "HourView", "RoundView", "SegmentView", "SessionView", "Tally"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
-    """What the edges counted over some segments.
+class Tally(SegmentCounters):
+    """What the edges counted over some segments, summed.
 
     Attributes:
         sessions: Sessions that the segments belong to.
         segments: Number of segments.
         duration_ms: From Open to last record, summed over segments.
-        tokens: Committed.
-        rounds: Verdicts.
-        drafted: Draft tokens received.
-        tested: Of these, accepted or rejected.
-        accepted: Of these, accepted.
-        uplink_bytes: Payload of drafts.
-        downlink_bytes: Payload of verdicts.
-        queue_ms: Summed over rounds.
-        compute_ms: Summed over rounds, each with the whole step's time.
-        batch_sum: Sessions verified together, summed over rounds.
     """
 
     sessions: int
     segments: int
     duration_ms: float
-    tokens: int
-    rounds: int
-    drafted: int
-    tested: int
-    accepted: int
-    uplink_bytes: int
-    downlink_bytes: int
-    queue_ms: float
-    compute_ms: float
-    batch_sum: int
-
-    @property
-    def acceptance(self) -> float | None:
-        """Accepted of tested draft tokens."""
-        return share(self.accepted, self.tested)
 
     @property
     def tokens_per_s(self) -> float | None:
         """Committed tokens per second of open segment: what one session gets."""
         return share(1000.0 * self.tokens, self.duration_ms)
-
-    @property
-    def mean_batch(self) -> float | None:
-        """Mean number of sessions verified in one step."""
-        return share(self.batch_sum, self.rounds)
-
-    @property
-    def uplink_bytes_per_token(self) -> float | None:
-        """Draft payload for each committed token."""
-        return share(self.uplink_bytes, self.tokens)
-
-    @property
-    def downlink_bytes_per_token(self) -> float | None:
-        """Verdict payload for each committed token."""
-        return share(self.downlink_bytes, self.tokens)
-
-    @property
-    def queue_ms_per_round(self) -> float | None:
-        """Mean wait for a step."""
-        return share(self.queue_ms, self.rounds)
-
-    @property
-    def compute_ms_per_round(self) -> float | None:
-        """Mean time of a step."""
-        return share(self.compute_ms, self.rounds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

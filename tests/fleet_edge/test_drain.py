@@ -28,7 +28,7 @@ def ended(fleet: MemoryFleet, seed: int, *, most: int) -> Device:
 
 
 def give_up(fleet: MemoryFleet) -> int:
-    return hand_over(fleet.edge.sessions, recorder=fleet.edge.recorder, scheduler=fleet.edge.scheduler)
+    return hand_over(fleet.edge.sessions, answers=fleet.edge.answers, scheduler=fleet.edge.scheduler)
 
 
 def test_a_session_in_the_middle_of_its_text_is_left_with_all_that_was_counted() -> None:

@@ -194,7 +194,7 @@ def test_a_device_with_too_many_sessions_is_told_so() -> None:
 
 
 def test_a_draining_edge_takes_nothing_new_and_ends_what_it_has(scene: Scene) -> None:
-    scene.fleet.edge.reception.draining = True
+    scene.fleet.edge.handlers.draining = True
     scene.send(encode_open(scene.bad.session.open().model_copy(update={"session": b"another1"})), Topic.OPEN)
     (refused,) = scene.replies
     assert isinstance(refused, Refused)
@@ -276,7 +276,7 @@ def test_silence_ends_a_session_as_lost_and_frees_its_memory(scene: Scene) -> No
     scene.fleet.settle()
     scene.fleet.clock.seconds += 2.0
     room = scene.fleet.verifier.capacity()
-    scene.fleet.edge.reception.expire()
+    scene.fleet.edge.handlers.expire()
     scene.fleet.settle()
     (closed,) = [reply for reply in scene.replies if isinstance(reply, Closed)]
     assert (closed.reason, closed.session) == (EndReason.LOST, scene.bad.terms.session)
@@ -300,7 +300,7 @@ def test_a_certificate_that_ends_soon_is_told_of_in_the_log(scene: Scene) -> Non
         link.start(timeout_s=1.0)
         link.publish(build(Topic.STATE, fleet=FLEET, device=device), encode_json(state), retain=True)
     scene.fleet.settle()
-    scene.fleet.edge.reception.warn_certificates()
+    scene.fleet.edge.handlers.warn_certificates()
     (event,) = scene.fleet.sink.of(EventLogged)
     assert (event.kind, event.code, event.device) == ("certificate", "ends-soon", "bad")
     assert event.sentence.startswith("The certificate of bad ends in 5 days (")
@@ -311,28 +311,19 @@ def test_a_device_that_the_broker_declares_gone_has_a_grace_to_come_back(scene: 
     scene.send(encode_json(state), Topic.STATE)
     assert [record.presence for record in scene.fleet.sink.of(DeviceSeen)] == [Presence.OFFLINE]
     scene.fleet.clock.seconds += 14.0
-    scene.fleet.edge.reception.expire()
+    scene.fleet.edge.handlers.expire()
     assert len(scene.fleet.edge.sessions) == 2
     scene.fleet.clock.seconds += 2.0
-    scene.fleet.edge.reception.expire()
+    scene.fleet.edge.handlers.expire()
     assert len(scene.fleet.edge.sessions) == 1
     scene.others_are_untouched()
 
 
 def test_a_flush_logs_what_has_been_counted_so_far(scene: Scene) -> None:
     scene.send(encode_draft(scene.draft()))
-    scene.fleet.edge.reception.flush()
+    scene.fleet.edge.handlers.flush()
     progress = {record.session: record for record in scene.fleet.sink.of(SegmentProgress)}
     assert (progress[scene.bad.terms.session.hex()].rounds, progress[scene.good.terms.session.hex()].rounds) == (1, 0)
-
-
-def test_a_long_sentence_is_cut_to_what_a_fault_may_hold(scene: Scene) -> None:
-    from fleet_edge.errors import DraftFault  # noqa: PLC0415
-
-    scene.fleet.edge.reception.fault(None, "bad", None, DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, "x" * 5000))
-    scene.fleet.settle()
-    (fault,) = scene.faults()
-    assert len(fault.sentence) == 500
 
 
 def test_what_was_sent_can_be_read() -> None:

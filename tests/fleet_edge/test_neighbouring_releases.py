@@ -144,5 +144,5 @@ def test_the_state_of_a_newer_device_is_logged_and_one_that_we_do_not_know_keeps
     assert (seen.presence, seen.software) == (Presence.DRAINING, "9.9")
     assert newer.seen["state"] == 1
     fleet.clock.seconds += 2 * fleet.settings.grace_s
-    fleet.edge.reception.expire()
+    fleet.edge.handlers.expire()
     assert len(fleet.edge.sessions) == 1  # the grace of a device that is gone has passed, and it is not gone

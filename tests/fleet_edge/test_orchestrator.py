@@ -203,3 +203,41 @@ def test_a_draft_that_was_void_in_its_turn_is_answered_and_logged() -> None:
     (fault,) = device._events
     assert isinstance(fault, Fault)
     assert (fault.code, fault.action, fault.round) == (FaultCode.DESYNC, Action.RESUME, 0)
+
+
+class SlowSteps:
+    """Lets every step of the target take time.
+
+    Attributes:
+        prefills: Steps so far that verified nothing.
+    """
+
+    def __init__(self, fleet: MemoryFleet, monkeypatch: pytest.MonkeyPatch, *, seconds: float) -> None:
+        self.prefills = 0
+        score = fleet.verifier.score
+
+        def slowly(items: Sequence[Item]) -> torch.Tensor:
+            fleet.clock.seconds += seconds
+            self.prefills += not any(item.rows for item in items)
+            return score(items)
+
+        monkeypatch.setattr(fleet.verifier, "score", slowly)
+
+
+def test_the_time_that_a_sessions_own_prompt_takes_is_no_queue_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One device on an idle edge: whatever it waits for, it is no other session."""
+    fleet = MemoryFleet(settings={"step_tokens": 10})
+    asked = terms(1, mode=Mode.COUPLED, prompt=(1,) * 60, max_new_tokens=4)
+    device = Device(fleet, "device-1", asked, length=3, ahead=False)
+    device.act()
+    fleet.broker.pump()
+    fleet.edge._take(0.0)
+    fleet.broker.pump()
+    device.act()  # takes the grant and drafts at once: none of the prompt has been computed
+    fleet.broker.pump()
+    fleet.edge._take(0.0)
+    steps = SlowSteps(fleet, monkeypatch, seconds=0.5)
+    run(fleet, [device], random.Random(0))
+    assert steps.prefills >= 5
+    assert device.closed is not None
+    assert device.closed.queue_ms == pytest.approx(0.0, abs=1e-6)

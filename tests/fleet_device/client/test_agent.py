@@ -302,9 +302,9 @@ def test_an_edge_that_does_not_come_back_is_waited_for_as_long_as_a_resume_may_t
 @pytest.mark.parametrize("refusals", [1, 4])
 def test_an_open_refused_by_an_edge_that_ends_is_asked_again(refusals: int) -> None:
     scene = Scene()
-    scene.fleet.edge.reception.draining = True
+    scene.fleet.edge.handlers.draining = True
     asked = 2 * refusals - 1  # it waits for the answer, and then for a while
-    scene.when(asked, lambda: setattr(scene.fleet.edge.reception, "draining", False))  # as if another took it
+    scene.when(asked, lambda: setattr(scene.fleet.edge.handlers, "draining", False))  # as if another took it
     before = scene.fleet.clock()
     done = scene.generate()
     assert (done.tokens, done.resumes) == (expected(), 0)
@@ -314,7 +314,7 @@ def test_an_open_refused_by_an_edge_that_ends_is_asked_again(refusals: int) -> N
 
 def test_a_device_is_refused_by_edges_that_end_only_as_long_as_an_open_may_take() -> None:
     scene = Scene()
-    scene.fleet.edge.reception.draining = True
+    scene.fleet.edge.handlers.draining = True
     before = scene.fleet.clock()
     with pytest.raises(SessionRefused, match="shutting down") as caught:
         scene.generate()
@@ -377,7 +377,7 @@ def test_a_lost_lease_is_resumed_and_the_last_word_is_that_of_the_resumed_sessio
         scene.fleet.broker.faults = deaf if wait == 2 else Faults()
         if wait == 3:  # the draft that would have renewed the lease is lost
             scene.fleet.clock.seconds += 61.0
-            scene.fleet.edge.reception.expire()
+            scene.fleet.edge.handlers.expire()
 
     scene.inbox.before_wait = expire
     before = scene.fleet.clock()
@@ -577,7 +577,7 @@ def test_a_refusal_for_an_unknown_reason_is_not_waited_out() -> None:
 
     def restart() -> None:
         scene.fleet.restart_edge()
-        scene.fleet.edge.reception.draining = True
+        scene.fleet.edge.handlers.draining = True
 
     scene.when(3, restart)
     changed(scene, topic=Topic.SESSION, kind="refused", code="moving", sentence="The edge is moving.")

@@ -1,4 +1,5 @@
 from fleet_edge.answers import messages
+from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.sessions.limits import SessionLimits
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
@@ -31,7 +32,7 @@ def test_a_fault_names_its_draft_where_there_is_one() -> None:
 
 def test_the_last_word_tells_what_the_edge_has_counted() -> None:
     session = edge_session(attempt=1, resume=(4, 5))
-    session.counters.rounds, session.counters.batch_sum, session.counters.queue_ms = 2, 5, 7.0
+    session.counters = SegmentCounters(rounds=2, batch_sum=5, queue_ms=7.0)
     last = messages.closed(session, EndReason.LOST)
     assert (last.attempt, last.reason, last.tokens) == (1, EndReason.LOST, 2)
     assert (last.rounds, last.mean_batch, last.queue_ms) == (2, 2.5, 7.0)

@@ -24,7 +24,7 @@ class Edge:
     def session(self, *, device: str | None = None, prompt: int = 3) -> EdgeSession:
         number = len(self.sessions)
         session = edge_session(handle=number, device=device or f"device-{number}", prompt=(1,) * prompt)
-        self.verifier.open(number)
+        self.scheduler.opened(session)
         self.sessions.append(session)
         return session
 
@@ -157,7 +157,7 @@ def test_an_evicted_session_is_computed_anew() -> None:
     edge = Edge()
     session = edge.session(prompt=8)
     edge.compute(edge.next_batch())
-    edge.scheduler.evict(session.handle)
+    edge.scheduler.evict(session)
     edge.again(session, at=0.0, round_=0)
     assert computed(edge.next_batch()) == {0: 9}
 

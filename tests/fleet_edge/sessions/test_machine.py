@@ -106,7 +106,7 @@ def test_a_rejection_voids_the_drafts_behind_it() -> None:
     assert (settled.arrived.draft.round, settled.accepted, settled.tested) == (0, 1, 2)
     assert admitted(session, draft((6,), text=(4, 5), round_=1)) == [DraftReceipt()]
     counters = session.counters
-    assert (counters.drafted, counters.tested, counters.accepted, counters.rounds) == (3, 2, 1, 1)
+    assert (counters.drafted, counters.tested, counters.accepted, counters.tokens) == (3, 2, 1, len(session.tokens) - 3)
 
 
 def test_a_draft_that_overtook_its_predecessor_waits_for_it() -> None:
@@ -269,13 +269,6 @@ def test_void_drafts_are_counted_once_in_whatever_order_they_arrive() -> None:
     judged(session, REJECTED)
     admitted(session, ahead[0], ahead[0], ahead[1])
     assert session.counters.drafted == 4
-
-
-def test_the_mean_batch_is_over_rounds() -> None:
-    session = edge_session()
-    assert session.counters.mean_batch == 0.0
-    session.counters.batch_sum, session.counters.rounds = 9, 2
-    assert session.counters.mean_batch == 4.5
 
 
 def test_the_digest_follows_the_text() -> None:
