@@ -107,8 +107,9 @@ class Device:
                 raise
             service.start()
             texts = TextQueue(
-                lambda request, on_piece, cancelled: service.write(request, on_piece=on_piece, cancelled=cancelled),
-                wake=service.agent.wake,
+                lambda request, on_piece, cancellation: service.write(
+                    request, on_piece=on_piece, cancellation=cancellation
+                )
             )
             texts.start()
             self._open = _Open(service, texts)

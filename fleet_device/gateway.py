@@ -4,7 +4,6 @@ import contextlib
 import logging
 import queue
 import socket
-import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -13,6 +12,7 @@ from typing import Any
 
 from fleet_device.api.app import create_app
 from fleet_device.api.server import ApiServer, listen
+from fleet_device.client.cancellation import Cancellation
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import EdgeUnavailable
 from fleet_device.service import DeviceService
@@ -55,7 +55,6 @@ class Gateway:
         self._asked: queue.SimpleQueue[Asked] = queue.SimpleQueue()
         self._texts = TextQueue(
             self._write,
-            wake=service.agent.wake,
             waiting=self._settings.api_waiting,
             clock=clock,
             on_idle=lambda: self.ask(Asked.IDLE),
@@ -174,7 +173,7 @@ class Gateway:
             },
         }
 
-    def _write(self, order: GenerateRequest, on_piece: OnPiece, cancelled: threading.Event) -> GeneratedText:
+    def _write(self, order: GenerateRequest, on_piece: OnPiece, cancellation: Cancellation) -> GeneratedText:
         if (missing := self.absence()) is not None:
             raise EdgeUnavailable(missing)
-        return self._service.write(order, on_piece=on_piece, cancelled=cancelled)
+        return self._service.write(order, on_piece=on_piece, cancellation=cancellation)

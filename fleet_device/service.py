@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Final, Self
 
 from fleet_device.client.agent import Agent
+from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.inbox import Inbox
 from fleet_device.client.presence import EdgePresences
 from fleet_device.client.retry import Timeouts
@@ -51,7 +52,6 @@ class DeviceService:
         clock: Monotonic seconds.
         now: The wall clock (UTC).
         agent: Writes texts.
-        edges: Which edges are there.
         tally: What was written.
         since: When the service was made.
     """
@@ -61,7 +61,6 @@ class DeviceService:
     make_link: Callable[[LinkSettings], Link] = PahoLink
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    edges: EdgePresences = field(default_factory=EdgePresences)
     tally: DeviceTotals = field(default_factory=DeviceTotals)
     agent: Agent = field(init=False)
     since: datetime = field(init=False)
@@ -88,7 +87,7 @@ class DeviceService:
                 verdict_s=settings.verdict_s,
                 close_s=_CLOSE_S,
             ),
-            Inbox(on_edge=self.edges.note),
+            Inbox(),
         )
         self.agent.attach()
         # Said anew after every reconnect: meanwhile the broker has said for us that we are gone.
@@ -100,6 +99,11 @@ class DeviceService:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @property
+    def edges(self) -> EdgePresences:
+        """Which edges are there."""
+        return self.agent.inbox.edges
 
     @property
     def connected(self) -> bool:
@@ -161,10 +165,10 @@ class DeviceService:
         order: GenerateRequest,
         *,
         on_piece: OnPiece = lambda _piece, _tokens: None,
-        cancelled: threading.Event | None = None,
+        cancellation: Cancellation | None = None,
     ) -> GeneratedText:
         """Write a text and count it; see `generate_text`."""
-        text = generate_text(self.agent, self.drafter, order, on_piece=on_piece, cancelled=cancelled)
+        text = generate_text(self.agent, self.drafter, order, on_piece=on_piece, cancellation=cancellation)
         self._publish(Topic.TELEMETRY, encode_json(self.tally.add(text.generation)), qos=0)
         return text
 

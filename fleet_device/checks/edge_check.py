@@ -34,7 +34,7 @@ CHECKS: Final = ("broker", "edge", "rejection", "acceptance")
 _PROMPT: Final = 8  # any tokens do
 _TEXT: Final = 12
 _DRAFTED: Final = 4
-_PATIENCE: Final = Timeouts(open_s=20.0, resume_s=20.0, verdict_s=20.0, close_s=2.0)
+_TIMEOUTS: Final = Timeouts(open_s=20.0, resume_s=20.0, verdict_s=20.0, close_s=2.0)
 _CONNECT_S: Final = 5.0
 _WAIT_S: Final = 5.0
 # Where a fleet has several edges, any of them may take a session: ask again until it is the one that is meant.
@@ -149,8 +149,8 @@ class EdgeCheck:
             self._drafter,
             FixedPacing(_DRAFTED),
             self.clock,
-            _PATIENCE,
-            Inbox(on_edge=self._edges.note),
+            _TIMEOUTS,
+            Inbox(self._edges),
         )
         agent.attach()
         try:

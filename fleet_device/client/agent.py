@@ -1,13 +1,14 @@
-"""The agent: writes one text at a time with the fleet's large model."""
+"""Agent of a device: writes one text at a time with the fleet's large model."""
 
 import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.client.driver import SessionDriver
-from fleet_device.client.inbox import EdgeStateChanged, Inbox, Wake
+from fleet_device.client.inbox import Inbox, Wake
 from fleet_device.client.outbound import Outbound
 from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.drafters.contract import Drafter
@@ -18,7 +19,6 @@ from fleet_device.session.machine import DeviceSession
 from fleet_device.session.request import SessionRequest
 from fleet_link.link import Link
 from schemas.bounds import SESSION_BYTES
-from schemas.control import Presence
 from schemas.messages import Closed
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
@@ -73,7 +73,8 @@ class Agent:
         drafter: The draft model.
         pacing: How much to draft.
         clock: Monotonic seconds.
-        patience: How long to wait.
+        timeouts: How long to wait, and how often to ask again.
+        inbox: What arrives, and the edges' states.
     """
 
     link: Link
@@ -82,9 +83,8 @@ class Agent:
     drafter: Drafter
     pacing: Pacing
     clock: Callable[[], float]
-    patience: Timeouts = field(default_factory=Timeouts)
+    timeouts: Timeouts = field(default_factory=Timeouts)
     inbox: Inbox = field(default_factory=Inbox)
-    _edges: dict[str, Presence] = field(default_factory=dict)
     _one: threading.Lock = field(default_factory=threading.Lock)
 
     def attach(self) -> None:
@@ -98,7 +98,7 @@ class Agent:
         policy: SamplingPolicy,
         max_new_tokens: int,
         on_tokens: Callable[[Sequence[int]], bool | None] = lambda _tokens: None,
-        cancelled: threading.Event | None = None,
+        cancellation: Cancellation | None = None,
     ) -> Generation:
         """Write a text. One at a time: a second caller waits for the first.
 
@@ -108,7 +108,7 @@ class Agent:
             max_new_tokens: Most tokens to write.
             on_tokens: Told of newly committed tokens, on this thread; returns True if the text has come to its
                 end for the application, by a stop string say.
-            cancelled: Set it, and call `wake`, to end the session early.
+            cancellation: Ends the session early.
 
         Raises:
             SessionRefused: The edge declined.
@@ -129,39 +129,35 @@ class Agent:
                 quantization=self.drafter.quantization,
             )
             session = DeviceSession(terms)
-            talk = SessionDriver(
+            cancellation = cancellation or Cancellation()
+            driver = SessionDriver(
                 session=session,
-                drafting=DraftSequence(session, self.drafter, self.clock),
-                pace=SessionPacing(session, self.pacing, self.clock),
-                wire=Outbound(self.link, self.fleet, self.device, self.inbox),
+                drafts=DraftSequence(session, self.drafter, self.clock),
+                pacing=SessionPacing(session, self.pacing, self.clock),
+                outbound=Outbound(self.link, self.fleet, self.device, self.inbox),
                 inbox=self.inbox,
-                edges=self._edges,
-                watch=RetryState(self.patience, self.clock),
+                retry=RetryState(self.timeouts, self.clock),
                 clock=self.clock,
                 on_tokens=on_tokens,
-                cancelled=cancelled or threading.Event(),
+                cancellation=cancellation,
             )
-            talk.run()
+            with cancellation.waking(lambda: self.inbox.put(Wake())):
+                driver.run()
             return Generation(
                 session=terms.session,
                 tokens=tuple(session.committed),
                 reason=session.ended or EndReason.FAILED,
                 counters=session.counters,
-                closed=talk.closed,
-                wall_ms=(self.clock() - talk.started) * 1e3,
-                first_ms=None if talk.first_at is None else (talk.first_at - talk.started) * 1e3,
-                resumes=talk.watch.resumes,
-                drafts=talk.pace.drafts,
-                edge=talk.session.opened.edge if talk.session.opened else None,
-                round_trips=talk.pace.round_trips,
+                closed=driver.closed,
+                wall_ms=(self.clock() - driver.started) * 1e3,
+                first_ms=None if driver.first_at is None else (driver.first_at - driver.started) * 1e3,
+                resumes=driver.retry.resumes,
+                drafts=driver.pacing.drafts,
+                edge=session.opened.edge if session.opened else None,
+                round_trips=driver.pacing.round_trips,
             )
 
-    def wake(self) -> None:
-        """Make a waiting `generate` look at its cancellation flag."""
-        self.inbox.put(Wake())
-
     def _catch_up(self) -> None:
-        """Take note of the edges' states; whatever else has arrived belongs to sessions that are over."""
-        while (event := self.inbox.take()) is not None:
-            if isinstance(event, EdgeStateChanged):
-                self._edges[event.edge] = event.presence
+        """Pass over what has arrived for sessions that are over; the inbox has noted the edges' states."""
+        while self.inbox.take() is not None:
+            pass

@@ -1,4 +1,4 @@
-"""Drafting: the draft model in step with a session; it goes ahead of the text, and is led back where it went astray."""
+"""Draft sequence: keeps the draft model in step with a session, ahead of the text, and back where it went astray."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ class DraftSequence:
         """Bring the drafter to the end of the committed text."""
         self.drafter.reset((*self.session.terms.prompt, *self.session.committed))
 
-    def follow(self, step: VerdictEffect) -> None:
+    def follow(self, effect: VerdictEffect) -> None:
         """Bring the drafter to where a verdict has led the text, unless it has led it to its end."""
-        if step.correction is not None and self.session.ended is None:
-            self.drafter.truncate(len(self.session.terms.prompt) + step.valid)
-            self.drafter.extend((step.correction,))
+        if effect.correction is not None and self.session.ended is None:
+            self.drafter.truncate(len(self.session.terms.prompt) + effect.valid)
+            self.drafter.extend((effect.correction,))
 
     def draft(self, limit: int) -> bool:
         """Draft one token.

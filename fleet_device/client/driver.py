@@ -1,13 +1,16 @@
-"""One session as the agent lives it: events in, drafts out, with the patience to outlast losses and restarts.
+"""Session driver: writes one text over a link, through losses, restarts and cancellation.
 
-What travels and what is committed is `DeviceSession`'s business; a conversation drafts, sends and waits.
+What travels and what is committed is `DeviceSession`'s business; the driver drafts, sends and waits. `run` writes a
+text to its end. It is made of `step`, which does what can be done now, and `on_quiet`, for when nothing has come in
+time, so that tests can drive it without threads or sleeping.
 """
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
+from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.client.inbox import (
     ConnectionChanged,
@@ -16,13 +19,14 @@ from fleet_device.client.inbox import (
     Inbox,
     ReceivedVerdict,
     Undelivered,
-    Wake,
 )
 from fleet_device.client.outbound import Outbound
 from fleet_device.client.retry import RetryState
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
+from fleet_device.pacing.contract import Plan
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession
+from fleet_device.session.states import SessionState
 from schemas.control import Presence
 from schemas.messages import Closed, Draft, Fault, Opened, Refused
 from schemas.reasons import Action, EndReason, RefusalCode
@@ -34,8 +38,8 @@ _log = logging.getLogger(__name__)
 
 # Refusals that pass by themselves, so that a resuming device tries again. One that has written nothing yet tries again
 # only at an edge that ends, since another takes its place; a busy one the application is told of.
-_PASSING = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
-_PASSING_AT_FIRST = frozenset({RefusalCode.DRAINING})
+_PASSING: Final = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
+_PASSING_AT_FIRST: Final = frozenset({RefusalCode.DRAINING})
 
 
 @dataclass(slots=True)
@@ -44,44 +48,40 @@ class SessionDriver:
 
     Attributes:
         session: The state machine.
-        drafting: The draft model, in step with it.
-        pace: How much to draft.
-        wire: To the edge.
+        drafts: The draft model, in step with it.
+        pacing: How much to draft.
+        outbound: To the edge.
         inbox: What has arrived.
-        edges: The edges' last known presence; kept for the next conversation.
-        watch: How long it has waited, and how long it waits.
+        retry: How long it has waited, and how long it waits.
         clock: Monotonic seconds.
         on_tokens: Told of newly committed tokens; returns True if the text has come to its end for the application.
-        cancelled: Ends the session early.
+        cancellation: Ends the session early.
         started: When it began.
         first_at: When the first token was committed.
         closed: The edge's last word.
+        done: Whether there is nothing more to do.
     """
 
     session: DeviceSession
-    drafting: DraftSequence
-    pace: SessionPacing
-    wire: Outbound
+    drafts: DraftSequence
+    pacing: SessionPacing
+    outbound: Outbound
     inbox: Inbox
-    edges: dict[str, Presence]
-    watch: RetryState
+    retry: RetryState
     clock: Callable[[], float]
-    on_tokens: Callable[[Sequence[int]], bool | None]
-    cancelled: threading.Event
+    on_tokens: Callable[[Sequence[int]], bool | None] = lambda _tokens: None
+    cancellation: Cancellation = field(default_factory=Cancellation)
     started: float = field(init=False)
     first_at: float | None = None
     closed: Closed | None = None
-    _unheard: bool = False  # no edge was subscribed when the last Open was sent
+    done: bool = False
+    _plan: Plan | None = None  # of the draft being built
     _refused: SessionRefused | None = None  # how the last Open was answered, if another may be answered better
-    _known: bool = False  # some edge has granted the session
+    _close_until: float | None = None  # the edge's last word is waited for until then
 
     def __post_init__(self) -> None:
         """Begin to count the time."""
         self.started = self.clock()
-
-    @property
-    def _opened(self) -> bool:
-        return self.session.opened is not None
 
     def run(self) -> None:
         """Write the text to its end, and close.
@@ -91,142 +91,192 @@ class SessionDriver:
             DrafterError: Likewise.
         """
         try:
-            self._write()
+            self.start()
+            while not self.done:
+                if not self.step():
+                    self._wait()
         except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt)
-            self.session.cancel(EndReason.CANCELLED if interrupted else EndReason.FAILED)
-            if self._known or (self.session.asked and not isinstance(error, SessionRefused)):
-                self._send_close()  # also if no edge has answered: one may yet take the Open that was sent
+            if self._close_until is None:
+                interrupted = isinstance(error, KeyboardInterrupt)
+                self.session.cancel(EndReason.CANCELLED if interrupted else EndReason.FAILED)
+                if self.session.granted or (self.session.asked and not isinstance(error, SessionRefused)):
+                    self.send_close()  # also if no edge has answered: one may yet take the Open that was sent
             raise
-        self._finish()
 
-    # Drafting
-
-    def _write(self) -> None:
-        session = self.session
-        self.drafting.rewind()  # first, so that no edge hears of a prompt that cannot be drafted for
+    def start(self) -> None:
+        """Ask for the session."""
+        self.drafts.rewind()  # first, so that no edge hears of a prompt that cannot be drafted for
         self._open()
-        while session.ended is None:
-            if session.may_send:
-                self._draft()
-            else:
-                self._wait()
 
-    def _draft(self) -> None:
-        """Draft and send; verdicts that come meanwhile take effect at once."""
-        session, plan = self.session, self.pace.plan()
-        while self.drafting.draft(plan.tokens):
-            self._take_events()
-        if session.may_send:
-            draft = session.send(more=plan.ahead and session.may_promise)
-            self.pace.sent(draft)
-            self._send_draft(draft)
+    def step(self) -> bool:
+        """Take an event, draft a token, or send what is due; return False if there is nothing to do but to wait."""
+        if self.cancellation.requested:
+            self.session.cancel(EndReason.CANCELLED)
+        if self.session.ended is not None and self._close_until is None:
+            self._begin_to_close()
+        elif (event := self.inbox.take()) is not None:
+            self._handle(event)
+        elif self.session.may_send:
+            self._draft()
+        else:
+            return False
+        return True
+
+    def quiet_s(self) -> float:
+        """Return how long to wait for what arrives next before `on_quiet` (seconds)."""
+        if self._close_until is not None:
+            return max(0.0, self._close_until - self.clock())
+        return self.retry.quiet_s(opened=self._opened)
+
+    def on_quiet(self) -> None:
+        """Nothing came in time: ask again, or give up.
+
+        Raises:
+            DeviceError: All that there was to wait is over.
+        """
+        if self._close_until is not None:
+            self.done = self.done or self.clock() >= self._close_until
+            return
+        if (waited_s := self.retry.exhausted_s(opened=self._opened)) is not None:
+            raise self._refused or EdgeUnavailable(self.outbound.silence(waited_s))
+        if self.retry.may_ask_again(opened=self._opened):
+            self._repeat()
+
+    def resume(self, cause: str = "the edge went away.") -> None:
+        """Open the session again, at the text so far.
+
+        Args:
+            cause: Why, as the end of a sentence.
+
+        Raises:
+            SessionFailed: It was resumed too often, and the text has not grown.
+        """
+        self.retry.resumed(cause)
+        self._open()
+
+    def send_close(self, *, to_any: bool = False) -> None:
+        """Say how the session ended.
+
+        Args:
+            to_any: The edge that had it went away before it answered: another is to write the end down.
+        """
+        close = self.session.close(wall_ms=(self.clock() - self.started) * 1e3)
+        self.outbound.close(close.model_copy(update={"edge": None, "handle": None}) if to_any else close)
+
+    @property
+    def _opened(self) -> bool:
+        return self.session.opened is not None
 
     def _wait(self) -> None:
         started = self.clock()
-        event = self.inbox.take(timeout_s=self.watch.quiet_s(opened=self._opened))
-        self.session.counters.wait_ms += (self.clock() - started) * 1e3
+        event = self.inbox.take(timeout_s=self.quiet_s())
+        if self._close_until is None:
+            self.session.counters.wait_ms += (self.clock() - started) * 1e3
         if event is None:
-            self._nudge()
+            self.on_quiet()
         else:
             self._handle(event)
-            self._take_events()
-        if self.cancelled.is_set():
-            self.session.cancel(EndReason.CANCELLED)
 
-    def _take_events(self) -> None:
-        while self.session.ended is None and (event := self.inbox.take()) is not None:
-            self._handle(event)
+    # Drafting
+
+    def _draft(self) -> None:
+        """Draft a token, or send the draft that is long enough."""
+        if self._plan is None:
+            self._plan = self.pacing.plan()
+        if self.drafts.draft(self._plan.tokens):
+            return
+        draft = self.pacing.send(ahead=self._plan.ahead)
+        self._plan = None
+        self._send_draft(draft)
+
+    # Events
 
     def _handle(self, event: Event) -> None:
+        if self._close_until is not None:
+            self._handle_closing(event)
+            return
         match event:
-            case ReceivedVerdict() as received:
-                self._verdict(received)
+            case ReceivedVerdict():
+                self._verdict(event)
             case Opened() | Refused() | Fault() | Closed():
                 self._reply(event)
-            case EdgeStateChanged(edge=edge, presence=presence):
-                self._edge_changed(edge, presence)
+            case EdgeStateChanged():
+                self._edge_changed(event)
             case ConnectionChanged(up=True):
                 self._repeat()
             case Undelivered(topic=topic):
                 self._undelivered(topic)
-            case Wake() if self.cancelled.is_set():
-                self.session.cancel(EndReason.CANCELLED)
             case _:
-                pass
+                pass  # woken up, to look at the cancellation
 
     def _verdict(self, received: ReceivedVerdict) -> None:
         session = self.session
         if session.opened is not None and received.verdict.handle == session.opened.handle:
             session.counters.downlink_bytes += received.size
-        steps = session.on_verdict(received.verdict)
-        self.pace.heard(received.verdict)
-        for step in steps:
-            self.watch.answered(got_on=bool(step.tokens))
-            if step.tokens:
+        effects = session.on_verdict(received.verdict)
+        self.pacing.learn(effects)
+        for effect in effects:
+            self.retry.answered(got_on=bool(effect.tokens))
+            if effect.tokens:
                 self.first_at = self.first_at or self.clock()
-                if self.on_tokens(step.tokens):
+                if self.on_tokens(effect.tokens):
                     session.cancel(EndReason.STOP)
                     return
-            self.drafting.follow(step)
-            if step.request is not None:
-                self._send_draft(step.request)
+            self.drafts.follow(effect)
+            if effect.request is not None:
+                self._send_draft(effect.request)
 
     def _reply(self, reply: Opened | Refused | Fault | Closed) -> None:
         session = self.session
         match reply:
             case Opened() if session.on_opened(reply):
-                self._known = True
-                self.watch.answered(got_on=False)
-                self.pace.opened()
-                self.drafting.rewind()
+                self.retry.answered(got_on=False)
+                self._plan = None
+                self.drafts.rewind()
             case Refused() if reply.session == session.terms.session and session.opened is None:
                 self._refused = SessionRefused(reply.code, reply.sentence)
-                if reply.code not in (_PASSING if self.watch.resumes else _PASSING_AT_FIRST):
+                if reply.code not in (_PASSING if self.retry.resumes else _PASSING_AT_FIRST):
                     raise self._refused
+                session.on_postponed()
             case Fault() if reply.handle is None or (session.opened and reply.handle == session.opened.handle):
                 if reply.action is Action.GIVE_UP:
                     raise SessionFailed(reply.sentence)
                 if session.opened is not None:
                     _log.info("Resuming session %s: %s", session.terms.session.hex(), reply.sentence)
-                    self._resume(reply.sentence)
+                    self.resume(reply.sentence)
             case Closed() if session.opened is not None and session.concerns(reply):
                 # The edge gave the session up, its lease ended while we were away; our text stands.
-                self._resume()
+                self.resume()
             case _:
                 pass
 
     def _undelivered(self, topic: Topic) -> None:
         """Nobody listens where a message went: the edge is away."""
         if topic is Topic.OPEN:
-            self._unheard = not self._opened
+            self.session.on_undelivered()
         elif topic is Topic.DRAFT and self._opened:
-            self._resume()
+            self.resume()
 
-    def _edge_changed(self, edge: str, presence: Presence) -> None:
-        before, self.edges[edge] = self.edges.get(edge), presence
+    def _edge_changed(self, changed: EdgeStateChanged) -> None:
         session = self.session
         if session.opened is None:
-            if presence is Presence.ONLINE and (self._unheard or before in (Presence.OFFLINE, Presence.DRAINING)):
+            is_back = changed.before in (Presence.OFFLINE, Presence.DRAINING)
+            if changed.presence is Presence.ONLINE and (session.state is SessionState.UNDELIVERED or is_back):
                 self._open()
-        elif session.opened.edge == edge and presence is Presence.OFFLINE:
-            self._resume()
+        elif session.opened.edge == changed.edge and changed.presence is Presence.OFFLINE:
+            self.resume()
 
     # Sending
 
     def _open(self) -> None:
-        self.watch.asked()
-        self._unheard, self._refused = False, None
-        self.wire.open(self.session.open())
-
-    def _resume(self, cause: str = "the edge went away.") -> None:
-        self.watch.resumed(cause)
-        self._open()
+        self.retry.asked()
+        self._refused = None
+        self.outbound.open(self.session.open())
 
     def _send_draft(self, draft: Draft) -> None:
         assert self.session.opened is not None
-        self.watch.asked()
-        self.session.counters.uplink_bytes += self.wire.draft(draft, edge=self.session.opened.edge)
+        self.retry.asked()
+        self.session.counters.uplink_bytes += self.outbound.draft(draft, edge=self.session.opened.edge)
 
     def _repeat(self) -> None:
         """Send again what was not answered; the edge takes each round once."""
@@ -236,40 +286,23 @@ class SessionDriver:
         for draft in self.session.unanswered():
             self._send_draft(draft)
 
-    # Waiting
-
-    def _nudge(self) -> None:
-        """Nothing came in time: ask again, or give up."""
-        if (waited_s := self.watch.exhausted_s(opened=self._opened)) is not None:
-            raise self._refused or EdgeUnavailable(self.wire.silence(waited_s))
-        if self.watch.may_ask_again(opened=self._opened):
-            self._repeat()
-
     # The end
 
-    def _finish(self) -> None:
+    def _begin_to_close(self) -> None:
         """Close, and wait shortly for the edge's last word."""
-        self._send_close()
-        if not self._known:
-            return  # cancelled before any edge took it; one that does later finds the Close behind the Open
-        deadline = self.clock() + self.watch.patience.close_s
-        while self.closed is None and (left := deadline - self.clock()) > 0:
-            event = self.inbox.take(timeout_s=left)
-            if isinstance(event, Closed) and self.session.concerns(event):
-                self.closed = event
-            elif isinstance(event, ConnectionChanged) and event.up:
-                self._send_close()
-            elif isinstance(event, EdgeStateChanged):
-                self.edges[event.edge] = event.presence
-                opened = self.session.opened
-                if opened is not None and event.edge == opened.edge and event.presence is Presence.OFFLINE:
-                    self._send_close(to_any=True)
+        self.send_close()
+        self._close_until = self.clock() + self.retry.timeouts.close_s
+        # Cancelled before any edge took it? One that does later finds the Close behind the Open.
+        self.done = not self.session.granted
 
-    def _send_close(self, *, to_any: bool = False) -> None:
-        """Say how the session ended.
-
-        Args:
-            to_any: The edge that had it went away before it answered: another is to write the end down.
-        """
-        close = self.session.close(wall_ms=(self.clock() - self.started) * 1e3)
-        self.wire.close(close.model_copy(update={"edge": None, "handle": None}) if to_any else close)
+    def _handle_closing(self, event: Event) -> None:
+        opened = self.session.opened
+        match event:
+            case Closed() if self.session.concerns(event):
+                self.closed, self.done = event, True
+            case ConnectionChanged(up=True):
+                self.send_close()
+            case EdgeStateChanged(edge=edge, presence=Presence.OFFLINE) if opened is not None and edge == opened.edge:
+                self.send_close(to_any=True)
+            case _:
+                pass

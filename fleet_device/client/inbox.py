@@ -1,10 +1,10 @@
-"""What arrives at a device, in one queue: the link's thread decodes and fills it, the agent empties it."""
+"""Inbox of a device: the link's thread decodes what arrives and fills it, the agent empties it."""
 
 import logging
 import queue
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from fleet_device.client.presence import EdgePresences
 from fleet_link.link import NO_MATCHING_SUBSCRIBERS, Link, Message, Outcome, OutcomeHandler
 from schemas.codec import decode_reply, decode_verdict
 from schemas.control import EdgeState, Presence, decode_json
@@ -27,10 +27,17 @@ class ReceivedVerdict:
 
 @dataclass(frozen=True, slots=True)
 class EdgeStateChanged:
-    """An edge's retained state has changed."""
+    """An edge has published its state.
+
+    Attributes:
+        edge: Its name.
+        presence: As published.
+        before: What was known of it until then; None for nothing.
+    """
 
     edge: str
     presence: Presence
+    before: Presence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +67,12 @@ class Inbox:
     """The agent's events, in order of arrival.
 
     Attributes:
+        edges: Where the edges' states are kept.
         malformed: Payloads that were no messages.
-        on_edge: Told, on the link's thread, of an edge's name and state in full.
     """
 
+    edges: EdgePresences = field(default_factory=EdgePresences)
     malformed: int = 0
-    on_edge: Callable[[str, EdgeState], None] = lambda _edge, _state: None
     _queue: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
 
     def subscribe(self, link: Link, *, fleet: str, device: str) -> None:
@@ -105,8 +112,8 @@ class Inbox:
                     self.put(decode_reply(message.payload))
                 case Topic.EDGE_STATE if address.edge is not None:
                     state = decode_json(EdgeState, message.payload)
-                    self.put(EdgeStateChanged(address.edge, state.presence))
-                    self.on_edge(address.edge, state)
+                    before = self.edges.note(address.edge, state)
+                    self.put(EdgeStateChanged(address.edge, state.presence, before))
         except (CodecError, TopicError) as error:
             self.malformed += 1
             _log.warning("A message on %s is ignored: %s", message.topic, error)

@@ -1,4 +1,4 @@
-"""Which edges are there: their retained states, as last heard."""
+"""Presence of the fleet's edges: their retained states, as last heard."""
 
 import threading
 from typing import Final
@@ -12,18 +12,25 @@ _MOST: Final = 1000
 
 
 class EdgePresences:
-    """Written on the link's thread, read on any."""
+    """The one store of edge states. Written on the link's thread, read on any."""
 
     def __init__(self) -> None:
         self._states: dict[str, EdgeState] = {}
         self._changed = threading.Condition()
 
-    def note(self, edge: str, state: EdgeState) -> None:
-        """Take an edge's new state; `edge` is its name by the topic, which the broker has checked."""
+    def note(self, edge: str, state: EdgeState) -> Presence | None:
+        """Take an edge's new state; return its presence before, or None if nothing was known of it.
+
+        Args:
+            edge: Its name by the topic, which the broker has checked.
+            state: As published.
+        """
         with self._changed:
-            if edge in self._states or len(self._states) < _MOST:
+            before = self._states.get(edge)
+            if before is not None or len(self._states) < _MOST:
                 self._states[edge] = state
                 self._changed.notify_all()
+            return None if before is None else before.presence
 
     def known(self) -> tuple[EdgeState, ...]:
         """Return all states, by name of the edge."""

@@ -1,4 +1,4 @@
-"""Patience: how long a device waits for an edge, how often it asks again, and when it gives up."""
+"""Timeouts and retry policy: how long a device waits for an edge, how often it asks again, and when it gives up."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,12 +36,12 @@ class RetryState:
     """What a session has waited for so far, in time and in vain.
 
     Attributes:
-        patience: How long to wait.
+        timeouts: How long to wait.
         clock: Monotonic seconds.
         resumes: How often the session was opened again.
     """
 
-    patience: Timeouts
+    timeouts: Timeouts
     clock: Callable[[], float]
     resumes: int = 0
     _fruitless: int = 0  # resumes since the last committed token
@@ -84,15 +84,15 @@ class RetryState:
     def quiet_s(self, *, opened: bool) -> float:
         """Return how long to wait for what arrives next, before anything needs to be done."""
         if not opened:
-            return self.patience.retry_s
-        return max(0.01, self.patience.verdict_s - (self.clock() - self._asked_at))
+            return self.timeouts.retry_s
+        return max(0.01, self.timeouts.verdict_s - (self.clock() - self._asked_at))
 
     def may_ask_again(self, *, opened: bool) -> bool:
         """Whether the answer is late enough for the question to be repeated."""
-        return self.clock() - self._asked_at >= (self.patience.verdict_s if opened else self.patience.retry_s)
+        return self.clock() - self._asked_at >= (self.timeouts.verdict_s if opened else self.timeouts.retry_s)
 
     def exhausted_s(self, *, opened: bool) -> float | None:
         """Return the time waited in vain once it is all that there is to wait; None before."""
         first = not opened and self.resumes == 0
-        limit = self.patience.open_s if first else self.patience.resume_s
+        limit = self.timeouts.open_s if first else self.timeouts.resume_s
         return limit if self.clock() - self._waiting_since > limit else None

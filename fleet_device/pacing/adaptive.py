@@ -1,6 +1,6 @@
 """Adaptive pacing: drafts as long as pays, and goes on before the verdict if that pays, by what has been measured.
 
-It has neither clock nor randomness of its own: the same lessons lead to the same plans.
+It has neither clock nor randomness of its own: the same outcomes lead to the same plans.
 """
 
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ __all__ = ["AdaptivePacing", "best_plan"]
 _FIRST: Final = 4
 """Draft length before anything has been measured."""
 
-_LESSONS: Final = 3
-"""Lessons with an answer time, before they are acted on."""
+_OUTCOMES: Final = 3
+"""Outcomes with an answer time, before they are acted on."""
 
 _LONGEST: Final = 16
 _WORTH: Final = 0.98
@@ -48,10 +48,10 @@ class AdaptivePacing:
     ahead: bool | None = None
     _acceptance: Acceptance = field(default_factory=Acceptance)
     _times: dict[bool, Times] = field(default_factory=dict)  # by whether the draft was made going on
-    _way: bool | None = None  # of the last lesson
+    _way: bool | None = None  # of the last outcome
     _last: Plan | None = None
     _plans: int = 0
-    _lessons: int = 0
+    _outcomes: int = 0
     _bonus: bool = False  # the draft before stood whole, and the edge drew a token after it
     _alone: bool = True  # no draft was under way when the next one to be learnt of was sent
 
@@ -59,7 +59,7 @@ class AdaptivePacing:
         """Return the best plan; now and then another one."""
         longest = min(longest, _LONGEST)
         self._plans += 1
-        if self._lessons < _LESSONS:
+        if self._outcomes < _OUTCOMES:
             return Plan(min(_FIRST, longest), self.ahead or False)
         waiting, going_on = (self.conditions(window, ahead=ahead) for ahead in (False, True))
         best = best_plan(
@@ -79,14 +79,14 @@ class AdaptivePacing:
         step = 1 if trial % 2 else -1
         return Plan(max(int(best.ahead), min(longest, best.tokens + step)), best.ahead)
 
-    def learn(self, lesson: DraftOutcome) -> None:
+    def learn(self, outcome: DraftOutcome) -> None:
         """Take note of a verdict."""
-        self._acceptance.add(tested=lesson.tested, accepted=lesson.accepted)
-        if not lesson.opening:
-            self._measure(lesson)
-        stands = lesson.accepted == lesson.tokens
-        self._bonus = stands and not lesson.ahead
-        self._alone = not (stands and lesson.ahead)
+        self._acceptance.add(tested=outcome.tested, accepted=outcome.accepted)
+        if not outcome.opening:
+            self._measure(outcome)
+        stands = outcome.accepted == outcome.tokens
+        self._bonus = stands and not outcome.ahead
+        self._alone = not (stands and outcome.ahead)
 
     def conditions(self, window: int, *, ahead: bool = False) -> Conditions:
         """Return what has been measured.
@@ -118,21 +118,21 @@ class AdaptivePacing:
             return own
         return own.at_least(other) if ahead else own.at_most(other)
 
-    def _measure(self, lesson: DraftOutcome) -> None:
-        if lesson.ahead is not self._way:
+    def _measure(self, outcome: DraftOutcome) -> None:
+        if outcome.ahead is not self._way:
             # What was measured when it was last drafted this way may have changed since.
-            self._times[lesson.ahead] = self._expected(ahead=lesson.ahead).faded()
-            self._way = lesson.ahead
-        times = self._times[lesson.ahead]
-        if lesson.tokens:
+            self._times[outcome.ahead] = self._expected(ahead=outcome.ahead).faded()
+            self._way = outcome.ahead
+        times = self._times[outcome.ahead]
+        if outcome.tokens:
             # Behind a bonus token the draft model has that one to read as well.
-            times.token.add(lesson.token_s * lesson.tokens / (lesson.tokens + self._bonus))
-        times.compute.add(lesson.compute_s, tokens=lesson.tokens)
+            times.token.add(outcome.token_s * outcome.tokens / (outcome.tokens + self._bonus))
+        times.compute.add(outcome.compute_s, tokens=outcome.tokens)
         if self._alone:
-            self._lessons += 1
+            self._outcomes += 1
             # Who goes on drafting looks for verdicts between tokens, on average half a token late.
-            late_s = times.token.at(0) / 2 if lesson.ahead else 0.0
-            times.beside.add(max(0.0, lesson.answer_s - lesson.compute_s - late_s), tokens=lesson.tokens)
+            late_s = times.token.at(0) / 2 if outcome.ahead else 0.0
+            times.beside.add(max(0.0, outcome.answer_s - outcome.compute_s - late_s), tokens=outcome.tokens)
 
 
 def best_plan(

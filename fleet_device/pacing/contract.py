@@ -61,7 +61,7 @@ class Pacing(Protocol):
             window: Most drafts that it lets be under way.
         """
 
-    def learn(self, lesson: DraftOutcome) -> None:
+    def learn(self, outcome: DraftOutcome) -> None:
         """Take note of a verdict; in the order of the drafts."""
 
 
@@ -82,5 +82,5 @@ class FixedPacing:
         del longest, window
         return Plan(self.tokens, self.ahead)
 
-    def learn(self, lesson: DraftOutcome) -> None:
+    def learn(self, outcome: DraftOutcome) -> None:
         """Learn nothing."""

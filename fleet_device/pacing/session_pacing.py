@@ -1,11 +1,12 @@
-"""Pace: pacing at work for one session; it is asked before each draft, and told what became of it."""
+"""Pacing of one session: asks for a plan before each draft, and tells what became of the draft."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fleet_device.pacing.contract import DraftOutcome, Pacing, Plan
-from fleet_device.session.machine import DeviceSession
-from schemas.messages import Draft, Verdict
+from fleet_device.session.in_flight import DecidedDraft
+from fleet_device.session.machine import DeviceSession, VerdictEffect
+from schemas.messages import Draft
 
 __all__ = ["RoundTrips", "SessionPacing"]
 
@@ -33,14 +34,6 @@ class RoundTrips:
         self.total_ms += took_ms
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    draft: Draft
-    token_s: float
-    at: float
-    opening: bool
-
-
 @dataclass(slots=True)
 class SessionPacing:
     """How much a session drafts.
@@ -58,53 +51,53 @@ class SessionPacing:
     clock: Callable[[], float]
     drafts: int = 0
     round_trips: RoundTrips = field(default_factory=RoundTrips)
-    _under_way: dict[tuple[int, int], _Sent] = field(default_factory=dict)
     _draft_ms: float = 0.0  # the session's count when the draft being built was begun
-    _opening: bool = True
-
-    def opened(self) -> None:
-        """An edge has taken the session, first or again; it answers no earlier draft any more."""
-        self._opening = True
-        self._begin_anew()
 
     def plan(self) -> Plan:
         """Return the plan of the draft that is about to be begun."""
         opened = self.session.opened
         assert opened is not None
-        self._draft_ms = self.session.counters.draft_ms
+        self.begin()
         return self.pacing.plan(longest=opened.max_draft, window=opened.window)
 
-    def sent(self, draft: Draft) -> None:
-        """A draft is sent."""
-        self.drafts += 1
-        spent_s = (self.session.counters.draft_ms - self._draft_ms) / 1e3
-        token_s = spent_s / len(draft.tokens) if draft.tokens else 0.0
-        self._under_way[draft.handle, draft.round] = _Sent(draft, token_s, self.clock(), self._opening)
-        self._opening = False
+    def begin(self) -> None:
+        """Begin a draft: what was being built is void."""
+        self._draft_ms = self.session.counters.draft_ms
 
-    def heard(self, verdict: Verdict) -> None:
-        """A verdict has come; one that is a repeat, or answers no draft of tokens, teaches nothing."""
-        sent = self._under_way.pop((verdict.handle, verdict.round), None)
-        if sent is None:
-            return
-        answer_s = self.clock() - sent.at
-        self.round_trips.add(answer_s * 1e3)
+    def send(self, *, ahead: bool) -> Draft:
+        """Send the draft that was built.
+
+        Args:
+            ahead: Promise another before the verdict, if there is room for it.
+        """
+        self.drafts += 1
+        return self.session.send(
+            more=ahead and self.session.may_promise,
+            at=self.clock(),
+            draft_s=(self.session.counters.draft_ms - self._draft_ms) / 1e3,
+        )
+
+    def learn(self, effects: Iterable[VerdictEffect]) -> None:
+        """Take note of verdicts, in the order of the drafts; one that answers no draft of tokens teaches nothing."""
+        for effect in effects:
+            if effect.decided is not None and effect.decided.draft.tried is None:
+                self._learn(effect.decided)
+
+    def _learn(self, decided: DecidedDraft) -> None:
+        sent, verdict = decided.sent, decided.verdict
         tokens = len(sent.draft.tokens)
         if verdict.accepted < tokens:
-            self._begin_anew()
+            self.begin()
+        answer_s = self.clock() - sent.at
+        self.round_trips.add(answer_s * 1e3)
         self.pacing.learn(
             DraftOutcome(
                 tokens=tokens,
                 ahead=sent.draft.more,
-                accepted=min(verdict.accepted, tokens),
-                token_s=sent.token_s,
+                accepted=verdict.accepted,
+                token_s=sent.draft_s / tokens if tokens else 0.0,
                 answer_s=answer_s,
                 compute_s=verdict.compute_ms / 1e3,
-                opening=sent.opening,
+                opening=sent.first,
             )
         )
-
-    def _begin_anew(self) -> None:
-        """What is under way and being built is void."""
-        self._under_way.clear()
-        self._draft_ms = self.session.counters.draft_ms

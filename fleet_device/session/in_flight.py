@@ -12,22 +12,44 @@ from fleet_device.errors import ProtocolViolation
 from schemas.messages import Draft, Verdict
 from schemas.reasons import Finish
 
-__all__ = ["DecidedDraft", "DraftsInFlight"]
+__all__ = ["DecidedDraft", "DraftsInFlight", "SentDraft"]
+
+
+@dataclass(frozen=True, slots=True)
+class SentDraft:
+    """A draft in flight.
+
+    Attributes:
+        draft: As sent.
+        proposals: How its tokens were drawn.
+        at: When it was sent, on the clock of whoever sent it (seconds).
+        draft_s: Time that the draft model took for its tokens (seconds).
+        first: Whether it is the first since the session was opened, so that its times hold the prompt's as well.
+    """
+
+    draft: Draft
+    proposals: tuple[Proposal, ...] = ()
+    at: float = 0.0
+    draft_s: float = 0.0
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class DecidedDraft:
-    """What an edge said to a draft.
+    """A draft and its verdict, held against what a correct edge may say.
 
     Attributes:
         verdict: The edge's.
-        draft: That it decides on.
-        proposals: How the draft's tokens were drawn.
+        sent: The draft that it decides on.
     """
 
     verdict: Verdict
-    draft: Draft
-    proposals: tuple[Proposal, ...]
+    sent: SentDraft
+
+    @property
+    def draft(self) -> Draft:
+        """The draft as sent."""
+        return self.sent.draft
 
     def head(self) -> tuple[int, ...]:
         """Return the accepted head of the draft.
@@ -43,7 +65,7 @@ class DecidedDraft:
     def rejected(self) -> Proposal | None:
         """Return the proposal that was rejected, or None if the whole draft stands."""
         accepted = self.verdict.accepted
-        return self.proposals[accepted] if accepted < len(self.draft.tokens) else None
+        return self.sent.proposals[accepted] if accepted < len(self.draft.tokens) else None
 
     def bonus(self) -> tuple[int, ...]:
         """Return the token that the edge drew after a draft that stands: one, or none if the next draft begins there.
@@ -63,12 +85,6 @@ class DecidedDraft:
         return ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    draft: Draft
-    proposals: tuple[Proposal, ...]
-
-
 @dataclass(slots=True)
 class DraftsInFlight:
     """Drafts in the order in which they will be decided on.
@@ -78,55 +94,55 @@ class DraftsInFlight:
     """
 
     building: list[Proposal] = field(default_factory=list)
-    _under_way: deque[_Sent] = field(default_factory=deque)
+    _sent: deque[SentDraft] = field(default_factory=deque)
     _early: dict[int, Verdict] = field(default_factory=dict)
 
     @property
     def drafts(self) -> tuple[Draft, ...]:
-        """The drafts under way."""
-        return tuple(sent.draft for sent in self._under_way)
+        """The drafts in flight."""
+        return tuple(sent.draft for sent in self._sent)
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """The tokens under way."""
-        return tuple(token for sent in self._under_way for token in sent.draft.tokens)
+        """The tokens in flight."""
+        return tuple(token for sent in self._sent for token in sent.draft.tokens)
 
     @property
     def length(self) -> int:
-        """Tokens under way or being built."""
-        return sum(len(sent.draft.tokens) for sent in self._under_way) + len(self.building)
+        """Tokens in flight or being built."""
+        return sum(len(sent.draft.tokens) for sent in self._sent) + len(self.building)
 
     @property
     def last_token(self) -> int | None:
-        """The last token under way or being built, if there is one."""
+        """The last token in flight or being built, if there is one."""
         if self.building:
             return self.building[-1].token
-        return next((sent.draft.tokens[-1] for sent in reversed(self._under_way) if sent.draft.tokens), None)
+        return next((sent.draft.tokens[-1] for sent in reversed(self._sent) if sent.draft.tokens), None)
 
     @property
     def next_is_due(self) -> bool:
-        """Whether the next draft may go: nothing is under way, or the last draft has promised it."""
-        return not self._under_way or self._under_way[-1].draft.more
+        """Whether the next draft may go: nothing is in flight, or the last draft has promised it."""
+        return not self._sent or self._sent[-1].draft.more
 
-    def sent(self, draft: Draft) -> None:
-        """Put a draft under way, made of what was built; the next one is empty."""
-        self._under_way.append(_Sent(draft, tuple(self.building)))
+    def sent(self, draft: Draft, *, at: float = 0.0, draft_s: float = 0.0, first: bool = False) -> None:
+        """Take a draft that was made of what was built; the next one is empty. See `SentDraft` for the arguments."""
+        self._sent.append(SentDraft(draft, tuple(self.building), at, draft_s, first))
         self.building.clear()
 
     def heard(self, verdict: Verdict) -> None:
         """Keep a verdict for its turn, unless it is a repeat or decides on what is void."""
-        if any(verdict.round == sent.draft.round for sent in self._under_way):
+        if any(verdict.round == sent.draft.round for sent in self._sent):
             self._early[verdict.round] = verdict
 
-    def next_answer(self) -> DecidedDraft | None:
+    def next_decided(self) -> DecidedDraft | None:
         """Take the oldest draft out if its verdict is there."""
-        if not self._under_way or self._under_way[0].draft.round not in self._early:
+        if not self._sent or self._sent[0].draft.round not in self._early:
             return None
-        sent = self._under_way.popleft()
-        return DecidedDraft(self._early.pop(sent.draft.round), sent.draft, sent.proposals)
+        sent = self._sent.popleft()
+        return DecidedDraft(self._early.pop(sent.draft.round), sent)
 
     def void(self) -> None:
         """Forget all: it stands on a text that is not to be."""
-        self._under_way.clear()
+        self._sent.clear()
         self.building.clear()
         self._early.clear()

@@ -1,7 +1,8 @@
-"""One session on the device, without I/O and without a clock: feed it proposals and verdicts, it says what to send.
+"""Device session: the protocol's state machine, without I/O and without a clock.
 
-Invariant: the text is `committed`; behind it stands the window of drafts. A rejection voids the window and begins a new
-epoch, at both ends; until it is settled nothing is drafted.
+Feed it proposals and verdicts, it says what to send. Its states are those of `fleet_device.session.states`. Invariant:
+the text is `committed`; behind it stand the drafts in flight. A rejection voids them and begins a new epoch, at both
+ends; until it is corrected nothing is drafted.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from fleet_device.session.counters import SessionCounters
 from fleet_device.session.in_flight import DecidedDraft, DraftsInFlight
 from fleet_device.session.rejection import Rejection
 from fleet_device.session.request import SessionRequest
+from fleet_device.session.states import SessionEvent, SessionState, next_state
 from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Close, Closed, Draft, Open, Opened, Verdict
 from schemas.policy import Mode
@@ -32,29 +34,44 @@ class VerdictEffect:
         correction: The token behind it that the drafter has not seen, drawn by the edge or in its name: the drafter's
             sequence is to be cut to `valid` and to go on with it. None where the drafter has nothing to learn.
         request: A further draft message to send at once: more samples are needed.
+        decided: The draft and its verdict.
     """
 
     tokens: tuple[int, ...] = ()
     valid: int = 0
     correction: int | None = None
     request: Draft | None = None
+    decided: DecidedDraft | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)
 class DeviceSession:
-    """The state machine."""
+    """The state machine.
+
+    Attributes:
+        terms: What the device asks for.
+        committed: The text.
+        counters: What the device counts; times are the caller's to add.
+        ended: How the text has ended, or None.
+        opened: The edge's grant, while there is one.
+        state: Where the session stands.
+        granted: Whether any edge has taken the session so far.
+    """
 
     terms: SessionRequest
     committed: list[int] = field(default_factory=list)
     counters: SessionCounters = field(default_factory=SessionCounters)
     ended: EndReason | None = None
     opened: Opened | None = None
+    state: SessionState = SessionState.NEW
+    granted: bool = False
     _attempt: int = -1
     _epoch: int = 0
     _round: int = 0
     _digest: int = EMPTY
     _fix: int | None = None
-    _window: DraftsInFlight = field(default_factory=DraftsInFlight)
+    _first: bool = True  # no draft was sent since the session was opened
+    _drafts: DraftsInFlight = field(default_factory=DraftsInFlight)
     _rejection: Rejection | None = None
 
     # Opening and resuming
@@ -66,9 +83,10 @@ class DeviceSession:
 
     def open(self) -> Open:
         """Return the Open to send, first or again; whatever was under way is void."""
+        self._move(SessionEvent.OPEN)
         self._attempt += 1
         self.opened = None
-        self._window.void()
+        self._drafts.void()
         self._fix = self._rejection = None
         return self.terms.open(attempt=self._attempt, text=self.committed)
 
@@ -87,9 +105,20 @@ class DeviceSession:
             raise ProtocolViolation(
                 f"The edge resumes at token {opened.position}, the device has {len(self.committed)}."
             )
-        self.opened = opened
-        self._epoch = 0
+        self._move(SessionEvent.GRANTED)
+        self.opened, self.granted = opened, True
+        self._epoch, self._first = 0, True
         return True
+
+    def on_undelivered(self) -> None:
+        """Note that the Open reached nobody: no edge is subscribed."""
+        if self.opened is None and self.ended is None:
+            self._move(SessionEvent.UNDELIVERED)
+
+    def on_postponed(self) -> None:
+        """Note that an edge refused the Open for a reason that passes."""
+        if self.opened is None and self.ended is None:
+            self._move(SessionEvent.POSTPONED)
 
     def concerns(self, closed: Closed) -> bool:
         """Whether an edge's last word is about the session as it stands, not about a part resumed elsewhere since."""
@@ -102,22 +131,20 @@ class DeviceSession:
     @property
     def position(self) -> int:
         """Position of the next token to draft: behind all that is committed, under way or being built."""
-        return len(self.committed) + self._window.length
+        return len(self.committed) + self._drafts.length
 
     @property
     def may_send(self) -> bool:
         """Whether a draft may be sent now: the first of its epoch, or one that was promised."""
-        if self.opened is None or self.ended is not None or self._rejection is not None:
-            return False
-        return self._window.next_is_due
+        return self.state is SessionState.DRAFTING
 
     @property
     def may_promise(self) -> bool:
         """Whether the draft being built may announce another: the window and the text have room for it."""
-        opened, window = self.opened, self._window
-        if opened is None or not window.building or window.last_token in opened.end_tokens:
+        opened, drafts = self.opened, self._drafts
+        if opened is None or not drafts.building or drafts.last_token in opened.end_tokens:
             return False
-        return len(window.drafts) + 1 < opened.window and self.position < opened.max_new_tokens
+        return len(drafts.drafts) + 1 < opened.window and self.position < opened.max_new_tokens
 
     def room(self, limit: int) -> int:
         """Return how many more tokens the draft being built may take.
@@ -125,27 +152,30 @@ class DeviceSession:
         Args:
             limit: Draft length that the caller wants; the edge's own limit and the end of the text bound it.
         """
-        opened, window = self.opened, self._window
-        if opened is None or not self.may_send or window.last_token in opened.end_tokens:
+        opened, drafts = self.opened, self._drafts
+        if opened is None or not self.may_send or drafts.last_token in opened.end_tokens:
             return 0
-        longest = min(limit, opened.max_draft) - len(window.building)
+        longest = min(limit, opened.max_draft) - len(drafts.building)
         return max(0, min(longest, opened.max_new_tokens - self.position))
 
     def propose(self, q: Dist) -> int:
         """Draw the next draft token from the drafter's distribution and return it."""
         proposal = propose(q, policy=self.terms.policy, position=self.position)
-        self._window.building.append(proposal)
+        self._drafts.building.append(proposal)
         return proposal.token
 
-    def send(self, *, more: bool = False) -> Draft:
+    def send(self, *, more: bool = False, at: float = 0.0, draft_s: float = 0.0) -> Draft:
         """Close the draft being built and return the message.
 
         Args:
             more: Promise another draft without waiting for the verdict; needs `may_promise`.
+            at: The caller's clock (seconds), kept with the draft until its verdict.
+            draft_s: Time that the draft model took for it (seconds), likewise.
         """
-        proposals, ahead = self._window.building, self._window.tokens
+        self._move(SessionEvent.DRAFT_SENT_AHEAD if more else SessionEvent.DRAFT_SENT)
+        proposals, ahead = self._drafts.building, self._drafts.tokens
         residual = self.terms.policy.mode is Mode.RESIDUAL
-        draft = self._sent(
+        draft = self._message(
             base=len(self.committed) + len(ahead),
             digest=extend_digest(self._digest, ahead),
             fix=self._fix,
@@ -153,13 +183,14 @@ class DeviceSession:
             counts=tuple(p.count for p in proposals if p.count is not None) if residual else None,
             more=more,
         )
-        self._fix = None
+        self._drafts.sent(draft, at=at, draft_s=draft_s, first=self._first)
+        self._fix, self._first = None, False
         self.counters.drafted += len(draft.tokens)
         return draft
 
     def unanswered(self) -> tuple[Draft, ...]:
-        """Return the drafts under way, to be repeated when no verdict came."""
-        return self._window.drafts
+        """Return the drafts in flight, to be repeated when no verdict came."""
+        return self._drafts.drafts
 
     # Verdicts
 
@@ -171,17 +202,18 @@ class DeviceSession:
         """
         if self.opened is None or verdict.handle != self.opened.handle or self.ended is not None:
             return []
-        self._window.heard(verdict)
-        steps = []
-        while (answer := self._window.next_answer()) is not None:  # none is left once the text has ended
-            steps.append(self._take(answer))
-        return steps
+        self._drafts.heard(verdict)
+        effects = []
+        while (decided := self._drafts.next_decided()) is not None:  # none is left once the text has ended
+            effects.append(self._take(decided))
+        return effects
 
     def cancel(self, reason: EndReason) -> None:
         """End the session from this side."""
         if self.ended is None:
             self.ended = reason
-            self._window.void()
+            self._move(SessionEvent.ENDED)
+            self._drafts.void()
 
     def close(self, *, wall_ms: float) -> Close:
         """Return the Close to send once `ended` is set.
@@ -205,52 +237,56 @@ class DeviceSession:
 
     # Within
 
-    def _sent(self, **fields: object) -> Draft:
-        """Make the message and put it under way."""
+    def _move(self, event: SessionEvent) -> None:
+        self.state = next_state(self.state, event)
+
+    def _message(self, **fields: object) -> Draft:
         assert self.opened is not None
         names = {"handle": self.opened.handle, "round": self._round, "epoch": self._epoch}
-        draft = Draft.model_validate(names | fields)
         self._round += 1
-        self._window.sent(draft)
-        return draft
+        return Draft.model_validate(names | fields)
 
-    def _take(self, answer: DecidedDraft) -> VerdictEffect:
+    def _take(self, decided: DecidedDraft) -> VerdictEffect:
         self.counters.rounds += 1
-        if answer.draft.tried is not None:
-            return self._settle(answer.verdict)
-        head = answer.head()
+        if decided.draft.tried is not None:
+            return self._correct(decided)
+        head = decided.head()
         self._commit(head)
         self.counters.accepted += len(head)
         self.counters.tested += len(head)
         valid = len(self.committed)
-        rejected = answer.rejected()
+        rejected = decided.rejected()
         if rejected is not None:
             self.counters.tested += 1
-            self._window.void()
+            self._drafts.void()
             self._epoch += 1
             self._rejection = Rejection(rejected, position=valid)
-            step = self._settle(answer.verdict)
-            return VerdictEffect(head + step.tokens, valid, step.correction, step.request)
-        bonus = answer.bonus()
+            self._move(SessionEvent.REJECTED)
+            effect = self._correct(decided)
+            return VerdictEffect(head + effect.tokens, valid, effect.correction, effect.request, decided)
+        bonus = decided.bonus()
         self._commit(bonus)
-        self._finish(answer.verdict.finish)
-        return VerdictEffect(head + bonus, valid, bonus[0] if bonus else None)
+        if not self._drafts.drafts:
+            self._move(SessionEvent.ALL_DECIDED)
+        self._finish(decided.verdict.finish)
+        return VerdictEffect(head + bonus, valid, bonus[0] if bonus else None, decided=decided)
 
-    def _settle(self, verdict: Verdict) -> VerdictEffect:
+    def _correct(self, decided: DecidedDraft) -> VerdictEffect:
         """Draw the correction, or ask for more samples."""
-        rejection, valid = self._rejection, len(self.committed)
+        verdict, rejection, valid = decided.verdict, self._rejection, len(self.committed)
         assert rejection is not None
         token = rejection.correction(verdict.next, policy=self.terms.policy)
         if token is None:
-            return VerdictEffect(
-                valid=valid, request=self._sent(base=valid, digest=self._digest, tried=rejection.tried)
-            )
+            request = self._message(base=valid, digest=self._digest, tried=rejection.tried)
+            self._drafts.sent(request)
+            return VerdictEffect(valid=valid, request=request, decided=decided)
         if rejection.device_draws:
             self._fix = token
         self._rejection = None
+        self._move(SessionEvent.CORRECTED)
         self._commit((token,))
         self._finish(verdict.finish)
-        return VerdictEffect((token,), valid, token)
+        return VerdictEffect((token,), valid, token, decided=decided)
 
     def _commit(self, tokens: Sequence[int]) -> None:
         size = self.terms.vocabulary.size

@@ -1,11 +1,11 @@
 """From an order for a text to the text: what the command line, the local API and the self-test have in common."""
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from fleet_device.client.agent import Generation
+from fleet_device.client.cancellation import Cancellation
 from fleet_device.drafters.contract import Drafter
 from fleet_device.errors import PromptTooLong
 from fleet_device.texts.decoding import Detokenizer
@@ -29,7 +29,7 @@ class TextGenerator(Protocol):
         policy: SamplingPolicy,
         max_new_tokens: int,
         on_tokens: Callable[[Sequence[int]], bool | None],
-        cancelled: threading.Event | None,
+        cancellation: Cancellation | None,
     ) -> Generation:
         """Write a text; see `Agent.generate`."""
 
@@ -104,7 +104,7 @@ def generate_text(
     order: GenerateRequest,
     *,
     on_piece: OnPiece = lambda _piece, _tokens: None,
-    cancelled: threading.Event | None = None,
+    cancellation: Cancellation | None = None,
 ) -> GeneratedText:
     """Write a text. It ends early where the draft model's context is full.
 
@@ -113,7 +113,7 @@ def generate_text(
         drafter: The agent's draft model.
         order: What to write.
         on_piece: Gets the text as it grows, on this thread.
-        cancelled: See `Agent.generate`.
+        cancellation: See `Agent.generate`.
 
     Raises:
         PromptTooLong: The draft model has no room for the prompt.
@@ -138,7 +138,7 @@ def generate_text(
         policy=order.policy,
         max_new_tokens=min(order.max_new_tokens, room),
         on_tokens=on_tokens,
-        cancelled=cancelled,
+        cancellation=cancellation,
     )
     rest = stops.finish()
     pieces.append(rest)

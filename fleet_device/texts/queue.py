@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from fleet_device.client.cancellation import Cancellation
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import DeviceError, TextCancelled, TextQueueFull
 from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece
@@ -56,7 +57,7 @@ Listener = Callable[[Piece | GeneratedText | Failed], None]
 Prepare = Callable[[], GenerateRequest]
 """Makes the order when its turn has come: on the queue's thread, since the model's vocabulary serves one at a time."""
 
-GenerateText = Callable[[GenerateRequest, OnPiece, threading.Event], GeneratedText]
+GenerateText = Callable[[GenerateRequest, OnPiece, Cancellation], GeneratedText]
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +66,7 @@ class Ticket:
 
     prepare: Prepare
     listener: Listener
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    cancellation: Cancellation = field(default_factory=Cancellation)
 
     def tell(self, event: Piece | GeneratedText | Failed) -> None:
         """Pass an event on; a listener that fails has gone."""
@@ -73,7 +74,7 @@ class Ticket:
             self.listener(event)
         except Exception:  # noqa: BLE001 - whatever it is, the others' texts go on
             _log.debug("A listener failed.", exc_info=True)
-            self.cancelled.set()
+            self.cancellation.cancel()
 
 
 class TextQueue:
@@ -81,7 +82,6 @@ class TextQueue:
 
     Args:
         write: Writes one text.
-        wake: Makes a `write` under way look at its `cancelled`.
         waiting: Most texts that wait; None is no bound.
         clock: Monotonic seconds.
         on_idle: Told when the queue is closed and all of it is done.
@@ -91,13 +91,11 @@ class TextQueue:
         self,
         write: GenerateText,
         *,
-        wake: Callable[[], None],
         waiting: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_idle: Callable[[], None] = lambda: None,
     ) -> None:
         self._write = write
-        self._wake = wake
         self._most = waiting
         self._clock = clock
         self._on_idle = on_idle
@@ -154,14 +152,12 @@ class TextQueue:
     def cancel(self, ticket: Ticket) -> None:
         """Give a text up, wherever it stands; one that has ended is left alone."""
         with self._changed:
-            ticket.cancelled.set()
-            waits, writes = ticket in self._waiting, ticket is self._current
+            waits = ticket in self._waiting
             if waits:
                 self._waiting.remove(ticket)
+        ticket.cancellation.cancel()
         if waits:
             ticket.tell(Failed(TextCancelled(_GONE)))
-        elif writes:
-            self._wake()
 
     def close(self) -> None:
         """Take no more orders; those taken are written."""
@@ -207,14 +203,14 @@ class TextQueue:
             ticket.tell(Piece(piece, tokens))
 
         try:
-            text = self._write(ticket.prepare(), on_piece, ticket.cancelled)
+            text = self._write(ticket.prepare(), on_piece, ticket.cancellation)
         except Exception as error:  # noqa: BLE001 - one text's failure is not the next one's
             if not isinstance(error, DeviceError | DrafterError):
                 _log.exception("A text failed for a reason that should not be possible.")
             ticket.tell(Failed(error))
         else:
-            ticket.tell(text if not ticket.cancelled.is_set() else Failed(TextCancelled(_GONE), text))
-        if not ticket.cancelled.is_set():
+            ticket.tell(text if not ticket.cancellation.requested else Failed(TextCancelled(_GONE), text))
+        if not ticket.cancellation.requested:
             self._learn(self._clock() - self._started)
 
     def _learn(self, took_s: float) -> None:

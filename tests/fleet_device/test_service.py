@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fleet_device.api.server import listen
+from fleet_device.client.cancellation import Cancellation
 from fleet_device.drafters.registry import load_drafter
 from fleet_device.errors import ConfigurationError, EdgeUnavailable, TextCancelled
 from fleet_device.gateway import Asked, Gateway
@@ -131,11 +132,11 @@ def test_a_text_that_meets_its_stop_string_closes_its_session_with_that_reason()
 def test_a_text_cancelled_before_any_edge_answered_leaves_no_session_open() -> None:
     fleet = MemoryFleet()
     announce_edge(fleet)
-    cancelled = threading.Event()
-    cancelled.set()
+    cancellation = Cancellation()
+    cancellation.cancel()
     with fleet.broker.running(), memory_service(fleet) as service:
         # The Open lies at the edge, which does not work yet.
-        service.agent.generate(ORDER.prompt, policy=ORDER.policy, max_new_tokens=4, cancelled=cancelled)
+        service.agent.generate(ORDER.prompt, policy=ORDER.policy, max_new_tokens=4, cancellation=cancellation)
     fleet.settle()
     assert len(fleet.edge.sessions) == 0
 

@@ -76,7 +76,7 @@ def test_closes_that_follow_each_other_are_all_taken_before_the_end(monkeypatch:
         """As it is on a network: each arrives on its own."""
         if waiting:
             device = waiting.pop()
-            device._publish(Topic.CLOSE, encode_close(device.session.close(wall_ms=1.0)))
+            device.publish(Topic.CLOSE, encode_close(device.session.close(wall_ms=1.0)))
             fleet.broker.pump()
         return list(take(timeout_s=timeout_s))
 

@@ -31,18 +31,18 @@ class Scene:
             device.open()
         self.fleet.settle()
         for device in (self.good, self.bad):
-            device._take(device._events.pop())
+            assert device.driver.step()
         assert self.good.session.opened is not None
         assert self.bad.session.opened is not None
         self.handle = self.bad.session.opened.handle
-        self.replies = self.bad._events
+        self.replies = self.bad.messages
 
     def draft(self, **fields: object) -> Draft:
         whole = {"handle": self.handle, "round": 0, "epoch": 0, "base": 0, "digest": 0, "tokens": (1,), "counts": (9,)}
         return Draft.model_validate(whole | fields)
 
     def send(self, payload: bytes, topic: Topic = Topic.DRAFT) -> None:
-        self.bad._publish(topic, payload, edge=EDGE if topic is Topic.DRAFT else None)
+        self.bad.publish(topic, payload, edge=EDGE if topic is Topic.DRAFT else None)
         self.fleet.settle()
 
     def faults(self) -> list[Fault]:
@@ -272,7 +272,7 @@ def test_a_close_of_another_edges_session_is_that_edges_business(scene: Scene) -
 def test_silence_ends_a_session_as_lost_and_frees_its_memory(scene: Scene) -> None:
     scene.send(encode_draft(scene.draft()))
     scene.fleet.clock.seconds += 59.0
-    scene.good.draft()
+    scene.good.act()
     scene.fleet.settle()
     scene.fleet.clock.seconds += 2.0
     room = scene.fleet.verifier.capacity()

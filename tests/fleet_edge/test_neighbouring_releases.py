@@ -57,7 +57,8 @@ def write(newer: NewerRelease, *, seed: int, mode: Mode, ahead: bool, form: Form
         fleet.settle()
     assert device.done, "a message was not understood: nothing moves any more"
     assert device.link.counters.handler_errors == 0
-    assert len(device.faults) == device.resumes == restarted
+    assert bool(device.faults) == restarted
+    assert device.resumes == restarted
     edge = fleet.known["device-1", asked.session, device.resumes]
     assert edge.tokens == [*asked.prompt, *device.session.committed]
     return device

@@ -36,7 +36,7 @@ def test_drafts_of_many_devices_are_verified_in_one_step() -> None:
     assert fleet.step()
     fleet.broker.pump()
     for device in devices:
-        (verdict,) = device._events
+        (verdict,) = device.messages
         assert isinstance(verdict, Verdict)
     assert [record.batch for record in fleet.sink.of(RoundJudged)] == [5] * 5
     assert not fleet.step()
@@ -95,7 +95,7 @@ def test_a_session_whose_logits_are_no_numbers_is_given_up_alone(monkeypatch: py
     fleet.step()
     monkeypatch.undo()
     fleet.broker.pump()
-    (fault,) = devices[0]._events
+    (fault,) = devices[0].messages
     assert isinstance(fault, Fault)
     assert (fault.code, fault.action) == (FaultCode.INTERNAL, Action.GIVE_UP)
     assert "not numbers" in fault.sentence
@@ -120,14 +120,14 @@ def test_a_step_that_fails_tells_those_who_wait_and_the_edge_goes_on(
         assert fleet.step()
     monkeypatch.undo()
     fleet.broker.pump()
-    faults = [event for device in devices for event in device._events if isinstance(event, Fault)]
+    faults = [event for device in devices for event in device.messages if isinstance(event, Fault)]
     assert [fault.action for fault in faults] == [Action.GIVE_UP] * 2
     assert all(str(error) in fault.sentence for fault in faults)
     # A repeat of the draft, had the fault been lost, gets it again.
-    devices[0]._events.clear()
+    devices[0].messages.clear()
     devices[0].nudge()
     fleet.settle()
-    (repeated,) = devices[0]._events
+    (repeated,) = devices[0].messages
     assert isinstance(repeated, Fault)
     assert repeated.sentence == faults[0].sentence
     later = opened(fleet, 7)
@@ -158,7 +158,7 @@ def test_a_prompt_that_no_memory_holds_is_given_up(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.CRITICAL):
         large.act()
         fleet.settle()
-    assert [type(event).__name__ for event in large._events] == ["Opened", "Fault"]
+    assert [type(event).__name__ for event in large.messages] == ["Opened", "Fault"]
     small = Device(fleet, "small", terms(2, mode=Mode.COUPLED, max_new_tokens=8), length=3, ahead=False)
     run(fleet, [small], random.Random(0))
     assert small.session.committed == lossless_text(small.terms)
@@ -174,7 +174,7 @@ def test_a_verdict_that_cannot_be_given_stops_nobody_else(caplog: pytest.LogCapt
     with caplog.at_level(logging.CRITICAL):
         fleet.step()
     fleet.broker.pump()
-    assert [type(device._events[0]) for device in devices] == [Fault, Verdict]
+    assert [type(device.messages[0]) for device in devices] == [Fault, Verdict]
 
 
 def test_a_message_that_cannot_be_handled_stops_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
@@ -200,7 +200,7 @@ def test_a_draft_that_was_void_in_its_turn_is_answered_and_logged() -> None:
     session._digest ^= 1
     fleet.step()
     fleet.broker.pump()
-    (fault,) = device._events
+    (fault,) = device.messages
     assert isinstance(fault, Fault)
     assert (fault.code, fault.action, fault.round) == (FaultCode.DESYNC, Action.RESUME, 0)
 

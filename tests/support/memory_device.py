@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fleet_device.client.agent import Generation
+from fleet_device.client.cancellation import Cancellation
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
 from fleet_device.service import DeviceService
 from fleet_device.session.counters import SessionCounters
@@ -109,7 +110,7 @@ class ScriptedAgent:
         batches: Token ids.
         error: Raised instead, after the batches.
         reason: Of the end.
-        gate: Waited for before each batch; `cancelled` wakes it up.
+        gate: Waited for before each batch; a cancellation wakes it up.
         asked: The keyword arguments of each call.
         ended: How each call that returned did.
     """
@@ -129,29 +130,31 @@ class ScriptedAgent:
         policy: SamplingPolicy,
         max_new_tokens: int,
         on_tokens: Callable[[Sequence[int]], bool | None] = lambda _tokens: None,
-        cancelled: threading.Event | None = None,
+        cancellation: Cancellation | None = None,
     ) -> Generation:
         self.asked.append({"prompt": tuple(prompt), "policy": policy, "max_new_tokens": max_new_tokens})
         self.started.set()
         tokens: list[int] = []
         reason = self.reason
-        for batch in self.batches:
-            if self.gate is not None:
-                assert self.gate.acquire(timeout=10.0)
-            if cancelled is not None and cancelled.is_set():
-                reason = EndReason.CANCELLED
-                break
-            tokens.extend(batch)
-            if on_tokens(batch):
-                reason = EndReason.STOP
-                break
+        cancellation = cancellation or Cancellation()
+        with cancellation.waking(self._wake):
+            for batch in self.batches:
+                if self.gate is not None:
+                    assert self.gate.acquire(timeout=10.0)
+                if cancellation.requested:
+                    reason = EndReason.CANCELLED
+                    break
+                tokens.extend(batch)
+                if on_tokens(batch):
+                    reason = EndReason.STOP
+                    break
         if self.error is not None:
             raise self.error
         self.ended.append(reason)
         counters = SessionCounters(drafted=4, tested=4, accepted=3, rounds=2, uplink_bytes=50, downlink_bytes=20)
         return Generation(SESSION, tuple(tokens), reason, counters, None, 100.0, 10.0, 0, 1)
 
-    def wake(self) -> None:
+    def _wake(self) -> None:
         if self.gate is not None:
             self.gate.release()
 
@@ -165,7 +168,7 @@ class ScriptedBackend:
         self.missing: str | None = None
         self.since = STARTED
         self.cancelled: list[Ticket] = []
-        self.queue = TextQueue(self._write, wake=agent.wake, waiting=waiting)
+        self.queue = TextQueue(self._write, waiting=waiting)
         self.queue.start()
 
     def close(self) -> None:
@@ -188,5 +191,5 @@ class ScriptedBackend:
     def health(self) -> dict[str, Any]:
         return {"status": "waiting" if self.missing else "ok", "reason": self.missing}
 
-    def _write(self, order: GenerateRequest, on_piece: OnPiece, cancelled: threading.Event) -> GeneratedText:
-        return generate_text(self.agent, self.drafter, order, on_piece=on_piece, cancelled=cancelled)
+    def _write(self, order: GenerateRequest, on_piece: OnPiece, cancellation: Cancellation) -> GeneratedText:
+        return generate_text(self.agent, self.drafter, order, on_piece=on_piece, cancellation=cancellation)

@@ -14,7 +14,15 @@ from typing import TypeVar
 from dssd.coupling import coupled_token
 from dssd.distribution import shape
 from dssd.downlink import Form
+from fleet_device.client.draft_sequence import DraftSequence
+from fleet_device.client.driver import SessionDriver
+from fleet_device.client.inbox import ConnectionChanged, Event, Inbox, ReceivedVerdict
+from fleet_device.client.outbound import Outbound
+from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.errors import SessionRefused
+from fleet_device.pacing.contract import FixedPacing
+from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.request import SessionRequest
 from fleet_edge.assembly import assemble
@@ -23,14 +31,12 @@ from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.records import Record
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_link.link import Message
 from fleet_testing.markov import MarkovScript
 from fleet_testing.memory_broker import Faults, MemoryBroker
 from fleet_testing.memory_link import MemoryLink
-from schemas.codec import decode_reply, decode_verdict, encode_close, encode_draft, encode_open
-from schemas.messages import Closed, Draft, Fault, Opened, Refused, Verdict
+from schemas.messages import Closed, Fault, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
-from schemas.reasons import Action
+from schemas.reasons import EndReason
 from schemas.topics import Topic, build
 
 FLEET, EDGE = "memory", "edge-1"
@@ -130,133 +136,136 @@ class MemoryFleet:
                 return
 
 
+Message = Verdict | Opened | Refused | Closed | Fault
+
+
+@dataclass(slots=True)
+class RecordingInbox(Inbox):
+    """An inbox that remembers what went through it.
+
+    Attributes:
+        messages: What the edge sent that the driver has not taken yet.
+        faults: All that were taken.
+    """
+
+    messages: list[Message] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    connections: int = 0
+
+    def put(self, event: Event) -> None:
+        match event:
+            case ConnectionChanged():
+                self.connections += 1
+                if self.connections == 1:
+                    return  # the connection that the session begins on
+            case ReceivedVerdict(verdict=verdict):
+                self.messages.append(verdict)
+            case Verdict() | Opened() | Refused() | Closed() | Fault():
+                self.messages.append(event)
+        Inbox.put(self, event)
+
+    def take(self, *, timeout_s: float = 0.0) -> Event | None:
+        event = Inbox.take(self, timeout_s=timeout_s)
+        match event:
+            case ReceivedVerdict() | Opened() | Refused() | Closed() | Fault():
+                self.messages.pop(0)
+        if isinstance(event, Fault):
+            self.faults.append(event)
+        return event
+
+
+NEVER_S = 1e9
+
+
 @dataclass
 class Device:
-    """A device session with a link and a drafter; the test's generator decides when it moves."""
+    """A device's session driver over a link in memory; the test's generator decides when it moves."""
 
     fleet: MemoryFleet
     name: str
     terms: SessionRequest
     length: int
     ahead: bool
-    session: DeviceSession = field(init=False)
-    closed: Closed | None = None
-    refused: Refused | None = None
-    faults: list[Fault] = field(default_factory=list)
-    resumes: int = 0
-    _events: list[Verdict | Opened | Refused | Closed | Fault] = field(default_factory=list)
-    _asked: bool = False
+    refused: SessionRefused | None = None
+    _started: bool = False
 
     def __post_init__(self) -> None:
         self.session = DeviceSession(self.terms)
-        self.drafter = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,))
         self.link = MemoryLink(self.fleet.broker, self.name)
-        self.link.subscribe(build(Topic.SESSION, fleet=FLEET, device=self.name), self._hear)
-        self.link.subscribe(build(Topic.VERDICT, fleet=FLEET, device=self.name), self._hear)
+        self.inbox = RecordingInbox()
+        self.inbox.subscribe(self.link, fleet=FLEET, device=self.name)
         self.link.start(timeout_s=1.0)
+        clock = self.fleet.clock
+        self.driver = SessionDriver(
+            session=self.session,
+            drafts=DraftSequence(self.session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), clock),
+            pacing=SessionPacing(self.session, FixedPacing(self.length, self.ahead), clock),
+            outbound=Outbound(self.link, FLEET, self.name, self.inbox),
+            inbox=self.inbox,
+            # It never gives up, and asks again whenever the test says that nothing moves.
+            retry=RetryState(Timeouts(NEVER_S, NEVER_S, verdict_s=0.0, close_s=NEVER_S, retry_s=0.0), clock),
+            clock=clock,
+        )
+
+    @property
+    def closed(self) -> Closed | None:
+        return self.driver.closed
+
+    @property
+    def faults(self) -> list[Fault]:
+        return self.inbox.faults
+
+    @property
+    def messages(self) -> list[Message]:
+        """What the edge sent that was not taken yet."""
+        return self.inbox.messages
+
+    @property
+    def resumes(self) -> int:
+        return self.driver.retry.resumes
 
     @property
     def done(self) -> bool:
-        return self.closed is not None or self.refused is not None
+        return self.driver.done or self.refused is not None
 
     def act(self) -> bool:
-        """Take what has arrived, then send what is due; return whether anything was done."""
-        events, self._events = self._events, []
-        for event in events:
-            self._take(event)
-        if self.done:
-            return bool(events)
-        if self.session.ended is not None:
-            return self._once(self._close) or bool(events)
-        if self.session.opened is None:
-            return self._once(self.open) or bool(events)
-        if not self.session.may_send:
-            return bool(events)
-        self.draft()
-        return True
+        """Take what has arrived and do what is due, up to one message or the text's end; say whether it did."""
+        if not self._started:
+            self.open()
+            return True
+        before, moved = self._progress, False
+        while not self.done and self._progress == before and self._step():
+            moved = True
+        return moved
 
     def nudge(self) -> None:
         """Nothing moves any more: ask again."""
         if self.session.ended is not None:
-            self._close()
-        elif self.session.opened is None:
-            self.open()
+            self.driver.send_close()
         else:
-            for draft in self.session.unanswered():
-                self._send(draft)
+            self.driver.on_quiet()
 
     def open(self) -> None:
-        self._asked = True
-        self._publish(Topic.OPEN, encode_open(self.session.open()))
+        self._started = True
+        self.driver.start()
 
     def resume(self) -> None:
-        self.resumes += 1
-        self.open()
+        self.driver.resume()
 
-    def draft(self) -> None:
-        while self.session.room(self.length):
-            self.drafter.extend((self.session.propose(self.drafter.next(self.terms.policy)),))
-        self._send(self.session.send(more=self.ahead and self.session.may_promise))
-
-    def _once(self, ask: object) -> bool:
-        if self._asked:
-            return False
-        self._asked = True
-        assert callable(ask)
-        ask()
-        return True
-
-    def _take(self, event: Verdict | Opened | Refused | Closed | Fault) -> None:
-        session = self.session
-        match event:
-            case Verdict():
-                self._take_verdict(event)
-            case Opened():
-                if session.on_opened(event):
-                    self.drafter.reset((*self.terms.prompt, *session.committed))
-            case Fault() if session.opened is not None and event.handle == session.opened.handle and not session.ended:
-                self.faults.append(event)
-                assert event.action is Action.RESUME, event.sentence
-                self.resume()
-            case Closed() if session.concerns(event) and session.ended is not None:
-                self.closed = self.closed or event
-            case Closed() if session.concerns(event) and session.opened is not None:
-                self.resume()
-            case Refused():
-                self.refused = event
-            case _:
-                pass
-
-    def _take_verdict(self, verdict: Verdict) -> None:
-        ended = self.session.ended
-        for step in self.session.on_verdict(verdict):
-            if step.correction is not None:
-                self.drafter.truncate(len(self.terms.prompt) + step.valid)
-                self.drafter.extend((step.correction,))
-            if step.request is not None:
-                self._send(step.request)
-        if ended is None and self.session.ended is not None:
-            self._asked = False
-
-    def _send(self, draft: Draft) -> None:
-        payload = encode_draft(draft)
-        self.session.counters.uplink_bytes += len(payload)
-        self._publish(Topic.DRAFT, payload, edge=EDGE)
-
-    def _close(self) -> None:
-        self._publish(Topic.CLOSE, encode_close(self.session.close(wall_ms=1.0)))
-
-    def _publish(self, topic: Topic, payload: bytes, *, edge: str | None = None) -> None:
+    def publish(self, topic: Topic, payload: bytes, *, edge: str | None = None) -> None:
+        """Send whatever a device might."""
         self.link.publish(build(topic, fleet=FLEET, device=self.name, edge=edge), payload)
 
-    def _hear(self, message: Message) -> None:
-        if message.topic.endswith("verdict"):
-            verdict = decode_verdict(message.payload)
-            if self.session.opened is not None and verdict.handle == self.session.opened.handle:
-                self.session.counters.downlink_bytes += len(message.payload)
-            self._events.append(verdict)
-        else:
-            self._events.append(decode_reply(message.payload))
+    @property
+    def _progress(self) -> tuple[int, EndReason | None]:
+        return self.link.counters.sent, self.session.ended
+
+    def _step(self) -> bool:
+        try:
+            return self.driver.step()
+        except SessionRefused as error:
+            self.refused = error
+            return True
 
 
 def terms(

@@ -15,6 +15,7 @@ import pytest
 
 from broker_config.broker import Broker
 from fleet_device.client.agent import Generation
+from fleet_device.client.cancellation import Cancellation
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.service import DeviceService
 from schemas.policy import Mode, SamplingPolicy
@@ -106,7 +107,7 @@ def write(
     device: DeviceService,
     ids: Sequence[int],
     disturb: Callable[[int], None] = lambda _times: None,
-    cancelled: threading.Event | None = None,
+    cancellation: Cancellation | None = None,
 ) -> Generation:
     """Write a text; every now and then something happens, while the device waits."""
     written: list[int] = []
@@ -117,7 +118,7 @@ def write(
         if before < now:
             disturb(now)
 
-    return device.agent.generate(ids, policy=POLICY, max_new_tokens=LENGTH, on_tokens=count, cancelled=cancelled)
+    return device.agent.generate(ids, policy=POLICY, max_new_tokens=LENGTH, on_tokens=count, cancellation=cancellation)
 
 
 def test_an_edge_that_is_told_to_end_hands_its_session_over_to_another(
@@ -154,17 +155,17 @@ def test_an_edge_that_is_told_to_end_hands_its_session_over_to_another(
 
 def test_a_second_signal_ends_an_edge_at_once(site: Site, drafters: Load, target_folder: Path) -> None:
     drafter = drafters("Q4_0")
-    cancelled = threading.Event()
+    cancellation = Cancellation()
 
     def end_one_after_the_other(times: int) -> None:
         if times == 1:
             site.edges[site.serving()].end(signal.SIGTERM)
         elif times == 2:
             site.edges[site.serving()].end(signal.SIGINT)
-            cancelled.set()
+            cancellation.cancel()
 
     with site.running(target_folder, drain_s=LONG_S), site.device(drafter) as device:
-        write(device, prompt_ids(drafter)[0], end_one_after_the_other, cancelled)
+        write(device, prompt_ids(drafter)[0], end_one_after_the_other, cancellation)
         assert device.edges.online() == ()
     assert [row["reason"] for row in site.whole.rows("SELECT reason FROM segments")] == ["handed-over"] * 2
 

@@ -1,7 +1,6 @@
 import itertools
 import random
 import re
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from dssd.distribution import Dist
 from fleet_bench.exactness import fold_ends
 from fleet_device.client.agent import Agent, Generation
+from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.inbox import ConnectionChanged, Event, Inbox
 from fleet_device.client.retry import Timeouts
 from fleet_device.drafters.contract import DrafterError
@@ -107,10 +107,12 @@ class Scene:
         most: int = 40,
         prompt: Sequence[int] = PROMPT,
         on_tokens: Callable[[Sequence[int]], bool | None] = lambda _tokens: None,
-        cancelled: threading.Event | None = None,
+        cancellation: Cancellation | None = None,
     ) -> Generation:
         policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=seed)
-        return self.agent.generate(prompt, policy=policy, max_new_tokens=most, on_tokens=on_tokens, cancelled=cancelled)
+        return self.agent.generate(
+            prompt, policy=policy, max_new_tokens=most, on_tokens=on_tokens, cancellation=cancellation
+        )
 
     def say(self, presence: Presence) -> None:
         """Publish the edge's retained state."""
@@ -138,9 +140,9 @@ class Watched(AdaptivePacing):
     plans: set[Plan] = field(default_factory=set)
     ways: set[bool] = field(default_factory=set)
 
-    def learn(self, lesson: DraftOutcome) -> None:
-        self.ways.add(lesson.ahead)
-        AdaptivePacing.learn(self, lesson)
+    def learn(self, outcome: DraftOutcome) -> None:
+        self.ways.add(outcome.ahead)
+        AdaptivePacing.learn(self, outcome)
 
     def plan(self, *, longest: int, window: int) -> Plan:
         plan = AdaptivePacing.plan(self, longest=longest, window=window)
@@ -345,12 +347,11 @@ def test_a_text_that_ends_while_its_edge_ends_is_written_down_by_another() -> No
             scene.say(Presence.OFFLINE)
         elif wait == 3:
             scene.inbox.edge_works = False
-            cancelled.set()
-            scene.agent.wake()
+            cancellation.cancel()
 
-    cancelled = threading.Event()
+    cancellation = Cancellation()
     scene.inbox.before_wait = happen
-    done = scene.generate(cancelled=cancelled)
+    done = scene.generate(cancellation=cancellation)
     assert done.closed is not None
     (closed,) = scene.fleet.sink.of(SessionClosed)
     assert (closed.reason, closed.tokens) == (EndReason.CANCELLED, len(done.tokens))
@@ -435,18 +436,12 @@ def test_a_fault_of_another_session_is_not_ours() -> None:
 
 
 @pytest.mark.parametrize("wait", [0, 1, 4])
-@pytest.mark.parametrize("awake", [False, True])
-def test_a_cancelled_text_ends_early_and_is_closed(wait: int, awake: bool) -> None:
+def test_a_cancelled_text_ends_early_and_is_closed(wait: int) -> None:
     scene = Scene()
-    cancelled = threading.Event()
+    cancellation = Cancellation()
 
-    def cancel() -> None:
-        cancelled.set()
-        if awake:
-            scene.agent.wake()
-
-    scene.when(wait, cancel)
-    done = scene.generate(cancelled=cancelled)
+    scene.when(wait, cancellation.cancel)
+    done = scene.generate(cancellation=cancellation)
     assert done.reason is EndReason.CANCELLED
     assert done.tokens == expected()[: len(done.tokens)]
     assert len(done.tokens) < 40
@@ -456,33 +451,31 @@ def test_a_cancelled_text_ends_early_and_is_closed(wait: int, awake: bool) -> No
 
 def test_a_cancelled_text_does_not_wait_for_a_silent_edge() -> None:
     scene = Scene()
-    cancelled = threading.Event()
+    cancellation = Cancellation()
 
     def cancel() -> None:
         scene.inbox.edge_works = False
-        cancelled.set()
-        scene.agent.wake()
+        cancellation.cancel()
 
     scene.when(3, cancel)
     before = scene.fleet.clock()
-    assert scene.generate(cancelled=cancelled).reason is EndReason.CANCELLED
+    assert scene.generate(cancellation=cancellation).reason is EndReason.CANCELLED
     assert scene.fleet.clock() - before <= PATIENCE.close_s
 
 
 def test_a_text_cancelled_while_it_drafts_does_not_wait_either(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene()
-    cancelled = threading.Event()
+    cancellation = Cancellation()
     drafter = scene.agent.drafter
 
     def cancel(policy: SamplingPolicy) -> Dist | None:
         scene.inbox.edge_works = False
-        cancelled.set()
-        scene.agent.wake()
+        cancellation.cancel()
         return ScriptedDrafter.next(drafter, policy)  # type: ignore[arg-type]
 
     monkeypatch.setattr(drafter, "next", cancel)
     before = scene.fleet.clock()
-    assert scene.generate(cancelled=cancelled).reason is EndReason.CANCELLED
+    assert scene.generate(cancellation=cancellation).reason is EndReason.CANCELLED
     assert scene.fleet.clock() - before <= PATIENCE.close_s
 
 
@@ -679,12 +672,20 @@ def test_a_reply_of_an_unknown_kind_is_passed_over(caplog: pytest.LogCaptureFixt
     assert re.search("down/session is ignored", caplog.text)
 
 
-def test_an_edge_whose_presence_is_unknown_keeps_its_session_and_is_asked_for_no_new_one() -> None:
+def test_an_edge_whose_presence_is_unknown_keeps_its_session_and_is_asked_for_no_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     scene = Scene()
     changed(scene, topic=Topic.EDGE_STATE, presence="warming-up")
     scene.when(3, lambda: scene.say(Presence.ONLINE))
     states: list[EdgeState] = []
-    scene.inbox.on_edge = lambda _edge, state: states.append(state)
+    note = scene.inbox.edges.note
+
+    def remember(edge: str, state: EdgeState) -> Presence | None:
+        states.append(state)
+        return note(edge, state)
+
+    monkeypatch.setattr(scene.inbox.edges, "note", remember)
     done = scene.generate()
     assert (done.tokens, done.resumes) == (expected(), 0)
     assert [state.presence for state in states] == [Presence.DRAINING]

@@ -50,8 +50,8 @@ class Scene:
         return self.session.send().tokens
 
     def judge(self, accepted: int, token: int, finish: Finish = Finish.NO) -> None:
-        for step in self.session.on_verdict(Verdict(handle=7, round=0, accepted=accepted, next=token, finish=finish)):
-            self.drafting.follow(step)
+        for effect in self.session.on_verdict(Verdict(handle=7, round=0, accepted=accepted, next=token, finish=finish)):
+            self.drafting.follow(effect)
 
     @property
     def sequence(self) -> tuple[int, ...]:

@@ -16,14 +16,14 @@ class Pupil:
     """A pacing that remembers what it is asked and told."""
 
     asked: list[tuple[int, int]] = field(default_factory=list)
-    lessons: list[DraftOutcome] = field(default_factory=list)
+    outcomes: list[DraftOutcome] = field(default_factory=list)
 
     def plan(self, *, longest: int, window: int) -> Plan:
         self.asked.append((longest, window))
         return Plan(2, ahead=True)
 
-    def learn(self, lesson: DraftOutcome) -> None:
-        self.lessons.append(lesson)
+    def learn(self, outcome: DraftOutcome) -> None:
+        self.outcomes.append(outcome)
 
 
 class Scene:
@@ -35,7 +35,7 @@ class Scene:
         self.drafter = ScriptedDrafter(DRAFT, DRAFT.words)
         self.session = DeviceSession(asked)
         self.pupil = Pupil()
-        self.pace = SessionPacing(self.session, self.pupil, lambda: self.now)
+        self.pacing = SessionPacing(self.session, self.pupil, lambda: self.now)
         self.open()
 
     def open(self) -> None:
@@ -48,7 +48,7 @@ class Scene:
             )
         )  # fmt: skip
         self.drafter.reset((*self.session.terms.prompt, *self.session.committed))
-        self.pace.opened()
+        self.pacing.begin()
 
     def draw(self, tokens: int) -> None:
         for _ in range(tokens):
@@ -58,20 +58,17 @@ class Scene:
             self.session.counters.draft_ms += 10.0
 
     def draft(self, tokens: int = 2) -> Draft:
-        plan = self.pace.plan()
+        plan = self.pacing.plan()
         self.draw(tokens)
         return self.send(more=plan.ahead)
 
     def send(self, *, more: bool = True) -> Draft:
-        draft = self.session.send(more=more)
-        self.pace.sent(draft)
-        return draft
+        return self.pacing.send(ahead=more)
 
     def judge(self, draft: Draft, accepted: int, *, handle: int = HANDLE) -> None:
-        token = None if accepted == len(draft.tokens) else 1
+        token = None if accepted == len(draft.tokens) and draft.more else 1
         verdict = Verdict(handle=handle, round=draft.round, accepted=accepted, next=token, compute_ms=40.0)
-        self.session.on_verdict(verdict)
-        self.pace.heard(verdict)
+        self.pacing.learn(self.session.on_verdict(verdict))
 
 
 def test_what_became_of_a_draft_is_told() -> None:
@@ -84,17 +81,17 @@ def test_what_became_of_a_draft_is_told() -> None:
     scene.judge(second, 1)
     assert scene.pupil.asked == [(9, 4), (9, 4)]
     usual = {"ahead": True, "token_s": 0.01, "compute_s": 0.04}
-    one, two = scene.pupil.lessons
+    one, two = scene.pupil.outcomes
     assert one == DraftOutcome(tokens=2, accepted=2, answer_s=one.answer_s, opening=True, **usual)
     assert two == DraftOutcome(tokens=3, accepted=1, answer_s=two.answer_s, **usual)
     assert (round(one.answer_s, 9), round(two.answer_s, 9)) == (0.2, 0.3)
     assert (one.tested, two.tested) == (2, 2)
-    assert scene.pace.drafts == 2
+    assert scene.pacing.drafts == 2
 
 
 def test_the_round_trip_is_from_a_draft_to_its_verdict_however_long_the_device_waits() -> None:
     scene = Scene()
-    assert scene.pace.round_trips.mean_ms is None
+    assert scene.pacing.round_trips.mean_ms is None
     first, second = scene.draft(), scene.draft()
     scene.now += 0.2
     scene.judge(first, 2)
@@ -103,54 +100,53 @@ def test_the_round_trip_is_from_a_draft_to_its_verdict_however_long_the_device_w
     scene.judge(second, 2)
     scene.now += 0.2
     scene.judge(third, 0)
-    assert scene.pace.round_trips.count == 3
-    assert round(scene.pace.round_trips.total_ms, 6) == 800.0
+    assert scene.pacing.round_trips.count == 3
+    assert round(scene.pacing.round_trips.total_ms, 6) == 800.0
 
 
 def test_a_verdict_teaches_once_and_only_the_session_that_it_is_for() -> None:
     scene = Scene()
     draft = scene.draft()
     scene.judge(draft, 2, handle=HANDLE + 1)
-    assert not scene.pupil.lessons
+    assert not scene.pupil.outcomes
     scene.judge(draft, 2)
     scene.judge(draft, 2)
-    assert len(scene.pupil.lessons) == 1
+    assert len(scene.pupil.outcomes) == 1
 
 
 def test_nothing_is_learnt_of_a_draft_that_a_rejection_made_void() -> None:
     scene = Scene()
     first, second = scene.draft(), scene.draft()
     scene.judge(first, 0)
-    scene.pace.heard(Verdict(handle=HANDLE, round=second.round, accepted=2))
-    assert [lesson.accepted for lesson in scene.pupil.lessons] == [0]
+    scene.pacing.learn(scene.session.on_verdict(Verdict(handle=HANDLE, round=second.round, accepted=2)))
+    assert [outcome.accepted for outcome in scene.pupil.outcomes] == [0]
 
 
 def test_tokens_that_were_drawn_in_vain_do_not_make_the_next_ones_dear() -> None:
     scene = Scene()
     first = scene.draft()
-    scene.pace.plan()
+    scene.pacing.plan()
     scene.draw(5)
     scene.judge(first, 0)
     scene.draw(1)
     scene.judge(scene.send(), 1)
-    assert scene.pupil.lessons[-1].token_s == 0.01
+    assert scene.pupil.outcomes[-1].token_s == 0.01
 
 
 def test_after_a_resume_the_times_hold_the_text_once_more() -> None:
     scene = Scene()
     lost = scene.draft()
     scene.open()
-    scene.pace.heard(Verdict(handle=HANDLE, round=lost.round, accepted=2))
+    scene.pacing.learn(scene.session.on_verdict(Verdict(handle=HANDLE, round=lost.round, accepted=2)))
     scene.judge(scene.draft(), 2)
     scene.judge(scene.draft(), 2)
-    assert [lesson.opening for lesson in scene.pupil.lessons] == [True, False]
+    assert [outcome.opening for outcome in scene.pupil.outcomes] == [True, False]
 
 
 def test_a_draft_without_tokens_has_no_time_for_one() -> None:
     scene = Scene()
-    scene.pace.plan()
+    scene.pacing.plan()
     draft = scene.send(more=False)
-    scene.session.on_verdict(verdict := Verdict(handle=HANDLE, round=draft.round, accepted=0, next=1))
-    scene.pace.heard(verdict)
-    (lesson,) = scene.pupil.lessons
-    assert (lesson.tokens, lesson.tested, lesson.token_s) == (0, 0, 0.0)
+    scene.judge(draft, 0)
+    (outcome,) = scene.pupil.outcomes
+    assert (outcome.tokens, outcome.tested, outcome.token_s) == (0, 0, 0.0)

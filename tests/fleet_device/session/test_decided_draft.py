@@ -4,7 +4,7 @@ import pytest
 
 from dssd.proposal import Proposal
 from fleet_device.errors import ProtocolViolation
-from fleet_device.session.in_flight import DecidedDraft
+from fleet_device.session.in_flight import DecidedDraft, SentDraft
 from schemas.downlink import Sparse
 from schemas.messages import Draft, Verdict
 from schemas.reasons import Finish
@@ -16,7 +16,8 @@ PROPOSALS = (Proposal(4), Proposal(5))
 def answer(accepted: int, following: Any = None, *, more: bool = False, finish: Finish = Finish.NO) -> DecidedDraft:
     """Return an answer to the draft 4, 5."""
     draft = Draft(handle=7, round=0, epoch=0, base=0, tokens=(4, 5), more=more, digest=0)
-    return DecidedDraft(Verdict(handle=7, round=0, accepted=accepted, next=following, finish=finish), draft, PROPOSALS)
+    verdict = Verdict(handle=7, round=0, accepted=accepted, next=following, finish=finish)
+    return DecidedDraft(verdict, SentDraft(draft, PROPOSALS))
 
 
 @pytest.mark.parametrize(("accepted", "head"), [(0, ()), (1, (4,)), (2, (4, 5))])

@@ -18,7 +18,7 @@ def heard(window: DraftsInFlight, *rounds: int) -> None:
 
 def rounds(window: DraftsInFlight) -> list[int]:
     """Take all answers that are there."""
-    return [answer.draft.round for answer in iter(window.next_answer, None)]
+    return [answer.draft.round for answer in iter(window.next_decided, None)]
 
 
 def test_what_stands_behind_the_text_is_under_way_and_then_being_built() -> None:
@@ -43,9 +43,9 @@ def test_an_answer_has_the_proposals_that_the_draft_was_made_of() -> None:
     window = DraftsInFlight()
     put(window, 0, 4, 5)
     heard(window, 0)
-    answer = window.next_answer()
+    answer = window.next_decided()
     assert answer is not None
-    assert [proposal.token for proposal in answer.proposals] == [4, 5]
+    assert [proposal.token for proposal in answer.sent.proposals] == [4, 5]
     assert window.length == 0
 
 

@@ -192,7 +192,7 @@ def test_a_rejection_voids_all_that_was_drafted_ahead() -> None:
 
 def test_verdicts_that_overtook_each_other_take_effect_in_order() -> None:
     session = session_of()
-    first, second = drafted(session, 4, more=True), drafted(session, 5)
+    first, second = drafted(session, 5, more=True), drafted(session, 4)
     assert session.on_verdict(verdict(second, 1, 6)) == []
     assert [step.tokens for step in session.on_verdict(verdict(first, 1))] == [(4,), (5, 6)]
 
@@ -204,7 +204,7 @@ def test_stray_verdicts_change_nothing(stray: Verdict) -> None:
     drafted(session, 7)
     assert session.on_verdict(stray) == []
     assert session.committed == [4, 5, 6]
-    assert session._window._early == {}
+    assert session._drafts._early == {}
 
 
 def test_what_is_counted() -> None:
@@ -239,6 +239,30 @@ def test_where_all_samples_fail_more_are_asked_for() -> None:
     assert step == VerdictEffect((6,), valid=0, correction=6)
     assert session.send().fix == 6
     assert session.counters.rounds == 3
+
+
+def test_the_state_is_named_at_every_turn() -> None:
+    session = DeviceSession(terms())
+    states = [session.state]
+
+    def after(_done: object) -> None:
+        states.append(session.state)
+
+    after(session.open())
+    after(session.on_undelivered())
+    after(session.open())
+    after(session.on_postponed())
+    after(session.on_opened(opened(attempt=1)))
+    first, second = drafted(session, 5, more=True), drafted(session, 4)
+    after(None)
+    after(session.on_verdict(verdict(first, 1)))
+    after(session.on_verdict(verdict(second, 0, failing(0))))
+    after(session.on_verdict(verdict(second + 1, 0, P)))
+    after(session.cancel(EndReason.STOP))
+    assert [state.name for state in states] == [
+        "NEW", "OPENING", "UNDELIVERED", "OPENING", "POSTPONED", "DRAFTING", "AWAITING_VERDICT", "AWAITING_VERDICT",
+        "CORRECTING", "DRAFTING", "ENDED",
+    ]  # fmt: skip
 
 
 # The end

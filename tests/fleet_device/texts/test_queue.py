@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from fleet_device.client.cancellation import Cancellation
 from fleet_device.errors import EdgeUnavailable, TextCancelled, TextQueueFull
 from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece, generate_text
 from fleet_device.texts.queue import Failed, Piece, TextQueue
@@ -24,10 +25,10 @@ def make() -> Iterator[Make]:
     def start(agent: ScriptedAgent, **options: object) -> TextQueue:
         drafter = TalkingDrafter()
 
-        def write(order: GenerateRequest, on_piece: OnPiece, cancelled: threading.Event) -> GeneratedText:
-            return generate_text(agent, drafter, order, on_piece=on_piece, cancelled=cancelled)
+        def write(order: GenerateRequest, on_piece: OnPiece, cancellation: Cancellation) -> GeneratedText:
+            return generate_text(agent, drafter, order, on_piece=on_piece, cancellation=cancellation)
 
-        texts = TextQueue(write, wake=agent.wake, **{"waiting": 1, **options})  # type: ignore[arg-type]
+        texts = TextQueue(write, **{"waiting": 1, **options})  # type: ignore[arg-type]
         made.append(texts)
         texts.start()
         return texts

@@ -25,10 +25,9 @@ def make() -> Iterator[Make]:
     def start(agent: ScriptedAgent) -> TextQueue:
         drafter = TalkingDrafter()
         texts = TextQueue(
-            lambda request, on_piece, cancelled: generate_text(
-                agent, drafter, request, on_piece=on_piece, cancelled=cancelled
+            lambda request, on_piece, cancellation: generate_text(
+                agent, drafter, request, on_piece=on_piece, cancellation=cancellation
             ),
-            wake=agent.wake,
         )
         made.append(texts)
         texts.start()

@@ -1,0 +1,85 @@
+"""States of a device session, and the one table of transitions between them.
+
+::
+
+          open                     granted                          draft sent
+    NEW ────────▶ OPENING ──────────────────────▶ DRAFTING ─────────────────────▶ AWAITING_VERDICT
+                   │   ▲ │ nobody was subscribed   │ ▲ ▲ └─┐ draft sent ahead       │    │
+                   │   │ ├──────▶ UNDELIVERED      │ │ │ ◀─┘ all decided            │    │ rejected
+                   │   │ │        (granted)        │ │ └────────────────────────────┘    │
+                   │   │ │ refused for now         │ │         all decided               │
+                   │   │ └──────▶ POSTPONED        │ │ corrected                         │
+                   │   │          (granted)        │ └──────── CORRECTING ◀──────────────┘
+                   │   │                           │  rejected     ▲
+                   │   │                           └───────────────┘
+                   │   └── open, from any state but ENDED: again, or to resume after a loss
+                   └────── ended, from any state ──▶ ENDED
+
+A session that is opened again goes on with the text that is committed; whatever was in flight is void.
+"""
+
+from enum import Enum, auto
+from typing import Final
+
+__all__ = ["TRANSITIONS", "SessionEvent", "SessionState", "next_state"]
+
+
+class SessionState(Enum):
+    """Where a session stands, as far as its device knows."""
+
+    NEW = auto()  # no edge was asked
+    OPENING = auto()  # an Open is under way
+    UNDELIVERED = auto()  # an Open reached nobody: no edge is subscribed
+    POSTPONED = auto()  # an Open was refused for a reason that passes
+    DRAFTING = auto()  # the next draft may be built and sent
+    AWAITING_VERDICT = auto()  # drafts are in flight, and none may follow before a verdict
+    CORRECTING = auto()  # a rejected token's place is empty until a correction is drawn
+    ENDED = auto()
+
+
+class SessionEvent(Enum):
+    """What moves a session on."""
+
+    OPEN = auto()  # an Open was made, the first or another
+    UNDELIVERED = auto()
+    POSTPONED = auto()
+    GRANTED = auto()
+    DRAFT_SENT = auto()
+    DRAFT_SENT_AHEAD = auto()  # with the promise of another before its verdict
+    ALL_DECIDED = auto()  # no draft is in flight any more
+    REJECTED = auto()
+    CORRECTED = auto()
+    ENDED = auto()
+
+
+_UNGRANTED: Final = (SessionState.OPENING, SessionState.UNDELIVERED, SessionState.POSTPONED)
+_GRANTED: Final = (SessionState.DRAFTING, SessionState.AWAITING_VERDICT, SessionState.CORRECTING)
+
+TRANSITIONS: Final[dict[tuple[SessionState, SessionEvent], SessionState]] = {
+    (SessionState.NEW, SessionEvent.OPEN): SessionState.OPENING,
+    **{(state, SessionEvent.OPEN): SessionState.OPENING for state in (*_UNGRANTED, *_GRANTED)},
+    **{(state, SessionEvent.UNDELIVERED): SessionState.UNDELIVERED for state in _UNGRANTED},
+    **{(state, SessionEvent.POSTPONED): SessionState.POSTPONED for state in _UNGRANTED},
+    **{(state, SessionEvent.GRANTED): SessionState.DRAFTING for state in _UNGRANTED},
+    (SessionState.DRAFTING, SessionEvent.DRAFT_SENT): SessionState.AWAITING_VERDICT,
+    (SessionState.DRAFTING, SessionEvent.DRAFT_SENT_AHEAD): SessionState.DRAFTING,
+    (SessionState.DRAFTING, SessionEvent.ALL_DECIDED): SessionState.DRAFTING,
+    (SessionState.AWAITING_VERDICT, SessionEvent.ALL_DECIDED): SessionState.DRAFTING,
+    (SessionState.DRAFTING, SessionEvent.REJECTED): SessionState.CORRECTING,
+    (SessionState.AWAITING_VERDICT, SessionEvent.REJECTED): SessionState.CORRECTING,
+    (SessionState.CORRECTING, SessionEvent.CORRECTED): SessionState.DRAFTING,
+    **{(state, SessionEvent.ENDED): SessionState.ENDED for state in SessionState},
+}
+"""Every transition that there is."""
+
+
+def next_state(state: SessionState, event: SessionEvent) -> SessionState:
+    """Return the state after an event.
+
+    Raises:
+        ValueError: A session in that state cannot have such an event: whoever drives it has made a mistake.
+    """
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise ValueError(f"a session that is {state.name} takes no {event.name}") from None
