@@ -192,7 +192,7 @@ def test_a_rejection_voids_all_that_was_drafted_ahead() -> None:
 
 def test_verdicts_that_overtook_each_other_take_effect_in_order() -> None:
     session = session_of()
-    first, second = drafted(session, 5, more=True), drafted(session, 4)
+    first, second = drafted(session, 4, more=True), drafted(session, 5)
     assert session.on_verdict(verdict(second, 1, 6)) == []
     assert [step.tokens for step in session.on_verdict(verdict(first, 1))] == [(4,), (5, 6)]
 
