@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from broker_config.broker import Broker
 from broker_config.errors import BrokerError
@@ -51,6 +52,18 @@ class RoundTrips:
     p50_ms: float
     p99_ms: float
     max_ms: float
+
+    @classmethod
+    def of(cls, times_ms: Sequence[float], *, no_delay: bool) -> Self:
+        """Summarize two or more measured times."""
+        percentiles = statistics.quantiles(times_ms, n=100, method="inclusive")
+        return cls(
+            no_delay=no_delay,
+            count=len(times_ms),
+            p50_ms=round(percentiles[49], 3),
+            p99_ms=round(percentiles[98], 3),
+            max_ms=round(max(times_ms), 3),
+        )
 
 
 def measure(port: int, *, count: int, no_delay: bool) -> RoundTrips:
@@ -90,14 +103,7 @@ def measure(port: int, *, count: int, no_delay: bool) -> RoundTrips:
     finally:
         device.stop()
         edge.stop()
-    percentiles = statistics.quantiles(times_ms, n=100, method="inclusive")
-    return RoundTrips(
-        no_delay=no_delay,
-        count=count,
-        p50_ms=round(percentiles[49], 3),
-        p99_ms=round(percentiles[98], 3),
-        max_ms=round(max(times_ms), 3),
-    )
+    return RoundTrips.of(times_ms, no_delay=no_delay)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,40 +1,12 @@
-import socket
-import threading
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
-from fleet_bench.pacing import CHOSEN, FIXED, USUAL, Column, Row
-from fleet_testing.distant_relay import DistantRelay
-
-
-def test_what_goes_through_the_relay_is_late_by_the_round_trip_and_in_order() -> None:
-    round_trip_s = 0.06
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def echo() -> None:
-            connection, _ = server.accept()
-            with connection:
-                while data := connection.recv(1 << 16):
-                    connection.sendall(data)
-
-        thread = threading.Thread(target=echo)
-        thread.start()
-        with (
-            DistantRelay(server.getsockname()[1], round_trip_s=round_trip_s) as relay,
-            socket.create_connection(("127.0.0.1", relay.port)) as client,
-        ):
-            started, received = time.monotonic(), b""
-            for number in range(20):
-                client.sendall(bytes([number]))
-            while len(received) < 20:
-                received += client.recv(64)
-            took_s = time.monotonic() - started
-            client.shutdown(socket.SHUT_RDWR)
-        thread.join()
-    assert received == bytes(range(20))
-    # Were each piece to wait for the one before it, it would be twenty times as long.
-    assert round_trip_s <= took_s < 5 * round_trip_s
+from fleet_bench.pacing import CHOSEN, FIXED, Column, Row, _mean, _write
+from fleet_device.client.agent import Agent
+from schemas.policy import SamplingPolicy
 
 
 def test_the_chosen_plans_are_held_against_the_best_and_the_usual_one() -> None:
@@ -44,4 +16,30 @@ def test_the_chosen_plans_are_held_against_the_best_and_the_usual_one() -> None:
     assert column.against_usual() == pytest.approx((40 / 6) / 5)
     assert column.against_best() == pytest.approx((40 / 6) / 10)
     assert column.against_best(after=1) == pytest.approx(15 / 10)
-    assert USUAL in FIXED
+
+
+def test_a_texts_time_runs_from_its_first_tokens_to_its_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Done:
+        tokens = tuple(range(9))
+        drafts = 3
+
+        class counters:  # noqa: N801 - stands for an attribute
+            drafted, tested, accepted = 12, 10, 7
+
+    class Writer:
+        def generate(self, _prompt: Sequence[int], *, on_tokens: Callable[[Sequence[int]], None], **_: Any) -> Done:
+            for at_s, count in ((100.0, 2), (101.0, 3), (103.5, 4)):
+                monkeypatch.setattr(time, "monotonic", lambda at_s=at_s: at_s)
+                on_tokens(range(count))
+            return Done()
+
+    agent: Agent = Writer()  # type: ignore[assignment]
+    row = Row()
+    _write(agent, [1], SamplingPolicy(seed=1), 9, row)
+    assert (row.tokens, row.seconds) == ([7], [3.5])
+    assert (row.drafted, row.drafts, row.tested, row.accepted) == (12, 3, 10, 7)
+
+
+def test_ratios_are_averaged_geometrically() -> None:
+    assert _mean([0.5, 2.0]) == pytest.approx(1.0)
+    assert _mean([1.0, 4.0, 16.0]) == pytest.approx(4.0)

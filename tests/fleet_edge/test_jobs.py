@@ -126,21 +126,20 @@ def test_the_scheduler_does_chores_by_itself_even_after_one_failed(store: Store)
 
 
 def test_stopping_waits_for_the_chore_under_way(store: Store) -> None:
-    entered, release, finished = threading.Event(), threading.Event(), threading.Event()
+    entered, stopped = threading.Event(), threading.Event()
+    left_behind: list[bool] = []
 
     def slow() -> None:
         entered.set()
-        release.wait(PATIENCE_S)
-        finished.set()
+        jobs._stopping.wait(PATIENCE_S)
+        left_behind.append(stopped.wait(0.2))  # long enough for a stop that does not wait to return
 
     jobs = _jobs(store, expire_leases=slow, settings=JobSettings(lease_every_s=0.01))
     jobs.start()
     assert entered.wait(PATIENCE_S)
-    stopping = threading.Thread(target=jobs.stop)
-    stopping.start()
-    release.set()
-    stopping.join(PATIENCE_S)
-    assert finished.is_set()
+    jobs.stop()
+    stopped.set()
+    assert left_behind == [False]
 
 
 def test_stopping_does_not_wait_for_a_long_purge(store: Store) -> None:

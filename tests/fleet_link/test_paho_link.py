@@ -234,14 +234,37 @@ def test_small_packets_go_out_at_once(no_delay: bool) -> None:
         assert bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)) is no_delay
 
 
-def test_a_slow_network_thread_never_blocks_publish(links: list[Link]) -> None:
-    with ScriptedBroker(connack(properties=receive_maximum(1))) as broker:
+def test_publish_does_not_wait_for_a_network_thread_that_is_held_up(links: list[Link]) -> None:
+    held, release, published = threading.Event(), threading.Event(), threading.Event()
+    count = 900  # more wake-ups than a socket's buffer holds, fewer messages than the queue takes
+
+    def hold(_: Message) -> None:
+        held.set()
+        release.wait(START_S)
+
+    with ScriptedBroker(connack()) as broker:
         link = make(broker.port, flush_s=0.0)
         links.append(link)
         link.start(timeout_s=START_S)
-        for number in range(500):
-            link.publish("a", b"%d" % number)
-        until(lambda: len(broker.publishes()) == 1)
+        link.subscribe("a", hold)
+        until(lambda: len(broker.packets) == 2)
+        broker.send(b"\x30\x05\x00\x01a\x00x")
+        assert held.wait(START_S)
+
+        def publish() -> None:
+            for number in range(count):
+                link.publish("b", b"%d" % number)
+            published.set()
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        try:
+            assert published.wait(START_S / 2), "publish waits for the network thread"
+            assert broker.publishes() == []
+        finally:
+            release.set()
+            thread.join()
+        until(lambda: len(broker.publishes()) == count)
         link.stop()
 
 

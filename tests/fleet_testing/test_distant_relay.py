@@ -1,5 +1,7 @@
 import socket
 import struct
+import threading
+import time
 
 import pytest
 
@@ -26,3 +28,32 @@ def test_the_relay_passes_on_and_ends_whichever_end_goes_first(first: str) -> No
         (other,) = ends.values()
         assert other.recv(16) == b""
         other.close()
+
+
+def test_what_goes_through_the_relay_is_late_by_the_round_trip_and_in_order() -> None:
+    round_trip_s = 0.06
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def echo() -> None:
+            connection, _ = server.accept()
+            with connection:
+                while data := connection.recv(1 << 16):
+                    connection.sendall(data)
+
+        thread = threading.Thread(target=echo)
+        thread.start()
+        with (
+            DistantRelay(server.getsockname()[1], round_trip_s=round_trip_s) as relay,
+            socket.create_connection(("127.0.0.1", relay.port)) as client,
+        ):
+            started, received = time.monotonic(), b""
+            for number in range(20):
+                client.sendall(bytes([number]))
+            while len(received) < 20:
+                received += client.recv(64)
+            took_s = time.monotonic() - started
+            client.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert received == bytes(range(20))
+    # Were each piece to wait for the one before it, it would be twenty times as long.
+    assert round_trip_s <= took_s < 5 * round_trip_s
