@@ -2,18 +2,30 @@
 PYTHON ?= python3
 export PYTHON
 
-.PHONY: demo test lint format clean
+# A process for each core, eight at most; tests that share what is costly to set up stay in one (xdist_group).
+PARALLEL ?= -n logical --maxprocesses 8 --dist loadgroup
+FAST := not (broker or models or postgres or root or slow or exhaustive)
+
+.PHONY: demo check test test-all lint format clean
 
 demo:            ## A whole fleet on this machine. Options: make demo ARGS="--devices 5 --show-text"
 	@scripts/setup demo
 	@.venv/bin/fleet demo $(ARGS)
 
-test:            ## All tests. Options: make test ARGS="tests/dssd -x"
+check: lint      ## Before every commit: style, types, layers, and the fast tests, which need no broker and no models.
+	@.venv/bin/python -m pytest $(PARALLEL) -m "$(FAST)" $(ARGS)
+
+test:            ## What shows that all of it works here. Options: make test ARGS="tests/dssd -x"
 	@scripts/setup dev
 	@scripts/need-mosquitto
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest $(PARALLEL) -m "not exhaustive" $(ARGS)
 
-lint:            ## Style, types and the floors of the house.
+test-all:        ## Every test there is; what CI runs.
+	@scripts/setup dev
+	@scripts/need-mosquitto
+	@.venv/bin/python -m pytest $(PARALLEL) $(ARGS)
+
+lint:            ## Style, types and the import layers.
 	@scripts/setup dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .

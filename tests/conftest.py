@@ -1,6 +1,51 @@
-"""What every test may ask for."""
+"""What every test may ask for, and how tests are shared out among parallel workers."""
 
-import fleet_edge.openmp  # first: it sets how torch's threads wait, before any test imports torch
+import os
+
+# Before any test imports torch. Threads that spin while they wait starve whatever else runs on the same cores, and
+# parallel workers share the cores out among themselves.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
+import pytest
+from hypothesis import HealthCheck, settings
+
 from tests.support.brokers import mosquitto, own_mosquitto, start_mosquitto
+from tests.support.needs import note_markers
 
-__all__ = ["fleet_edge", "mosquitto", "own_mosquitto", "start_mosquitto"]
+__all__ = ["mosquitto", "own_mosquitto", "start_mosquitto"]
+
+# How fast examples are drawn says how busy the machine is, and nothing of what is tested.
+settings.register_profile("fleet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fleet")
+
+_REAL_MODELS = {"verifier", "oracle", "drafters"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="number format of every real target model (default: float32 where texts are compared, else the machine's)",
+    )
+
+
+@pytest.fixture(scope="session")
+def forced_dtype(pytestconfig: pytest.Config) -> str | None:
+    """Return what `--dtype` says, if it was given."""
+    dtype: str | None = pytestconfig.getoption("--dtype")
+    return dtype
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests that load real models in one process of parallel runs: each worker would load them anew."""
+    for item in items:
+        if _REAL_MODELS & set(getattr(item, "fixturenames", ())) and item.get_closest_marker("models"):
+            item.add_marker(pytest.mark.xdist_group("models"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    note_markers(item)

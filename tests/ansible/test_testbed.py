@@ -10,7 +10,13 @@ ROOT = Path(__file__).parents[2]
 TESTBED = ROOT / "scripts" / "ansible-testbed"
 
 # Bundles, four plays and the machines' start: about four minutes on two cores.
-pytestmark = [pytest.mark.broker, pytest.mark.models, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.exhaustive,
+    pytest.mark.broker,
+    pytest.mark.models,
+    pytest.mark.timeout(900),
+]
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,10 @@ def empirical(case: Pair, form: Form) -> NDArray[np.int64]:
 
 
 @pytest.mark.parametrize(("mode", "form"), WAYS, ids=str)
-@pytest.mark.parametrize("number", range(len(VOCABULARIES)))
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(number, marks=[pytest.mark.slow] if number >= 4 else []) for number in range(len(VOCABULARIES))],
+)
 def test_committed_tokens_follow_the_target(number: int, mode: Mode, form: Form) -> None:
     case = pair(number, mode)
     law = np.zeros(case.vocabulary)

@@ -1,6 +1,5 @@
 """Fixtures of real brokers. `tests/conftest.py` makes them known to every test."""
 
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from broker_config.broker import Broker
 from broker_config.errors import BrokerMissing
 from broker_config.runner import MosquittoProcess, find_mosquitto
+from tests.support.needs import missing, require_marker
 
 StartBroker = Callable[[Broker], MosquittoProcess]
 
@@ -17,9 +17,8 @@ def require_mosquitto() -> None:
     try:
         find_mosquitto()
     except BrokerMissing as error:
-        if os.environ.get("CI", "").lower() == "true":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+        missing(str(error))
+    require_marker("broker")
 
 
 @pytest.fixture(scope="session")

@@ -704,6 +704,7 @@ def test_a_device_that_asks_for_a_setting_that_the_edge_lacks_is_told_which() ->
         scene.generate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", Mode)
 def test_texts_follow_the_target_while_the_pacing_finds_its_way(mode: Mode) -> None:
     # False alarm: once in 10,000 runs, had the seeds been drawn afresh.

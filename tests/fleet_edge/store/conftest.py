@@ -22,7 +22,7 @@ def postgres() -> Iterator[PostgresServer]:
     server.close()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def empty_databases(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
     """Return a function that returns the URL of another empty database at every call."""
     if request.param == "sqlite":

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psycopg
 
+from tests.support.needs import require_marker
+
 
 class PostgresMissing(Exception):  # noqa: N818 - reads as what it says
     """No server can be started here; the text says why."""
@@ -18,6 +20,7 @@ class PostgresServer:
     """A cluster that lives as long as this object is open."""
 
     def __init__(self) -> None:
+        require_marker("postgres")
         self._bin = _find()
         self._folder = Path(tempfile.mkdtemp(prefix="fleet-pg-"))
         self._user = _unprivileged()

@@ -61,6 +61,7 @@ def test_opening_again_keeps_what_was_stored(database_url: str) -> None:
         assert len(all_rows(store)["sessions"]) == 1
 
 
+@pytest.mark.slow
 def test_processes_that_open_a_new_database_at_once_all_succeed(
     empty_databases: Callable[[], str],
 ) -> None:
@@ -193,6 +194,7 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         open_store("postgresql://fleet@host/fleet")
 
 
+@pytest.mark.postgres
 def test_a_database_that_does_not_exist_at_the_server_is_named(postgres: PostgresServer) -> None:
     url = postgres.database().replace("/fleet_", "/absent_")
     with pytest.raises(StoreUnavailable, match=r'database "absent_\d+" does not exist'):

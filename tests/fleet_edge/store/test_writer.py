@@ -222,6 +222,7 @@ def test_a_writer_and_a_store_bring_a_session_into_both_databases(store: Store, 
     assert rows["sessions"][0]["reason"] == "stop"
 
 
+@pytest.mark.postgres
 def test_a_server_that_stops_and_comes_back_misses_nothing(tmp_path: Path, clock: FakeClock) -> None:
     server = _own_server()
     try:
@@ -261,6 +262,7 @@ def test_a_locked_sqlite_sends_records_to_the_spool(sqlite_store: Store, tmp_pat
     assert len(all_rows(sqlite_store)["rounds"]) == 5
 
 
+@pytest.mark.root
 def test_a_full_disk_for_database_and_spool_loses_only_what_memory_cannot_hold(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -29,7 +29,10 @@ class Session:
         self.tokens = [rng.randrange(VOCABULARY) for _ in range(length)]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in {"llama", "gemma3-window"} else [pytest.mark.slow]) for name in CONFIGS],
+)
 def test_random_work_over_several_sequences_equals_the_batch_one_oracle(name: str) -> None:
     rng = random.Random(f"packed {name}")
     verifier = PackedVerifier(tiny_target(name), budget_tokens=4096)
