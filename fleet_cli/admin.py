@@ -26,24 +26,28 @@ Database = Annotated[
     str, typer.Option("--db", envvar="FLEET_DB", help="sqlite:///PATH or postgresql://USER@HOST/NAME.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON rather than tables.")]
+Wide = Annotated[bool, typer.Option("--wide", help="All columns, however wide the terminal is.")]
 Since = Annotated[str | None, typer.Option(help="Opened since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")]
 _DEFAULT_DB = "sqlite:///fleet.sqlite3"
 
 
 @app.command()
-def devices(db: Database = _DEFAULT_DB, as_json: AsJson = False) -> None:
+def devices(db: Database = _DEFAULT_DB, as_json: AsJson = False, wide: Wide = False) -> None:
     """List the devices."""
     with _log(db) as log:
         found = log.devices()
     if as_json:
         print_json(found)
     else:
-        reports.show_devices(found)
+        reports.show_devices(found, wide=wide)
 
 
 @app.command()
 def device(
-    name: Annotated[str, typer.Argument(metavar="ID")], db: Database = _DEFAULT_DB, as_json: AsJson = False
+    name: Annotated[str, typer.Argument(metavar="ID")],
+    db: Database = _DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Show one device, its latest hours, sessions and events."""
     with _log(db) as log:
@@ -54,7 +58,7 @@ def device(
     if as_json:
         print_json({"device": found, "hours": hours, "sessions": latest, "events": events})
     else:
-        reports.show_device(found, hours=hours, sessions=latest, events=events)
+        reports.show_device(found, hours=hours, sessions=latest, events=events, wide=wide)
 
 
 @app.command()
@@ -69,6 +73,7 @@ def sessions(
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many, the latest first.")] = 50,
     db: Database = _DEFAULT_DB,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """List sessions, the latest first."""
     after, before = _time("--since", since), _time("--until", until)
@@ -87,7 +92,7 @@ def sessions(
     if as_json:
         print_json(found)
     else:
-        reports.show_sessions(f"Sessions: {len(found)}{more}", found)
+        reports.show_sessions(f"Sessions: {len(found)}{more}", found, wide=wide)
 
 
 @app.command()
@@ -96,6 +101,7 @@ def session(
     rounds: Annotated[bool, typer.Option("--rounds", help="Also every round, if the session was traced.")] = False,
     db: Database = _DEFAULT_DB,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Show one session: what the edge counted beside what the device counted."""
     with _log(db) as log:
@@ -106,10 +112,10 @@ def session(
     if as_json:
         print_json({"session": found, "segments": segments, "events": events, **({"rounds": traced} if rounds else {})})
         return
-    reports.show_session(found, segments=segments)
+    reports.show_session(found, segments=segments, wide=wide)
     if rounds:
-        reports.show_rounds(traced)
-    reports.show_events(events)
+        reports.show_rounds(traced, wide=wide)
+    reports.show_events(events, wide=wide)
 
 
 @app.command()
@@ -118,6 +124,7 @@ def stats(
     by: Annotated[str | None, typer.Option(metavar="device|draft|edge", help="Add up separately.")] = None,
     db: Database = _DEFAULT_DB,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Add up what the edges counted."""
     after = _time("--since", since)
@@ -128,7 +135,9 @@ def stats(
     if as_json:
         print_json(found)
     else:
-        reports.show_stats("Totals" if after is None else f"Totals since {cell(after)} UTC", by=by, found=found)
+        reports.show_stats(
+            "Totals" if after is None else f"Totals since {cell(after)} UTC", by=by, found=found, wide=wide
+        )
 
 
 def _time(option: str, text: str | None) -> datetime | None:

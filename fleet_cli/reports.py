@@ -1,11 +1,12 @@
 """What `fleet admin` shows: one table for each kind of view, units in the headers."""
 
-from typing import TYPE_CHECKING, Final
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from fleet_cli.tables import cell, describe, print_table
+from fleet_cli.tables import Column, cell, describe, print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from fleet_edge.store.views import (
         DeviceView,
@@ -27,41 +28,25 @@ __all__ = [
     "show_stats",
 ]
 
-_TALLY_COLUMNS: Final = (
-    "sessions",
-    "tokens",
-    "tokens/s per session",
-    "acceptance",
-    "rounds",
-    "mean batch",
-    "up B/token",
-    "down B/token",
-    "queue ms/round",
-    "compute ms/round",
-)
+_ACCEPTANCE: Final = "accep-\ntance"
+_LEAST_DIGITS: Final = 8  # of a session's id: enough to find it again with `fleet admin session`
+
+T = TypeVar("T")
 
 
-def show_devices(found: "Sequence[DeviceView]") -> None:
+def show_devices(found: "Sequence[DeviceView]", *, wide: bool = False) -> None:
     """List devices."""
-    columns = ("device", "presence", "draft model", "quantization", "software", "sessions")
-    print_table(
-        f"Devices: {len(found)}",
-        (*columns, "last session (UTC)", "last seen (UTC)", "silent since (UTC)"),
-        [
-            [
-                view.device,
-                view.presence,
-                view.draft_model,
-                view.quantization,
-                view.software,
-                view.sessions,
-                view.last_session_at,
-                view.seen_at,
-                view.silent_since,
-            ]
-            for view in found
-        ],
-    )
+    columns: list[Column[DeviceView]] = [
+        Column("device", lambda view: view.device, folds=True),
+        Column("presence", lambda view: view.presence, brief=_presence),
+        Column("draft model", lambda view: _model(view.draft_model, view.quantization), folds=True),
+        Column("software", lambda view: view.software, wide=True),
+        Column("sessions", lambda view: view.sessions),
+        Column("last session (UTC)", lambda view: view.last_session_at, wide=True),
+        Column("last seen (UTC)", lambda view: view.seen_at, brief=lambda view: _minute(view.seen_at)),
+        Column("silent since (UTC)", lambda view: view.silent_since, wide=True),
+    ]
+    print_table(f"Devices: {len(found)}", columns, found, wide=wide)
 
 
 def show_device(
@@ -70,6 +55,7 @@ def show_device(
     hours: "Sequence[HourView]",
     sessions: "Sequence[SessionView]",
     events: "Sequence[EventView]",
+    wide: bool = False,
 ) -> None:
     """Show a device with what it did of late."""
     describe(
@@ -86,117 +72,107 @@ def show_device(
         ],
     )
     if hours:
-        rows = [[view.hour, *_tally_row(view.counted)] for view in hours]
-        print_table("Latest hours", ("hour (UTC)", *_TALLY_COLUMNS), rows)
-    show_sessions("Latest sessions", sessions)
-    show_events(events)
+        hour: Column[HourView] = Column("hour (UTC)", lambda view: view.hour, brief=lambda view: _minute(view.hour))
+        print_table("Latest hours", [hour, *_tally_columns(lambda view: view.counted)], hours, wide=wide)
+    show_sessions("Latest sessions", sessions, wide=wide)
+    show_events(events, wide=wide)
 
 
-def show_sessions(title: str, found: "Sequence[SessionView]") -> None:
+def show_sessions(title: str, found: "Sequence[SessionView]", *, wide: bool = False) -> None:
     """List sessions."""
-    columns = ("session", "device", "edge", "opened (UTC)", "mode", "draft", "prompt tokens", "tokens", "tokens/s")
-    print_table(
-        title,
-        (*columns, "acceptance", "rounds", "mean batch", "up B/token", "down B/token", "ended"),
-        [
-            [
-                view.session,
-                view.device,
-                view.edge,
-                view.opened_at,
-                view.mode,
-                _model(view.draft_model, view.quantization),
-                view.prompt_tokens,
-                view.counted.tokens,
-                view.counted.tokens_per_s,
-                _ratio(view.counted.acceptance),
-                view.counted.rounds,
-                view.counted.mean_batch,
-                view.counted.uplink_bytes_per_token,
-                view.counted.downlink_bytes_per_token,
-                view.reason or "open",
-            ]
-            for view in found
-        ],
-    )
+    digits = _telling_digits([view.session for view in found])
+    columns: list[Column[SessionView]] = [
+        Column("session", lambda view: view.session, brief=lambda view: view.session[:digits]),
+        Column("device", lambda view: view.device, folds=True),
+        Column("edge", lambda view: view.edge, folds=True, wide=True),
+        Column("opened (UTC)", lambda view: view.opened_at, brief=lambda view: _minute(view.opened_at)),
+        Column("mode", lambda view: view.mode, wide=True),
+        Column("draft", lambda view: _model(view.draft_model, view.quantization), folds=True, wide=True),
+        Column("prompt tokens", lambda view: view.prompt_tokens, wide=True),
+        Column("tokens", lambda view: view.counted.tokens),
+        Column("tokens/s", lambda view: view.counted.tokens_per_s, narrow="tokens\n/s"),
+        Column("acceptance", lambda view: view.counted.acceptance, narrow=_ACCEPTANCE, digits=3),
+        Column("rounds", lambda view: view.counted.rounds, wide=True),
+        Column("mean batch", lambda view: view.counted.mean_batch, wide=True),
+        Column("up B/token", lambda view: view.counted.uplink_bytes_per_token, wide=True),
+        Column("down B/token", lambda view: view.counted.downlink_bytes_per_token, wide=True),
+        Column("ended", lambda view: view.reason or "open"),
+    ]
+    print_table(title, columns, found, wide=wide)
 
 
-def show_session(found: "SessionView", *, segments: "Sequence[SegmentView]") -> None:
+def show_session(found: "SessionView", *, segments: "Sequence[SegmentView]", wide: bool = False) -> None:
     """Show a session: what the edges counted beside what the device counted."""
     describe(f"Session {found.session}", _facts(found))
-    print_table("Counted", ("", "by the edge", "by the device"), _comparison(found))
-    columns = ("opened (UTC)", "edge", "target", "draft", "resumed tokens", "tokens", "rounds", "acceptance")
-    print_table(
-        "Segments",
-        (*columns, "open B", "ended"),
-        [
-            [
-                view.opened_at,
-                view.edge,
-                view.target,
-                _model(view.draft_model, view.quantization),
-                view.resumed_tokens,
-                view.counted.tokens,
-                view.counted.rounds,
-                _ratio(view.counted.acceptance),
-                view.open_bytes,
-                view.reason or "open",
-            ]
-            for view in segments
-        ],
-    )
+    print_table("Counted", _COMPARED, _comparison(found), wide=wide)
+    columns: list[Column[SegmentView]] = [
+        Column("opened (UTC)", lambda view: view.opened_at, brief=lambda view: _minute(view.opened_at)),
+        Column("edge", lambda view: view.edge, folds=True),
+        Column("target", lambda view: view.target, folds=True, wide=True),
+        Column("draft", lambda view: _model(view.draft_model, view.quantization), folds=True, wide=True),
+        Column("resumed tokens", lambda view: view.resumed_tokens, narrow="resumed\ntokens"),
+        Column("tokens", lambda view: view.counted.tokens),
+        Column("rounds", lambda view: view.counted.rounds),
+        Column("acceptance", lambda view: view.counted.acceptance, narrow=_ACCEPTANCE, digits=3),
+        Column("open B", lambda view: view.open_bytes),
+        Column("ended", lambda view: view.reason or "open"),
+    ]
+    print_table("Segments", columns, segments, wide=wide)
 
 
-def show_rounds(found: "Sequence[RoundView]") -> None:
+def show_rounds(found: "Sequence[RoundView]", *, wide: bool = False) -> None:
     """List the rounds of a session."""
-    columns = ("judged (UTC)", "round", "base", "drafted", "tested", "accepted", "batch", "up B", "down B", "form")
-    print_table(
-        f"Rounds: {len(found)}" if found else "No rounds: the session was not traced, or they were purged",
-        (*columns, "queue ms", "compute ms"),
-        [
-            [
-                view.at,
-                view.round,
-                view.base,
-                view.drafted,
-                view.tested,
-                view.accepted,
-                view.batch,
-                view.uplink_bytes,
-                view.downlink_bytes,
-                view.form,
-                view.queue_ms,
-                view.compute_ms,
-            ]
-            for view in found
-        ],
-    )
+    columns: list[Column[RoundView]] = [
+        Column("judged (UTC)", lambda view: view.at, narrow="judged\n(UTC)", brief=lambda view: f"{view.at:%H:%M:%S}"),
+        Column("round", lambda view: view.round),
+        Column("base", lambda view: view.base, wide=True),
+        Column("drafted", lambda view: view.drafted),
+        Column("tested", lambda view: view.tested),
+        Column("accepted", lambda view: view.accepted, narrow="accep-\nted"),
+        Column("batch", lambda view: view.batch),
+        Column("up B", lambda view: view.uplink_bytes),
+        Column("down B", lambda view: view.downlink_bytes),
+        Column("form", lambda view: view.form, wide=True),
+        Column("queue ms", lambda view: view.queue_ms, narrow="queue\nms"),
+        Column("compute ms", lambda view: view.compute_ms, narrow="compute\nms"),
+    ]
+    title = f"Rounds: {len(found)}" if found else "No rounds: the session was not traced, or they were purged"
+    print_table(title, columns, found, wide=wide)
 
 
-def show_events(found: "Sequence[EventView]") -> None:
+def show_events(found: "Sequence[EventView]", *, wide: bool = False) -> None:
     """List events, if there are any."""
+    columns: list[Column[EventView]] = [
+        Column("at (UTC)", lambda view: view.at, brief=lambda view: _minute(view.at)),
+        Column("edge", lambda view: view.edge, folds=True),
+        Column("device", lambda view: view.device, folds=True, wide=True),
+        Column("kind", lambda view: view.kind, wide=True),
+        Column("code", lambda view: view.code),
+        Column("what happened", lambda view: view.sentence, folds=True),
+    ]
     if found:
-        rows = [[view.at, view.edge, view.device, view.kind, view.code, view.sentence] for view in found]
-        print_table("Latest events", ("at (UTC)", "edge", "device", "kind", "code", "what happened"), rows)
+        print_table("Latest events", columns, found, wide=wide)
 
 
-def show_stats(title: str, *, by: str | None, found: "Mapping[str, Tally]") -> None:
+def show_stats(title: str, *, by: str | None, found: "Mapping[str, Tally]", wide: bool = False) -> None:
     """List tallies by name."""
-    print_table(title, (by or "", *_TALLY_COLUMNS), [[name, *_tally_row(tally)] for name, tally in found.items()])
+    name: Column[tuple[str, Tally]] = Column(by or "", lambda row: row[0], folds=True)
+    print_table(title, [name, *_tally_columns(lambda row: row[1])], list(found.items()), wide=wide)
 
 
-def _tally_row(tally: "Tally") -> list[object]:
+def _tally_columns(tally: "Callable[[T], Tally]") -> "list[Column[T]]":
+    """Return the columns of a tally, which `tally` takes from a row."""
     return [
-        tally.sessions,
-        tally.tokens,
-        tally.tokens_per_s,
-        _ratio(tally.acceptance),
-        tally.rounds,
-        tally.mean_batch,
-        tally.uplink_bytes_per_token,
-        tally.downlink_bytes_per_token,
-        tally.queue_ms_per_round,
-        tally.compute_ms_per_round,
+        Column("sessions", lambda row: tally(row).sessions),
+        Column("tokens", lambda row: tally(row).tokens),
+        Column("tokens/s per session", lambda row: tally(row).tokens_per_s, narrow="tokens/s\nper session"),
+        Column("acceptance", lambda row: tally(row).acceptance, narrow=_ACCEPTANCE, digits=3),
+        Column("rounds", lambda row: tally(row).rounds, wide=True),
+        Column("mean batch", lambda row: tally(row).mean_batch, narrow="mean\nbatch"),
+        Column("up B/token", lambda row: tally(row).uplink_bytes_per_token, wide=True),
+        Column("down B/token", lambda row: tally(row).downlink_bytes_per_token, wide=True),
+        Column("queue ms/round", lambda row: tally(row).queue_ms_per_round, narrow="queue ms\n/round"),
+        Column("compute ms/round", lambda row: tally(row).compute_ms_per_round, narrow="compute\nms/round"),
     ]
 
 
@@ -225,18 +201,43 @@ def _facts(found: "SessionView") -> list[tuple[str, object]]:
     ]
 
 
-def _comparison(found: "SessionView") -> list[list[object]]:
+def _comparison(found: "SessionView") -> list[tuple[str, object, object]]:
     edge = found.counted
     return [
-        ["tokens", edge.tokens, found.device_tokens],
-        ["rounds", edge.rounds, found.device_rounds],
-        ["drafted tokens", edge.drafted, found.device_drafted],
-        ["tested tokens", edge.tested, found.device_tested],
-        ["accepted tokens", edge.accepted, found.device_accepted],
-        ["acceptance", _ratio(edge.acceptance), _ratio(found.device_acceptance)],
-        ["uplink bytes", edge.uplink_bytes, found.device_uplink_bytes],
-        ["downlink bytes", edge.downlink_bytes, found.device_downlink_bytes],
+        ("tokens", edge.tokens, found.device_tokens),
+        ("rounds", edge.rounds, found.device_rounds),
+        ("drafted tokens", edge.drafted, found.device_drafted),
+        ("tested tokens", edge.tested, found.device_tested),
+        ("accepted tokens", edge.accepted, found.device_accepted),
+        ("acceptance", _ratio(edge.acceptance), _ratio(found.device_acceptance)),
+        ("uplink bytes", edge.uplink_bytes, found.device_uplink_bytes),
+        ("downlink bytes", edge.downlink_bytes, found.device_downlink_bytes),
     ]
+
+
+_COMPARED: Final[list[Column[tuple[str, object, object]]]] = [
+    Column("", lambda row: row[0]),
+    Column("by the edge", lambda row: row[1]),
+    Column("by the device", lambda row: row[2]),
+]
+
+
+def _presence(view: "DeviceView") -> str | None:
+    """Return a device's last word, or that nothing has come for long."""
+    return view.presence if view.silent_since is None else "silent"
+
+
+def _minute(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M}"
+
+
+def _telling_digits(sessions: "Sequence[str]") -> int:
+    """Return how many digits of the ids tell the sessions apart."""
+    whole = max(map(len, sessions), default=_LEAST_DIGITS)
+    enough = (
+        digits for digits in range(_LEAST_DIGITS, whole) if len({id_[:digits] for id_ in sessions}) == len(sessions)
+    )
+    return next(enough, whole)
 
 
 def _model(name: str | None, quantization: str | None) -> str | None:

@@ -2,19 +2,53 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final, Generic, TypeVar
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["cell", "describe", "plain", "print_json", "print_table"]
+__all__ = ["Column", "cell", "describe", "plain", "print_json", "print_table"]
 
-_PIPE_WIDTH: Final = 240  # a pipe has no width of its own, and cut columns cannot be read by anyone
+_LEAST_WIDTH: Final = 80
+_MOST_WIDTH: Final = 1 << 16
+_HEIGHT: Final = 25  # means nothing here, but without one the width is not taken everywhere
 _ABSENT: Final = "—"
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[T]):
+    """A column of a table.
+
+    Attributes:
+        heading: With the unit.
+        value: Takes the column's value from a row.
+        narrow: The heading for a terminal, broken into lines.
+        brief: Makes the value's shorter form for a terminal.
+        digits: After the decimal point.
+        folds: Whether long values may be broken into lines: texts may, numbers may not.
+        wide: Whether a terminal gets the column only if asked for all.
+    """
+
+    heading: str
+    value: Callable[[T], object]
+    narrow: str | None = None
+    brief: Callable[[T], object] | None = None
+    digits: int = 1
+    folds: bool = False
+    wide: bool = False
+
+    def text(self, row: T, *, brief: bool) -> str:
+        """Return what stands in the table."""
+        take = self.brief if brief and self.brief is not None else self.value
+        return cell(take(row), digits=self.digits)
 
 
 def plain(value: object) -> object:
@@ -59,29 +93,58 @@ def cell(value: object, digits: int = 1) -> str:
             return "".join(character if character.isprintable() else "?" for character in str(value))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table; numbers are set to the right. Cells that are no text yet go through `cell`."""
-    table = Table(title=title, title_justify="left", header_style="bold")
-    body = [list(row) for row in rows]
-    for index, column in enumerate(columns):
-        numeric = any(isinstance(row[index], int | float) for row in body)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+def print_table(title: str, columns: "Sequence[Column[T]]", rows: Iterable[T], *, wide: bool = False) -> None:
+    """Write a table; numbers are set to the right.
+
+    Args:
+        title: Above it.
+        columns: From left to right.
+        rows: What the columns take their values from.
+        wide: Whether a terminal too gets all columns, and each value whole, as a pipe does: its lines may be longer
+            than the terminal's.
+    """
+    console = Console()
+    whole = wide or not console.is_terminal
+    shown = [column for column in columns if whole or not column.wide]
+    table = Table(
+        title=title,
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    body = list(rows)
+    for column in shown:
+        values = [column.value(row) for row in body]
+        numeric = any(isinstance(value, int | float) for value in values)
+        table.add_column(
+            column.heading if whole else column.narrow or column.heading,
+            justify="right" if numeric else "left",
+            no_wrap=not column.folds,
+            overflow="fold",
+        )
     for row in body:
         # Text, not str: brackets in a label are no markup.
-        table.add_row(*(value if isinstance(value, Text) else Text(cell(value)) for value in row))
-    _console().print(table)
+        table.add_row(*(Text(column.text(row, brief=not whole)) for column in shown))
+    _print(console, table, whole=whole)
 
 
 def describe(title: str, facts: Iterable[tuple[str, object]]) -> None:
     """Write named values below each other."""
-    table = Table(title=title, title_justify="left", show_header=False)
+    console = Console()
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts:
         table.add_row(name, Text(cell(value)))
-    _console().print(table)
+    _print(console, table, whole=not console.is_terminal)
 
 
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=_PIPE_WIDTH)
+def _print(console: Console, table: Table, *, whole: bool) -> None:
+    """Write a table with a blank line below; a pipe has no width, and cut columns cannot be read by anyone."""
+    if whole:
+        width = Console(width=_MOST_WIDTH, height=_HEIGHT).measure(table).maximum
+        console = Console(width=max(width, _LEAST_WIDTH), height=_HEIGHT)
+    console.print(table)
+    console.print()

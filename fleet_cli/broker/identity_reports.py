@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
-from fleet_cli.tables import print_json, print_table
+from fleet_cli.tables import Column, print_json, print_table
 from fleet_identity.authority import Issued
 from fleet_identity.certificates import Revocation
 from fleet_identity.enforcement import RevocationProof
@@ -64,12 +65,17 @@ def show_standings(found: Sequence[CertificateStatus], *, as_json: bool) -> None
     if as_json:
         print_json(found)
         return
-    columns = ("Name", "Role", "State", "Days left", "Until", "Serial")
-    rows = [
-        (line.name, line.role.value, line.state.value, line.days_left, line.not_after, line.serial[:SHORT_SERIAL])
-        for line in found
-    ]
-    print_table("Identities", columns, rows)
+    print_table("Identities", _STANDING, found)
+
+
+_STANDING: Final[list[Column[CertificateStatus]]] = [
+    Column("name", lambda line: line.name, folds=True),
+    Column("role", lambda line: line.role.value),
+    Column("state", lambda line: line.state.value),
+    Column("days left", lambda line: line.days_left),
+    Column("until (UTC)", lambda line: line.not_after, brief=lambda line: f"{line.not_after:%Y-%m-%d %H:%M}"),
+    Column("serial", lambda line: line.serial, brief=lambda line: line.serial[:SHORT_SERIAL]),
+]
 
 
 def _facts(entry: Entry, path: Path) -> dict[str, object]:

@@ -3,11 +3,10 @@
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from fleet_cli.models.errors import ModelsError
 from fleet_cli.models.manifest import Manifest, read_manifest
@@ -15,6 +14,7 @@ from fleet_cli.models.prepare import Preparation, prepare
 from fleet_cli.models.progress import reporter
 from fleet_cli.models.source import SMOLLM2, locate
 from fleet_cli.models.steps import steps_of
+from fleet_cli.tables import Column, print_table
 from fleet_device.drafters.model_source import models_folder
 
 __all__ = ["app"]
@@ -69,11 +69,8 @@ def list_command(models_dir: ModelsDir = None, as_json: AsJson = False) -> None:
     if not entries:
         print(f"No models in {folder.absolute()}; make them with 'fleet models prepare'.")
         return
-    table = Table("model", "kind", "MB", "file", box=None)
-    for entry in entries:
-        size = f"{entry['bytes'] / _MEGA:.0f}" if entry["present"] else "missing"
-        table.add_row(entry["model"], entry["kind"], size, entry["path"])
-    Console(soft_wrap=True).print(table)
+    # Whole also where the terminal is narrower: a path that is cut is of no use to anyone.
+    print_table(f"Models in {folder.absolute()}", _LISTED, entries, wide=True)
 
 
 def _fail(sentence: str) -> NoReturn:
@@ -101,6 +98,14 @@ def _entries(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:
             }
         )
     return entries
+
+
+_LISTED: Final[list[Column[dict[str, Any]]]] = [
+    Column("model", lambda entry: entry["model"]),
+    Column("kind", lambda entry: entry["kind"]),
+    Column("MB", lambda entry: round(entry["bytes"] / _MEGA) if entry["present"] else "missing"),
+    Column("file", lambda entry: entry["path"]),
+]
 
 
 def _as_json(done: Preparation, seconds: float) -> dict[str, Any]:

@@ -111,6 +111,55 @@ def test_sessions_are_listed_with_their_rates(admin: Run) -> None:
         assert expected in output
 
 
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal of 80 columns."""
+    for name, value in {"TTY_COMPATIBLE": "1", "TERM": "dumb", "COLUMNS": "80"}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize(
+    ("arguments", "together"),
+    [
+        (("sessions",), (SESSION[:8], "sensor-1", "2026-03-04 10:30", "20", "0.75", "stop")),
+        (("devices",), ("sensor-1", "online", "Q4_0", "2026-03-04 10:30")),
+        (("stats", "--by", "device"), ("sensor-1", "20", "0.75")),
+        (("session", SESSION, "--rounds"), ("2026-03-04 10:30", "edge-1", "20", "0.75", "stop")),
+        (("session", SESSION, "--rounds"), ("10:30:01", "48", "32", "2.0", "40.0")),
+        (("device", "sensor-1"), (SESSION[:8], "2026-03-04 10:30", "stop")),
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_a_terminal_of_80_columns_shows_whole_words(
+    admin: Run, arguments: tuple[str, ...], together: tuple[str, ...]
+) -> None:
+    _, output, _ = admin(*arguments)
+    assert max(map(len, output.splitlines())) <= 80
+    assert [line for line in output.splitlines() if all(word in line for word in together)], output
+
+
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize("command", [("sessions",), ("devices",), ("stats",), ("session", SESSION, "--rounds")])
+def test_wide_shows_what_a_pipe_is_given(admin: Run, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, wide, _ = admin(*command, "--wide")
+    _, narrow, _ = admin(*command)
+    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    _, piped, _ = admin(*command)
+    assert wide == piped
+    assert max(map(len, narrow.splitlines())) <= 80 < max(map(len, wide.splitlines()))
+
+
+@pytest.mark.usefixtures("terminal")
+def test_the_beginnings_that_are_shown_tell_sessions_apart(admin: Run, url: str) -> None:
+    twin = SESSION[:8] + "".join("0" if digit != "0" else "1" for digit in SESSION[8:])
+    with open_store(url) as store:
+        store.apply([samples.opened(session=twin)])
+    _, output, _ = admin("sessions")
+    assert SESSION[:9] in output
+    assert twin[:9] in output
+
+
 def test_a_session_is_shown_by_a_prefix_with_both_counts_and_its_rounds(admin: Run) -> None:
     _, output, _ = admin("session", SESSION[:5], "--rounds")
     for expected in (SESSION, str(2**64 - 1), "by the device", "Segments", "Rounds: 1", "sparse", "desync"):

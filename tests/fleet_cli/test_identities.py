@@ -95,7 +95,7 @@ def test_a_list_for_people(run: Run) -> None:
     run("issue", "edge-1", "--role", "edge")
     _, out, _ = run("list")
     assert "edge-1" in out
-    assert "Days left" in out
+    assert "days left" in out
 
 
 @pytest.mark.usefixtures("ca")

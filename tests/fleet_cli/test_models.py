@@ -316,6 +316,17 @@ def test_the_list_names_what_a_configuration_may_say(tmp_path: Path, folder: Pat
     assert "fleet models prepare" in nothing.stdout
 
 
+def test_the_list_never_cuts_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: LocatedSource) -> None:
+    folder = tmp_path / ("long-" * 20) / "tiny"
+    run(folder, source, two())
+    paths = [str(folder / "Q4_0.gguf"), str(folder / "target")]
+    for compatible in ("0", "1"):  # a pipe, a terminal
+        for name, value in {"TTY_COMPATIBLE": compatible, "TERM": "dumb", "COLUMNS": "80"}.items():
+            monkeypatch.setenv(name, value)
+        table = runner.invoke(app, ["list", "--models-dir", str(folder.parent)]).stdout
+        assert [line.split()[-1] for line in table.splitlines() if line.startswith("tiny")] == paths
+
+
 def test_the_commands_import_neither_llama_cpp_nor_torch() -> None:
     code = "import sys, fleet_cli.models; sys.exit(bool({'torch', 'llama_cpp', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
