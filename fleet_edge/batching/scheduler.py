@@ -232,13 +232,11 @@ class Scheduler:
             (s.handle for s in sessions if s.handle not in busy and self._verifier.computed(s.handle)),
             key=lambda handle: self._used.get(handle, 0),
         )
-        needed = sum(len(item.tokens) for item in batch.items)
-        while needed > self._verifier.capacity():
+        while not self._verifier.fits(batch.items):
             if idle:
                 self._evict(idle.pop(0))
             elif len(batch.works) > 1:
                 item = batch.works.pop().item
-                needed -= len(item.tokens)
                 if self._verifier.computed(item.sequence):
                     idle.append(item.sequence)  # what it has computed may have to go too
             else:

@@ -86,8 +86,8 @@ class Verifier(Protocol):
 
         Raises:
             CapacityExceeded: There is no room for the new tokens; nothing was computed. MUST NOT be raised
-                while the items have no more tokens than `capacity()` says, unless the machine itself is
-                out of memory.
+                where `fits` says that there is, nor while the items have no more tokens than `capacity()`
+                says, unless the machine itself is out of memory.
             VerifierError: An item is not one that can be computed: its sequence is not open or occurs twice,
                 it exceeds the context, or it has an id outside the vocabulary; nothing was computed.
         """
@@ -102,5 +102,15 @@ class Verifier(Protocol):
     def close(self, sequence: int) -> None:
         """End a sequence and free its memory; unknown ones are ignored."""
 
+    def fits(self, items: Sequence[Item]) -> bool:
+        """Whether there is room for a step now. Where there is not, closing sequences makes room.
+
+        With all other sequences closed an item of any length up to the context MUST fit.
+        """
+
     def capacity(self) -> int:
-        """Tokens for which there is room now, on top of those computed."""
+        """Tokens for which there is room now, on top of those computed, whichever open sequences they are for.
+
+        A lower bound: a verifier that rounds lengths up may have room for several times as many, if they are few
+        sequences'.
+        """

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fleet_edge.verifiers.contract import Item, TargetInfo, VerifierError
+from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo, VerifierError
 from fleet_edge.verifiers.sequences import SequenceTable
 from schemas.vocabulary import Vocabulary
 
@@ -52,9 +52,12 @@ class ScriptedVerifier:
             end_tokens: Ids that end a text.
             name: For the log.
         """
+        if budget_tokens < 1:
+            raise VerifierError(f"A budget of {budget_tokens} tokens serves nothing; give at least {context}.")
         self._script = script
+        self._budget = budget_tokens
         self._info = TargetInfo(name, Vocabulary.of(words), context, end_tokens)
-        self._ledger = SequenceTable(context=context, vocabulary=len(words), budget=budget_tokens)
+        self._table = SequenceTable(context=context, vocabulary=len(words))
         self._tokens: dict[int, list[int]] = {}
 
     @property
@@ -64,33 +67,42 @@ class ScriptedVerifier:
 
     def open(self, sequence: int) -> None:
         """Begin a sequence with nothing computed."""
-        self._ledger.open(sequence)
+        self._table.open(sequence)
         self._tokens[sequence] = []
 
     def computed(self, sequence: int) -> int:
         """Return the number of tokens given so far."""
-        return self._ledger.computed(sequence)
+        return self._table.computed(sequence)
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forget all tokens from `length` on."""
-        self._ledger.truncate(sequence, length)
+        self._table.truncate(sequence, length)
         del self._tokens[sequence][length:]
 
     def close(self, sequence: int) -> None:
         """End a sequence."""
-        self._ledger.close(sequence)
+        self._table.close(sequence)
         self._tokens.pop(sequence, None)
+
+    def fits(self, items: Sequence[Item]) -> bool:
+        """Return whether the budget has the items' tokens left."""
+        return sum(len(item.tokens) for item in items) <= self.capacity()
 
     def capacity(self) -> int:
         """Return the number of tokens that the budget has left."""
-        return self._ledger.room
+        return self._budget - self._table.total
 
     def score(self, items: Sequence[Item]) -> torch.Tensor:
         """Read off all items' rows; see `Verifier.score`."""
-        self._ledger.admit(items)
+        self._table.check(items)
+        if not self.fits(items):
+            raise CapacityExceeded(
+                f"The step needs room for {sum(len(item.tokens) for item in items)} tokens and the budget has "
+                f"{self.capacity()} left; evict a sequence and try again."
+            )
         for item in items:
             self._tokens[item.sequence].extend(item.tokens)
-        self._ledger.commit(items)
+        self._table.commit(items)
         rows = self._rows(items)
         wanted = (sum(item.rows for item in items), self._info.vocabulary.size)
         if rows.shape != wanted:
@@ -104,7 +116,7 @@ class ScriptedVerifier:
             tokens: list[int] = []
             positions: list[int] = []
             for item in items:
-                end = self._ledger.computed(item.sequence)
+                end = self._table.computed(item.sequence)
                 tokens.extend(self._tokens[item.sequence][end - item.rows :])
                 positions.extend(range(end - item.rows + 1, end + 1))
             found = self._script.rows(np.array(tokens, dtype=np.int64), np.array(positions, dtype=np.int64))
@@ -114,7 +126,7 @@ class ScriptedVerifier:
                     self._script.logits(self._tokens[item.sequence][:end])
                     for item in items
                     for end in range(
-                        self._ledger.computed(item.sequence) - item.rows + 1, self._ledger.computed(item.sequence) + 1
+                        self._table.computed(item.sequence) - item.rows + 1, self._table.computed(item.sequence) + 1
                     )
                 ]
             )

@@ -1,41 +1,41 @@
-"""The account of what is open, what is computed and what there is room for: the contract, without tensors."""
+"""The account of what is open and what is computed: the contract, without tensors and without a budget."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
-from fleet_edge.verifiers.contract import CapacityExceeded, Item, VerifierError
+from fleet_edge.verifiers.contract import Item, VerifierError
 
 __all__ = ["SequenceTable"]
 
 
 class SequenceTable:
-    """Sequences with their computed lengths, under a budget of tokens.
+    """Sequences with their computed lengths.
 
     Every verifier that keeps its own sequences keeps one of these, so that all refuse the same things in the
     same words, and before anything is computed.
     """
 
-    def __init__(self, *, context: int, vocabulary: int, budget: int) -> None:
+    def __init__(self, *, context: int, vocabulary: int) -> None:
         """Begin with no sequences.
 
         Args:
             context: Most tokens in one sequence.
             vocabulary: Ids from here on are refused.
-            budget: Most computed tokens in all sequences together.
         """
-        if budget < 1:
-            raise VerifierError(
-                f"A key/value budget of {budget} tokens serves nothing; give at least {context}, one context."
-            )
         self._context = context
         self._vocabulary = vocabulary
-        self._budget = budget
         self._computed: dict[int, int] = {}
         self._total = 0
 
     @property
-    def room(self) -> int:
-        """Tokens that the budget has left."""
-        return self._budget - self._total
+    def total(self) -> int:
+        """Computed tokens of all sequences."""
+        return self._total
+
+    @property
+    def lengths(self) -> Mapping[int, int]:
+        """Computed tokens by sequence."""
+        return MappingProxyType(self._computed)
 
     def open(self, sequence: int) -> None:
         """Begin a sequence with nothing computed.
@@ -76,26 +76,19 @@ class SequenceTable:
         self._total -= computed or 0
         return computed is not None
 
-    def admit(self, items: Sequence[Item]) -> None:
-        """Check a step, changing nothing.
+    def check(self, items: Sequence[Item]) -> None:
+        """Check that a step can be computed, if there is room for it.
 
         Raises:
             VerifierError: An item is not one that can be computed.
-            CapacityExceeded: There is no room for the new tokens.
         """
         for item in items:
             self._check(item)
         if len({item.sequence for item in items}) != len(items):
             raise VerifierError("A sequence occurs twice in one step.")
-        new = sum(len(item.tokens) for item in items)
-        if new > self.room:
-            raise CapacityExceeded(
-                f"The step needs room for {new} tokens and the key/value budget has {self.room} left; "
-                "evict a sequence and try again."
-            )
 
     def commit(self, items: Sequence[Item]) -> None:
-        """Count an admitted step's tokens as computed."""
+        """Count a step's tokens as computed."""
         for item in items:
             self._computed[item.sequence] += len(item.tokens)
             self._total += len(item.tokens)

@@ -14,7 +14,7 @@ import torch
 
 from fleet_edge.verifiers.contract import UnsupportedModel
 from fleet_edge.verifiers.packed.attention import IMPLEMENTATION, Call, register, running
-from fleet_edge.verifiers.packed.kv import LayerShape
+from fleet_edge.verifiers.packed.slabs import LayerShape
 
 __all__ = ["context_of", "inspect_model", "refusal"]
 

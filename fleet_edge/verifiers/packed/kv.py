@@ -1,89 +1,45 @@
-"""The store of keys and values: a slot a sequence, slots of like capacity side by side, memory by use.
+"""The store of keys and values: a slot a sequence, slots of like capacity side by side, memory within a budget.
 
 Attention is fastest when one batched call reads the keys of many sequences without copying them, which
 needs them in one tensor at equal distances. So a sequence lives in a *slot*; slots of one capacity form a
-*shelf*; a shelf is a list of *slabs*, tensors `[slots, capacity, kv_heads, dim]` for every layer, added as
-sessions come. A sequence that outgrows its slot moves to the next larger capacity (each a half or a third
+*shelf*; a shelf is a list of *slabs*, tensors `[slots, capacity, kv_heads, dim]` for every layer, that grow
+as sessions come. A sequence that outgrows its slot moves to the next larger capacity (each a half or a third
 above the last, so a copied token is paid for by the tokens computed since), and the slot it leaves is filled
 by the shelf's last one: shelves have no holes, and a slab that empties is freed.
+
+Memory is planned a step at a time. All slots that a step needs are there before the first sequence moves, and
+a sequence's old slot is given back only when its new one is filled, so the plan counts both. Slots that nobody
+lives in are made with what is left over, and given up again when a step needs their memory.
 """
 
 import bisect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final
 
 import torch
 
-__all__ = ["KVStore", "LayerShape", "Slab", "Slot", "slot_capacity"]
+from fleet_edge.verifiers.packed.slabs import Slab, SlabMemory, Slot
 
-SMALLEST_SLOT = 64
+__all__ = ["KVStore", "servable_context", "slot_capacity", "tokens_to_serve"]
+
+SMALLEST_SLOT: Final = 64
 """Tokens. Below this the rounding costs less than the bookkeeping."""
 
-FIRST_SLAB_SLOTS = 4
-"""A shelf's first slab is small, later ones double, so that few sessions take little and many share calls."""
+FIRST_SLAB_SLOTS: Final = 4
+"""A shelf begins small and doubles, so that few sessions take little and many share calls."""
 
-SLAB_TOKENS = 8192
+SLAB_TOKENS: Final = 8192
 """Most tokens in a slab: long slots gain nothing from company, and are freed one by one."""
 
+SLAB_SHARE: Final = 8
+"""A slab of several slots takes at most this part of the budget, so that no shelf starves the others."""
 
-@dataclass(frozen=True, slots=True)
-class LayerShape:
-    """What one layer stores for a token.
+SPARE_SHARE: Final = 4
+"""Slots for sessions to come take at most this part of the memory that is left over."""
 
-    Attributes:
-        kv_heads: Number of key and value heads.
-        key_dim: Size of a key.
-        value_dim: Size of a value.
-    """
-
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-
-    @property
-    def numbers(self) -> int:
-        """Numbers stored for a token."""
-        return self.kv_heads * (self.key_dim + self.value_dim)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Slab:
-    """Memory of some slots, all layers.
-
-    Attributes:
-        keys: By layer, `[slots, capacity, kv_heads, key_dim]`.
-        values: By layer, `[slots, capacity, kv_heads, value_dim]`.
-        slots: Number of slots.
-        capacity: Tokens in each.
-    """
-
-    keys: tuple[torch.Tensor, ...]
-    values: tuple[torch.Tensor, ...]
-    slots: int
-    capacity: int
-
-    def copy(self, index: int, source: "Slab", source_index: int, length: int) -> None:
-        """Fill a slot with the first `length` tokens of another, the rest with zeros.
-
-        Zeros, because masked positions are multiplied by a weight of zero, and what an allocator leaves
-        behind may be not a number.
-        """
-        for mine, theirs in zip(self.keys + self.values, source.keys + source.values, strict=True):
-            mine[index, :length] = theirs[source_index, :length]
-            mine[index, length:] = 0
-
-    def clear(self, index: int) -> None:
-        """Fill a slot with zeros."""
-        for tensor in self.keys + self.values:
-            tensor[index] = 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Slot:
-    """Where a sequence's keys and values are, until the store changes next."""
-
-    slab: Slab
-    index: int
+_DENSEST_GROWTH: Final = 2
+"""Most tokens of slots that a token costs once its sequence has outgrown a slot: at 97, 128 become 192 at 129."""
 
 
 def slot_capacity(length: int, *, context: int) -> int:
@@ -95,62 +51,76 @@ def slot_capacity(length: int, *, context: int) -> int:
     return min(capacity, max(context, length))
 
 
+def tokens_to_serve(length: int) -> int:
+    """Return the budget, in tokens of slots, that serves one sequence up to `length`: with the slot it grows out of."""
+    before = SMALLEST_SLOT
+    if length <= before:
+        return length
+    while slot_capacity(before + 1, context=length) < length:
+        before = slot_capacity(before + 1, context=length)
+    return before + length
+
+
+def servable_context(context: int, *, budget_tokens: int) -> int:
+    """Return the most tokens of one sequence, at most `context`, that a budget in tokens of slots serves."""
+    if tokens_to_serve(context) <= budget_tokens:
+        return context
+    return bisect.bisect_right(range(1, context), budget_tokens, key=tokens_to_serve)
+
+
 class KVStore:
     """Keys and values of all sequences. Lengths are the caller's account."""
 
-    def __init__(self, shapes: Sequence[LayerShape], *, context: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, memory: SlabMemory, *, context: int) -> None:
         """Begin empty; memory is taken as sequences come.
 
         Args:
-            shapes: By layer.
+            memory: Where slabs come from.
             context: Most tokens in a sequence.
-            dtype: Of what is stored.
-            device: Where.
         """
-        self._shapes = tuple(shapes)
+        self._memory = memory
         self._context = context
-        self._dtype = dtype
-        self._device = device
         self._shelves: dict[int, _Shelf] = {}
         self._homes: dict[int, tuple[int, int]] = {}  # sequence -> capacity of its shelf, position there
 
     @property
-    def bytes_per_token(self) -> int:
-        """Bytes that one token takes in all layers."""
-        return sum(shape.numbers for shape in self._shapes) * self._dtype.itemsize
-
-    @property
     def allocated_bytes(self) -> int:
         """Bytes of all slabs."""
-        tokens = sum(slab.slots * slab.capacity for shelf in self._shelves.values() for slab in shelf.slabs)
-        return tokens * self.bytes_per_token
+        return self._memory.allocated_bytes
+
+    def missing_bytes(self, lengths: Mapping[int, int]) -> int:
+        """Return how many bytes a step is short of; 0 if `reserve` has room for it.
+
+        Args:
+            lengths: By sequence, the tokens that it is to hold.
+        """
+        coming = self._coming(lengths)
+        needed, free = self._needed(coming), self._memory.free_bytes
+        for shelf in self._idle(coming):
+            if needed <= free or self._trim_bytes(shelf, coming) > free:
+                break
+            free += self._memory.slot_bytes(shelf.capacity) * (shelf.empty - coming[shelf.capacity])
+        return max(0, needed - free)
 
     @torch.inference_mode()
-    def reserve(self, sequence: int, length: int, *, keep: int) -> None:
-        """Give a sequence a slot for `length` tokens, with its first `keep` in place.
+    def reserve(self, lengths: Mapping[int, int], *, keep: Mapping[int, int]) -> None:
+        """Give sequences slots, with their first tokens in place.
+
+        Args:
+            lengths: By sequence, the tokens that it is to hold. `missing_bytes` MUST be 0.
+            keep: By sequence, how many tokens of its old slot to keep.
 
         Raises:
-            MemoryError: The machine has no more; everything is as before.
+            MemoryError: The machine has no more; every sequence keeps what it had.
         """
-        home = self._homes.get(sequence)
-        if home is not None and home[0] >= length:
-            return
-        capacity = slot_capacity(length, context=self._context)
-        shelf = self._shelves.setdefault(capacity, _Shelf(capacity))
         try:
-            shelf.grow(self._slab)
-        except RuntimeError as error:  # torch's own class for this is a RuntimeError, its CPU allocator's a plain one
-            raise MemoryError(str(error)) from error
-        position = len(shelf.owners)
-        target = shelf.slot(position)
-        if home is None:
-            target.slab.clear(target.index)
-        else:
-            source = self._shelves[home[0]].slot(home[1])
-            target.slab.copy(target.index, source.slab, source.index, keep)
-            self.release(sequence)
-        shelf.owners.append(sequence)
-        self._homes[sequence] = (capacity, position)
+            self._make_slots(self._coming(lengths))
+            for sequence, length in lengths.items():
+                home = self._homes.get(sequence)
+                if home is None or home[0] < length:
+                    self._move(sequence, slot_capacity(length, context=self._context), keep=keep[sequence])
+        finally:
+            self._free_empty_slabs()
 
     def slot(self, sequence: int) -> Slot:
         """Return where a sequence is; it MUST have been given a slot."""
@@ -160,6 +130,119 @@ class KVStore:
     @torch.inference_mode()
     def release(self, sequence: int) -> None:
         """Take a sequence's slot back; unknown ones are ignored."""
+        self._leave(sequence)
+        self._free_empty_slabs()
+
+    def room(self, lengths: Mapping[int, int]) -> int:
+        """Return a number of tokens for which there is room, whichever of the sequences they are for.
+
+        Args:
+            lengths: By sequence that there is, the tokens that it holds now.
+        """
+        # The worst use of n tokens: one each for the sequences whose slots are full, and so on in the order of what a
+        # token costs. Slots that nobody lives in are not counted on: they may be of other capacities than are needed.
+        left = self._memory.free_bytes
+        steps: list[tuple[int, int]] = []  # tokens until a sequence needs a larger slot, and what that takes
+        unused = 0
+        for sequence, length in lengths.items():
+            capacity, _ = self._homes.get(sequence, (0, 0))
+            if capacity >= self._context:
+                unused += capacity - length
+                continue
+            grown = slot_capacity(capacity + 1, context=self._context)
+            steps.append((capacity - length + 1, self._memory.slot_bytes(grown)))
+        if not steps and lengths:
+            return unused
+        sure = min((tokens for tokens, _ in steps), default=1) - 1
+        densest = _DENSEST_GROWTH * self._memory.bytes_per_token
+        tokens = 0
+        for more, cost in sorted(steps, key=lambda step: step[1] / step[0], reverse=True):
+            if cost <= densest * more:
+                break
+            if cost > left:
+                return max(sure, tokens + left * more // cost)
+            left -= cost
+            tokens += more
+        return max(sure, tokens + left // densest)
+
+    def _coming(self, lengths: Mapping[int, int]) -> Counter[int]:
+        """Return by capacity how many sequences of a step move to a slot of it."""
+        coming = Counter[int]()
+        for sequence, length in lengths.items():
+            home = self._homes.get(sequence)
+            if home is None or home[0] < length:
+                coming[slot_capacity(length, context=self._context)] += 1
+        return coming
+
+    def _missing_slots(self, capacity: int, coming: Counter[int]) -> int:
+        shelf = self._shelves.get(capacity)
+        return max(0, coming[capacity] - (shelf.empty if shelf else 0))
+
+    def _needed(self, coming: Counter[int]) -> int:
+        """Return the bytes of the slots that a step needs and that are not there."""
+        return sum(self._missing_slots(capacity, coming) * self._memory.slot_bytes(capacity) for capacity in coming)
+
+    def _idle(self, coming: Counter[int]) -> list["_Shelf"]:
+        """Return the shelves with slots that a step leaves empty, the cheapest to make smaller first."""
+        shelves = [shelf for shelf in self._shelves.values() if shelf.empty > coming[shelf.capacity]]
+        return sorted(shelves, key=lambda shelf: self._trim_bytes(shelf, coming))
+
+    def _trim_bytes(self, shelf: "_Shelf", coming: Counter[int]) -> int:
+        slots = shelf.slabs[-1].slots - (shelf.empty - coming[shelf.capacity])
+        return self._memory.shrinking_bytes(slots, shelf.capacity)
+
+    def _make_slots(self, coming: Counter[int]) -> None:
+        """Make all slots that a step needs, and some for later steps where there is memory left over."""
+        needed = self._needed(coming)
+        for shelf in self._idle(coming):
+            if needed <= self._memory.free_bytes:
+                break
+            self._memory.resize(
+                shelf.slabs[-1],
+                shelf.slabs[-1].slots - (shelf.empty - coming[shelf.capacity]),
+                keep=shelf.occupied_in_last,
+            )
+        for capacity in sorted(coming):
+            missing = self._missing_slots(capacity, coming)
+            if missing:
+                needed -= missing * self._memory.slot_bytes(capacity)
+                self._widen(self._shelves.setdefault(capacity, _Shelf(capacity)), missing, kept_bytes=needed)
+
+    def _widen(self, shelf: "_Shelf", missing: int, *, kept_bytes: int) -> None:
+        """Add slots to a shelf: those missing, and as many as it had if little of the memory left over goes there."""
+        slot_bytes = self._memory.slot_bytes(shelf.capacity)
+        spare = self._memory.free_bytes - kept_bytes - missing * slot_bytes
+        affordable = missing + spare // (SPARE_SHARE * slot_bytes)
+        budget_tokens = self._memory.budget_bytes // self._memory.bytes_per_token
+        most = max(1, min(SLAB_TOKENS, budget_tokens // SLAB_SHARE) // shelf.capacity)  # slots of a slab
+        wanted = max(missing, min(most, affordable, shelf.slots or FIRST_SLAB_SLOTS))
+        while wanted:
+            last = shelf.slabs[-1] if shelf.slabs else None
+            added = min(wanted, most - last.slots) if last else 0
+            left = self._memory.free_bytes - kept_bytes - wanted * slot_bytes
+            if last is not None and added > 0 and last.largest_bytes <= left:
+                self._memory.resize(last, last.slots + added, keep=shelf.occupied_in_last)
+            else:
+                added = min(wanted, most)
+                shelf.append(self._memory.make(added, shelf.capacity))
+            wanted -= added
+
+    def _move(self, sequence: int, capacity: int, *, keep: int) -> None:
+        """Move a sequence to an empty slot of a shelf."""
+        shelf = self._shelves[capacity]
+        position = len(shelf.owners)
+        target = shelf.slot(position)
+        if sequence in self._homes:
+            source = self.slot(sequence)
+            target.slab.copy(target.index, source.slab, source.index, keep)
+            self._leave(sequence)
+        else:
+            target.slab.clear(target.index)
+        shelf.owners.append(sequence)
+        self._homes[sequence] = (capacity, position)
+
+    def _leave(self, sequence: int) -> None:
+        """Empty a sequence's slot, and fill it with the shelf's last."""
         home = self._homes.pop(sequence, None)
         if home is None:
             return
@@ -173,50 +256,54 @@ class KVStore:
             shelf.owners[position] = moved
             self._homes[moved] = (capacity, position)
         shelf.owners.pop()
-        shelf.shrink()
 
-    def _slab(self, slots: int, capacity: int) -> Slab:
-        def empty(heads: int, dim: int) -> torch.Tensor:
-            return torch.empty((slots, capacity, heads, dim), dtype=self._dtype, device=self._device)
-
-        return Slab(
-            keys=tuple(empty(shape.kv_heads, shape.key_dim) for shape in self._shapes),
-            values=tuple(empty(shape.kv_heads, shape.value_dim) for shape in self._shapes),
-            slots=slots,
-            capacity=capacity,
-        )
+    def _free_empty_slabs(self) -> None:
+        for shelf in self._shelves.values():
+            while shelf.slabs and not shelf.occupied_in_last:
+                self._memory.free(shelf.pop())
 
 
 class _Shelf:
     """Slots of one capacity, numbered through its slabs, occupied from 0 without holes.
 
     Attributes:
+        capacity: Tokens in a slot.
         owners: By position, the sequence that lives there.
-        slabs: In order; the first slots of a shelf are the first slab's.
+        slabs: In order; the first slots of a shelf are the first slab's. Between steps only the last has empty slots.
     """
 
     def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
         self.owners: list[int] = []
         self.slabs: list[Slab] = []
-        self._capacity = capacity
         self._starts: list[int] = []  # position of each slab's first slot
+
+    @property
+    def slots(self) -> int:
+        """Number of slots."""
+        return self._starts[-1] + self.slabs[-1].slots if self.slabs else 0
+
+    @property
+    def empty(self) -> int:
+        """Number of slots that nobody lives in."""
+        return self.slots - len(self.owners)
+
+    @property
+    def occupied_in_last(self) -> int:
+        """Number of slots of the last slab that somebody lives in."""
+        return max(0, len(self.owners) - self._starts[-1])
+
+    def append(self, slab: Slab) -> None:
+        """Add a slab."""
+        self._starts.append(self.slots)
+        self.slabs.append(slab)
+
+    def pop(self) -> Slab:
+        """Remove the last slab."""
+        self._starts.pop()
+        return self.slabs.pop()
 
     def slot(self, position: int) -> Slot:
         """Return the slot at a position."""
         which = bisect.bisect_right(self._starts, position) - 1
         return Slot(self.slabs[which], position - self._starts[which])
-
-    def grow(self, make: Callable[[int, int], Slab]) -> None:
-        """Add a slab if all slots are taken."""
-        end = self._starts[-1] + self.slabs[-1].slots if self.slabs else 0
-        if len(self.owners) < end:
-            return
-        slots = max(1, min(FIRST_SLAB_SLOTS << len(self.slabs), SLAB_TOKENS // self._capacity))
-        self.slabs.append(make(slots, self._capacity))
-        self._starts.append(end)
-
-    def shrink(self) -> None:
-        """Free slabs that nobody lives in."""
-        while self.slabs and self._starts[-1] >= len(self.owners):
-            self.slabs.pop()
-            self._starts.pop()

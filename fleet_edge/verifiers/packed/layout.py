@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fleet_edge.verifiers.packed.kv import Slab, Slot
+from fleet_edge.verifiers.packed.slabs import Slab, Slot
 
 __all__ = ["Group", "Layout", "Part", "Write", "lay_out"]
 

@@ -5,16 +5,19 @@ there ours keeps them apart: it stores each row's key and value in its sequence'
 up to its own position. Rollback is a shorter length; what lies beyond is overwritten by what comes next.
 """
 
+import logging
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 import torch
 
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo, VerifierError
 from fleet_edge.verifiers.packed.architecture import inspect_model
 from fleet_edge.verifiers.packed.attention import running
-from fleet_edge.verifiers.packed.kv import KVStore
+from fleet_edge.verifiers.packed.kv import KVStore, servable_context, tokens_to_serve
 from fleet_edge.verifiers.packed.layout import Part, lay_out
+from fleet_edge.verifiers.packed.slabs import SlabMemory
 from fleet_edge.verifiers.packed.step import PackedStep
 from fleet_edge.verifiers.packed.target import Target
 from fleet_edge.verifiers.packed.trial import run_trial
@@ -22,41 +25,38 @@ from fleet_edge.verifiers.sequences import SequenceTable
 
 __all__ = ["PackedVerifier"]
 
-ROUNDING = 1.5
-"""Slots round lengths up by at most this factor (above the smallest), so a budget in bytes buys fewer tokens."""
+_log = logging.getLogger(__name__)
+
+FEWEST_TOKENS: Final = 256
+"""A budget that does not hold a text of this length is refused."""
 
 
 class PackedVerifier:
     """`Verifier` over a transformers model."""
 
-    def __init__(self, target: Target, *, budget_tokens: int | None = None, budget_bytes: int | None = None) -> None:
+    def __init__(self, target: Target, *, budget_bytes: int) -> None:
         """Prepare a model to be served, and check that it can be.
 
         Args:
             target: The model; from now on it is this verifier's alone.
-            budget_tokens: Most computed tokens in all sequences.
-            budget_bytes: The same as memory for keys and values. Exactly one of the two is given.
+            budget_bytes: Most memory for keys and values, at any moment. It bounds the length of a text too: where it
+                does not hold one of the model's whole context, `info.context` is smaller, and a warning says so.
 
         Raises:
             UnsupportedModel: The architecture cannot be served, or does not give the model's own logits.
-            VerifierError: The budget holds nothing.
+            VerifierError: The budget is too small to serve.
         """
-        if (budget_tokens is None) == (budget_bytes is None):
-            raise VerifierError("Give the key/value budget either in tokens or in bytes.")
         self._model: Any = target.model
-        self._info = target.info
         self._device: torch.device = target.model.device
-        self._store = KVStore(
+        memory = SlabMemory(
             inspect_model(self._model),
-            context=self._info.context,
+            budget_bytes=budget_bytes,
             dtype=target.model.dtype,
             device=self._device,
         )
-        if budget_tokens is None:
-            budget_tokens = int((budget_bytes or 0) / (ROUNDING * self._store.bytes_per_token))
-        self._ledger = SequenceTable(
-            context=self._info.context, vocabulary=self._info.vocabulary.size, budget=budget_tokens
-        )
+        self._info = replace(target.info, context=_context(target.info, memory))
+        self._store = KVStore(memory, context=self._info.context)
+        self._table = SequenceTable(context=self._info.context, vocabulary=self._info.vocabulary.size)
         run_trial(self, self._model)
 
     @property
@@ -66,37 +66,46 @@ class PackedVerifier:
 
     @property
     def allocated_bytes(self) -> int:
-        """Memory taken for keys and values, empty slots included."""
+        """Memory taken for keys and values, empty slots included; never more than the budget."""
         return self._store.allocated_bytes
 
     def open(self, sequence: int) -> None:
         """Begin a sequence with nothing computed."""
-        self._ledger.open(sequence)
+        self._table.open(sequence)
 
     def computed(self, sequence: int) -> int:
         """Return the number of tokens whose keys and values are stored."""
-        return self._ledger.computed(sequence)
+        return self._table.computed(sequence)
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forget all computed tokens from `length` on."""
-        self._ledger.truncate(sequence, length)
+        self._table.truncate(sequence, length)
 
     def close(self, sequence: int) -> None:
         """End a sequence and free its memory."""
-        if self._ledger.close(sequence):
+        if self._table.close(sequence):
             self._store.release(sequence)
 
+    def fits(self, items: Sequence[Item]) -> bool:
+        """Return whether the budget has room for the slots that a step needs."""
+        return not self._store.missing_bytes(self._lengths(items))
+
     def capacity(self) -> int:
-        """Return the number of tokens that the budget has left."""
-        return self._ledger.room
+        """Return a number of tokens for which there is room, at whichever sequences' ends they come."""
+        return self._store.room(self._table.lengths)
 
     def score(self, items: Sequence[Item]) -> torch.Tensor:
         """Compute all items in one forward pass; see `Verifier.score`."""
-        self._ledger.admit(items)
+        self._table.check(items)
+        missing = self._store.missing_bytes(self._lengths(items))
+        if missing:
+            raise CapacityExceeded(
+                f"The step is {missing} bytes short of memory for keys and values; evict a sequence and try again."
+            )
         if not items:
             return torch.empty((0, self._info.vocabulary.size), dtype=torch.float32, device=self._device)
         logits = self._forward(items)
-        self._ledger.commit(items)
+        self._table.commit(items)
         return logits
 
     def _forward(self, items: Sequence[Item]) -> torch.Tensor:
@@ -122,20 +131,50 @@ class PackedVerifier:
         return logits
 
     def _parts(self, items: Sequence[Item]) -> list[Part]:
-        starts = [self._ledger.computed(item.sequence) for item in items]
-        for item, start in zip(items, starts, strict=True):
-            try:
-                self._store.reserve(item.sequence, start + len(item.tokens), keep=start)
-            except MemoryError as error:
-                raise CapacityExceeded(
-                    "The machine has no memory left for keys and values; evict a sequence and give the "
-                    "verifier a smaller budget."
-                ) from error
+        try:
+            self._store.reserve(self._lengths(items), keep=self._table.lengths)
+        except MemoryError as error:
+            raise CapacityExceeded(
+                "The machine has no memory left for keys and values; evict a sequence and give the "
+                "verifier a smaller budget."
+            ) from error
         # Slots move while others are reserved, so they are looked up when all are.
         return [
-            Part(self._store.slot(item.sequence), start, len(item.tokens))
-            for item, start in zip(items, starts, strict=True)
+            Part(self._store.slot(item.sequence), self._table.computed(item.sequence), len(item.tokens))
+            for item in items
         ]
+
+    def _lengths(self, items: Sequence[Item]) -> dict[int, int]:
+        """Return by sequence the tokens that it has computed after a step."""
+        return {item.sequence: self._table.computed(item.sequence) + len(item.tokens) for item in items}
 
     def _indices(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+
+def _context(info: TargetInfo, memory: SlabMemory) -> int:
+    """Return the most tokens of a sequence that a budget serves.
+
+    Raises:
+        VerifierError: They are too few to be of use.
+    """
+    context = servable_context(info.context, budget_tokens=memory.budget_bytes // memory.bytes_per_token)
+    if context == info.context:
+        return context
+    whole = memory.bytes_per_token * tokens_to_serve(info.context)
+    if context < FEWEST_TOKENS:
+        least = memory.bytes_per_token * tokens_to_serve(min(FEWEST_TOKENS, info.context))
+        raise VerifierError(
+            f"The budget of {memory.budget_bytes} bytes for keys and values holds no text of {info.name}; set kv_bytes "
+            f"to at least {least}, or to {whole} for texts of the model's whole context of {info.context} tokens."
+        )
+    _log.warning(
+        "The budget of %d bytes for keys and values holds texts of %d tokens; "
+        "for the whole context of %s, %d tokens, set kv_bytes to at least %d.",
+        memory.budget_bytes,
+        context,
+        info.name,
+        info.context,
+        whole,
+    )
+    return context

@@ -1,13 +1,16 @@
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 
 from dssd.judgement import Judgement
 from fleet_edge.batching.scheduler import Batch, Budget, Scheduler
 from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.verifiers.contract import Verifier
+from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_testing.markov import MarkovScript
+from tests.fleet_edge.verifiers.oracle import tiny_target
 from tests.support.drafts import LIMITS, arrived, draft, edge_session
 
 SCRIPT = MarkovScript(size=10, seed=1)
@@ -16,8 +19,10 @@ SCRIPT = MarkovScript(size=10, seed=1)
 class Edge:
     """A scheduler over a scripted verifier, without anything that is published."""
 
-    def __init__(self, budget: Budget | None = None, *, kv_tokens: int = 1 << 20) -> None:
-        self.verifier = ScriptedVerifier(SCRIPT, SCRIPT.words, budget_tokens=kv_tokens)
+    def __init__(
+        self, budget: Budget | None = None, *, kv_tokens: int = 1 << 20, verifier: Verifier | None = None
+    ) -> None:
+        self.verifier = verifier or ScriptedVerifier(SCRIPT, SCRIPT.words, budget_tokens=kv_tokens)
         self.scheduler = Scheduler(self.verifier, budget or Budget())
         self.sessions: list[EdgeSession] = []
 
@@ -184,12 +189,24 @@ def test_an_ended_session_is_forgotten() -> None:
     assert edge.scheduler._used == {}
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_every_ready_session_is_served_within_bounded_steps(seed: int) -> None:
+def scripted(rng: random.Random) -> Verifier:
+    return ScriptedVerifier(SCRIPT, SCRIPT.words, budget_tokens=rng.choice((45, 90, 1000)))
+
+
+def packed(rng: random.Random) -> Verifier:
+    return PackedVerifier(tiny_target("llama"), budget_bytes=rng.choice((350_000, 442_368, 1_000_000)))
+
+
+@pytest.mark.parametrize(
+    ("seed", "make"), [*((seed, scripted) for seed in range(30)), *((seed, packed) for seed in range(4))]
+)
+def test_every_ready_session_is_served_within_bounded_steps(
+    seed: int, make: Callable[[random.Random], Verifier]
+) -> None:
     """Sessions draft again at once, memory is short, prompts are long: nobody waits for ever."""
     rng = random.Random(seed)
-    edge = Edge(Budget(tokens=rng.choice((1, 7, 32)), prefill_chunk=4), kv_tokens=rng.choice((45, 90, 1000)))
-    count = rng.randint(2, 6)
+    edge = Edge(Budget(tokens=rng.choice((1, 7, 32)), prefill_chunk=4), verifier=make(rng))
+    count = rng.randint(2, 6) if make is scripted else 12
     for _ in range(count):
         session = edge.session(device=f"device-{rng.randint(0, 2)}", prompt=rng.randint(1, 20))
         session.admit(arrived(draft((4,) * rng.randint(0, 4), handle=session.handle), at=0.0))

@@ -1,5 +1,7 @@
 """What every verifier keeps, whatever computes its logits."""
 
+import random
+
 import pytest
 import torch
 
@@ -9,7 +11,8 @@ from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_testing.markov import MarkovScript
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, tiny_target
 
-BUDGET = 2 * CONTEXT
+BUDGET_TOKENS = 4 * CONTEXT
+TOKEN_BYTES = 4 * 2 * 2 * 12 * 4  # layers, keys and values, heads, dim, bytes: the tiny target's
 WORDS = tuple(f"t{index}" for index in range(VOCABULARY))
 
 
@@ -23,16 +26,16 @@ class SquaredLengths:
 
 
 def _packed() -> Verifier:
-    return PackedVerifier(tiny_target("llama"), budget_tokens=BUDGET)
+    return PackedVerifier(tiny_target("llama"), budget_bytes=BUDGET_TOKENS * TOKEN_BYTES)
 
 
 def _scripted() -> Verifier:
     script = MarkovScript(size=VOCABULARY, seed=3, period=5)
-    return ScriptedVerifier(script, WORDS, context=CONTEXT, budget_tokens=BUDGET)
+    return ScriptedVerifier(script, WORDS, context=CONTEXT, budget_tokens=BUDGET_TOKENS)
 
 
 def _scripted_by_prefix() -> Verifier:
-    return ScriptedVerifier(SquaredLengths(), WORDS, context=CONTEXT, budget_tokens=BUDGET)
+    return ScriptedVerifier(SquaredLengths(), WORDS, context=CONTEXT, budget_tokens=BUDGET_TOKENS)
 
 
 @pytest.fixture(params=[_packed, _scripted, _scripted_by_prefix])
@@ -46,9 +49,12 @@ def _close(left: torch.Tensor, right: torch.Tensor) -> None:
 
 
 def test_a_new_sequence_has_computed_nothing_and_costs_nothing(verifier: Verifier) -> None:
+    before = verifier.capacity()
+    assert 0 < before <= BUDGET_TOKENS
     verifier.open(1)
     assert verifier.computed(1) == 0
-    assert verifier.capacity() == BUDGET
+    verifier.close(1)
+    assert verifier.capacity() == before
 
 
 def test_a_step_returns_the_last_rows_of_every_item_in_order(verifier: Verifier) -> None:
@@ -90,17 +96,17 @@ def test_a_truncated_sequence_goes_on_as_if_the_rest_had_never_been(verifier: Ve
     verifier.score([Item(1, [1, 2, 3, 40, 41, 42], 0)])
     verifier.truncate(1, 3)
     assert verifier.computed(1) == 3
-    assert verifier.capacity() == BUDGET - 3
     rows = verifier.score([Item(1, [4, 5], 2)])
     verifier.open(2)
     _close(rows, verifier.score([Item(2, [1, 2, 3, 4, 5], 2)]))
 
 
 def test_a_closed_sequence_gives_its_room_back_and_may_be_opened_again(verifier: Verifier) -> None:
+    before = verifier.capacity()
     verifier.open(1)
     verifier.score([Item(1, [1, 2, 3], 1)])
     verifier.close(1)
-    assert verifier.capacity() == BUDGET
+    assert verifier.capacity() == before
     verifier.close(1)  # unknown ones are ignored
     verifier.open(1)
     assert verifier.computed(1) == 0
@@ -121,16 +127,64 @@ def test_others_do_not_notice_who_comes_and_goes(verifier: Verifier) -> None:
         verifier.close(100)
 
 
-def test_capacity_is_exact_and_a_step_beyond_it_computes_nothing(verifier: Verifier) -> None:
-    for key in (1, 2, 3):
+def _fill(verifier: Verifier) -> list[int]:
+    """Open sequences of a whole context until there is no room for one more; return them."""
+    keys = []
+    while True:
+        verifier.open(len(keys))
+        if not verifier.fits([Item(len(keys), [1] * CONTEXT, 0)]):
+            verifier.close(len(keys))
+            return keys
+        verifier.score([Item(len(keys), [1] * CONTEXT, 0)])
+        keys.append(len(keys))
+
+
+def test_a_step_for_which_there_is_no_room_computes_nothing(verifier: Verifier) -> None:
+    full = _fill(verifier)
+    assert len(full) * CONTEXT <= BUDGET_TOKENS
+    verifier.truncate(0, CONTEXT - 1)
+    verifier.open(100)
+    step = [Item(0, [1], 1), Item(100, [1] * CONTEXT, 1)]
+    assert not verifier.fits(step)
+    with pytest.raises(CapacityExceeded, match="evict a sequence and try again"):
+        verifier.score(step)
+    assert (verifier.computed(0), verifier.computed(100)) == (CONTEXT - 1, 0)
+    verifier.close(1)
+    assert verifier.fits(step)
+    assert verifier.score(step).shape == (2, VOCABULARY)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_room_named_is_there_whichever_sequences_use_it(verifier: Verifier, seed: int) -> None:
+    rng = random.Random(seed)
+    for key in range(rng.randrange(1, 6)):
         verifier.open(key)
-    verifier.score([Item(1, [1] * CONTEXT, 0), Item(2, [2] * (CONTEXT - 10), 0)])
-    assert verifier.capacity() == 10
-    with pytest.raises(CapacityExceeded, match=r"room for 11 tokens.*10 left; evict"):
-        verifier.score([Item(2, [3], 1), Item(3, [4] * 10, 1)])
-    assert [verifier.computed(key) for key in (1, 2, 3)] == [CONTEXT, CONTEXT - 10, 0]
-    assert verifier.score([Item(2, [3], 1), Item(3, [4] * 9, 1)]).shape == (2, VOCABULARY)
-    assert verifier.capacity() == 0
+        verifier.score([Item(key, [1] * rng.randrange(1, CONTEXT - 40), 0)])
+    for key in range(10, 10 + rng.randrange(1, 12)):
+        verifier.open(key)
+    everyone = [key for key in range(30) if key < 5 or key >= 10]
+    room, items = verifier.capacity(), []
+    for key in rng.sample(everyone, len(everyone)):
+        try:
+            count = min(room, rng.choice((1, 8, 40)), CONTEXT - verifier.computed(key))
+        except VerifierError:  # not open
+            continue
+        if count:
+            items.append(Item(key, [2] * count, 0))
+            room -= count
+    assert verifier.fits(items)
+    verifier.score(items)
+
+
+def test_one_sequence_grows_to_the_context_where_all_others_are_closed(verifier: Verifier) -> None:
+    for key in _fill(verifier):
+        verifier.close(key)
+    verifier.open(1)
+    for _ in range(0, CONTEXT, 20):
+        step = [Item(1, [1] * 20, 1)]
+        assert verifier.fits(step)
+        verifier.score(step)
+    assert verifier.computed(1) == CONTEXT
 
 
 @pytest.mark.parametrize(
@@ -155,7 +209,6 @@ def test_an_item_that_cannot_be_computed_is_refused_and_changes_nothing(
     with pytest.raises(VerifierError, match=message):
         verifier.score(items)
     assert verifier.computed(1) == verifier.computed(2) == 0
-    assert verifier.capacity() == BUDGET
 
 
 def test_misuse_is_told_in_a_sentence(verifier: Verifier) -> None:

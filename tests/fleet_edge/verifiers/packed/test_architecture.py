@@ -7,7 +7,7 @@ import pytest
 
 from fleet_edge.verifiers.contract import UnsupportedModel
 from fleet_edge.verifiers.packed.architecture import context_of, inspect_model
-from fleet_edge.verifiers.packed.kv import LayerShape
+from fleet_edge.verifiers.packed.slabs import LayerShape
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from tests.fleet_edge.verifiers.oracle import CONFIGS, random_model, target_of, tiny_model
 
@@ -75,7 +75,7 @@ def test_other_architectures_are_refused_by_name(name: str) -> None:
     kind, arguments = UNSERVED[name]
     target = target_of(random_model(kind, arguments))
     with pytest.raises(UnsupportedModel, match=f"The architecture {name} cannot be served") as refusal:
-        PackedVerifier(target, budget_tokens=512)
+        PackedVerifier(target, budget_bytes=64 << 20)
     assert str(refusal.value).endswith(".")
     assert len(str(refusal.value)) < 300
 

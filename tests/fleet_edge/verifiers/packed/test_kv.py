@@ -5,14 +5,25 @@ import random
 import pytest
 import torch
 
-from fleet_edge.verifiers.packed.kv import SLAB_TOKENS, SMALLEST_SLOT, KVStore, LayerShape, slot_capacity
+from fleet_edge.verifiers.packed.kv import SLAB_TOKENS, SMALLEST_SLOT, KVStore, slot_capacity
+from fleet_edge.verifiers.packed.slabs import LayerShape, SlabMemory
 
 SHAPES = (LayerShape(2, 4, 4), LayerShape(1, 3, 5))
 CONTEXT = 1000
 
 
-def _store() -> KVStore:
-    return KVStore(SHAPES, context=CONTEXT, dtype=torch.float32, device=torch.device("cpu"))
+TOKEN_BYTES = (2 * 8 + 1 * 8) * 4
+PLENTY = 64 << 20
+
+
+def _store(budget_bytes: int = PLENTY) -> KVStore:
+    memory = SlabMemory(SHAPES, budget_bytes=budget_bytes, dtype=torch.float32, device=torch.device("cpu"))
+    return KVStore(memory, context=CONTEXT)
+
+
+def _reserve(store: KVStore, sequence: int, length: int, *, keep: int) -> None:
+    assert store.missing_bytes({sequence: length}) == 0
+    store.reserve({sequence: length}, keep={sequence: keep})
 
 
 def _write(store: KVStore, sequence: int, start: int, end: int) -> None:
@@ -31,9 +42,10 @@ def _check(store: KVStore, sequence: int, length: int) -> None:
             torch.testing.assert_close(tensor[slot.index, :length], expected, atol=0, rtol=0)
 
 
-def test_random_growth_and_release_loses_nothing() -> None:
+@pytest.mark.parametrize("budget_tokens", [PLENTY // TOKEN_BYTES, 9000, 4000])
+def test_random_growth_and_release_loses_nothing(budget_tokens: int) -> None:
     rng = random.Random(5)
-    store = _store()
+    store = _store(budget_tokens * TOKEN_BYTES)
     lengths: dict[int, int] = {}
     for turn in range(400):
         if lengths and rng.random() < 0.2:
@@ -44,7 +56,11 @@ def test_random_growth_and_release_loses_nothing() -> None:
             sequence = turn if rng.random() < 0.4 or not lengths else rng.choice(list(lengths))
             old = lengths.get(sequence, 0)
             new = min(CONTEXT, old + rng.randrange(1, 120))
-            store.reserve(sequence, new, keep=old)
+            while store.missing_bytes({sequence: new}):
+                gone = rng.choice([other for other in lengths if other != sequence])
+                store.release(gone)
+                del lengths[gone]
+            _reserve(store, sequence, new, keep=old)
             with torch.inference_mode():
                 _write(store, sequence, old, new)
             lengths[sequence] = new
@@ -61,14 +77,14 @@ def test_random_growth_and_release_loses_nothing() -> None:
 
 def test_a_slot_is_finite_beyond_its_length_whoever_had_it_before() -> None:
     store = _store()
-    store.reserve(1, 10, keep=0)
+    _reserve(store, 1, 10, keep=0)
     slot = store.slot(1)
     with torch.inference_mode():
         for tensor in slot.slab.keys + slot.slab.values:
             tensor.fill_(torch.nan)
     store.release(1)
-    store.reserve(2, 10, keep=0)
-    store.reserve(3, 10, keep=0)
+    _reserve(store, 2, 10, keep=0)
+    _reserve(store, 3, 10, keep=0)
     store.release(2)  # the last moves into the hole
     slot = store.slot(3)
     assert all(tensor[slot.index].isfinite().all() for tensor in slot.slab.keys + slot.slab.values)
@@ -82,18 +98,19 @@ def test_slots_round_up_by_half_at_most_and_stop_at_the_context() -> None:
 
 def test_slabs_are_bounded_and_begin_small() -> None:
     store = _store()
-    store.reserve(0, 64, keep=0)
+    _reserve(store, 0, 64, keep=0)
     assert store.slot(0).slab.slots == 4
     for sequence in range(1, 400):
-        store.reserve(sequence, 64, keep=0)
+        _reserve(store, sequence, 64, keep=0)
     slabs = {id(slab): slab for slab in (store.slot(sequence).slab for sequence in range(400))}
+    assert len(slabs) == 4
     assert max(slab.slots * slab.capacity for slab in slabs.values()) == SLAB_TOKENS
-    assert store.allocated_bytes <= 2 * 400 * 64 * store.bytes_per_token
+    assert store.allocated_bytes <= 2 * 400 * 64 * TOKEN_BYTES
 
 
 def test_a_refused_allocation_leaves_all_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     store = _store()
-    store.reserve(1, 60, keep=0)
+    _reserve(store, 1, 60, keep=0)
     with torch.inference_mode():
         _write(store, 1, 0, 60)
 
@@ -103,7 +120,7 @@ def test_a_refused_allocation_leaves_all_as_it_was(monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", refuse)
         with pytest.raises(MemoryError):
-            store.reserve(1, 70, keep=60)
+            _reserve(store, 1, 70, keep=60)
     _check(store, 1, 60)
-    store.reserve(1, 70, keep=60)
+    _reserve(store, 1, 70, keep=60)
     _check(store, 1, 60)

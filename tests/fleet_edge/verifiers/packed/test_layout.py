@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from fleet_edge.verifiers.packed.kv import Slab, Slot
 from fleet_edge.verifiers.packed.layout import FEW_ROWS, Layout, Part, lay_out
+from fleet_edge.verifiers.packed.slabs import Slab, Slot
 
 CPU = torch.device("cpu")
 
 
 def _slab(capacity: int = 64) -> Slab:
-    return Slab(keys=(), values=(), slots=32, capacity=capacity)
+    return Slab(keys=[], values=[], slots=32, capacity=capacity)
 
 
 def _lay_out(parts: Sequence[Part]) -> Layout:

@@ -19,6 +19,7 @@ from tests.fleet_edge.verifiers.oracle import (
 )
 
 TOLERANCE = 1e-4
+BUDGET = 64 << 20
 
 
 class Session:
@@ -35,7 +36,7 @@ class Session:
 )
 def test_random_work_over_several_sequences_equals_the_batch_one_oracle(name: str) -> None:
     rng = random.Random(f"packed {name}")
-    verifier = PackedVerifier(tiny_target(name), budget_tokens=4096)
+    verifier = PackedVerifier(tiny_target(name), budget_bytes=BUDGET)
     oracle = Oracle(name)
     sessions = [Session(key, rng, rng.choice([5, 30, 90, 150])) for key in range(7)]
     for session in sessions:
@@ -84,7 +85,7 @@ def test_the_oracle_would_notice_a_window_off_by_one() -> None:
     kind, arguments = CONFIGS["mistral-window"]
     other = random_model(kind, arguments | {"sliding_window": arguments["sliding_window"] - 1})
     tokens = [index % VOCABULARY for index in range(60)]
-    verifier = PackedVerifier(target_of(other), budget_tokens=512)
+    verifier = PackedVerifier(target_of(other), budget_bytes=BUDGET)
     verifier.open(1)
     rows = verifier.score([Item(1, tokens, len(tokens))])
     difference = (rows - Oracle("mistral-window").logits(tokens)).abs().amax(dim=1)
@@ -94,7 +95,7 @@ def test_the_oracle_would_notice_a_window_off_by_one() -> None:
 
 def test_bfloat16_stays_near_float32() -> None:
     tokens = [index * 7 % VOCABULARY for index in range(40)]
-    verifier = PackedVerifier(tiny_target("llama", dtype=torch.bfloat16), budget_tokens=512)
+    verifier = PackedVerifier(tiny_target("llama", dtype=torch.bfloat16), budget_bytes=BUDGET)
     verifier.open(1)
     rows = verifier.score([Item(1, tokens, len(tokens))])
     expected = Oracle("llama").logits(tokens)
@@ -104,7 +105,7 @@ def test_bfloat16_stays_near_float32() -> None:
 def test_wide_soft_capped_prefill_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = [index * 5 % VOCABULARY for index in range(100)]
     monkeypatch.setattr("fleet_edge.verifiers.packed.step.SCORES", 1000)
-    verifier = PackedVerifier(tiny_target("gemma2-softcap-window"), budget_tokens=512)
+    verifier = PackedVerifier(tiny_target("gemma2-softcap-window"), budget_bytes=BUDGET)
     verifier.open(1)
     rows = verifier.score([Item(1, tokens, len(tokens))])
     expected = Oracle("gemma2-softcap-window").logits(tokens)
@@ -113,7 +114,7 @@ def test_wide_soft_capped_prefill_in_pieces_is_the_same(monkeypatch: pytest.Monk
 
 def test_a_full_context_is_served_and_one_more_token_refused() -> None:
     tokens = [index * 3 % VOCABULARY for index in range(CONTEXT)]
-    verifier = PackedVerifier(tiny_target("gpt2"), budget_tokens=2 * CONTEXT)
+    verifier = PackedVerifier(tiny_target("gpt2"), budget_bytes=BUDGET)
     verifier.open(1)
     rows = verifier.score([Item(1, tokens, 2)])
     torch.testing.assert_close(rows, Oracle("gpt2").logits(tokens)[-2:], atol=TOLERANCE, rtol=0)
@@ -123,7 +124,7 @@ def test_a_full_context_is_served_and_one_more_token_refused() -> None:
 
 
 def test_memory_grows_with_use_and_is_given_back() -> None:
-    verifier = PackedVerifier(tiny_target("llama"), budget_tokens=1_000_000)
+    verifier = PackedVerifier(tiny_target("llama"), budget_bytes=BUDGET)
     assert verifier.allocated_bytes == 0  # the trial run left nothing behind
     for key in range(64):
         verifier.open(key)
@@ -147,14 +148,14 @@ def test_a_budget_in_bytes_is_kept() -> None:
             verifier.score([Item(key, [1] * 100, 0)])
         except CapacityExceeded:
             break
+        assert verifier.allocated_bytes <= budget
         key += 1
-    assert key > 4
-    used = key * 128 * 4 * 2 * 2 * 12 * 4  # slots of 128 tokens, layers, keys and values, heads, dim, bytes
-    assert used <= budget
+    slot = 128 * 4 * 2 * 2 * 12 * 4  # tokens, layers, keys and values, heads, dim, bytes
+    assert key == budget // slot  # and what it holds is used to the last slot
 
 
 def test_a_failed_forward_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    verifier = PackedVerifier(tiny_target("llama"), budget_tokens=512)
+    verifier = PackedVerifier(tiny_target("llama"), budget_bytes=BUDGET)
     verifier.open(1)
     verifier.score([Item(1, [3, 4], 0)])
 
@@ -171,24 +172,35 @@ def test_a_failed_forward_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_machine_without_memory_is_capacity_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
-    verifier = PackedVerifier(tiny_target("llama"), budget_tokens=512)
+    verifier = PackedVerifier(tiny_target("llama"), budget_bytes=BUDGET)
     verifier.open(1)
 
     def fail(*_: Any, **__: Any) -> torch.Tensor:
         raise RuntimeError("can't allocate memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fleet_edge.verifiers.packed.kv.torch.empty", fail)
+        patch.setattr("fleet_edge.verifiers.packed.slabs.torch.empty", fail)
         with pytest.raises(CapacityExceeded, match="no memory left"):
             verifier.score([Item(1, [5, 6], 1)])
     assert verifier.computed(1) == 0
     assert verifier.score([Item(1, [5, 6], 1)]).shape == (1, VOCABULARY)
 
 
-@pytest.mark.parametrize("budget", [{}, {"budget_tokens": 10, "budget_bytes": 10}, {"budget_bytes": 10}])
-def test_a_budget_that_is_none_is_refused(budget: dict[str, int]) -> None:
-    with pytest.raises(VerifierError, match="budget"):
-        PackedVerifier(tiny_target("llama"), **budget)
+def test_a_budget_that_serves_nothing_is_refused_with_what_is_needed() -> None:
+    with pytest.raises(VerifierError, match="at least 344064, or to 442368 for texts of the model's whole context"):
+        PackedVerifier(tiny_target("llama"), budget_bytes=344_063)
+    assert PackedVerifier(tiny_target("llama"), budget_bytes=344_064).info.context == 256
+
+
+def test_a_budget_that_serves_less_than_the_context_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    verifier = PackedVerifier(tiny_target("llama"), budget_bytes=400_000)
+    assert verifier.info.context == 264
+    assert "holds texts of 264 tokens" in caplog.text
+    assert "kv_bytes to at least 442368" in caplog.text
+    verifier.open(1)
+    for _ in range(264):
+        verifier.score([Item(1, [1], 0)])
+        assert verifier.allocated_bytes <= 400_000
 
 
 def test_an_architecture_that_differs_in_a_trial_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,4 +213,4 @@ def test_an_architecture_that_differs_in_a_trial_is_refused(monkeypatch: pytest.
 
     monkeypatch.setattr(target.model.model.embed_tokens, "forward", mix)
     with pytest.raises(UnsupportedModel, match=r"llama cannot be served.*logits were off"):
-        PackedVerifier(target, budget_tokens=512)
+        PackedVerifier(target, budget_bytes=BUDGET)
