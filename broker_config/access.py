@@ -1,4 +1,4 @@
-"""The access rules in mosquitto's language, from the one table of topics in `schemas.topics`.
+"""Access rules in mosquitto's language, from the one table of topics in `schemas.topics`.
 
 mosquitto checks a publish when it arrives and answers "not authorized" at QoS 1. It never refuses a SUBSCRIBE: a
 subscriber simply does not get what it may not read, so a wildcard or a `$share` prefix needs no rule of its own.

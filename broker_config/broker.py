@@ -1,4 +1,4 @@
-"""The one description of a broker: who speaks through it, how they prove who they are, and its limits.
+"""One description of a broker: who speaks through it, how they prove who they are, and its limits.
 
 What it is follows from what it holds: without `tls` a broker for this machine alone, with `tls` a production broker,
 with `head_office` one that bridges what it knows to an upstream broker.

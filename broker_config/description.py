@@ -1,4 +1,4 @@
-"""The description as a TOML file: what an operator writes, and what lies beside the rendered files."""
+"""Description as a TOML file: what an operator writes, and what lies beside the rendered files."""
 
 import json
 import tomllib

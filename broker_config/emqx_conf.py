@@ -1,4 +1,4 @@
-"""The configuration of EMQX 5, for fleets that outgrow one broker. Rendered from the same description.
+"""Configuration of EMQX 5, for fleets that outgrow one broker. Rendered from the same description.
 
 No EMQX is at hand where this project is tested: these files are written after its documentation and have not been run.
 What differs from mosquitto is said in README.md beside this module.

@@ -1,4 +1,4 @@
-"""What can go wrong with a broker of ours.
+"""Exceptions of broker configuration and of throw-away brokers.
 
 ::
 

@@ -1,4 +1,4 @@
-"""The files of a broker, for each kind of broker that can be made of one description."""
+"""Files of a broker, for each kind of broker that can be made of one description."""
 
 import os
 import tempfile

@@ -1,4 +1,4 @@
-"""A broker made by `fleet broker init`: its folder has all it needs, and what its clients need."""
+"""Local broker made by `fleet broker init`: its folder has all it needs, and what its clients need."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The configuration file of mosquitto, the bridge to an upstream broker included."""
+"""Configuration file of mosquitto, the bridge to an upstream broker included."""
 
 from collections.abc import Iterator
 from pathlib import Path

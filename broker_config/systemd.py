@@ -1,4 +1,4 @@
-"""The drop-in for Debian's mosquitto.service: our configuration, enough descriptors, and little else allowed."""
+"""Drop-in for Debian's mosquitto.service: our configuration, enough descriptors, and little else allowed."""
 
 from pathlib import Path
 

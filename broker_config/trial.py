@@ -1,4 +1,4 @@
-"""A throw-away broker on rendered files: the same words, with other ports, folders and certificates.
+"""Throw-away broker on rendered files: the same words, with other ports, folders and certificates.
 
 What is tried is the text that will run in production, so everything stays as it is written but for what belongs to the
 production machine: where it listens, where its files lie, who it becomes, and whom it reports to.

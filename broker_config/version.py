@@ -1,4 +1,4 @@
-"""Which mosquitto: from 2.1 on some options are deprecated, and new ones take their place."""
+"""mosquitto versions: from 2.1 on some options are deprecated, and new ones take their place."""
 
 import re
 import subprocess

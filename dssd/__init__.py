@@ -1,1 +1,1 @@
-"""The law of split speculative decoding, in plain numpy: no I/O, no threads, no state."""
+"""Law of split speculative decoding, in plain numpy: no I/O, no threads, no state."""

@@ -1,4 +1,4 @@
-"""Coins: every random decision is a hash of (seed, position, purpose, index), so that nothing has a state.
+"""Counter-based random numbers: each is a hash of (seed, position, purpose, index), so that nothing has a state.
 
 A replayed message, a restarted edge or another batch shape finds the same coin for the same decision. The hash
 chains the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over the four words, each step a bijection of

@@ -1,4 +1,4 @@
-"""The edge's decision on one draft, one row at a time: the reference that the batched twin is held to."""
+"""Verification of one draft, one row at a time: the reference that the edge's batched version is held to."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

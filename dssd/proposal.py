@@ -1,4 +1,4 @@
-"""The device's draw of one draft token."""
+"""Proposal: the device's draw of one draft token."""
 
 from dataclasses import dataclass
 

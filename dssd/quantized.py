@@ -1,4 +1,4 @@
-"""The quantized: the draft distribution in integer counts, so that the reported q is the q drawn from.
+"""16-bit quantized draft distribution, so that the reported q is the q drawn from.
 
 Speculative sampling allows any draft distribution; what it does not allow is one that differs from what is reported.
 Rounding the shaped distribution to counts out of 65,536 *before* drawing makes the two bytes on the wire exact.

@@ -1,1 +1,1 @@
-"""What the project claims, measured: ours and the baseline in one run."""
+"""Benchmarks of what the project claims: ours and the baseline in one run."""

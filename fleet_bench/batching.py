@@ -1,4 +1,4 @@
-"""Batching: does verifying many devices together buy more text for the same edge compute?
+"""Batching benchmark: does verifying many devices together buy more text for the same edge compute?
 
 One real edge process over the real target; devices that replay recorded drafts, so that eight drafters need not share
 the machine's cores with it. A replayed draft is the text itself with every fourth token spoilt, so that a draft is

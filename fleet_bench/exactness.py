@@ -1,4 +1,4 @@
-"""Exactness, end to end: what devices write through a real mosquitto follows the target's law.
+"""Exactness proof, end to end: what devices write through a real mosquitto follows the target's law.
 
 A toy target and draft have a joint law over three tokens that is known in closed form. Many short sessions run
 through the real device, link, broker and edge; what comes out is held against that law by chi-square, for each mode,

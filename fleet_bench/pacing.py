@@ -1,4 +1,4 @@
-"""Pacing: does a device that chooses its plans by itself write as fast as one that was told the best plan?
+"""Pacing benchmark: chosen draft lengths beside the best of fixed plans, near the edge and far from it.
 
 One device with a real draft model, one edge over the real target, a real mosquitto, and between device and broker a
 relay that is as far away as the round trip says. For each round trip and draft model the same texts are written under

@@ -1,4 +1,4 @@
-"""The time of a QoS 1 round trip through mosquitto, with and without TCP_NODELAY in one run.
+"""Round-trip benchmark: QoS 1 through mosquitto, with and without TCP_NODELAY in one run.
 
 A device publishes on its draft topic, the edge echoes the payload on the verdict topic, both at QoS 1 with topic alias
 and expiry, as hot messages are. Without TCP_NODELAY a small packet waits for the acknowledgement of the one before it,

@@ -1,4 +1,4 @@
-"""What mutual TLS costs beside plain TCP, in one run: bytes a round on the wire, bytes to connect, and the round trip.
+"""TLS benchmark: mutual TLS beside plain TCP in one run; bytes a round, bytes to connect, round trip.
 
 A round is what the main job does most: a residual draft of five tokens at QoS 1 and a verdict with a bonus token, both
 with alias and expiry, and the two acknowledgements. Bytes are counted on the device's connection by a relay: all that

@@ -1,4 +1,4 @@
-"""What one step of the packed verifier costs, beside what bounds it and what it replaces.
+"""Verifier benchmark: one step of the packed verifier beside what bounds it and what it replaces.
 
     python -m fleet_bench.verifier_step --target FOLDER [--json FILE]
 

@@ -1,4 +1,4 @@
-"""`fleet bench …`: the scripts under `benchmarks`, by name."""
+"""`fleet bench …`: the programs of `fleet_bench`, by name."""
 
 import importlib
 from typing import Final

@@ -1,4 +1,4 @@
-"""How the findings of a self-test are shown."""
+"""Output of a self-test's findings."""
 
 from fleet_device.checks.checklist import Check
 

@@ -1,4 +1,4 @@
-"""The commands, each imported only when it is asked for: a device needs no edge, and an edge no device."""
+"""Command table: each group is imported only when it is asked for; a device needs no edge, an edge no device."""
 
 import importlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What `fleet admin` shows: one table for each kind of view, units in the headers."""
+"""Tables of `fleet admin`: one for each kind of view, units in the headers."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, TypeVar

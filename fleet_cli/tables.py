@@ -1,4 +1,4 @@
-"""Views of the session log as JSON for programs and as tables for people."""
+"""JSON and table output of the session log's views."""
 
 import json
 import sys

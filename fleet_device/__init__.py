@@ -1,4 +1,4 @@
-"""The device: drafter, session, pacing, agent and the local API.
+"""Device: drafter, session, pacing, agent and the local API.
 
 The names below are what applications use; each is imported when it is first asked for, so that `import fleet_device`
 needs neither llama.cpp nor a web server.

@@ -1,4 +1,4 @@
-"""The exception tree of the device.
+"""Exception tree of the device.
 
 ::
 

@@ -1,4 +1,4 @@
-"""The device as applications know it: the fleet's service, the queue of texts and the local API, up and down."""
+"""Gateway: a device that serves applications, with its queue of texts and the local API, up and down."""
 
 import contextlib
 import logging

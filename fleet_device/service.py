@@ -1,4 +1,4 @@
-"""The device's end of the fleet as one service: link, retained state, drafter and agent, in order up and down."""
+"""Device service: link, retained state, drafter and agent, in order up and down."""
 
 import logging
 import threading

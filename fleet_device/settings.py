@@ -1,4 +1,4 @@
-"""The device's configuration: TOML, environment (`FLEET_DEVICE_…`, nested with `__`) and flags."""
+"""Device's configuration: TOML, environment (`FLEET_DEVICE_…`, nested with `__`) and flags."""
 
 import os
 from pathlib import Path

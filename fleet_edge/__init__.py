@@ -1,4 +1,4 @@
-"""The edge: intake, scheduler, verifiers, session store, jobs and administration.
+"""Edge: intake, scheduler, verifiers, session store, jobs and administration.
 
 The names below are what applications use; each is imported when it is first asked for, so that `import fleet_edge`
 needs neither torch nor SQLAlchemy, and reading the session log needs no torch.

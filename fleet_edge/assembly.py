@@ -1,4 +1,4 @@
-"""Assembly: the parts of an edge put together, the same for the service, the tests and the benchmarks."""
+"""Assembly of an edge from its parts: the same for the service, the tests and the benchmarks."""
 
 from collections.abc import Callable
 from datetime import datetime

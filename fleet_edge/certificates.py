@@ -1,4 +1,4 @@
-"""Certificates that end soon, as their owners tell it in their states.
+"""Certificate expiry: warns of certificates that end soon, as their owners tell it in their states.
 
 A fleet whose renewal stands still must not find out on the day of the first failure.
 """

@@ -1,4 +1,4 @@
-"""Drain: what becomes of the sessions that are still open when an edge ends."""
+"""Drain: hands over the sessions that are still open when an edge ends."""
 
 from fleet_edge.answers.answers import Answers
 from fleet_edge.batching.scheduler import Scheduler

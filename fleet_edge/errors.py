@@ -1,4 +1,4 @@
-"""The exception tree of the edge.
+"""Exception tree of the edge.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Message handlers: what each arrived message does to the session table. Run on the orchestrator's thread."""
+"""Message handlers: what each arrived message does to the session table, on the orchestrator's thread."""
 
 import logging
 from collections.abc import Callable

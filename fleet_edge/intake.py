@@ -1,4 +1,4 @@
-"""Intake: what the link's thread does with a message: check its size and form, note the moment, hand it over.
+"""Intake: checks size and form of arriving messages on the link's thread, notes the moment, hands them over.
 
 Everything from a device is hostile until checked. Whose message it is comes from the topic, which the broker has
 checked against the sender's identity, and from nowhere else.

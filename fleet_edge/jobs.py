@@ -1,4 +1,4 @@
-"""The edge's recurring chores, on their own threads: each fails alone, and runs again when its time comes."""
+"""Recurring jobs of an edge, on their own threads: each fails alone, and runs again when its time comes."""
 
 import logging
 import threading

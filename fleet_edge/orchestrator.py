@@ -1,4 +1,4 @@
-"""The orchestrator: one thread that turns arrivals into verdicts, a batch at a time."""
+"""Orchestrator: one thread that turns arrivals into verdicts, a batch at a time."""
 
 import logging
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The edge as one service: puts the parts together, runs them, and takes them down in order."""
+"""Edge service: puts the parts together, runs them, and takes them down in order."""
 
 import logging
 import time

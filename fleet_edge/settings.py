@@ -1,4 +1,4 @@
-"""The edge's configuration: TOML, environment (`FLEET_EDGE_…`, nested with `__`) and flags."""
+"""Edge's configuration: TOML, environment (`FLEET_EDGE_…`, nested with `__`) and flags."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,1 +1,1 @@
-"""Who is who: a small certificate authority for one fleet, and what a device does to get its certificate."""
+"""Certificate authority of a fleet, and enrolment: how a device gets its certificate."""

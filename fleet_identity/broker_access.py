@@ -1,4 +1,4 @@
-"""How the authority reaches the broker: where its list goes, how it is told, which door to try."""
+"""Access to the broker for the authority: where its revocation list goes, how to reload, where to test it."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What our certificates say, and nothing else: every field is ours, none is copied from a request.
+"""Certificates and revocation lists: every field is ours, none is copied from a request.
 
 A role is in the subject (`OU`), where the authority's own index has it too. The extended key usage keeps the two sides
 apart: a device's certificate is no server's, so a stolen one cannot play the broker.

@@ -1,4 +1,4 @@
-"""Makes a revocation felt at the broker, and proves it.
+"""Enforces a revocation at the broker, and proves it.
 
 First the list, then the sessions: whoever is thrown out before the list is in force comes straight back. That it is in
 force is not assumed from a signal that was sent; it is shown by a certificate that only this list revokes. After that,

@@ -1,4 +1,4 @@
-"""How a device gets its certificate: it makes a key that never leaves it, sends a request, and takes what comes back.
+"""Enrolment of a device: makes a key that never leaves it, sends a request, and takes what comes back.
 
 What comes back is checked before it is put in place: a device that accepted the certificate of another, or one that is
 not valid by its own clock, would learn of it only from a broker that hangs up without a word.

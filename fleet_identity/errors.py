@@ -1,4 +1,4 @@
-"""What can go wrong with an identity.
+"""Exceptions of the certificate authority and of enrolment.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Files that must never be half written, and secrets that must never be readable by others, not even for a moment."""
+"""Atomic file writes, and secrets that others can never read, not even for a moment."""
 
 import contextlib
 import fcntl

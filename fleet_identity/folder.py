@@ -1,4 +1,4 @@
-"""Where an authority keeps what it has: one folder that only its owner may enter."""
+"""Folder of an authority, which only its owner may enter."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The index of all certificates that an authority has signed, and the rules on names and keys that follow from it."""
+"""Index of all certificates that an authority has signed, and the rules on names and keys that follow from it."""
 
 import contextlib
 import sqlite3

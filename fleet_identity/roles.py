@@ -1,4 +1,4 @@
-"""What an identity is for, and which names are kept for whom.
+"""Identity roles, and the names that are reserved for them.
 
 The broker gives rights by name alone, so a name is a right: a device that got the name of an edge would read every
 draft of the fleet. Two rules keep them apart: a word that says a role belongs to that role, and a name that was ever

@@ -1,4 +1,4 @@
-"""How each identity stands: for lists, and for whoever warns of certificates that end soon."""
+"""Certificate status of each identity: for lists, and for whoever warns of certificates that end soon."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Shows a certificate to a broker: TLS and the first MQTT packet, no more.
+"""TLS probe: shows a certificate to a broker and reads the answer, no more.
 
 The link of `fleet_link` is made to get through; here the point is to learn precisely how the broker answers.
 """

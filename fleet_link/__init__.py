@@ -1,1 +1,1 @@
-"""The wire: one MQTT link for both ends, real (`PahoLink`) or in memory (`MemoryLink`)."""
+"""Wire: one MQTT link for both ends, real (`PahoLink`) or in memory (`MemoryLink`)."""

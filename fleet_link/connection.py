@@ -1,4 +1,4 @@
-"""One MQTT connection from CONNECT to its end, on one thread.
+"""MQTT connection, from CONNECT to its end, on one thread.
 
 A `Connection` is used once: every reconnect makes a new one, with a new paho client. So nothing of an old
 connection, a topic alias, a packet identifier, a message that paho would repeat by itself, can leak into a

@@ -1,4 +1,4 @@
-"""What a link counts, and the guard that keeps its thread alive."""
+"""Counters of a link, and the guard that keeps its thread alive."""
 
 import logging
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The TLS files of a link, watched: a renewed certificate is taken into use without a restart.
+"""TLS files of a link, watched: a renewed certificate is taken into use without a restart.
 
 Three things must not happen on the way: that a pair is used of which only one file has been replaced yet, that a
 renewal which cannot work ends a connection that does, and that one which the broker refuses keeps us away from it.

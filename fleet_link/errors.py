@@ -1,4 +1,4 @@
-"""The exception tree of the wire.
+"""Exceptions of the link.
 
 ::
 

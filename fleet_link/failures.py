@@ -1,4 +1,4 @@
-"""Why a connection failed, in one sentence that says what to do."""
+"""Explains failed connections, each in one sentence that says what to do."""
 
 import socket
 import ssl

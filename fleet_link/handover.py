@@ -1,4 +1,4 @@
-"""From one connection to the next with a renewed certificate, so that nobody needs to notice."""
+"""Handover to a connection with a renewed certificate, without loss."""
 
 import logging
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The link: what both ends need of a message broker, as one small interface.
+"""Link: what both ends need of a message broker, as one small interface.
 
 A link delivers at least once and, for one publisher and topic, in order while the connection lasts. Handlers
 run on the link's own thread and MUST NOT block: they hand over and return.

@@ -1,4 +1,4 @@
-"""The paho client of one connection: its set-up, its session's lifetime at the broker, the broker's announced limits.
+"""Paho client of one connection: its set-up, its session's lifetime at the broker, the broker's announced limits.
 
 Normally the broker keeps no session after a connection: the protocol above asks again, and a session that is kept for a
 client that crashed would make it look like one that still listens. A planned handover is the exception: within the

@@ -1,4 +1,4 @@
-"""What a publish costs on the wire, and topic aliases.
+"""Packet sizes and topic aliases of MQTT publishes.
 
 The size is computed before the packet is built, because a broker answers one that is too large by closing the
 connection, and a client that then sends it again does so for ever.

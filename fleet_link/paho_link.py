@@ -1,4 +1,4 @@
-"""The link over a real broker: paho-mqtt for the protocol, one thread of ours for everything else.
+"""Link over a real broker: paho-mqtt for the protocol, one thread of ours for everything else.
 
 The thread is a loop around one attempt after another; whatever ends an attempt, a lost connection, a bug in
 a library, ends only that attempt. There is no second thread that could die unnoticed, so the loop is its own

@@ -1,4 +1,4 @@
-"""What a service tells systemd about itself: that it is ready, that it lives, that it is stopping.
+"""systemd notifications: a service tells that it is ready, that it lives, that it is stopping.
 
 The protocol is one datagram to the socket that systemd names in the environment (sd_notify(3)). Started from a shell
 there is no such socket, and nothing is said.

@@ -1,4 +1,4 @@
-"""A TCP relay that counts the bytes it passes on: TLS records and MQTT packets, heads included."""
+"""Counting relay: passes TCP on and counts the bytes: TLS records and MQTT packets, heads included."""
 
 import contextlib
 import socket

@@ -1,4 +1,4 @@
-"""A TCP relay as far away as one likes: what it passes on arrives later, in order, and as fast as it came."""
+"""Delaying relay: passes TCP on as late as one likes, in order, and as fast as it came."""
 
 import contextlib
 import queue

@@ -1,4 +1,4 @@
-"""An edge over a real target, as a process of its own."""
+"""Edge process over a real target, for benchmarks."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A toy language whose law is known in closed form, for tests, proofs and load.
+"""Markov toy language whose law is known in closed form, for tests, proofs and load.
 
 The logits of a token depend on the token before it and, if asked for, on the position; so the joint law of a few
 tokens is a product of rows, and what comes out of the whole system can be held against it exactly.

@@ -1,4 +1,4 @@
-"""A broker in memory that loses, repeats, delays and reorders on demand; deterministic with a seeded generator."""
+"""Broker in memory that loses, repeats, delays and reorders on demand; deterministic with a seeded generator."""
 
 import contextlib
 import heapq

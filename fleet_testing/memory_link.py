@@ -1,4 +1,4 @@
-"""The link without a network: the same contract as `PahoLink`, over a `MemoryBroker`."""
+"""Memory link: the contract of `PahoLink` over a `MemoryBroker`, without a network."""
 
 from fleet_link.counters import Guard, LinkCounters
 from fleet_link.errors import ConnectFailed

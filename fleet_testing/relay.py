@@ -1,4 +1,4 @@
-"""A TCP relay that tests cut, so that a connection ends as if a machine or a network had died."""
+"""TCP relay that tests cut, so that a connection ends as if a machine or a network had died."""
 
 import contextlib
 import socket

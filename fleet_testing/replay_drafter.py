@@ -1,4 +1,4 @@
-"""A drafter that replays a recorded text, for loads whose drafts should cost nothing."""
+"""Replay drafter: replays a recorded text, for loads whose drafts should cost nothing."""
 
 from collections.abc import Sequence
 

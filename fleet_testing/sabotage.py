@@ -1,4 +1,4 @@
-"""Faults that a proof of exactness must find: each is a mistake that published code really makes."""
+"""Planted faults that a proof of exactness must find: each is a mistake that published code really makes."""
 
 from contextlib import ExitStack
 from dataclasses import replace

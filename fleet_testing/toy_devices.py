@@ -1,4 +1,4 @@
-"""Devices over the toy draft, as threads: all of the real device but the model."""
+"""Toy devices: devices over the toy draft, as threads; all of the real device but the model."""
 
 import threading
 import time

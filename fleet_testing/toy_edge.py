@@ -1,4 +1,4 @@
-"""An edge over the toy target, as a process: all of the real edge but the model and the database."""
+"""Toy edge: an edge over the toy target, as a process; all of the real edge but the model and the database."""
 
 import argparse
 import signal

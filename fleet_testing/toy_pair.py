@@ -1,4 +1,4 @@
-"""The toy pair of the exactness proof: a target and a draft language whose laws are known in closed form."""
+"""Toy pair of the exactness proof: a target and a draft language whose laws are known in closed form."""
 
 from dataclasses import dataclass
 from typing import Final

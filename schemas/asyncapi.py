@@ -1,4 +1,4 @@
-"""All topics and messages as an AsyncAPI 3 document, made of the same definitions that both ends run on.
+"""AsyncAPI 3 document of all topics and messages, made of the same definitions that both ends run on.
 
 https://www.asyncapi.com/docs/reference/specification/v3.0.0: a channel is a topic, an operation is a role that sends
 or receives on it, a message has a JSON schema. Binary messages are described by what they mean; how they lie on the

@@ -1,4 +1,4 @@
-"""The part of CBOR (RFC 8949) that messages use, with typed arrays for ids, counts and probabilities (RFC 8746).
+"""CBOR (RFC 8949) as far as messages use it, with typed arrays for ids, counts and probabilities (RFC 8746).
 
 Before anything is decoded the bytes are walked over once: few items, shallow nesting, definite lengths that the payload
 really has, and no tags but typed arrays. So hostile input costs no more than its own size, whatever it claims.

@@ -1,4 +1,4 @@
-"""The binary codec: session messages to CBOR and back.
+"""Binary codec: session messages to CBOR and back.
 
 The two hot messages are arrays, keyed by position; the others are maps. A decoder raises nothing but `CodecError`,
 whatever it is given, and coerces nothing: an integer is an integer, neither `true` nor `1.0`. Keys of a map and fields

@@ -1,4 +1,4 @@
-"""The JSON messages: what an operator reads with `mosquitto_sub`.
+"""JSON control messages: what an operator reads with `mosquitto_sub`.
 
 Retained states double as last wills, so a reader always knows whether the sender is there.
 """

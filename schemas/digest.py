@@ -1,4 +1,4 @@
-"""The prefix digest: a cheap check that both ends mean the same text.
+"""Prefix digest: a cheap check that both ends mean the same text.
 
 CRC-32 over the token ids as 32-bit little-endian words. It finds a protocol error, not an attacker: a device can only
 deceive itself about its own text.

@@ -1,4 +1,4 @@
-"""The forms in which the target distribution p of one position goes down: all exact, chosen by size."""
+"""Downlink forms: encodings of the target distribution p of one position, all exact, chosen by size."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self

@@ -1,4 +1,4 @@
-"""The root of all our exceptions, and the tree of what `schemas` raises.
+"""Root of all our exceptions, and the tree of what `schemas` raises.
 
 ::
 

@@ -1,4 +1,4 @@
-"""The binary messages of a session, up and down.
+"""Binary messages of a session, up and down.
 
 A session is opened, drafted and judged round by round, and closed:
 

@@ -1,4 +1,4 @@
-"""The sampling policy: what is done to logits before a token is drawn, agreed at Open by both ends."""
+"""Sampling policy: what is done to logits before a token is drawn, agreed at Open by both ends."""
 
 import secrets
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""The topic tree, defined once: building, parsing, filters and access rules come from the same table.
+"""Topic tree, defined once: building, parsing, filters and access rules come from the same table.
 
 A device's identity is a whole level of every topic it uses, so one ACL pattern serves every device,
 and the reply topic follows from the publish topic that the broker has already checked.

@@ -1,4 +1,4 @@
-"""The installed version of this package, as both ends report it."""
+"""Version of this package as installed, which both ends report."""
 
 from importlib.metadata import PackageNotFoundError, version
 

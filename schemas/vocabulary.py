@@ -1,4 +1,4 @@
-"""The vocabulary fingerprint: draft and target must give the same token the same id.
+"""Vocabulary fingerprint: draft and target must give the same token the same id.
 
 Both ends hash the token strings by id and compare at Open. Models are often padded to a round number
 of rows that no string uses; those rows are not part of the vocabulary.

@@ -1,4 +1,4 @@
-"""Whether the certificates that a broker will use go together, and for how long."""
+"""Certificate check of a broker: whether its certificates go together, and for how long."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the commands on identities say, for people and for programs."""
+"""Reports of the identity commands, for people and for programs."""
 
 from collections.abc import Sequence
 from pathlib import Path

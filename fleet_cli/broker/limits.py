@@ -1,4 +1,4 @@
-"""What a broker tells of limits that were reached: its log and its counter, both below $SYS.
+"""Broker limits that were reached, as the broker tells them: its log and its counter, both below $SYS.
 
 The clients concerned are told nothing: a publisher's message counts as taken although a queue was full, and a client
 too many finds its connection closed without a word.

@@ -1,4 +1,4 @@
-"""What a broker really lets its clients do: seen in what arrives.
+"""Access probe: finds out what a broker really lets its clients do, by what arrives.
 
 An inspector, whom a trial's rules let do everything, publishes to every topic, and each user's inbox tells what it may
 read; then each user publishes to every topic, and the inspector's inbox tells what it may write.

@@ -1,4 +1,4 @@
-"""Certificates that live for an hour, good ones and every kind of bad one, to try a broker with."""
+"""Trial certificates that live for an hour, good ones and every kind of bad one, to try a broker with."""
 
 import ipaddress
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""A trial: rendered files, a broker on them, certificates for it, and links of everyone who has a good one."""
+"""Trial session: rendered files, a broker on them, certificates for it, and links of everyone with a good one."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager

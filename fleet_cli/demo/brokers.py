@@ -1,4 +1,4 @@
-"""The demo's broker: which one runs, where, and how each participant gets in."""
+"""Broker of the demo: which one runs, where, and how each participant gets in."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""The demo's processes, each in a process group of its own: Ctrl-C reaches the demo alone, which ends them in order."""
+"""Processes of the demo, each in a process group of its own: Ctrl-C reaches the demo, which ends them in order."""
 
 import json
 import queue

@@ -1,4 +1,4 @@
-"""What the demo's devices write about."""
+"""Prompts of the demo's devices."""
 
 from pathlib import Path
 from typing import Final

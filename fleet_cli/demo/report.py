@@ -1,4 +1,4 @@
-"""What the demo has shown: a table for the reader, JSON for programs."""
+"""Report of the demo: a table for the reader, JSON for programs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

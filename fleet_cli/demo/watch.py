@@ -1,4 +1,4 @@
-"""What the demo shows while it runs: a line for each device, and the texts as they grow."""
+"""Progress of the demo: a line for each device, and the texts as they grow."""
 
 import time
 from dataclasses import dataclass, field

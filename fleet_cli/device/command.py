@@ -1,4 +1,4 @@
-"""The group of commands."""
+"""Command group `fleet device`."""
 
 import typer
 

@@ -1,4 +1,4 @@
-"""The group of commands."""
+"""Command group `fleet edge`."""
 
 import typer
 

@@ -1,4 +1,4 @@
-"""The commands `fleet models prepare` and `fleet models list`."""
+"""Commands `fleet models prepare` and `fleet models list`."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Makes the large model's folder of a GGUF: float32 weights, tokenizer, configuration; a program of its own.
+"""Dequantizes a GGUF to the target model's folder: float32 weights, tokenizer, configuration; a program of its own.
 
 A child process gives back the memory at once and keeps the libraries' own progress bars off the terminal.
 

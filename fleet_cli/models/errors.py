@@ -1,4 +1,4 @@
-"""The exception tree of `fleet models`.
+"""Exception tree of `fleet models`.
 
 ::
 

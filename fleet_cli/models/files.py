@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written beside their place, synced to disk, then renamed."""
+"""Atomic files and folders: written beside their place, synced to disk, then renamed."""
 
 import fcntl
 import hashlib

@@ -1,4 +1,4 @@
-"""A converter ends with the command that started it, however that one ends.
+"""Lifeline: a converter ends with the command that started it, however that one ends.
 
 The command holds the other end of the converter's standard input and never writes; the kernel closes it even
 when the command is killed.

@@ -1,4 +1,4 @@
-"""What is in a model's folder, with checksums: written after every finished step, so that work resumes."""
+"""Manifest of a model's folder, with checksums: written after every finished step, so that work resumes."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a person sees of a preparation: a bar a step on a terminal, a line a step elsewhere."""
+"""Progress of a preparation: a bar a step on a terminal, a line a step elsewhere."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

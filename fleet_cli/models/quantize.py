@@ -1,4 +1,4 @@
-"""Makes a weaker quantization of a GGUF; a program of its own, because llama.cpp writes to stderr by itself.
+"""Quantizes a GGUF further; a program of its own, because llama.cpp writes to stderr by itself.
 
 Usage: python -m fleet_cli.models.quantize SOURCE OUTPUT QUANTIZATION
 """

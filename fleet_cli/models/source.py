@@ -1,4 +1,4 @@
-"""Where the model comes from: a GGUF that an installed Python package carries.
+"""Source of the prepared models: a GGUF that an installed Python package carries.
 
 A package index is the one source that every machine with pip can reach, so that the demo needs no other.
 """

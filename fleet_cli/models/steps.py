@@ -1,4 +1,4 @@
-"""The steps of a preparation: each makes one file or folder from the recipe's GGUF."""
+"""Steps of a preparation: each makes one file or folder from the recipe's GGUF."""
 
 import os
 import shutil

@@ -1,1 +1,1 @@
-"""The local HTTP API, by which applications on the device write texts: OpenAI's, so that its clients work unchanged."""
+"""Local HTTP API, by which applications on the device write texts: OpenAI's, so that its clients work unchanged."""

@@ -1,4 +1,4 @@
-"""The routes."""
+"""Routes of the local HTTP API."""
 
 import asyncio
 import secrets

@@ -1,4 +1,4 @@
-"""Who may speak to the API: programs on this machine, and no web page that a browser on it happens to show.
+"""Access guard of the API: programs on this machine may use it, web pages in a browser on it may not.
 
 The port is open on loopback only. A page of any origin can still make a browser send requests there, under a
 name of its own that it lets resolve to 127.0.0.1; such a request carries that name in its Host header. Requests

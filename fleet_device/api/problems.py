@@ -1,4 +1,4 @@
-"""What can be wrong with a request or its text, as HTTP status and OpenAI's error object."""
+"""API errors: whatever can be wrong with a request or its text, as HTTP status and OpenAI's error object."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final

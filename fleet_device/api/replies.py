@@ -1,4 +1,4 @@
-"""The answers in OpenAI's shapes: one whole, or in chunks."""
+"""API responses in OpenAI's shapes: whole, or in chunks."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What applications may ask for: OpenAI's two requests for text, as far as a device can serve them."""
+"""API requests: OpenAI's two requests for text, as far as a device can serve them."""
 
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 

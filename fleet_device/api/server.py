@@ -1,4 +1,4 @@
-"""The API's HTTP server: uvicorn on a thread of its own, on loopback."""
+"""API's HTTP server: uvicorn on a thread of its own, on loopback."""
 
 import errno
 import socket

@@ -1,4 +1,4 @@
-"""Parameters of OpenAI's that a device does not have.
+"""Unsupported parameters of OpenAI's API, and those that can be ignored.
 
 Such a parameter is refused, unless it is set to what happens anyway: an application that asks for log-probabilities
 must not get an answer without them and go on as if they were there.

@@ -1,4 +1,4 @@
-"""The checks of a self-test: done in order, and told one by one. After the first failure nothing is tried any more."""
+"""Checklist: runs checks in order and tells each as it ends; after a failure nothing more is tried."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Does an edge verify? It is asked as a device would ask, through the broker, with drafts whose verdict is known.
+"""Edge check: asks an edge as a device would, through the broker, with drafts whose verdict is known.
 
 The first text is drafted for with nonsense, so that nearly every token is a rejection that the edge must put right. The
 second is drafted for with the first, and the same edge must now accept what it said itself. Neither needs a model.

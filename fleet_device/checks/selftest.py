@@ -1,4 +1,4 @@
-"""The self-test: is this device fit to write? What a rollout asks before it goes on to the next one."""
+"""Self-test of a device, which a rollout asks before it goes on to the next one."""
 
 import statistics
 import threading

@@ -1,1 +1,1 @@
-"""The MQTT client of a device: drives sessions over a link, with timeouts, retries and cancellation."""
+"""MQTT client of a device: drives sessions over a link, with timeouts, retries and cancellation."""

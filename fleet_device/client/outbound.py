@@ -1,4 +1,4 @@
-"""The device's way to the edge: each message goes to its own topic, as the topic tree says."""
+"""Outbound messages of a device, each to its own topic."""
 
 import logging
 from dataclasses import dataclass

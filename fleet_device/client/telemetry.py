@@ -1,4 +1,4 @@
-"""What a device has written since it started."""
+"""Telemetry totals of a device since it started."""
 
 from dataclasses import dataclass
 from typing import Final

@@ -1,4 +1,4 @@
-"""The drafter contract: what a session needs of a draft model, and of its vocabulary's text side."""
+"""Drafter contract: what a session needs of a draft model, and of its vocabulary's text side."""
 
 from collections.abc import Sequence
 from typing import Protocol

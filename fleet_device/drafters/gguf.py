@@ -1,4 +1,4 @@
-"""A GGUF file opened by llama.cpp: its identity, its vocabulary and its text side.
+"""GGUF file opened by llama.cpp: its identity, its vocabulary and its text side.
 
 With `vocabulary_only` the weights stay on disk: that is all that drafting by prompt lookup needs.
 """

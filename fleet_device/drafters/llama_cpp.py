@@ -1,4 +1,4 @@
-"""Drafting with llama.cpp, on its low-level interface.
+"""llama.cpp drafter, on llama.cpp's low-level interface.
 
 The sequence has tokens it *knows* and tokens it has *computed* (their keys and values are stored); `next`
 computes the difference. Logits are read where llama.cpp left them and shaped at once: the next decode

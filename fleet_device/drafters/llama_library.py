@@ -1,4 +1,4 @@
-"""llama.cpp's native library: loaded once, silent.
+"""Loader of llama.cpp's native library: once, silent.
 
 The library logs through one callback for the whole process. Ours keeps the last complaints, for the sentence
 that an error ends in, and hands everything to Python's logging at debug level.

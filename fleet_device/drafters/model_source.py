@@ -1,4 +1,4 @@
-"""Where a draft model is: what the configuration key `model` may hold, and the file that it means.
+"""Model sources: the forms of the setting `model`, and the file that each means.
 
 Three forms::
 

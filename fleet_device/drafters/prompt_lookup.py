@@ -1,4 +1,4 @@
-"""Drafting without a model: what followed the last time that these words were written.
+"""Prompt-lookup drafter: proposes what followed the last time that these words were written; needs no model.
 
 Works where a text repeats its prompt: summaries, corrections, code, forms. It needs no more than a vocabulary,
 so a gateway too small for any model can draft. A proposal is a certain token: q is a point mass, and the

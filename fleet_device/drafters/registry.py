@@ -1,4 +1,4 @@
-"""From the configuration to a draft model in memory."""
+"""Registry of drafters: makes the one that the settings name."""
 
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings

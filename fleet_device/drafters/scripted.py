@@ -1,4 +1,4 @@
-"""Drafting from a script: a toy language whose distributions are known, for tests and for load."""
+"""Scripted drafter: a toy language whose distributions are known, for tests and for load."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol

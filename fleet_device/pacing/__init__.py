@@ -1,1 +1,1 @@
-"""How many tokens to draft, and whether to draft ahead of the verdict."""
+"""Pacing: how many tokens to draft, and whether to draft ahead of the verdict."""

@@ -1,1 +1,1 @@
-"""The device's protocol state machine: no I/O, no clock."""
+"""Device's protocol state machine: no I/O, no clock."""

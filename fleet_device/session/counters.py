@@ -1,4 +1,4 @@
-"""What a device counts of a session."""
+"""Session counters of a device."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""A rejection that is being settled: the rejected token's place in the text is empty until a correction is drawn.
+"""Rejection whose correction is not drawn yet: the rejected token's place in the text is empty until then.
 
 In residual mode the device draws it, from what the target's distribution has over the draft's; if all samples that the
 edge sent fail, it takes more of them. In coupled mode the edge has drawn it.

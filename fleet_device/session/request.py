@@ -1,4 +1,4 @@
-"""What a device asks for when it opens a session."""
+"""Session request: what a device asks for at Open."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

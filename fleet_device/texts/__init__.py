@@ -1,1 +1,1 @@
-"""From a request for text to the text: generation, queue, stop strings, chat templates."""
+"""Texts: generation on request, queue, stop strings, chat templates."""

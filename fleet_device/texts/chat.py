@@ -1,4 +1,4 @@
-"""Chat messages to a prompt, through the template that the model's file carries.
+"""Chat templates: messages to a prompt, through the template that the model's file carries.
 
 The template is a program from whoever made the file, so it runs in Jinja's sandbox, sees nothing but the
 messages and a few helpers, and may not write without end.

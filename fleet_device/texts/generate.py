@@ -1,4 +1,4 @@
-"""From an order for a text to the text: what the command line, the local API and the self-test have in common."""
+"""Generates a text on request; shared by the command line, the local API and the self-test."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""One text at a time: a drafter has one sequence, so what applications ask for meanwhile waits its turn."""
+"""Queue of texts: a drafter has one sequence, so what applications ask for meanwhile waits its turn."""
 
 import logging
 import math

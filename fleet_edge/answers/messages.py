@@ -1,4 +1,4 @@
-"""Replies about a session, made of what an edge has granted, refused, failed to judge or ended."""
+"""Reply messages of an edge: granted, refused, failed to judge, ended."""
 
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.sessions.machine import EdgeSession

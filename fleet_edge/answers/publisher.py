@@ -1,4 +1,4 @@
-"""What the edge sends: replies and verdicts, each to the topic of the device that asked."""
+"""Publisher: sends replies and verdicts, each to the topic of the device that asked."""
 
 import logging
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Records of the session log, made of what happens at an edge.
+"""Recorder: turns what happens into records of the session log; never blocks, the writer has its own thread.
 
 Reads sessions and changes nothing of them. Never blocks: the writer takes the records in its own thread.
 """

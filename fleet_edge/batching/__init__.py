@@ -1,4 +1,4 @@
-"""Which sessions a step verifies together, for how long it waits for more, and the decision on their drafts."""
+"""Batching: which sessions a step verifies together, how long it waits for more, the decision on their drafts."""
 
 import fleet_edge.openmp  # first: what follows imports torch
 

@@ -1,4 +1,4 @@
-"""The batched twin of the law: shapes all rows of a step together, where the logits lie, and decides on every draft.
+"""Batched verification: shapes all rows of a step together, where the logits lie, and decides on every draft.
 
 For policies with a bounded support (greedy, or top_k) all rows are shaped at once in torch. Other policies need a
 row's whole vocabulary, so they are shaped row by row by the reference law, and only as far as drafts are accepted.

@@ -1,4 +1,4 @@
-"""The scheduler: which sessions the next forward pass computes, and how many tokens of each.
+"""Scheduler: which sessions the next forward pass computes, and how many tokens of each.
 
 A session has tokens it knows and tokens it has computed; a step computes some of the difference. Prefill, resumption
 after eviction and verification differ in nothing but whether rows of logits are wanted at the end. Verification comes

@@ -1,4 +1,4 @@
-"""The k largest logits of every row, exactly and in order, for less than a general selection costs.
+"""Top-k logits of every row, exactly and in order, for less than a general selection costs.
 
 A row is cut into blocks, and one pass finds the largest element of each. The k-th largest of those is a lower bound
 of the row's k-th largest element: only blocks that reach it are looked into, and only the few elements that reach it

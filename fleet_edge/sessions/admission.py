@@ -1,4 +1,4 @@
-"""Which Opens are granted, and on what terms."""
+"""Admission: grants or refuses an Open, and on what terms."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""A settlement: what a judgement on a chain of drafts means for each of them.
+"""Draft results: splits one judgement over pipelined drafts.
 
 The drafts are judged as one; each is answered by a verdict of its own.
 """

@@ -1,4 +1,4 @@
-"""What an edge grants a session, and whether a draft keeps to it."""
+"""Session limits: what an edge grants, and the check that a draft keeps to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

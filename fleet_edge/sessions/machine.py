@@ -1,4 +1,4 @@
-"""One session at the edge, without I/O and without a clock: it admits drafts, takes judgements and remembers verdicts.
+"""Edge session: the protocol's state machine, without I/O and without a clock.
 
 Invariant: `tokens` is prompt and committed text; drafts wait behind it, and `chain` is what can be verified now. After
 a rejection in residual mode nothing can, until a draft brings the correction that the device has drawn.

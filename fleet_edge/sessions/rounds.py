@@ -1,4 +1,4 @@
-"""A session's latest rounds, remembered, so that a draft that comes again is counted once and answered alike."""
+"""Round memory: a draft that comes again is counted once and answered alike."""
 
 from collections import OrderedDict
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The session table: who has which handle, until when."""
+"""Session table: handles, owners and leases."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Drafts that wait to be verified, by the position that they stand on.
+"""Waiting drafts, by the position that they stand on.
 
 One that overtook its predecessor, or was sent ahead of a verdict, waits here for its turn.
 """

@@ -1,4 +1,4 @@
-"""The session log: what every device, edge and session did, in SQLite or PostgreSQL.
+"""Session log: what every device, edge and session did, in SQLite or PostgreSQL.
 
 Written by one thread off the hot path (`writer`), through records that may come late, twice or out of order
 (`records`, `merge`); read by the administrator's desk (`queries`), which needs no Alembic.

@@ -1,4 +1,4 @@
-"""The session log's database: opened to write by an edge, or to read by an administrator."""
+"""Database of the session log: opened to write by an edge, or to read by an administrator."""
 
 from collections.abc import Sequence
 from types import TracebackType

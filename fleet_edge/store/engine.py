@@ -1,4 +1,4 @@
-"""From a database URL to an SQLAlchemy engine, with every way in which that fails as one sentence.
+"""Database engine from a URL, with every way in which that fails as one sentence.
 
 A database server gets timeouts, and SQLite a bounded wait for its lock, so that the writer never waits for ever.
 """

@@ -1,4 +1,4 @@
-"""The exception tree of the session log.
+"""Exception tree of the session log.
 
 ::
 

@@ -1,4 +1,4 @@
-"""What keeps the session log true and small, apart from the records: jobs call these, now and then.
+"""Housekeeping of the session log: rollups, purges, lost sessions; jobs call these now and then.
 
 All of it may run twice, or in two processes, or be cut short: the next run does the rest.
 """

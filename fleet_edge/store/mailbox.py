@@ -1,4 +1,4 @@
-"""Records on their way to the writer: bounded, and never a reason to wait for whoever puts one in."""
+"""Mailbox of the writer: bounded, and never a reason to wait for whoever puts a record in."""
 
 import threading
 from collections import deque

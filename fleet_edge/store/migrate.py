@@ -1,4 +1,4 @@
-"""Brings a database to this version's tables, safely when two processes start at once."""
+"""Migrations: brings a database to this version's tables, safely when two processes start at once."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""The tables of the session log.
+"""Tables of the session log.
 
 Columns that only one kind of record knows are nullable: a Close may be replayed before its Open, and then
 makes the row that the Open completes. Unset means "that record has not come", never zero. Column types behave

@@ -1,4 +1,4 @@
-"""What an administrator asks of the session log.
+"""Queries of an administrator on the session log.
 
 Reads only. Every query is served by an index and bounded by a limit, but for `devices`, which counts sessions in an
 index. What adds up is in `totals`.

@@ -1,4 +1,4 @@
-"""Sums over segments: what a fleet came to, whole or by device, draft model or edge."""
+"""Totals over segments: a whole fleet, or by device, draft model or edge."""
 
 from collections.abc import Sequence
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""What the queries return: rows for people and for JSON, with the rates worked out in one place."""
+"""Views: what the queries return, for people and for JSON, with the rates worked out in one place."""
 
 from dataclasses import dataclass
 from datetime import datetime

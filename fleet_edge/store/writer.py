@@ -1,4 +1,4 @@
-"""The one writer of the session log, off the hot path.
+"""Writer of the session log, off the hot path.
 
 `put` costs an append to a list. A thread takes what was put and commits it in batches; while the database does not
 take them they go to the spool, and back from there when it does, each exactly once by primary key. A second thread

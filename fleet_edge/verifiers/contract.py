@@ -1,4 +1,4 @@
-"""What the orchestrator needs of a target model.
+"""Verifier contract: what the orchestrator needs of a target model.
 
 One idea unifies prefill, resume and verification: a sequence has tokens it *knows* and tokens it has
 *computed* (their keys and values are stored). A batch is a list of sequences with the tokens to compute next,

@@ -1,4 +1,4 @@
-"""A verifier without a model: a script says the logits. For tests, for load, and for proofs of exactness."""
+"""Scripted verifier: logits from a script, without a model, for tests, load and proofs of exactness."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable

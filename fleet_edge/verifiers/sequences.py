@@ -1,4 +1,4 @@
-"""The account of what is open and what is computed: the contract, without tensors and without a budget."""
+"""Sequence table: what is open and what is computed; the contract without tensors and without a budget."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType

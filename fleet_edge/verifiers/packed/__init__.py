@@ -1,1 +1,1 @@
-"""The packed verifier: one forward pass over the new tokens of all sequences, in torch."""
+"""Packed verifier: one forward pass over the new tokens of all sequences, in torch."""

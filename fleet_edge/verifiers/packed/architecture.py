@@ -1,4 +1,4 @@
-"""Which models can be served: found out from the model itself, not from a list of names.
+"""Architecture check: whether a model can be served, found out from the model itself, not from a list of names.
 
 A model is served if one forward of it makes every layer call our attention function, once, with what we
 honour, and if its configuration names no kind of layer that keeps a state of another kind. `trial` compares the

@@ -1,4 +1,4 @@
-"""The attention function that is registered with transformers, and the seam behind it.
+"""Attention function that is registered with transformers, and the seam behind it.
 
 Every layer of the model calls `attend`; which sequences the rows belong to, and where their keys are, is known
 to the *step* that runs. It is a context variable rather than an argument of the model's forward, because not

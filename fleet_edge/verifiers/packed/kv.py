@@ -1,4 +1,4 @@
-"""The store of keys and values: a slot a sequence, slots of like capacity side by side, memory within a budget.
+"""Key/value store: a slot a sequence, slots of like capacity side by side, memory within a budget.
 
 Attention is fastest when one batched call reads the keys of many sequences without copying them, which
 needs them in one tensor at equal distances. So a sequence lives in a *slot*; slots of one capacity form a

@@ -1,4 +1,4 @@
-"""The number format of the target model."""
+"""Number format of the target model."""
 
 from typing import Final
 

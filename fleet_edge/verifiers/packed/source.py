@@ -1,4 +1,4 @@
-"""Where a target model is: a folder, a GGUF or a repository, checked before anything is loaded, libraries included."""
+"""Target sources: a folder, a GGUF or a repository, checked before anything is loaded, libraries included."""
 
 from pathlib import Path
 from typing import Final

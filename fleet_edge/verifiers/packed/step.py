@@ -1,4 +1,4 @@
-"""One forward pass of the packed verifier, as an attention layer sees it: store the new keys, attend to all."""
+"""Packed step: one forward pass as an attention layer sees it; stores the new keys, attends to all."""
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention

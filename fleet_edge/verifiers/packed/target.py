@@ -1,4 +1,4 @@
-"""The target model as loaded: weights, identity, limits."""
+"""Target model as loaded: weights, identity, limits."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""The trial run: a model is served only if its packed logits are its own.
+"""Trial run: a model is served only if its packed logits are its own.
 
 Reading a configuration finds the architectures that somebody thought of. This finds the others: a small run with
 chunks, a rollback and two sequences side by side goes wrong if anything in the model but attention connects tokens.

@@ -1,4 +1,4 @@
-"""The packed verifier: all new tokens of all sequences in one row of one forward pass, without padding.
+"""Packed verifier: all new tokens of all sequences in one row of one forward pass, without padding.
 
 The model's own code computes everything but attention. Rows of different sequences meet in attention only, and
 there ours keeps them apart: it stores each row's key and value in its sequence's slot and lets it see that slot

@@ -1,4 +1,4 @@
-"""The session log as first released: devices, edges, sessions, segments, rounds, events, rollups."""
+"""Session log as first released: devices, edges, sessions, segments, rounds, events, rollups."""
 
 import sqlalchemy as sa
 from alembic import op
