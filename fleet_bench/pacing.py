@@ -30,8 +30,8 @@ from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_device.texts.chat import ChatMessage, encode_chat
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import BrokerSettings
-from fleet_testing.distant_relay import DistantRelay
 from fleet_testing.edge_process import real_edge
+from fleet_testing.relay import Relay
 from schemas.policy import Mode, SamplingPolicy
 
 __all__ = ["Column", "Row", "main"]
@@ -96,7 +96,7 @@ def measure(port: int, drafter: Drafter, column: Column, *, mode: Mode, first: i
     """Write the texts, from the `first` prompt and seed on, under every plan in turn, and fill the column."""
     plans: dict[str, Pacing] = {**FIXED, CHOSEN: AdaptivePacing()}
     column.rows = {plan: Row() for plan in plans}
-    with DistantRelay(port, round_trip_s=column.round_trip_ms / 1e3) as relay:
+    with Relay(port, round_trip_s=column.round_trip_ms / 1e3) as relay:
         link = PahoLink(BrokerSettings(port=relay.port).link(DEVICE, will=None))
         agent = Agent(link, FLEET, DEVICE, drafter, FIXED[USUAL], time.monotonic)
         agent.attach()

@@ -27,7 +27,7 @@ from fleet_link.errors import LinkError
 from fleet_link.link import Message
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings, TlsSettings
-from fleet_testing.counting_relay import CountingRelay
+from fleet_testing.relay import Relay
 from schemas.codec import encode_draft, encode_verdict
 from schemas.messages import Draft, Verdict
 from schemas.topics import Topic, build, wildcard
@@ -124,7 +124,7 @@ Settings = Callable[[str, int], LinkSettings]
 
 
 def _bytes(port: int, settings: Settings, rounds: int) -> tuple[int, int, float, float]:
-    with CountingRelay(port) as relay:
+    with Relay(port) as relay:
         pair = _Pair(settings(DEVICE, relay.port), settings(EDGE, port))
         pair.start()
         try:
@@ -134,7 +134,7 @@ def _bytes(port: int, settings: Settings, rounds: int) -> tuple[int, int, float,
             after = relay.up, relay.down
         finally:
             pair.stop()
-    with CountingRelay(port) as relay:
+    with Relay(port) as relay:
         pair = _Pair(settings(DEVICE, relay.port), settings(EDGE, port))
         pair.start()
         connected = relay.up, relay.down

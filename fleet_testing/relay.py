@@ -1,19 +1,36 @@
-"""TCP relay that tests cut, so that a connection ends as if a machine or a network had died."""
+"""TCP relay for tests and benchmarks: counts bytes, delays them, and ends connections as a dead network would."""
 
 import contextlib
+import queue
 import socket
 import threading
-from typing import Self
+import time
+from typing import Final, Self
 
-HOST = "127.0.0.1"
-CHUNK = 1 << 16
+__all__ = ["Relay"]
+
+HOST: Final = "127.0.0.1"
+CHUNK: Final = 1 << 16
 
 
 class Relay:
-    """Listens on a free port and passes every connection on to the port `target`."""
+    """Listens on a free port and passes every connection on to a port of this machine.
 
-    def __init__(self, target: int) -> None:
-        self.target = target
+    Args:
+        target: The port.
+        round_trip_s: What is passed on arrives half of this later, in order, and as fast as it came.
+
+    Attributes:
+        port: Where it listens.
+        up: Bytes that came from clients.
+        down: Bytes that came from the target.
+    """
+
+    def __init__(self, target: int, *, round_trip_s: float = 0.0) -> None:
+        self.up = 0
+        self.down = 0
+        self._target = target
+        self._way_s = round_trip_s / 2
         self._refusing = threading.Event()
         self._swallowing = threading.Event()
         self._lock = threading.Lock()
@@ -21,7 +38,7 @@ class Relay:
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server((HOST, 0))
         self.port = int(self._listener.getsockname()[1])
-        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor = threading.Thread(target=self._accept, name="relay", daemon=True)
         self._acceptor.start()
 
     def __enter__(self) -> Self:
@@ -69,7 +86,7 @@ class Relay:
             server = None
             if not self._refusing.is_set():
                 with contextlib.suppress(OSError):
-                    server = socket.create_connection((HOST, self.target))
+                    server = socket.create_connection((HOST, self._target))
             if server is None:
                 client.close()
                 continue
@@ -83,19 +100,69 @@ class Relay:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._sockets += [client, server]
-            back = threading.Thread(target=_copy, args=(server, client, threading.Event()), daemon=True)
+            back = threading.Thread(target=self._pass_down, args=(server, client), daemon=True)
             back.start()
-            _copy(client, server, self._swallowing)
+            way = _Way(server, self._way_s)
+            while data := _received(client):
+                self.up += len(data)
+                if not self._swallowing.is_set():
+                    way.send(data)
+            way.end()
             back.join()
 
+    def _pass_down(self, server: socket.socket, client: socket.socket) -> None:
+        way = _Way(client, self._way_s)
+        while data := _received(server):
+            self.down += len(data)
+            way.send(data)
+        way.end()
 
-def _copy(source: socket.socket, sink: socket.socket, swallowing: threading.Event) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(CHUNK):
-            if not swallowing.is_set():
-                sink.sendall(data)
-    _end(source)
-    _end(sink)
+
+class _Way:
+    """One direction of a connection."""
+
+    def __init__(self, sink: socket.socket, way_s: float) -> None:
+        self._sink = sink
+        self._way_s = way_s
+        self._under_way: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        if way_s:
+            self._thread = threading.Thread(target=self._arrive, daemon=True)
+            self._thread.start()
+
+    def send(self, data: bytes) -> None:
+        """Pass data on; empty data is the end."""
+        if self._thread is None:
+            self._deliver(data)
+        else:
+            self._under_way.put((time.monotonic() + self._way_s, data))
+
+    def end(self) -> None:
+        """Pass the end on, behind all that is under way."""
+        self.send(b"")
+        if self._thread is not None:
+            self._thread.join()
+
+    def _arrive(self) -> None:
+        data = b"-"
+        while data:
+            at, data = self._under_way.get()
+            time.sleep(max(0.0, at - time.monotonic()))
+            self._deliver(data)
+
+    def _deliver(self, data: bytes) -> None:
+        if not data:
+            _end(self._sink)
+            return
+        with contextlib.suppress(OSError):  # the other direction may have ended the connection already
+            self._sink.sendall(data)
+
+
+def _received(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(CHUNK)
+    except OSError:
+        return b""
 
 
 def _end(sock: socket.socket) -> None:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from fleet_testing.distant_relay import DistantRelay
+from fleet_testing.relay import Relay
 
 
 @pytest.mark.parametrize("first", ["client", "server"])
@@ -13,7 +13,7 @@ from fleet_testing.distant_relay import DistantRelay
 def test_the_relay_passes_on_and_ends_whichever_end_goes_first(first: str) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
-        DistantRelay(listener.getsockname()[1], round_trip_s=0.002) as relay,
+        Relay(listener.getsockname()[1], round_trip_s=0.002) as relay,
     ):
         client = socket.create_connection(("127.0.0.1", relay.port))
         server, _ = listener.accept()
@@ -43,7 +43,7 @@ def test_what_goes_through_the_relay_is_late_by_the_round_trip_and_in_order() ->
         thread = threading.Thread(target=echo)
         thread.start()
         with (
-            DistantRelay(server.getsockname()[1], round_trip_s=round_trip_s) as relay,
+            Relay(server.getsockname()[1], round_trip_s=round_trip_s) as relay,
             socket.create_connection(("127.0.0.1", relay.port)) as client,
         ):
             started, received = time.monotonic(), b""
@@ -57,3 +57,15 @@ def test_what_goes_through_the_relay_is_late_by_the_round_trip_and_in_order() ->
     assert received == bytes(range(20))
     # Were each piece to wait for the one before it, it would be twenty times as long.
     assert round_trip_s <= took_s < 5 * round_trip_s
+
+
+def test_bytes_are_counted_each_way() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, Relay(listener.getsockname()[1]) as relay:
+        with socket.create_connection(("127.0.0.1", relay.port)) as client:
+            server, _ = listener.accept()
+            with server:
+                client.sendall(b"12345")
+                assert server.recv(16) == b"12345"
+                server.sendall(b"123")
+                assert client.recv(16) == b"123"
+        assert (relay.up, relay.down) == (5, 3)
