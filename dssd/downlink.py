@@ -5,8 +5,11 @@ passes a coin of probability max(0, 1 - q(y)/p(y)), which has law max(0, p - q),
 sends p over the whole vocabulary, the paper's own form.
 """
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 
@@ -17,7 +20,18 @@ from dssd.residual import draw, residual
 from schemas.downlink import MAX_SAMPLES, Dense, DownlinkForm, Samples, Sparse
 from schemas.policy import SamplingPolicy
 
-__all__ = ["Form", "choose_form", "correct", "dense", "samples", "sparse"]
+__all__ = [
+    "FIRST_SAMPLES",
+    "RULES",
+    "Form",
+    "FormRule",
+    "RejectedPosition",
+    "choose_form",
+    "correct",
+    "dense",
+    "samples",
+    "sparse",
+]
 
 # With a realistic draft a rejection needs about three tries and 16 fail once in a hundred; where p is nearly q they
 # fail every other time.
@@ -55,6 +69,57 @@ def dense(p: Dist, vocabulary_size: int) -> Dense:
     return Dense(probs=values.tobytes())
 
 
+@dataclass(frozen=True, slots=True)
+class RejectedPosition:
+    """A rejected position, as far as forms need to know it.
+
+    Attributes:
+        policy: The session's.
+        position: Where.
+        vocabulary_size: Of the target.
+        max_bytes: Room for the form in a packet.
+        tried: Samples that the device has tried in vain.
+    """
+
+    policy: SamplingPolicy
+    position: int
+    vocabulary_size: int
+    max_bytes: int
+    tried: int = 0
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of a token id and its probability."""
+        return 6 if self.vocabulary_size <= 1 << 16 else 8
+
+    @property
+    def wanted_samples(self) -> int:
+        """Samples that a device is likely to be content with."""
+        return FIRST_SAMPLES if self.tried == 0 else SAMPLES_GROWTH * self.tried
+
+    @property
+    def samples(self) -> int:
+        """Samples to send."""
+        return min(self.wanted_samples, MAX_SAMPLES, max(1, self.max_bytes // self.entry_bytes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormRule:
+    """How one form is made of p at the edge, and drawn from on the device.
+
+    Attributes:
+        whole: Whether it holds all of p. One that does not always fits, and may need another lot.
+        size: Bytes of p in it.
+        make: Puts p into it.
+        correct: Draws the correction from it, with law max(0, p - q) normalised, or None if it takes more.
+    """
+
+    whole: bool
+    size: Callable[[Dist, RejectedPosition], int]
+    make: Callable[[Dist, RejectedPosition], DownlinkForm]
+    correct: Callable[[Any, QuantizedDist, SamplingPolicy, int], int | None]
+
+
 def choose_form(
     p: Dist,
     *,
@@ -76,20 +141,18 @@ def choose_form(
         form: A form to insist on, as long as it fits.
         tried: Samples that the device has tried in vain.
     """
-    width = 6 if vocabulary_size <= 1 << 16 else 8
-    sparse_bytes, dense_bytes = width * len(p), 4 * vocabulary_size
-    if form is Form.DENSE and dense_bytes <= max_bytes:
-        return dense(p, vocabulary_size)
-    if form is Form.SPARSE and sparse_bytes <= max_bytes:
-        return sparse(p)
-    number = FIRST_SAMPLES if tried == 0 else SAMPLES_GROWTH * tried
+    rejected = RejectedPosition(policy, position, vocabulary_size, max_bytes, tried)
+    if form is not Form.AUTO:
+        insisted = RULES[form]
+        if not insisted.whole or insisted.size(p, rejected) <= max_bytes:
+            return insisted.make(p, rejected)
     # A policy with top_k bounds the support; without it p is worth its bytes only if it is short, or if a first
     # lot of samples has failed: p is nearly q then, and the next lots would mostly fail too.
-    whole = form is not Form.SAMPLES and (policy.top_k > 0 or len(p) <= number or tried > 0)
-    if whole and min(sparse_bytes, dense_bytes) <= max_bytes:
-        return sparse(p) if sparse_bytes <= dense_bytes else dense(p, vocabulary_size)
-    number = min(number, MAX_SAMPLES, max(1, max_bytes // width))
-    return samples(p, policy=policy, position=position, start=tried, number=number)
+    if policy.top_k > 0 or len(p) <= rejected.wanted_samples or tried > 0:
+        smallest = min((rule for rule in RULES.values() if rule.whole), key=lambda rule: rule.size(p, rejected))
+        if smallest.size(p, rejected) <= max_bytes:
+            return smallest.make(p, rejected)
+    return RULES[Form.SAMPLES].make(p, rejected)
 
 
 def correct(form: DownlinkForm, quantized: QuantizedDist, *, policy: SamplingPolicy, position: int) -> int | None:
@@ -105,29 +168,56 @@ def correct(form: DownlinkForm, quantized: QuantizedDist, *, policy: SamplingPol
         The token, with law max(0, p - q) normalised; None if no sample passed and more are needed. Whether the
         vocabulary has it is the caller's to check.
     """
-    match form:
-        case Sparse(ids=ids, probs=probs):
-            p = Dist(np.array(ids, dtype=np.int64), np.array(probs))
-        case Dense(probs=raw):
-            values = np.frombuffer(raw, dtype="<f4").astype(np.float64)
-            support = np.flatnonzero(values)
-            p = Dist(support, values[support])
-        case Samples(start=start, ids=ids, probs=probs):
-            return _thin(start, ids, probs, quantized, policy=policy, position=position)
+    return RULES[Form(form.kind)].correct(form, quantized, policy, position)
+
+
+def _correct_from(p: Dist, quantized: QuantizedDist, policy: SamplingPolicy, position: int) -> int:
     return draw(residual(p, quantized), random_uniform(policy.seed, position, Purpose.RESIDUAL))
 
 
-def _thin(
-    start: int,
-    ids: tuple[int, ...],
-    probs: tuple[float, ...],
-    quantized: QuantizedDist,
-    *,
-    policy: SamplingPolicy,
-    position: int,
-) -> int | None:
-    tokens = np.array(ids, dtype=np.int64)
-    indices = np.arange(start, start + len(tokens), dtype=np.int64)
+def _correct_sparse(form: Sparse, quantized: QuantizedDist, policy: SamplingPolicy, position: int) -> int:
+    p = Dist(np.array(form.ids, dtype=np.int64), np.array(form.probs))
+    return _correct_from(p, quantized, policy, position)
+
+
+def _correct_dense(form: Dense, quantized: QuantizedDist, policy: SamplingPolicy, position: int) -> int:
+    values = np.frombuffer(form.probs, dtype="<f4").astype(np.float64)
+    support = np.flatnonzero(values)
+    return _correct_from(Dist(support, values[support]), quantized, policy, position)
+
+
+def _correct_samples(form: Samples, quantized: QuantizedDist, policy: SamplingPolicy, position: int) -> int | None:
+    tokens = np.array(form.ids, dtype=np.int64)
+    indices = np.arange(form.start, form.start + len(tokens), dtype=np.int64)
     uniform = random_uniforms(policy.seed, position, Purpose.THIN, indices)
-    passed = np.flatnonzero(uniform * np.array(probs) >= quantized.probabilities(tokens))
+    passed = np.flatnonzero(uniform * np.array(form.probs) >= quantized.probabilities(tokens))
     return int(tokens[passed[0]]) if len(passed) else None
+
+
+def _draw_samples(p: Dist, rejected: RejectedPosition) -> Samples:
+    return samples(p, policy=rejected.policy, position=rejected.position, start=rejected.tried, number=rejected.samples)
+
+
+RULES: Final[Mapping[Form, FormRule]] = MappingProxyType(
+    {
+        Form.SPARSE: FormRule(
+            whole=True,
+            size=lambda p, rejected: rejected.entry_bytes * len(p),
+            make=lambda p, _rejected: sparse(p),
+            correct=_correct_sparse,
+        ),
+        Form.SAMPLES: FormRule(
+            whole=False,
+            size=lambda _p, rejected: rejected.entry_bytes * rejected.samples,
+            make=_draw_samples,
+            correct=_correct_samples,
+        ),
+        Form.DENSE: FormRule(
+            whole=True,
+            size=lambda _p, rejected: 4 * rejected.vocabulary_size,
+            make=lambda p, rejected: dense(p, rejected.vocabulary_size),
+            correct=_correct_dense,
+        ),
+    }
+)
+"""All forms by name; of two that take as many bytes the first is sent."""

@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 
 from schemas import codec
 from schemas.control import MAX_CONTROL_BYTES, DeviceState, EdgeState, Telemetry
+from schemas.downlink import FORMS
 from schemas.messages import PROTOCOL, Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
 from schemas.topics import ROOT, TREE, Role, Rule, Topic
 
@@ -49,8 +50,9 @@ _CBOR: Final = (
     "holds each count less one."
 )
 _NEXT: Final = (
-    "`next` is null, a token id, or a form of the target distribution as an array: [1, ids, probabilities] for sparse, "
-    "[2, start, ids, probabilities] for samples, [3, bytes of little-endian float32] for dense."
+    "`next` is null, a token id, or a form of the target distribution as an array: "
+    + ", ".join(f"{form.described} for {form.model_fields['kind'].default}" for form in FORMS)
+    + "."
 )
 
 

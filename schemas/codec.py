@@ -12,11 +12,10 @@ import cbor2
 import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from schemas.cbor import load, pack_counts, pack_ids, pack_probabilities
-from schemas.downlink import Dense, Samples, Sparse, UnknownForm
+from schemas.cbor import load, pack_counts, pack_ids
+from schemas.downlink import DownlinkForm, UnknownForm, pack_form, unpack_form
 from schemas.errors import MalformedMessage
 from schemas.messages import PROTOCOL, Close, Draft, Open, SessionReply, Verdict
-from schemas.reasons import UNKNOWN_NUMBERS
 
 __all__ = [
     "MAX_CLOSE_BYTES",
@@ -41,8 +40,6 @@ MAX_CLOSE_BYTES: Final = 1024
 MAX_REPLY_BYTES: Final = 16 << 10
 MAX_OPEN_BYTES: Final = 1 << 20
 MAX_VERDICT_BYTES: Final = 1 << 20
-
-_SPARSE, _SAMPLES, _DENSE = 1, 2, 3
 
 _DRAFT_FIELDS = 9
 _VERDICT_FIELDS = 7
@@ -213,35 +210,21 @@ def _half(milliseconds: float) -> float:
     return float(np.float16(min(milliseconds, 65504.0)))
 
 
-def _pack_next(following: int | Sparse | Samples | Dense | UnknownForm | None) -> object:
-    match following:
-        case Sparse(ids=ids, probs=probs):
-            return [_SPARSE, pack_ids(ids), pack_probabilities(probs)]
-        case Samples(start=start, ids=ids, probs=probs):
-            return [_SAMPLES, start, pack_ids(ids), pack_probabilities(probs)]
-        case Dense(probs=raw):
-            return [_DENSE, raw]
-        case UnknownForm():
-            raise ValueError("a form that is unknown here cannot be sent from here")
-        case _:
-            return following
+def _pack_next(following: int | DownlinkForm | UnknownForm | None) -> object:
+    if following is None or isinstance(following, int):
+        return following
+    if isinstance(following, UnknownForm):
+        raise ValueError("a form that is unknown here cannot be sent from here")  # noqa: TRY004 - a value, not a type
+    return pack_form(following)
 
 
 def _unpack_next(following: object) -> object:
-    match following:
-        case None | int():
-            return following
-        case [form, *_] if type(form) is not int:
-            pass
-        case [form, ids, probs, *_] if form == _SPARSE:
-            return {"kind": "sparse", "ids": ids, "probs": probs}
-        case [form, start, ids, probs, *_] if form == _SAMPLES:
-            return {"kind": "samples", "start": start, "ids": ids, "probs": probs}
-        case [form, raw, *_] if form == _DENSE:
-            return {"kind": "dense", "probs": raw}
-        case [int(form), *_] if form in UNKNOWN_NUMBERS and form not in (_SPARSE, _SAMPLES, _DENSE):
-            return UnknownForm(form)
-    raise MalformedMessage("The verdict has neither a token nor a form of the target distribution.")
+    if following is None or isinstance(following, int):
+        return following
+    form = unpack_form(following)
+    if form is None:
+        raise MalformedMessage("The verdict has neither a token nor a form of the target distribution.")
+    return form
 
 
 def _counts(packed: object) -> list[int] | None:

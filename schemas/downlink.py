@@ -1,15 +1,34 @@
-"""Downlink forms: encodings of the target distribution p of one position, all exact, chosen by size."""
+"""Downlink forms: encodings of the target distribution p of one position, all exact, chosen by size.
 
+A form is a class that says all that the wire must know of it; how it is made of p and drawn from, `dssd.downlink` says.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, core_schema
 
+from schemas.cbor import pack_ids, pack_probabilities
+from schemas.reasons import UNKNOWN_NUMBERS
 from schemas.vocabulary import MAX_VOCABULARY
 
-__all__ = ["MAX_SAMPLES", "Dense", "DownlinkForm", "Probability", "Samples", "Sparse", "TokenId", "UnknownForm"]
+__all__ = [
+    "FORMS",
+    "MAX_SAMPLES",
+    "Dense",
+    "DownlinkForm",
+    "Probability",
+    "Samples",
+    "Sparse",
+    "TokenId",
+    "UnknownForm",
+    "pack_form",
+    "unpack_form",
+]
 
 MAX_SAMPLES = 1024
 
@@ -17,7 +36,25 @@ TokenId = Annotated[int, Field(ge=0, lt=MAX_VOCABULARY, strict=True)]
 Probability = Annotated[float, Field(gt=0.0, le=1.0 + 1e-6, allow_inf_nan=False, strict=True)]
 
 
-class Sparse(BaseModel):
+class _Form(BaseModel):
+    """What all forms have.
+
+    Attributes:
+        number: Stands first in the verdict's array; a form's for good.
+        wire: Fields behind it in their order, each with what packs it.
+        described: The array, for people.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    number: ClassVar[int]
+    wire: ClassVar[Mapping[str, Callable[[Any], object]]]
+    described: ClassVar[str]
+
+    kind: str
+
+
+class Sparse(_Form):
     """The whole shaped support: ids and float32 probabilities, six bytes a token (eight above 65,536 tokens).
 
     Attributes:
@@ -25,7 +62,9 @@ class Sparse(BaseModel):
         probs: Their probabilities; they sum to 1 up to float32 rounding.
     """
 
-    model_config = ConfigDict(frozen=True)
+    number = 1
+    wire = MappingProxyType({"ids": pack_ids, "probs": pack_probabilities})
+    described = "[1, ids, probabilities]"
 
     kind: Literal["sparse"] = "sparse"
     ids: Annotated[tuple[TokenId, ...], Field(min_length=1)]
@@ -42,7 +81,7 @@ class Sparse(BaseModel):
         return self
 
 
-class Samples(BaseModel):
+class Samples(_Form):
     """Independent draws from p, each with its probability; the device thins them to max(0, p - q).
 
     Attributes:
@@ -51,7 +90,9 @@ class Samples(BaseModel):
         probs: p of each.
     """
 
-    model_config = ConfigDict(frozen=True)
+    number = 2
+    wire = MappingProxyType({"start": int, "ids": pack_ids, "probs": pack_probabilities})
+    described = "[2, start, ids, probabilities]"
 
     kind: Literal["samples"] = "samples"
     start: Annotated[int, Field(ge=0, lt=1 << 20, strict=True)] = 0
@@ -65,14 +106,16 @@ class Samples(BaseModel):
         return self
 
 
-class Dense(BaseModel):
+class Dense(_Form):
     """p over the whole vocabulary: the paper's own form.
 
     Attributes:
         probs: float32, little-endian, one a token id.
     """
 
-    model_config = ConfigDict(frozen=True)
+    number = 3
+    wire = MappingProxyType({"probs": bytes})
+    described = "[3, bytes of little-endian float32]"
 
     kind: Literal["dense"] = "dense"
     probs: Annotated[bytes, Field(min_length=8, max_length=4 * MAX_VOCABULARY, strict=True)]
@@ -105,3 +148,30 @@ class UnknownForm:
 
 
 DownlinkForm = Annotated[Sparse | Samples | Dense, Field(discriminator="kind")]
+
+FORMS: Final[tuple[type[_Form], ...]] = get_args(get_args(DownlinkForm)[0])
+"""All forms, the preferred of two of like size first."""
+
+_BY_NUMBER: Final = MappingProxyType({form.number: form for form in FORMS})
+
+
+def pack_form(form: DownlinkForm) -> list[object]:
+    """Return the array of a form: its number, and its fields packed."""
+    return [form.number, *(pack(getattr(form, name)) for name, pack in form.wire.items())]
+
+
+def unpack_form(array: object) -> dict[str, object] | UnknownForm | None:
+    """Read the array of a form.
+
+    Returns:
+        The form's fields, yet to be validated; an `UnknownForm` for a newer release's; None where it is no form.
+    """
+    if not isinstance(array, list) or not array or type(array[0]) is not int:
+        return None
+    number, *values = array
+    form = _BY_NUMBER.get(number)
+    if form is None:
+        return UnknownForm(number) if number in UNKNOWN_NUMBERS else None
+    if len(values) < len(form.wire):
+        return None
+    return {"kind": form.model_fields["kind"].default, **dict(zip(form.wire, values, strict=False))}

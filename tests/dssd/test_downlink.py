@@ -1,12 +1,13 @@
+import cbor2
 import numpy as np
 import pytest
 
 from dssd.distribution import Dist, point_mass
-from dssd.downlink import FIRST_SAMPLES, Form, choose_form, correct, dense, samples, sparse
+from dssd.downlink import FIRST_SAMPLES, RULES, Form, RejectedPosition, choose_form, correct, dense, samples, sparse
 from dssd.quantized import quantize
 from fleet_testing.statistics import ALARM, p_value
 from schemas.codec import encode_verdict
-from schemas.downlink import MAX_SAMPLES, Dense, DownlinkForm, Samples, Sparse
+from schemas.downlink import FORMS, MAX_SAMPLES, Dense, DownlinkForm, Samples, Sparse, pack_form
 from schemas.messages import Verdict
 from schemas.policy import SamplingPolicy
 
@@ -131,3 +132,22 @@ def test_sparse_and_dense_carry_p_bit_by_bit() -> None:
     p = uniform(7)
     assert np.array(sparse(p).probs).tolist() == p.probs.tolist()
     assert np.frombuffer(dense(p, 9).probs, dtype="<f4").astype(float).tolist() == [*p.probs.tolist(), 0.0, 0.0]
+
+
+def test_every_form_on_the_wire_has_a_rule_and_a_name_in_the_settings() -> None:
+    kinds = [form.model_fields["kind"].default for form in FORMS]
+    assert [form.value for form in RULES] == kinds
+    assert set(Form) == {Form.AUTO, *RULES}
+    assert len({form.number for form in FORMS}) == len(FORMS)
+
+
+@pytest.mark.parametrize("form", RULES)
+@pytest.mark.parametrize("vocabulary", [300, 70_000])
+def test_a_form_takes_no_more_bytes_than_its_rule_says(form: Form, vocabulary: int) -> None:
+    rejected = RejectedPosition(OPEN, position=3, vocabulary_size=vocabulary, max_bytes=1 << 20)
+    first = vocabulary - 200
+    p = Dist(np.arange(first, vocabulary), np.full(200, np.float32(1 / 200), dtype=np.float64))
+    made = RULES[form].make(p, rejected)
+    assert made.kind == form.value
+    arrays = sum(len(cbor2.dumps(field)) for field in pack_form(made))
+    assert abs(arrays - RULES[form].size(p, rejected)) <= 16  # the arrays' heads, and the numbers
