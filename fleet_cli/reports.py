@@ -134,6 +134,7 @@ def show_rounds(found: "Sequence[RoundView]", *, wide: bool = False) -> None:
         Column("down B", lambda view: view.downlink_bytes),
         Column("form", lambda view: view.form, wide=True),
         Column("queue ms", lambda view: view.queue_ms, narrow="queue\nms"),
+        Column("prefill ms", lambda view: view.prefill_ms, wide=True),
         Column("compute ms", lambda view: view.compute_ms, narrow="compute\nms"),
     ]
     title = f"Rounds: {len(found)}" if found else "No rounds: the session was not traced, or they were purged"
@@ -172,6 +173,7 @@ def _tally_columns(tally: "Callable[[T], Tally]") -> "list[Column[T]]":
         Column("up B/token", lambda row: tally(row).uplink_bytes_per_token, wide=True),
         Column("down B/token", lambda row: tally(row).downlink_bytes_per_token, wide=True),
         Column("queue ms/round", lambda row: tally(row).queue_ms_per_round, narrow="queue ms\n/round"),
+        Column("prefill ms/round", lambda row: tally(row).prefill_ms_per_round, wide=True),
         Column("compute ms/round", lambda row: tally(row).compute_ms_per_round, narrow="compute\nms/round"),
     ]
 
@@ -195,6 +197,7 @@ def _facts(found: "SessionView") -> list[tuple[str, object]]:
         ("waiting ms (device)", found.device_wait_ms),
         ("of that network ms", found.network_ms),
         ("queue ms (edge)", found.counted.queue_ms),
+        ("prefill ms (edge)", found.counted.prefill_ms),
         ("compute ms (edge)", found.counted.compute_ms),
         ("wall ms (device)", found.device_wall_ms),
         ("mean batch (sessions)", found.counted.mean_batch),

@@ -29,9 +29,12 @@ class SegmentCounters:
         accepted: Of these, accepted.
         uplink_bytes: Payload of the drafts received, repeats counted in.
         downlink_bytes: Payload of the verdicts sent, repeats counted in.
-        queue_ms: From a draft's arrival to the step that verified it; summed over rounds.
+        queue_ms: From a draft's arrival to the step that verified it, less `prefill_ms`; summed over rounds.
         compute_ms: Of those steps, each whole; summed over rounds.
         batch_sum: Sessions verified together in those steps, this one counted in; summed over rounds.
+        prefill_ms: From a draft's arrival to the step that verified it, spent in steps that computed the session's own
+            prompt, or its text anew after a resume or an eviction; summed over rounds.
+        resampled: Of the rounds, those that asked for further samples: answered from memory, nothing was verified.
     """
 
     tokens: int = 0
@@ -44,9 +47,16 @@ class SegmentCounters:
     queue_ms: float = 0.0
     compute_ms: float = 0.0
     batch_sum: int = 0
+    prefill_ms: float = 0.0
+    resampled: int = 0
 
     def __add__(self, other: "SegmentCounters") -> "SegmentCounters":
         return SegmentCounters(**{name: getattr(self, name) + getattr(other, name) for name in SEGMENT_COUNTERS})
+
+    @property
+    def verified(self) -> int:
+        """Rounds in which something was verified."""
+        return self.rounds - self.resampled
 
     @property
     def acceptance(self) -> float | None:
@@ -55,8 +65,8 @@ class SegmentCounters:
 
     @property
     def mean_batch(self) -> float | None:
-        """Mean number of sessions verified in one step."""
-        return share(self.batch_sum, self.rounds)
+        """Mean number of sessions verified in one step, over the rounds that were verified."""
+        return share(self.batch_sum, self.verified)
 
     @property
     def uplink_bytes_per_token(self) -> float | None:
@@ -74,9 +84,14 @@ class SegmentCounters:
         return share(self.queue_ms, self.rounds)
 
     @property
+    def prefill_ms_per_round(self) -> float | None:
+        """Mean wait for the session's own prompt."""
+        return share(self.prefill_ms, self.rounds)
+
+    @property
     def compute_ms_per_round(self) -> float | None:
-        """Mean time of a step."""
-        return share(self.compute_ms, self.rounds)
+        """Mean time of a step, over the rounds that were verified."""
+        return share(self.compute_ms, self.verified)
 
 
 SEGMENT_COUNTERS: Final = tuple(field.name for field in fields(SegmentCounters))

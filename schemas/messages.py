@@ -163,7 +163,8 @@ class Verdict(_Message):
         next: The token after it (bonus token, or the target's own token in coupled mode); or p at the
             rejected position, from which the device draws; or None, when nothing is due.
         finish: Whether the text ends here.
-        queue_ms: From arrival to the step that verified it.
+        queue_ms: From arrival to the step that verified it, or to the answer if nothing was to be verified; without the
+            time in which the session's own prompt was computed meanwhile, or its text anew.
         compute_ms: That step's time.
     """
 
@@ -247,7 +248,7 @@ class Closed(_Message):
         reason: How it ended.
         tokens: Committed at the edge.
         rounds: Verdicts given.
-        mean_batch: Mean number of sessions verified together with this one.
+        mean_batch: Mean number of sessions verified in one step, this one counted in, over the rounds that verified.
         queue_ms: Sum over rounds.
         compute_ms: Sum over rounds.
     """

@@ -98,6 +98,7 @@ class Answers:
         result = DraftResult(arrived, accepted=0, tested=0, token=None, p=p, finish=Finish.NO)
         timing = DraftTiming(queue_ms=max(0.0, self.clock() - arrived.at) * 1e3)
         self._answer(session, result, self._choose_form(session, p, tried=tried), timing)
+        session.counters += SegmentCounters(resampled=1)
 
     def verdict_again(self, session: EdgeSession, payload: bytes) -> None:
         """A draft has come again: it gets the bytes that it got before."""
@@ -173,6 +174,7 @@ class Answers:
             queue_ms=timing.queue_ms,
             compute_ms=timing.compute_ms,
             batch_sum=timing.batch,
+            prefill_ms=timing.prefill_ms,
         )
         self.publisher.verdict(session.device, payload)
         kind = form.kind if form is not None else None if result.token is None else _TOKEN

@@ -140,6 +140,7 @@ class Recorder:
                 downlink_bytes=downlink_bytes,
                 form=form,
                 queue_ms=timing.queue_ms,
+                prefill_ms=timing.prefill_ms,
                 compute_ms=timing.compute_ms,
                 at=self.now(),
             )

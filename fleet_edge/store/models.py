@@ -227,6 +227,7 @@ class RoundRow(Base):
     queue_ms: Mapped[float]
     compute_ms: Mapped[float]
     at: Mapped[datetime]
+    prefill_ms: Mapped[float] = mapped_column(server_default="0")
 
 
 class EventRow(Base):

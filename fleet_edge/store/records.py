@@ -210,9 +210,10 @@ class RoundJudged:
         uplink_bytes: Payload of the draft.
         downlink_bytes: Payload of the verdict.
         form: What `next` of the verdict was: `token`, `sparse`, `samples`, `dense`, or None for nothing.
-        queue_ms: From arrival to the step.
+        queue_ms: From arrival to the step, less `prefill_ms`.
         compute_ms: Of the step.
         at: When (UTC, aware).
+        prefill_ms: From arrival to the step, spent in steps that computed the session's own prompt or text.
     """
 
     session: str
@@ -229,6 +230,7 @@ class RoundJudged:
     queue_ms: float
     compute_ms: float
     at: datetime
+    prefill_ms: float = 0.0  # what was spooled before it existed has none
 
 
 class LeaveReason(StrEnum):

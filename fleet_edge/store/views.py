@@ -88,7 +88,8 @@ class SessionView:
         """What of the device's waiting the edge does not account for."""
         if self.device_wait_ms is None:
             return None
-        return max(self.device_wait_ms - self.counted.queue_ms - self.counted.compute_ms, 0.0)
+        counted = self.counted
+        return max(self.device_wait_ms - counted.queue_ms - counted.prefill_ms - counted.compute_ms, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +125,7 @@ class RoundView:
     downlink_bytes: int
     form: str | None
     queue_ms: float
+    prefill_ms: float
     compute_ms: float
     at: datetime
 

@@ -162,7 +162,7 @@ def test_the_beginnings_that_are_shown_tell_sessions_apart(admin: Run, url: str)
 
 def test_a_session_is_shown_by_a_prefix_with_both_counts_and_its_rounds(admin: Run) -> None:
     _, output, _ = admin("session", SESSION[:5], "--rounds")
-    for expected in (SESSION, str(2**64 - 1), "by the device", "Segments", "Rounds: 1", "sparse", "desync"):
+    for expected in (SESSION, str(2**64 - 1), "by the device", "Segments", "Rounds: 1", "sparse", "prefill ms (edge)"):
         assert expected in output
     _, output, _ = admin("session", OTHER[:2], "--rounds")
     assert "was not traced" in output
@@ -175,7 +175,8 @@ def test_a_session_is_shown_by_a_prefix_with_both_counts_and_its_rounds(admin: R
 
 def test_stats_add_up(admin: Run) -> None:
     _, output, _ = admin("stats", "--by", "draft", "--since", "2026-01-01")
-    for expected in ("SmolLM2-135M Q4_0", "0.750", "Totals since 2026-01-01 00:00:00 UTC", "tokens/s per session"):
+    expectations = ("SmolLM2-135M Q4_0", "0.750", "Totals since 2026-01-01 00:00:00 UTC", "tokens/s per session")
+    for expected in (*expectations, "queue ms/round", "prefill ms/round"):
         assert expected in output
     assert _json(admin("stats", "--json"))["all"]["sessions"] == 2
     assert list(_json(admin("stats", "--by", "device", "--json"))) == ["sensor-1", "sensor-2"]

@@ -11,7 +11,7 @@ from fleet_edge.verifiers.contract import Item, VerifierError
 from schemas.messages import Fault, Verdict
 from schemas.policy import Mode
 from schemas.reasons import Action, FaultCode
-from tests.support.memory_fleet import Device, MemoryFleet, lossless_text, run, terms
+from tests.support.memory_fleet import COUNTED_ALIKE, Device, MemoryFleet, lossless_text, run, terms
 
 
 def opened(fleet: MemoryFleet, number: int, *, mode: Mode = Mode.COUPLED, length: int = 3) -> Device:
@@ -57,7 +57,7 @@ def test_the_log_agrees_with_what_the_device_counted() -> None:
     progress = fleet.sink.of(SegmentProgress)[-1]
     rounds = fleet.sink.of(RoundJudged)
     (closed,) = fleet.sink.of(SessionClosed)
-    for name in ("rounds", "drafted", "tested", "accepted", "uplink_bytes", "downlink_bytes"):
+    for name in COUNTED_ALIKE:
         assert getattr(progress, name) == getattr(counters, name), name
     assert (progress.rounds, progress.accepted, progress.uplink_bytes) == (
         len(rounds), sum(each.accepted for each in rounds), sum(each.uplink_bytes for each in rounds),
@@ -241,3 +241,19 @@ def test_the_time_that_a_sessions_own_prompt_takes_is_no_queue_time(monkeypatch:
     assert steps.prefills >= 5
     assert device.closed is not None
     assert device.closed.queue_ms == pytest.approx(0.0, abs=1e-6)
+    progress = fleet.sink.of(SegmentProgress)[-1]
+    assert progress.prefill_ms == pytest.approx(500.0 * steps.prefills)
+    assert progress.prefill_ms == sum(each.prefill_ms for each in fleet.sink.of(RoundJudged))
+
+
+def test_rounds_in_which_nothing_was_verified_do_not_lower_the_mean_batch() -> None:
+    asked_again = 0
+    for number in range(20):
+        # Room for a few samples, so that they sometimes fail.
+        fleet = MemoryFleet(form=Form.SAMPLES, max_packet_bytes=524)
+        device = opened(fleet, number, mode=Mode.RESIDUAL)
+        run(fleet, [device], random.Random(0))
+        asked_again += sum(each.batch == 0 for each in fleet.sink.of(RoundJudged))
+        assert device.closed is not None
+        assert device.closed.mean_batch == 1.0, number
+    assert asked_again > 0

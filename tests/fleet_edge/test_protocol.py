@@ -13,10 +13,19 @@ from fleet_edge.verifiers.contract import Item
 from fleet_testing.memory_broker import Faults
 from schemas.policy import Mode
 from schemas.reasons import EndReason
-from tests.support.memory_fleet import END, Device, MemoryFleet, Mishaps, lossless_text, possible, run, terms
+from tests.support.memory_fleet import (
+    COUNTED_ALIKE,
+    END,
+    Device,
+    MemoryFleet,
+    Mishaps,
+    lossless_text,
+    possible,
+    run,
+    terms,
+)
 
 RUNS = 300
-COUNTED_ALIKE = ("rounds", "drafted", "tested", "accepted", "uplink_bytes", "downlink_bytes")
 
 
 @pytest.fixture(autouse=True)

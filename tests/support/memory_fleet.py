@@ -6,7 +6,7 @@ exactly.
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import TypeVar
@@ -23,9 +23,11 @@ from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import SessionRefused
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.pacing.session_pacing import SessionPacing
+from fleet_device.session.counters import SessionCounters
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.request import SessionRequest
 from fleet_edge.assembly import assemble
+from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import EdgeSettings
@@ -44,6 +46,8 @@ END = 0
 TARGET = MarkovScript(size=6, seed=7, sharpness=1.2, period=3)
 TARGET._table[:, :, END] -= 2.0  # texts are to have some length
 DRAFT = TARGET.perturbed(seed=8, amount=1.0)
+COUNTED_ALIKE = tuple(field.name for field in fields(SessionCounters) if field.name in SEGMENT_COUNTERS)
+"""What both ends count, and, while nothing is lost, count alike."""
 R = TypeVar("R")
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

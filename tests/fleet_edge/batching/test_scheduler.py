@@ -5,6 +5,7 @@ import pytest
 
 from dssd.judgement import Judgement
 from fleet_edge.batching.scheduler import Batch, Budget, Scheduler
+from fleet_edge.batching.timing import Step
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
@@ -47,7 +48,7 @@ class Edge:
 
     def compute(self, batch: Batch) -> list[EdgeSession]:
         """Compute a step, reject the first token of every draft, and return the sessions with a verdict."""
-        self.verifier.score(batch.items)
+        self.scheduler.score(batch)
         for work in batch.verifications:
             drafted = sum(len(each.draft.tokens) for each in work.chain)
             work.session.settle(work.chain, Judgement(drafted, rejected=False, token=5))
@@ -165,6 +166,23 @@ def test_an_evicted_session_is_computed_anew() -> None:
     edge.scheduler.evict(session)
     edge.again(session, at=0.0, round_=0)
     assert computed(edge.next_batch()) == {0: 9}
+
+
+def test_computing_an_evicted_text_anew_is_no_queue_time() -> None:
+    edge = Edge(Budget(tokens=10))
+    session = edge.session(prompt=25)
+    while batch := edge.next_batch():
+        edge.compute(batch)
+    edge.scheduler.evict(session)
+    edge.again(session, at=1.0, round_=0)
+    now = 3.0
+    while not (batch := edge.next_batch()).verifications:
+        edge.scheduler.score(batch)
+        edge.scheduler.computed(batch, Step(now, now + 1.0, sessions=0))
+        now += 1.0
+    assert now > 3.0
+    timing = edge.scheduler.timing(batch.verifications[0].chain[0], Step(now, now + 1.0, sessions=1))
+    assert (timing.queue_ms, timing.prefill_ms) == (2000.0, (now - 3.0) * 1e3)
 
 
 def test_where_two_drafts_do_not_fit_the_older_one_is_verified_and_the_other_evicted() -> None:

@@ -1,11 +1,12 @@
 from sqlalchemy import Connection
 
-from fleet_edge.store import totals
+from fleet_edge.counters import SEGMENT_COUNTERS
+from fleet_edge.store import housekeeping, queries, totals
 from fleet_edge.store.database import Store
 from fleet_edge.store.records import segment_number
 from fleet_edge.store.totals import Grouping
 from tests.fleet_edge.store import samples
-from tests.fleet_edge.store.samples import SESSION, after
+from tests.fleet_edge.store.samples import OTHER, SEGMENT, SESSION, START, after
 
 
 def test_stats_add_up_whole_and_by_name(connection: Connection) -> None:
@@ -23,6 +24,26 @@ def test_stats_add_up_whole_and_by_name(connection: Connection) -> None:
     by_edge = totals.stats(connection, by=Grouping.EDGE)
     assert {name: tally.sessions for name, tally in by_edge.items()} == {"edge-1": 3, "edge-2": 1}
     assert totals.stats(connection, since=after(3600))["all"].tokens == 7
+
+
+def test_every_counter_is_stored_added_up_and_rolled_up(store: Store) -> None:
+    counted = {name: number for number, name in enumerate(SEGMENT_COUNTERS, start=1)}
+    other = {"session": OTHER, "segment": SEGMENT + 1}
+    records = (
+        samples.opened(),
+        samples.progress(**counted),
+        samples.opened(**other),
+        samples.progress(**other, **counted),
+    )
+    store.apply(records)
+    housekeeping.roll_up(store.engine, since=START, now=after(60))
+    with store.engine.connect() as connection:
+        total = totals.stats(connection)["all"]
+        [hour] = queries.hours(connection, "sensor-1", limit=5)
+        session = queries.session(connection, SESSION)
+    for name, number in counted.items():
+        assert getattr(session.counted, name) == number, name
+        assert getattr(total, name) == getattr(hour.counted, name) == 2 * number, name
 
 
 def test_a_session_resumed_at_one_edge_counts_there_once(store: Store) -> None:

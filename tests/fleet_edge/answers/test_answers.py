@@ -1,0 +1,205 @@
+"""What one answer does: to the device, to the session's counters, and to the log, which agree."""
+
+import pytest
+
+from dssd.distribution import shape
+from dssd.downlink import Form
+from dssd.judgement import Judgement
+from fleet_edge.answers.answers import Answers
+from fleet_edge.answers.publisher import Publisher
+from fleet_edge.answers.recorder import Recorder
+from fleet_edge.batching.timing import DraftTiming
+from fleet_edge.counters import SEGMENT_COUNTERS, SegmentCounters
+from fleet_edge.errors import DraftFault, OpenRefused
+from fleet_edge.store.records import (
+    EventLogged,
+    LeaveReason,
+    RoundJudged,
+    SegmentLeft,
+    SegmentProgress,
+    SessionClosed,
+    SessionOpened,
+)
+from fleet_link.link import Message
+from fleet_testing.memory_broker import MemoryBroker
+from fleet_testing.memory_link import MemoryLink
+from schemas.codec import decode_reply, decode_verdict
+from schemas.downlink import Samples
+from schemas.messages import Closed, Fault, Opened, Refused, SessionReply, Verdict
+from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
+from schemas.topics import Topic, build
+from tests.support.drafts import arrived, draft, edge_session, open_message
+from tests.support.memory_fleet import EDGE, FLEET, TARGET, Clock, Sink
+
+TIMING = DraftTiming(batch=3, queue_ms=2.0, prefill_ms=5.0, compute_ms=40.0)
+
+
+class Exchange:
+    """Answers over a broker in memory, with one device that listens and one session of it.
+
+    Attributes:
+        heard: What the device has heard.
+        sizes: Payload bytes of each verdict.
+    """
+
+    def __init__(self, form: Form = Form.AUTO, **message: object) -> None:
+        self.clock, self.sink, self.broker = Clock(), Sink(), MemoryBroker()
+        self.heard: list[SessionReply | Verdict] = []
+        self.sizes: list[int] = []
+        link, device = MemoryLink(self.broker, EDGE), MemoryLink(self.broker, "device-1")
+        device.subscribe(build(Topic.SESSION, fleet=FLEET, device="device-1"), self._hear_reply)
+        device.subscribe(build(Topic.VERDICT, fleet=FLEET, device="device-1"), self._hear_verdict)
+        for each in (link, device):
+            each.start(timeout_s=1.0)
+        self.answers = Answers(
+            edge=EDGE,
+            target="toy-target",
+            lease_s=60.0,
+            publisher=Publisher(link, FLEET),
+            recorder=Recorder(self.sink, EDGE, self.clock.now),
+            clock=self.clock,
+            form=form,
+        )
+        self.session = edge_session(**message)
+        self.answers.opened(self.session, open_message(), size=150)
+
+    def judge(self, judgement: Judgement, timing: DraftTiming = TIMING, **fields: object) -> None:
+        """Let a draft come and be decided on."""
+        self.session.admit(arrived(draft(**fields), at=self.clock()))  # type: ignore[arg-type]
+        for result in self.session.settle(self.session.chain(100), judgement):
+            self.answers.verdict(self.session, result, timing)
+
+    def reject(self) -> None:
+        self.judge(Judgement(1, rejected=True, p=shape(TARGET.logits((1, 2)), self.session.policy)))
+
+    def listen(self) -> list[SessionReply | Verdict]:
+        """Return what the device has heard since it last listened."""
+        self.broker.pump()
+        heard, self.heard = self.heard, []
+        return heard
+
+    def _hear_reply(self, message: Message) -> None:
+        self.heard.append(decode_reply(message.payload))
+
+    def _hear_verdict(self, message: Message) -> None:
+        self.sizes.append(len(message.payload))
+        self.heard.append(decode_verdict(message.payload))
+
+
+@pytest.fixture
+def exchange() -> Exchange:
+    return Exchange()
+
+
+def test_an_open_is_granted_each_time_and_logged_once(exchange: Exchange) -> None:
+    exchange.answers.opened_before(exchange.session)
+    first, second = exchange.listen()
+    assert isinstance(first, Opened)
+    assert first == second
+    assert (first.edge, first.target, first.lease_s) == (EDGE, "toy-target", 60.0)
+    assert [record.open_bytes for record in exchange.sink.of(SessionOpened)] == [150]
+
+
+def test_a_refusal_is_told_and_logged(exchange: Exchange) -> None:
+    exchange.answers.refused("device-1", open_message(), OpenRefused(RefusalCode.BUSY, "Full."))
+    told = exchange.listen()[-1]
+    assert isinstance(told, Refused)
+    (event,) = exchange.sink.of(EventLogged)
+    assert (event.kind, event.code, event.sentence, event.device) == ("refused", "busy", "Full.", "device-1")
+
+
+def test_a_fault_is_told_and_logged_with_its_session(exchange: Exchange) -> None:
+    error = DraftFault(FaultCode.DESYNC, Action.RESUME, "Another text.")
+    exchange.answers.fault("device-1", error, session=exchange.session, draft=draft(round_=4))
+    exchange.answers.fault("device-1", error)
+    of_draft, of_nothing = exchange.listen()[-2:]
+    assert isinstance(of_draft, Fault)
+    assert isinstance(of_nothing, Fault)
+    assert (of_draft.round, of_nothing.round) == (4, None)
+    assert [event.session for event in exchange.sink.of(EventLogged)] == [b"session1".hex(), None]
+
+
+def test_a_verdict_its_counters_and_its_record_agree(exchange: Exchange) -> None:
+    exchange.judge(Judgement(2, rejected=False, token=7))
+    verdict = exchange.listen()[-1]
+    assert isinstance(verdict, Verdict)
+    assert (verdict.accepted, verdict.next, verdict.queue_ms, verdict.compute_ms) == (2, 7, 2.0, 40.0)
+    assert exchange.session.counters == SegmentCounters(
+        tokens=3,
+        rounds=1,
+        drafted=2,
+        tested=2,
+        accepted=2,
+        uplink_bytes=40,
+        downlink_bytes=exchange.sizes[0],
+        queue_ms=2.0,
+        compute_ms=40.0,
+        batch_sum=3,
+        prefill_ms=5.0,
+    )
+    (record,) = exchange.sink.of(RoundJudged)
+    assert (record.batch, record.queue_ms, record.prefill_ms, record.compute_ms) == (3, 2.0, 5.0, 40.0)
+    assert (record.form, record.downlink_bytes, record.accepted) == ("token", exchange.sizes[0], 2)
+
+
+def test_p_goes_down_in_the_form_that_was_set_and_more_of_it_when_it_failed() -> None:
+    exchange = Exchange(Form.SAMPLES)
+    exchange.reject()
+    first = exchange.listen()[-1]
+    assert isinstance(first, Verdict)
+    assert isinstance(first.next, Samples)
+    tried = len(first.next.ids)
+    request = arrived(draft((), text=(4,), counted=False, round_=1, epoch=1, tried=tried), at=exchange.clock())
+    exchange.session.admit(request)
+    exchange.clock.seconds += 0.25
+    exchange.answers.more_samples(exchange.session, request)
+    more = exchange.listen()[-1]
+    assert isinstance(more, Verdict)
+    assert isinstance(more.next, Samples)
+    assert (more.round, more.accepted, more.next.start, more.queue_ms) == (1, 0, tried, 250.0)
+    counters = exchange.session.counters
+    assert (counters.rounds, counters.resampled, counters.batch_sum, counters.mean_batch) == (2, 1, 3, 3.0)
+    assert [(record.batch, record.form) for record in exchange.sink.of(RoundJudged)] == [(3, "samples"), (0, "samples")]
+
+
+def test_a_verdict_given_again_is_the_same_bytes_and_no_round(exchange: Exchange) -> None:
+    exchange.judge(Judgement(2, rejected=False, token=7))
+    receipt = exchange.session.admit(arrived(draft()))
+    assert receipt.repeat is not None
+    exchange.answers.verdict_again(exchange.session, receipt.repeat)
+    first, second = exchange.listen()[-2:]
+    assert first == second
+    assert (exchange.session.counters.rounds, exchange.session.counters.downlink_bytes) == (1, 2 * exchange.sizes[0])
+    assert len(exchange.sink.of(RoundJudged)) == 1
+
+
+def test_the_end_is_told_and_logged_with_all_that_was_counted(exchange: Exchange) -> None:
+    exchange.judge(Judgement(2, rejected=False, token=7))
+    exchange.answers.closed(exchange.session, EndReason.LOST)
+    closed = exchange.listen()[-1]
+    assert isinstance(closed, Closed)
+    assert (closed.reason, closed.tokens, closed.rounds, closed.mean_batch) == (EndReason.LOST, 3, 1, 3.0)
+    assert (closed.queue_ms, closed.compute_ms) == (2.0, 40.0)
+    (progress,) = exchange.sink.of(SegmentProgress)
+    assert all(getattr(progress, name) == getattr(exchange.session.counters, name) for name in SEGMENT_COUNTERS)
+    assert [record.reason for record in exchange.sink.of(SessionClosed)] == [EndReason.LOST]
+
+
+def test_a_resumed_session_counts_what_it_writes_here() -> None:
+    exchange = Exchange(resume=(4, 5))
+    exchange.judge(Judgement(2, rejected=False, token=7), text=(4, 5))
+    exchange.answers.left(exchange.session, LeaveReason.HANDED_OVER)
+    (progress,) = exchange.sink.of(SegmentProgress)
+    assert (progress.tokens, exchange.session.committed) == (3, 5)
+    assert len(exchange.sink.of(SegmentLeft)) == 1
+
+
+def test_recording_changes_nothing_of_a_session(exchange: Exchange) -> None:
+    session, recorder = exchange.session, exchange.answers.recorder
+    session.admit(arrived(draft()))
+    (result,) = session.settle(session.chain(100), Judgement(2, rejected=False, token=7))
+    before = (session.counters, list(session.tokens), session.finished)
+    recorder.judged(session, result, TIMING, form="token", downlink_bytes=20)
+    recorder.ended(session, EndReason.STOP, None)
+    assert (session.counters, session.tokens, session.finished) == before
+    assert [type(record) for record in exchange.sink] == [SessionOpened, RoundJudged, SegmentProgress, SessionClosed]
