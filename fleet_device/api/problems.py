@@ -32,7 +32,7 @@ _THE_APPLICATIONS: Final = {
 _PASSING: Final = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
 
 
-class ApiProblem(Exception):  # noqa: N818 - reads as what it says
+class ApiProblem(DeviceError):  # noqa: N818 - reads as what it says
     """An answer that is no text.
 
     Attributes:

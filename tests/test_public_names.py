@@ -1,0 +1,73 @@
+"""What programs may import and catch: the public names of the packages, and one root of all errors."""
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from schemas.errors import FleetError
+
+DEVICE = [
+    "ChatError", "ChatMessage", "ConnectFailed", "Device", "DeviceClosed", "DeviceError", "DeviceSettings",
+    "DrafterError", "EdgeUnavailable", "FleetError", "GeneratedText", "InvalidRequest", "ModelNotFound", "Prompt",
+    "PromptTooLong", "ProtocolViolation", "SessionFailed", "SessionRefused", "SettingsError", "TextCancelled",
+    "TextOptions", "TextStream",
+]  # fmt: skip
+EDGE = [
+    "ConnectFailed", "DeviceView", "Edge", "EdgeError", "EdgeSettings", "EventView", "FleetError", "HourView",
+    "InvalidQuery", "NotFound", "RoundView", "SegmentView", "SessionLog", "SessionView", "SettingsError", "StoreError",
+    "StoreUnavailable", "Tally", "VerifierError",
+]  # fmt: skip
+
+# Their modules are what other packages of ours import; there is nothing to import from the packages themselves.
+WITHOUT_A_FACE = (
+    "broker_config", "dssd", "fleet_bench", "fleet_cli", "fleet_identity", "fleet_link", "fleet_runtime",
+    "fleet_testing", "schemas",
+)  # fmt: skip
+
+# Raised and caught within one module or its neighbours: nobody else sees them.
+INTERNAL = {"fleet_link.connection.ConnectionLost"}
+
+
+@pytest.mark.parametrize(("package", "names"), [("fleet_device", DEVICE), ("fleet_edge", EDGE)])
+def test_the_public_names_are_these_and_each_is_documented(package: str, names: list[str]) -> None:
+    module = importlib.import_module(package)
+    assert module.__all__ == dir(module) == sorted(names)
+    for name in names:
+        found = getattr(module, name)
+        assert not inspect.isclass(found) or inspect.getdoc(found), name
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'Devise'"):
+        _ = module.Devise
+
+
+@pytest.mark.parametrize("package", WITHOUT_A_FACE)
+def test_the_other_packages_have_no_names_of_their_own(package: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {package} as it; print([name for name in vars(it) if name[0] != '_'])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def modules() -> list[ModuleType]:
+    packages = [importlib.import_module(name) for name in (*WITHOUT_A_FACE, "fleet_device", "fleet_edge")]
+    names = [info.name for each in packages for info in pkgutil.walk_packages(each.__path__, f"{each.__name__}.")]
+    # Alembic's migrations run when they are imported.
+    return [importlib.import_module(name) for name in names if ".migrations" not in name]
+
+
+def test_whoever_catches_the_one_root_catches_all_that_is_raised_to_users() -> None:
+    strangers = {
+        f"{error.__module__}.{name}"
+        for module in modules()
+        for name, error in vars(module).items()
+        if inspect.isclass(error) and issubclass(error, BaseException) and error.__module__ == module.__name__
+        if not issubclass(error, FleetError) and not name.startswith("_")
+    }
+    assert strangers == INTERNAL
