@@ -14,17 +14,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from fleet_edge.errors import EdgeError
-from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.contract import TargetInfo, Verifier
 from fleet_edge.verifiers.packed.source import check_source
 from fleet_link.link import Link
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
 from fleet_runtime.settings import load_settings
+
+if TYPE_CHECKING:
+    from fleet_edge.service import EdgeService
+    from fleet_edge.verifiers.contract import TargetInfo, Verifier
 
 __all__ = ["CONFIG_VARIABLE", "Edge"]
 
@@ -50,13 +52,12 @@ class Edge:
         self,
         settings: EdgeSettings,
         *,
-        verifier: Verifier | None = None,
+        verifier: "Verifier | None" = None,
         make_link: Callable[[LinkSettings], Link] = PahoLink,
     ) -> None:
         self.settings = settings
         self._verifier = verifier
         self._make_link = make_link
-        self._service: EdgeService | None = None
         self._begun = threading.Lock()
         self._stop = threading.Event()
         self._drain = threading.Event()
@@ -79,7 +80,7 @@ class Edge:
         return cls(load_settings(EdgeSettings, config=Path(path) if path else None, flags=settings))
 
     @property
-    def target(self) -> TargetInfo:
+    def target(self) -> "TargetInfo":
         """The target model, once it is loaded.
 
         Raises:
@@ -145,16 +146,19 @@ class Edge:
         if self._failure is not None and error is None:
             raise self._failure
 
-    def _start(self) -> EdgeService:
+    def _start(self) -> "EdgeService":
         if not self._begun.acquire(blocking=False):
             raise EdgeError("This edge has been run already; make another one to run it again.")
         if self._verifier is None:
             self._verifier = load_verifier(self.settings)
+        # Not before settings and model are known to be there: what it imports takes seconds.
+        from fleet_edge.service import EdgeService  # noqa: PLC0415
+
         service = EdgeService(self.settings, self._verifier, make_link=self._make_link)
         service.start()
         return service
 
-    def _verify(self, service: EdgeService) -> None:
+    def _verify(self, service: "EdgeService") -> None:
         try:
             try:
                 service.run(self._stop, drain=self._drain)
@@ -187,7 +191,7 @@ class Edge:
                 signal.signal(number, handler)
 
 
-def load_verifier(settings: EdgeSettings) -> Verifier:
+def load_verifier(settings: EdgeSettings) -> "Verifier":
     """Return the target model that the settings name, loaded.
 
     Raises:

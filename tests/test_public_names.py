@@ -62,6 +62,7 @@ def modules() -> list[ModuleType]:
     return [importlib.import_module(name) for name in names if ".migrations" not in name]
 
 
+@pytest.mark.slow
 def test_whoever_catches_the_one_root_catches_all_that_is_raised_to_users() -> None:
     strangers = {
         f"{error.__module__}.{name}"

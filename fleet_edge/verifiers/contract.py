@@ -7,12 +7,13 @@ and the number of rows of logits wanted from their end.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from schemas.errors import FleetError
 from schemas.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import torch  # takes seconds, and an edge's settings are checked first
 
 __all__ = ["CapacityExceeded", "Item", "TargetInfo", "UnsupportedModel", "Verifier", "VerifierError"]
 
@@ -77,7 +78,7 @@ class Verifier(Protocol):
     def computed(self, sequence: int) -> int:
         """Number of tokens whose keys and values are stored."""
 
-    def score(self, items: Sequence[Item]) -> torch.Tensor:
+    def score(self, items: Sequence[Item]) -> "torch.Tensor":
         """Compute all items in one forward pass.
 
         Returns:

@@ -59,14 +59,12 @@ def test_an_edge_serves_a_text_and_a_chat_and_the_log_tells_of_both(
     own_mosquitto: MosquittoProcess, tmp_path: Path
 ) -> None:
     database = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
-    broker = f"[broker]\nport = {own_mosquitto.port}\n"
     edge, device = tmp_path / "edge.toml", tmp_path / "device.toml"
-    edge.write_text(
-        f'fleet = "home"\ntarget = "{prepared("target")}"\ndb = "{database}"\nspool = "{tmp_path / "spool"}"\n{broker}'
-    )
-    device.write_text(
-        f'fleet = "home"\ndevice = "gateway-7"\nmodel = "{prepared("Q4_0.gguf")}"\nseed = 3\nopen_s = {PATIENCE_S}\n{broker}'
-    )
+    common = [f"broker.port = {own_mosquitto.port}", 'fleet = "home"']
+    of_edge = [f'target = "{prepared("target")}"', f'db = "{database}"', f'spool = "{tmp_path / "spool"}"']
+    of_device = ['device = "gateway-7"', f'model = "{prepared("Q4_0.gguf")}"', f"open_s = {PATIENCE_S}"]
+    edge.write_text("\n".join([*common, *of_edge]))
+    device.write_text("\n".join([*common, *of_device]))
     serving = subprocess.Popen(
         [sys.executable, EXAMPLES / "run_an_edge.py", edge], stdout=subprocess.PIPE, text=True, env=environment()
     )

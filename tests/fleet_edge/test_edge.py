@@ -144,7 +144,10 @@ def test_a_mistyped_setting_is_an_error_of_settings(tmp_path: Path) -> None:
         Edge.from_config(tmp_path / "none.toml")
 
 
-def test_importing_the_edge_loads_neither_torch_nor_sqlalchemy() -> None:
-    code = "import sys, fleet_edge; print({'torch', 'sqlalchemy', 'transformers'} & set(sys.modules))"
+def test_configuring_an_edge_loads_neither_torch_nor_sqlalchemy() -> None:
+    code = (
+        "import sys; from fleet_edge import Edge\n"
+        "Edge.from_config(); print({'torch', 'sqlalchemy', 'transformers'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
