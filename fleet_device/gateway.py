@@ -119,7 +119,7 @@ class Gateway:
         return self._service.since
 
     def submit(self, prepare: Callable[[TextCodec], GenerateRequest], listener: Listener) -> Ticket:
-        """Order a text; see `TextQueue.submit`."""
+        """Ask for a text; see `TextQueue.submit`."""
         return self._texts.submit(lambda: prepare(self._service.drafter.codec), listener)
 
     def cancel(self, ticket: Ticket) -> None:
@@ -173,7 +173,7 @@ class Gateway:
             },
         }
 
-    def _write(self, order: GenerateRequest, on_piece: OnPiece, cancellation: Cancellation) -> GeneratedText:
+    def _write(self, request: GenerateRequest, on_piece: OnPiece, cancellation: Cancellation) -> GeneratedText:
         if (missing := self.absence()) is not None:
             raise EdgeUnavailable(missing)
-        return self._service.write(order, on_piece=on_piece, cancellation=cancellation)
+        return self._service.write(request, on_piece=on_piece, cancellation=cancellation)

@@ -162,13 +162,13 @@ class DeviceService:
 
     def write(
         self,
-        order: GenerateRequest,
+        request: GenerateRequest,
         *,
         on_piece: OnPiece = lambda _piece, _tokens: None,
         cancellation: Cancellation | None = None,
     ) -> GeneratedText:
         """Write a text and count it; see `generate_text`."""
-        text = generate_text(self.agent, self.drafter, order, on_piece=on_piece, cancellation=cancellation)
+        text = generate_text(self.agent, self.drafter, request, on_piece=on_piece, cancellation=cancellation)
         self._publish(Topic.TELEMETRY, encode_json(self.tally.add(text.generation)), qos=0)
         return text
 

@@ -103,9 +103,9 @@ def _result(device: str, vocabulary: int, text: GeneratedText) -> dict[str, Any]
     return {
         "device": device,
         "session": generation.session.hex(),
-        "seed": text.order.policy.seed,
+        "seed": text.request.policy.seed,
         "vocabulary": vocabulary,
-        "prompt_tokens": len(text.order.prompt),
+        "prompt_tokens": len(text.request.prompt),
         "tokens": tokens,
         "finish": text.reason.value,
         "wall_s": generation.wall_ms / 1e3,

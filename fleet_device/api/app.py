@@ -43,7 +43,7 @@ class Backend(Protocol):
         """When the device was started."""
 
     def submit(self, prepare: Callable[[TextCodec], GenerateRequest], listener: Listener) -> Ticket:
-        """Order a text; see `TextQueue.submit`."""
+        """Ask for a text; see `TextQueue.submit`."""
 
     def cancel(self, ticket: Ticket) -> None:
         """Give a text up; see `TextQueue.cancel`."""
@@ -130,7 +130,7 @@ class _Api:
                 return  # a chunk without text would tell the client nothing
             loop.call_soon_threadsafe(events.put_nowait, each)
 
-        ticket = self.backend.submit(lambda codec: asked.order(codec, self.settings), listen)
+        ticket = self.backend.submit(lambda codec: asked.generate_request(codec, self.settings), listen)
         reply = self._reply(asked)
         try:
             async with self._until_disconnect(request, ticket):

@@ -83,13 +83,13 @@ def _finish(text: GeneratedText) -> str:
 
 
 def _usage(text: GeneratedText) -> dict[str, int]:
-    prompt, written = len(text.order.prompt), len(text.generation.tokens)
+    prompt, written = len(text.request.prompt), len(text.generation.tokens)
     return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
 
 def _session(text: GeneratedText) -> dict[str, Any]:
     """Return what OpenAI's shapes have no place for: how to find the session in the log, and how it went."""
-    counters, policy = text.generation.counters, text.order.policy
+    counters, policy = text.generation.counters, text.request.policy
     return {
         "session": text.generation.session.hex(),
         "seed": policy.seed,

@@ -121,7 +121,7 @@ class TextRequest(_Model):
         """Whether a stream ends with the number of tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def order(self, codec: TextCodec, defaults: DeviceSettings) -> GenerateRequest:
+    def generate_request(self, codec: TextCodec, defaults: DeviceSettings) -> GenerateRequest:
         """Return what is to be written.
 
         Args:

@@ -56,13 +56,13 @@ class GeneratedText:
     """What was written.
 
     Attributes:
-        order: What was asked for.
+        request: What was asked for.
         text: Without the stop string that ended it.
         stopped: Whether a stop string ended it.
         generation: The session behind it.
     """
 
-    order: GenerateRequest
+    request: GenerateRequest
     text: str
     stopped: bool
     generation: Generation
@@ -85,7 +85,7 @@ class GeneratedText:
     @property
     def seed(self) -> int:
         """The seed: in mode `coupled` it gives the same text again."""
-        return self.order.policy.seed
+        return self.request.policy.seed
 
     @property
     def acceptance(self) -> float | None:
@@ -101,7 +101,7 @@ class GeneratedText:
 def generate_text(
     agent: TextGenerator,
     drafter: Drafter,
-    order: GenerateRequest,
+    request: GenerateRequest,
     *,
     on_piece: OnPiece = lambda _piece, _tokens: None,
     cancellation: Cancellation | None = None,
@@ -111,7 +111,7 @@ def generate_text(
     Args:
         agent: Drives the session.
         drafter: The agent's draft model.
-        order: What to write.
+        request: What to write.
         on_piece: Gets the text as it grows, on this thread.
         cancellation: See `Agent.generate`.
 
@@ -119,13 +119,13 @@ def generate_text(
         PromptTooLong: The draft model has no room for the prompt.
         DeviceError, DrafterError: See `Agent.generate`.
     """
-    room = drafter.context - len(order.prompt)
+    room = drafter.context - len(request.prompt)
     if room < 1:
         raise PromptTooLong(
-            f"The prompt has {len(order.prompt)} tokens; the draft model holds {drafter.context} with the text. "
+            f"The prompt has {len(request.prompt)} tokens; the draft model holds {drafter.context} with the text. "
             "Shorten it, or raise the setting 'context'."
         )
-    stream, stops, pieces = Detokenizer(drafter.codec), StopStrings(order.stop), list[str]()
+    stream, stops, pieces = Detokenizer(drafter.codec), StopStrings(request.stop), list[str]()
 
     def on_tokens(tokens: Sequence[int]) -> bool:
         piece = stops.feed(stream.feed(tokens))
@@ -134,9 +134,9 @@ def generate_text(
         return stops.found
 
     generation = agent.generate(
-        order.prompt,
-        policy=order.policy,
-        max_new_tokens=min(order.max_new_tokens, room),
+        request.prompt,
+        policy=request.policy,
+        max_new_tokens=min(request.max_new_tokens, room),
         on_tokens=on_tokens,
         cancellation=cancellation,
     )
@@ -144,4 +144,4 @@ def generate_text(
     pieces.append(rest)
     if rest:
         on_piece(rest, 0)
-    return GeneratedText(order, "".join(pieces), stops.found, generation)
+    return GeneratedText(request, "".join(pieces), stops.found, generation)

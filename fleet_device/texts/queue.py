@@ -55,7 +55,7 @@ Listener = Callable[[Piece | GeneratedText | Failed], None]
 """Told, on the queue's thread, of pieces and in the end of a `GeneratedText` or `Failed`. Must not block."""
 
 Prepare = Callable[[], GenerateRequest]
-"""Makes the order when its turn has come: on the queue's thread, since the model's vocabulary serves one at a time."""
+"""Makes the request when its turn has come, on the queue's thread: the model's vocabulary serves one at a time."""
 
 GenerateText = Callable[[GenerateRequest, OnPiece, Cancellation], GeneratedText]
 
@@ -125,7 +125,7 @@ class TextQueue:
 
     @property
     def closed(self) -> bool:
-        """Whether no more orders are taken."""
+        """Whether no more requests are taken."""
         return self._closed
 
     def start(self) -> None:
@@ -133,7 +133,7 @@ class TextQueue:
         self._thread.start()
 
     def submit(self, prepare: Prepare, listener: Listener) -> Ticket:
-        """Order a text.
+        """Ask for a text.
 
         Raises:
             TextQueueFull: Too many wait.
@@ -160,7 +160,7 @@ class TextQueue:
             ticket.tell(Failed(TextCancelled(_GONE)))
 
     def close(self) -> None:
-        """Take no more orders; those taken are written."""
+        """Take no more requests; those taken are served."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

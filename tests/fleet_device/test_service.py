@@ -20,11 +20,11 @@ from tests.support.memory_fleet import END, FLEET, MemoryFleet
 from tests.support.waiting import until
 
 STATE = build(Topic.STATE, fleet=FLEET, device="device-1")
-ORDER = GenerateRequest((1, 2), SamplingPolicy(seed=3, temperature=1.0, top_k=0, top_p=1.0), 12)
+REQUEST = GenerateRequest((1, 2), SamplingPolicy(seed=3, temperature=1.0, top_k=0, top_p=1.0), 12)
 
 
 def coupled(seed: int) -> GenerateRequest:
-    return replace(ORDER, policy=SamplingPolicy(mode=Mode.COUPLED, seed=seed, temperature=0.8, top_k=0, top_p=1.0))
+    return replace(REQUEST, policy=SamplingPolicy(mode=Mode.COUPLED, seed=seed, temperature=0.8, top_k=0, top_p=1.0))
 
 
 def presence(fleet: MemoryFleet) -> Presence | None:
@@ -106,7 +106,7 @@ def test_a_text_is_written_and_counted() -> None:
     fleet = MemoryFleet()
     announce_edge(fleet)
     with at_work(fleet), memory_service(fleet) as service:
-        text = service.write(ORDER)
+        text = service.write(REQUEST)
         assert text.generation.tokens
         assert text.generation.tokens[-1] == END or len(text.generation.tokens) == 12
         assert (service.tally.sessions, service.tally.tokens) == (1, len(text.generation.tokens))
@@ -121,7 +121,7 @@ def test_a_text_that_meets_its_stop_string_closes_its_session_with_that_reason()
         )
         assert whole.reason is EndReason.LENGTH
         stop = whole.text.split()[3]
-        text = service.write(replace(whole.order, stop=(stop,)))
+        text = service.write(replace(whole.request, stop=(stop,)))
     assert text.text == whole.text.partition(stop)[0]
     assert len(text.generation.tokens) < len(whole.generation.tokens)
     assert text.generation.closed is not None
@@ -136,7 +136,7 @@ def test_a_text_cancelled_before_any_edge_answered_leaves_no_session_open() -> N
     cancellation.cancel()
     with fleet.broker.running(), memory_service(fleet) as service:
         # The Open lies at the edge, which does not work yet.
-        service.agent.generate(ORDER.prompt, policy=ORDER.policy, max_new_tokens=4, cancellation=cancellation)
+        service.agent.generate(REQUEST.prompt, policy=REQUEST.policy, max_new_tokens=4, cancellation=cancellation)
     fleet.settle()
     assert len(fleet.edge.sessions) == 0
 
@@ -157,7 +157,7 @@ def test_the_gateway_refuses_texts_while_nobody_could_write_them() -> None:
         failures.append(event)
         failed.set()
 
-    served.submit(lambda _codec: ORDER, listen)
+    served.submit(lambda _codec: REQUEST, listen)
     assert failed.wait(10.0)
     assert isinstance(getattr(failures[0], "error", None), EdgeUnavailable)
     assert served.health()["status"] == "waiting"
@@ -175,7 +175,7 @@ def test_a_gateway_asked_to_drain_ends_its_text_first() -> None:
         until(lambda: served.absence() is None)
         assert served.health()["status"] == "ok"
         events: list[object] = []
-        served.submit(lambda _codec: ORDER, events.append)
+        served.submit(lambda _codec: REQUEST, events.append)
         until(lambda: bool(served.health()["sessions"]["writing"]))
         served.ask(Asked.DRAIN)
         running = threading.Thread(target=served.run)
@@ -201,7 +201,7 @@ def test_a_gateway_asked_twice_ends_at_once_and_tells_of_its_end_once(asked: Seq
         served.start()
         until(lambda: served.absence() is None)
         events: list[object] = []
-        served.submit(lambda _codec: ORDER, events.append)  # nobody verifies it: it would take for ever
+        served.submit(lambda _codec: REQUEST, events.append)  # nobody verifies it: it would take for ever
         until(lambda: bool(served.health()["sessions"]["writing"]))
         running = threading.Thread(target=served.run, kwargs={"on_end": lambda: told.append("end")})
         running.start()
@@ -226,7 +226,7 @@ def test_a_gateway_asked_to_stop_gives_its_text_up() -> None:
         served.start()
         until(lambda: served.absence() is None)
         events: list[object] = []
-        served.submit(lambda _codec: ORDER, events.append)
+        served.submit(lambda _codec: REQUEST, events.append)
         until(lambda: bool(served.health()["sessions"]["writing"]))
         served.ask(Asked.DRAIN)
         served.ask(Asked.STOP)

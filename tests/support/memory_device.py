@@ -191,5 +191,5 @@ class ScriptedBackend:
     def health(self) -> dict[str, Any]:
         return {"status": "waiting" if self.missing else "ok", "reason": self.missing}
 
-    def _write(self, order: GenerateRequest, on_piece: OnPiece, cancellation: Cancellation) -> GeneratedText:
-        return generate_text(self.agent, self.drafter, order, on_piece=on_piece, cancellation=cancellation)
+    def _write(self, request: GenerateRequest, on_piece: OnPiece, cancellation: Cancellation) -> GeneratedText:
+        return generate_text(self.agent, self.drafter, request, on_piece=on_piece, cancellation=cancellation)

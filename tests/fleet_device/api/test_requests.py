@@ -94,14 +94,14 @@ def test_an_answer_can_be_sent_back_as_it_came() -> None:
 def test_a_developer_is_the_system() -> None:
     codec = TalkingDrafter().codec
     request = chat(messages=[{"role": "developer", "content": "t1"}, USER])
-    assert list(request.order(codec, settings()).prompt) == codec.encode("system: t1 user: t1")
+    assert list(request.generate_request(codec, settings()).prompt) == codec.encode("system: t1 user: t1")
 
 
 @pytest.mark.parametrize(
     ("prompt", "tokens"), [("t1 t2", [1, 2]), (["t3"], [3]), ([1, 2, 3], [1, 2, 3]), ([[4, 5]], [4, 5])]
 )
 def test_a_prompt_is_text_or_tokens(prompt: object, tokens: list[int]) -> None:
-    assert list(completion(prompt=prompt).order(TalkingDrafter().codec, settings()).prompt) == tokens
+    assert list(completion(prompt=prompt).generate_request(TalkingDrafter().codec, settings()).prompt) == tokens
 
 
 @pytest.mark.parametrize("prompt", [["a", "b"], [[1], [2]], [-1], {"a": 1}, None, [1, "a"]])
@@ -113,7 +113,10 @@ def test_other_prompts_are_refused(prompt: object) -> None:
 
 def test_texts_that_leave_the_seed_open_get_seeds_of_their_own() -> None:
     codec, defaults = TalkingDrafter().codec, settings(seed=None)
-    assert completion().order(codec, defaults).policy.seed != completion().order(codec, defaults).policy.seed
+    assert (
+        completion().generate_request(codec, defaults).policy.seed
+        != completion().generate_request(codec, defaults).policy.seed
+    )
 
 
 NAMES = st.sampled_from(["messages", "prompt", "stop", "n", "seed", "role", "content"])

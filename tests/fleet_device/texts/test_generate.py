@@ -10,14 +10,14 @@ from tests.support.memory_device import ScriptedAgent, TalkingDrafter
 POLICY = SamplingPolicy(seed=1)
 
 
-def order(prompt: int = 2, limit: int = 10, stop: tuple[str, ...] = ()) -> GenerateRequest:
+def request(prompt: int = 2, limit: int = 10, stop: tuple[str, ...] = ()) -> GenerateRequest:
     return GenerateRequest((1,) * prompt, POLICY, limit, stop)
 
 
 def test_pieces_and_their_tokens_add_up_to_the_text() -> None:
     pieces: list[tuple[str, int]] = []
     text = generate_text(
-        ScriptedAgent(), TalkingDrafter(), order(), on_piece=lambda piece, tokens: pieces.append((piece, tokens))
+        ScriptedAgent(), TalkingDrafter(), request(), on_piece=lambda piece, tokens: pieces.append((piece, tokens))
     )
     assert pieces == [("t1 t2 ", 2), ("t3 ", 1)]
     assert text.text == "t1 t2 t3 "
@@ -27,7 +27,7 @@ def test_pieces_and_their_tokens_add_up_to_the_text() -> None:
 
 def test_a_stop_string_ends_the_session_and_is_not_in_the_text() -> None:
     agent = ScriptedAgent(batches=[(1, 2), (3, 4), (5,)], reason=EndReason.LENGTH)
-    text = generate_text(agent, TalkingDrafter(), order(stop=("t3",)))
+    text = generate_text(agent, TalkingDrafter(), request(stop=("t3",)))
     assert text.text == "t1 t2 "
     assert text.stopped
     assert text.reason is EndReason.STOP
@@ -37,21 +37,21 @@ def test_a_stop_string_ends_the_session_and_is_not_in_the_text() -> None:
 def test_what_waits_for_a_stop_string_that_never_comes_is_given_out_at_the_end() -> None:
     pieces: list[str] = []
     text = generate_text(
-        ScriptedAgent(), TalkingDrafter(), order(stop=("t3 x",)), on_piece=lambda piece, _tokens: pieces.append(piece)
+        ScriptedAgent(), TalkingDrafter(), request(stop=("t3 x",)), on_piece=lambda piece, _tokens: pieces.append(piece)
     )
     assert text.text == "".join(pieces) == "t1 t2 t3 "
 
 
 def test_a_text_is_no_longer_than_the_draft_model_can_hold() -> None:
     agent = ScriptedAgent()
-    generate_text(agent, TalkingDrafter(context=8), order(prompt=5, limit=10))
+    generate_text(agent, TalkingDrafter(context=8), request(prompt=5, limit=10))
     assert agent.asked[0]["max_new_tokens"] == 3
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_before_any_session() -> None:
     agent = ScriptedAgent()
     with pytest.raises(PromptTooLong, match=r"8 tokens; the draft model holds 8 .* Shorten it"):
-        generate_text(agent, TalkingDrafter(context=8), order(prompt=8))
+        generate_text(agent, TalkingDrafter(context=8), request(prompt=8))
     assert not agent.asked
 
 
@@ -69,7 +69,7 @@ def halves(*batches: tuple[int, ...], reason: EndReason, stop: tuple[str, ...] =
     text = generate_text(
         ScriptedAgent(batches=batches, reason=reason),
         drafter,
-        order(stop=stop),
+        request(stop=stop),
         on_piece=lambda piece, _tokens: pieces.append(piece),
     )
     assert "".join(pieces) == text.text

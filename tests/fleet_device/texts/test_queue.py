@@ -12,7 +12,7 @@ from schemas.policy import SamplingPolicy
 from tests.support.memory_device import ScriptedAgent, TalkingDrafter
 from tests.support.waiting import until
 
-ORDER = GenerateRequest((1,), SamplingPolicy(seed=1), 4)
+REQUEST = GenerateRequest((1,), SamplingPolicy(seed=1), 4)
 Events = queue.SimpleQueue[Piece | GeneratedText | Failed]
 Make = Callable[..., TextQueue]
 
@@ -25,8 +25,8 @@ def make() -> Iterator[Make]:
     def start(agent: ScriptedAgent, **options: object) -> TextQueue:
         drafter = TalkingDrafter()
 
-        def write(order: GenerateRequest, on_piece: OnPiece, cancellation: Cancellation) -> GeneratedText:
-            return generate_text(agent, drafter, order, on_piece=on_piece, cancellation=cancellation)
+        def write(request: GenerateRequest, on_piece: OnPiece, cancellation: Cancellation) -> GeneratedText:
+            return generate_text(agent, drafter, request, on_piece=on_piece, cancellation=cancellation)
 
         texts = TextQueue(write, **{"waiting": 1, **options})  # type: ignore[arg-type]
         made.append(texts)
@@ -60,7 +60,7 @@ def failure(events: Events) -> Exception:
 
 def test_a_text_comes_in_pieces_and_then_whole(make: Make) -> None:
     events = Events()
-    make(ScriptedAgent()).submit(lambda: ORDER, events.put)
+    make(ScriptedAgent()).submit(lambda: REQUEST, events.put)
     assert [take(events), take(events)] == [Piece("t1 t2 ", 2), Piece("t3 ", 1)]
     text = take(events)
     assert isinstance(text, GeneratedText)
@@ -70,9 +70,9 @@ def test_a_text_comes_in_pieces_and_then_whole(make: Make) -> None:
 def test_texts_are_written_one_at_a_time_in_order(make: Make) -> None:
     agent, first, second = gated(), Events(), Events()
     texts = make(agent)
-    texts.submit(lambda: ORDER, first.put)
+    texts.submit(lambda: REQUEST, first.put)
     assert agent.started.wait(10.0)
-    texts.submit(lambda: ORDER, second.put)
+    texts.submit(lambda: REQUEST, second.put)
     assert (texts.writing, texts.waiting, len(agent.asked)) == (True, 1, 1)
     open_gate(agent)
     for events in (first, second):
@@ -83,11 +83,11 @@ def test_texts_are_written_one_at_a_time_in_order(make: Make) -> None:
 def test_what_exceeds_the_queue_is_told_when_to_come_again(make: Make) -> None:
     agent = gated()
     texts = make(agent)
-    texts.submit(lambda: ORDER, Events().put)
+    texts.submit(lambda: REQUEST, Events().put)
     assert agent.started.wait(10.0)
-    texts.submit(lambda: ORDER, Events().put)
+    texts.submit(lambda: REQUEST, Events().put)
     with pytest.raises(TextQueueFull, match="1 texts are waiting already") as caught:
-        texts.submit(lambda: ORDER, Events().put)
+        texts.submit(lambda: REQUEST, Events().put)
     assert caught.value.retry_after_s >= 1
     open_gate(agent)
 
@@ -109,7 +109,7 @@ def full(make: Make, *, lasted_s: list[float], elapsed_s: float, waiting: int = 
     for duration_s in lasted_s:
         agent.started.clear()
         events = Events()
-        texts.submit(lambda: ORDER, events.put)
+        texts.submit(lambda: REQUEST, events.put)
         assert agent.started.wait(10.0)
         clock.now_s += duration_s
         assert agent.gate is not None
@@ -117,13 +117,13 @@ def full(make: Make, *, lasted_s: list[float], elapsed_s: float, waiting: int = 
         assert isinstance([take(events) for _ in range(3)][-1], GeneratedText)
         until(lambda: not texts.writing)
     agent.started.clear()
-    texts.submit(lambda: ORDER, Events().put)
+    texts.submit(lambda: REQUEST, Events().put)
     assert agent.started.wait(10.0)
     clock.now_s += elapsed_s
     for _ in range(waiting):
-        texts.submit(lambda: ORDER, Events().put)
+        texts.submit(lambda: REQUEST, Events().put)
     with pytest.raises(TextQueueFull) as caught:
-        texts.submit(lambda: ORDER, Events().put)
+        texts.submit(lambda: REQUEST, Events().put)
     open_gate(agent)
     return caught.value.retry_after_s
 
@@ -150,12 +150,12 @@ def test_whoever_is_turned_away_comes_again_within_bounds(make: Make) -> None:
 def test_a_failure_is_told_and_the_next_text_is_written(make: Make) -> None:
     agent, first, second = ScriptedAgent(error=EdgeUnavailable("nobody there")), Events(), Events()
     texts = make(agent)
-    texts.submit(lambda: ORDER, first.put)
+    texts.submit(lambda: REQUEST, first.put)
     assert isinstance(take(first), Piece)
     assert isinstance(take(first), Piece)
     assert str(failure(first)) == "nobody there"
     agent.error = None
-    texts.submit(lambda: ORDER, second.put)
+    texts.submit(lambda: REQUEST, second.put)
     assert isinstance([take(second) for _ in range(3)][-1], GeneratedText)
 
 
@@ -165,16 +165,16 @@ def test_a_listener_that_fails_harms_nobody_else(make: Make) -> None:
 
     events = Events()
     texts = make(ScriptedAgent())
-    texts.submit(lambda: ORDER, broken)
+    texts.submit(lambda: REQUEST, broken)
     until(lambda: texts.done == 1)
-    texts.submit(lambda: ORDER, events.put)
+    texts.submit(lambda: REQUEST, events.put)
     assert isinstance([take(events) for _ in range(3)][-1], GeneratedText)
 
 
 def test_a_text_under_way_can_be_cancelled(make: Make) -> None:
     agent, events = gated(), Events()
     texts = make(agent)
-    ticket = texts.submit(lambda: ORDER, events.put)
+    ticket = texts.submit(lambda: REQUEST, events.put)
     assert agent.started.wait(10.0)
     texts.cancel(ticket)
     assert isinstance(failure(events), TextCancelled)
@@ -183,9 +183,9 @@ def test_a_text_under_way_can_be_cancelled(make: Make) -> None:
 def test_a_waiting_text_can_be_cancelled_and_leaves_its_place(make: Make) -> None:
     agent, events = gated(), Events()
     texts = make(agent)
-    texts.submit(lambda: ORDER, Events().put)
+    texts.submit(lambda: REQUEST, Events().put)
     assert agent.started.wait(10.0)
-    ticket = texts.submit(lambda: ORDER, events.put)
+    ticket = texts.submit(lambda: REQUEST, events.put)
     texts.cancel(ticket)
     assert isinstance(failure(events), TextCancelled)
     assert texts.waiting == 0
@@ -195,11 +195,11 @@ def test_a_waiting_text_can_be_cancelled_and_leaves_its_place(make: Make) -> Non
 def test_a_closed_queue_writes_what_it_took_and_says_when_it_is_idle(make: Make) -> None:
     agent, events, idle = gated(), Events(), threading.Event()
     texts = make(agent, on_idle=idle.set)
-    texts.submit(lambda: ORDER, events.put)
+    texts.submit(lambda: REQUEST, events.put)
     assert agent.started.wait(10.0)
     texts.close()
     with pytest.raises(TextCancelled, match="shutting down"):
-        texts.submit(lambda: ORDER, Events().put)
+        texts.submit(lambda: REQUEST, Events().put)
     assert not idle.is_set()
     open_gate(agent)
     assert idle.wait(10.0)
@@ -209,9 +209,9 @@ def test_a_closed_queue_writes_what_it_took_and_says_when_it_is_idle(make: Make)
 def test_an_abandoned_queue_gives_up_everything(make: Make) -> None:
     agent, first, second = gated(), Events(), Events()
     texts = make(agent)
-    texts.submit(lambda: ORDER, first.put)
+    texts.submit(lambda: REQUEST, first.put)
     assert agent.started.wait(10.0)
-    texts.submit(lambda: ORDER, second.put)
+    texts.submit(lambda: REQUEST, second.put)
     texts.abandon()
     texts.join()
     assert isinstance(failure(first), TextCancelled)
