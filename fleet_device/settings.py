@@ -2,17 +2,23 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from fleet_device.drafters.registry import DRAFTERS
 from fleet_link.settings import BrokerSettings
 from schemas.bounds import MAX_DRAFT, MAX_TOKENS
 from schemas.names import Name
 from schemas.policy import MAX_TOP_K, Mode, SamplingPolicy, random_seed
 
 __all__ = ["AUTO", "DeviceSettings", "read_draft_length"]
+
+if TYPE_CHECKING:
+    DrafterName = str
+else:
+    DrafterName = Literal[tuple(DRAFTERS)]
 
 AUTO: Final = "auto"
 
@@ -83,7 +89,7 @@ class DeviceSettings(BaseSettings):
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
     model: str = "smollm2-135m:Q4_0"
     models: Path = Field(default_factory=lambda: Path(os.environ.get("FLEET_MODELS", "models")))
-    drafter: Annotated[str, Field(pattern=r"^(llama\.cpp|prompt-lookup)$")] = "llama.cpp"
+    drafter: DrafterName = "llama.cpp"
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     context: Annotated[int, Field(ge=16, le=1 << 20)] = 2048
     gpu_layers: Annotated[int, Field(ge=0)] = 0

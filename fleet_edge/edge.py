@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from fleet_edge.errors import EdgeError
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.packed.source import check_source
+from fleet_edge.verifiers.registry import load_verifier
 from fleet_link.link import Link
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
@@ -189,21 +189,3 @@ class Edge:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def load_verifier(settings: EdgeSettings) -> "Verifier":
-    """Return the target model that the settings name, loaded.
-
-    Raises:
-        VerifierError: It cannot be loaded.
-    """
-    check_source(settings.target)  # before transformers is imported, which takes seconds
-    import torch  # noqa: PLC0415 - only where a model is loaded
-
-    from fleet_edge.verifiers.packed.target import load_target  # noqa: PLC0415
-    from fleet_edge.verifiers.packed.verifier import PackedVerifier  # noqa: PLC0415
-
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    target = load_target(settings.target, dtype=settings.dtype, device=settings.torch_device)
-    return PackedVerifier(target, budget_bytes=settings.kv_bytes)

@@ -1,17 +1,23 @@
 """Edge's configuration: TOML, environment (`FLEET_EDGE_…`, nested with `__`) and flags."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dssd.downlink import Form
+from fleet_edge.verifiers.registry import VERIFIERS
 from fleet_link.settings import BrokerSettings
 from schemas.bounds import MAX_DRAFT, MAX_TOKENS
 from schemas.names import Name
 
 __all__ = ["EdgeSettings"]
+
+if TYPE_CHECKING:
+    VerifierName = str
+else:
+    VerifierName = Literal[tuple(VERIFIERS)]
 
 
 class EdgeSettings(BaseSettings):
@@ -22,6 +28,7 @@ class EdgeSettings(BaseSettings):
         edge: This edge's name; its identity at the broker.
         broker: Where the broker is.
         target: The large model: a local folder, a Hugging Face repo id, or a GGUF file.
+        verifier: The engine that it runs in.
         dtype: Of its weights in memory; `auto` is bfloat16 where the processor is fast at it.
         torch_device: `cpu`, `cuda`, `cuda:1`, …
         threads: Of torch; 0 leaves it to torch.
@@ -51,6 +58,7 @@ class EdgeSettings(BaseSettings):
     edge: Name = "edge-1"
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
     target: str = "models/smollm2-135m/target"
+    verifier: VerifierName = "packed"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     torch_device: str = "cpu"
     threads: Annotated[int, Field(ge=0, le=1024)] = 0

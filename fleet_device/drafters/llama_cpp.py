@@ -18,11 +18,13 @@ from dssd.distribution import Dist, shape
 from fleet_device.drafters.contract import DrafterError, common_prefix, require_tokens
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.llama_library import library, native_reason
+from fleet_device.drafters.model_source import locate_model
 from fleet_device.drafters.requirements import require_memory, require_truncatable
+from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["LlamaCppDrafter", "LlamaCppSettings"]
+__all__ = ["LlamaCppDrafter", "LlamaCppSettings", "load"]
 
 _SEQUENCE = 0
 _MOST_DEFAULT_THREADS = 4  # a draft token is bound by memory: more threads only wait for each other
@@ -226,3 +228,21 @@ class LlamaCppDrafter:
                 f"({native_reason()}); set a smaller one."
             )
         return native
+
+
+def load(settings: DeviceSettings) -> LlamaCppDrafter:
+    """Load the draft model that the settings name.
+
+    Raises:
+        DrafterError: It cannot be found or loaded.
+    """
+    located = locate_model(settings.model, folder=settings.models)
+    return LlamaCppDrafter(
+        LlamaCppSettings(
+            path=located.path,
+            name=located.name,
+            threads=settings.threads,
+            context=settings.context,
+            gpu_layers=settings.gpu_layers,
+        )
+    )

@@ -14,10 +14,12 @@ import numpy as np
 from dssd.distribution import Dist, point_mass
 from fleet_device.drafters.contract import DrafterError, TextCodec, require_tokens
 from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.model_source import locate_model
+from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["Lookup", "PromptLookupDrafter"]
+__all__ = ["Lookup", "PromptLookupDrafter", "load"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +154,13 @@ class PromptLookupDrafter:
             if back >= self._lookup.shortest:
                 found = int(tokens[places[-1]])
         return found
+
+
+def load(settings: DeviceSettings) -> PromptLookupDrafter:
+    """Load the vocabulary of the model file that the settings name.
+
+    Raises:
+        DrafterError: It cannot be found or loaded.
+    """
+    located = locate_model(settings.model, folder=settings.models)
+    return PromptLookupDrafter.from_gguf(located.path, Lookup(context=settings.context))

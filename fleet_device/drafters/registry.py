@@ -1,29 +1,34 @@
-"""Registry of drafters: makes the one that the settings name."""
+"""Registry of drafters: names for the settings, and what loads each.
 
-from fleet_device.drafters.contract import Drafter
-from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
-from fleet_device.drafters.model_source import locate_model
-from fleet_device.drafters.prompt_lookup import Lookup, PromptLookupDrafter
-from fleet_device.settings import DeviceSettings
+A new drafter is a module with a `load` function, and a line here. Nothing is imported before it is asked for: the
+settings take the names from here, and a machine needs no library but those of the drafter that it uses.
+"""
 
-__all__ = ["load_drafter"]
+from collections.abc import Mapping
+from pkgutil import resolve_name
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from fleet_device.drafters.contract import Drafter
+    from fleet_device.settings import DeviceSettings
+
+__all__ = ["DRAFTERS", "load_drafter"]
+
+DRAFTERS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "llama.cpp": "fleet_device.drafters.llama_cpp:load",
+        "prompt-lookup": "fleet_device.drafters.prompt_lookup:load",
+    }
+)
+"""By name, the function that takes the device's settings and returns the drafter. The first is the default."""
 
 
-def load_drafter(settings: DeviceSettings) -> Drafter:
-    """Load the draft model that the settings name.
+def load_drafter(settings: "DeviceSettings") -> "Drafter":
+    """Load the drafter that the settings name.
 
     Raises:
         DrafterError: It cannot be found or loaded.
     """
-    located = locate_model(settings.model, folder=settings.models)
-    if settings.drafter == "prompt-lookup":
-        return PromptLookupDrafter.from_gguf(located.path, Lookup(context=settings.context))
-    return LlamaCppDrafter(
-        LlamaCppSettings(
-            path=located.path,
-            name=located.name,
-            threads=settings.threads,
-            context=settings.context,
-            gpu_layers=settings.gpu_layers,
-        )
-    )
+    drafter: Drafter = resolve_name(DRAFTERS[settings.drafter])(settings)
+    return drafter

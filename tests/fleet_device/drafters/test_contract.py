@@ -12,7 +12,9 @@ from dssd.distribution import Dist
 from fleet_device.drafters.contract import Drafter, DrafterError
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.prompt_lookup import Lookup, PromptLookupDrafter
+from fleet_device.drafters.registry import DRAFTERS, load_drafter
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
+from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 from tests.support.tiny_gguf import tiny_gguf
@@ -35,14 +37,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
-@pytest.fixture(params=["llama_cpp", "scripted", "prompt_lookup"])
+@pytest.fixture(params=[*DRAFTERS, "llama.cpp in small batches", "prompt-lookup of short matches", "scripted"])
 def make(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Callable[[], Drafter]]:
     made: list[Drafter] = []
 
     def build() -> Drafter:
         drafter: Drafter
         match request.param:
-            case "llama_cpp":
+            case name if name in DRAFTERS:
+                drafter = load_drafter(DeviceSettings(drafter=name, model=str(tiny), context=CONTEXT))
+            case "llama.cpp in small batches":
                 drafter = LlamaCppDrafter(LlamaCppSettings(tiny, threads=1, context=CONTEXT, batch=16))
             case "scripted":
                 drafter = ScriptedDrafter(Sums(), WORDS, context=CONTEXT, end_tokens=(0,))

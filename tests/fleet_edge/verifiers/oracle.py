@@ -1,6 +1,8 @@
 """Tiny random models, and what they say of one sequence at a time with transformers' own cache."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from schemas.vocabulary import Vocabulary
 VOCABULARY = 61
 PADDED = 64  # rows of the models, three of them padding
 CONTEXT = 320
+WORDS = [f"Ġt{index}" for index in range(VOCABULARY - 2)] + ["<|im_start|>", "<|im_end|>"]
 
 _COMMON: dict[str, Any] = {
     "vocab_size": PADDED,
@@ -87,6 +90,20 @@ def random_model(kind: str, arguments: dict[str, Any], *, dtype: torch.dtype = t
 
 def tiny_target(name: str, *, dtype: torch.dtype = torch.float32) -> Target:
     return target_of(tiny_model(name, dtype=dtype), name=name)
+
+
+def tiny_folder(path: Path, name: str = "llama") -> Path:
+    """Write a tiny model with a tokenizer, as it lies on a disk."""
+    tiny_model(name).save_pretrained(path)
+    (path / "tokenizer.json").write_text(tokenizer(WORDS), encoding="utf-8")
+    return path
+
+
+def tokenizer(words: list[str]) -> str:
+    """Return the contents of a tokenizer.json whose last two words are added tokens."""
+    plain = {word: index for index, word in enumerate(words[:-2])}
+    added = [{"id": len(words) - 2 + index, "content": word} for index, word in enumerate(words[-2:])]
+    return json.dumps({"model": {"type": "BPE", "vocab": plain, "merges": []}, "added_tokens": added})
 
 
 def target_of(model: Any, *, name: str = "tiny") -> Target:

@@ -1,19 +1,19 @@
 """What every verifier keeps, whatever computes its logits."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 
+from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, Verifier, VerifierError
-from fleet_edge.verifiers.packed.verifier import PackedVerifier
+from fleet_edge.verifiers.registry import VERIFIERS, load_verifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_testing.markov import MarkovScript
-from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, tiny_target
+from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, tiny_folder
 
-BUDGET_TOKENS = 4 * CONTEXT
-TOKEN_BYTES = 4 * 2 * 2 * 12 * 4  # layers, keys and values, heads, dim, bytes: the tiny target's
-WORDS = tuple(f"t{index}" for index in range(VOCABULARY))
+BUDGET_TOKENS = (1 << 20) // (4 * 2 * 2 * 12 * 4)  # layers, keys and values, heads, dim, bytes: the tiny target's
 
 
 class SquaredLengths:
@@ -25,10 +25,6 @@ class SquaredLengths:
         return row.numpy()
 
 
-def _packed() -> Verifier:
-    return PackedVerifier(tiny_target("llama"), budget_bytes=BUDGET_TOKENS * TOKEN_BYTES)
-
-
 def _scripted() -> Verifier:
     script = MarkovScript(size=VOCABULARY, seed=3, period=5)
     return ScriptedVerifier(script, WORDS, context=CONTEXT, budget_tokens=BUDGET_TOKENS)
@@ -38,8 +34,17 @@ def _scripted_by_prefix() -> Verifier:
     return ScriptedVerifier(SquaredLengths(), WORDS, context=CONTEXT, budget_tokens=BUDGET_TOKENS)
 
 
-@pytest.fixture(params=[_packed, _scripted, _scripted_by_prefix])
-def verifier(request: pytest.FixtureRequest) -> Verifier:
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(params=[*VERIFIERS, _scripted, _scripted_by_prefix])
+def verifier(request: pytest.FixtureRequest, target: Path) -> Verifier:
+    if isinstance(request.param, str):
+        # A budget of the least that settings take: 1 MiB, some four contexts of the tiny target.
+        settings = {"verifier": request.param, "target": str(target), "dtype": "float32", "kv_bytes": 1 << 20}
+        return load_verifier(EdgeSettings.model_validate(settings))
     made: Verifier = request.param()
     return made
 

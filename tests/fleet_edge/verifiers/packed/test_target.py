@@ -1,6 +1,5 @@
 """Loading a target: its identity is right, and every way to get it wrong ends in one sentence."""
 
-import json
 import struct
 from pathlib import Path
 
@@ -15,23 +14,12 @@ from fleet_edge.verifiers.packed.precision import resolve_dtype
 from fleet_edge.verifiers.packed.target import load_target
 from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens, unpadded
 from schemas.vocabulary import Vocabulary
-from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, tiny_model
-
-WORDS = [f"Ġt{index}" for index in range(VOCABULARY - 2)] + ["<|im_start|>", "<|im_end|>"]
-
-
-def _tokenizer(words: list[str]) -> str:
-    plain = {word: index for index, word in enumerate(words[:-2])}
-    added = [{"id": len(words) - 2 + index, "content": word} for index, word in enumerate(words[-2:])]
-    return json.dumps({"model": {"type": "BPE", "vocab": plain, "merges": []}, "added_tokens": added})
+from tests.fleet_edge.verifiers.oracle import CONTEXT, WORDS, tiny_folder, tokenizer
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_model("llama").save_pretrained(path)
-    (path / "tokenizer.json").write_text(_tokenizer(WORDS), encoding="utf-8")
-    return path
+    return tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture
@@ -106,7 +94,7 @@ def _sentence(error: BaseException) -> str:
     return text
 
 
-def test_a_folder_without_a_tokenizer(folder: Path) -> None:
+def test_a_folder_without_atokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UnsupportedModel, match=r"has no tokenizer; put its tokenizer.json") as error:
         load_target(folder)
@@ -122,7 +110,7 @@ def test_a_tokenizer_that_is_damaged(folder: Path, text: str) -> None:
 
 
 def test_a_tokenizer_of_another_model(folder: Path) -> None:
-    (folder / "tokenizer.json").write_text(_tokenizer([f"w{index}" for index in range(80)]))
+    (folder / "tokenizer.json").write_text(tokenizer([f"w{index}" for index in range(80)]))
     with pytest.raises(UnsupportedModel, match="80 tokens and the model 64"):
         load_target(folder)
 
@@ -174,7 +162,7 @@ def test_a_gguf_that_is_damaged(tmp_path: Path, rest: bytes) -> None:
     _sentence(error.value)
 
 
-def test_a_gguf_without_a_tokenizer(tmp_path: Path) -> None:
+def test_a_gguf_without_atokenizer(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="has no tokenizer"):
         load_target(_gguf(tmp_path / "model.gguf", None))
 

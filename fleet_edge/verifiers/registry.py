@@ -1,0 +1,33 @@
+"""Registry of verifiers: names for the settings, and what loads each.
+
+A new verifier is a module with a `load` function, and a line here. Nothing is imported before it is asked for: the
+settings take the names from here, and an edge needs no library but those of the verifier that it uses.
+"""
+
+from collections.abc import Mapping
+from pkgutil import resolve_name
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from fleet_edge.settings import EdgeSettings
+    from fleet_edge.verifiers.contract import Verifier
+
+__all__ = ["VERIFIERS", "load_verifier"]
+
+VERIFIERS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "packed": "fleet_edge.verifiers.packed.loader:load",
+    }
+)
+"""By name, the function that takes the edge's settings and returns the verifier. The first is the default."""
+
+
+def load_verifier(settings: "EdgeSettings") -> "Verifier":
+    """Load the target model that the settings name, in the verifier that they name.
+
+    Raises:
+        VerifierError: It cannot be loaded.
+    """
+    verifier: Verifier = resolve_name(VERIFIERS[settings.verifier])(settings)
+    return verifier
