@@ -3,7 +3,6 @@
 ::
 
     EdgeError
-    ├── ConfigurationError      a setting that cannot work
     ├── OpenRefused             an Open that is answered with Refused
     └── DraftFault              a Draft that is answered with Fault
 
@@ -13,15 +12,11 @@
 from schemas.errors import FleetError
 from schemas.reasons import Action, FaultCode, RefusalCode
 
-__all__ = ["ConfigurationError", "DraftFault", "EdgeError", "OpenRefused", "desync"]
+__all__ = ["DraftFault", "EdgeError", "OpenRefused", "desync"]
 
 
 class EdgeError(FleetError):
     """Base of all errors of this package. Its text is one sentence for the user."""
-
-
-class ConfigurationError(EdgeError):
-    """A setting that cannot work."""
 
 
 class OpenRefused(EdgeError):  # noqa: N818 - reads as what it says

@@ -2,7 +2,7 @@
 
 import secrets
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -55,7 +55,3 @@ class SamplingPolicy(BaseModel):
     def greedy(self) -> bool:
         """Whether every distribution is a point mass."""
         return self.temperature == 0.0
-
-    def with_seed(self, seed: int) -> Self:
-        """Return the same policy under another seed."""
-        return self.model_copy(update={"seed": seed})

@@ -44,7 +44,7 @@ class RefusalCode(StrEnum):
     A reason that this release does not know is read as `OTHER`: the device shows the sentence and does not try again.
     """
 
-    MALFORMED = "malformed"
+    MALFORMED = "malformed"  # a word of 0.1; not sent
     PROTOCOL = "protocol"
     VOCABULARY = "vocabulary-mismatch"
     PROMPT_EMPTY = "prompt-empty"
@@ -68,7 +68,7 @@ class FaultCode(StrEnum):
     TOO_LONG = "draft-too-long"
     TOKEN = "token-out-of-vocabulary"  # noqa: S105
     COUNTS = "counts"
-    ROUND = "round"
+    ROUND = "round"  # a word of 0.1; not sent
     INTERNAL = "internal"
     OTHER = "other"  # a newer release's; not sent
 

@@ -119,11 +119,6 @@ class DraftsInFlight:
             return self.building[-1].token
         return next((sent.draft.tokens[-1] for sent in reversed(self._sent) if sent.draft.tokens), None)
 
-    @property
-    def next_is_due(self) -> bool:
-        """Whether the next draft may go: nothing is in flight, or the last draft has promised it."""
-        return not self._sent or self._sent[-1].draft.more
-
     def sent(self, draft: Draft, *, at: float = 0.0, draft_s: float = 0.0, first: bool = False) -> None:
         """Take a draft that was made of what was built; the next one is empty. See `SentDraft` for the arguments."""
         self._sent.append(SentDraft(draft, tuple(self.building), at, draft_s, first))

@@ -25,16 +25,14 @@ __all__ = ["DraftReceipt", "EdgeSession"]
 
 @dataclass(frozen=True, slots=True)
 class DraftReceipt:
-    """What became of a draft on arrival.
+    """What is due at once on the arrival of a draft; nothing if it waits to be verified, or is void.
 
     Attributes:
         repeat: The verdict's bytes, if it was answered before.
-        queued: Whether it now waits to be verified.
         request: Whether it asks for samples of the last rejection, to be answered from memory.
     """
 
     repeat: bytes | None = None
-    queued: bool = False
     request: bool = False
 
 
@@ -131,7 +129,7 @@ class EdgeSession:
             self._commit((draft.fix,))
             self._rejected = None
         self._waiting.add(arrived)
-        return DraftReceipt(queued=True)
+        return DraftReceipt()
 
     def remember(self, round_: int, payload: bytes) -> None:
         """Keep a verdict's bytes for repeats."""

@@ -94,7 +94,10 @@ def test_each_sample_is_one_draw_for_good() -> None:
 def test_samples_have_law_p_and_carry_it() -> None:
     """Chi-square over 30,000 draws, false once in 10,000 seeds."""
     p = Dist(np.array([3, 0, 5]), np.array([0.5, 0.375, 0.125]))
-    drawn = [samples(p, policy=OPEN.with_seed(seed), position=seed % 7, start=0, number=1000) for seed in range(30)]
+    drawn = [
+        samples(p, policy=OPEN.model_copy(update={"seed": seed}), position=seed % 7, start=0, number=1000)
+        for seed in range(30)
+    ]
     law = np.zeros(6)
     law[p.ids] = p.probs
     assert p_value(np.bincount([token for part in drawn for token in part.ids], minlength=6), law) > ALARM
@@ -113,7 +116,7 @@ def test_the_correction_has_the_residual_law_in_every_form(form: Form) -> None:
     """Chi-square over 20,000 seeds; 3 assertions, each false once in 10,000."""
     counts = np.zeros(5, dtype=np.int64)
     for seed in range(20_000):
-        policy, tried, token = OPEN.with_seed(seed), 0, None
+        policy, tried, token = OPEN.model_copy(update={"seed": seed}), 0, None
         while token is None:
             following = choose(P, policy, vocabulary=5, form=form, tried=tried)
             token = correct(following, Q, policy=policy, position=3)

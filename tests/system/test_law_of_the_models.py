@@ -90,7 +90,7 @@ def test_acceptance_is_what_theory_says(whole: Whole, drafters: Load, oracle: An
     with whole.edge(), whole.device(drafter, draft_length=4) as device:
         texts = {}
         for number, ids in enumerate(prompt_ids(drafter)[:4]):
-            done = device.agent.generate(ids, policy=policy.with_seed(77 + number), max_new_tokens=64)
+            done = device.agent.generate(ids, policy=policy.model_copy(update={"seed": 77 + number}), max_new_tokens=64)
             texts[done.session.hex()] = (ids, done.tokens)
     for session, (ids, tokens) in texts.items():
         p = logits_of(oracle, [*ids, *tokens]).numpy()

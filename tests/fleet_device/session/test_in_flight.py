@@ -30,15 +30,6 @@ def test_what_stands_behind_the_text_is_under_way_and_then_being_built() -> None
     assert (window.length, window.last_token, window.tokens) == (3, 6, (4, 5))
 
 
-def test_the_next_draft_is_due_where_none_is_under_way_or_the_last_has_promised_it() -> None:
-    window = DraftsInFlight()
-    assert window.next_is_due
-    put(window, 0, 4, more=True)
-    assert window.next_is_due
-    put(window, 1, 5)
-    assert not window.next_is_due
-
-
 def test_an_answer_has_the_proposals_that_the_draft_was_made_of() -> None:
     window = DraftsInFlight()
     put(window, 0, 4, 5)

@@ -45,7 +45,8 @@ def fault_of(session: EdgeSession, message: Draft) -> DraftFault:
 
 def test_an_accepted_draft_is_committed_with_its_bonus_token() -> None:
     session = edge_session()
-    assert admitted(session, draft((4, 5))) == [DraftReceipt(queued=True)]
+    assert admitted(session, draft((4, 5))) == [DraftReceipt()]
+    assert session.ready is not None
     (settled,) = judged(session, ACCEPTED)
     assert (settled.accepted, settled.tested, settled.token, settled.finish) == (2, 2, 6, Finish.NO)
     assert session.tokens == [1, 2, 3, 4, 5, 6]
@@ -84,7 +85,8 @@ def test_a_repeat_is_answered_with_the_same_bytes() -> None:
 
 def test_a_draft_delivered_twice_waits_once() -> None:
     session = edge_session()
-    assert admitted(session, draft(), draft()) == [DraftReceipt(queued=True), DraftReceipt()]
+    assert admitted(session, draft(), draft()) == [DraftReceipt(), DraftReceipt()]
+    assert len(session.chain(100)) == 1
     assert session.counters.drafted == 2
 
 
