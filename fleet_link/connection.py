@@ -21,7 +21,7 @@ from fleet_link.link import FIRST_ERROR, Message
 from fleet_link.mqtt_client import Announced, connect_properties, goodbye_properties, make_client
 from fleet_link.outbox import Outgoing
 from fleet_link.packets import AliasTable
-from fleet_link.polling import MAX_POLL_S, Waker, wait
+from fleet_link.polling import MAX_POLL_S, Waker, has_arrived, wait
 from fleet_link.settings import LinkSettings
 from fleet_link.tls import LinkContext
 
@@ -164,6 +164,12 @@ class Connection:
             self._client.loop_write()
         self._client.loop_misc()
         self._live_socket()
+
+    @property
+    def delivered(self) -> bool:
+        """Whether all that was sent has reached the broker's machine."""
+        sock = self._client.socket()
+        return sock is None or (not self._client.want_write() and has_arrived(sock))
 
     def goodbye(self, *, hand_over: bool = False) -> None:
         """Send DISCONNECT, so that the broker does not publish the last will.

@@ -24,6 +24,8 @@ class LinkCounters:
         expired: Messages dropped here because their expiry had passed.
         dropped: QoS 0 messages dropped while disconnected.
         oversized: Queued messages dropped because a new connection's packet limit was smaller.
+        unanswered: QoS 1 messages that the broker has taken without an answer: it answered later ones.
+        stalls: Connections ended because the broker answered nothing any more.
         handler_errors: Exceptions of handlers, listeners and outcome callbacks.
         renewals: Connections ended in favour of one with a renewed certificate; they are no losses.
         restarts: Times that the network loop failed unexpectedly and was begun anew.
@@ -36,6 +38,8 @@ class LinkCounters:
     expired: int = 0
     dropped: int = 0
     oversized: int = 0
+    unanswered: int = 0
+    stalls: int = 0
     handler_errors: int = 0
     renewals: int = 0
     restarts: int = 0

@@ -98,6 +98,7 @@ class Outbox:
         self._waiting: deque[Outgoing] = deque()
         self._unanswered: dict[int, Outgoing] = {}  # by packet identifier, in the order sent
         self._bytes = 0
+        self.left_out = 0  # answers that this connection's broker has left out
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._unanswered)
@@ -137,13 +138,29 @@ class Outbox:
             self._unanswered[identifier] = message
             self._bytes += message.packet_bytes
 
+    @property
+    def awaiting_answers(self) -> int:
+        """Messages that were sent and not answered."""
+        return len(self._unanswered)
+
     def answered(self, identifier: int) -> Outgoing | None:
-        """Return and forget the message that the broker answers; None for an unknown identifier."""
+        """Return and forget the message that the broker answers; None for an unknown identifier.
+
+        Messages that were sent before it and are not answered never will be: a broker answers in the order of arrival
+        (MQTT 5, 4.6), and some drop an answer where a client's queue is full. It has taken those messages, so they are
+        forgotten as well, and counted.
+        """
         with self._lock:
-            message = self._unanswered.pop(identifier, None)
-            if message is not None:
+            if identifier not in self._unanswered:
+                return None
+            for earlier in list(self._unanswered):
+                message = self._unanswered.pop(earlier)
                 self._bytes -= message.packet_bytes
-            return message
+                if earlier == identifier:
+                    return message
+                self._counters.unanswered += 1
+                self.left_out += 1
+        return None
 
     def connection_lost(self) -> None:
         """Put unanswered messages back at the head, in order, and drop those of QoS 0."""
@@ -154,6 +171,7 @@ class Outbox:
             self._bytes -= sum(message.packet_bytes for message in lost)
             self._waiting = deque([*self._unanswered.values(), *waiting])
             self._unanswered = {}
+            self.left_out = 0
 
     def _fits(self, size: int) -> bool:
         return len(self) < self._max_messages and self._bytes + size <= self._max_bytes
@@ -175,6 +193,9 @@ class Sender:
 
     def __init__(self, settings: LinkSettings, *, guard: Guard, clock: Callable[[], float]) -> None:
         self._guard = guard
+        self._clock = clock
+        self._answered = True  # since silence was last measured
+        self._silent_since = 0.0
         self._outbox = Outbox(
             max_messages=settings.queue_messages,
             max_bytes=settings.queue_bytes,
@@ -186,6 +207,27 @@ class Sender:
     def idle(self) -> bool:
         """Whether everything was sent and answered."""
         return len(self._outbox) == 0
+
+    @property
+    def awaiting_answers(self) -> int:
+        """Messages that were sent and not answered."""
+        return self._outbox.awaiting_answers
+
+    @property
+    def left_out(self) -> int:
+        """Answers that the broker has left out on this connection."""
+        return self._outbox.left_out
+
+    def unanswered_s(self, *, delivered: bool) -> float:
+        """Return for how long the broker has answered nothing although it has all that was sent (seconds).
+
+        Args:
+            delivered: Whether all that was written has reached the broker's machine: a slow network is no silence.
+        """
+        now = self._clock()
+        if self._answered or not delivered or not self.awaiting_answers:
+            self._answered, self._silent_since = False, now
+        return now - self._silent_since
 
     def put(self, message: Outgoing) -> None:
         """Append a message.
@@ -216,12 +258,14 @@ class Sender:
 
     def answered(self, identifier: int, reason: int) -> None:
         """Take the broker's answer to the publish with this packet identifier."""
+        self._answered = True
         message = self._outbox.answered(identifier)
         if message is not None:
             self._report(message, reason)
 
     def connection_lost(self) -> None:
         """Keep what was not answered for the next connection."""
+        self._answered = True
         self._outbox.connection_lost()
 
     def _report(self, message: Outgoing, reason: int) -> None:

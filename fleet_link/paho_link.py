@@ -31,6 +31,7 @@ __all__ = ["PahoLink"]
 
 STABLE_S = 10.0  # a connection that held this long forgives the failures before it
 POLL_S = 1.0
+MOST_LEFT_OUT = 10_000  # each holds one of a connection's 65,535 packet identifiers for good
 
 _log = logging.getLogger(__name__)
 
@@ -233,8 +234,31 @@ class PahoLink:
                     self._requests.popleft()(connection)
             self._sender.drain(connection.send, self._announced)
             connection.step(POLL_S if flush_until is None else flush_until - self._clock())
+            self._check_answers(connection)
             for topic_filter in connection.take_refused_filters():
                 _log.error("The broker refuses to subscribe this client to %s.", topic_filter)
+
+    def _check_answers(self, connection: Connection) -> None:
+        """End a connection on which the broker answers nothing any more: a new one has an empty queue at its end.
+
+        Some brokers drop whatever does not fit into a client's queue, their answers to its own messages as well: the
+        window of unanswered messages would stay full, and nothing more would ever be sent.
+
+        Raises:
+            ConnectionLost: The broker has owed answers for too long.
+        """
+        waited_s = self._sender.unanswered_s(delivered=connection.delivered)
+        if self._stopping.is_set():
+            return
+        if waited_s > self._settings.answer_s:
+            why = f"has answered none of {self._sender.awaiting_answers} messages for {waited_s:.0f} s"
+        elif self._sender.left_out > MOST_LEFT_OUT:
+            why = f"has left {self._sender.left_out} messages unanswered"
+        else:
+            return
+        self.counters.stalls += 1
+        connection.goodbye()  # or the broker would publish the last will
+        raise ConnectionLost(f"the broker {why}; connecting anew")
 
     def _leave(self, connection: Connection | None, *, lived_s: float) -> None:
         if connection is not None:

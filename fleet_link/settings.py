@@ -42,6 +42,8 @@ class LinkSettings:
         keepalive_s: Seconds of silence after which either side asks whether the other is there. A vanished
             client is noticed after 1.5 times as long.
         connect_timeout_s: For TCP, TLS and the broker's answer together.
+        answer_s: Longest wait for any answer to QoS 1 messages that have reached the broker's machine; then the
+            connection is made anew.
         queue_messages: Most messages waiting or unacknowledged.
         queue_bytes: Likewise, of their packets.
         packet_bytes: Largest packet that we send or take. The same for all clients of a broker: it silently drops what
@@ -61,6 +63,7 @@ class LinkSettings:
     will: Will | None = None
     keepalive_s: int = 15
     connect_timeout_s: float = 5.0
+    answer_s: float = 5.0
     queue_messages: int = 1000
     queue_bytes: int = 8 << 20
     packet_bytes: int = 1 << 20

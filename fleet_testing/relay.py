@@ -33,6 +33,8 @@ class Relay:
         self._way_s = round_trip_s / 2
         self._refusing = threading.Event()
         self._swallowing = threading.Event()
+        self._flowing = threading.Event()
+        self._flowing.set()
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -59,6 +61,14 @@ class Relay:
         """Take what clients send and lose it, until the next `cut`."""
         self._swallowing.set()
 
+    def hold(self) -> None:
+        """Take nothing more from the target until `release`, as behind a line that is full: its queues fill up."""
+        self._flowing.clear()
+
+    def release(self) -> None:
+        """Take from the target again."""
+        self._flowing.set()
+
     def isolate(self) -> None:
         """End all connections, and new ones as they come."""
         self._refusing.set()
@@ -73,6 +83,7 @@ class Relay:
         _end(self._listener)  # wakes the acceptor
         self._acceptor.join()
         self._listener.close()
+        self.release()
         self.cut()
         for thread in self._threads:
             thread.join()
@@ -113,6 +124,7 @@ class Relay:
     def _pass_down(self, server: socket.socket, client: socket.socket) -> None:
         way = _Way(client, self._way_s)
         while data := _received(server):
+            self._flowing.wait()
             self.down += len(data)
             way.send(data)
         way.end()

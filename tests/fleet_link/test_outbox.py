@@ -61,6 +61,23 @@ def test_the_window_holds_back_qos_1() -> None:
     assert second.payload == b"2"
 
 
+def test_an_answer_settles_what_was_sent_before_it() -> None:
+    """A broker answers in order (MQTT 5, 4.6): an answer that was left out will not come."""
+    outbox, counters = make()
+    for identifier in (1, 2, 3):
+        outbox.put(Outgoing("a", b"%d" % identifier))
+        message = outbox.take(window=10)
+        assert message is not None
+        outbox.await_answer(identifier, message)
+    answered = outbox.answered(2)
+    assert answered is not None
+    assert answered.payload == b"2"
+    assert (counters.unanswered, outbox.answered(1)) == (1, None)
+    outbox.connection_lost()
+    assert take_all(outbox) == [b"3"]
+    assert outbox._bytes == 0
+
+
 def test_bytes_are_bounded_too() -> None:
     outbox, _ = make(max_bytes=250)
     outbox.put(Outgoing("a", bytes(100)))

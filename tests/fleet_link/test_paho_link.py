@@ -5,12 +5,14 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from paho.mqtt.client import Client
 
+from broker_config.broker import Broker
+from fleet_link.errors import NotConnected
 from fleet_link.link import Link, Message, Outcome
 from fleet_link.mqtt_client import make_client
 from fleet_link.packets import publish_packet_bytes
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 FLEET, EDGE, DEVICE = "home", "edge-1", "device-1"
 DRAFT = build(Topic.DRAFT, fleet=FLEET, device=DEVICE, edge=EDGE)
 DRAFTS = wildcard(Topic.DRAFT, fleet=FLEET, edge=EDGE)
+VERDICT = build(Topic.VERDICT, fleet=FLEET, device=DEVICE)
+AFTER = build(Topic.SESSION, fleet=FLEET, device=DEVICE)
 
 
 def make(port: int, name: str = DEVICE, **settings: Any) -> PahoLink:
@@ -172,6 +176,80 @@ def test_the_brokers_receive_maximum_is_kept(links: list[Link]) -> None:
             broker.send(puback(identifier))
         until(lambda: len(outcomes) == 4)
         link.stop()
+
+
+def test_a_broker_that_answers_nothing_any_more_is_connected_to_anew(
+    links: list[Link], caplog: pytest.LogCaptureFixture
+) -> None:
+    with ScriptedBroker(connack(properties=receive_maximum(2))) as broker:
+        link = make(broker.port, answer_s=0.2)
+        links.append(link)
+        link.start(timeout_s=START_S)
+        outcomes: list[Outcome] = []
+        for number in range(3):
+            link.publish("a", b"%d" % number, on_outcome=outcomes.append)
+        until(lambda: len(broker.publishes()) == 4)
+        assert [packet[-1:] for packet in broker.publishes()] == [b"0", b"1", b"0", b"1"]
+        assert link.counters.stalls == 1
+        assert "has answered none of 2 messages" in caplog.text
+        for identifier in (1, 2, 3):
+            broker.send(puback(identifier))
+        until(lambda: len(outcomes) == 3)
+        link.stop()
+
+
+def test_a_message_is_not_late_while_it_is_still_on_its_way(links: list[Link]) -> None:
+    """A slow line is no silent broker: what has not arrived there cannot be answered."""
+    reading = threading.Event()
+    with ScriptedBroker(connack(), reading=reading) as broker:
+        link = make(broker.port, answer_s=0.2, packet_bytes=1 << 26, queue_bytes=1 << 26)
+        links.append(link)
+        reading.set()
+        link.start(timeout_s=START_S)
+        reading.clear()
+        link.publish("a", b"one to wait behind")  # the broker looks whether it may read before each packet
+        link.publish("a", bytes(1 << 25))  # more than the buffers on the way hold
+        began = time.monotonic()
+        until(lambda: time.monotonic() - began > 1.5)
+        assert (link.counters.connects, link.counters.stalls) == (1, 0)
+        reading.set()
+        link.stop()
+
+
+@pytest.mark.broker
+def test_answers_that_a_flooded_broker_drops_do_not_stop_the_link(
+    start_mosquitto: "Callable[[Broker], MosquittoProcess]", links: list[Link]
+) -> None:
+    """mosquitto drops whatever does not fit into a client's queue, the answers to its own publishes as well."""
+    broker = start_mosquitto(Broker(max_queued=50))
+    flooder = make(broker.port, queue_messages=10_000, queue_bytes=1 << 27)
+    outcomes: list[Outcome] = []
+    with Relay(broker.port) as relay:
+        edge = make(relay.port, EDGE, queue_messages=20, answer_s=0.5)
+        links += [edge, flooder]
+        edge.subscribe(DRAFTS, lambda _message: None, qos=0)
+        edge.start(timeout_s=START_S)
+        flooder.start(timeout_s=START_S)
+        relay.hold()
+        for _ in range(2_000):  # more than the buffers on the way hold, so that the queue at the broker fills up
+            flooder.publish(DRAFT, bytes(16_000), qos=0)
+        until(lambda: broker.await_log(f"dropped for client {EDGE}", patience_s=0.1))
+        for number in range(20):
+            edge.publish(VERDICT, b"%d" % number, on_outcome=outcomes.append)
+        until(lambda: edge.counters.sent == 20)
+        relay.release()
+        until(lambda: edge.counters.stalls + edge.counters.unanswered > 0)
+        until(lambda: _published(edge, outcomes))
+
+
+def _published(link: Link, outcomes: list[Outcome]) -> bool:
+    """Whether a message can be published, and is answered."""
+    try:
+        link.publish(AFTER, b"", on_outcome=outcomes.append)
+    except NotConnected:
+        return False
+    until(lambda: any(outcome.topic == AFTER for outcome in outcomes))
+    return True
 
 
 @pytest.mark.parametrize(

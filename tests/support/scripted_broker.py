@@ -33,11 +33,12 @@ def puback(identifier: int, reason: int = 0) -> bytes:
 class ScriptedBroker:
     """Accepts connections, answers each CONNECT with `answer` and keeps the packets it gets.
 
-    With `answer` None it never answers; with an empty one it hangs up.
+    With `answer` None it never answers; with an empty one it hangs up. It reads a packet only while `reading` is set.
     """
 
-    def __init__(self, answer: bytes | None) -> None:
+    def __init__(self, answer: bytes | None, *, reading: threading.Event | None = None) -> None:
         self.answer = answer
+        self._reading = reading
         self.packets: list[bytes] = []
         self._peers: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -78,6 +79,8 @@ class ScriptedBroker:
     def _serve(self, peer: socket.socket) -> None:
         with peer, peer.makefile("rb") as stream, contextlib.suppress(OSError):
             while head := stream.read(1):
+                if self._reading is not None:
+                    self._reading.wait()
                 length, shift, raw = 0, 0, b""
                 while True:
                     byte = stream.read(1)
