@@ -3,14 +3,18 @@
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from broker_config.broker import Broker
+from broker_config.broker import Broker, HeadOffice, Tls
 from broker_config.errors import BrokerFilesError
+from fleet_runtime.validation import field_at, plain_sentence
 
 __all__ = ["read_description", "render_description"]
+
+_SECTIONS: Final[dict[str, type[BaseModel]]] = {"tls": Tls, "head_office": HeadOffice}
 
 
 def render_description(broker: Broker) -> str:
@@ -54,17 +58,22 @@ def describe(values: dict[str, Any], *, production: bool, origin: str = "") -> B
         origin: Where they come from, for a sentence.
 
     Raises:
-        BrokerFilesError: They describe no broker.
+        BrokerFilesError: They describe no broker; a line for each that is wrong.
     """
     if values.get("host") == "":
         values = {**values, "host": None}
     try:
         return Broker.production(**values) if production else Broker.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        subject = f"The setting {where!r}{origin}" if where else f"The description{origin}"
-        what = first["msg"].removeprefix("Value error, ").rstrip(".")
-        if first["type"] == "extra_forbidden":
-            what = f"no setting of that name; known are {', '.join(sorted(Broker.model_fields))}"
-        raise BrokerFilesError(f"{subject} cannot be used: {what}.") from error
+        wrong = error.errors(include_url=False, include_input=False)
+        raise BrokerFilesError("\n".join(dict.fromkeys(_line(each, origin) for each in wrong))) from error
+
+
+def _line(error: ErrorDetails, origin: str) -> str:
+    where = field_at(Broker, error)
+    what = plain_sentence(error)
+    if error["type"] == "extra_forbidden":
+        beside = _SECTIONS.get(str(where[0]), Broker) if len(where) > 1 else Broker
+        what = f"there is no setting of that name; known are {', '.join(sorted(beside.model_fields))}"
+    subject = f"The setting {'.'.join(map(str, where))!r}{origin}" if where else f"The description{origin}"
+    return f"{subject} cannot be used: {what}."

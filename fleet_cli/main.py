@@ -1,4 +1,4 @@
-"""The `fleet` command: every failure that a user can cause ends in one sentence and exit code 2."""
+"""The `fleet` command: every failure that a user can cause ends in one sentence each and exit code 2."""
 
 import logging
 import signal
@@ -58,7 +58,8 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except FleetError as error:
-        typer.echo(f"fleet: {error}", err=True)
+        for line in str(error).splitlines():
+            typer.echo(f"fleet: {line}", err=True)
         raise SystemExit(USER_ERROR) from None
 
 

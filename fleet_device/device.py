@@ -21,6 +21,7 @@ from typing import Final, Self, Unpack
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.registry import load_drafter
 from fleet_device.errors import DeviceClosed
+from fleet_device.preflight import preflight
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText
@@ -38,6 +39,11 @@ CONFIG_VARIABLE: Final = "FLEET_DEVICE_CONFIG"
 """Environment variable that names the TOML file."""
 
 
+def _check_and_load(settings: DeviceSettings) -> Drafter:
+    preflight(settings, serves=False)
+    return load_drafter(settings)
+
+
 @dataclass(frozen=True, slots=True)
 class _Open:
     """What an open device consists of."""
@@ -53,7 +59,7 @@ class Device:
 
     Args:
         settings: The configuration.
-        load: Loads the draft model.
+        load: Loads the draft model; by default when all that can be checked before is well.
         make_link: Makes the link to the broker.
 
     Attributes:
@@ -64,7 +70,7 @@ class Device:
         self,
         settings: DeviceSettings,
         *,
-        load: Callable[[DeviceSettings], Drafter] = load_drafter,
+        load: Callable[[DeviceSettings], Drafter] = _check_and_load,
         make_link: Callable[[LinkSettings], Link] = PahoLink,
     ) -> None:
         self.settings = settings
@@ -86,13 +92,13 @@ class Device:
             SettingsError: The file cannot be read, or a setting cannot work.
         """
         path = path or os.environ.get(CONFIG_VARIABLE)
-        return cls(load_settings(DeviceSettings, config=Path(path) if path else None, flags=settings))
+        return cls(load_settings(DeviceSettings, config=Path(path) if path else None, flags=settings, by_program=True))
 
     def open(self) -> None:
         """Load the draft model, connect, and say that this device is online. Idempotent.
 
         Raises:
-            ModelNotFound: There is no such draft model.
+            SettingsError: Settings cannot work, the draft model's among them; a line for each.
             DrafterError: It cannot be loaded.
             ConnectFailed: The broker cannot be reached.
         """

@@ -17,6 +17,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from fleet_edge.errors import EdgeError
+from fleet_edge.preflight import preflight
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.registry import load_verifier
 from fleet_link.link import Link
@@ -59,6 +60,7 @@ class Edge:
         self._verifier = verifier
         self._make_link = make_link
         self._begun = threading.Lock()
+        self._checked = False
         self._stop = threading.Event()
         self._drain = threading.Event()
         self._thread: threading.Thread | None = None
@@ -77,7 +79,7 @@ class Edge:
             SettingsError: The file cannot be read, or a setting cannot work.
         """
         path = path or os.environ.get(CONFIG_VARIABLE)
-        return cls(load_settings(EdgeSettings, config=Path(path) if path else None, flags=settings))
+        return cls(load_settings(EdgeSettings, config=Path(path) if path else None, flags=settings, by_program=True))
 
     @property
     def target(self) -> "TargetInfo":
@@ -89,6 +91,16 @@ class Edge:
         if self._verifier is None:
             raise EdgeError("The edge has not loaded its target model yet; run it first.")
         return self._verifier.info
+
+    def check(self) -> None:
+        """Check all that can be checked before the target model is loaded; `run` does so too.
+
+        Raises:
+            SettingsError: Settings cannot work; a line for each.
+            ConnectFailed: The broker cannot be reached.
+        """
+        preflight(self.settings, make_link=self._make_link)
+        self._checked = True
 
     def run(
         self,
@@ -108,6 +120,7 @@ class Edge:
             on_end: Called once, when the end begins.
 
         Raises:
+            SettingsError: Settings cannot work; a line for each.
             VerifierError: The target model cannot be loaded.
             StoreError: The session log cannot be opened.
             ConnectFailed: The broker cannot be reached.
@@ -150,6 +163,8 @@ class Edge:
         if not self._begun.acquire(blocking=False):
             raise EdgeError("This edge has been run already; make another one to run it again.")
         if self._verifier is None:
+            if not self._checked:
+                self.check()
             self._verifier = load_verifier(self.settings)
         # Not before settings and model are known to be there: what it imports takes seconds.
         from fleet_edge.service import EdgeService  # noqa: PLC0415

@@ -1,14 +1,14 @@
-"""Edge's configuration: TOML, environment (`FLEET_EDGE_…`, nested with `__`) and flags."""
+"""Edge settings, from flags, the environment (`FLEET_EDGE_…`, nested with `__`) and TOML."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dssd.downlink import Form
 from fleet_edge.verifiers.registry import VERIFIERS
 from fleet_link.settings import BrokerSettings
+from fleet_runtime.fields import Settings, setting
 from schemas.bounds import MAX_DRAFT, MAX_TOKENS
 from schemas.names import Name
 
@@ -19,64 +19,75 @@ if TYPE_CHECKING:
 else:
     VerifierName = Literal[tuple(VERIFIERS)]
 
+# What Python's timedelta holds is less than what a number does.
+_MOST_DAYS = 36_500
 
-class EdgeSettings(BaseSettings):
-    """All settings of one edge.
 
-    Attributes:
-        fleet: The fleet's name.
-        edge: This edge's name; its identity at the broker.
-        broker: Where the broker is.
-        target: The large model: a local folder, a Hugging Face repo id, or a GGUF file.
-        verifier: The engine that it runs in.
-        dtype: Of its weights in memory; `auto` is bfloat16 where the processor is fast at it.
-        torch_device: `cpu`, `cuda`, `cuda:1`, …
-        threads: Of torch; 0 leaves it to torch.
-        db: SQLAlchemy URL of the session log.
-        spool: Folder for records while the database is away.
-        max_draft: Most tokens in one draft.
-        window: Most drafts of one session under way.
-        max_new_tokens: Most tokens of one text.
-        max_sessions: Most open sessions.
-        max_sessions_per_device: Most open sessions of one device.
-        lease_s: Seconds of silence after which a session is lost.
-        grace_s: Seconds that a device has to come back after the broker has declared it gone.
-        drain_s: Seconds that open sessions have to end when the edge is asked to stop.
-        step_tokens: Most new tokens in one forward pass.
-        prefill_chunk: Most tokens of one prompt in a pass that also verifies.
-        gather_share: Longest hold of a step for drafts that are about to come, as a fraction of a step.
-        kv_bytes: Memory for keys and values.
-        form: How p goes down after a rejection.
-        trace_share: Fraction of sessions whose every round is logged.
-        keep_rounds_days: How long traced rounds are kept.
-        keep_sessions_days: How long sessions are kept.
-    """
+class EdgeSettings(Settings):
+    """All settings of one edge."""
 
-    model_config = SettingsConfigDict(env_prefix="FLEET_EDGE_", env_nested_delimiter="__", extra="forbid")
+    variable_prefix: ClassVar[str] = "FLEET_EDGE_"
 
-    fleet: Name = "fleet"
-    edge: Name = "edge-1"
+    fleet: Name = setting("fleet", "Name of the fleet.")
+    edge: Name = setting("edge-1", "Name of this edge; its identity at the broker.")
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
-    target: str = "models/smollm2-135m/target"
-    verifier: VerifierName = "packed"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    torch_device: str = "cpu"
-    threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    db: str = "sqlite:///fleet.sqlite3"
-    spool: Path = Path("fleet-spool")
-    max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT)] = 16
-    window: Annotated[int, Field(ge=1, le=64)] = 4
-    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] = 4096
-    max_sessions: Annotated[int, Field(ge=1, le=60_000)] = 4096
-    max_sessions_per_device: Annotated[int, Field(ge=1)] = 8
-    lease_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
-    grace_s: Annotated[float, Field(ge=0)] = 15.0
-    drain_s: Annotated[float, Field(ge=0)] = 10.0
-    step_tokens: Annotated[int, Field(ge=1)] = 512
-    prefill_chunk: Annotated[int, Field(ge=1)] = 128
-    gather_share: Annotated[float, Field(ge=0, le=1)] = 0.5
-    kv_bytes: Annotated[int, Field(ge=1 << 20)] = 2 << 30
-    form: Form = Form.AUTO
-    trace_share: Annotated[float, Field(ge=0, le=1)] = 1.0
-    keep_rounds_days: Annotated[float, Field(gt=0)] = 7.0
-    keep_sessions_days: Annotated[float, Field(gt=0)] = 365.0
+    target: str = setting(
+        "models/smollm2-135m/target",
+        "Large model: a folder, a Hugging Face repository id, or a GGUF file.",
+        min_length=1,
+    )
+    verifier: VerifierName = setting("packed", "Engine that the large model runs in.", rare=True)
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "Number format of the large model; `auto` is bfloat16 where that is fast, else float32."
+    )
+    torch_device: str = setting(
+        "auto",
+        "What the large model runs on, as torch names it (`cpu`, `cuda`, `cuda:1`); `auto` is a GPU if there is one.",
+        min_length=1,
+    )
+    threads: int = setting(0, "Threads of torch; 0 leaves it to torch.", ge=0, le=1024)
+    db: str = setting(
+        "sqlite:///fleet.sqlite3",
+        "URL of the session log: `sqlite:///PATH` or `postgresql://USER@HOST/NAME`.",
+        in_errors=False,
+        min_length=1,
+    )
+    spool: Path = setting(Path("fleet-spool"), "Folder for records while the database is away.")
+    form: Form = setting(Form.AUTO, "How the target distribution goes down after a rejection.")
+    max_draft: int = setting(16, "Most tokens in one draft.", unit="tokens", rare=True, ge=0, le=MAX_DRAFT)
+    window: int = setting(4, "Most drafts of one session under way.", unit="drafts", rare=True, ge=1, le=64)
+    max_new_tokens: int = setting(4096, "Most tokens of one text.", unit="tokens", rare=True, ge=1, le=MAX_TOKENS)
+    max_sessions: int = setting(4096, "Most open sessions.", unit="sessions", rare=True, ge=1, le=60_000)
+    max_sessions_per_device: int = setting(
+        8, "Most open sessions of one device.", unit="sessions", rare=True, ge=1, le=60_000
+    )
+    lease_s: float = setting(60.0, "Silence after which a session is lost.", unit="seconds", rare=True, gt=0)
+    grace_s: float = setting(
+        15.0,
+        "Time that a device has to come back after the broker has declared it gone.",
+        unit="seconds",
+        rare=True,
+        ge=0,
+    )
+    drain_s: float = setting(
+        10.0, "Time that open sessions have to end when the edge is asked to stop.", unit="seconds", rare=True, ge=0
+    )
+    step_tokens: int = setting(512, "Most new tokens in one forward pass.", unit="tokens", rare=True, ge=1, le=1 << 20)
+    prefill_chunk: int = setting(
+        128, "Most tokens of one prompt in a pass that also verifies.", unit="tokens", rare=True, ge=1, le=1 << 20
+    )
+    gather_share: float = setting(
+        0.5,
+        "Longest delay of a step for drafts that are about to come, as a fraction of the step.",
+        rare=True,
+        ge=0,
+        le=1,
+    )
+    kv_bytes: int = setting(2 << 30, "Memory for keys and values.", unit="bytes", rare=True, ge=1 << 20, le=1 << 50)
+    trace_share: float = setting(1.0, "Fraction of the sessions whose every round is logged.", rare=True, ge=0, le=1)
+    keep_rounds_days: float = setting(
+        7.0, "How long logged rounds are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
+    )
+    keep_sessions_days: float = setting(
+        365.0, "How long sessions are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
+    )

@@ -3,11 +3,11 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationInfo, field_validator
 
 from fleet_link.link import Will
+from fleet_runtime.fields import setting
 
 __all__ = ["BrokerSettings", "LinkSettings", "TlsSettings"]
 
@@ -79,38 +79,43 @@ class LinkSettings:
 
 
 class BrokerSettings(BaseModel):
-    """Where the broker is and who we are there.
-
-    Attributes:
-        host: Name or address.
-        port: TCP port.
-        username: Identity for a broker without client certificates; the client's own name if left out.
-        password: Its secret.
-        ca: Certificates (PEM) of those who may vouch for the broker; turns TLS on.
-        certificate: Our own certificate (PEM).
-        key: Its private key (PEM).
-        keepalive_s: Seconds of silence before either side asks.
-    """
+    """Where the broker is and who we are there."""
 
     model_config = ConfigDict(extra="forbid")
 
-    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    port: Annotated[int, Field(ge=1, le=65535)] = 1883
-    username: str | None = None
-    password: SecretStr | None = None
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-    keepalive_s: Annotated[int, Field(ge=5, le=600)] = 15
+    host: str = setting("127.0.0.1", "Name or address of the broker, as its certificate has it.", min_length=1)
+    port: int = setting(1883, "TCP port of the broker.", ge=1, le=65535)
+    ca: Path | None = setting(None, "Certificates (PEM) of those who may vouch for the broker; turns TLS on.")
+    certificate: Path | None = setting(None, "This program's own certificate (PEM); asks for `ca`.")
+    key: Path | None = setting(None, "Private key (PEM) of the certificate; left out, it is in the certificate's file.")
+    username: str | None = setting(
+        None, "Identity at a broker without client certificates; left out, the program's own name.", rare=True
+    )
+    password: SecretStr | None = setting(None, "Secret that goes with `username`.", rare=True)
+    keepalive_s: int = setting(
+        15,
+        "Silence after which either side asks whether the other is there.",
+        unit="seconds",
+        rare=True,
+        ge=5,
+        le=600,
+    )
 
-    @model_validator(mode="after")
-    def _encrypted_or_not(self) -> Self:
-        # Half a TLS configuration must not end in a plain connection that looks like an encrypted one.
-        if self.ca is None and (self.certificate or self.key):
-            raise ValueError("a certificate or key without 'ca', which turns TLS on; set it too")
-        if self.key is not None and self.certificate is None:
-            raise ValueError("a key without 'certificate'; set it too")
-        return self
+    # Half a TLS configuration must not end in a plain connection that looks like an encrypted one.
+
+    @field_validator("certificate")
+    @classmethod
+    def _encrypted(cls, certificate: Path | None, seen: ValidationInfo) -> Path | None:
+        if certificate is not None and seen.data.get("ca", certificate) is None:
+            raise ValueError("a certificate without 'broker.ca', which turns TLS on; set it too")
+        return certificate
+
+    @field_validator("key")
+    @classmethod
+    def _with_certificate(cls, key: Path | None, seen: ValidationInfo) -> Path | None:
+        if key is not None and seen.data.get("certificate", key) is None:
+            raise ValueError("a key without 'broker.certificate'; set it too")
+        return key
 
     def link(self, name: str, *, will: Will | None) -> LinkSettings:
         """Return the link settings of the client `name`."""

@@ -1,76 +1,144 @@
-"""Loads settings from the command line, the environment and a TOML file.
+"""Loads settings from the command line, the environment and a TOML file, and tells all wrong ones at once.
 
 A setting is looked for in this order: a command-line flag, an environment variable, the TOML file, the default.
 """
 
-import tomllib
+import difflib
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource
-from pydantic_settings import SettingsError as EnvironmentUnreadable
+from pydantic import ValidationError
 
-from schemas.errors import FleetError
+from fleet_runtime.errors import SettingsError
+from fleet_runtime.fields import SettingField, Settings, fields_of
+from fleet_runtime.sources import EnvironmentVariables, Place, TomlFile, look, merge
 
 __all__ = ["SettingsError", "load_settings"]
 
-S = TypeVar("S", bound=BaseSettings)
+S = TypeVar("S", bound=Settings)
+
+_LONGEST_VALUE: Final = 60
 
 
-class SettingsError(FleetError):
-    """A setting that cannot work, or a configuration file that cannot be read."""
-
-
-def load_settings(model: type[S], *, config: Path | None, flags: Mapping[str, Any]) -> S:
+def load_settings(
+    model: type[S],
+    *,
+    config: Path | None,
+    flags: Mapping[str, Any],
+    by_program: bool = False,
+    environment: Mapping[str, str] = os.environ,
+) -> S:
     """Read settings.
 
     Args:
-        model: What to read; its `env_prefix` names the environment variables.
+        model: What to read.
         config: The TOML file, if any.
         flags: From the command line; None means not given, also within nested mappings.
+        by_program: Whether the flags are a program's arguments rather than a command line's, for errors.
+        environment: The environment's variables.
 
     Raises:
-        SettingsError: The file cannot be read, or a value cannot work.
+        SettingsError: The file cannot be read, or settings cannot work: a line for each, with its value unless that is
+            a secret, and where it comes from.
     """
-    file = _read_toml(config) if config else {}
+    sources = _Sources(
+        {each.path: each for each in fields_of(model)},
+        TomlFile.read(config) if config else TomlFile(),
+        EnvironmentVariables.read(model, environment),
+        _given(flags),
+        by_program=by_program,
+    )
+    problems = [*sources.environment.problems, *sources.former_names(model, environment)]
     try:
-        environment = EnvSettingsSource(model)()
-    except EnvironmentUnreadable as error:
-        # Its text names the setting and not the value, which may be a secret.
-        prefix = model.model_config.get("env_prefix", "")
-        raise SettingsError(f"An environment variable {prefix}… is not the JSON it should be: {error}.") from error
-    values = _merge(_merge(file, environment), _given(flags))
-    try:
-        return model.model_validate(values)
+        settings = model.model_validate(sources.values())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "settings"
-        what = f"no setting of that name; known are {', '.join(sorted(_fields_beside(model, first['loc'])))}"
-        if first["type"] != "extra_forbidden":
-            what = first["msg"].removeprefix("Value error, ").rstrip(".")
-        origin = f" in {config}" if config and _holds(file, first["loc"]) else ""
-        raise SettingsError(f"The setting {where!r}{origin} cannot be used: {what}.") from error
+        raise SettingsError("\n".join([*problems, *sources.explain(error)])) from error
+    if problems:
+        raise SettingsError("\n".join(problems))
+    settings.came_from({field.name: sources.origin(path) for path, field in sources.fields.items()})
+    return settings
 
 
-def _fields_beside(model: type[BaseModel], location: tuple[int | str, ...]) -> Mapping[str, Any]:
-    """Return the fields of the (nested) model that a location's last part was looked for in."""
-    for part in location[:-1]:
-        field = model.model_fields.get(str(part))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
-            break
-        model = field.annotation
-    return model.model_fields
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """Where values come from, to say so of those that are wrong."""
 
+    fields: Mapping[Place, SettingField]
+    file: TomlFile
+    environment: EnvironmentVariables
+    flags: Mapping[str, Any]
+    by_program: bool
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"The configuration file {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"The configuration file {path} is not valid TOML: {error}.") from error
+    def values(self) -> dict[str, Any]:
+        return merge(merge(self.file.values, self.environment.values), self.flags)
+
+    def former_names(self, model: type[Settings], environment: Mapping[str, str]) -> list[str]:
+        """Return a line for each setting under a name of an earlier release, and take it out of the file."""
+        problems = []
+        variables = dict(model.former_variables)
+        for field in self.fields.values():
+            for former in field.formerly:
+                variables[model.variable_prefix + former.upper()] = field.name
+                if former in self.file.values:
+                    origin = self.origin((former,))
+                    problems.append(f"The setting {former!r} ({origin}) is called {field.name!r} now; rename it.")
+                    del self.file.values[former]
+        by_name = {field.name: field.variable for field in self.fields.values()}
+        problems += (
+            f"The environment variable {former} is called {by_name[name]} now; rename it."
+            for former, name in variables.items()
+            if former in environment
+        )
+        return problems
+
+    def explain(self, error: ValidationError) -> list[str]:
+        """Return a line for each setting that cannot work."""
+        values, lines = self.values(), dict[Place, str]()
+        for each in error.errors(include_url=False, include_input=False):
+            place = self._setting_at(tuple(str(part) for part in each["loc"]))
+            field = self.fields.get(place)
+            if each["type"] == "extra_forbidden":
+                what = self._nearest(place)
+            elif each["type"] == "value_error":  # a check of our own
+                what = each["msg"].removeprefix("Value error, ").rstrip(".")
+            else:  # pydantic's own words are for programmers
+                what = f"it must be {field.kind}" if field else f"it must be a section, [{'.'.join(place)}] in TOML"
+            value = look(values, place)
+            shown = f" = {_short(value)}" if field and field.shown and isinstance(value, str | int | float) else ""
+            origin = self.origin(place)
+            where = f" ({origin})" if origin else ""
+            line = f"The setting {'.'.join(place)!r}{shown}{where} cannot be used: {what}."
+            lines.setdefault(place, line)  # a value that fits no alternative of a type is one mistake
+        return list(lines.values())
+
+    def _setting_at(self, place: Place) -> Place:
+        """Return the setting that an error's place is part of: each alternative of a type has a place of its own."""
+        return next((place[:end] for end in range(1, len(place)) if place[:end] in self.fields), place)
+
+    def origin(self, place: Place) -> str:
+        """Return where a value comes from; empty if it is the default, or given by a program."""
+        field = self.fields.get(place)
+        if look(self.flags, place) is not None:
+            flag = f"flag {field.flag}" if field and field.flag else ""
+            return "argument" if self.by_program else flag
+        if (variable := self.environment.name_of(place)) is not None:
+            return f"environment variable {variable}"
+        line = self.file.lines.get(place)
+        return "" if line is None else f"{self.file.path}, line {line}"
+
+    def _nearest(self, place: Place) -> str:
+        """Say what an unknown setting may have been meant as: a like name, in whatever section."""
+        by_word: dict[str, list[str]] = {}
+        for path, field in self.fields.items():
+            by_word.setdefault(path[-1], []).append(field.name)
+        near = [repr(name) for word in difflib.get_close_matches(place[-1], by_word) for name in by_word[word]]
+        if near:
+            return f"there is no setting of that name, maybe {' or '.join(near)} is meant"
+        beside = sorted({path[len(place) - 1] for path in self.fields if path[: len(place) - 1] == place[:-1]})
+        return f"there is no setting of that name; known are {', '.join(beside)}"
 
 
 def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,19 +150,6 @@ def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(low)
-    for key, value in high.items():
-        below = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[key] = _merge(below, value) if both and isinstance(below, Mapping) else value
-    return merged
-
-
-def _holds(values: Mapping[str, Any], location: tuple[int | str, ...]) -> bool:
-    here: Any = values
-    for part in location:
-        if not isinstance(here, Mapping) or part not in here:
-            return False
-        here = here[part]
-    return True
+def _short(value: str | float) -> str:
+    text = repr(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "…"

@@ -14,6 +14,7 @@ from fleet_identity.authority import Authority
 from fleet_identity.broker_access import BrokerAccess
 from fleet_identity.errors import IdentityError
 from fleet_identity.files import read_bounded
+from fleet_runtime.validation import field_at, plain_sentence
 
 __all__ = ["AsJson", "CaFolder", "Crl", "Host", "PassphraseFile", "PidFile", "Port", "Unit", "broker_access"]
 __all__ += ["new_passphrase", "open_authority", "operator"]
@@ -88,8 +89,9 @@ def broker_access(
     try:
         return BrokerAccess.model_validate({**known.model_dump(), **given})
     except ValidationError as error:
-        why = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-        raise CommandError(f"The broker cannot be reached like that: {why}.") from error
+        first = error.errors(include_url=False)[0]
+        where = "".join(f"--{name}: ".replace("_", "-") for name in field_at(BrokerAccess, first))
+        raise CommandError(f"The broker cannot be reached like that: {where}{plain_sentence(first)}.") from error
 
 
 def _given(passphrase_file: Path | None) -> bytes | None:

@@ -17,6 +17,7 @@ from fleet_cli.demo.prompts import read_prompts
 from fleet_cli.demo.report import Report, device_row
 from fleet_cli.demo.watch import Watch
 from fleet_cli.errors import CommandError
+from fleet_cli.models.folder import ModelsDir
 from schemas.policy import Mode, random_seed
 
 __all__ = ["app"]
@@ -44,7 +45,7 @@ def demo_command(
     mode: Annotated[Mode, typer.Option(help="How drafts are verified.")] = Mode.RESIDUAL,
     draft: Annotated[str, typer.Option(help="Quantization of the draft model, or a GGUF.")] = "Q4_0",
     target: Annotated[str | None, typer.Option(help="Target model, if not the demo's own.")] = None,
-    models_dir: Annotated[Path, typer.Option(envvar="FLEET_MODELS", help="Prepared models.")] = Path("models"),
+    models_dir: ModelsDir = Path("models"),
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of each text.")] = 96,
     draft_length: Annotated[str, typer.Option(callback=_check_draft_length, help="Tokens in a draft, or auto.")] = "4",
     ahead: Annotated[bool | None, typer.Option(help="Draft ahead of the verdict, or never do.")] = None,

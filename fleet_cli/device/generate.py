@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fleet_cli.device.options import with_settings
 from fleet_cli.errors import CommandError
+from fleet_cli.settings_flags import with_settings
 from fleet_device.device import Device
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText
@@ -25,7 +25,7 @@ READER_GONE = 141
 _EDGE_S = 1.0
 
 
-@with_settings("mode", "temperature", "top_k", "top_p", "seed", "max_new_tokens", "draft_length", "ahead", "threads")
+@with_settings(DeviceSettings)
 def generate_command(
     prompt: Annotated[str, typer.Argument(help="What to write about; `-` reads standard input.")],
     settings: DeviceSettings,

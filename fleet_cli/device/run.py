@@ -3,9 +3,10 @@
 import signal
 import sys
 
-from fleet_cli.device.options import with_settings
+from fleet_cli.settings_flags import with_settings
 from fleet_device.drafters.registry import load_drafter
 from fleet_device.gateway import Asked, Gateway
+from fleet_device.preflight import preflight
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_runtime.systemd import Systemd
@@ -13,12 +14,13 @@ from fleet_runtime.systemd import Systemd
 __all__ = ["run_command"]
 
 
-@with_settings("draft_length", "ahead", "threads", "api_port")
+@with_settings(DeviceSettings)
 def run_command(settings: DeviceSettings) -> None:
     """Serve the applications on this device until told to stop.
 
     SIGTERM lets the open text end first; SIGINT does not, nor does a second SIGTERM.
     """
+    preflight(settings, serves=True)
     service = DeviceService(settings, load_drafter(settings))
     gateway = Gateway(service)
     signal.signal(signal.SIGINT, lambda *_: gateway.ask(Asked.STOP))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fleet_cli.checks import ignore_check, show_check
-from fleet_cli.device.options import with_settings
+from fleet_cli.settings_flags import with_settings
 from fleet_device.checks.selftest import SelfTest
 from fleet_device.settings import DeviceSettings
 
@@ -15,7 +15,7 @@ __all__ = ["selftest_command"]
 UNFIT = 1
 
 
-@with_settings("threads", "api_port")
+@with_settings(DeviceSettings)
 def selftest_command(
     settings: DeviceSettings,
     *,

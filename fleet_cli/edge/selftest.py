@@ -1,55 +1,42 @@
 """`fleet edge selftest`: what a rollout of an edge gates on."""
 
 import json
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from fleet_cli.checks import ignore_check, show_check
 from fleet_cli.errors import CommandError
+from fleet_cli.settings_flags import with_settings
 from fleet_device.checks.edge_check import EdgeCheck, Question
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.packed.source import check_source
 from fleet_identity.roles import probe_name
 from fleet_link.tls import certificate_name
-from fleet_runtime.settings import load_settings
 
 __all__ = ["selftest_command"]
 
 UNFIT = 1
 
+# The identity among them is the probe's.
+_FLAGS: Final = (
+    "fleet", "edge", "target", "broker.host", "broker.port", "broker.ca", "broker.certificate", "broker.key",
+)  # fmt: skip
 
+
+@with_settings(EdgeSettings, only=_FLAGS)
 def selftest_command(
+    settings: EdgeSettings,
     *,
-    config: Annotated[Path | None, typer.Option(help="The edge's TOML file.", envvar="FLEET_EDGE_CONFIG")] = None,
-    fleet: Annotated[str | None, typer.Option(help="Fleet's name.")] = None,
-    edge: Annotated[str | None, typer.Option(help="The edge's name.")] = None,
-    host: Annotated[str | None, typer.Option(help="Broker's host.")] = None,
-    port: Annotated[int | None, typer.Option(help="Broker's port.")] = None,
-    target: Annotated[str | None, typer.Option(help="Large model, as the edge has it.")] = None,
     probe: Annotated[str | None, typer.Option(help="Device as which to ask; probe-<edge> by default.")] = None,
-    ca: Annotated[Path | None, typer.Option(help="Who vouches for the broker (PEM); turns TLS on.")] = None,
-    certificate: Annotated[Path | None, typer.Option(help="The probe's certificate (PEM).")] = None,
-    key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
 ) -> None:
     """Have the edge that runs verify drafts whose verdict is known, asked through the broker as a device would.
 
     It disturbs nothing: the edge goes on with its work. Exit code 0 if all is well, 1 if a check failed, 2 if the
-    configuration cannot be read. Over TLS it needs an identity of its own, of the role device, and says how to make
-    one.
+    configuration cannot be read. Over TLS it needs an identity of its own, of the role device, given as --certificate
+    and --key, and says how to make one.
     """
-    settings = load_settings(
-        EdgeSettings,
-        config=config,
-        flags={
-            "fleet": fleet,
-            "edge": edge,
-            "target": target,
-            "broker": {"host": host, "port": port, "ca": ca, "certificate": certificate, "key": key},
-        },
-    )
     name = probe or probe_name(settings.edge)
     _check_identity(name, settings)
     check_source(settings.target)  # before transformers is imported, which takes seconds

@@ -9,13 +9,13 @@ import typer
 from rich.console import Console
 
 from fleet_cli.models.errors import ModelsError
+from fleet_cli.models.folder import ModelsDir
 from fleet_cli.models.manifest import Manifest, read_manifest
 from fleet_cli.models.prepare import Preparation, prepare
 from fleet_cli.models.progress import reporter
 from fleet_cli.models.source import SMOLLM2, locate
 from fleet_cli.models.steps import steps_of
 from fleet_cli.tables import Column, print_table
-from fleet_device.drafters.model_source import models_folder
 
 __all__ = ["app"]
 
@@ -24,16 +24,13 @@ _BAD_INPUT = 2
 
 app = typer.Typer(name="models", help="The draft and target models of the demo and the tests.", no_args_is_help=True)
 
-ModelsDir = Annotated[
-    Path | None,
-    typer.Option("--models-dir", help="Where the models are.  [default: $FLEET_MODELS, else ./models]"),
-]
+_MODELS = Path("models")
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
 
 
 @app.command("prepare")
 def prepare_command(
-    models_dir: ModelsDir = None,
+    models_dir: ModelsDir = _MODELS,
     check: Annotated[bool, typer.Option("--check", help="Hash every file again; remake damaged ones.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -44,7 +41,7 @@ def prepare_command(
         source = locate(SMOLLM2)
         steps = steps_of(SMOLLM2, source)
         with reporter(console, clock=time.monotonic) as report:
-            done = prepare((models_dir or models_folder()) / SMOLLM2.name, source, steps, report=report, check=check)
+            done = prepare(models_dir / SMOLLM2.name, source, steps, report=report, check=check)
     except ModelsError as error:
         _fail(str(error))
     seconds = time.monotonic() - began
@@ -56,9 +53,9 @@ def prepare_command(
 
 
 @app.command("list")
-def list_command(models_dir: ModelsDir = None, as_json: AsJson = False) -> None:
+def list_command(models_dir: ModelsDir = _MODELS, as_json: AsJson = False) -> None:
     """List the prepared models and the words that name them in a configuration."""
-    folder = models_dir or models_folder()
+    folder = models_dir
     try:
         entries = [entry for path in sorted(folder.glob("*/")) for entry in _prepared_in(path)]
     except OSError as error:

@@ -12,6 +12,7 @@ from fleet_device.settings import DeviceSettings
 from fleet_device.texts.chat import ChatMessage
 from fleet_device.texts.generate import GenerateRequest
 from fleet_device.texts.prompt import Prompt, prepare_request
+from fleet_runtime.validation import field_at, plain_sentence
 from schemas.bounds import MAX_TOKENS
 from schemas.policy import MAX_SEED, Mode
 
@@ -43,10 +44,17 @@ def _content(value: object) -> object:
 
 def _prompt(value: object) -> object:
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
-        return value[0]
-    if isinstance(value, list) and value and isinstance(value[0], str | list):
+        value = value[0]
+    elif isinstance(value, list) and value and isinstance(value[0], str | list):
         raise ValueError("several prompts in one request are not supported, send one request for each")
+    # One sentence for a value that fits neither kind; pydantic would give one for each kind.
+    if not isinstance(value, str) and not (isinstance(value, list) and all(map(_is_token, value))):
+        raise ValueError("it must be text, or a list of token ids")
     return value
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 Stops = Annotated[
@@ -203,13 +211,12 @@ def read_request(model: type[R], body: bytes) -> R:
     try:
         return model.model_validate(supported(value, known=model.model_fields))
     except ValidationError as error:
-        raise _first(error) from error
+        raise _first(model, error) from error
 
 
-def _first(error: ValidationError) -> ApiProblem:
+def _first(model: type[TextRequest], error: ValidationError) -> ApiProblem:
     first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part)[:100] for part in first["loc"])
-    what = first["msg"].removeprefix("Value error, ")
-    what = {"missing": "it is required", "extra_forbidden": "there is no such field"}.get(first["type"], what)
+    where = ".".join(str(part)[:100] for part in field_at(model, first))
+    what = plain_sentence(first)
     sentence = f"The parameter {where!r} cannot be used: {what}." if where else f"{what[:1].upper()}{what[1:]}."
     return ApiProblem(400, sentence, param=where or None)

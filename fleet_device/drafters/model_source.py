@@ -10,16 +10,14 @@ Three forms::
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from fleet_device.drafters.contract import ModelNotFound
 
-__all__ = ["Hub", "LocatedModel", "locate_model", "models_folder"]
-
-MODELS_VARIABLE = "FLEET_MODELS"
+__all__ = ["Hub", "LocatedModel", "locate_model"]
 
 _PREPARED = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)(?::(?P<quantization>\w+))?")
 _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+):(?P<pattern>[^:]+)")
@@ -57,17 +55,12 @@ class Hub(Protocol):
         """
 
 
-def models_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of prepared models: the environment's FLEET_MODELS, else ./models."""
-    return Path(environment.get(MODELS_VARIABLE) or "models")
-
-
-def locate_model(model: str, *, folder: Path | None = None, hub: Callable[[], Hub] | None = None) -> LocatedModel:
+def locate_model(model: str, *, folder: Path, hub: Callable[[], Hub] | None = None) -> LocatedModel:
     """Find the file that the configuration key `model` means.
 
     Args:
         model: One of the three forms above.
-        folder: Of prepared models; `models_folder()` by default.
+        folder: Of prepared models.
         hub: Makes the client for the second form, which only that form needs.
 
     Raises:
@@ -88,7 +81,7 @@ def locate_model(model: str, *, folder: Path | None = None, hub: Callable[[], Hu
         what = "is a folder, not a GGUF file" if path.is_dir() else "does not exist"
         raise ModelNotFound(f"The draft model {path} {what}; check the configuration key 'model'.")
     if match := _PREPARED.fullmatch(text):
-        return _prepared(match["name"], match["quantization"], folder or models_folder())
+        return _prepared(match["name"], match["quantization"], folder)
     raise ModelNotFound(
         f"{text!r} names no draft model; give a .gguf file, owner/name:file.gguf, or a prepared model "
         "such as smollm2-135m:Q4_0."
@@ -99,7 +92,8 @@ def _prepared(name: str, quantization: str | None, folder: Path) -> LocatedModel
     drafts = sorted((folder / name).glob("*.gguf"))
     if not drafts:
         raise ModelNotFound(
-            f"No model {name} is prepared in {folder.absolute()}; run 'fleet models prepare' or set {MODELS_VARIABLE}."
+            f"No model {name} is prepared in {folder.absolute()}; run 'fleet models prepare' there, or name another "
+            "folder as models_dir."
         )
     names = [draft.stem for draft in drafts]
     if quantization is None:

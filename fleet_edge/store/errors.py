@@ -6,13 +6,14 @@
     ├── StoreUnavailable        the database does not answer now; the same call may succeed later
     ├── RecordRejected          the database answers, and will never take this record
     ├── SpoolFull               the spool is at its bound, or its disk is full
+    ├── SpoolInUse              another process has the spool
     ├── NotFound                no device or session of that name
     └── InvalidQuery            a question that cannot be understood
 """
 
 from schemas.errors import FleetError
 
-__all__ = ["InvalidQuery", "NotFound", "RecordRejected", "SpoolFull", "StoreError", "StoreUnavailable"]
+__all__ = ["InvalidQuery", "NotFound", "RecordRejected", "SpoolFull", "SpoolInUse", "StoreError", "StoreUnavailable"]
 
 
 class StoreError(FleetError):
@@ -29,6 +30,10 @@ class RecordRejected(StoreError):  # noqa: N818
 
 class SpoolFull(StoreError):  # noqa: N818
     """Nothing more can be spooled. Nothing of the batch was."""
+
+
+class SpoolInUse(StoreError):  # noqa: N818
+    """Another process has the spool: the edge runs already, or two edges were given one folder."""
 
 
 class NotFound(StoreError):  # noqa: N818

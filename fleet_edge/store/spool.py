@@ -24,7 +24,7 @@ from zlib import crc32
 
 from pydantic import TypeAdapter, ValidationError
 
-from fleet_edge.store.errors import SpoolFull, StoreError
+from fleet_edge.store.errors import SpoolFull, SpoolInUse, StoreError
 from fleet_edge.store.records import (
     DeviceSeen,
     EdgeSeen,
@@ -264,7 +264,7 @@ def _claim(folder: Path) -> int:
         fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(guard)
-        raise StoreError(f"The spool folder {folder} is in use by another process; give each its own.") from error
+        raise SpoolInUse(f"The spool folder {folder} is in use by another process; give each its own.") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         os.close(guard)
         raise StoreError(f"The spool folder {folder} cannot be written by this user; change its owner or mode.")

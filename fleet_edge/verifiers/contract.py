@@ -39,12 +39,14 @@ class TargetInfo:
         vocabulary: Size and fingerprint, padding rows left out.
         context: Most tokens in one sequence.
         end_tokens: Ids that end a text.
+        runs_on: Device, number format and threads, for the log; empty where nothing is computed.
     """
 
     name: str
     vocabulary: Vocabulary
     context: int
     end_tokens: tuple[int, ...]
+    runs_on: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ def device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
         said = capsys.readouterr()
         return int(leaving.value.code or 0), said.out, said.err
 
-    monkeypatch.setenv("FLEET_MODELS", str(tmp_path))
+    monkeypatch.setenv("FLEET_DEVICE_MODELS_DIR", str(tmp_path))
     return run
 
 

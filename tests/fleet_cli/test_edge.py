@@ -48,10 +48,29 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[EdgeCheck]:
 
 
 @pytest.mark.parametrize("command", ["run", "selftest"])
-def test_a_target_that_is_not_there_is_one_sentence_and_exit_code_2(edge: Run, command: str) -> None:
+def test_a_target_that_is_not_there_is_one_sentence_and_exit_code_2(
+    edge: Run, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     code, out, err = edge(command, "--target", "nowhere")
     assert (code, out) == (2, "")
-    assert "There is no folder or file nowhere" in err.splitlines()[-1]
+    assert "There is no folder or file nowhere" in err.splitlines()[0]
+
+
+def test_what_cannot_work_is_told_at_once_before_the_model_loads(
+    edge: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "config.json").write_text("{}")
+    (target / "model.safetensors").write_bytes(b"")
+    code, _, err = edge("run", "--target", str(target), "--db", "sqlite:////no/such/folder/log.sqlite3", "--port", "1")
+    assert code == 2
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["fleet", "fleet"]
+    assert "The folder /no/such/folder of the database does not exist" in err
+    assert "No broker listens at 127.0.0.1:1" in err
+    assert "Loading" not in err
 
 
 @pytest.mark.usefixtures("tokens")

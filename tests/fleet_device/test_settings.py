@@ -6,7 +6,7 @@ import pytest
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_device.pacing.selection import make_pacing
-from fleet_device.settings import DeviceSettings
+from fleet_device.settings import DeviceSettings, read_draft_length
 from fleet_runtime.settings import SettingsError, load_settings
 from schemas.bounds import MAX_TOKENS
 from schemas.policy import MAX_TOP_K, Mode
@@ -95,12 +95,30 @@ def test_pacing_can_be_set_in_every_place(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_bad_draft_length_is_told_what_a_good_one_is() -> None:
-    with pytest.raises(SettingsError, match="'draft_length' cannot be used: a draft has 0 to 64 tokens, or 'auto'"):
+    with pytest.raises(
+        SettingsError, match=r"'draft_length' = 'many' .* it must be a whole number from 0 to 64 or auto"
+    ):
         settings(draft_length="many")
-    with pytest.raises(SettingsError, match="'ahead' cannot be used: it is true, false, or 'auto'"):
+    with pytest.raises(SettingsError, match=r"'ahead' = 'perhaps' .* it must be true, false or auto"):
         settings(ahead="perhaps")
+    with pytest.raises(ValueError, match="a draft has 0 to 64 tokens, or 'auto'"):
+        read_draft_length("many")
 
 
 def test_models_lie_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLEET_MODELS", "/srv/models")
-    assert settings().models == Path("/srv/models")
+    monkeypatch.setenv("FLEET_DEVICE_MODELS_DIR", "/srv/models")
+    assert settings().models_dir == Path("/srv/models")
+
+
+def test_the_models_folder_has_one_name_and_each_former_one_is_answered_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "device.toml"
+    file.write_text('models = "/srv/models"\n')
+    with pytest.raises(SettingsError, match=r"'models' .*device.toml, line 1\) is called 'models_dir' now"):
+        load_settings(DeviceSettings, config=file, flags={})
+    for former in ("FLEET_MODELS", "FLEET_DEVICE_MODELS"):
+        monkeypatch.setenv(former, "/srv/models")
+        with pytest.raises(SettingsError, match=f"variable {former} is called FLEET_DEVICE_MODELS_DIR now"):
+            settings()
+        monkeypatch.delenv(former)

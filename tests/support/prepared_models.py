@@ -1,13 +1,13 @@
 """The models that `fleet models prepare` makes, for tests that are marked `models`."""
 
+import os
 from pathlib import Path
 
-from fleet_device.drafters.model_source import models_folder
 from tests.support.needs import missing, require_marker
 
 __all__ = ["prepared"]
 
-_FOLDER = models_folder().absolute()
+_FOLDER = Path(os.environ.get("FLEET_DEVICE_MODELS_DIR", "models")).absolute()
 
 
 def prepared(name: str) -> Path:

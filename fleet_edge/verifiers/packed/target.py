@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.architecture import context_of
-from fleet_edge.verifiers.packed.precision import resolve_dtype
+from fleet_edge.verifiers.packed.precision import describe, resolve_device, resolve_dtype
 from fleet_edge.verifiers.packed.source import check_folder, check_gguf, check_repository, is_gguf
 from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens, unpadded
 from fleet_runtime.hub import hub_access
@@ -55,6 +55,7 @@ class Target:
             vocabulary=Vocabulary.of(strings),
             context=context_of(model.config),
             end_tokens=_end_tokens(model),
+            runs_on=describe(model.device, model.dtype),
         )
         return cls(model.eval(), info)
 
@@ -65,12 +66,13 @@ def load_target(source: str | Path, *, dtype: str = "auto", device: str = "cpu")
     Args:
         source: A folder in the layout of transformers, the path of a GGUF, or a repository id (`owner/name`).
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: bfloat16 where it is fast, else float32.
-        device: As torch names it.
+        device: As torch names it, or `auto`: a GPU if there is one that torch can use, else the CPU.
 
     Raises:
         UnsupportedModel: The files are not those of a model that can be loaded.
         VerifierError: There is no such model, dtype or device.
     """
+    device = resolve_device(device)
     number = resolve_dtype(dtype, device=device)
     path = Path(source).expanduser()
     with _quiet():

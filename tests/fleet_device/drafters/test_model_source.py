@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fleet_device.drafters.contract import ModelNotFound
-from fleet_device.drafters.model_source import locate_model, models_folder
+from fleet_device.drafters.model_source import locate_model
 
 FILES = ["README.md", "tiny-q4_0.gguf", "tiny-q8_0.gguf", "big-00002-of-00002.gguf", "big-00001-of-00002.gguf"]
 
@@ -39,10 +39,10 @@ def folder(tmp_path: Path) -> Path:
 def test_a_file_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "my model.gguf"
     path.write_bytes(b"GGUF")
-    assert locate_model(str(path)).path == path
-    assert locate_model(str(path)).name == "my model"
+    assert locate_model(str(path), folder=tmp_path).path == path
+    assert locate_model(str(path), folder=tmp_path).name == "my model"
     monkeypatch.chdir(tmp_path)
-    assert locate_model("my model.gguf").path == Path("my model.gguf")
+    assert locate_model("my model.gguf", folder=tmp_path).path == Path("my model.gguf")
 
 
 @pytest.mark.parametrize("text", ["smollm2-135m:Q4_0", "smollm2-135m:q4_0", " smollm2-135m:Q4_0\n"])
@@ -58,7 +58,7 @@ def test_a_prepared_model_is_found_by_name(folder: Path, text: str) -> None:
         ("", "No draft model is configured"),
         ("smollm2-135m", "has several quantizations; add one, such as smollm2-135m:IQ4_NL"),
         ("smollm2-135m:Q9_9", "has no quantization Q9_9; there are IQ4_NL, Q4_0"),
-        ("other:Q4_0", "run 'fleet models prepare' or set FLEET_MODELS"),
+        ("other:Q4_0", "run 'fleet models prepare' there, or name another folder as models_dir"),
         ("../../etc:Q4_0", "does not exist"),
         ("..:Q4_0", "names no draft model"),
         ("/nowhere/x.gguf", "/nowhere/x.gguf does not exist"),
@@ -75,18 +75,23 @@ def test_every_failure_is_one_sentence(folder: Path, text: str, sentence: str) -
 
 def test_a_repository_s_file_is_fetched_without_asking_for_the_list() -> None:
     hub = FakeHub()
-    found = locate_model("owner/tiny-GGUF:tiny-q4_0.gguf", hub=lambda: hub)
+    found = locate_model("owner/tiny-GGUF:tiny-q4_0.gguf", folder=Path("models"), hub=lambda: hub)
     assert found.path == Path("/cache/tiny-q4_0.gguf")
     assert found.name == "tiny-GGUF"
 
 
 def test_a_pattern_names_one_file() -> None:
-    assert locate_model("owner/tiny-GGUF:*Q8_0*", hub=FakeHub).path == Path("/cache/tiny-q8_0.gguf")
+    assert locate_model("owner/tiny-GGUF:*Q8_0*", folder=Path("models"), hub=FakeHub).path == Path(
+        "/cache/tiny-q8_0.gguf"
+    )
 
 
 def test_a_model_in_several_files_is_fetched_whole() -> None:
     hub = FakeHub()
-    assert locate_model("owner/tiny-GGUF:big-*.gguf", hub=lambda: hub).path.name == "big-00001-of-00002.gguf"
+    assert (
+        locate_model("owner/tiny-GGUF:big-*.gguf", folder=Path("models"), hub=lambda: hub).path.name
+        == "big-00001-of-00002.gguf"
+    )
     assert sorted(hub.fetched) == ["big-00001-of-00002.gguf", "big-00002-of-00002.gguf"]
 
 
@@ -95,10 +100,4 @@ def test_a_model_in_several_files_is_fetched_whole() -> None:
 )
 def test_a_pattern_that_names_none_or_several_is_said(pattern: str, sentence: str) -> None:
     with pytest.raises(ModelNotFound, match=sentence):
-        locate_model(f"owner/tiny-GGUF:{pattern}", hub=FakeHub)
-
-
-def test_the_models_folder_is_the_environment_s_or_the_working_directory_s() -> None:
-    assert models_folder({}) == Path("models")
-    assert models_folder({"FLEET_MODELS": ""}) == Path("models")
-    assert models_folder({"FLEET_MODELS": "/srv/models"}) == Path("/srv/models")
+        locate_model(f"owner/tiny-GGUF:{pattern}", folder=Path("models"), hub=FakeHub)

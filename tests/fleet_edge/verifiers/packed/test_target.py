@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
-from fleet_edge.verifiers.packed.precision import resolve_dtype
+from fleet_edge.verifiers.packed.precision import resolve_device, resolve_dtype
 from fleet_edge.verifiers.packed.target import load_target
 from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens, unpadded
 from schemas.vocabulary import Vocabulary
@@ -208,7 +208,29 @@ def test_a_number_format_or_device_that_does_not_exist(whole: Path) -> None:
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(VerifierError, match="no CUDA device"):
-        resolve_dtype("auto", device="cuda")
+        resolve_device("cuda:1")
+
+
+def test_auto_takes_the_gpu_that_torch_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert resolve_device("auto") == "cuda"
+    assert resolve_device("cpu") == "cpu"
+
+
+def test_auto_says_so_where_torch_cannot_use_the_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert resolve_device("auto", driver=tmp_path / "none") == "cpu"
+    assert caplog.records == []
+    assert resolve_device("auto", driver=tmp_path) == "cpu"
+    assert "has an NVIDIA GPU that torch cannot use" in caplog.text
+    assert resolve_device("cpu", driver=tmp_path) == "cpu"
+    assert len(caplog.records) == 1
+
+
+def test_a_target_says_what_it_runs_on(whole: Path) -> None:
+    assert load_target(whole, dtype="float32").info.runs_on == f"cpu, float32, {torch.get_num_threads()} threads"
 
 
 @pytest.mark.parametrize(

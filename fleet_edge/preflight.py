@@ -1,0 +1,74 @@
+"""Preflight of the edge, before a model is loaded: the target's files, the database, the spool and the broker."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.store.database import open_store
+from fleet_edge.store.errors import SpoolInUse
+from fleet_edge.store.spool import Spool
+from fleet_edge.verifiers.packed.source import check_source
+from fleet_link.errors import ConnectFailed
+from fleet_link.link import Link
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import LinkSettings
+from fleet_runtime.errors import SettingsError
+from fleet_runtime.preflight import check_all
+
+__all__ = ["preflight"]
+
+# A broker may be starting at the same time; where something else is wrong already, nobody waits for it.
+_CONNECT_S: Final = 10.0
+_SHORT_S: Final = 1.0
+
+
+def preflight(settings: EdgeSettings, *, make_link: Callable[[LinkSettings], Link] = PahoLink) -> None:
+    """Check all that can be checked before the target model is loaded; the database is created or migrated.
+
+    Args:
+        settings: The configuration.
+        make_link: Makes the link to the broker.
+
+    Raises:
+        SettingsError: Settings cannot work; a line for each.
+        ConnectFailed: The broker cannot be reached, and all else is well.
+    """
+    runs_already = False
+
+    def check_spool() -> None:
+        nonlocal runs_already
+        try:
+            Spool(settings.spool).close()
+        except SpoolInUse:
+            runs_already = True
+            raise
+
+    wrong: SettingsError | None = None
+    try:
+        check_all(
+            settings,
+            {
+                "target": partial(check_source, settings.target),
+                "db": lambda: open_store(settings.db).close(),
+                "spool": check_spool,
+            },
+        )
+    except SettingsError as error:
+        wrong = error
+    # A second connection of the same name would end that of the running edge.
+    if not runs_already:
+        try:
+            _check_broker(settings, make_link, timeout_s=_CONNECT_S if wrong is None else _SHORT_S)
+        except ConnectFailed as error:
+            if wrong is None:
+                raise
+            wrong = SettingsError(f"{wrong}\n{error}")
+    if wrong is not None:
+        raise wrong
+
+
+def _check_broker(settings: EdgeSettings, make_link: Callable[[LinkSettings], Link], *, timeout_s: float) -> None:
+    link = make_link(settings.broker.link(settings.edge, will=None))
+    link.start(timeout_s=timeout_s)
+    link.stop()

@@ -1,0 +1,51 @@
+"""What a device checks before it loads its model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet_device.api.server import listen
+from fleet_device.preflight import preflight
+from fleet_device.settings import DeviceSettings
+from fleet_runtime.settings import SettingsError, load_settings
+
+
+def settings(model: Path, **flags: Any) -> DeviceSettings:
+    usual = {"model": str(model), "api_port": 0}
+    return load_settings(DeviceSettings, config=None, flags=usual | flags, environment={})
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "draft.gguf"
+    path.write_bytes(b"GGUF")
+    return path
+
+
+def test_what_is_well_passes(model: Path) -> None:
+    preflight(settings(model), serves=True)
+    preflight(settings(model, broker={"ca": str(model)}), serves=False)
+
+
+def test_all_that_cannot_work_is_told_at_once(tmp_path: Path) -> None:
+    files = {"ca": "/no/ca.pem", "certificate": "/no/own.pem"}
+    with listen(0) as taken:
+        wrong = settings(tmp_path / "none.gguf", api_port=taken.getsockname()[1], broker=files)
+        with pytest.raises(SettingsError) as caught:
+            preflight(wrong, serves=True)
+    lines = str(caught.value).splitlines()
+    assert [line.rpartition("(")[2] for line in lines] == [
+        "setting 'model', flag --model).",
+        "setting 'broker.ca', flag --ca).",
+        "setting 'broker.certificate', flag --certificate).",
+        "setting 'api_port', flag --api-port).",
+    ]
+    assert "does not exist" in lines[0]
+    assert "The file /no/ca.pem cannot be read: No such file" in lines[1]
+    assert "is in use" in lines[3]
+
+
+def test_a_port_that_is_not_served_on_may_be_taken(model: Path) -> None:
+    with listen(0) as taken:
+        preflight(settings(model, api_port=taken.getsockname()[1]), serves=False)
