@@ -17,7 +17,6 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from fleet_edge.errors import EdgeError
-from fleet_edge.preflight import preflight
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.registry import load_verifier
 from fleet_link.link import Link
@@ -99,6 +98,9 @@ class Edge:
             SettingsError: Settings cannot work; a line for each.
             ConnectFailed: The broker cannot be reached.
         """
+        # SQLAlchemy comes with it, which whoever only configures an edge does not need.
+        from fleet_edge.preflight import preflight  # noqa: PLC0415
+
         preflight(self.settings, make_link=self._make_link)
         self._checked = True
 
