@@ -8,7 +8,7 @@ from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.database import open_store
 from fleet_edge.store.errors import SpoolInUse
 from fleet_edge.store.spool import Spool
-from fleet_edge.verifiers.packed.source import check_source
+from fleet_edge.verifiers.registry import check_verifier
 from fleet_link.errors import ConnectFailed
 from fleet_link.link import Link
 from fleet_link.paho_link import PahoLink
@@ -49,7 +49,7 @@ def preflight(settings: EdgeSettings, *, make_link: Callable[[LinkSettings], Lin
         check_all(
             settings,
             {
-                "target": partial(check_source, settings.target),
+                "target": partial(check_verifier, settings),
                 "db": lambda: open_store(settings.db).close(),
                 "spool": check_spool,
             },

@@ -236,7 +236,7 @@ def load(settings: DeviceSettings) -> LlamaCppDrafter:
     Raises:
         DrafterError: It cannot be found or loaded.
     """
-    located = locate_model(settings.model, folder=settings.models)
+    located = locate_model(settings.model, folder=settings.models_dir)
     return LlamaCppDrafter(
         LlamaCppSettings(
             path=located.path,

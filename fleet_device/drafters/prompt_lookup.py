@@ -162,5 +162,5 @@ def load(settings: DeviceSettings) -> PromptLookupDrafter:
     Raises:
         DrafterError: It cannot be found or loaded.
     """
-    located = locate_model(settings.model, folder=settings.models)
+    located = locate_model(settings.model, folder=settings.models_dir)
     return PromptLookupDrafter.from_gguf(located.path, Lookup(context=settings.context))

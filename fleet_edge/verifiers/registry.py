@@ -1,7 +1,8 @@
 """Registry of verifiers: names for the settings, and what loads each.
 
-A new verifier is a module with a `load` function, and a line here. Nothing is imported before it is asked for: the
-settings take the names from here, and an edge needs no library but those of the verifier that it uses.
+A new verifier is a module with a `load` function, and a line here. A `check` function beside it, which takes the
+settings too and imports nothing heavy, tells what is wrong before anything is loaded. Nothing is imported before it is
+asked for: the settings take the names from here, and an edge needs no library but those of the verifier that it uses.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from fleet_edge.settings import EdgeSettings
     from fleet_edge.verifiers.contract import Verifier
 
-__all__ = ["VERIFIERS", "load_verifier"]
+__all__ = ["VERIFIERS", "check_verifier", "load_verifier"]
 
 VERIFIERS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -21,6 +22,17 @@ VERIFIERS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """By name, the function that takes the edge's settings and returns the verifier. The first is the default."""
+
+
+def check_verifier(settings: "EdgeSettings") -> None:
+    """Check that the target model that the settings name is there, as far as that is known before it is loaded.
+
+    Raises:
+        VerifierError: It is not.
+    """
+    module = resolve_name(VERIFIERS[settings.verifier].partition(":")[0])
+    if hasattr(module, "check"):
+        module.check(settings)
 
 
 def load_verifier(settings: "EdgeSettings") -> "Verifier":

@@ -4,7 +4,16 @@ from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.verifiers.packed.source import check_source
 
-__all__ = ["load"]
+__all__ = ["check", "load"]
+
+
+def check(settings: EdgeSettings) -> None:
+    """Check that there is a target model as the settings name it, as far as a glance at its files tells.
+
+    Raises:
+        VerifierError: There is none.
+    """
+    check_source(settings.target)
 
 
 def load(settings: EdgeSettings) -> Verifier:
@@ -13,7 +22,7 @@ def load(settings: EdgeSettings) -> Verifier:
     Raises:
         VerifierError: It cannot be loaded.
     """
-    check_source(settings.target)  # before transformers is imported, which takes seconds
+    check(settings)  # before transformers is imported, which takes seconds
     import torch  # noqa: PLC0415 - only where a model is loaded
 
     from fleet_edge.verifiers.packed.target import load_target  # noqa: PLC0415
