@@ -62,7 +62,7 @@ def assemble(
         recorder,
         CertificateWatch(now),
         clock,
-        terms=SessionOffer(settings.max_draft, settings.window, settings.max_new_tokens),
+        offer=SessionOffer(settings.max_draft, settings.window, settings.max_new_tokens),
         grace_s=settings.grace_s,
     )
     Intake(inbox, clock).subscribe(link, fleet=settings.fleet, edge=settings.edge)

@@ -19,17 +19,17 @@ def hand_over(sessions: SessionTable, *, answers: Answers, scheduler: Scheduler)
     Returns:
         Number of sessions that go on elsewhere.
     """
-    going_on = 0
+    handed_over = 0
     for session in sessions:
         reason = _known_end(session)
         if reason is None:
-            going_on += 1
+            handed_over += 1
             answers.left(session, LeaveReason.HANDED_OVER)
         else:
             answers.ended(session, reason)
         sessions.remove(session)
         scheduler.forget(session)
-    return going_on
+    return handed_over
 
 
 def _known_end(session: EdgeSession) -> EndReason | None:

@@ -38,7 +38,7 @@ class MessageHandlers:
         recorder: Logs the states of machines.
         expiry: Remembers when the machines' certificates end.
         clock: Monotonic seconds.
-        terms: Offered to every session.
+        offer: Granted to every session.
         grace_s: Seconds that a device has to come back after the broker has declared it gone.
         draining: Whether new sessions are refused.
     """
@@ -50,7 +50,7 @@ class MessageHandlers:
     recorder: Recorder
     expiry: CertificateWatch
     clock: Callable[[], float]
-    terms: SessionOffer = field(default_factory=SessionOffer)
+    offer: SessionOffer = field(default_factory=SessionOffer)
     grace_s: float = 15.0
     draining: bool = False
 
@@ -109,7 +109,7 @@ class MessageHandlers:
     def _limits(self, message: Open) -> SessionLimits:
         if self.draining:
             raise OpenRefused(RefusalCode.DRAINING, "The edge is shutting down; try again shortly.")
-        return grant(message, target=self.scheduler.target, terms=self.terms)
+        return grant(message, target=self.scheduler.target, offer=self.offer)
 
     def _draft(self, device: str, draft: Draft, arrival: ReceivedMessage) -> None:
         session = None

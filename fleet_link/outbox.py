@@ -143,7 +143,7 @@ class Outbox:
         """Messages that were sent and not answered."""
         return len(self._unanswered)
 
-    def answered(self, identifier: int) -> Outgoing | None:
+    def pop_answered(self, identifier: int) -> Outgoing | None:
         """Return and forget the message that the broker answers; None for an unknown identifier.
 
         Messages that were sent before it and are not answered never will be: a broker answers in the order of arrival
@@ -256,10 +256,10 @@ class Sender:
             if message.qos > 0:
                 self._outbox.await_answer(identifier, message)
 
-    def answered(self, identifier: int, reason: int) -> None:
+    def on_answer(self, identifier: int, reason: int) -> None:
         """Take the broker's answer to the publish with this packet identifier."""
         self._answered = True
-        message = self._outbox.answered(identifier)
+        message = self._outbox.pop_answered(identifier)
         if message is not None:
             self._report(message, reason)
 

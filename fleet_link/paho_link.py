@@ -185,7 +185,7 @@ class PahoLink:
                 waker=waker,
                 clock=self._clock,
                 on_message=self._routes.dispatch,
-                on_answer=self._sender.answered,
+                on_answer=self._sender.on_answer,
             )
             self._enter(connection)
             self._serve(connection)

@@ -119,7 +119,7 @@ class Agent:
         """
         with self._one:
             self._catch_up()
-            terms = SessionRequest(
+            request = SessionRequest(
                 session=secrets.token_bytes(SESSION_BYTES),
                 prompt=tuple(prompt),
                 policy=policy,
@@ -128,7 +128,7 @@ class Agent:
                 draft_model=self.drafter.name,
                 quantization=self.drafter.quantization,
             )
-            session = DeviceSession(terms)
+            session = DeviceSession(request)
             cancellation = cancellation or Cancellation()
             driver = SessionDriver(
                 session=session,
@@ -144,7 +144,7 @@ class Agent:
             with cancellation.waking(lambda: self.inbox.put(Wake())):
                 driver.run()
             return Generation(
-                session=terms.session,
+                session=request.session,
                 tokens=tuple(session.committed),
                 reason=session.ended or EndReason.FAILED,
                 counters=session.counters,

@@ -28,12 +28,12 @@ class DraftSequence:
 
     def rewind(self) -> None:
         """Bring the drafter to the end of the committed text."""
-        self.drafter.reset((*self.session.terms.prompt, *self.session.committed))
+        self.drafter.reset((*self.session.request.prompt, *self.session.committed))
 
     def follow(self, effect: VerdictEffect) -> None:
         """Bring the drafter to where a verdict has led the text, unless it has led it to its end."""
         if effect.correction is not None and self.session.ended is None:
-            self.drafter.truncate(len(self.session.terms.prompt) + effect.valid)
+            self.drafter.truncate(len(self.session.request.prompt) + effect.valid)
             self.drafter.extend((effect.correction,))
 
     def draft(self, limit: int) -> bool:
@@ -47,10 +47,10 @@ class DraftSequence:
             draft model's context ends here, or the drafter has no idea.
         """
         session, drafter = self.session, self.drafter
-        if not session.room(limit) or len(session.terms.prompt) + session.position >= drafter.context:
+        if not session.room(limit) or len(session.request.prompt) + session.position >= drafter.context:
             return False
         started = self.clock()
-        q = drafter.next(session.terms.policy)
+        q = drafter.next(session.request.policy)
         if q is None:
             return False
         drafter.extend((session.propose(q),))

@@ -233,7 +233,7 @@ class SessionDriver:
                 self.retry.answered(got_on=False)
                 self._plan = None
                 self.drafts.rewind()
-            case Refused() if reply.session == session.terms.session and session.opened is None:
+            case Refused() if reply.session == session.request.session and session.opened is None:
                 self._refused = SessionRefused(reply.code, reply.sentence)
                 if reply.code not in (_PASSING if self.retry.resumes else _PASSING_AT_FIRST):
                     raise self._refused
@@ -242,7 +242,7 @@ class SessionDriver:
                 if reply.action is Action.GIVE_UP:
                     raise SessionFailed(reply.sentence)
                 if session.opened is not None:
-                    _log.info("Resuming session %s: %s", session.terms.session.hex(), reply.sentence)
+                    _log.info("Resuming session %s: %s", session.request.session.hex(), reply.sentence)
                     self.resume(reply.sentence)
             case Closed() if session.opened is not None and session.concerns(reply):
                 # The edge gave the session up, its lease ended while we were away; our text stands.

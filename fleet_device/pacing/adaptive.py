@@ -1,4 +1,4 @@
-"""Adaptive pacing: drafts as long as pays, and goes on before the verdict if that pays, by what has been measured.
+"""Adaptive pacing: drafts as long as pays, and drafts ahead of the verdict if that pays, by what has been measured.
 
 It has neither clock nor randomness of its own: the same outcomes lead to the same plans.
 """
@@ -26,13 +26,13 @@ _STAY: Final = 1.01
 """By how much the last plan is favoured, so that noise does not change it."""
 
 _UNTRIED: Final = 0.95
-"""What a plan to go on is thought to be worth before that was tried: it may slow down what it was reckoned with."""
+"""What a plan to draft ahead counts for before that was tried: it may slow down what it was reckoned with."""
 
 _EXPLORE: Final = 16
 """Every so many plans one is tried that is not thought the best, so that what would speak for it shows."""
 
 _TURN: Final = 8
-"""Every so many trials it is the other way of drafting; rarely, for who turns from going on to waiting does wait."""
+"""Every so many trials it is the other way of drafting; rarely, since whoever turns to waiting waits."""
 
 _INSTANT_S: Final = 1e-6
 
@@ -47,7 +47,7 @@ class AdaptivePacing:
 
     ahead: bool | None = None
     _acceptance: Acceptance = field(default_factory=Acceptance)
-    _times: dict[bool, Times] = field(default_factory=dict)  # by whether the draft was made going on
+    _times: dict[bool, Times] = field(default_factory=dict)  # by whether the draft was made ahead
     _way: bool | None = None  # of the last outcome
     _last: Plan | None = None
     _plans: int = 0
@@ -61,10 +61,10 @@ class AdaptivePacing:
         self._plans += 1
         if self._outcomes < _OUTCOMES:
             return Plan(min(_FIRST, longest), self.ahead or False)
-        waiting, going_on = (self.conditions(window, ahead=ahead) for ahead in (False, True))
+        waiting, drafting_ahead = (self.conditions(window, ahead=ahead) for ahead in (False, True))
         best = best_plan(
             waiting,
-            going_on,
+            drafting_ahead,
             longest=longest,
             ahead=self.ahead,
             last=self._last,
@@ -75,7 +75,7 @@ class AdaptivePacing:
         if between:
             return best
         if self.ahead is None and trial % _TURN == 0:
-            return best_plan(waiting, going_on, longest=longest, ahead=not best.ahead)
+            return best_plan(waiting, drafting_ahead, longest=longest, ahead=not best.ahead)
         step = 1 if trial % 2 else -1
         return Plan(max(int(best.ahead), min(longest, best.tokens + step)), best.ahead)
 
@@ -93,7 +93,7 @@ class AdaptivePacing:
 
         Args:
             window: Most drafts under way.
-            ahead: While the device goes on, or else while it waits.
+            ahead: While the device drafts ahead, or else while it waits.
         """
         times = self._expected(ahead=ahead)
         return Conditions(
@@ -109,7 +109,7 @@ class AdaptivePacing:
     def _expected(self, *, ahead: bool) -> Times:
         """Return what drafting one way would take now.
 
-        What is known of the way not taken may be old; but who waits is answered no later than who goes on.
+        What is known of the way not taken may be old; but who waits is answered no later than who drafts ahead.
         """
         own, other = self._times.get(ahead), self._times.get(not ahead)
         if own is None or other is None:
@@ -130,14 +130,14 @@ class AdaptivePacing:
         times.compute.add(outcome.compute_s, tokens=outcome.tokens)
         if self._alone:
             self._outcomes += 1
-            # Who goes on drafting looks for verdicts between tokens, on average half a token late.
+            # Who drafts ahead looks for verdicts between tokens, on average half a token late.
             late_s = times.token.at(0) / 2 if outcome.ahead else 0.0
             times.beside.add(max(0.0, outcome.answer_s - outcome.compute_s - late_s), tokens=outcome.tokens)
 
 
 def best_plan(
     waiting: Conditions,
-    going_on: Conditions,
+    drafting_ahead: Conditions,
     *,
     longest: int,
     ahead: bool | None = None,
@@ -148,18 +148,18 @@ def best_plan(
 
     Args:
         waiting: The conditions while the device waits for each verdict.
-        going_on: The conditions while it does not.
+        drafting_ahead: The conditions while it does not.
         longest: Most tokens of a draft.
         ahead: Whether to draft ahead of the verdict; None leaves it open.
         last: The plan followed so far.
-        trust: What the rates of going on are multiplied by.
+        trust: What the rates of drafting ahead are multiplied by.
     """
     rates: dict[Plan, float] = {}
     if not ahead or not longest:
         rates |= {plan: waiting.rate(plan) for plan in map(Plan, range(longest + 1))}
     if ahead is not False:
         plans = (Plan(tokens, ahead=True) for tokens in range(1, longest + 1))
-        rates |= {plan: trust * going_on.rate(plan) for plan in plans}
+        rates |= {plan: trust * drafting_ahead.rate(plan) for plan in plans}
     if last in rates:
         rates[last] *= _STAY
     enough = _WORTH * max(rates.values())

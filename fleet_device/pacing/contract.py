@@ -12,7 +12,7 @@ class Plan:
 
     Attributes:
         tokens: Its length, if the text and the edge have room for it.
-        ahead: Whether to promise another draft before the verdict on this one.
+        ahead: Whether to draft ahead: the next draft does not wait for the verdict on this one.
     """
 
     tokens: int
@@ -25,7 +25,7 @@ class DraftOutcome:
 
     Attributes:
         tokens: Drafted.
-        ahead: Whether another draft was promised, so that the edge has drawn no token after a draft that stands.
+        ahead: Whether another draft was announced, so that the edge has drawn no token after a draft that stands.
         accepted: Of these tokens, accepted.
         token_s: Mean time to draft one of them; 0 if there is none.
         answer_s: From sending to the verdict.

@@ -119,9 +119,9 @@ class Trend:
 
 @dataclass(slots=True)
 class Times:
-    """What is measured while the device waits for verdicts, or while it goes on.
+    """What is measured while the device waits for verdicts, or while it drafts ahead.
 
-    The two are kept apart: who goes on drafting may take power or bandwidth from whatever verifies.
+    The two are kept apart: who drafts ahead may take power or bandwidth from whatever verifies.
 
     Attributes:
         token: To draft a token.

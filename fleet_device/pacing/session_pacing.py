@@ -68,11 +68,11 @@ class SessionPacing:
         """Send the draft that was built.
 
         Args:
-            ahead: Promise another before the verdict, if there is room for it.
+            ahead: Announce another before the verdict, if there is room for it.
         """
         self.drafts += 1
         return self.session.send(
-            more=ahead and self.session.may_promise,
+            more=ahead and self.session.may_draft_ahead,
             at=self.clock(),
             draft_s=(self.session.counters.draft_ms - self._draft_ms) / 1e3,
         )

@@ -5,7 +5,7 @@ counting the token at their end that the edge or the device draws itself. That o
 
 - Waiting for each verdict, n = g, and it takes g·t to draft and R(g) to be answered. After a draft that stands the
   draft model has two tokens to read, its last one and the edge's, so that a^g·t comes on top.
-- Going on before the verdict, a cycle ends with the first draft of which a token falls, draft k with probability
+- Drafting ahead of the verdict, a cycle ends with the first draft of which a token falls, draft k with probability
   a^(g(k-1))·(1 - a^g); or with the N-th draft, which is waited for because the window is full. As long as nothing
   falls, the course is determined: draft k is sent at k·g·t, the edge takes it into the step after the one under way,
   and its verdict comes at some v(k). So the cycle's mean time is the sum of P(k)·v(k). Who drafts meanwhile notices it

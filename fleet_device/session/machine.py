@@ -49,7 +49,7 @@ class DeviceSession:
     """The state machine.
 
     Attributes:
-        terms: What the device asks for.
+        request: What the device asks for.
         committed: The text.
         counters: What the device counts; times are the caller's to add.
         ended: How the text has ended, or None.
@@ -58,7 +58,7 @@ class DeviceSession:
         granted: Whether any edge has taken the session so far.
     """
 
-    terms: SessionRequest
+    request: SessionRequest
     committed: list[int] = field(default_factory=list)
     counters: SessionCounters = field(default_factory=SessionCounters)
     ended: EndReason | None = None
@@ -88,10 +88,10 @@ class DeviceSession:
         self.opened = None
         self._drafts.void()
         self._fix = self._rejection = None
-        return self.terms.open(attempt=self._attempt, text=self.committed)
+        return self.request.open(attempt=self._attempt, text=self.committed)
 
     def on_opened(self, opened: Opened) -> bool:
-        """Take the edge's terms.
+        """Take the edge's grant.
 
         Returns:
             False if it answers an older Open and means nothing.
@@ -99,7 +99,7 @@ class DeviceSession:
         Raises:
             ProtocolViolation: It does not continue our text.
         """
-        if opened.session != self.terms.session or opened.attempt != self._attempt or self.opened is not None:
+        if opened.session != self.request.session or opened.attempt != self._attempt or self.opened is not None:
             return False
         if opened.position != len(self.committed):
             raise ProtocolViolation(
@@ -122,7 +122,7 @@ class DeviceSession:
 
     def concerns(self, closed: Closed) -> bool:
         """Whether an edge's last word is about the session as it stands, not about a part resumed elsewhere since."""
-        if closed.session != self.terms.session:
+        if closed.session != self.request.session:
             return False
         return closed.attempt is None or self.opened is None or closed.attempt == self.opened.attempt
 
@@ -135,11 +135,11 @@ class DeviceSession:
 
     @property
     def may_send(self) -> bool:
-        """Whether a draft may be sent now: the first of its epoch, or one that was promised."""
+        """Whether a draft may be sent now: the first of its epoch, or one that the last draft has announced."""
         return self.state is SessionState.DRAFTING
 
     @property
-    def may_promise(self) -> bool:
+    def may_draft_ahead(self) -> bool:
         """Whether the draft being built may announce another: the window and the text have room for it."""
         opened, drafts = self.opened, self._drafts
         if opened is None or not drafts.building or drafts.last_token in opened.end_tokens:
@@ -160,7 +160,7 @@ class DeviceSession:
 
     def propose(self, q: Dist) -> int:
         """Draw the next draft token from the drafter's distribution and return it."""
-        proposal = propose(q, policy=self.terms.policy, position=self.position)
+        proposal = propose(q, policy=self.request.policy, position=self.position)
         self._drafts.building.append(proposal)
         return proposal.token
 
@@ -168,13 +168,13 @@ class DeviceSession:
         """Close the draft being built and return the message.
 
         Args:
-            more: Promise another draft without waiting for the verdict; needs `may_promise`.
+            more: Announce another draft, which will not wait for the verdict; needs `may_draft_ahead`.
             at: The caller's clock (seconds), kept with the draft until its verdict.
             draft_s: Time that the draft model took for it (seconds), likewise.
         """
         self._move(SessionEvent.DRAFT_SENT_AHEAD if more else SessionEvent.DRAFT_SENT)
         proposals, ahead = self._drafts.building, self._drafts.tokens
-        residual = self.terms.policy.mode is Mode.RESIDUAL
+        residual = self.request.policy.mode is Mode.RESIDUAL
         draft = self._message(
             base=len(self.committed) + len(ahead),
             digest=extend_digest(self._digest, ahead),
@@ -224,7 +224,7 @@ class DeviceSession:
         if self.ended is None:
             raise ValueError("the session has not ended")
         return Close(
-            session=self.terms.session,
+            session=self.request.session,
             handle=self.opened.handle if self.opened else None,
             edge=self.opened.edge if self.opened else None,
             reason=self.ended,
@@ -275,7 +275,7 @@ class DeviceSession:
         """Draw the correction, or ask for more samples."""
         verdict, rejection, valid = decided.verdict, self._rejection, len(self.committed)
         assert rejection is not None
-        token = rejection.correction(verdict.next, policy=self.terms.policy)
+        token = rejection.correction(verdict.next, policy=self.request.policy)
         if token is None:
             request = self._message(base=valid, digest=self._digest, tried=rejection.tried)
             self._drafts.sent(request)
@@ -289,7 +289,7 @@ class DeviceSession:
         return VerdictEffect((token,), valid, token, decided=decided)
 
     def _commit(self, tokens: Sequence[int]) -> None:
-        size = self.terms.vocabulary.size
+        size = self.request.vocabulary.size
         if any(token >= size for token in tokens):
             raise ProtocolViolation("The edge sent a token outside the vocabulary.")
         self.committed.extend(tokens)

@@ -45,7 +45,7 @@ class SessionEvent(Enum):
     POSTPONED = auto()
     GRANTED = auto()
     DRAFT_SENT = auto()
-    DRAFT_SENT_AHEAD = auto()  # with the promise of another before its verdict
+    DRAFT_SENT_AHEAD = auto()  # announcing another before its verdict
     ALL_DECIDED = auto()  # no draft is in flight any more
     REJECTED = auto()
     CORRECTED = auto()

@@ -1,4 +1,4 @@
-"""Admission: grants or refuses an Open, and on what terms."""
+"""Admission: grants or refuses an Open, and on what offer."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class SessionOffer:
     max_new_tokens: int = 4096
 
 
-def grant(message: Open, *, target: TargetInfo, terms: SessionOffer) -> SessionLimits:
+def grant(message: Open, *, target: TargetInfo, offer: SessionOffer) -> SessionLimits:
     """Check an Open against the target model.
 
     Raises:
@@ -59,15 +59,15 @@ def grant(message: Open, *, target: TargetInfo, terms: SessionOffer) -> SessionL
             f"The prompt has {len(message.prompt)} tokens; the target model {target.name} holds {target.context} with "
             "the text. Shorten it.",
         )
-    most = min(message.max_new_tokens, room, terms.max_new_tokens)
+    most = min(message.max_new_tokens, room, offer.max_new_tokens)
     if len(resumed) >= most:
         raise OpenRefused(
             RefusalCode.MAX_NEW_TOKENS, f"The text to resume has {len(resumed)} tokens; at most {most} are granted."
         )
     return SessionLimits(
         max_new_tokens=most,
-        max_draft=terms.max_draft,
-        window=terms.window,
+        max_draft=offer.max_draft,
+        window=offer.window,
         vocabulary=target.vocabulary.size,
         end_tokens=frozenset(target.end_tokens),
     )

@@ -133,7 +133,7 @@ class EdgeSession:
 
     def remember(self, round_: int, payload: bytes) -> None:
         """Keep a verdict's bytes for repeats."""
-        self._rounds.answered(round_, payload)
+        self._rounds.remember(round_, payload)
 
     # Verification
 

@@ -31,7 +31,7 @@ class Rounds:
         """Whether a round had its answer, or one after it had."""
         return round_ <= self._last_answered
 
-    def answered(self, round_: int, payload: bytes) -> None:
+    def remember(self, round_: int, payload: bytes) -> None:
         """Keep a verdict's bytes for repeats."""
         self._verdicts[round_] = payload
         while len(self._verdicts) > self._most:

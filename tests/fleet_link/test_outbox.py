@@ -54,8 +54,8 @@ def test_the_window_holds_back_qos_1() -> None:
     assert first is not None
     outbox.await_answer(1, first)
     assert outbox.take(window=1) is None
-    assert outbox.answered(1) is first
-    assert outbox.answered(1) is None
+    assert outbox.pop_answered(1) is first
+    assert outbox.pop_answered(1) is None
     second = outbox.take(window=1)
     assert second is not None
     assert second.payload == b"2"
@@ -69,10 +69,10 @@ def test_an_answer_settles_what_was_sent_before_it() -> None:
         message = outbox.take(window=10)
         assert message is not None
         outbox.await_answer(identifier, message)
-    answered = outbox.answered(2)
+    answered = outbox.pop_answered(2)
     assert answered is not None
     assert answered.payload == b"2"
-    assert (counters.unanswered, outbox.answered(1)) == (1, None)
+    assert (counters.unanswered, outbox.pop_answered(1)) == (1, None)
     outbox.connection_lost()
     assert take_all(outbox) == [b"3"]
     assert outbox._bytes == 0
@@ -137,7 +137,7 @@ def test_nothing_is_lost_and_the_order_is_kept_whatever_happens(events: list[str
                 outbox.await_answer(serial, message)
                 waiting_answers.append(serial)
         elif event == "answer" and waiting_answers:
-            done = outbox.answered(waiting_answers.popleft())
+            done = outbox.pop_answered(waiting_answers.popleft())
             assert done is not None
             answered.append(done.payload)
             assert expected.popleft() == done.payload

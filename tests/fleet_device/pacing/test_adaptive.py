@@ -193,7 +193,7 @@ def test_what_slowed_the_answers_down_may_end() -> None:
     assert gone_on(400, slow_s=0.15) > 64
 
 
-def test_going_on_must_promise_more_before_it_was_tried() -> None:
+def test_drafting_ahead_must_look_better_before_it_was_tried() -> None:
     slightly = next(
         answer_s
         for answer_s in (0.002 + 0.0005 * number for number in range(400))

@@ -42,17 +42,17 @@ class Scene:
         attempt = self.session.open().attempt
         self.session.on_opened(
             Opened(
-                session=self.session.terms.session, attempt=attempt, handle=HANDLE, edge="edge-1", target="toy",
+                session=self.session.request.session, attempt=attempt, handle=HANDLE, edge="edge-1", target="toy",
                 position=len(self.session.committed), max_new_tokens=40, max_draft=9, window=4, lease_s=60.0,
                 end_tokens=(),
             )
         )  # fmt: skip
-        self.drafter.reset((*self.session.terms.prompt, *self.session.committed))
+        self.drafter.reset((*self.session.request.prompt, *self.session.committed))
         self.pacing.begin()
 
     def draw(self, tokens: int) -> None:
         for _ in range(tokens):
-            q = self.drafter.next(self.session.terms.policy)
+            q = self.drafter.next(self.session.request.policy)
             assert q is not None
             self.drafter.extend((self.session.propose(q),))
             self.session.counters.draft_ms += 10.0

@@ -125,19 +125,19 @@ def test_nothing_is_drafted_behind_an_end_token() -> None:
     session = session_of()
     session.propose(point_mass(0))
     assert session.room(9) == 0
-    assert not session.may_promise
+    assert not session.may_draft_ahead
 
 
 def test_drafts_go_ahead_within_the_window_and_only_where_promised() -> None:
     session = session_of()
-    assert not session.may_promise  # nothing is drafted yet
+    assert not session.may_draft_ahead  # nothing is drafted yet
     session.propose(point_mass(4))
-    assert session.may_promise
+    assert session.may_draft_ahead
     session.send(more=True)
     assert session.may_send
     assert session.room(9) == 4
     session.propose(point_mass(5))
-    assert not session.may_promise  # the window of 2 is full
+    assert not session.may_draft_ahead  # the window of 2 is full
     second = session.send()
     assert (second.base, second.digest) == (1, extend_digest(EMPTY, [4]))
     assert not session.may_send
@@ -148,7 +148,7 @@ def test_drafts_go_ahead_within_the_window_and_only_where_promised() -> None:
 def test_no_draft_is_promised_behind_the_end_of_the_text() -> None:
     session = session_of(max_new_tokens=1)
     session.propose(point_mass(4))
-    assert not session.may_promise
+    assert not session.may_draft_ahead
 
 
 # Verdicts
@@ -365,7 +365,7 @@ def test_whatever_an_edge_answers_nothing_but_a_violation_is_raised(mode: Mode, 
             while session.room(2):
                 session.propose(point_mass(4))
             if session.may_send:
-                session.send(more=session.may_promise)
+                session.send(more=session.may_draft_ahead)
             last = session._round - 1
             session.on_verdict(verdict(max(0, last - back), accepted, following, finish=finish))
     except ProtocolViolation:

@@ -14,7 +14,7 @@ TERMS = SessionOffer(max_draft=5, window=3, max_new_tokens=16)
 
 
 def test_the_terms_are_granted() -> None:
-    limits = grant(open_message(max_new_tokens=8), target=TARGET, terms=TERMS)
+    limits = grant(open_message(max_new_tokens=8), target=TARGET, offer=TERMS)
     assert (limits.max_new_tokens, limits.max_draft, limits.window) == (8, 5, 3)
     assert (limits.vocabulary, limits.end_tokens) == (10, frozenset({0, 3}))
 
@@ -22,7 +22,7 @@ def test_the_terms_are_granted() -> None:
 @pytest.mark.parametrize(("prompt", "asked", "granted"), [(3, 100, 16), (28, 100, 4), (31, 5, 1), (3, 1, 1)])
 def test_the_text_is_as_long_as_asked_for_and_as_context_and_edge_allow(prompt: int, asked: int, granted: int) -> None:
     message = open_message(prompt=(1,) * prompt, max_new_tokens=asked)
-    assert grant(message, target=TARGET, terms=TERMS).max_new_tokens == granted
+    assert grant(message, target=TARGET, offer=TERMS).max_new_tokens == granted
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_the_text_is_as_long_as_asked_for_and_as_context_and_edge_allow(prompt: 
 )
 def test_what_cannot_be_served_is_refused_in_one_sentence(fields: dict[str, Any], code: RefusalCode) -> None:
     with pytest.raises(OpenRefused) as caught:
-        grant(open_message(**fields), target=TARGET, terms=TERMS)
+        grant(open_message(**fields), target=TARGET, offer=TERMS)
     assert caught.value.code is code
     sentence = str(caught.value)
     assert 20 < len(sentence) < 400
@@ -53,10 +53,10 @@ def test_what_cannot_be_served_is_refused_in_one_sentence(fields: dict[str, Any]
 
 def test_no_tokens_at_all_is_told_from_none_left() -> None:
     with pytest.raises(OpenRefused, match="ask for at least one token"):
-        grant(open_message(max_new_tokens=0), target=TARGET, terms=TERMS)
+        grant(open_message(max_new_tokens=0), target=TARGET, offer=TERMS)
     with pytest.raises(OpenRefused, match="8 tokens; at most 8 are granted"):
-        grant(open_message(resume=(1,) * 8, max_new_tokens=8), target=TARGET, terms=TERMS)
+        grant(open_message(resume=(1,) * 8, max_new_tokens=8), target=TARGET, offer=TERMS)
 
 
 def test_a_resumed_text_with_room_left_is_granted() -> None:
-    assert grant(open_message(resume=(1,) * 15), target=TARGET, terms=TERMS).max_new_tokens == 16
+    assert grant(open_message(resume=(1,) * 15), target=TARGET, offer=TERMS).max_new_tokens == 16

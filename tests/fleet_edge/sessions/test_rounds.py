@@ -4,15 +4,15 @@ from fleet_edge.sessions.rounds import Rounds
 def test_verdicts_are_remembered_for_twice_the_window() -> None:
     rounds = Rounds(window=2)
     for round_ in range(5):
-        rounds.answered(round_, b"%d" % round_)
+        rounds.remember(round_, b"%d" % round_)
     assert [rounds.verdict(round_) for round_ in range(6)] == [None, b"1", b"2", b"3", b"4", None]
 
 
 def test_a_round_has_passed_once_it_or_a_later_one_is_answered() -> None:
     rounds = Rounds(window=2)
     assert not rounds.passed(0)
-    rounds.answered(3, b"")
-    rounds.answered(2, b"")
+    rounds.remember(3, b"")
+    rounds.remember(2, b"")
     assert [rounds.passed(round_) for round_ in range(5)] == [True, True, True, True, False]
 
 
