@@ -206,7 +206,7 @@ def _edge(case: Case, port: int) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

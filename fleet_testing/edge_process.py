@@ -46,4 +46,4 @@ def real_edge(
         yield database
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)

@@ -32,6 +32,8 @@ def device_row(result: dict[str, Any]) -> dict[str, Any]:
         "acceptance": None if result["acceptance"] is None else round(result["acceptance"], 4),
         "rounds": result["rounds"],
         "mean_batch": None if result["mean_batch"] is None else round(result["mean_batch"], 2),
+        "uplink_bytes": result["uplink_bytes"],
+        "downlink_bytes": result["downlink_bytes"],
         "uplink_bytes_per_token": round(result["uplink_bytes"] / tokens, 1),
         "downlink_bytes_per_token": round(result["downlink_bytes"] / tokens, 1),
         "dsd_uplink_bytes_per_token": round(

@@ -25,15 +25,21 @@ def target_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def verifier(target_folder: Path) -> PackedVerifier:
-    """Return the real target in float32: exact comparisons need it."""
-    return PackedVerifier(load_target(target_folder, dtype="float32"), budget_bytes=KV_BYTES)
+def dtype(forced_dtype: str | None) -> str:
+    """Return the number format of the real targets: float32, in which equal texts can be asked for, unless forced."""
+    return forced_dtype or "float32"
 
 
 @pytest.fixture(scope="session")
-def oracle(target_folder: Path) -> Any:
+def verifier(target_folder: Path, dtype: str) -> PackedVerifier:
+    """Return the real target."""
+    return PackedVerifier(load_target(target_folder, dtype=dtype), budget_bytes=KV_BYTES)
+
+
+@pytest.fixture(scope="session")
+def oracle(target_folder: Path, dtype: str) -> Any:
     """Return the same model in the library's own hands."""
-    model = load_target(target_folder, dtype="float32").model
+    model = load_target(target_folder, dtype=dtype).model
     return model.eval()
 
 

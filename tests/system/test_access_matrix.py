@@ -18,7 +18,7 @@ from fleet_cli.broker.probe import Form, Prober, topics_to_try
 from fleet_cli.broker.trial_session import Trial, begin_trial, connect_all
 from tests.support.brokers import require_mosquitto
 
-pytestmark = pytest.mark.broker
+pytestmark = [pytest.mark.broker, pytest.mark.xdist_group("access matrix")]
 
 HOME = Path("/etc/mosquitto/fleet")
 DESCRIPTION = Broker.production(edges=("edge-1", "edge-2"), banned=("device-c",))
@@ -112,6 +112,7 @@ def mutations(text: str) -> Iterator[tuple[str, str]]:
             yield f"{line!r} -> {changed!r}", "\n".join(body) + "\n"
 
 
+@pytest.mark.exhaustive
 def test_every_line_of_the_rules_matters(stage: Stage) -> None:
     survived = []
     tried = 0

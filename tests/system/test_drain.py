@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,10 +21,11 @@ from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.service import DeviceService
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.brokers import StartBroker
+from tests.support.long_texts import first_long
 from tests.support.unit import Unit
 from tests.support.waiting import until
 from tests.support.whole import FLEET, Whole
-from tests.system.test_device_service import EXIT_S, PATIENCE_S, command, free_port, running, status
+from tests.system.test_device_service import EXIT_S, PATIENCE_S, command, free_port, long_seed, running, status
 from tests.system.test_law_of_the_models import prompt_ids
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
@@ -71,12 +73,12 @@ class Site:
     edges: dict[str, Edge] = field(default_factory=dict)
 
     @contextmanager
-    def running(self, target: Path, *, drain_s: float) -> Iterator[None]:
+    def running(self, target: Path, dtype: str, *, drain_s: float) -> Iterator[None]:
         with ExitStack() as stack:
             for name in EDGES:
                 arguments = [
                     sys.executable, "-m", "fleet_cli.main", "edge", "run", "--fleet", FLEET, "--edge", name,
-                    "--port", str(self.whole.port), "--target", str(target), "--dtype", "float32", "--threads", "1",
+                    "--port", str(self.whole.port), "--target", str(target), "--dtype", dtype, "--threads", "1",
                     "--db", self.whole.db, "--spool", str(self.whole.folder / name),
                 ]  # fmt: skip
                 unit = stack.enter_context(Unit(self.whole.folder / f"{name}.unit"))
@@ -122,10 +124,9 @@ def write(
 
 
 def test_an_edge_that_is_told_to_end_hands_its_session_over_to_another(
-    site: Site, drafters: Load, target_folder: Path
+    site: Site, drafters: Load, target_folder: Path, dtype: str
 ) -> None:
     drafter = drafters("Q4_0")
-    ids = prompt_ids(drafter)[0]
     ended: list[str] = []
 
     def end_the_serving_edge(times: int) -> None:
@@ -133,8 +134,9 @@ def test_an_edge_that_is_told_to_end_hands_its_session_over_to_another(
             ended.append(site.serving())
             site.edges[ended[0]].end()
 
-    with site.running(target_folder, drain_s=0.5), site.device(drafter) as device:
-        wanted = write(device, ids).tokens
+    with site.running(target_folder, dtype, drain_s=0.5), site.device(drafter) as device:
+        ids, undisturbed = first_long(lambda ids: write(device, ids), prompt_ids(drafter), tokens=3 * EVERY)
+        wanted = undisturbed.tokens
         done = write(device, ids, end_the_serving_edge)
         (left,) = {*EDGES} - {*ended}
         site.edges[left].end()  # so that its log is written
@@ -153,7 +155,7 @@ def test_an_edge_that_is_told_to_end_hands_its_session_over_to_another(
     assert unit.heartbeats_since_stopping() >= 1  # it drained on
 
 
-def test_a_second_signal_ends_an_edge_at_once(site: Site, drafters: Load, target_folder: Path) -> None:
+def test_a_second_signal_ends_an_edge_at_once(site: Site, drafters: Load, target_folder: Path, dtype: str) -> None:
     drafter = drafters("Q4_0")
     cancellation = Cancellation()
 
@@ -164,25 +166,34 @@ def test_a_second_signal_ends_an_edge_at_once(site: Site, drafters: Load, target
             site.edges[site.serving()].end(signal.SIGINT)
             cancellation.cancel()
 
-    with site.running(target_folder, drain_s=LONG_S), site.device(drafter) as device:
-        write(device, prompt_ids(drafter)[0], end_one_after_the_other, cancellation)
+    with site.running(target_folder, dtype, drain_s=LONG_S), site.device(drafter) as device:
+        ids, _ = first_long(lambda ids: write(device, ids), prompt_ids(drafter), tokens=3 * EVERY)
+        done = write(device, ids, end_one_after_the_other, cancellation)
         assert device.edges.online() == ()
-    assert [row["reason"] for row in site.whole.rows("SELECT reason FROM segments")] == ["handed-over"] * 2
+    segments = site.whole.rows(SEGMENTS.format(done.session.hex()))
+    assert [row["reason"] for row in segments] == ["handed-over"] * 2
 
 
-ASK = {"prompt": "Once upon a time", "seed": 7, "mode": "coupled"}
+ASK = {"prompt": "Once upon a time", "mode": "coupled"}
 
 
 def test_a_text_that_a_device_has_taken_is_answered_whole(whole: Whole) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     replies: list[httpx.Response] = []
+    seed = 0
 
     def ask() -> None:
-        replies.append(httpx.post(f"{url}/v1/completions", json={**ASK, "max_tokens": 24}, timeout=PATIENCE_S))
+        replies.append(
+            httpx.post(f"{url}/v1/completions", json={**ASK, "seed": seed, "max_tokens": 24}, timeout=PATIENCE_S)
+        )
 
-    with running(command(whole, "whole-1", "run", "--api-port", str(port))) as process, whole.edge() as edge:
+    with (
+        running(command(whole, "whole-1", "run", "--api-port", str(port)), FLEET_DEVICE_DRAIN_S="60") as process,
+        whole.edge() as edge,
+    ):
         until(lambda: status(url) == "ok", patience_s=PATIENCE_S)
+        seed = long_seed(url, ASK)
         ask()
         asking = threading.Thread(target=ask)
         asking.start()
@@ -203,7 +214,7 @@ def test_a_text_that_is_not_done_in_time_is_given_up_in_so_many_words(
 ) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    ask = {**ASK, "max_tokens": 900}
+    ask: dict[str, Any] = {**ASK, "max_tokens": 900}
     waiting: list[httpx.Response] = []
     asking = threading.Thread(
         target=lambda: waiting.append(httpx.post(f"{url}/v1/completions", json=ask, timeout=PATIENCE_S))
@@ -218,6 +229,7 @@ def test_a_text_that_is_not_done_in_time_is_given_up_in_so_many_words(
         whole.edge(),
     ):
         until(lambda: status(url) == "ok", patience_s=PATIENCE_S)
+        ask["seed"] = long_seed(url, ASK)
         with httpx.stream("POST", f"{url}/v1/completions", json={**ask, "stream": True}, timeout=PATIENCE_S) as reply:
             lines = (line.removeprefix("data: ") for line in reply.iter_lines() if line)
             assert json.loads(next(lines))["choices"]
@@ -235,6 +247,7 @@ def test_a_text_that_is_not_done_in_time_is_given_up_in_so_many_words(
     assert error["code"] == "cancelled"
     assert "shutting down" in error["message"]
     assert (waiting[0].status_code, waiting[0].json()["error"]["code"]) == (503, "cancelled")
-    assert [row["reason"] for row in whole.rows("SELECT reason FROM sessions")] == ["cancelled"]
+    *_, last_session = whole.rows("SELECT reason FROM sessions ORDER BY rowid")
+    assert last_session["reason"] == "cancelled"
     assert unit.heard.count("STOPPING=1") == 1
     assert unit.heartbeats_since_stopping() >= 1

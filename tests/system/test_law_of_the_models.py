@@ -1,6 +1,7 @@
 """What the real pair writes: the target's greedy text, one coupled text whatever the draft, acceptance as in theory."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from fleet_cli.demo.prompts import PROMPTS
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.texts.chat import ChatMessage, encode_chat
 from schemas.policy import Mode, SamplingPolicy
+from tests.support.long_texts import first_long
 from tests.support.whole import Whole
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
@@ -22,7 +24,8 @@ Load = Callable[[str], LlamaCppDrafter]
 GREEDY = SamplingPolicy(temperature=0.0, seed=1)
 PROMPT_COUNT = 10
 LENGTH = 64
-NEAR_TIE = 1e-3
+IN_SMALL = 3  # prompts of the default run; the rest is exhaustive
+NEAR_TIE = {"float32": 1e-3, "bfloat16": 0.5}  # between logits near 20, which bfloat16 writes in steps of 0.125
 
 
 def prompt_ids(drafter: LlamaCppDrafter) -> list[list[int]]:
@@ -37,30 +40,33 @@ def logits_of(oracle: Any, tokens: Sequence[int]) -> torch.Tensor:
     return logits
 
 
-def test_greedy_text_is_the_targets_own(whole: Whole, drafters: Load, oracle: Any) -> None:
+@pytest.mark.parametrize(
+    "number", [pytest.param(i, marks=[] if i < IN_SMALL else [pytest.mark.exhaustive]) for i in range(PROMPT_COUNT)]
+)
+def test_greedy_text_is_the_targets_own(number: int, whole: Whole, drafters: Load, oracle: Any, dtype: str) -> None:
     drafter = drafters("Q4_0")
+    ids = prompt_ids(drafter)[number]
     with whole.edge(), whole.device(drafter, draft_length=4) as device:
-        for ids in prompt_ids(drafter):
-            written = device.agent.generate(ids, policy=GREEDY, max_new_tokens=LENGTH).tokens
-            with torch.inference_mode():
-                own = oracle.generate(
-                    torch.tensor([ids]),
-                    attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                    do_sample=False,
-                    max_new_tokens=LENGTH,
-                    pad_token_id=0,
-                )[0, len(ids) :].tolist()
-            if list(written) == own:
-                continue
-            split = next(i for i, (ours, theirs) in enumerate(zip(written, own, strict=False)) if ours != theirs)
-            best = logits_of(oracle, [*ids, *own[:split]])[-1].topk(2).values
-            gap = float(best[0] - best[1])
-            print(f"texts part at token {split}, where the two best logits lie {gap:.2g} apart")
-            assert gap < NEAR_TIE
+        written = device.agent.generate(ids, policy=GREEDY, max_new_tokens=LENGTH).tokens
+    with torch.inference_mode():
+        own = oracle.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=LENGTH,
+            pad_token_id=0,
+        )[0, len(ids) :].tolist()
+    if list(written) != own:
+        split = next(i for i, (ours, theirs) in enumerate(zip(written, own, strict=False)) if ours != theirs)
+        best = logits_of(oracle, [*ids, *own[:split]])[-1].topk(2).values
+        gap = float(best[0] - best[1])
+        print(f"texts part at token {split}, where the two best logits lie {gap:.2g} apart")
+        assert gap < NEAR_TIE[dtype]
 
 
 def test_coupled_text_depends_on_no_draft(whole: Whole, drafters: Load) -> None:
     policy = SamplingPolicy(mode=Mode.COUPLED, seed=20)
+    ids: Sequence[int] = ()
     texts = set()
     with whole.edge():
         for quantization, length, ahead in (
@@ -73,10 +79,11 @@ def test_coupled_text_depends_on_no_draft(whole: Whole, drafters: Load) -> None:
         ):
             drafter = drafters(quantization)
             with whole.device(drafter, draft_length=length, ahead=ahead) as device:
-                ids = prompt_ids(drafter)[1]
-                texts.add(device.agent.generate(ids, policy=policy, max_new_tokens=48).tokens)
+                prompts = [ids] if ids else prompt_ids(drafter)
+                write = partial(device.agent.generate, policy=policy, max_new_tokens=48)
+                ids, done = first_long(write, prompts, tokens=1 if texts else 24)
+                texts.add(done.tokens)
     assert len(texts) == 1
-    assert len(texts.pop()) > 20
 
 
 def test_acceptance_is_what_theory_says(whole: Whole, drafters: Load, oracle: Any) -> None:
@@ -88,8 +95,10 @@ def test_acceptance_is_what_theory_says(whole: Whole, drafters: Load, oracle: An
     policy = SamplingPolicy(temperature=1.0, top_k=0, top_p=1.0, seed=77)
     accepted = expected = variance = 0.0
     with whole.edge(), whole.device(drafter, draft_length=4) as device:
-        texts = {}
-        for number, ids in enumerate(prompt_ids(drafter)[:4]):
+        texts: dict[str, tuple[list[int], tuple[int, ...]]] = {}
+        for number, ids in enumerate(prompt_ids(drafter)):
+            if sum(len(tokens) for _, tokens in texts.values()) >= 200:
+                break
             done = device.agent.generate(ids, policy=policy.model_copy(update={"seed": 77 + number}), max_new_tokens=64)
             texts[done.session.hex()] = (ids, done.tokens)
     for session, (ids, tokens) in texts.items():

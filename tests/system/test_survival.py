@@ -17,6 +17,7 @@ from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.service import DeviceService
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from schemas.policy import Mode, SamplingPolicy
+from tests.support.long_texts import first_long
 from tests.support.waiting import until
 from tests.support.whole import FLEET, Whole
 from tests.system.test_law_of_the_models import prompt_ids
@@ -62,15 +63,20 @@ def own(own_mosquitto: MosquittoProcess, tmp_path: Path, verifier: PackedVerifie
     return Whole(own_mosquitto.port, tmp_path, verifier)
 
 
-def undisturbed(whole: Whole, drafter: LlamaCppDrafter, ids: Sequence[int]) -> tuple[int, ...]:
+def undisturbed(whole: Whole, drafter: LlamaCppDrafter) -> tuple[Sequence[int], tuple[int, ...]]:
+    """Return a prompt with a text that can be disturbed, and the text."""
     with whole.edge(), whole.device(drafter) as device:
-        return device.agent.generate(ids, policy=POLICY, max_new_tokens=LENGTH).tokens
+        ids, done = first_long(
+            lambda ids: device.agent.generate(ids, policy=POLICY, max_new_tokens=LENGTH),
+            prompt_ids(drafter),
+            tokens=2 * DISTURB_AT,
+        )
+        return ids, done.tokens
 
 
 def test_a_broker_restart_costs_nothing_but_time(own: Whole, own_mosquitto: MosquittoProcess, drafters: Load) -> None:
     drafter = drafters("Q4_0")
-    ids = prompt_ids(drafter)[0]
-    wanted = undisturbed(own, drafter, ids)
+    ids, wanted = undisturbed(own, drafter)
     with own.edge(), own.device(drafter, verdict_s=2.0) as device:
         writing = Writing(device, ids)
         writing.wait_until_under_way()
@@ -83,10 +89,10 @@ def test_a_broker_restart_costs_nothing_but_time(own: Whole, own_mosquitto: Mosq
 
 
 @contextmanager
-def edge_process(whole: Whole, target: Path) -> Iterator["subprocess.Popen[str]"]:
+def edge_process(whole: Whole, target: Path, dtype: str) -> Iterator["subprocess.Popen[str]"]:
     command = [
         sys.executable, "-m", "fleet_cli.main", "edge", "run", "--fleet", FLEET, "--port", str(whole.port),
-        "--target", str(target), "--dtype", "float32", "--db", whole.db, "--spool", str(whole.folder / "spool"),
+        "--target", str(target), "--dtype", dtype, "--db", whole.db, "--spool", str(whole.folder / "spool"),
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -102,17 +108,16 @@ def edge_process(whole: Whole, target: Path) -> Iterator["subprocess.Popen[str]"
         process.communicate()
 
 
-def test_an_edge_that_dies_loses_no_session(own: Whole, drafters: Load, target_folder: Path) -> None:
+def test_an_edge_that_dies_loses_no_session(own: Whole, drafters: Load, target_folder: Path, dtype: str) -> None:
     drafter = drafters("Q4_0")
-    ids = prompt_ids(drafter)[2]
-    wanted = undisturbed(own, drafter, ids)
+    ids, wanted = undisturbed(own, drafter)
     with own.device(drafter, verdict_s=2.0) as device:
-        with edge_process(own, target_folder) as first:
+        with edge_process(own, target_folder, dtype) as first:
             writing = Writing(device, ids)
             writing.wait_until_under_way()
             first.kill()
             first.wait()
-        with edge_process(own, target_folder) as second:
+        with edge_process(own, target_folder, dtype) as second:
             done = writing.finish()
             second.send_signal(signal.SIGTERM)
             assert second.wait(30) == 0

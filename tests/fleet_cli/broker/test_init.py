@@ -23,7 +23,7 @@ from tests.support.brokers import require_mosquitto
 from tests.support.links import START_S, Inbox
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.broker
+pytestmark = [pytest.mark.broker, pytest.mark.xdist_group("broker init")]
 
 
 @pytest.fixture(scope="module")
