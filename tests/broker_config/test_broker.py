@@ -38,7 +38,7 @@ HOME = Path("/etc/mosquitto/fleet")
         {"tls": {"ca": "a\nallow_anonymous true"}},
     ],
 )
-def test_a_broker_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
+def test_invalid_broker_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Broker.model_validate(wrong)
 
@@ -72,7 +72,7 @@ def test_the_configuration_has_what_the_link_depends_on() -> None:
     assert "max_queued_messages 0" not in lines
 
 
-def test_production_believes_certificates_alone() -> None:
+def test_in_production_the_certificate_alone_says_who_a_client_is() -> None:
     lines = lines_of(Broker.production())
     listener = lines.index("listener 8883")
     for needed in (
@@ -91,7 +91,7 @@ def test_production_believes_certificates_alone() -> None:
     assert all(cipher.startswith("ECDHE-ECDSA-") and ("GCM" in cipher or "POLY1305" in cipher) for cipher in ciphers)
 
 
-def test_what_is_deprecated_in_a_version_is_not_written_for_it() -> None:
+def test_an_option_that_a_version_deprecates_is_not_written_for_it() -> None:
     broker = Broker.production(acl_plugin="/usr/lib/mosquitto_acl_file.so")
     old, new = lines_of(broker), lines_of(broker, MosquittoVersion.V2_1)
     assert "per_listener_settings false" in old

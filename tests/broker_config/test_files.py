@@ -27,7 +27,7 @@ def test_a_description_is_read_as_it_was_written(broker: Broker, tmp_path: Path)
     assert read_description(path, production=False) == broker
 
 
-def test_what_an_operators_file_leaves_out_is_productions(tmp_path: Path) -> None:
+def test_what_a_description_leaves_out_has_productions_default(tmp_path: Path) -> None:
     path = tmp_path / "broker.toml"
     path.write_text('fleet = "plant"\n[tls]\nca = "other.pem"\n')
     broker = read_description(path)
@@ -46,7 +46,7 @@ def test_what_an_operators_file_leaves_out_is_productions(tmp_path: Path) -> Non
         ('edges = ["a", "a"]', "description in .*each name is one edge"),
     ],
 )
-def test_a_description_that_cannot_be_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
+def test_an_invalid_description_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "broker.toml"
     path.write_text(text)
     with pytest.raises(BrokerFilesError, match=sentence):

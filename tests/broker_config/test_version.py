@@ -23,7 +23,7 @@ def program(folder: Path, says: str) -> Path:
         ("mosquitto version 2.3.0", MosquittoVersion.V2_1),
     ],
 )
-def test_the_version_is_what_it_says(says: str, version: MosquittoVersion, tmp_path: Path) -> None:
+def test_the_version_is_read_from_the_programs_own_words(says: str, version: MosquittoVersion, tmp_path: Path) -> None:
     assert installed_version(program(tmp_path, says)) is version
 
 
@@ -31,7 +31,7 @@ def test_the_version_is_what_it_says(says: str, version: MosquittoVersion, tmp_p
     ("says", "sentence"),
     [("mosquitto version 1.6.9", "use version 2.0 or 2.1"), ("mosquitto version 3.0.0", "use"), ("hello", "is it")],
 )
-def test_another_program_is_one_sentence(says: str, sentence: str, tmp_path: Path) -> None:
+def test_a_program_that_is_not_mosquitto_is_refused_in_one_sentence(says: str, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(BrokerFailed, match=sentence):
         installed_version(program(tmp_path, says))
 
@@ -42,6 +42,6 @@ def test_a_program_that_cannot_be_run_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.broker
-def test_the_real_one_is_known() -> None:
+def test_the_installed_mosquitto_has_a_known_version() -> None:
     require_mosquitto()
     assert installed_version(find_mosquitto()) in MosquittoVersion

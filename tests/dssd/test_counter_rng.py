@@ -15,7 +15,7 @@ DRAWS = np.arange(100_000)
 
 @given(SEED, POSITION, st.sampled_from(Purpose), st.lists(INDEX, min_size=1, max_size=5))
 @settings(deadline=None)
-def test_many_coins_at_once_are_the_coins_one_by_one(
+def test_a_batch_of_random_numbers_equals_them_one_by_one(
     seed: int, position: int, purpose: Purpose, indices: list[int]
 ) -> None:
     together = random_uniforms(seed, position, purpose, np.array(indices))
@@ -23,7 +23,7 @@ def test_many_coins_at_once_are_the_coins_one_by_one(
     assert ((together >= 0.0) & (together < 1.0)).all()
 
 
-def test_the_coins_do_not_change_between_releases() -> None:
+def test_the_random_numbers_do_not_change_between_releases() -> None:
     """Both ends of a session may run different releases, and must toss the same coins."""
     found = [
         random_uniform(0, 0, Purpose.DRAFT),
@@ -35,7 +35,7 @@ def test_the_coins_do_not_change_between_releases() -> None:
 
 @pytest.mark.parametrize("purpose", Purpose)
 @pytest.mark.parametrize("along", ["seed", "position", "index"])
-def test_coins_are_uniform_along_every_coordinate(purpose: Purpose, along: str) -> None:
+def test_random_numbers_are_uniform_along_every_coordinate(purpose: Purpose, along: str) -> None:
     """Chi-square over 256 cells; 21 assertions, each false once in 10,000 seeds."""
     if along == "index":
         values = random_uniforms(11, 5, purpose, DRAWS)
@@ -48,7 +48,7 @@ def test_coins_are_uniform_along_every_coordinate(purpose: Purpose, along: str) 
 
 
 @pytest.mark.parametrize("other", [p for p in Purpose if p is not Purpose.ACCEPT])
-def test_coins_of_different_purposes_are_independent(other: Purpose) -> None:
+def test_random_numbers_of_different_purposes_are_independent(other: Purpose) -> None:
     """Chi-square of the joint law over 16 x 16 cells, at one position and along positions; 12 assertions."""
     at_one = random_uniforms(3, 9, Purpose.ACCEPT, DRAWS), random_uniforms(3, 9, other, DRAWS)
     along = tuple(
@@ -60,7 +60,7 @@ def test_coins_of_different_purposes_are_independent(other: Purpose) -> None:
         assert stats.chisquare(counts.ravel()).pvalue > ALARM
 
 
-def test_neighbours_are_independent() -> None:
+def test_random_numbers_of_neighbouring_counters_are_independent() -> None:
     """Coins of neighbouring positions and of neighbouring seeds; 2 assertions at 1 in 10,000."""
     for values in (
         np.array([random_uniform(3, position, Purpose.DRAFT) for position in range(40_001)]),

@@ -31,5 +31,5 @@ def test_alike_distributions_mostly_draw_the_same_token() -> None:
     assert same > 0.96 - 4 * np.sqrt(0.96 * 0.04 / 5_000)
 
 
-def test_certainty_needs_no_noise() -> None:
+def test_a_distribution_with_one_token_draws_it_whatever_the_noise() -> None:
     assert coupled_token(point_mass(3), 1, 1) == 3

@@ -44,7 +44,7 @@ def textbook(logits: list[float], policy: SamplingPolicy) -> dict[int, float]:
 @settings(max_examples=500, deadline=None)
 @example([0.0, 0.0, 0.0], SamplingPolicy(temperature=1.0, top_k=2, top_p=1.0))
 @example([-math.inf, 1.0], SamplingPolicy(temperature=1.0, top_k=2, top_p=0.5))
-def test_shaping_is_what_the_textbook_says(logits: list[float], policy: SamplingPolicy) -> None:
+def test_shaping_equals_a_plain_implementation(logits: list[float], policy: SamplingPolicy) -> None:
     dist = shape(np.array(logits), policy)
     expected = textbook(logits, policy)
     assert dist.ids.tolist() == list(expected)
@@ -58,7 +58,7 @@ def test_shaping_is_what_the_textbook_says(logits: list[float], policy: Sampling
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
-def test_any_float_type_will_do(kind: Any) -> None:
+def test_logits_of_any_float_type_are_shaped_alike(kind: Any) -> None:
     dist = shape(np.array([1.0, 3.0, 2.0], dtype=kind), SamplingPolicy(temperature=1.0, top_k=0, top_p=1.0))
     assert dist.ids.tolist() == [1, 2, 0]
     assert dist.ids.dtype == np.int64

@@ -27,7 +27,7 @@ def rows(*dists: Dist) -> tuple[Callable[[int], Dist], list[int]]:
     return row, asked
 
 
-def test_a_draft_that_the_target_would_write_stands_whole_and_earns_a_bonus_token() -> None:
+def test_a_draft_that_is_wholly_accepted_gets_a_bonus_token() -> None:
     row, asked = rows(point_mass(1), point_mass(2), EVEN)
     judgement = judge(row, (1, 2), CERTAIN * 2, policy=RESIDUAL, base=4, bonus=True)
     assert (judgement.accepted, judgement.rejected, judgement.tested, judgement.p) == (2, False, 2, None)
@@ -42,7 +42,7 @@ def test_no_bonus_token_is_drawn_where_another_draft_follows() -> None:
     assert asked == [0]
 
 
-def test_the_first_token_that_the_target_rules_out_ends_the_head_and_sends_p() -> None:
+def test_the_first_rejected_token_ends_the_accepted_head_and_p_is_sent() -> None:
     row, asked = rows(point_mass(1), EVEN, EVEN, EVEN)
     judgement = judge(row, (1, 3, 1), CERTAIN * 3, policy=RESIDUAL, base=4, bonus=True)
     assert (judgement.accepted, judgement.rejected, judgement.tested, judgement.token) == (1, True, 2, None)
@@ -50,7 +50,7 @@ def test_the_first_token_that_the_target_rules_out_ends_the_head_and_sends_p() -
     assert asked == [0, 1]
 
 
-def test_a_token_is_decided_by_the_coin_of_its_position() -> None:
+def test_a_token_is_decided_by_the_random_number_of_its_position() -> None:
     accepted = [
         judge(lambda _: EVEN, (1,), CERTAIN, policy=RESIDUAL, base=base, bonus=False).accepted for base in range(200)
     ]
@@ -58,7 +58,7 @@ def test_a_token_is_decided_by_the_coin_of_its_position() -> None:
     assert 60 < sum(accepted) < 140
 
 
-def test_an_empty_draft_earns_one_token() -> None:
+def test_an_empty_draft_gets_one_token() -> None:
     row, asked = rows(point_mass(2))
     assert judge(row, (), (), policy=RESIDUAL, base=0, bonus=True).token == 2
     assert asked == [0]

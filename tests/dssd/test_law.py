@@ -105,7 +105,7 @@ def test_committed_tokens_follow_the_target(number: int, mode: Mode, form: Form)
     assert total_variation(counts, law) < total_variation_noise(law, DRAWS)
 
 
-def test_the_test_can_fail() -> None:
+def test_the_drafts_own_law_is_told_from_the_targets() -> None:
     """The draft's own law is rejected as the target's, so the statistic has power."""
     case = pair(5, Mode.RESIDUAL)
     law = np.zeros(case.vocabulary)

@@ -32,7 +32,7 @@ def test_counts_sum_to_the_total_and_are_the_largest_remainders(weights: list[fl
         assert remainder[up].min() >= remainder[~up].max() - 1e-6
 
 
-def test_a_vocabulary_larger_than_the_lattice_is_rounded_too() -> None:
+def test_a_vocabulary_larger_than_the_total_of_counts_is_quantized_too() -> None:
     size = 3 * TOTAL
     quantized = quantize(Dist(np.arange(size), np.full(size, 1.0 / size)))
     assert quantized.counts.sum() == TOTAL
@@ -42,7 +42,7 @@ def test_a_vocabulary_larger_than_the_lattice_is_rounded_too() -> None:
 
 @given(WEIGHTS)
 @settings(max_examples=20, deadline=None)
-def test_every_value_of_the_coin_draws_exactly_as_often_as_is_reported(weights: list[float]) -> None:
+def test_a_token_is_drawn_by_exactly_as_many_values_as_its_count(weights: list[float]) -> None:
     quantized = quantize(dist_of(weights))
     for token, count in zip(quantized.ids, quantized.counts, strict=True):
         start = int(quantized.counts[: quantized.ids.tolist().index(token)].sum())
@@ -51,7 +51,7 @@ def test_every_value_of_the_coin_draws_exactly_as_often_as_is_reported(weights: 
             assert draw_draft(quantized, (value + 1) / TOTAL - 2.0**-53) == (token, count)
 
 
-def test_the_whole_lattice_is_drawn_count_by_count() -> None:
+def test_every_unit_of_the_counts_is_drawn_once() -> None:
     quantized = quantize(dist_of([0.5, 0.3, 0.15, 0.05]))
     drawn = [draw_draft(quantized, value / TOTAL) for value in range(TOTAL)]
     for token, count in zip(quantized.ids.tolist(), quantized.counts.tolist(), strict=True):

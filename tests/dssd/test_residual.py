@@ -11,25 +11,25 @@ P = Dist(np.array([4, 1, 7]), np.array([0.5, 0.3, 0.2]))
 
 
 @given(st.floats(0, 1), st.integers(1, TOTAL), st.floats(0, 1, exclude_max=True))
-def test_a_token_stands_with_probability_p_over_q(p: float, count: int, coin: float) -> None:
+def test_a_token_is_accepted_with_probability_p_over_q(p: float, count: int, coin: float) -> None:
     assert accepts(p, count, coin) == (coin < p * TOTAL / count) or coin == pytest.approx(p * TOTAL / count)
 
 
 @pytest.mark.parametrize("coin", [0.0, 0.5, 1 - 2.0**-53])
-def test_what_the_target_rules_out_never_stands_and_what_it_likes_better_always_does(coin: float) -> None:
+def test_a_token_with_p_zero_is_never_accepted_and_one_with_p_above_q_always(coin: float) -> None:
     assert not accepts(0.0, 1, coin)
     assert accepts(0.5, TOTAL // 2, coin)
     assert accepts(1.0, TOTAL, coin)
 
 
-def test_the_residual_is_what_p_has_over_q() -> None:
+def test_the_residual_is_the_normalized_positive_part_of_p_minus_q() -> None:
     q = quantize(Dist(np.array([1, 4, 9]), np.array([0.5, 0.25, 0.25])))
     rest = residual(P, q)
     assert rest.ids.tolist() == [4, 7]
     assert rest.probs == pytest.approx([0.25 / 0.45, 0.2 / 0.45])
 
 
-def test_where_nothing_is_left_p_itself_is_the_residual() -> None:
+def test_where_p_equals_q_the_residual_is_p() -> None:
     assert residual(point_mass(3), quantize(point_mass(3))).ids.tolist() == [3]
 
 

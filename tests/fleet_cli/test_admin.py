@@ -206,7 +206,7 @@ def test_what_cannot_be_shown_is_one_sentence_and_exit_code_2(
 
 
 @pytest.mark.parametrize("command", [("devices",), ("device", "x"), ("sessions",), ("session", "ab"), ("stats",)])
-def test_looking_creates_no_database(admin: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_reading_creates_no_database(admin: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
     absent = tmp_path / "absent.sqlite3"
     code, _, complaint = admin(*command, "--db", f"sqlite:///{absent}")
     assert (code, absent.exists()) == (2, False)

@@ -91,7 +91,7 @@ def test_json_has_what_a_program_needs(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("ca")
-def test_a_list_for_people(run: Run) -> None:
+def test_identities_are_listed_as_a_table(run: Run) -> None:
     run("issue", "edge-1", "--role", "edge")
     _, out, _ = run("list")
     assert "edge-1" in out

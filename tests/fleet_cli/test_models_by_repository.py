@@ -29,7 +29,7 @@ def fleet(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     ],
     ids=lambda words: " ".join(words[:4]),
 )
-def test_one_sentence_and_no_attempts(arguments: list[str], tmp_path: Path) -> None:
+def test_a_missing_hub_is_one_sentence_without_retries(arguments: list[str], tmp_path: Path) -> None:
     done = fleet(tmp_path, *arguments)
     # The broker that is not there either is told with it.
     *before, last = [line for line in done.stderr.splitlines() if "No broker listens" not in line]

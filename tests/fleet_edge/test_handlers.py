@@ -269,7 +269,7 @@ def test_a_close_of_another_edges_session_is_that_edges_business(scene: Scene) -
     scene.others_are_untouched()
 
 
-def test_silence_ends_a_session_as_lost_and_frees_its_memory(scene: Scene) -> None:
+def test_a_lease_that_runs_out_ends_the_session_as_lost_and_frees_its_memory(scene: Scene) -> None:
     scene.send(encode_draft(scene.draft()))
     scene.fleet.clock.seconds += 59.0
     scene.good.act()

@@ -49,7 +49,7 @@ def hold(site: Site, edge: RunningEdge) -> None:
     until(lambda: edge.sessions == 1)
 
 
-def test_a_session_that_ends_in_time_ends_as_if_nothing_had_been(site: Site) -> None:
+def test_a_session_that_ends_within_the_drain_is_undisturbed(site: Site) -> None:
     with site.edge() as edge, site.device() as device:
         done = Writing(device, at=AT, disturb=lambda: drain(site, edge)).finish()
         edge.join()  # by itself: nothing is open any more
@@ -167,7 +167,7 @@ def test_a_session_that_nobody_resumes_is_open_until_it_counts_as_lost(site: Sit
     assert [row["reason"] for row in site.rows(SEGMENTS)] == ["handed-over"]  # which says when it was, and why
 
 
-def test_a_reconnect_while_draining_does_not_say_that_all_is_well(site: Site) -> None:
+def test_a_reconnect_while_draining_still_announces_draining(site: Site) -> None:
     with site.edge() as edge:
         hold(site, edge)
         drain(site, edge)

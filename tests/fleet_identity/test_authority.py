@@ -194,7 +194,7 @@ def test_a_name_is_revoked_with_all_its_certificates(authority: Authority) -> No
     assert kept.serial not in listed(authority)
 
 
-def test_the_canary_is_revoked_from_birth_and_the_kicker_is_not(authority: Authority, clock: FrozenClock) -> None:
+def test_the_canary_is_issued_revoked_and_the_kicker_is_not(authority: Authority, clock: FrozenClock) -> None:
     sign(authority, "sensor-1")
     revocation = authority.revoke(["sensor-1"])
     kicker = revocation.kickers["sensor-1"]
@@ -262,7 +262,7 @@ def test_every_action_leaves_a_line_with_who_what_when_and_which(authority: Auth
     assert {line["serial"] for line in lines if line["action"] == "revoke"} == {entry.serial, renewed.serial}
 
 
-def test_what_cannot_be_recorded_does_not_happen(authority: Authority) -> None:
+def test_an_action_that_cannot_be_logged_is_not_done(authority: Authority) -> None:
     authority.folder.audit.unlink()
     authority.folder.audit.mkdir()
     with pytest.raises(IdentityError, match="audit"):

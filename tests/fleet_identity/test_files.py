@@ -96,7 +96,7 @@ def test_a_folder_in_which_others_write_is_refused(tmp_path: Path) -> None:
         make_folder(tmp_path / "open")
 
 
-def test_of_two_who_want_the_lock_one_waits_and_then_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_holder_of_the_lock_waits_and_then_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LOCK_S", 0.1)
     with (
         locked(tmp_path / "lock"),

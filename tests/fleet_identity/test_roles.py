@@ -14,14 +14,14 @@ def test_a_device_cannot_have_a_name_that_says_another_role(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["edgeware", "sensor-edge", "brokerage", "a"])
-def test_a_name_that_only_contains_such_a_word_is_free(name: str) -> None:
+def test_a_name_that_only_contains_a_role_word_is_allowed(name: str) -> None:
     assert check_identity_name(name, IdentityRole.DEVICE) == name
 
 
 @pytest.mark.parametrize(
     ("name", "role"), [("edge-1", "edge"), ("monitor", "monitor"), ("broker", "broker"), ("n", "edge")]
 )
-def test_the_role_itself_may_have_it(name: str, role: str) -> None:
+def test_the_role_itself_may_use_its_word(name: str, role: str) -> None:
     assert check_identity_name(name, IdentityRole(role)) == name
 
 

@@ -20,7 +20,7 @@ def test_a_certificate_goes_from_valid_to_due_to_ended(authority: Authority, clo
     assert states(authority) == [("sensor-1", CertificateState.ENDED, -1)]
 
 
-def test_what_is_due_by_the_list_is_due_to_be_renewed(authority: Authority, clock: FrozenClock) -> None:
+def test_what_the_register_calls_due_can_be_renewed(authority: Authority, clock: FrozenClock) -> None:
     authority.sign(request_for("sensor-1"), name="sensor-1", role=IdentityRole.DEVICE)
     for _ in range(100):
         clock.forward(days=1, seconds=7)
@@ -28,7 +28,7 @@ def test_what_is_due_by_the_list_is_due_to_be_renewed(authority: Authority, cloc
         assert (line.state in {CertificateState.DUE, CertificateState.ENDED}) == (authority.due() == ("sensor-1",))
 
 
-def test_the_newest_stands_for_its_name(authority: Authority) -> None:
+def test_the_newest_certificate_represents_its_name(authority: Authority) -> None:
     authority.sign(request_for("sensor-1"), name="sensor-1", role=IdentityRole.DEVICE)
     authority.clock.forward(days=70)  # type: ignore[attr-defined]
     authority.renew("sensor-1")

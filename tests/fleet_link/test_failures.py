@@ -50,7 +50,7 @@ def test_an_unknown_host() -> None:
     assert "'no.such.host.invalid' is unknown" in str(error)
 
 
-def test_a_server_that_never_answers() -> None:
+def test_a_server_that_never_answers_is_reported_as_silent() -> None:
     with ScriptedBroker(None) as broker:
         assert "did not answer in time" in str(failure(settings_for(broker.port)))
 

@@ -42,7 +42,7 @@ def test_a_flag_comes_before_the_environment_the_file_and_the_default(
     assert (found.name, found.broker.host, found.broker.port) == ("flag", "file", 4)
 
 
-def test_a_flag_that_is_not_given_hides_nothing(config: Path) -> None:
+def test_a_flag_that_is_not_given_overrides_nothing(config: Path) -> None:
     found = load_settings(Example, config=config, flags={"name": None, "broker": {"host": None, "port": None}})
     assert (found.name, found.broker.host) == ("file", "file")
 
@@ -216,6 +216,6 @@ def test_half_a_tls_configuration_is_refused_and_does_not_end_in_a_plain_link(fi
 
 
 @pytest.mark.parametrize("wrong", [{"port": 0}, {"port": 65536}, {"host": ""}, {"keepalive_s": 1}], ids=repr)
-def test_a_broker_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
+def test_invalid_broker_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(SettingsError, match="broker"):
         load_settings(Example, config=None, flags={"broker": wrong})

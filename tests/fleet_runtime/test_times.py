@@ -27,12 +27,12 @@ def test_ages_and_times_are_points_in_time(given: str | datetime | timedelta, me
 
 
 @pytest.mark.parametrize("wrong", ["", "2", "h", "-2h", "2h30m", "2026-13-01", "999999999d", timedelta(days=999999999)])
-def test_what_is_neither_is_named(wrong: str | timedelta) -> None:
+def test_what_is_neither_an_age_nor_a_time_is_refused_by_name(wrong: str | timedelta) -> None:
     with pytest.raises(ValueError, match="neither an age"):
         read_time(wrong, now=NOW)
 
 
-def test_what_was_given_cannot_move_a_terminal() -> None:
+def test_control_characters_in_what_was_given_are_not_printed() -> None:
     with pytest.raises(ValueError, match="neither an age") as caught:
         read_time("\x1b[2J" + "x" * 100, now=NOW)
     assert "\x1b" not in str(caught.value)

@@ -73,11 +73,11 @@ def test_fields_that_a_message_has_are_fields_of_its_schema() -> None:
             assert set(DOCUMENT["components"]["schemas"][model.__name__]["properties"]) == set(model.model_fields)
 
 
-def test_it_is_json() -> None:
+def test_the_document_is_json() -> None:
     assert json.loads(json.dumps(DOCUMENT, allow_nan=False)) == DOCUMENT
 
 
-def test_what_is_reserved_is_said_to_be() -> None:
+def test_reserved_fields_are_marked_as_reserved() -> None:
     for topic in set(Topic) - set(MESSAGES):
         channel = "".join(part.capitalize() if number else part for number, part in enumerate(topic.value.split("/")))
         assert "Reserved" in DOCUMENT["channels"][channel]["description"]

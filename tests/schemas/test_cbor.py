@@ -58,7 +58,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("payload", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_bytes_are_refused_and_cost_next_to_nothing(payload: bytes) -> None:
+def test_hostile_bytes_are_refused_at_little_cost(payload: bytes) -> None:
     assert len(payload) <= KILOBYTE
     tracemalloc.start()
     try:
@@ -91,7 +91,7 @@ def test_a_message_above_its_bound_is_not_looked_at() -> None:
     ],
     ids=repr,
 )
-def test_the_sentence_says_what_is_wrong(payload: bytes, complaint: str) -> None:
+def test_the_error_sentence_says_what_is_wrong(payload: bytes, complaint: str) -> None:
     with pytest.raises(MalformedMessage, match=complaint):
         load(payload, bound=KILOBYTE)
 

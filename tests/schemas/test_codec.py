@@ -166,7 +166,7 @@ def test_the_samples_that_are_spoilt_below_are_sound() -> None:
 
 @pytest.mark.parametrize("field", [0, 1, 2, 3, 4, 8])
 @pytest.mark.parametrize("value", [True, 1.0, "1", b"1", -1, 1 << 33, [1], float("nan")], ids=repr)
-def test_an_integer_of_a_draft_is_an_integer(field: int, value: object) -> None:
+def test_an_integer_field_of_a_draft_takes_nothing_but_an_integer(field: int, value: object) -> None:
     with pytest.raises(MalformedMessage):
         decode_draft(cbor2.dumps([*DRAFT[:field], value, *DRAFT[field + 1 :]]))
 
@@ -199,7 +199,7 @@ def test_a_draft_that_also_asks_for_samples_is_refused() -> None:
 
 @pytest.mark.parametrize("field", [0, 1, 2, 4])
 @pytest.mark.parametrize("value", [True, 1.0, "1", -1, None, 1 << 33], ids=repr)
-def test_an_integer_of_a_verdict_is_an_integer(field: int, value: object) -> None:
+def test_an_integer_field_of_a_verdict_takes_nothing_but_an_integer(field: int, value: object) -> None:
     with pytest.raises(MalformedMessage):
         decode_verdict(cbor2.dumps([*VERDICT[:field], value, *VERDICT[field + 1 :]]))
 

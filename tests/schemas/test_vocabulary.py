@@ -13,7 +13,7 @@ def test_vocabularies_are_equal_iff_their_tokens_are(one: list[str], two: list[s
     assert (Vocabulary.of(one) == Vocabulary.of(two)) == (one == two)
 
 
-def test_where_a_token_ends_matters() -> None:
+def test_token_boundaries_change_the_fingerprint() -> None:
     assert Vocabulary.of(["ab", "c"]) != Vocabulary.of(["a", "bc"])
     assert Vocabulary.of(["", "ab"]) != Vocabulary.of(["ab", ""])
 

@@ -117,7 +117,7 @@ def test_a_live_session_ends_within_ten_seconds_and_the_others_go_on(
     print(f"in force after {done.in_force_s:.3f} s, cut off after {took_s:.3f} s")
 
 
-def test_it_cannot_come_back_by_whatever_client_id(fleet: TlsFleet, edge: tuple[PahoLink, Inbox]) -> None:
+def test_it_cannot_come_back_under_any_client_id(fleet: TlsFleet, edge: tuple[PahoLink, Inbox]) -> None:
     tls = fleet.enrol(LOST)
     fleet.link(tls, LOST).start(timeout_s=START_S)
     enforce_revocation(fleet.authority.revoke([LOST]), fleet.access)
@@ -128,7 +128,7 @@ def test_it_cannot_come_back_by_whatever_client_id(fleet: TlsFleet, edge: tuple[
     assert edge[0].counters.losses == 0
 
 
-def test_nor_by_an_older_certificate_of_its_own(fleet: TlsFleet) -> None:
+def test_it_cannot_come_back_with_an_older_certificate(fleet: TlsFleet) -> None:
     old = fleet.enrol(LOST)
     newer = fleet.folder / "newer.pem"
     newer.write_text(fleet.authority.renew(LOST, early=True).pem)
@@ -140,7 +140,7 @@ def test_nor_by_an_older_certificate_of_its_own(fleet: TlsFleet) -> None:
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_nor_by_a_tls_session_from_before(fleet: TlsFleet, version: ssl.TLSVersion) -> None:
+def test_it_cannot_come_back_with_an_earlier_tls_session(fleet: TlsFleet, version: ssl.TLSVersion) -> None:
     # A server that resumes a session does not look at the certificate again; the reload makes it forget all sessions.
     tls = fleet.enrol(LOST)
     assert tls.certificate is not None

@@ -190,7 +190,7 @@ def test_behind_the_draft_models_context_the_target_writes_alone() -> None:
     assert 0 < done.counters.drafted < Scene().generate().counters.drafted / 2
 
 
-def test_a_prompt_that_the_draft_model_does_not_know_troubles_no_edge() -> None:
+def test_a_prompt_outside_the_draft_vocabulary_is_refused_before_any_open() -> None:
     scene = Scene()
     with pytest.raises(DrafterError, match="vocabulary"):
         scene.generate(prompt=(99,))
@@ -370,7 +370,7 @@ def test_a_broker_restart_is_survived() -> None:
     assert scene.generate().tokens == expected()
 
 
-def test_a_lost_lease_is_resumed_and_the_last_word_is_that_of_the_resumed_session() -> None:
+def test_a_lost_lease_is_resumed_and_the_resumed_segments_closed_counts() -> None:
     scene = Scene()
     deaf = Faults(drop=1.0, only=build(Topic.DRAFT, fleet=FLEET, device="device-1", edge=EDGE))
 
@@ -390,7 +390,7 @@ def test_a_lost_lease_is_resumed_and_the_last_word_is_that_of_the_resumed_sessio
     assert (done.closed.reason, done.closed.tokens) == (EndReason.LENGTH, 40)
 
 
-def test_the_end_of_a_part_long_resumed_elsewhere_disturbs_nobody() -> None:
+def test_a_late_end_of_a_segment_resumed_elsewhere_is_ignored() -> None:
     scene = Scene()
     zeros = {"tokens": 0, "rounds": 0, "mean_batch": 0.0, "queue_ms": 0.0, "compute_ms": 0.0}
 

@@ -27,7 +27,7 @@ def test_the_first_open_is_waited_for_less_long_than_a_resumed_session() -> None
     assert watch.exhausted_s(opened=False) == watch.exhausted_s(opened=True) == 30.0
 
 
-def test_to_ask_does_not_shorten_the_wait_and_an_answer_begins_it_anew() -> None:
+def test_asking_again_does_not_shorten_the_wait_and_an_answer_restarts_it() -> None:
     watch, pass_s = watch_at([0.0])
     pass_s(29.0)
     watch.asked()

@@ -27,7 +27,9 @@ def hub(kind: type[Exception], text: str) -> Exception:
         (OSError("disk full"), "could not be fetched (OSError); check the network and the disk"),
     ],
 )
-def test_failures_are_sentences(monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str) -> None:
+def test_failures_of_a_repository_are_one_sentence_each(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str
+) -> None:
     def fail(*_: str) -> None:
         raise error
 
@@ -41,7 +43,7 @@ def test_failures_are_sentences(monkeypatch: pytest.MonkeyPatch, error: Exceptio
         assert "\n" not in str(caught.value)
 
 
-def test_offline_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+def test_being_offline_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelNotFound, match=r"not in the local cache, and huggingface\.co cannot be reached"):
@@ -63,6 +65,6 @@ def test_offline_the_cache_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert HuggingFace().fetch("owner/name", "gguf/x.gguf") == model
 
 
-def test_a_name_that_is_none_is_a_sentence() -> None:
+def test_an_unknown_model_name_is_one_sentence() -> None:
     with pytest.raises(ModelNotFound, match="is no name of a repository"):
         HuggingFace().fetch("owner/na--me", "x.gguf")

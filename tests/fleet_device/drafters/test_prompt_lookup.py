@@ -27,7 +27,7 @@ def guess(text: str, lookup: Lookup | None = None) -> str | None:
     return WORDS[int(dist.ids[0])]
 
 
-def test_what_followed_is_proposed() -> None:
+def test_the_tokens_that_followed_a_match_are_proposed() -> None:
     assert guess("abcdab") == "c"
 
 
@@ -39,12 +39,12 @@ def test_of_equal_matches_the_latest_wins() -> None:
     assert guess("abcabdab") == "d"
 
 
-def test_a_match_shorter_than_asked_is_no_idea() -> None:
+def test_a_match_shorter_than_the_minimum_is_not_used() -> None:
     assert guess("abcdxb".replace("x", "e")) is None
     assert guess("abcdeb", Lookup(shortest=1)) == "c"
 
 
-def test_no_match_is_no_idea() -> None:
+def test_without_a_match_nothing_is_proposed() -> None:
     assert guess("abcdef") is None
     assert guess("a", Lookup(shortest=1)) is None
 
@@ -53,7 +53,7 @@ def test_a_match_may_overlap_the_end() -> None:
     assert guess("aaa") == "a"
 
 
-def test_longer_agreement_than_asked_is_not_looked_at() -> None:
+def test_a_match_is_compared_up_to_the_maximum_length_only() -> None:
     assert guess("abcdefabxdef".replace("x", "g") + "abcdef") == "a"
     assert guess("gabcfabchabc", Lookup(shortest=1, longest=2)) == "h"
 

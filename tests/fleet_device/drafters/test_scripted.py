@@ -41,7 +41,7 @@ def test_a_row_of_another_vocabulary_is_said() -> None:
         drafter([0.0, 1.0]).next(SamplingPolicy(seed=1))
 
 
-def test_nonsense_is_said() -> None:
+def test_a_script_with_nan_logits_is_refused() -> None:
     with pytest.raises(DrafterError, match="nonsense"):
         drafter([0.0, float("nan"), 1.0]).next(SamplingPolicy(seed=1))
 

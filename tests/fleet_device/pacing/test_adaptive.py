@@ -46,22 +46,22 @@ def test_a_longer_answer_time_never_shortens_the_draft(
 
 
 @given(times, times)
-def test_who_is_never_believed_hardly_drafts(token_s: float, answer_s: float) -> None:
+def test_where_nothing_is_accepted_drafts_are_short(token_s: float, answer_s: float) -> None:
     assert best(conditions(0.0, answer_s, token_s=token_s)).tokens <= 1
 
 
 @given(st.floats(0.6, 0.99), st.floats(0.005, 0.05))
-def test_a_very_long_answer_time_is_spent_drafting(acceptance: float, token_s: float) -> None:
+def test_with_a_very_long_answer_time_the_device_drafts_ahead(acceptance: float, token_s: float) -> None:
     # What fits into one draft must not be all that could be accepted, or waiting loses nothing.
     assert best(conditions(acceptance, 30 * token_s, token_s=token_s), longest=4).ahead
 
 
-def test_a_quick_answer_is_waited_for() -> None:
+def test_with_a_short_answer_time_the_device_waits() -> None:
     assert not best(conditions(0.7, 0.002)).ahead
 
 
 @given(acceptances, times, times, st.integers(0, 16))
-def test_a_plan_is_nearly_the_best_and_no_shorter_one_is(
+def test_the_plan_is_the_shortest_that_is_nearly_the_best(
     acceptance: float, token_s: float, answer_s: float, longest: int
 ) -> None:
     under = conditions(acceptance, answer_s, token_s=token_s)
@@ -72,7 +72,7 @@ def test_a_plan_is_nearly_the_best_and_no_shorter_one_is(
     assert all(under.rate(plan) < 0.98 * highest for plan in every[: every.index(chosen)])
 
 
-def test_noise_does_not_turn_a_plan_over() -> None:
+def test_small_changes_of_the_measurements_do_not_change_the_plan() -> None:
     def at(answer_s: float, last: Plan | None = None) -> Plan:
         return best(conditions(0.75, answer_s), ahead=False, last=last)
 
@@ -116,7 +116,7 @@ def live(
     return plans
 
 
-def test_it_starts_fixed_and_the_first_lesson_of_a_text_tells_no_times() -> None:
+def test_it_starts_with_the_fixed_plan_and_the_first_verdict_of_a_text_is_not_timed() -> None:
     pacing = AdaptivePacing()
     for _ in range(9):
         assert pacing.plan(longest=LONGEST, window=WINDOW) == START
@@ -128,20 +128,20 @@ def test_it_starts_fixed_and_the_first_lesson_of_a_text_tells_no_times() -> None
     assert pacing.conditions(WINDOW).answer_s(0) == pytest.approx(0.05, rel=0.2)
 
 
-def test_it_learns_to_go_on_where_the_edge_is_far_away_and_to_wait_where_it_is_near() -> None:
+def test_it_learns_to_draft_ahead_with_a_distant_edge_and_to_wait_with_a_near_one() -> None:
     pacing = AdaptivePacing()
     assert all(plan.ahead for plan in live(pacing, 60, acceptance=0.95, answer_s=0.4)[-20:])
     assert sum(plan.ahead for plan in live(pacing, 400, acceptance=0.5, answer_s=0.004)[-128:]) == 1
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_what_is_set_is_not_chosen(ahead: bool) -> None:
+def test_whether_to_draft_ahead_is_not_chosen_where_it_is_set(ahead: bool) -> None:
     for answer_s in (0.001, 1.0):
         plans = live(AdaptivePacing(ahead=ahead), 60, acceptance=0.9, answer_s=answer_s)
         assert {plan.ahead for plan in plans} == {ahead}
 
 
-def test_an_edge_that_takes_no_drafts_gets_none() -> None:
+def test_an_edge_that_allows_no_draft_tokens_gets_none() -> None:
     for ahead in (None, False, True):
         pacing = AdaptivePacing(ahead=ahead)
         live(pacing, 20, acceptance=0.9, answer_s=0.1)
@@ -180,7 +180,7 @@ def test_a_draft_that_queues_behind_another_does_not_tell_the_answer_time() -> N
     assert pacing.conditions(WINDOW, ahead=True).answer_s(0) == pytest.approx(0.1 - 0.013 / 2, rel=0.1)
 
 
-def test_what_slowed_the_answers_down_may_end() -> None:
+def test_drafting_ahead_is_taken_up_again_when_answers_get_faster() -> None:
     pacing = AdaptivePacing()
 
     def gone_on(rounds: int, *, slow_s: float) -> int:
@@ -193,7 +193,7 @@ def test_what_slowed_the_answers_down_may_end() -> None:
     assert gone_on(400, slow_s=0.15) > 64
 
 
-def test_drafting_ahead_must_look_better_before_it_was_tried() -> None:
+def test_drafting_ahead_is_first_tried_only_where_a_larger_gain_is_expected() -> None:
     slightly = next(
         answer_s
         for answer_s in (0.002 + 0.0005 * number for number in range(400))
@@ -222,7 +222,7 @@ def test_drafting_ahead_must_look_better_before_it_was_tried() -> None:
     st.integers(1, 64),
     st.sampled_from([None, False, True]),
 )
-def test_whatever_it_is_told_it_makes_a_plan(
+def test_any_measurements_lead_to_a_valid_plan(
     told: list[tuple[int, bool, int, float, float, float, bool]], longest: int, window: int, ahead: bool | None
 ) -> None:
     pacing = AdaptivePacing(ahead=ahead)

@@ -28,7 +28,7 @@ def test_acceptance_stays_below_one_and_a_verdict_on_nothing_changes_nothing() -
     assert 0.99 < acceptance.rate < 1.0
 
 
-def test_a_line_is_found_in_noise() -> None:
+def test_slope_and_intercept_are_estimated_from_noisy_times() -> None:
     rng, trend = random.Random(3), Trend()
     for _ in range(400):
         tokens = rng.randint(0, 8)
@@ -55,7 +55,7 @@ def test_a_longer_draft_is_never_thought_to_be_answered_sooner() -> None:
     assert trend.slope == 0.0
 
 
-def test_one_wild_time_is_not_believed_and_a_lasting_change_is() -> None:
+def test_one_outlier_hardly_moves_an_estimate_and_a_lasting_change_does() -> None:
     trend = Trend()
     for _ in range(20):
         trend.add(0.05)
@@ -72,7 +72,7 @@ def test_one_wild_time_is_not_believed_and_a_lasting_change_is() -> None:
         st.tuples(st.floats(allow_nan=True, allow_infinity=True) | st.floats(0, 1e6), st.integers(0, 64)), max_size=60
     )
 )
-def test_nonsense_makes_no_nonsense(measured: list[tuple[float, int]]) -> None:
+def test_impossible_measurements_leave_finite_estimates(measured: list[tuple[float, int]]) -> None:
     trend = Trend()
     for seconds, tokens in measured:
         trend.add(seconds, tokens=tokens)

@@ -122,7 +122,7 @@ def test_nothing_is_learnt_of_a_draft_that_a_rejection_made_void() -> None:
     assert [outcome.accepted for outcome in scene.pupil.outcomes] == [0]
 
 
-def test_tokens_that_were_drawn_in_vain_do_not_make_the_next_ones_dear() -> None:
+def test_time_spent_on_void_tokens_is_not_counted_into_the_cost_of_a_token() -> None:
     scene = Scene()
     first = scene.draft()
     scene.pacing.plan()

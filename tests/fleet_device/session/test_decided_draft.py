@@ -21,7 +21,7 @@ def answer(accepted: int, following: Any = None, *, more: bool = False, finish: 
 
 
 @pytest.mark.parametrize(("accepted", "head"), [(0, ()), (1, (4,)), (2, (4, 5))])
-def test_the_head_ends_where_the_edge_says(accepted: int, head: tuple[int, ...]) -> None:
+def test_the_accepted_head_ends_where_the_verdict_says(accepted: int, head: tuple[int, ...]) -> None:
     assert answer(accepted).head() == head
 
 
@@ -30,11 +30,11 @@ def test_no_more_can_be_accepted_than_was_drafted() -> None:
         answer(3).head()
 
 
-def test_what_was_rejected_stands_behind_the_head() -> None:
+def test_the_rejected_token_follows_the_accepted_head() -> None:
     assert [answer(accepted).rejected() for accepted in range(3)] == [*PROPOSALS, None]
 
 
-def test_a_draft_that_stands_is_followed_by_one_token_unless_it_has_promised_more() -> None:
+def test_an_accepted_draft_is_followed_by_one_token_unless_more_were_promised() -> None:
     assert answer(2, 6).bonus() == (6,)
     assert answer(2, more=True).bonus() == ()
     assert answer(2, finish=Finish.STOP).bonus() == ()

@@ -21,7 +21,7 @@ def rounds(window: DraftsInFlight) -> list[int]:
     return [answer.draft.round for answer in iter(window.next_decided, None)]
 
 
-def test_what_stands_behind_the_text_is_under_way_and_then_being_built() -> None:
+def test_behind_the_text_come_drafts_under_way_and_then_the_one_being_built() -> None:
     window = DraftsInFlight()
     assert (window.length, window.last_token, window.tokens, window.drafts) == (0, None, (), ())
     drafts = (put(window, 0, 4, 5, more=True), put(window, 1, more=True))
@@ -59,7 +59,7 @@ def test_a_verdict_on_no_draft_under_way_is_not_kept() -> None:
     assert rounds(window) == []
 
 
-def test_a_void_window_remembers_nothing() -> None:
+def test_a_window_that_was_voided_is_empty() -> None:
     window = DraftsInFlight()
     put(window, 0, 4, more=True)
     put(window, 1, 5, more=True)

@@ -207,7 +207,7 @@ def test_stray_verdicts_change_nothing(stray: Verdict) -> None:
     assert session._drafts._early == {}
 
 
-def test_what_is_counted() -> None:
+def test_counters_of_a_session_add_up() -> None:
     session = session_of()
     first = drafted(session, 4, 5, 7, more=True)
     drafted(session, 8)
@@ -321,7 +321,7 @@ def test_a_close_without_an_edge_says_so() -> None:
 
 
 @pytest.mark.parametrize(("attempt", "answer"), [(None, True), (0, True), (5, False)])
-def test_the_last_word_on_a_part_long_resumed_elsewhere_is_not_ours(attempt: int | None, answer: bool) -> None:
+def test_a_closed_of_a_segment_resumed_elsewhere_is_ignored(attempt: int | None, answer: bool) -> None:
     zeros = {"tokens": 0, "rounds": 0, "mean_batch": 0.0, "queue_ms": 0.0, "compute_ms": 0.0}
     closed = Closed(session=NAME, attempt=attempt, reason=EndReason.LOST, **zeros)
     assert session_of().concerns(closed) is answer

@@ -33,7 +33,7 @@ def test_a_template_may_use_what_real_ones_use() -> None:
     assert template.render(HELLO) == "<s>[Hello!] 1 2024</s>==="
 
 
-def test_a_template_may_decline() -> None:
+def test_an_error_raised_by_a_template_is_one_sentence() -> None:
     template = ChatTemplate("{{ raise_exception('Roles must alternate.') }}")
     with pytest.raises(ChatError, match=r"declines these messages: Roles must alternate\.$"):
         template.render(HELLO)

@@ -41,7 +41,7 @@ def test_options_that_are_left_out_are_the_device_s_settings() -> None:
     assert (policy.mode, request.max_new_tokens, request.stop) == (Mode.RESIDUAL, 20, ())
 
 
-def test_options_that_are_given_rule() -> None:
+def test_options_that_are_given_override_the_settings() -> None:
     request = prepare(
         max_new_tokens=0, temperature=0, top_k=0, top_p=1.0, mode="coupled", seed=2**64 - 1, stop=["a", "b"]
     )

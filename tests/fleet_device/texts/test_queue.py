@@ -133,7 +133,7 @@ def test_a_place_is_free_when_the_text_under_way_ends(make: Make) -> None:
     assert full(make, lasted_s=[9.5], elapsed_s=7.5) == 2
 
 
-def test_one_short_text_does_not_make_all_short(make: Make) -> None:
+def test_one_short_text_hardly_changes_the_expected_duration(make: Make) -> None:
     assert 20 <= full(make, lasted_s=[40.0, 40.0, 1.0], elapsed_s=0.0) <= 40
 
 
@@ -142,7 +142,7 @@ def test_a_text_that_takes_longer_than_usual_is_given_as_long_again(make: Make) 
     assert full(make, lasted_s=[], elapsed_s=6.0) == 6
 
 
-def test_whoever_is_turned_away_comes_again_within_bounds(make: Make) -> None:
+def test_the_retry_after_of_a_refused_text_is_bounded(make: Make) -> None:
     assert full(make, lasted_s=[5.0], elapsed_s=5.0) == 1
     assert full(make, lasted_s=[3600.0], elapsed_s=1.0) == 120
 
@@ -159,7 +159,7 @@ def test_a_failure_is_told_and_the_next_text_is_written(make: Make) -> None:
     assert isinstance([take(second) for _ in range(3)][-1], GeneratedText)
 
 
-def test_a_listener_that_fails_harms_nobody_else(make: Make) -> None:
+def test_a_listener_that_fails_does_not_disturb_the_others(make: Make) -> None:
     def broken(_event: object) -> None:
         raise RuntimeError("gone")
 

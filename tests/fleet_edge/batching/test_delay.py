@@ -25,14 +25,14 @@ def test_a_slow_device_is_not_waited_for() -> None:
     assert delay.hold_s(ready=1, now=10.0) == 0.0
 
 
-def test_one_late_device_does_not_hold_up_many() -> None:
+def test_a_step_with_many_ready_drafts_is_not_held_for_one_late_device() -> None:
     delay = learned(late=0.03)
     delay.answered(1, at=10.0)
     assert delay.hold_s(ready=1, now=10.0) > 0.0
     assert delay.hold_s(ready=20, now=10.0) == 0.0
 
 
-def test_several_late_devices_may() -> None:
+def test_a_step_is_held_for_several_late_devices() -> None:
     delay = learned(a=0.03, b=0.03, c=0.03)
     for handle in (1, 2, 3):
         delay.answered(handle, at=10.0)
@@ -55,7 +55,7 @@ def test_a_device_that_is_overdue_or_gone_is_not_waited_for() -> None:
     assert delay.hold_s(ready=1, now=10.0) == 0.0
 
 
-def test_it_can_be_turned_off() -> None:
+def test_the_batching_delay_can_be_turned_off() -> None:
     delay = learned(quick=0.004)
     delay.share = 0.0
     delay.answered(1, at=10.0)

@@ -128,5 +128,5 @@ def test_rows_behind_a_rejection_may_be_anything() -> None:
     assert (judgement.accepted, judgement.rejected) == (0, True)
 
 
-def test_nothing_to_decide_is_decided() -> None:
+def test_an_empty_batch_gives_no_judgements() -> None:
     assert judge_batch(torch.zeros((0, VOCABULARY)), []) == []

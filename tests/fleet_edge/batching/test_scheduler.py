@@ -59,7 +59,7 @@ def computed(batch: Batch) -> dict[int, int]:
     return {item.sequence: len(item.tokens) for item in batch.items}
 
 
-def test_nothing_to_do_is_nothing() -> None:
+def test_without_work_the_plan_is_empty() -> None:
     assert not Edge().next_batch()
 
 

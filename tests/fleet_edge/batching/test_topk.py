@@ -54,7 +54,7 @@ def test_zeros_of_both_signs_are_equal() -> None:
     _check(logits, 3)
 
 
-def test_what_is_not_a_number_comes_first() -> None:
+def test_nan_sorts_first() -> None:
     logits = torch.randn(3, 8 * BLOCK, generator=torch.Generator().manual_seed(1))
     logits[0, 100] = torch.nan
     logits[1] = torch.nan
@@ -72,6 +72,6 @@ def test_a_view_with_padding_cut_off_is_read_in_place() -> None:
     ("logits", "k"),
     [(torch.zeros(2, 4), 0), (torch.zeros(4), 1), (torch.zeros(2, 4, dtype=torch.float64), 1)],
 )
-def test_anything_else_is_refused(logits: torch.Tensor, k: int) -> None:
+def test_other_tensors_are_refused(logits: torch.Tensor, k: int) -> None:
     with pytest.raises(ValueError, match="float32 logits"):
         top_k(logits, k)

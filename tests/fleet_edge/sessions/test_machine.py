@@ -129,7 +129,7 @@ def test_a_draft_that_overtook_the_correction_waits_for_it() -> None:
     assert len(session.chain(100)) == 2
 
 
-def test_a_draft_that_came_early_and_stands_on_another_text_is_void_in_its_turn() -> None:
+def test_an_early_draft_on_another_text_is_void_in_its_turn() -> None:
     session = edge_session()
     wrong = draft((6,), text=(4, 9), round_=1)
     admitted(session, wrong, draft((4, 5), more=True))

@@ -24,7 +24,7 @@ FIRST, SECOND = draft((4, 5), more=True), draft((6,), text=(4, 5), round_=1)
 
 
 @pytest.mark.parametrize("messages", [(FIRST, SECOND), (SECOND, FIRST)], ids=["in order", "overtaken"])
-def test_drafts_that_stand_on_each_other_are_a_chain(messages: tuple[Draft, Draft]) -> None:
+def test_consecutive_drafts_form_a_chain(messages: tuple[Draft, Draft]) -> None:
     assert rounds(waiting(*messages)) == [0, 1]
 
 
@@ -37,13 +37,13 @@ def test_a_chain_goes_on_only_where_it_was_promised() -> None:
     assert rounds(waiting(draft((4, 5)), SECOND)) == [0]
 
 
-def test_a_chain_ends_before_a_draft_that_stands_on_another_text() -> None:
+def test_a_chain_ends_before_a_draft_on_another_text() -> None:
     drafts = waiting(FIRST, draft((6,), text=(4, 9), round_=1))
     assert rounds(drafts) == [0]
     assert len(drafts) == 2
 
 
-def test_a_first_draft_that_stands_on_another_text_is_forgotten() -> None:
+def test_a_first_draft_on_another_text_is_dropped() -> None:
     drafts = waiting(draft((6,), text=(4, 9), round_=1))
     with pytest.raises(DraftFault) as caught:
         drafts.chain(base=2, digest=extend_digest(EMPTY, (4, 5)), most=100)
@@ -51,7 +51,7 @@ def test_a_first_draft_that_stands_on_another_text_is_forgotten() -> None:
     assert len(drafts) == 0
 
 
-def test_the_first_draft_to_stand_on_a_position_keeps_it() -> None:
+def test_the_first_draft_at_a_position_is_kept() -> None:
     drafts = waiting(draft((4,)), draft((5,), round_=1))
     assert rounds(drafts) == [0]
     assert 0 in drafts

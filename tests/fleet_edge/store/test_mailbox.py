@@ -24,7 +24,7 @@ def test_records_are_taken_in_order_and_can_be_put_back() -> None:
     assert mailbox.take(10) == _rounds(0, 5)
 
 
-def test_what_finds_no_room_is_counted() -> None:
+def test_records_that_find_no_room_are_counted() -> None:
     mailbox = _filled(7, capacity=5)
     assert (len(mailbox), mailbox.dropped) == (5, 2)
     assert mailbox.take(10) == _rounds(0, 5)

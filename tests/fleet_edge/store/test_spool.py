@@ -78,7 +78,7 @@ def test_a_torn_last_line_is_skipped_and_its_neighbours_are_read(tmp_path: Path)
     second.close()
 
 
-def test_a_file_of_nothing_but_damage_does_not_stop_the_rest(tmp_path: Path) -> None:
+def test_a_file_of_damaged_lines_does_not_stop_the_others(tmp_path: Path) -> None:
     (tmp_path / "spool-0000000001.jsonl").write_bytes(b"\xff" * 200_000)
     spool = Spool(tmp_path)
     spool.append(_rounds(10, 12))

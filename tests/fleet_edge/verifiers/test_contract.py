@@ -117,7 +117,7 @@ def test_a_closed_sequence_gives_its_room_back_and_may_be_opened_again(verifier:
     assert verifier.computed(1) == 0
 
 
-def test_others_do_not_notice_who_comes_and_goes(verifier: Verifier) -> None:
+def test_opening_and_closing_sequences_changes_no_other_rows(verifier: Verifier) -> None:
     texts = {key: [(key * 13 + index) % VOCABULARY for index in range(10 + key)] for key in range(12)}
     for key, tokens in texts.items():
         verifier.open(key)

@@ -132,7 +132,7 @@ def live(monkeypatch: pytest.MonkeyPatch) -> LiveBytes:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("typical", [3, 100, 2000])
-def test_whoever_comes_the_budget_is_kept_and_used(name: str, typical: int, live: LiveBytes) -> None:
+def test_any_mix_of_sequences_keeps_to_the_budget_and_uses_it(name: str, typical: int, live: LiveBytes) -> None:
     rng = random.Random(f"{name} {typical}")
     sessions = Sessions(MODELS[name], live)
     for _ in range(150):
