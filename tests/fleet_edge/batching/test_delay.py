@@ -1,3 +1,5 @@
+import pytest
+
 from fleet_edge.batching.delay import BatchingDelay
 
 STEP_S = 0.1
@@ -60,3 +62,33 @@ def test_the_batching_delay_can_be_turned_off() -> None:
     delay.share = 0.0
     delay.answered(1, at=10.0)
     assert delay.hold_s(ready=4, now=10.0) == 0.0
+
+
+def test_how_soon_a_device_comes_back_is_smoothed() -> None:
+    delay = learned(a=0.004)
+    delay.answered(1, at=5.0)
+    delay.arrived(1, at=5.02)
+    delay.answered(1, at=10.0)
+    assert delay.hold_s(ready=1, now=10.0) == pytest.approx(1.25 * (0.004 + 0.3 * (0.02 - 0.004)))
+
+
+def test_the_time_of_a_step_is_smoothed() -> None:
+    delay = learned(a=0.025)
+    delay.answered(1, at=10.0)
+    delay.stepped(0.02)  # one quick step does not make all steps quick
+    assert delay.hold_s(ready=1, now=10.0) > 0.0
+    for _ in range(20):
+        delay.stepped(0.02)
+    assert delay.hold_s(ready=1, now=10.0) == 0.0
+
+
+def test_nothing_is_known_of_a_new_session_under_the_handle_of_an_ended_one() -> None:
+    delay = learned(a=0.004)
+    delay.answered(1, at=5.0)
+    delay.forget(1)
+    delay.answered(1, at=10.0)
+    assert delay.hold_s(ready=1, now=10.0) == 0.0
+    delay.forget(1)
+    delay.arrived(1, at=10.01)  # its first draft answers no verdict
+    delay.answered(1, at=20.0)
+    assert delay.hold_s(ready=1, now=20.0) == 0.0
