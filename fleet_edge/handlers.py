@@ -92,7 +92,7 @@ class MessageHandlers:
         if old is not None and message.attempt < old.attempt:
             return  # delivered late: the device has opened it again since
         if old is not None and message.attempt == old.attempt:
-            self.answers.opened_before(old)  # delivered twice
+            self.answers.opened_again(old)  # delivered twice
             return
         try:
             limits = self._limits(message)

@@ -54,10 +54,10 @@ class Orchestrator:
             Whether anything was computed.
         """
         self._take(0.0)
-        batch = self._gather()
+        batch = self._next_batch()
         if not batch and wait_s > 0:
             self._take(wait_s)
-            batch = self._gather()
+            batch = self._next_batch()
         for session, draft, fault in batch.faults:
             self.answers.fault(session.device, fault, session=session, draft=draft)
         if not batch.items:
@@ -95,7 +95,7 @@ class Orchestrator:
             if not self._take(wait_s) or not len(self.sessions):
                 return
 
-    def _gather(self) -> Batch:
+    def _next_batch(self) -> Batch:
         """Return the next step, held for drafts that are about to come if that pays."""
         now = self.clock()
         until = now + self.scheduler.hold_s(self.sessions, now=now)

@@ -1,1 +1,1 @@
-"""Every reply and verdict of an edge, on one path: made, published and recorded."""
+"""Replies and verdicts of an edge, on one path: made, counted, published and recorded."""

@@ -54,7 +54,7 @@ class Answers:
     # Opens
 
     def opened(self, session: EdgeSession, message: Open, *, size: int) -> None:
-        """A session begins, or goes on here.
+        """Grant a session, and log that it begins or goes on here.
 
         Args:
             session: As it begins.
@@ -62,15 +62,15 @@ class Answers:
             size: Its payload bytes.
         """
         self.recorder.opened(session, message, target=self.target, size=size)
-        self.opened_before(session)
+        self.opened_again(session)
 
-    def opened_before(self, session: EdgeSession) -> None:
-        """The Open of a session has come again: it gets the same grant, and nothing new begins."""
+    def opened_again(self, session: EdgeSession) -> None:
+        """Give the same grant again to an Open that was delivered twice; nothing new begins."""
         granted = messages.opened(session, edge=self.edge, target=self.target, lease_s=self.lease_s)
         self.publisher.reply(session.device, granted)
 
     def refused(self, device: str, message: Open, error: OpenRefused) -> None:
-        """An Open is refused."""
+        """Refuse an Open, and log it."""
         reply = messages.refused(message, error)
         self.publisher.reply(device, reply)
         self.recorder.event(
@@ -80,7 +80,7 @@ class Answers:
     # Drafts
 
     def verdict(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
-        """A draft is decided on.
+        """Give a verdict on a draft.
 
         Args:
             session: Whose; it has taken the result.
@@ -91,7 +91,7 @@ class Answers:
         self._answer(session, result, form, timing)
 
     def more_samples(self, session: EdgeSession, arrived: ReceivedDraft) -> None:
-        """The samples of the last rejection have failed: answer from memory, where p is kept until it is corrected."""
+        """Send further samples of the last rejection from memory, where p is kept until the device has corrected it."""
         p, tried = session.rejected, arrived.draft.tried
         assert p is not None
         assert tried is not None
@@ -101,14 +101,14 @@ class Answers:
         session.counters += SegmentCounters(resampled=1)
 
     def verdict_again(self, session: EdgeSession, payload: bytes) -> None:
-        """A draft has come again: it gets the bytes that it got before."""
+        """Give the bytes of its verdict again to a draft that has come again."""
         session.counters += SegmentCounters(downlink_bytes=len(payload))
         self.publisher.verdict(session.device, payload)
 
     def fault(
         self, device: str, error: DraftFault, *, session: EdgeSession | None = None, draft: Draft | None = None
     ) -> None:
-        """A draft cannot be judged, or a message not be read.
+        """Tell that a draft cannot be judged, or a message not be read, and log it.
 
         Args:
             device: Whose.
@@ -129,21 +129,21 @@ class Answers:
     # Ends
 
     def closed(self, session: EdgeSession, reason: EndReason, *, message: Close | None = None) -> None:
-        """A session has ended, at its device's word or by its lease."""
+        """Confirm the end of a session to its device, or tell of it, and log it."""
         self.publisher.reply(session.device, messages.closed(session, reason))
         self.ended(session, reason, message=message)
 
     def closed_elsewhere(self, device: str, message: Close) -> None:
-        """A session is closed that this edge does not know: the device's own counters are the record."""
+        """Confirm the end of a session that this edge does not know: the device's own counters are the record."""
         self.recorder.ended_elsewhere(message)
         self.publisher.reply(device, messages.closed_elsewhere(message))
 
     def ended(self, session: EdgeSession, reason: EndReason, *, message: Close | None = None) -> None:
-        """A session has ended; its device knows, or need not."""
+        """Log the end of a session whose device knows of it."""
         self.recorder.ended(session, reason, message)
 
     def left(self, session: EdgeSession, reason: LeaveReason) -> None:
-        """A session goes on, elsewhere or under another handle; its device knows, or hears it by this edge's state."""
+        """Log that a session goes on elsewhere, or under another handle."""
         self.recorder.left(session, reason)
 
     def progress(self, session: EdgeSession) -> None:

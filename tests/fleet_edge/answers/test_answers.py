@@ -92,7 +92,7 @@ def exchange() -> Exchange:
 
 
 def test_an_open_is_granted_each_time_and_logged_once(exchange: Exchange) -> None:
-    exchange.answers.opened_before(exchange.session)
+    exchange.answers.opened_again(exchange.session)
     first, second = exchange.listen()
     assert isinstance(first, Opened)
     assert first == second
