@@ -44,6 +44,28 @@ def test_the_public_names_are_these_and_each_is_documented(package: str, names: 
         _ = module.Devise
 
 
+@pytest.mark.parametrize(
+    ("face", "members"),
+    [
+        ("fleet_device.Device", "close drafter from_config generate open stream wait_for_edge"),
+        ("fleet_device.TextStream", "cancel close pieces request result"),
+        ("fleet_device.GeneratedText", "acceptance reason seed session tokens tokens_per_s"),
+        ("fleet_edge.Edge", "check drain from_config run stop target"),
+        (
+            "fleet_edge.SessionLog",
+            "close device devices events hours rounds segments session sessions stats",
+        ),
+    ],
+)
+def test_what_the_public_classes_can_do_is_this_and_each_is_documented(face: str, members: str) -> None:
+    package, _, name = face.partition(".")
+    own = vars(getattr(importlib.import_module(package), name))
+    found = {each: member for each, member in own.items() if not each.startswith("_")}
+    found = {each: member for each, member in found.items() if not inspect.ismemberdescriptor(member)}
+    assert " ".join(sorted(found)) == members
+    assert all(inspect.getdoc(member) for member in found.values())
+
+
 @pytest.mark.parametrize("package", WITHOUT_A_FACE)
 def test_the_other_packages_have_no_names_of_their_own(package: str) -> None:
     done = subprocess.run(
