@@ -10,7 +10,7 @@ from fleet_runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from fleet_device.device import Device
-    from fleet_device.drafters.contract import DrafterError, ModelNotFound
+    from fleet_device.drafters.contract import DrafterError
     from fleet_device.errors import (
         DeviceClosed,
         DeviceError,
@@ -44,7 +44,6 @@ __all__ = [
     "FleetError",
     "GeneratedText",
     "InvalidRequest",
-    "ModelNotFound",
     "Prompt",
     "PromptTooLong",
     "ProtocolViolation",
@@ -72,7 +71,6 @@ if not TYPE_CHECKING:
             "FleetError": "schemas.errors",
             "GeneratedText": "fleet_device.texts.generate",
             "InvalidRequest": "fleet_device.errors",
-            "ModelNotFound": "fleet_device.drafters.contract",
             "Prompt": "fleet_device.texts.prompt",
             "PromptTooLong": "fleet_device.errors",
             "ProtocolViolation": "fleet_device.errors",

@@ -224,6 +224,11 @@ def test_a_mistyped_setting_is_an_error_of_settings(tmp_path: Path) -> None:
         Device.from_config(tmp_path / "none.toml")
 
 
+def test_a_draft_model_that_is_not_there_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="nowhere"), Device.from_config(model=str(tmp_path / "nowhere.gguf")):
+        pass
+
+
 def test_importing_the_device_loads_neither_llama_cpp_nor_a_web_server() -> None:
     code = (
         "import sys, fleet_device; before = set(sys.modules); from fleet_device import Device\n"
