@@ -32,7 +32,7 @@ from schemas.codec import (
     encode_reply,
     encode_verdict,
 )
-from schemas.downlink import Samples, Sparse, UnknownForm
+from schemas.downlink import FORMS, Samples, Sparse, UnknownForm
 from schemas.errors import CodecError, MalformedMessage, MessageTooLarge
 from schemas.messages import Draft, Open, Verdict
 from schemas.policy import SamplingPolicy
@@ -270,7 +270,7 @@ def test_what_is_no_form_of_p_is_refused(following: object) -> None:
 # What a newer release may send. What it adds to a whole session: tests/fleet_edge/test_neighbouring_releases.py.
 
 
-@pytest.mark.parametrize("number", [0, 4, 255])
+@pytest.mark.parametrize("number", [0, max(form.number for form in FORMS) + 1, 255])
 @pytest.mark.parametrize("behind", [(), (5,), (IDS_1, floats(ONE)), ({"new": [1]},)], ids=repr)
 def test_a_form_of_p_that_is_unknown_is_known_by_its_number(number: int, behind: tuple[object, ...]) -> None:
     verdict = decode_verdict(cbor2.dumps([1, 2, 1, [number, *behind], 0, 0.5, 0.5]))
