@@ -1,5 +1,6 @@
 """Processes of the demo, each in a process group of its own: Ctrl-C reaches the demo, which ends them in order."""
 
+import itertools
 import json
 import queue
 import signal
@@ -16,7 +17,7 @@ from fleet_cli.errors import CommandError
 __all__ = ["Child", "DeviceEvent", "device_process", "edge_process"]
 
 _STOP_S: Final = 6
-_TAIL_LINES: Final = 3
+_OWN: Final = "fleet: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +106,13 @@ class Child:
 
     @property
     def complaint(self) -> str:
-        """The end of its standard error, in one line."""
-        tail = [line.removeprefix("fleet: ") for line in self.errors[-_TAIL_LINES:] if line.strip()]
-        return " ".join(tail[-1:]) or f"ended with exit code {self.process.returncode} and said nothing"
+        """What it said at its end, in one line: all sentences of `fleet`, or the last line of something else."""
+        said = [line for line in self.errors if line.strip()]
+        own = list(itertools.takewhile(lambda line: line.startswith(_OWN), reversed(said)))[::-1]
+        return (
+            " ".join(line.removeprefix(_OWN) for line in own or said[-1:])
+            or f"ended with exit code {self.process.returncode} and said nothing"
+        )
 
 
 @contextmanager

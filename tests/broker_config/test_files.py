@@ -105,3 +105,26 @@ def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "in the way").write_text("")
     with pytest.raises(BrokerFilesError, match="cannot be written"):
         write_files([RenderedFile("in the way/broker.toml", "")], tmp_path)
+
+
+def test_all_that_is_wrong_in_a_description_is_told_at_once_in_plain_words(tmp_path: Path) -> None:
+    path = tmp_path / "broker.toml"
+    path.write_text('port = "high"\nedges = "edge-1"\nmax_queued = 0\nprot = 1\n[tls]\nkye = "x"\n', encoding="utf-8")
+    with pytest.raises(BrokerFilesError) as caught:
+        read_description(path)
+    found = str(caught.value).splitlines()
+    begin = f" in {path} cannot be used: "
+    assert f"The setting 'port'{begin}it must be a whole number." in found
+    assert f"The setting 'edges'{begin}it must be a list." in found
+    assert f"The setting 'max_queued'{begin}it must be at least 1." in found
+    unknown = f"{begin}there is no setting of that name; known are "
+    assert f"The setting 'tls.kye'{unknown}ca, certificate, crl, key." in found
+    assert any(line.startswith(f"The setting 'prot'{unknown}acl_plugin, banned") for line in found)
+    assert len(found) == 5
+
+
+def test_a_section_of_a_description_that_is_none_is_told_in_plain_words(tmp_path: Path) -> None:
+    path = tmp_path / "broker.toml"
+    path.write_text('tls = "yes"\n', encoding="utf-8")
+    with pytest.raises(BrokerFilesError, match=r"'tls' in .* cannot be used: it must be a section or an object"):
+        read_description(path)
