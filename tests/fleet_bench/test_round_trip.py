@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.broker
-def test_a_qos_1_round_trip_takes_less_than_10_ms(mosquitto: "MosquittoProcess") -> None:
+def test_a_qos_1_round_trip_does_not_wait_for_a_delayed_acknowledgement(mosquitto: "MosquittoProcess") -> None:
     # With TCP_NODELAY missing on either side the median is above 40 ms, whatever the machine.
-    assert round_trip.measure(mosquitto.port, count=100, no_delay=True).p50_ms < 10.0
+    assert round_trip.measure(mosquitto.port, count=100, no_delay=True).p50_ms < 35.0
 
 
 @pytest.mark.broker
 def test_the_figures_are_written(mosquitto: "MosquittoProcess", tmp_path: Path) -> None:
     del mosquitto  # it is asked for only to skip where there is none
     file = tmp_path / "figures.json"
-    assert round_trip.main(["--count", "40", "--json", str(file)]) == 0
+    assert round_trip.main(["--count", "40", "--json", str(file)]) in {0, 1}  # 1 on a busy machine: 10 ms or more
     with_option, without = json.loads(file.read_text())["round_trips"]
     assert with_option["no_delay"] is True
     assert (with_option["count"], without["count"]) == (40, 4)
