@@ -100,6 +100,19 @@ def test_expired_messages_are_not_taken_and_make_room() -> None:
     assert counters.expired == 2
 
 
+def test_expired_messages_give_their_bytes_back() -> None:
+    clock = Clock()
+    outbox, _ = make(max_bytes=250, clock=clock)
+    outbox.put(Outgoing("a", bytes(100), deadline=5.0))
+    outbox.put(Outgoing("a", bytes(100)))
+    clock.now = 5.0
+    outbox.put(Outgoing("a", bytes(100)))
+    with pytest.raises(NotConnected):
+        outbox.put(Outgoing("a", bytes(100)))
+    take_all(outbox)
+    outbox.put(Outgoing("a", bytes(200)))
+
+
 def test_the_expiry_sent_is_what_is_left() -> None:
     message = Outgoing("a", b"", deadline=30.0)
     assert message.expiry_s(0.0) == 30
@@ -114,6 +127,7 @@ def test_qos_0_does_not_outlive_its_connection() -> None:
     outbox.connection_lost()
     assert take_all(outbox) == [b"2"]
     assert counters.dropped == 1
+    assert outbox._bytes == 0
 
 
 @given(st.lists(st.sampled_from(["put", "take", "answer", "lose"]), max_size=60))
