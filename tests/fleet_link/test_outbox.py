@@ -4,9 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_link.counters import LinkCounters
+from fleet_link.counters import Guard, LinkCounters
 from fleet_link.errors import NotConnected
-from fleet_link.outbox import Outbox, Outgoing
+from fleet_link.link import PACKET_TOO_LARGE, Outcome
+from fleet_link.mqtt_client import Announced
+from fleet_link.outbox import Outbox, Outgoing, Sender
+from fleet_link.settings import LinkSettings
 
 
 class Clock:
@@ -162,3 +165,23 @@ def test_nothing_is_lost_and_the_order_is_kept_whatever_happens(events: list[str
     outbox.connection_lost()
     assert take_all(outbox) == list(expected)
     assert outbox._bytes == 0
+
+
+def test_a_queued_message_that_a_new_broker_finds_too_large_is_dropped_told_and_counted() -> None:
+    guard, outcomes, sent = Guard(), list[Outcome](), list[bytes]()
+    sender = Sender(LinkSettings(client_id="a"), guard=guard, clock=Clock())
+    sender.put(Outgoing("a", bytes(500), on_outcome=outcomes.append))
+    sender.put(Outgoing("b", b"small", on_outcome=outcomes.append))
+
+    def send(message: Outgoing) -> int:
+        sent.append(message.payload)
+        return len(sent)
+
+    sender.drain(send, Announced(max_packet_bytes=100))
+    assert sent == [b"small"]
+    assert outcomes == [Outcome("a", PACKET_TOO_LARGE)]
+    assert (guard.counters.oversized, guard.counters.sent) == (1, 1)
+    assert not sender.idle
+    sender.on_answer(1, 0)
+    assert outcomes[1:] == [Outcome("b", 0)]
+    assert sender.idle
