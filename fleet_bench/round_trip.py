@@ -25,7 +25,7 @@ from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
 from schemas.topics import Topic, build, wildcard
 
-__all__ = ["RoundTrips", "main", "measure"]
+__all__ = ["EchoTimes", "main", "measure"]
 
 FLEET, EDGE, DEVICE = "home", "edge-1", "device-1"
 DRAFT_BYTES = 40  # a five-token draft
@@ -36,7 +36,7 @@ BOUND_MS = 10.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class RoundTrips:
+class EchoTimes:
     """What was measured.
 
     Attributes:
@@ -66,7 +66,7 @@ class RoundTrips:
         )
 
 
-def measure(port: int, *, count: int, no_delay: bool) -> RoundTrips:
+def measure(port: int, *, count: int, no_delay: bool) -> EchoTimes:
     """Time `count` echoes, one after the other, through the broker on a loopback port.
 
     Raises:
@@ -103,7 +103,7 @@ def measure(port: int, *, count: int, no_delay: bool) -> RoundTrips:
     finally:
         device.stop()
         edge.stop()
-    return RoundTrips.of(times_ms, no_delay=no_delay)
+    return EchoTimes.of(times_ms, no_delay=no_delay)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from fleet_link.counters import Guard
 from fleet_link.errors import ConnectFailed
 from fleet_link.link import Listener
 
-__all__ = ["Backoff", "Presence", "Startup"]
+__all__ = ["Backoff", "Connectivity", "Startup"]
 
 GROWTH = 2.0
 
@@ -79,7 +79,7 @@ class Startup:
             raise self._failure if self._failure is not None else otherwise
 
 
-class Presence:
+class Connectivity:
     """Changed on the link's thread, read from any."""
 
     def __init__(self, guard: Guard) -> None:

@@ -19,7 +19,7 @@ from fleet_link.credentials import Credentials
 from fleet_link.errors import ConnectFailed
 from fleet_link.failures import silent, subscription_refused
 from fleet_link.handover import Handover
-from fleet_link.lifecycle import Backoff, Presence, Startup
+from fleet_link.lifecycle import Backoff, Connectivity, Startup
 from fleet_link.link import Handler, Listener, OutcomeHandler
 from fleet_link.mqtt_client import Announced
 from fleet_link.outbox import Outgoing, Sender
@@ -63,7 +63,7 @@ class PahoLink:
             rng=rng if rng is not None else random.Random(),  # noqa: S311 - jitter
         )
         self._handover = Handover(Credentials(settings.tls, clock=clock), counters=self.counters, clock=clock)
-        self._presence = Presence(self._guard)
+        self._connectivity = Connectivity(self._guard)
         self._requests: deque[Callable[[Connection], None]] = deque()  # for the thread to do on its connection
         self._announced = Announced(max_packet_bytes=settings.packet_bytes)
         self._startup = Startup()
@@ -80,7 +80,7 @@ class PahoLink:
     @property
     def connected(self) -> bool:
         """Whether the broker answers."""
-        return self._presence.online
+        return self._connectivity.online
 
     @property
     def max_packet_bytes(self) -> int:
@@ -144,7 +144,7 @@ class PahoLink:
         deadline = None if expiry_s is None else self._clock() + expiry_s
         message = Outgoing(topic, payload, qos, retain, deadline, content_type, alias, on_outcome)
         message.check(limit=self.max_packet_bytes)
-        if qos == 0 and not self._presence.online:
+        if qos == 0 and not self._connectivity.online:
             self.counters.dropped += 1
             return
         self._sender.put(message)
@@ -152,7 +152,7 @@ class PahoLink:
 
     def on_connection(self, listener: Listener) -> None:
         """Call `listener` after every connect and loss; see `Link.on_connection`."""
-        self._presence.listen(listener)
+        self._connectivity.listen(listener)
 
     def _request(self, action: Callable[[Connection], None]) -> None:
         self._requests.append(action)
@@ -215,7 +215,7 @@ class PahoLink:
         refused = connection.take_refused_filters()
         if refused:
             raise subscription_refused(refused, self._settings)
-        self._presence.up()
+        self._connectivity.up()
         self._startup.connected()
 
     def _serve(self, connection: Connection) -> None:
@@ -266,6 +266,6 @@ class PahoLink:
         self._sender.connection_lost()
         if self._handover.under_way:
             return
-        if self._presence.online and lived_s >= STABLE_S:
+        if self._connectivity.online and lived_s >= STABLE_S:
             self._backoff.reset()
-        self._presence.down(on_purpose=self._stopping.is_set())
+        self._connectivity.down(on_purpose=self._stopping.is_set())

@@ -28,8 +28,8 @@ def test_the_figures_are_written(mosquitto: "MosquittoProcess", tmp_path: Path) 
 
 
 def test_median_99th_percentile_and_longest_time_are_told_apart() -> None:
-    trips = round_trip.RoundTrips.of([1.0] * 60 + [2.0] * 38 + [50.0, 90.0], no_delay=True)
-    assert trips == round_trip.RoundTrips(no_delay=True, count=100, p50_ms=1.0, p99_ms=50.4, max_ms=90.0)
+    trips = round_trip.EchoTimes.of([1.0] * 60 + [2.0] * 38 + [50.0, 90.0], no_delay=True)
+    assert trips == round_trip.EchoTimes(no_delay=True, count=100, p50_ms=1.0, p99_ms=50.4, max_ms=90.0)
 
 
 def test_without_mosquitto_it_says_what_to_install(
