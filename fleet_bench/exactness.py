@@ -27,6 +27,7 @@ from dssd.downlink import Form
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_edge.verifiers.contract import VerifierError
+from fleet_runtime.events import Event, wait_for_event
 from fleet_testing.sabotage import Sabotage
 from fleet_testing.statistics import ALARM, p_value, total_variation, total_variation_noise
 from fleet_testing.toy_devices import run_sessions
@@ -201,7 +202,7 @@ def _edge(case: Case, port: int) -> Iterator[None]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        if process.stdout.readline().strip() != "online":
+        if wait_for_event(process.stdout, Event.ONLINE) is None:
             raise VerifierError("The toy edge did not start; its complaint is above.")
         yield
     finally:

@@ -108,7 +108,7 @@ def measure(port: int, *, count: int, no_delay: bool) -> EchoTimes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0 if the median with TCP_NODELAY is below 10 ms, 1 if not, 2 if it could not run."""
-    parser = argparse.ArgumentParser(prog="round_trip", description="QoS 1 round trips through mosquitto.")
+    parser = argparse.ArgumentParser(prog="fleet bench round-trip", description="QoS 1 round trips through mosquitto.")
     parser.add_argument("--count", type=int, default=1000, help="round trips with TCP_NODELAY (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     arguments = parser.parse_args(argv)

@@ -180,7 +180,7 @@ def _measure(count: int, folder: Path) -> list[Cost]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0 if a round over TLS takes less than 5 ms (median), 1 if not, 2 if it could not run."""
-    parser = argparse.ArgumentParser(prog="tls-cost", description="Mutual TLS beside plain TCP.")
+    parser = argparse.ArgumentParser(prog="fleet bench tls-cost", description="Mutual TLS beside plain TCP.")
     parser.add_argument("--count", type=int, default=1000, help="timed rounds of each kind (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     arguments = parser.parse_args(argv)

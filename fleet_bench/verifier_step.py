@@ -157,7 +157,7 @@ def measure_generation(target: Target, *, context: int) -> Generation:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and print a table; return the exit code."""
-    parser = argparse.ArgumentParser(prog="verifier_step", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="fleet bench verifier-step", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--target", required=True, help="folder, GGUF or repository id of the target model")
     parser.add_argument("--dtype", default="auto", choices=DTYPES)
     parser.add_argument("--sequences", type=_positive, nargs="+", default=[1, 4, 16, 64], metavar="B")

@@ -49,6 +49,8 @@ _OURS: Final = frozenset(
         "fleet_edge",
         "fleet_identity",
         "fleet_link",
+        "fleet_runtime",
+        "fleet_testing",
         "schemas",
     }
 )

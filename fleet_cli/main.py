@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fleet_cli.commands import add_commands
+from fleet_cli.errors import ExitCode
 from schemas.errors import FleetError
 from schemas.version import VERSION
 
@@ -20,9 +21,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-USER_ERROR = 2
-INTERRUPTED = 130
 
 
 def _version(wanted: bool) -> None:
@@ -56,11 +54,11 @@ def main() -> None:
         add_commands(app, sys.argv[1:])
         app()
     except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(ExitCode.INTERRUPTED) from None
     except FleetError as error:
         for line in str(error).splitlines():
             typer.echo(f"fleet: {line}", err=True)
-        raise SystemExit(USER_ERROR) from None
+        raise SystemExit(ExitCode.USER_ERROR) from None
 
 
 if __name__ == "__main__":

@@ -86,11 +86,14 @@ class Gateway:
         self._server = ApiServer(create_app(self, self._settings), sock)
         self._server.start()
 
-    def run(self, *, on_end: Callable[[], None] = lambda: None) -> None:
+    def run(
+        self, *, on_end: Callable[[], None] = lambda: None, on_drain: Callable[[int], None] = lambda _texts: None
+    ) -> None:
         """Return when asked to end: at once, or when the texts that were taken have ended.
 
         Args:
             on_end: Called once, when the end begins.
+            on_drain: Called once if it begins with a drain, with the number of texts that are still to be written.
         """
         asked = self._asked.get()
         on_end()
@@ -99,7 +102,9 @@ class Gateway:
         self._service.drain()
         self._texts.close()
         deadline = self._clock() + self._settings.drain_s
-        _log.info("Draining: %d texts.", self._texts.waiting + self._texts.writing)
+        left = self._texts.waiting + self._texts.writing
+        _log.info("Draining: %d texts.", left)
+        on_drain(left)
         with contextlib.suppress(queue.Empty):
             self._asked.get(timeout=max(0.0, deadline - self._clock()))  # whatever it is: nothing keeps us any longer
 

@@ -160,6 +160,10 @@ class DeviceService:
             return f"No edge of fleet {self.settings.fleet!r} is online now; start one with `fleet edge run`."
         return None
 
+    def on_connection(self, listener: Callable[[bool], None]) -> None:
+        """Call `listener(True)` after every connect, `listener(False)` after every loss; on the link's thread."""
+        self._link.on_connection(listener)
+
     def write(
         self,
         request: GenerateRequest,

@@ -110,7 +110,8 @@ class Edge:
         on_online: Callable[[], None] = lambda: None,
         on_step: Callable[[], None] = lambda: None,
         on_end: Callable[[], None] = lambda: None,
-    ) -> None:
+        on_drain: Callable[[int], None] = lambda _sessions: None,
+    ) -> int:
         """Load the target model, connect, and verify until told to stop, by `stop` or a signal.
 
         On the main thread SIGTERM lets open sessions end first, as `drain` does; SIGINT does not, nor does a second
@@ -120,6 +121,10 @@ class Edge:
             on_online: Called when the edge takes sessions.
             on_step: Called after every step of the loop, at least ten times a second.
             on_end: Called once, when the end begins.
+            on_drain: Called once if it begins with a drain, with the number of sessions that are open.
+
+        Returns:
+            Number of sessions that were still open at the end, and were handed over.
 
         Raises:
             SettingsError: Settings cannot work; a line for each.
@@ -132,9 +137,10 @@ class Edge:
         try:
             with self._signals():
                 on_online()
-                service.run(self._stop, drain=self._drain, on_step=on_step, on_end=on_end)
+                service.run(self._stop, drain=self._drain, on_step=on_step, on_end=on_end, on_drain=on_drain)
         finally:
-            service.stop()
+            handed_over = service.stop()
+        return handed_over
 
     def drain(self) -> None:
         """Take no new sessions, and end when the open ones have, or `drain_s` seconds later. From any thread."""

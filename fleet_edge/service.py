@@ -113,6 +113,7 @@ class EdgeService:
         drain: Event | None = None,
         on_step: Callable[[], None] = lambda: None,
         on_end: Callable[[], None] = lambda: None,
+        on_drain: Callable[[int], None] = lambda _sessions: None,
     ) -> None:
         """Verify until `stop` is set.
 
@@ -122,6 +123,7 @@ class EdgeService:
                 What is still open then is handed over by `stop`.
             on_step: Called after every step, for a watchdog.
             on_end: Called once, when the end begins: with the drain, or when the loop ends without one.
+            on_drain: Called once if the end begins with a drain, with the number of sessions that are open.
         """
         deadline: float | None = None
         while not stop.is_set():
@@ -135,15 +137,19 @@ class EdgeService:
                 self._take_no_opens()
                 self._announce(Presence.DRAINING)
                 _log.info("Draining: %d open sessions.", len(self.orchestrator.sessions))
+                on_drain(len(self.orchestrator.sessions))
             if not len(self.orchestrator.sessions) or self.clock() >= deadline:
                 break
         if deadline is None:
             on_end()
 
-    def stop(self) -> None:
+    def stop(self) -> int:
         """Hand over what is still open, say goodbye, write the log to its end, release everything.
 
         The state that is published last makes the devices resume elsewhere, or here when this edge is back.
+
+        Returns:
+            Number of sessions that were handed over.
         """
         orchestrator = self.orchestrator
         self._take_no_opens()
@@ -159,6 +165,7 @@ class EdgeService:
                 _log.error("Some records of the session log could be neither written nor spooled.")
             self._jobs.stop()  # last: a chore that hangs must keep neither the devices waiting nor the log open
             self._store.close()
+        return left
 
     @property
     def _state_topic(self) -> str:

@@ -1,21 +1,51 @@
-"""Edge process over a real target, for benchmarks."""
+"""An edge as a process of its own: any, and one over a prepared target."""
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from fleet_edge.verifiers.contract import VerifierError
+from fleet_runtime.events import Event, read_events
 
-__all__ = ["real_edge"]
+__all__ = ["edge_process", "real_edge"]
+
+_STOP_S = 60.0
+
+
+@contextmanager
+def edge_process(arguments: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
+    """Run `fleet edge run` with the arguments; on entry it is online, on exit it has ended.
+
+    Yields:
+        The process, for whoever ends it otherwise than by SIGTERM.
+
+    Raises:
+        VerifierError: The edge did not start; its own sentence.
+    """
+    command = [sys.executable, "-m", "fleet_cli.main", "edge", "run", "--events", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        for event in read_events(process.stdout):
+            if event["event"] == Event.ERROR:
+                raise VerifierError(f"The edge did not start: {event['sentence']}")
+            if event["event"] == Event.ONLINE:
+                break
+        else:
+            raise VerifierError("The edge did not start; its complaint is above.")
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=_STOP_S)
 
 
 @contextmanager
 def real_edge(
     port: int, *, fleet: str, models: Path, folder: Path, dtype: str, threads: int = 0, log: str = "log"
 ) -> Iterator[Path]:
-    """Run `fleet edge run`.
+    """Run an edge over a prepared target.
 
     Args:
         port: The broker's, on loopback.
@@ -33,17 +63,9 @@ def real_edge(
         VerifierError: The edge did not start.
     """
     database = folder / f"{log}.sqlite3"
-    command = [
-        sys.executable, "-m", "fleet_cli.main", "edge", "run", "--fleet", fleet, "--port", str(port),
-        "--target", str(models / "target"), "--dtype", dtype, "--threads", str(threads),
-        "--db", f"sqlite:///{database}", "--spool", str(folder / "spool"),
+    arguments = [
+        "--fleet", fleet, "--port", str(port), "--target", str(models / "target"), "--dtype", dtype,
+        "--threads", str(threads), "--db", f"sqlite:///{database}", "--spool", str(folder / "spool"),
     ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        if not any(" is online at " in line for line in process.stderr):
-            raise VerifierError("The edge did not start.")
+    with edge_process(arguments):
         yield database
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)

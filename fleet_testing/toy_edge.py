@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from fleet_edge.store.records import Record
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import BrokerSettings
+from fleet_runtime.events import Event, EventStream
 from fleet_testing.sabotage import Sabotage, at_the_edge
 from fleet_testing.toy_pair import END_TOKENS, ToyPair
 
@@ -28,7 +30,7 @@ class _NoLog:
 
 
 def main() -> None:
-    """Serve until SIGTERM; says `online` on standard output when ready."""
+    """Serve until SIGTERM; writes the event `online` on standard output when ready."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--fleet", required=True)
@@ -56,7 +58,7 @@ def main() -> None:
         )
         link.start(timeout_s=10.0)
         stack.callback(link.stop)
-        print("online", flush=True)
+        EventStream(sys.stdout).write(Event.ONLINE, fleet=settings.fleet, edge=settings.edge)
         while not stop.is_set():
             orchestrator.step(wait_s=0.1)
 

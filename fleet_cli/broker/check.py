@@ -23,7 +23,7 @@ from fleet_cli.broker.findings import Finding, Result
 from fleet_cli.broker.handshake import refuses_old_tls
 from fleet_cli.broker.probe import Prober, topics_to_try
 from fleet_cli.broker.trial_session import Trial, begin_trial, connect_all
-from fleet_cli.errors import CommandError
+from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.tables import cell, print_json
 from fleet_link.errors import LinkError
 from fleet_link.link import Message
@@ -60,7 +60,7 @@ def check_command(
     if as_json:
         print_json({"checks": [asdict(finding) for finding in found]})
     if any(finding.result is Result.FAILED for finding in found):
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
 def check_directory(directory: Path) -> Iterator[Finding]:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
+from pydantic import ValidationError
 
 from fleet_cli.broker.limits import SYS_TOPICS, LimitReached, LimitWatch
+from fleet_cli.errors import CommandError, ExitCode
 from fleet_link.link import Link, Message
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import BrokerSettings
@@ -38,8 +40,7 @@ def watch_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Watch the broker as a monitor, and print a line when a queue, packet or connection limit is reached."""
-    settings = BrokerSettings(host=host, port=port, ca=ca, certificate=certificate, key=key)
-    link = PahoLink(settings.link(name, will=None))
+    link = PahoLink(_settings(host=host, port=port, ca=ca, certificate=certificate, key=key).link(name, will=None))
     seen: queue.SimpleQueue[LimitReached | None] = queue.SimpleQueue()
     watch(link, LimitWatch(), seen)
     link.start(timeout_s=START_S)
@@ -56,7 +57,15 @@ def watch_command(
             timer.cancel()
         link.stop()
     if reached:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+def _settings(**given: object) -> BrokerSettings:
+    try:
+        return BrokerSettings.model_validate(given)
+    except ValidationError as error:
+        why = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise CommandError(f"The broker cannot be watched like that: {why}.") from error
 
 
 def watch(link: Link, limits: LimitWatch, seen: "queue.SimpleQueue[LimitReached | None]") -> None:

@@ -10,21 +10,24 @@ from typing import Annotated, Any
 
 import typer
 
-from fleet_cli.errors import CommandError
+from fleet_cli.errors import CommandError, ExitCode
+from fleet_cli.events_flag import with_events
 from fleet_cli.settings_flags import with_settings
 from fleet_device.device import Device
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText
+from fleet_runtime.events import Event, EventStream
 from schemas.reasons import EndReason
 
 __all__ = ["generate_command"]
 
-INTERRUPTED = 130
-READER_GONE = 141
+Show = Callable[..., None]  # told of an event and its fields
+
 # Before saying that nobody is there; an edge's retained state comes with the connection.
 _EDGE_S = 1.0
 
 
+@with_events(outlives_reader=False)
 @with_settings(DeviceSettings)
 def generate_command(
     prompt: Annotated[str, typer.Argument(help="What to write about; `-` reads standard input.")],
@@ -33,18 +36,19 @@ def generate_command(
     stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt as it is.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
-    events: Annotated[bool, typer.Option("--events", hidden=True, help="One JSON object a line as it goes.")] = False,
+    events: EventStream,
 ) -> None:
     """Write one text and leave. Ctrl-C ends it where it is."""
     if stop and not all(stop):
         raise CommandError("--stop is empty; give the string before which the text shall end.")
     asked = _read_prompt(prompt)
-    show = _emit if events else _silent if as_json else _print
+    show: Show = events.write if events else _silent if as_json else _print
     try:
+        events.write(Event.LOADING, model=settings.model)
         text, vocabulary = _write(settings, asked, raw=raw, stop=tuple(stop or ()), show=show)
         result = _result(settings.device, vocabulary, text)
         if events:
-            _emit({"event": "end", **result})
+            events.write(Event.END, **result)
         elif as_json:
             print(json.dumps(result, ensure_ascii=False, indent=2))
         else:
@@ -54,22 +58,22 @@ def generate_command(
     except BrokenPipeError:
         # Whoever read the text has had enough; Python must not try to write the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(READER_GONE) from None
+        raise typer.Exit(ExitCode.READER_GONE) from None
     if text.reason is EndReason.CANCELLED:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 def _write(
-    settings: DeviceSettings, asked: str, *, raw: bool, stop: tuple[str, ...], show: Callable[[dict[str, Any]], None]
+    settings: DeviceSettings, asked: str, *, raw: bool, stop: tuple[str, ...], show: Show
 ) -> tuple[GeneratedText, int]:
     """Write the text; return it with the vocabulary's size."""
     with Device(settings) as device, device.stream(asked, raw=raw, stop=stop) as stream, _interrupt(stream.cancel):
         if not device.wait_for_edge(_EDGE_S):
             _say(f"No edge of fleet {settings.fleet!r} is online; waiting {settings.open_s:.0f} s for one …")
         request = stream.request()
-        show({"event": "start", "prompt_tokens": len(request.prompt), "seed": request.policy.seed})
+        show(Event.START, prompt_tokens=len(request.prompt), seed=request.policy.seed)
         for piece in stream.pieces():
-            show({"event": "tokens", "number": piece.tokens, "text": piece.text})
+            show(Event.TOKENS, number=piece.tokens, text=piece.text)
         return stream.result(), device.drafter.vocabulary.size
 
 
@@ -139,15 +143,11 @@ def _summary(result: dict[str, Any]) -> str:
     )
 
 
-def _emit(event: dict[str, Any]) -> None:
-    print(json.dumps(event, ensure_ascii=False), flush=True)
+def _print(_event: Event, *, text: str = "", **_: object) -> None:
+    print(text, end="", flush=True)
 
 
-def _print(event: dict[str, Any]) -> None:
-    print(event.get("text", ""), end="", flush=True)
-
-
-def _silent(_event: dict[str, Any]) -> None:
+def _silent(_event: Event, **_: object) -> None:
     """Say nothing until the end."""
 
 

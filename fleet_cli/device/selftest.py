@@ -6,13 +6,12 @@ from typing import Annotated
 import typer
 
 from fleet_cli.checks import ignore_check, show_check
+from fleet_cli.errors import ExitCode
 from fleet_cli.settings_flags import with_settings
 from fleet_device.checks.selftest import SelfTest
 from fleet_device.settings import DeviceSettings
 
 __all__ = ["selftest_command"]
-
-UNFIT = 1
 
 
 @with_settings(DeviceSettings)
@@ -30,4 +29,4 @@ def selftest_command(
     if as_json:
         print(json.dumps(report.json(), ensure_ascii=False, indent=2))
     if not report.ok:
-        raise typer.Exit(UNFIT)
+        raise typer.Exit(ExitCode.CHECK_FAILED)

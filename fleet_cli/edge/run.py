@@ -2,36 +2,58 @@
 
 import sys
 
+from fleet_cli.events_flag import with_events
 from fleet_cli.settings_flags import with_settings
 from fleet_edge.edge import Edge
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.engine import parse_url, shown
+from fleet_runtime.events import Event, EventStream
 from fleet_runtime.systemd import Systemd
 
 __all__ = ["run_command"]
 
 
+@with_events(outlives_reader=True)
 @with_settings(EdgeSettings)
-def run_command(settings: EdgeSettings) -> None:
+def run_command(settings: EdgeSettings, *, events: EventStream) -> None:
     """Verify the drafts of a fleet until told to stop. SIGTERM lets open sessions end first; SIGINT does not.
 
     A second SIGTERM ends it at once too. What is open then goes on at another edge, or here when this one is back.
     """
     running, unit = Edge(settings), Systemd.from_environment()
 
+    def say(sentence: str) -> None:
+        if not events:
+            print(sentence, file=sys.stderr, flush=True)
+
     def tell() -> None:
         online = (
             f"Edge {settings.edge} of fleet {settings.fleet} is online at {settings.broker.host}:{settings.broker.port}"
         )
         info, database = running.target, shown(parse_url(settings.db))
+        events.write(
+            Event.ONLINE,
+            fleet=settings.fleet,
+            edge=settings.edge,
+            host=settings.broker.host,
+            port=settings.broker.port,
+            target=info.name,
+            vocabulary=str(info.vocabulary),
+            context=info.context,
+            runs_on=info.runs_on,
+            database=database,
+        )
         target = f"target {info.name}, {info.vocabulary}, context {info.context}, on {info.runs_on}"
-        _say(f"{online}: {target}, sessions in {database}.")
+        say(f"{online}: {target}, sessions in {database}.")
         unit.ready(f"{online}.")
 
     running.check()
-    _say(f"Loading the target model {settings.target} …")
-    running.run(on_online=tell, on_step=unit.alive, on_end=unit.stopping)
-
-
-def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+    events.write(Event.LOADING, target=settings.target)
+    say(f"Loading the target model {settings.target} …")
+    handed_over = running.run(
+        on_online=tell,
+        on_step=unit.alive,
+        on_end=unit.stopping,
+        on_drain=lambda sessions: events.write(Event.DRAINING, sessions=sessions),
+    )
+    events.write(Event.STOPPED, handed_over=handed_over)

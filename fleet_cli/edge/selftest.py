@@ -6,7 +6,7 @@ from typing import Annotated, Final
 import typer
 
 from fleet_cli.checks import ignore_check, show_check
-from fleet_cli.errors import CommandError
+from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.settings_flags import with_settings
 from fleet_device.checks.edge_check import EdgeCheck, Question
 from fleet_edge.settings import EdgeSettings
@@ -15,8 +15,6 @@ from fleet_identity.roles import probe_name
 from fleet_link.tls import certificate_name
 
 __all__ = ["selftest_command"]
-
-UNFIT = 1
 
 # The identity among them is the probe's.
 _FLAGS: Final = (
@@ -51,7 +49,7 @@ def selftest_command(
     if as_json:
         print(json.dumps(report.json(), ensure_ascii=False, indent=2))
     if not report.ok:
-        raise typer.Exit(UNFIT)
+        raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
 def _check_identity(name: str, settings: EdgeSettings) -> None:

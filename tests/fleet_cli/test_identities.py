@@ -12,7 +12,8 @@ import typer
 
 from fleet_cli import enroll
 from fleet_cli.broker import identities
-from fleet_cli.main import USER_ERROR, main
+from fleet_cli.errors import ExitCode
+from fleet_cli.main import main
 from schemas.errors import FleetError
 
 Run = Callable[..., tuple[int, str, str]]
@@ -32,7 +33,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         try:
             app(arguments, standalone_mode=False)
         except FleetError as error:
-            code, complaint = USER_ERROR, str(error)
+            code, complaint = ExitCode.USER_ERROR, str(error)
         said = capsys.readouterr()
         return code, said.out, said.err + complaint
 
@@ -121,13 +122,13 @@ def test_the_authoritys_key_may_have_a_passphrase(run: Run, tmp_path: Path, monk
     assert b"ENCRYPTED" in (tmp_path / "ca" / "ca.key").read_bytes()
     assert run("issue", "edge-1", "--role", "edge", "--passphrase-file", "secret")[0] == 0
     code, _, err = run("issue", "edge-2", "--role", "edge")
-    assert code == USER_ERROR
+    assert code == ExitCode.USER_ERROR
     assert "nobody to ask: use --passphrase-file or FLEET_CA_PASSPHRASE" in err
     monkeypatch.setenv("FLEET_CA_PASSPHRASE", "open sesame")
     assert run("issue", "edge-2", "--role", "edge")[0] == 0
     monkeypatch.setenv("FLEET_CA_PASSPHRASE", "guess")
     code, out, err = run("issue", "edge-3", "--role", "edge")
-    assert (code, out) == (USER_ERROR, "")
+    assert (code, out) == (ExitCode.USER_ERROR, "")
     assert "the passphrase is wrong" in err
     assert "guess" not in err
     assert not (tmp_path / "ca" / "issued" / "edge-3.key").exists()
@@ -179,7 +180,7 @@ def test_what_is_wrong_ends_in_one_sentence(
     run("enroll", "sensor-1", "--folder", "d")
     (tmp_path / "dev.csr").write_bytes((tmp_path / "d" / "device.csr").read_bytes())
     code, out, err = run(*arguments)
-    assert (code, out) == (USER_ERROR, "")
+    assert (code, out) == (ExitCode.USER_ERROR, "")
     assert sentence in err
     assert "\n" not in err
     assert "Traceback" not in err
@@ -189,7 +190,7 @@ def test_what_is_wrong_ends_in_one_sentence(
 def test_a_folder_that_cannot_be_written(run: Run, tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
     code, _, err = run("ca", "--ca", "closed/ca")
-    assert code == USER_ERROR
+    assert code == ExitCode.USER_ERROR
     assert "cannot be made" in err
 
 
@@ -197,7 +198,7 @@ def test_the_commands_are_fleets_own(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(sys, "argv", ["fleet", "broker", "list", "--ca", "/nowhere"])
     with pytest.raises(SystemExit) as leaving:
         main()
-    assert leaving.value.code == USER_ERROR
+    assert leaving.value.code == ExitCode.USER_ERROR
     assert capsys.readouterr().err.strip() == (
         "fleet: There is no authority in /nowhere: make one with `fleet broker ca`, or correct --ca."
     )

@@ -57,6 +57,20 @@ def test_a_device_that_vanishes_is_declared_offline_and_comes_back_as_what_it_wa
     service.stop()
 
 
+def test_whoever_listens_hears_of_every_connect_and_loss() -> None:
+    fleet = MemoryFleet()
+    service = memory_service(fleet)
+    heard: list[bool] = []
+    service.on_connection(heard.append)
+    service.start()
+    fleet.broker.pump()
+    fleet.broker.kill("device-1")
+    fleet.broker.revive("device-1")
+    fleet.broker.pump()
+    assert heard == [True, False, True]
+    service.stop()
+
+
 def test_a_start_without_a_broker_fails_and_frees_the_model() -> None:
     fleet, drafter = MemoryFleet(), TalkingDrafter()
     fleet.broker.up = False
@@ -178,7 +192,8 @@ def test_a_gateway_asked_to_drain_ends_its_text_first() -> None:
         served.submit(lambda _codec: REQUEST, events.append)
         until(lambda: bool(served.health()["sessions"]["writing"]))
         served.ask(Asked.DRAIN)
-        running = threading.Thread(target=served.run)
+        left: list[int] = []
+        running = threading.Thread(target=served.run, kwargs={"on_drain": left.append})
         running.start()
         until(lambda: served.health()["status"] == "draining")
         until(lambda: presence(fleet) is Presence.DRAINING)
@@ -188,6 +203,7 @@ def test_a_gateway_asked_to_drain_ends_its_text_first() -> None:
         assert not running.is_alive()
         served.stop()
     assert type(events[-1]).__name__ == "GeneratedText"
+    assert left == [1]
     assert presence(fleet) is Presence.OFFLINE
 
 

@@ -81,6 +81,19 @@ def test_a_stop_before_it_runs_counts(place: Place) -> None:
     assert place.presence is Presence.OFFLINE
 
 
+def test_whoever_runs_it_hears_of_a_drain_and_of_what_was_handed_over(place: Place) -> None:
+    edge, told = place.edge(), list[int]()
+    edge.drain()
+    with place.broker.running():
+        assert edge.run(on_drain=told.append) == 0
+    assert told == [0]
+    edge = place.edge()
+    edge.stop()
+    with place.broker.running():
+        assert edge.run(on_drain=told.append) == 0
+    assert told == [0]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_on_the_main_thread_signals_end_it_and_are_given_back(place: Place, number: signal.Signals) -> None:
     before = signal.getsignal(number)

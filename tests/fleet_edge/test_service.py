@@ -141,6 +141,7 @@ def test_the_end_is_told_when_it_begins_and_steps_go_on(site: Site) -> None:
         edge.stop.set()
         edge.join()
         assert edge.calls == ["step", "end"]
+    assert (edge.drained, edge.handed_over) == (None, 0)
 
 
 def test_a_drain_can_be_cut_short(site: Site) -> None:
@@ -151,6 +152,7 @@ def test_a_drain_can_be_cut_short(site: Site) -> None:
         edge.join()
     assert site.states[-1] == ("edge-1", Presence.OFFLINE)
     assert [row["reason"] for row in site.rows(SEGMENTS)] == ["handed-over"]
+    assert (edge.drained, edge.handed_over) == (1, 1)
 
 
 def test_a_session_that_nobody_resumes_is_open_until_it_counts_as_lost(site: Site, tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ class RunningEdge:
         drain: Set it, as SIGTERM does.
         stop: Set it, as SIGINT does.
         calls: What `run` has called, in order: steps are counted as one until something else happens.
+        drained: Sessions that were open when a drain began.
+        handed_over: Sessions that were open at the end.
     """
 
     service: EdgeService
@@ -54,6 +56,8 @@ class RunningEdge:
     drain: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
     calls: list[str] = field(default_factory=list)
+    drained: int | None = None
+    handed_over: int | None = None
 
     def __post_init__(self) -> None:
         self.service.start()
@@ -80,10 +84,17 @@ class RunningEdge:
     def _run(self) -> None:
         try:
             self.service.run(
-                self.stop, drain=self.drain, on_step=lambda: self._call("step"), on_end=lambda: self._call("end")
+                self.stop,
+                drain=self.drain,
+                on_step=lambda: self._call("step"),
+                on_end=lambda: self._call("end"),
+                on_drain=self._note_drain,
             )
         finally:
-            self.service.stop()
+            self.handed_over = self.service.stop()
+
+    def _note_drain(self, sessions: int) -> None:
+        self.drained = sessions
 
     def _call(self, name: str) -> None:
         if self.calls[-1:] != [name]:

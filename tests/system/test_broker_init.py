@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet_runtime.events import Event, wait_for_event
 from tests.support.brokers import require_mosquitto
 from tests.support.prepared_models import prepared
 
@@ -61,9 +62,9 @@ def test_its_commands_run_as_printed(folder: Path) -> None:
     assert (edge[:3], selftest[:3]) == (["fleet", "edge", "run"], ["fleet", "edge", "selftest"])
     with ExitStack() as stack:
         stack.enter_context(service(broker, folder))
-        running = stack.enter_context(service(edge, folder))
-        assert running.stderr is not None
-        assert any(" is online at " in line for line in running.stderr)
+        running = stack.enter_context(service([*edge, "--events"], folder))
+        assert running.stdout is not None
+        assert wait_for_event(running.stdout, Event.ONLINE) is not None
         assert run(selftest, folder).count("ok ") == 4
         assert run(generate, folder).strip()
         assert running.poll() is None

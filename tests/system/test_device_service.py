@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from fleet_device.api.server import listen
+from fleet_runtime.events import Event, wait_for_event
 from tests.support.prepared_models import prepared
 from tests.support.waiting import until
 from tests.support.whole import FLEET, Whole
@@ -118,8 +119,8 @@ def test_an_interrupted_text_closes_its_session_and_exits_with_130(whole: Whole)
         arguments = command(whole, "interrupted", "generate", "--events", "--max-new-tokens", "900", "--raw")
         with running([*arguments, "--", "Once upon a time"]) as process:
             assert process.stdout is not None
-            assert json.loads(process.stdout.readline())["event"] == "start"
-            assert json.loads(process.stdout.readline())["event"] == "tokens"
+            assert wait_for_event(process.stdout, Event.START) is not None
+            assert wait_for_event(process.stdout, Event.TOKENS) is not None
             process.send_signal(signal.SIGINT)
             *_, last = process.stdout
             assert process.wait(EXIT_S) == 130

@@ -1,12 +1,11 @@
 """What is ordinary in the field: the broker restarts, the edge dies, a device is switched off."""
 
-import json
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,8 @@ from fleet_device.client.agent import Generation
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.service import DeviceService
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
+from fleet_runtime.events import Event, wait_for_event
+from fleet_testing.edge_process import edge_process
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.long_texts import first_long
 from tests.support.waiting import until
@@ -88,36 +89,25 @@ def test_a_broker_restart_costs_nothing_but_time(own: Whole, own_mosquitto: Mosq
     assert row["tokens"] == len(wanted)
 
 
-@contextmanager
-def edge_process(whole: Whole, target: Path, dtype: str) -> Iterator["subprocess.Popen[str]"]:
-    command = [
-        sys.executable, "-m", "fleet_cli.main", "edge", "run", "--fleet", FLEET, "--port", str(whole.port),
-        "--target", str(target), "--dtype", dtype, "--db", whole.db, "--spool", str(whole.folder / "spool"),
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            if " is online at " in line:
-                break
-        else:
-            pytest.fail("the edge did not start")
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def edge_of(whole: Whole, target: Path, dtype: str) -> AbstractContextManager["subprocess.Popen[str]"]:
+    return edge_process(
+        [
+            "--fleet", FLEET, "--port", str(whole.port), "--target", str(target), "--dtype", dtype,
+            "--db", whole.db, "--spool", str(whole.folder / "spool"),
+        ]
+    )  # fmt: skip
 
 
 def test_an_edge_that_dies_loses_no_session(own: Whole, drafters: Load, target_folder: Path, dtype: str) -> None:
     drafter = drafters("Q4_0")
     ids, wanted = undisturbed(own, drafter)
     with own.device(drafter, verdict_s=2.0) as device:
-        with edge_process(own, target_folder, dtype) as first:
+        with edge_of(own, target_folder, dtype) as first:
             writing = Writing(device, ids)
             writing.wait_until_under_way()
             first.kill()
             first.wait()
-        with edge_process(own, target_folder, dtype) as second:
+        with edge_of(own, target_folder, dtype) as second:
             done = writing.finish()
             second.send_signal(signal.SIGTERM)
             assert second.wait(30) == 0
@@ -139,9 +129,7 @@ def test_a_device_that_is_switched_off_is_lost(own: Whole, drafters: Load) -> No
     with own.edge():
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        for line in process.stdout:
-            if json.loads(line)["event"] == "tokens":
-                break
+        assert wait_for_event(process.stdout, Event.TOKENS) is not None
         process.kill()
         process.communicate()
         until(

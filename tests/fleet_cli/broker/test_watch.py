@@ -1,0 +1,11 @@
+from pathlib import Path
+
+import pytest
+
+from fleet_cli.broker.watch import watch_command
+from fleet_cli.errors import CommandError
+
+
+def test_half_of_tls_is_one_sentence() -> None:
+    with pytest.raises(CommandError, match=r"^The broker cannot be watched like that: .*'ca'.*\.$"):
+        watch_command(certificate=Path("monitor.pem"))

@@ -1,0 +1,96 @@
+"""What `--events` writes: one JSON object a line, errors among them, and nothing else on standard output."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet_cli.commands import _OURS
+from fleet_cli.errors import ExitCode
+from fleet_runtime.events import Event, read_events, wait_for_event
+from tests.support.tiny_gguf import tiny_gguf
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-m", "fleet_cli.main")
+
+
+def events_of(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
+    """Run a command to its end; return exit code, events and complaint. Every line must be an event."""
+    done = subprocess.run([*COMMAND, *arguments, "--events"], capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["edge", "run", "--target", "nowhere"], "nowhere"),
+        (["device", "run", "--model", "/nowhere.gguf"], "/nowhere.gguf"),
+        (["device", "generate", "hello", "--model", "/nowhere.gguf"], "/nowhere.gguf"),
+        (["edge", "run", "--config", "/nowhere.toml"], "/nowhere.toml"),
+        (["device", "generate", "hello", "--config", "/nowhere.toml"], "/nowhere.toml"),
+    ],
+    ids=lambda words: " ".join(words[:4]) if isinstance(words, list) else None,
+)
+def test_an_error_is_an_event_before_it_is_exit_code_2(arguments: list[str], said: str) -> None:
+    code, events, complaint = events_of(*arguments)
+    assert code == ExitCode.USER_ERROR
+    sentences = [event["sentence"] for event in events if event["event"] == Event.ERROR]
+    assert said in sentences[0]
+    assert complaint.splitlines() == [f"fleet: {sentence}" for sentence in sentences]
+    assert {event["event"] for event in events} <= {Event.LOADING, Event.ERROR}
+
+
+def test_a_device_tells_of_its_life_in_events(tmp_path: Path) -> None:
+    model = tiny_gguf(tmp_path / "tiny.gguf")
+    arguments = ["--model", str(model), "--drafter", "prompt-lookup", "--port", "1", "--api-port", "0"]
+    process = subprocess.Popen(
+        [*COMMAND, "device", "run", "--events", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        serving = wait_for_event(process.stdout, Event.SERVING)
+        assert serving is not None
+        assert (serving["device"], serving["api"]) == ("device-1", None)
+        process.send_signal(signal.SIGTERM)
+        rest = list(read_events(process.stdout))
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    assert [event["event"] for event in rest] == [Event.DRAINING, Event.STOPPED]
+    assert rest[0]["texts"] == 0
+
+
+def test_a_service_outlives_whoever_read_its_events(tmp_path: Path) -> None:
+    model = tiny_gguf(tmp_path / "tiny.gguf")
+    arguments = ["--model", str(model), "--drafter", "prompt-lookup", "--port", "1", "--api-port", "0"]
+    process = subprocess.Popen(
+        [*COMMAND, "device", "run", "--events", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert wait_for_event(process.stdout, Event.SERVING) is not None
+        process.stdout.close()
+        process.stdout = None
+        process.send_signal(signal.SIGTERM)
+        _, complaint = process.communicate(timeout=30)
+        assert "BrokenPipe" not in complaint
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_page_for_operators_lists_every_event_and_every_exit_code() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    assert [event for event in Event if f"| `{event.value}` |" not in page] == []
+    assert [code for code in ExitCode if f"| {code.value} |" not in page] == []
+
+
+def test_every_package_of_ours_is_known_as_ours() -> None:
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+    assert packages <= _OURS
