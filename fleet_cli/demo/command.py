@@ -12,12 +12,14 @@ import typer
 from rich.console import Console
 
 from fleet_cli.demo.brokers import Place, demo_broker
+from fleet_cli.demo.options import check_report_file, check_settings, draft_model, target_model
 from fleet_cli.demo.processes import Child, DeviceEvent, device_process, edge_process
 from fleet_cli.demo.prompts import read_prompts
 from fleet_cli.demo.report import Report, device_row
 from fleet_cli.demo.watch import Watch
 from fleet_cli.errors import CommandError
 from fleet_cli.models.folder import ModelsDir
+from fleet_runtime.events import Event
 from schemas.policy import Mode, random_seed
 
 __all__ = ["app"]
@@ -26,7 +28,6 @@ app = typer.Typer(pretty_exceptions_enable=False)
 
 FLEET = "demo"
 EDGE = "edge-1"
-FAMILY = "smollm2-135m"
 
 
 def _check_draft_length(value: str) -> str:
@@ -66,8 +67,12 @@ def demo_command(
     """Run a whole fleet on this machine and show what it did. Ctrl-C stops all of it."""
     console = Console(stderr=json_file is not None and str(json_file) == "-")
     texts = read_prompts(prompts)
-    model = draft if "/" in draft or ":" in draft or draft.endswith(".gguf") else f"{FAMILY}:{draft}"
-    target = target or str(models_dir / FAMILY / "target")
+    check_report_file(json_file)
+    model, target = draft_model(draft, models_dir), target_model(target, models_dir)
+    check_settings(
+        device={"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens},
+        edge={"dtype": dtype, "db": db},
+    )
     first_seed = random_seed() if seed is None else seed
     with ExitStack() as stack:
         names = [f"device-{number + 1}" for number in range(devices)]
@@ -95,19 +100,19 @@ def demo_command(
             watch.add(name, prompt)
             arguments = [*shared, *place.arguments(name), "--seed", str(first_seed + number), "--", prompt]
             children[name] = stack.enter_context(device_process(name, arguments, events))
-        results = _follow(children, events, watch, edge=edge, place=place)
+        results = _follow(children, events, watch, edge=edge.child, place=place)
         wall_s = time.monotonic() - started
     report = Report(
         place.name,
         mode.value,
         model,
-        _target_name(edge, target),
+        edge.online["target"],
         wall_s,
         [device_row(result) for result in results.values()],
     )
     _show(report, console, json_file, results if show_text else {})
     console.print(f"The sessions are in {db}: fleet admin sessions --db {db}", markup=False, highlight=False)
-    failed = [f"{name}: {child.complaint}" for name, child in children.items() if name not in results]
+    failed = [f"{name}: {child.cause}" for name, child in children.items() if name not in results]
     if failed:
         raise CommandError(f"{len(failed)} of {devices} devices did not finish. {failed[0]}")
 
@@ -127,22 +132,15 @@ def _follow(
                     f"The broker {place.name} ended while devices were writing; run the demo again."
                 ) from None
             if edge.process.poll() is not None:
-                raise CommandError(f"The edge ended while devices were writing: {edge.complaint}") from None
+                edge.end()  # all that it said is read
+                raise CommandError(f"The edge ended while devices were writing: {edge.cause}") from None
             continue
         watch.event(event.device, event.fields)
         if event.fields is None:
             running.discard(event.device)
-        elif event.fields["event"] == "end":
+        elif event.fields["event"] == Event.END:
             results[event.device] = event.fields
     return results
-
-
-def _target_name(edge: Child, target: str) -> str:
-    for line in edge.errors:
-        _, found, rest = line.partition(": target ")
-        if found:
-            return rest.partition(",")[0]
-    return target
 
 
 def _show(report: Report, console: Console, json_file: Path | None, results: dict[str, dict[str, Any]]) -> None:

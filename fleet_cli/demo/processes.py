@@ -1,7 +1,5 @@
 """Processes of the demo, each in a process group of its own: Ctrl-C reaches the demo, which ends them in order."""
 
-import itertools
-import json
 import queue
 import signal
 import subprocess
@@ -13,16 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fleet_cli.errors import CommandError
+from fleet_runtime.events import Event, read_events
 
-__all__ = ["Child", "DeviceEvent", "device_process", "edge_process"]
+__all__ = ["Child", "DeviceEvent", "EdgeChild", "device_process", "edge_process"]
 
 _STOP_S: Final = 6
-_OWN: Final = "fleet: "
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceEvent:
-    """A line that a device process wrote; `fields` is None when it has ended.
+    """An event of a device process; `fields` is None when it has ended.
 
     Attributes:
         device: Whose.
@@ -35,22 +33,31 @@ class DeviceEvent:
 
 @dataclass(slots=True)
 class Child:
-    """A child process whose standard error is kept for the case that it fails.
+    """A child process, of which what it says of its end is kept.
 
     Attributes:
         name: For messages.
         process: The process.
-        errors: Its standard error so far, line by line.
+        sentences: Why it says that it cannot go on.
+        last_line: Of its standard error.
     """
 
     name: str
     process: "subprocess.Popen[str]"
-    errors: list[str] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
+    last_line: str = ""
     _readers: list[threading.Thread] = field(default_factory=list)
 
     @classmethod
-    def spawn(cls, name: str, arguments: Sequence[str], *, on_error: Callable[[str], None] | None = None) -> "Child":
-        """Start `fleet` with the arguments."""
+    def spawn(
+        cls,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        on_event: Callable[[dict[str, Any]], None],
+        on_end: Callable[[], None] = lambda: None,
+    ) -> "Child":
+        """Start `fleet` with the arguments, which make it write events; both are called on a thread."""
         process = subprocess.Popen(
             [sys.executable, "-m", "fleet_cli.main", *arguments],
             stdin=subprocess.DEVNULL,
@@ -58,28 +65,19 @@ class Child:
             stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
+            errors="replace",
             start_new_session=True,
         )
         child = cls(name, process)
+        child._start(child._read_errors)
 
-        def keep(line: str) -> None:
-            child.errors.append(line)
-            if on_error is not None:
-                on_error(line)
+        def follow() -> None:
+            child._read_events(on_event)
+            process.wait()
+            on_end()
 
-        child.read(process.stderr, keep)
+        child._start(follow)
         return child
-
-    def read(self, stream: Any, on_line: Callable[[str], None]) -> None:  # noqa: ANN401 - a text pipe
-        """Read a pipe line by line on a thread of its own."""
-
-        def pump() -> None:
-            for line in stream:
-                on_line(line.rstrip("\n"))
-
-        thread = threading.Thread(target=pump, name=f"read-{self.name}", daemon=True)
-        thread.start()
-        self._readers.append(thread)
 
     def ask_to_stop(self) -> None:
         """Interrupt it, as Ctrl-C in a terminal would."""
@@ -105,33 +103,68 @@ class Child:
             reader.join(_STOP_S)
 
     @property
-    def complaint(self) -> str:
-        """What it said at its end, in one line: all sentences of `fleet`, or the last line of something else."""
-        said = [line for line in self.errors if line.strip()]
-        own = list(itertools.takewhile(lambda line: line.startswith(_OWN), reversed(said)))[::-1]
-        return (
-            " ".join(line.removeprefix(_OWN) for line in own or said[-1:])
-            or f"ended with exit code {self.process.returncode} and said nothing"
-        )
+    def cause(self) -> str:
+        """Why it has ended: its own sentence; else how the process ended, and its last line as what it is."""
+        if self.sentences:
+            return " ".join(self.sentences)
+        code = self.process.returncode
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        last = f" The last line that it wrote: {self.last_line}" if self.last_line else ""
+        return f"its process {how} and gave no reason.{last}"
+
+    def _start(self, read: Callable[[], None]) -> None:
+        thread = threading.Thread(target=read, name=f"read-{self.name}", daemon=True)
+        thread.start()
+        self._readers.append(thread)
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as stream:
+            for line in stream:
+                self.last_line = line.strip() or self.last_line
+
+    def _read_events(self, on_event: Callable[[dict[str, Any]], None]) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as stream:
+            for event in read_events(stream):
+                if event["event"] == Event.ERROR:
+                    self.sentences.append(event["sentence"])
+                on_event(event)
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeChild:
+    """The edge's process, online.
+
+    Attributes:
+        child: The process.
+        online: What it said of itself when it came online.
+    """
+
+    child: Child
+    online: dict[str, Any]
 
 
 @contextmanager
-def edge_process(arguments: Sequence[str]) -> Iterator[Child]:
+def edge_process(arguments: Sequence[str]) -> Iterator[EdgeChild]:
     """Run an edge; on entry it is online, on exit it has ended.
 
     Raises:
         CommandError: It ended before it came online.
     """
-    online = threading.Event()
+    said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     child = Child.spawn(
-        "edge", ["edge", "run", *arguments], on_error=lambda line: online.set() if " is online at " in line else None
+        "edge",
+        ["edge", "run", "--events", *arguments],
+        on_event=lambda event: said.put(event) if event["event"] == Event.ONLINE else None,
+        on_end=lambda: said.put(None),
     )
     try:
-        while not online.wait(0.1):
-            if child.process.poll() is not None:
-                child.end()
-                raise CommandError(f"The edge did not start: {child.complaint}")
-        yield child
+        online = said.get()
+        if online is None:
+            child.end()
+            raise CommandError(f"The edge did not start: {child.cause}")
+        yield EdgeChild(child, online)
     finally:
         child.ask_to_stop()
         child.end()
@@ -140,20 +173,14 @@ def edge_process(arguments: Sequence[str]) -> Iterator[Child]:
 @contextmanager
 def device_process(device: str, arguments: Sequence[str], events: "queue.SimpleQueue[DeviceEvent]") -> Iterator[Child]:
     """Run `fleet device generate`; its events go to the queue, the last one without fields."""
-    child = Child.spawn(device, ["device", "generate", "--events", "--device", device, *arguments])
-
-    def pump() -> None:
-        assert child.process.stdout is not None
-        for line in child.process.stdout:
-            events.put(DeviceEvent(device, json.loads(line)))
-        child.process.wait()
-        events.put(DeviceEvent(device, None))
-
-    thread = threading.Thread(target=pump, name=f"events-{device}", daemon=True)
-    thread.start()
+    child = Child.spawn(
+        device,
+        ["device", "generate", "--events", "--device", device, *arguments],
+        on_event=lambda event: events.put(DeviceEvent(device, event)),
+        on_end=lambda: events.put(DeviceEvent(device, None)),
+    )
     try:
         yield child
     finally:
         child.ask_to_stop()
         child.end()
-        thread.join(_STOP_S)

@@ -29,9 +29,11 @@ def read_prompts(path: Path | None) -> tuple[str, ...]:
         return PROMPTS
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"The prompts in {path} cannot be read: {error}.") from error
+    except OSError as error:
+        raise CommandError(f"--prompts {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise CommandError(f"--prompts {path} is not a text in UTF-8; write one prompt a line.") from error
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
-        raise CommandError(f"{path} holds no prompt; write one a line.")
+        raise CommandError(f"--prompts {path} holds no prompt; write one a line.")
     return prompts

@@ -11,6 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fleet_runtime.events import Event
+
 __all__ = ["Watch"]
 
 _TAIL_CHARACTERS = 320
@@ -65,19 +67,20 @@ class Watch:
     def event(self, device: str, fields: dict[str, Any] | None) -> None:
         """Take an event of a device."""
         seen = self._devices[device]
-        kind = fields["event"] if fields else "gone"
-        if fields and kind == "start":
-            seen.started, seen.state = time.monotonic(), "writing"
-        elif fields and kind == "tokens":
-            seen.tokens += fields["number"]
-            seen.text += fields["text"]
-        elif fields and kind == "end":
-            seen.state = fields["finish"]
-        elif seen.state in ("starting", "writing"):
-            seen.state = "failed"
+        before = seen.state
+        match fields:
+            case {"event": Event.START}:
+                seen.started, seen.state = time.monotonic(), "writing"
+            case {"event": Event.TOKENS, "number": number, "text": text}:
+                seen.tokens += number
+                seen.text += text
+            case {"event": Event.END, "finish": finish}:
+                seen.state = finish
+            case None if seen.state in ("starting", "writing"):
+                seen.state = "failed"
         if self._live is not None:
             self._live.update(self._draw())
-        elif kind in ("start", "end", "gone") and not (kind == "gone" and seen.state != "failed"):
+        elif seen.state != before:
             self.console.print(f"{device}: {seen.state}, {seen.tokens} tokens", markup=False, highlight=False)
 
     def _draw(self) -> RenderableType:

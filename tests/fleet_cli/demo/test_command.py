@@ -15,10 +15,13 @@ from fleet_cli.errors import CommandError
 class Edge:
     """An edge's process that lives as long as the test."""
 
-    complaint = ""
+    cause = "its own words"
 
     def __init__(self) -> None:
         self.process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+    def end(self) -> None:
+        self.process.wait()
 
 
 @pytest.fixture

@@ -1,21 +1,88 @@
-import subprocess
+import queue
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from fleet_cli.demo.processes import Child
+from fleet_cli.demo import processes
+from fleet_cli.demo.processes import Child, DeviceEvent, device_process, edge_process
+from fleet_cli.errors import CommandError
+
+pytestmark = pytest.mark.timeout(60)
+
+Program = Callable[[str], None]
 
 
-@pytest.mark.parametrize(
-    ("errors", "complaint"),
-    [
-        (["Loading …", "fleet: The one.", "fleet: The other."], "The one. The other."),
-        (["fleet: Long ago.", "Loading …", "fleet: The one."], "The one."),
-        (["Traceback", "ValueError: x"], "ValueError: x"),
-        ([], "ended with exit code 0 and said nothing"),
-    ],
-)
-def test_all_that_a_child_complains_of_is_passed_on(errors: list[str], complaint: str) -> None:
-    process = subprocess.Popen([sys.executable, "-c", ""], text=True)
-    process.wait()
-    assert Child("edge", process, errors).complaint == complaint
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Program:
+    """Return a function that sets the Python program that runs in place of `fleet`."""
+    popen = processes.subprocess.Popen
+
+    def use(code: str) -> None:
+        def start(_command: list[str], **options: Any) -> Any:
+            return popen([sys.executable, "-c", code], **options)
+
+        monkeypatch.setattr(processes.subprocess, "Popen", start)
+
+    return use
+
+
+ONLINE = """import sys; print('{"event": "online", "target": "large"}', flush=True); """
+
+
+def ended(program: Program, code: str) -> Child:
+    program(code)
+    child = Child.spawn("edge", [], on_event=lambda _event: None)
+    child.process.wait()
+    child.end()
+    return child
+
+
+def test_an_edge_is_there_when_it_says_that_it_is_online(program: Program) -> None:
+    program(ONLINE + "sys.stdin.read(); import time; time.sleep(60)")
+    with edge_process([]) as edge:
+        assert edge.online["target"] == "large"
+        assert edge.child.process.poll() is None
+    assert edge.child.process.poll() is not None
+
+
+def test_an_edge_that_says_why_it_cannot_start_is_quoted(program: Program) -> None:
+    program(
+        """import sys; print('{"event": "error", "sentence": "The port is taken."}'); """
+        """print("fleet: The port is taken.", file=sys.stderr); sys.exit(2)"""
+    )
+    with pytest.raises(CommandError, match=r"^The edge did not start: The port is taken\.$"), edge_process([]):
+        pass
+
+
+def test_all_sentences_of_a_process_are_passed_on_whatever_else_it_wrote(program: Program) -> None:
+    child = ended(
+        program,
+        """import sys; print('{"event": "error", "sentence": "This is wrong."}'); print("noise", file=sys.stderr); """
+        """print('{"event": "error", "sentence": "So is that."}'); sys.exit(2)""",
+    )
+    assert child.cause == "This is wrong. So is that."
+
+
+def test_a_killed_process_is_called_killed_and_its_last_line_what_it_is(program: Program) -> None:
+    child = ended(
+        program,
+        ONLINE + "import os, signal; print('WARNING something else', file=sys.stderr, flush=True); "
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    )
+    assert child.cause == (
+        "its process was killed by SIGKILL and gave no reason. The last line that it wrote: WARNING something else"
+    )
+
+
+def test_a_process_that_says_nothing_is_told_by_its_exit_code(program: Program) -> None:
+    assert ended(program, "import sys; sys.exit(3)").cause == "its process ended with exit code 3 and gave no reason."
+
+
+def test_a_device_s_events_come_in_order_and_its_end_comes_last(program: Program) -> None:
+    program("""print('{"event": "start"}'); print('noise'); print('{"event": "end"}')""")
+    events: queue.SimpleQueue[DeviceEvent] = queue.SimpleQueue()
+    with device_process("device-1", [], events):
+        seen = [events.get(timeout=30.0) for _ in range(3)]
+    assert [event.fields and event.fields["event"] for event in seen] == ["start", "end", None]

@@ -1,0 +1,110 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from fleet_cli.demo.options import check_report_file, draft_model, target_model
+from fleet_cli.demo.prompts import read_prompts
+from fleet_cli.errors import CommandError
+from fleet_cli.main import main
+from schemas.errors import FleetError
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A folder of prepared models."""
+    family = tmp_path / "models" / "smollm2-135m"
+    (family / "target").mkdir(parents=True)
+    for name in ("Q4_0", "Q5_K"):
+        (family / f"{name}.gguf").touch()
+    return tmp_path / "models"
+
+
+def test_a_quantization_is_the_demos_own_model_and_a_file_itself(models: Path) -> None:
+    assert draft_model("Q4_0", models) == "smollm2-135m:Q4_0"
+    assert draft_model("q5_k", models) == "smollm2-135m:Q5_K"
+    assert draft_model("smollm2-135m:Q4_0", models) == "smollm2-135m:Q4_0"
+    file = str(models / "smollm2-135m" / "Q4_0.gguf")
+    assert draft_model(file, models) == file
+    assert draft_model("owner/name:*.gguf", models) == "owner/name:*.gguf"
+    assert target_model(None, models) == str(models / "smollm2-135m" / "target")
+    assert target_model("owner/name", models) == "owner/name"
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+@pytest.mark.parametrize("draft", ["nope", "Q9_X"])
+def test_a_draft_that_does_not_exist_is_named_wherever_one_is(draft: str, prepared: bool, models: Path) -> None:
+    with pytest.raises(CommandError, match=f"^--draft {draft} is no quantization of smollm2-135m; there are .*Q4_0"):
+        draft_model(draft, models if prepared else models / "none")
+
+
+@pytest.mark.parametrize("draft", ["/no/such.gguf", "such.gguf", "no/such"])
+def test_a_file_that_is_not_there_is_named(draft: str, models: Path) -> None:
+    with pytest.raises(CommandError, match=f"^--draft {draft} is no file"):
+        draft_model(draft, models)
+
+
+def test_a_folder_without_models_is_named_where_nothing_else_is_wrong(models: Path) -> None:
+    nowhere = models / "none"
+    for check in (lambda: draft_model("Q4_0", nowhere), lambda: target_model(None, nowhere)):
+        with pytest.raises(CommandError, match=f"not prepared in {nowhere}; .*--models-dir"):
+            check()
+
+
+def test_a_draft_that_is_known_but_not_prepared_is_named(models: Path) -> None:
+    with pytest.raises(FleetError, match="no quantization Q2_K; there are Q4_0, Q5_K"):
+        draft_model("Q2_K", models)
+    with pytest.raises(FleetError, match="No model other is prepared"):
+        draft_model("other:Q4_0", models)
+
+
+def test_a_report_that_cannot_be_written_is_told_before_anything_is_done(tmp_path: Path) -> None:
+    check_report_file(None)
+    check_report_file(Path("-"))
+    check_report_file(tmp_path / "demo.json")
+    with pytest.raises(CommandError, match=r"--json .* no folder"):
+        check_report_file(tmp_path / "none" / "demo.json")
+    with pytest.raises(CommandError, match=r"--json .* is a folder"):
+        check_report_file(tmp_path)
+
+
+def test_prompts_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"^--prompts /no/file cannot be read: No such file or directory\.$"):
+        read_prompts(Path("/no/file"))
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CommandError, match=r"--prompts .* is not a text in UTF-8"):
+        read_prompts(tmp_path / "binary")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--draft", "nope"], "--draft nope"),
+        (["--models-dir", "/nope"], "/nope"),
+        (["--prompts", "/nope"], "--prompts /nope"),
+        (["--broker", "x:y"], "--broker x:y"),
+        (["--broker", "nowhere"], "--broker nowhere"),
+        (["--json", "/nope/demo.json"], "--json /nope/demo.json"),
+        (["--top-p", "0"], "top_p"),
+        (["--dtype", "float7"], "dtype"),
+        (["--db", "nonsense"], "database URL"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_each_wrong_option_is_told_of_before_anything_is_started(
+    arguments: list[str],
+    said: str,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr("fleet_cli.demo.processes.Child.spawn", lambda name, *_, **__: started.append(name))
+    monkeypatch.setattr("fleet_cli.demo.brokers.ThrowAwayBroker.__enter__", lambda _: pytest.fail("a broker"))
+    monkeypatch.setattr(sys, "argv", ["fleet", "demo", "--models-dir", str(models), *arguments])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert (leaving.value.code, started) == (2, [])
+    complaint = capsys.readouterr().err
+    assert said in complaint.splitlines()[-1]
+    assert complaint.startswith("fleet: ")
