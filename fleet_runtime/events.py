@@ -1,4 +1,4 @@
-"""Events of a running program as JSON lines: what other programs read, where people read sentences.
+"""Events of a running program as JSON lines, for other programs to read where people read sentences.
 
 Every line is an object whose `event` says what has happened; the other fields are that event's (docs/operations.md,
 "Events for programs"). Lines of a later version may have more fields and other events: pass over what is not known.

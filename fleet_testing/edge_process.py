@@ -1,4 +1,4 @@
-"""An edge as a process of its own: any, and one over a prepared target."""
+"""Edge processes: `fleet edge run` with any arguments, and over a prepared target."""
 
 import subprocess
 import sys
