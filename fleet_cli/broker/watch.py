@@ -15,6 +15,7 @@ from fleet_cli.errors import CommandError, ExitCode
 from fleet_link.link import Link, Message
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import BrokerSettings
+from fleet_runtime.validation import field_at, plain_sentence
 
 __all__ = ["register", "watch"]
 
@@ -64,8 +65,10 @@ def _settings(**given: object) -> BrokerSettings:
     try:
         return BrokerSettings.model_validate(given)
     except ValidationError as error:
-        why = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-        raise CommandError(f"The broker cannot be watched like that: {why}.") from error
+        first = error.errors(include_url=False)[0]
+        where = "".join(f"--{name}: " for name in field_at(BrokerSettings, first))
+        why = plain_sentence(first).replace("'broker.", "'--")  # here they are options
+        raise CommandError(f"The broker cannot be watched like that: {where}{why}.") from error
 
 
 def watch(link: Link, limits: LimitWatch, seen: "queue.SimpleQueue[LimitReached | None]") -> None:
