@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
@@ -14,7 +15,7 @@ from fleet_cli.models.manifest import Manifest, read_manifest
 from fleet_cli.models.prepare import Preparation, prepare
 from fleet_cli.models.progress import reporter
 from fleet_cli.models.source import SMOLLM2, locate
-from fleet_cli.models.steps import steps_of
+from fleet_cli.models.steps import Step, steps_of
 from fleet_cli.tables import Column, print_table
 
 __all__ = ["app"]
@@ -32,6 +33,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard out
 def prepare_command(
     models_dir: ModelsDir = _MODELS,
     check: Annotated[bool, typer.Option("--check", help="Hash every file again; remake damaged ones.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Make only this one, such as Q4_0; may be repeated.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the models that are missing; a second call finds them and does nothing."""
@@ -39,7 +41,7 @@ def prepare_command(
     began = time.monotonic()
     try:
         source = locate(SMOLLM2)
-        steps = steps_of(SMOLLM2, source)
+        steps = _chosen(steps_of(SMOLLM2, source), only or ())
         with reporter(console, clock=time.monotonic) as report:
             done = prepare(models_dir / SMOLLM2.name, source, steps, report=report, check=check)
     except ModelsError as error:
@@ -50,6 +52,13 @@ def prepare_command(
     else:
         made = f"made {', '.join(done.made)}" if done.made else "all there, nothing to do"
         print(f"{done.folder.absolute()}: {made} ({seconds:.1f} s)")
+
+
+def _chosen(steps: list[Step], only: Collection[str]) -> list[Step]:
+    known = [step.name for step in steps]
+    if unknown := [name for name in only if name not in known]:
+        _fail(f"There is nothing called {unknown[0]!r} to prepare; there are {', '.join(known)}.")
+    return [step for step in steps if not only or step.name in only]
 
 
 @app.command("list")

@@ -301,6 +301,18 @@ def test_a_missing_package_is_a_sentence_with_the_remedy(tmp_path: Path, monkeyp
     assert result.stderr == "It is not installed.\n"
 
 
+def test_what_is_not_asked_for_is_not_made_and_what_is_unknown_is_said(
+    tmp_path: Path, source: LocatedSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands_module, "locate", lambda _recipe: source)
+    asked = ["prepare", "--models-dir", str(tmp_path), "--json", "--only"]
+    made = runner.invoke(app, [*asked, "Q4_1"])
+    assert json.loads(made.stdout)["made"] == ["Q4_1"]
+    wrong = runner.invoke(app, [*asked, "Q9"])
+    assert wrong.exit_code == 2
+    assert wrong.stderr.startswith("There is nothing called 'Q9' to prepare; there are Q4_1, Q4_0,")
+
+
 def test_the_list_names_what_a_configuration_may_say(tmp_path: Path, folder: Path, source: LocatedSource) -> None:
     run(folder, source, two())
     result = runner.invoke(app, ["list", "--json", "--models-dir", str(folder.parent)])
