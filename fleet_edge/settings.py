@@ -83,7 +83,14 @@ class EdgeSettings(Settings):
         ge=0,
         le=1,
     )
-    kv_bytes: int = setting(2 << 30, "Memory for keys and values.", unit="bytes", rare=True, ge=1 << 20, le=1 << 50)
+    kv_bytes: int = setting(
+        2 << 30,
+        "Most memory for keys and values; it bounds how long a text can be.",
+        unit="bytes",
+        rare=True,
+        ge=1 << 20,
+        le=1 << 50,
+    )
     trace_share: float = setting(1.0, "Fraction of the sessions whose every round is logged.", rare=True, ge=0, le=1)
     keep_rounds_days: float = setting(
         7.0, "How long logged rounds are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS

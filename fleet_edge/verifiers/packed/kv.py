@@ -1,15 +1,15 @@
 """Key/value store: a slot a sequence, slots of like capacity side by side, memory within a budget.
 
 Attention is fastest when one batched call reads the keys of many sequences without copying them, which
-needs them in one tensor at equal distances. So a sequence lives in a *slot*; slots of one capacity form a
-*shelf*; a shelf is a list of *slabs*, tensors `[slots, capacity, kv_heads, dim]` for every layer, that grow
+needs them in one tensor at equal distances. So a sequence has a *slot*; slots of one capacity form a
+*size class*; it has a list of *slabs*, tensors `[slots, capacity, kv_heads, dim]` for every layer, that grow
 as sessions come. A sequence that outgrows its slot moves to the next larger capacity (each a half or a third
 above the last, so a copied token is paid for by the tokens computed since), and the slot it leaves is filled
-by the shelf's last one: shelves have no holes, and a slab that empties is freed.
+by the last one of its size class: there are no holes, and a slab that empties is freed.
 
 Memory is planned a step at a time. All slots that a step needs are there before the first sequence moves, and
 a sequence's old slot is given back only when its new one is filled, so the plan counts both. Slots that nobody
-lives in are made with what is left over, and given up again when a step needs their memory.
+occupies are made with what is left over, and given up again when a step needs their memory.
 """
 
 import bisect
@@ -27,13 +27,13 @@ SMALLEST_SLOT: Final = 64
 """Tokens. Below this the rounding costs less than the bookkeeping."""
 
 FIRST_SLAB_SLOTS: Final = 4
-"""A shelf begins small and doubles, so that few sessions take little and many share calls."""
+"""A size class begins small and doubles, so that few sessions take little and many share calls."""
 
 SLAB_TOKENS: Final = 8192
 """Most tokens in a slab: long slots gain nothing from company, and are freed one by one."""
 
 SLAB_SHARE: Final = 8
-"""A slab of several slots takes at most this part of the budget, so that no shelf starves the others."""
+"""A slab of several slots takes at most this part of the budget, so that no size class starves the others."""
 
 SPARE_SHARE: Final = 4
 """Slots for sessions to come take at most this part of the memory that is left over."""
@@ -80,8 +80,8 @@ class KVStore:
         """
         self._memory = memory
         self._context = context
-        self._shelves: dict[int, _Shelf] = {}
-        self._homes: dict[int, tuple[int, int]] = {}  # sequence -> capacity of its shelf, position there
+        self._classes: dict[int, _SizeClass] = {}
+        self._places: dict[int, tuple[int, int]] = {}  # sequence -> capacity of its slot, position in the size class
 
     @property
     def allocated_bytes(self) -> int:
@@ -96,10 +96,10 @@ class KVStore:
         """
         coming = self._coming(lengths)
         needed, free = self._needed(coming), self._memory.free_bytes
-        for shelf in self._idle(coming):
-            if needed <= free or self._trim_bytes(shelf, coming) > free:
+        for size_class in self._idle(coming):
+            if needed <= free or self._trim_bytes(size_class, coming) > free:
                 break
-            free += self._memory.slot_bytes(shelf.capacity) * (shelf.empty - coming[shelf.capacity])
+            free += self._memory.slot_bytes(size_class.capacity) * (size_class.empty - coming[size_class.capacity])
         return max(0, needed - free)
 
     @torch.inference_mode()
@@ -116,16 +116,16 @@ class KVStore:
         try:
             self._make_slots(self._coming(lengths))
             for sequence, length in lengths.items():
-                home = self._homes.get(sequence)
-                if home is None or home[0] < length:
+                place = self._places.get(sequence)
+                if place is None or place[0] < length:
                     self._move(sequence, slot_capacity(length, context=self._context), keep=keep[sequence])
         finally:
             self._free_empty_slabs()
 
     def slot(self, sequence: int) -> Slot:
         """Return where a sequence is; it MUST have been given a slot."""
-        capacity, position = self._homes[sequence]
-        return self._shelves[capacity].slot(position)
+        capacity, position = self._places[sequence]
+        return self._classes[capacity].slot(position)
 
     @torch.inference_mode()
     def release(self, sequence: int) -> None:
@@ -140,12 +140,12 @@ class KVStore:
             lengths: By sequence that there is, the tokens that it holds now.
         """
         # The worst use of n tokens: one each for the sequences whose slots are full, and so on in the order of what a
-        # token costs. Slots that nobody lives in are not counted on: they may be of other capacities than are needed.
+        # token costs. Empty slots are not counted on: they may be of other capacities than are needed.
         left = self._memory.free_bytes
         steps: list[tuple[int, int]] = []  # tokens until a sequence needs a larger slot, and what that takes
         unused = 0
         for sequence, length in lengths.items():
-            capacity, _ = self._homes.get(sequence, (0, 0))
+            capacity, _ = self._places.get(sequence, (0, 0))
             if capacity >= self._context:
                 unused += capacity - length
                 continue
@@ -169,107 +169,109 @@ class KVStore:
         """Return by capacity how many sequences of a step move to a slot of it."""
         coming = Counter[int]()
         for sequence, length in lengths.items():
-            home = self._homes.get(sequence)
-            if home is None or home[0] < length:
+            place = self._places.get(sequence)
+            if place is None or place[0] < length:
                 coming[slot_capacity(length, context=self._context)] += 1
         return coming
 
     def _missing_slots(self, capacity: int, coming: Counter[int]) -> int:
-        shelf = self._shelves.get(capacity)
-        return max(0, coming[capacity] - (shelf.empty if shelf else 0))
+        size_class = self._classes.get(capacity)
+        return max(0, coming[capacity] - (size_class.empty if size_class else 0))
 
     def _needed(self, coming: Counter[int]) -> int:
         """Return the bytes of the slots that a step needs and that are not there."""
         return sum(self._missing_slots(capacity, coming) * self._memory.slot_bytes(capacity) for capacity in coming)
 
-    def _idle(self, coming: Counter[int]) -> list["_Shelf"]:
-        """Return the shelves with slots that a step leaves empty, the cheapest to make smaller first."""
-        shelves = [shelf for shelf in self._shelves.values() if shelf.empty > coming[shelf.capacity]]
-        return sorted(shelves, key=lambda shelf: self._trim_bytes(shelf, coming))
+    def _idle(self, coming: Counter[int]) -> list["_SizeClass"]:
+        """Return the size classes with slots that a step leaves empty, the cheapest to make smaller first."""
+        classes = [
+            size_class for size_class in self._classes.values() if size_class.empty > coming[size_class.capacity]
+        ]
+        return sorted(classes, key=lambda size_class: self._trim_bytes(size_class, coming))
 
-    def _trim_bytes(self, shelf: "_Shelf", coming: Counter[int]) -> int:
-        slots = shelf.slabs[-1].slots - (shelf.empty - coming[shelf.capacity])
-        return self._memory.shrinking_bytes(slots, shelf.capacity)
+    def _trim_bytes(self, size_class: "_SizeClass", coming: Counter[int]) -> int:
+        slots = size_class.slabs[-1].slots - (size_class.empty - coming[size_class.capacity])
+        return self._memory.shrinking_bytes(slots, size_class.capacity)
 
     def _make_slots(self, coming: Counter[int]) -> None:
         """Make all slots that a step needs, and some for later steps where there is memory left over."""
         needed = self._needed(coming)
-        for shelf in self._idle(coming):
+        for size_class in self._idle(coming):
             if needed <= self._memory.free_bytes:
                 break
             self._memory.resize(
-                shelf.slabs[-1],
-                shelf.slabs[-1].slots - (shelf.empty - coming[shelf.capacity]),
-                keep=shelf.occupied_in_last,
+                size_class.slabs[-1],
+                size_class.slabs[-1].slots - (size_class.empty - coming[size_class.capacity]),
+                keep=size_class.occupied_in_last,
             )
         for capacity in sorted(coming):
             missing = self._missing_slots(capacity, coming)
             if missing:
                 needed -= missing * self._memory.slot_bytes(capacity)
-                self._widen(self._shelves.setdefault(capacity, _Shelf(capacity)), missing, kept_bytes=needed)
+                self._widen(self._classes.setdefault(capacity, _SizeClass(capacity)), missing, kept_bytes=needed)
 
-    def _widen(self, shelf: "_Shelf", missing: int, *, kept_bytes: int) -> None:
-        """Add slots to a shelf: those missing, and as many as it had if little of the memory left over goes there."""
-        slot_bytes = self._memory.slot_bytes(shelf.capacity)
+    def _widen(self, size_class: "_SizeClass", missing: int, *, kept_bytes: int) -> None:
+        """Add the missing slots, and as many as there were if that takes little of the memory left over."""
+        slot_bytes = self._memory.slot_bytes(size_class.capacity)
         spare = self._memory.free_bytes - kept_bytes - missing * slot_bytes
         affordable = missing + spare // (SPARE_SHARE * slot_bytes)
         budget_tokens = self._memory.budget_bytes // self._memory.bytes_per_token
-        most = max(1, min(SLAB_TOKENS, budget_tokens // SLAB_SHARE) // shelf.capacity)  # slots of a slab
-        wanted = max(missing, min(most, affordable, shelf.slots or FIRST_SLAB_SLOTS))
+        most = max(1, min(SLAB_TOKENS, budget_tokens // SLAB_SHARE) // size_class.capacity)  # slots of a slab
+        wanted = max(missing, min(most, affordable, size_class.slots or FIRST_SLAB_SLOTS))
         while wanted:
-            last = shelf.slabs[-1] if shelf.slabs else None
+            last = size_class.slabs[-1] if size_class.slabs else None
             added = min(wanted, most - last.slots) if last else 0
             left = self._memory.free_bytes - kept_bytes - wanted * slot_bytes
             if last is not None and added > 0 and last.largest_bytes <= left:
-                self._memory.resize(last, last.slots + added, keep=shelf.occupied_in_last)
+                self._memory.resize(last, last.slots + added, keep=size_class.occupied_in_last)
             else:
                 added = min(wanted, most)
-                shelf.append(self._memory.make(added, shelf.capacity))
+                size_class.append(self._memory.make(added, size_class.capacity))
             wanted -= added
 
     def _move(self, sequence: int, capacity: int, *, keep: int) -> None:
-        """Move a sequence to an empty slot of a shelf."""
-        shelf = self._shelves[capacity]
-        position = len(shelf.owners)
-        target = shelf.slot(position)
-        if sequence in self._homes:
+        """Move a sequence to an empty slot of a size class."""
+        size_class = self._classes[capacity]
+        position = len(size_class.owners)
+        target = size_class.slot(position)
+        if sequence in self._places:
             source = self.slot(sequence)
             target.slab.copy(target.index, source.slab, source.index, keep)
             self._leave(sequence)
         else:
             target.slab.clear(target.index)
-        shelf.owners.append(sequence)
-        self._homes[sequence] = (capacity, position)
+        size_class.owners.append(sequence)
+        self._places[sequence] = (capacity, position)
 
     def _leave(self, sequence: int) -> None:
-        """Empty a sequence's slot, and fill it with the shelf's last."""
-        home = self._homes.pop(sequence, None)
-        if home is None:
+        """Empty a sequence's slot, and fill it with the last of its size class."""
+        place = self._places.pop(sequence, None)
+        if place is None:
             return
-        capacity, position = home
-        shelf = self._shelves[capacity]
-        last = len(shelf.owners) - 1
+        capacity, position = place
+        size_class = self._classes[capacity]
+        last = len(size_class.owners) - 1
         if position != last:
-            hole, filler = shelf.slot(position), shelf.slot(last)
+            hole, filler = size_class.slot(position), size_class.slot(last)
             hole.slab.copy(hole.index, filler.slab, filler.index, capacity)
-            moved = shelf.owners[last]
-            shelf.owners[position] = moved
-            self._homes[moved] = (capacity, position)
-        shelf.owners.pop()
+            moved = size_class.owners[last]
+            size_class.owners[position] = moved
+            self._places[moved] = (capacity, position)
+        size_class.owners.pop()
 
     def _free_empty_slabs(self) -> None:
-        for shelf in self._shelves.values():
-            while shelf.slabs and not shelf.occupied_in_last:
-                self._memory.free(shelf.pop())
+        for size_class in self._classes.values():
+            while size_class.slabs and not size_class.occupied_in_last:
+                self._memory.free(size_class.pop())
 
 
-class _Shelf:
+class _SizeClass:
     """Slots of one capacity, numbered through its slabs, occupied from 0 without holes.
 
     Attributes:
         capacity: Tokens in a slot.
-        owners: By position, the sequence that lives there.
-        slabs: In order; the first slots of a shelf are the first slab's. Between steps only the last has empty slots.
+        owners: By position, the sequence that has the slot.
+        slabs: In order; the first slots are the first slab's. Between steps only the last has empty slots.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -285,12 +287,12 @@ class _Shelf:
 
     @property
     def empty(self) -> int:
-        """Number of slots that nobody lives in."""
+        """Number of empty slots."""
         return self.slots - len(self.owners)
 
     @property
     def occupied_in_last(self) -> int:
-        """Number of slots of the last slab that somebody lives in."""
+        """Number of occupied slots of the last slab."""
         return max(0, len(self.owners) - self._starts[-1])
 
     def append(self, slab: Slab) -> None:

@@ -135,7 +135,7 @@ def live(monkeypatch: pytest.MonkeyPatch) -> LiveBytes:
 def test_any_mix_of_sequences_keeps_to_the_budget_and_uses_it(name: str, typical: int, live: LiveBytes) -> None:
     rng = random.Random(f"{name} {typical}")
     sessions = Sessions(MODELS[name], live)
-    for _ in range(150):
+    for _ in range(80):
         sessions.open()
         while rng.random() < 0.6:
             sessions.open()

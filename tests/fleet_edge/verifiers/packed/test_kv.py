@@ -124,3 +124,34 @@ def test_a_refused_allocation_leaves_all_as_it_was(monkeypatch: pytest.MonkeyPat
     _check(store, 1, 60)
     _reserve(store, 1, 70, keep=60)
     _check(store, 1, 60)
+
+
+@pytest.mark.parametrize("made", range(4))
+def test_a_machine_that_fails_while_a_slab_grows_loses_nothing(made: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = _store()
+    for sequence in range(4):
+        _reserve(store, sequence, 60, keep=0)
+        with torch.inference_mode():
+            _write(store, sequence, 0, 60)
+    empty, calls = torch.empty, 0
+
+    def fail_later(*args: object, **kwargs: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > made:
+            raise RuntimeError("can't allocate memory")
+        return empty(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", fail_later)
+        with pytest.raises(MemoryError):
+            store.reserve({4: 60}, keep={4: 0})
+    for sequence in range(4):
+        _check(store, sequence, 60)
+    _reserve(store, 4, 60, keep=0)
+    with torch.inference_mode():
+        _write(store, 4, 0, 60)
+    for sequence in range(5):
+        _check(store, sequence, 60)
+        store.release(sequence)
+    assert store.allocated_bytes == 0
