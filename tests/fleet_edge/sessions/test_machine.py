@@ -273,6 +273,40 @@ def test_void_drafts_are_counted_once_in_whatever_order_they_arrive() -> None:
     assert session.counters.drafted == 4
 
 
+def test_a_draft_of_an_earlier_epoch_that_arrives_late_takes_nobodys_place() -> None:
+    session = after_rejection()
+    assert admitted(session, draft((6,), text=(4, 5), round_=1)) == [DraftReceipt()]
+    admitted(session, draft((7,), text=(4, 6), fix=6, round_=2, epoch=1))
+    assert [each.draft.round for each in session.chain(100)] == [2]
+
+
+def test_a_draft_whose_verdict_is_no_longer_remembered_is_passed_over() -> None:
+    session = edge_session()
+    text: list[int] = []
+    for round_ in range(6):
+        admitted(session, draft((4,), text=text, round_=round_))
+        judged(session, Judgement(1, rejected=False, token=5))
+        session.remember(round_, b"verdict")
+        text += [4, 5]
+    assert admitted(session, draft((4,), round_=0)) == [DraftReceipt()]
+
+
+def test_a_draft_that_arrives_after_the_end_is_passed_over() -> None:
+    session = edge_session()
+    admitted(session, draft((4, 0)))
+    judged(session, ACCEPTED)
+    assert session.finished
+    assert admitted(session, draft((9,), round_=1)) == [DraftReceipt()]
+
+
+def test_nothing_is_verified_once_a_session_is_closed() -> None:
+    session = edge_session()
+    admitted(session, draft())
+    session.close(close())
+    assert session.ready is None
+    assert session.chain(100) == ()
+
+
 def test_the_digest_follows_the_text() -> None:
     session = after_rejection()
     assert session._digest == extend_digest(EMPTY, [4])
