@@ -25,16 +25,15 @@ def draft_model(draft: str, models: Path) -> str:
         CommandError: There is no such draft.
         ModelNotFound: There is no such prepared model.
     """
-    if os.sep in draft and ":" in draft and not Path(draft).exists():
-        return draft  # a repository's: the devices fetch it
-    if os.sep in draft or draft.endswith(".gguf"):
+    repository = os.sep in draft and ":" in draft and not Path(draft).exists()
+    if not repository and (os.sep in draft or draft.endswith(".gguf")):
         if not Path(draft).expanduser().is_file():
             raise CommandError(
                 f"--draft {draft} is no file; name a GGUF, or a quantization such as {SMOLLM2.drafts[0]}."
             )
         return draft
     if ":" in draft:
-        locate_model(draft, folder=models)
+        locate_model(draft, folder=models)  # a repository's is fetched here, once for all devices
         return draft
     known = {name.lower(): name for name in (*SMOLLM2.drafts, SMOLLM2.shipped, *_prepared(models))}
     if draft.lower() not in known:

@@ -26,9 +26,17 @@ def test_a_quantization_is_the_demos_own_model_and_a_file_itself(models: Path) -
     assert draft_model("smollm2-135m:Q4_0", models) == "smollm2-135m:Q4_0"
     file = str(models / "smollm2-135m" / "Q4_0.gguf")
     assert draft_model(file, models) == file
-    assert draft_model("owner/name:*.gguf", models) == "owner/name:*.gguf"
     assert target_model(None, models) == str(models / "smollm2-135m" / "target")
     assert target_model("owner/name", models) == "owner/name"
+
+
+def test_a_model_of_a_repository_is_fetched_before_the_devices_ask_for_it(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    located: list[str] = []
+    monkeypatch.setattr("fleet_cli.demo.options.locate_model", lambda model, **_: located.append(model))
+    assert draft_model("owner/name:*.gguf", models) == "owner/name:*.gguf"
+    assert located == ["owner/name:*.gguf"]
 
 
 @pytest.mark.parametrize("prepared", [True, False])

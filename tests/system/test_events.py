@@ -1,0 +1,67 @@
+"""The life of an edge and of a device as programs see it, from the first event to the last."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker_config.runner import MosquittoProcess
+from fleet_runtime.events import Event, read_events, wait_for_event
+from tests.support.prepared_models import prepared
+
+pytestmark = [pytest.mark.broker, pytest.mark.models]
+
+FLEET = "told"
+
+
+def started(*arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "fleet_cli.main", *arguments, "--events", "--fleet", FLEET]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def names(events: list[dict[str, Any]]) -> list[str]:
+    return [event["event"] for event in events]
+
+
+def test_an_edge_and_a_device_tell_of_their_lives(mosquitto: MosquittoProcess, tmp_path: Path, dtype: str) -> None:
+    target, port = prepared("target"), str(mosquitto.port)
+    edge = started(
+        "edge", "run", "--port", port, "--target", str(target), "--dtype", dtype,
+        "--db", f"sqlite:///{tmp_path / 'fleet.sqlite3'}", "--spool", str(tmp_path / "spool"),
+    )  # fmt: skip
+    device = started(
+        "device", "run", "--port", port, "--api-port", "0", "--drafter", "prompt-lookup",
+        "--model", str(prepared("Q4_0.gguf")),
+    )  # fmt: skip
+    try:
+        assert edge.stdout is not None
+        assert device.stdout is not None
+        assert wait_for_event(edge.stdout, Event.LOADING) == {"event": "loading", "target": str(target)}
+        online = wait_for_event(edge.stdout, Event.ONLINE)
+        assert online is not None
+        assert (online["fleet"], online["edge"], online["port"]) == (FLEET, "edge-1", mosquitto.port)
+        assert online["target"] == target.parent.name
+        assert dtype in online["runs_on"]
+        assert online["context"] > 0
+        assert online["vocabulary"]
+        assert "fleet.sqlite3" in online["database"]
+        edge.send_signal(signal.SIGTERM)
+        assert list(read_events(edge.stdout)) == [
+            {"event": "draining", "sessions": 0},
+            {"event": "stopped", "handed_over": 0},
+        ]
+        assert edge.wait(30) == 0
+        device.send_signal(signal.SIGTERM)
+        told = list(read_events(device.stdout))
+        assert device.wait(30) == 0
+    finally:
+        for process in (edge, device):
+            process.kill()
+            process.communicate()
+    # The connection may come before the service does, and its end is none of the service's losses.
+    assert sorted(names(told)[:3]) == [Event.LOADING, Event.ONLINE, Event.SERVING]
+    assert names(told)[3:] == [Event.DRAINING, Event.STOPPED]
+    assert {"event": "online", "host": "127.0.0.1", "port": mosquitto.port} in told
