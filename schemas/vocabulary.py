@@ -1,17 +1,21 @@
 """Vocabulary fingerprint: draft and target must give the same token the same id.
 
-Both ends hash the token strings by id and compare at Open. Models are often padded to a round number
-of rows that no string uses; those rows are not part of the vocabulary.
+Both ends hash the token strings by id and compare at Open. Models are often padded to a round number of rows that
+stand for no token; `token_strings` leaves those out at both ends.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["MAX_VOCABULARY", "Vocabulary"]
+__all__ = ["MAX_VOCABULARY", "Vocabulary", "token_strings"]
 
 MAX_VOCABULARY = 1 << 21
+
+_PADDING: Final = re.compile(r"\[PAD[0-9]+\]")
 
 
 class Vocabulary(BaseModel):
@@ -32,13 +36,28 @@ class Vocabulary(BaseModel):
         """Fingerprint the token strings, in order of id.
 
         Args:
-            tokens: One string a token id, as stored by the tokenizer (not detokenized), without
-                padding rows at the end.
+            tokens: One string a token id, as `token_strings` returns them.
         """
         return cls(size=len(tokens), fingerprint=_digest(tokens))
 
     def __str__(self) -> str:
         return f"{self.size} tokens, {self.fingerprint[:4].hex()}"
+
+
+def token_strings(rows: Iterable[str]) -> list[str]:
+    """Return the token strings of a model, by id, given what its file or its tokenizer stores for every row.
+
+    Padding is known by its string alone: `[PAD<n>]`, at the end. Converters of models write it, and count either the
+    rows or the padding, so `n` may be any number. Nothing else is padding: a token that is reserved, or marked as
+    unused, has its string and its row of logits in every file of the family. Padding between tokens stays, since the
+    ids behind it must.
+
+    llama.cpp, through which devices read a file, ends a string at its first NUL and names an empty one after its id.
+    """
+    strings = [row.partition("\0")[0] or f"[EMPTY_{index}]" for index, row in enumerate(rows)]
+    while strings and _PADDING.fullmatch(strings[-1]):
+        strings.pop()
+    return strings
 
 
 def _digest(tokens: Iterable[str]) -> bytes:

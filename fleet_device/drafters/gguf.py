@@ -6,20 +6,18 @@ With `vocabulary_only` the weights stay on disk: that is all that drafting by pr
 import ctypes
 import functools
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.llama_library import library, native_reason
-from schemas.vocabulary import MAX_VOCABULARY, Vocabulary
+from schemas.vocabulary import MAX_VOCABULARY, Vocabulary, token_strings
 
 __all__ = ["GgufModel"]
 
 _MAGIC = b"GGUF"
 _GUESSED = 1024  # llama.cpp's bit for a file type that the file does not state
 _PIECE_BYTES = 256
-_PADDING = re.compile(r"\[PAD\d+\]")
 
 
 class GgufModel:
@@ -99,7 +97,7 @@ class GgufModel:
         """Return the text of the `bos` or `eos` token, empty if there is none."""
         find = {"bos": self._library.llama_vocab_bos, "eos": self._library.llama_vocab_eos}[name]
         token = find(self._vocab)
-        return self._token_text(token) if token >= 0 else ""
+        return self._stored(token).decode("utf-8", "replace") if token >= 0 else ""
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the token ids of a text; see `TextCodec`."""
@@ -138,9 +136,9 @@ class GgufModel:
                 return buffer.raw[:count]
             room = -count
 
-    def _token_text(self, token: int) -> str:
-        text: bytes = self._library.llama_vocab_get_text(self._vocab, token) or b""
-        return text.decode("utf-8", "replace")
+    def _stored(self, token: int) -> bytes:
+        """Return the string of a token, as llama.cpp has read it from the file."""
+        return self._library.llama_vocab_get_text(self._vocab, token) or b""
 
     def _read_vocabulary(self) -> Vocabulary:
         """Fingerprint the vocabulary: 49,152 tokens take some 50 ms, so nothing is cached on disk."""
@@ -149,20 +147,10 @@ class GgufModel:
             raise DrafterError(f"{self.path} has no vocabulary; convert the model together with its tokenizer.")
         if self.rows > MAX_VOCABULARY:
             raise DrafterError(f"{self.path} has {self.rows} tokens; at most {MAX_VOCABULARY} are supported.")
-        texts = [self._token_text(token) for token in range(self.rows)]
-        size = self.rows
-        while size and self._is_padding(size - 1, texts[size - 1]):
-            size -= 1
-        if size < 2:  # noqa: PLR2004 - a vocabulary offers a choice
+        strings = token_strings(self._stored(row).decode("utf-8", "surrogateescape") for row in range(self.rows))
+        if len(strings) < 2:  # noqa: PLR2004 - a vocabulary offers a choice
             raise DrafterError(f"{self.path} has no vocabulary but padding; convert the model again.")
-        return Vocabulary.of(texts[:size])
-
-    def _is_padding(self, token: int, text: str) -> bool:
-        """Whether a last row was only added to round the number of rows up: converters name it [PAD<id>]."""
-        if _PADDING.fullmatch(text):
-            return True
-        unused = self._library.LLAMA_TOKEN_ATTR_UNUSED
-        return bool(self._library.llama_vocab_get_attr(self._vocab, token) & unused)
+        return Vocabulary.of(strings)
 
 
 def _require_gguf(path: Path) -> None:

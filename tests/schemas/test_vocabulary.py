@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from schemas.vocabulary import Vocabulary
+from schemas.vocabulary import Vocabulary, token_strings
 
 TOKENS = st.lists(st.text(max_size=4), min_size=2, max_size=8)
 
@@ -37,3 +37,52 @@ def test_an_impossible_size_is_refused(size: object) -> None:
 
 def test_it_reads_as_size_and_head_of_the_fingerprint() -> None:
     assert str(Vocabulary(size=7, fingerprint=bytes(range(32)))) == "7 tokens, 00010203"
+
+
+PLAIN = ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens"),
+    [
+        ([], []),
+        (PLAIN, PLAIN),
+        ([*PLAIN, "[PAD3]", "[PAD4]"], PLAIN),
+        ([*PLAIN, "[PAD1]", "[PAD2]"], PLAIN),
+        ([*PLAIN, "[PAD250001]"], PLAIN),
+        (["[PAD0]", "[PAD1]"], []),
+    ],
+    ids=["no row", "no padding", "named by id", "named from one on", "named by anything", "nothing but padding"],
+)
+def test_padding_at_the_end_is_left_out(rows: list[str], tokens: list[str]) -> None:
+    assert token_strings(rows) == tokens
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        "<unused6241>", "<|reserved_special_token_250|>", "[unused99]", "<pad>", "[PAD]", "[PAD3", "PAD3", "[PAD-3]",
+        "[PAD3] ", "[PAD3]\n", "[pad3]", "[PAD\u0663]", "\u2581", "  ", "<0xFF>",
+    ],
+)  # fmt: skip
+def test_whatever_else_stands_at_the_end_is_a_token(last: str) -> None:
+    assert token_strings([*PLAIN, last]) == [*PLAIN, last]
+
+
+def test_padding_between_tokens_stays_so_that_ids_do() -> None:
+    assert token_strings(["a", "[PAD1]", "c", "[PAD3]"]) == ["a", "[PAD1]", "c"]
+
+
+def test_strings_are_those_that_llama_cpp_reads() -> None:
+    assert token_strings(["a", "", "c\0d", "\0", ""]) == ["a", "[EMPTY_1]", "c", "[EMPTY_3]", "[EMPTY_4]"]
+
+
+def test_strings_that_occur_twice_stay() -> None:
+    assert token_strings(["a", "a", "b"]) == ["a", "a", "b"]
+
+
+@given(st.lists(st.sampled_from(["a", "", "\0", "b\0", "[PAD1]", "[PAD7]", "[EMPTY_2]", "<unused1>"])))
+def test_a_second_reading_changes_nothing(rows: list[str]) -> None:
+    once = token_strings(rows)
+    assert token_strings(once) == once
+    assert len(once) <= len(rows)

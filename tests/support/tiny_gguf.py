@@ -1,11 +1,16 @@
 """A real GGUF of a few kilobytes: random weights, byte-level vocabulary; llama.cpp loads it in a millisecond."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
 import numpy as np
+from gguf import TokenType
 
-__all__ = ["CHAT_TEMPLATE", "END", "PADDING", "tiny_gguf", "tiny_words"]
+__all__ = ["CHAT_TEMPLATE", "END", "PADDING", "Row", "sentencepiece_rows", "tiny_gguf", "tiny_rows", "tiny_words"]
+
+Row = tuple[str | bytes, TokenType]
+"""A stored string and its kind."""
 
 END = 2
 PADDING = 5
@@ -32,7 +37,35 @@ def tiny_words() -> list[str]:
     return [*_CONTROL, *_byte_words(), *("".join(merge) for merge in _MERGES)]
 
 
-def tiny_gguf(path: Path, *, vocabulary: bool = True, architecture: str = "llama", context: int = 256) -> Path:
+def tiny_rows() -> list[Row]:
+    """Return the rows of the vocabulary, padding left out."""
+    kinds = [TokenType.CONTROL] * len(_CONTROL) + [TokenType.NORMAL] * (len(tiny_words()) - len(_CONTROL))
+    return list(zip(tiny_words(), kinds, strict=True))
+
+
+def sentencepiece_rows() -> list[Row]:
+    """Return the rows of a vocabulary of SentencePiece's kind, with a token for each byte; padding left out."""
+    control = [("<s>", TokenType.CONTROL), ("</s>", TokenType.CONTROL), ("<unk>", TokenType.UNKNOWN)]
+    return [
+        *control,
+        *((f"<0x{byte:02X}>", TokenType.BYTE) for byte in range(256)),
+        *((word, TokenType.NORMAL) for word in ("\u2581", "t", "\u2581t", "h", "e")),
+    ]
+
+
+def _padding(first: int) -> list[Row]:
+    return [(f"[PAD{index}]", TokenType.UNUSED) for index in range(first, first + PADDING)]
+
+
+def tiny_gguf(
+    path: Path,
+    *,
+    vocabulary: bool = True,
+    architecture: str = "llama",
+    context: int = 256,
+    rows: Sequence[Row] | None = None,
+    tokenizer: str = "gpt2",
+) -> Path:
     """Write the file.
 
     Args:
@@ -40,8 +73,11 @@ def tiny_gguf(path: Path, *, vocabulary: bool = True, architecture: str = "llama
         vocabulary: Whether it carries one.
         architecture: Only the name is changed.
         context: Tokens that it says it was trained for.
+        rows: Of the vocabulary, by id; `tiny_rows` and some padding by default.
+        tokenizer: In the words of the file: `gpt2` for byte-level BPE, `llama` for SentencePiece.
     """
-    words = [*tiny_words(), *(f"[PAD{len(tiny_words()) + i}]" for i in range(PADDING))]
+    rows = [*tiny_rows(), *_padding(len(tiny_rows()))] if rows is None else rows
+    words = [word for word, _ in rows]
     width, heads, kv_heads, inner = 64, 2, 1, 96
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
@@ -55,13 +91,11 @@ def tiny_gguf(path: Path, *, vocabulary: bool = True, architecture: str = "llama
     writer.add_file_type(0)
     writer.add_vocab_size(len(words))
     if vocabulary:
-        kinds = [gguf.TokenType.CONTROL] * len(_CONTROL)
-        kinds += [gguf.TokenType.NORMAL] * (len(tiny_words()) - len(_CONTROL))
-        kinds += [gguf.TokenType.UNUSED] * PADDING
-        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_model(tokenizer)
         writer.add_tokenizer_pre("gpt-2")
         writer.add_token_list(words)
-        writer.add_token_types(kinds)
+        writer.add_token_scores([-float(index) for index in range(len(words))])
+        writer.add_token_types([kind for _, kind in rows])
         writer.add_token_merges([" ".join(merge) for merge in _MERGES])
         writer.add_bos_token_id(1)
         writer.add_eos_token_id(END)

@@ -17,9 +17,9 @@ from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, Verifier
 from fleet_edge.verifiers.packed.architecture import context_of
 from fleet_edge.verifiers.packed.precision import describe, resolve_device, resolve_dtype
 from fleet_edge.verifiers.packed.source import check_folder, check_gguf, check_repository, is_gguf
-from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens, unpadded
+from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens
 from fleet_runtime.hub import hub_access
-from schemas.vocabulary import Vocabulary
+from schemas.vocabulary import Vocabulary, token_strings
 
 __all__ = ["Target", "load_target", "target_tokens"]
 
@@ -38,12 +38,17 @@ class Target:
 
     @classmethod
     def of(cls, model: Any, *, name: str, tokens: list[str]) -> "Target":  # noqa: ANN401
-        """Describe a model and its token strings by id.
+        """Describe a model.
+
+        Args:
+            model: A transformers causal language model.
+            name: For the log.
+            tokens: What is stored for every row of its vocabulary.
 
         Raises:
             UnsupportedModel: The tokenizer is another model's, or the model has no known context.
         """
-        strings = unpadded(tokens)
+        strings = token_strings(tokens)
         rows = int(model.config.vocab_size)
         if len(strings) > rows:
             raise UnsupportedModel(
@@ -112,7 +117,7 @@ def target_tokens(source: str | Path) -> list[str]:
             with hub_access():
                 _check_architecture(str(source))
                 tokens = repository_tokens(str(source))
-    return unpadded(tokens)
+    return token_strings(tokens)
 
 
 def _from_folder(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:

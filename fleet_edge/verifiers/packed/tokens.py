@@ -1,10 +1,10 @@
-"""Token strings by id, as the vocabulary's fingerprint wants them: those a GGUF of the model would hold.
+"""What a target model stores for every row of its vocabulary, by id: the strings that a GGUF of it would hold.
 
 Reading them from `tokenizer.json` or from the GGUF takes a fraction of the time of building a tokenizer.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,24 @@ from transformers.utils import cached_file
 
 from fleet_edge.verifiers.contract import UnsupportedModel
 
-__all__ = ["gguf_tokens", "repository_tokens", "unpadded"]
+__all__ = ["gguf_tokens", "repository_tokens"]
 
 _TOKENS_KEY = "tokenizer.ggml.tokens"
 
 
-def unpadded(tokens: Sequence[str]) -> list[str]:
-    """Leave out the rows at the end that stand for no token: those named `[PAD<id>]` after themselves."""
-    end = len(tokens)
-    while end and tokens[end - 1] == _padding(end - 1):
-        end -= 1
-    return list(tokens[:end])
+def gguf_tokens(path: Path, *, vocabulary_only: bool = False) -> list[str]:
+    """Read the strings of a GGUF, padding among them.
 
-
-def gguf_tokens(path: Path) -> list[str]:
-    """Read the token strings of a GGUF.
+    Args:
+        path: The file.
+        vocabulary_only: Do not ask for weights to go with them.
 
     Raises:
-        UnsupportedModel: It is damaged, or has none, or no weights to go with them.
+        UnsupportedModel: It is damaged, or has none, or no weights.
     """
     try:
         reader = GGUFReader(path)
-        if not reader.tensors:
+        if not reader.tensors and not vocabulary_only:
             raise UnsupportedModel(f"The GGUF {path} has no weights; choose a file of a whole model.")
         field = reader.get_field(_TOKENS_KEY)
         if field is None:
@@ -46,7 +42,7 @@ def gguf_tokens(path: Path) -> list[str]:
 
 
 def repository_tokens(name: str) -> list[str]:
-    """Read the token strings of a folder or a repository, gaps filled with `[PAD<id>]`.
+    """Read the strings of a folder or a repository, gaps filled with `[PAD<id>]` as converters do it.
 
     Raises:
         UnsupportedModel: It has no tokenizer.
@@ -82,8 +78,4 @@ def _by_id(pairs: Iterable[tuple[int, str]]) -> list[str]:
     strings = dict(pairs)
     if not strings:
         raise ValueError("no tokens")
-    return [strings.get(index, _padding(index)) for index in range(max(strings) + 1)]
-
-
-def _padding(index: int) -> str:
-    return f"[PAD{index}]"
+    return [strings.get(index, f"[PAD{index}]") for index in range(max(strings) + 1)]

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from gguf import TokenType
 
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.texts.decoding import Detokenizer
 from schemas.vocabulary import Vocabulary
 from tests.support.prepared_models import prepared
-from tests.support.tiny_gguf import CHAT_TEMPLATE, END, PADDING, tiny_gguf, tiny_words
+from tests.support.tiny_gguf import CHAT_TEMPLATE, END, PADDING, tiny_gguf, tiny_rows, tiny_words
 
 
 @pytest.fixture(params=[False, True], ids=["weights", "vocabulary only"])
@@ -24,6 +25,23 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[GgufModel]
 def test_the_fingerprint_is_over_the_token_strings_without_padding(model: GgufModel) -> None:
     assert model.vocabulary == Vocabulary.of(tiny_words())
     assert model.rows == len(tiny_words()) + PADDING
+
+
+def test_a_token_that_is_not_used_is_a_token(tmp_path: Path) -> None:
+    """llama.cpp marks rows as unused that every file of the family has, edges' files too."""
+    names = ("<unused0>", "<unused1>")
+    for kind in (TokenType.CONTROL, TokenType.UNUSED):
+        path = tiny_gguf(tmp_path / "tiny.gguf", rows=[*tiny_rows(), *((name, kind) for name in names)])
+        model = GgufModel(path, vocabulary_only=True)
+        assert model.vocabulary == Vocabulary.of([*tiny_words(), *names])
+        model.close()
+
+
+def test_a_file_of_nothing_but_padding_is_refused(tmp_path: Path) -> None:
+    rows = [("a", TokenType.NORMAL), *((f"[PAD{index}]", TokenType.UNUSED) for index in range(1, 9))]
+    path = tiny_gguf(tmp_path / "tiny.gguf", rows=rows)
+    with pytest.raises(DrafterError, match="no vocabulary but padding"):
+        GgufModel(path, vocabulary_only=True)
 
 
 def test_plain_text_never_becomes_a_control_token(model: GgufModel) -> None:
@@ -96,6 +114,7 @@ def test_the_target_s_tokenizer_has_the_draft_s_fingerprint_and_ids() -> None:
     model = GgufModel(prepared("Q4_0.gguf"), vocabulary_only=True)
     strings = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     assert Vocabulary.of(strings) == model.vocabulary
+    assert str(model.vocabulary) == "49152 tokens, 26138422"  # as every release has had it
     for text in ("It's 12345 o'clock.", "  a\n\n\tb", "naïve 東京 😀", "def f(x):\n    return x**2"):
         assert model.encode(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
     model.close()

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.precision import resolve_device, resolve_dtype
-from fleet_edge.verifiers.packed.target import load_target
-from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens, unpadded
+from fleet_edge.verifiers.packed.target import load_target, target_tokens
+from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens
 from schemas.vocabulary import Vocabulary
 from tests.fleet_edge.verifiers.oracle import CONTEXT, WORDS, tiny_folder, tokenizer
 
@@ -71,7 +71,7 @@ def test_a_gguf_and_a_folder_of_one_model_have_one_fingerprint(whole: Path, tmp_
     padded = [*WORDS, *(f"[PAD{index}]" for index in range(len(WORDS), 64))]
     path = _gguf(tmp_path / "tiny.gguf", padded)
     assert len(gguf_tokens(path)) == 64
-    assert unpadded(gguf_tokens(path)) == unpadded(repository_tokens(str(whole))) == WORDS
+    assert target_tokens(path) == target_tokens(whole) == WORDS
 
 
 def test_gaps_are_named_as_a_converter_names_them(folder: Path) -> None:
@@ -79,11 +79,6 @@ def test_gaps_are_named_as_a_converter_names_them(folder: Path) -> None:
         '{"model": {"vocab": [["a", 0.0], ["b", -1.0]]}, "added_tokens": [{"id": 4, "content": "c"}]}'
     )
     assert repository_tokens(str(folder)) == ["a", "b", "[PAD2]", "[PAD3]", "c"]
-
-
-def test_only_rows_named_after_themselves_are_padding() -> None:
-    assert unpadded(["a", "[PAD1]", "b", "[PAD3]", "[PAD4]"]) == ["a", "[PAD1]", "b"]
-    assert unpadded(["a", "[PAD0]"]) == ["a", "[PAD0]"]
 
 
 def _sentence(error: BaseException) -> str:
@@ -168,8 +163,10 @@ def test_a_gguf_without_atokenizer(tmp_path: Path) -> None:
 
 
 def test_a_gguf_without_weights(tmp_path: Path) -> None:
+    path = _gguf(tmp_path / "model.gguf", WORDS, weights=False)
+    assert gguf_tokens(path, vocabulary_only=True) == WORDS
     with pytest.raises(UnsupportedModel, match="has no weights") as error:
-        load_target(_gguf(tmp_path / "model.gguf", WORDS, weights=False))
+        load_target(path)
     _sentence(error.value)
 
 

@@ -1,0 +1,65 @@
+"""Both ends read one vocabulary out of one file, whatever kinds of rows it ends with."""
+
+from pathlib import Path
+
+import pytest
+from gguf import TokenType
+
+from fleet_device.drafters.gguf import GgufModel
+from fleet_edge.verifiers.packed.target import load_target, target_tokens
+from schemas.vocabulary import Vocabulary
+from tests.support.tiny_gguf import Row, sentencepiece_rows, tiny_gguf, tiny_rows
+
+PLAIN = {"gpt2": tiny_rows(), "llama": sentencepiece_rows()}
+
+
+def endings(first: int) -> dict[str, tuple[list[Row], int]]:
+    """Return what may follow the plain rows, from the id `first` on, and how many of these rows are tokens."""
+    by_id = [f"[PAD{first + index}]" for index in range(4)]
+    from_one_on = [f"[PAD{1 + index}]" for index in range(4)]
+    return {
+        "nothing": ([], 0),
+        "padding named by id": ([(name, TokenType.UNUSED) for name in by_id], 0),
+        "padding named from one on": ([(name, TokenType.UNUSED) for name in from_one_on], 0),
+        "padding that is said to be the user's": ([(name, TokenType.USER_DEFINED) for name in by_id], 0),
+        "padding that is said to be unknown": ([(name, TokenType.UNKNOWN) for name in by_id], 0),
+        "tokens that are not used": ([("spare", TokenType.UNUSED), ("sparer", TokenType.UNUSED)], 2),
+        "control tokens that are not used": ([(f"<unused{index}>", TokenType.CONTROL) for index in range(4)], 4),
+        "control tokens": ([("<|call|>", TokenType.CONTROL), ("<|return|>", TokenType.CONTROL)], 2),
+        "tokens of the user": ([("  ", TokenType.USER_DEFINED), ("<td>", TokenType.USER_DEFINED)], 2),
+        "padding before a token": ([(by_id[0], TokenType.UNUSED), ("<|call|>", TokenType.CONTROL)], 2),
+        "an unused token before padding": ([("<unused0>", TokenType.CONTROL), (by_id[1], TokenType.UNUSED)], 1),
+        "a row without a string": ([("zip", TokenType.NORMAL), ("", TokenType.NORMAL), ("zap", TokenType.NORMAL)], 3),
+        "a last row without a string": ([("", TokenType.UNUSED)], 1),
+        "strings that hold a NUL": ([("zip\0zap", TokenType.NORMAL), ("\0", TokenType.NORMAL)], 2),
+    }
+
+
+def device_vocabulary(path: Path) -> Vocabulary:
+    model = GgufModel(path, vocabulary_only=True)
+    try:
+        return model.vocabulary
+    finally:
+        model.close()
+
+
+@pytest.mark.parametrize("tokenizer", PLAIN)
+@pytest.mark.parametrize("ending", endings(0))
+def test_both_ends_read_one_vocabulary_out_of_one_file(ending: str, tokenizer: str, tmp_path: Path) -> None:
+    plain = PLAIN[tokenizer]
+    rows, tokens = endings(len(plain))[ending]
+    path = tiny_gguf(tmp_path / "tiny.gguf", rows=[*plain, *rows], tokenizer=tokenizer)
+    found = device_vocabulary(path)
+    assert found.size == len(plain) + tokens
+    assert load_target(path, dtype="float32").info.vocabulary == found
+    assert Vocabulary.of(target_tokens(path)) == found
+
+
+def test_bytes_that_are_no_unicode_are_told_apart_by_both_ends(tmp_path: Path) -> None:
+    """Transformers loads no such model; a fingerprint is no place to find that out."""
+    found = set()
+    for stray in (b"\xff", b"\xfe"):
+        path = tiny_gguf(tmp_path / "tiny.gguf", rows=[*PLAIN["gpt2"], (stray, TokenType.NORMAL)])
+        assert Vocabulary.of(target_tokens(path)) == device_vocabulary(path)
+        found.add(device_vocabulary(path))
+    assert len(found) == 2
