@@ -55,6 +55,7 @@ def demo_command(
     top_k: Annotated[int, typer.Option(min=0, help="0 keeps all.")] = 50,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="1 keeps all.")] = 0.95,
     prompts: Annotated[Path | None, typer.Option(help="File with one prompt a line.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompts as they are.")] = False,
     broker: Annotated[str, typer.Option(help="auto, embedded, mosquitto, or HOST:PORT.")] = "auto",
     tls: Annotated[bool, typer.Option("--tls", help="Mutual TLS, with an identity for each device.")] = False,
     db: Annotated[str, typer.Option(envvar="FLEET_DB", help="SQLAlchemy URL.")] = "sqlite:///fleet.sqlite3",
@@ -90,6 +91,7 @@ def demo_command(
             "--temperature", str(temperature), "--top-k", str(top_k), "--top-p", str(top_p),
             "--max-new-tokens", str(max_new_tokens), "--draft-length", draft_length, "--threads", "1",
             *([] if ahead is None else ["--ahead" if ahead else "--no-ahead"]),
+            *(["--raw"] if raw else []),
         ]  # fmt: skip
         started = time.monotonic()
         events: queue.SimpleQueue[DeviceEvent] = queue.SimpleQueue()

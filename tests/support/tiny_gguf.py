@@ -45,7 +45,7 @@ def tiny_rows() -> list[Row]:
 
 def sentencepiece_rows() -> list[Row]:
     """Return the rows of a vocabulary of SentencePiece's kind, with a token for each byte; padding left out."""
-    control = [("<s>", TokenType.CONTROL), ("</s>", TokenType.CONTROL), ("<unk>", TokenType.UNKNOWN)]
+    control = [("<unk>", TokenType.UNKNOWN), ("<s>", TokenType.CONTROL), ("</s>", TokenType.CONTROL)]
     return [
         *control,
         *((f"<0x{byte:02X}>", TokenType.BYTE) for byte in range(256)),

@@ -1,5 +1,8 @@
 """Both ends read one vocabulary out of one file, whatever kinds of rows it ends with."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +66,30 @@ def test_bytes_that_are_no_unicode_are_told_apart_by_both_ends(tmp_path: Path) -
         assert Vocabulary.of(target_tokens(path)) == device_vocabulary(path)
         found.add(device_vocabulary(path))
     assert len(found) == 2
+
+
+@pytest.mark.broker
+def test_one_file_with_unused_tokens_writes_at_both_ends(tmp_path: Path) -> None:
+    """Draft model and target are one, in one precision: what is drafted is nearly always accepted."""
+    unused = [(f"<unused{index}>", TokenType.CONTROL) for index in range(5)]
+    path = tiny_gguf(tmp_path / "tiny.gguf", rows=[*PLAIN["llama"], *unused], tokenizer="llama")
+    (tmp_path / "prompts.txt").write_text("the teeth")
+    report = tmp_path / "report.json"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "fleet_cli.main", "demo", "--raw", "--draft", str(path), "--target", str(path),
+            "--devices", "1", "--max-new-tokens", "64", "--seed", "5", "--dtype", "float32", "--json", str(report),
+            "--prompts", str(tmp_path / "prompts.txt"), "--db", f"sqlite:///{tmp_path / 'fleet.sqlite3'}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(report.read_text())["devices"]
+    model = GgufModel(path, vocabulary_only=True)
+    assert row["prompt_tokens"] == len(model.encode("the teeth"))
+    model.close()
+    assert row["tokens"] == 64
+    assert row["acceptance"] > 0.9
