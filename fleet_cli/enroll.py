@@ -1,5 +1,6 @@
 """`fleet device enroll`, and `fleet edge enroll` for an edge's probe: a key and a request out, a certificate in."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +42,10 @@ def enroll_command(
         return
     if new_key:
         raise CommandError("A new key needs a new request: run the command without --certificate first.")
-    _show_taken(enrolment, enrolment.take(certificate, ca), as_json=as_json)
+    signed = enrolment.take(certificate, ca)
+    # At an edge's machine it is the probe that enrols: the edge itself gets its files from the operator.
+    probes = context.parent is not None and context.parent.info_name == "edge"
+    _show_taken(enrolment, signed, probes=probes, as_json=as_json)
 
 
 def _show_request(request: Path, device: str, *, command: str, as_json: bool) -> None:
@@ -54,7 +58,7 @@ def _show_request(request: Path, device: str, *, command: str, as_json: bool) ->
     print(f"  {command} {device} --folder {request.parent} --certificate {device}.pem --ca ca.pem")
 
 
-def _show_taken(enrolment: Enrolment, signed: x509.Certificate, *, as_json: bool) -> None:
+def _show_taken(enrolment: Enrolment, signed: x509.Certificate, *, probes: bool, as_json: bool) -> None:
     ca = x509.load_pem_x509_certificate(enrolment.ca.read_bytes())
     fingerprint = ca.fingerprint(hashes.SHA256()).hex()
     paths = {"ca": enrolment.ca, "certificate": enrolment.certificate, "key": enrolment.key}
@@ -64,9 +68,13 @@ def _show_taken(enrolment: Enrolment, signed: x509.Certificate, *, as_json: bool
             {"device": enrolment.name, "not_after": signed.not_valid_after_utc, "ca_sha256": fingerprint} | settings
         )
         return
-    print(
-        f"{enrolment.name} is enrolled until {signed.not_valid_after_utc:%Y-%m-%d}. In its configuration:\n\n[broker]"
-    )
-    for name, path in settings.items():
-        print(f'{name} = "{path}"')
+    enrolled = f"{enrolment.name} is enrolled until {signed.not_valid_after_utc:%Y-%m-%d}."
+    if probes:
+        files = ["--certificate", settings["certificate"], "--key", settings["key"]]
+        print(f"{enrolled} The edge's self-test asks with its files, which are not for the edge's configuration:")
+        print(f"  {shlex.join(['fleet', 'edge', 'selftest', '--config', 'edge.toml', *files])}")
+    else:
+        print(f"{enrolled} In its configuration:\n\n[broker]")
+        for name, path in settings.items():
+            print(f'{name} = "{path}"')
     print(f"\nCompare the authority's fingerprint with the operator's:\n  SHA-256 {fingerprint}")

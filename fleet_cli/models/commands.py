@@ -4,12 +4,12 @@ import json
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
 
-from fleet_cli.models.errors import ModelsError
+from fleet_cli.errors import CommandError
 from fleet_cli.models.folder import ModelsDir
 from fleet_cli.models.manifest import Manifest, read_manifest
 from fleet_cli.models.prepare import Preparation, prepare
@@ -21,7 +21,6 @@ from fleet_cli.tables import Column, print_table
 __all__ = ["app"]
 
 _MEGA = 1_000_000
-_BAD_INPUT = 2
 
 app = typer.Typer(name="models", help="The draft and target models of the demo and the tests.", no_args_is_help=True)
 
@@ -39,13 +38,10 @@ def prepare_command(
     """Make the models that are missing; a second call finds them and does nothing."""
     console = Console(stderr=True)
     began = time.monotonic()
-    try:
-        source = locate(SMOLLM2)
-        steps = _chosen(steps_of(SMOLLM2, source), only or ())
-        with reporter(console, clock=time.monotonic) as report:
-            done = prepare(models_dir / SMOLLM2.name, source, steps, report=report, check=check)
-    except ModelsError as error:
-        _fail(str(error))
+    source = locate(SMOLLM2)
+    steps = _chosen(steps_of(SMOLLM2, source), only or ())
+    with reporter(console, clock=time.monotonic) as report:
+        done = prepare(models_dir / SMOLLM2.name, source, steps, report=report, check=check)
     seconds = time.monotonic() - began
     if as_json:
         print(json.dumps(_as_json(done, seconds), indent=2))
@@ -57,7 +53,7 @@ def prepare_command(
 def _chosen(steps: list[Step], only: Collection[str]) -> list[Step]:
     known = [step.name for step in steps]
     if unknown := [name for name in only if name not in known]:
-        _fail(f"There is nothing called {unknown[0]!r} to prepare; there are {', '.join(known)}.")
+        raise CommandError(f"There is nothing called {unknown[0]!r} to prepare; there are {', '.join(known)}.")
     return [step for step in steps if not only or step.name in only]
 
 
@@ -68,7 +64,7 @@ def list_command(models_dir: ModelsDir = _MODELS, as_json: AsJson = False) -> No
     try:
         entries = [entry for path in sorted(folder.glob("*/")) for entry in _prepared_in(path)]
     except OSError as error:
-        _fail(f"The models folder {folder} cannot be read: {error.strerror or error}.")
+        raise CommandError(f"The models folder {folder} cannot be read: {error.strerror or error}.") from error
     if as_json:
         print(json.dumps({"folder": str(folder.absolute()), "models": entries}, indent=2))
         return
@@ -77,11 +73,6 @@ def list_command(models_dir: ModelsDir = _MODELS, as_json: AsJson = False) -> No
         return
     # Whole also where the terminal is narrower: a path that is cut is of no use to anyone.
     print_table(f"Models in {folder.absolute()}", _LISTED, entries, wide=True)
-
-
-def _fail(sentence: str) -> NoReturn:
-    Console(stderr=True).print(sentence, style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(_BAD_INPUT)
 
 
 def _prepared_in(folder: Path) -> list[dict[str, Any]]:

