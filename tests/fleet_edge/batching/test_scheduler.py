@@ -6,11 +6,13 @@ import pytest
 from dssd.judgement import Judgement
 from fleet_edge.batching.scheduler import Batch, Budget, Scheduler
 from fleet_edge.batching.timing import Step
+from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_testing.markov import MarkovScript
+from schemas.reasons import Action, FaultCode
 from tests.fleet_edge.verifiers.oracle import tiny_target
 from tests.support.drafts import LIMITS, arrived, draft, edge_session
 
@@ -243,3 +245,19 @@ def test_every_ready_session_is_served_within_bounded_steps(
             waiting[handle] = 0 if edge.sessions[handle].finished else waiting[handle] + 1
             assert waiting[handle] < bound
     assert all(rounds.values())
+
+
+def test_a_step_is_held_for_a_session_that_goes_on_and_not_for_one_that_has_ended() -> None:
+    edge = Edge()
+    going_on, ended = edge.session(), edge.session()
+    edge.drafting()  # the draft that is ready, and would be held
+    edge.scheduler.computed(edge.next_batch(), Step(started=0.0, ended=0.1, sessions=1))
+    for session in (going_on, ended):
+        edge.scheduler.answered(session, at=0.0)
+        edge.scheduler.arrived(session, at=0.004)
+    assert edge.scheduler.hold_s(edge.sessions, now=10.0) == 0.0
+    ended.fail(DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, "It has ended."))
+    edge.scheduler.answered(ended, at=10.0)
+    assert edge.scheduler.hold_s(edge.sessions, now=10.0) == 0.0
+    edge.scheduler.answered(going_on, at=10.0)
+    assert edge.scheduler.hold_s(edge.sessions, now=10.0) == pytest.approx(0.005)
