@@ -1,0 +1,39 @@
+"""OpenMP's threads wait passively wherever the edge imports torch, and nothing is set where it does not."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def _policy_after(statement: str, **variables: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | variables
+    program = f"import os; {statement}; print(os.environ.get('OMP_WAIT_POLICY'))"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["fleet_edge.verifiers.registry", "fleet_edge.verifiers.packed.verifier", "fleet_edge.batching.judging"],
+)
+def test_the_policy_stands_before_torch_is_imported(module: str) -> None:
+    at_import = (
+        "import sys, importlib.abc\n"
+        "class Watch(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        assert name != 'torch' or os.environ.get('OMP_WAIT_POLICY') == 'PASSIVE'\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        f"import {module}\n"
+    )
+    assert _policy_after(f"exec({at_import!r})") == "PASSIVE"
+
+
+@pytest.mark.parametrize("module", ["fleet_edge", "fleet_cli.admin"])
+def test_what_only_reads_the_log_sets_nothing(module: str) -> None:
+    assert _policy_after(f"import {module}") == "None"
+
+
+def test_a_policy_that_is_set_stays() -> None:
+    assert _policy_after("import fleet_edge.verifiers.registry", OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
