@@ -131,7 +131,7 @@ class Broker(BaseModel):
         host: Address to listen on; None for all.
         port: TCP port; 0 lets whoever starts the broker choose a free one.
         edges: Names of the edges. Any other user is a device, or a monitor.
-        monitors: User names of the administrators' desks.
+        monitors: User names of administrators.
         devices: Names of the devices. None lets every name be a device's that the certificate authority has signed, so
             that enrolling one changes nothing here. With names, nobody else has any right.
         banned: Names that may do nothing, whatever certificate they show.

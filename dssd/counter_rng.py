@@ -1,10 +1,10 @@
 """Counter-based random numbers: each is a hash of (seed, position, purpose, index), so that nothing has a state.
 
-A replayed message, a restarted edge or another batch shape finds the same coin for the same decision. The hash
+A replayed message, a restarted edge or another batch shape finds the same number for the same decision. The hash
 chains the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over the four words, each step a bijection of
-64 bits; purposes separate the domains, so that no decision can see another's coin.
+64 bits; purposes separate the domains, so that no decision can see another's number.
 
-Reusing a position's coins after a rejection is sound: whether position t is drafted anew depends on the coins of
+Reusing a position's numbers after a rejection is sound: whether position t is drafted anew depends on the numbers of
 earlier positions alone.
 """
 
@@ -29,7 +29,7 @@ _UNIT: Final = 2.0**-53
 
 
 class Purpose(IntEnum):
-    """What a coin decides."""
+    """What a random number decides."""
 
     DRAFT = 1  # the device draws a draft token
     ACCEPT = 2  # the edge accepts it or not
@@ -47,7 +47,7 @@ def random_uniform(seed: int, position: int, purpose: Purpose, index: int = 0) -
         seed: The policy's, 64 bits.
         position: Tokens of the text before the one decided.
         purpose: What is decided.
-        index: Which of several coins of the same purpose at that position.
+        index: Which of several numbers of the same purpose at that position.
     """
     state = _mix(seed + _GOLDEN * purpose)
     state = _mix(state + _GOLDEN * (position + 1))

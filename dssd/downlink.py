@@ -1,7 +1,7 @@
 """Downlink of p at a rejected position: the choice of its form, and the device's draw from each.
 
 `sparse` sends the shaped support. `samples` sends independent draws y of p with p(y): the device keeps the first that
-passes a coin of probability max(0, 1 - q(y)/p(y)), which has law max(0, p - q), and asks for more if none does. `dense`
+passes with probability max(0, 1 - q(y)/p(y)), which has law max(0, p - q), and asks for more if none does. `dense`
 sends p over the whole vocabulary, the paper's own form.
 """
 

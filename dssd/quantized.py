@@ -58,7 +58,7 @@ def quantize(dist: Dist) -> QuantizedDist:
 
 
 def draw_draft(quantized: QuantizedDist, uniform: float) -> tuple[int, int]:
-    """Draw a token with one coin.
+    """Draw a token with one random number in [0, 1).
 
     Returns:
         The token and its count, which is exactly 65,536 times the probability with which it was drawn.

@@ -20,7 +20,7 @@ def accepts(p: float, count: int, uniform: float) -> bool:
     Args:
         p: The target's probability of the token.
         count: 65,536 times the probability with which the device drew it.
-        uniform: The coin of (position, accept).
+        uniform: The random number of (position, accept).
     """
     return uniform * (count / TOTAL) < p
 
@@ -39,7 +39,7 @@ def draw(dist: Dist, uniform: float) -> int:
 
     Args:
         dist: Need not sum to exactly 1.
-        uniform: A coin.
+        uniform: A random number in [0, 1).
     """
     mass = np.cumsum(dist.probs)
     where = int(np.searchsorted(mass, uniform * mass[-1], side="right"))

@@ -104,16 +104,16 @@ class Authority:
         """
         check_identity_name(name, role)
         public_key = check_request(request, name=name)
-        with self.at_work() as desk:
-            check_free(desk.index, name, role)
-            check_key(desk.index, fingerprint(public_key), name)
-            held = current(desk.index, name, now=self.clock())
+        with self.at_work() as signer:
+            check_free(signer.index, name, role)
+            check_key(signer.index, fingerprint(public_key), name)
+            held = current(signer.index, name, now=self.clock())
             if held is not None:
                 raise NameRefused(
                     f"{name!r} has a certificate until {held.not_after:%Y-%m-%d}: use `fleet broker renew`, or revoke "
                     "it first."
                 )
-            return desk.certify(Subject(self.fleet, role, name, tuple(hosts)), public_key, action="sign")
+            return signer.certify(Subject(self.fleet, role, name, tuple(hosts)), public_key, action="sign")
 
     def renew(self, name: str, *, request: x509.CertificateSigningRequest | None = None, early: bool = False) -> Entry:
         """Sign a new period for somebody known, whose old certificate stays valid until its own end.
@@ -129,14 +129,14 @@ class Authority:
             AuthorityError: The authority's key cannot be used.
         """
         asked = None if request is None else check_request(request, name=name)
-        with self.at_work() as desk:
-            latest = renewable(desk.index, name, now=self.clock(), early=early)
+        with self.at_work() as signer:
+            latest = renewable(signer.index, name, now=self.clock(), early=early)
             kept = x509.load_pem_x509_certificate(latest.pem.encode()).public_key()
             assert isinstance(kept, ec.EllipticCurvePublicKey)  # we have signed no other
             if asked is not None:
-                check_key(desk.index, fingerprint(asked), name)
+                check_key(signer.index, fingerprint(asked), name)
             subject = Subject(self.fleet, latest.role, latest.name, latest.hosts)
-            return desk.certify(subject, asked or kept, action="renew")
+            return signer.certify(subject, asked or kept, action="renew")
 
     def revoke(self, names: Sequence[str]) -> Revocation:
         """Revoke every certificate of these names, and write the list. Saying it again writes a newer list.
@@ -147,25 +147,25 @@ class Authority:
         """
         if not names:
             raise NameRefused("Say whom to revoke: see `fleet broker list`.")
-        with self.at_work() as desk:
-            held = {name: desk.index.of_name(name) for name in names}
+        with self.at_work() as signer:
+            held = {name: signer.index.of_name(name) for name in names}
             for name, entries in held.items():
                 if not entries:
                     raise NameRefused(f"Nobody has a certificate for {name[:80]!r}: see `fleet broker list`.")
             everything = [entry for entries in held.values() for entry in entries]
-            with desk.index.change():
+            with signer.index.change():
                 for entry in everything:
                     if entry.revoked_at is None:
-                        desk.index.revoke(entry.serial, self.clock())
+                        signer.index.revoke(entry.serial, self.clock())
                         self.audit.record("revoke", name=entry.name, role=entry.role, serial=entry.serial)
             clients = {name: entries[-1].role for name, entries in held.items() if not entries[-1].role.is_server}
             kickers = {
-                name: desk.take_over(Subject(self.fleet, role, name), revoked=False) for name, role in clients.items()
+                name: signer.take_over(Subject(self.fleet, role, name), revoked=False) for name, role in clients.items()
             }
-            canary = desk.take_over(Subject(self.fleet, IdentityRole.DEVICE, everything[0].name), revoked=True)
+            canary = signer.take_over(Subject(self.fleet, IdentityRole.DEVICE, everything[0].name), revoked=True)
             return Revocation(
                 serials=tuple(entry.serial for entry in everything),
-                revocation_list=desk.write_list(),
+                revocation_list=signer.write_list(),
                 authority=self.certificate.public_bytes(serialization.Encoding.PEM),
                 canary=canary,
                 kickers=kickers,
@@ -245,9 +245,9 @@ def create_authority(
         # Last, since from here on there is an authority.
         folder.write_certificate(folder.certificate, authority_certificate(key, fleet=fleet, now=clock()))
     made = Authority.open(path, actor=actor, passphrase=lambda: passphrase, clock=clock)
-    with made.at_work() as desk:
+    with made.at_work() as signer:
         made.audit.record("found", name=fleet, role="authority", serial=f"{made.certificate.serial_number:x}")
-        desk.write_list()
+        signer.write_list()
     return made
 
 

@@ -86,7 +86,7 @@ class _Attempt:
         trouble = ""
         while (left_s := self.deadline - self.clock()) > 0:
             try:
-                # Of a refusal we want the reason, which may come late; a yes needs no such patience.
+                # Of a refusal we want the reason, which may come late; a yes needs no such wait.
                 patient = wanted is CertificateAnswer.REVOKED
                 answer = probe_certificate(
                     self.door, credential, authority=self.authority, timeout_s=left_s, await_alert=patient

@@ -33,12 +33,12 @@ MAX_SENTENCE = 500
 MAX_LABEL = 200
 SESSION_BYTES = 8
 MAX_POSITION = 1 << 20
-LATTICE = 1 << 16
+QUANTIZED_TOTAL = 1 << 16
 
 U16 = Annotated[int, Field(ge=0, lt=1 << 16, strict=True)]
 U32 = Annotated[int, Field(ge=0, lt=1 << 32, strict=True)]
 Position = Annotated[int, Field(ge=0, lt=MAX_POSITION, strict=True)]
-Count = Annotated[int, Field(ge=1, le=LATTICE, strict=True)]
+Count = Annotated[int, Field(ge=1, le=QUANTIZED_TOTAL, strict=True)]
 SessionId = Annotated[bytes, Field(min_length=SESSION_BYTES, max_length=SESSION_BYTES, strict=True)]
 Tokens = Annotated[tuple[TokenId, ...], Field(max_length=MAX_TOKENS)]
 Milliseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]

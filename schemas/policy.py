@@ -30,7 +30,7 @@ class Mode(StrEnum):
 
 
 class SamplingPolicy(BaseModel):
-    """What both ends do to their logits, and the seed of every coin.
+    """What both ends do to their logits, and the seed of every random decision.
 
     The one part of a message where nothing unknown is passed over: a text written without a setting that was asked for
     follows another law. A newer release leaves a new setting out as long as it does nothing.
@@ -40,7 +40,7 @@ class SamplingPolicy(BaseModel):
         temperature: Divides the logits; 0 is greedy.
         top_k: Keeps the k largest logits; 0 keeps all.
         top_p: Keeps the smallest head whose mass reaches this; 1 keeps all.
-        seed: Key of the coins; the same seed and policy give the same decisions.
+        seed: Key of the random numbers; the same seed and policy give the same decisions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -21,7 +21,7 @@ class Role(StrEnum):
 
     DEVICE = "device"
     EDGE = "edge"
-    MONITOR = "monitor"  # the administrator's desk: reads all, writes configuration and commands
+    MONITOR = "monitor"  # an administrator: reads all, writes configuration and commands
 
 
 class Topic(StrEnum):

@@ -75,7 +75,7 @@ def open_store(url: str) -> Store:
         StoreUnavailable: It cannot be reached, opened or written.
         StoreError: The URL is wrong, the driver is missing, or the database is newer than this software.
     """
-    # Only the edge installs Alembic; an administrator's desk reads without it.
+    # Only the edge installs Alembic; administrators read without it.
     from fleet_edge.store.migrate import migrate  # noqa: PLC0415
 
     parsed = parse_url(url)
