@@ -30,6 +30,10 @@ class TextCodec(Protocol):
     def chat_template(self) -> str | None:
         """The Jinja source that turns messages into a prompt, if the model has one."""
 
+    @property
+    def control_texts(self) -> tuple[str, ...]:
+        """Strings that `encode` with `special` reads as control tokens; no user's text may be read so."""
+
     def special_text(self, name: str) -> str:
         """Return the text of the `bos` or `eos` token, empty if there is none; chat templates want it."""
 

@@ -43,6 +43,11 @@ class WordCodec:
         """A toy language has no chats."""
         return None
 
+    @property
+    def control_texts(self) -> tuple[str, ...]:
+        """A toy language has no control tokens."""
+        return ()
+
     def special_text(self, name: str) -> str:  # noqa: ARG002
         """Return nothing: there are no control tokens."""
         return ""

@@ -23,6 +23,7 @@ __all__ = ["ChatError", "ChatMessage", "ChatTemplate", "encode_chat"]
 _MAX_TEMPLATE = 1 << 18
 _MAX_PROMPT = 1 << 22
 _MAX_REPEAT = 1 << 16
+_PRIVATE_USE = range(0xF0000, 0xFFFFE)
 
 
 class ChatError(DrafterError):
@@ -112,6 +113,9 @@ def _bounded(parts: Iterable[str]) -> str:
 def encode_chat(codec: TextCodec, messages: Sequence[ChatMessage]) -> list[int]:
     """Return the token ids of a chat.
 
+    Control tokens come from the template alone: what looks like one in a message is plain text, so that nobody who may
+    write a user's message can write a system's.
+
     Raises:
         ChatError: The model has no chat template, or its template fails or declines.
     """
@@ -119,7 +123,31 @@ def encode_chat(codec: TextCodec, messages: Sequence[ChatMessage]) -> list[int]:
     if source is None:
         raise ChatError("The draft model has no chat template; send a plain prompt, or use an instruct model.")
     template = ChatTemplate(source, bos=codec.special_text("bos"), eos=codec.special_text("eos"))
-    return codec.encode(template.render(messages), special=True)
+    mark = _unused_character(messages)
+    control = frozenset(text for text in codec.control_texts if len(text) > 1)  # of one character nothing can be broken
+    broken = [
+        ChatMessage(_break(message.role, control, mark), _break(message.content, control, mark)) for message in messages
+    ]
+    # Piece by piece: within a piece there is no control token but the template's own.
+    return [token for piece in template.render(broken).split(mark) for token in codec.encode(piece, special=True)]
+
+
+def _unused_character(messages: Sequence[ChatMessage]) -> str:
+    """Return a character that no message has: one of those that Unicode leaves to private use."""
+    used = {character for message in messages for character in message.role + message.content}
+    return next(character for code in _PRIVATE_USE if (character := chr(code)) not in used)
+
+
+def _break(text: str, control: frozenset[str], mark: str) -> str:
+    """Put a mark behind the first character of whatever would be read as a control token, overlapping ones too."""
+    lengths = sorted({len(each) for each in control})
+    begins = {each[0] for each in control}
+    return "".join(
+        f"{character}{mark}"
+        if character in begins and any(text[place : place + length] in control for length in lengths)
+        else character
+        for place, character in enumerate(text)
+    )
 
 
 def _refuse(sentence: str) -> NoReturn:
