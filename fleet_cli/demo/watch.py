@@ -16,6 +16,7 @@ from fleet_runtime.events import Event
 __all__ = ["Watch"]
 
 _TAIL_CHARACTERS = 320
+_BAR_WIDTH = 16
 
 
 @dataclass(slots=True)
@@ -84,11 +85,13 @@ class Watch:
             self.console.print(f"{device}: {seen.state}, {seen.tokens} tokens", markup=False, highlight=False)
 
     def _draw(self) -> RenderableType:
-        table = Table(box=None, pad_edge=False)
-        for heading in ("device", "", "tokens", "tokens/s", "", "prompt"):
+        # What is left of the terminal's width goes to the prompt, and not the other way round.
+        table = Table(box=None, pad_edge=False, expand=True)
+        for heading in ("device", "", "tokens", "tokens/s", ""):
             table.add_column(heading, justify="right" if heading.startswith("tokens") else "left", no_wrap=True)
+        table.add_column("prompt", ratio=1, no_wrap=True, overflow="ellipsis")
         for device, seen in self._devices.items():
-            bar = ProgressBar(total=self.max_new_tokens, completed=seen.tokens, width=24)
+            bar = ProgressBar(total=self.max_new_tokens, completed=seen.tokens, width=_BAR_WIDTH)
             prompt = Text(seen.prompt, overflow="ellipsis", no_wrap=True, style="dim")
             table.add_row(device, bar, str(seen.tokens), f"{seen.tokens_per_s:.1f}", seen.state, prompt)
         if not self.show_text:
