@@ -11,7 +11,7 @@ from fleet_runtime.events import Event
 LONG = "Write a short story about a lighthouse keeper who finds a message in a bottle that he once sent himself."
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("width", [72, 80, 120])
 def test_however_narrow_the_terminal_the_figures_are_there_and_the_prompt_gives_way(width: int) -> None:
     screen = io.StringIO()
     console = Console(file=screen, width=width, force_terminal=True, color_system=None)
