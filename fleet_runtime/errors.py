@@ -1,4 +1,4 @@
-"""What can go wrong with settings."""
+"""Exceptions of settings."""
 
 from schemas.errors import FleetError
 

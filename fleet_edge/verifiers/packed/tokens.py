@@ -1,4 +1,4 @@
-"""What a target model stores for every row of its vocabulary, by id: the strings that a GGUF of it would hold.
+"""Token strings as a target model stores them, by id: those that a GGUF of it would hold.
 
 Reading them from `tokenizer.json` or from the GGUF takes a fraction of the time of building a tokenizer.
 """
