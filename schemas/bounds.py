@@ -18,6 +18,7 @@ __all__ = [
     "Label",
     "Milliseconds",
     "Position",
+    "Seconds",
     "Sentence",
     "SessionId",
     "Tokens",
@@ -42,5 +43,6 @@ Count = Annotated[int, Field(ge=1, le=QUANTIZED_TOTAL, strict=True)]
 SessionId = Annotated[bytes, Field(min_length=SESSION_BYTES, max_length=SESSION_BYTES, strict=True)]
 Tokens = Annotated[tuple[TokenId, ...], Field(max_length=MAX_TOKENS)]
 Milliseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
+Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
 Sentence = Annotated[str, Field(max_length=MAX_SENTENCE, strict=True)]
 Label = Annotated[str, Field(max_length=MAX_LABEL, strict=True)]

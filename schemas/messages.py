@@ -27,6 +27,7 @@ from schemas.bounds import (
     Label,
     Milliseconds,
     Position,
+    Seconds,
     Sentence,
     SessionId,
     Tokens,
@@ -109,12 +110,20 @@ class Opened(_Message):
 
 
 class Refused(_Message):
-    """Declines an Open; the sentence says what to do."""
+    """Declines an Open.
+
+    Attributes:
+        session: From Open.
+        code: Why.
+        sentence: The same for a person, with what to do.
+        retry_s: Seconds after which the same Open may be granted; None if the edge cannot tell.
+    """
 
     kind: Literal["refused"] = "refused"
     session: SessionId
     code: Annotated[RefusalCode, unknown_as(RefusalCode.OTHER)]
     sentence: Sentence
+    retry_s: Seconds | None = None
 
 
 class Draft(_Message):
@@ -186,6 +195,7 @@ class Fault(_Message):
         code: What was wrong.
         action: What to do about it.
         sentence: The same for a person.
+        retry_s: Seconds to wait before the draft is sent again, where the action is to wait.
     """
 
     kind: Literal["fault"] = "fault"
@@ -194,6 +204,7 @@ class Fault(_Message):
     code: Annotated[FaultCode, unknown_as(FaultCode.OTHER)]
     action: Annotated[Action, unknown_as(Action.GIVE_UP)]
     sentence: Sentence
+    retry_s: Seconds | None = None
 
 
 class Close(_Message):

@@ -53,6 +53,8 @@ class RefusalCode(StrEnum):
     MAX_NEW_TOKENS = "max-new-tokens"
     BUSY = "busy"
     DRAINING = "draining"
+    QUOTA = "over-quota"  # of the device, not of the edge: `retry_s` says when it is worth asking again
+    FENCED = "fenced"  # the device has misbehaved, or an administrator has shut it out; likewise
     OTHER = "other"  # a newer release's; not sent
 
 
@@ -68,6 +70,7 @@ class FaultCode(StrEnum):
     TOO_LONG = "draft-too-long"
     TOKEN = "token-out-of-vocabulary"  # noqa: S105
     COUNTS = "counts"
+    QUOTA = "over-quota"
     ROUND = "round"  # a word of 0.1; not sent
     INTERNAL = "internal"
     OTHER = "other"  # a newer release's; not sent
@@ -80,6 +83,7 @@ class Action(StrEnum):
     """
 
     RESUME = "resume"  # open again with the tokens committed so far
+    WAIT = "wait"  # send the draft again after `retry_s`; nothing is wrong with it
     GIVE_UP = "give-up"
 
 

@@ -148,7 +148,8 @@ def replies() -> st.SearchStrategy[Opened | Refused | Closed | Fault]:
         queue_ms=MILLISECONDS,
         compute_ms=MILLISECONDS,
     )
-    refused = st.builds(Refused, session=SESSION, code=st.sampled_from(RefusalCode), sentence=sentence)
+    retry_s = st.none() | st.floats(0, 1e6)
+    refused = st.builds(Refused, session=SESSION, code=st.sampled_from(RefusalCode), sentence=sentence, retry_s=retry_s)
     fault = st.builds(
         Fault,
         handle=st.none() | U16,
@@ -156,5 +157,6 @@ def replies() -> st.SearchStrategy[Opened | Refused | Closed | Fault]:
         code=st.sampled_from(FaultCode),
         action=st.sampled_from(Action),
         sentence=sentence,
+        retry_s=retry_s,
     )
     return opened | closed | refused | fault
