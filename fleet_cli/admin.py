@@ -1,4 +1,4 @@
-"""`fleet admin`: reads the session log. It never writes, and looking at a database does not create one."""
+"""`fleet admin`: reads the session log, and fences devices. Looking at a database does not create one."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Final
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(name="admin", help="Read the session log: devices, sessions, rounds, totals.", no_args_is_help=True)
+app = typer.Typer(
+    name="admin", help="Read the session log: devices, sessions, rounds, totals; fence devices.", no_args_is_help=True
+)
 
 _EVENTS: Final = 20
 _HOURS: Final = 24
@@ -138,6 +140,50 @@ def stats(
         reports.show_stats(
             "Totals" if after is None else f"Totals since {cell(after)} UTC", by=by, found=found, wide=wide
         )
+
+
+@app.command()
+def fence(
+    name: Annotated[str, typer.Argument(metavar="DEVICE")],
+    duration: Annotated[
+        str | None, typer.Option("--for", help="For so long: 90s, 30m, 2h, 7d; otherwise until it is lifted.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="A sentence for whoever wonders.")] = "",
+    db: Database = _DEFAULT_DB,
+) -> None:
+    """Shut a device out: within seconds the edges drop what it sends."""
+    with _log(db) as log:
+        from fleet_edge.store.errors import NotFound
+
+        held = log.fence(name, duration=duration, reason=reason)
+        try:
+            log.device(name)
+        except NotFound:
+            typer.echo(f"fleet: No device {name} has been seen yet; it is fenced all the same.", err=True)
+    until = "until it is lifted" if held.until_at is None else f"until {cell(held.until_at)} UTC"
+    typer.echo(f"{name} is fenced {until}; fleet admin unfence {name} lets it in again.")
+
+
+@app.command()
+def unfence(name: Annotated[str, typer.Argument(metavar="DEVICE")], db: Database = _DEFAULT_DB) -> None:
+    """Let a device in again, whoever has fenced it."""
+    with _log(db) as log:
+        held = log.unfence(name)
+    if held is None:
+        typer.echo(f"{name} was not fenced, as far as the log knows; any fence up to now is lifted.")
+    else:
+        typer.echo(f"{name} was fenced by {cell(held.by)} and is let in again: {cell(held.reason)}")
+
+
+@app.command()
+def fenced(db: Database = _DEFAULT_DB, as_json: AsJson = False, wide: Wide = False) -> None:
+    """List the devices that are fenced now."""
+    with _log(db) as log:
+        found = log.fences()
+    if as_json:
+        print_json(found)
+    else:
+        reports.show_fences(found, wide=wide)
 
 
 def _time(option: str, text: str | None) -> datetime | None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from fleet_edge.store.views import (
         DeviceView,
         EventView,
+        FenceView,
         HourView,
         RoundView,
         SegmentView,
@@ -22,6 +23,7 @@ __all__ = [
     "show_device",
     "show_devices",
     "show_events",
+    "show_fences",
     "show_rounds",
     "show_session",
     "show_sessions",
@@ -149,16 +151,36 @@ def show_events(found: "Sequence[EventView]", *, wide: bool = False) -> None:
         Column("device", lambda view: view.device, folds=True, wide=True),
         Column("kind", lambda view: view.kind, wide=True),
         Column("code", lambda view: view.code),
+        Column("times", lambda view: view.count),
+        Column("last (UTC)", lambda view: view.last_at, wide=True),
         Column("what happened", lambda view: view.sentence, folds=True),
     ]
     if found:
         print_table("Latest events", columns, found, wide=wide)
 
 
+def show_fences(found: "Sequence[FenceView]", *, wide: bool = False) -> None:
+    """List the devices that are fenced."""
+    columns: list[Column[FenceView]] = [
+        Column("device", lambda view: view.device, folds=True),
+        Column("since (UTC)", lambda view: view.since_at, brief=lambda view: _minute(view.since_at)),
+        Column("until (UTC)", lambda view: view.until_at or "lifted", brief=_until),
+        Column("by", lambda view: view.by, folds=True),
+        Column("strikes", lambda view: view.strikes, wide=True),
+        Column("doubled", lambda view: view.level, wide=True),
+        Column("reason", lambda view: view.reason, folds=True),
+    ]
+    print_table(f"Fenced devices: {len(found)}", columns, found, wide=wide)
+
+
 def show_stats(title: str, *, by: str | None, found: "Mapping[str, Tally]", wide: bool = False) -> None:
     """List tallies by name."""
     name: Column[tuple[str, Tally]] = Column(by or "", lambda row: row[0], folds=True)
     print_table(title, [name, *_tally_columns(lambda row: row[1])], list(found.items()), wide=wide)
+
+
+def _until(view: "FenceView") -> str:
+    return "lifted" if view.until_at is None else _minute(view.until_at)
 
 
 def _tally_columns(tally: "Callable[[T], Tally]") -> "list[Column[T]]":

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from fleet_edge.session_log import SessionLog
     from fleet_edge.settings import EdgeSettings
     from fleet_edge.store.errors import InvalidQuery, NotFound, StoreError, StoreUnavailable
-    from fleet_edge.store.views import DeviceView, EventView, HourView, RoundView, SegmentView, SessionView, Tally
+    from fleet_edge.store.views import (
+        DeviceView,
+        EventView,
+        FenceView,
+        HourView,
+        RoundView,
+        SegmentView,
+        SessionView,
+        Tally,
+    )
     from fleet_edge.verifiers.contract import VerifierError
     from fleet_link.errors import ConnectFailed
     from fleet_runtime.settings import SettingsError
@@ -27,6 +36,7 @@ __all__ = [
     "EdgeError",
     "EdgeSettings",
     "EventView",
+    "FenceView",
     "FleetError",
     "HourView",
     "InvalidQuery",
@@ -52,6 +62,7 @@ if not TYPE_CHECKING:
             "EdgeError": "fleet_edge.errors",
             "EdgeSettings": "fleet_edge.settings",
             "EventView": "fleet_edge.store.views",
+            "FenceView": "fleet_edge.store.views",
             "FleetError": "schemas.errors",
             "HourView": "fleet_edge.store.views",
             "InvalidQuery": "fleet_edge.store.errors",

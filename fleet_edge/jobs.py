@@ -34,6 +34,7 @@ class JobSettings:
     Attributes:
         lease_every_s: Between looks for leases that ran out.
         progress_every_s: Between writes of the running segments' counters.
+        events_every_s: Between writes of the counts of events.
         certificates_every_s: Between looks for certificates that end soon.
         silent_every_s: Between looks for silent devices.
         silent_after: Without any sign from an online device until it is marked.
@@ -50,6 +51,7 @@ class JobSettings:
 
     lease_every_s: float = 2.0
     progress_every_s: float = 5.0
+    events_every_s: float = 10.0
     certificates_every_s: float = 600.0
     silent_every_s: float = 60.0
     silent_after: timedelta = timedelta(minutes=15)
@@ -70,6 +72,7 @@ class Jobs:
         store: The session log; chores use their own connections, beside the writer's.
         expire_leases: Ends sessions whose lease ran out. Called from a thread of ours.
         flush_progress: Puts the running segments' counters. Called from a thread of ours.
+        flush_events: Writes the counts of events. Called from a thread of ours.
         warn_certificates: Tells of certificates that end soon. Called from a thread of ours.
         settings: Intervals and ages.
         now: Aware clock.
@@ -84,6 +87,7 @@ class Jobs:
         *,
         expire_leases: Callable[[], object],
         flush_progress: Callable[[], object],
+        flush_events: Callable[[], object],
         warn_certificates: Callable[[], object],
         settings: JobSettings | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -98,6 +102,7 @@ class Jobs:
         self._chores: Mapping[str, tuple[float, Callable[[], object]]] = {
             "expire-leases": (self._settings.lease_every_s, expire_leases),
             "flush-progress": (self._settings.progress_every_s, flush_progress),
+            "flush-events": (self._settings.events_every_s, flush_events),
             "warn-certificates": (self._settings.certificates_every_s, warn_certificates),
             "mark-silent": (self._settings.silent_every_s, self._mark_silent),
             "close-abandoned": (self._settings.abandoned_every_s, self._close_abandoned),
@@ -165,6 +170,7 @@ class Jobs:
         oldest = now - keep.keep_sessions
         sessions = housekeeping.purge_sessions(engine, before=oldest, chunk=keep.purge_chunk, enough=enough)
         events = housekeeping.purge_events(engine, before=oldest, chunk=keep.purge_chunk, enough=enough)
+        housekeeping.purge_fences(engine, before=oldest, chunk=keep.purge_chunk, enough=enough)
         if rounds or sessions or events:
             _log.info("Purged %d rounds, %d sessions and %d events by age.", rounds, sessions, events)
 

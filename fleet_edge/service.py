@@ -88,6 +88,7 @@ class EdgeService:
             self._store,
             expire_leases=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.expire),
             flush_progress=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.flush),
+            flush_events=self.orchestrator.handlers.recorder.events.flush,
             warn_certificates=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.warn_certificates),
             settings=JobSettings(
                 lease_every_s=min(2.0, settings.lease_s / 4),
@@ -161,6 +162,7 @@ class EdgeService:
             self._announce(Presence.OFFLINE)
         finally:
             self._link.stop()
+            orchestrator.handlers.recorder.events.flush()
             if not self.writer.close(_CLOSE_S):
                 _log.error("Some records of the session log could be neither written nor spooled.")
             self._jobs.stop()  # last: a chore that hangs must keep neither the devices waiting nor the log open

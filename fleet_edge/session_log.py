@@ -1,4 +1,4 @@
-"""SessionLog: reads what devices, edges and sessions did, from the database that the edges write.
+"""SessionLog: reads what devices, edges and sessions did, from the database that the edges write; fences devices.
 
 ::
 
@@ -19,11 +19,22 @@ from typing import Self, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from fleet_edge.store import queries, totals
-from fleet_edge.store.database import open_for_reading
+from fleet_edge.store import fences, queries, totals
+from fleet_edge.store.database import open_existing, open_for_reading
 from fleet_edge.store.errors import InvalidQuery, StoreUnavailable
-from fleet_edge.store.views import DeviceView, EventView, HourView, RoundView, SegmentView, SessionView, Tally
-from fleet_runtime.times import read_time
+from fleet_edge.store.views import (
+    DeviceView,
+    EventView,
+    FenceView,
+    HourView,
+    RoundView,
+    SegmentView,
+    SessionView,
+    Tally,
+)
+from fleet_runtime.times import read_duration, read_time
+from schemas.errors import InvalidName
+from schemas.names import check_name
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 
@@ -36,9 +47,10 @@ E = TypeVar("E", bound=StrEnum)
 
 
 class SessionLog:
-    """A session log, open to read: nothing is written, created or migrated. May be used by several threads.
+    """A session log, open to read: nothing is created or migrated. May be used by several threads.
 
-    Close it, use it as a context manager, or drop it.
+    Only `fence` and `unfence` write, each over a connection of its own. Close the log, use it as a context manager, or
+    drop it.
 
     Every method raises `StoreUnavailable` if the database does not answer.
 
@@ -53,6 +65,7 @@ class SessionLog:
 
     def __init__(self, url: str, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._now = now
+        self._url = url
         self._engine = open_for_reading(url)
         weakref.finalize(self, self._engine.dispose)  # for whoever asks one question and drops the log
 
@@ -178,6 +191,51 @@ class SessionLog:
         with self._reading() as connection:
             return totals.stats(connection, since=after, by=grouping)
 
+    def fences(self) -> list[FenceView]:
+        """Return the devices that are fenced now, by name."""
+        with self._reading() as connection:
+            return list(fences.read_fences(connection, now=self._now()).active.values())
+
+    def fence(self, device: str, *, duration: str | timedelta | None = None, reason: str = "") -> FenceView:
+        """Fence a device: within seconds all edges that write to this database drop what it sends.
+
+        Args:
+            device: Its name; it need not have been seen yet.
+            duration: For how long (`90s`, `30m`, `2h`, `7d`, or a timedelta); None: until it is lifted.
+            reason: A sentence for the log, and for whoever wonders.
+
+        Returns:
+            The fence that holds: this one, or one by an edge that ends later.
+
+        Raises:
+            InvalidQuery: The name or the duration is none.
+            StoreError: The database may not be written.
+        """
+        now = self._now()
+        try:
+            until = None if duration is None else now + read_duration(duration)
+        except (ValueError, OverflowError) as error:
+            sentence = error if isinstance(error, ValueError) else "It is longer than the calendar."
+            raise InvalidQuery(f"duration: {sentence}") from None
+        said = reason.strip() or "The administrator has fenced the device."
+        with self._writing() as connection:
+            held = fences.fence_device(connection, _name(device), until=until, reason=said, now=now)
+        assert held is not None  # it ends after `now`
+        return held
+
+    def unfence(self, device: str) -> FenceView | None:
+        """Lift all fences of a device, those included of which the log has not heard yet.
+
+        Returns:
+            The fence that was in force, if one was.
+
+        Raises:
+            InvalidQuery: The name is none.
+            StoreError: The database may not be written.
+        """
+        with self._writing() as connection:
+            return fences.lift_fences(connection, _name(device), now=self._now())
+
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
@@ -204,6 +262,24 @@ class SessionLog:
         except SQLAlchemyError as error:
             # The first line: the others repeat the statement.
             raise StoreUnavailable(f"The database could not be read: {str(error).partition(chr(10))[0]}") from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        engine = open_existing(self._url, read_only=False)
+        try:
+            with engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StoreUnavailable(f"The database could not be written: {str(error).partition(chr(10))[0]}") from error
+        finally:
+            engine.dispose()
+
+
+def _name(device: str) -> str:
+    try:
+        return check_name(device)
+    except InvalidName as error:
+        raise InvalidQuery(str(error)) from None
 
 
 def _member(kind: type[E], value: str | None) -> E | None:

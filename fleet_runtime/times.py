@@ -1,13 +1,14 @@
-"""Points in time as people give them: an age such as `2h`, or an ISO 8601 time."""
+"""Points in time and durations as people give them: an age such as `2h`, or an ISO 8601 time."""
 
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-__all__ = ["read_time"]
+__all__ = ["read_duration", "read_time"]
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST_SHOWN: Final = 60
+_AMOUNT: Final = re.compile(r"(\d{1,9})([smhd])", re.ASCII)
 
 
 def read_time(value: str | datetime | timedelta, *, now: datetime) -> datetime:
@@ -25,10 +26,34 @@ def read_time(value: str | datetime | timedelta, *, now: datetime) -> datetime:
         if isinstance(value, timedelta):
             return (now - value).astimezone(UTC)
         if isinstance(value, str):
-            if age := re.fullmatch(r"(\d{1,9})([smhd])", value.strip(), re.ASCII):
-                return now - timedelta(seconds=int(age[1]) * _UNITS[age[2]])
+            if age := _AMOUNT.fullmatch(value.strip()):
+                return now - _seconds(age)
             value = datetime.fromisoformat(value.strip())
         return (value.replace(tzinfo=UTC) if value.tzinfo is None else value).astimezone(UTC)
     except (ValueError, OverflowError):
-        shown = "".join(each if each.isprintable() else "?" for each in str(value)[:_LONGEST_SHOWN])
-        raise ValueError(f"{shown!r} is neither an age such as 2h or 7d nor an ISO 8601 time.") from None
+        raise ValueError(f"{_shown(value)!r} is neither an age such as 2h or 7d nor an ISO 8601 time.") from None
+
+
+def read_duration(value: str | timedelta) -> timedelta:
+    """Return the duration that is meant.
+
+    Args:
+        value: `90s`, `30m`, `2h`, `7d`, or a timedelta.
+
+    Raises:
+        ValueError: It is none of these, or not above zero.
+    """
+    length = value if isinstance(value, timedelta) else timedelta()
+    if isinstance(value, str) and (amount := _AMOUNT.fullmatch(value.strip())):
+        length = _seconds(amount)
+    if length <= timedelta():
+        raise ValueError(f"{_shown(value)!r} is no duration such as 90s, 30m, 2h or 7d.")
+    return length
+
+
+def _seconds(amount: re.Match[str]) -> timedelta:
+    return timedelta(seconds=int(amount[1]) * _UNITS[amount[2]])
+
+
+def _shown(value: object) -> str:
+    return "".join(each if each.isprintable() else "?" for each in str(value)[:_LONGEST_SHOWN])

@@ -3,12 +3,12 @@
 Reads sessions and changes nothing of them. Never blocks: the writer takes the records in its own thread.
 """
 
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from fleet_edge.answers.event_counts import EventCounts
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.sessions.draft_results import DraftResult
@@ -17,7 +17,6 @@ from fleet_edge.store.records import (
     DeviceCounters,
     DeviceSeen,
     EdgeSeen,
-    EventLogged,
     LeaveReason,
     Record,
     RoundJudged,
@@ -50,13 +49,18 @@ class Recorder:
         edge: This edge's name.
         now: The wall clock (UTC).
         trace_share: Fraction of sessions whose every round is logged.
+        events: Counts what `event` is told; its `flush` is to be called every few seconds.
     """
 
     sink: Sink
     edge: str
     now: Callable[[], datetime]
     trace_share: float = 1.0
+    events: EventCounts = field(init=False)
     _segments: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.events = EventCounts(self.sink.put, self.edge, self.now)
 
     def device_seen(self, device: str, state: DeviceState) -> None:
         """A device published its state."""
@@ -179,19 +183,8 @@ class Recorder:
         self._closed(message.session, segment_number(self.now()), message.reason, message.tokens, message)
 
     def event(self, *, kind: str, code: str, sentence: str, device: str | None, session: bytes | None = None) -> None:
-        """Something worth a line happened."""
-        self.sink.put(
-            EventLogged(
-                id=uuid.uuid4().hex,
-                edge=self.edge,
-                device=device,
-                session=session.hex() if session else None,
-                kind=kind,
-                code=code,
-                sentence=sentence,
-                at=self.now(),
-            )
-        )
+        """Something worth a line happened. Callable from any thread."""
+        self.events.note(kind=kind, code=code, sentence=sentence, device=device, session=session)
 
     def _closed(self, session: bytes, segment: int, reason: EndReason, tokens: int, message: Close | None) -> None:
         self.sink.put(

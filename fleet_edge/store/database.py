@@ -1,6 +1,7 @@
 """Database of the session log: opened to write by an edge, or to read by an administrator."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Self
 
@@ -10,11 +11,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from fleet_edge.store.engine import connect_engine, parse_url, shown, sqlite_path, unavailable
 from fleet_edge.store.errors import RecordRejected, StoreError, StoreUnavailable
+from fleet_edge.store.fences import Fences, read_fences
 from fleet_edge.store.merge import Merge
 from fleet_edge.store.models import REVISION
 from fleet_edge.store.records import Record
 
-__all__ = ["Store", "open_for_reading", "open_store"]
+__all__ = ["Store", "open_existing", "open_for_reading", "open_store"]
 
 
 class Store:
@@ -49,6 +51,18 @@ class Store:
         except (ValueError, TypeError, OverflowError) as error:
             # Not wrapped by SQLAlchemy: the driver could not convert a value.
             raise _rejected(error) from error
+
+    def fences(self, *, now: datetime) -> Fences:
+        """Return which devices are fenced at `now` (aware); cheap enough to be asked every few seconds.
+
+        Raises:
+            StoreUnavailable: The database does not answer.
+        """
+        try:
+            with self.engine.connect() as connection:
+                return read_fences(connection, now=now)
+        except SQLAlchemyError as error:
+            raise unavailable(error, name=self.name) from error
 
     def close(self) -> None:
         """Close all connections."""
@@ -95,7 +109,12 @@ def open_store(url: str) -> Store:
 
 
 def open_for_reading(url: str) -> Engine:
-    """Open an existing database read-only; nothing is created or migrated.
+    """Open an existing database read-only. Otherwise as `open_existing`."""
+    return open_existing(url, read_only=True)
+
+
+def open_existing(url: str, *, read_only: bool) -> Engine:
+    """Open an existing database; nothing is created or migrated.
 
     Raises:
         StoreUnavailable: It does not exist or cannot be opened.
@@ -103,7 +122,7 @@ def open_for_reading(url: str) -> Engine:
     """
     parsed = parse_url(url)
     name = shown(parsed)
-    engine = connect_engine(parsed, read_only=True)
+    engine = connect_engine(parsed, read_only=read_only, create=False)
     try:
         with engine.connect() as connection:
             revision = None

@@ -56,8 +56,13 @@ def sqlite_path(url: URL) -> Path | None:
     return Path(url.database or "").absolute() if url.get_backend_name() == "sqlite" else None
 
 
-def connect_engine(url: URL, *, read_only: bool) -> Engine:
+def connect_engine(url: URL, *, read_only: bool, create: bool = True) -> Engine:
     """Return an engine to which one connection has been made.
+
+    Args:
+        url: As `parse_url` returned it.
+        read_only: Whether nothing may be written.
+        create: Whether a file that does not exist is made; never if `read_only`.
 
     Raises:
         StoreUnavailable: There is no such file or folder, it is not ours, or the server does not answer.
@@ -65,7 +70,10 @@ def connect_engine(url: URL, *, read_only: bool) -> Engine:
     """
     path = sqlite_path(url)
     try:
-        engine = _sqlite(path, read_only=read_only) if path else _postgresql(url, read_only=read_only)
+        if path:
+            engine = _sqlite(path, read_only=read_only, create=create and not read_only)
+        else:
+            engine = _postgresql(url, read_only=read_only)
     except (ImportError, NoSuchModuleError):
         raise StoreError(
             "The PostgreSQL driver is missing; install this package with the extra 'edge' or 'admin'."
@@ -90,18 +98,18 @@ def unavailable(error: SQLAlchemyError, *, name: str) -> StoreUnavailable:
     )
 
 
-def _sqlite(path: Path, *, read_only: bool) -> Engine:
+def _sqlite(path: Path, *, read_only: bool, create: bool) -> Engine:
     folder = path.parent
     if not folder.is_dir():
         raise StoreUnavailable(f"The folder {folder} of the database does not exist; create it first.")
     if path.is_dir():
         raise StoreUnavailable(f"{path} is a folder, not a database; name a file.")
-    if read_only and not path.exists():
+    if not create and not path.exists():
         raise StoreUnavailable(f"There is no database at {path}; an edge creates it, or name another with --db.")
     needed = os.R_OK if read_only else os.R_OK | os.W_OK
     if path.exists() and not os.access(path, needed):
         raise StoreUnavailable(f"The database {path} may not be opened by this user; change its owner or mode.")
-    location = path.as_uri() + ("?mode=ro" if read_only else "?mode=rwc")
+    location = path.as_uri() + ("?mode=ro" if read_only else "?mode=rwc" if create else "?mode=rw")
     # Opened by a URI of SQLite's own, which can ask for read-only and quotes any path.
     engine = create_engine(
         "sqlite://",

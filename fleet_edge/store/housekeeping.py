@@ -7,17 +7,35 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Engine, Table, delete, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Engine, Table, and_, delete, func, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fleet_edge.store.database import Store
-from fleet_edge.store.models import Base, DeviceRow, EventRow, RollupRow, RoundRow, SegmentRow, SessionRow
+from fleet_edge.store.models import (
+    Base,
+    DeviceRow,
+    EventRow,
+    FenceLiftRow,
+    FenceRow,
+    RollupRow,
+    RoundRow,
+    SegmentRow,
+    SessionRow,
+)
 from fleet_edge.store.records import SessionClosed, segment_number
 from fleet_edge.store.totals import SUMMED
 from schemas.control import Presence
 from schemas.reasons import EndReason
 
-__all__ = ["close_abandoned", "mark_silent", "purge_events", "purge_rounds", "purge_sessions", "roll_up"]
+__all__ = [
+    "close_abandoned",
+    "mark_silent",
+    "purge_events",
+    "purge_fences",
+    "purge_rounds",
+    "purge_sessions",
+    "roll_up",
+]
 
 _HOUR: Final = timedelta(hours=1)
 _HOUR_US: Final = 3_600_000_000
@@ -127,6 +145,19 @@ def purge_sessions(engine: Engine, *, before: datetime, chunk: int, enough: Enou
 def purge_events(engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False) -> int:
     """Delete events logged before a time; return how many."""
     return _purge(engine, EventRow, EventRow.at < before, chunk=chunk, enough=enough)
+
+
+def purge_fences(engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False) -> int:
+    """Delete fences that ended or were lifted before a time, then the lifts that nothing needs; return how many.
+
+    A lift stays as long as a fence that it lifted.
+    """
+    lift = select(FenceLiftRow.device).where(FenceLiftRow.device == FenceRow.device)
+    lifted = lift.where(FenceLiftRow.lifted_at >= FenceRow.since_at, FenceLiftRow.lifted_at < before).exists()
+    fences = _purge(engine, FenceRow, or_(FenceRow.until_at < before, lifted), chunk=chunk, enough=enough)
+    needed = select(FenceRow.device).where(FenceRow.device == FenceLiftRow.device).exists()
+    unneeded = and_(FenceLiftRow.lifted_at < before, ~needed)
+    return fences + _purge(engine, FenceLiftRow, unneeded, chunk=chunk, enough=enough)
 
 
 def _purge(engine: Engine, row: type[Base], condition: ColumnElement[bool], *, chunk: int, enough: Enough) -> int:

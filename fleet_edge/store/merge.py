@@ -1,9 +1,9 @@
 """Merges records into rows, in a way that neither order nor repetition can disturb.
 
 Each record first makes sure that the rows it belongs to exist, widening their times (least, greatest), and
-then says what it knows: a counter becomes the greater of two, a state or an end yields only to a later one,
-a description only to an earlier segment's, a round or event is never rewritten. All of these commute and
-are idempotent, so a batch may be grouped by kind and replayed at will.
+then says what it knows: a counter becomes the greater of two, a state, an end or a fence yields only to a later one,
+a description only to an earlier segment's, a round is never rewritten. All of these commute and are idempotent, so a
+batch may be grouped by kind and replayed at will.
 
 Parameters of updates are named `b_<column>`: they must differ from the columns' own names.
 """
@@ -11,19 +11,31 @@ Parameters of updates are named `b_<column>`: they must differ from the columns'
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sqlalchemy import Connection, bindparam, case, func, null, or_, update
+from sqlalchemy import Connection, and_, bindparam, case, func, null, or_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import Insert, Update
 
 from fleet_edge.counters import SEGMENT_COUNTERS
-from fleet_edge.store.models import Base, DeviceRow, EdgeRow, EventRow, RoundRow, SegmentRow, SessionRow
+from fleet_edge.store.models import (
+    Base,
+    DeviceRow,
+    EdgeRow,
+    EventRow,
+    FenceLiftRow,
+    FenceRow,
+    RoundRow,
+    SegmentRow,
+    SessionRow,
+)
 from fleet_edge.store.records import (
+    DeviceFenced,
     DeviceSeen,
     EdgeSeen,
     EventLogged,
+    FenceLifted,
     Record,
     RoundJudged,
     SegmentLeft,
@@ -161,7 +173,9 @@ class Merge:
         self._touch_segment = self._upsert(SegmentRow, greatest=("duration_ms",))
         self._progress = self._upsert(SegmentRow, greatest=("duration_ms", *SEGMENT_COUNTERS))
         self._round = self._upsert(RoundRow)
-        self._event = self._upsert(EventRow)
+        self._event = self._upsert(EventRow, greatest=("count", "last_at"))
+        self._fence = self._latest_fence()
+        self._lift = self._latest_lift()
 
     def apply(self, connection: Connection, records: Sequence[Record]) -> None:
         """Merge the records, in the transaction that `connection` is in."""
@@ -181,7 +195,12 @@ class Merge:
         _run(connection, CLOSE_SESSION, [_bound(r, ("reason", "tokens")) for r in closed])
         _run(connection, COUNT_BY_DEVICE, [_counted(r) for r in closed if r.counters is not None])
         _run(connection, self._round, [asdict(r) for r in _only(records, RoundJudged)])
-        _run(connection, self._event, [asdict(r) for r in _only(records, EventLogged)])
+        _run(connection, self._event, [_event(r) for r in _only(records, EventLogged)])
+        # Sorted for the same reason as in `_make_rows`.
+        fences = sorted(_only(records, DeviceFenced), key=attrgetter("device", "by", "at"))
+        _run(connection, self._fence, [_fence(r) for r in fences])
+        lifts = sorted(_only(records, FenceLifted), key=attrgetter("device", "at"))
+        _run(connection, self._lift, [{"device": r.device, "lifted_at": r.at, "lifted_by": r.by} for r in lifts])
 
     def _make_rows(self, connection: Connection, records: Sequence[Record]) -> None:
         """Make the rows that the records belong to, one statement a row however many records there are."""
@@ -218,8 +237,7 @@ class Merge:
         """Return an insert that, where the row exists, takes the lesser or greater value of some columns."""
         table = row.__table__
         key = [column.name for column in table.primary_key]
-        statement: sqlite.Insert | postgresql.Insert
-        statement = sqlite.insert(row) if self._dialect == "sqlite" else postgresql.insert(row)
+        statement = self._insert(row)
         if not least and not greatest:
             return statement.on_conflict_do_nothing(index_elements=key)
         new = statement.excluded
@@ -234,6 +252,30 @@ class Merge:
             for name in ("reason", "closed_at", "tokens"):
                 changes[name] = case((reopened, null()), else_=table.c[name])
         return statement.on_conflict_do_update(index_elements=key, set_=changes)
+
+    def _latest_fence(self) -> Insert:
+        """Return an insert that, where the same one has fenced the device before, yields only to a later fence."""
+        statement, table = self._insert(FenceRow), FenceRow.__table__
+        new = statement.excluded
+        return statement.on_conflict_do_update(
+            index_elements=["device", "fenced_by"],
+            set_={name: new[name] for name in ("since_at", "until_at", "reason", "strikes", "level")},
+            where=new["since_at"] > table.c["since_at"],
+        )
+
+    def _latest_lift(self) -> Insert:
+        """Return an insert that yields only to a later lift; of two at one instant, to the greater name."""
+        statement, table = self._insert(FenceLiftRow), FenceLiftRow.__table__
+        new = statement.excluded
+        tied = and_(new["lifted_at"] == table.c["lifted_at"], new["lifted_by"] > table.c["lifted_by"])
+        return statement.on_conflict_do_update(
+            index_elements=["device"],
+            set_={name: new[name] for name in ("lifted_at", "lifted_by")},
+            where=or_(new["lifted_at"] > table.c["lifted_at"], tied),
+        )
+
+    def _insert(self, row: type[Base]) -> sqlite.Insert | postgresql.Insert:
+        return sqlite.insert(row) if self._dialect == "sqlite" else postgresql.insert(row)
 
 
 def _run(connection: Connection, statement: Insert | Update, rows: Sequence[Parameters]) -> None:
@@ -281,6 +323,15 @@ def _progress(record: SegmentProgress) -> Parameters:
     fields = asdict(record)
     at = fields.pop("at")
     return fields | {"duration_ms": _since_open(record.segment, at)}
+
+
+def _event(record: EventLogged) -> Parameters:
+    return asdict(record) | {"last_at": record.last_at or record.at}
+
+
+def _fence(record: DeviceFenced) -> Parameters:
+    fields = asdict(record)
+    return fields | {"fenced_by": fields.pop("by"), "since_at": fields.pop("at"), "until_at": fields.pop("until")}
 
 
 def _counted(record: SessionClosed) -> Parameters:

@@ -23,6 +23,8 @@ __all__ = [
     "DeviceRow",
     "EdgeRow",
     "EventRow",
+    "FenceLiftRow",
+    "FenceRow",
     "RollupRow",
     "RoundRow",
     "Seed",
@@ -231,7 +233,7 @@ class RoundRow(Base):
 
 
 class EventRow(Base):
-    """A refusal, a fault, a restart. No foreign keys: an event may concern a session that never was."""
+    """What happened to a device in a minute, and how often. No foreign keys: a session may never have been."""
 
     __tablename__ = "events"
     __table_args__ = (Index(None, "at"), Index(None, "session"), Index(None, "device", "at"))
@@ -244,6 +246,33 @@ class EventRow(Base):
     code: Mapped[str]
     sentence: Mapped[str]
     at: Mapped[datetime]
+    count: Mapped[int] = mapped_column(server_default="1")
+    last_at: Mapped[datetime | None]  # set in every row; SQLite cannot add a column that must be
+
+
+class FenceRow(Base):
+    """The latest fence of a device by one edge, or by the administrator. No foreign keys: either may be unknown."""
+
+    __tablename__ = "fences"
+    __table_args__ = (Index(None, "until_at"),)
+
+    device: Mapped[str] = mapped_column(primary_key=True)
+    fenced_by: Mapped[str] = mapped_column(primary_key=True)
+    since_at: Mapped[datetime]
+    until_at: Mapped[datetime | None]  # None: until it is lifted
+    reason: Mapped[str]
+    strikes: Mapped[int]
+    level: Mapped[int]
+
+
+class FenceLiftRow(Base):
+    """When a device's fences were last lifted; kept apart, since a fence may be replayed after it was lifted."""
+
+    __tablename__ = "fence_lifts"
+
+    device: Mapped[str] = mapped_column(primary_key=True)
+    lifted_at: Mapped[datetime]
+    lifted_by: Mapped[str]
 
 
 class RollupRow(Base):

@@ -137,7 +137,7 @@ def events_of_device(connection: Connection, device: str, *, limit: int) -> list
 
 
 def events_of_session(connection: Connection, session: str, *, limit: int) -> list[EventView]:
-    """Return what was logged of a session (full id), the latest first."""
+    """Return what was logged of a session (full id), the latest first; of a minute's events only the first names it."""
     return _events(connection, select(EventRow).where(EventRow.session == session), limit=limit)
 
 

@@ -20,10 +20,13 @@ from schemas.policy import Mode
 from schemas.reasons import EndReason
 
 __all__ = [
+    "ADMINISTRATOR",
     "DeviceCounters",
+    "DeviceFenced",
     "DeviceSeen",
     "EdgeSeen",
     "EventLogged",
+    "FenceLifted",
     "LeaveReason",
     "Record",
     "RoundJudged",
@@ -37,6 +40,9 @@ __all__ = [
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+
+ADMINISTRATOR: Final = "the administrator"
+"""Who fences or lifts, where it is no edge. Its spaces keep it apart from the name of any edge."""
 
 
 def segment_number(at: datetime) -> int:
@@ -280,17 +286,20 @@ class SessionClosed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventLogged:
-    """Something worth a line: a refusal, a fault, a restart.
+    """Something worth a line, and how often it happened: a refusal, a fault, a restart.
 
     Attributes:
-        id: Unique for good, so that a replay adds nothing, e.g. a random UUID's hexadecimal form.
+        id: Unique for good, so that a replay adds nothing, e.g. a random UUID's hexadecimal form. All records of one id
+            are alike but for `count` and `last_at`, of which the greatest hold.
         edge: Who logs it.
         device: Whom it concerns, if anyone.
-        session: Which session it concerns, if any.
+        session: Which session it concerns, if any; of several, the first.
         kind: Class of event: `refused`, `fault`, `edge`.
         code: Machine-readable cause.
-        sentence: The same for a person.
-        at: When (UTC, aware).
+        sentence: The same for a person, as it was said the first time.
+        at: When it first happened (UTC, aware).
+        count: How often it has happened so far.
+        last_at: When it last happened (UTC, aware); None: at `at`.
     """
 
     id: str
@@ -301,8 +310,58 @@ class EventLogged:
     code: str
     sentence: str
     at: datetime
+    count: int = 1  # what was spooled before it existed happened once
+    last_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFenced:
+    """A device is shut out for a while: edges drop what it sends.
+
+    Attributes:
+        device: Which.
+        by: The edge that fenced it, or `ADMINISTRATOR`. Of several fences by one of them the latest holds; of fences
+            by several, the one that ends last.
+        at: Since when (UTC, aware).
+        until: Until when (UTC, aware); None: until it is lifted.
+        reason: Why, in a sentence.
+        strikes: That led to it; 0 if none did.
+        level: How often the time has doubled.
+    """
+
+    device: str
+    by: str
+    at: datetime
+    until: datetime | None
+    reason: str
+    strikes: int
+    level: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FenceLifted:
+    """All fences of a device, by whomever, that begin at `at` or before are over.
+
+    Attributes:
+        device: Which.
+        by: Who lifted them: an edge or `ADMINISTRATOR`.
+        at: When (UTC, aware).
+    """
+
+    device: str
+    by: str
+    at: datetime
 
 
 Record = (
-    DeviceSeen | EdgeSeen | SessionOpened | SegmentProgress | RoundJudged | SegmentLeft | SessionClosed | EventLogged
+    DeviceSeen
+    | EdgeSeen
+    | SessionOpened
+    | SegmentProgress
+    | RoundJudged
+    | SegmentLeft
+    | SessionClosed
+    | EventLogged
+    | DeviceFenced
+    | FenceLifted
 )

@@ -26,9 +26,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from fleet_edge.store.errors import SpoolFull, SpoolInUse, StoreError
 from fleet_edge.store.records import (
+    DeviceFenced,
     DeviceSeen,
     EdgeSeen,
     EventLogged,
+    FenceLifted,
     Record,
     RoundJudged,
     SegmentLeft,
@@ -53,6 +55,8 @@ _KINDS: Final[dict[str, TypeAdapter[Record]]] = {
         SegmentLeft,
         SessionClosed,
         EventLogged,
+        DeviceFenced,
+        FenceLifted,
     )
 }
 _CRC_DIGITS = 8

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from fleet_edge.counters import SegmentCounters, share
 
-__all__ = ["DeviceView", "EventView", "HourView", "RoundView", "SegmentView", "SessionView", "Tally"]
+__all__ = ["DeviceView", "EventView", "FenceView", "HourView", "RoundView", "SegmentView", "SessionView", "Tally"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,15 +132,30 @@ class RoundView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventView:
-    """A refusal, a fault, a restart."""
+    """What happened to a device within a minute, from `at` to `last_at`, `count` times."""
 
     at: datetime
+    last_at: datetime
+    count: int
     edge: str
     device: str | None
     session: str | None
     kind: str
     code: str
     sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FenceView:
+    """A fence in force. `until_at` None: until it is lifted; `level`: how often the time has doubled."""
+
+    device: str
+    since_at: datetime
+    until_at: datetime | None
+    by: str
+    reason: str
+    strikes: int
+    level: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

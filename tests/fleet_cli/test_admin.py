@@ -227,3 +227,67 @@ def test_a_table_that_vanished_is_one_sentence(admin: Run, url: str) -> None:
     assert code == 2
     assert "The database could not be read" in complaint
     assert complaint.count("\n") == 1
+
+
+def test_a_device_is_fenced_listed_and_let_in_again(admin: Run) -> None:
+    code, output, complaint = admin("fence", "sensor-1", "--for", "1h", "--reason", "It \x1b[2J floods.")
+    assert (code, complaint) == (0, "")
+    assert "sensor-1 is fenced until 20" in output
+    [fence] = _json(admin("fenced", "--json"))
+    assert (fence["device"], fence["by"], fence["strikes"]) == ("sensor-1", "the administrator", 0)
+    _, output, _ = admin("fenced")
+    assert "It ?[2J floods." in output
+    code, output, complaint = admin("unfence", "sensor-1")
+    assert (code, complaint) == (0, "")
+    assert "was fenced by the administrator and is let in again: It ?[2J floods." in output
+    assert _json(admin("fenced", "--json")) == []
+    _, output, _ = admin("unfence", "sensor-1")
+    assert "sensor-1 was not fenced" in output
+    assert [event["code"] for event in _json(admin("device", "sensor-1", "--json"))["events"]][:2] == ["lifted"] * 2
+
+
+def test_a_fence_without_an_end_lasts_until_it_is_lifted(admin: Run) -> None:
+    _, output, _ = admin("fence", "sensor-1")
+    assert "is fenced until it is lifted" in output
+    assert _json(admin("fenced", "--json"))[0]["until_at"] is None
+
+
+def test_a_device_that_was_never_seen_is_fenced_with_a_warning(admin: Run) -> None:
+    code, output, complaint = admin("fence", "newcomer")
+    assert code == 0
+    assert "newcomer is fenced" in output
+    assert complaint == "fleet: No device newcomer has been seen yet; it is fenced all the same.\n"
+    assert [fence["device"] for fence in _json(admin("fenced", "--json"))] == ["newcomer"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("fence", "sensor-1", "--for", "soon"), "duration: 'soon' is no duration such as 90s"),
+        (("fence", "sensor-1", "--for", "999999999d"), "duration: It is longer than the calendar"),
+        (("fence", "a/b"), "'a/b' is not a valid name"),
+        (("unfence", "+"), "'+' is not a valid name"),
+        (("fence", "x", "--db", "sqlite:////nowhere/at/all.sqlite3"), "The folder /nowhere/at of the database"),
+    ],
+)
+def test_what_cannot_be_fenced_is_one_sentence(admin: Run, arguments: tuple[str, ...], sentence: str) -> None:
+    code, output, complaint = admin(*arguments)
+    assert (code, output) == (2, "")
+    assert sentence in complaint
+    assert complaint.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("fence", "x"), ("unfence", "x"), ("fenced",)])
+def test_fencing_creates_no_database(admin: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+    absent = tmp_path / "absent.sqlite3"
+    code, _, complaint = admin(*command, "--db", f"sqlite:///{absent}")
+    assert (code, absent.exists()) == (2, False)
+    assert "There is no database at" in complaint
+
+
+def test_events_are_shown_with_how_often_they_happened(admin: Run, url: str) -> None:
+    with open_store(url) as store:
+        store.apply([samples.event(id="many", count=54_495, last_at=after(50))])
+    _, output, _ = admin("device", "sensor-1")
+    assert "54,495" in output
+    assert 54_495 in [event["count"] for event in _json(admin("device", "sensor-1", "--json"))["events"]]

@@ -27,7 +27,8 @@ def _nothing() -> None:
 
 
 def _jobs(store: Store, **changes: object) -> Jobs:
-    given = {"expire_leases": _nothing, "flush_progress": _nothing, "warn_certificates": _nothing}
+    given = {"expire_leases": _nothing, "flush_progress": _nothing, "flush_events": _nothing}
+    given["warn_certificates"] = _nothing
     arguments = {**given, "now": lambda: after(0), **changes}
     return Jobs(store, **arguments)  # type: ignore[arg-type]
 
@@ -37,6 +38,7 @@ def test_each_chore_can_be_done_on_an_empty_store(store: Store) -> None:
     assert set(jobs.names) == {
         "expire-leases",
         "flush-progress",
+        "flush-events",
         "warn-certificates",
         "mark-silent",
         "close-abandoned",

@@ -11,7 +11,7 @@ import pytest
 from fleet_edge import InvalidQuery, NotFound, SessionLog, StoreError, StoreUnavailable
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import open_store
-from fleet_edge.store.records import segment_number
+from fleet_edge.store.records import ADMINISTRATOR, segment_number
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
@@ -130,3 +130,19 @@ def test_reading_needs_no_torch(url: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "2 set()"
+
+
+def test_devices_are_fenced_and_let_in_again(log: SessionLog) -> None:
+    assert log.fences() == []
+    held = log.fence("sensor-1", duration=timedelta(hours=2), reason="It floods.")
+    assert log.fences() == [held]
+    assert (held.until_at, held.reason, held.by) == (START + timedelta(hours=3, minutes=1), "It floods.", ADMINISTRATOR)
+    assert log.fence("sensor-1").until_at is None
+    lifted = log.unfence("sensor-1")
+    assert lifted is not None
+    assert log.fences() == []
+    assert log.unfence("sensor-1") is None
+    with pytest.raises(InvalidQuery, match="is no duration"):
+        log.fence("sensor-1", duration="for a while")
+    with pytest.raises(InvalidQuery, match="is not a valid name"):
+        log.fence("up/#")

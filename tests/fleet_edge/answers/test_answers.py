@@ -111,7 +111,7 @@ def test_a_refusal_is_told_and_logged(exchange: Exchange) -> None:
 def test_a_fault_is_told_and_logged_with_its_session(exchange: Exchange) -> None:
     error = DraftFault(FaultCode.DESYNC, Action.RESUME, "Another text.")
     exchange.answers.fault("device-1", error, session=exchange.session, draft=draft(round_=4))
-    exchange.answers.fault("device-1", error)
+    exchange.answers.fault("device-1", DraftFault(FaultCode.MALFORMED, Action.GIVE_UP, "No message."))
     of_draft, of_nothing = exchange.listen()[-2:]
     assert isinstance(of_draft, Fault)
     assert isinstance(of_nothing, Fault)

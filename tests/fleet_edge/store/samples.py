@@ -6,6 +6,7 @@ from typing import Any
 
 from fleet_edge.store.records import (
     DeviceCounters,
+    DeviceFenced,
     DeviceSeen,
     EdgeSeen,
     EventLogged,
@@ -150,6 +151,19 @@ def event(**changes: Any) -> EventLogged:
         code="desync",
         sentence="The prefix differs.",
         at=after(1),
+    )
+    return replace(record, **changes)
+
+
+def fenced(**changes: Any) -> DeviceFenced:
+    record = DeviceFenced(
+        device="sensor-1",
+        by="edge-1",
+        at=START,
+        until=after(60),
+        reason="It sent 2,000 drafts.",
+        strikes=40,
+        level=2,
     )
     return replace(record, **changes)
 

@@ -94,9 +94,24 @@ def test_an_edge_brings_a_filled_database_of_release_0_1_up_to_date(database_url
     assert session.network_ms == 900.0 - 10.0 - 7.5 - 200.0
 
 
+def test_events_of_earlier_releases_happened_once(database_url: str) -> None:
+    _filled_by_release_0_1(database_url)
+    engine = connect_engine(parse_url(database_url), read_only=False)
+    logged = (
+        f"'e', 'edge-1', 'sensor-1', NULL, 'fault', 'desync', 'It differs.', '{samples.START:%Y-%m-%d %H:%M:%S}+00:00'"
+    )
+    with engine.begin() as connection:
+        names = "id, edge, device, session, kind, code, sentence, at"
+        connection.execute(text(f"INSERT INTO events ({names}) VALUES ({logged})"))
+    engine.dispose()
+    with open_store(database_url) as store, store.engine.connect() as connection:
+        [event] = queries.events_of_device(connection, "sensor-1", limit=5)
+    assert (event.count, event.at, event.last_at) == (1, samples.START, samples.START)
+
+
 def test_a_reader_of_a_database_that_no_edge_has_brought_up_to_date_is_told_what_to_do(database_url: str) -> None:
     _filled_by_release_0_1(database_url)
-    with pytest.raises(StoreError, match=r"has schema 0001 and this software reads 0002; run the same version as"):
+    with pytest.raises(StoreError, match=r"has schema 0001 and this software reads 0003; run the same version as"):
         open_for_reading(database_url)
 
 

@@ -3,7 +3,7 @@ from zlib import crc32
 
 import pytest
 
-from fleet_edge.store.records import Record
+from fleet_edge.store.records import FenceLifted, Record
 from fleet_edge.store.spool import from_line, to_line
 from tests.fleet_edge.store import samples
 
@@ -16,7 +16,9 @@ RECORDS: list[Record] = [
     samples.left(),
     samples.closed(),
     samples.closed(counters=None),
-    samples.event(device=None, session=None),
+    samples.event(device=None, session=None, count=54_495, last_at=samples.after(9)),
+    samples.fenced(until=None),
+    FenceLifted(device="sensor-1", by="edge-1", at=samples.after(9)),
 ]
 
 
@@ -49,7 +51,16 @@ OLD_ROUND = (
 )
 
 
-@pytest.mark.parametrize(("line", "record"), [(OLD_PROGRESS, samples.progress()), (OLD_ROUND, samples.judged())])
+OLD_EVENT = (
+    b'867b3785 EventLogged {"id":"event-1","edge":"edge-1","device":"sensor-1","session":"00112233445566aa",'
+    b'"kind":"fault","code":"desync","sentence":"The prefix differs.","at":"2026-03-04T10:30:01Z"}\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "record"),
+    [(OLD_PROGRESS, samples.progress()), (OLD_ROUND, samples.judged()), (OLD_EVENT, samples.event())],
+)
 def test_what_an_earlier_release_has_spooled_is_read(line: bytes, record: Record) -> None:
     assert from_line(line) == record
 

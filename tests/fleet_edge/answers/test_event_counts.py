@@ -1,0 +1,134 @@
+"""Events are one row for each device, kind, code and minute, however many there are."""
+
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from fleet_edge.answers.event_counts import EventCounts
+from fleet_edge.store.database import Store, open_store
+from fleet_edge.store.records import EventLogged
+
+START = datetime(2026, 3, 4, 10, 30, tzinfo=UTC)
+
+
+class Scene:
+    """Counts under a clock that is set by hand, and the records that come of them."""
+
+    def __init__(self, **bounds: int) -> None:
+        self.at = START
+        self.records: list[EventLogged] = []
+        ids = iter(range(1_000_000))
+        self.events = EventCounts(
+            self.records.append, "edge-1", lambda: self.at, new_id=lambda: f"{next(ids)}", **bounds
+        )
+
+    def note(self, times: int = 1, **changes: object) -> None:
+        usual = {"kind": "fault", "code": "desync", "sentence": "The prefix differs.", "device": "sensor-1"}
+        for _ in range(times):
+            self.events.note(**{**usual, **changes})  # type: ignore[arg-type]
+
+    @property
+    def last(self) -> list[tuple[str | None, str, int]]:
+        """The last record of every event."""
+        rows = {record.id: record for record in self.records}
+        return [(row.device, row.code, row.count) for row in rows.values()]
+
+
+def test_the_first_is_written_at_once_and_the_others_as_one_count() -> None:
+    scene = Scene()
+    scene.note(session=b"\0" * 8)
+    assert [(record.count, record.session) for record in scene.records] == [(1, "00" * 8)]
+    scene.at += timedelta(seconds=5)
+    scene.note(2999, sentence="Another sentence.", session=b"\1" * 8)
+    assert len(scene.records) == 1
+    scene.events.flush()
+    scene.events.flush()  # nothing more happened
+    first, last = scene.records
+    assert (last.id, last.count, last.at, last.last_at) == (first.id, 3000, START, scene.at)
+    assert (last.sentence, last.session) == ("The prefix differs.", "00" * 8)
+
+
+def test_a_new_minute_is_a_new_event_and_completes_the_old_one() -> None:
+    scene = Scene()
+    scene.note(3)
+    scene.at += timedelta(minutes=1)
+    scene.note(2)
+    scene.events.flush()
+    assert scene.last == [("sensor-1", "desync", 3), ("sensor-1", "desync", 2)]
+
+
+def test_a_clock_that_is_set_back_loses_no_count() -> None:
+    scene = Scene()
+    scene.note(3)
+    scene.at -= timedelta(hours=1)
+    scene.note(2)
+    scene.at += timedelta(hours=1)
+    scene.note(4)
+    scene.events.flush()
+    assert sum(count for _, _, count in scene.last) == 9
+
+
+def test_devices_kinds_and_codes_are_counted_apart() -> None:
+    scene = Scene()
+    for device in ("sensor-1", "sensor-2"):
+        for kind, code in (("fault", "desync"), ("refused", "desync"), ("fault", "counts")):
+            scene.note(2, device=device, kind=kind, code=code)
+    scene.events.flush()
+    assert [count for _, _, count in scene.last] == [2] * 6
+
+
+def test_one_devices_many_codes_are_bounded_and_cost_others_nothing() -> None:
+    scene = Scene(most_codes=4)
+    for number in range(1000):
+        scene.note(code=f"code-{number}")
+    scene.note(device="sensor-2")
+    scene.events.flush()
+    assert scene.last == [
+        *(("sensor-1", f"code-{number}", 1) for number in range(3)),
+        ("sensor-1", "other", 997),
+        ("sensor-2", "desync", 1),
+    ]
+
+
+def test_many_devices_are_bounded_and_every_event_is_counted() -> None:
+    scene = Scene(most_events=5)
+    for number in range(1000):
+        scene.note(device=f"sensor-{number}")
+    scene.events.flush()
+    assert scene.last == [*((f"sensor-{number}", "desync", 1) for number in range(4)), (None, "other", 996)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(f"sqlite:///{tmp_path / 'fleet.sqlite3'}") as opened:
+        yield opened
+
+
+def test_the_database_holds_the_counts_whatever_the_order_and_repetition(store: Store) -> None:
+    scene = Scene()
+    for number in range(500):
+        scene.note(code=f"code-{number % 3}")
+        scene.at += timedelta(seconds=1)
+        if number % 7 == 0:
+            scene.events.flush()
+    scene.events.flush()
+    chance = random.Random(7)
+    replayed = scene.records + chance.sample(scene.records, len(scene.records) // 2)
+    chance.shuffle(replayed)
+    store.apply(replayed)
+    with store.engine.connect() as connection:
+        rows, total = connection.execute(text("SELECT count(*), sum(count) FROM events")).one()
+    assert (rows, total) == (3 * 9, 500)
+
+
+def test_two_runs_of_an_edge_in_one_minute_do_not_overwrite_each_other(store: Store) -> None:
+    for count in (5, 3):
+        EventCounts(lambda record: store.apply([record]), "edge-1", lambda: START).note(
+            kind="fault", code="desync", sentence="It differs.", device="sensor-1", times=count
+        )
+    with store.engine.connect() as connection:
+        assert connection.scalar(text("SELECT sum(count) FROM events")) == 8
