@@ -116,10 +116,13 @@ class Intake:
     clock: Callable[[], float]
 
     def subscribe(self, link: Link, *, fleet: str, edge: str) -> None:
-        """Subscribe. An Open goes to one edge of the fleet, a draft to the edge that it names, the rest to all."""
-        link.subscribe(_shared_opens(fleet), self.on_message)
-        link.subscribe(wildcard(Topic.DRAFT, fleet=fleet, edge=edge), self.on_message)
-        link.subscribe(wildcard(Topic.CLOSE, fleet=fleet), self.on_message)
+        """Subscribe. An Open goes to one edge of the fleet, a draft to the edge that it names, the rest to all.
+
+        Only states are meant to be retained: what a device leaves on its other topics is not asked for.
+        """
+        link.subscribe(_shared_opens(fleet), self.on_message, retained=False)
+        link.subscribe(wildcard(Topic.DRAFT, fleet=fleet, edge=edge), self.on_message, retained=False)
+        link.subscribe(wildcard(Topic.CLOSE, fleet=fleet), self.on_message, retained=False)
         link.subscribe(wildcard(Topic.STATE, fleet=fleet), self.on_message)
 
     def on_message(self, message: Message) -> None:

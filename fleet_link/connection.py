@@ -7,7 +7,7 @@ new one. All calls into paho come from the link's thread, which polls the socket
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Final
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import MQTTErrorCode
@@ -17,15 +17,21 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fleet_link import failures
+from fleet_link.counters import Accepts
 from fleet_link.link import FIRST_ERROR, Message
 from fleet_link.mqtt_client import Announced, connect_properties, goodbye_properties, make_client
 from fleet_link.outbox import Outgoing
 from fleet_link.packets import AliasTable
 from fleet_link.polling import MAX_POLL_S, Waker, has_arrived, wait
+from fleet_link.routing import Route
+from fleet_link.screen import Screen
+from fleet_link.screened_socket import ScreenedSocket
 from fleet_link.settings import LinkSettings
 from fleet_link.tls import LinkContext
 
 __all__ = ["Connection", "ConnectionLost"]
+
+READS: Final = 32  # packets that the library takes before what waits to be sent has its turn
 
 
 class ConnectionLost(Exception):  # noqa: N818 - reads as what it says
@@ -40,6 +46,7 @@ class Connection:
         settings: LinkSettings,
         *,
         context: LinkContext | None,
+        screen: Screen,
         waker: Waker,
         clock: Callable[[], float],
         on_message: Callable[[Message], None],
@@ -50,6 +57,7 @@ class Connection:
         Args:
             settings: Where to and who we are.
             context: For TLS; None for plain TCP.
+            screen: Drops messages before the library sees them; new, as the connection.
             waker: Ends a `step` early.
             clock: Monotonic seconds.
             on_message: Gets every message.
@@ -57,6 +65,7 @@ class Connection:
         """
         self._settings = settings
         self._context = context
+        self._screen = screen
         self._waker = waker
         self._clock = clock
         self._on_message = on_message
@@ -67,7 +76,9 @@ class Connection:
         self._awaited: dict[int, tuple[str, ...]] = {}  # filters by the identifier of their SUBSCRIBE
         self._refused_filters: list[str] = []
         self._ending = ""
-        self._client = make_client(settings, context)
+        self._socket: ScreenedSocket | None = None
+        self._read_at = 0.0  # not before
+        self._client = make_client(settings, context, screen=screen)
         self._client.on_connect = self._connected
         self._client.on_disconnect = self._disconnected
         self._client.on_message = self._received
@@ -108,18 +119,21 @@ class Connection:
                     raise failures.silent(self._settings, closed=True) from error
         return self._announced
 
-    def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
-        """Ask for subscriptions: pairs of filter and QoS."""
-        if not filters:
+    def subscribe(self, routes: Sequence[Route]) -> None:
+        """Ask for subscriptions."""
+        if not routes:
             return
-        topics = [(name, SubscribeOptions(qos=qos)) for name, qos in filters]
-        _, identifier = self._client.subscribe(topics)
+        _, identifier = self._client.subscribe([(route.filter, _options(route)) for route in routes])
         if identifier is not None:
-            self._awaited[identifier] = tuple(name for name, _ in filters)
+            self._awaited[identifier] = tuple(route.filter for route in routes)
 
     def unsubscribe(self, topic_filter: str) -> None:
         """End a subscription."""
         self._client.unsubscribe(topic_filter)
+
+    def screen(self, accepts: Accepts | None) -> None:
+        """Ask `accepts` from now on."""
+        self._screen.accepts = accepts
 
     @property
     def subscribed(self) -> bool:
@@ -157,13 +171,36 @@ class Connection:
             ConnectionLost: The connection has ended.
         """
         sock = self._live_socket()
-        readable, writable = wait(sock, self._waker, writing=self._client.want_write(), timeout_s=timeout_s)
-        if readable:
-            self._client.loop_read()
+        rest_s = 0.0 if sock.pending else max(0.0, self._read_at - self._clock())
+        readable, writable = wait(
+            sock,
+            self._waker,
+            reading=rest_s == 0.0,
+            writing=self._client.want_write() or sock.wants_write,
+            timeout_s=0.0 if sock.pending else min(timeout_s, rest_s or timeout_s),
+        )
+        if readable or sock.pending or rest_s > 0.0:
+            self._read(sock, until=self._clock() + min(timeout_s, MAX_POLL_S))
         if writable:
             self._client.loop_write()
+        sock.flush()
         self._client.loop_misc()
         self._live_socket()
+
+    def _read(self, sock: ScreenedSocket, *, until: float) -> None:
+        """Let the library have what has come. As long as all of that is dropped, stay here: a step costs more."""
+        while self._clock() >= self._read_at:
+            rest_s = sock.fill()
+            self._read_at = self._clock() + rest_s
+            if not rest_s or sock.pending or self._client.want_write():
+                break
+            sock.flush()
+            if sock.wants_write or self._clock() >= until or self._waker.wait(rest_s):
+                break
+        for _ in range(READS):
+            if self._client.socket() is None or not sock.ready:
+                break
+            self._client.loop_read()
 
     @property
     def delivered(self) -> bool:
@@ -191,10 +228,11 @@ class Connection:
         if sock is not None:
             sock.close()
 
-    def _live_socket(self) -> Any:  # noqa: ANN401 - a plain, TLS or WebSocket socket of paho's
+    def _live_socket(self) -> ScreenedSocket:
         sock = self._client.socket()
-        if sock is None:
+        if not isinstance(sock, ScreenedSocket):
             raise ConnectionLost(self._ending or "the connection broke")
+        self._socket = sock
         return sock
 
     def _connected(
@@ -221,7 +259,9 @@ class Connection:
         _properties: Properties | None,
     ) -> None:
         sender = "the broker said" if flags.is_disconnect_packet_from_server else "the connection ended:"
-        self._ending = f"{sender} {str(reason).lower()}"
+        # The screen has its reasons, which the library does not know.
+        ending = self._socket.ending if self._socket is not None else ""
+        self._ending = ending or f"{sender} {str(reason).lower()}"
 
     def _received(self, _client: Client, _userdata: object, message: MQTTMessage) -> None:
         self._on_message(Message(message.topic, bytes(message.payload), message.retain))
@@ -248,3 +288,8 @@ class Connection:
         for name, reason in zip(filters, reasons, strict=False):
             if reason.value >= FIRST_ERROR:
                 self._refused_filters.append(name)
+
+
+def _options(route: Route) -> SubscribeOptions:
+    handling = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE if route.retained else SubscribeOptions.RETAIN_DO_NOT_SEND
+    return SubscribeOptions(qos=route.qos, retainHandling=handling)

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-__all__ = ["Guard", "LinkCounters"]
+__all__ = ["Accepts", "Guard", "LinkCounters"]
 
 A = TypeVar("A")
+
+Accepts = Callable[[bytes, int, bool], bool]
 
 _log = logging.getLogger(__name__)
 
@@ -19,6 +21,7 @@ class LinkCounters:
     Attributes:
         connects: Connections made.
         losses: Connections lost, goodbyes not counted.
+        screened: Messages dropped unread, because the link's screen refused them.
         received: Messages dispatched to handlers.
         sent: Messages handed to the network, repeats counted in.
         expired: Messages dropped here because their expiry had passed.
@@ -26,13 +29,14 @@ class LinkCounters:
         oversized: Queued messages dropped because a new connection's packet limit was smaller.
         unanswered: QoS 1 messages that the broker has taken without an answer: it answered later ones.
         stalls: Connections ended because the broker answered nothing any more.
-        handler_errors: Exceptions of handlers, listeners and outcome callbacks.
+        handler_errors: Exceptions of handlers, listeners, screens and outcome callbacks.
         renewals: Connections ended in favour of one with a renewed certificate; they are no losses.
         restarts: Times that the network loop failed unexpectedly and was begun anew.
     """
 
     connects: int = 0
     losses: int = 0
+    screened: int = 0
     received: int = 0
     sent: int = 0
     expired: int = 0
@@ -50,6 +54,7 @@ class Guard:
     """Calls what the application gave us, and survives it."""
 
     counters: LinkCounters = field(default_factory=LinkCounters)
+    _screen_failed: bool = False
 
     def call(self, function: Callable[[A], None], argument: A) -> None:
         """Call `function(argument)`; an exception is logged and counted."""
@@ -58,3 +63,14 @@ class Guard:
         except BaseException as error:  # noqa: BLE001 - not even its SystemExit may end the link's thread
             self.counters.handler_errors += 1
             _log.error("A handler of the link failed and is ignored.", exc_info=error)
+
+    def ask(self, accepts: Accepts, topic: bytes, packet_bytes: int, *, retained: bool) -> bool:
+        """Return `accepts(topic, packet_bytes, retained)`; an exception is counted, logged once, and means yes."""
+        try:
+            return accepts(topic, packet_bytes, retained)
+        except BaseException as error:  # noqa: BLE001 - likewise
+            self.counters.handler_errors += 1
+            if not self._screen_failed:
+                self._screen_failed = True
+                _log.error("The link's screen fails and lets messages pass; this is said once.", exc_info=error)
+            return True

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from fleet_link.counters import LinkCounters
+from fleet_link.counters import Accepts, LinkCounters
 from fleet_link.errors import PublishRejected
 
 __all__ = [
     "NO_MATCHING_SUBSCRIBERS",
     "PACKET_TOO_LARGE",
+    "Accepts",
     "Handler",
     "Link",
     "Listener",
@@ -102,19 +103,37 @@ class Link(Protocol):
     def stop(self) -> None:
         """Say goodbye (no last will), flush what can be flushed shortly, end the thread. Idempotent."""
 
-    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1) -> None:
+    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, retained: bool = True) -> None:
         """Route messages that match `topic_filter` to `handler`; may be called before or after `start`.
 
         MUST be renewed by the link itself after every reconnect. A handler's exception MUST NOT reach the
         link's thread; it is logged and counted. A second handler for the same filter replaces the first. A
         message that matches several filters reaches the handler of each, and may do so more than once.
 
+        Args:
+            topic_filter: Topics, with wildcards or a shared subscription's prefix.
+            handler: Gets the messages, on the link's thread.
+            qos: 0 or 1.
+            retained: Whether the broker sends what it keeps for these topics, now and after every reconnect. Where
+                nothing is meant to be kept, False spares the subscriber what somebody has left there all the same.
+
         Raises:
-            ValueError: The filter is not a valid one.
+            ValueError: The filter is not a valid one, or `qos` is neither 0 nor 1.
         """
 
     def unsubscribe(self, topic_filter: str) -> None:
         """End a subscription; unknown filters are ignored."""
+
+    def screen(self, accepts: Accepts) -> None:
+        """Ask `accepts(topic, packet_bytes, retained)` about every message before anything of it is decoded.
+
+        What it refuses is acknowledged and dropped at the cost of a few microseconds, so that a flood costs little.
+        It runs on the link's thread, for every message of every subscription, and MUST be quick. If it raises, the
+        message is accepted. A second one replaces the first; it holds across reconnects.
+
+        Args:
+            accepts: Gets the topic as UTF-8, the bytes of the whole packet, and whether it is the broker's kept copy.
+        """
 
     def publish(
         self,

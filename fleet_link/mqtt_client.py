@@ -16,24 +16,39 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from fleet_link.screen import Screen
+from fleet_link.screened_socket import ScreenedSocket
 from fleet_link.settings import LinkSettings
 
 __all__ = ["HANDOVER_S", "Announced", "connect_properties", "goodbye_properties", "make_client"]
 
 
-def make_client(settings: LinkSettings, context: ssl.SSLContext | None = None) -> Client:
+class _ScreenedClient(Client):
+    """A client that reads from a `ScreenedSocket`, as paho's own reads from its wrapper for WebSockets."""
+
+    screen: Screen
+
+    def _create_socket(self) -> Any:  # noqa: ANN401 - as paho's
+        return ScreenedSocket(super()._create_socket(), self.screen)
+
+
+def make_client(
+    settings: LinkSettings, context: ssl.SSLContext | None = None, *, screen: Screen | None = None
+) -> Client:
     """Return a client that has not connected yet, with no callbacks but the socket's.
 
     Args:
         settings: Where to and who we are.
         context: For TLS.
+        screen: Drops messages before the client sees them.
     """
-    client = Client(
+    client = _ScreenedClient(
         CallbackAPIVersion.VERSION2,
         client_id=settings.client_id,
         protocol=MQTTProtocolVersion.MQTTv5,
         reconnect_on_failure=False,
     )
+    client.screen = screen if screen is not None else Screen(max_packet_bytes=settings.packet_bytes)
     client.suppress_exceptions = True  # ours are guarded; this is for what nobody has thought of
     client.connect_timeout = settings.connect_timeout_s
     client.max_inflight_messages_set(0)  # the window is the outbox's business

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from fleet_link.connection import Connection, ConnectionLost
-from fleet_link.counters import Guard, LinkCounters
+from fleet_link.counters import Accepts, Guard, LinkCounters
 from fleet_link.credentials import Credentials
 from fleet_link.errors import ConnectFailed
 from fleet_link.failures import silent, subscription_refused
@@ -25,6 +25,7 @@ from fleet_link.mqtt_client import Announced
 from fleet_link.outbox import Outgoing, Sender
 from fleet_link.polling import Waker
 from fleet_link.routing import Route, Routes
+from fleet_link.screen import Screen
 from fleet_link.settings import LinkSettings
 
 __all__ = ["PahoLink"]
@@ -64,6 +65,7 @@ class PahoLink:
         )
         self._handover = Handover(Credentials(settings.tls, clock=clock), counters=self.counters, clock=clock)
         self._connectivity = Connectivity(self._guard)
+        self._accepts: Accepts | None = None
         self._requests: deque[Callable[[Connection], None]] = deque()  # for the thread to do on its connection
         self._announced = Announced(max_packet_bytes=settings.packet_bytes)
         self._startup = Startup()
@@ -118,15 +120,21 @@ class PahoLink:
                 if not self._thread.is_alive():
                     self._thread = None
 
-    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1) -> None:
+    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, retained: bool = True) -> None:
         """Route matching messages to `handler`; see `Link.subscribe`."""
-        self._routes.add(Route(topic_filter, handler, qos))
-        self._request(lambda connection: connection.subscribe([(topic_filter, qos)]))
+        route = Route(topic_filter, handler, qos, retained)
+        self._routes.add(route)
+        self._request(lambda connection: connection.subscribe([route]))
 
     def unsubscribe(self, topic_filter: str) -> None:
         """End a subscription; see `Link.unsubscribe`."""
         if self._routes.remove(topic_filter):
             self._request(lambda connection: connection.unsubscribe(topic_filter))
+
+    def screen(self, accepts: Accepts) -> None:
+        """Ask `accepts` about every message; see `Link.screen`."""
+        self._accepts = accepts
+        self._request(lambda connection: connection.screen(accepts))
 
     def publish(
         self,
@@ -182,6 +190,7 @@ class PahoLink:
             connection = Connection(
                 self._settings,
                 context=self._handover.context(),
+                screen=Screen(max_packet_bytes=self._settings.packet_bytes, guard=self._guard),
                 waker=waker,
                 clock=self._clock,
                 on_message=self._routes.dispatch,
@@ -205,8 +214,9 @@ class PahoLink:
     def _enter(self, connection: Connection) -> None:
         """Bring the connection to where everything works as if it had never been away."""
         self._announced = self._handover.open(connection)
-        self._requests.clear()  # they concern a connection that is gone; the routes below say what is wanted
-        connection.subscribe([(route.filter, route.qos) for route in self._routes])
+        self._requests.clear()  # they concern a connection that is gone; what they asked for is asked for below
+        connection.screen(self._accepts)
+        connection.subscribe(tuple(self._routes))
         deadline = self._clock() + self._settings.connect_timeout_s
         while not connection.subscribed:
             if self._clock() >= deadline:

@@ -18,6 +18,9 @@ class Waker:
         self._receiver, self._sender = socket.socketpair()
         self._receiver.settimeout(0)
         self._sender.settimeout(0)
+        self._poll = select.poll()
+        self._poll.register(self._receiver, select.POLLIN)
+        self._due = False  # a wake-up is under way: one is enough for any number of reasons
 
     def fileno(self) -> int:
         """Return the descriptor to poll for reading."""
@@ -25,15 +28,24 @@ class Waker:
 
     def wake(self) -> None:
         """Make the descriptor readable; callable from any thread, also after `close`."""
-        # A full buffer means that a wake-up is already due, a closed one that nobody waits.
-        with contextlib.suppress(OSError):
+        if self._due:
+            return
+        self._due = True
+        with contextlib.suppress(OSError):  # closed: nobody waits
             self._sender.send(b"\0")
 
     def clear(self) -> None:
-        """Make the descriptor unreadable until the next `wake`."""
+        """Make the descriptor unreadable until the next `wake`. What was to be told must be looked at after it."""
         with contextlib.suppress(BlockingIOError):
-            while self._receiver.recv(4096):
-                pass
+            self._receiver.recv(4096)
+        self._due = False
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for a `wake`, and clear it; False if none came in time."""
+        woken = bool(self._poll.poll(1000 * timeout_s))
+        if woken:
+            self.clear()
+        return woken
 
     def close(self) -> None:
         """Free the descriptors."""
@@ -44,27 +56,28 @@ class Waker:
 MAX_POLL_S: Final = 1.0  # keepalive is checked at least this often
 
 
-def wait(sock: Any, waker: Waker, *, writing: bool, timeout_s: float) -> tuple[bool, bool]:  # noqa: ANN401 - paho's
+def wait(sock: Any, waker: Waker, *, reading: bool, writing: bool, timeout_s: float) -> tuple[bool, bool]:  # noqa: ANN401
     """Return whether the socket can be read from, and whether written to.
 
     Unlike `select`, `poll` takes descriptors above 1023.
 
     Args:
-        sock: Plain or TLS.
+        sock: With a descriptor.
         waker: Ends the wait early, and is cleared.
+        reading: Whether to wait for something to read.
         writing: Whether there is something to write.
         timeout_s: Longest wait.
     """
     poll = select.poll()
-    poll.register(sock, select.POLLIN | (select.POLLOUT if writing else 0))
+    wanted = (select.POLLIN if reading else 0) | (select.POLLOUT if writing else 0)
+    if wanted:
+        poll.register(sock, wanted)
     poll.register(waker, select.POLLIN)
-    # What TLS has decrypted already makes no descriptor readable.
-    pending = bool(getattr(sock, "pending", int)())
-    events = dict(poll.poll(0 if pending else 1000 * max(0.0, min(timeout_s, MAX_POLL_S))))
+    events = dict(poll.poll(1000 * max(0.0, min(timeout_s, MAX_POLL_S))))
     if waker.fileno() in events:
         waker.clear()
     ready = events.get(sock.fileno(), 0)
-    return pending or bool(ready & ~select.POLLOUT), bool(ready & select.POLLOUT)
+    return reading and bool(ready & ~select.POLLOUT), bool(ready & select.POLLOUT)
 
 
 def has_arrived(sock: Any) -> bool:  # noqa: ANN401 - paho's

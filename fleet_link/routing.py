@@ -75,11 +75,13 @@ class Route:
         filter: Topic filter, a `$share` prefix included.
         handler: Who gets the messages.
         qos: Highest QoS asked for.
+        retained: Whether the broker is to send what it keeps.
     """
 
     filter: str
     handler: Handler
     qos: int
+    retained: bool = True
 
 
 class Routes:
@@ -114,8 +116,10 @@ class Routes:
         return found
 
     def dispatch(self, message: Message) -> None:
-        """Give the message to every handler whose filter matches."""
+        """Give the message to every handler whose filter matches and that wants what is retained, if it is."""
         for route in self._routes:
+            if message.retained and not route.retained:
+                continue  # some brokers send it all the same
             if matches(route.filter, message.topic):
                 self._guard.counters.received += 1
                 self._guard.call(route.handler, message)

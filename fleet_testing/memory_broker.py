@@ -122,11 +122,11 @@ class MemoryBroker:
             if self._away.get(peer.client_id) is peer:
                 del self._away[peer.client_id]
 
-    def subscribe(self, peer: Peer, topic_filter: str) -> None:
-        """Add a subscription and send what is retained for it."""
+    def subscribe(self, peer: Peer, topic_filter: str, *, retained: bool = True) -> None:
+        """Add a subscription and, if wanted, send what is retained for it."""
         with self._arrived:
             peer.filters.add(topic_filter)
-            if split_share(topic_filter)[0] is None:
+            if retained and split_share(topic_filter)[0] is None:
                 for kept in list(self._retained.values()):
                     if matches(topic_filter, kept.topic):
                         self._send(peer, kept, retained=True)

@@ -1,9 +1,10 @@
 """Memory link: the contract of `PahoLink` over a `MemoryBroker`, without a network."""
 
-from fleet_link.counters import Guard, LinkCounters
+from fleet_link.counters import Accepts, Guard, LinkCounters
 from fleet_link.errors import ConnectFailed
 from fleet_link.link import Handler, Listener, Message, Outcome, OutcomeHandler, Will
 from fleet_link.outbox import Outbox, Outgoing
+from fleet_link.packets import publish_packet_bytes
 from fleet_link.routing import Route, Routes
 from fleet_testing.memory_broker import MemoryBroker, Peer
 
@@ -41,6 +42,7 @@ class MemoryLink:
             clock=broker.clock,
             counters=self.counters,
         )
+        self._accepts: Accepts | None = None
         self._listeners: tuple[Listener, ...] = ()
         self._peer: Peer | None = None
 
@@ -73,16 +75,20 @@ class MemoryLink:
             self._broker.detach(self._peer)
             self._peer = None
 
-    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1) -> None:
+    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, retained: bool = True) -> None:
         """Route matching messages to `handler`; see `Link.subscribe`."""
-        self._routes.add(Route(topic_filter, handler, qos))
+        self._routes.add(Route(topic_filter, handler, qos, retained))
         if self._peer is not None and self._peer.alive:
-            self._broker.subscribe(self._peer, topic_filter)
+            self._broker.subscribe(self._peer, topic_filter, retained=retained)
 
     def unsubscribe(self, topic_filter: str) -> None:
         """End a subscription; see `Link.unsubscribe`."""
         if self._routes.remove(topic_filter) and self._peer is not None:
             self._peer.filters.discard(topic_filter)
+
+    def screen(self, accepts: Accepts) -> None:
+        """Ask `accepts` about every message; see `Link.screen`."""
+        self._accepts = accepts
 
     def publish(
         self,
@@ -114,7 +120,7 @@ class MemoryLink:
         self._peer = Peer(self._client_id, self._receive, self._lost, self._attach, self._will)
         self._broker.attach(self._peer)
         for route in self._routes:
-            self._broker.subscribe(self._peer, route.filter)
+            self._broker.subscribe(self._peer, route.filter, retained=route.retained)
         self.counters.connects += 1
         self._broker.schedule(lambda: self._notify(connected=True))
         self._drain()
@@ -130,7 +136,11 @@ class MemoryLink:
         self._broker.schedule(lambda: self._guard.call(handler, outcome))
 
     def _receive(self, message: Message) -> None:
-        self._routes.dispatch(message)
+        topic, size = message.topic.encode(), publish_packet_bytes(message.topic, message.payload)
+        if self._accepts is None or self._guard.ask(self._accepts, topic, size, retained=message.retained):
+            self._routes.dispatch(message)
+        else:
+            self.counters.screened += 1
 
     def _lost(self) -> None:
         self.counters.losses += 1

@@ -1,15 +1,22 @@
 import logging
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fleet_edge.intake import Intake, IntakeQueue, Malformed, ReceivedMessage
-from fleet_link.link import Message
+from fleet_link.link import Message, Outcome
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import LinkSettings
 from fleet_testing.memory_broker import MemoryBroker
 from fleet_testing.memory_link import MemoryLink
 from schemas.codec import encode_draft, encode_open
 from schemas.messages import Draft
 from schemas.topics import Topic, build
 from tests.support.drafts import draft, open_message
+from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from broker_config.runner import MosquittoProcess
 
 
 def topic(kind: Topic, *, device: str = "device-1", edge: str | None = None) -> str:
@@ -77,6 +84,38 @@ def test_entries_are_taken_in_order(inbox: IntakeQueue) -> None:
         inbox.put(call)
     assert inbox.take(timeout_s=0.0) == calls
     assert inbox.take(timeout_s=0.0) == []
+
+
+@pytest.mark.broker
+def test_what_a_device_leaves_at_the_broker_is_not_sent_to_an_edge_that_connects(
+    own_mosquitto: "MosquittoProcess", intake: Intake
+) -> None:
+    port = own_mosquitto.port
+    device, edge = (PahoLink(LinkSettings(client_id=name, username=name, port=port)) for name in ("device-1", "edge-1"))
+    sent: list[bytes] = []
+
+    def accepts(name: bytes, _packet_bytes: int, _retained: bool) -> bool:
+        sent.append(name)
+        return True
+
+    home = {kind: build(kind, fleet="home", device="device-1") for kind in (Topic.OPEN, Topic.CLOSE, Topic.STATE)}
+    drafts = build(Topic.DRAFT, fleet="home", device="device-1", edge="edge-1")
+    stored: list[Outcome] = []
+    try:
+        device.start(timeout_s=10.0)
+        for name in (home[Topic.OPEN], home[Topic.CLOSE], drafts, home[Topic.STATE]):
+            device.publish(name, b"left there", retain=True, on_outcome=stored.append)
+        until(lambda: len(stored) == 4)
+        assert all(outcome.accepted for outcome in stored)
+        edge.screen(accepts)
+        intake.subscribe(edge, fleet="home", edge="edge-1")
+        edge.start(timeout_s=10.0)
+        device.publish(home[Topic.CLOSE], b"said now")
+        until(lambda: home[Topic.CLOSE].encode() in sent)
+    finally:
+        device.stop()
+        edge.stop()
+    assert sorted(sent) == sorted([home[Topic.STATE].encode(), home[Topic.CLOSE].encode()])
 
 
 def test_an_open_goes_to_one_edge_a_draft_to_the_one_it_names_and_a_close_to_all() -> None:

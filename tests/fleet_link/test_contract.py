@@ -164,6 +164,103 @@ def test_aliased_messages_arrive_under_their_full_topic_across_a_reconnect(harne
     assert device.connected
 
 
+def test_what_is_retained_is_not_sent_to_a_subscriber_that_does_not_want_it(harness: Harness, device: Link) -> None:
+    stored: list[Outcome] = []
+    device.publish(topic(Topic.CLOSE), b"left there", retain=True, on_outcome=stored.append)
+    device.publish(DRAFT, b"left there", retain=True, on_outcome=stored.append)
+    harness.until(lambda: len(stored) == 2)
+    edge, inbox = harness.link(EDGE), Inbox()
+    edge.subscribe(wildcard(Topic.CLOSE, fleet=FLEET), inbox, retained=False)
+    edge.start(timeout_s=START_S)
+    edge.subscribe(DRAFTS, inbox, retained=False)
+    harness.isolate(EDGE)
+    harness.until(lambda: not edge.connected)
+    harness.reunite(EDGE)
+    harness.until(lambda: edge.connected)
+    device.publish(topic(Topic.CLOSE), b"said now")
+    device.publish(DRAFT, b"said now")
+    harness.until(lambda: len(inbox) >= 2)
+    assert inbox.payloads == [b"said now", b"said now"]
+
+
+def test_a_screen_drops_what_it_refuses_and_nothing_else(harness: Harness, device: Link) -> None:
+    other = harness.link("device-2")
+    other.start(timeout_s=START_S)
+    asked: list[tuple[bytes, bool]] = []
+
+    def accepts(name: bytes, packet_bytes: int, retained: bool) -> bool:
+        assert packet_bytes > len(name)
+        asked.append((name, retained))
+        return b"/device-2/" not in name
+
+    edge, inbox = harness.link(EDGE), Inbox()
+    edge.subscribe(OPENS, inbox)
+    edge.screen(accepts)
+    edge.start(timeout_s=START_S)
+    for number in range(300):  # more than a broker leaves unacknowledged
+        other.publish(topic(Topic.OPEN, "device-2"), bytes(200))
+        if number % 100 == 0:
+            device.publish(topic(Topic.OPEN), b"%d" % number)
+    harness.until(lambda: edge.counters.screened == 300 and len(inbox) == 3)
+    assert inbox.payloads == [b"0", b"100", b"200"]
+    assert edge.counters.received == 3
+    assert set(asked) == {(topic(Topic.OPEN, name).encode(), False) for name in (DEVICE, "device-2")}
+
+
+def test_a_screen_may_be_set_at_any_time_and_holds_across_reconnects(harness: Harness, device: Link) -> None:
+    edge, inbox = started(harness, EDGE, OPENS)
+    device.publish(topic(Topic.OPEN), b"before it")
+    harness.until(lambda: inbox.payloads == [b"before it"])
+    edge.screen(lambda name, *_: name != topic(Topic.OPEN).encode())
+    settled: list[Outcome] = []
+    edge.publish(topic(Topic.SESSION), b"barrier", on_outcome=settled.append)
+    harness.until(lambda: bool(settled))
+    device.publish(topic(Topic.OPEN), b"refused")
+    harness.until(lambda: edge.counters.screened == 1)
+    harness.isolate(EDGE)
+    harness.until(lambda: not edge.connected)
+    harness.reunite(EDGE)
+    harness.until(lambda: edge.connected)
+    device.publish(topic(Topic.OPEN), b"refused again")
+    harness.until(lambda: edge.counters.screened == 2)
+    edge.screen(lambda *_: True)
+    edge.publish(topic(Topic.SESSION), b"barrier", on_outcome=settled.append)
+    harness.until(lambda: len(settled) == 2)
+    device.publish(topic(Topic.OPEN), b"let in")
+    harness.until(lambda: len(inbox) == 2)
+    assert inbox.payloads == [b"before it", b"let in"]
+
+
+def test_a_screen_sees_whether_a_message_is_the_brokers_kept_copy(harness: Harness, device: Link) -> None:
+    stored: list[Outcome] = []
+    device.publish(topic(Topic.STATE), b"online", retain=True, on_outcome=stored.append)
+    harness.until(lambda: bool(stored))
+    edge, inbox = harness.link(EDGE), Inbox()
+    edge.screen(lambda _topic, _bytes, retained: not retained)
+    edge.subscribe(wildcard(Topic.STATE, fleet=FLEET), inbox)
+    edge.start(timeout_s=START_S)
+    harness.until(lambda: edge.counters.screened == 1)
+    device.publish(topic(Topic.STATE), b"draining", retain=True)
+    harness.until(lambda: inbox.payloads == [b"draining"])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), SystemExit(1)])
+def test_a_screen_that_raises_lets_messages_pass(harness: Harness, device: Link, error: BaseException) -> None:
+    edge, inbox = harness.link(EDGE), Inbox()
+
+    def fail(_topic: bytes, _bytes: int, _retained: bool) -> bool:
+        raise error
+
+    edge.screen(fail)
+    edge.subscribe(OPENS, inbox)
+    edge.start(timeout_s=START_S)
+    device.publish(topic(Topic.OPEN), b"1")
+    device.publish(topic(Topic.OPEN), b"2")
+    harness.until(lambda: inbox.payloads == [b"1", b"2"])
+    assert edge.counters.handler_errors == 2
+    assert edge.counters.losses == 0
+
+
 def test_after_unsubscribe_nothing_arrives(harness: Harness, device: Link) -> None:
     edge, opens = started(harness, EDGE, OPENS)
     closes = Inbox()

@@ -1,0 +1,173 @@
+"""Socket between the network and the MQTT library, with a screen in it.
+
+The library asks for a packet byte by byte and writes each acknowledgement by itself. Here the network is read in large
+pieces, what the screen refuses never reaches the library, and acknowledgements, the library's as well, are written
+together. It has the interface that paho's own wrapper for WebSockets has; it never blocks.
+"""
+
+import ssl
+from typing import Any, Final
+
+from fleet_link.screen import PUBACK, BrokenStream, Screen
+
+__all__ = ["ScreenedSocket"]
+
+CHUNK: Final = 1 << 16
+MAX_READS: Final = 64  # of one `fill`: TLS gives out a record at a time, and a broker writes one for each message
+LONGEST_PAUSE_S: Final = 0.008
+SHORTEST_PAUSE_S: Final = 0.001
+# Messages dropped by one `fill` from which on the next pause is shorter. Some brokers have no more than 20 under way to
+# a client: with longer pauses, what they keep for us would grow.
+CROWD: Final = 20
+MOSTLY: Final = 4  # times as many dropped as handed on
+
+_WAIT: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class ScreenedSocket:
+    """Belongs to the link's thread.
+
+    Args:
+        sock: A connected socket, plain or TLS.
+        screen: Decides what the reader gets.
+    """
+
+    def __init__(self, sock: Any, screen: Screen) -> None:  # noqa: ANN401 - plain or TLS
+        self._sock = sock
+        self._encrypted = isinstance(sock, ssl.SSLSocket)
+        self._screen = screen
+        self._ready = b""
+        self._at = 0
+        self._ended: BaseException | bool = False
+        self._midway = False  # the reader's last packet was not written whole
+        self._more = False  # the last `fill` left something
+        self._pause_s = LONGEST_PAUSE_S
+
+    # What paho calls.
+
+    def recv(self, size: int) -> bytes:
+        """Return up to `size` bytes of what `fill` has let pass; nothing at the connection's end.
+
+        Raises:
+            BlockingIOError: There is nothing for now.
+            OSError: The connection broke.
+        """
+        if self._at < len(self._ready):
+            piece = self._ready[self._at : self._at + size]
+            self._at += len(piece)
+            return piece
+        if isinstance(self._ended, BaseException):
+            raise ConnectionError(str(self._ended)) from self._ended
+        if self._ended:
+            return b""
+        raise BlockingIOError
+
+    def send(self, data: bytes | bytearray) -> int:
+        """Write some of a packet; return how many bytes. An acknowledgement is kept until the next `flush`."""
+        if not self._midway:
+            if data[0] == PUBACK:
+                self._screen.answered(bytes(data))
+                return len(data)
+            self.flush()
+            if self._screen.owed:
+                raise BlockingIOError
+        # TLS may have taken the bytes of an attempt that would block: the next attempt must be the same packet's.
+        self._midway = True
+        sent: int = self._sock.send(data)
+        self._midway = sent < len(data)
+        return sent
+
+    def close(self) -> None:
+        """Free the socket."""
+        self._sock.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return int(self._sock.fileno())
+
+    def setblocking(self, flag: bool) -> None:
+        """Set whether the socket blocks; this object needs one that does not."""
+        self._sock.setblocking(flag)
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        """Set an option of the socket."""
+        self._sock.setsockopt(level, option, value)
+
+    # What the connection calls.
+
+    @property
+    def ready(self) -> bool:
+        """Whether `recv` has something to say."""
+        return self._at < len(self._ready) or bool(self._ended)
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is more to read although the descriptor may not say so."""
+        return self._more or self.ready
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether acknowledgements wait until the socket can be written to."""
+        return bool(self._screen.owed)
+
+    @property
+    def ending(self) -> str:
+        """Why the screen has ended the connection; empty if it has not."""
+        return str(self._ended) if isinstance(self._ended, BrokenStream) else ""
+
+    def fill(self) -> float:
+        """Read what the network has for now, unless something is left for the reader.
+
+        Returns:
+            Seconds for which reading may rest. Each wake-up costs as much as 20 dropped messages, so where most of
+            what comes is dropped it is better read a few at a time. Zero otherwise.
+        """
+        if self._at < len(self._ready) or self._ended:
+            return 0.0
+        passed, dropped = self._screen.passed, self._screen.dropped
+        self._ready, self._at = self._read(), 0
+        passed, dropped = self._screen.passed - passed, self._screen.dropped - dropped
+        if dropped >= CROWD:
+            self._pause_s = max(self._pause_s / 2, SHORTEST_PAUSE_S)
+        elif dropped < CROWD / 2:
+            self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
+        return 0.0 if self._more or dropped <= MOSTLY * passed else self._pause_s
+
+    def flush(self) -> None:
+        """Write the acknowledgements that are due, if the reader is not in the midst of a packet."""
+        owed = self._screen.owed
+        if self._midway or not owed:
+            return
+        try:
+            del owed[: self._sock.send(owed)]
+        except _WAIT:
+            pass
+        except OSError as error:
+            self._ended = self._ended or error
+
+    def _read(self) -> bytes:
+        """Return what of it the screen lets pass."""
+        pieces = []
+        size = 0
+        self._more = False
+        for _ in range(MAX_READS):
+            try:
+                data = self._sock.recv(CHUNK)
+                pieces.append(self._screen.feed(data))
+            except _WAIT:
+                break
+            except (OSError, BrokenStream) as error:
+                self._ended = error
+                break
+            if not data:
+                self._ended = True
+                break
+            size += len(data)
+            if not self._encrypted and len(data) < CHUNK:
+                break  # that was all
+            if size >= CHUNK:
+                self._more = True
+                break
+        else:
+            self._more = True
+        return b"".join(pieces)
