@@ -12,6 +12,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 _BENCHMARKS: Final = {
     "batching": "Verify one device and eight together: committed tokens for each second of edge compute.",
     "exactness": "Prove through a real mosquitto that texts follow the target's law, and that faults are caught.",
+    "hostile": "Attack a fleet as one of its own devices: what the honest ones keep, what the edge and its log bear.",
     "pacing": "Write under fixed plans and under chosen ones, near the edge and far from it: tokens per second.",
     "round-trip": "Time a QoS 1 echo through mosquitto, with and without TCP_NODELAY.",
     "tls-cost": "Bytes and round trip of a round over mutual TLS, beside plain TCP.",

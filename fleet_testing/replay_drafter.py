@@ -30,6 +30,10 @@ class ReplayDrafter:
         self._spoilt = spoilt
         self._length = 0
 
+    def replay(self, recorded: Sequence[int]) -> None:
+        """Go over to another record."""
+        self._recorded = recorded
+
     def reset(self, tokens: Sequence[int]) -> None:
         """Stand behind the tokens."""
         self._length = len(tokens)

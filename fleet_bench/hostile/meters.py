@@ -1,0 +1,135 @@
+"""Meters: tokens of honest devices over time, memory and processor time of processes, rows of the session log."""
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+import psutil
+import sqlalchemy as sa
+
+__all__ = ["ProcessMeter", "Throughput", "rows_beside"]
+
+_SAMPLE_S: Final = 0.2
+_MIB: Final = 1 << 20
+
+
+@dataclass(slots=True)
+class Throughput:
+    """Tokens that were committed, with the moment of each commit.
+
+    Attributes:
+        texts: Written to their end.
+        failed: Sentences of those that were not.
+        differing: Texts that came out otherwise than the record.
+        resumes: How often sessions were opened again.
+    """
+
+    texts: int = 0
+    failed: list[str] = field(default_factory=list)
+    differing: int = 0
+    resumes: int = 0
+    _commits: list[tuple[float, int]] = field(default_factory=list)
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Take an event of an honest device's process."""
+        match event:
+            case {"event": "tokens", "at": at, "number": number}:
+                self._commits.append((at, number))
+            case {"event": "text", "resumes": resumes, "same": same}:
+                self.texts += 1
+                self.resumes += resumes
+                self.differing += not same
+            case {"event": "failed", "sentence": sentence}:
+                self.failed.append(sentence)
+
+    def rate(self, begin: float, end: float) -> float:
+        """Return tokens a second between two moments (monotonic)."""
+        return sum(number for at, number in list(self._commits) if begin <= at < end) / (end - begin)
+
+    def count(self, begin: float) -> int:
+        """Return tokens since a moment."""
+        return sum(number for at, number in list(self._commits) if at >= begin)
+
+
+class ProcessMeter:
+    """Memory and processor time of a process, sampled on a thread. Use it as a context manager.
+
+    Args:
+        pid: Of the process.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, pid: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._process = psutil.Process(pid)
+        self._clock = clock
+        self._samples: list[tuple[float, float, float]] = []
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name=f"meter-{pid}", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        self._take()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End."""
+        self._stopping.set()
+        self._thread.join()
+
+    def memory_mb(self, begin: float, end: float) -> float:
+        """Return the greatest resident memory between two moments; 0 if it did not live then."""
+        return max((memory for at, memory, _ in list(self._samples) if begin <= at <= end), default=0.0)
+
+    def cpu(self, begin: float, end: float) -> float:
+        """Return the share of one core that it took between two moments."""
+        within = [(at, cpu) for at, _, cpu in list(self._samples) if begin - _SAMPLE_S <= at <= end + _SAMPLE_S]
+        if len(within) < 2 or within[-1][0] == within[0][0]:
+            return 0.0
+        return (within[-1][1] - within[0][1]) / (within[-1][0] - within[0][0])
+
+    def _sample(self) -> None:
+        while not self._stopping.wait(_SAMPLE_S):
+            self._take()
+
+    def _take(self) -> None:
+        try:
+            with self._process.oneshot():
+                memory, times = self._process.memory_info().rss, self._process.cpu_times()
+        except psutil.Error:
+            return
+        self._samples.append((self._clock(), memory / _MIB, times.user + times.system))
+
+
+def rows_beside(database: Path, honest: Collection[str]) -> int:
+    """Return the rows of all tables that are not those of honest devices' own work.
+
+    A row counts for the device that it names, or that its session names; one that names nobody is not honest work.
+    """
+    engine = sa.create_engine(f"sqlite:///file:{database}?mode=ro&uri=true")
+    try:
+        with engine.connect() as connection:
+            tables = sa.MetaData()
+            tables.reflect(connection)
+            return sum(
+                int(connection.execute(_not_of(table, tables.tables, honest)).scalar_one())
+                for table in tables.sorted_tables
+            )
+    finally:
+        engine.dispose()
+
+
+def _not_of(table: sa.Table, tables: Any, honest: Collection[str]) -> sa.Select[Any]:  # noqa: ANN401 - sqlalchemy's
+    count = sa.select(sa.func.count()).select_from(table)
+    if "device" in table.c:
+        device = table.c.device
+    elif "session" in table.c and "sessions" in tables:
+        sessions = tables["sessions"]
+        count = count.outerjoin_from(table, sessions, table.c.session == sessions.c.session)
+        device = sessions.c.device
+    else:
+        return count
+    return count.where(sa.or_(device.is_(None), device.not_in(sorted(honest))))

@@ -1,0 +1,44 @@
+"""Scripted edge: `fleet edge run` over a scripted target, as a process; all of the real edge but the model.
+
+It is configured as the real one is, session log and certificates included: a benchmark or a test can take either.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Final
+
+from fleet_edge.edge import Edge
+from fleet_edge.verifiers.scripted import ScriptedVerifier
+from fleet_runtime.events import Event, EventStream
+from fleet_testing.markov import MarkovScript
+
+__all__ = ["CONTEXT", "LANGUAGE", "main"]
+
+CONTEXT: Final = 4096
+
+LANGUAGE: Final = MarkovScript(size=1024, seed=9, sharpness=3.0, period=5)
+"""What the target writes. No token ends a text."""
+
+
+def main() -> None:
+    """Serve until SIGTERM; writes the events of `fleet edge run --events` on standard output."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path, help="TOML file with the edge's settings")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    verifier = ScriptedVerifier(LANGUAGE, LANGUAGE.words, context=CONTEXT, name="scripted")
+    edge = Edge.from_config(arguments.config).settings
+    events = EventStream(sys.stdout, outlives_reader=True)
+
+    def tell() -> None:
+        events.write(Event.ONLINE, fleet=edge.fleet, edge=edge.edge, context=CONTEXT)
+
+    with events.telling_errors():
+        Edge(edge, verifier=verifier).run(on_online=tell)
+    events.write(Event.STOPPED)
+
+
+if __name__ == "__main__":
+    main()
