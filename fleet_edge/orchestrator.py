@@ -76,7 +76,9 @@ class Orchestrator:
                 self._give_up(work, "The target model's logits are not numbers.")
                 continue
             try:
-                for result in work.session.settle(work.chain, judgement):
+                results = work.session.settle(work.chain, judgement)
+                self.scheduler.judged(work, committed=sum(len(result.tokens) for result in results))
+                for result in results:
                     self.answers.verdict(work.session, result, self.scheduler.timing(result.arrived, step))
                     self.scheduler.answered(work.session, at=self.clock())
             except Exception:  # noqa: BLE001 - logged with its traceback
@@ -101,7 +103,7 @@ class Orchestrator:
         until = now + self.scheduler.hold_s(self.sessions, now=now)
         while (left := until - self.clock()) > 0:
             self._take(left)
-        return self.scheduler.next_batch(self.sessions)
+        return self.scheduler.next_batch(self.sessions, now=self.clock())
 
     def _take(self, wait_s: float) -> int:
         """Handle what has arrived; return how much that was."""
@@ -115,6 +117,7 @@ class Orchestrator:
             except Exception:  # noqa: BLE001 - logged with its traceback
                 # One message must not stop the service of all others.
                 _log.exception("A message could not be handled; it is dropped.")
+        self.handlers.look_after_guard()
         return len(entries)
 
     def _failed(self, batch: Batch, error: Exception) -> None:

@@ -28,6 +28,7 @@ class Edge:
         self.verifier = verifier or ScriptedVerifier(SCRIPT, SCRIPT.words, budget_tokens=kv_tokens)
         self.scheduler = Scheduler(self.verifier, budget or Budget())
         self.sessions: list[EdgeSession] = []
+        self.now = 0.0
 
     def session(self, *, device: str | None = None, prompt: int = 3) -> EdgeSession:
         number = len(self.sessions)
@@ -46,7 +47,7 @@ class Edge:
         session.admit(arrived(draft((4,), text=text, handle=session.handle, round_=round_), at=at))
 
     def next_batch(self, sessions: Iterable[EdgeSession] | None = None) -> Batch:
-        return self.scheduler.next_batch(self.sessions if sessions is None else list(sessions))
+        return self.scheduler.next_batch(self.sessions if sessions is None else list(sessions), now=self.now)
 
     def compute(self, batch: Batch) -> list[EdgeSession]:
         """Compute a step, reject the first token of every draft, and return the sessions with a verdict."""
