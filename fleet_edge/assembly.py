@@ -6,9 +6,12 @@ from datetime import datetime
 from fleet_edge.answers.answers import Answers
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import Recorder, Sink
+from fleet_edge.batching.background import BackgroundWork
 from fleet_edge.batching.delay import BatchingDelay
 from fleet_edge.batching.scheduler import Budget, Scheduler
 from fleet_edge.certificates import CertificateWatch
+from fleet_edge.guard.fences import SharedFences
+from fleet_edge.guard.guard import Guard
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import Intake, IntakeQueue
 from fleet_edge.orchestrator import Orchestrator
@@ -43,7 +46,14 @@ def assemble(
     inbox = IntakeQueue()
     sessions = SessionTable(settings.lease_s, settings.max_sessions, settings.max_sessions_per_device)
     budget = Budget(tokens=settings.step_tokens, prefill_chunk=settings.prefill_chunk)
-    scheduler = Scheduler(verifier, budget, delay=BatchingDelay(settings.gather_share))
+    guard = Guard(settings.quotas, settings.fence, clock=clock)
+    scheduler = Scheduler(
+        verifier,
+        budget,
+        delay=BatchingDelay(settings.gather_share),
+        background=BackgroundWork(settings.background_share),
+        kv_share=guard.kv_share,
+    )
     recorder = Recorder(sink, settings.edge, now, settings.trace_share)
     answers = Answers(
         edge=settings.edge,
@@ -52,6 +62,7 @@ def assemble(
         publisher=Publisher(link, settings.fleet),
         recorder=recorder,
         clock=clock,
+        guard=guard,
         form=settings.form,
     )
     handlers = MessageHandlers(
@@ -60,10 +71,13 @@ def assemble(
         scheduler,
         answers,
         recorder,
+        guard,
+        SharedFences(guard, settings.edge, now),
         CertificateWatch(now),
         clock,
         offer=SessionOffer(settings.max_draft, settings.window, settings.max_new_tokens),
         grace_s=settings.grace_s,
     )
+    link.screen(guard.accepts)
     Intake(inbox, clock).subscribe(link, fleet=settings.fleet, edge=settings.edge)
     return Orchestrator(inbox, handlers, sessions, scheduler, answers, clock)

@@ -24,11 +24,13 @@ class OpenRefused(EdgeError):  # noqa: N818 - reads as what it says
 
     Attributes:
         code: Why.
+        retry_s: Seconds after which it may be granted, where that is known.
     """
 
-    def __init__(self, code: RefusalCode, sentence: str) -> None:
+    def __init__(self, code: RefusalCode, sentence: str, *, retry_s: float | None = None) -> None:
         super().__init__(sentence)
         self.code = code
+        self.retry_s = retry_s
 
 
 class DraftFault(EdgeError):  # noqa: N818
@@ -37,12 +39,14 @@ class DraftFault(EdgeError):  # noqa: N818
     Attributes:
         code: What was wrong.
         action: What the device should do.
+        retry_s: Seconds to wait, where that is to wait.
     """
 
-    def __init__(self, code: FaultCode, action: Action, sentence: str) -> None:
+    def __init__(self, code: FaultCode, action: Action, sentence: str, *, retry_s: float | None = None) -> None:
         super().__init__(sentence)
         self.code = code
         self.action = action
+        self.retry_s = retry_s
 
 
 def desync(sentence: str) -> DraftFault:

@@ -2,19 +2,23 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 
 from fleet_edge.answers.answers import Answers
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.certificates import CertificateWatch
 from fleet_edge.errors import DraftFault, OpenRefused
+from fleet_edge.guard.fences import SharedFences
+from fleet_edge.guard.guard import FenceBegun, Guard, OverQuota
 from fleet_edge.intake import Malformed, ReceivedMessage
 from fleet_edge.sessions.admission import SessionOffer, grant
 from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
 from fleet_edge.sessions.waiting import ReceivedDraft
+from fleet_edge.store.fences import Fences
 from fleet_edge.store.records import LeaveReason
 from schemas.control import DeviceState, EdgeState, Presence
 from schemas.messages import Close, Draft, Open
@@ -36,6 +40,8 @@ class MessageHandlers:
         scheduler: Told what concerns its sessions.
         answers: Tell devices and the log.
         recorder: Logs the states of machines.
+        guard: Keeps the quotas of devices.
+        fences: What this edge, the others and the administrator have decided of devices.
         expiry: Remembers when the machines' certificates end.
         clock: Monotonic seconds.
         offer: Granted to every session.
@@ -48,6 +54,8 @@ class MessageHandlers:
     scheduler: Scheduler
     answers: Answers
     recorder: Recorder
+    guard: Guard
+    fences: SharedFences
     expiry: CertificateWatch
     clock: Callable[[], float]
     offer: SessionOffer = field(default_factory=SessionOffer)
@@ -81,9 +89,32 @@ class MessageHandlers:
             self._forget(session)
 
     def flush(self) -> None:
-        """Log what the open sessions have counted so far."""
+        """Log what the open sessions have counted so far, and what was dropped unread."""
         for session in self.sessions:
             self.answers.progress(session)
+        for device, number in self.guard.take_dropped().items():
+            self.recorder.event(
+                kind="dropped",
+                code=FaultCode.QUOTA.value,
+                sentence="Messages were dropped unread: the device was over its quotas, or shut out.",
+                device=device,
+                times=number,
+            )
+
+    def look_after_guard(self) -> None:
+        """Tell devices, and the log, what the guard has decided since the last look."""
+        for notice in self.guard.take_notices():
+            match notice:
+                case OverQuota():
+                    self._over_quota(notice)
+                case FenceBegun():
+                    self._fenced(notice)
+
+    def apply_fences(self, fences: Fences) -> None:
+        """Bring what this edge knows of fences in step with the session log."""
+        for device in self.fences.apply(fences):
+            _log.warning("%s is shut out: %s", device, fences.active[device].reason)
+            self._end_sessions(device)
 
     # By kind
 
@@ -95,7 +126,7 @@ class MessageHandlers:
             self.answers.opened_again(old)  # delivered twice
             return
         try:
-            limits = self._limits(message)
+            limits = self._limits(device, message)
             if old is not None:
                 self.answers.left(old, LeaveReason.RESUMED)
                 self._forget(old)
@@ -106,15 +137,18 @@ class MessageHandlers:
         self.scheduler.opened(session)
         self.answers.opened(session, message, size=size)
 
-    def _limits(self, message: Open) -> SessionLimits:
+    def _limits(self, device: str, message: Open) -> SessionLimits:
         if self.draining:
             raise OpenRefused(RefusalCode.DRAINING, "The edge is shutting down; try again shortly.")
-        return grant(message, target=self.scheduler.target, offer=self.offer)
+        limits = grant(message, target=self.scheduler.target, offer=self.offer)
+        self.guard.admit_open(device, message)
+        return replace(limits, sample_requests=self.guard.most_sample_requests(device))
 
     def _draft(self, device: str, draft: Draft, arrival: ReceivedMessage) -> None:
         session = None
         try:
             session = self.sessions.find(device=device, handle=draft.handle, now=self.clock())
+            self.guard.admit_draft(device)
             arrived = ReceivedDraft(draft, arrival.at, arrival.size)
             receipt = session.admit(arrived)
         except DraftFault as error:
@@ -122,7 +156,7 @@ class MessageHandlers:
             return
         self.scheduler.arrived(session, at=arrival.at)
         if receipt.repeat is not None:
-            self.answers.verdict_again(session, receipt.repeat)
+            self.answers.verdict_again(session, draft, receipt.repeat)
         elif receipt.request:
             self.answers.more_samples(session, arrived)
 
@@ -158,7 +192,36 @@ class MessageHandlers:
             error = DraftFault(FaultCode.MALFORMED, Action.GIVE_UP, malformed.sentence)
             self.answers.fault(device, error)
         else:
+            self.guard.strike(device, FaultCode.MALFORMED)
             self.recorder.event(kind="fault", code="malformed", sentence=malformed.sentence, device=device)
+
+    def _over_quota(self, notice: OverQuota) -> None:
+        sentence = f"The device sends more on {notice.topic.value} than it may; it waits {notice.retry_s:.1f} s."
+        fault = DraftFault(FaultCode.QUOTA, Action.WAIT, sentence, retry_s=notice.retry_s)
+        self.answers.told(notice.device, fault)
+
+    def _fenced(self, fence: FenceBegun) -> None:
+        at = self.fences.begun(fence)
+        reason = "It has sent too much that is malformed, unknown or above its quotas."
+        _log.warning("%s is shut out for %.0f s: %s", fence.device, fence.for_s, reason)
+        self.recorder.fenced(
+            fence.device,
+            at=at,
+            until=at + timedelta(seconds=fence.for_s),
+            reason=reason,
+            strikes=fence.strikes,
+            level=fence.level,
+        )
+        self._end_sessions(fence.device)
+        sentence = f"The device is shut out for {fence.for_s:.0f} s. {reason}"
+        self.answers.told(fence.device, DraftFault(FaultCode.QUOTA, Action.GIVE_UP, sentence))
+
+    def _end_sessions(self, device: str) -> None:
+        """End the sessions of a device that is shut out: what they hold is the others'."""
+        for session in self.sessions:
+            if session.device == device:
+                self.answers.ended(session, EndReason.FAILED)
+                self._forget(session)
 
     def _forget(self, session: EdgeSession) -> None:
         self.sessions.remove(session)

@@ -5,11 +5,14 @@ checked against the sender's identity, and from nowhere else.
 """
 
 import logging
-import queue
+import threading
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Final
 
 from fleet_link.link import Link, Message
+from fleet_runtime.fair_queue import FairQueue
 from schemas.codec import decode_close, decode_draft, decode_open
 from schemas.control import DeviceState, decode_json
 from schemas.errors import CodecError, TopicError
@@ -51,42 +54,74 @@ class ReceivedMessage:
     at: float
 
 
-@dataclass(slots=True)
-class IntakeQueue:
-    """The bounded way from the link's thread and the jobs to the orchestrator.
+_COST_BASE: Final = 256
+"""Bytes that a message costs beside its own: taking it takes time, however short it is."""
 
-    What does not fit is counted and dropped: a device repeats what was not answered.
+_QUANTUM: Final = 4096.0
+
+
+class IntakeQueue:
+    """The bounded way from the link's thread and the jobs to the orchestrator; devices take turns in it.
+
+    Where a message does not fit, the device that has most waiting loses its newest, which is counted: a device repeats
+    what was not answered. Calls always fit, and come first.
+
+    Args:
+        bound: Most messages.
 
     Attributes:
         dropped: Messages that did not fit.
     """
 
-    bound: int = 10_000
-    dropped: int = 0
-    _queue: "queue.Queue[ReceivedMessage | Callable[[], None]]" = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._queue = queue.Queue(self.bound)
+    def __init__(self, bound: int = 10_000) -> None:
+        self.dropped = 0
+        self._bound = bound
+        self._calls: deque[Callable[[], None]] = deque()
+        self._messages = FairQueue[str, ReceivedMessage](bound=bound, quantum=_QUANTUM)
+        self._changed = threading.Condition()
 
     def put(self, entry: ReceivedMessage | Callable[[], None]) -> bool:
-        """Hand over an arrival, or a call to be made on the orchestrator's thread. Never blocks."""
-        try:
-            self._queue.put_nowait(entry)
-        except queue.Full:
-            self.dropped += 1
-            if self.dropped == 1 or self.dropped % 1000 == 0:
-                _log.warning("The inbox is full (%d messages); %d dropped so far.", self.bound, self.dropped)
-            return False
-        return True
+        """Hand over an arrival, or a call to be made on the orchestrator's thread. Never blocks.
 
-    def take(self, *, timeout_s: float) -> list[ReceivedMessage | Callable[[], None]]:
-        """Return all that waits, in order; wait for the first at most `timeout_s`."""
-        entries: list[ReceivedMessage | Callable[[], None]] = []
-        try:
-            entries.append(self._queue.get(timeout=timeout_s) if timeout_s > 0 else self._queue.get_nowait())
-            while True:
-                entries.append(self._queue.get_nowait())
-        except queue.Empty:
+        Returns:
+            Whether nothing was dropped for it.
+        """
+        with self._changed:
+            lost: ReceivedMessage | None = None
+            if isinstance(entry, ReceivedMessage):
+                lost = self._messages.put(entry.device, entry, cost=_COST_BASE + entry.size)
+            else:
+                self._calls.append(entry)
+            self._changed.notify()
+        if lost is None:
+            return True
+        self.dropped += 1
+        if self.dropped == 1 or self.dropped % 1000 == 0:
+            _log.warning(
+                "The inbox is full (%d messages); %d dropped so far, the last of %s.",
+                self._bound,
+                self.dropped,
+                lost.device,
+            )
+        return False
+
+    def take(self, *, timeout_s: float, most: int = 256) -> list[ReceivedMessage | Callable[[], None]]:
+        """Return what waits, fairly by device; wait for the first at most `timeout_s`.
+
+        Args:
+            timeout_s: Longest wait.
+            most: Most messages: what comes in faster than it is handled must not keep a step from being computed.
+        """
+        with self._changed:
+            if timeout_s > 0:
+                self._changed.wait_for(lambda: self._calls or len(self._messages), timeout_s)
+            entries: list[ReceivedMessage | Callable[[], None]] = [*self._calls]
+            self._calls.clear()
+            for _ in range(most):
+                message = self._messages.take()
+                if message is None:
+                    break
+                entries.append(message)
             return entries
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import Store
 from fleet_edge.store.errors import StoreError
+from fleet_edge.store.fences import Fences
 from schemas.errors import FleetError
 
 __all__ = ["JobSettings", "Jobs", "JobsError"]
@@ -35,6 +36,7 @@ class JobSettings:
         lease_every_s: Between looks for leases that ran out.
         progress_every_s: Between writes of the running segments' counters.
         events_every_s: Between writes of the counts of events.
+        fences_every_s: Between looks for fences that an administrator or another edge has made or lifted.
         certificates_every_s: Between looks for certificates that end soon.
         silent_every_s: Between looks for silent devices.
         silent_after: Without any sign from an online device until it is marked.
@@ -52,6 +54,7 @@ class JobSettings:
     lease_every_s: float = 2.0
     progress_every_s: float = 5.0
     events_every_s: float = 10.0
+    fences_every_s: float = 2.0
     certificates_every_s: float = 600.0
     silent_every_s: float = 60.0
     silent_after: timedelta = timedelta(minutes=15)
@@ -74,6 +77,7 @@ class Jobs:
         flush_progress: Puts the running segments' counters. Called from a thread of ours.
         flush_events: Writes the counts of events. Called from a thread of ours.
         warn_certificates: Tells of certificates that end soon. Called from a thread of ours.
+        apply_fences: Takes the fences that the session log knows of. Called from a thread of ours.
         settings: Intervals and ages.
         now: Aware clock.
 
@@ -89,6 +93,7 @@ class Jobs:
         flush_progress: Callable[[], object],
         flush_events: Callable[[], object],
         warn_certificates: Callable[[], object],
+        apply_fences: Callable[[Fences], object],
         settings: JobSettings | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -103,6 +108,7 @@ class Jobs:
             "expire-leases": (self._settings.lease_every_s, expire_leases),
             "flush-progress": (self._settings.progress_every_s, flush_progress),
             "flush-events": (self._settings.events_every_s, flush_events),
+            "read-fences": (self._settings.fences_every_s, lambda: apply_fences(store.fences(now=now()))),
             "warn-certificates": (self._settings.certificates_every_s, warn_certificates),
             "mark-silent": (self._settings.silent_every_s, self._mark_silent),
             "close-abandoned": (self._settings.abandoned_every_s, self._close_abandoned),

@@ -90,6 +90,9 @@ class EdgeService:
             flush_progress=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.flush),
             flush_events=self.orchestrator.handlers.recorder.events.flush,
             warn_certificates=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.warn_certificates),
+            apply_fences=lambda fences: self.orchestrator.inbox.put(
+                lambda: self.orchestrator.handlers.apply_fences(fences)
+            ),
             settings=JobSettings(
                 lease_every_s=min(2.0, settings.lease_s / 4),
                 keep_rounds=timedelta(days=settings.keep_rounds_days),

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from dssd.downlink import Form
+from fleet_edge.guard.quotas import QuotaSettings
+from fleet_edge.guard.strikes import FenceSettings
 from fleet_edge.verifiers.registry import VERIFIERS
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.fields import Settings, setting
@@ -73,8 +75,17 @@ class EdgeSettings(Settings):
         10.0, "Time that open sessions have to end when the edge is asked to stop.", unit="seconds", rare=True, ge=0
     )
     step_tokens: int = setting(512, "Most new tokens in one forward pass.", unit="tokens", rare=True, ge=1, le=1 << 20)
+    background_share: float = setting(
+        0.1,
+        "Share of the large model's time for very long prompts and drafts that are hardly ever accepted, while others "
+        "are verified.",
+        since="0.2",
+        rare=True,
+        gt=0,
+        le=1,
+    )
     prefill_chunk: int = setting(
-        128, "Most tokens of one prompt in a pass that also verifies.", unit="tokens", rare=True, ge=1, le=1 << 20
+        128, "Most tokens of prompts in a pass that also verifies.", unit="tokens", rare=True, ge=1, le=1 << 20
     )
     gather_share: float = setting(
         0.5,
@@ -98,3 +109,5 @@ class EdgeSettings(Settings):
     keep_sessions_days: float = setting(
         365.0, "How long sessions are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
     )
+    quotas: QuotaSettings = Field(default_factory=QuotaSettings)
+    fence: FenceSettings = Field(default_factory=FenceSettings)

@@ -14,10 +14,13 @@ from pydantic.fields import FieldInfo
 
 from schemas.names import check_name
 
-__all__ = ["NESTED", "SettingField", "Settings", "fields_of", "section_of", "setting"]
+__all__ = ["NESTED", "SECTIONS", "SettingField", "Settings", "fields_of", "section_of", "setting"]
 
 NESTED: Final = "__"
 """Between the names of a section and of a setting within it, in an environment variable."""
+
+SECTIONS: Final = "a section for each name"
+"""Kind of a setting that is a table of sections which the user names."""
 
 
 class Settings(BaseModel):
@@ -160,7 +163,7 @@ def _walk(model: type[BaseModel], path: tuple[str, ...], prefix: str) -> Iterato
 
 
 def _shown(default: object) -> str:
-    if default is None:
+    if default is None or default == {}:
         return ""
     if isinstance(default, bool):
         return str(default).lower()
@@ -209,6 +212,8 @@ def _kind(annotation: Any, metadata: list[Any]) -> str:  # noqa: ANN401 - whatev
 
 def _alternatives(annotation: Any, metadata: list[Any]) -> list[str]:  # noqa: ANN401 - likewise
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is dict:
+        return [SECTIONS]
     if origin is Annotated:
         return _alternatives(arguments[0], [*arguments[1:], *metadata])
     if origin in (Union, UnionType):

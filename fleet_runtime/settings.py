@@ -13,8 +13,9 @@ from typing import Any, Final, TypeVar
 from pydantic import ValidationError
 
 from fleet_runtime.errors import SettingsError
-from fleet_runtime.fields import SettingField, Settings, fields_of
+from fleet_runtime.fields import SECTIONS, SettingField, Settings, fields_of
 from fleet_runtime.sources import EnvironmentVariables, Place, TomlFile, look, merge
+from fleet_runtime.validation import plain_sentence
 
 __all__ = ["SettingsError", "load_settings"]
 
@@ -98,9 +99,12 @@ class _Sources:
         """Return a line for each setting that cannot work."""
         values, lines = self.values(), dict[Place, str]()
         for each in error.errors(include_url=False, include_input=False):
-            place = self._setting_at(tuple(str(part) for part in each["loc"]))
+            whole = tuple(str(part) for part in each["loc"] if part != "[key]")
+            place = self._setting_at(whole)
             field = self.fields.get(place)
-            if each["type"] == "extra_forbidden":
+            if field is not None and field.kind == SECTIONS and len(whole) > len(place):
+                place, what = whole, plain_sentence(each)
+            elif each["type"] == "extra_forbidden":
                 what = self._nearest(place)
             elif each["type"] == "value_error":  # a check of our own
                 what = each["msg"].removeprefix("Value error, ").rstrip(".")

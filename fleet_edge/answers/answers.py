@@ -15,6 +15,7 @@ from fleet_edge.answers.recorder import Recorder
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
+from fleet_edge.guard.guard import Guard
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.waiting import ReceivedDraft
@@ -22,7 +23,7 @@ from fleet_edge.store.records import LeaveReason
 from schemas.codec import encode_verdict
 from schemas.downlink import DownlinkForm
 from schemas.messages import Close, Draft, Open, Verdict
-from schemas.reasons import EndReason, Finish
+from schemas.reasons import Action, EndReason, FaultCode, Finish
 
 __all__ = ["Answers"]
 
@@ -40,6 +41,7 @@ class Answers:
         publisher: Sends to devices.
         recorder: Writes the log.
         clock: Monotonic seconds.
+        guard: Keeps the quotas: of what a device is told of its faults, and of what it is sent again.
         form: Downlink form of p; by default the smallest for each p.
     """
 
@@ -49,6 +51,7 @@ class Answers:
     publisher: Publisher
     recorder: Recorder
     clock: Callable[[], float]
+    guard: Guard
     form: Form = Form.AUTO
 
     # Opens
@@ -70,9 +73,10 @@ class Answers:
         self.publisher.reply(session.device, granted)
 
     def refused(self, device: str, message: Open, error: OpenRefused) -> None:
-        """Refuse an Open, and log it."""
+        """Refuse an Open, and log it. A device that is refused all the time is told so now and then."""
         reply = messages.refused(message, error)
-        self.publisher.reply(device, reply)
+        if self.guard.may_answer(device):
+            self.publisher.reply(device, reply, qos=0)
         self.recorder.event(
             kind="refused", code=reply.code.value, sentence=reply.sentence, device=device, session=message.session
         )
@@ -88,7 +92,9 @@ class Answers:
             timing: What it took.
         """
         form = None if result.p is None else self._choose_form(session, result.p)
-        self._answer(session, result, form, timing)
+        payload = self._answer(session, result, form, timing)
+        self.guard.spend(session.device, len(result.tokens))
+        self.publisher.verdict(session.device, payload)
 
     def more_samples(self, session: EdgeSession, arrived: ReceivedDraft) -> None:
         """Send further samples of the last rejection from memory, where p is kept until the device has corrected it."""
@@ -97,18 +103,21 @@ class Answers:
         assert tried is not None
         result = DraftResult(arrived, accepted=0, tested=0, token=None, p=p, finish=Finish.NO)
         timing = DraftTiming(queue_ms=max(0.0, self.clock() - arrived.at) * 1e3)
-        self._answer(session, result, self._choose_form(session, p, tried=tried), timing)
+        payload = self._answer(session, result, self._choose_form(session, p, tried=tried), timing)
         session.counters += SegmentCounters(resampled=1)
+        self._send_more(session, arrived.draft, payload)
 
-    def verdict_again(self, session: EdgeSession, payload: bytes) -> None:
+    def verdict_again(self, session: EdgeSession, draft: Draft, payload: bytes) -> None:
         """Give the bytes of its verdict again to a draft that has come again."""
         session.counters += SegmentCounters(downlink_bytes=len(payload))
-        self.publisher.verdict(session.device, payload)
+        self._send_more(session, draft, payload)
 
     def fault(
         self, device: str, error: DraftFault, *, session: EdgeSession | None = None, draft: Draft | None = None
     ) -> None:
-        """Tell that a draft cannot be judged, or a message not be read, and log it.
+        """Tell that a draft cannot be judged, or a message not be read, count it against the device, and log it.
+
+        A device that does so all the time is told now and then.
 
         Args:
             device: Whose.
@@ -117,7 +126,9 @@ class Answers:
             draft: If it could be read.
         """
         reply = messages.fault(draft, error)
-        self.publisher.reply(device, reply)
+        self.guard.strike(device, error.code)
+        if self.guard.may_answer(device):
+            self.publisher.reply(device, reply, qos=0)
         self.recorder.event(
             kind="fault",
             code=reply.code.value,
@@ -125,6 +136,12 @@ class Answers:
             device=device,
             session=session.session if session else None,
         )
+
+    def told(self, device: str, fault: DraftFault) -> None:
+        """Tell a device what the guard has decided of all that it sends, and log it."""
+        reply = messages.fault(None, fault)
+        self.publisher.reply(device, reply, qos=0)
+        self.recorder.event(kind="quota", code=reply.code.value, sentence=reply.sentence, device=device)
 
     # Ends
 
@@ -135,8 +152,10 @@ class Answers:
 
     def closed_elsewhere(self, device: str, message: Close) -> None:
         """Confirm the end of a session that this edge does not know: the device's own counters are the record."""
-        self.recorder.ended_elsewhere(message)
-        self.publisher.reply(device, messages.closed_elsewhere(message))
+        self.guard.strike(device, FaultCode.UNKNOWN_SESSION)
+        if self.guard.may_answer(device):
+            self.recorder.ended_elsewhere(message)
+            self.publisher.reply(device, messages.closed_elsewhere(message))
 
     def ended(self, session: EdgeSession, reason: EndReason, *, message: Close | None = None) -> None:
         """Log the end of a session whose device knows of it."""
@@ -154,7 +173,8 @@ class Answers:
 
     def _answer(
         self, session: EdgeSession, result: DraftResult, form: DownlinkForm | None, timing: DraftTiming
-    ) -> None:
+    ) -> bytes:
+        """Make a verdict, and remember, count and record it."""
         draft = result.arrived.draft
         payload = encode_verdict(
             Verdict(
@@ -176,9 +196,18 @@ class Answers:
             batch_sum=timing.batch,
             prefill_ms=timing.prefill_ms,
         )
-        self.publisher.verdict(session.device, payload)
         kind = form.kind if form is not None else None if result.token is None else _TOKEN
         self.recorder.judged(session, result, timing, form=kind, downlink_bytes=len(payload))
+        return payload
+
+    def _send_more(self, session: EdgeSession, draft: Draft, payload: bytes) -> None:
+        """Send what a device could ask for without end, as far as its quota goes."""
+        if self.guard.may_repeat(session.device, len(payload)):
+            self.publisher.verdict(session.device, payload)
+            return
+        sentence = "The device asks for verdicts again faster than it may; it waits a second."
+        fault = DraftFault(FaultCode.QUOTA, Action.WAIT, sentence, retry_s=1.0)
+        self.fault(session.device, fault, session=session, draft=draft)
 
     def _choose_form(self, session: EdgeSession, p: Dist, *, tried: int = 0) -> DownlinkForm:
         return choose_form(

@@ -35,7 +35,7 @@ def opened(session: EdgeSession, *, edge: str, target: str, lease_s: float) -> O
 
 def refused(message: Open, error: OpenRefused) -> Refused:
     """Return the refusal of an Open."""
-    return Refused(session=message.session, code=error.code, sentence=str(error)[:MAX_SENTENCE])
+    return Refused(session=message.session, code=error.code, sentence=str(error)[:MAX_SENTENCE], retry_s=error.retry_s)
 
 
 def fault(draft: Draft | None, error: DraftFault) -> Fault:
@@ -46,6 +46,7 @@ def fault(draft: Draft | None, error: DraftFault) -> Fault:
         code=error.code,
         action=error.action,
         sentence=str(error)[:MAX_SENTENCE],
+        retry_s=error.retry_s,
     )
 
 

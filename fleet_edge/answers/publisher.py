@@ -32,12 +32,13 @@ class Publisher:
         """Room for a downlink form of p in one packet."""
         return self.link.max_packet_bytes - PACKET_OVERHEAD
 
-    def reply(self, device: str, message: SessionReply) -> None:
+    def reply(self, device: str, message: SessionReply, *, qos: int = 1) -> None:
         """Send an Opened, Refused, Closed or Fault."""
         self._publish(
             build(Topic.SESSION, fleet=self.fleet, device=device),
             encode_reply(message),
             content_type=_SESSION.content_type,
+            qos=qos,
         )
 
     def verdict(self, device: str, payload: bytes) -> None:
@@ -54,8 +55,9 @@ class Publisher:
         content_type: str | None = None,
         expiry_s: int | None = None,
         alias: bool = False,
+        qos: int = 1,
     ) -> None:
         try:
-            self.link.publish(topic, payload, content_type=content_type, expiry_s=expiry_s, alias=alias)
+            self.link.publish(topic, payload, qos=qos, content_type=content_type, expiry_s=expiry_s, alias=alias)
         except LinkError as error:
             _log.warning("Not sent to %s: %s", topic, error)

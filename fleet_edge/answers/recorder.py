@@ -15,6 +15,7 @@ from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.store.records import (
     DeviceCounters,
+    DeviceFenced,
     DeviceSeen,
     EdgeSeen,
     LeaveReason,
@@ -182,9 +183,26 @@ class Recorder:
         """A device closed a session that this edge does not know, having restarted."""
         self._closed(message.session, segment_number(self.now()), message.reason, message.tokens, message)
 
-    def event(self, *, kind: str, code: str, sentence: str, device: str | None, session: bytes | None = None) -> None:
+    def event(
+        self,
+        *,
+        kind: str,
+        code: str,
+        sentence: str,
+        device: str | None,
+        session: bytes | None = None,
+        times: int = 1,
+    ) -> None:
         """Something worth a line happened. Callable from any thread."""
-        self.events.note(kind=kind, code=code, sentence=sentence, device=device, session=session)
+        self.events.note(kind=kind, code=code, sentence=sentence, device=device, session=session, times=times)
+
+    def fenced(self, device: str, *, at: datetime, until: datetime, reason: str, strikes: float, level: int) -> None:
+        """This edge has shut a device out."""
+        self.sink.put(
+            DeviceFenced(
+                device=device, by=self.edge, at=at, until=until, reason=reason, strikes=round(strikes), level=level
+            )
+        )
 
     def _closed(self, session: bytes, segment: int, reason: EndReason, tokens: int, message: Close | None) -> None:
         self.sink.put(

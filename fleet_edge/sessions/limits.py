@@ -21,6 +21,7 @@ class SessionLimits:
         window: Most drafts under way.
         vocabulary: Token ids are below this.
         end_tokens: Ids that end the text.
+        sample_requests: Most requests of further samples after one rejection.
     """
 
     max_new_tokens: int
@@ -28,6 +29,7 @@ class SessionLimits:
     window: int
     vocabulary: int
     end_tokens: frozenset[int]
+    sample_requests: int = 32
 
     def ends(self, tokens: Sequence[int]) -> bool:
         """Whether the text ends with these tokens."""

@@ -66,6 +66,7 @@ class EdgeSession:
     _epoch: int = 0
     _digest: int = EMPTY
     _rejected: Dist | None = None
+    _requests: int = 0  # of further samples, since the rejection
     _failure: DraftFault | None = None
     _waiting: WaitingDrafts = field(default_factory=WaitingDrafts)
     _rounds: Rounds = field(init=False)
@@ -223,6 +224,13 @@ class EdgeSession:
     def _admit_request(self, draft: Draft) -> DraftReceipt:
         if self._rejected is None or draft.base != self.committed:
             raise desync("Samples are asked for, but nothing was rejected.")
+        self._requests += 1
+        if self._requests > self.limits.sample_requests:
+            raise DraftFault(
+                FaultCode.QUOTA,
+                Action.GIVE_UP,
+                f"Samples were asked for more than {self.limits.sample_requests} times after one rejection.",
+            )
         return DraftReceipt(request=True)
 
     def _commit(self, tokens: Sequence[int]) -> None:
@@ -238,3 +246,4 @@ class EdgeSession:
         self._epoch += 1
         self._waiting.void()
         self._rejected = p
+        self._requests = 0

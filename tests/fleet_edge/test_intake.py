@@ -68,14 +68,42 @@ def test_other_topics_are_left_alone(intake: Intake, inbox: IntakeQueue, name: s
     assert arrivals(inbox) == []
 
 
-def test_a_full_inbox_drops_counts_and_never_blocks(caplog: pytest.LogCaptureFixture) -> None:
-    inbox = IntakeQueue(bound=2)
+def received(device: str, number: int = 0) -> ReceivedMessage:
+    return ReceivedMessage(device, draft(round=number), 40, 12.5)
+
+
+def test_a_full_inbox_drops_of_the_device_that_fills_it_counts_and_never_blocks(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    inbox = IntakeQueue(bound=3)
     with caplog.at_level(logging.WARNING):
-        assert [inbox.put(lambda: None) for _ in range(4)] == [True, True, False, False]
-    assert inbox.dropped == 2
+        assert [inbox.put(received("hostile", number)) for number in range(5)] == [True, True, True, False, False]
+        assert not inbox.put(received("honest"))
+    assert inbox.dropped == 3
     assert len(caplog.records) == 1  # not one a message
-    assert len(inbox.take(timeout_s=0.0)) == 2
-    assert inbox.put(lambda: None)
+    assert set(arrivals(inbox)) == {received("hostile"), received("hostile", 1), received("honest")}
+
+
+def test_a_call_fits_into_a_full_inbox_and_comes_first() -> None:
+    inbox, call = IntakeQueue(bound=1), lambda: None
+    inbox.put(received("device-1"))
+    assert inbox.put(call)
+    assert inbox.take(timeout_s=0.0) == [call, received("device-1")]
+
+
+def test_devices_take_turns_whatever_one_of_them_has_sent() -> None:
+    inbox = IntakeQueue()
+    for number in range(1000):
+        inbox.put(received("hostile", number))
+    inbox.put(received("honest"))
+    assert received("honest") in inbox.take(timeout_s=0.0, most=20)
+
+
+def test_what_is_taken_at_once_is_bounded(inbox: IntakeQueue) -> None:
+    for number in range(10):
+        inbox.put(received("device-1", number))
+    assert len(inbox.take(timeout_s=0.0, most=4)) == 4
+    assert len(inbox.take(timeout_s=60.0, most=400)) == 6
 
 
 def test_entries_are_taken_in_order(inbox: IntakeQueue) -> None:

@@ -29,7 +29,7 @@ def _nothing() -> None:
 def _jobs(store: Store, **changes: object) -> Jobs:
     given = {"expire_leases": _nothing, "flush_progress": _nothing, "flush_events": _nothing}
     given["warn_certificates"] = _nothing
-    arguments = {**given, "now": lambda: after(0), **changes}
+    arguments = {**given, "apply_fences": lambda _fences: None, "now": lambda: after(0), **changes}
     return Jobs(store, **arguments)  # type: ignore[arg-type]
 
 
@@ -38,6 +38,7 @@ def test_each_chore_can_be_done_on_an_empty_store(store: Store) -> None:
     assert set(jobs.names) == {
         "expire-leases",
         "flush-progress",
+        "read-fences",
         "flush-events",
         "warn-certificates",
         "mark-silent",

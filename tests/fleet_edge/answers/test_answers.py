@@ -11,6 +11,9 @@ from fleet_edge.answers.recorder import Recorder
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SEGMENT_COUNTERS, SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
+from fleet_edge.guard.guard import Guard
+from fleet_edge.guard.quotas import QuotaSettings
+from fleet_edge.guard.strikes import FenceSettings
 from fleet_edge.store.records import (
     EventLogged,
     LeaveReason,
@@ -58,6 +61,7 @@ class Exchange:
             publisher=Publisher(link, FLEET),
             recorder=Recorder(self.sink, EDGE, self.clock.now),
             clock=self.clock,
+            guard=Guard(QuotaSettings(), FenceSettings(), clock=self.clock),
             form=form,
         )
         self.session = edge_session(**message)
@@ -166,7 +170,7 @@ def test_a_verdict_given_again_is_the_same_bytes_and_no_round(exchange: Exchange
     exchange.judge(Judgement(2, rejected=False, token=7))
     receipt = exchange.session.admit(arrived(draft()))
     assert receipt.repeat is not None
-    exchange.answers.verdict_again(exchange.session, receipt.repeat)
+    exchange.answers.verdict_again(exchange.session, draft(), receipt.repeat)
     first, second = exchange.listen()[-2:]
     assert first == second
     assert (exchange.session.counters.rounds, exchange.session.counters.downlink_bytes) == (1, 2 * exchange.sizes[0])

@@ -1,0 +1,105 @@
+"""Standing of one device at an edge: what it has left of its quotas, its strikes, and whether it is shut out."""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from fleet_edge.guard.quotas import Quotas
+from fleet_edge.guard.strikes import FenceSettings, Strikes
+from fleet_edge.guard.token_bucket import TokenBucket
+from schemas.topics import Topic
+
+__all__ = ["Standing"]
+
+_BURST_S: Final = 2.0
+"""Seconds of a rate by the second that a device may use at once."""
+
+_BURST_MIN: Final = 0.25
+"""Minutes of a rate by the minute, likewise."""
+
+_UPLINK_BURST_S: Final = 16.0
+"""The largest Open is some seconds of a device's bytes."""
+
+_MARGIN: Final = 2.0
+"""Opens are refused by name above their quota, and dropped unread only above this many times of it."""
+
+_ANSWERS_PER_S: Final = 2.0
+_ANSWERS: Final = 64.0
+"""Faults and refusals of one device: as many at once as it may have drafts under way, then few."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """One device's standing. Times are monotonic seconds.
+
+    Attributes:
+        device: Whose.
+        quotas: What it may use.
+        fence: When it is shut out.
+        now: When it was first heard.
+        own_until: This edge shuts it out until then, for its strikes.
+        others_until: An administrator or another edge does, until then.
+        fenced_until: The later of the two.
+        dropped: Its messages that were dropped unread.
+        dropped_before: Of these, those that the log knows of.
+        heard: When it last sent anything that was taken.
+        told: When it was last told that it is over a quota, or shut out.
+        messages: Meters of what it sends, by kind of message.
+        uplink: Of the bytes that it sends.
+        opens: Of the sessions that it opens.
+        prompts: Of the prompt tokens that it sends.
+        new_tokens: Of the tokens that it writes.
+        repeats: Of the bytes that are sent to it again.
+        answers: Of the faults and refusals that it is answered with.
+        strikes: Counted against it.
+    """
+
+    device: str
+    quotas: Quotas
+    fence: FenceSettings
+    now: float
+    own_until: float = 0.0
+    others_until: float = 0.0
+    fenced_until: float = 0.0
+    dropped: int = 0
+    dropped_before: int = 0
+    heard: float = field(init=False)
+    told: float = float("-inf")
+    messages: dict[Topic, TokenBucket] = field(init=False)
+    uplink: TokenBucket = field(init=False)
+    opens: TokenBucket = field(init=False)
+    prompts: TokenBucket = field(init=False)
+    new_tokens: TokenBucket = field(init=False)
+    repeats: TokenBucket = field(init=False)
+    answers: TokenBucket = field(init=False)
+    strikes: Strikes = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin with full meters and without a strike."""
+        quotas, now = self.quotas, self.now
+        self.heard = now
+        opens = _MARGIN * quotas.opens_per_min
+        self.messages = {
+            Topic.DRAFT: _by_second(quotas.drafts_per_s, now),
+            Topic.OPEN: _by_minute(opens, now),
+            Topic.CLOSE: _by_minute(opens, now),
+            Topic.STATE: _by_minute(quotas.states_per_min, now),
+        }
+        self.uplink = TokenBucket(quotas.uplink_bytes_per_s, _UPLINK_BURST_S * quotas.uplink_bytes_per_s, now=now)
+        self.opens = _by_minute(quotas.opens_per_min, now)
+        self.prompts = TokenBucket(quotas.prompt_tokens_per_min / 60.0, quotas.prompt_tokens_per_min, now=now)
+        self.new_tokens = TokenBucket(quotas.new_tokens_per_min / 60.0, quotas.new_tokens_per_min, now=now)
+        self.repeats = TokenBucket(quotas.repeat_bytes_per_s, _UPLINK_BURST_S * quotas.repeat_bytes_per_s, now=now)
+        self.answers = TokenBucket(_ANSWERS_PER_S, _ANSWERS, now=now)
+        self.strikes = Strikes(self.fence, now)
+
+    def fenced(self, now: float) -> bool:
+        """Whether it is shut out."""
+        return now < self.fenced_until
+
+
+def _by_second(rate: float, now: float) -> TokenBucket:
+    return TokenBucket(rate, max(1.0, _BURST_S * rate), now=now)
+
+
+def _by_minute(rate: float, now: float) -> TokenBucket:
+    return TokenBucket(rate / 60.0, max(1.0, _BURST_MIN * rate), now=now)

@@ -1,0 +1,91 @@
+"""Strikes: what a device does against the protocol or above its quotas, and when that shuts it out for a time.
+
+A strike is what a sound device does rarely and a hostile or broken one all the time: a message that is none, a session
+or a text that the edge does not know, a message above a quota. Strikes are forgotten at a rate, so that what counts is
+how fast they come. Half of what shuts a device out slows it: each of its messages then weighs as much as several.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+from fleet_edge.guard.token_bucket import TokenBucket
+from fleet_runtime.fields import setting
+
+__all__ = ["FenceSettings", "Strikes"]
+
+_SLOWED: Final = 0.5
+_FORGIVEN: Final = 3.0
+"""Times its last fence that a device must keep the peace for the next fence to be as short as the first."""
+
+
+class FenceSettings(BaseModel):
+    """The section `[fence]`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    strikes: float = setting(
+        300.0, "Strikes that shut a device out.", unit="strikes", since="0.2", in_flags=False, ge=1, le=1e9
+    )
+    forgiven_per_s: float = setting(
+        10.0, "Strikes that are forgotten.", unit="strikes per second", since="0.2", in_flags=False, gt=0, le=1e9
+    )
+    first_s: float = setting(
+        10.0,
+        "How long a device is shut out the first time; each time after that it is twice as long.",
+        unit="seconds",
+        since="0.2",
+        in_flags=False,
+        gt=0,
+        le=1e9,
+    )
+    most_s: float = setting(
+        3600.0, "The longest that it is shut out.", unit="seconds", since="0.2", in_flags=False, gt=0, le=1e9
+    )
+
+
+@dataclass(slots=True)
+class Strikes:
+    """One device's strikes, and how long it has been shut out for them.
+
+    Attributes:
+        settings: When that is, and for how long.
+        now: Seconds on the clock of the other calls.
+        level: How often in a row it was shut out.
+    """
+
+    settings: FenceSettings
+    now: float
+    level: int = 0
+    _left: TokenBucket = field(init=False)
+    _last_s: float = 0.0
+    _until: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Begin without a strike."""
+        self._forget(self.now)
+
+    def add(self, weight: float, now: float) -> float:
+        """Count a strike.
+
+        Returns:
+            Seconds for which the device is shut out by it; 0.0 if it is not.
+        """
+        self._left.spend(weight, now)
+        if self._left.wait_s(0.0, now) == 0.0:
+            return 0.0
+        if now - self._until > _FORGIVEN * self._last_s:
+            self.level = 0
+        self._last_s = min(self.settings.first_s * 2.0**self.level, self.settings.most_s)
+        self.level = min(self.level + 1, 64)
+        self._until = now + self._last_s
+        self._forget(self._until)
+        return self._last_s
+
+    def slowed(self, now: float) -> bool:
+        """Whether the device has come half of the way."""
+        return self._left.wait_s(_SLOWED * self.settings.strikes, now) > 0.0
+
+    def _forget(self, now: float) -> None:
+        self._left = TokenBucket(self.settings.forgiven_per_s, self.settings.strikes, now=now)

@@ -1,0 +1,224 @@
+"""The guard: what it lets in, what it refuses and for how long, and whom it shuts out, by a clock of the test's own."""
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet_edge.errors import DraftFault, OpenRefused
+from fleet_edge.guard.guard import FenceBegun, Guard, OverQuota
+from fleet_edge.guard.quotas import QuotaSettings
+from fleet_edge.guard.strikes import FenceSettings
+from schemas.policy import SamplingPolicy
+from schemas.reasons import Action, FaultCode, RefusalCode
+from schemas.topics import Topic, build
+from tests.support.drafts import open_message
+from tests.support.memory_fleet import Clock
+
+
+def topic(kind: Topic, *, device: str = "device-1") -> bytes:
+    return build(kind, fleet="fleet", device=device, edge="edge-1" if kind is Topic.DRAFT else None).encode()
+
+
+class Scene:
+    """A guard with small quotas, and a clock that stands."""
+
+    def __init__(self, quotas: Mapping[str, object] | None = None, **fence: float) -> None:
+        self.clock = Clock()
+        self.guard = Guard(QuotaSettings.model_validate(quotas or {}), FenceSettings(**fence), clock=self.clock)
+
+    def send(self, kind: Topic, number: int = 1, *, device: str = "device-1", size: int = 60) -> int:
+        """Return how many of so many messages are let in."""
+        name = topic(kind, device=device)
+        return sum(self.guard.accepts(name, size, retained=False) for _ in range(number))
+
+    def shut_out(self, device: str = "device-1") -> float:
+        """Send until the device is shut out; return for how long."""
+        self.send(Topic.DRAFT, 10_000, device=device)
+        (begun,) = [each for each in self.guard.take_notices() if isinstance(each, FenceBegun)]
+        assert begun.device == device
+        return begun.for_s
+
+
+def test_what_is_over_a_rate_is_dropped_told_once_and_counted_in_one_figure() -> None:
+    scene = Scene({"drafts_per_s": 10}, strikes=1e6)
+    assert scene.send(Topic.DRAFT, 500) == 20
+    assert scene.guard.take_notices() == [OverQuota("device-1", Topic.DRAFT, pytest.approx(0.1))]
+    assert scene.guard.take_dropped() == {"device-1": 480}
+    assert scene.guard.take_dropped() == {}
+    scene.clock.seconds += 1.0
+    assert scene.send(Topic.DRAFT, 500) == 10
+
+
+@pytest.mark.parametrize("kind", [Topic.DRAFT, Topic.OPEN, Topic.CLOSE, Topic.STATE])
+def test_one_devices_flood_takes_nothing_of_anothers(kind: Topic) -> None:
+    scene = Scene()
+    scene.send(kind, 20_000)
+    assert scene.send(kind, 5, device="device-2") == 5
+
+
+def test_bytes_are_bounded_whatever_they_come_in() -> None:
+    scene = Scene({"uplink_bytes_per_s": 1000}, strikes=1e6)
+    assert scene.send(Topic.OPEN, 30, size=1 << 20) == 1, "one larger than the burst goes through, and leaves a debt"
+    assert scene.send(Topic.CLOSE) == 0
+    scene.clock.seconds += 1200
+    assert scene.send(Topic.CLOSE) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"dssd/v1/fleet/_edge/edge-1/state", b"nonsense", b"\xff\xfe", b"dssd/v1/fleet/device-1/down/verdict", b""],
+)
+def test_what_is_on_no_devices_topic_is_others_to_judge(name: bytes) -> None:
+    scene = Scene()
+    assert all(scene.guard.accepts(name, 60, retained=False) for _ in range(10_000))
+
+
+def test_strikes_shut_out_and_the_time_doubles() -> None:
+    scene = Scene(first_s=8)
+    assert scene.shut_out() == 8
+    assert scene.send(Topic.DRAFT, 100) == 0
+    assert scene.send(Topic.STATE, 100) == 0
+    assert scene.send(Topic.DRAFT, 5, device="device-2") == 5
+    scene.clock.seconds += 8
+    assert scene.send(Topic.DRAFT, 5) == 5
+    assert scene.shut_out() == 16
+
+
+def test_who_is_shut_out_is_told_so_on_an_open_now_and_then() -> None:
+    scene = Scene(first_s=1000)
+    scene.shut_out()
+    scene.clock.seconds += 10
+    assert scene.send(Topic.OPEN, 3000) == 1
+    with pytest.raises(OpenRefused) as refused:
+        scene.guard.admit_open("device-1", open_message())
+    assert refused.value.code is RefusalCode.FENCED
+    assert refused.value.retry_s == pytest.approx(990)
+    scene.clock.seconds += 10
+    assert scene.send(Topic.OPEN, 3000) == 1
+
+
+def test_malformed_messages_shut_out_sooner_than_unknown_sessions_and_the_edges_own_faults_never() -> None:
+    needed = {}
+    for code in (FaultCode.MALFORMED, FaultCode.UNKNOWN_SESSION, FaultCode.INTERNAL):
+        scene = Scene()
+        needed[code] = 0
+        while not scene.guard.take_notices() and needed[code] < 5000:
+            scene.guard.strike("device-1", code)
+            needed[code] += 1
+    assert needed[FaultCode.MALFORMED] < needed[FaultCode.UNKNOWN_SESSION] < needed[FaultCode.INTERNAL] == 5000
+
+
+def test_a_device_behind_a_bad_line_is_never_shut_out() -> None:
+    """Eight sessions with four drafts under way, each repeated at every reconnect, unknown to an edge that restarts.
+
+    The line breaks each second for an hour, the edge restarts each ten seconds: worse than any that serves at all.
+    """
+    scene = Scene()
+    for second in range(3600):
+        scene.clock.seconds += 1.0
+        scene.send(Topic.STATE, 2)  # the last will, and the state of who is back
+        assert scene.send(Topic.DRAFT, 32) == 32
+        if second % 10 == 0:
+            for _ in range(32):
+                scene.guard.strike("device-1", FaultCode.UNKNOWN_SESSION)
+            for _ in range(8):
+                scene.guard.strike("device-1", FaultCode.DESYNC)
+    assert [each for each in scene.guard.take_notices() if isinstance(each, FenceBegun)] == []
+
+
+def test_opens_over_the_quota_are_refused_with_a_time_and_granted_after_it() -> None:
+    scene = Scene({"opens_per_min": 60})
+    for _ in range(15):
+        scene.guard.admit_open("device-1", open_message())
+    with pytest.raises(OpenRefused) as refused:
+        scene.guard.admit_open("device-1", open_message())
+    assert refused.value.code is RefusalCode.QUOTA
+    assert refused.value.retry_s is not None
+    scene.clock.seconds += refused.value.retry_s
+    scene.guard.admit_open("device-1", open_message())
+    scene.guard.admit_open("device-2", open_message())
+
+
+def test_prompt_tokens_are_bounded_those_of_resumed_texts_included() -> None:
+    scene = Scene({"prompt_tokens_per_min": 1000})
+    scene.guard.admit_open("device-1", open_message(prompt=(1,) * 600, resume=(2,) * 300))
+    with pytest.raises(OpenRefused) as refused:
+        scene.guard.admit_open("device-1", open_message(prompt=(1,) * 200))
+    assert refused.value.retry_s == pytest.approx(6.0)
+
+
+def test_a_refused_open_has_spent_nothing_of_the_other_quotas() -> None:
+    scene = Scene({"opens_per_min": 60, "prompt_tokens_per_min": 100})
+    scene.guard.admit_open("device-1", open_message(prompt=(1,) * 90))
+    for _ in range(100):
+        with pytest.raises(OpenRefused, match="prompt tokens"):
+            scene.guard.admit_open("device-1", open_message(prompt=(1,) * 90))
+
+
+@pytest.mark.parametrize(("top_k", "allowed"), [(0, True), (50, True), (51, False), (49_000, False)])
+def test_top_k_is_bounded_and_the_whole_vocabulary_is_not_meant(top_k: int, allowed: bool) -> None:
+    scene = Scene({"top_k": 50})
+    message = open_message(policy=SamplingPolicy(top_k=top_k, seed=1))
+    if allowed:
+        scene.guard.admit_open("device-1", message)
+    else:
+        with pytest.raises(OpenRefused, match="50, or 0"):
+            scene.guard.admit_open("device-1", message)
+
+
+def test_who_has_written_its_tokens_waits() -> None:
+    scene = Scene({"new_tokens_per_min": 60})
+    scene.guard.admit_draft("device-1")
+    scene.guard.spend("device-1", 64)
+    with pytest.raises(DraftFault) as fault:
+        scene.guard.admit_draft("device-1")
+    assert (fault.value.code, fault.value.action) == (FaultCode.QUOTA, Action.WAIT)
+    assert fault.value.retry_s == pytest.approx(5.0)
+    scene.clock.seconds += 5.0
+    scene.guard.admit_draft("device-1")
+
+
+def test_answers_and_repeats_of_one_device_are_bounded() -> None:
+    scene = Scene({"repeat_bytes_per_s": 1000})
+    assert sum(scene.guard.may_answer("device-1") for _ in range(1000)) == 64
+    assert sum(scene.guard.may_repeat("device-1", 100) for _ in range(1000)) == 160
+    assert scene.guard.may_answer("device-2")
+    scene.clock.seconds += 1.0
+    assert sum(scene.guard.may_answer("device-1") for _ in range(1000)) == 2
+
+
+def test_others_fences_hold_beside_our_own_until_both_are_over() -> None:
+    scene = Scene(first_s=10)
+    scene.shut_out()
+    assert scene.guard.fenced_by_others({"device-1": 5.0, "device-2": float("inf")}) == {"device-2"}
+    scene.clock.seconds += 6.0
+    assert (scene.send(Topic.DRAFT), scene.send(Topic.DRAFT, device="device-2")) == (0, 0)
+    assert scene.guard.fenced_by_others({}) == set()
+    assert (scene.send(Topic.DRAFT), scene.send(Topic.DRAFT, device="device-2")) == (0, 1)
+    scene.guard.lift("device-1")
+    assert scene.send(Topic.DRAFT) == 1
+
+
+def test_names_without_end_do_not_fill_the_memory() -> None:
+    scene = Scene()
+    scene.shut_out("hostile")
+    for number in range(70_000):
+        scene.send(Topic.DRAFT, device=f"name-{number}")
+    assert len(scene.guard._standings) <= 65_536
+    assert scene.send(Topic.DRAFT, device="hostile") == 0, "room is not made by letting in who is shut out"
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([Topic.DRAFT, Topic.OPEN, Topic.CLOSE, Topic.STATE]), st.floats(0.0, 2.0)),
+        max_size=40,
+    )
+)
+def test_a_device_that_keeps_within_its_quotas_is_never_refused(messages: list[tuple[Topic, float]]) -> None:
+    scene, hostile = Scene(), 0
+    for kind, pause in messages:
+        scene.clock.seconds += pause + 2.0
+        hostile += scene.send(kind, 50, device="hostile")
+        assert scene.send(kind) == 1
