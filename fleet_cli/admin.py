@@ -101,16 +101,17 @@ def sessions(
 def session(
     prefix: Annotated[str, typer.Argument(metavar="ID", help="The session's id, or enough of its beginning.")],
     rounds: Annotated[bool, typer.Option("--rounds", help="Also every round, if the session was traced.")] = False,
+    device: Annotated[str | None, typer.Option(help="Whose it is, if two devices have named one alike.")] = None,
     db: Database = _DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
 ) -> None:
     """Show one session: what the edge counted beside what the device counted."""
     with _log(db) as log:
-        found = log.session(prefix)
-        segments = log.segments(found.session)
-        traced = log.rounds(found.session) if rounds else []
-        events = log.events(session=found.session, limit=_EVENTS)
+        found = log.session(prefix, device=device)
+        segments = log.segments(found.session, device=found.device)
+        traced = log.rounds(found.session, device=found.device) if rounds else []
+        events = log.events(session=found.session, device=found.device, limit=_EVENTS)
     if as_json:
         print_json({"session": found, "segments": segments, "events": events, **({"rounds": traced} if rounds else {})})
         return

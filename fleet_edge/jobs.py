@@ -35,7 +35,7 @@ class JobSettings:
     Attributes:
         lease_every_s: Between looks for leases that ran out.
         progress_every_s: Between writes of the running segments' counters.
-        events_every_s: Between writes of the counts of events.
+        log_every_s: Between writes of what the log holds back, the counts of events above all.
         fences_every_s: Between looks for fences that an administrator or another edge has made or lifted.
         certificates_every_s: Between looks for certificates that end soon.
         silent_every_s: Between looks for silent devices.
@@ -48,12 +48,15 @@ class JobSettings:
         purge_every_s: Between purges.
         keep_rounds: Age at which traced rounds are deleted.
         keep_sessions: Age at which sessions and events are deleted; rollups stay.
+        keep_reported: Age at which a device's Close of a session that its edge did not serve is deleted; well above a
+            database outage.
+        most_reported: Such Closes kept of one device.
         purge_chunk: Rows deleted in one transaction.
     """
 
     lease_every_s: float = 2.0
     progress_every_s: float = 5.0
-    events_every_s: float = 10.0
+    log_every_s: float = 10.0
     fences_every_s: float = 2.0
     certificates_every_s: float = 600.0
     silent_every_s: float = 60.0
@@ -65,6 +68,8 @@ class JobSettings:
     purge_every_s: float = 3600.0
     keep_rounds: timedelta = timedelta(days=14)
     keep_sessions: timedelta = timedelta(days=180)
+    keep_reported: timedelta = timedelta(days=7)
+    most_reported: int = 1000
     purge_chunk: int = 1000
 
 
@@ -75,7 +80,7 @@ class Jobs:
         store: The session log; chores use their own connections, beside the writer's.
         expire_leases: Ends sessions whose lease ran out. Called from a thread of ours.
         flush_progress: Puts the running segments' counters. Called from a thread of ours.
-        flush_events: Writes the counts of events. Called from a thread of ours.
+        flush_log: Writes what the log holds back, the counts of events above all. Called from a thread of ours.
         warn_certificates: Tells of certificates that end soon. Called from a thread of ours.
         apply_fences: Takes the fences that the session log knows of. Called from a thread of ours.
         settings: Intervals and ages.
@@ -91,7 +96,7 @@ class Jobs:
         *,
         expire_leases: Callable[[], object],
         flush_progress: Callable[[], object],
-        flush_events: Callable[[], object],
+        flush_log: Callable[[], object],
         warn_certificates: Callable[[], object],
         apply_fences: Callable[[Fences], object],
         settings: JobSettings | None = None,
@@ -107,7 +112,7 @@ class Jobs:
         self._chores: Mapping[str, tuple[float, Callable[[], object]]] = {
             "expire-leases": (self._settings.lease_every_s, expire_leases),
             "flush-progress": (self._settings.progress_every_s, flush_progress),
-            "flush-events": (self._settings.events_every_s, flush_events),
+            "flush-log": (self._settings.log_every_s, flush_log),
             "read-fences": (self._settings.fences_every_s, lambda: apply_fences(store.fences(now=now()))),
             "warn-certificates": (self._settings.certificates_every_s, warn_certificates),
             "mark-silent": (self._settings.silent_every_s, self._mark_silent),
@@ -176,6 +181,13 @@ class Jobs:
         oldest = now - keep.keep_sessions
         sessions = housekeeping.purge_sessions(engine, before=oldest, chunk=keep.purge_chunk, enough=enough)
         events = housekeeping.purge_events(engine, before=oldest, chunk=keep.purge_chunk, enough=enough)
+        housekeeping.purge_reported(
+            engine,
+            before=now - keep.keep_reported,
+            most=keep.most_reported,
+            chunk=keep.purge_chunk,
+            enough=enough,
+        )
         housekeeping.purge_fences(engine, before=oldest, chunk=keep.purge_chunk, enough=enough)
         if rounds or sessions or events:
             _log.info("Purged %d rounds, %d sessions and %d events by age.", rounds, sessions, events)

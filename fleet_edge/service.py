@@ -88,7 +88,7 @@ class EdgeService:
             self._store,
             expire_leases=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.expire),
             flush_progress=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.flush),
-            flush_events=self.orchestrator.handlers.recorder.events.flush,
+            flush_log=self.orchestrator.handlers.recorder.flush,
             warn_certificates=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.warn_certificates),
             apply_fences=lambda fences: self.orchestrator.inbox.put(
                 lambda: self.orchestrator.handlers.apply_fences(fences)
@@ -165,7 +165,7 @@ class EdgeService:
             self._announce(Presence.OFFLINE)
         finally:
             self._link.stop()
-            orchestrator.handlers.recorder.events.flush()
+            orchestrator.handlers.recorder.flush()
             if not self.writer.close(_CLOSE_S):
                 _log.error("Some records of the session log could be neither written nor spooled.")
             self._jobs.stop()  # last: a chore that hangs must keep neither the devices waiting nor the log open

@@ -110,28 +110,31 @@ class SessionLog:
         with self._reading() as connection:
             return queries.sessions(connection, chosen, limit=limit)
 
-    def session(self, session: str) -> SessionView:
+    def session(self, session: str, *, device: str | None = None) -> SessionView:
         """Return one session.
 
         Args:
             session: Its id, or enough of its beginning.
+            device: Whose it is; only needed where two devices have named their sessions alike.
 
         Raises:
             NotFound: There is none.
             StoreError: There are several.
         """
         with self._reading() as connection:
-            return queries.session(connection, session)
+            return queries.session(connection, session, device=device)
 
-    def segments(self, session: str) -> list[SegmentView]:
-        """Return a session's stays at edges, in order. Raises what `session` raises."""
+    def segments(self, session: str, *, device: str | None = None) -> list[SegmentView]:
+        """Return a session's stays at edges, in order. Takes and raises what `session` does."""
         with self._reading() as connection:
-            return queries.segments(connection, queries.session(connection, session).session)
+            found = queries.session(connection, session, device=device)
+            return queries.segments(connection, found.session, device=found.device)
 
-    def rounds(self, session: str) -> list[RoundView]:
-        """Return a session's verdicts, in order; none unless it was traced. Raises what `session` raises."""
+    def rounds(self, session: str, *, device: str | None = None) -> list[RoundView]:
+        """Return a session's verdicts, in order; none unless it was traced. Takes and raises what `session` does."""
         with self._reading() as connection:
-            return queries.rounds(connection, queries.session(connection, session).session)
+            found = queries.session(connection, session, device=device)
+            return queries.rounds(connection, found.session, device=found.device)
 
     def devices(self) -> list[DeviceView]:
         """Return all devices, by name."""
@@ -156,23 +159,23 @@ class SessionLog:
         """Return refusals, faults and restarts of a device or of a session, the latest first.
 
         Args:
-            device: Of this device.
-            session: Of this session, by its id or enough of its beginning.
+            device: Of this device; beside a session: whose it is.
+            session: Of this session, by its id or enough of its beginning. Events of one minute, device and code are
+                one, which names the first session.
             limit: At most so many.
 
         Raises:
-            InvalidQuery: Neither is given, or both are.
+            InvalidQuery: Neither is given.
             NotFound: There is no such session.
             StoreError: There are several.
         """
-        if (device is None) == (session is None):
-            raise InvalidQuery("Events are those of a device or of a session; name one of them.")
         with self._reading() as connection:
+            if session is not None:
+                found = queries.session(connection, session, device=device)
+                return queries.events_of_session(connection, found.session, device=found.device, limit=limit)
             if device is not None:
                 return queries.events_of_device(connection, device, limit=limit)
-            assert session is not None
-            found = queries.session(connection, session)
-            return queries.events_of_session(connection, found.session, limit=limit)
+        raise InvalidQuery("Events are those of a device or of a session; name one of them.")
 
     def stats(self, *, since: Time | None = None, by: str | None = None) -> dict[str, Tally]:
         """Add up what the edges counted.

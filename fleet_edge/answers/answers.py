@@ -154,7 +154,7 @@ class Answers:
         """Confirm the end of a session that this edge does not know: the device's own counters are the record."""
         self.guard.strike(device, FaultCode.UNKNOWN_SESSION)
         if self.guard.may_answer(device):
-            self.recorder.ended_elsewhere(message)
+            self.recorder.ended_elsewhere(device, message)
             self.publisher.reply(device, messages.closed_elsewhere(message))
 
     def ended(self, session: EdgeSession, reason: EndReason, *, message: Close | None = None) -> None:

@@ -6,14 +6,17 @@ Reads sessions and changes nothing of them. Never blocks: the writer takes the r
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
 
+from fleet_edge.answers.device_rates import DeviceRates
+from fleet_edge.answers.device_states import DeviceStates
 from fleet_edge.answers.event_counts import EventCounts
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.store.records import (
+    CloseReported,
     DeviceCounters,
     DeviceFenced,
     DeviceSeen,
@@ -34,6 +37,14 @@ from schemas.reasons import EndReason
 __all__ = ["Recorder", "Sink"]
 
 
+# Twice what a device has open at most, by default; one that came back to a restarted edge closes all of them.
+_REPORTS: Final = 16
+
+# Of a device, logged each minute. Twenty rounds a second are more than a device drafts; further samples are rare.
+_ROUNDS: Final = 1200
+_SAMPLES: Final = 30
+
+
 class Sink(Protocol):
     """Where records go."""
 
@@ -50,7 +61,7 @@ class Recorder:
         edge: This edge's name.
         now: The wall clock (UTC).
         trace_share: Fraction of sessions whose every round is logged.
-        events: Counts what `event` is told; its `flush` is to be called every few seconds.
+        events: Counts what `event` is told.
     """
 
     sink: Sink
@@ -59,13 +70,23 @@ class Recorder:
     trace_share: float = 1.0
     events: EventCounts = field(init=False)
     _segments: dict[int, int] = field(default_factory=dict)
+    _states: DeviceStates = field(init=False)
+    _reported: DeviceRates = field(default_factory=lambda: DeviceRates(_REPORTS))
+    _rounds: DeviceRates = field(default_factory=lambda: DeviceRates(_ROUNDS))
+    _samples: DeviceRates = field(default_factory=lambda: DeviceRates(_SAMPLES))
 
     def __post_init__(self) -> None:
         self.events = EventCounts(self.sink.put, self.edge, self.now)
+        self._states = DeviceStates(self.sink.put)
+
+    def flush(self) -> None:
+        """Write what was held back: counts of events, states of devices. Call it every few seconds, and at the end."""
+        self.events.flush()
+        self._states.flush(self.now())
 
     def device_seen(self, device: str, state: DeviceState) -> None:
-        """A device published its state."""
-        self.sink.put(
+        """A device published its state; of many within seconds the last is written."""
+        self._states.note(
             DeviceSeen(
                 device=device,
                 presence=state.presence,
@@ -119,7 +140,7 @@ class Recorder:
     def judged(
         self, session: EdgeSession, result: DraftResult, timing: DraftTiming, *, form: str | None, downlink_bytes: int
     ) -> None:
-        """A verdict was given; logged for traced sessions.
+        """A verdict was given; logged for traced sessions, unless the device has had too many within a minute.
 
         Args:
             session: Whose.
@@ -128,9 +149,10 @@ class Recorder:
             form: What it carried.
             downlink_bytes: Its payload.
         """
-        if not self._traced(session):
+        draft, at = result.arrived.draft, self.now()
+        rates = self._rounds if result.tested or draft.tokens else self._samples
+        if not self._traced(session) or not rates.admit(session.device, at):
             return
-        draft = result.arrived.draft
         self.sink.put(
             RoundJudged(
                 session=session.session.hex(),
@@ -147,7 +169,8 @@ class Recorder:
                 queue_ms=timing.queue_ms,
                 prefill_ms=timing.prefill_ms,
                 compute_ms=timing.compute_ms,
-                at=self.now(),
+                at=at,
+                device=session.device,
             )
         )
 
@@ -158,6 +181,7 @@ class Recorder:
                 session=session.session.hex(),
                 segment=self._segments[session.handle],
                 at=self.now(),
+                device=session.device,
                 **{name: getattr(session.counters, name) for name in SEGMENT_COUNTERS},
             )
         )
@@ -165,7 +189,17 @@ class Recorder:
     def ended(self, session: EdgeSession, reason: EndReason, message: Close | None) -> None:
         """A session ended, at the device's word or by its lease."""
         self.progress(session)
-        self._closed(session.session, self._segments.pop(session.handle), reason, session.committed, message)
+        self.sink.put(
+            SessionClosed(
+                session=session.session.hex(),
+                segment=self._segments.pop(session.handle),
+                reason=reason,
+                tokens=session.committed,
+                counters=DeviceCounters.of(message) if message else None,
+                at=self.now(),
+                device=session.device,
+            )
+        )
 
     def left(self, session: EdgeSession, reason: LeaveReason) -> None:
         """A session goes on, but not here or under another handle: its segment is complete."""
@@ -176,12 +210,30 @@ class Recorder:
                 segment=self._segments.pop(session.handle),
                 reason=reason,
                 at=self.now(),
+                device=session.device,
             )
         )
 
-    def ended_elsewhere(self, message: Close) -> None:
-        """A device closed a session that this edge does not know, having restarted."""
-        self._closed(message.session, segment_number(self.now()), message.reason, message.tokens, message)
+    def ended_elsewhere(self, device: str, message: Close) -> None:
+        """A device closed a session that this edge does not know, having restarted; or one that never was.
+
+        Of the latter nothing but one event a minute is left behind, however many there are.
+        """
+        at = self.now()
+        if not self._reported.admit(device, at):
+            sentence = "The device closes more sessions that this edge does not know than it can have had."
+            self.event(kind="close", code="unknown-session", sentence=sentence, device=device, session=message.session)
+            return
+        self.sink.put(
+            CloseReported(
+                session=message.session.hex(),
+                device=device,
+                reason=message.reason,
+                tokens=message.tokens,
+                counters=DeviceCounters.of(message),
+                at=at,
+            )
+        )
 
     def event(
         self,
@@ -201,18 +253,6 @@ class Recorder:
         self.sink.put(
             DeviceFenced(
                 device=device, by=self.edge, at=at, until=until, reason=reason, strikes=round(strikes), level=level
-            )
-        )
-
-    def _closed(self, session: bytes, segment: int, reason: EndReason, tokens: int, message: Close | None) -> None:
-        self.sink.put(
-            SessionClosed(
-                session=session.hex(),
-                segment=segment,
-                reason=reason,
-                tokens=tokens,
-                counters=DeviceCounters.of(message) if message else None,
-                at=self.now(),
             )
         )
 

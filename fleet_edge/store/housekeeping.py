@@ -17,6 +17,7 @@ from fleet_edge.store.models import (
     EventRow,
     FenceLiftRow,
     FenceRow,
+    ReportedCloseRow,
     RollupRow,
     RoundRow,
     SegmentRow,
@@ -32,6 +33,7 @@ __all__ = [
     "mark_silent",
     "purge_events",
     "purge_fences",
+    "purge_reported",
     "purge_rounds",
     "purge_sessions",
     "roll_up",
@@ -66,7 +68,7 @@ def close_abandoned(store: Store, *, now: datetime, abandoned_after: timedelta, 
         Number of sessions closed.
     """
     old = (
-        select(SessionRow.session, SessionRow.last_segment, SessionRow.last_at)
+        select(SessionRow.session, SessionRow.device, SessionRow.last_segment, SessionRow.last_at)
         .where(SessionRow.reason.is_(None), SessionRow.last_at < now - abandoned_after)
         .limit(limit)
     )
@@ -83,6 +85,7 @@ def close_abandoned(store: Store, *, now: datetime, abandoned_after: timedelta, 
                 tokens=positions.get((row.session, row.last_segment), 0),
                 counters=None,
                 at=row.last_at,
+                device=row.device,
             )
             for row in found
         ]
@@ -108,7 +111,7 @@ def roll_up(engine: Engine, *, since: datetime, now: datetime) -> int:
             func.count().label("segments"),
             *(func.sum(getattr(SegmentRow, name)).label(name) for name in SUMMED),
         )
-        .where(SegmentRow.device.is_not(None))
+        .where(SegmentRow.edge.is_not(None))
         .where(SegmentRow.segment >= first, SegmentRow.segment <= segment_number(now))
         .group_by(hour, SegmentRow.device)
         .order_by(hour, SegmentRow.device)
@@ -145,6 +148,20 @@ def purge_sessions(engine: Engine, *, before: datetime, chunk: int, enough: Enou
 def purge_events(engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False) -> int:
     """Delete events logged before a time; return how many."""
     return _purge(engine, EventRow, EventRow.at < before, chunk=chunk, enough=enough)
+
+
+def purge_reported(engine: Engine, *, before: datetime, most: int, chunk: int, enough: Enough = lambda: False) -> int:
+    """Delete what devices reported before a time, and of each device all but the latest `most`; return how many."""
+    deleted = _purge(engine, ReportedCloseRow, ReportedCloseRow.closed_at < before, chunk=chunk, enough=enough)
+    device = ReportedCloseRow.device
+    with engine.connect() as connection:
+        crowded = connection.scalars(select(device).group_by(device).having(func.count() > most)).all()
+        for name in crowded:
+            latest = select(ReportedCloseRow.closed_at).where(device == name)
+            last = connection.scalar(latest.order_by(ReportedCloseRow.closed_at.desc()).offset(most - 1).limit(1))
+            surplus = and_(device == name, ReportedCloseRow.closed_at < last)
+            deleted += _purge(engine, ReportedCloseRow, surplus, chunk=chunk, enough=enough)
+    return deleted
 
 
 def purge_fences(engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False) -> int:

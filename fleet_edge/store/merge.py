@@ -5,16 +5,22 @@ then says what it knows: a counter becomes the greater of two, a state, an end o
 a description only to an earlier segment's, a round is never rewritten. All of these commute and are idempotent, so a
 batch may be grouped by kind and replayed at will.
 
+A session's rows belong to one device, which is part of their key: no record of another device reaches them. A Close of
+a session that its edge did not serve makes no session: it waits in `reported_closes`, and is applied whenever rows of
+that device's session change. So what was granted ends as the device says, in whichever order the two are told, and
+what was not granted leaves no session behind.
+
 Parameters of updates are named `b_<column>`: they must differ from the columns' own names.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sqlalchemy import Connection, and_, bindparam, case, func, null, or_, update
+from sqlalchemy import Connection, and_, bindparam, case, func, null, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import Insert, Update
 
@@ -26,11 +32,13 @@ from fleet_edge.store.models import (
     EventRow,
     FenceLiftRow,
     FenceRow,
+    ReportedCloseRow,
     RoundRow,
     SegmentRow,
     SessionRow,
 )
 from fleet_edge.store.records import (
+    CloseReported,
     DeviceFenced,
     DeviceSeen,
     EdgeSeen,
@@ -42,10 +50,12 @@ from fleet_edge.store.records import (
     SegmentProgress,
     SessionClosed,
     SessionOpened,
+    segment_number,
     segment_time,
 )
 
 __all__ = [
+    "CLOSE_REPORTED",
     "CLOSE_SEGMENT",
     "CLOSE_SESSION",
     "COUNT_BY_DEVICE",
@@ -61,7 +71,6 @@ __all__ = [
 ]
 
 SESSION_DESCRIPTION: Final = (
-    "device",
     "draft_model",
     "quantization",
     "target",
@@ -74,7 +83,6 @@ SESSION_DESCRIPTION: Final = (
     "max_new_tokens",
 )
 SEGMENT_DESCRIPTION: Final = (
-    "device",
     "edge",
     "draft_model",
     "quantization",
@@ -109,16 +117,18 @@ def set_latest(row: type[Base], key: str, names: Sequence[str]) -> Update:
     )
 
 
+_OF_SESSION: Final = (SessionRow.session == bindparam("b_session"), SessionRow.device == bindparam("b_device"))
+
 DESCRIBE_SESSION = (
     update(SessionRow)
-    .where(SessionRow.session == bindparam("b_session"))
+    .where(*_OF_SESSION)
     .where(or_(SessionRow.described_by.is_(None), SessionRow.described_by > bindparam("b_segment")))
     .values({"described_by": bindparam("b_segment"), **{name: bindparam(f"b_{name}") for name in SESSION_DESCRIPTION}})
 )
 DESCRIBE_SEGMENT = (
     update(SegmentRow)
     .where(SegmentRow.session == bindparam("b_session"), SegmentRow.segment == bindparam("b_segment"))
-    .where(SegmentRow.device.is_(None))
+    .where(SegmentRow.edge.is_(None))
     .values({name: bindparam(f"b_{name}") for name in SEGMENT_DESCRIPTION})
 )
 CLOSE_SEGMENT = (
@@ -129,13 +139,19 @@ CLOSE_SEGMENT = (
 )
 CLOSE_SESSION = (
     update(SessionRow)
-    .where(SessionRow.session == bindparam("b_session"), SessionRow.last_segment == bindparam("b_segment"))
+    .where(*_OF_SESSION, SessionRow.last_segment == bindparam("b_segment"))
+    .where(or_(SessionRow.closed_at.is_(None), SessionRow.closed_at < bindparam("b_at")))
+    .values(reason=bindparam("b_reason"), closed_at=bindparam("b_at"), tokens=bindparam("b_tokens"))
+)
+CLOSE_REPORTED = (
+    update(SessionRow)
+    .where(*_OF_SESSION, SessionRow.last_segment <= bindparam("b_segment"))
     .where(or_(SessionRow.closed_at.is_(None), SessionRow.closed_at < bindparam("b_at")))
     .values(reason=bindparam("b_reason"), closed_at=bindparam("b_at"), tokens=bindparam("b_tokens"))
 )
 COUNT_BY_DEVICE = (
     update(SessionRow)
-    .where(SessionRow.session == bindparam("b_session"))
+    .where(*_OF_SESSION)
     .where(or_(SessionRow.device_counted_at.is_(None), SessionRow.device_counted_at < bindparam("b_at")))
     .values(
         {
@@ -152,6 +168,8 @@ if TYPE_CHECKING:
 
 Parameters = dict[str, Any]
 _OfSession = SessionOpened | SegmentProgress | RoundJudged | SegmentLeft | SessionClosed
+_log = logging.getLogger(__name__)
+
 _MILLISECOND = timedelta(milliseconds=1)
 R = TypeVar("R", bound=Record)
 
@@ -174,11 +192,13 @@ class Merge:
         self._progress = self._upsert(SegmentRow, greatest=("duration_ms", *SEGMENT_COUNTERS))
         self._round = self._upsert(RoundRow)
         self._event = self._upsert(EventRow, greatest=("count", "last_at"))
+        self._reported = self._latest_close()
         self._fence = self._latest_fence()
         self._lift = self._latest_lift()
 
     def apply(self, connection: Connection, records: Sequence[Record]) -> None:
         """Merge the records, in the transaction that `connection` is in."""
+        records = _with_devices(connection, records)
         self._make_rows(connection, records)
         states = _only(records, DeviceSeen)
         _run(connection, set_latest(DeviceRow, "device", DEVICE_STATE), [_state(r, r.device) for r in states])
@@ -194,7 +214,8 @@ class Merge:
         _run(connection, CLOSE_SEGMENT, [_bound(r, ("reason",)) for r in ends])
         _run(connection, CLOSE_SESSION, [_bound(r, ("reason", "tokens")) for r in closed])
         _run(connection, COUNT_BY_DEVICE, [_counted(r) for r in closed if r.counters is not None])
-        _run(connection, self._round, [asdict(r) for r in _only(records, RoundJudged)])
+        self._apply_reported(connection, records)
+        _run(connection, self._round, [_round(r) for r in _only(records, RoundJudged)])
         _run(connection, self._event, [_event(r) for r in _only(records, EventLogged)])
         # Sorted for the same reason as in `_make_rows`.
         fences = sorted(_only(records, DeviceFenced), key=attrgetter("device", "by", "at"))
@@ -204,34 +225,68 @@ class Merge:
 
     def _make_rows(self, connection: Connection, records: Sequence[Record]) -> None:
         """Make the rows that the records belong to, one statement a row however many records there are."""
-        devices = _spans((r.device, r.at) for r in records if isinstance(r, DeviceSeen | SessionOpened))
+        seen = [r for r in records if isinstance(r, DeviceSeen | _OfSession)]
+        devices = _spans((r.device, r.at) for r in seen if r.device is not None)
         edges = _spans((r.edge, r.at) for r in records if isinstance(r, EdgeSeen | SessionOpened))
         of_session = [r for r in records if isinstance(r, _OfSession)]
-        segments = _spans(((r.session, r.segment), r.at) for r in of_session)
-        sessions: dict[str, Parameters] = {}
-        for (session, segment), (_, last) in segments.items():
+        segments = _spans(((r.session, r.device or "", r.segment), r.at) for r in of_session)
+        sessions: dict[tuple[str, str], Parameters] = {}
+        for (session, device, segment), (_, last) in segments.items():
             row = {
                 "session": session,
+                "device": device,
                 "opened_at": segment_time(segment),
                 "last_at": last,
                 "last_segment": segment,
             }
-            kept = sessions.setdefault(session, row)
+            kept = sessions.setdefault((session, device), row)
             kept["opened_at"] = min(kept["opened_at"], row["opened_at"])
             kept["last_at"] = max(kept["last_at"], last)
             kept["last_segment"] = max(kept["last_segment"], segment)
         # Sorted, so that two edges lock rows of a common PostgreSQL in the same order.
         _run(connection, self._touch_device, _seen("device", devices))
         _run(connection, self._touch_edge, _seen("edge", edges))
-        _run(connection, self._touch_session, sorted(sessions.values(), key=itemgetter("session")))
+        _run(connection, self._touch_session, sorted(sessions.values(), key=itemgetter("session", "device")))
         _run(
             connection,
             self._touch_segment,
             [
-                {"session": session, "segment": segment, "duration_ms": _since_open(segment, last)}
-                for (session, segment), (_, last) in sorted(segments.items())
+                {"session": session, "device": device, "segment": segment, "duration_ms": _since_open(segment, last)}
+                for (session, device, segment), (_, last) in sorted(segments.items())
             ],
         )
+
+    def _apply_reported(self, connection: Connection, records: Sequence[Record]) -> None:
+        """Keep what devices report, and end by it the sessions of the batch that it concerns."""
+        reported = sorted(_only(records, CloseReported), key=attrgetter("session", "device", "at"))
+        _run(connection, self._reported, [_reported(r) for r in reported])
+        touched = {(r.session, r.device) for r in records if isinstance(r, _OfSession | CloseReported)}
+        if not touched:
+            return
+        waiting = select(ReportedCloseRow).where(ReportedCloseRow.session.in_({session for session, _ in touched}))
+        rows = [row for row in connection.execute(waiting).mappings() if (row["session"], row["device"]) in touched]
+        of_session = [
+            {
+                "b_session": row["session"],
+                "b_device": row["device"],
+                "b_segment": segment_number(row["closed_at"]),
+                "b_at": row["closed_at"],
+                "b_reason": row["reason"],
+                "b_tokens": row["tokens"],
+            }
+            for row in sorted(rows, key=itemgetter("session", "device"))
+        ]
+        _run(connection, CLOSE_REPORTED, of_session)
+        counted = [
+            {
+                "b_session": row["session"],
+                "b_device": row["device"],
+                "b_at": row["closed_at"],
+                **{f"b_{name}": row[f"device_{name}"] for name in DEVICE_COUNTERS},
+            }
+            for row in sorted(rows, key=itemgetter("session", "device"))
+        ]
+        _run(connection, COUNT_BY_DEVICE, counted)
 
     def _upsert(self, row: type[Base], *, least: Sequence[str] = (), greatest: Sequence[str] = ()) -> Insert:
         """Return an insert that, where the row exists, takes the lesser or greater value of some columns."""
@@ -252,6 +307,17 @@ class Merge:
             for name in ("reason", "closed_at", "tokens"):
                 changes[name] = case((reopened, null()), else_=table.c[name])
         return statement.on_conflict_do_update(index_elements=key, set_=changes)
+
+    def _latest_close(self) -> Insert:
+        """Return an insert that yields only to a later Close of the same session by the same device."""
+        statement, table = self._insert(ReportedCloseRow), ReportedCloseRow.__table__
+        new = statement.excluded
+        told = ("closed_at", "reason", "tokens", *(f"device_{name}" for name in DEVICE_COUNTERS))
+        return statement.on_conflict_do_update(
+            index_elements=["session", "device"],
+            set_={name: new[name] for name in told},
+            where=new["closed_at"] > table.c["closed_at"],
+        )
 
     def _latest_fence(self) -> Insert:
         """Return an insert that, where the same one has fenced the device before, yields only to a later fence."""
@@ -307,9 +373,31 @@ def _since_open(segment: int, at: datetime) -> float:
     return max((at - segment_time(segment)) / _MILLISECOND, 0.0)
 
 
+def _with_devices(connection: Connection, records: Sequence[Record]) -> Sequence[Record]:
+    """Add the device to records that were spooled before they told it; drop those whose segment is unknown."""
+    unnamed = [r for r in records if isinstance(r, _OfSession) and r.device is None]
+    if not unnamed:
+        return records
+    of_segment = select(SegmentRow.session, SegmentRow.segment, SegmentRow.device)
+    found = connection.execute(of_segment.where(SegmentRow.session.in_({r.session for r in unnamed})))
+    devices = {(row.session, row.segment): row.device for row in found}
+    devices |= {(r.session, r.segment): r.device for r in _only(records, SessionOpened)}
+    return [told for record in records if (told := _told(record, devices)) is not None]
+
+
+def _told(record: Record, devices: Mapping[tuple[str, int], str]) -> Record | None:
+    if not isinstance(record, SegmentProgress | RoundJudged | SegmentLeft | SessionClosed) or record.device is not None:
+        return record
+    device = devices.get((record.session, record.segment))
+    if device is None:
+        _log.warning("A %s record of an earlier release names no session that is known.", type(record).__name__)
+        return None
+    return replace(record, device=device)
+
+
 def _bound(record: SessionOpened | SegmentLeft | SessionClosed, names: Iterable[str]) -> Parameters:
     """Return the named fields as parameters, whose names must differ from the columns' in an update."""
-    key = {"b_session": record.session, "b_segment": record.segment}
+    key = {"b_session": record.session, "b_device": record.device, "b_segment": record.segment}
     when = {"b_at": record.at} if isinstance(record, SegmentLeft | SessionClosed) else {}
     return key | when | {f"b_{name}": getattr(record, name) for name in names}
 
@@ -325,6 +413,12 @@ def _progress(record: SegmentProgress) -> Parameters:
     return fields | {"duration_ms": _since_open(record.segment, at)}
 
 
+def _round(record: RoundJudged) -> Parameters:
+    fields = asdict(record)
+    del fields["device"]  # its segment tells
+    return fields
+
+
 def _event(record: EventLogged) -> Parameters:
     return asdict(record) | {"last_at": record.last_at or record.at}
 
@@ -336,4 +430,10 @@ def _fence(record: DeviceFenced) -> Parameters:
 
 def _counted(record: SessionClosed) -> Parameters:
     counters = {f"b_{name}": getattr(record.counters, name) for name in DEVICE_COUNTERS}
-    return {"b_session": record.session, "b_at": record.at, **counters}
+    return {"b_session": record.session, "b_device": record.device, "b_at": record.at, **counters}
+
+
+def _reported(record: CloseReported) -> Parameters:
+    counters = {f"device_{name}": getattr(record.counters, name) for name in DEVICE_COUNTERS}
+    told = {"reason": record.reason, "tokens": record.tokens, "closed_at": record.at}
+    return {"session": record.session, "device": record.device, **told, **counters}

@@ -48,6 +48,8 @@ def migrate(engine: Engine, *, path: Path | None, name: str) -> None:
         if path:
             # Kept in the file. Switching needs the file alone, and would fail rather than wait.
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+            # A table that another refers to is made anew and renamed; dropping the old one would delete by reference.
+            connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
             # Python's driver would begin only at the first insert, and leave schema changes outside.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
@@ -59,6 +61,8 @@ def migrate(engine: Engine, *, path: Path | None, name: str) -> None:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
         connection.commit()
+        if path:
+            connection.exec_driver_sql("PRAGMA foreign_keys = ON")
 
 
 def _behind(connection: Connection, *, name: str) -> bool:

@@ -1,7 +1,8 @@
 """Tables of the session log.
 
-Columns that only one kind of record knows are nullable: a Close may be replayed before its Open, and then
-makes the row that the Open completes. Unset means "that record has not come", never zero. Column types behave
+Columns that only one kind of record knows are nullable: an end may be replayed before its Open, and then
+makes the row that the Open completes. What a device says of a session of which no edge has told yet waits apart, in
+`reported_closes`. Unset means "that record has not come", never zero. Column types behave
 alike on SQLite and PostgreSQL.
 """
 
@@ -25,6 +26,7 @@ __all__ = [
     "EventRow",
     "FenceLiftRow",
     "FenceRow",
+    "ReportedCloseRow",
     "RollupRow",
     "RoundRow",
     "Seed",
@@ -139,7 +141,7 @@ class EdgeRow(Base):
 
 
 class SessionRow(Base):
-    """A session: described by its first Open, ended with its last segment, counted by its device."""
+    """A session of a device: described by its first Open, ended with its last segment, counted by its device."""
 
     __tablename__ = "sessions"
     __table_args__ = (
@@ -151,11 +153,11 @@ class SessionRow(Base):
     )
 
     session: Mapped[str] = mapped_column(primary_key=True)
+    device: Mapped[str] = mapped_column(ForeignKey("devices.device"), primary_key=True)
     opened_at: Mapped[datetime]
     last_at: Mapped[datetime]
     last_segment: Mapped[int]
     described_by: Mapped[int | None]
-    device: Mapped[str | None] = mapped_column(ForeignKey("devices.device"))
     draft_model: Mapped[str | None]
     quantization: Mapped[str | None]
     target: Mapped[str | None]
@@ -187,14 +189,15 @@ class SegmentRow(Base):
 
     __tablename__ = "segments"
     __table_args__ = (
+        ForeignKeyConstraint(["session", "device"], ["sessions.session", "sessions.device"], ondelete="CASCADE"),
         Index(None, "segment"),
         Index(None, "device", "segment"),
         Index(None, "edge", "segment"),
     )
 
-    session: Mapped[str] = mapped_column(ForeignKey("sessions.session", ondelete="CASCADE"), primary_key=True)
+    session: Mapped[str] = mapped_column(primary_key=True)
     segment: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    device: Mapped[str | None] = mapped_column(ForeignKey("devices.device"))
+    device: Mapped[str]
     edge: Mapped[str | None] = mapped_column(ForeignKey("edges.edge"))
     draft_model: Mapped[str | None]
     quantization: Mapped[str | None]
@@ -230,6 +233,29 @@ class RoundRow(Base):
     compute_ms: Mapped[float]
     at: Mapped[datetime]
     prefill_ms: Mapped[float] = mapped_column(server_default="0")
+
+
+class ReportedCloseRow(Base):
+    """A device's latest Close of a session that its edge did not serve. No foreign keys: it may never have been."""
+
+    __tablename__ = "reported_closes"
+    __table_args__ = (Index(None, "device", "closed_at"), Index(None, "closed_at"))
+
+    session: Mapped[str] = mapped_column(primary_key=True)
+    device: Mapped[str] = mapped_column(primary_key=True)
+    closed_at: Mapped[datetime]
+    reason: Mapped[str]
+    tokens: Mapped[int]
+    device_tokens: Mapped[int]
+    device_rounds: Mapped[int]
+    device_drafted: Mapped[int]
+    device_tested: Mapped[int]
+    device_accepted: Mapped[int]
+    device_uplink_bytes: Mapped[int]
+    device_downlink_bytes: Mapped[int]
+    device_draft_ms: Mapped[float]
+    device_wait_ms: Mapped[float]
+    device_wall_ms: Mapped[float]
 
 
 class EventRow(Base):

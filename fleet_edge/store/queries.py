@@ -86,8 +86,13 @@ def sessions(connection: Connection, chosen: SessionFilter, *, limit: int) -> li
     return _session_views(connection, connection.execute(query).mappings().all())
 
 
-def session(connection: Connection, prefix: str) -> SessionView:
+def session(connection: Connection, prefix: str, *, device: str | None = None) -> SessionView:
     """Return the session whose id begins with `prefix`.
+
+    Args:
+        connection: To the database.
+        prefix: Of the id.
+        device: Whose it is; only needed where two devices have named their sessions alike.
 
     Raises:
         NotFound: There is none.
@@ -98,17 +103,23 @@ def session(connection: Connection, prefix: str) -> SessionView:
         raise NotFound(f"{prefix[:40]!r} is not the beginning of a session id: 1 to 16 hexadecimal characters.")
     # "g" follows every hexadecimal digit; a range uses the key's index where LIKE does not.
     within = (SessionRow.session >= wanted, SessionRow.session < wanted + "g")
-    rows = connection.execute(select(SessionRow).where(*within).order_by(SessionRow.session).limit(2)).mappings().all()
+    query = select(SessionRow).where(*within).order_by(SessionRow.session, SessionRow.device).limit(2)
+    if device is not None:
+        query = query.where(SessionRow.device == device)
+    rows = connection.execute(query).mappings().all()
     if not rows:
         raise NotFound(f"There is no session {prefix} in the session log; 'sessions' lists the latest.")
+    if len(rows) > 1 and rows[0]["session"] == rows[1]["session"]:
+        raise StoreError(f"Several devices have named a session {rows[0]['session']}; say whose you mean.")
     if len(rows) > 1:
         raise StoreError(f"Several sessions begin with {prefix}; give more of its characters.")
     return _session_views(connection, rows)[0]
 
 
-def segments(connection: Connection, session: str) -> list[SegmentView]:
-    """Return the segments of a session (full id), in order."""
-    query = select(SegmentRow).where(SegmentRow.session == session).order_by(SegmentRow.segment)
+def segments(connection: Connection, session: str, *, device: str) -> list[SegmentView]:
+    """Return the segments of a device's session (full id), in order."""
+    own = (SegmentRow.session == session, SegmentRow.device == device)
+    query = select(SegmentRow).where(*own).order_by(SegmentRow.segment)
     views = []
     for row in connection.execute(query).mappings():
         told = ("segment", "device", "edge", "draft_model", "quantization", "target", "resumed_tokens")
@@ -122,9 +133,11 @@ def segments(connection: Connection, session: str) -> list[SegmentView]:
     return views
 
 
-def rounds(connection: Connection, session: str) -> list[RoundView]:
-    """Return the rounds of a session (full id), in order; none unless it was traced."""
-    query = select(RoundRow).where(RoundRow.session == session).order_by(RoundRow.segment, RoundRow.round)
+def rounds(connection: Connection, session: str, *, device: str) -> list[RoundView]:
+    """Return the rounds of a device's session (full id), in order; none unless it was traced."""
+    own = select(SegmentRow.segment).where(SegmentRow.session == session, SegmentRow.device == device)
+    chosen = (RoundRow.session == session, RoundRow.segment.in_(own))
+    query = select(RoundRow).where(*chosen).order_by(RoundRow.segment, RoundRow.round)
     return [
         RoundView(**{name: value for name, value in row.items() if name != "session"})
         for row in connection.execute(query).mappings()
@@ -136,9 +149,13 @@ def events_of_device(connection: Connection, device: str, *, limit: int) -> list
     return _events(connection, select(EventRow).where(EventRow.device == device), limit=limit)
 
 
-def events_of_session(connection: Connection, session: str, *, limit: int) -> list[EventView]:
-    """Return what was logged of a session (full id), the latest first; of a minute's events only the first names it."""
-    return _events(connection, select(EventRow).where(EventRow.session == session), limit=limit)
+def events_of_session(connection: Connection, session: str, *, device: str, limit: int) -> list[EventView]:
+    """Return what was logged of a device's session (full id), the latest first.
+
+    Events of one minute are one row, which names the session that was the first of them.
+    """
+    own = (EventRow.session == session, EventRow.device == device)
+    return _events(connection, select(EventRow).where(*own), limit=limit)
 
 
 def hours(connection: Connection, device: str, *, limit: int) -> list[HourView]:
@@ -171,9 +188,8 @@ def _conditions(chosen: SessionFilter) -> list[ColumnElement[bool]]:
     if chosen.devices:
         conditions.append(SessionRow.device.in_(chosen.devices))
     if chosen.edge is not None:
-        served = select(SegmentRow.session).where(
-            SegmentRow.session == SessionRow.session, SegmentRow.edge == chosen.edge
-        )
+        own = (SegmentRow.session == SessionRow.session, SegmentRow.device == SessionRow.device)
+        served = select(SegmentRow.session).where(*own, SegmentRow.edge == chosen.edge)
         conditions.append(served.exists())
     if chosen.reason is not None:
         conditions.append(SessionRow.reason == chosen.reason)
@@ -191,14 +207,13 @@ def _conditions(chosen: SessionFilter) -> list[ColumnElement[bool]]:
 def _session_views(connection: Connection, rows: Sequence[RowMapping]) -> list[SessionView]:
     """Add to each session what its segments sum to, and its last edge."""
     found = select(SegmentRow).where(SegmentRow.session.in_([row["session"] for row in rows]))
-    by_session: dict[str, list[RowMapping]] = {}
+    by_session: dict[tuple[str, str], list[RowMapping]] = {}
     for segment in connection.execute(found.order_by(SegmentRow.segment)).mappings():
-        by_session.setdefault(segment["session"], []).append(segment)
+        by_session.setdefault((segment["session"], segment["device"]), []).append(segment)
     unlike = {"last_segment", "described_by", "device_counted_at", "tokens"}
     views = []
     for row in rows:
-        # A segment that another device opened under this session's id is not this session's.
-        own = [s for s in by_session.get(row["session"], []) if s["device"] in {row["device"], None}]
+        own = by_session.get((row["session"], row["device"]), [])
         sums: dict[str, Any] = {name: sum(segment[name] for segment in own) for name in SUMMED}
         views.append(
             SessionView(

@@ -3,9 +3,10 @@
 Every record is applied as a merge that neither order nor repetition can disturb (see `merge`): a counter is
 absolute, a state carries its time, a round has its key. So a record can be spooled and replayed freely.
 
-A *session* may be served in several *segments*, one for each time that an edge opened or resumed it. What an
-edge counts belongs to the segment; a restarted edge starts a new one from zero, and totals are sums. A segment's number
-is the instant of its Open, in UTC microseconds: it orders, dates and keys at once.
+A session is known by its id and its device together: what one device sends can neither make, change nor end what
+belongs to another, whatever id it names. It may be served in several *segments*, one for each time that an edge opened
+or resumed it. What an edge counts belongs to the segment; a restarted edge starts a new one from zero, and totals are
+sums. A segment's number is the instant of its Open, in UTC microseconds: it orders, dates and keys at once.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from schemas.reasons import EndReason
 
 __all__ = [
     "ADMINISTRATOR",
+    "CloseReported",
     "DeviceCounters",
     "DeviceFenced",
     "DeviceSeen",
@@ -193,11 +195,13 @@ class SegmentProgress(SegmentCounters):
         session: As opened.
         segment: As opened.
         at: When this was so (UTC, aware).
+        device: As opened; None in what was spooled before records told it.
     """
 
     session: str
     segment: int
     at: datetime
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +224,7 @@ class RoundJudged:
         compute_ms: Of the step.
         at: When (UTC, aware).
         prefill_ms: From arrival to the step, spent in steps that computed the session's own prompt or text.
+        device: As opened; None in what was spooled before records told it.
     """
 
     session: str
@@ -237,6 +242,7 @@ class RoundJudged:
     compute_ms: float
     at: datetime
     prefill_ms: float = 0.0  # what was spooled before it existed has none
+    device: str | None = None
 
 
 class LeaveReason(StrEnum):
@@ -255,12 +261,14 @@ class SegmentLeft:
         segment: As opened.
         reason: Why.
         at: When (UTC, aware). Of several ends of one segment the latest wins.
+        device: As opened; None in what was spooled before records told it.
     """
 
     session: str
     segment: int
     reason: LeaveReason
     at: datetime
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,6 +282,7 @@ class SessionClosed:
         tokens: Committed in the whole session, those resumed from counted in.
         counters: The device's own, or None if no Close came (a lost device).
         at: When (UTC, aware). Of several ends of one segment the latest wins.
+        device: As opened; None in what was spooled before records told it.
     """
 
     session: str
@@ -281,6 +290,31 @@ class SessionClosed:
     reason: EndReason
     tokens: int
     counters: DeviceCounters | None
+    at: datetime
+    device: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseReported:
+    """A device closed a session that the edge does not serve: the edge has restarted, or there never was one.
+
+    It ends the device's session of that id, if one was granted, and no segment of it was opened later. Until then it
+    waits in a table of its own, where it makes no session.
+
+    Attributes:
+        session: 16 lower-case hexadecimal characters, as the device says.
+        device: Whose word it is.
+        reason: How the session ended, as the device says.
+        tokens: Committed in the whole session, as the device says.
+        counters: The device's own.
+        at: When the Close came (UTC, aware). Of several the latest wins.
+    """
+
+    session: str
+    device: str
+    reason: EndReason
+    tokens: int
+    counters: DeviceCounters
     at: datetime
 
 
@@ -361,6 +395,7 @@ Record = (
     | RoundJudged
     | SegmentLeft
     | SessionClosed
+    | CloseReported
     | EventLogged
     | DeviceFenced
     | FenceLifted

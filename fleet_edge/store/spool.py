@@ -26,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fleet_edge.store.errors import SpoolFull, SpoolInUse, StoreError
 from fleet_edge.store.records import (
+    CloseReported,
     DeviceFenced,
     DeviceSeen,
     EdgeSeen,
@@ -54,6 +55,7 @@ _KINDS: Final[dict[str, TypeAdapter[Record]]] = {
         RoundJudged,
         SegmentLeft,
         SessionClosed,
+        CloseReported,
         EventLogged,
         DeviceFenced,
         FenceLifted,

@@ -44,7 +44,7 @@ def stats(connection: Connection, *, since: datetime | None = None, by: Grouping
         without `by` the one name `all`.
     """
     name = _NAMES[by].label("name")
-    chosen: list[ColumnElement[bool]] = [SegmentRow.device.is_not(None)]
+    chosen: list[ColumnElement[bool]] = [SegmentRow.edge.is_not(None)]  # its Open has come
     if since is not None:
         chosen.append(SegmentRow.segment >= segment_number(since))
     sums = (func.sum(getattr(SegmentRow, column)).label(column) for column in SUMMED)
@@ -68,7 +68,7 @@ def _resumed(connection: Connection, name: Label[Any], chosen: Sequence[ColumnEl
     visits = (
         select(name, SegmentRow.session, func.count().label("segments"))
         .where(*chosen, SegmentRow.session.in_(several))
-        .group_by(SegmentRow.session, *([] if name.element is _NAMES[None] else [name]))
+        .group_by(SegmentRow.session, SegmentRow.device, *([] if name.element is _NAMES[None] else [name]))
         .subquery()
     )
     query = select(visits.c.name, func.sum(visits.c.segments - 1)).group_by(visits.c.name)

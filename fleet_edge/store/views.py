@@ -49,7 +49,7 @@ class SessionView:
     """A session. Fields are None where the record that tells them has not come; `reason` None means open."""
 
     session: str
-    device: str | None
+    device: str
     edge: str | None
     draft_model: str | None
     quantization: str | None
@@ -98,7 +98,7 @@ class SegmentView:
 
     segment: int
     opened_at: datetime
-    device: str | None
+    device: str
     edge: str | None
     draft_model: str | None
     quantization: str | None

@@ -27,7 +27,7 @@ def _nothing() -> None:
 
 
 def _jobs(store: Store, **changes: object) -> Jobs:
-    given = {"expire_leases": _nothing, "flush_progress": _nothing, "flush_events": _nothing}
+    given = {"expire_leases": _nothing, "flush_progress": _nothing, "flush_log": _nothing}
     given["warn_certificates"] = _nothing
     arguments = {**given, "apply_fences": lambda _fences: None, "now": lambda: after(0), **changes}
     return Jobs(store, **arguments)  # type: ignore[arg-type]
@@ -38,8 +38,8 @@ def test_each_chore_can_be_done_on_an_empty_store(store: Store) -> None:
     assert set(jobs.names) == {
         "expire-leases",
         "flush-progress",
+        "flush-log",
         "read-fences",
-        "flush-events",
         "warn-certificates",
         "mark-silent",
         "close-abandoned",

@@ -102,7 +102,6 @@ def test_totals_whole_or_by_name(log: SessionLog) -> None:
         lambda log: log.stats(by="country"),
         lambda log: log.stats(since=""),
         lambda log: log.events(),
-        lambda log: log.events(device="sensor-1", session=SESSION),
     ],
 )
 def test_a_question_that_makes_no_sense_is_answered_in_a_sentence(
@@ -146,3 +145,15 @@ def test_devices_are_fenced_and_let_in_again(log: SessionLog) -> None:
         log.fence("sensor-1", duration="for a while")
     with pytest.raises(InvalidQuery, match="is not a valid name"):
         log.fence("up/#")
+
+
+def test_two_devices_that_named_a_session_alike_are_told_apart(log: SessionLog, url: str) -> None:
+    with open_store(url) as store:
+        store.apply([samples.opened(device="stranger", segment=segment_number(after(5)), at=after(5))])
+    with pytest.raises(StoreError, match=f"Several devices have named a session {SESSION}; say whose you mean"):
+        log.session(SESSION)
+    assert log.session(SESSION, device="sensor-1").reason == "stop"
+    assert [segment.device for segment in log.segments(SESSION, device="stranger")] == ["stranger"]
+    assert (len(log.rounds(SESSION, device="sensor-1")), log.rounds(SESSION, device="stranger")) == (1, [])
+    assert len(log.events(session=SESSION, device="sensor-1")) == 1
+    assert log.events(session=SESSION, device="stranger") == []

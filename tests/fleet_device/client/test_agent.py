@@ -22,7 +22,7 @@ from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Pacing, Plan
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.machine import DraftReceipt, EdgeSession
-from fleet_edge.store.records import EventLogged, SessionClosed, SessionOpened
+from fleet_edge.store.records import CloseReported, EventLogged, SessionClosed, SessionOpened
 from fleet_testing.memory_broker import Faults
 from fleet_testing.memory_link import MemoryLink
 from fleet_testing.statistics import ALARM, p_value
@@ -310,7 +310,7 @@ def test_an_open_refused_by_an_edge_that_ends_is_asked_again(refusals: int) -> N
     before = scene.fleet.clock()
     done = scene.generate()
     assert (done.tokens, done.resumes) == (expected(), 0)
-    scene.fleet.edge.handlers.recorder.events.flush()
+    scene.fleet.edge.handlers.recorder.flush()
     last = scene.fleet.sink.of(EventLogged)[-1]
     assert (last.code, last.count) == ("draining", refusals)
     assert scene.fleet.clock() - before == refusals * PATIENCE.retry_s
@@ -355,7 +355,7 @@ def test_a_text_that_ends_while_its_edge_ends_is_written_down_by_another() -> No
     scene.inbox.before_wait = happen
     done = scene.generate(cancellation=cancellation)
     assert done.closed is not None
-    (closed,) = scene.fleet.sink.of(SessionClosed)
+    (closed,) = scene.fleet.sink.of(CloseReported)
     assert (closed.reason, closed.tokens) == (EndReason.CANCELLED, len(done.tokens))
 
 
@@ -597,7 +597,7 @@ def test_an_action_that_is_unknown_is_giving_up_with_the_faults_own_sentence() -
     with pytest.raises(SessionFailed, match=r"^Go on at edge-2\.$"):
         scene.generate()
     scene.fleet.settle()
-    assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.FAILED]
+    assert [record.reason for record in scene.fleet.sink.of(CloseReported)] == [EndReason.FAILED]
 
 
 def test_an_end_that_is_unknown_is_an_end() -> None:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fleet_edge.store.records import (
+    CloseReported,
     DeviceCounters,
     DeviceFenced,
     DeviceSeen,
@@ -105,6 +106,7 @@ def progress(**changes: Any) -> SegmentProgress:
         compute_ms=200.0,
         batch_sum=15,
         at=after(2),
+        device="sensor-1",
     )
     return replace(record, **changes)
 
@@ -125,18 +127,34 @@ def judged(**changes: Any) -> RoundJudged:
         queue_ms=2.0,
         compute_ms=40.0,
         at=after(1),
+        device="sensor-1",
     )
     return replace(record, **changes)
 
 
 def left(**changes: Any) -> SegmentLeft:
-    record = SegmentLeft(session=SESSION, segment=SEGMENT, reason=LeaveReason.HANDED_OVER, at=after(3))
+    record = SegmentLeft(
+        session=SESSION, segment=SEGMENT, reason=LeaveReason.HANDED_OVER, at=after(3), device="sensor-1"
+    )
     return replace(record, **changes)
 
 
 def closed(**changes: Any) -> SessionClosed:
     record = SessionClosed(
-        session=SESSION, segment=SEGMENT, reason=EndReason.STOP, tokens=20, counters=COUNTERS, at=after(3)
+        session=SESSION,
+        segment=SEGMENT,
+        reason=EndReason.STOP,
+        tokens=20,
+        counters=COUNTERS,
+        at=after(3),
+        device="sensor-1",
+    )
+    return replace(record, **changes)
+
+
+def reported(**changes: Any) -> CloseReported:
+    record = CloseReported(
+        session=SESSION, device="sensor-1", reason=EndReason.STOP, tokens=20, counters=COUNTERS, at=after(9)
     )
     return replace(record, **changes)
 
@@ -171,8 +189,8 @@ def fenced(**changes: Any) -> DeviceFenced:
 def fleet() -> list[Record]:
     """Return one session served in two segments at two edges, one of another device, and one still open."""
     resumed = {"session": SESSION, "segment": segment_number(after(100))}
-    other = {"session": OTHER, "segment": segment_number(after(3600))}
-    third = {"session": THIRD, "segment": segment_number(after(7200))}
+    other = {"session": OTHER, "segment": segment_number(after(3600)), "device": "sensor-2"}
+    third = {"session": THIRD, "segment": segment_number(after(7200)), "device": "sensor-2"}
     return [
         device_seen(),
         device_seen(device="idle"),
@@ -184,9 +202,9 @@ def fleet() -> list[Record]:
         progress(**resumed, tokens=20, accepted=5, at=after(102)),
         judged(**resumed, round=7, base=20, at=after(101)),
         closed(**resumed, tokens=40, at=after(103)),
-        opened(**other, device="sensor-2", mode=Mode.COUPLED, quantization="Q2_K", at=after(3600)),
+        opened(**other, mode=Mode.COUPLED, quantization="Q2_K", at=after(3600)),
         progress(**other, tokens=7, at=after(3601)),
         closed(**other, reason=EndReason.LENGTH, tokens=7, counters=None, at=after(3602)),
-        opened(**third, device="sensor-2", at=after(7200)),
+        opened(**third, at=after(7200)),
         event(),
     ]

@@ -85,13 +85,34 @@ def test_an_edge_brings_a_filled_database_of_release_0_1_up_to_date(database_url
             assert (counted.tokens, counted.mean_batch, counted.prefill_ms, counted.resampled) == (20, 3.0, 0.0, 0)
             [hour] = queries.hours(connection, "sensor-1", limit=5)
             assert (hour.counted.tokens, hour.counted.mean_batch, hour.counted.prefill_ms) == (20, 3.0, 0.0)
-            [judged] = queries.rounds(connection, samples.SESSION)
+            [judged] = queries.rounds(connection, samples.SESSION, device="sensor-1")
             assert (judged.queue_ms, judged.prefill_ms) == (2.0, 0.0)
         store.apply([samples.progress(tokens=30, rounds=6, resampled=1, prefill_ms=7.5)])
         with store.engine.connect() as connection:
             session = queries.session(connection, samples.SESSION)
     assert (session.counted.tokens, session.counted.prefill_ms, session.counted.mean_batch) == (30, 7.5, 3.0)
     assert session.network_ms == 900.0 - 10.0 - 7.5 - 200.0
+
+
+def test_sessions_that_no_grant_made_are_gone_and_the_others_keep_their_rounds(database_url: str) -> None:
+    _filled_by_release_0_1(database_url)
+    engine = connect_engine(parse_url(database_url), read_only=False)
+    with engine.begin() as connection:
+        for number in range(3):
+            times = "'2026-03-04 10:30:00', '2026-03-04 10:30:00', 7"
+            connection.execute(
+                text(f"INSERT INTO sessions (session, opened_at, last_at, last_segment) VALUES ('{number}', {times})")
+            )
+            connection.execute(text(f"INSERT INTO segments (session, segment, duration_ms) VALUES ('{number}', 7, 0)"))
+    engine.dispose()
+    with open_store(database_url) as store:
+        rows = all_rows(store)
+        assert [row["session"] for row in rows["sessions"]] == [samples.SESSION]
+        assert (len(rows["segments"]), len(rows["rounds"])) == (1, 1)
+        with store.engine.begin() as connection:
+            connection.execute(text("DELETE FROM sessions"))
+        rows = all_rows(store)
+        assert (rows["segments"], rows["rounds"]) == ([], [])
 
 
 def test_events_of_earlier_releases_happened_once(database_url: str) -> None:

@@ -12,10 +12,10 @@ from tests.fleet_edge.store.samples import START, after
 QUARTER = timedelta(minutes=15)
 
 
-def _session(number: int, seconds: float, **changes: object) -> list[Record]:
-    key: dict[str, Any] = {"session": f"{number:016x}", "segment": segment_number(after(seconds))}
+def _session(number: int, seconds: float, *, device: str = "sensor-1") -> list[Record]:
+    key: dict[str, Any] = {"session": f"{number:016x}", "segment": segment_number(after(seconds)), "device": device}
     return [
-        samples.opened(**key, at=after(seconds), **changes),
+        samples.opened(**key, at=after(seconds)),
         samples.progress(**key, at=after(seconds + 2)),
         samples.judged(**key, at=after(seconds + 1)),
     ]
@@ -29,7 +29,7 @@ def test_only_online_devices_without_any_sign_are_marked_silent(store: Store) ->
             samples.device_seen(device="fresh", at=after(880)),
             samples.device_seen(device="drafting"),
             *_session(1, 0, device="drafting"),
-            samples.progress(session=f"{1:016x}", at=after(890)),
+            samples.progress(session=f"{1:016x}", device="drafting", at=after(890)),
         ]
     )
     now = after(901)
@@ -100,3 +100,16 @@ def test_a_purged_session_takes_its_rounds_along_and_leaves_its_rollup(store: St
     rows = all_rows(store)
     assert (rows["sessions"], rows["segments"], rows["rounds"]) == ([], [], [])
     assert len(rows["rollups"]) == 1
+
+
+def test_closes_that_no_session_was_found_to_are_purged_by_age_and_bounded_by_device(store: Store) -> None:
+    store.apply([samples.reported(session=f"{number:016x}", at=after(number)) for number in range(20)])
+    store.apply(
+        [samples.reported(session=f"{number:016x}", device="sensor-2", at=after(number)) for number in range(3)]
+    )
+    assert housekeeping.purge_reported(store.engine, before=after(2), most=5, chunk=4) == 2 + 13 + 2
+    left = [(row["device"], row["session"]) for row in all_rows(store)["reported_closes"]]
+    assert sorted(left) == [
+        *(("sensor-1", f"{number:016x}") for number in range(15, 20)),
+        ("sensor-2", f"{2:016x}"),
+    ]

@@ -16,6 +16,7 @@ RECORDS: list[Record] = [
     samples.left(),
     samples.closed(),
     samples.closed(counters=None),
+    samples.reported(),
     samples.event(device=None, session=None, count=54_495, last_at=samples.after(9)),
     samples.fenced(until=None),
     FenceLifted(device="sensor-1", by="edge-1", at=samples.after(9)),
@@ -59,7 +60,11 @@ OLD_EVENT = (
 
 @pytest.mark.parametrize(
     ("line", "record"),
-    [(OLD_PROGRESS, samples.progress()), (OLD_ROUND, samples.judged()), (OLD_EVENT, samples.event())],
+    [
+        (OLD_PROGRESS, samples.progress(device=None)),
+        (OLD_ROUND, samples.judged(device=None)),
+        (OLD_EVENT, samples.event()),
+    ],
 )
 def test_what_an_earlier_release_has_spooled_is_read(line: bytes, record: Record) -> None:
     assert from_line(line) == record
@@ -70,7 +75,7 @@ def test_a_counter_that_is_unknown_or_missing_spoils_no_line() -> None:
     fields = json.loads(content) | {"energy_mj": 7}
     del fields["batch_sum"]
     body = kind + b" " + json.dumps(fields).encode()
-    assert from_line(b"%08x %s\n" % (crc32(body), body)) == samples.progress(batch_sum=0)
+    assert from_line(b"%08x %s\n" % (crc32(body), body)) == samples.progress(batch_sum=0, device=None)
 
 
 @pytest.mark.parametrize("body", [b"Stranger {}", b"RoundJudged {}", b"RoundJudged", b"", b"\xff {}"])

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from fleet_edge.store.database import Store
 from fleet_edge.store.errors import RecordRejected
-from fleet_edge.store.records import LeaveReason, Record, segment_number, segment_time
+from fleet_edge.store.records import EdgeSeen, EventLogged, LeaveReason, Record, segment_number, segment_time
 from schemas.control import Presence
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
-from tests.fleet_edge.store.rows import all_rows, clear
+from tests.fleet_edge.store.rows import Rows, all_rows, clear
 from tests.fleet_edge.store.samples import SEGMENT, SESSION, START, after
 
 LATER = segment_number(after(100))
@@ -128,9 +128,9 @@ def _streams(draw: st.DrawFn) -> list[Record]:
         device = f"device-{draw(st.integers(0, 1))}"
         for segment_index in range(draw(st.integers(1, 3))):
             at = after(1000 * segment_index)
-            key = {"session": session, "segment": segment_number(at)}
+            key = {"session": session, "segment": segment_number(at), "device": device}
             edge = f"edge-{draw(st.integers(0, 1))}"
-            records.append(samples.opened(**key, device=device, edge=edge, resumed_tokens=segment_index, at=at))
+            records.append(samples.opened(**key, edge=edge, resumed_tokens=segment_index, at=at))
             tokens = 0
             for step in range(draw(st.integers(0, 3))):
                 tokens += draw(st.integers(0, 5))
@@ -150,7 +150,13 @@ def _streams(draw: st.DrawFn) -> list[Record]:
             tick = next(ticks)
             records.append(samples.device_seen(device=device, presence=presence, at=after(tick)))
             records.append(samples.edge_seen(target=f"target-{tick}", at=after(tick)))
-            records.append(samples.event(id=f"event-{tick}", at=after(tick)))
+            records.append(samples.event(id=f"event-{tick}", count=tick, last_at=after(2 * tick), at=after(tick)))
+        for _ in range(draw(st.integers(0, 2))):
+            # Of its own session or of the other one, by its owner or another device, at any time.
+            name, owner = f"{draw(st.integers(0, 1)):016x}", f"device-{draw(st.integers(0, 2))}"
+            when = after(draw(st.integers(0, 3000))) + timedelta(microseconds=next(ticks))
+            reason = draw(st.sampled_from(EndReason))
+            records.append(samples.reported(session=name, device=owner, reason=reason, at=when))
     return records
 
 
@@ -171,6 +177,86 @@ def test_any_order_repetition_and_batching_gives_the_same_rows(
     for start in range(0, len(shuffled), size):
         store.apply(shuffled[start : start + size])
     assert all_rows(store) == expected
+
+
+def _honest(rows: Rows) -> Rows:
+    """Return what belongs to the devices that are not the forger."""
+    return {name: [row for row in table if row.get("device") != "forger"] for name, table in rows.items()}
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(stream=_streams(), forged=_streams(), seed=st.integers(0, 2**32))
+def test_whatever_another_device_does_under_a_sessions_id_changes_nothing_of_it(
+    store: Store, stream: list[Record], forged: list[Record], seed: int
+) -> None:
+    clear(store)
+    store.apply(stream)
+    expected = _honest(all_rows(store))
+    clear(store)
+    # The same ids; an edge's records of two devices never share a segment's number, which is the instant of its Open.
+    later = timedelta(seconds=1)
+    forgeries = [
+        replace(record, device="forger", at=record.at + later, **_shifted(record))
+        for record in forged
+        if not isinstance(record, EdgeSeen | EventLogged)
+    ]
+    chance = random.Random(seed)
+    mixed = [*stream, *forgeries]  # type: ignore[list-item]
+    chance.shuffle(mixed)
+    for start in range(0, len(mixed), 5):
+        store.apply(mixed[start : start + 5])
+    found = _honest(all_rows(store))
+    # Rounds have no device of their own: their segments tell.
+    own = {(row["session"], row["segment"]) for row in found["segments"]}
+    found["rounds"] = [row for row in found["rounds"] if (row["session"], row["segment"]) in own]
+    found["edges"] = expected["edges"]  # an edge that granted the forger something was seen
+    assert found == expected
+
+
+def _shifted(record: Record) -> dict[str, int]:
+    return {"segment": record.segment + 1_000_000} if hasattr(record, "segment") else {}
+
+
+def test_a_close_of_a_session_that_never_was_makes_no_session(store: Store) -> None:
+    store.apply([samples.reported(session=f"{number:016x}") for number in range(50)])
+    rows = all_rows(store)
+    assert (rows["sessions"], rows["segments"], rows["devices"]) == ([], [], [])
+
+
+def test_another_devices_close_ends_nothing(store: Store) -> None:
+    store.apply([samples.opened(), samples.reported(device="forger", reason=EndReason.FAILED)])
+    [session] = all_rows(store)["sessions"]
+    assert (session["reason"], session["device"], session["device_tokens"]) == (None, "sensor-1", None)
+
+
+@pytest.mark.parametrize("close_first", [True, False])
+def test_a_close_at_an_edge_that_has_restarted_ends_the_session(store: Store, close_first: bool) -> None:
+    batches: list[list[Record]] = [[samples.opened(), samples.progress()], [samples.reported()]]
+    for batch in batches[:: -1 if close_first else 1]:
+        store.apply(batch)
+    [session] = all_rows(store)["sessions"]
+    assert (session["reason"], session["tokens"], session["closed_at"]) == ("stop", 20, after(9))
+    assert (session["device_accepted"], session["device_counted_at"]) == (30, after(9))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0), (0, 2, 1), (2, 0, 1)])
+def test_a_close_that_came_before_the_session_was_resumed_does_not_end_it(store: Store, order: tuple[int, ...]) -> None:
+    resumed = samples.opened(segment=LATER, edge="edge-2", at=after(100))
+    records: list[Record] = [samples.opened(), samples.reported(at=after(50)), resumed]
+    for number in order:
+        store.apply([records[number]])
+    assert all_rows(store)["sessions"][0]["reason"] is None
+    store.apply([samples.reported(at=after(150), reason=EndReason.LENGTH)])
+    assert all_rows(store)["sessions"][0]["reason"] == "length"
+
+
+def test_what_an_earlier_release_spooled_finds_its_device(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    store.apply([samples.opened(), samples.progress(device=None)])
+    store.apply([samples.judged(device=None), samples.closed(device=None), samples.left(device=None, segment=LATER)])
+    rows = all_rows(store)
+    assert (rows["sessions"][0]["reason"], rows["segments"][0]["tokens"], len(rows["rounds"])) == ("stop", 20, 1)
+    assert len(rows["segments"]) == 1
+    assert "A SegmentLeft record of an earlier release names no session that is known." in caplog.text
 
 
 def test_a_record_applied_twice_is_one_row(store: Store) -> None:

@@ -31,16 +31,20 @@ def test_a_session_sums_its_segments_and_stands_beside_its_devices_count(connect
 
 
 def test_segments_rounds_and_events_of_a_session_come_in_order(connection: Connection) -> None:
-    segments = queries.segments(connection, SESSION)
+    segments = queries.segments(connection, SESSION, device="sensor-1")
     assert [(segment.edge, segment.reason, segment.resumed_tokens) for segment in segments] == [
         ("edge-1", "lost", 0),
         ("edge-2", "stop", 20),
     ]
     assert segments[1].opened_at == after(100)
-    assert [(judged.round, judged.base) for judged in queries.rounds(connection, SESSION)] == [(0, 0), (7, 20)]
-    assert [event.code for event in queries.events_of_session(connection, SESSION, limit=5)] == ["desync"]
+    assert [(judged.round, judged.base) for judged in queries.rounds(connection, SESSION, device="sensor-1")] == [
+        (0, 0),
+        (7, 20),
+    ]
+    events = queries.events_of_session(connection, SESSION, device="sensor-1", limit=5)
+    assert [event.code for event in events] == ["desync"]
     assert [event.code for event in queries.events_of_device(connection, "sensor-1", limit=5)] == ["desync"]
-    assert queries.rounds(connection, OTHER) == []
+    assert queries.rounds(connection, OTHER, device="sensor-2") == []
 
 
 def test_a_unique_prefix_names_a_session(connection: Connection) -> None:
@@ -93,18 +97,23 @@ def test_devices_tell_of_their_sessions(connection: Connection) -> None:
 
 
 def test_a_segment_that_another_device_opened_is_not_counted_to_the_session(store: Store) -> None:
-    stranger = {"session": SESSION, "segment": segment_number(after(50))}
+    stranger = {"session": SESSION, "segment": segment_number(after(50)), "device": "stranger"}
     store.apply(
         [
             samples.opened(),
             samples.progress(),
-            samples.opened(**stranger, device="stranger", at=after(50)),
+            samples.opened(**stranger, at=after(50)),
             samples.progress(**stranger, tokens=999, at=after(51)),
+            samples.judged(**stranger),
         ]
     )
     with store.engine.connect() as connection:
-        view = queries.session(connection, SESSION)
-    assert (view.device, view.counted.tokens) == ("sensor-1", 20)
+        with pytest.raises(StoreError, match=f"Several devices have named a session {SESSION}; say whose you mean"):
+            queries.session(connection, SESSION)
+        view = queries.session(connection, SESSION, device="sensor-1")
+        assert (view.device, view.counted.tokens) == ("sensor-1", 20)
+        assert queries.rounds(connection, SESSION, device="sensor-1") == []
+        assert [row.device for row in queries.segments(connection, SESSION, device="stranger")] == ["stranger"]
 
 
 def test_lists_and_prefixes_are_served_by_indexes(sqlite_store: Store) -> None:
