@@ -12,7 +12,6 @@ from fleet_edge.store.records import (
     CloseReported,
     DeviceSeen,
     EventLogged,
-    RoundJudged,
     SegmentProgress,
     SessionClosed,
     SessionOpened,
@@ -265,21 +264,6 @@ def test_a_close_ends_the_session_and_tells_what_was_counted(scene: Scene) -> No
     scene.others_are_untouched()
 
 
-def test_a_flood_of_closes_of_sessions_that_never_were_leaves_little_behind(scene: Scene) -> None:
-    scene.bad.session.cancel(EndReason.CANCELLED)
-    close = scene.bad.session.close(wall_ms=1.0)
-    for number in range(300):
-        forged = close.model_copy(update={"session": (number + 999).to_bytes(8, "big"), "edge": None})
-        scene.send(encode_close(forged), Topic.CLOSE)
-    scene.fleet.edge.handlers.recorder.flush()
-    assert scene.fleet.sink.of(SessionClosed) == []
-    reported = scene.fleet.sink.of(CloseReported)
-    last = scene.fleet.sink.of(EventLogged)[-1]
-    assert (len(reported), {record.device for record in reported}) == (16, {"bad"})
-    assert (last.device, last.kind, last.code, last.count) == ("bad", "close", "unknown-session", 284)
-    scene.others_are_untouched()
-
-
 def test_a_close_under_anothers_session_id_is_told_as_ones_own(scene: Scene) -> None:
     scene.bad.session.cancel(EndReason.FAILED)
     close = scene.bad.session.close(wall_ms=1.0)
@@ -288,26 +272,6 @@ def test_a_close_under_anothers_session_id_is_told_as_ones_own(scene: Scene) -> 
     assert [record.device for record in scene.fleet.sink.of(CloseReported)] == ["bad"]
     assert scene.fleet.sink.of(SessionClosed) == []
     scene.others_are_untouched()
-
-
-def test_a_flood_of_states_is_two_records(scene: Scene) -> None:
-    for number in range(300):
-        state = DeviceState(
-            presence=Presence.ONLINE, software=f"{number}", draft_model="toy", quantization="none", since=START
-        )
-        scene.send(encode_json(state), Topic.STATE)
-    scene.fleet.edge.handlers.recorder.flush()
-    assert [record.software for record in scene.fleet.sink.of(DeviceSeen)] == ["0", "299"]
-
-
-def test_a_flood_of_requests_for_samples_is_not_a_row_each(scene: Scene) -> None:
-    session = scene.fleet.edge.sessions.named("bad", scene.bad.terms.session)
-    assert session is not None
-    session._reject(shape(TARGET.logits((1, 2)), session.policy))
-    for number in range(100):
-        scene.send(encode_draft(scene.draft(round=5 + number, epoch=1, tokens=(), counts=None, tried=16)))
-    assert session.counters.resampled == 100
-    assert len(scene.fleet.sink.of(RoundJudged)) == 30
 
 
 def test_a_close_of_another_edges_session_is_that_edges_business(scene: Scene) -> None:

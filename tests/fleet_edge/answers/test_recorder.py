@@ -1,0 +1,70 @@
+"""What reaches the session log of a device that floods: little, whatever the guard lets through."""
+
+from datetime import timedelta
+
+import pytest
+
+from fleet_edge.answers.recorder import Recorder
+from fleet_edge.batching.timing import DraftTiming
+from fleet_edge.sessions.draft_results import DraftResult
+from fleet_edge.store.records import CloseReported, DeviceSeen, EventLogged, RoundJudged
+from schemas.control import DeviceState, Presence
+from schemas.messages import Close
+from schemas.reasons import EndReason, Finish
+from tests.fleet_edge.store.samples import COUNTERS, START
+from tests.support.drafts import arrived, draft, edge_session, open_message
+from tests.support.memory_fleet import Sink
+
+
+class Scene:
+    """A recorder under a clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.at = START
+        self.sink = Sink()
+        self.recorder = Recorder(self.sink, "edge-1", lambda: self.at)
+
+    def close(self, number: int) -> None:
+        told = {name: getattr(COUNTERS, name) for name in COUNTERS.__slots__}
+        named = {"session": number.to_bytes(8, "big"), "handle": None, "digest": 0}
+        message = Close.model_validate({**named, "reason": EndReason.STOP, **told})
+        self.recorder.ended_elsewhere("sensor-1", message)
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def test_a_flood_of_closes_of_sessions_that_never_were_leaves_little_behind(scene: Scene) -> None:
+    for number in range(300):
+        scene.close(number)
+    scene.recorder.flush()
+    reported = scene.sink.of(CloseReported)
+    assert (len(reported), {record.device for record in reported}) == (16, {"sensor-1"})
+    last = scene.sink.of(EventLogged)[-1]
+    assert (last.device, last.kind, last.code, last.count) == ("sensor-1", "close", "unknown-session", 284)
+    scene.at += timedelta(minutes=1)
+    scene.close(300)
+    assert len(scene.sink.of(CloseReported)) == 17
+
+
+def test_a_flood_of_states_is_two_records(scene: Scene) -> None:
+    for number in range(300):
+        fields = {"software": f"{number}", "draft_model": "toy", "quantization": "none", "since": START}
+        scene.recorder.device_seen("sensor-1", DeviceState(presence=Presence.ONLINE, **fields))
+    scene.recorder.flush()
+    assert [record.software for record in scene.sink.of(DeviceSeen)] == ["0", "299"]
+
+
+def test_a_flood_of_requests_for_samples_is_not_a_row_each_and_hides_no_round(scene: Scene) -> None:
+    session = edge_session()
+    scene.recorder.opened(session, open_message(), target="toy", size=100)
+    for number in range(100):
+        tokens, tried = ((1,), None) if number == 99 else ((), 16)
+        counts = (9,) * len(tokens)
+        asked = arrived(draft(round_=number, tokens=tokens, counts=counts, tried=tried), at=0.0)
+        result = DraftResult(asked, accepted=0, tested=len(tokens), token=None, p=None, finish=Finish.NO)
+        scene.recorder.judged(session, result, DraftTiming(), form="samples", downlink_bytes=900)
+    rounds = [record.round for record in scene.sink.of(RoundJudged)]
+    assert rounds == [*range(30), 99]
