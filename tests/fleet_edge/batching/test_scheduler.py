@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from dssd.judgement import Judgement
-from fleet_edge.batching.scheduler import Batch, Budget, Scheduler
+from fleet_edge.batching.scheduler import Batch, Budget, Scheduler, Work
 from fleet_edge.batching.timing import Step
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.machine import EdgeSession
-from fleet_edge.verifiers.contract import Verifier
+from fleet_edge.verifiers.contract import Item, Verifier
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_testing.markov import MarkovScript
@@ -126,6 +126,72 @@ def test_a_long_backlog_is_computed_in_parts_while_others_are_served() -> None:
         assert short in verdicts
         served += verdicts
     assert long in served
+
+
+def test_prompts_together_take_one_chunk_of_a_step_that_verifies() -> None:
+    edge = Edge(Budget(tokens=100, prefill_chunk=10))
+    for _ in range(5):
+        edge.session(prompt=200)
+    verified = edge.drafting(prompt=3, tokens=2)
+    batch = edge.next_batch()
+    assert [work.session for work in batch.verifications] == [verified]
+    assert sum(len(work.item.tokens) for work in batch.works if not work.chain) == 10
+
+
+def test_prompts_without_end_wait_for_those_who_draft() -> None:
+    """Ten prompts of 900 tokens, computed over and over, beside one device that writes; a token takes a millisecond."""
+    edge = Edge(Budget(tokens=128, prefill_chunk=128))
+    prompts = [edge.session(device="hostile", prompt=900) for _ in range(10)]
+    seconds = {"honest": 0.0, "hostile": 0.0}
+    for _ in range(400):
+        writer = edge.drafting(device="honest", prompt=3, tokens=2)
+        batch = edge.next_batch([*prompts, writer])
+        parts = computed(batch)
+        assert edge.compute(batch) == [writer]
+        step = Step(edge.now, edge.now + 1e-3 * sum(parts.values()), sessions=1)
+        edge.scheduler.computed(batch, step)
+        edge.now = step.ended
+        seconds["honest"] += 1e-3 * parts.pop(writer.handle)
+        seconds["hostile"] += 1e-3 * sum(parts.values())
+        for session in prompts:
+            if edge.verifier.computed(session.handle) >= 899:
+                edge.scheduler.evict(session)
+    credit = 2.048 + 0.064 * edge.now + 0.128  # and the chunk that it ends in
+    assert seconds["hostile"] - credit < 0.15 * seconds["honest"]
+
+
+def test_drafts_that_are_never_accepted_wait_for_others() -> None:
+    edge = Edge()
+    honest = edge.drafting(at=1.0, device="honest")
+    hostile = edge.drafting(at=0.0, device="hostile", tokens=4)
+    for _ in range(40):
+        edge.scheduler.judged(Work(hostile, Item(hostile.handle, (1,), 5), ()), committed=0)
+    edge.scheduler.computed(edge.next_batch([honest]), Step(started=0.0, ended=0.1, sessions=1))
+    batch = edge.next_batch()
+    assert batch.works[0].session is honest
+    hostile_at_all = 0
+    for number in range(50):
+        edge.now += 0.02
+        batch = edge.next_batch()
+        hostile_at_all += any(work.session is hostile for work in batch.works)
+        edge.scheduler.computed(batch, Step(started=edge.now - 0.02, ended=edge.now, sessions=number))
+    assert 1 <= hostile_at_all < 15
+    edge.now += 10.0
+    assert [work.session for work in edge.next_batch([hostile]).works] == [hostile], "alone it does not wait"
+
+
+def test_who_holds_more_keys_and_values_than_his_share_makes_room_first() -> None:
+    edge = Edge(kv_tokens=100)
+    edge.scheduler = Scheduler(edge.verifier, Budget(), kv_share=lambda _device: 0.5)
+    honest = edge.drafting(at=0.0, device="honest", prompt=20)
+    edge.compute(edge.next_batch([honest]))
+    for number in range(3):
+        session = edge.drafting(at=1.0 + number, device="hostile", prompt=22)
+        edge.compute(edge.next_batch([honest, session]))
+    newcomer = edge.drafting(at=9.0, device="newcomer", prompt=22)
+    edge.compute(edge.next_batch())
+    assert edge.verifier.computed(honest.handle) > 0, "the one unused for longest, but within its share"
+    assert edge.verifier.computed(newcomer.handle) > 0
 
 
 def test_what_a_rejection_left_behind_is_forgotten_before_the_next_draft() -> None:
