@@ -7,19 +7,13 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import Final
 
 from fleet_edge.edge import Edge
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_runtime.events import Event, EventStream
-from fleet_testing.markov import MarkovScript
+from fleet_testing.scripted_language import CONTEXT, LANGUAGE
 
-__all__ = ["CONTEXT", "LANGUAGE", "main"]
-
-CONTEXT: Final = 4096
-
-LANGUAGE: Final = MarkovScript(size=1024, seed=9, sharpness=3.0, period=5)
-"""What the target writes. No token ends a text."""
+__all__ = ["main"]
 
 
 def main() -> None:

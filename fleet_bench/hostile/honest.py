@@ -25,7 +25,7 @@ from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.chat import ChatMessage, encode_chat
 from fleet_testing.replay_drafter import ReplayDrafter
-from fleet_testing.scripted_edge import LANGUAGE
+from fleet_testing.scripted_language import LANGUAGE
 from schemas.errors import FleetError
 from schemas.policy import Mode, SamplingPolicy
 from schemas.vocabulary import Vocabulary
