@@ -17,7 +17,9 @@ __all__ = [
     "drafting",
     "long_prompts",
     "more_samples",
+    "nearly_all",
     "out_of_epoch",
+    "prompts",
     "replays",
     "wide_policy",
 ]
@@ -29,9 +31,9 @@ _AHEAD: Final = 1 << 20  # an epoch that no session comes to
 _PROMPTS: Final = 8
 
 
-def wide_policy(vocabulary: int) -> SamplingPolicy:
-    """Return the policy whose distributions are dearest: all tokens but one, untempered."""
-    return DEFAULT_POLICY.model_copy(update={"temperature": 1.0, "top_k": vocabulary - 1, "top_p": 1.0})
+def wide_policy(top_k: int = 0) -> SamplingPolicy:
+    """Return the policy whose distributions are dearest: untempered, of the whole vocabulary unless `top_k` is given."""
+    return DEFAULT_POLICY.model_copy(update={"temperature": 1.0, "top_k": top_k, "top_p": 1.0})
 
 
 def out_of_epoch(attacker: Attacker, *, rate: float) -> None:
@@ -49,23 +51,31 @@ def out_of_epoch(attacker: Attacker, *, rate: float) -> None:
 
 def more_samples(attacker: Attacker, *, rate: float) -> None:
     """A rejection whose samples never suffice: more are asked for, and more."""
-    policy = wide_policy(attacker.place.vocabulary_size)
-    client, session = _one_session(attacker, policy)
+    client, session = _one_session(attacker, wide_policy())
     flood(attacker, [Source(client, _requests(attacker, client, session), rate)])
 
 
-def drafting(attacker: Attacker, *, sessions: int, wide: bool) -> None:
+def drafting(attacker: Attacker, *, sessions: int, policy: SamplingPolicy = DEFAULT_POLICY) -> None:
     """Longest drafts in several sessions, each sent as soon as the last is answered."""
-    policy = wide_policy(attacker.place.vocabulary_size) if wide else DEFAULT_POLICY
     client, group = _sessions(attacker, policy, number=sessions)
     _keep_drafting(attacker, client, group)
 
 
+def nearly_all(attacker: Attacker, *, sessions: int) -> None:
+    """As `drafting`, with a `top_k` just below the size of the vocabulary."""
+    drafting(attacker, sessions=sessions, policy=wide_policy(attacker.place.vocabulary_size - 1))
+
+
+def prompts(attacker: Attacker, *, rate: float, length: int) -> None:
+    """Prompts of a middling length, each in a new session that is closed when the next is opened."""
+    client = attacker.client()
+    length = min(length, attacker.place.context - 1)
+    flood(attacker, [Source(client, _opened_and_closed(attacker, client, length), rate)])
+
+
 def long_prompts(attacker: Attacker, *, rate: float) -> None:
     """Prompts as long as the target holds, each in a new session that is closed when the next is opened."""
-    client = attacker.client()
-    place = attacker.place
-    flood(attacker, [Source(client, _opened_and_closed(attacker, client, place.context - 1), rate)])
+    prompts(attacker, rate=rate, length=attacker.place.context)
 
 
 def replays(attacker: Attacker, *, rate: float) -> None:

@@ -34,14 +34,20 @@ _ALL: Final = (
     Attack(
         "top-k",
         "top_k near the vocabulary, 8 sessions at full rate",
-        partial(granted.drafting, sessions=8, wide=True),
+        partial(granted.nearly_all, sessions=8),
+        control=False,
+    ),
+    Attack(
+        "whole-vocabulary",
+        "top_k 0, which keeps all tokens, 8 sessions at full rate",
+        partial(granted.drafting, sessions=8, policy=granted.wide_policy()),
         control=False,
     ),
     Attack("more-samples", "asking for more samples, 400/s", partial(granted.more_samples, rate=400)),
     Attack(
         "long-drafts",
         "longest drafts at full rate, 8 sessions",
-        partial(granted.drafting, sessions=8, wide=False),
+        partial(granted.drafting, sessions=8),
         control=False,
     ),
     Attack("own-state", "own retained state, 1,000/s", partial(floods.own_state, rate=1000)),

@@ -12,7 +12,7 @@ from schemas.codec import decode_draft
 from schemas.messages import Draft
 from schemas.policy import SamplingPolicy
 from schemas.topics import Topic, build
-from tests.support.memory_fleet import EDGE, FLEET, TARGET, MemoryFleet
+from tests.support.memory_fleet import EDGE, FLEET, MemoryFleet
 
 NAME = "hostile-1"
 
@@ -55,7 +55,7 @@ class Hostile:
         self.link.publish(self._topic(Topic.CLOSE), payload)
 
 
-@pytest.mark.parametrize("policy", [DEFAULT_POLICY, wide_policy(TARGET.size)])
+@pytest.mark.parametrize("policy", [DEFAULT_POLICY, wide_policy()])
 def test_a_hostile_session_keeps_to_the_protocol_up_to_its_end(policy: SamplingPolicy) -> None:
     hostile = Hostile(policy, number=2)
     hostile.group.fill()
@@ -67,7 +67,7 @@ def test_a_hostile_session_keeps_to_the_protocol_up_to_its_end(policy: SamplingP
 
 
 def test_one_that_asks_for_samples_stops_at_its_first_rejection() -> None:
-    hostile = Hostile(wide_policy(TARGET.size), number=1, drafts=False)
+    hostile = Hostile(wide_policy(), number=1, drafts=False)
     hostile.group.fill()
     hostile.fleet.settle()
     (session,) = hostile.group
