@@ -14,7 +14,7 @@ from schemas.downlink import Dense, Samples, Sparse
 from schemas.errors import CodecError
 from schemas.messages import Closed, Draft, Fault, Opened, Verdict
 from schemas.policy import SamplingPolicy
-from schemas.reasons import Finish
+from schemas.reasons import Action, Finish
 from schemas.vocabulary import Vocabulary
 
 __all__ = ["HostileSession", "HostileSessions"]
@@ -38,6 +38,7 @@ class HostileSession:
         committed: Length of the text.
         digest: Of the text.
         fix: The correction that the next draft has to bring.
+        unanswered: The last draft, encoded, while there is no verdict.
     """
 
     session: bytes = field(default_factory=lambda: secrets.token_bytes(SESSION_BYTES))
@@ -48,6 +49,7 @@ class HostileSession:
     committed: int = 0
     digest: int = EMPTY
     fix: int | None = None
+    unanswered: bytes | None = None
     _sent: tuple[int, ...] = ()
 
     def draft(self, rng: random.Random, *, vocabulary: int, tokens: int) -> Draft:
@@ -90,6 +92,7 @@ class HostileSession:
         """Take a verdict; return whether the text goes on."""
         if verdict.round != self.round:
             return True
+        self.unanswered = None
         self._commit(self._sent[: verdict.accepted])
         following = verdict.next
         if isinstance(following, int):
@@ -144,13 +147,15 @@ class HostileSessions:
         return iter(list(self._by_handle.values()))
 
     def fill(self) -> None:
-        """Ask for as many as are missing, and again for those that were not answered."""
+        """Ask for as many as are missing, and again for whatever was not answered, as a device does."""
         for _ in range(self.number - len(self._by_name)):
             session = HostileSession()
             self._by_name[session.session] = session
         for session in self._by_name.values():
             if session.opened is None:
                 self.send_open(open_of(self.vocabulary, policy=self.policy, session=session.session))
+            elif session.unanswered is not None:
+                self.send_draft(session.unanswered)
 
     def take(self, topic: bytes, payload: bytes) -> None:
         """Take what arrives."""
@@ -172,12 +177,12 @@ class HostileSessions:
                 self._draft(session)
         elif isinstance(reply, Closed):
             self._forget(self._by_name.get(reply.session))
-        elif isinstance(reply, Fault) and reply.handle is not None:
+        elif isinstance(reply, Fault) and reply.handle is not None and reply.action is not Action.WAIT:
             self._forget(self._by_handle.get(reply.handle))
 
     def _judged(self, verdict: Verdict) -> None:
         session = self._by_handle.get(verdict.handle)
-        if session is None:
+        if session is None or verdict.round != session.round:
             return
         if not session.apply(verdict):
             self.send_close(close_of(session=session.session, handle=verdict.handle))
@@ -186,7 +191,9 @@ class HostileSessions:
             self._draft(session)
 
     def _draft(self, session: HostileSession) -> None:
-        self.send_draft(encode_draft(session.draft(self.rng, vocabulary=self.vocabulary.size, tokens=self.tokens)))
+        draft = session.draft(self.rng, vocabulary=self.vocabulary.size, tokens=self.tokens)
+        session.unanswered = encode_draft(draft)
+        self.send_draft(session.unanswered)
 
     def _forget(self, session: HostileSession | None) -> None:
         if session is not None:

@@ -25,14 +25,14 @@ __all__ = [
 ]
 
 _GRANT_S: Final = 10.0
-_ASK_AGAIN_S: Final = 2.0
+_ASK_AGAIN_S: Final = 1.0
 _RECORD_S: Final = 1.5
 _AHEAD: Final = 1 << 20  # an epoch that no session comes to
 _PROMPTS: Final = 8
 
 
 def wide_policy(top_k: int = 0) -> SamplingPolicy:
-    """Return the policy whose distributions are dearest: untempered, of the whole vocabulary unless `top_k` is given."""
+    """Return the policy whose distributions are dearest: untempered, all tokens unless `top_k` is given."""
     return DEFAULT_POLICY.model_copy(update={"temperature": 1.0, "top_k": top_k, "top_p": 1.0})
 
 

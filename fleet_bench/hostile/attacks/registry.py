@@ -32,6 +32,11 @@ _ALL: Final = (
     Attack("closes", "Closes, 2,000/s", partial(floods.closes, rate=2000)),
     Attack("long-prompts", "prompts of greatest length, opened and closed, 7/s", partial(granted.long_prompts, rate=7)),
     Attack(
+        "prompts",
+        "prompts of 500 tokens, opened and closed, 1.9/s: within the default quotas",
+        partial(granted.prompts, rate=1.9, length=500),
+    ),
+    Attack(
         "top-k",
         "top_k near the vocabulary, 8 sessions at full rate",
         partial(granted.nearly_all, sessions=8),

@@ -34,26 +34,24 @@ def test_memory_and_processor_time_of_a_process_are_sampled() -> None:
 
 def test_rows_of_honest_work_are_left_out_and_those_of_nobody_are_not(tmp_path: Path) -> None:
     database = tmp_path / "log.sqlite3"
-    open_store(f"sqlite:///{database}").close()
-    before = rows_beside(database, ["honest"])
     with sqlite3.connect(database) as connection:
-        for device in ("honest", "hostile"):
-            connection.execute(
-                "INSERT INTO devices (device, first_seen_at, seen_at) VALUES (?, '2026-01-01', '2026-01-01')", (device,)
-            )
-            connection.execute(
-                "INSERT INTO sessions (session, device, opened_at, last_at, last_segment) "
-                "VALUES (?, ?, '2026-01-01', '2026-01-01', 1)",
-                (f"s-{device}", device),
-            )
-            connection.execute(
-                "INSERT INTO rounds (session, segment, round, base, drafted, tested, accepted, batch, uplink_bytes, "
-                "downlink_bytes, queue_ms, compute_ms, at) VALUES (?, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, '2026-01-01')",
-                (f"s-{device}",),
-            )
-        connection.execute(
-            "INSERT INTO sessions (session, opened_at, last_at, last_segment) "
-            "VALUES ('of nobody', '2026-01-01', '2026-01-01', 1)"
+        connection.executescript(
+            """
+            CREATE TABLE sessions (session TEXT PRIMARY KEY, device TEXT);
+            CREATE TABLE rounds (session TEXT, round INTEGER);
+            CREATE TABLE fences (device TEXT);
+            CREATE TABLE others (what TEXT);
+            INSERT INTO sessions VALUES ('1', 'honest'), ('2', 'hostile'), ('3', NULL);
+            INSERT INTO rounds VALUES ('1', 1), ('1', 2), ('2', 1), ('of no session', 1);
+            INSERT INTO fences VALUES ('hostile'), ('honest');
+            INSERT INTO others VALUES ('x');
+            """
         )
-    # Of the hostile one: itself, its session, its round; and the session that nobody owns.
-    assert rows_beside(database, ["honest"]) - before == 4
+    # Sessions 2 and 3, their round and that of no session, one fence, and what concerns no device.
+    assert rows_beside(database, ["honest"]) == 6
+
+
+def test_the_session_log_of_this_release_can_be_counted(tmp_path: Path) -> None:
+    database = tmp_path / "log.sqlite3"
+    open_store(f"sqlite:///{database}").close()
+    assert rows_beside(database, []) >= 0

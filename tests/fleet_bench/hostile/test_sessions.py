@@ -21,7 +21,8 @@ class Hostile:
     """Sessions of an attacker on a fleet in memory."""
 
     def __init__(self, policy: SamplingPolicy, *, number: int, drafts: bool = True) -> None:
-        self.fleet = MemoryFleet()
+        # Time stands still here, so that rates would be unlimited ones.
+        self.fleet = MemoryFleet(settings={"quotas": {"drafts_per_s": 1e6, "new_tokens_per_min": 1e6}})
         self.link = MemoryLink(self.fleet.broker, NAME)
         self.drafts: list[Draft] = []
         self.closes = 0
@@ -74,6 +75,18 @@ def test_one_that_asks_for_samples_stops_at_its_first_rejection() -> None:
     assert session.rejected
     asked = session.more_samples(64)
     assert (asked.tried, asked.base, asked.epoch) == (64, session.committed, session.epoch)
+
+
+def test_a_draft_that_was_not_answered_is_sent_again() -> None:
+    hostile = Hostile(DEFAULT_POLICY, number=1)
+    hostile.group.fill()
+    hostile.fleet.step()
+    while not hostile.drafts:
+        hostile.fleet.broker.pump()
+        hostile.fleet.step()
+    hostile.group.fill()
+    assert len(hostile.drafts) >= 2
+    assert hostile.drafts[-1] == hostile.drafts[-2]
 
 
 def test_an_unanswered_open_is_sent_again_under_its_own_name() -> None:
