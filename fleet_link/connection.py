@@ -20,7 +20,7 @@ from fleet_link import failures
 from fleet_link.counters import Accepts
 from fleet_link.link import FIRST_ERROR, Message
 from fleet_link.mqtt_client import Announced, connect_properties, goodbye_properties, make_client
-from fleet_link.outbox import Outgoing
+from fleet_link.outgoing import Outgoing
 from fleet_link.packets import AliasTable
 from fleet_link.polling import MAX_POLL_S, Waker, has_arrived, wait
 from fleet_link.routing import Route

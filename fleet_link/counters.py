@@ -26,6 +26,7 @@ class LinkCounters:
         sent: Messages handed to the network, repeats counted in.
         expired: Messages dropped here because their expiry had passed.
         dropped: QoS 0 messages dropped while disconnected.
+        displaced: Queued messages dropped to make room for a flow that had less waiting.
         oversized: Queued messages dropped because a new connection's packet limit was smaller.
         unanswered: QoS 1 messages that the broker has taken without an answer: it answered later ones.
         stalls: Connections ended because the broker answered nothing any more.
@@ -41,6 +42,7 @@ class LinkCounters:
     sent: int = 0
     expired: int = 0
     dropped: int = 0
+    displaced: int = 0
     oversized: int = 0
     unanswered: int = 0
     stalls: int = 0

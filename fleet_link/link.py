@@ -145,11 +145,15 @@ class Link(Protocol):
         expiry_s: int | None = None,
         content_type: str | None = None,
         alias: bool = False,
+        priority: bool = False,
         on_outcome: OutcomeHandler | None = None,
     ) -> None:
         """Send a message. Never blocks; callable from any thread.
 
-        While disconnected, QoS 1 is queued and QoS 0 is dropped.
+        While disconnected, QoS 1 is queued and QoS 0 is dropped. Messages of one flow and priority stay in order, and
+        flows take turns; a flow is all topics with the same first four levels: `dssd/v1/<fleet>/<client>`. Where the
+        queue is full, the newest messages of the flow that has most waiting are dropped for those of one that has
+        less; what is retained at QoS 1 never is.
 
         Args:
             topic: Full topic.
@@ -159,12 +163,13 @@ class Link(Protocol):
             expiry_s: Seconds after which an undelivered message is dropped, here and at the broker.
             content_type: MQTT 5 content type; costs its length in every packet.
             alias: Whether to send the topic once and a two-byte alias from then on.
+            priority: Whether it goes before messages without; these are not held up for good.
             on_outcome: Called on the link's thread with the broker's answer (QoS 1). Not called for a message
-                that expired here or was still unanswered at `stop`.
+                that expired here, made room, or was still unanswered at `stop`.
 
         Raises:
             PacketTooLarge: The broker announced a smaller limit.
-            NotConnected: The bounded queue is full.
+            NotConnected: The bounded queue is full, and no other flow has more of it.
             ValueError: The topic has wildcards or is empty, or `qos` is neither 0 nor 1.
         """
 

@@ -1,90 +1,44 @@
-"""Outgoing messages: one bounded queue, connected or not, and what the link's thread does with it."""
+"""Outbox: one bounded queue of outgoing messages, connected or not, in which flows take turns.
+
+A flow is what goes to one client, or comes from it. What one has waiting costs the others nothing: they take turns to
+be sent, and where the queue is full, room is made by the flow that holds most of it.
+"""
 
 import logging
-import math
 import threading
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Final
 
-from fleet_link.counters import Guard, LinkCounters
-from fleet_link.errors import NotConnected, PacketTooLarge
-from fleet_link.link import PACKET_TOO_LARGE, Outcome, OutcomeHandler
-from fleet_link.mqtt_client import Announced
-from fleet_link.packets import publish_packet_bytes
-from fleet_link.routing import check_topic
-from fleet_link.settings import LinkSettings
+from fleet_link.counters import LinkCounters
+from fleet_link.errors import NotConnected
+from fleet_link.holdings import Holdings
+from fleet_link.outgoing import Outgoing
+from fleet_runtime.fair_queue import FairQueue
 
-__all__ = ["Outbox", "Outgoing", "Sender"]
+__all__ = ["Outbox"]
 
+TURN_BYTES: Final = 1024  # that a flow may send before the next one has its turn
+MOST_IN_A_ROW: Final = 8  # priority messages, where others wait
+LOOK_S: Final = 0.25  # at least between two searches for expired messages, which look at all
+WHOLE: Final = 1_000_000_000
+SAY_S: Final = 60.0  # at least between two warnings
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Outgoing:
-    """A message on its way to the broker.
-
-    Attributes:
-        topic: Full topic; an alias is chosen when it is sent, never kept.
-        payload: Bytes.
-        qos: 0 or 1.
-        retain: Whether the broker keeps it.
-        deadline: Clock reading after which it is worthless, or None.
-        content_type: MQTT 5 content type.
-        alias: Whether the topic may be sent as an alias.
-        on_outcome: Called with the broker's answer.
-    """
-
-    topic: str
-    payload: bytes
-    qos: int = 1
-    retain: bool = False
-    deadline: float | None = None
-    content_type: str | None = None
-    alias: bool = False
-    on_outcome: OutcomeHandler | None = None
-
-    @property
-    def packet_bytes(self) -> int:
-        """Bytes of the packet at its largest: with the topic written out."""
-        return publish_packet_bytes(
-            self.topic,
-            self.payload,
-            qos=self.qos,
-            expiry=self.deadline is not None,
-            content_type=self.content_type,
-            alias=self.alias,
-        )
-
-    def expired(self, now: float) -> bool:
-        """Whether its time has passed."""
-        return self.deadline is not None and now >= self.deadline
-
-    def expiry_s(self, now: float) -> int | None:
-        """Whole seconds left to live, at least 1."""
-        return None if self.deadline is None else max(1, math.ceil(self.deadline - now))
-
-    def check(self, *, limit: int) -> None:
-        """Refuse what no broker, or not this one, would take.
-
-        Args:
-            limit: Largest packet in bytes.
-
-        Raises:
-            ValueError: The topic cannot be published to, or the QoS is neither 0 nor 1.
-            PacketTooLarge: The packet exceeds `limit`.
-        """
-        check_topic(self.topic)
-        if self.qos not in {0, 1}:
-            raise ValueError(f"QoS {self.qos} is not supported: use 0 or 1.")
-        if self.packet_bytes > limit:
-            raise PacketTooLarge(size=self.packet_bytes, limit=limit)
+_log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """Waiting and unacknowledged messages, in order, under one bound.
+    """Waiting and unacknowledged messages under one bound; those of a flow and priority stay in order.
 
     What was sent but not acknowledged when the connection was lost goes back to the head of the queue.
     Messages are kept here in full and never by the MQTT library, whose own repeats would carry an alias that
     the next connection does not know.
+
+    Args:
+        max_messages: Most messages waiting or unacknowledged.
+        max_bytes: Likewise, of their packets.
+        clock: Monotonic seconds.
+        counters: Of the link.
     """
 
     def __init__(
@@ -95,40 +49,46 @@ class Outbox:
         self._clock = clock
         self._counters = counters
         self._lock = threading.Lock()
-        self._waiting: deque[Outgoing] = deque()
-        self._unanswered: dict[int, Outgoing] = {}  # by packet identifier, in the order sent
+        self._urgent = self._empty()
+        self._others = self._empty()
+        self._in_a_row = 0  # priority messages taken while others waited
+        self._holdings: Holdings[tuple[str, bool]] = Holdings()  # what could be dropped, by flow and priority
+        self._droppable = 0
+        self._droppable_bytes = 0
+        self._unanswered: OrderedDict[int, Outgoing] = OrderedDict()  # by packet identifier, in the order sent
         self._bytes = 0
+        self._looked_at = -LOOK_S
+        self._said_at = -SAY_S
         self.left_out = 0  # answers that this connection's broker has left out
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._unanswered)
+        return len(self._urgent) + len(self._others) + len(self._unanswered)
 
     def put(self, message: Outgoing) -> None:
-        """Append a message.
+        """Append a message. Where there is no room, flows that hold more of the queue than this one's make it.
 
         Raises:
-            NotConnected: There is no room.
+            NotConnected: There is no room, and no other flow holds more.
         """
-        size = message.packet_bytes
         with self._lock:
-            if not self._fits(size):
+            if not self._fits(message):
                 self._drop_expired()
-            if not self._fits(size):
-                raise NotConnected(
-                    f"The broker takes nothing more for now: {len(self)} messages ({self._bytes} bytes) are "
-                    "waiting; try again when the link is connected."
-                )
-            self._waiting.append(message)
-            self._bytes += size
+            while not self._fits(message):
+                self._make_room(message)
+            self._append(message)
 
     def take(self, *, window: int) -> Outgoing | None:
         """Remove and return the next message to send; None if there is none or `window` are unanswered."""
         with self._lock:
-            while self._waiting and (self._waiting[0].qos == 0 or len(self._unanswered) < window):
-                message = self._waiting.popleft()
-                self._bytes -= message.packet_bytes
-                if not message.expired(self._clock()):
-                    return message
+            while (queue := self._next()) is not None:
+                head = queue.peek()
+                if head is None or (head.qos > 0 and len(self._unanswered) >= window):
+                    return None
+                queue.take()
+                self._gone(head)
+                self._in_a_row = self._in_a_row + 1 if queue is self._urgent and len(self._others) else 0
+                if not head.expired(self._clock()):
+                    return head
                 self._counters.expired += 1
             return None
 
@@ -153,121 +113,114 @@ class Outbox:
         with self._lock:
             if identifier not in self._unanswered:
                 return None
-            for earlier in list(self._unanswered):
-                message = self._unanswered.pop(earlier)
+            while True:
+                earlier, message = self._unanswered.popitem(last=False)
                 self._bytes -= message.packet_bytes
                 if earlier == identifier:
                     return message
                 self._counters.unanswered += 1
                 self.left_out += 1
-        return None
 
     def connection_lost(self) -> None:
         """Put unanswered messages back at the head, in order, and drop those of QoS 0."""
         with self._lock:
-            waiting = [message for message in self._waiting if message.qos > 0]
-            lost = [message for message in self._waiting if message.qos == 0]
-            self._counters.dropped += len(lost)
-            self._bytes -= sum(message.packet_bytes for message in lost)
-            self._waiting = deque([*self._unanswered.values(), *waiting])
-            self._unanswered = {}
+            unanswered, self._unanswered = self._unanswered, OrderedDict()
+            self._bytes -= sum(message.packet_bytes for message in unanswered.values())
+            self._counters.dropped += self._drop(lambda message: message.qos == 0)
+            for message in reversed(unanswered.values()):
+                self._queue(message).put_back(message.flow, message, cost=message.packet_bytes)
+                self._came(message)
             self.left_out = 0
 
-    def _fits(self, size: int) -> bool:
-        return len(self) < self._max_messages and self._bytes + size <= self._max_bytes
+    def _next(self) -> "FairQueue[str, Outgoing] | None":
+        """Return the class whose turn it is."""
+        if len(self._urgent) and (self._in_a_row < MOST_IN_A_ROW or not len(self._others)):
+            return self._urgent
+        return self._others if len(self._others) else None
+
+    def _fits(self, message: Outgoing) -> bool:
+        return len(self) < self._max_messages and self._bytes + message.packet_bytes <= self._max_bytes
+
+    def _would_fit(self, message: Outgoing) -> bool:
+        """Return whether it would if all were dropped that may be."""
+        left, bytes_left = len(self) - self._droppable, self._bytes - self._droppable_bytes
+        return left < self._max_messages and bytes_left + message.packet_bytes <= self._max_bytes
+
+    def _make_room(self, message: Outgoing) -> None:
+        """Drop the newest message of the flow that holds most.
+
+        Raises:
+            NotConnected: That is no other, or there is none.
+        """
+        largest, most = self._holdings.largest()
+        mine = self._holdings.of((message.flow, message.priority)) + self._share(message)
+        if largest is None or not self._would_fit(message) or (mine > most and not message.indispensable):
+            raise NotConnected(
+                f"The broker takes nothing more for now: {len(self)} messages ({self._bytes} bytes) are "
+                "waiting; try again when the link is connected."
+            )
+        flow, priority = largest
+        self._drop_newest(self._urgent if priority else self._others, flow)
+        self._counters.displaced += 1
+        if self._clock() - self._said_at >= SAY_S:
+            self._said_at = self._clock()
+            _log.warning(
+                "The queue to the broker is full; those of %s, which has most of it, make room (%d so far).",
+                flow,
+                self._counters.displaced,
+            )
+
+    def _drop_newest(self, queue: "FairQueue[str, Outgoing]", flow: str) -> None:
+        kept = []
+        while (newest := queue.drop_newest(flow)).indispensable:
+            kept.append(newest)
+        self._gone(newest)
+        for message in reversed(kept):
+            queue.put(flow, message, cost=message.packet_bytes)
 
     def _drop_expired(self) -> None:
         now = self._clock()
-        kept = deque(message for message in self._waiting if not message.expired(now))
-        gone = [message for message in self._waiting if message.expired(now)]
-        self._counters.expired += len(gone)
-        self._bytes -= sum(message.packet_bytes for message in gone)
-        self._waiting = kept
+        if now - self._looked_at >= LOOK_S:
+            self._looked_at = now
+            self._counters.expired += self._drop(lambda message: message.expired(now))
 
+    def _drop(self, unwanted: Callable[[Outgoing], bool]) -> int:
+        """Drop waiting messages; return how many."""
+        dropped = 0
+        waiting = [*self._urgent, *self._others]
+        self._urgent, self._others = self._empty(), self._empty()
+        for message in waiting:
+            if unwanted(message):
+                dropped += 1
+                self._gone(message)
+            else:
+                self._queue(message).put(message.flow, message, cost=message.packet_bytes)
+        return dropped
 
-_log = logging.getLogger(__name__)
+    def _append(self, message: Outgoing) -> None:
+        self._queue(message).put(message.flow, message, cost=message.packet_bytes)
+        self._came(message)
 
+    def _queue(self, message: Outgoing) -> "FairQueue[str, Outgoing]":
+        return self._urgent if message.priority else self._others
 
-class Sender:
-    """The outgoing half of a link, across its connections. Only `put` may be called from any thread."""
+    def _empty(self) -> "FairQueue[str, Outgoing]":
+        return FairQueue(bound=self._max_messages, quantum=TURN_BYTES)
 
-    def __init__(self, settings: LinkSettings, *, guard: Guard, clock: Callable[[], float]) -> None:
-        self._guard = guard
-        self._clock = clock
-        self._answered = True  # since silence was last measured
-        self._silent_since = 0.0
-        self._outbox = Outbox(
-            max_messages=settings.queue_messages,
-            max_bytes=settings.queue_bytes,
-            clock=clock,
-            counters=guard.counters,
-        )
+    def _came(self, message: Outgoing) -> None:
+        self._bytes += message.packet_bytes
+        if not message.indispensable:
+            self._droppable += 1
+            self._droppable_bytes += message.packet_bytes
+            self._holdings.add((message.flow, message.priority), self._share(message))
 
-    @property
-    def idle(self) -> bool:
-        """Whether everything was sent and answered."""
-        return len(self._outbox) == 0
+    def _gone(self, message: Outgoing) -> None:
+        self._bytes -= message.packet_bytes
+        if not message.indispensable:
+            self._droppable -= 1
+            self._droppable_bytes -= message.packet_bytes
+            self._holdings.remove((message.flow, message.priority), self._share(message))
 
-    @property
-    def awaiting_answers(self) -> int:
-        """Messages that were sent and not answered."""
-        return self._outbox.awaiting_answers
-
-    @property
-    def left_out(self) -> int:
-        """Answers that the broker has left out on this connection."""
-        return self._outbox.left_out
-
-    def unanswered_s(self, *, delivered: bool) -> float:
-        """Return for how long the broker has answered nothing although it has all that was sent (seconds).
-
-        Args:
-            delivered: Whether all that was written has reached the broker's machine: a slow network is no silence.
-        """
-        now = self._clock()
-        if self._answered or not delivered or not self.awaiting_answers:
-            self._answered, self._silent_since = False, now
-        return now - self._silent_since
-
-    def put(self, message: Outgoing) -> None:
-        """Append a message.
-
-        Raises:
-            NotConnected: There is no room.
-        """
-        self._outbox.put(message)
-
-    def drain(self, send: Callable[[Outgoing], int], announced: Announced) -> None:
-        """Send all that the broker lets us send now.
-
-        Args:
-            send: Writes a PUBLISH and returns its packet identifier.
-            announced: The broker's limits.
-        """
-        while (message := self._outbox.take(window=announced.receive_maximum)) is not None:
-            if message.packet_bytes > announced.max_packet_bytes:
-                # Queued for a broker that took larger ones.
-                self._guard.counters.oversized += 1
-                _log.error("A queued message to %s is too large for this broker and is dropped.", message.topic)
-                self._report(message, PACKET_TOO_LARGE)
-                continue
-            identifier = send(message)
-            self._guard.counters.sent += 1
-            if message.qos > 0:
-                self._outbox.await_answer(identifier, message)
-
-    def on_answer(self, identifier: int, reason: int) -> None:
-        """Take the broker's answer to the publish with this packet identifier."""
-        self._answered = True
-        message = self._outbox.pop_answered(identifier)
-        if message is not None:
-            self._report(message, reason)
-
-    def connection_lost(self) -> None:
-        """Keep what was not answered for the next connection."""
-        self._answered = True
-        self._outbox.connection_lost()
-
-    def _report(self, message: Outgoing, reason: int) -> None:
-        if message.on_outcome is not None:
-            self._guard.call(message.on_outcome, Outcome(message.topic, reason))
+    def _share(self, message: Outgoing) -> int:
+        """Return what a message takes of the queue: of its messages or of its bytes, whichever is more, in ppb."""
+        return max(WHOLE // self._max_messages, WHOLE * message.packet_bytes // self._max_bytes)

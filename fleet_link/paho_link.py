@@ -22,10 +22,11 @@ from fleet_link.handover import Handover
 from fleet_link.lifecycle import Backoff, Connectivity, Startup
 from fleet_link.link import Handler, Listener, OutcomeHandler
 from fleet_link.mqtt_client import Announced
-from fleet_link.outbox import Outgoing, Sender
+from fleet_link.outgoing import Outgoing
 from fleet_link.polling import Waker
 from fleet_link.routing import Route, Routes
 from fleet_link.screen import Screen
+from fleet_link.sender import Sender
 from fleet_link.settings import LinkSettings
 
 __all__ = ["PahoLink"]
@@ -146,11 +147,12 @@ class PahoLink:
         expiry_s: int | None = None,
         content_type: str | None = None,
         alias: bool = False,
+        priority: bool = False,
         on_outcome: OutcomeHandler | None = None,
     ) -> None:
         """Send a message; see `Link.publish`."""
         deadline = None if expiry_s is None else self._clock() + expiry_s
-        message = Outgoing(topic, payload, qos, retain, deadline, content_type, alias, on_outcome)
+        message = Outgoing(topic, payload, qos, retain, deadline, content_type, alias, on_outcome, priority)
         message.check(limit=self.max_packet_bytes)
         if qos == 0 and not self._connectivity.online:
             self.counters.dropped += 1

@@ -3,7 +3,8 @@
 from fleet_link.counters import Accepts, Guard, LinkCounters
 from fleet_link.errors import ConnectFailed
 from fleet_link.link import Handler, Listener, Message, Outcome, OutcomeHandler, Will
-from fleet_link.outbox import Outbox, Outgoing
+from fleet_link.outbox import Outbox
+from fleet_link.outgoing import Outgoing
 from fleet_link.packets import publish_packet_bytes
 from fleet_link.routing import Route, Routes
 from fleet_testing.memory_broker import MemoryBroker, Peer
@@ -100,11 +101,12 @@ class MemoryLink:
         expiry_s: int | None = None,
         content_type: str | None = None,
         alias: bool = False,
+        priority: bool = False,
         on_outcome: OutcomeHandler | None = None,
     ) -> None:
         """Send a message; see `Link.publish`."""
         deadline = None if expiry_s is None else self._broker.clock() + expiry_s
-        message = Outgoing(topic, payload, qos, retain, deadline, content_type, alias, on_outcome)
+        message = Outgoing(topic, payload, qos, retain, deadline, content_type, alias, on_outcome, priority)
         message.check(limit=self.max_packet_bytes)
         if qos == 0 and not self.connected:
             self.counters.dropped += 1

@@ -42,10 +42,10 @@ class Publisher:
         )
 
     def verdict(self, device: str, payload: bytes) -> None:
-        """Send a verdict's bytes."""
+        """Send a verdict's bytes, before replies that wait."""
         topic = build(Topic.VERDICT, fleet=self.fleet, device=device)
         # No content type: its bytes would outweigh a coupled verdict.
-        self._publish(topic, payload, expiry_s=_VERDICT.expiry_s, alias=True)
+        self._publish(topic, payload, expiry_s=_VERDICT.expiry_s, alias=True, priority=True)
 
     def _publish(
         self,
@@ -56,8 +56,17 @@ class Publisher:
         expiry_s: int | None = None,
         alias: bool = False,
         qos: int = 1,
+        priority: bool = False,
     ) -> None:
         try:
-            self.link.publish(topic, payload, qos=qos, content_type=content_type, expiry_s=expiry_s, alias=alias)
+            self.link.publish(
+                topic,
+                payload,
+                qos=qos,
+                content_type=content_type,
+                expiry_s=expiry_s,
+                alias=alias,
+                priority=priority,
+            )
         except LinkError as error:
             _log.warning("Not sent to %s: %s", topic, error)

@@ -266,9 +266,9 @@ def test_aliases_stay_within_the_brokers_maximum(links: list[Link], maximum: int
         link = make(broker.port, flush_s=0.0)
         links.append(link)
         link.start(timeout_s=START_S)
-        for topic in ("aa", "bb", "aa", "cc", "bb"):
-            link.publish(topic, b"", alias=True)
-        until(lambda: len(broker.publishes()) == 5)
+        for number, topic in enumerate(("aa", "bb", "aa", "cc", "bb"), start=1):
+            link.publish(topic, b"", alias=True)  # one at a time: topics that wait take turns
+            until(lambda number=number: len(broker.publishes()) == number)  # type: ignore[misc]
         assert [packet[4 : 4 + packet[3]] for packet in broker.publishes()] == topics
         link.stop()
 
