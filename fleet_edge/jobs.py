@@ -12,7 +12,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleet_edge.store import housekeeping
-from fleet_edge.store.database import Store
+from fleet_edge.store.database import SessionStore
 from fleet_edge.store.errors import StoreError
 from fleet_edge.store.fences import Fences
 from schemas.errors import FleetError
@@ -77,7 +77,8 @@ class Jobs:
     """The chores of one edge.
 
     Args:
-        store: The session log; chores use their own connections, beside the writer's.
+        store: The session log; chores use their own connections, beside the writer's. While it is away those that
+            need it fail, each saying so once.
         expire_leases: Ends sessions whose lease ran out. Called from a thread of ours.
         flush_progress: Puts the running segments' counters. Called from a thread of ours.
         flush_log: Writes what the log holds back, the counts of events above all. Called from a thread of ours.
@@ -92,7 +93,7 @@ class Jobs:
 
     def __init__(
         self,
-        store: Store,
+        store: SessionStore,
         *,
         expire_leases: Callable[[], object],
         flush_progress: Callable[[], object],
@@ -106,6 +107,7 @@ class Jobs:
         self._settings = settings or JobSettings()
         self._now = now
         self._stopping = threading.Event()
+        self._waiting: set[str] = set()
         # A rollup of half-purged hours would replace what they came to by less. An hour is the grain of both.
         if self._settings.keep_sessions < self._settings.rollup_window + timedelta(hours=1):
             raise JobsError("Sessions must be kept at least an hour longer than the window of the rollups.")
@@ -150,12 +152,15 @@ class Jobs:
         try:
             chore()
         except (StoreError, SQLAlchemyError) as error:
-            # Expected while the database is away: no traceback.
-            _log.warning("The job %s could not be done and will be tried again: %s", name, _first_line(error))
+            # Expected while the database is away: no traceback, and once in an outage.
+            level = logging.DEBUG if name in self._waiting else logging.WARNING
+            _log.log(level, "The job %s could not be done and will be tried again: %s", name, _first_line(error))
+            self._waiting.add(name)
             return False
         except Exception:  # noqa: BLE001 - whatever one chore does, the others go on
             _log.exception("The job %s failed and will be tried again.", name)
             return False
+        self._waiting.discard(name)
         return True
 
     def _mark_silent(self) -> None:

@@ -5,8 +5,8 @@ from functools import partial
 from typing import Final
 
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.database import open_store
 from fleet_edge.store.errors import SpoolInUse
+from fleet_edge.store.reopening import check_database
 from fleet_edge.store.spool import Spool
 from fleet_edge.verifiers.registry import check_verifier
 from fleet_link.errors import ConnectFailed
@@ -24,7 +24,9 @@ _SHORT_S: Final = 1.0
 
 
 def preflight(settings: EdgeSettings, *, make_link: Callable[[LinkSettings], Link] = PahoLink) -> None:
-    """Check all that can be checked before the target model is loaded; the database is created or migrated.
+    """Check all that can be checked before the target model is loaded.
+
+    The database is created or migrated. One that does not answer is no mistake: the edge starts without it.
 
     Args:
         settings: The configuration.
@@ -50,7 +52,7 @@ def preflight(settings: EdgeSettings, *, make_link: Callable[[LinkSettings], Lin
             settings,
             {
                 "target": partial(check_verifier, settings),
-                "db": lambda: open_store(settings.db).close(),
+                "db": partial(check_database, settings.db),
                 "spool": check_spool,
             },
         )

@@ -14,7 +14,8 @@ from fleet_edge.intake import leave_opens
 from fleet_edge.jobs import Jobs, JobSettings
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.database import Store, open_store
+from fleet_edge.store.errors import StoreRefused, StoreUnavailable
+from fleet_edge.store.reopening import ReopeningStore
 from fleet_edge.store.spool import Spool
 from fleet_edge.store.writer import Writer
 from fleet_edge.verifiers.contract import Verifier
@@ -58,7 +59,7 @@ class EdgeService:
     orchestrator: Orchestrator = field(init=False)
     writer: Writer = field(init=False)
     _link: Link = field(init=False)
-    _store: Store = field(init=False)
+    _store: ReopeningStore = field(init=False)
     _jobs: Jobs = field(init=False)
     _since: datetime = field(init=False)
     _presence: Presence = Presence.ONLINE
@@ -67,14 +68,17 @@ class EdgeService:
     def start(self) -> None:
         """Open the database, connect, and say that this edge is online.
 
+        A database that is away is opened later, by the writer; until then the log waits in the spool.
+
         Raises:
-            StoreError: The database cannot be opened.
+            StoreError: The database cannot be used as it is configured, or the spool cannot.
             ConnectFailed: The broker cannot be reached.
         """
         settings = self.settings
         self._since = self.now()
-        self._store = open_store(settings.db)
+        self._store = ReopeningStore(settings.db)
         try:
+            self._open_store()
             self.writer = Writer(self._store, Spool(settings.spool)).start()
         except BaseException:
             self._store.close()
@@ -171,6 +175,14 @@ class EdgeService:
             self._jobs.stop()  # last: a chore that hangs must keep neither the devices waiting nor the log open
             self._store.close()
         return left
+
+    def _open_store(self) -> None:
+        try:
+            self._store.open()
+        except StoreRefused:
+            raise
+        except StoreUnavailable:
+            pass  # the writer says so with its first record, and opens it when it is there
 
     @property
     def _state_topic(self) -> str:

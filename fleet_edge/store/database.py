@@ -3,20 +3,34 @@
 from collections.abc import Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
-from sqlalchemy import Engine, inspect, text
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
+from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from fleet_edge.store.engine import connect_engine, parse_url, shown, sqlite_path, unavailable
-from fleet_edge.store.errors import RecordRejected, StoreError, StoreUnavailable
+from fleet_edge.store.errors import RecordRejected, StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.fences import Fences, read_fences
 from fleet_edge.store.merge import Merge
 from fleet_edge.store.models import REVISION
 from fleet_edge.store.records import Record
 
-__all__ = ["Store", "open_existing", "open_for_reading", "open_store"]
+__all__ = ["SessionStore", "Store", "open_existing", "open_for_reading", "open_store", "schema_of"]
+
+
+class SessionStore(Protocol):
+    """A session log to write, for jobs and housekeeping: a `Store`, or one that may be away."""
+
+    @property
+    def engine(self) -> Engine:
+        """For queries. Raises `StoreUnavailable` while the database is away."""
+
+    def apply(self, records: Sequence[Record]) -> None:
+        """As `Store.apply`."""
+
+    def fences(self, *, now: datetime) -> Fences:
+        """As `Store.fences`."""
 
 
 class Store:
@@ -43,14 +57,31 @@ class Store:
             with self.engine.begin() as connection:
                 self._merge.apply(connection, records)
         except (DataError, IntegrityError) as error:
+            self._check_schema()
             raise _rejected(error.orig or error) from error
         except (DBAPIError, PoolTimeout) as error:
+            # SQLite has no code of its own for a table or a column that is missing.
+            if isinstance(error, ProgrammingError) or self.engine.dialect.name == "sqlite":
+                self._check_schema()
             raise unavailable(error, name=self.name) from error
         except StatementError as error:
             raise _rejected(error.orig or error) from error
         except (ValueError, TypeError, OverflowError) as error:
             # Not wrapped by SQLAlchemy: the driver could not convert a value.
             raise _rejected(error) from error
+
+    def _check_schema(self) -> None:
+        """Make sure that what a statement met are this version's tables: another edge may have changed them."""
+        try:
+            with self.engine.connect() as connection:
+                revision = schema_of(connection)
+        except SQLAlchemyError as error:
+            raise unavailable(error, name=self.name) from error
+        if revision != REVISION:
+            raise StoreRefused(
+                f"The database {self.name} has schema {revision} by now and this software writes {REVISION}; "
+                "bring this edge to the version of the one that changed it."
+            )
 
     def fences(self, *, now: datetime) -> Fences:
         """Return which devices are fenced at `now` (aware); cheap enough to be asked every few seconds.
@@ -125,9 +156,7 @@ def open_existing(url: str, *, read_only: bool) -> Engine:
     engine = connect_engine(parsed, read_only=read_only, create=False)
     try:
         with engine.connect() as connection:
-            revision = None
-            if inspect(connection).has_table("alembic_version"):
-                revision = connection.scalar(text("SELECT version_num FROM alembic_version"))
+            revision = schema_of(connection)
     except SQLAlchemyError as error:
         engine.dispose()
         raise unavailable(error, name=name) from error
@@ -140,6 +169,14 @@ def open_existing(url: str, *, read_only: bool) -> Engine:
         f"The database {name} has schema {revision} and this software reads {REVISION}; "
         "run the same version as the edge that writes it."
     )
+
+
+def schema_of(connection: Connection) -> str | None:
+    """Return the schema that a database has, known without Alembic; None if it has none."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return revision
 
 
 def _rejected(error: BaseException) -> RecordRejected:

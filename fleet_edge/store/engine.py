@@ -12,7 +12,7 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
-from fleet_edge.store.errors import StoreError, StoreUnavailable
+from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 
 __all__ = ["connect_engine", "parse_url", "shown", "sqlite_path", "unavailable"]
 
@@ -20,6 +20,28 @@ _BUSY_S: Final = 5.0
 _CONNECT_S: Final = 5
 _STATEMENT_MS: Final = 30_000
 _SILENCE_MS: Final = 10_000
+_REFUSED_BY_SQLITE: Final = frozenset(
+    {
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_AUTH,
+    }
+)
+_REFUSED_CLASSES: Final = frozenset({"28", "3D"})  # authorization; no such database
+_REFUSED_STATES: Final = frozenset({"42501", "3F000"})  # no permission; no schema
+_REFUSALS: Final = (
+    "authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "permission denied",
+    "certificate verify failed",
+    '" does not exist',  # a role or a database; there may also be too many connections for one
+    "invalid connection option",
+    "invalid port number",
+)
 _EXAMPLES = "use sqlite:///PATH or postgresql://USER@HOST/NAME"
 
 
@@ -65,7 +87,8 @@ def connect_engine(url: URL, *, read_only: bool, create: bool = True) -> Engine:
         create: Whether a file that does not exist is made; never if `read_only`.
 
     Raises:
-        StoreUnavailable: There is no such file or folder, it is not ours, or the server does not answer.
+        StoreUnavailable: The server does not answer, the file is locked, or its folder is not there yet.
+        StoreRefused: There is no such file, it is not ours, or the server does not let us in.
         StoreError: The driver is missing.
     """
     path = sqlite_path(url)
@@ -89,26 +112,40 @@ def connect_engine(url: URL, *, read_only: bool, create: bool = True) -> Engine:
 
 
 def unavailable(error: SQLAlchemyError, *, name: str) -> StoreUnavailable:
-    """Turn a database error into a sentence."""
+    """Turn a database error into a sentence, and tell whether waiting may help."""
     # The driver's own words alone: SQLAlchemy's repeat the statement and its parameters.
     cause = error.orig if isinstance(error, DBAPIError) else error
     lines = str(cause).strip().splitlines()
-    return StoreUnavailable(
-        f"The database {name} cannot be used: {lines[0].rstrip('.') if lines else 'no reason given'}."
-    )
+    kind = StoreRefused if cause is not None and _needs_change(cause) else StoreUnavailable
+    return kind(f"The database {name} cannot be used: {lines[0].rstrip('.') if lines else 'no reason given'}.")
+
+
+def _needs_change(cause: BaseException) -> bool:
+    """Whether an error stays until somebody changes something. What is not known to be so is waited for."""
+    if isinstance(cause, sqlite3.Error):
+        # The low byte says what it is, the others in which way.
+        return (getattr(cause, "sqlite_errorcode", 0) or 0) & 0xFF in _REFUSED_BY_SQLITE
+    state = getattr(cause, "sqlstate", None) or ""
+    # A connection that failed has no code: the server's words are all that its library hands on.
+    return state[:2] in _REFUSED_CLASSES or state in _REFUSED_STATES or any(each in str(cause) for each in _REFUSALS)
 
 
 def _sqlite(path: Path, *, read_only: bool, create: bool) -> Engine:
     folder = path.parent
     if not folder.is_dir():
-        raise StoreUnavailable(f"The folder {folder} of the database does not exist; create it first.")
+        # Where the folder around it is there, it may only not be mounted yet; otherwise the path is mistyped.
+        kind = StoreUnavailable if folder.parent.is_dir() and not folder.exists() else StoreRefused
+        raise kind(f"The folder {folder} of the database does not exist; create it first.")
     if path.is_dir():
-        raise StoreUnavailable(f"{path} is a folder, not a database; name a file.")
+        raise StoreRefused(f"{path} is a folder, not a database; name a file.")
     if not create and not path.exists():
-        raise StoreUnavailable(f"There is no database at {path}; an edge creates it, or name another with --db.")
+        raise StoreRefused(f"There is no database at {path}; an edge creates it, or name another with --db.")
     needed = os.R_OK if read_only else os.R_OK | os.W_OK
     if path.exists() and not os.access(path, needed):
-        raise StoreUnavailable(f"The database {path} may not be opened by this user; change its owner or mode.")
+        raise StoreRefused(f"The database {path} may not be opened by this user; change its owner or mode.")
+    if not read_only and not os.access(folder, os.W_OK | os.X_OK):
+        # SQLite keeps its journals beside the file.
+        raise StoreRefused(f"The folder {folder} of the database may not be written by this user; change its mode.")
     location = path.as_uri() + ("?mode=ro" if read_only else "?mode=rwc" if create else "?mode=rw")
     # Opened by a URI of SQLite's own, which can ask for read-only and quotes any path.
     engine = create_engine(

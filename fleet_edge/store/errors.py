@@ -4,6 +4,7 @@
 
     StoreError                  anything that the operator has to put right
     ├── StoreUnavailable        the database does not answer now; the same call may succeed later
+    │   └── StoreRefused        it is there, and will not succeed before somebody has changed something
     ├── RecordRejected          the database answers, and will never take this record
     ├── SpoolFull               the spool is at its bound, or its disk is full
     ├── SpoolInUse              another process has the spool
@@ -13,7 +14,16 @@
 
 from schemas.errors import FleetError
 
-__all__ = ["InvalidQuery", "NotFound", "RecordRejected", "SpoolFull", "SpoolInUse", "StoreError", "StoreUnavailable"]
+__all__ = [
+    "InvalidQuery",
+    "NotFound",
+    "RecordRejected",
+    "SpoolFull",
+    "SpoolInUse",
+    "StoreError",
+    "StoreRefused",
+    "StoreUnavailable",
+]
 
 
 class StoreError(FleetError):
@@ -21,7 +31,14 @@ class StoreError(FleetError):
 
 
 class StoreUnavailable(StoreError):  # noqa: N818 - reads as what it says
-    """The database does not answer now: away, locked, full or damaged. Trying later may help."""
+    """The database does not answer now: away, starting, locked or full. Trying later may help."""
+
+
+class StoreRefused(StoreUnavailable):
+    """The database does not take us as we are configured: a wrong password, no permission, a file of something else.
+
+    An edge does not start with it; one that runs goes on trying, since it may be put right meanwhile.
+    """
 
 
 class RecordRejected(StoreError):  # noqa: N818

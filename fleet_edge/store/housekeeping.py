@@ -10,7 +10,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Engine, Table, and_, delete, func, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from fleet_edge.store.database import Store
+from fleet_edge.store.database import SessionStore
 from fleet_edge.store.models import (
     Base,
     DeviceRow,
@@ -61,7 +61,7 @@ def mark_silent(engine: Engine, *, now: datetime, silent_after: timedelta) -> in
         return connection.execute(mark).rowcount
 
 
-def close_abandoned(store: Store, *, now: datetime, abandoned_after: timedelta, limit: int = 1000) -> int:
+def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: timedelta, limit: int = 1000) -> int:
     """Close as `lost` what an edge left open when it died, and no device resumed.
 
     Returns:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from fleet_edge.store.errors import RecordRejected, SpoolFull, StoreError, StoreUnavailable
+from fleet_edge.store.errors import RecordRejected, SpoolFull, StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.mailbox import Mailbox
 from fleet_edge.store.records import Record
 from fleet_edge.store.spool import Spool
@@ -75,7 +75,7 @@ class RecordSink(Protocol):
         """Store all of the records or none; MUST be idempotent.
 
         Raises:
-            StoreUnavailable: Try again later.
+            StoreUnavailable: Try again later; also `StoreRefused`, though it takes somebody to change something.
             RecordRejected: One of them can never be stored.
         """
 
@@ -114,6 +114,7 @@ class Writer:
         self._spool_unreadable = False
         self._stuck = False
         self._away = False
+        self._refused = False
         self._retry_at = float("-inf")
 
     def start(self) -> Self:
@@ -224,7 +225,7 @@ class Writer:
             self._written += len(batch)
             self._replayed += len(batch) if replayed else 0
         if self._away:
-            self._away = self._drops_reported = False
+            self._away = self._refused = self._drops_reported = False
             _log.info("The session log is written again.")
         return []
 
@@ -237,9 +238,13 @@ class Writer:
 
     def _rest(self, error: StoreUnavailable) -> None:
         self._retry_at = self._monotonic() + self._settings.retry_s
-        if not self._away:
-            self._away = True
-            _log.warning("The session log waits in %s until its database is back: %s", self._spool.folder, error)
+        refused = isinstance(error, StoreRefused)
+        if not self._away or refused > self._refused:
+            if refused:
+                _log.error("The session log waits in %s until this is put right: %s", self._spool.folder, error)
+            else:
+                _log.warning("The session log waits in %s until its database is back: %s", self._spool.folder, error)
+        self._away, self._refused = True, refused
 
     def _to_spool(self, batch: Sequence[Record]) -> bool:
         try:

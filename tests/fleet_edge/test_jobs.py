@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from fleet_edge.jobs import Jobs, JobsError, JobSettings
-from fleet_edge.store.database import Store, open_store
+from fleet_edge.store.database import SessionStore, Store, open_store
 from fleet_edge.store.records import segment_number
+from fleet_edge.store.reopening import ReopeningStore
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import after
@@ -26,7 +27,7 @@ def _nothing() -> None:
     pass
 
 
-def _jobs(store: Store, **changes: object) -> Jobs:
+def _jobs(store: SessionStore, **changes: object) -> Jobs:
     given = {"expire_leases": _nothing, "flush_progress": _nothing, "flush_log": _nothing}
     given["warn_certificates"] = _nothing
     arguments = {**given, "apply_fences": lambda _fences: None, "now": lambda: after(0), **changes}
@@ -161,3 +162,20 @@ def test_sessions_must_outlive_the_window_of_the_rollups(store: Store) -> None:
     settings = JobSettings(rollup_window=timedelta(days=2), keep_sessions=timedelta(days=2))
     with pytest.raises(JobsError, match="at least an hour longer"):
         _jobs(store, settings=settings)
+
+
+def test_a_database_that_stays_away_is_told_once_and_then_again_when_it_was_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ReopeningStore(f"sqlite:///{tmp_path / 'mounted' / 'fleet.sqlite3'}")
+    jobs = _jobs(store)
+    for _ in range(5):
+        assert not jobs.run("read-fences")
+        assert jobs.run("flush-log")
+    assert len(caplog.records) == 1
+    (tmp_path / "mounted").mkdir()
+    store.open()
+    assert all(jobs.run(name) for name in jobs.names)
+    store.close()
+    assert not jobs.run("read-fences")
+    assert len(caplog.records) == 2

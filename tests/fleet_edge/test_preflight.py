@@ -79,6 +79,12 @@ def test_a_setting_that_cannot_work_is_one_sentence_with_its_source(
     assert line.endswith(f" (setting '{name}', flag --{name}).")
 
 
+def test_a_database_that_is_away_is_no_mistake(place: Place) -> None:
+    with place.broker.running():
+        preflight(place.settings(db=f"sqlite:///{place.folder / 'mounted' / 'log.sqlite3'}"), make_link=place.link)
+        preflight(place.settings(db="postgresql://fleet@127.0.0.1:1/fleet"), make_link=place.link)
+
+
 def test_all_that_cannot_work_is_told_at_once(place: Place) -> None:
     place.broker.up = False
     found = place.problems(db="mysql://host/log", target="/no/such/model", spool=Path("/dev/null/spool"))

@@ -196,3 +196,20 @@ def test_chores_that_hang_keep_neither_the_devices_waiting_nor_the_log_open(
         assert not edge.ended
         may_end.set()
         edge.join()
+
+
+def test_an_edge_starts_without_its_database_and_logs_all_when_it_is_there(site: Site, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'mounted' / 'fleet.sqlite3'}"
+    with site.edge(db=url) as edge, site.device() as device:
+        for name in edge.service._jobs.names:
+            edge.service._jobs.run(name)  # survive it
+        done = device.agent.generate(PROMPT, policy=POLICY, max_new_tokens=LENGTH)
+        assert done.tokens == undisturbed()
+        until(lambda: edge.service.writer.counters.spooled > 0)
+        (tmp_path / "mounted").mkdir()
+        assert edge.service._jobs.run("flush-progress")
+    with site.edge(db=url):
+        pass  # what the first could not write any more, this one finds in the spool
+    with open_store(url) as store, store.engine.connect() as connection:
+        [session] = connection.exec_driver_sql("SELECT reason, tokens, device_tokens FROM sessions").all()
+    assert tuple(session) == ("length", LENGTH, LENGTH)

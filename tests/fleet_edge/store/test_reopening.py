@@ -1,0 +1,215 @@
+"""A database that is away when an edge starts, or goes away, or comes back as another one."""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from fleet_edge.store import engine
+from fleet_edge.store.database import open_store
+from fleet_edge.store.engine import unavailable
+from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
+from fleet_edge.store.reopening import ReopeningStore, check_database
+from fleet_edge.store.spool import Spool
+from fleet_edge.store.writer import Writer, WriterSettings
+from tests.fleet_edge.store import samples
+from tests.fleet_edge.store.postgres import PostgresMissing, PostgresServer
+from tests.fleet_edge.store.rows import all_rows
+from tests.fleet_edge.store.samples import after
+
+
+class Log:
+    """A writer over a database that may be away; its thread is the test, and its clock stands until it is moved."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.seconds = 0.0
+        self.store = ReopeningStore(url)
+        self.writer = Writer(
+            self.store, Spool(folder / "spool"), settings=WriterSettings(retry_s=5.0), monotonic=lambda: self.seconds
+        )
+
+    def write(self, number: int) -> None:
+        self.writer.put(samples.opened(session=f"{number:016x}"))
+        self.seconds += 6.0
+        while self.writer.step():
+            pass
+
+    @property
+    def sessions(self) -> int:
+        with open_store(self.url) as store:
+            return len(all_rows(store)["sessions"])
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> Iterator[Log]:
+    """Return a log whose database's folder is not there yet."""
+    log = Log(f"sqlite:///{tmp_path / 'mounted' / 'fleet.sqlite3'}", tmp_path)
+    yield log
+    log.writer.close(1.0)
+    log.store.close()
+
+
+def test_what_is_logged_before_the_database_is_there_is_written_when_it_is(
+    away: Log, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fleet_edge.store")
+    for number in range(3):
+        away.write(number)
+    assert (away.writer.counters.spooled, away.writer.counters.away) == (3, True)
+    [said] = caplog.messages
+    assert said.startswith(f"The session log waits in {tmp_path / 'spool'} until its database is back: The folder ")
+    (tmp_path / "mounted").mkdir()
+    away.write(3)
+    assert (away.sessions, away.writer.counters.away) == (4, False)
+    assert caplog.messages[1:] == ["The session log is written again."]
+
+
+def test_a_database_that_is_away_is_told_at_once_to_whoever_only_reads(away: Log, tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable):
+        away.store.open()
+    (tmp_path / "mounted").mkdir()
+    for ask in (lambda: away.store.engine, lambda: away.store.fences(now=after(0))):
+        with pytest.raises(StoreUnavailable, match="is not open; it is opened when it answers"):
+            ask()
+    away.store.open()
+    assert away.store.fences(now=after(0)).active == {}
+
+
+def test_a_database_of_a_newer_version_found_late_stops_the_writing_and_keeps_the_records(
+    away: Log, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    away.write(0)
+    (tmp_path / "mounted").mkdir()
+    with open_store(away.url) as store, store.engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    away.write(1)
+    away.write(2)
+    [waits, refused] = caplog.records
+    assert (waits.levelname, refused.levelname) == ("WARNING", "ERROR")
+    assert "until this is put right: The database" in refused.getMessage()
+    assert "was written by a newer version of this software (schema 9999" in refused.getMessage()
+    assert away.writer.counters.spooled == 3
+    assert away.writer.counters.rejected == 0
+
+
+def test_a_database_that_another_edge_brings_to_a_newer_version_meanwhile_loses_no_record(
+    away: Log, tmp_path: Path
+) -> None:
+    (tmp_path / "mounted").mkdir()
+    away.write(0)
+    with sqlite3.connect(tmp_path / "mounted" / "fleet.sqlite3") as other:
+        other.execute("UPDATE alembic_version SET version_num = '9999'")
+        other.execute("DROP TABLE rounds")
+        other.execute("DROP TABLE segments")
+    other.close()
+    away.write(1)
+    counters = away.writer.counters
+    assert (counters.written, counters.spooled, counters.rejected, counters.away) == (1, 1, 0, True)
+    with pytest.raises(StoreRefused, match="newer version"):
+        away.store.apply([samples.opened()])
+
+
+def test_a_locked_database_is_waited_for(away: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_BUSY_S", 0.01)
+    (tmp_path / "mounted").mkdir()
+    other = sqlite3.connect(tmp_path / "mounted" / "fleet.sqlite3", isolation_level=None)
+    other.execute("CREATE TABLE held (x)")
+    other.execute("BEGIN EXCLUSIVE")
+    check_database(away.url)  # no mistake of the settings
+    away.write(0)
+    assert away.writer.counters.away
+    other.execute("ROLLBACK")
+    other.close()
+    away.write(1)
+    assert away.sessions == 2
+
+
+def test_what_somebody_has_to_change_is_no_database_that_is_away(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not a database, but long enough to have a header of its own" * 20)
+    for url in (
+        f"sqlite:///{tmp_path}",
+        f"sqlite:///{tmp_path / 'notes.txt'}",
+        f"sqlite:///{tmp_path / 'no' / 'such' / 'folder.sqlite3'}",
+        f"sqlite:///{tmp_path / 'notes.txt' / 'x.sqlite3'}",
+        "sqlite://two.slashes",
+        "mysql://host/fleet",
+    ):
+        with pytest.raises(StoreError):
+            check_database(url)
+    check_database(f"sqlite:///{tmp_path / 'mounted' / 'fleet.sqlite3'}")
+    check_database("postgresql://fleet@127.0.0.1:1/fleet")
+
+
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root may write anywhere, so the answer of the system is replaced.
+    monkeypatch.setattr("os.access", lambda path, _mode: path != tmp_path)
+    with pytest.raises(StoreRefused, match="may not be written by this user"):
+        check_database(f"sqlite:///{tmp_path / 'x.sqlite3'}")
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ('connection failed: FATAL:  password authentication failed for user "fleet"', True),
+        ("connection failed: fe_sendauth: no password supplied", True),
+        ('connection failed: FATAL:  no pg_hba.conf entry for host "10.0.0.7", user "fleet"', True),
+        ('connection failed: FATAL:  role "fleet" does not exist', True),
+        ('connection failed: FATAL:  database "fleet" does not exist', True),
+        ("connection failed: SSL error: certificate verify failed", True),
+        ('connection failed: FATAL:  too many connections for role "fleet"', False),
+        ("connection failed: FATAL:  sorry, too many clients already", False),
+        ("connection failed: FATAL:  the database system is starting up", False),
+        ("connection failed: Connection refused", False),
+        ("failed to resolve host 'db': Temporary failure in name resolution", False),
+        ("connection timeout expired", False),
+        ("the connection is lost", False),
+    ],
+)
+def test_a_server_that_refuses_is_told_from_one_that_is_away(said: str, refused: bool) -> None:
+    error = unavailable(OperationalError("", None, psycopg.OperationalError(said)), name="postgresql://fleet@db/fleet")
+    assert isinstance(error, StoreRefused) == refused
+    assert said in str(error)
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    try:
+        server = PostgresServer()
+    except PostgresMissing as reason:
+        pytest.skip(str(reason))
+    yield server
+    server.close()
+
+
+@pytest.mark.postgres
+def test_a_server_that_is_stopped_and_started_gets_all_records(own_postgres: PostgresServer, tmp_path: Path) -> None:
+    log = Log(own_postgres.database(), tmp_path)
+    own_postgres.stop()
+    check_database(log.url)
+    for number in range(2):
+        log.write(number)
+    assert (log.writer.counters.spooled, log.writer.counters.away) == (2, True)
+    own_postgres.start()
+    log.write(2)
+    assert log.sessions == 3
+    own_postgres.stop()
+    log.write(3)
+    assert log.writer.counters.away
+    own_postgres.start()
+    log.write(4)
+    assert log.sessions == 5
+    log.writer.close(1.0)
+    log.store.close()
+
+
+@pytest.mark.postgres
+def test_a_server_that_does_not_know_us_ends_the_start(own_postgres: PostgresServer) -> None:
+    url = own_postgres.database()
+    for wrong in (url.replace("//fleet@", "//stranger@"), url.replace("/fleet_", "/absent_")):
+        with pytest.raises(StoreRefused, match="does not exist"):
+            check_database(wrong)
