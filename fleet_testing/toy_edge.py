@@ -7,9 +7,11 @@ import threading
 import time
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from typing import Final
 
 from dssd.downlink import Form
 from fleet_edge.assembly import assemble
+from fleet_edge.guard.quotas import QuotaSettings
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.records import Record
 from fleet_edge.verifiers.scripted import ScriptedVerifier
@@ -20,6 +22,11 @@ from fleet_testing.sabotage import Sabotage, at_the_edge
 from fleet_testing.toy_pair import END_TOKENS, ToyPair
 
 __all__ = ["main"]
+
+# A proof writes thousands of short texts as fast as it can, from few devices.
+_QUOTAS: Final = QuotaSettings(
+    drafts_per_s=1e6, opens_per_min=1e6, prompt_tokens_per_min=1e9, new_tokens_per_min=1e9, uplink_bytes_per_s=1e9
+)
 
 
 class _NoLog:
@@ -38,7 +45,11 @@ def main() -> None:
     parser.add_argument("--sabotage", type=Sabotage, default=Sabotage.NONE)
     arguments = parser.parse_args()
     settings = EdgeSettings(
-        fleet=arguments.fleet, edge="edge-1", broker=BrokerSettings(port=arguments.port), form=arguments.form
+        fleet=arguments.fleet,
+        edge="edge-1",
+        broker=BrokerSettings(port=arguments.port),
+        form=arguments.form,
+        quotas=_QUOTAS,
     )
     script = ToyPair.standard().target
     verifier = ScriptedVerifier(script, script.words, end_tokens=END_TOKENS, name="toy")
