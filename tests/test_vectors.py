@@ -1,0 +1,128 @@
+"""The vectors that strangers build on are what the code computes, and the pages name what the code knows."""
+
+import importlib.util
+import json
+import re
+import shutil
+import sys
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from dssd.counter_rng import Purpose
+from schemas import bounds, codec, control
+from schemas.asyncapi import DRAFT_LAYOUT, MESSAGES, VERDICT_LAYOUT
+from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
+from schemas.topics import TREE
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+FORMULAS = (ROOT / "docs" / "formulas.md").read_text(encoding="utf-8")
+FILES = sorted(path.name for path in (ROOT / "docs" / "vectors").glob("*.json"))
+NOT_SENT = {"malformed", "round"}  # words of 0.1 that a client need not know as refusal and as fault
+
+
+def script() -> ModuleType:
+    """Return scripts/vectors as a module."""
+    loader = SourceFileLoader("vectors", str(ROOT / "scripts" / "vectors"))
+    spec = importlib.util.spec_from_loader("vectors", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_vectors_are_what_the_code_computes_and_one_that_drifts_is_found(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vectors = script()
+    shutil.copytree(vectors.FOLDER, tmp_path / "vectors")
+    monkeypatch.setattr(vectors, "FOLDER", tmp_path / "vectors")
+    monkeypatch.setattr(sys, "argv", ["vectors", "--check"])
+    assert vectors.main() == 0
+    path = tmp_path / "vectors" / name
+    parts = json.loads(path.read_text(encoding="utf-8"))
+    spoil(next(iter(parts.values()))["cases"][0])
+    path.write_text(json.dumps(parts), encoding="utf-8")
+    assert vectors.main() == 1
+    assert name in capsys.readouterr().err
+
+
+def spoil(case: dict[str, Any]) -> None:
+    """Change the last number or word of a case by the least."""
+    key, value = list(case.items())[-1]
+    match value:
+        case bool():
+            case[key] = not value
+        case int():
+            case[key] = value + 1
+        case float():
+            case[key] = value * (1 + 1e-9)
+        case str():
+            case[key] = value + " "
+        case _:
+            case[key] = value[:-1]
+
+
+def test_every_file_is_named_on_the_pages() -> None:
+    assert set(FILES) == set(script().FILES)
+    for name in FILES:
+        assert f"`{name}`" in PAGE + FORMULAS
+
+
+def section(title: str) -> str:
+    """Return a section of the protocol's page."""
+    found = re.search(rf"^## {title}$(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert found is not None, title
+    return found.group(1)
+
+
+def test_the_page_names_every_topic_and_every_field() -> None:
+    for rule in TREE:
+        assert re.sub(r"{(\w+)}", r"<\1>", rule.template) in section("Topics")
+    for models in MESSAGES.values():
+        for model in models:
+            way = "down" if model.__name__ in {"Opened", "Refused", "Verdict", "Fault", "Closed"} else "up"
+            control_message = issubclass(model, control._Control)
+            text = section("States and telemetry" if control_message else f"{model.__name__}, {way}")
+            named = set(re.findall(r"\w+", text))
+            assert set(model.model_fields) <= named, (model.__name__, set(model.model_fields) - named)
+    assert set(SamplingPolicy.model_fields) <= set(re.findall(r"\w+", section("Open, up")))
+    assert f"[{', '.join(VERDICT_LAYOUT)}]" in PAGE
+    assert f"[{', '.join(DRAFT_LAYOUT)}]".replace(", tried", "(, tried)") in PAGE
+
+
+def test_the_page_names_every_word_and_every_purpose() -> None:
+    for words, title in (
+        (RefusalCode, "Refused, down"),
+        (FaultCode, "Fault, down"),
+        (Action, "Fault, down"),
+        (Mode, "Open, up"),
+    ):
+        missing = {word.value for word in words if f"`{word.value}`" not in section(title)}
+        assert missing <= NOT_SENT | ({"other"} if words is FaultCode else set()), title
+    for reason in EndReason:
+        assert f"`{reason.value}`" in section("Close, up") + section("Closed, down")
+    for purpose in Purpose:
+        assert f"| {purpose.name.lower()} | {purpose.value} |" in FORMULAS
+
+
+def test_the_page_tells_the_bounds() -> None:
+    for bound in (
+        codec.MAX_OPEN_BYTES,
+        codec.MAX_REPLY_BYTES,
+        codec.MAX_DRAFT_BYTES,
+        control.MAX_CONTROL_BYTES,
+        bounds.MAX_TOKENS,
+        bounds.MAX_LABEL,
+        bounds.MAX_SENTENCE,
+    ):
+        assert f"{bound:,}" in section("Encoding")
+    assert codec.MAX_VERDICT_BYTES == codec.MAX_OPEN_BYTES
+    assert codec.MAX_CLOSE_BYTES == codec.MAX_DRAFT_BYTES
+    assert f"{bounds.MAX_DRAFT} at most" in section("Draft, up")
