@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Final
@@ -32,8 +33,16 @@ _QUOTAS: Final = QuotaSettings(
 class _NoLog:
     """A session log that keeps nothing."""
 
-    def put(self, record: Record) -> None:
+    def put(
+        self,
+        record: Record,  # noqa: ARG002
+        *,
+        urgent: bool = False,  # noqa: ARG002
+        then: Callable[[], None] | None = None,
+    ) -> None:
         """Take a record."""
+        if then is not None:
+            then()
 
 
 def main() -> None:

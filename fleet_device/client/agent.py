@@ -11,6 +11,7 @@ from fleet_device.client.driver import SessionDriver
 from fleet_device.client.inbox import Inbox, Wake
 from fleet_device.client.outbound import Outbound
 from fleet_device.client.retry import RetryState, Timeouts
+from fleet_device.client.unconfirmed import UnconfirmedCloses
 from fleet_device.drafters.contract import Drafter
 from fleet_device.pacing.contract import Pacing
 from fleet_device.pacing.session_pacing import RoundTrips, SessionPacing
@@ -86,9 +87,17 @@ class Agent:
     timeouts: Timeouts = field(default_factory=Timeouts)
     inbox: Inbox = field(default_factory=Inbox)
     _one: threading.Lock = field(default_factory=threading.Lock)
+    _outbound: Outbound = field(init=False)
+    _unconfirmed: UnconfirmedCloses = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Put together what outlives a text."""
+        self._outbound = Outbound(self.link, self.fleet, self.device, self.inbox)
+        self._unconfirmed = UnconfirmedCloses(self._outbound.close)
 
     def attach(self) -> None:
         """Subscribe; once, before the link is started."""
+        self.inbox.listener = self._unconfirmed.on_event
         self.inbox.subscribe(self.link, fleet=self.fleet, device=self.device)
 
     def generate(
@@ -134,15 +143,19 @@ class Agent:
                 session=session,
                 drafts=DraftSequence(session, self.drafter, self.clock),
                 pacing=SessionPacing(session, self.pacing, self.clock),
-                outbound=Outbound(self.link, self.fleet, self.device, self.inbox),
+                outbound=self._outbound,
                 inbox=self.inbox,
                 retry=RetryState(self.timeouts, self.clock),
                 clock=self.clock,
                 on_tokens=on_tokens,
                 cancellation=cancellation,
             )
-            with cancellation.waking(lambda: self.inbox.put(Wake())):
-                driver.run()
+            try:
+                with cancellation.waking(lambda: self.inbox.put(Wake())):
+                    driver.run()
+            finally:
+                if driver.said is not None and driver.closed is None and session.granted:
+                    self._unconfirmed.keep(driver.said)
             return Generation(
                 session=request.session,
                 tokens=tuple(session.committed),

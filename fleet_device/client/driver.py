@@ -28,7 +28,7 @@ from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.states import SessionState
 from schemas.control import Presence
-from schemas.messages import Closed, Draft, Fault, Opened, Refused
+from schemas.messages import Close, Closed, Draft, Fault, Opened, Refused
 from schemas.reasons import Action, EndReason, RefusalCode
 from schemas.topics import Topic
 
@@ -59,6 +59,7 @@ class SessionDriver:
         started: When it began.
         first_at: When the first token was committed.
         closed: The edge's last word.
+        said: The last Close that was sent, if one was.
         done: Whether there is nothing more to do.
     """
 
@@ -74,6 +75,7 @@ class SessionDriver:
     started: float = field(init=False)
     first_at: float | None = None
     closed: Closed | None = None
+    said: Close | None = None
     done: bool = False
     _plan: Plan | None = None  # of the draft being built
     _refused: SessionRefused | None = None  # how the last Open was answered, if another may be answered better
@@ -161,7 +163,8 @@ class SessionDriver:
             to_any: The edge that had it went away before it answered: another is to write the end down.
         """
         close = self.session.close(wall_ms=(self.clock() - self.started) * 1e3)
-        self.outbound.close(close.model_copy(update={"edge": None, "handle": None}) if to_any else close)
+        self.said = close.model_copy(update={"edge": None, "handle": None}) if to_any else close
+        self.outbound.close(self.said)
 
     @property
     def _opened(self) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 import queue
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fleet_device.client.presence import EdgePresences
@@ -69,10 +70,12 @@ class Inbox:
     Attributes:
         edges: Where the edges' states are kept.
         malformed: Payloads that were no messages.
+        listener: Told of each event before it is queued, on the thread that it comes on; also between two texts.
     """
 
     edges: EdgePresences = field(default_factory=EdgePresences)
     malformed: int = 0
+    listener: Callable[[Event], None] = lambda _event: None
     _queue: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
 
     def subscribe(self, link: Link, *, fleet: str, device: str) -> None:
@@ -84,6 +87,7 @@ class Inbox:
 
     def put(self, event: Event) -> None:
         """Add an event. Never blocks."""
+        self.listener(event)
         self._queue.put(event)
 
     def take(self, *, timeout_s: float = 0.0) -> Event | None:

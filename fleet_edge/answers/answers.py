@@ -1,6 +1,7 @@
 """Answers to devices: the one way from an edge's decisions to the topics of its devices and to the session log.
 
-Whatever a session's device is told is made, counted, published and recorded here, in this order.
+Whatever a session's device is told is made, counted, published and recorded here, in this order; only the end of a
+session is recorded first, and told when no crash can undo the record.
 """
 
 from collections.abc import Callable
@@ -146,16 +147,19 @@ class Answers:
     # Ends
 
     def closed(self, session: EdgeSession, reason: EndReason, *, message: Close | None = None) -> None:
-        """Confirm the end of a session to its device, or tell of it, and log it."""
-        self.publisher.reply(session.device, messages.closed(session, reason))
-        self.ended(session, reason, message=message)
+        """Log the end of a session, and when that cannot be lost any more, confirm it to its device or tell of it.
+
+        A device that is not told keeps its Close and says it again, so that the log ends as the device does.
+        """
+        reply = messages.closed(session, reason)
+        self.recorder.ended(session, reason, message, then=lambda: self.publisher.reply(session.device, reply))
 
     def closed_elsewhere(self, device: str, message: Close) -> None:
         """Confirm the end of a session that this edge does not know: the device's own counters are the record."""
         self.guard.strike(device, FaultCode.UNKNOWN_SESSION)
         if self.guard.may_answer(device):
-            self.recorder.ended_elsewhere(device, message)
-            self.publisher.reply(device, messages.closed_elsewhere(message))
+            reply = messages.closed_elsewhere(message)
+            self.recorder.ended_elsewhere(device, message, then=lambda: self.publisher.reply(device, reply))
 
     def ended(self, session: EdgeSession, reason: EndReason, *, message: Close | None = None) -> None:
         """Log the end of a session whose device knows of it."""

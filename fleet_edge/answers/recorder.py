@@ -48,8 +48,14 @@ _SAMPLES: Final = 30
 class Sink(Protocol):
     """Where records go."""
 
-    def put(self, record: Record) -> None:
-        """Take a record. MUST NOT block or raise."""
+    def put(self, record: Record, *, urgent: bool = False, then: Callable[[], None] | None = None) -> None:
+        """Take a record. MUST NOT block or raise.
+
+        Args:
+            record: The record.
+            urgent: Whether it should not wait for others.
+            then: Called, on any thread, once the record will outlive this process; if it never will, never.
+        """
 
 
 @dataclass(slots=True)
@@ -113,6 +119,8 @@ class Recorder:
     def opened(self, session: EdgeSession, message: Open, *, target: str, size: int) -> None:
         """A session was opened or resumed."""
         at = self.now()
+        # Urgent: a text may be written and closed within the time that a record waits for others, and what is closed
+        # counts only if it is known to have been opened.
         self._segments[session.handle] = segment_number(at)
         policy = session.policy
         self.sink.put(
@@ -134,7 +142,8 @@ class Recorder:
                 resumed_tokens=session.committed,
                 open_bytes=size,
                 at=at,
-            )
+            ),
+            urgent=True,
         )
 
     def judged(
@@ -186,8 +195,22 @@ class Recorder:
             )
         )
 
-    def ended(self, session: EdgeSession, reason: EndReason, message: Close | None) -> None:
-        """A session ended, at the device's word or by its lease."""
+    def ended(
+        self,
+        session: EdgeSession,
+        reason: EndReason,
+        message: Close | None,
+        *,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """A session ended, at the device's word or by its lease.
+
+        Args:
+            session: Which.
+            reason: How.
+            message: The device's Close, if it sent one.
+            then: Called, on any thread, once this cannot be lost any more.
+        """
         self.progress(session)
         self.sink.put(
             SessionClosed(
@@ -198,7 +221,8 @@ class Recorder:
                 counters=DeviceCounters.of(message) if message else None,
                 at=self.now(),
                 device=session.device,
-            )
+            ),
+            then=then,
         )
 
     def left(self, session: EdgeSession, reason: LeaveReason) -> None:
@@ -214,15 +238,21 @@ class Recorder:
             )
         )
 
-    def ended_elsewhere(self, device: str, message: Close) -> None:
+    def ended_elsewhere(self, device: str, message: Close, *, then: Callable[[], None]) -> None:
         """A device closed a session that this edge does not know, having restarted; or one that never was.
 
         Of the latter nothing but one event a minute is left behind, however many there are.
+
+        Args:
+            device: Which.
+            message: Its Close.
+            then: Called, on any thread, once this cannot be lost any more, or is not to be kept.
         """
         at = self.now()
         if not self._reported.admit(device, at):
             sentence = "The device closes more sessions that this edge does not know than it can have had."
             self.event(kind="close", code="unknown-session", sentence=sentence, device=device, session=message.session)
+            then()
             return
         self.sink.put(
             CloseReported(
@@ -232,7 +262,8 @@ class Recorder:
                 tokens=message.tokens,
                 counters=DeviceCounters.of(message),
                 at=at,
-            )
+            ),
+            then=then,
         )
 
     def event(

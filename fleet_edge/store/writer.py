@@ -5,7 +5,8 @@ take them they go to the spool, and back from there when it does, each exactly o
 only wakes when the mailbox is nearly full, because a commit hangs: it moves records on to the spool.
 
 What a crash loses: with `kill -9`, what was put within the last `flush_interval_s` and the batch under way; with a
-power cut, also what SQLite had not yet synchronized (a server's commits and the spool's are durable).
+power cut, also what SQLite had not yet synchronized (a server's commits and the spool's are durable). Whoever must not
+promise what a crash could undo is told when a record has been written or spooled.
 """
 
 import logging
@@ -106,6 +107,7 @@ class Writer:
         self._stopping = threading.Event()
         self._give_up_at = float("inf")
         self._threads: list[threading.Thread] = []
+        self._awaited: dict[Record, list[Callable[[], None]]] = {}
         self._count = threading.Lock()
         self._written = self._spooled = self._replayed = self._rejected = 0
         self._known_drops = 0
@@ -125,9 +127,21 @@ class Writer:
             thread.start()
         return self
 
-    def put(self, record: Record) -> None:
-        """Hand a record over. Never blocks and never raises; what finds no room anywhere is counted."""
-        self._mailbox.put(record)
+    def put(self, record: Record, *, urgent: bool = False, then: Callable[[], None] | None = None) -> None:
+        """Hand a record over. Never blocks and never raises; what finds no room anywhere is counted.
+
+        Args:
+            record: The record.
+            urgent: Whether it is written at once, with whatever waits, and not within `flush_interval_s`.
+            then: Called once it has been written or spooled, or the database has refused it for good, on the thread
+                that did so; never for a record that found no room. It makes the record urgent.
+        """
+        if then is not None:
+            with self._count:
+                self._awaited.setdefault(record, []).append(then)
+        if not self._mailbox.put(record, urgent=urgent or then is not None) and then is not None:
+            with self._count:
+                self._awaited.pop(record, None)
 
     @property
     def counters(self) -> WriterCounters:
@@ -186,7 +200,9 @@ class Writer:
             if self._stuck:
                 self._stopping.wait(self._settings.flush_interval_s)
             elif not more:
-                self._mailbox.wait(self._settings.batch_records, timeout_s=self._settings.flush_interval_s)
+                self._mailbox.wait(
+                    self._settings.batch_records, timeout_s=self._settings.flush_interval_s, or_urgent=True
+                )
             more = self.step()
         self._flush()
 
@@ -220,10 +236,12 @@ class Writer:
             with self._count:
                 self._rejected += 1
             _log.error("A %s record is left out of the session log: %s", type(batch[0]).__name__, error)
+            self._settled(batch)
             return []
         with self._count:
             self._written += len(batch)
             self._replayed += len(batch) if replayed else 0
+        self._settled(batch)
         if self._away:
             self._away = self._refused = self._drops_reported = False
             _log.info("The session log is written again.")
@@ -256,7 +274,20 @@ class Writer:
             return False
         with self._count:
             self._spooled += len(batch)
+        self._settled(batch)
         return True
+
+    def _settled(self, batch: Sequence[Record]) -> None:
+        """Tell whoever waits for a record of the batch that a crash cannot undo it any more."""
+        with self._count:
+            if not self._awaited:
+                return
+            told = [then for record in batch for then in self._awaited.pop(record, ())]
+        for then in told:
+            try:
+                then()
+            except Exception:  # noqa: BLE001 - logged with its traceback
+                _log.exception("Whoever waited for a record of the session log failed.")
 
     def _replay(self) -> bool:
         try:

@@ -5,7 +5,7 @@ exactly.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -66,10 +66,23 @@ class Clock:
 
 
 class Sink(list[Record]):
-    """A session log in memory."""
+    """A session log in memory.
 
-    def put(self, record: Record) -> None:
+    Attributes:
+        crashing: Whether what is put now is lost in a crash, before it is written.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.crashing = False
+
+    def put(self, record: Record, *, urgent: bool = False, then: Callable[[], None] | None = None) -> None:
+        del urgent
+        if self.crashing:
+            return
         self.append(record)
+        if then is not None:
+            then()
 
     def of(self, kind: type[R]) -> list[R]:
         return [record for record in self if isinstance(record, kind)]

@@ -22,7 +22,7 @@ from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Pacing, Plan
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.machine import DraftReceipt, EdgeSession
-from fleet_edge.store.records import CloseReported, EventLogged, SessionClosed, SessionOpened
+from fleet_edge.store.records import CloseReported, EventLogged, Record, SessionClosed, SessionOpened
 from fleet_testing.memory_broker import Faults
 from fleet_testing.memory_link import MemoryLink
 from fleet_testing.statistics import ALARM, p_value
@@ -357,6 +357,37 @@ def test_a_text_that_ends_while_its_edge_ends_is_written_down_by_another() -> No
     assert done.closed is not None
     (closed,) = scene.fleet.sink.of(CloseReported)
     assert (closed.reason, closed.tokens) == (EndReason.CANCELLED, len(done.tokens))
+
+
+@pytest.mark.parametrize("comes_back", ["edge", "link"])
+def test_an_edge_that_dies_before_the_end_is_recorded_hears_of_it_when_it_is_back(comes_back: str) -> None:
+    scene = Scene()
+    scene.fleet.sink.crashing = True
+    opened = scene.fleet.sink.put
+
+    def keep_openings(record: Record, *, urgent: bool = False, then: Callable[[], None] | None = None) -> None:
+        scene.fleet.sink.crashing = not isinstance(record, SessionOpened)
+        opened(record, urgent=urgent, then=then)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scene.fleet.sink, "put", keep_openings)
+        done = scene.generate()
+    assert done.tokens == expected()
+    assert done.closed is None, "an edge must not confirm what a crash can undo"
+    assert not scene.fleet.sink.of(SessionClosed)
+    scene.fleet.sink.crashing = False
+    scene.fleet.restart_edge()
+    if comes_back == "edge":
+        scene.say(Presence.ONLINE)
+    else:
+        scene.fleet.broker.kill("device-1")
+        scene.fleet.broker.revive("device-1")
+    scene.fleet.settle()
+    (closed,) = scene.fleet.sink.of(CloseReported)
+    assert (closed.session, closed.reason, closed.tokens) == (done.session.hex(), EndReason.LENGTH, 40)
+    scene.say(Presence.ONLINE)
+    scene.fleet.settle()
+    assert len(scene.fleet.sink.of(CloseReported)) == 1, "what is confirmed is not said again"
 
 
 def test_a_broker_restart_is_survived() -> None:

@@ -189,6 +189,13 @@ def test_the_end_is_told_and_logged_with_all_that_was_counted(exchange: Exchange
     assert [record.reason for record in exchange.sink.of(SessionClosed)] == [EndReason.LOST]
 
 
+def test_the_end_of_a_session_is_confirmed_only_when_its_record_is_safe(exchange: Exchange) -> None:
+    exchange.listen()
+    exchange.sink.crashing = True
+    exchange.answers.closed(exchange.session, EndReason.STOP)
+    assert exchange.listen() == []
+
+
 def test_a_resumed_session_counts_what_it_writes_here() -> None:
     exchange = Exchange(resume=(4, 5))
     exchange.judge(Judgement(2, rejected=False, token=7), text=(4, 5))

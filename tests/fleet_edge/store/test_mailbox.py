@@ -50,3 +50,12 @@ def test_waiting_ends_with_the_count_the_time_or_the_end() -> None:
     assert not waiter.is_alive()
     mailbox.close()
     assert not mailbox.wait(100, timeout_s=30.0)
+
+
+def test_an_urgent_record_wakes_those_who_wait_for_one_until_it_is_taken() -> None:
+    mailbox = _filled(2)
+    assert mailbox.put(samples.judged(), urgent=True)
+    assert not mailbox.wait(100, timeout_s=30.0, or_urgent=True), "it returns at once, and says that there are not 100"
+    assert not mailbox.wait(4, timeout_s=0.0)
+    mailbox.take(10)
+    assert not mailbox.wait(1, timeout_s=0.0, or_urgent=True)

@@ -99,6 +99,63 @@ def test_what_is_put_is_written_without_being_asked(sink: FakeSink, spool: Spool
     assert writer.close(PATIENCE_S)
 
 
+def test_whoever_waits_for_a_record_is_told_when_it_is_written_and_it_is_written_at_once(
+    sink: FakeSink, spool: Spool
+) -> None:
+    writer = Writer(sink, spool, settings=WriterSettings(flush_interval_s=3600.0)).start()
+    sink.gate.clear()
+    told = threading.Event()
+    writer.put(samples.judged(round=1), then=told.set)
+    assert sink.entered.wait(PATIENCE_S)
+    assert not told.is_set(), "it is told before the database has it"
+    sink.gate.set()
+    assert told.wait(PATIENCE_S)
+    assert sink.stored == Counter(_rounds(1, 2))
+    assert writer.close(PATIENCE_S)
+
+
+def test_an_urgent_record_takes_those_along_that_wait(sink: FakeSink, spool: Spool) -> None:
+    writer = Writer(sink, spool, settings=WriterSettings(flush_interval_s=3600.0)).start()
+    writer.put(samples.judged(round=0))
+    assert not sink.entered.is_set()
+    writer.put(samples.judged(round=1), urgent=True)
+    assert sink.entered.wait(PATIENCE_S)
+    assert writer.close(PATIENCE_S)
+    assert sink.stored == Counter(_rounds(0, 2))
+
+
+def test_whoever_waits_for_a_record_is_told_when_it_is_spooled_or_refused_and_not_when_it_is_lost(
+    sink: FakeSink, tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+
+    def fail() -> None:
+        raise RuntimeError
+
+    spool = Spool(tmp_path, max_bytes=3 * LINE)
+    writer = _writer(sink, spool, clock, capacity=4)
+    sink.away = True
+    writer.put(samples.judged(round=1), then=lambda: told.append("spooled"))
+    writer.put(samples.judged(round=2), then=fail)
+    writer.step()
+    assert told == ["spooled"]
+    assert "RuntimeError" in caplog.text, "one that fails costs the others nothing"
+    for number in range(3, 7):
+        writer.put(samples.judged(round=number))
+    writer.step()  # neither the database nor the spool takes them
+    writer.put(samples.judged(round=7), then=lambda: told.append("dropped"))
+    assert writer.counters.dropped == 1
+    sink.away = False
+    clock.now += 60.0
+    sink.refused = {samples.judged(round=8)}
+    while writer.counters.queued:
+        writer.step()
+    writer.put(samples.judged(round=8), then=lambda: told.append("refused"))
+    writer.step()
+    assert told == ["spooled", "refused"]
+    spool.close()
+
+
 def test_records_wait_in_the_spool_while_the_database_is_away_and_come_back_once(
     sink: FakeSink, spool: Spool, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
