@@ -144,9 +144,10 @@ class Broker(BaseModel):
             2.1 both know.
         max_packet_bytes: Largest packet. The default lets the dense form of a large vocabulary through.
         max_connections: Most clients at once.
-        max_unanswered: Most QoS 1 messages under way to and from one client. An edge answers a whole batch at once.
-        max_queued: Most QoS 1 messages that wait for one client; beyond it the broker drops and counts them in
-            `$SYS/broker/publish/messages/dropped`. Never 0, which is broken in 2.0.21.
+        max_unanswered: Most messages on their way to one client, and from it. An edge answers a whole batch at once.
+        max_queued: Most messages that wait for one client; beyond it the broker drops and counts them in
+            `$SYS/broker/publish/messages/dropped`. More than twice `max_unanswered`: what is under way to and from a
+            client must fit, or acknowledgements are dropped. Never 0, which is broken in 2.0.21.
         max_queued_bytes: Likewise, their bytes.
         max_aliases: Most topic aliases of one client: an edge has one for every device.
         max_keepalive_s: Longest keepalive granted. It must exceed that of every client: equal is broken in 2.0.21.
@@ -201,6 +202,15 @@ class Broker(BaseModel):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"{', '.join(repeated)}: each name is one edge, one monitor or one device")
+        return self
+
+    @model_validator(mode="after")
+    def _room_for_acknowledgements(self) -> Self:
+        if self.max_queued <= 2 * self.max_unanswered:
+            raise ValueError(
+                f"max_queued must be more than twice max_unanswered, which is {self.max_unanswered}: "
+                "else acknowledgements would find no place"
+            )
         return self
 
     @model_validator(mode="after")

@@ -108,6 +108,9 @@ def _limits(broker: Broker) -> Iterator[str]:
     yield f"max_inflight_messages {broker.max_unanswered}"
     yield f"max_queued_messages {broker.max_queued}"
     yield f"max_queued_bytes {broker.max_queued_bytes}"
+    yield "# At QoS 0 messages would fill the queue of packets through which a client's acknowledgements leave, and"
+    yield "# those would be dropped; at QoS 1 they wait in the queue that the limits above bound."
+    yield "upgrade_outgoing_qos true"
     yield f"max_keepalive {broker.max_keepalive_s}"
     yield f"sys_interval {broker.sys_interval_s}"
 

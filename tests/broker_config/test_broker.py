@@ -32,6 +32,7 @@ HOME = Path("/etc/mosquitto/fleet")
         {"host": "broker.example"},
         {"max_packet_bytes": 20},
         {"max_queued": 0},
+        {"max_queued": 512, "max_unanswered": 256},
         {"unknown": 1},
         {"user": "root\nlistener 1"},
         {"storage": "/var\nuser root"},
@@ -67,6 +68,7 @@ def test_the_configuration_has_what_the_link_depends_on() -> None:
         "max_packet_size 4096",
         f"acl_file {HOME}/access.acl",
         "user nobody",
+        "upgrade_outgoing_qos true",
     ):
         assert needed in lines
     assert "max_queued_messages 0" not in lines

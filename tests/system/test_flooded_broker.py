@@ -1,0 +1,72 @@
+"""A device that floods the broker costs an edge messages, and never what the broker owes it: its acknowledgements.
+
+Real certificates, and the configuration that production gets. The edge does not read while the flood lasts, so that the
+broker has to queue for it; the flood is long enough for every queue to be full.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from broker_config.broker import Broker
+from fleet_bench.hostile.mqtt_packets import PacketType, publish_packet
+from fleet_identity.roles import IdentityRole
+from schemas.topics import Topic, build, wildcard
+from tests.support.raw_client import RawClient
+from tests.support.tls_fleet import FLEET, tls_fleet
+
+pytestmark = pytest.mark.broker
+
+EDGE = "edge-1"
+MESSAGES = 20_000  # twice what the broker queues for a client, and then what the system's buffers hold
+IN_A_WRITE = 200
+ANSWERS = 100
+ON_TIME = b"of an honest device"
+
+
+def draft_of(device: str) -> str:
+    return build(Topic.DRAFT, fleet=FLEET, device=device, edge=EDGE)
+
+
+def flood(client: RawClient, device: str, *, qos: int, messages: int) -> None:
+    """Send drafts as fast as the broker takes them, and return when it has dealt with the last."""
+    packets = publish_packet(draft_of(device), bytes(1000), qos=qos) * IN_A_WRITE
+    for _ in range(messages // IN_A_WRITE):
+        client.send(packets)
+        for _ in range(IN_A_WRITE if qos else 0):
+            client.wait_for(PacketType.PUBACK)
+    client.publish(build(Topic.CLOSE, fleet=FLEET, device=device), b"")
+
+
+def reaches(edge: RawClient, honest: RawClient) -> bool:
+    """Whether a draft that is sent again and again arrives, once the edge reads what was queued for it."""
+    while True:
+        honest.publish(draft_of("honest"), ON_TIME)
+        for _ in range(ANSWERS):
+            if edge.wait_for(PacketType.PUBLISH).publish()[2] == ON_TIME:
+                return True
+
+
+@pytest.mark.parametrize("qos", [(0, 1), (1, 0)], ids=["qos-0-then-1", "qos-1-then-0"])
+def test_a_flood_costs_the_edge_none_of_its_acknowledgements(tmp_path: Path, qos: tuple[int, int]) -> None:
+    # Of QoS 1 as many as are under way to the edge are enough: each one dropped would narrow that window for good.
+    messages = {0: MESSAGES, 1: 4 * Broker.production().max_unanswered}
+    with (
+        tls_fleet(tmp_path) as fleet,
+        RawClient(fleet.broker.port, fleet.enrol(EDGE, IdentityRole.EDGE), EDGE) as edge,
+        RawClient(fleet.broker.port, fleet.enrol("hostile"), "hostile") as hostile,
+        RawClient(fleet.broker.port, fleet.enrol("honest"), "honest") as honest,
+    ):
+        verdict = build(Topic.VERDICT, fleet=FLEET, device="honest")
+        honest.subscribe(verdict)
+        edge.subscribe(wildcard(Topic.DRAFT, fleet=FLEET, edge=EDGE))
+        for each in qos:
+            flood(hostile, "hostile", qos=each, messages=messages[each])
+        assert fleet.broker.await_log(f"being dropped for client {EDGE}"), "or the queues were not full"
+
+        for _ in range(ANSWERS):
+            edge.send(publish_packet(verdict, b"verdict"))
+        for _ in range(ANSWERS):
+            assert edge.wait_for(PacketType.PUBACK).reason == 0
+
+        assert reaches(edge, honest)
