@@ -49,14 +49,14 @@ def _lines(broker: Broker) -> Iterator[str]:
             yield from _denial(name)
             if name in broker.monitors:
                 yield f"topic deny {SYS}"
-    everyone = () if broker.devices is not None else rules_for(Role.DEVICE, fleet=broker.fleet, device=USERNAME)
+    everyone = () if broker.devices is not None else _of_device(broker, USERNAME)
     for edge in broker.edges:
         yield from _section(edge, rules_for(Role.EDGE, fleet=broker.fleet, edge=edge), everyone)
     for monitor in broker.monitors:
         rights = (*rules_for(Role.MONITOR, fleet=broker.fleet), Access(SYS, write=False))
         yield from _section(monitor, rights, everyone)
     for device in broker.devices or ():
-        yield from _section(device, rules_for(Role.DEVICE, fleet=broker.fleet, device=device), everyone)
+        yield from _section(device, _of_device(broker, device), everyone)
     if everyone:
         yield ""
         yield "# Names with a slash that would become an edge's topic in the patterns below."
@@ -67,6 +67,11 @@ def _lines(broker: Broker) -> Iterator[str]:
         # Patterns apply to every user, those above included: an edge may also act as a device of its own name.
         yield "# Devices: every user, under its own name."
         yield from _rules("pattern", everyone)
+
+
+def _of_device(broker: Broker, name: str) -> tuple[Access, ...]:
+    # Each edge by its name: what is published under another would be kept, if it is retained, and read by nobody.
+    return rules_for(Role.DEVICE, fleet=broker.fleet, device=name, edges=broker.edges)
 
 
 def _denial(name: str) -> Iterator[str]:

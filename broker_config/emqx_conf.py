@@ -92,10 +92,14 @@ def _terms(broker: Broker) -> Iterator[str]:
         rights = (*rules_for(Role.MONITOR, fleet=broker.fleet), Access("$SYS/#", write=False))
         yield from _rights(f'{{username, "{monitor}"}}', rights)
     if broker.devices is None:
-        yield from _rights("all", rules_for(Role.DEVICE, fleet=broker.fleet, device=USERNAME))
+        yield from _rights("all", _of_device(broker, USERNAME))
     for device in broker.devices or ():
-        yield from _rights(f'{{username, "{device}"}}', rules_for(Role.DEVICE, fleet=broker.fleet, device=device))
+        yield from _rights(f'{{username, "{device}"}}', _of_device(broker, device))
     yield "{deny, all}."
+
+
+def _of_device(broker: Broker, name: str) -> tuple[Access, ...]:
+    return rules_for(Role.DEVICE, fleet=broker.fleet, device=name, edges=broker.edges)
 
 
 def _rights(who: str, rights: tuple[Access, ...]) -> Iterator[str]:

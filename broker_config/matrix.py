@@ -37,6 +37,8 @@ def may_publish(broker: Broker, user: str, topic: str) -> bool:
     address = _address(broker, topic)
     if address is None:
         return False
+    if address.topic is Topic.DRAFT and address.edge not in broker.edges:
+        return False
     return any(_own(role, user, address) for role in roles_of(broker, user) & address.rule.writers)
 
 
@@ -102,6 +104,10 @@ def render_table() -> str:
         topic = _example(rule, broker)
         shown = rule.template.replace("{device}", "<device>").replace("{edge}", "<edge>")
         rows.append([f"`{shown}`", *(_cell(broker, user, topic) for user in COLUMNS.values())])
+        if rule.topic is Topic.DRAFT:
+            nobodys = build(rule.topic, fleet=broker.fleet, device=DEVICE, edge="of-no-edge")
+            cells = [_cell(broker, user, nobodys) for user in COLUMNS.values()]
+            rows.append([f"`{shown.replace('<edge>', '<any other name>')}`", *cells])
     sys = "$SYS/broker/version"
     rows.append(["`$SYS/#` (not below it)", *(_cell(broker, user, sys) for user in COLUMNS.values())])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

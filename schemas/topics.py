@@ -4,6 +4,7 @@ A device's identity is a whole level of every topic it uses, so one ACL pattern 
 and the reply topic follows from the publish topic that the broker has already checked.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -174,26 +175,29 @@ def parse(topic: str) -> Address:
     raise TopicError(f"{topic[:200]!r} is not a topic of this fleet's tree.")
 
 
-def rules_for(role: Role, *, fleet: str, device: str = "+", edge: str = "+") -> tuple[Access, ...]:
+def rules_for(
+    role: Role, *, fleet: str, device: str = "+", edge: str = "+", edges: Sequence[str] = ("+",)
+) -> tuple[Access, ...]:
     """Return what a role may do, as topic filters.
 
     Args:
         role: Whose rights.
         fleet: The fleet's name.
         device: The device level to fill in: a name, `+`, or the broker's own substitution (`%u`).
-        edge: The edge level to fill in, likewise.
+        edge: The edge level to fill in for an edge or a monitor, likewise.
+        edges: All edges of the fleet, to each of which a device may draft.
     """
     rights = []
     for rule in TREE:
         # Any device may draft to any edge of its fleet; an edge listens under its own name alone.
-        level = "+" if role is Role.DEVICE else edge
-        pattern = wildcard(rule.topic, fleet=fleet, device=device, edge=level)
+        levels = edges if role is Role.DEVICE and rule.topic is Topic.DRAFT else (edge,)
+        patterns = [wildcard(rule.topic, fleet=fleet, device=device, edge=level) for level in levels]
         if role in rule.writers:
-            rights.append(Access(pattern, write=True))
+            rights += [Access(pattern, write=True) for pattern in patterns]
         if role in rule.readers:
             # Every role may learn which edges are up.
-            everywhere = wildcard(rule.topic, fleet=fleet) if rule.topic is Topic.EDGE_STATE else pattern
-            rights.append(Access(everywhere, write=False))
+            everywhere = [wildcard(rule.topic, fleet=fleet)] if rule.topic is Topic.EDGE_STATE else patterns
+            rights += [Access(pattern, write=False) for pattern in everywhere]
     return tuple(rights)
 
 

@@ -104,14 +104,14 @@ def test_a_device_never_hears_what_is_for_another(connect: Connect, topic: Topic
     assert b"secret" not in inbox.payloads
 
 
-def test_an_edge_hears_drafts_for_itself_alone(connect: Connect) -> None:
+def test_drafts_go_to_the_edges_that_there_are(connect: Connect) -> None:
     _, inbox = connect(EDGE, "#")
     device, _ = connect(DEVICE)
-    publish_confirmed(device, build(Topic.DRAFT, fleet=FLEET, device=DEVICE, edge="edge-2"), b"not", timeout_s=START_S)
     publish_confirmed(device, build(Topic.DRAFT, fleet=FLEET, device=DEVICE, edge=EDGE), b"mine", timeout_s=START_S)
     mark(connect, inbox)
     assert b"mine" in inbox.payloads
-    assert b"not" not in inbox.payloads
+    for none in ("edge-2", "anything"):
+        assert not allowed(device, build(Topic.DRAFT, fleet=FLEET, device=DEVICE, edge=none))
 
 
 def test_an_edge_may_share_the_opens(connect: Connect) -> None:

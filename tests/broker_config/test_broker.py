@@ -132,13 +132,17 @@ def sections(text: str) -> dict[str, set[tuple[str, str]]]:
     return found
 
 
-def rights(role: Role, **levels: str) -> set[tuple[str, str]]:
-    return {("write" if right.write else "read", right.filter) for right in rules_for(role, fleet="home", **levels)}
+def rights(
+    role: Role, *, device: str = "+", edge: str = "+", edges: tuple[str, ...] = ("edge-1",)
+) -> set[tuple[str, str]]:
+    granted = rules_for(role, fleet="home", device=device, edge=edge, edges=edges)
+    return {("write" if right.write else "read", right.filter) for right in granted}
 
 
 def test_every_right_of_the_topic_tree_is_rendered_and_no_other() -> None:
     found = sections(render_access(Broker(edges=("e1", "e2"), monitors=("desk",))))
-    everyone = rights(Role.DEVICE, device="%u")
+    everyone = rights(Role.DEVICE, device="%u", edges=("e1", "e2"))
+    assert ("write", "dssd/v1/home/%u/up/draft/e2") in everyone
     assert found.pop("%u") == everyone
     for edge in ("e1", "e2"):
         assert found.pop(edge) == rights(Role.EDGE, edge=edge) - everyone

@@ -37,6 +37,8 @@ def test_no_role_reaches_beyond_its_own() -> None:
     assert not may_publish(broker, "e1", build(Topic.EDGE_STATE, fleet="home", edge="e2"))
     assert not may_receive(broker, "e1", build(Topic.DRAFT, fleet="home", device="d", edge="e2"))
     assert not may_publish(broker, "e1", build(Topic.VERDICT, fleet="elsewhere", device="d"))
+    assert may_publish(broker, "d", build(Topic.DRAFT, fleet="home", device="d", edge="e2"))
+    assert not may_publish(broker, "d", build(Topic.DRAFT, fleet="home", device="d", edge="e3"))
 
 
 @pytest.mark.parametrize("name", ["_edge/e1", "#", "", "$SYS"])
