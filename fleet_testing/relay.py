@@ -2,15 +2,19 @@
 
 import contextlib
 import queue
+import random
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Final, Self
 
 __all__ = ["Relay"]
 
 HOST: Final = "127.0.0.1"
 CHUNK: Final = 1 << 16
+RETRANSMISSION_S: Final = (0.2, 0.6)
+"""How much later a lost segment arrives: TCP sends it again after 0.2 s, or twice that if it is lost again."""
 
 
 class Relay:
@@ -19,22 +23,28 @@ class Relay:
     Args:
         target: The port.
         round_trip_s: What is passed on arrives half of this later, in order, and as fast as it came.
+        rng: Chooses what is lost.
 
     Attributes:
         port: Where it listens.
+        round_trip_s: As given; may be changed at any time, for what is passed on from then on.
+        loss: Share of what is passed on that is lost once. TCP brings it all the same, later, and all behind it too.
         up: Bytes that came from clients.
         down: Bytes that came from the target.
     """
 
-    def __init__(self, target: int, *, round_trip_s: float = 0.0) -> None:
+    def __init__(self, target: int, *, round_trip_s: float = 0.0, rng: random.Random | None = None) -> None:
         self.up = 0
         self.down = 0
+        self.round_trip_s = round_trip_s
+        self.loss = 0.0
         self._target = target
-        self._way_s = round_trip_s / 2
+        self._rng = rng or random.Random(0)
         self._refusing = threading.Event()
         self._swallowing = threading.Event()
+        self._rising = threading.Event()
         self._flowing = threading.Event()
-        self._flowing.set()
+        self.release()
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -65,8 +75,14 @@ class Relay:
         """Take nothing more from the target until `release`, as behind a line that is full: its queues fill up."""
         self._flowing.clear()
 
+    def stall(self) -> None:
+        """Take nothing more from either side until `release`, as a line that has gone dead: nobody is told."""
+        self._rising.clear()
+        self._flowing.clear()
+
     def release(self) -> None:
-        """Take from the target again."""
+        """Take from both again."""
+        self._rising.set()
         self._flowing.set()
 
     def isolate(self) -> None:
@@ -113,8 +129,9 @@ class Relay:
                 self._sockets += [client, server]
             back = threading.Thread(target=self._pass_down, args=(server, client), daemon=True)
             back.start()
-            way = _Way(server, self._way_s)
+            way = _Way(server, self._delay_s)
             while data := _received(client):
+                self._rising.wait()
                 self.up += len(data)
                 if not self._swallowing.is_set():
                     way.send(data)
@@ -122,32 +139,43 @@ class Relay:
             back.join()
 
     def _pass_down(self, server: socket.socket, client: socket.socket) -> None:
-        way = _Way(client, self._way_s)
+        way = _Way(client, self._delay_s)
         while data := _received(server):
             self._flowing.wait()
             self.down += len(data)
             way.send(data)
         way.end()
 
+    def _delay_s(self) -> float:
+        lost = self.loss > 0.0 and self._rng.random() < self.loss
+        return self.round_trip_s / 2 + (self._rng.uniform(*RETRANSMISSION_S) if lost else 0.0)
+
 
 class _Way:
-    """One direction of a connection."""
+    """One direction of a connection.
 
-    def __init__(self, sink: socket.socket, way_s: float) -> None:
+    Args:
+        sink: Where to.
+        delay_s: Asked for each piece: how long it is under way. A piece never overtakes the one before it.
+    """
+
+    def __init__(self, sink: socket.socket, delay_s: Callable[[], float]) -> None:
         self._sink = sink
-        self._way_s = way_s
+        self._delay_s = delay_s
         self._under_way: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        if way_s:
-            self._thread = threading.Thread(target=self._arrive, daemon=True)
-            self._thread.start()
 
     def send(self, data: bytes) -> None:
         """Pass data on; empty data is the end."""
+        delay_s = self._delay_s() if data else 0.0
         if self._thread is None:
-            self._deliver(data)
-        else:
-            self._under_way.put((time.monotonic() + self._way_s, data))
+            if not delay_s:
+                self._deliver(data)
+                return
+            # From the first delay on all goes through the queue, which keeps the order.
+            self._thread = threading.Thread(target=self._arrive, daemon=True)
+            self._thread.start()
+        self._under_way.put((time.monotonic() + delay_s, data))
 
     def end(self) -> None:
         """Pass the end on, behind all that is under way."""

@@ -21,8 +21,8 @@ from broker_config.errors import BrokerError
 from fleet_bench.hostile.attacks.registry import ATTACKS
 from fleet_bench.hostile.experiment import Experiment, Result, Timing
 from fleet_bench.hostile.fleet import Fleet, Models
-from fleet_bench.hostile.processes import Cores
 from fleet_bench.hostile.report import HEADER, line, met, report
+from fleet_bench.shared.processes import Cores
 from schemas.errors import FleetError
 
 __all__ = ["main"]

@@ -9,11 +9,12 @@ from typing import Any, Final
 
 from fleet_bench.hostile.attacks.contract import Attack
 from fleet_bench.hostile.fleet import Fleet, Running
-from fleet_bench.hostile.meters import ProcessMeter, rows_beside
+from fleet_bench.hostile.meters import rows_beside
 from fleet_bench.hostile.mqtt_client import RawClient
 from fleet_bench.hostile.newcomer import PATIENCE_S, wait_for_answer
 from fleet_bench.hostile.place import Place
-from fleet_bench.hostile.processes import HostileBenchError, Program
+from fleet_bench.shared.process_meter import ProcessMeter
+from fleet_bench.shared.processes import BenchError, Program
 from schemas.topics import Topic, wildcard
 
 __all__ = ["Experiment", "Result", "Timing"]
@@ -120,7 +121,7 @@ class Experiment:
         """Run it.
 
         Raises:
-            HostileBenchError: The honest devices do not write even without an attack.
+            BenchError: The honest devices do not write even without an attack.
         """
         result = Result(self.attack.name)
         with (
@@ -137,9 +138,7 @@ class Experiment:
             rates = [running.honest.rate(*window) for window in windows]
             result.baseline = sum(rates) / len(rates)
             if result.baseline <= 0:
-                raise HostileBenchError(
-                    f"The honest devices write nothing before {self.attack.name}; see the edge's log."
-                )
+                raise BenchError(f"The honest devices write nothing before {self.attack.name}; see the edge's log.")
             if control is not None:
                 result.honest_control = running.honest.rate(*control) / result.baseline
             self._attack(running, edge, broker, result)
@@ -151,7 +150,7 @@ class Experiment:
         began = time.monotonic()
         while not running.honest.count(began):
             if time.monotonic() - began > _READY_S:
-                raise HostileBenchError("The honest devices write nothing; see the logs in the benchmark's folder.")
+                raise BenchError("The honest devices write nothing; see the logs in the benchmark's folder.")
             time.sleep(0.1)
         time.sleep(self.timing.warm_up)
 
@@ -229,7 +228,7 @@ class Experiment:
         attacker.tell(place.to_json())
         try:
             attacker.wait_for("ready", timeout_s=_READY_S)
-        except HostileBenchError:
+        except BenchError:
             attacker.end()
             raise
         return attacker

@@ -14,8 +14,9 @@ import psutil
 from broker_config.local import LocalBroker
 from fleet_bench.hostile.honest import Language
 from fleet_bench.hostile.meters import Throughput
-from fleet_bench.hostile.place import Identity, Place
-from fleet_bench.hostile.processes import Cores, HostileBenchError, Program
+from fleet_bench.hostile.place import Place
+from fleet_bench.shared.identity import Identity
+from fleet_bench.shared.processes import BenchError, Cores, Program
 from fleet_cli.broker.init import make_local_broker
 from fleet_cli.demo.prompts import PROMPTS
 
@@ -106,7 +107,7 @@ class Fleet:
         """Write the honest devices' texts once, without drafts, so that they can be replayed as drafts.
 
         Raises:
-            HostileBenchError: A device did not write them.
+            BenchError: A device did not write them.
         """
         share = -(-len(PROMPTS) // len(self.honest))
         written: dict[int, list[int]] = {}
@@ -130,7 +131,7 @@ class Fleet:
             assert edge.lives
         missing = [number for number in range(len(PROMPTS)) if not written.get(number)]
         if missing:
-            raise HostileBenchError(f"The honest devices did not write text {missing[0]}; see {self.folder}/*.log.")
+            raise BenchError(f"The honest devices did not write text {missing[0]}; see {self.folder}/*.log.")
         self.texts = [written[number] for number in range(len(PROMPTS))]
 
     @contextlib.contextmanager
@@ -246,4 +247,4 @@ def _mosquitto(broker: LocalBroker) -> psutil.Process:
             each.laddr.port == broker.port for each in child.net_connections() if each.laddr
         ):
             return child
-    raise HostileBenchError("mosquitto has ended before anything was measured; see its log.")
+    raise BenchError("mosquitto has ended before anything was measured; see its log.")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fleet_bench.hostile.place import Identity
+from fleet_bench.shared.identity import Identity
 from fleet_device.client.cancellation import Cancellation
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.drafters.gguf import GgufModel

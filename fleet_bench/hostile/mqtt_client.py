@@ -23,7 +23,7 @@ from fleet_bench.hostile.mqtt_packets import (
     split_packets,
     subscribe_packet,
 )
-from fleet_bench.hostile.place import Identity
+from fleet_bench.shared.identity import Identity
 from schemas.errors import FleetError
 
 __all__ = ["ClientCounters", "ConnectRefused", "RawClient", "tls_socket"]

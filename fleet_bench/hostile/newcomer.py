@@ -8,7 +8,8 @@ from typing import Final
 from fleet_bench.hostile.mqtt_client import ConnectRefused, RawClient
 from fleet_bench.hostile.mqtt_packets import publish_packet
 from fleet_bench.hostile.payloads import close_of, open_of
-from fleet_bench.hostile.place import Identity, Place
+from fleet_bench.hostile.place import Place
+from fleet_bench.shared.identity import Identity
 from schemas.bounds import SESSION_BYTES
 from schemas.codec import decode_reply
 from schemas.errors import CodecError

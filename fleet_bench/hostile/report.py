@@ -12,7 +12,7 @@ import psutil
 from broker_config.runner import find_mosquitto
 from broker_config.version import installed_version
 from fleet_bench.hostile.experiment import Result, Timing
-from fleet_bench.hostile.processes import Cores
+from fleet_bench.shared.processes import Cores
 from schemas.version import VERSION
 
 __all__ = ["HEADER", "line", "met", "report"]

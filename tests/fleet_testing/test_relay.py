@@ -69,3 +69,43 @@ def test_bytes_are_counted_each_way() -> None:
                 server.sendall(b"123")
                 assert client.recv(16) == b"123"
         assert (relay.up, relay.down) == (5, 3)
+
+
+def test_a_stalled_line_passes_nothing_either_way_and_all_of_it_when_it_is_released() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, Relay(listener.getsockname()[1]) as relay:
+        client = socket.create_connection(("127.0.0.1", relay.port))
+        server, _ = listener.accept()
+        client.sendall(b"before")
+        assert server.recv(16) == b"before"
+        relay.stall()
+        client.sendall(b"up")
+        server.sendall(b"down")
+        for each in (client, server):
+            each.settimeout(0.05)
+            with pytest.raises(TimeoutError):
+                each.recv(16)
+            each.settimeout(10.0)
+        relay.release()
+        assert (server.recv(16), client.recv(16)) == (b"up", b"down")
+        client.close()
+        server.close()
+
+
+def test_a_lossy_line_brings_everything_in_order_and_later() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, Relay(listener.getsockname()[1]) as relay:
+        client = socket.create_connection(("127.0.0.1", relay.port))
+        server, _ = listener.accept()
+        relay.loss = 1.0
+        client.sendall(b"lost once")
+        server.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            server.recv(16)
+        relay.loss = 0.0
+        client.sendall(b", then more")
+        server.settimeout(10.0)
+        received = b""
+        while len(received) < 20:
+            received += server.recv(64)
+        assert received == b"lost once, then more"
+        client.close()
+        server.close()

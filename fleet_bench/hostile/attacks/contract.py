@@ -10,7 +10,8 @@ from typing import Final
 
 from fleet_bench.hostile.mqtt_client import RawClient
 from fleet_bench.hostile.mqtt_packets import publish_packet
-from fleet_bench.hostile.place import Identity, Place
+from fleet_bench.hostile.place import Place
+from fleet_bench.shared.identity import Identity
 from schemas.topics import Topic
 
 __all__ = ["Attack", "Attacker", "Source", "flood", "pool"]

@@ -11,7 +11,8 @@ from fleet_bench.hostile.attacks.contract import Attacker, _code_of
 from fleet_bench.hostile.attacks.registry import ATTACKS
 from fleet_bench.hostile.mqtt_client import ClientCounters
 from fleet_bench.hostile.mqtt_packets import IncomingPacket, PacketType, split_packets
-from fleet_bench.hostile.place import Identity, Place
+from fleet_bench.hostile.place import Place
+from fleet_bench.shared.identity import Identity
 from schemas.codec import decode_close, decode_draft, decode_open, encode_reply, encode_verdict
 from schemas.errors import CodecError
 from schemas.messages import Fault, Refused, Verdict

@@ -5,8 +5,8 @@ import pytest
 
 from fleet_bench.hostile import main
 from fleet_bench.hostile.experiment import Result
-from fleet_bench.hostile.processes import Cores
 from fleet_bench.hostile.report import HEADER, line, met
+from fleet_bench.shared.processes import Cores
 from tests.support.brokers import require_mosquitto
 
 

@@ -13,12 +13,12 @@ from typing import Any, Final, Self
 
 from schemas.errors import FleetError
 
-__all__ = ["Cores", "HostileBenchError", "Program"]
+__all__ = ["BenchError", "Cores", "Program"]
 
 _STOP_S: Final = 15.0
 
 
-class HostileBenchError(FleetError):
+class BenchError(FleetError):
     """The benchmark cannot go on. Its text is one sentence for the user."""
 
 
@@ -120,7 +120,7 @@ class Program:
         """Return the first line with that word in it.
 
         Raises:
-            HostileBenchError: It ends, or the time does, before there is one.
+            BenchError: It ends, or the time does, before there is one.
         """
 
         def found() -> bool:
@@ -131,21 +131,19 @@ class Program:
             line = next((line for line in self._lines if word in line), None)
         if line is None:
             tail = self.log.read_text(errors="replace")[-500:].strip().replace("\n", " ")
-            raise HostileBenchError(
-                f"{self.log.stem} did not say {word!r} in {timeout_s:.0f} s; its log ends with: {tail}"
-            )
+            raise BenchError(f"{self.log.stem} did not say {word!r} in {timeout_s:.0f} s; its log ends with: {tail}")
         return line
 
     def wait_to_end(self, *, timeout_s: float) -> None:
         """Wait until it has ended by itself.
 
         Raises:
-            HostileBenchError: It has not.
+            BenchError: It has not.
         """
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise HostileBenchError(f"{self.log.stem} has not ended within {timeout_s:.0f} s.") from None
+            raise BenchError(f"{self.log.stem} has not ended within {timeout_s:.0f} s.") from None
         self._reader.join(_STOP_S)
 
     def ask_to_end(self) -> None:

@@ -1,0 +1,1 @@
+"""Parts that benchmarks of whole fleets have in common: processes, identities, meters."""
