@@ -99,6 +99,11 @@ class ThrowAwayBroker(ABC):
         """Whether the process lives."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """The process's number, 0 if it is not running."""
+        return self._process.pid if self._process is not None and self.running else 0
+
     def start(self) -> None:
         """Start, and return when connections are accepted. Nothing happens if it already runs.
 

@@ -94,7 +94,6 @@ class Connection:
         Raises:
             ConnectFailed: In time there was none, or it says no.
         """
-        deadline = self._clock() + self._settings.connect_timeout_s
         try:
             self._client.connect(
                 self._settings.host,
@@ -105,6 +104,7 @@ class Connection:
             )
         except (OSError, ValueError) as error:
             raise failures.explain(error, self._settings) from error
+        deadline = self._clock() + self._settings.handshake_s
         while self._announced is None:
             if self._refusal is not None:
                 raise failures.refused(self._refusal, self._settings)

@@ -23,11 +23,14 @@ class ConnectFailed(LinkError):  # noqa: N818 - reads as what it says
 
     Attributes:
         final: Whether trying again is pointless until somebody changes something (a password, a certificate).
+        refused: Whether a broker that works has turned us away, or we it: what is final, and what it asks to be
+            tried later.
     """
 
-    def __init__(self, sentence: str, *, final: bool = False) -> None:
+    def __init__(self, sentence: str, *, final: bool = False, refused: bool = False) -> None:
         super().__init__(sentence)
         self.final = final
+        self.refused = final or refused
 
 
 class NotConnected(LinkError):  # noqa: N818

@@ -28,6 +28,7 @@ PASSING_REASONS: Final = {
     0x97: "its quota is exhausted; try again later or raise its limits",
     0x9F: "connections come too fast; try again later",
 }
+STARTING: Final = 0x88  # "unavailable": said by a broker that starts or ends, and over as soon as that is
 NO_ANSWER_HINT: Final = "is it an MQTT broker, and is the port one for plain MQTT?"
 TLS_HINT: Final = "is it a TLS port, does the broker accept our certificate, and has it room for another client?"
 
@@ -92,7 +93,9 @@ def refused(reason: int, settings: LinkSettings) -> ConnectFailed:
     """Describe a CONNACK that says no."""
     why = FINAL_REASONS.get(reason) or PASSING_REASONS.get(reason) or f"MQTT reason 0x{reason:02x}"
     return ConnectFailed(
-        f"The broker at {settings.where} refused the connection: {why}.", final=reason in FINAL_REASONS
+        f"The broker at {settings.where} refused the connection: {why}.",
+        final=reason in FINAL_REASONS,
+        refused=reason != STARTING,
     )
 
 

@@ -2,6 +2,7 @@
 
 import random
 import threading
+from typing import Final
 
 from fleet_link.counters import Guard
 from fleet_link.errors import ConnectFailed
@@ -9,31 +10,48 @@ from fleet_link.link import Listener
 
 __all__ = ["Backoff", "Connectivity", "Startup"]
 
-GROWTH = 2.0
+GROWTH: Final = 2.0
+FORGIVEN_S: Final = 1.0  # connected for so long takes back one step of growth
 
 
 class Backoff:
-    """Exponential delays with jitter.
+    """Exponential delays with full jitter, and a low ceiling.
 
-    A fleet that lost its broker must not come back as one: each delay is drawn evenly from the upper half
-    of the exponential step, so that two clients soon differ, and none returns at once.
+    A broker that is back must be found within seconds, however long it was away, so the ceiling is low: to knock at a
+    machine where nobody listens costs both sides next to nothing. Only a broker that works and turns us away is left
+    alone for longer: its refusals cost it work, and most need somebody's hand.
+
+    A fleet that lost its broker must not come back as one: each delay is drawn evenly from zero to the step, which
+    spreads the fleet over the whole of it.
+
+    Args:
+        minimum_s: The first step.
+        maximum_s: The longest, while the broker does not answer.
+        refused_s: The longest, while it turns us away.
+        rng: Draws the delays.
     """
 
-    def __init__(self, *, minimum_s: float, maximum_s: float, rng: random.Random) -> None:
+    def __init__(self, *, minimum_s: float, maximum_s: float, refused_s: float, rng: random.Random) -> None:
         self._minimum_s = minimum_s
         self._maximum_s = maximum_s
+        self._refused_s = max(maximum_s, refused_s)
         self._rng = rng
         self._step_s = minimum_s
 
-    def next_delay_s(self) -> float:
-        """Return the next delay; the one after it is about twice as long, up to the maximum."""
-        step_s = self._step_s
-        self._step_s = min(self._step_s * GROWTH, self._maximum_s)
-        return self._rng.uniform(step_s / 2, step_s)
+    def next_delay_s(self, *, refused: bool = False) -> float:
+        """Return the next delay; the step of the one after it is twice as long, up to the ceiling.
 
-    def reset(self) -> None:
-        """Begin again with the minimum: a connection has held."""
-        self._step_s = self._minimum_s
+        Args:
+            refused: Whether the last attempt ended with a broker's refusal.
+        """
+        ceiling_s = self._refused_s if refused else self._maximum_s
+        step_s = min(self._step_s, ceiling_s)
+        self._step_s = min(step_s * GROWTH, ceiling_s)
+        return self._rng.uniform(0.0, step_s)
+
+    def held(self, lived_s: float) -> None:
+        """Take back what the delays have grown by, in proportion to how long a connection has held (seconds)."""
+        self._step_s = max(self._minimum_s, self._step_s * GROWTH ** (-lived_s / FORGIVEN_S))
 
 
 class Startup:

@@ -27,6 +27,12 @@ class _ScreenedClient(Client):
     """A client that reads from a `ScreenedSocket`, as paho's own reads from its wrapper for WebSockets."""
 
     screen: Screen
+    handshake_s: float
+
+    def _create_socket_connection(self) -> socket.socket:
+        sock = super()._create_socket_connection()
+        self._connect_timeout = self.handshake_s  # of what follows: somebody is there, and may take longer
+        return sock
 
     def _create_socket(self) -> Any:  # noqa: ANN401 - as paho's
         return ScreenedSocket(super()._create_socket(), self.screen)
@@ -51,6 +57,7 @@ def make_client(
     client.screen = screen if screen is not None else Screen(max_packet_bytes=settings.packet_bytes)
     client.suppress_exceptions = True  # ours are guarded; this is for what nobody has thought of
     client.connect_timeout = settings.connect_timeout_s
+    client.handshake_s = settings.handshake_s
     client.max_inflight_messages_set(0)  # the window is the outbox's business
     if settings.username is not None:
         client.username_pw_set(settings.username, settings.password)

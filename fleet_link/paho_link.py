@@ -31,7 +31,6 @@ from fleet_link.settings import LinkSettings
 
 __all__ = ["PahoLink"]
 
-STABLE_S = 10.0  # a connection that held this long forgives the failures before it
 POLL_S = 1.0
 MOST_LEFT_OUT = 10_000  # each holds one of a connection's 65,535 packet identifiers for good
 
@@ -62,8 +61,11 @@ class PahoLink:
         self._backoff = Backoff(
             minimum_s=settings.min_backoff_s,
             maximum_s=settings.max_backoff_s,
+            refused_s=settings.refused_backoff_s,
             rng=rng if rng is not None else random.Random(),  # noqa: S311 - jitter
         )
+        self._refused = False  # how the last attempt ended
+        self._online_since = 0.0
         self._handover = Handover(Credentials(settings.tls, clock=clock), counters=self.counters, clock=clock)
         self._connectivity = Connectivity(self._guard)
         self._accepts: Accepts | None = None
@@ -117,7 +119,7 @@ class PahoLink:
             return  # a handler stops its own link: the thread ends after it returns
         with self._lifecycle:
             if self._thread is not None:
-                self._thread.join(self._settings.connect_timeout_s + self._settings.flush_s + POLL_S)
+                self._thread.join(self._longest_stop_s)
                 if not self._thread.is_alive():
                     self._thread = None
 
@@ -164,6 +166,11 @@ class PahoLink:
         """Call `listener` after every connect and loss; see `Link.on_connection`."""
         self._connectivity.listen(listener)
 
+    @property
+    def _longest_stop_s(self) -> float:
+        settings = self._settings
+        return settings.connect_timeout_s + settings.handshake_s + settings.flush_s + POLL_S
+
     def _request(self, action: Callable[[Connection], None]) -> None:
         self._requests.append(action)
         self._wake()
@@ -179,7 +186,7 @@ class PahoLink:
             while not self._stopping.is_set() or self._handover.under_way:
                 self._attempt(waker)
                 if not self._stopping.is_set() and not self._handover.under_way:
-                    self._stopping.wait(self._backoff.next_delay_s())
+                    self._stopping.wait(self._backoff.next_delay_s(refused=self._refused))
         finally:
             waker.close()
             self._startup.ended()
@@ -187,7 +194,7 @@ class PahoLink:
     def _attempt(self, waker: Waker) -> None:
         """Connect and serve until the connection ends; nothing that happens in it ends the thread."""
         connection: Connection | None = None
-        began = self._clock()
+        self._refused = False
         try:
             connection = Connection(
                 self._settings,
@@ -203,6 +210,7 @@ class PahoLink:
         except ConnectFailed as error:
             # Whoever waits for the start is told; later on the log is all there is.
             _log.log(logging.DEBUG if self._startup.pending else logging.WARNING, "%s", error)
+            self._refused = error.refused
             self._startup.failed(error)
             self._handover.failed(str(error))
         except ConnectionLost as error:
@@ -211,7 +219,7 @@ class PahoLink:
             self.counters.restarts += 1
             _log.exception("The link's network loop failed and is begun anew.")
         finally:
-            self._leave(connection, lived_s=self._clock() - began)
+            self._leave(connection)
 
     def _enter(self, connection: Connection) -> None:
         """Bring the connection to where everything works as if it had never been away."""
@@ -219,7 +227,7 @@ class PahoLink:
         self._requests.clear()  # they concern a connection that is gone; what they asked for is asked for below
         connection.screen(self._accepts)
         connection.subscribe(tuple(self._routes))
-        deadline = self._clock() + self._settings.connect_timeout_s
+        deadline = self._clock() + self._settings.handshake_s
         while not connection.subscribed:
             if self._clock() >= deadline:
                 raise silent(self._settings)
@@ -227,6 +235,7 @@ class PahoLink:
         refused = connection.take_refused_filters()
         if refused:
             raise subscription_refused(refused, self._settings)
+        self._online_since = self._clock()
         self._connectivity.up()
         self._startup.connected()
 
@@ -272,12 +281,12 @@ class PahoLink:
         connection.goodbye()  # or the broker would publish the last will
         raise ConnectionLost(f"the broker {why}; connecting anew")
 
-    def _leave(self, connection: Connection | None, *, lived_s: float) -> None:
+    def _leave(self, connection: Connection | None) -> None:
         if connection is not None:
             connection.close()
         self._sender.connection_lost()
         if self._handover.under_way:
             return
-        if self._connectivity.online and lived_s >= STABLE_S:
-            self._backoff.reset()
+        if self._connectivity.online:
+            self._backoff.held(self._clock() - self._online_since)
         self._connectivity.down(on_purpose=self._stopping.is_set())

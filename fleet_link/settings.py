@@ -41,15 +41,18 @@ class LinkSettings:
         will: Published by the broker, retained, if this client vanishes.
         keepalive_s: Seconds of silence after which either side asks whether the other is there. A vanished
             client is noticed after 1.5 times as long.
-        connect_timeout_s: For TCP, TLS and the broker's answer together.
+        connect_timeout_s: For TCP, where somebody answers or nobody does.
+        handshake_s: For TLS, and again for each answer that follows. Longer than the above: a broker to which a whole
+            fleet comes back at once, or one behind a slow line, must not be given up while it works.
         answer_s: Longest wait for any answer to QoS 1 messages that have reached the broker's machine; then the
             connection is made anew.
         queue_messages: Most messages waiting or unacknowledged.
         queue_bytes: Likewise, of their packets.
         packet_bytes: Largest packet that we send or take. The same for all clients of a broker: it silently drops what
             is too large for a subscriber. Some brokers have a limit and do not announce it; this one holds then.
-        min_backoff_s: About the first delay before connecting again.
-        max_backoff_s: The longest.
+        min_backoff_s: Longest first delay before connecting again.
+        max_backoff_s: Longest delay while the broker does not answer.
+        refused_backoff_s: Longest while it turns us away.
         flush_s: Longest that `stop` waits for acknowledgements.
         no_delay: Whether small packets go out at once. False only to measure what that costs.
     """
@@ -62,13 +65,15 @@ class LinkSettings:
     tls: TlsSettings | None = None
     will: Will | None = None
     keepalive_s: int = 15
-    connect_timeout_s: float = 5.0
+    connect_timeout_s: float = 4.0
+    handshake_s: float = 10.0
     answer_s: float = 5.0
     queue_messages: int = 1000
     queue_bytes: int = 8 << 20
     packet_bytes: int = 1 << 20
-    min_backoff_s: float = 0.2
-    max_backoff_s: float = 30.0
+    min_backoff_s: float = 0.5
+    max_backoff_s: float = 4.0
+    refused_backoff_s: float = 30.0
     flush_s: float = 2.0
     no_delay: bool = True
 

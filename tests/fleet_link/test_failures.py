@@ -30,7 +30,14 @@ def failure(settings: LinkSettings, *, timeout_s: float = 0.3) -> ConnectFailed:
 
 def settings_for(port: int, host: str = "127.0.0.1", tls: TlsSettings | None = None) -> LinkSettings:
     return LinkSettings(
-        client_id="a", host=host, port=port, password="hunter2", tls=tls, connect_timeout_s=0.2, min_backoff_s=0.01
+        client_id="a",
+        host=host,
+        port=port,
+        password="hunter2",
+        tls=tls,
+        connect_timeout_s=0.2,
+        handshake_s=0.2,
+        min_backoff_s=0.01,
     )
 
 

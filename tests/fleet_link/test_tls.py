@@ -142,7 +142,9 @@ class Server:
 
 
 def refusal(port: int, tls: TlsSettings, host: str = HOST) -> ConnectFailed:
-    settings = LinkSettings(client_id=NAME, host=host, port=port, tls=tls, min_backoff_s=0.01, connect_timeout_s=2.0)
+    settings = LinkSettings(
+        client_id=NAME, host=host, port=port, tls=tls, min_backoff_s=0.01, connect_timeout_s=2.0, handshake_s=2.0
+    )
     with pytest.raises(ConnectFailed) as caught:
         PahoLink(settings).start(timeout_s=3.0)
     return caught.value
