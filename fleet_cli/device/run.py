@@ -11,6 +11,7 @@ from fleet_device.preflight import preflight
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_runtime.events import Event, EventStream
+from fleet_runtime.repetition import hold_back_repetition
 from fleet_runtime.systemd import Systemd
 
 __all__ = ["run_command"]
@@ -23,6 +24,7 @@ def run_command(settings: DeviceSettings, *, events: EventStream) -> None:
 
     SIGTERM lets the open text end first; SIGINT does not, nor does a second SIGTERM.
     """
+    hold_back_repetition()
     preflight(settings, serves=True)
     events.write(Event.LOADING, model=settings.model)
     service = DeviceService(settings, load_drafter(settings))
