@@ -67,8 +67,8 @@ class Sparse(_Form):
     described = "[1, ids, probabilities]"
 
     kind: Literal["sparse"] = "sparse"
-    ids: Annotated[tuple[TokenId, ...], Field(min_length=1)]
-    probs: tuple[Probability, ...]
+    ids: Annotated[tuple[TokenId, ...], Field(min_length=1, fail_fast=True)]
+    probs: Annotated[tuple[Probability, ...], Field(fail_fast=True)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -96,8 +96,8 @@ class Samples(_Form):
 
     kind: Literal["samples"] = "samples"
     start: Annotated[int, Field(ge=0, lt=1 << 20, strict=True)] = 0
-    ids: Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=MAX_SAMPLES)]
-    probs: tuple[Probability, ...]
+    ids: Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=MAX_SAMPLES, fail_fast=True)]
+    probs: Annotated[tuple[Probability, ...], Field(fail_fast=True)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

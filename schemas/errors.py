@@ -11,7 +11,7 @@
             └── MalformedMessage    within bounds, but not the message it should be
 """
 
-from typing import Self
+from typing import Final, Self
 
 from pydantic import ValidationError
 
@@ -24,6 +24,8 @@ __all__ = [
     "SchemaError",
     "TopicError",
 ]
+
+_UNPRINTABLE: Final = "\N{REPLACEMENT CHARACTER}"
 
 
 class FleetError(Exception):
@@ -61,7 +63,13 @@ class MessageTooLarge(CodecError):  # noqa: N818
 
 
 class MalformedMessage(CodecError):  # noqa: N818
-    """A message within bounds that is not what it should be."""
+    """A message within bounds that is not what it should be.
+
+    What it quotes of the message cannot begin a new line in a log, nor steer a terminal.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__("".join(each if each.isprintable() else _UNPRINTABLE for each in sentence))
 
     @classmethod
     def from_validation(cls, name: str, error: ValidationError) -> Self:

@@ -106,7 +106,7 @@ class Opened(_Message):
     max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT, strict=True)]
     window: Annotated[int, Field(ge=1, le=64, strict=True)]
     lease_s: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-    end_tokens: tuple[TokenId, ...]
+    end_tokens: Annotated[tuple[TokenId, ...], Field(fail_fast=True)]
 
 
 class Refused(_Message):

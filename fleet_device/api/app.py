@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -220,8 +220,12 @@ async def _body(request: Request) -> bytes:
         # Also what keeps web pages out: a browser lets them send this type only where the server agrees.
         raise ApiProblem(415, "The body must be JSON: send it with Content-Type: application/json.")
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiProblem(413, f"The body has more than {MAX_BODY_BYTES} bytes.", code="body_too_large")
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                raise ApiProblem(413, f"The body has more than {MAX_BODY_BYTES} bytes.", code="body_too_large")
+    except ClientDisconnect:
+        # Nobody reads this. Passed on, it would stand in the log as a fault of ours, with its traceback.
+        raise ApiProblem(400, "The connection was closed before the whole body had come.") from None
     return bytes(body)

@@ -165,7 +165,7 @@ class TextRequest(_Model):
 class ChatRequest(TextRequest):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[tuple[Message, ...], Field(min_length=1)]
+    messages: Annotated[tuple[Message, ...], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: TokenLimit | None = None
 
     @model_validator(mode="after")

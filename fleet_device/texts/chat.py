@@ -133,9 +133,16 @@ def encode_chat(codec: TextCodec, messages: Sequence[ChatMessage]) -> list[int]:
 
 
 def _unused_character(messages: Sequence[ChatMessage]) -> str:
-    """Return a character that no message has: one of those that Unicode leaves to private use."""
+    """Return a character that no message has: one of those that Unicode leaves to private use.
+
+    Raises:
+        ChatError: They have them all.
+    """
     used = {character for message in messages for character in message.role + message.content}
-    return next(character for code in _PRIVATE_USE if (character := chr(code)) not in used)
+    for code in _PRIVATE_USE:
+        if (character := chr(code)) not in used:
+            return character
+    raise ChatError("The messages use every private character of Unicode's plane 15; leave one of them out.")
 
 
 def _break(text: str, control: frozenset[str], mark: str) -> str:

@@ -351,6 +351,30 @@ def test_a_sampling_setting_that_is_unknown_is_named_and_not_passed_over() -> No
         decode_open(cbor2.dumps(fields | {"policy": fields["policy"] | {"min_p": 0.1}}))
 
 
+def test_of_a_hundred_thousand_wrong_tokens_one_is_told() -> None:
+    """To describe each of them took 200 ms, on the link's thread."""
+    wrong = cbor2.CBORTag(70, b"\xff\xff\xff\xff" * 131_000)
+    fields = open_fields(prompt=wrong)
+    with pytest.raises(MalformedMessage) as raised:
+        decode_open(cbor2.dumps(fields))
+    assert raised.value.__cause__.error_count() == 1  # type: ignore[union-attr]
+    assert "prompt.0" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("decode", "fields"),
+    [
+        (decode_open, lambda word: open_fields(policy={word: 1})),
+        (decode_reply, lambda word: {"kind": word}),
+    ],
+)
+def test_what_a_sentence_quotes_begins_no_line_and_steers_no_terminal(decode: Any, fields: Any) -> None:
+    with pytest.raises(MalformedMessage) as raised:
+        decode(cbor2.dumps(fields("top\n2026 WARNING all is well\x1b[2J\u2028")))
+    assert str(raised.value).isprintable()
+    assert "WARNING" in str(raised.value)
+
+
 def test_a_mode_that_is_unknown_is_not_guessed() -> None:
     fields = open_fields()
     with pytest.raises(MalformedMessage, match=r"policy\.mode"):

@@ -73,6 +73,20 @@ def ask_and_leave(app: ASGIApp, body: object, when: Callable[[Sent], Awaitable[N
         await when(sent)
         return {"type": "http.disconnect"}
 
+    return _exchange(app, receive, sent)
+
+
+def exchange(app: ASGIApp, parts: list[dict[str, Any]]) -> Sent:
+    """Let a completion request come part by part; return what was sent back."""
+    sent: Sent = []
+
+    async def receive() -> dict[str, Any]:
+        return parts.pop(0)
+
+    return _exchange(app, receive, sent)
+
+
+def _exchange(app: ASGIApp, receive: Callable[[], Awaitable[dict[str, Any]]], sent: Sent) -> Sent:
     async def send(message: Any) -> None:
         sent.append(message)
 

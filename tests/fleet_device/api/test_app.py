@@ -10,7 +10,7 @@ from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
 from schemas.policy import Mode
 from schemas.reasons import EndReason, RefusalCode
-from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, chunks, complete, error
+from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, chunks, complete, error, exchange
 from tests.support.memory_device import SESSION, STARTED, ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
 from tests.support.waiting import until
 
@@ -211,6 +211,14 @@ def test_a_client_that_goes_in_the_middle_of_a_stream_ends_its_session(make: Mak
     until(lambda: backend.queue.done == 1)
     assert agent.ended == [EndReason.CANCELLED]
     assert not any(b"[DONE]" in message.get("body", b"") for message in sent)
+
+
+def test_a_client_that_goes_before_its_body_has_come_is_no_fault_of_the_api(make: Make) -> None:
+    app, backend = make()
+    parts = [{"type": "http.request", "body": b'{"pro', "more_body": True}, {"type": "http.disconnect"}]
+    sent = exchange(app, parts)
+    assert sent[0]["status"] == 400
+    assert backend.queue.done == 0
 
 
 def test_models_are_those_of_the_edges_that_are_there(make: Make) -> None:

@@ -206,6 +206,13 @@ def test_characters_of_private_use_are_text_too() -> None:
     assert text in plain(codec, encode_chat(codec, [ChatMessage("user", text)]))
 
 
+def test_a_message_with_all_characters_of_private_use_ends_in_a_sentence() -> None:
+    codec = CharacterCodec(*FAMILIES["chatml"])
+    text = "".join(map(chr, range(0xF0000, 0xFFFFE)))
+    with pytest.raises(ChatError, match="private character"):
+        encode_chat(codec, [ChatMessage("user", text)])
+
+
 def test_what_holds_no_control_text_is_encoded_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     codec, pieces = CharacterCodec(*FAMILIES["chatml"]), list[str]()
     encode = codec.encode
