@@ -123,8 +123,8 @@ def test_what_somebody_asked_to_see_passes() -> None:
 
 def test_kinds_without_end_take_no_memory_without_end_and_every_record_is_written_or_counted() -> None:
     log, filler = Log(at_most=1, kinds=10), "x" * 10_000
-    for number in range(1000):
-        log.logger.warning(f"kind {number} {filler}")
+    for template in (f"kind {number} {filler}" for number in range(1000)):
+        log.logger.warning(template)
     assert len(log.repetition._kinds) <= 11
     # Ten of kinds of their own, one of those that share one.
     assert len(log.lines) == 11
