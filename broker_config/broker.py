@@ -18,6 +18,7 @@ __all__ = [
     "CIPHERS_TLS12",
     "CIPHERS_TLS13",
     "LARGEST_PACKET",
+    "PRODUCTION_EDGE_PORT",
     "PRODUCTION_PORT",
     "REPORTED",
     "Broker",
@@ -102,6 +103,7 @@ class HeadOffice(BaseModel):
 
 
 PRODUCTION_PORT: Final = 8883
+PRODUCTION_EDGE_PORT: Final = 8884
 PRODUCTION_STORAGE: Final = Path("/var/lib/mosquitto")
 LARGEST_PACKET: Final = 268_435_455  # MQTT's own bound
 
@@ -129,7 +131,9 @@ class Broker(BaseModel):
     Attributes:
         fleet: The fleet's name.
         host: Address to listen on; None for all.
-        port: TCP port; 0 lets whoever starts the broker choose a free one.
+        port: TCP port; 0 lets whoever starts the broker choose a free one, and one for the edges if they have a port.
+        edge_port: TCP port of a second listener, for edges and monitors: where a firewall lets nobody else reach it,
+            devices cannot take its places. 0 for none: everybody uses `port`.
         edges: Names of the edges. Any other user is a device, or a monitor.
         monitors: User names of administrators.
         devices: Names of the devices. None lets every name be a device's that the certificate authority has signed, so
@@ -143,13 +147,17 @@ class Broker(BaseModel):
         acl_plugin: From mosquitto 2.1 on, the path of its `mosquitto_acl_file.so`; None uses the option that 2.0 and
             2.1 both know.
         max_packet_bytes: Largest packet. The default lets the dense form of a large vocabulary through.
-        max_connections: Most clients at once.
+        max_connections: Most clients at once, connections that have not said who they are included. With room to
+            spare: one device can hold many of those.
+        max_edge_connections: Likewise, at the edges' own port.
         max_unanswered: Most messages on their way to one client, and from it. An edge answers a whole batch at once.
         max_queued: Most messages that wait for one client; beyond it the broker drops and counts them in
             `$SYS/broker/publish/messages/dropped`. More than twice `max_unanswered`: what is under way to and from a
             client must fit, or acknowledgements are dropped. Never 0, which is broken in 2.0.21.
         max_queued_bytes: Likewise, their bytes.
         max_aliases: Most topic aliases of one client: an edge has one for every device.
+        max_device_aliases: Likewise, of a client that is not at the edges' own port; without such a port `max_aliases`
+            holds for all. Each may cost the broker 64 KiB, and a device has one for each edge that it uses.
         max_keepalive_s: Longest keepalive granted. It must exceed that of every client: equal is broken in 2.0.21.
         sys_interval_s: Seconds between two updates of `$SYS`; 0 switches it off, and with it what `fleet broker watch`
             sees.
@@ -160,6 +168,7 @@ class Broker(BaseModel):
     fleet: Name = "home"
     host: Annotated[str, AfterValidator(_address)] | None = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 0
+    edge_port: Annotated[int, Field(ge=0, le=65_535)] = 0
     edges: tuple[Name, ...] = ("edge-1",)
     monitors: tuple[Name, ...] = ("monitor",)
     devices: tuple[Name, ...] | None = None
@@ -172,16 +181,18 @@ class Broker(BaseModel):
     acl_plugin: Annotated[Path, AfterValidator(_writable)] | None = None
     max_packet_bytes: Annotated[int, Field(ge=256, le=LARGEST_PACKET)] = 1 << 20
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    max_edge_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 64
     max_unanswered: Annotated[int, Field(ge=1, le=65_535)] = 256
     max_queued: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     max_queued_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = 64 << 20
     max_aliases: Annotated[int, Field(ge=0, le=65_535)] = 4096
+    max_device_aliases: Annotated[int, Field(ge=0, le=65_535)] = 16
     max_keepalive_s: Annotated[int, Field(ge=60, le=65_535)] = 3600
     sys_interval_s: Annotated[int, Field(ge=0, le=3600)] = 0
 
     @classmethod
     def production(cls, **values: Any) -> Self:  # noqa: ANN401 - whatever the model takes
-        """Return a broker with the defaults of production: mutual TLS on all addresses, retained messages kept.
+        """Return a broker with the defaults of production: mutual TLS on all addresses, a port of the edges' own.
 
         Raises:
             ValidationError: A value cannot work.
@@ -189,6 +200,7 @@ class Broker(BaseModel):
         defaults: dict[str, Any] = {
             "host": None,
             "port": PRODUCTION_PORT,
+            "edge_port": PRODUCTION_EDGE_PORT,
             "tls": {},
             "storage": PRODUCTION_STORAGE,
             "user": "mosquitto",
@@ -202,6 +214,16 @@ class Broker(BaseModel):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"{', '.join(repeated)}: each name is one edge, one monitor or one device")
+        return self
+
+    def port_of(self, name: str) -> int:
+        """Return the port that a client uses."""
+        return self.edge_port if self.edge_port and name in (*self.edges, *self.monitors) else self.port
+
+    @model_validator(mode="after")
+    def _two_ports(self) -> Self:
+        if self.edge_port and self.edge_port == self.port:
+            raise ValueError(f"edge_port must be another than port, which is {self.port}, or 0 for none")
         return self
 
     @model_validator(mode="after")

@@ -75,14 +75,11 @@ def _lines(broker: Broker, home: Path, version: MosquittoVersion) -> Iterator[st
     yield from _limits(broker)
     yield from _storage(broker, home)
     yield from _logging(broker)
-    yield ""
-    # What follows belongs to the listener until the next one.
-    yield f"listener {broker.port}" + ("" if broker.host is None else f" {broker.host}")
-    yield f"max_connections {broker.max_connections}"
-    yield f"max_topic_alias {broker.max_aliases}"
-    yield "max_qos 1"
-    if broker.tls is not None:
-        yield from _tls(broker.tls, home)
+    if broker.edge_port:
+        yield from _listener(broker, home, broker.port, broker.max_connections, broker.max_device_aliases)
+        yield from _listener(broker, home, broker.edge_port, broker.max_edge_connections, broker.max_aliases)
+    else:
+        yield from _listener(broker, home, broker.port, broker.max_connections, broker.max_aliases)
     if broker.head_office is not None:
         yield from bridge_lines(broker, broker.head_office, home=home)
 
@@ -134,6 +131,23 @@ def _logging(broker: Broker) -> Iterator[str]:
     yield from (f"log_type {kind}" for kind in ("error", "warning", "notice"))
     yield "connection_messages true"
     yield "log_timestamp_format %Y-%m-%dT%H:%M:%S"
+
+
+def _listener(broker: Broker, home: Path, port: int, connections: int, aliases: int) -> Iterator[str]:
+    yield ""
+    if broker.edge_port:
+        yield (
+            "# For edges and monitors alone: let no other address reach it."
+            if port == broker.edge_port
+            else "# Devices."
+        )
+    # What follows belongs to this listener until the next one.
+    yield f"listener {port}" + ("" if broker.host is None else f" {broker.host}")
+    yield f"max_connections {connections}"
+    yield f"max_topic_alias {aliases}"
+    yield "max_qos 1"
+    if broker.tls is not None:
+        yield from _tls(broker.tls, home)
 
 
 def _tls(tls: Tls, home: Path) -> Iterator[str]:

@@ -62,7 +62,7 @@ class ThrowAwayBroker(ABC):
     itself, which has to outlive the clients' goodbyes.
 
     Args:
-        broker: What to run; with port 0 a free one is chosen at the first start and kept.
+        broker: What to run; with port 0 free ones are chosen at the first start and kept.
     """
 
     def __init__(self, broker: Broker | None = None) -> None:
@@ -95,6 +95,11 @@ class ThrowAwayBroker(ABC):
         return self._broker.port
 
     @property
+    def edge_port(self) -> int:
+        """Where it listens for edges and monitors: a port of their own, if it has one."""
+        return self._broker.edge_port or self._broker.port
+
+    @property
     def running(self) -> bool:
         """Whether the process lives."""
         return self._process is not None and self._process.poll() is None
@@ -115,9 +120,14 @@ class ThrowAwayBroker(ABC):
             return
         self.stop()  # one that ended by itself leaves a pipe
         if self._broker.port == 0:
-            self._broker = self._broker.model_copy(update={"port": _free_port()})
-        elif _accepts(self._broker.port):
-            raise BrokerFailed(f"Port {self._broker.port} is in use: stop what listens there, or choose another.")
+            port, edge_port = _free_ports(2)
+            self._broker = self._broker.model_copy(
+                update={"port": port, "edge_port": edge_port if self._broker.edge_port else 0}
+            )
+        else:
+            for port in self._ports():
+                if _accepts(port):
+                    raise BrokerFailed(f"Port {port} is in use: stop what listens there, or choose another.")
         if self._directory is None:
             self._directory = Path(tempfile.mkdtemp(prefix="fleet-broker-"))
         command = self._prepare(self._directory)
@@ -191,12 +201,15 @@ class ThrowAwayBroker(ABC):
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 break
-            if _accepts(self.port):
+            if all(map(_accepts, self._ports())):
                 return
             time.sleep(POLL_S)
         tail = self.log()[-LOG_TAIL:].strip()
         self.stop()
         raise BrokerFailed(f"The broker does not start on port {self.port}; its log ends with: {tail or '(nothing)'}")
+
+    def _ports(self) -> set[int]:
+        return {self.port, self.edge_port}
 
     @staticmethod
     def _log_file(directory: Path) -> Path:
@@ -243,10 +256,10 @@ def unprivileged_user() -> str | None:
     return "root"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _accepts(port: int) -> bool:

@@ -22,7 +22,8 @@ def render_drop_in(broker: Broker, *, home: Path) -> str:
         broker: What runs.
         home: The folder of its configuration.
     """
-    descriptors = max(FEWEST_DESCRIPTORS, broker.max_connections + SPARE_DESCRIPTORS)
+    connections = broker.max_connections + (broker.max_edge_connections if broker.edge_port else 0)
+    descriptors = max(FEWEST_DESCRIPTORS, connections + SPARE_DESCRIPTORS)
     writable = f"ReadWritePaths={home / broker.storage}\n" if broker.storage is not None else ""
     return f"""\
 # The broker of the fleet {broker.fleet}. Generated; goes to /etc/systemd/system/mosquitto.service.d/fleet.conf

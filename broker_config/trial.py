@@ -5,7 +5,7 @@ production machine: where it listens, where its files lie, who it becomes, and w
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -47,7 +47,7 @@ class TrialBroker(ThrowAwayBroker):
 
     Args:
         files: What to try.
-        broker: Their description; its port is not used.
+        broker: Their description; its ports are not used.
     """
 
     def __init__(self, files: TrialFiles, broker: Broker) -> None:
@@ -84,7 +84,7 @@ class TrialBroker(ThrowAwayBroker):
 
     def _write(self, directory: Path) -> None:
         user = unprivileged_user()
-        lines = [*trial_lines(self._files, directory=directory, port=self.port)]
+        lines = [*trial_lines(self._files, directory=directory, ports=(self.port, self.edge_port))]
         if user is not None:
             lines.append(f"user {user}")
         (directory / CONF_FILE).write_text("\n".join(lines) + "\n")
@@ -98,20 +98,21 @@ class TrialBroker(ThrowAwayBroker):
         hand_over(directory, user)
 
 
-def trial_lines(files: TrialFiles, *, directory: Path, port: int) -> Iterator[str]:
+def trial_lines(files: TrialFiles, *, directory: Path, ports: Sequence[int]) -> Iterator[str]:
     """Yield the lines of the configuration as they are tried.
 
     Args:
         files: The files.
         directory: Where the trial keeps its own.
-        port: Where it listens.
+        ports: Where its listeners are, in their order.
     """
+    left = iter(ports)
     for line in files.conf.splitlines():
         option, _, _value = line.partition(" ")
         if option == "connection":
             break  # a bridge, to the end of the file: a trial reports to nobody
         if option == "listener":
-            yield f"listener {port} {HOST}"
+            yield f"listener {next(left)} {HOST}"
         elif option in OPTIONS_WITH_ACCESS_FILE:
             yield f"{option} {directory / ACCESS_FILE}"
         elif option in MOVED:

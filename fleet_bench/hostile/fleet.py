@@ -161,9 +161,11 @@ class Fleet:
             )
 
     def identity(self, broker: LocalBroker, name: str) -> Identity:
-        """Return a device's identity at a broker that runs."""
+        """Return an identity at a broker that runs."""
         files = broker.identity(name)
-        return Identity(name, broker.host, broker.port, str(files.ca), str(files.certificate), str(files.key))
+        return Identity(
+            name, broker.host, broker.broker.port_of(name), str(files.ca), str(files.certificate), str(files.key)
+        )
 
     @contextlib.contextmanager
     def _broker_and_edge(self) -> Iterator[tuple[LocalBroker, Program, Path]]:

@@ -140,13 +140,12 @@ def _strangers(trial: Trial) -> Finding:
 
 def _protocol(trial: Trial) -> Finding:
     assert trial.authority is not None
-    match refuses_old_tls(trial.broker.host, trial.broker.port):
-        case None:
-            return Finding("protocol", Result.SKIPPED, "This machine's TLS cannot even ask for an old version.")
-        case True:
-            return Finding("protocol", Result.OK, "The broker refuses TLS 1.1 and older.")
-        case _:
-            return Finding("protocol", Result.FAILED, "The broker speaks TLS 1.1: set tls_version tlsv1.2.")
+    refused = [refuses_old_tls(trial.broker.host, port) for port in trial.ports]
+    if None in refused:
+        return Finding("protocol", Result.SKIPPED, "This machine's TLS cannot even ask for an old version.")
+    if all(refused):
+        return Finding("protocol", Result.OK, "The broker refuses TLS 1.1 and older.")
+    return Finding("protocol", Result.FAILED, "The broker speaks TLS 1.1: set tls_version tlsv1.2 for each listener.")
 
 
 def _theft(trial: Trial, victim: PahoLink) -> Finding:

@@ -50,6 +50,9 @@ def init_command(
     edge: Annotated[list[str] | None, typer.Option(help="Name of an edge; may be repeated.")] = None,
     devices: Annotated[int, typer.Option(min=0, max=1000, help="Number of devices: device-1, device-2, …")] = 3,
     port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8883,
+    edge_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="TCP port for the edges alone; the next one if left out.")
+    ] = None,
 ) -> None:
     """Make a working broker with certificates on this machine, and say how to run it.
 
@@ -57,7 +60,9 @@ def init_command(
     `fleet device enroll`.
     """
     names = [f"device-{number}" for number in range(1, devices + 1)]
-    broker = make_local_broker(directory, fleet=fleet, edges=edge or ["edge-1"], devices=names, port=port)
+    broker = make_local_broker(
+        directory, fleet=fleet, edges=edge or ["edge-1"], devices=names, port=port, edge_port=edge_port
+    )
     directory = directory.resolve()
     typer.echo(f"Made a broker for the fleet {broker.fleet} in {directory}. Run it and an edge, each in a terminal:\n")
     for command in _services(directory, broker):
@@ -70,7 +75,13 @@ def init_command(
 
 
 def make_local_broker(
-    directory: Path, *, fleet: str, edges: Sequence[str], devices: Sequence[str], port: int
+    directory: Path,
+    *,
+    fleet: str,
+    edges: Sequence[str],
+    devices: Sequence[str],
+    port: int,
+    edge_port: int | None = None,
 ) -> Broker:
     """Make the folder: authority, certificates, configuration, settings. `broker_config.local.LocalBroker` runs it.
 
@@ -82,6 +93,7 @@ def make_local_broker(
         edges: Names of the edges.
         devices: Names of the devices.
         port: Where it will listen.
+        edge_port: Where it will listen for edges and monitors; None for the port after `port`.
 
     Raises:
         CommandError: Something is there already.
@@ -89,7 +101,7 @@ def make_local_broker(
         IdentityError: A name is reserved or malformed, or a file cannot be written.
     """
     version = installed_version(find_mosquitto())
-    broker = _description(fleet, edges, port)
+    broker = _description(fleet, edges, port, port + 1 if edge_port is None else edge_port)
     roles = [(name, IdentityRole.EDGE) for name in broker.edges]
     roles += [(name, IdentityRole.MONITOR) for name in broker.monitors]
     roles += [(name, IdentityRole.DEVICE) for name in (*map(probe_name, broker.edges), *devices)]
@@ -108,7 +120,8 @@ def make_local_broker(
     for name, role in roles:
         if role in SETTINGS_KEY:
             _write_settings(directory, broker, name, role)
-    access = BrokerAccess(host=HOSTS[0], port=port, pid_file=directory / PID_FILE)
+    # The port that devices cannot fill: a revocation must get through.
+    access = BrokerAccess(host=HOSTS[0], port=broker.edge_port, pid_file=directory / PID_FILE)
     access.save(authority.folder.broker)
     make_folder(directory / STORAGE)
     rendered = render_files(broker, Profile.PRODUCTION, home=directory, version=version)
@@ -117,13 +130,14 @@ def make_local_broker(
     return broker
 
 
-def _description(fleet: str, edges: Sequence[str], port: int) -> Broker:
+def _description(fleet: str, edges: Sequence[str], port: int, edge_port: int) -> Broker:
     return describe(
         {
             "fleet": fleet,
             "edges": tuple(edges),
             "host": "127.0.0.1",
             "port": port,
+            "edge_port": edge_port,
             "tls": {
                 "ca": AUTHORITY / "ca.pem",
                 "crl": AUTHORITY / "crl.pem",
@@ -155,7 +169,7 @@ def _write_settings(directory: Path, broker: Broker, name: str, role: IdentityRo
     files = identity_files(directory, broker.tls, name)
     broker_table = {
         "host": HOSTS[0],
-        "port": broker.port,
+        "port": broker.port_of(name),
         "ca": str(files.ca),
         "certificate": str(files.certificate),
         "key": str(files.key),

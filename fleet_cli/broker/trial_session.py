@@ -51,7 +51,8 @@ class Trial:
         """
         files = None if self.authority is None else self.identity(name)
         username = name if files is None else None
-        link = PahoLink(self._settings(username, _tls(files), client_id or name, packet_bytes=packet_bytes))
+        port = self.broker.broker.port_of(name)
+        link = PahoLink(self._settings(username, _tls(files), client_id or name, port=port, packet_bytes=packet_bytes))
         link.start(timeout_s=PATIENCE_S)
         self.stack.callback(link.stop)
         return link
@@ -68,10 +69,16 @@ class Trial:
         return self.authority.client(name, file=f"identity-{self._numbers}", begins=begins)
 
     def refusal(self, files: IdentityFiles | None) -> str | None:
-        """Return why the broker refuses a client that shows these files, or none; None if it lets it in."""
+        """Return why the broker refuses a client that shows these files, or none; None if a listener lets it in."""
         assert self.authority is not None
         tls = _tls(files) or TlsSettings(self.authority.folder / "ca.pem")
-        return refusal(self.broker.host, self.broker.port, tls)
+        reasons = [refusal(self.broker.host, port, tls) for port in self.ports]
+        return None if None in reasons else reasons[0]
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The ports of its listeners."""
+        return tuple(dict.fromkeys((self.broker.port, self.broker.edge_port)))
 
     def bad_identities(self) -> dict[str, IdentityFiles | None]:
         """Return what no broker may accept, by what is wrong with it. It has read the revocation on return."""
@@ -91,13 +98,13 @@ class Trial:
         }
 
     def _settings(
-        self, username: str | None, tls: TlsSettings | None, client_id: str, *, packet_bytes: int = 1 << 20
+        self, username: str | None, tls: TlsSettings | None, client_id: str, *, port: int, packet_bytes: int
     ) -> LinkSettings:
         return LinkSettings(
             client_id=client_id,
             username=username,
             host=self.broker.host,
-            port=self.broker.port,
+            port=port,
             tls=tls,
             packet_bytes=packet_bytes,
             min_backoff_s=0.05,

@@ -1,9 +1,9 @@
 """Broker of the demo: which one runs, where, and how each participant gets in."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +29,7 @@ class Place:
         port: TCP port.
         credentials: Command-line arguments with which a participant of that name gets in.
         lives: Whether it still runs; a broker that was there before is not ours to watch.
+        ports: Those of participants that have another one, by name.
     """
 
     name: str
@@ -36,10 +37,17 @@ class Place:
     port: int
     credentials: Callable[[str], Sequence[str]] = lambda _name: ()
     lives: Callable[[], bool] = lambda: True
+    ports: Mapping[str, int] = field(default_factory=dict)
 
     def arguments(self, participant: str) -> list[str]:
         """Return what a participant's command line needs to reach the broker."""
-        return ["--host", self.host, "--port", str(self.port), *self.credentials(participant)]
+        return [
+            "--host",
+            self.host,
+            "--port",
+            str(self.ports.get(participant, self.port)),
+            *self.credentials(participant),
+        ]
 
 
 @contextmanager
@@ -78,7 +86,7 @@ def _over_tls(fleet: str, edge: str, devices: Sequence[str]) -> Iterator[Place]:
                 return ["--ca", str(files.ca), "--certificate", str(files.certificate), "--key", str(files.key)]
 
             where = f"mosquitto {broker.host}:{broker.port} (mutual TLS)"
-            yield Place(where, broker.host, broker.port, credentials, lambda: broker.running)
+            yield Place(where, broker.host, broker.port, credentials, lambda: broker.running, {edge: broker.edge_port})
 
 
 def _plain(wanted: str, description: Broker) -> tuple[str, ThrowAwayBroker]:

@@ -29,6 +29,7 @@ HOME = Path("/etc/mosquitto/fleet")
         {"edges": ("a",), "monitors": ("a",)},
         {"edges": ("a",), "devices": ("a",)},
         {"port": 65_536},
+        {"port": 1883, "edge_port": 1883},
         {"host": "broker.example"},
         {"max_packet_bytes": 20},
         {"max_queued": 0},
@@ -91,6 +92,36 @@ def test_in_production_the_certificate_alone_says_who_a_client_is() -> None:
     assert "allow_anonymous false" in lines
     ciphers = next(line for line in lines if line.startswith("ciphers ")).split()[1].split(":")
     assert all(cipher.startswith("ECDHE-ECDSA-") and ("GCM" in cipher or "POLY1305" in cipher) for cipher in ciphers)
+
+
+def listeners(broker: Broker) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in lines_of(broker):
+        if line.startswith("listener "):
+            found[line] = []
+        elif found and line and not line.startswith("#"):
+            next(reversed(found.values())).append(line)
+    return found
+
+
+def test_edges_have_a_port_of_their_own_with_the_same_certificates_and_limits_of_its_own() -> None:
+    broker = Broker.production(max_connections=500, max_edge_connections=20, max_aliases=3000, max_device_aliases=8)
+    devices, edges = listeners(broker).items()
+    assert (devices[0], edges[0]) == ("listener 8883", "listener 8884")
+    assert [*devices[1][:2], *edges[1][:2]] == [
+        "max_connections 500", "max_topic_alias 8", "max_connections 20", "max_topic_alias 3000",
+    ]  # fmt: skip
+    assert devices[1][2:] == edges[1][2:]
+    assert "require_certificate true" in edges[1]
+    assert (broker.port_of("edge-1"), broker.port_of("monitor"), broker.port_of("device-1")) == (8884, 8884, 8883)
+
+
+def test_without_such_a_port_all_use_the_same() -> None:
+    broker = Broker.production(edge_port=0, max_aliases=3000)
+    ((where, lines),) = listeners(broker).items()
+    assert where == "listener 8883"
+    assert "max_topic_alias 3000" in lines
+    assert broker.port_of("edge-1") == 8883
 
 
 def test_an_option_that_a_version_deprecates_is_not_written_for_it() -> None:

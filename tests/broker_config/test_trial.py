@@ -11,7 +11,7 @@ FOLDER = Path("/tmp/trial")
 
 def tried(broker: Broker, version: MosquittoVersion = MosquittoVersion.V2_0) -> list[str]:
     conf = render_conf(broker, home=HOME, version=version)
-    return [*trial_lines(TrialFiles(conf, "", FOLDER), directory=FOLDER, port=4711)]
+    return [*trial_lines(TrialFiles(conf, "", FOLDER), directory=FOLDER, ports=(4711, 4712))]
 
 
 def test_a_trial_changes_nothing_but_what_belongs_to_the_production_machine() -> None:
@@ -22,7 +22,10 @@ def test_a_trial_changes_nothing_but_what_belongs_to_the_production_machine() ->
     files = {"acl_file", "cafile", "certfile", "keyfile", "crlfile"}
     machine = {"listener", "user", "pid_file", "persistence", "persistence_location", "log_dest"}
     assert gone == files | machine
-    assert "listener 4711 127.0.0.1" in lines
+    assert [line for line in lines if line.startswith("listener ")] == [
+        "listener 4711 127.0.0.1",
+        "listener 4712 127.0.0.1",
+    ]
     assert not any(str(HOME) in line for line in lines)
 
 

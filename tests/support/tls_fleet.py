@@ -106,6 +106,6 @@ def tls_fleet(folder: Path, **description: Any) -> Iterator[TlsFleet]:
         pid_file = folder / "broker.pid"
         pid_file.write_text(str(process._process.pid))
         crl = process._directory / "crl.pem"
-        access = BrokerAccess(host=HOST, port=process.port, crl=crl, pid_file=pid_file)
+        access = BrokerAccess(host=HOST, port=process.edge_port, crl=crl, pid_file=pid_file)
         with ExitStack() as stack:
             yield TlsFleet(folder, authority, process, access, stack)

@@ -18,9 +18,9 @@ from tests.support.prepared_models import prepared
 pytestmark = [pytest.mark.broker, pytest.mark.models]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+def free_ports() -> list[str]:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        return ["--port", str(one.getsockname()[1]), "--edge-port", str(other.getsockname()[1])]
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_its_commands_run_as_printed(folder: Path) -> None:
-    made = run(["fleet", "broker", "init", "own broker", "--devices", "2", "--port", str(free_port())], folder)
+    made = run(["fleet", "broker", "init", "own broker", "--devices", "2", *free_ports()], folder)
     commands = [shlex.split(line) for line in made.splitlines() if line.startswith("    ")]
     broker, edge, selftest, generate = commands
     assert (edge[:3], selftest[:3]) == (["fleet", "edge", "run"], ["fleet", "edge", "selftest"])

@@ -1,19 +1,22 @@
-"""A device that floods the broker costs an edge messages, and never what the broker owes it: its acknowledgements.
+"""What one hostile device cannot do to an edge through the broker, on the configuration that production gets.
 
-Real certificates, and the configuration that production gets. The edge does not read while the flood lasts, so that the
-broker has to queue for it; the flood is long enough for every queue to be full.
+In a flood the edge does not read, so that the broker has to queue for it, and the flood is long enough to fill every
+queue.
 """
 
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from broker_config.broker import Broker
 from fleet_bench.hostile.mqtt_packets import PacketType, publish_packet
+from fleet_identity.enforcement import enforce_revocation
 from fleet_identity.roles import IdentityRole
 from schemas.topics import Topic, build, wildcard
 from tests.support.raw_client import RawClient
-from tests.support.tls_fleet import FLEET, tls_fleet
+from tests.support.tls_fleet import FLEET, HOST, tls_fleet
 
 pytestmark = pytest.mark.broker
 
@@ -21,6 +24,9 @@ EDGE = "edge-1"
 MESSAGES = 20_000  # twice what the broker queues for a client, and then what the system's buffers hold
 IN_A_WRITE = 200
 ANSWERS = 100
+CONNECTIONS = 6
+TAKEN_OVER = 0x8E
+WELCOME = {0x00, 0x10}  # success, or nobody subscribes
 ON_TIME = b"of an honest device"
 
 
@@ -53,7 +59,7 @@ def test_a_flood_costs_the_edge_none_of_its_acknowledgements(tmp_path: Path, qos
     messages = {0: MESSAGES, 1: 4 * Broker.production().max_unanswered}
     with (
         tls_fleet(tmp_path) as fleet,
-        RawClient(fleet.broker.port, fleet.enrol(EDGE, IdentityRole.EDGE), EDGE) as edge,
+        RawClient(fleet.broker.edge_port, fleet.enrol(EDGE, IdentityRole.EDGE), EDGE) as edge,
         RawClient(fleet.broker.port, fleet.enrol("hostile"), "hostile") as hostile,
         RawClient(fleet.broker.port, fleet.enrol("honest"), "honest") as honest,
     ):
@@ -70,3 +76,21 @@ def test_a_flood_costs_the_edge_none_of_its_acknowledgements(tmp_path: Path, qos
             assert edge.wait_for(PacketType.PUBACK).reason == 0
 
         assert reaches(edge, honest)
+
+
+def test_a_port_that_is_full_of_silent_connections_keeps_out_neither_an_edge_nor_a_revocation(tmp_path: Path) -> None:
+    with tls_fleet(tmp_path, max_connections=CONNECTIONS) as fleet, ExitStack() as stack:
+        hostile = RawClient(fleet.broker.port, fleet.enrol("hostile"), "hostile")
+        stack.callback(hostile.close)
+        # They need not even begin to speak TLS; one place is the hostile device's own.
+        for _ in range(CONNECTIONS):
+            stack.enter_context(socket.create_connection((HOST, fleet.broker.port)))
+        assert fleet.broker.await_log("max_connections exceeded")
+        tls = fleet.enrol("honest")
+        with pytest.raises(OSError, match=r"EOF|reset"):
+            RawClient(fleet.broker.port, tls, "honest")
+
+        with RawClient(fleet.broker.edge_port, fleet.enrol(EDGE, IdentityRole.EDGE), EDGE) as edge:
+            assert edge.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=EDGE), b"online") in WELCOME
+        assert enforce_revocation(fleet.authority.revoke(["hostile"]), fleet.access) is not None
+        assert hostile.wait_for(PacketType.DISCONNECT).reason == TAKEN_OVER

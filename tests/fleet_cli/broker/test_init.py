@@ -37,12 +37,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def link_to(broker: LocalBroker, name: str) -> PahoLink:
     files = broker.identity(name)
     tls = TlsSettings(files.ca, files.certificate, files.key)
-    return PahoLink(LinkSettings(client_id=name, host="localhost", port=broker.port, tls=tls))
+    return PahoLink(LinkSettings(client_id=name, host="localhost", port=broker.broker.port_of(name), tls=tls))
 
 
 def test_a_device_and_an_edge_speak_through_it(made: Path) -> None:
     with LocalBroker(made, port=0) as broker:
-        assert broker.port not in {0, 18_883}
+        assert not {broker.port, broker.edge_port} & {0, 18_883, 18_884}
+        assert broker.port != broker.edge_port
         edge, device, inbox = link_to(broker, "edge-1"), link_to(broker, "device-1"), Inbox()
         device.subscribe(build(Topic.VERDICT, fleet="home", device="device-1"), inbox)
         device.start(timeout_s=START_S)
@@ -94,6 +95,8 @@ def test_every_edge_device_and_probe_has_settings_that_can_be_read(made: Path, t
             assert name == (settings.edge if isinstance(settings, EdgeSettings) else settings.device)
             assert settings.broker.key == folder.resolve() / "identities" / f"{name}.key"
             assert settings.broker.key.is_file()
+            port = 18_883 if folder is made else 18_886
+            assert settings.broker.port == (port + 1 if name in edges else port)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
