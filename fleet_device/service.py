@@ -88,6 +88,7 @@ class DeviceService:
                 close_s=_CLOSE_S,
             ),
             Inbox(),
+            padding=settings.padding,
         )
         self.agent.attach()
         # Said anew after every reconnect: meanwhile the broker has said for us that we are gone.

@@ -10,6 +10,7 @@ from fleet_device.drafters.registry import DRAFTERS
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.fields import Settings, setting
 from schemas.bounds import MAX_DRAFT, MAX_TOKENS
+from schemas.codec import MAX_DRAFT_BYTES
 from schemas.names import Name
 from schemas.policy import MAX_SEED, MAX_TOP_K, Mode, SamplingPolicy, random_seed
 
@@ -70,6 +71,16 @@ class DeviceSettings(Settings):
         "fixed.",
     )
     mode: Mode = setting(Mode.RESIDUAL, "How drafts are verified.")
+    padding: int = setting(
+        0,
+        "Drafts are filled up to a multiple of this, so that their sizes tell less of the text; 0 leaves them as they "
+        "are.",
+        unit="bytes",
+        since="0.2",
+        rare=True,
+        ge=0,
+        le=MAX_DRAFT_BYTES,
+    )
     temperature: float = setting(0.7, "Sampling temperature; 0 is greedy.", ge=0, le=100)
     top_k: int = setting(50, "Most likely tokens that are kept; 0 keeps all.", unit="tokens", ge=0, le=MAX_TOP_K)
     top_p: float = setting(0.95, "Probability mass that is kept; 1 keeps all.", gt=0, le=1)

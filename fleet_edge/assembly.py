@@ -64,6 +64,7 @@ def assemble(
         clock=clock,
         guard=guard,
         form=settings.form,
+        padding=settings.padding,
     )
     handlers = MessageHandlers(
         settings.edge,

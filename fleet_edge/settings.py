@@ -56,6 +56,16 @@ class EdgeSettings(Settings):
     )
     spool: Path = setting(Path("fleet-spool"), "Folder for records while the database is away.")
     form: Form = setting(Form.AUTO, "How the target distribution goes down after a rejection.")
+    padding: int = setting(
+        0,
+        "Verdicts are filled up to a multiple of this, so that their sizes tell less of the text; 0 leaves them as "
+        "they are.",
+        unit="bytes",
+        since="0.2",
+        rare=True,
+        ge=0,
+        le=1 << 16,
+    )
     max_draft: int = setting(16, "Most tokens in one draft.", unit="tokens", rare=True, ge=0, le=MAX_DRAFT)
     window: int = setting(4, "Most drafts of one session under way.", unit="drafts", rare=True, ge=1, le=64)
     max_new_tokens: int = setting(4096, "Most tokens of one text.", unit="tokens", rare=True, ge=1, le=MAX_TOKENS)

@@ -16,6 +16,7 @@ from schemas.cbor import load, pack_counts, pack_ids
 from schemas.downlink import DownlinkForm, UnknownForm, pack_form, unpack_form
 from schemas.errors import MalformedMessage
 from schemas.messages import PROTOCOL, Close, Draft, Open, SessionReply, Verdict
+from schemas.padding import pad
 
 __all__ = [
     "MAX_CLOSE_BYTES",
@@ -48,8 +49,13 @@ M = TypeVar("M", bound=BaseModel)
 _REPLY: TypeAdapter[SessionReply] = TypeAdapter(SessionReply)
 
 
-def encode_draft(draft: Draft) -> bytes:
-    """Return the array [handle, round, epoch, base, fix, tokens, counts, more, digest(, tried)]."""
+def encode_draft(draft: Draft, *, padding: int = 0) -> bytes:
+    """Return the array [handle, round, epoch, base, fix, tokens, counts, more, digest(, tried(, padding))].
+
+    Args:
+        draft: The message.
+        padding: Size of a bucket (bytes); see `schemas.padding`.
+    """
     fields: list[object] = [
         draft.handle,
         draft.round,
@@ -61,9 +67,9 @@ def encode_draft(draft: Draft) -> bytes:
         draft.more,
         draft.digest,
     ]
-    if draft.tried is not None:
+    if draft.tried is not None or padding:
         fields.append(draft.tried)
-    return cbor2.dumps(fields)
+    return pad(cbor2.dumps(fields), bucket=padding, most=MAX_DRAFT_BYTES)
 
 
 def decode_draft(payload: bytes) -> Draft:
@@ -92,9 +98,15 @@ def decode_draft(payload: bytes) -> Draft:
     )
 
 
-def encode_verdict(verdict: Verdict) -> bytes:
-    """Return the array [handle, round, accepted, next, finish, queue_ms, compute_ms]."""
-    return cbor2.dumps(
+def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDICT_BYTES) -> bytes:
+    """Return the array [handle, round, accepted, next, finish, queue_ms, compute_ms(, padding)].
+
+    Args:
+        verdict: The message.
+        padding: Size of a bucket (bytes); see `schemas.padding`.
+        most: Bytes up to which it may be padded.
+    """
+    plain = cbor2.dumps(
         [
             verdict.handle,
             verdict.round,
@@ -106,6 +118,7 @@ def encode_verdict(verdict: Verdict) -> bytes:
         ],
         canonical=True,  # writes a float in the fewest bytes that hold it
     )
+    return pad(plain, bucket=padding, most=most)
 
 
 def decode_verdict(payload: bytes) -> Verdict:

@@ -76,6 +76,7 @@ class Agent:
         clock: Monotonic seconds.
         timeouts: How long to wait, and how often to ask again.
         inbox: What arrives, and the edges' states.
+        padding: Drafts are filled up to a multiple of so many bytes; 0 leaves them as they are.
     """
 
     link: Link
@@ -86,13 +87,14 @@ class Agent:
     clock: Callable[[], float]
     timeouts: Timeouts = field(default_factory=Timeouts)
     inbox: Inbox = field(default_factory=Inbox)
+    padding: int = 0
     _one: threading.Lock = field(default_factory=threading.Lock)
     _outbound: Outbound = field(init=False)
     _unconfirmed: UnconfirmedCloses = field(init=False)
 
     def __post_init__(self) -> None:
         """Put together what outlives a text."""
-        self._outbound = Outbound(self.link, self.fleet, self.device, self.inbox)
+        self._outbound = Outbound(self.link, self.fleet, self.device, self.inbox, self.padding)
         self._unconfirmed = UnconfirmedCloses(self._outbound.close)
 
     def attach(self) -> None:

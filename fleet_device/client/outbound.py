@@ -26,12 +26,14 @@ class Outbound:
         fleet: The fleet's name.
         device: This device's name.
         inbox: Told of messages that reached nobody.
+        padding: Drafts are filled up to a multiple of so many bytes; 0 leaves them as they are.
     """
 
     link: Link
     fleet: str
     device: str
     inbox: Inbox
+    padding: int = 0
 
     @property
     def connected(self) -> bool:
@@ -57,7 +59,7 @@ class Outbound:
 
     def draft(self, message: Draft, *, edge: str) -> int:
         """Send a draft to the edge that has the session; return its bytes."""
-        payload = encode_draft(message)
+        payload = encode_draft(message, padding=self.padding)
         self._send(Topic.DRAFT, payload, edge=edge)
         return len(payload)
 

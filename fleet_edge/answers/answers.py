@@ -44,6 +44,7 @@ class Answers:
         clock: Monotonic seconds.
         guard: Keeps the quotas: of what a device is told of its faults, and of what it is sent again.
         form: Downlink form of p; by default the smallest for each p.
+        padding: Verdicts are filled up to a multiple of so many bytes; 0 leaves them as they are.
     """
 
     edge: str
@@ -54,6 +55,7 @@ class Answers:
     clock: Callable[[], float]
     guard: Guard
     form: Form = Form.AUTO
+    padding: int = 0
 
     # Opens
 
@@ -189,7 +191,9 @@ class Answers:
                 finish=result.finish,
                 queue_ms=timing.queue_ms,
                 compute_ms=timing.compute_ms,
-            )
+            ),
+            padding=self.padding,
+            most=self.publisher.max_verdict_bytes,
         )
         session.remember(draft.round, payload)
         session.counters += SegmentCounters(

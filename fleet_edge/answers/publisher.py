@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fleet_link.errors import LinkError
 from fleet_link.link import Link
-from schemas.codec import encode_reply
+from schemas.codec import MAX_VERDICT_BYTES, encode_reply
 from schemas.messages import SessionReply
 from schemas.topics import TREE, Topic, build
 
@@ -19,6 +19,9 @@ _SESSION = next(rule for rule in TREE if rule.topic is Topic.SESSION)
 PACKET_OVERHEAD = 512
 """Bytes kept free in a packet for topic, properties and the message's other fields."""
 
+TOPIC_OVERHEAD = 256
+"""Of them, those for the topic and properties."""
+
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
@@ -31,6 +34,11 @@ class Publisher:
     def max_form_bytes(self) -> int:
         """Room for a downlink form of p in one packet."""
         return self.link.max_packet_bytes - PACKET_OVERHEAD
+
+    @property
+    def max_verdict_bytes(self) -> int:
+        """Room for a whole verdict in one packet."""
+        return min(MAX_VERDICT_BYTES, self.link.max_packet_bytes - TOPIC_OVERHEAD)
 
     def reply(self, device: str, message: SessionReply, *, qos: int = 1) -> None:
         """Send an Opened, Refused, Closed or Fault."""

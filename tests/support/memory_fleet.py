@@ -203,6 +203,7 @@ class Device:
     terms: SessionRequest
     length: int
     ahead: bool
+    padding: int = 0
     refused: SessionRefused | None = None
     _started: bool = False
 
@@ -217,7 +218,7 @@ class Device:
             session=self.session,
             drafts=DraftSequence(self.session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), clock),
             pacing=SessionPacing(self.session, FixedPacing(self.length, self.ahead), clock),
-            outbound=Outbound(self.link, FLEET, self.name, self.inbox),
+            outbound=Outbound(self.link, FLEET, self.name, self.inbox, self.padding),
             inbox=self.inbox,
             # It never gives up, and asks again whenever the test says that nothing moves.
             retry=RetryState(Timeouts(NEVER_S, NEVER_S, verdict_s=0.0, close_s=NEVER_S, retry_s=0.0), clock),

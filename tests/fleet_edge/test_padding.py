@@ -1,0 +1,59 @@
+"""Padding, through whole sessions: all hot messages of a size, the same texts, and what is counted is what was sent."""
+
+from collections import defaultdict
+
+import pytest
+
+from dssd.downlink import Form
+from fleet_link.outgoing import Outgoing
+from schemas.policy import Mode
+from schemas.topics import Topic, parse
+from tests.support.memory_fleet import Device, MemoryFleet, terms
+
+DRAFT_BYTES, VERDICT_BYTES = 64, 128
+
+
+def write(
+    mode: Mode, form: Form, *, padded: bool, packet: int = 1 << 20, bucket: int = VERDICT_BYTES
+) -> tuple[Device, dict[Topic, set[int]]]:
+    """Return a device that has written a text, and the sizes of what travelled."""
+    fleet = MemoryFleet(form=form, max_packet_bytes=packet, settings={"padding": bucket if padded else 0})
+    sizes: dict[Topic, set[int]] = defaultdict(set)
+    accept = fleet.broker.accept
+
+    def note(message: Outgoing) -> int:
+        sizes[parse(message.topic).topic].add(len(message.payload))
+        return accept(message)
+
+    fleet.broker.accept = note  # type: ignore[method-assign]
+    asked = terms(6, mode=mode, max_new_tokens=30, top_k=0, top_p=1.0)
+    device = Device(fleet, "device-1", asked, length=3, ahead=True, padding=DRAFT_BYTES if padded else 0)
+    while not device.done:
+        while device.act():
+            pass
+        fleet.settle()
+    assert device.closed is not None
+    counted = fleet.known["device-1", asked.session, 0].counters
+    assert (counted.uplink_bytes, counted.downlink_bytes) == (
+        device.session.counters.uplink_bytes,
+        device.session.counters.downlink_bytes,
+    )
+    return device, sizes
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("form", Form)
+def test_sizes_tell_nothing_and_the_text_is_the_same(mode: Mode, form: Form) -> None:
+    plain, before = write(mode, form, padded=False)
+    padded, after = write(mode, form, padded=True)
+    assert padded.session.committed == plain.session.committed
+    assert len(before[Topic.DRAFT]) > 1
+    assert len(before[Topic.VERDICT]) > 1 or mode is Mode.COUPLED  # of a language of six tokens
+    assert after[Topic.DRAFT] == {DRAFT_BYTES}
+    assert after[Topic.VERDICT] == {VERDICT_BYTES}
+
+
+def test_a_verdict_is_filled_no_further_than_a_packet_goes() -> None:
+    padded, after = write(Mode.RESIDUAL, Form.SAMPLES, padded=True, packet=540, bucket=1024)
+    assert padded.session.committed
+    assert after[Topic.VERDICT] == {540 - 256}
