@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -43,6 +44,7 @@ class Edge:
         settings: The configuration.
         verifier: The target model; loaded as the settings say if left out.
         make_link: Makes the link to the broker.
+        now: The wall clock (UTC).
 
     Attributes:
         settings: The configuration.
@@ -54,10 +56,12 @@ class Edge:
         *,
         verifier: "Verifier | None" = None,
         make_link: Callable[[LinkSettings], Link] = PahoLink,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.settings = settings
         self._verifier = verifier
         self._make_link = make_link
+        self._now = now
         self._begun = threading.Lock()
         self._checked = False
         self._stop = threading.Event()
@@ -177,7 +181,7 @@ class Edge:
         # Not before settings and model are known to be there: what it imports takes seconds.
         from fleet_edge.service import EdgeService  # noqa: PLC0415
 
-        service = EdgeService(self.settings, self._verifier, make_link=self._make_link)
+        service = EdgeService(self.settings, self._verifier, make_link=self._make_link, now=self._now)
         service.start()
         return service
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from fleet_edge.edge import Edge
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_runtime.events import Event, EventStream
+from fleet_testing.offset_clock import OffsetClock
 from fleet_testing.scripted_language import CONTEXT, LANGUAGE
 
 __all__ = ["main"]
@@ -30,7 +31,7 @@ def main() -> None:
         events.write(Event.ONLINE, fleet=edge.fleet, edge=edge.edge, context=CONTEXT)
 
     with events.telling_errors():
-        Edge(edge, verifier=verifier).run(on_online=tell)
+        Edge(edge, verifier=verifier, now=OffsetClock.from_environment()).run(on_online=tell)
     events.write(Event.STOPPED)
 
 

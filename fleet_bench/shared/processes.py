@@ -146,6 +146,16 @@ class Program:
             raise BenchError(f"{self.log.stem} has not ended within {timeout_s:.0f} s.") from None
         self._reader.join(_STOP_S)
 
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.lives:
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it without a word, as a power failure would."""
+        self._process.kill()
+        self._process.wait()
+
     def ask_to_end(self) -> None:
         """Send SIGTERM."""
         if self.lives:

@@ -1,0 +1,102 @@
+"""Tally of what writers tell: texts, tokens, what is wrong with them, and when each device went on."""
+
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["EndedText", "Tally"]
+
+
+@dataclass(frozen=True, slots=True)
+class EndedText:
+    """A text that its device has brought to an end, whole or cancelled.
+
+    Attributes:
+        device: Whose.
+        reason: How it ended.
+        tokens: Committed.
+    """
+
+    device: str
+    reason: str
+    tokens: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has been written so far.
+
+    Attributes:
+        texts: Ended texts, by session.
+        by_mode: Ended texts, by mode.
+        tokens: Committed, as told piece by piece.
+        wrong: What is wrong with texts: by word, how many.
+        told: Sentences of texts that failed before a token was committed.
+        broken_off: Sentences of texts that failed after tokens had been committed.
+        failed: Texts that failed, by device.
+        killed: Processes that were killed, by device: each may have left a text.
+        resumes: How often sessions were opened again.
+        unconfirmed: Texts whose end no edge had confirmed when they were handed over.
+    """
+
+    texts: dict[str, EndedText] = field(default_factory=dict)
+    by_mode: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    wrong: Counter[str] = field(default_factory=Counter)
+    told: list[str] = field(default_factory=list)
+    broken_off: list[str] = field(default_factory=list)
+    failed: Counter[str] = field(default_factory=Counter)
+    killed: Counter[str] = field(default_factory=Counter)
+    resumes: int = 0
+    unconfirmed: int = 0
+    _commits: dict[str, list[float]] = field(default_factory=dict)
+    _heard: threading.Condition = field(default_factory=threading.Condition)
+
+    def take(self, device: str, event: dict[str, Any]) -> None:
+        """Take an event of a writer's process. Callable from any thread."""
+        with self._heard:
+            match event:
+                case {"event": "tokens", "at": at, "number": number}:
+                    self.tokens += number
+                    self._commits.setdefault(device, []).append(at)
+                    self._heard.notify_all()
+                case {"event": "text", "session": session, "reason": reason, "written": written}:
+                    self.texts[session] = EndedText(device, reason, written)
+                    self.by_mode[event["mode"]] += 1
+                    self.resumes += event["resumes"]
+                    self.unconfirmed += not event["confirmed"]
+                    self._wrong(event)
+                case {"event": "failed", "sentence": sentence, "written": written}:
+                    (self.broken_off if written else self.told).append(sentence)
+                    self.failed[device] += 1
+                    self._wrong(event)
+
+    def forget_moments(self) -> None:
+        """Begin to note anew when tokens are committed."""
+        with self._heard:
+            self._commits.clear()
+
+    def wait_for_all(self, devices: int, *, since: float, timeout_s: float) -> dict[str, float]:
+        """Wait until so many devices have committed a token after `since` (monotonic), or the time is over.
+
+        Returns:
+            Seconds from then to its first token, by device; those that have not gone on are missing.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._heard:
+            while len(found := self._firsts(since)) < devices and (left := deadline - time.monotonic()) > 0:
+                self._heard.wait(min(left, 0.5))
+            return found
+
+    def _firsts(self, since: float) -> dict[str, float]:
+        return {
+            device: first - since
+            for device, moments in self._commits.items()
+            if (first := next((at for at in moments if at > since), None)) is not None
+        }
+
+    def _wrong(self, event: dict[str, Any]) -> None:
+        if event["wrong"] is not None:
+            self.wrong[event["wrong"]] += 1
