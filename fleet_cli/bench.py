@@ -15,6 +15,7 @@ _BENCHMARKS: Final = {
     "exactness": "Prove through a real mosquitto that texts follow the target's law, and that faults are caught.",
     "hostile": "Attack a fleet as one of its own devices: what the honest ones keep, what the edge and its log bear.",
     "pacing": "Write under fixed plans and under chosen ones, near the edge and far from it: tokens per second.",
+    "padding": "Measure what message sizes and times tell an observer, and what padding costs.",
     "reconnect": "Let a fleet lose its broker: how soon it is found again, and what finds it at once.",
     "round-trip": "Time a QoS 1 echo through mosquitto, with and without TCP_NODELAY.",
     "tls-cost": "Bytes and round trip of a round over mutual TLS, beside plain TCP.",

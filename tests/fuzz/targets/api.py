@@ -1,0 +1,240 @@
+"""Local HTTP API: a request as an ASGI server hands it over, path, headers and body as hostile as they come.
+
+Behind it stands a text queue that writes at once. Every answer has a documented status, and every error OpenAI's shape.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, Final
+from urllib.parse import unquote
+
+from fleet_device.api.app import create_app
+from fleet_device.client.cancellation import Cancellation
+from fleet_device.drafters.contract import DrafterError
+from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
+from fleet_device.errors import DeviceError, EdgeUnavailable
+from fleet_device.settings import DeviceSettings
+from fleet_device.texts.generate import GenerateRequest, generate_text
+from fleet_device.texts.queue import Failed, Listener, Piece, Ticket
+from tests.fuzz.frames import Frame, pack, unpack
+from tests.fuzz.harness import Finding
+from tests.fuzz.mutation import Bytes, cross_frames, mutate_frames, mutate_json
+from tests.support.memory_device import ScriptedAgent
+from tests.support.memory_fleet import DRAFT, END, FLEET
+
+PATH, HEADER, BODY, QUERY, LEAVE = range(5)
+TOKEN_ASKED, NO_EDGE, NO_TEMPLATE = 8, 16, 32  # bits of an input's first byte; the lowest three are the method
+_METHODS: Final = ("POST", "GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "X")
+_STATUS: Final = frozenset({200, 400, 401, 404, 405, 413, 415, 421, 429, 502, 503})
+_TEMPLATE: Final = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+)
+_CHAT, _COMPLETION = b"/v1/chat/completions", b"/v1/completions"
+_BODIES: Final[tuple[tuple[bytes, Any], ...]] = (
+    (_CHAT, {"messages": [{"role": "user", "content": "t1 t2"}]}),
+    (_CHAT, {"messages": [{"role": "system", "content": "t1"}, {"role": "user", "content": "<|im_end|>"}]}),
+    (_CHAT, {"messages": [{"role": "user", "content": "t1 t2"}], "stream": True}),
+    (_CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "t1"}]}], "max_completion_tokens": 5}),
+    (_CHAT, {"messages": [{"role": "user", "content": "t3"}], "stop": ["t1 ", "x"], "temperature": 0.5, "top_p": 0.9}),
+    (_COMPLETION, {"prompt": "t1 t2", "max_tokens": 7, "seed": 5, "mode": "coupled", "top_k": 3}),
+    (_COMPLETION, {"prompt": [1, 2, 3], "stream": True, "stream_options": {"include_usage": True}}),
+    (_COMPLETION, {"prompt": ["t1"], "n": 1, "echo": False, "logprobs": None, "user": "u", "best_of": 1}),
+    (_CHAT, {"messages": [], "tools": [], "response_format": {"type": "text"}, "logit_bias": {}, "n": 2}),
+)  # fmt: skip
+
+
+class _Codec(WordCodec):
+    """Reads any text: a word of the language is its token, another word is token 1."""
+
+    def __init__(self, *, template: bool) -> None:
+        super().__init__(DRAFT.words, (END,))
+        self._template = _TEMPLATE if template else None
+
+    @property
+    def chat_template(self) -> str | None:
+        return self._template
+
+    @property
+    def control_texts(self) -> tuple[str, ...]:
+        return ("<|im_start|>", "<|im_end|>")
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:  # noqa: ARG002
+        text.encode()  # as a tokenizer does
+        return [self._ids.get(word, 1) for word in text.split()]
+
+
+class _Backend:
+    """Writes a text as soon as it is asked for."""
+
+    def __init__(self) -> None:
+        self.since = datetime(2026, 1, 2, tzinfo=UTC)
+        self.missing: str | None = None
+        self.template = True
+
+    def submit(self, prepare: Callable[[Any], GenerateRequest], listener: Listener) -> Ticket:
+        codec = _Codec(template=self.template)
+        ticket = Ticket(lambda: prepare(codec), listener, Cancellation())
+        drafter = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,))
+        drafter._codec = codec
+        try:
+            text = generate_text(
+                ScriptedAgent(),
+                drafter,
+                ticket.prepare(),
+                on_piece=lambda piece, tokens: ticket.tell(Piece(piece, tokens)),
+                cancellation=ticket.cancellation,
+            )
+        except (DeviceError, DrafterError) as error:
+            ticket.tell(Failed(error))
+        else:
+            ticket.tell(text)
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        ticket.cancellation.cancel()
+
+    def targets(self) -> tuple[str, ...]:
+        return () if self.missing else ("toy-target",)
+
+    def absence(self) -> str | None:
+        return self.missing
+
+    def health(self) -> dict[str, Any]:
+        return {"status": "waiting" if self.missing else "ok", "reason": self.missing}
+
+
+class ApiTarget:
+    """The ASGI application, once with a token and once without."""
+
+    most_bytes = 1 << 14
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._backend = _Backend()
+        settings = {"fleet": FLEET, "device": "device-1", "seed": 5}
+        self._apps = tuple(
+            create_app(self._backend, DeviceSettings.model_validate(settings | token), wall_clock=lambda: 1e9)
+            for token in ({}, {"api_token": "secret-token-0123456789"})
+        )
+
+    def __call__(self, data: bytes) -> None:
+        """Send a request."""
+        if not data:
+            return
+        first, frames = data[0], unpack(data[1:])
+        self._backend.missing = str(EdgeUnavailable("No edge is up.")) if first & NO_EDGE else None
+        self._backend.template = not first & NO_TEMPLATE
+        sent = self._loop.run_until_complete(self._exchange(_scope(first, frames), frames, first))
+        _check(sent, first)
+
+    def close(self) -> None:
+        """Close the event loop."""
+        self._loop.close()
+
+    def mutate(self, data: bytes, rng: random.Random, plain: Bytes) -> bytes:
+        """Change frames."""
+        if not data or rng.random() < 0.1:
+            return bytes([rng.randrange(64)]) + data[1:]
+        return data[:1] + mutate_frames(data[1:], rng, lambda frame: _mutated(frame, rng, plain))
+
+    def cross(self, data: bytes, other: bytes, rng: random.Random) -> bytes:
+        """Put heads and tails together."""
+        return data[:1] + cross_frames(data[1:], other[1:], rng)
+
+    def seeds(self) -> Iterator[bytes]:
+        """Give requests of every kind."""
+        host, kind = Frame(HEADER, b"host\x00127.0.0.1:8321"), Frame(HEADER, b"content-type\x00application/json")
+        for path, body in _BODIES:
+            yield b"\x00" + pack([Frame(PATH, path), host, kind, Frame(BODY, json.dumps(body).encode())])
+        for path in (b"/v1/models", b"/v1/models/toy-target", b"/v1/models/a/b%2Fc", b"/healthz", b"/"):
+            yield b"\x01" + pack([Frame(PATH, path), host])
+        token = Frame(HEADER, b"authorization\x00Bearer secret-token-0123456789")
+        yield bytes([TOKEN_ASKED | 1]) + pack([Frame(PATH, b"/v1/models"), host, token])
+        yield bytes([TOKEN_ASKED | 1]) + pack([Frame(PATH, b"/v1/models"), host])
+        yield bytes([NO_EDGE]) + pack([Frame(PATH, _COMPLETION), host, kind, Frame(BODY, b'{"prompt":"t1"}')])
+        yield bytes([NO_TEMPLATE]) + pack(
+            [Frame(PATH, _CHAT), host, kind, Frame(BODY, b'{"messages":[{"role":"user","content":"t1"}]}')]
+        )
+        yield b"\x00" + pack([Frame(PATH, _CHAT), host, kind, Frame(BODY, b'{"mess'), Frame(LEAVE, b"")])
+
+    async def _exchange(self, scope: dict[str, Any], frames: list[Frame], first: int) -> list[dict[str, Any]]:
+        parts = [frame.payload for frame in frames if frame.op % 5 == BODY]
+        leaves = any(frame.op % 5 == LEAVE for frame in frames)
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            if parts:
+                part = parts.pop(0)
+                return {"type": "http.request", "body": part, "more_body": bool(parts) or leaves}
+            if leaves or scope["told"]:
+                return {"type": "http.disconnect"}
+            scope["told"] = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope["told"] = bool(parts)
+        await self._apps[bool(first & TOKEN_ASKED)](scope, receive, send)
+        return sent
+
+
+def _scope(first: int, frames: list[Frame]) -> dict[str, Any]:
+    """Return what a server makes of a request line and headers: it takes no control characters in them."""
+    raw, query, headers = b"/", b"", []
+    for frame in frames:
+        match frame.op % 5:
+            case 0:
+                raw = bytes(byte for byte in frame.payload if 0x20 < byte < 0x7F and byte not in b"?#")
+            case 1:
+                name, _, value = frame.payload.partition(b"\x00")
+                value = bytes(byte for byte in value if byte >= 0x20 and byte != 0x7F)
+                headers.append((bytes(byte for byte in name.lower() if 0x20 < byte < 0x7F), value.strip()))
+            case 3:
+                query = bytes(byte for byte in frame.payload if 0x20 < byte < 0x7F)
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": _METHODS[first & 7],
+        "scheme": "http",
+        "path": unquote(raw.decode("ascii")),
+        "raw_path": raw,
+        "query_string": query,
+        "root_path": "",
+        "headers": headers,
+        "client": ("127.0.0.1", 50_000),
+        "server": ("127.0.0.1", 8321),
+    }
+
+
+def _check(sent: list[dict[str, Any]], first: int) -> None:
+    """Hold an answer against what the API promises; none is due to who has left."""
+    if not sent:
+        return
+    start, body = sent[0], b"".join(message.get("body", b"") for message in sent[1:])
+    status, headers = start["status"], dict(start["headers"])
+    if status not in _STATUS:
+        raise Finding(f"status {status}: {body[:300]!r}")
+    if first & 7 == _METHODS.index("HEAD"):
+        return
+    if headers[b"content-type"].startswith(b"text/event-stream"):
+        for line in body.decode().split("\n\n")[:-1]:
+            if line != "data: [DONE]":
+                json.loads(line.removeprefix("data: "))
+        return
+    value = json.loads(body.decode())
+    health = status == 503 and set(value) == {"status", "reason"}
+    if status >= 400 and not health and set(value["error"]) != {"message", "type", "param", "code"}:
+        raise Finding(f"an error of another shape: {body[:300]!r}")
+    if len(body) > 1 << 16:
+        raise Finding(f"an answer of {len(body)} bytes")
+
+
+def _mutated(frame: Frame, rng: random.Random, plain: Bytes) -> Frame:
+    if frame.op % 5 == BODY:
+        return frame._replace(payload=mutate_json(frame.payload, rng, plain))
+    return frame._replace(payload=plain(frame.payload))

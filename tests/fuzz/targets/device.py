@@ -1,0 +1,245 @@
+"""Device: its inbox, session driver and machine before a hostile edge.
+
+An input is a byte that says what is asked for, and a sequence of frames: what the edge sends, and what else happens. A
+text may fail, by an error of the device's own; it never grows past what was asked for, and the device never sends
+without end.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any, Final
+
+import cbor2
+
+from fleet_device.client.draft_sequence import DraftSequence
+from fleet_device.client.driver import SessionDriver
+from fleet_device.client.inbox import Inbox, Undelivered
+from fleet_device.client.outbound import Outbound
+from fleet_device.client.retry import RetryState, Timeouts
+from fleet_device.drafters.contract import DrafterError
+from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.errors import DeviceError
+from fleet_device.pacing.adaptive import AdaptivePacing
+from fleet_device.pacing.contract import FixedPacing
+from fleet_device.pacing.session_pacing import SessionPacing
+from fleet_device.session.machine import DeviceSession
+from fleet_testing.memory_broker import Faults
+from schemas.codec import decode_close, decode_draft, decode_open
+from schemas.policy import Mode
+from schemas.reasons import EndReason
+from schemas.topics import Topic, build, parse
+from tests.fuzz.frames import Frame, pack, unpack
+from tests.fuzz.harness import Finding
+from tests.fuzz.mutation import Bytes, cross_frames, mutate_cbor, mutate_frames, mutate_json
+from tests.fuzz.targets.codecs import golden, payload_of
+from tests.fuzz.targets.stub_link import StubLink
+from tests.support import memory_fleet
+from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, Clock, MemoryFleet, run, terms
+
+DEVICE: Final = "device-1"
+VERDICT, REPLY, STATE, OTHER, HAPPENING = range(5)
+KIND, LIVE, PLACED = 7, 32, 64  # bits of a frame's op
+_MOST_STEPS: Final = 400  # to one frame
+_MOST_SENT: Final = 80
+_TOKENS: Final = 24
+_CLOSERS: Final = {Topic.OPEN: decode_open, Topic.DRAFT: decode_draft, Topic.CLOSE: decode_close}
+
+
+class DeviceTarget:
+    """A session of a device, made anew for each input."""
+
+    most_bytes = 1 << 13
+
+    def __call__(self, data: bytes) -> None:
+        """Give the device an input's frames."""
+        if not data:
+            return
+        clock, link = Clock(), StubLink()
+        driver = _driver(data[0], link, clock)
+        try:
+            driver.start()
+            for frame in unpack(data[1:]):
+                _give(driver, link, clock, frame)
+                _work(driver)
+                self._check(driver, link)
+                if driver.done:
+                    return
+        except (DeviceError, DrafterError) as error:
+            if len(str(error)) > 1000:
+                raise Finding("an error longer than a sentence") from error
+            driver.session.cancel(EndReason.FAILED)
+            driver.send_close()
+        self._check(driver, link)
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+    def mutate(self, data: bytes, rng: random.Random, plain: Bytes) -> bytes:
+        """Change frames."""
+        if not data or rng.random() < 0.05:
+            return bytes([rng.randrange(256)]) + data[1:]
+        return data[:1] + mutate_frames(data[1:], rng, lambda frame: _mutated(frame, rng, plain))
+
+    def cross(self, data: bytes, other: bytes, rng: random.Random) -> bytes:
+        """Put heads and tails together."""
+        return data[:1] + cross_frames(data[1:], other[1:], rng)
+
+    def seeds(self) -> Iterator[bytes]:
+        """Give what an edge sends while a text is written, and each golden message behind a grant."""
+        granted = b""
+        for number in range(8):
+            frames = list(_recorded(number))
+            granted = granted or pack(frames[:1])
+            yield bytes([number]) + pack(frames)
+        kinds = {"verdict": VERDICT, "reply": REPLY, "EdgeState": STATE}
+        for message in golden():
+            if message["reads"] in kinds:
+                yield b"\x00" + granted + pack([Frame(kinds[message["reads"]] | LIVE | PLACED, payload_of(message))])
+        for number in range(8):
+            yield b"\x01" + pack([Frame(HAPPENING, bytes([number]))])
+
+    @staticmethod
+    def _check(driver: SessionDriver, link: StubLink) -> None:
+        session = driver.session
+        if len(session.committed) > _TOKENS + 1:
+            raise Finding(f"{len(session.committed)} tokens, asked for were {_TOKENS}")
+        if any(not 0 <= token < DRAFT.size for token in session.committed):
+            raise Finding("a token outside the vocabulary is committed")
+        sent = link.take()
+        if len(sent) > _MOST_SENT:
+            raise Finding(f"{len(sent)} messages for one")
+        for topic, payload in sent:
+            _CLOSERS[parse(topic).topic](payload)
+
+
+def _driver(first: int, link: StubLink, clock: Clock) -> SessionDriver:
+    mode = Mode.COUPLED if first & 1 else Mode.RESIDUAL
+    session = DeviceSession(terms(first, mode=mode, max_new_tokens=_TOKENS))
+    inbox = Inbox()
+    inbox.subscribe(link, fleet=FLEET, device=DEVICE)
+    pacing = AdaptivePacing() if first & 4 else FixedPacing(3, ahead=bool(first & 2))
+    return SessionDriver(
+        session=session,
+        drafts=DraftSequence(session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), clock),
+        pacing=SessionPacing(session, pacing, clock),
+        outbound=Outbound(link, FLEET, DEVICE, inbox),
+        inbox=inbox,
+        retry=RetryState(Timeouts(), clock),
+        clock=clock,
+    )
+
+
+def _give(driver: SessionDriver, link: StubLink, clock: Clock, frame: Frame) -> None:
+    kind, payload = frame.op & KIND, frame.payload
+    live, placed = bool(frame.op & LIVE), bool(frame.op & PLACED)
+    match kind:
+        case 0:
+            payload = _living_verdict(payload, driver.session, placed=placed) if live else payload
+            link.deliver(build(Topic.VERDICT, fleet=FLEET, device=DEVICE), payload)
+        case 1:
+            payload = _living_reply(payload, driver.session, placed=placed) if live else payload
+            link.deliver(build(Topic.SESSION, fleet=FLEET, device=DEVICE), payload)
+        case 2:
+            link.deliver(build(Topic.EDGE_STATE, fleet=FLEET, edge=EDGE), payload, retained=True)
+        case 3:
+            length = payload[0] if payload else 0
+            topic = payload[1 : 1 + length].decode(errors="replace")
+            link.deliver(topic, payload[1 + length :])
+        case _:
+            _happen(driver, link, clock, payload[0] % 8 if payload else 0)
+
+
+def _happen(driver: SessionDriver, link: StubLink, clock: Clock, what: int) -> None:
+    match what:
+        case 0:
+            link.connect(up=False)
+        case 1:
+            link.connect(up=True)
+        case 2:
+            driver.inbox.put(Undelivered(Topic.OPEN))
+        case 3:
+            driver.inbox.put(Undelivered(Topic.DRAFT))
+        case 4:
+            driver.cancellation.cancel()
+        case _:
+            clock.seconds += max(0.05, driver.quiet_s()) * (1 << (what - 5))
+            driver.on_quiet()
+
+
+def _work(driver: SessionDriver) -> None:
+    """Let the driver do all that it can do now."""
+    for _ in range(_MOST_STEPS):
+        if driver.done or not driver.step():
+            return
+    raise Finding(f"more than {_MOST_STEPS} steps for one message")
+
+
+def _living_verdict(payload: bytes, session: DeviceSession, *, placed: bool) -> bytes:
+    """Let a verdict answer a draft in flight."""
+    fields = _loaded(payload, list)
+    if fields is None or len(fields) < 7:
+        return payload
+    if session.opened is not None:
+        fields[0] = session.opened.handle
+    drafts = session.unanswered()
+    if placed and drafts:
+        fields[1] = drafts[0].round
+        if isinstance(fields[2], int):
+            fields[2] = min(fields[2], len(drafts[0].tokens))
+    return cbor2.dumps(fields)
+
+
+def _living_reply(payload: bytes, session: DeviceSession, *, placed: bool) -> bytes:
+    """Let a reply be about the session as it stands."""
+    fields = _loaded(payload, dict)
+    if fields is None:
+        return payload
+    if "session" in fields:
+        fields["session"] = session.request.session
+    if "attempt" in fields:
+        fields["attempt"] = session._attempt
+    if placed and "position" in fields:
+        fields["position"] = len(session.committed)
+    if "handle" in fields and session.opened is not None:
+        fields["handle"] = session.opened.handle
+    return cbor2.dumps(fields)
+
+
+def _loaded(payload: bytes, kind: type) -> Any:
+    try:
+        fields = cbor2.loads(payload)
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, the device is to say so
+        return None
+    return fields if isinstance(fields, kind) else None
+
+
+def _mutated(frame: Frame, rng: random.Random, plain: Bytes) -> Frame:
+    match frame.op & KIND:
+        case 0 | 1:
+            return frame._replace(payload=mutate_cbor(frame.payload, rng, plain))
+        case 2:
+            return frame._replace(payload=mutate_json(frame.payload, rng, plain))
+        case _:
+            return frame._replace(payload=plain(frame.payload))
+
+
+def _recorded(number: int) -> Iterator[Frame]:
+    """Give what an edge sends while a text is written."""
+    rng = random.Random(number)
+    fleet = MemoryFleet(rng=rng, faults=Faults(duplicate=0.1, reorder=0.1) if number > 5 else None)
+    frames: list[Frame] = []
+    accept = fleet.broker.accept
+
+    def record(message: Any) -> int:
+        topic = parse(message.topic).topic
+        if topic is Topic.VERDICT:
+            frames.append(Frame(VERDICT | LIVE | PLACED, message.payload))
+        elif topic is Topic.SESSION:
+            frames.append(Frame(REPLY | LIVE | PLACED, message.payload))
+        return accept(message)
+
+    fleet.broker.accept = record  # type: ignore[method-assign]
+    mode = Mode.COUPLED if number & 1 else Mode.RESIDUAL
+    asked = terms(number, mode=mode, max_new_tokens=_TOKENS)
+    run(fleet, [memory_fleet.Device(fleet, DEVICE, asked, length=3, ahead=bool(number & 2))], rng)
+    return iter(frames)

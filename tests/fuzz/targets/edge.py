@@ -1,0 +1,173 @@
+"""Edge: its guard, intake, handlers, scheduler and answers before two hostile devices, over a scripted target.
+
+An input is a sequence of frames, each a message on one of the devices' topics, or time that passes. Answers go to who
+asked and can be read, the edge logs no error, and nothing is left of sessions whose time is over.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any, Final
+
+import cbor2
+
+from fleet_edge.assembly import assemble
+from fleet_edge.orchestrator import Orchestrator
+from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.scripted import ScriptedVerifier
+from fleet_testing.memory_broker import Faults
+from schemas.codec import decode_reply, decode_verdict
+from schemas.policy import Mode
+from schemas.topics import Topic, build, parse
+from tests.fuzz.frames import Frame, pack, unpack
+from tests.fuzz.harness import Finding
+from tests.fuzz.mutation import Bytes, cross_frames, mutate_cbor, mutate_frames, mutate_json
+from tests.fuzz.targets.codecs import golden, payload_of
+from tests.fuzz.targets.stub_link import StubLink
+from tests.support.memory_fleet import EDGE, END, FLEET, TARGET, Clock, Device, MemoryFleet, Sink, run, terms
+
+DEVICES: Final = ("device-1", "device-2")
+OPEN, DRAFT, CLOSE, STATE, OTHER, TIME = range(6)
+KIND, SECOND, RETAINED, LIVE, PLACED = 7, 8, 16, 32, 64  # bits of a frame's op
+_TOPICS: Final = {OPEN: Topic.OPEN, DRAFT: Topic.DRAFT, CLOSE: Topic.CLOSE, STATE: Topic.STATE}
+_MOST_ANSWERS: Final = 12  # to one frame
+_MOST_RECORDS: Final = 60
+_END_S: Final = 1e6
+
+
+class EdgeTarget:
+    """An edge, made anew for each input."""
+
+    most_bytes = 1 << 13
+
+    def __init__(self) -> None:
+        self._settings = EdgeSettings.model_validate(
+            {"fleet": FLEET, "edge": EDGE, "max_sessions": 6, "max_sessions_per_device": 4, "max_new_tokens": 64}
+        )
+
+    def __call__(self, data: bytes) -> None:
+        """Give the edge an input's frames."""
+        clock, link, sink = Clock(), StubLink(), Sink()
+        verifier = ScriptedVerifier(TARGET, TARGET.words, context=256, budget_tokens=300, end_tokens=(END,))
+        edge = assemble(self._settings, verifier=verifier, link=link, sink=sink, clock=clock, now=clock.now)
+        for frame in unpack(data):
+            before = len(sink)
+            sender = self._give(edge, link, clock, frame)
+            if sender is not None:
+                edge.step()
+            _check_answers(link.take(), sender)
+            if sender is not None and len(sink) - before > _MOST_RECORDS:
+                raise Finding(f"{len(sink) - before} records for one message")
+        clock.seconds += _END_S
+        edge.handlers.expire()
+        edge.handlers.flush()
+        if len(edge.sessions) or verifier.capacity() != 300:
+            raise Finding("an ended session leaves something behind")
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+    def mutate(self, data: bytes, rng: random.Random, plain: Bytes) -> bytes:
+        """Change frames."""
+        return mutate_frames(data, rng, lambda frame: _mutated(frame, rng, plain))
+
+    def cross(self, data: bytes, other: bytes, rng: random.Random) -> bytes:
+        """Put heads and tails together."""
+        return cross_frames(data, other, rng)
+
+    def seeds(self) -> Iterator[bytes]:
+        """Give what devices send when they write texts, and each golden message alone."""
+        for number in range(6):
+            yield pack(_recorded(number))
+        kinds = {"open": OPEN, "draft": DRAFT, "close": CLOSE, "DeviceState": STATE}
+        for message in golden():
+            if message["reads"] in kinds:
+                yield pack([Frame(kinds[message["reads"]], payload_of(message))])
+        yield pack([Frame(OTHER, b"\x12dssd/v1/memory/x/y" + b"{}"), Frame(TIME, b"\x09")])
+
+    def _give(self, edge: Orchestrator, link: StubLink, clock: Clock, frame: Frame) -> str | None:
+        """Deliver a frame; return who sent it, None for time that passes."""
+        kind, device = frame.op & KIND, DEVICES[bool(frame.op & SECOND)]
+        retained = bool(frame.op & RETAINED)
+        if kind in _TOPICS:
+            payload = frame.payload
+            if kind == DRAFT and frame.op & LIVE:
+                payload = _living(payload, edge, device, placed=bool(frame.op & PLACED))
+            topic = build(_TOPICS[kind], fleet=FLEET, device=device, edge=EDGE if kind == DRAFT else None)
+            link.deliver(topic, payload, retained=retained)
+            return device
+        if kind == OTHER:
+            length = frame.payload[0] if frame.payload else 0
+            topic = frame.payload[1 : 1 + length].decode(errors="replace")
+            link.deliver(topic, frame.payload[1 + length :], retained=retained)
+            try:
+                return parse(topic).device or ""
+            except ValueError:
+                return ""
+        clock.seconds += 2.0 ** (frame.payload[0] % 12) / 16 if frame.payload else 0.1
+        edge.handlers.expire()
+        edge.handlers.flush()
+        edge.handlers.warn_certificates()
+        edge.handlers.draining = len(frame.payload) > 1 and frame.payload[1] == 0xFF
+        edge.step()
+        return None
+
+
+def _check_answers(published: list[tuple[str, bytes]], sender: str | None) -> None:
+    if len(published) > _MOST_ANSWERS and sender is not None:
+        raise Finding(f"{len(published)} answers to one message")
+    for topic, payload in published:
+        address = parse(topic)
+        if sender is not None and address.device != sender:
+            raise Finding(f"a message of {sender!r} is answered on {topic}")
+        (decode_verdict if address.topic is Topic.VERDICT else decode_reply)(payload)
+
+
+def _living(payload: bytes, edge: Orchestrator, device: str, *, placed: bool) -> bytes:
+    """Let a draft name an open session, and stand at its end."""
+    session: EdgeSession | None = None
+    for each in edge.sessions:
+        if each.device == device:
+            session = each
+    try:
+        fields = cbor2.loads(payload)
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, the edge is to say so
+        return payload
+    if session is None or not isinstance(fields, list) or len(fields) < 9:
+        return payload
+    fields[0] = session.handle
+    if placed:
+        fields[2], fields[3], fields[8] = session._epoch, session.committed, session._digest
+    return cbor2.dumps(fields)
+
+
+def _mutated(frame: Frame, rng: random.Random, plain: Bytes) -> Frame:
+    match frame.op & KIND:
+        case 0 | 1 | 2:
+            return frame._replace(payload=mutate_cbor(frame.payload, rng, plain))
+        case 3:
+            return frame._replace(payload=mutate_json(frame.payload, rng, plain))
+        case _:
+            return frame._replace(payload=plain(frame.payload))
+
+
+def _recorded(number: int) -> Iterator[Frame]:
+    """Give what a device sends while it writes a text."""
+    rng = random.Random(number)
+    fleet = MemoryFleet(rng=rng, faults=Faults(duplicate=0.1, reorder=0.1) if number > 3 else None)
+    frames: list[Frame] = []
+    accept = fleet.broker.accept
+
+    def record(message: Any) -> int:
+        kinds = {topic: kind for kind, topic in _TOPICS.items()}
+        topic = parse(message.topic).topic
+        if topic in kinds:
+            live = LIVE | PLACED if number % 2 and kinds[topic] == DRAFT else 0
+            frames.append(Frame(kinds[topic] | live, message.payload))
+        return accept(message)
+
+    fleet.broker.accept = record  # type: ignore[method-assign]
+    mode = Mode.COUPLED if number % 2 else Mode.RESIDUAL
+    device = Device(fleet, DEVICES[0], terms(number, mode=mode, max_new_tokens=10), length=3, ahead=number > 1)
+    run(fleet, [device], rng)
+    return iter(frames)
