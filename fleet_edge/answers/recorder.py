@@ -217,7 +217,8 @@ class Recorder:
                 session=session.session.hex(),
                 segment=self._segments.pop(session.handle),
                 reason=reason,
-                tokens=session.committed,
+                # A device that ends a text early does so before it has heard of all that is verified of it.
+                tokens=session.committed if message is None else min(session.committed, message.tokens),
                 counters=DeviceCounters.of(message) if message else None,
                 at=self.now(),
                 device=session.device,

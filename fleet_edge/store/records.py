@@ -279,7 +279,8 @@ class SessionClosed:
         session: As opened.
         segment: As opened.
         reason: How it ended.
-        tokens: Committed in the whole session, those resumed from counted in.
+        tokens: Of the text in the whole session, those resumed from counted in: as its device closed it, without what
+            was verified beyond; if no Close came, as the edge has committed it.
         counters: The device's own, or None if no Close came (a lost device).
         at: When (UTC, aware). Of several ends of one segment the latest wins.
         device: As opened; None in what was spooled before records told it.

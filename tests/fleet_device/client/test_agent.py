@@ -526,6 +526,20 @@ def test_the_application_may_find_the_end_itself() -> None:
     assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.STOP]
 
 
+@pytest.mark.parametrize("enough", range(3, 12))
+def test_the_log_ends_a_text_where_its_device_does_whatever_is_verified_beyond(enough: int) -> None:
+    scene = Scene(pacing=FixedPacing(2, ahead=True))
+    seen: list[int] = []
+
+    def stop(tokens: Sequence[int]) -> bool:
+        seen.extend(tokens)
+        return len(seen) >= enough
+
+    done = scene.generate(on_tokens=stop)
+    (closed,) = scene.fleet.sink.of(SessionClosed)
+    assert (closed.reason, closed.tokens) == (EndReason.STOP, len(done.tokens))
+
+
 def test_an_interrupt_closes_the_session_as_cancelled() -> None:
     scene = Scene()
 
