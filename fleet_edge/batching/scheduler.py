@@ -112,6 +112,7 @@ class Scheduler:
         self._kv_share = kv_share
         self._prefill_log = PrefillLog()
         self._used: dict[int, int] = {}
+        self._evicted: set[int] = set()  # and not computed since
         self._clock = 0
 
     @property
@@ -141,6 +142,7 @@ class Scheduler:
     def forget(self, session: EdgeSession) -> None:
         """A session has ended."""
         self._used.pop(session.handle, None)
+        self._evicted.discard(session.handle)
         self._delay.forget(session.handle)
         self._prefill_log.forget(session.handle)
         self._verifier.close(session.handle)
@@ -164,7 +166,13 @@ class Scheduler:
             (may_wait if self._may_wait(session, now) else due).append(session)
         left = self._budget.tokens
         left -= self._verifications(due, left, batch, now=now)
-        behind = [session for session in sessions if session.ready is None and not session.finished]
+        # An evicted session waits for a draft that needs it: if it was computed anew at once, sessions that do not all
+        # fit would evict each other for ever.
+        behind = [
+            session
+            for session in sessions
+            if session.ready is None and not session.finished and session.handle not in self._evicted
+        ]
         at_once = [session for session in behind if self._background.has_credit(session.device, now)]
         chunk = min(left, self._budget.prefill_chunk) if batch.verifications else left
         chunk -= self._prefills(at_once, chunk, batch, now=now)
@@ -199,6 +207,7 @@ class Scheduler:
             verified=any(work.chain and not work.background for work in batch.works),
         )
         for work in batch.works:
+            self._evicted.discard(work.session.handle)
             if work.chain:
                 self._prefill_log.verified(work.session.handle, oldest=min(arrived.at for arrived in work.chain))
             else:
@@ -321,3 +330,4 @@ class Scheduler:
     def _evict(self, handle: int) -> None:
         self._verifier.close(handle)
         self._verifier.open(handle)
+        self._evicted.add(handle)

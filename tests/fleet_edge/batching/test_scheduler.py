@@ -237,6 +237,16 @@ def test_an_evicted_session_is_computed_anew() -> None:
     assert computed(edge.next_batch()) == {0: 9}
 
 
+def test_sessions_that_do_not_all_fit_do_not_evict_each_other_while_none_drafts() -> None:
+    edge = Edge(kv_tokens=12)
+    sessions = [edge.session(prompt=9), edge.session(prompt=9)]
+    for _ in sessions:
+        edge.compute(edge.next_batch())
+    assert not edge.next_batch()
+    edge.again(sessions[0], at=0.0, round_=0)
+    assert edge.compute(edge.next_batch()) == sessions[:1]
+
+
 def test_computing_an_evicted_text_anew_is_no_queue_time() -> None:
     edge = Edge(Budget(tokens=10))
     session = edge.session(prompt=25)
