@@ -5,7 +5,7 @@
     DeviceError
     ├── ConfigurationError      a setting that cannot work
     ├── EdgeUnavailable         no edge answers
-    ├── SessionRefused          the edge declined the Open
+    ├── SessionRefused          the edge declined the Open, or to go on
     ├── SessionFailed           the session cannot go on
     ├── InvalidRequest          a prompt or an option that cannot be used
     ├── PromptTooLong           the draft model has no room for it
@@ -16,6 +16,9 @@
 
     DrafterError (fleet_device.drafters.contract) stands beside it: the draft model's own failures.
 """
+
+import re
+from typing import Final
 
 from schemas.errors import FleetError
 from schemas.reasons import RefusalCode
@@ -34,6 +37,9 @@ __all__ = [
     "TextQueueFull",
 ]
 
+_TIME: Final = re.compile(r"\d s\b")
+_LONGEST_S: Final = 1e9
+
 
 class DeviceError(FleetError):
     """Base of all errors of this package. Its text is one sentence for the user."""
@@ -48,15 +54,19 @@ class EdgeUnavailable(DeviceError):  # noqa: N818 - reads as what it says
 
 
 class SessionRefused(DeviceError):  # noqa: N818
-    """The edge declined the Open.
+    """The edge declined the Open, or to go on.
 
     Attributes:
         code: Why.
+        retry_s: Seconds after which it is worth asking again, which the sentence names too; None if that is not known.
     """
 
-    def __init__(self, code: RefusalCode, sentence: str) -> None:
+    def __init__(self, code: RefusalCode, sentence: str, *, retry_s: float | None = None) -> None:
+        if retry_s is not None and not _TIME.search(sentence):
+            sentence = f"{sentence} Ask again in {min(retry_s, _LONGEST_S):.0f} s.".lstrip()
         super().__init__(sentence)
         self.code = code
+        self.retry_s = retry_s
 
 
 class SessionFailed(DeviceError):  # noqa: N818

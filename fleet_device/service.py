@@ -89,6 +89,7 @@ class DeviceService:
             ),
             Inbox(),
             padding=settings.padding,
+            window=settings.window,
         )
         self.agent.attach()
         # Said anew after every reconnect: meanwhile the broker has said for us that we are gone.

@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 from fleet_device.drafters.registry import DRAFTERS
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.fields import Settings, setting
-from schemas.bounds import MAX_DRAFT, MAX_TOKENS
+from schemas.bounds import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW
 from schemas.codec import MAX_DRAFT_BYTES
 from schemas.names import Name
 from schemas.policy import MAX_SEED, MAX_TOP_K, Mode, SamplingPolicy, random_seed
@@ -69,6 +69,15 @@ class DeviceSettings(Settings):
         AUTO,
         "Whether to draft ahead of the verdict; `auto` chooses where `draft_length` is `auto`, and waits where it is "
         "fixed.",
+    )
+    window: int = setting(
+        8,
+        "Most drafts under way at once, whatever the edge grants.",
+        unit="drafts",
+        since="0.2",
+        rare=True,
+        ge=1,
+        le=MAX_WINDOW,
     )
     mode: Mode = setting(Mode.RESIDUAL, "How drafts are verified.")
     padding: int = setting(

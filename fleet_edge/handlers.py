@@ -214,7 +214,7 @@ class MessageHandlers:
         )
         self._end_sessions(fence.device)
         sentence = f"The device is shut out for {fence.for_s:.0f} s. {reason}"
-        self.answers.told(fence.device, DraftFault(FaultCode.QUOTA, Action.GIVE_UP, sentence))
+        self.answers.told(fence.device, DraftFault(FaultCode.QUOTA, Action.GIVE_UP, sentence, retry_s=fence.for_s))
 
     def _end_sessions(self, device: str) -> None:
         """End the sessions of a device that is shut out: what they hold is the others'."""

@@ -11,7 +11,7 @@ from fleet_edge.guard.strikes import FenceSettings
 from fleet_edge.verifiers.registry import VERIFIERS
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.fields import Settings, setting
-from schemas.bounds import MAX_DRAFT, MAX_TOKENS
+from schemas.bounds import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW
 from schemas.names import Name
 
 __all__ = ["EdgeSettings"]
@@ -67,7 +67,7 @@ class EdgeSettings(Settings):
         le=1 << 16,
     )
     max_draft: int = setting(16, "Most tokens in one draft.", unit="tokens", rare=True, ge=0, le=MAX_DRAFT)
-    window: int = setting(4, "Most drafts of one session under way.", unit="drafts", rare=True, ge=1, le=64)
+    window: int = setting(4, "Most drafts of one session under way.", unit="drafts", rare=True, ge=1, le=MAX_WINDOW)
     max_new_tokens: int = setting(4096, "Most tokens of one text.", unit="tokens", rare=True, ge=1, le=MAX_TOKENS)
     max_sessions: int = setting(4096, "Most open sessions.", unit="sessions", rare=True, ge=1, le=60_000)
     max_sessions_per_device: int = setting(

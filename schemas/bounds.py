@@ -11,6 +11,7 @@ __all__ = [
     "MAX_LABEL",
     "MAX_SENTENCE",
     "MAX_TOKENS",
+    "MAX_WINDOW",
     "SESSION_BYTES",
     "U16",
     "U32",
@@ -26,6 +27,9 @@ __all__ = [
 
 MAX_DRAFT = 64
 """Most tokens in one draft, whatever an edge grants."""
+
+MAX_WINDOW = 64
+"""Most drafts of a session under way at once, whatever an edge grants."""
 
 MAX_TOKENS = 1 << 17
 """Most tokens in a prompt or a continuation."""

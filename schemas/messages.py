@@ -21,6 +21,7 @@ from pydantic.json_schema import SkipJsonSchema
 from schemas.bounds import (
     MAX_DRAFT,
     MAX_TOKENS,
+    MAX_WINDOW,
     U16,
     U32,
     Count,
@@ -104,7 +105,7 @@ class Opened(_Message):
     position: Position
     max_new_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS, strict=True)]
     max_draft: Annotated[int, Field(ge=0, le=MAX_DRAFT, strict=True)]
-    window: Annotated[int, Field(ge=1, le=64, strict=True)]
+    window: Annotated[int, Field(ge=1, le=MAX_WINDOW, strict=True)]
     lease_s: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
     end_tokens: Annotated[tuple[TokenId, ...], Field(fail_fast=True)]
 
@@ -195,7 +196,8 @@ class Fault(_Message):
         code: What was wrong.
         action: What to do about it.
         sentence: The same for a person.
-        retry_s: Seconds to wait before the draft is sent again, where the action is to wait.
+        retry_s: Seconds to wait: where the action is to wait, before the draft is sent again; where it is to give up,
+            as for a device that is shut out, before any session is worth asking for.
     """
 
     kind: Literal["fault"] = "fault"

@@ -1,5 +1,6 @@
 """API errors: whatever can be wrong with a request or its text, as HTTP status and OpenAI's error object."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -30,6 +31,8 @@ _THE_APPLICATIONS: Final = {
     RefusalCode.MAX_NEW_TOKENS: "max_tokens",
 }
 _PASSING: Final = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
+_OF_THE_DEVICE: Final = frozenset({RefusalCode.QUOTA, RefusalCode.FENCED})
+_LONGEST_RETRY_S: Final = 86_400
 
 
 class ApiProblem(DeviceError):  # noqa: N818 - reads as what it says
@@ -87,11 +90,16 @@ def problem_of(error: Exception) -> ApiProblem:
 
 
 def _refused(error: SessionRefused) -> ApiProblem:
-    """Say whose fault it was: the application's, nobody's, or the configuration's."""
+    """Say whose fault it was: the application's, nobody's, the device's as a whole, or the configuration's."""
     if error.code in _PASSING:
         return _later(503, str(error), code=error.code.value)
     if error.code in _THE_APPLICATIONS:
         return ApiProblem(400, str(error), code=error.code.value, param=_THE_APPLICATIONS[error.code])
+    if error.code in _OF_THE_DEVICE and error.retry_s is not None:
+        seconds = max(1, math.ceil(min(error.retry_s, _LONGEST_RETRY_S)))
+        return _later(_TOO_MANY, str(error), code=error.code.value, seconds=seconds)
+    if error.code is RefusalCode.QUOTA:  # what no device may ask for here, at any time
+        return ApiProblem(400, str(error), code=error.code.value)
     return ApiProblem(502, str(error), kind="api_error", code=error.code.value)
 
 

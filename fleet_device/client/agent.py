@@ -10,6 +10,7 @@ from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.inbox import Inbox, Wake
 from fleet_device.client.outbound import Outbound
+from fleet_device.client.refusals import Refusals, RefusedUntil
 from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.client.unconfirmed import UnconfirmedCloses
 from fleet_device.drafters.contract import Drafter
@@ -19,7 +20,7 @@ from fleet_device.session.counters import SessionCounters
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.request import SessionRequest
 from fleet_link.link import Link
-from schemas.bounds import SESSION_BYTES
+from schemas.bounds import MAX_WINDOW, SESSION_BYTES
 from schemas.messages import Closed
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
@@ -77,6 +78,7 @@ class Agent:
         timeouts: How long to wait, and how often to ask again.
         inbox: What arrives, and the edges' states.
         padding: Drafts are filled up to a multiple of so many bytes; 0 leaves them as they are.
+        window: Most drafts of a text under way at once, whatever an edge grants.
     """
 
     link: Link
@@ -88,14 +90,17 @@ class Agent:
     timeouts: Timeouts = field(default_factory=Timeouts)
     inbox: Inbox = field(default_factory=Inbox)
     padding: int = 0
+    window: int = MAX_WINDOW
     _one: threading.Lock = field(default_factory=threading.Lock)
     _outbound: Outbound = field(init=False)
     _unconfirmed: UnconfirmedCloses = field(init=False)
+    _refused: RefusedUntil = field(init=False)
 
     def __post_init__(self) -> None:
         """Put together what outlives a text."""
         self._outbound = Outbound(self.link, self.fleet, self.device, self.inbox, self.padding)
         self._unconfirmed = UnconfirmedCloses(self._outbound.close)
+        self._refused = RefusedUntil(self.clock)
 
     def attach(self) -> None:
         """Subscribe; once, before the link is started."""
@@ -139,7 +144,11 @@ class Agent:
                 draft_model=self.drafter.name,
                 quantization=self.drafter.quantization,
             )
-            session = DeviceSession(request)
+            self._refused.check(self.timeouts.open_s)
+            session = DeviceSession(request, window=self.window)
+            retry = RetryState(self.timeouts, self.clock)
+            if (left_s := self._refused.left_s) > 0.0:
+                retry.hold(left_s)
             cancellation = cancellation or Cancellation()
             driver = SessionDriver(
                 session=session,
@@ -147,7 +156,8 @@ class Agent:
                 pacing=SessionPacing(session, self.pacing, self.clock),
                 outbound=self._outbound,
                 inbox=self.inbox,
-                retry=RetryState(self.timeouts, self.clock),
+                retry=retry,
+                refusals=Refusals(retry, self._refused),
                 clock=self.clock,
                 on_tokens=on_tokens,
                 cancellation=cancellation,

@@ -8,7 +8,6 @@ time, so that tests can drive it without threads or sleeping.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.draft_sequence import DraftSequence
@@ -21,25 +20,21 @@ from fleet_device.client.inbox import (
     Undelivered,
 )
 from fleet_device.client.outbound import Outbound
+from fleet_device.client.refusals import Refusals
 from fleet_device.client.retry import RetryState
-from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
+from fleet_device.errors import EdgeUnavailable, SessionRefused
 from fleet_device.pacing.contract import Plan
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.states import SessionState
 from schemas.control import Presence
 from schemas.messages import Close, Closed, Draft, Fault, Opened, Refused
-from schemas.reasons import Action, EndReason, RefusalCode
+from schemas.reasons import Action, EndReason
 from schemas.topics import Topic
 
 __all__ = ["SessionDriver"]
 
 _log = logging.getLogger(__name__)
-
-# Refusals that pass by themselves, so that a resuming device tries again. One that has written nothing yet tries again
-# only at an edge that ends, since another takes its place; a busy one the application is told of.
-_PASSING: Final = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
-_PASSING_AT_FIRST: Final = frozenset({RefusalCode.DRAINING})
 
 
 @dataclass(slots=True)
@@ -53,6 +48,7 @@ class SessionDriver:
         outbound: To the edge.
         inbox: What has arrived.
         retry: How long it has waited, and how long it waits.
+        refusals: What edges have declined.
         clock: Monotonic seconds.
         on_tokens: Told of newly committed tokens; returns True if the text has come to its end for the application.
         cancellation: Ends the session early.
@@ -69,6 +65,7 @@ class SessionDriver:
     outbound: Outbound
     inbox: Inbox
     retry: RetryState
+    refusals: Refusals
     clock: Callable[[], float]
     on_tokens: Callable[[Sequence[int]], bool | None] = lambda _tokens: None
     cancellation: Cancellation = field(default_factory=Cancellation)
@@ -78,7 +75,6 @@ class SessionDriver:
     said: Close | None = None
     done: bool = False
     _plan: Plan | None = None  # of the draft being built
-    _refused: SessionRefused | None = None  # how the last Open was answered, if another may be answered better
     _close_until: float | None = None  # the edge's last word is waited for until then
 
     def __post_init__(self) -> None:
@@ -108,7 +104,8 @@ class SessionDriver:
     def start(self) -> None:
         """Ask for the session."""
         self.drafts.rewind()  # first, so that no edge hears of a prompt that cannot be drafted for
-        self._open()
+        if not self.retry.holding:
+            self._open()
 
     def step(self) -> bool:
         """Take an event, draft a token, or send what is due; return False if there is nothing to do but to wait."""
@@ -118,7 +115,7 @@ class SessionDriver:
             self._begin_to_close()
         elif (event := self.inbox.take()) is not None:
             self._handle(event)
-        elif self.session.may_send:
+        elif self.session.may_send and not self.retry.holding:
             self._draft()
         else:
             return False
@@ -139,8 +136,7 @@ class SessionDriver:
         if self._close_until is not None:
             self.done = self.done or self.clock() >= self._close_until
             return
-        if (waited_s := self.retry.exhausted_s(opened=self._opened)) is not None:
-            raise self._refused or EdgeUnavailable(self.outbound.silence(waited_s))
+        self._lose_patience()
         if self.retry.may_ask_again(opened=self._opened):
             self._repeat()
 
@@ -154,7 +150,11 @@ class SessionDriver:
             SessionFailed: It was resumed too often, and the text has not grown.
         """
         self.retry.resumed(cause)
-        self._open()
+        if self.retry.holding:
+            self.session.suspend()
+            self._plan = None
+        else:
+            self._open()
 
     def send_close(self, *, to_any: bool = False) -> None:
         """Say how the session ended.
@@ -205,12 +205,13 @@ class SessionDriver:
                 self._reply(event)
             case EdgeStateChanged():
                 self._edge_changed(event)
-            case ConnectionChanged(up=True):
+            case ConnectionChanged(up=True) if not self.retry.holding:
                 self._repeat()
             case Undelivered(topic=topic):
                 self._undelivered(topic)
             case _:
                 pass  # woken up, to look at the cancellation
+        self._lose_patience()  # here too: an edge may send without end, and answer nothing
 
     def _verdict(self, received: ReceivedVerdict) -> None:
         session = self.session
@@ -219,7 +220,8 @@ class SessionDriver:
         effects = session.on_verdict(received.verdict)
         self.pacing.learn(effects)
         for effect in effects:
-            self.retry.answered(got_on=bool(effect.tokens))
+            self.refusals.last = None
+            self.retry.answered(tokens=len(effect.tokens))
             if effect.tokens:
                 self.first_at = self.first_at or self.clock()
                 if self.on_tokens(effect.tokens):
@@ -233,18 +235,20 @@ class SessionDriver:
         session = self.session
         match reply:
             case Opened() if session.on_opened(reply):
-                self.retry.answered(got_on=False)
+                self.refusals.last = None
+                self.refusals.until.lift()
+                self.retry.answered(tokens=0)
                 self._plan = None
                 self.drafts.rewind()
             case Refused() if reply.session == session.request.session and session.opened is None:
-                self._refused = SessionRefused(reply.code, reply.sentence)
-                if reply.code not in (_PASSING if self.retry.resumes else _PASSING_AT_FIRST):
-                    raise self._refused
+                self.refusals.postpone(reply)
                 session.on_postponed()
             case Fault() if reply.handle is None or (session.opened and reply.handle == session.opened.handle):
                 if reply.action is Action.GIVE_UP:
-                    raise SessionFailed(reply.sentence)
-                if session.opened is not None:
+                    raise self.refusals.give_up(reply)
+                if reply.action is Action.WAIT:
+                    self.refusals.wait(reply, opened=self._opened)
+                elif session.opened is not None:
                     _log.info("Resuming session %s: %s", session.request.session.hex(), reply.sentence)
                     self.resume(reply.sentence)
             case Closed() if session.opened is not None and session.concerns(reply):
@@ -252,6 +256,12 @@ class SessionDriver:
                 self.resume()
             case _:
                 pass
+
+    def _lose_patience(self) -> None:
+        if self._close_until is not None or self.session.ended is not None:
+            return
+        if (waited_s := self.retry.exhausted_s(opened=self._opened)) is not None:
+            raise self.refusals.last or EdgeUnavailable(self.outbound.silence(waited_s))
 
     def _undelivered(self, topic: Topic) -> None:
         """Nobody listens where a message went: the edge is away."""
@@ -264,7 +274,8 @@ class SessionDriver:
         session = self.session
         if session.opened is None:
             is_back = changed.before in (Presence.OFFLINE, Presence.DRAINING)
-            if changed.presence is Presence.ONLINE and (session.state is SessionState.UNDELIVERED or is_back):
+            wanted = session.state is SessionState.UNDELIVERED or is_back
+            if changed.presence is Presence.ONLINE and wanted and self.retry.may_ask_early():
                 self._open()
         elif session.opened.edge == changed.edge and changed.presence is Presence.OFFLINE:
             self.resume()
@@ -273,7 +284,7 @@ class SessionDriver:
 
     def _open(self) -> None:
         self.retry.asked()
-        self._refused = None
+        self.refusals.last = None
         self.outbound.open(self.session.open())
 
     def _send_draft(self, draft: Draft) -> None:
@@ -286,6 +297,7 @@ class SessionDriver:
         if self.session.opened is None:
             self._open()
             return
+        self.refusals.last = None
         for draft in self.session.unanswered():
             self._send_draft(draft)
 
@@ -293,7 +305,8 @@ class SessionDriver:
 
     def _begin_to_close(self) -> None:
         """Close, and wait shortly for the edge's last word."""
-        self.send_close()
+        if self.session.asked:
+            self.send_close()
         self._close_until = self.clock() + self.retry.timeouts.close_s
         # Cancelled before any edge took it? One that does later finds the Close behind the Open.
         self.done = not self.session.granted

@@ -1,4 +1,8 @@
-"""Timeouts and retry policy: how long a device waits for an edge, how often it asks again, and when it gives up."""
+"""Timeouts and retry policy: how long a device waits for an edge, how often it asks again, and when it gives up.
+
+Whatever an edge answers, a session asks a bounded number of times: each new beginning, and each question that an edge's
+state prompts, is paid for by text that has come; all else waits for time to pass.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,10 +10,26 @@ from typing import Final
 
 from fleet_device.errors import SessionFailed
 
-__all__ = ["RetryState", "Timeouts"]
+__all__ = ["LEAST_WAIT_S", "RetryState", "Timeouts"]
+
+LEAST_WAIT_S: Final = 0.25
+"""Least time between two questions that an edge has asked the device to wait with, whatever time it named."""
 
 # An edge that keeps asking to begin again without a token between is one that will never get on.
 _MAX_FRUITLESS: Final = 20
+
+# New beginnings without a token between that are made at once; behind them each takes twice as long as the last.
+_AT_ONCE: Final = 2
+_FIRST_DELAY_S: Final = 0.1
+
+# Questions without a token between that are asked because an edge is back, before their time.
+_MAX_EARLY: Final = 5
+
+# Opens without an answer, of any kind, that are sent before the next ones take twice as long.
+_UNHURRIED: Final = 4
+_SLOWEST: Final = 8
+
+_MOMENT_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +41,7 @@ class Timeouts:
         resume_s: For an edge to take a session over again after a loss.
         verdict_s: For a verdict, before the draft is repeated.
         close_s: For the edge's last word.
-        retry_s: Between two Opens while no edge answers.
+        retry_s: Between two Opens while no edge answers; at first.
     """
 
     open_s: float = 15.0
@@ -44,7 +64,13 @@ class RetryState:
     timeouts: Timeouts
     clock: Callable[[], float]
     resumes: int = 0
-    _fruitless: int = 0  # resumes since the last committed token
+    _credit: int = _MAX_FRUITLESS  # new beginnings that are left; each committed token gives one back
+    _in_vain: int = 0  # new beginnings since the last committed token
+    _early: int = 0  # questions before their time since the last committed token
+    _asks: int = 0  # questions since the last answer
+    _owed: bool = True  # whether an answer is
+    _not_before: float = 0.0  # nothing is sent until then
+    _held: bool = False  # and nothing was since
     _waiting_since: float = field(init=False)  # the edge has owed an answer since, and given none
     _asked_at: float = field(init=False)
 
@@ -55,16 +81,22 @@ class RetryState:
     def asked(self) -> None:
         """Something was sent that wants an answer."""
         self._asked_at = self.clock()
+        if not self._owed:
+            self._owed, self._waiting_since = True, self._asked_at
+        self._held = False
+        self._asks += 1
 
-    def answered(self, *, got_on: bool) -> None:
+    def answered(self, *, tokens: int) -> None:
         """An answer has come.
 
         Args:
-            got_on: Whether the text has grown by it.
+            tokens: By how many the text has grown.
         """
-        self._waiting_since = self.clock()
-        if got_on:
-            self._fruitless = 0
+        self._owed, self._waiting_since = False, self.clock()
+        self._asks = 0
+        if tokens:
+            self._credit = min(self._credit + tokens, _MAX_FRUITLESS)
+            self._in_vain = self._early = 0
 
     def resumed(self, cause: str) -> None:
         """The session begins again at the text so far.
@@ -73,26 +105,76 @@ class RetryState:
             cause: Why, as the end of a sentence.
 
         Raises:
-            SessionFailed: It has too often, and the text has not grown.
+            SessionFailed: It has too often, for what the text has grown.
         """
+        if not self._credit:
+            raise SessionFailed(f"The session was resumed {self.resumes} times and does not get on: {cause}")
         self.resumes += 1
-        self._fruitless += 1
-        if self._fruitless > _MAX_FRUITLESS:
-            raise SessionFailed(f"The session was resumed {_MAX_FRUITLESS} times without getting on: {cause}")
-        self._waiting_since = self.clock()
+        self._credit -= 1
+        self._in_vain += 1
+        self._asks = 0
+        self._owed, self._waiting_since = True, self.clock()
+        if self._in_vain > _AT_ONCE:
+            delay_s = _FIRST_DELAY_S * 2.0 ** (self._in_vain - _AT_ONCE - 1)
+            self._hold_until(self.clock() + min(delay_s, self.timeouts.retry_s))
+
+    # Waiting
+
+    @property
+    def holding(self) -> bool:
+        """Whether nothing may be sent now."""
+        return self.clock() < self._not_before
+
+    def hold(self, seconds: float) -> None:
+        """Send nothing for a time; those that an edge asks for one after the other add up to `LEAST_WAIT_S` each."""
+        now = self.clock()
+        self._hold_until(max(now + seconds, max(now, self._not_before) + LEAST_WAIT_S))
+
+    def fits(self, seconds: float, *, opened: bool) -> bool:
+        """Whether the time that there is to wait for an answer is longer than that."""
+        return self.clock() + seconds - self._waiting_since <= self._limit_s(opened=opened)
 
     def quiet_s(self, *, opened: bool) -> float:
         """Return how long to wait for what arrives next, before anything needs to be done."""
-        if not opened:
-            return self.timeouts.retry_s
-        return max(0.01, self.timeouts.verdict_s - (self.clock() - self._asked_at))
+        now = self.clock()
+        left_s = self._limit_s(opened=opened) - (now - self._waiting_since)
+        if self.holding:
+            due_s = self._not_before - now
+        elif opened:
+            due_s = self.timeouts.verdict_s - (now - self._asked_at)
+        else:
+            due_s = self._retry_s
+        return max(_MOMENT_S, min(due_s, left_s) if self._owed else due_s)
 
     def may_ask_again(self, *, opened: bool) -> bool:
         """Whether the answer is late enough for the question to be repeated."""
-        return self.clock() - self._asked_at >= (self.timeouts.verdict_s if opened else self.timeouts.retry_s)
+        if self.holding:
+            return False
+        late_s = self.timeouts.verdict_s if opened else self._retry_s
+        return self._held or self.clock() - self._asked_at >= late_s
+
+    def may_ask_early(self) -> bool:
+        """Whether the question may be repeated before its time, because an edge is back; what may is counted."""
+        if self.holding or self._early >= _MAX_EARLY:
+            return False
+        self._early += 1
+        return True
 
     def exhausted_s(self, *, opened: bool) -> float | None:
         """Return the time waited in vain once it is all that there is to wait; None before."""
+        limit_s = self._limit_s(opened=opened)
+        return limit_s if self._owed and self.clock() - self._waiting_since > limit_s else None
+
+    # Within
+
+    @property
+    def _retry_s(self) -> float:
+        """Seconds between two Opens: an edge that does not listen finds few when it listens again."""
+        return self.timeouts.retry_s * min(2.0 ** (max(0, self._asks - 1) // _UNHURRIED), _SLOWEST)
+
+    def _limit_s(self, *, opened: bool) -> float:
         first = not opened and self.resumes == 0
-        limit = self.timeouts.open_s if first else self.timeouts.resume_s
-        return limit if self.clock() - self._waiting_since > limit else None
+        return self.timeouts.open_s if first else self.timeouts.resume_s
+
+    def _hold_until(self, moment: float) -> None:
+        self._not_before, self._held = max(self._not_before, moment), True

@@ -16,6 +16,7 @@ from fleet_device.session.in_flight import DecidedDraft, DraftsInFlight
 from fleet_device.session.rejection import Rejection
 from fleet_device.session.request import SessionRequest
 from fleet_device.session.states import SessionEvent, SessionState, next_state
+from schemas.bounds import MAX_WINDOW
 from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Close, Closed, Draft, Open, Opened, Verdict
 from schemas.policy import Mode
@@ -56,9 +57,11 @@ class DeviceSession:
         opened: The edge's grant, while there is one.
         state: Where the session stands.
         granted: Whether any edge has taken the session so far.
+        window: Most drafts under way at once, whatever the edge grants.
     """
 
     request: SessionRequest
+    window: int = MAX_WINDOW
     committed: list[int] = field(default_factory=list)
     counters: SessionCounters = field(default_factory=SessionCounters)
     ended: EndReason | None = None
@@ -97,13 +100,17 @@ class DeviceSession:
             False if it answers an older Open and means nothing.
 
         Raises:
-            ProtocolViolation: It does not continue our text.
+            ProtocolViolation: It does not continue our text, or is for more than was asked.
         """
         if opened.session != self.request.session or opened.attempt != self._attempt or self.opened is not None:
             return False
         if opened.position != len(self.committed):
             raise ProtocolViolation(
                 f"The edge resumes at token {opened.position}, the device has {len(self.committed)}."
+            )
+        if opened.max_new_tokens > self.request.max_new_tokens:
+            raise ProtocolViolation(
+                f"The edge grants {opened.max_new_tokens} tokens; {self.request.max_new_tokens} were asked for."
             )
         self._move(SessionEvent.GRANTED)
         self.opened, self.granted = opened, True
@@ -119,6 +126,13 @@ class DeviceSession:
         """Note that an edge refused the Open for a reason that passes."""
         if self.opened is None and self.ended is None:
             self._move(SessionEvent.POSTPONED)
+
+    def suspend(self) -> None:
+        """Let go of the grant: the session is opened again later, and whatever was under way is void."""
+        self._move(SessionEvent.POSTPONED)
+        self.opened = None
+        self._drafts.void()
+        self._fix = self._rejection = None
 
     def concerns(self, closed: Closed) -> bool:
         """Whether an edge's last word is about the session as it stands, not about a part resumed elsewhere since."""
@@ -144,7 +158,8 @@ class DeviceSession:
         opened, drafts = self.opened, self._drafts
         if opened is None or not drafts.building or drafts.last_token in opened.end_tokens:
             return False
-        return len(drafts.drafts) + 1 < opened.window and self.position < opened.max_new_tokens
+        window = min(opened.window, self.window)
+        return len(drafts.drafts) + 1 < window and self.position < opened.max_new_tokens
 
     def room(self, limit: int) -> int:
         """Return how many more tokens the draft being built may take.
@@ -199,6 +214,7 @@ class DeviceSession:
 
         Raises:
             ProtocolViolation: It is no answer to what was asked.
+            SessionFailed: No correction can be drawn from as many samples as are asked for.
         """
         if self.opened is None or verdict.handle != self.opened.handle or self.ended is not None:
             return []
@@ -277,6 +293,7 @@ class DeviceSession:
         assert rejection is not None
         token = rejection.correction(verdict.next, policy=self.request.policy)
         if token is None:
+            rejection.ask_again()
             request = self._message(base=valid, digest=self._digest, tried=rejection.tried)
             self._drafts.sent(request)
             return VerdictEffect(valid=valid, request=request, decided=decided)
@@ -292,6 +309,10 @@ class DeviceSession:
         size = self.request.vocabulary.size
         if any(token >= size for token in tokens):
             raise ProtocolViolation("The edge sent a token outside the vocabulary.")
+        assert self.opened is not None
+        most = self.opened.max_new_tokens
+        if len(self.committed) + len(tokens) > most:
+            raise ProtocolViolation(f"The edge goes on behind the {most} tokens that it has granted.")
         self.committed.extend(tokens)
         self._digest = extend_digest(self._digest, tokens)
 

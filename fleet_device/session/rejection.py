@@ -5,14 +5,19 @@ edge sent fail, it takes more of them. In coupled mode the edge has drawn it.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from dssd.downlink import correct
 from dssd.proposal import Proposal
-from fleet_device.errors import ProtocolViolation
+from fleet_device.errors import ProtocolViolation, SessionFailed
 from schemas.downlink import DownlinkForm, Samples, UnknownForm
 from schemas.policy import SamplingPolicy
 
-__all__ = ["Rejection"]
+__all__ = ["MOST_REQUESTS", "Rejection"]
+
+MOST_REQUESTS: Final = 32
+"""Most requests of further samples at one position: each lot is up to four times as long as all before it, so that an
+honest edge is hardly ever asked for a third."""
 
 
 @dataclass(slots=True)
@@ -28,11 +33,25 @@ class Rejection:
     proposal: Proposal
     position: int
     tried: int = 0
+    _requests: int = 0
 
     @property
     def device_draws(self) -> bool:
         """Whether the correction is the device's to draw, so that the edge has to be told of it."""
         return self.proposal.quantized is not None
+
+    def ask_again(self) -> None:
+        """Count a request of further samples.
+
+        Raises:
+            SessionFailed: There were too many: the samples can hardly be drawn from the distribution that rejected.
+        """
+        self._requests += 1
+        if self._requests > MOST_REQUESTS:
+            raise SessionFailed(
+                f"The edge has sent {self.tried} samples in place of a rejected token, and none of them can take it; "
+                "ask again with another seed, or have the edge send another downlink form."
+            )
 
     def correction(self, following: int | DownlinkForm | UnknownForm | None, *, policy: SamplingPolicy) -> int | None:
         """Return the token that takes the rejected one's place.

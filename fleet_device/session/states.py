@@ -12,7 +12,7 @@
                    │   │          (granted)        │ └──────── CORRECTING ◀──────────────┘
                    │   │                           │  rejected     ▲
                    │   │                           └───────────────┘
-                   │   └── open, from any state but ENDED: again, or to resume after a loss
+                   │   └── open, from any state but ENDED: again, or to resume, maybe by way of POSTPONED
                    └────── ended, from any state ──▶ ENDED
 
 A session that is opened again goes on with the text that is committed; whatever was in flight is void.
@@ -30,7 +30,7 @@ class SessionState(Enum):
     NEW = auto()  # no edge was asked
     OPENING = auto()  # an Open is under way
     UNDELIVERED = auto()  # an Open reached nobody: no edge is subscribed
-    POSTPONED = auto()  # an Open was refused for a reason that passes
+    POSTPONED = auto()  # an Open was refused for a reason that passes, or the session lost its edge: asked again later
     DRAFTING = auto()  # the next draft may be built and sent
     AWAITING_VERDICT = auto()  # drafts are in flight, and none may follow before a verdict
     CORRECTING = auto()  # a rejected token's place is empty until a correction is drawn
@@ -59,7 +59,7 @@ TRANSITIONS: Final[dict[tuple[SessionState, SessionEvent], SessionState]] = {
     (SessionState.NEW, SessionEvent.OPEN): SessionState.OPENING,
     **{(state, SessionEvent.OPEN): SessionState.OPENING for state in (*_UNGRANTED, *_GRANTED)},
     **{(state, SessionEvent.UNDELIVERED): SessionState.UNDELIVERED for state in _UNGRANTED},
-    **{(state, SessionEvent.POSTPONED): SessionState.POSTPONED for state in _UNGRANTED},
+    **{(state, SessionEvent.POSTPONED): SessionState.POSTPONED for state in (*_UNGRANTED, *_GRANTED)},
     **{(state, SessionEvent.GRANTED): SessionState.DRAFTING for state in _UNGRANTED},
     (SessionState.DRAFTING, SessionEvent.DRAFT_SENT): SessionState.AWAITING_VERDICT,
     (SessionState.DRAFTING, SessionEvent.DRAFT_SENT_AHEAD): SessionState.DRAFTING,

@@ -18,6 +18,7 @@ from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.inbox import ConnectionChanged, Event, Inbox, ReceivedVerdict
 from fleet_device.client.outbound import Outbound
+from fleet_device.client.refusals import Refusals, RefusedUntil
 from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import SessionRefused
@@ -214,14 +215,16 @@ class Device:
         self.inbox.subscribe(self.link, fleet=FLEET, device=self.name)
         self.link.start(timeout_s=1.0)
         clock = self.fleet.clock
+        # It never gives up, and asks again whenever the test says that nothing moves.
+        retry = RetryState(Timeouts(NEVER_S, NEVER_S, verdict_s=0.0, close_s=NEVER_S, retry_s=0.0), clock)
         self.driver = SessionDriver(
             session=self.session,
             drafts=DraftSequence(self.session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), clock),
             pacing=SessionPacing(self.session, FixedPacing(self.length, self.ahead), clock),
             outbound=Outbound(self.link, FLEET, self.name, self.inbox, self.padding),
             inbox=self.inbox,
-            # It never gives up, and asks again whenever the test says that nothing moves.
-            retry=RetryState(Timeouts(NEVER_S, NEVER_S, verdict_s=0.0, close_s=NEVER_S, retry_s=0.0), clock),
+            retry=retry,
+            refusals=Refusals(retry, RefusedUntil(clock)),
             clock=clock,
         )
 

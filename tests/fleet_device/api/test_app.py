@@ -134,6 +134,25 @@ def test_a_failure_before_any_text_has_a_status_and_a_sentence(
         assert ("retry-after" in response.headers) == (status == 503)
 
 
+@pytest.mark.parametrize("code", [RefusalCode.QUOTA, RefusalCode.FENCED])
+@pytest.mark.parametrize(("retry_s", "header"), [(0.0, "1"), (41.2, "42"), (1e300, "86400")])
+def test_a_device_that_has_to_wait_answers_429_with_the_time(
+    make: Make, code: RefusalCode, retry_s: float, header: str
+) -> None:
+    app, _ = make(ScriptedAgent(batches=[], error=SessionRefused(code, "Not now.", retry_s=retry_s)))
+    for stream in (False, True):
+        response = complete(app, stream=stream)
+        assert (response.status_code, response.headers["retry-after"]) == (429, header)
+        assert (error(response)["code"], error(response)["type"]) == (code.value, "rate_limit_error")
+
+
+def test_what_is_over_a_quota_at_any_time_is_the_requests_fault(make: Make) -> None:
+    app, _ = make(ScriptedAgent(batches=[], error=SessionRefused(RefusalCode.QUOTA, "Its top_k is too large.")))
+    response = complete(app, top_k=5000)
+    assert (response.status_code, "retry-after" in response.headers) == (400, False)
+    assert error(response)["message"] == "Its top_k is too large."
+
+
 def test_what_should_not_happen_is_not_told_to_the_application(make: Make) -> None:
     app, _ = make(ScriptedAgent(batches=[], error=ZeroDivisionError("secret detail")))
     response = complete(app)

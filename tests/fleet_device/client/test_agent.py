@@ -442,7 +442,7 @@ def test_an_edge_that_never_gets_on_is_given_up(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(EdgeSession, "admit", again)
     scene = Scene()
-    with pytest.raises(SessionFailed, match="20 times without getting on: Again, please"):
+    with pytest.raises(SessionFailed, match="20 times and does not get on: Again, please"):
         scene.generate()
     scene.fleet.settle()
     assert len(scene.fleet.sink.of(SessionOpened)) == 21

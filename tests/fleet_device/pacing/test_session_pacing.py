@@ -31,7 +31,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.now = 5.0
-        asked = terms(6, mode=Mode.COUPLED)
+        asked = terms(6, mode=Mode.COUPLED, max_new_tokens=40)
         self.drafter = ScriptedDrafter(DRAFT, DRAFT.words)
         self.session = DeviceSession(asked)
         self.pupil = Pupil()

@@ -1,0 +1,230 @@
+"""Whatever an edge answers, a text ends: after a bounded number of messages, in a sentence or as it was asked for."""
+
+import itertools
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fleet_device.errors import DeviceError, ProtocolViolation, SessionFailed
+from fleet_device.pacing.contract import FixedPacing
+from schemas.control import Presence
+from schemas.downlink import Dense, Samples, Sparse
+from schemas.messages import Draft, Fault, Open, Refused, Verdict
+from schemas.policy import Mode
+from schemas.reasons import Action, FaultCode, Finish, RefusalCode
+from tests.support.memory_fleet import TARGET
+from tests.support.scripted_edge import Answers, LoneDevice, ScriptedEdge, closed, opened
+
+MOST: Final = 8
+"""Tokens asked for."""
+
+OnOpen = Callable[[Open], Answers]
+OnDraft = Callable[[Open, Draft], Answers]
+
+RARE = 1e-6
+"""A probability with which no sample passes."""
+
+
+def accept(draft: Draft, **fields: object) -> Verdict:
+    """Accept all of a draft, as a sound edge does."""
+    sound = {"handle": draft.handle, "round": draft.round, "accepted": len(draft.tokens)}
+    return Verdict.model_validate(sound | {"next": None if draft.more else 1} | fields)
+
+
+def fault(draft: Draft, code: FaultCode, action: Action, retry_s: float | None = None) -> Fault:
+    return Fault(
+        handle=draft.handle, round=draft.round, code=code, action=action, sentence="So it goes.", retry_s=retry_s
+    )
+
+
+def hopeless(_message: Open, draft: Draft) -> Answers:
+    """Reject all, and send samples that never pass."""
+    if not draft.tokens and draft.tried is None:
+        return [accept(draft)]
+    start = draft.tried or 0
+    return [accept(draft, accepted=0, next=Samples(start=start, ids=(draft.tokens or (1,))[:1], probs=(RARE,)))]
+
+
+def rejected_with(following: object) -> OnDraft:
+    return lambda _message, draft: [accept(draft, accepted=0, next=following)]
+
+
+def faulted(code: FaultCode, action: Action, retry_s: float | None = None) -> OnDraft:
+    return lambda _message, draft: [fault(draft, code, action, retry_s)]
+
+
+def refused(code: RefusalCode, retry_s: float | None = None) -> OnOpen:
+    return lambda message: [
+        Refused(session=message.session, code=code, sentence="Not now, thank you.", retry_s=retry_s)
+    ]
+
+
+def one_token_and_again() -> OnDraft:
+    """Commit a token, then say that the text is another."""
+    turns = itertools.cycle((False, True))
+
+    def answer(_message: Open, draft: Draft) -> Answers:
+        if next(turns):
+            return [fault(draft, FaultCode.DESYNC, Action.RESUME)]
+        return [accept(draft, accepted=0, next=_law()) if draft.tokens else accept(draft)]
+
+    return answer
+
+
+def _law() -> Sparse:
+    return Sparse(ids=tuple(range(1, TARGET.size)), probs=(1.0 / (TARGET.size - 1),) * (TARGET.size - 1))
+
+
+def flapping(message: Open) -> Answers:
+    """Take no session, and say again and again that the edge is back."""
+    del message
+    return [Presence.OFFLINE, Presence.ONLINE]
+
+
+EDGES: Final[dict[str, tuple[OnOpen, OnDraft]]] = {
+    "samples that never pass": (lambda m: [opened(m)], hopeless),
+    "a limit above the one asked for": (lambda m: [opened(m, max_new_tokens=1000)], lambda _m, d: [accept(d)]),
+    "a token behind the last": (lambda m: [opened(m)], lambda _m, d: [accept(d, next=1)]),
+    "a text that is always another": (lambda m: [opened(m)], faulted(FaultCode.DESYNC, Action.RESUME)),
+    "a session that is always unknown": (lambda m: [opened(m)], faulted(FaultCode.UNKNOWN_SESSION, Action.RESUME)),
+    "a token, and the text is another": (lambda m: [opened(m)], one_token_and_again()),
+    "a session that is over at once": (lambda m: [opened(m), closed(m)], lambda _m, _d: ()),
+    "a session that is over at its first draft": (lambda m: [opened(m)], lambda m, _d: [closed(m)]),
+    "a draft that always waits": (lambda m: [opened(m)], faulted(FaultCode.QUOTA, Action.WAIT, 0.0)),
+    "a draft that waits without a time": (lambda m: [opened(m)], faulted(FaultCode.QUOTA, Action.WAIT)),
+    "a draft that waits for ever": (lambda m: [opened(m)], faulted(FaultCode.QUOTA, Action.WAIT, 1e300)),
+    "an Open that always waits": (refused(RefusalCode.QUOTA, 0.0), lambda _m, _d: ()),
+    "an Open that waits for ever": (refused(RefusalCode.FENCED, 1e300), lambda _m, _d: ()),
+    "an edge that always ends": (refused(RefusalCode.DRAINING), lambda _m, _d: ()),
+    "an edge that comes and goes": (flapping, lambda _m, _d: ()),
+    "an edge that comes and goes behind its grant": (
+        lambda m: [opened(m), Presence.OFFLINE, Presence.ONLINE],
+        lambda _m, _d: (),
+    ),
+    "an edge that is silent": (lambda _m: (), lambda _m, _d: ()),
+    "an edge that grants and is silent": (lambda m: [opened(m)], lambda _m, _d: ()),
+    "another edge's name": (lambda m: [opened(m, edge="edge-9")], lambda _m, _d: ()),
+    "more accepted than drafted": (lambda m: [opened(m)], lambda _m, d: [accept(d, accepted=len(d.tokens) + 1)]),
+    "no token after a draft": (lambda m: [opened(m)], lambda _m, d: [accept(d, next=None)]),
+    "no correction": (lambda m: [opened(m)], rejected_with(None)),
+    "a correction that is a token": (lambda m: [opened(m)], rejected_with(1)),
+    "a token outside the vocabulary": (lambda m: [opened(m)], lambda _m, d: [accept(d, next=4000)]),
+    "p outside the vocabulary": (lambda m: [opened(m)], rejected_with(Sparse(ids=(4000,), probs=(1.0,)))),
+    "p over another vocabulary": (
+        lambda m: [opened(m)],
+        rejected_with(Dense(probs=b"\0\0\0\0" * 4000 + b"\0\0\x80\x3f")),
+    ),
+    "p of the rejected token alone": (
+        lambda m: [opened(m)],
+        lambda _m, d: [accept(d, accepted=0, next=Sparse(ids=(d.tokens or (1,))[:1], probs=(1.0,)))],
+    ),
+    "samples from elsewhere": (lambda m: [opened(m)], rejected_with(Samples(start=9, ids=(1,), probs=(1.0,)))),
+    "a grant at another place": (lambda m: [opened(m, position=3)], lambda _m, _d: ()),
+    "a grant of no room": (lambda m: [opened(m, max_new_tokens=1, max_draft=0, window=1)], lambda _m, d: [accept(d)]),
+    "everything is an end": (lambda m: [opened(m, end_tokens=tuple(range(6)))], lambda _m, d: [accept(d)]),
+    "an end at once": (lambda m: [opened(m)], lambda _m, d: [accept(d, next=None, finish=Finish.STOP)]),
+}
+
+
+def bound(tokens: int) -> int:
+    """Return how many messages a text of so many tokens may cost, whatever the edge answers.
+
+    A token may take a draft and 32 requests of further samples; each token, and the text, a number of new beginnings
+    with as many drafts as are under way at once; and nothing else is repeated but when nothing comes for a second.
+    """
+    return (tokens + 1) * (1 + 32) + (tokens + 20) * (1 + 8) + 150
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("pacing", [FixedPacing(3), FixedPacing(2, ahead=True)], ids=["waiting", "ahead"])
+@pytest.mark.parametrize("edge", EDGES)
+def test_a_text_ends_whatever_the_edge_answers(edge: str, pacing: FixedPacing, mode: Mode) -> None:
+    device = LoneDevice(pacing=pacing, most=4 * bound(MOST))
+    on_open, on_draft = EDGES[edge]
+    hostile = ScriptedEdge(device.broker, on_open=on_open, on_draft=on_draft)
+    check(device, hostile, mode=mode)
+
+
+def check(device: LoneDevice, hostile: ScriptedEdge, *, mode: Mode) -> None:
+    """Check that a text ends in a sentence, or within what was asked for, and has cost a bounded number of messages."""
+    try:
+        done = device.generate(mode=mode, most=MOST)
+    except DeviceError as failed:
+        error: DeviceError | None = failed
+    else:
+        error = None
+        assert len(done.tokens) <= MOST
+    assert error is None or is_sentence(str(error))
+    assert hostile.messages <= bound(MOST)
+
+
+def is_sentence(text: str) -> bool:
+    return text[:1].isupper() and text.endswith(".") and "\n" not in text and len(text) < 600
+
+
+def test_samples_that_never_pass_end_with_their_number() -> None:
+    device = LoneDevice()
+    ScriptedEdge(device.broker, on_draft=hopeless)
+    with pytest.raises(SessionFailed, match="33 samples"):
+        device.generate()
+
+
+def test_a_grant_of_more_than_was_asked_for_is_named() -> None:
+    device = LoneDevice()
+    generous = ScriptedEdge(device.broker, on_open=lambda m: [opened(m, max_new_tokens=1000)])
+    with pytest.raises(ProtocolViolation, match=r"grants 1000 tokens; 8 were asked for\."):
+        device.generate(most=MOST)
+    assert not generous.drafts
+
+
+def test_a_token_behind_the_last_is_named() -> None:
+    device = LoneDevice()
+    ScriptedEdge(device.broker, on_draft=lambda _m, d: [accept(d, next=1)])
+    with pytest.raises(ProtocolViolation, match="behind the 7 tokens"):
+        device.generate(most=7)
+
+
+@pytest.mark.parametrize("window", [1, 3, 64])
+def test_no_more_drafts_are_under_way_than_the_device_allows_whatever_the_edge_grants(window: int) -> None:
+    device = LoneDevice(pacing=FixedPacing(1, ahead=True), window=window)
+    generous = ScriptedEdge(device.broker, on_open=lambda m: [opened(m, window=5)])
+    with pytest.raises(DeviceError):
+        device.generate(most=100)
+    assert len({draft.round for draft in generous.drafts}) == min(window, 5)
+
+
+def mixed(mode: Mode) -> dict[str, OnDraft]:
+    """Return the answers to a draft that an edge may mix."""
+    law = 1 if mode is Mode.COUPLED else _law()
+    return {
+        "accept": lambda _m, d: [accept(d)],
+        "reject": rejected_with(law),
+        "samples": lambda _m, d: [accept(d, accepted=0, next=Samples(start=d.tried or 0, ids=(1,), probs=(RARE,)))],
+        "desync": faulted(FaultCode.DESYNC, Action.RESUME),
+        "unknown": faulted(FaultCode.UNKNOWN_SESSION, Action.RESUME),
+        "wait": faulted(FaultCode.QUOTA, Action.WAIT, 0.1),
+        "closed": lambda m, _d: [closed(m)],
+        "back": lambda _m, _d: [Presence.DRAINING, Presence.ONLINE],
+        "length": lambda _m, d: [accept(d, next=None, finish=Finish.LENGTH)],
+        "violate": lambda _m, d: [accept(d, accepted=63)],
+        "nothing": lambda _m, _d: (),
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    script=st.lists(st.sampled_from(sorted(mixed(Mode.COUPLED))), min_size=1, max_size=12),
+    ahead=st.booleans(),
+    mode=st.sampled_from(Mode),
+)
+def test_a_text_ends_whatever_an_edge_mixes(script: list[str], ahead: bool, mode: Mode) -> None:
+    turns, ways = itertools.cycle(script), mixed(mode)
+
+    def answer(message: Open, draft: Draft) -> Answers:
+        return ways[next(turns)](message, draft)
+
+    device = LoneDevice(pacing=FixedPacing(2, ahead=ahead), most=4 * bound(MOST))
+    check(device, ScriptedEdge(device.broker, on_draft=answer), mode=mode)

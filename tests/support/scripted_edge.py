@@ -1,0 +1,215 @@
+"""An edge over the memory broker that answers as a test says, and a device's agent that has to live with it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from fleet_device.client.agent import Agent, Generation
+from fleet_device.client.inbox import Event, Inbox
+from fleet_device.client.retry import Timeouts
+from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.pacing.contract import FixedPacing, Pacing
+from fleet_link.link import Message
+from fleet_testing.memory_broker import MemoryBroker
+from fleet_testing.memory_link import MemoryLink
+from schemas.codec import decode_close, decode_draft, decode_open, encode_reply, encode_verdict
+from schemas.control import EdgeState, Presence, encode_json
+from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
+from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import EndReason
+from schemas.topics import Topic, build, wildcard
+from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, START, Clock, MemoryFleet
+
+Answer = Verdict | Opened | Refused | Fault | Closed | Presence
+Answers = Iterable[Answer]
+
+DEVICE = "device-1"
+PATIENCE = Timeouts(open_s=5.0, resume_s=30.0, verdict_s=3.0, close_s=2.0, retry_s=1.0)
+
+
+class TooManyMessages(BaseException):
+    """The device goes on and on; no handler may swallow it."""
+
+
+def opened(message: Open, **fields: object) -> Opened:
+    """Return the grant of a well-behaved edge, but for some fields."""
+    sound = {
+        "session": message.session,
+        "attempt": message.attempt,
+        "handle": 1,
+        "edge": EDGE,
+        "target": "toy",
+        "position": len(message.resume or ()),
+        "max_new_tokens": message.max_new_tokens,
+        "max_draft": 16,
+        "window": 4,
+        "lease_s": 60.0,
+        "end_tokens": (END,),
+    }
+    return Opened.model_validate(sound | fields)
+
+
+def closed(message: Open, **fields: object) -> Closed:
+    """Return the end of a session."""
+    zeros = {"tokens": 0, "rounds": 0, "mean_batch": 0.0, "queue_ms": 0.0, "compute_ms": 0.0}
+    sound = {"session": message.session, "attempt": message.attempt, "reason": EndReason.LOST}
+    return Closed.model_validate(zeros | sound | fields)
+
+
+class ScriptedEdge:
+    """Answers as told. Closes are confirmed, so that a text that ends is not waited for.
+
+    Args:
+        broker: Where.
+        on_open: Answers an Open.
+        on_draft: Answers a draft; it is given the latest Open too.
+        name: The edge's.
+    """
+
+    def __init__(
+        self,
+        broker: MemoryBroker,
+        *,
+        on_open: Callable[[Open], Answers] = lambda message: [opened(message)],
+        on_draft: Callable[[Open, Draft], Answers] = lambda _message, _draft: (),
+        name: str = EDGE,
+    ) -> None:
+        self.on_open = on_open
+        self.on_draft = on_draft
+        self.name = name
+        self.opens: list[Open] = []
+        self.drafts: list[Draft] = []
+        self.closes: list[Close] = []
+        self._link = MemoryLink(broker, name)
+        self._link.subscribe(wildcard(Topic.OPEN, fleet=FLEET), self._open)
+        self._link.subscribe(wildcard(Topic.DRAFT, fleet=FLEET, edge=name), self._draft)
+        self._link.subscribe(wildcard(Topic.CLOSE, fleet=FLEET), self._close)
+        self._link.start(timeout_s=1.0)
+        self.say(Presence.ONLINE)
+
+    @property
+    def messages(self) -> int:
+        """How many the device has sent, but for the Closes."""
+        return len(self.opens) + len(self.drafts)
+
+    def stop(self) -> None:
+        """Go away without a word."""
+        self._link.stop()
+
+    def say(self, presence: Presence) -> None:
+        """Publish the retained state."""
+        state = EdgeState(presence=presence, software="1", edge=self.name, target="toy", vocabulary="6", since=START)
+        self._link.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=self.name), encode_json(state), retain=True)
+
+    def send(self, answers: Answers) -> None:
+        """Send messages to the device."""
+        for answer in answers:
+            match answer:
+                case Presence():
+                    self.say(answer)
+                case Verdict():
+                    self._publish(Topic.VERDICT, encode_verdict(answer))
+                case _:
+                    self._publish(Topic.SESSION, encode_reply(answer))
+
+    def _publish(self, topic: Topic, payload: bytes) -> None:
+        self._link.publish(build(topic, fleet=FLEET, device=DEVICE), payload)
+
+    def _open(self, message: Message) -> None:
+        self.opens.append(decode_open(message.payload))
+        self.send(self.on_open(self.opens[-1]))
+
+    def _draft(self, message: Message) -> None:
+        self.drafts.append(decode_draft(message.payload))
+        self.send(self.on_draft(self.opens[-1], self.drafts[-1]))
+
+    def _close(self, message: Message) -> None:
+        self.closes.append(decode_close(message.payload))
+        last = self.closes[-1]
+        zeros = {"tokens": 0, "rounds": 0, "mean_batch": 0.0, "queue_ms": 0.0, "compute_ms": 0.0}
+        self.send([Closed.model_validate(zeros | {"session": last.session, "reason": last.reason})])
+
+
+@dataclass(slots=True)
+class PassingInbox(Inbox):
+    """Waiting lets messages arrive instead of sleeping; where none is under way, the clock moves.
+
+    Attributes:
+        step: Lets something move, and says whether anything did.
+        clock: Moves by as much as is waited.
+        most: Waits for a message, and messages that are taken, before the test is given up.
+        on_take: Called before each of them, with their number.
+    """
+
+    step: Callable[[], bool] = lambda: False
+    clock: Clock = field(default_factory=Clock)
+    most: int = 50_000
+    on_take: Callable[[int], None] = lambda _number: None
+    taken: int = 0
+
+    def take(self, *, timeout_s: float = 0.0) -> Event | None:
+        event = Inbox.take(self)
+        if event is not None or timeout_s <= 0.0:
+            return self._count(event)
+        self.on_take(self.taken)
+        self._count(event, waited=True)
+        while (event := Inbox.take(self)) is None:
+            if not self.step():
+                self.clock.seconds += timeout_s
+                return None
+        return event
+
+    def _count(self, event: Event | None, *, waited: bool = False) -> Event | None:
+        if event is not None or waited:
+            self.taken += 1
+            if self.taken > self.most:
+                raise TooManyMessages
+        return event
+
+
+class LoneDevice:
+    """An agent over the memory broker.
+
+    Args:
+        fleet: With a real edge; without one there is only the broker.
+        pacing: How much it drafts.
+        most: See `PassingInbox`.
+        given: Arguments of the agent.
+    """
+
+    def __init__(
+        self,
+        fleet: MemoryFleet | None = None,
+        *,
+        pacing: Pacing | None = None,
+        most: int = 50_000,
+        **given: object,
+    ) -> None:
+        self.clock = fleet.clock if fleet else Clock()
+        self.broker = fleet.broker if fleet else MemoryBroker(clock=self.clock)
+        self._fleet = fleet
+        self.inbox = PassingInbox(step=self._step, clock=self.clock, most=most)
+        self.link = MemoryLink(self.broker, DEVICE)
+        self.agent = Agent(
+            self.link,
+            FLEET,
+            DEVICE,
+            ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)),
+            pacing or FixedPacing(3),
+            self.clock,
+            PATIENCE,
+            self.inbox,
+            **given,  # type: ignore[arg-type]
+        )
+        self.agent.attach()
+        self.link.start(timeout_s=1.0)
+
+    def generate(self, *, mode: Mode = Mode.RESIDUAL, most: int = 8, seed: int = 6) -> Generation:
+        """Write a text."""
+        self.broker.pump()
+        policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=seed)
+        return self.agent.generate((1, 2), policy=policy, max_new_tokens=most)
+
+    def _step(self) -> bool:
+        if self.broker.step():
+            return True
+        return self._fleet is not None and (self._fleet.step() or self.broker.step())
