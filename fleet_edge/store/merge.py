@@ -5,10 +5,11 @@ then says what it knows: a counter becomes the greater of two, a state, an end o
 a description only to an earlier segment's, a round is never rewritten. All of these commute and are idempotent, so a
 batch may be grouped by kind and replayed at will.
 
-A session's rows belong to one device, which is part of their key: no record of another device reaches them. A Close of
-a session that its edge did not serve makes no session: it waits in `reported_closes`, and is applied whenever rows of
-that device's session change. So what was granted ends as the device says, in whichever order the two are told, and
-what was not granted leaves no session behind.
+A session's rows belong to one device, which is part of their key: no record of another device reaches them. A device's
+Close ends its session for good: a device does not go on with what it has closed, and the clocks of edges, by which
+segments are ordered, may differ or jump. A Close of a session that its edge did not serve makes no session: it waits in
+`reported_closes`, and is applied whenever rows of that device's session change. So what was granted ends as the device
+says, in whichever order the two are told, and what was not granted leaves no session behind.
 
 Parameters of updates are named `b_<column>`: they must differ from the columns' own names.
 """
@@ -50,15 +51,13 @@ from fleet_edge.store.records import (
     SegmentProgress,
     SessionClosed,
     SessionOpened,
-    segment_number,
     segment_time,
 )
 
 __all__ = [
-    "CLOSE_REPORTED",
+    "CLOSE_BY_DEVICE",
     "CLOSE_SEGMENT",
     "CLOSE_SESSION",
-    "COUNT_BY_DEVICE",
     "DESCRIBE_SEGMENT",
     "DESCRIBE_SESSION",
     "DEVICE_COUNTERS",
@@ -139,24 +138,21 @@ CLOSE_SEGMENT = (
 )
 CLOSE_SESSION = (
     update(SessionRow)
-    .where(*_OF_SESSION, SessionRow.last_segment == bindparam("b_segment"))
+    .where(*_OF_SESSION, SessionRow.last_segment == bindparam("b_segment"), SessionRow.device_counted_at.is_(None))
     .where(or_(SessionRow.closed_at.is_(None), SessionRow.closed_at < bindparam("b_at")))
     .values(reason=bindparam("b_reason"), closed_at=bindparam("b_at"), tokens=bindparam("b_tokens"))
 )
-CLOSE_REPORTED = (
-    update(SessionRow)
-    .where(*_OF_SESSION, SessionRow.last_segment <= bindparam("b_segment"))
-    .where(or_(SessionRow.closed_at.is_(None), SessionRow.closed_at < bindparam("b_at")))
-    .values(reason=bindparam("b_reason"), closed_at=bindparam("b_at"), tokens=bindparam("b_tokens"))
-)
-COUNT_BY_DEVICE = (
+CLOSE_BY_DEVICE = (
     update(SessionRow)
     .where(*_OF_SESSION)
     .where(or_(SessionRow.device_counted_at.is_(None), SessionRow.device_counted_at < bindparam("b_at")))
     .values(
         {
+            "reason": bindparam("b_reason"),
+            "closed_at": bindparam("b_at"),
+            "tokens": bindparam("b_tokens"),
             "device_counted_at": bindparam("b_at"),
-            **{f"device_{name}": bindparam(f"b_{name}") for name in DEVICE_COUNTERS},
+            **{f"device_{name}": bindparam(f"b_device_{name}") for name in DEVICE_COUNTERS},
         }
     )
 )
@@ -212,8 +208,8 @@ class Merge:
         closed = _only(records, SessionClosed)
         ends: list[SegmentLeft | SessionClosed] = [*_only(records, SegmentLeft), *closed]
         _run(connection, CLOSE_SEGMENT, [_bound(r, ("reason",)) for r in ends])
-        _run(connection, CLOSE_SESSION, [_bound(r, ("reason", "tokens")) for r in closed])
-        _run(connection, COUNT_BY_DEVICE, [_counted(r) for r in closed if r.counters is not None])
+        _run(connection, CLOSE_SESSION, [_bound(r, ("reason", "tokens")) for r in closed if r.counters is None])
+        _run(connection, CLOSE_BY_DEVICE, [_closed_by_device(r) for r in closed if r.counters is not None])
         self._apply_reported(connection, records)
         _run(connection, self._round, [_round(r) for r in _only(records, RoundJudged)])
         _run(connection, self._event, [_event(r) for r in _only(records, EventLogged)])
@@ -265,28 +261,18 @@ class Merge:
             return
         waiting = select(ReportedCloseRow).where(ReportedCloseRow.session.in_({session for session, _ in touched}))
         rows = [row for row in connection.execute(waiting).mappings() if (row["session"], row["device"]) in touched]
-        of_session = [
+        closes = [
             {
                 "b_session": row["session"],
                 "b_device": row["device"],
-                "b_segment": segment_number(row["closed_at"]),
                 "b_at": row["closed_at"],
                 "b_reason": row["reason"],
                 "b_tokens": row["tokens"],
+                **{f"b_device_{name}": row[f"device_{name}"] for name in DEVICE_COUNTERS},
             }
             for row in sorted(rows, key=itemgetter("session", "device"))
         ]
-        _run(connection, CLOSE_REPORTED, of_session)
-        counted = [
-            {
-                "b_session": row["session"],
-                "b_device": row["device"],
-                "b_at": row["closed_at"],
-                **{f"b_{name}": row[f"device_{name}"] for name in DEVICE_COUNTERS},
-            }
-            for row in sorted(rows, key=itemgetter("session", "device"))
-        ]
-        _run(connection, COUNT_BY_DEVICE, counted)
+        _run(connection, CLOSE_BY_DEVICE, closes)
 
     def _upsert(self, row: type[Base], *, least: Sequence[str] = (), greatest: Sequence[str] = ()) -> Insert:
         """Return an insert that, where the row exists, takes the lesser or greater value of some columns."""
@@ -302,8 +288,8 @@ class Merge:
             heard = new["seen_at"] > table.c["seen_at"]
             changes["silent_since"] = case((heard, null()), else_=table.c["silent_since"])
         if row is SessionRow:
-            # A later segment reopens the session: it ends as its last segment does.
-            reopened = new["last_segment"] > table.c["last_segment"]
+            # A later segment reopens the session: it ends as its last segment does. What its device has ended stays so.
+            reopened = and_(new["last_segment"] > table.c["last_segment"], table.c["device_counted_at"].is_(None))
             for name in ("reason", "closed_at", "tokens"):
                 changes[name] = case((reopened, null()), else_=table.c[name])
         return statement.on_conflict_do_update(index_elements=key, set_=changes)
@@ -428,9 +414,9 @@ def _fence(record: DeviceFenced) -> Parameters:
     return fields | {"fenced_by": fields.pop("by"), "since_at": fields.pop("at"), "until_at": fields.pop("until")}
 
 
-def _counted(record: SessionClosed) -> Parameters:
-    counters = {f"b_{name}": getattr(record.counters, name) for name in DEVICE_COUNTERS}
-    return {"b_session": record.session, "b_device": record.device, "b_at": record.at, **counters}
+def _closed_by_device(record: SessionClosed) -> Parameters:
+    counters = {f"b_device_{name}": getattr(record.counters, name) for name in DEVICE_COUNTERS}
+    return {**_bound(record, ("reason", "tokens")), **counters}
 
 
 def _reported(record: CloseReported) -> Parameters:

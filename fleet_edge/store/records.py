@@ -273,7 +273,7 @@ class SegmentLeft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionClosed:
-    """A segment ended, and the session with it unless a later segment exists.
+    """A segment ended, and the session with it unless a later segment exists; if its device closed it, in any case.
 
     Attributes:
         session: As opened.
@@ -299,8 +299,8 @@ class SessionClosed:
 class CloseReported:
     """A device closed a session that the edge does not serve: the edge has restarted, or there never was one.
 
-    It ends the device's session of that id, if one was granted, and no segment of it was opened later. Until then it
-    waits in a table of its own, where it makes no session.
+    It ends the device's session of that id for good, if one was granted. Until then it waits in a table of its own,
+    where it makes no session.
 
     Attributes:
         session: 16 lower-case hexadecimal characters, as the device says.

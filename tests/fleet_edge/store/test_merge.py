@@ -1,3 +1,4 @@
+import itertools
 import random
 from dataclasses import replace
 from datetime import UTC, timedelta
@@ -65,7 +66,7 @@ def test_a_resumed_session_is_open_again_and_keeps_its_first_description(store: 
 
 def test_the_end_of_an_earlier_segment_does_not_end_the_session(store: Store) -> None:
     store.apply([samples.opened(segment=LATER, at=after(100))])
-    store.apply([samples.closed(reason=EndReason.LOST)])
+    store.apply([samples.closed(reason=EndReason.LOST, counters=None)])
     assert all_rows(store)["sessions"][0]["reason"] is None
 
 
@@ -239,15 +240,24 @@ def test_a_close_at_an_edge_that_has_restarted_ends_the_session(store: Store, cl
     assert (session["device_accepted"], session["device_counted_at"]) == (30, after(9))
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0), (0, 2, 1), (2, 0, 1)])
-def test_a_close_that_came_before_the_session_was_resumed_does_not_end_it(store: Store, order: tuple[int, ...]) -> None:
-    resumed = samples.opened(segment=LATER, edge="edge-2", at=after(100))
-    records: list[Record] = [samples.opened(), samples.reported(at=after(50)), resumed]
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+@pytest.mark.parametrize("served", [True, False], ids=["at-the-edge-that-serves-it", "at-another"])
+def test_a_device_ends_its_session_for_good_whatever_the_edges_clocks_say(
+    store: Store, order: tuple[int, ...], served: bool
+) -> None:
+    # The first edge's clock was an hour ahead, or the second one's is an hour behind.
+    ahead = segment_number(after(3600))
+    records: list[Record] = [
+        samples.opened(segment=ahead, at=after(3600)),
+        samples.closed(segment=ahead, reason=EndReason.LOST, counters=None, at=after(3700)),
+        samples.opened(edge="edge-2"),
+        samples.closed(at=after(9)) if served else samples.reported(),
+    ]
     for number in order:
         store.apply([records[number]])
-    assert all_rows(store)["sessions"][0]["reason"] is None
-    store.apply([samples.reported(at=after(150), reason=EndReason.LENGTH)])
-    assert all_rows(store)["sessions"][0]["reason"] == "length"
+    [session] = all_rows(store)["sessions"]
+    assert (session["reason"], session["tokens"], session["closed_at"]) == ("stop", 20, after(9))
+    assert session["device_tokens"] == 40
 
 
 def test_what_an_earlier_release_spooled_finds_its_device(store: Store, caplog: pytest.LogCaptureFixture) -> None:
