@@ -27,6 +27,7 @@ from fleet_link.routing import Route
 from fleet_link.screen import Screen
 from fleet_link.screened_socket import ScreenedSocket
 from fleet_link.settings import LinkSettings
+from fleet_link.silence import Silence
 from fleet_link.tls import LinkContext
 
 __all__ = ["Connection", "ConnectionLost"]
@@ -78,6 +79,7 @@ class Connection:
         self._ending = ""
         self._socket: ScreenedSocket | None = None
         self._read_at = 0.0  # not before
+        self._silence: Silence | None = None  # from the broker's first answer on
         self._client = make_client(settings, context, screen=screen)
         self._client.on_connect = self._connected
         self._client.on_disconnect = self._disconnected
@@ -185,7 +187,15 @@ class Connection:
             self._client.loop_write()
         sock.flush()
         self._client.loop_misc()
-        self._live_socket()
+        self._listen(self._live_socket())
+
+    def _listen(self, sock: ScreenedSocket) -> None:
+        if self._silence is None:
+            return
+        if self._silence.asks(sock.received):
+            sock.ask()
+        if self._silence.given_up:
+            raise ConnectionLost(f"nothing has come from the broker for {self._silence.lasts_s:.0f} s, nor to a ping")
 
     def _read(self, sock: ScreenedSocket, *, until: float) -> None:
         """Let the library have what has come. As long as all of that is dropped, stay here: a step costs more."""
@@ -249,6 +259,7 @@ class Connection:
         announced = Announced.of(properties, packet_bytes=self._settings.packet_bytes)
         self._aliases = AliasTable(maximum=announced.alias_maximum)
         self._announced = announced
+        self._silence = Silence(self._client.keepalive, clock=self._clock)
 
     def _disconnected(
         self,

@@ -12,6 +12,7 @@ from fleet_link.screen import PUBACK, BrokenStream, Screen
 
 __all__ = ["ScreenedSocket"]
 
+PINGREQ: Final = b"\xc0\x00"
 CHUNK: Final = 1 << 16
 MAX_READS: Final = 64  # of one `fill`: TLS gives out a record at a time, and a broker writes one for each message
 LONGEST_PAUSE_S: Final = 0.008
@@ -30,6 +31,9 @@ class ScreenedSocket:
     Args:
         sock: A connected socket, plain or TLS.
         screen: Decides what the reader gets.
+
+    Attributes:
+        received: Bytes that have come.
     """
 
     def __init__(self, sock: Any, screen: Screen) -> None:  # noqa: ANN401 - plain or TLS
@@ -42,6 +46,7 @@ class ScreenedSocket:
         self._midway = False  # the reader's last packet was not written whole
         self._more = False  # the last `fill` left something
         self._pause_s = LONGEST_PAUSE_S
+        self.received = 0
 
     # What paho calls.
 
@@ -133,6 +138,11 @@ class ScreenedSocket:
             self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
         return 0.0 if self._more or dropped <= MOSTLY * passed else self._pause_s
 
+    def ask(self) -> None:
+        """Write a ping, behind the acknowledgements that are due."""
+        self._screen.owed += PINGREQ
+        self.flush()
+
     def flush(self) -> None:
         """Write the acknowledgements that are due, if the reader is not in the midst of a packet."""
         owed = self._screen.owed
@@ -163,6 +173,7 @@ class ScreenedSocket:
                 self._ended = True
                 break
             size += len(data)
+            self.received += len(data)
             if not self._encrypted and len(data) < CHUNK:
                 break  # that was all
             if size >= CHUNK:

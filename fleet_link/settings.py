@@ -39,8 +39,8 @@ class LinkSettings:
         password: Its secret; never shown.
         tls: Files of an encrypted connection, or None for plain TCP.
         will: Published by the broker, retained, if this client vanishes.
-        keepalive_s: Seconds of silence after which either side asks whether the other is there. A vanished
-            client is noticed after 1.5 times as long.
+        keepalive_s: Seconds of silence after which either side asks whether the other is there. One that has vanished
+            without a goodbye is noticed after 1.5 times as long, by either side.
         connect_timeout_s: For TCP, where somebody answers or nobody does.
         handshake_s: For TLS, and again for each answer that follows. Longer than the above: a broker to which a whole
             fleet comes back at once, or one behind a slow line, must not be given up while it works.
@@ -64,7 +64,7 @@ class LinkSettings:
     password: str | None = dataclasses.field(default=None, repr=False)
     tls: TlsSettings | None = None
     will: Will | None = None
-    keepalive_s: int = 15
+    keepalive_s: int = 10
     connect_timeout_s: float = 4.0
     handshake_s: float = 10.0
     answer_s: float = 5.0
@@ -98,8 +98,8 @@ class BrokerSettings(BaseModel):
     )
     password: SecretStr | None = setting(None, "Secret that goes with `username`.", rare=True)
     keepalive_s: int = setting(
-        15,
-        "Silence after which either side asks whether the other is there.",
+        10,
+        "Silence after which either side asks whether the other is there; after 1.5 times as long it is given up.",
         unit="seconds",
         rare=True,
         ge=5,

@@ -20,7 +20,7 @@ from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
 from fleet_testing.relay import Relay
 from schemas.topics import Topic, build, wildcard
-from tests.support.links import START_S, Inbox
+from tests.support.links import START_S, Clock, Inbox
 from tests.support.scripted_broker import (
     ScriptedBroker,
     alias_maximum,
@@ -99,6 +99,59 @@ def test_a_killed_broker_that_comes_back_is_found_again(own_mosquitto: "Mosquitt
     device.publish(DRAFT, b"after", alias=True)
     until(lambda: inbox.payloads == [b"after"])
     assert changes == [True, False, True]
+
+
+def lose_all(relay: Relay) -> None:
+    """From now on nothing gets through, in either direction, and nobody says so."""
+    relay.swallow()
+    relay.hold()
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("publishing", [False, True])
+def test_a_connection_whose_other_end_has_vanished_is_given_up(
+    own_mosquitto: "MosquittoProcess", links: list[Link], publishing: bool
+) -> None:
+    # The library has a clock of its own: it would notice after two minutes.
+    clock, changes = Clock(), list[bool]()
+    with Relay(own_mosquitto.port) as relay:
+        edge = PahoLink(
+            LinkSettings(
+                client_id=EDGE, username=EDGE, port=relay.port, keepalive_s=60, answer_s=1e9, min_backoff_s=0.02
+            ),
+            rng=random.Random(1),
+            clock=clock,
+        )
+        links.append(edge)
+        edge.on_connection(changes.append)
+        edge.start(timeout_s=START_S)
+        lose_all(relay)
+        if publishing:
+            edge.publish(VERDICT, b"not answered")
+
+        def noticed() -> bool:
+            clock.advance(30.0)
+            return not edge.connected
+
+        until(noticed)
+        relay.cut()
+        relay.release()
+        until(lambda: changes == [True, False, True])
+        edge.stop()
+
+
+@pytest.mark.broker
+def test_a_quiet_connection_is_asked_and_kept(own_mosquitto: "MosquittoProcess") -> None:
+    clock = Clock()
+    with Relay(own_mosquitto.port) as relay:
+        edge = PahoLink(LinkSettings(client_id=EDGE, username=EDGE, port=relay.port, keepalive_s=60), clock=clock)
+        edge.start(timeout_s=START_S)
+        for _ in range(3):
+            came = relay.down
+            clock.advance(1.1 * 60)
+            until(lambda came=came: relay.down == came + 2)  # type: ignore[misc]
+        assert edge.counters.connects == 1
+        edge.stop()
 
 
 @pytest.mark.broker
