@@ -61,7 +61,8 @@ class Result:
         honest_after: Share that they have after it.
         edge_rss_mb: Greatest resident memory of the edge during and after the attack, less that before.
         broker_rss_mb: Likewise, of the broker.
-        rows: Database rows a minute and hostile device, those of honest work left out.
+        rows: Database rows in the attack's first minute and of one hostile device, those of honest work left out.
+            What an attack of less than a minute leaves out is what it would have added at its second half's rate.
         fresh_device_s: Longest that a device which came during the attack waited for the answer to its Open.
         edge_died: Whether the edge has ended.
         broker_died: Whether the broker has.
@@ -187,11 +188,12 @@ class Experiment:
         attacker.tell("go")
         began = time.monotonic()
         with newcomers:
-            time.sleep(timing.attack)
+            time.sleep(timing.attack / 2.0)
+            at_half = rows_beside(running.database, known) - rows
+            time.sleep(max(0.0, began + timing.attack - time.monotonic()))
             end = time.monotonic()
             newcomers.ask_to_end()
             newcomers.wait()
-            attack_ended = time.monotonic()
             account = _account(attacker.end())
         time.sleep(timing.recovery)
         after = self._measure(timing.after)
@@ -201,7 +203,7 @@ class Experiment:
         result.honest_after = honest.rate(*after) / result.baseline
         result.edge_rss_mb = edge.memory_mb(began, after[1]) - edge.memory_mb(before - 1.0, before)
         result.broker_rss_mb = broker.memory_mb(began, after[1]) - broker.memory_mb(before - 1.0, before)
-        result.rows = added / self.attack.devices / ((attack_ended - began) / 60.0)
+        result.rows = _first_minute(at_half, added, timing.attack) / self.attack.devices
         result.newcomers_s = newcomers.waited_s
         result.fresh_device_s = max(newcomers.waited_s, default=PATIENCE_S)
         result.edge_died, result.broker_died = not running.edge.lives, not running.mosquitto.running
@@ -290,6 +292,13 @@ class _Newcomers:
             self.waited_s.append(wait_for_answer(self._place, identity))
             if self._stopping.wait(_EVERY_NEWCOMER_S):
                 return
+
+
+def _first_minute(at_half: int, at_end: int, seconds: float) -> float:
+    """Return the rows of an attack's first minute: bursts as they were, what is steady as it would have gone on."""
+    if seconds >= 60.0:
+        return at_end * 60.0 / seconds
+    return at_end + (at_end - at_half) * (60.0 - seconds) / (seconds / 2.0)
 
 
 def _account(lines: Sequence[str]) -> dict[str, Any]:
