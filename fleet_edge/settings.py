@@ -86,9 +86,9 @@ class EdgeSettings(Settings):
     )
     step_tokens: int = setting(512, "Most new tokens in one forward pass.", unit="tokens", rare=True, ge=1, le=1 << 20)
     background_share: float = setting(
-        0.1,
-        "Share of the large model's time for very long prompts and drafts that are hardly ever accepted, while others "
-        "are verified.",
+        0.05,
+        "Share of the large model's time for prompts out of proportion to what is written, and for drafts that are "
+        "hardly ever accepted, while others are verified.",
         since="0.2",
         rare=True,
         gt=0,

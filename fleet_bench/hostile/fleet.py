@@ -197,6 +197,10 @@ class Fleet:
         lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
         lines += ["", "[broker]"]
         lines += [f"{key} = {json.dumps(_plain(value))}" for key, value in identity.settings().items()]
+        if self.models.target is None:
+            # A scripted target lets the honest devices write many times what a real one does.
+            lines += ["", "[quotas.labels.honest]", f"devices = {json.dumps(list(self.honest))}"]
+            lines += ["opens_per_min = 1e6", "new_tokens_per_min = 1e9", "prompt_tokens_per_min = 1e9"]
         text = "\n".join(lines) + "\n"
         tomllib.loads(text)
         config.write_text(text, encoding="utf-8")

@@ -3,7 +3,7 @@
 Two kinds of work would let one device slow all others: prompts without end, and drafts that are hardly ever accepted.
 Neither is forbidden, and on an edge that nobody else uses neither waits. While others are verified, such work gets a
 small share of the target model's time, together. Ordinary prompts are none of it: a device has a credit of prompt
-tokens that are computed at once.
+tokens that are computed at once, and earns it by writing.
 """
 
 from dataclasses import dataclass, field
@@ -17,8 +17,13 @@ _ACTIVE_S: Final = 0.5
 """Others count as being verified for so long after their last verdict: they draft meanwhile."""
 
 _HALF_LIFE_S: Final = 2.0
-_PROMPT_CREDIT: Final = 2048.0
-_PROMPT_CREDIT_PER_S: Final = 64.0
+_CREDIT: Final = 512.0
+_CREDIT_PER_S: Final = 16.0
+_EARNED_PER_TOKEN: Final = 16.0
+_MOST_EARNED: Final = 4096.0
+"""Prompt tokens: what anybody has, at once and each second, and what is earned by each committed token. What is asked
+in proportion to what is written is in nobody's way; who opens sessions and writes nothing soon has no credit left."""
+
 _LEAST_YIELD: Final = 0.15
 _JUDGED_AT_LEAST: Final = 64.0
 _MEMORY: Final = 512.0
@@ -34,6 +39,25 @@ class _Drafts:
 
 
 @dataclass(slots=True)
+class _Credit:
+    """Prompt tokens that a device may have computed at once."""
+
+    given: TokenBucket
+    earned: float = 0.0
+
+    def left(self, now: float) -> bool:
+        return self.earned >= 1.0 or self.given.wait_s(1.0, now) == 0.0
+
+    def spend(self, tokens: float, now: float) -> None:
+        paid = min(tokens, self.earned)
+        self.earned -= paid
+        self.given.spend(tokens - paid, now)
+
+    def earn(self, committed: int) -> None:
+        self.earned = min(_MOST_EARNED, self.earned + _EARNED_PER_TOKEN * committed)
+
+
+@dataclass(slots=True)
 class BackgroundWork:
     """Tells which work may wait, and when it may run. Times are monotonic seconds.
 
@@ -41,18 +65,22 @@ class BackgroundWork:
         share: Of the target model's time, while others are verified.
     """
 
-    share: float = 0.1
+    share: float = 0.05
     _foreground_s: float = 0.0
     _background_s: float = 0.0
     _others_at: float = float("-inf")
     _drafts: dict[str, _Drafts] = field(default_factory=dict)
-    _credits: dict[str, TokenBucket] = field(default_factory=dict)
+    _credits: dict[str, _Credit] = field(default_factory=dict)
 
     def may_run(self, now: float) -> bool:
         """Whether background work may have a part of the next step."""
-        if now - self._others_at > _ACTIVE_S:
+        if not self.others_active(now):
             return True
         return self._background_s * (1.0 - self.share) <= self._foreground_s * self.share
+
+    def others_active(self, now: float) -> bool:
+        """Whether anybody is being verified whose work may not wait."""
+        return now - self._others_at <= _ACTIVE_S
 
     def stepped(self, *, started: float, ended: float, tokens: int, background: int, verified: bool) -> None:
         """A step was computed.
@@ -69,8 +97,8 @@ class BackgroundWork:
         mine = seconds * background / tokens if tokens else 0.0
         self._background_s = self._background_s * kept + mine
         self._foreground_s = self._foreground_s * kept + seconds - mine
-        if verified:
-            self._others_at = ended
+        # What drafts come while this was computed could not be verified yet: the step is no silence of theirs.
+        self._others_at = ended if verified else self._others_at + seconds
 
     def judged(self, device: str, *, computed: int, committed: int) -> None:
         """Drafts of a device were decided on.
@@ -84,6 +112,8 @@ class BackgroundWork:
         kept = 0.5 ** (computed / _MEMORY)
         drafts.computed = drafts.computed * kept + computed
         drafts.committed = drafts.committed * kept + committed
+        if (credit := self._credits.get(device)) is not None:
+            credit.earn(committed)
 
     def wasteful(self, device: str) -> bool:
         """Whether a device's drafts are hardly ever accepted, for what they cost."""
@@ -94,14 +124,14 @@ class BackgroundWork:
 
     def has_credit(self, device: str, now: float) -> bool:
         """Whether prompt tokens of a device are to be computed at once."""
-        return self._credit(device, now).wait_s(1.0, now) == 0.0
+        return self._credit(device, now).left(now)
 
     def prefilled(self, device: str, tokens: int, now: float) -> None:
         """Prompt tokens of a device were put into a step."""
         self._credit(device, now).spend(tokens, now)
 
-    def _credit(self, device: str, now: float) -> TokenBucket:
+    def _credit(self, device: str, now: float) -> _Credit:
         credit = self._credits.get(device)
         if credit is None:
-            credit = self._credits[device] = TokenBucket(_PROMPT_CREDIT_PER_S, _PROMPT_CREDIT, now=now)
+            credit = self._credits[device] = _Credit(TokenBucket(_CREDIT_PER_S, _CREDIT, now=now))
         return credit

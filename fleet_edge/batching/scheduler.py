@@ -2,9 +2,9 @@
 
 A session has tokens it knows and tokens it has computed; a step computes some of the difference. Prefill, resumption
 after eviction and verification differ in nothing but whether rows of logits are wanted at the end. Verification comes
-first, oldest draft first; what is left of the step's token budget goes to prefill, a chunk in all where the step also
-verifies, so that no prompt delays a verdict by more than that. What may wait (see `background`) comes last, and not in
-every step. A step may exceed its budget by the last draft that it takes.
+first, oldest draft first; what is left of the step's token budget goes to prefill, a chunk in all while anybody is
+being verified, so that no prompt delays a verdict by more than that. What may wait (see `background`) comes last, and
+not in every step. A step may exceed its budget by the last draft that it takes.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ class Budget:
 
     Attributes:
         tokens: Most new tokens in a step.
-        prefill_chunk: Most tokens of prefill, and of what else may wait, in a step that also verifies.
+        prefill_chunk: Most tokens of prefill, and of what else may wait, in a step while anybody is being verified.
         device_share: Most of a step's tokens for one device while others wait, as a fraction.
     """
 
@@ -174,7 +174,8 @@ class Scheduler:
             if session.ready is None and not session.finished and session.handle not in self._evicted
         ]
         at_once = [session for session in behind if self._background.has_credit(session.device, now)]
-        chunk = min(left, self._budget.prefill_chunk) if batch.verifications else left
+        hurried = bool(batch.verifications) or self._background.others_active(now)
+        chunk = min(left, self._budget.prefill_chunk) if hurried else left
         chunk -= self._prefills(at_once, chunk, batch, now=now)
         if self._background.may_run(now):
             credited = {session.handle for session in at_once}

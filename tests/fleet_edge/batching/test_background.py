@@ -52,9 +52,34 @@ def test_long_drafts_that_are_often_accepted_are_none() -> None:
     assert not work.wasteful("device-1")
 
 
+def test_a_long_step_of_its_own_is_no_silence_of_the_others() -> None:
+    work = BackgroundWork(share=0.1)
+    now = step(work, 0.0, 0.05, tokens=20, background=0)
+    assert work.may_run(now)
+    now = step(work, now, 2.0, tokens=512, background=512)
+    assert work.others_active(now)
+    assert not work.may_run(now)
+
+
 def test_prompts_have_a_credit_that_comes_back() -> None:
     work = BackgroundWork()
-    work.prefilled("device-1", 2100, 0.0)
-    assert not work.has_credit("device-1", 0.5)
-    assert work.has_credit("device-2", 0.5)
+    work.prefilled("device-1", 600, 0.0)
+    assert not work.has_credit("device-1", 5.0)
+    assert work.has_credit("device-2", 5.0)
     assert work.has_credit("device-1", 10.0)
+
+
+def test_who_writes_earns_credit_for_long_prompts() -> None:
+    work = BackgroundWork()
+    for _ in range(20):
+        assert work.has_credit("device-1", 0.0), "a prompt of ten times the text is in proportion"
+        work.prefilled("device-1", 500, 0.0)
+        work.judged("device-1", computed=60, committed=50)
+
+
+def test_credit_is_not_earned_without_bound() -> None:
+    work = BackgroundWork()
+    assert work.has_credit("device-1", 0.0)
+    work.judged("device-1", computed=5000, committed=5000)
+    work.prefilled("device-1", 6000, 0.0)
+    assert not work.has_credit("device-1", 60.0)

@@ -150,14 +150,28 @@ def test_prompts_without_end_wait_for_those_who_draft() -> None:
         assert edge.compute(batch) == [writer]
         step = Step(edge.now, edge.now + 1e-3 * sum(parts.values()), sessions=1)
         edge.scheduler.computed(batch, step)
+        edge.scheduler.judged(batch.verifications[0], committed=3)
         edge.now = step.ended
         seconds["honest"] += 1e-3 * parts.pop(writer.handle)
         seconds["hostile"] += 1e-3 * sum(parts.values())
         for session in prompts:
             if edge.verifier.computed(session.handle) >= 899:
                 edge.scheduler.evict(session)
-    credit = 2.048 + 0.064 * edge.now + 0.128  # and the chunk that it ends in
-    assert seconds["hostile"] - credit < 0.15 * seconds["honest"]
+    credit = 0.512 + 0.016 * edge.now + 2 * 0.128  # and the chunks that it, and the last of the share, end in
+    assert seconds["hostile"] - credit < 0.08 * seconds["honest"]
+
+
+def test_no_prompt_delays_those_who_draft_by_more_than_a_chunk_even_while_none_of_their_drafts_is_here() -> None:
+    edge = Edge(Budget(tokens=50, prefill_chunk=10))
+    writer = edge.drafting()
+    batch = edge.next_batch()
+    assert edge.compute(batch) == [writer]
+    edge.scheduler.computed(batch, Step(0.0, 0.1, sessions=1))
+    edge.now = 0.1
+    long = edge.session(prompt=200)
+    assert computed(edge.next_batch()) == {long.handle: 10}
+    edge.now = 9.0
+    assert computed(edge.next_batch()) == {long.handle: 50}
 
 
 def test_drafts_that_are_never_accepted_wait_for_others() -> None:
