@@ -22,6 +22,7 @@ from fleet_bench.faults.experiment import Experiment, Result
 from fleet_bench.faults.fleet import Load
 from fleet_bench.faults.kinds import FAULTS
 from fleet_bench.faults.report import HEADER, line, report
+from fleet_bench.shared.ending import ending_cleanly
 from schemas.errors import FleetError
 
 __all__ = ["main"]
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--moments must be positive, --devices 1 to 200")
     load = Load(devices=arguments.devices)
     results: list[Result] = []
-    with ExitStack() as stack:
+    with ending_cleanly(), ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-faults-")))
         for name in arguments.only or FAULTS:
             experiment = Experiment(

@@ -23,6 +23,7 @@ from broker_config.errors import BrokerError
 from fleet_bench.faults.agreement import disagreements
 from fleet_bench.faults.fleet import EDGE, DisturbedFleet, Load
 from fleet_bench.faults.kinds import FAULTS, Fault
+from fleet_bench.shared.ending import ending_cleanly
 from fleet_bench.shared.processes import BenchError
 from fleet_bench.shared.slope import Slope, robust_slope
 from schemas.errors import FleetError
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warm_up = arguments.warm_up if arguments.warm_up is not None else min(10.0, arguments.minutes / 3)
     # A device of a fleet does not write all the time, and fifty of them share this machine.
     load = Load(devices=arguments.devices, shortest=16, longest=96, token_s=0.1, pause_s=3.0)
-    with ExitStack() as stack:
+    with ending_cleanly(), ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-soak-")))
         try:
             with DisturbedFleet.run(folder.resolve(), load, seed=arguments.seed) as fleet:

@@ -112,6 +112,7 @@ def main() -> None:
     # Not in the handler itself: it would run in the midst of whatever takes the locks that it needs.
     threading.Thread(target=cancel, name="cancel", daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    threading.Thread(target=_outlive_nobody, args=(ended,), name="lifeline", daemon=True).start()
     settings = DeviceSettings.model_validate(
         {
             "fleet": task.fleet,
@@ -135,6 +136,13 @@ def main() -> None:
             ended.wait(task.pause_s * rng.uniform(0.5, 1.5))
     finally:
         service.stop()
+
+
+def _outlive_nobody(ended: threading.Event) -> None:
+    """End when whoever started this process has ended, and its end of the standard input with it."""
+    while sys.stdin.readline():
+        pass
+    ended.set()
 
 
 def _write(
