@@ -90,7 +90,7 @@ class Bucket:
         verdict_sizes: Likewise.
         length_bits: What a draft's size tells of its length.
         accepted_bits: What a verdict's size tells of the number of accepted tokens.
-        round_bits: What the sizes of draft, verdict and next draft tell of it together.
+        round_bits: What the sizes of draft, verdict and next draft tell of it together, where there is a next one.
     """
 
     device: int
@@ -172,11 +172,12 @@ def observe(rounds: Sequence[Round], tokens: int, *, device: int, edge: int, see
     """
 
     def up(sent: Sent | None) -> int:
-        return 0 if sent is None else _draft_bytes(sent, device)
+        return 0 if sent is None else _draft_bytes(sent, bucket=device)
 
     drafts = [up(each.draft) for each in rounds]
     verdicts = [len(pad(each.verdict.payload, bucket=edge, most=1 << 20)) for each in rounds]
-    whole = list(zip(drafts, verdicts, [up(each.following) for each in rounds], strict=True))
+    with_next = [place for place, each in enumerate(rounds) if each.following is not None]
+    whole = [(drafts[place], verdicts[place], up(rounds[place].following)) for place in with_next]
     accepted = [_accepted(each) for each in rounds]
     lengths = [_length(each) for each in rounds]
     return Bucket(
@@ -188,7 +189,7 @@ def observe(rounds: Sequence[Round], tokens: int, *, device: int, edge: int, see
         verdict_sizes=len(set(verdicts)),
         length_bits=information(lengths, drafts, seed=seed),
         accepted_bits=information(accepted, verdicts, seed=seed),
-        round_bits=information(accepted, whole, seed=seed),
+        round_bits=information([accepted[place] for place in with_next], whole, seed=seed),
     )
 
 
@@ -292,7 +293,7 @@ def report(writing: Writing) -> dict[str, Any]:
     }
 
 
-def _draft_bytes(sent: Sent, bucket: int) -> int:
+def _draft_bytes(sent: Sent, *, bucket: int) -> int:
     assert isinstance(sent.message, Draft)
     return len(encode_draft(sent.message, padding=bucket)) if bucket else len(sent.payload)
 

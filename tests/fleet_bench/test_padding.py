@@ -28,7 +28,8 @@ def rounds(number: int = 400) -> list[Round]:
     for _ in range(number):
         length = rng.choice((4, 8))
         accepted = rng.choice((length, rng.randrange(length)))
-        made.append(Round(draft(1, length), verdict(1, accepted, support=0 if accepted == length else 16), None))
+        decided = verdict(1, accepted, support=0 if accepted == length else 16)
+        made.append(Round(draft(1, length), decided, draft(2, 4)))
     return made
 
 
