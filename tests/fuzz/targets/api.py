@@ -6,6 +6,7 @@ Behind it stands a text queue that writes at once. Every answer has a documented
 import asyncio
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -26,9 +27,11 @@ from tests.support.memory_device import ScriptedAgent
 from tests.support.memory_fleet import DRAFT, END, FLEET
 
 PATH, HEADER, BODY, QUERY, LEAVE = range(5)
+REDIRECT: Final = 307  # of a path with a slash too many
+_HERE: Final = re.compile(rb"http://(127\.0\.0\.1|localhost|\[::1\])(:[0-9]*)?/.*", re.IGNORECASE | re.DOTALL)
 TOKEN_ASKED, NO_EDGE, NO_TEMPLATE = 8, 16, 32  # bits of an input's first byte; the lowest three are the method
 _METHODS: Final = ("POST", "GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "X")
-_STATUS: Final = frozenset({200, 400, 401, 404, 405, 413, 415, 421, 429, 502, 503})
+_STATUS: Final = frozenset({200, REDIRECT, 400, 401, 404, 405, 413, 415, 421, 429, 502, 503})
 _TEMPLATE: Final = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
 )
@@ -219,7 +222,9 @@ def _check(sent: list[dict[str, Any]], first: int) -> None:
     status, headers = start["status"], dict(start["headers"])
     if status not in _STATUS:
         raise Finding(f"status {status}: {body[:300]!r}")
-    if first & 7 == _METHODS.index("HEAD"):
+    if status == REDIRECT and not _HERE.fullmatch(headers[b"location"]):
+        raise Finding(f"sent away to {headers[b'location']!r}")
+    if status == REDIRECT or first & 7 == _METHODS.index("HEAD"):
         return
     if headers[b"content-type"].startswith(b"text/event-stream"):
         for line in body.decode().split("\n\n")[:-1]:
