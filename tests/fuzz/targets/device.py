@@ -15,6 +15,7 @@ from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.inbox import Inbox, Undelivered
 from fleet_device.client.outbound import Outbound
+from fleet_device.client.refusals import Refusals, RefusedUntil
 from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.scripted import ScriptedDrafter
@@ -117,6 +118,7 @@ def _driver(first: int, link: StubLink, clock: Clock) -> SessionDriver:
     session = DeviceSession(terms(first, mode=mode, max_new_tokens=_TOKENS))
     inbox = Inbox()
     inbox.subscribe(link, fleet=FLEET, device=DEVICE)
+    retry = RetryState(Timeouts(), clock)
     pacing = AdaptivePacing() if first & 4 else FixedPacing(3, ahead=bool(first & 2))
     return SessionDriver(
         session=session,
@@ -124,7 +126,8 @@ def _driver(first: int, link: StubLink, clock: Clock) -> SessionDriver:
         pacing=SessionPacing(session, pacing, clock),
         outbound=Outbound(link, FLEET, DEVICE, inbox),
         inbox=inbox,
-        retry=RetryState(Timeouts(), clock),
+        retry=retry,
+        refusals=Refusals(retry, RefusedUntil(clock)),
         clock=clock,
     )
 
