@@ -37,8 +37,8 @@ from schemas.reasons import EndReason
 __all__ = ["Recorder", "Sink"]
 
 
-# Twice what a device has open at most, by default; one that came back to a restarted edge closes all of them.
-_REPORTS: Final = 16
+# Each minute, and what a device has open at most, by default: one that came back to a restarted edge closes all of them.
+_REPORTS: Final = 8
 
 # Of a device, logged each minute. Twenty rounds a second are more than a device drafts; further samples are rare.
 _ROUNDS: Final = 1200
