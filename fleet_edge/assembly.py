@@ -32,6 +32,7 @@ def assemble(
     sink: Sink,
     clock: Callable[[], float],
     now: Callable[[], datetime],
+    first_handle: int = 0,
 ) -> Orchestrator:
     """Return an orchestrator whose intake is subscribed on the link.
 
@@ -42,9 +43,12 @@ def assemble(
         sink: The session log.
         clock: Monotonic seconds.
         now: The wall clock (UTC).
+        first_handle: Handle of the first session; random wherever there may be other edges, or a restart.
     """
     inbox = IntakeQueue()
-    sessions = SessionTable(settings.lease_s, settings.max_sessions, settings.max_sessions_per_device)
+    sessions = SessionTable(
+        settings.lease_s, settings.max_sessions, settings.max_sessions_per_device, first_handle=first_handle
+    )
     budget = Budget(tokens=settings.step_tokens, prefill_chunk=settings.prefill_chunk)
     guard = Guard(settings.quotas, settings.fence, clock=clock)
     scheduler = Scheduler(

@@ -1,6 +1,7 @@
 """Edge service: puts the parts together, runs them, and takes them down in order."""
 
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from fleet_edge.drain import hand_over
 from fleet_edge.intake import leave_opens
 from fleet_edge.jobs import Jobs, JobSettings
 from fleet_edge.orchestrator import Orchestrator
+from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.errors import StoreRefused, StoreUnavailable
 from fleet_edge.store.reopening import ReopeningStore
@@ -86,7 +88,13 @@ class EdgeService:
         will = Will(self._state_topic, encode_json(self._state(Presence.OFFLINE)))
         self._link = self.make_link(settings.broker.link(settings.edge, will=will))
         self.orchestrator = assemble(
-            settings, verifier=self.verifier, link=self._link, sink=self.writer, clock=self.clock, now=self.now
+            settings,
+            verifier=self.verifier,
+            link=self._link,
+            sink=self.writer,
+            clock=self.clock,
+            now=self.now,
+            first_handle=secrets.randbelow(HANDLES),
         )
         self._jobs = Jobs(
             self._store,

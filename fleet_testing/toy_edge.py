@@ -1,6 +1,7 @@
 """Toy edge: an edge over the toy target, as a process; all of the real edge but the model and the database."""
 
 import argparse
+import secrets
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from typing import Final
 from dssd.downlink import Form
 from fleet_edge.assembly import assemble
 from fleet_edge.guard.quotas import QuotaSettings
+from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.records import Record
 from fleet_edge.verifiers.scripted import ScriptedVerifier
@@ -75,6 +77,7 @@ def main() -> None:
             sink=_NoLog(),
             clock=time.monotonic,
             now=lambda: datetime.now(UTC),
+            first_handle=secrets.randbelow(HANDLES),
         )
         link.start(timeout_s=10.0)
         stack.callback(link.stop)

@@ -37,7 +37,7 @@ from schemas.reasons import EndReason
 __all__ = ["Recorder", "Sink"]
 
 
-# Each minute, and what a device has open at most, by default: one that came back to a restarted edge closes all of them.
+# Each minute, and what a device has open at most, by default: one that came back to a restarted edge closes them all.
 _REPORTS: Final = 8
 
 # Of a device, logged each minute. Twenty rounds a second are more than a device drafts; further samples are rare.

@@ -10,9 +10,10 @@ from fleet_edge.sessions.machine import EdgeSession
 from schemas.messages import Open
 from schemas.reasons import Action, FaultCode, RefusalCode
 
-__all__ = ["SessionTable"]
+__all__ = ["HANDLES", "SessionTable"]
 
-_HANDLES: Final = 1 << 16
+HANDLES: Final = 1 << 16
+"""How many handles there are."""
 
 
 @dataclass(slots=True)
@@ -29,14 +30,21 @@ class SessionTable:
         lease_s: Seconds of silence after which a session is lost.
         most: Most sessions in all.
         most_per_device: Most sessions of one device.
+        first_handle: Handle of the first session. Edges, and lives of one edge, that begin at random ones hardly ever
+            give the same handle to two sessions that a late draft or verdict could be taken for the other's.
     """
 
     lease_s: float
     most: int = 4096
     most_per_device: int = 8
+    first_handle: int = 0
     _by_handle: dict[int, _Lease] = field(default_factory=dict)
     _by_name: dict[tuple[str, bytes], int] = field(default_factory=dict)
-    _next: int = 0
+    _next: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin without a session."""
+        self._next = self.first_handle % HANDLES
 
     def __len__(self) -> int:
         return len(self._by_handle)
@@ -104,6 +112,6 @@ class SessionTable:
     def _free_handle(self) -> int:
         # Rising, so that a handle is not reused while messages of its last owner may still be under way.
         while self._next in self._by_handle:
-            self._next = (self._next + 1) % _HANDLES
-        handle, self._next = self._next, (self._next + 1) % _HANDLES
+            self._next = (self._next + 1) % HANDLES
+        handle, self._next = self._next, (self._next + 1) % HANDLES
         return handle

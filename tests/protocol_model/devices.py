@@ -1,0 +1,218 @@
+"""Devices of the model: the real driver without a thread, which writes one text after another."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fleet_device.client.cancellation import Cancellation
+from fleet_device.client.draft_sequence import DraftSequence
+from fleet_device.client.driver import SessionDriver
+from fleet_device.client.inbox import Inbox
+from fleet_device.client.outbound import Outbound
+from fleet_device.client.refusals import Refusals, RefusedUntil
+from fleet_device.client.retry import RetryState, Timeouts
+from fleet_device.client.unconfirmed import UnconfirmedCloses
+from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.errors import DeviceError, SessionRefused
+from fleet_device.pacing.contract import FixedPacing
+from fleet_device.pacing.session_pacing import SessionPacing
+from fleet_device.session.machine import DeviceSession, VerdictEffect
+from fleet_device.session.request import SessionRequest
+from fleet_link.link import Will
+from schemas.control import DeviceState, Presence, encode_json
+from schemas.messages import Verdict
+from schemas.reasons import EndReason
+from schemas.topics import Topic, build
+from tests.protocol_model.network import SteeredBroker, TappedLink
+from tests.protocol_model.reference import Replay
+from tests.support.memory_fleet import DRAFT, END, FLEET, START, Clock
+
+PATIENT = Timeouts(open_s=3600.0, resume_s=3600.0)  # longer than all the waiting in a run
+CLOSES = 8  # that a device keeps
+ACTS = 400  # of one device in a row; more are a loop
+
+
+@dataclass(slots=True)
+class RecordedSession(DeviceSession):
+    """A session that remembers what verdicts have done to it."""
+
+    effects: list[VerdictEffect] = field(default_factory=list)
+
+    def on_verdict(self, verdict: Verdict) -> list[VerdictEffect]:
+        """Take a verdict."""
+        effects = DeviceSession.on_verdict(self, verdict)
+        self.effects.extend(effects)
+        return effects
+
+
+@dataclass(slots=True)
+class Text:
+    """A text under way, or written.
+
+    Attributes:
+        session: The state machine.
+        driver: Around it.
+        replay: What it has to be.
+        written: What the application was given.
+        error: How it failed.
+        fenced: Whether the device was shut out meanwhile.
+        harmed: Whether more has happened to it than that messages were repeated, or came out of order.
+        kept: Whether its end was kept, to be said again until it is confirmed.
+    """
+
+    session: RecordedSession
+    driver: SessionDriver
+    replay: Replay
+    written: list[int]
+    error: DeviceError | None = None
+    fenced: bool = False
+    harmed: bool = False
+    kept: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to be done for it."""
+        return self.driver.done or self.error is not None
+
+
+@dataclass(slots=True)
+class ModelDevice:
+    """A device, up or down.
+
+    Attributes:
+        name: Its name.
+        broker: That it connects to.
+        clock: Of all.
+        tap: Told of all that it publishes.
+        text: The latest, written in the present life.
+        link: Its connection; None while it is down.
+    """
+
+    name: str
+    broker: SteeredBroker
+    clock: Clock
+    tap: Callable[[str, bytes], None]
+    text: Text | None = None
+    link: TappedLink | None = None
+    _inbox: Inbox = field(init=False)
+    _outbound: Outbound = field(init=False)
+    _unconfirmed: UnconfirmedCloses = field(init=False)
+    _refused: RefusedUntil = field(init=False)
+
+    def start(self) -> None:
+        """Start the process."""
+        self._inbox = Inbox()
+        self.link = TappedLink(self.broker, self.name, self.tap, will=Will(self._topic, self._state(Presence.OFFLINE)))
+        self._outbound = Outbound(self.link, FLEET, self.name, self._inbox)
+        self._refused = RefusedUntil(self.clock)
+        self._unconfirmed = UnconfirmedCloses(self._outbound.close)
+        self._inbox.listener = self._unconfirmed.on_event
+        self._inbox.subscribe(self.link, fleet=FLEET, device=self.name)
+        self.link.on_connection(lambda up: self._announce() if up else None)
+        self.link.start(timeout_s=1.0)
+        self.broker.pump()
+
+    def crash(self) -> None:
+        """Let the process die, and the text with it."""
+        self.text = self.link = None
+        self.broker.forget(self.name)
+
+    def write(self, request: SessionRequest, *, length: int, ahead: bool, note: dict[str, DeviceSession]) -> None:
+        """Begin a text."""
+        assert self.link is not None
+        while self._inbox.take() is not None:
+            pass  # of texts that are over
+        written: list[int] = []
+        session = note[self.name] = RecordedSession(request)
+        retry = RetryState(PATIENT, self.clock)
+        if self._refused.left_s > 0.0:
+            retry.hold(self._refused.left_s)
+        driver = SessionDriver(
+            session=session,
+            drafts=DraftSequence(session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), self.clock),
+            pacing=SessionPacing(session, FixedPacing(length, ahead), self.clock),
+            outbound=self._outbound,
+            inbox=self._inbox,
+            retry=retry,
+            refusals=Refusals(retry, self._refused),
+            clock=self.clock,
+            on_tokens=written.extend,
+            cancellation=Cancellation(),
+        )
+        self.text = Text(session, driver, Replay(request), written)
+        self._guarded(driver.start)
+
+    def work(self) -> bool:
+        """Do all that can be done without waiting; return whether anything was."""
+        text, worked = self.text, False
+        for _ in range(ACTS):
+            if text is None or text.over or not self._guarded(text.driver.step):
+                self._keep_close()
+                self.broker.pump()
+                return worked
+            worked = True
+        raise AssertionError(f"the device is still busy after {ACTS} acts")
+
+    def wait(self) -> None:
+        """Time has passed, and nothing has come."""
+        self.work()
+        if self.text is not None and not self.text.over:
+            self._guarded(self.text.driver.on_quiet)
+            self.work()
+
+    def cancel(self) -> None:
+        """The application wants the text no more."""
+        if self.text is not None:
+            self.text.driver.cancellation.cancel()
+
+    def check(self) -> None:
+        """Hold the text against what it has to be."""
+        text = self.text
+        if text is None:
+            return
+        session = text.session
+        for effect in session.effects:
+            text.replay.take(effect)
+        session.effects.clear()
+        assert session.committed == text.replay.text, "tokens were committed that no verdict has given"
+        assert text.written == session.committed, "the application was given other tokens than were committed"
+        if session.ended in (EndReason.STOP, EndReason.LENGTH):
+            text.replay.check_whole()
+        assert len(self._unconfirmed) <= CLOSES
+        drafts = session._drafts
+        if session.opened is not None:
+            assert len(drafts.drafts) <= session.opened.window, "more drafts are in flight than were granted"
+        assert drafts._early.keys() <= {draft.round for draft in drafts.drafts}, "verdicts are kept that nobody awaits"
+
+    def _keep_close(self) -> None:
+        """Keep a Close that nobody has confirmed, as `Agent.generate` does."""
+        text = self.text
+        if text is not None and text.over and not text.kept:
+            text.kept, driver = True, text.driver
+            if driver.said is not None and driver.closed is None and text.session.granted:
+                self._unconfirmed.keep(driver.said)
+
+    def _guarded(self, act: Callable[[], bool | None]) -> bool:
+        """Do something as `SessionDriver.run` does it: an error ends the text, and is told to the edge."""
+        text = self.text
+        assert text is not None
+        try:
+            return bool(act())
+        except DeviceError as error:
+            text.error = error
+            session = text.session
+            session.cancel(EndReason.FAILED)
+            if session.granted or (session.asked and not isinstance(error, SessionRefused)):
+                text.driver.send_close()
+            return True
+
+    @property
+    def _topic(self) -> str:
+        return build(Topic.STATE, fleet=FLEET, device=self.name)
+
+    def _state(self, presence: Presence) -> bytes:
+        state = DeviceState(presence=presence, software="0", draft_model="toy", quantization="none", since=START)
+        return encode_json(state)
+
+    def _announce(self) -> None:
+        if self.link is not None:
+            self.link.publish(self._topic, self._state(Presence.ONLINE), retain=True)

@@ -1,0 +1,159 @@
+"""Edges of the model: each a real edge without threads, which crashes, drains and comes back when it is told to."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from fleet_edge.assembly import assemble
+from fleet_edge.drain import hand_over
+from fleet_edge.intake import leave_opens
+from fleet_edge.orchestrator import Orchestrator
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.store.fences import Fences
+from fleet_edge.verifiers.scripted import ScriptedVerifier
+from fleet_link.link import Will
+from schemas.control import EdgeState, Presence, encode_json
+from schemas.topics import Topic, build
+from tests.protocol_model.network import SteeredBroker, TappedLink
+from tests.support.memory_fleet import END, FLEET, START, TARGET, Clock, Sink
+
+STEPS = 200  # of one edge in a row; more are a loop
+
+
+@dataclass(slots=True)
+class Life:
+    """One run of an edge's process.
+
+    Attributes:
+        orchestrator: Its heart.
+        verifier: Its target model.
+        link: Its connection.
+        opened: The name and the attempt of the session that each grant of this life was for, by device and handle.
+        astray: Sessions, by name and attempt, that judged a draft from before their Open: it stood on the same text,
+            but its device has voided it and may go on in another way, until the two notice.
+    """
+
+    orchestrator: Orchestrator
+    verifier: ScriptedVerifier
+    link: TappedLink
+    opened: dict[tuple[str, int], tuple[bytes, int]] = field(default_factory=dict)
+    astray: set[tuple[bytes, int]] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class ModelEdge:
+    """An edge, up or down.
+
+    Attributes:
+        name: Its name.
+        broker: That it connects to.
+        clock: Of all.
+        options: Its settings.
+        kv_tokens: Its verifier's budget.
+        tap: Told of all that it publishes, and in which life.
+        life: Its present one.
+        lives: How many it has had.
+        draining: Whether it takes no more Opens.
+    """
+
+    name: str
+    broker: SteeredBroker
+    clock: Clock
+    options: Mapping[str, object]
+    kv_tokens: int
+    tap: Callable[[Life, str, bytes], None]
+    life: Life | None = None
+    lives: int = 0
+    draining: bool = False
+    sink: Sink = field(default_factory=Sink)
+
+    def start(self) -> None:
+        """Start the process; what an earlier one knew is gone."""
+        self.lives += 1
+        settings = EdgeSettings.model_validate({"fleet": FLEET, "edge": self.name, "gather_share": 0.0, **self.options})
+        verifier = ScriptedVerifier(TARGET, TARGET.words, context=256, budget_tokens=self.kv_tokens, end_tokens=(END,))
+        will = Will(self._topic, self._state(Presence.OFFLINE))
+        link = TappedLink(self.broker, self.name, self._published, will=will)
+        orchestrator = assemble(
+            settings,
+            verifier=verifier,
+            link=link,
+            sink=self.sink,
+            clock=self.clock,
+            now=self.clock.now,
+            first_handle=self.first_handle,
+        )
+        self.life, self.draining = Life(orchestrator, verifier, link), False
+        link.on_connection(lambda up: self._announce() if up else None)
+        link.start(timeout_s=1.0)
+        self.broker.pump()
+
+    def crash(self) -> None:
+        """Let the process die."""
+        self.life = None
+        self.broker.forget(self.name)
+
+    def drain(self) -> None:
+        """Begin to end: take no more Opens."""
+        life = self._alive
+        self.draining = life.orchestrator.handlers.draining = True
+        leave_opens(life.link, fleet=FLEET)
+        self._announce()
+
+    def end(self) -> None:
+        """End in order: hand over what is open."""
+        life = self._alive
+        self.drain()
+        life.orchestrator.take_last(wait_s=0.0)
+        hand_over(life.orchestrator.sessions, answers=life.orchestrator.answers, scheduler=life.orchestrator.scheduler)
+        self._publish(Presence.OFFLINE)
+        life.link.stop()
+        self.life = None
+        self.broker.pump()
+
+    def work(self) -> bool:
+        """Compute until nothing is to be computed; return whether anything was."""
+        for count in range(STEPS):
+            if self.life is None or not self.life.orchestrator.step():
+                self.broker.pump()
+                return count > 0
+        raise AssertionError(f"the edge still computes after {STEPS} steps")
+
+    def look_after(self, fences: Fences) -> None:
+        """Do what an edge's jobs do now and then."""
+        if self.life is not None:
+            handlers = self.life.orchestrator.handlers
+            handlers.apply_fences(fences)
+            handlers.expire()
+            handlers.flush()
+            handlers.recorder.flush()
+            self.broker.pump()
+
+    @property
+    def first_handle(self) -> int:
+        """Where its present life, or its next one, begins to count; no two begin alike."""
+        return 1 + 1000 * self.lives + sum(self.name.encode()) % 1000
+
+    @property
+    def _alive(self) -> Life:
+        assert self.life is not None
+        return self.life
+
+    @property
+    def _topic(self) -> str:
+        return build(Topic.EDGE_STATE, fleet=FLEET, edge=self.name)
+
+    def _state(self, presence: Presence) -> bytes:
+        state = EdgeState(
+            presence=presence, software="0", edge=self.name, target="toy", vocabulary="6 tokens", since=START
+        )
+        return encode_json(state)
+
+    def _announce(self) -> None:
+        self._publish(Presence.DRAINING if self.draining else Presence.ONLINE)
+
+    def _publish(self, presence: Presence) -> None:
+        self._alive.link.publish(self._topic, self._state(presence), retain=True)
+
+    def _published(self, topic: str, payload: bytes) -> None:
+        if self.life is not None:
+            self.tap(self.life, topic, payload)

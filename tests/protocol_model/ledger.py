@@ -1,0 +1,76 @@
+"""Ledger of what was published: no round may be sent in two versions, or decided in two ways."""
+
+from dataclasses import dataclass, field
+
+from fleet_device.session.machine import DeviceSession
+from schemas.codec import decode_close, decode_draft, decode_open, decode_reply, decode_verdict
+from schemas.messages import Opened
+from schemas.topics import Topic, parse
+from tests.protocol_model.edges import Life
+
+Round = tuple[str, bytes, int]
+"""Device, session, number of the round."""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What was published, as far as it must not be contradicted.
+
+    Attributes:
+        messages: How many honest devices have sent and were sent.
+        sessions: The session that each honest device writes now.
+        ends: What the device said of each session at its end: tokens, and their digest.
+        decisions: What was decided of each round.
+    """
+
+    messages: int = 0
+    sessions: dict[str, DeviceSession] = field(default_factory=dict)
+    ends: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    _drafts: dict[Round, bytes] = field(default_factory=dict)
+    decisions: dict[Round, object] = field(default_factory=dict)
+    _first_rounds: dict[tuple[bytes, int], int] = field(default_factory=dict)
+
+    def from_device(self, topic: str, payload: bytes) -> None:
+        """A device has published something."""
+        address = parse(topic)
+        session = self.sessions.get(address.device or "")
+        if session is None:
+            return
+        self.messages += 1
+        name = session.request.session
+        match address.topic:
+            case Topic.DRAFT:
+                # The handle is the session's at one edge: rounds are never used twice, wherever they go.
+                key = (address.device or "", name, decode_draft(payload).round)
+                assert self._drafts.setdefault(key, payload) == payload, f"round {key[2]} was sent in two versions"
+            case Topic.OPEN:
+                message = decode_open(payload)
+                self._first_rounds[message.session, message.attempt] = session._round
+            case Topic.CLOSE:
+                close = decode_close(payload)
+                self.ends[close.session] = close.tokens, close.digest
+            case _:
+                pass
+
+    def from_edge(self, life: Life, topic: str, payload: bytes) -> None:
+        """An edge has published something."""
+        address = parse(topic)
+        device = address.device or ""
+        self.messages += device in self.sessions
+        match address.topic:
+            case Topic.SESSION:
+                reply = decode_reply(payload)
+                if isinstance(reply, Opened):
+                    life.opened[device, reply.handle] = reply.session, reply.attempt
+            case Topic.VERDICT:
+                verdict = decode_verdict(payload)
+                session, attempt = life.opened[device, verdict.handle]
+                decision = (verdict.accepted, verdict.next, verdict.finish)
+                key = (device, session, verdict.round)
+                assert self.decisions.setdefault(key, decision) == decision, (
+                    f"round {verdict.round} of {session.hex()} was decided as {self.decisions[key]} and as {decision}"
+                )
+                if verdict.round < self._first_rounds.get((session, attempt), 0):
+                    life.astray.add((session, attempt))
+            case _:
+                pass

@@ -1,0 +1,531 @@
+"""The model: edges and devices over a broker whose messages are lost, repeated, delayed and overtaken as rules say.
+
+Every rule is one thing that happens to a fleet. After each of them, and once all is quiet again, what the protocol
+promises must hold.
+"""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, ClassVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from dssd.downlink import Form
+from fleet_device.errors import EdgeUnavailable, ProtocolViolation, SessionFailed, SessionRefused
+from fleet_edge.store.fences import Fences
+from fleet_edge.store.records import SessionClosed
+from fleet_edge.store.views import FenceView
+from schemas.codec import encode_close, encode_draft, encode_open
+from schemas.messages import Close, Draft
+from schemas.policy import Mode
+from schemas.reasons import EndReason, RefusalCode
+from schemas.topics import Topic, build, parse
+from tests.protocol_model.devices import ModelDevice, Text
+from tests.protocol_model.edges import Life, ModelEdge
+from tests.protocol_model.ledger import Ledger
+from tests.protocol_model.network import SteeredBroker, TappedLink
+from tests.support.memory_fleet import FLEET, Clock, terms
+
+EDGES, DEVICES, HOSTILE = ("edge-1", "edge-2"), ("device-1", "device-2"), "hostile"
+MOMENT_S = 0.01  # that each thing takes
+LEASE_S = 60.0
+PLENTY = 12_000.0  # new tokens a minute
+SESSIONS = 8  # of a device, where they are not few
+MOST_RESUMES = 20  # in a row that bring nothing, before a device gives up
+WAITS = 600  # seconds in which a fleet without faults brings its texts to their end
+MESSAGES = 60  # that it needs at most for a text, and
+MESSAGES_A_TOKEN = 12
+places = st.integers(0, 7)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A text that an application might ask for, and how its device drafts."""
+
+    mode: Mode
+    tokens: int
+    prompt: tuple[int, ...]
+    temperature: float
+    top_k: int
+    length: int
+    ahead: bool
+
+
+wishes = st.builds(
+    Wish,
+    mode=st.sampled_from(Mode),
+    tokens=st.sampled_from((2, 8, 20, 40)),
+    prompt=st.tuples(st.integers(0, 5)),
+    temperature=st.sampled_from((0.0, 0.8, 1.5)),
+    top_k=st.sampled_from((0, 5)),
+    length=st.integers(0, 4),
+    ahead=st.booleans(),
+)
+
+
+class _Errors(logging.Handler):
+    """Errors that a handler has logged: they reach nobody else."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+class ProtocolModel(RuleBasedStateMachine):
+    """A fleet of two edges, two honest devices and a hostile one."""
+
+    seen: ClassVar[Counter[str]] = Counter()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = WallClock()
+        self.ledger = Ledger()
+        self.fences: dict[str, FenceView] = {}
+        self.lifted: dict[str, datetime] = {}
+        self.number = self.crashes = 0
+        self.edges: list[ModelEdge] = []
+        self.devices: list[ModelDevice] = []
+        self.errors = _Errors()
+        logging.getLogger().addHandler(self.errors)
+
+    @initialize(
+        window=st.sampled_from((1, 2, 4)),
+        form=st.sampled_from(Form),
+        kv_tokens=st.sampled_from((1 << 20, 60)),
+        packet=st.sampled_from((1 << 20, 540)),
+        step_tokens=st.sampled_from((512, 16, 4)),
+        new_tokens=st.sampled_from((PLENTY, PLENTY, 40.0)),
+        sessions=st.sampled_from((SESSIONS, 2)),
+        first=wishes,
+    )
+    def begin(self, first: Wish, **scene: Any) -> None:
+        self.start(**scene)
+        for device in self.devices:
+            self.write_text(device, first)
+
+    def start(
+        self,
+        *,
+        window: int = 4,
+        form: Form = Form.AUTO,
+        kv_tokens: int = 1 << 20,
+        packet: int = 1 << 20,
+        step_tokens: int = 512,
+        new_tokens: float = PLENTY,
+        sessions: int = SESSIONS,
+    ) -> None:
+        """Start the fleet."""
+        self.broker = SteeredBroker(clock=self.clock, max_packet_bytes=packet)
+        self.options = {
+            "window": window,
+            "max_draft": 4,
+            "form": form,
+            "step_tokens": step_tokens,
+            "prefill_chunk": 2,
+            "lease_s": LEASE_S,
+            "max_sessions_per_device": sessions,
+            "fence": {"strikes": 100},
+            "quotas": {"new_tokens_per_min": new_tokens},
+        }
+        self.scarce = new_tokens < 100.0
+        self.crowded = sessions < SESSIONS
+        self.edges = [
+            ModelEdge(name, self.broker, self.clock, self.options, kv_tokens, self.ledger.from_edge) for name in EDGES
+        ]
+        self.devices = [ModelDevice(name, self.broker, self.clock, self.ledger.from_device) for name in DEVICES]
+        for each in (*self.edges, *self.devices):
+            each.start()
+        self.hostile = TappedLink(self.broker, HOSTILE, lambda _topic, _payload: None)
+        self.hostile.start(timeout_s=1.0)
+        self.broker.pump()
+        while self.broker.waiting:
+            self.broker.arrive(0)
+
+    # Texts
+
+    @precondition(lambda self: self._idle())
+    @rule(wish=wishes)
+    def write(self, wish: Wish) -> None:
+        self.write_text(self._idle()[0], wish)
+
+    # What the network does
+
+    @precondition(lambda self: self.broker.waiting)
+    @rule(place=places)
+    def arrive(self, place: int) -> None:
+        self.broker.arrive(place % len(self.broker.waiting))
+
+    @precondition(lambda self: self.broker.waiting)
+    @rule(place=places)
+    def arrive_and_take_effect(self, place: int) -> None:
+        self.broker.arrive(place % len(self.broker.waiting))
+        self._work()
+
+    @precondition(lambda self: self.broker.waiting)
+    @rule(place=places)
+    def lose(self, place: int) -> None:
+        self._harm()
+        self.broker.lose(place % len(self.broker.waiting))
+
+    @precondition(lambda self: self.broker.waiting)
+    @rule(place=places)
+    def repeat(self, place: int) -> None:
+        self.broker.repeat(place % len(self.broker.waiting))
+
+    @precondition(lambda self: self.broker.waiting)
+    @rule(place=places, copy=st.booleans())
+    def hold(self, place: int, copy: bool) -> None:
+        self.broker.hold(place % len(self.broker.waiting), copy=copy)
+
+    @precondition(lambda self: self.broker.held)
+    @rule(place=places)
+    def release(self, place: int) -> None:
+        self.broker.release(place % len(self.broker.held))
+
+    @rule(moves=st.integers(1, 12))
+    def go_on(self, moves: int) -> None:
+        """Let all work, and messages arrive in order."""
+        for _ in range(moves):
+            self.go_on_once()
+
+    @rule(which=st.integers(0, 1))
+    def compute(self, which: int) -> None:
+        self.edges[which].work()
+
+    @rule(which=st.integers(0, 1))
+    def act(self, which: int) -> None:
+        self.devices[which].work()
+
+    @rule(seconds=st.sampled_from((0.1, 1.0, 2.0, 11.0, 16.0, 61.0)))
+    def wait(self, seconds: float) -> None:
+        self._harm()
+        self.clock.seconds += seconds
+        self._look_after()
+
+    @rule()
+    def recover(self) -> None:
+        """Let all come back that is away; what is lost stays lost."""
+        self._harm()
+        self._recover()
+
+    # What befalls connections and machines
+
+    @rule(what=st.sampled_from(("cut", "reunite", "stop", "forget", "start", "set-clock")), which=st.integers(0, 3))
+    def shake_network(self, what: str, which: int) -> None:
+        self._harm()
+        broker, name = self.broker, (*EDGES, *DEVICES)[which]
+        if what == "cut" and broker.connected(name):
+            broker.kill(name)  # its client lives on
+        elif what == "reunite" and broker.up and broker.cut(name):
+            broker.revive(name)
+        elif what in ("stop", "forget") and broker.up:
+            broker.go_down(forget_retained=what == "forget")
+        elif what == "start" and not broker.up:
+            broker.come_up()
+        elif what == "set-clock":
+            self.clock.off_s += (-3600.0, -60.0, 60.0, 3600.0)[which]
+        broker.pump()
+
+    @rule(what=st.sampled_from(("crash", "drain", "end", "start", "start")), which=st.integers(0, 1))
+    def shake_edge(self, what: str, which: int) -> None:
+        self._harm()
+        edge = self.edges[which]
+        connected = edge.life is not None and self.broker.connected(edge.name)
+        if what == "crash" and edge.life is not None:
+            edge.crash()
+        elif what == "drain" and connected:
+            edge.drain()
+        elif what == "end" and connected:
+            edge.end()
+        elif what == "start" and edge.life is None and self.broker.up:
+            edge.start()
+        self.broker.pump()
+
+    @rule(what=st.sampled_from(("cancel", "restart", "fence", "lift", "lift")), which=st.integers(0, 1))
+    def shake_device(self, what: str, which: int) -> None:
+        self._harm()
+        device = self.devices[which]
+        if what == "cancel":
+            device.cancel()
+        elif what == "restart" and self.broker.up:
+            device.crash()
+            device.start()
+            self.ledger.sessions.pop(device.name, None)
+            self.crashes += 1
+        elif what == "fence":
+            self._fence(device)
+        elif what == "lift":
+            self._lift(device.name)
+
+    # What a hostile device does, under its own name: another's sessions, messages that are none, floods
+
+    @rule(
+        edge=st.sampled_from(EDGES),
+        handle=st.integers(0, 3),
+        round_=st.integers(0, 5),
+        times=st.sampled_from((1, 120)),
+    )
+    def forge_drafts(self, edge: str, handle: int, round_: int, times: int) -> None:
+        handle += next(each.first_handle for each in self.edges if each.name == edge)
+        draft = Draft(handle=handle, round=round_, epoch=0, base=0, tokens=(1,), counts=(9,), digest=0)
+        self._forge(Topic.DRAFT, encode_draft(draft), edge=edge, times=times)
+
+    @rule(
+        which=st.integers(0, 1),
+        what=st.sampled_from(("open", "resume", "close", "bytes")),
+        edge=st.sampled_from((None, *EDGES)),
+    )
+    def forge(self, which: int, what: str, edge: str | None) -> None:
+        text = self.devices[which].text
+        if what == "bytes" or text is None:
+            self._forge(Topic.DRAFT, b"\x80", edge=EDGES[which])
+        elif what == "close":
+            self._forge(Topic.CLOSE, encode_close(_close(text.session.request.session, edge)))
+        else:
+            message = text.session.request.open(attempt=3 if what == "resume" else 0, text=text.session.committed)
+            self._forge(Topic.OPEN, encode_open(message))
+
+    # What must hold
+
+    @invariant()
+    def step(self) -> None:
+        self.seen["steps"] += 1
+        if self.devices:
+            self.holds()
+
+    def holds(self) -> None:
+        self.clock.seconds += MOMENT_S
+        for device in self.devices:
+            device.check()
+            if device.text is not None:
+                self._check_end(device.text)
+        for edge in self.edges:
+            if edge.life is not None:
+                self._check_edge(edge, edge.life)
+        assert not self.errors.records, [record.getMessage() for record in self.errors.records]
+
+    def go_on_once(self) -> None:
+        """Let all work that can, then a message arrive."""
+        if self.broker.waiting:
+            self.broker.arrive(0)
+        self._work()
+
+    def teardown(self) -> None:
+        try:
+            if self.devices and not self.errors.records:
+                self._calm()
+                self._check_log()
+                self._count()
+        finally:
+            logging.getLogger().removeHandler(self.errors)
+
+    def _check_edge(self, edge: ModelEdge, life: Life) -> None:
+        orchestrator, sessions = life.orchestrator, life.orchestrator.sessions
+        handles = {session.handle for session in sessions}
+        assert len(sessions) == len(sessions._by_name) == len(handles)
+        assert set(life.verifier._table.lengths) == handles, "keys and values are kept of sessions that are over"
+        scheduler = orchestrator.scheduler
+        assert set(orchestrator.handlers.recorder._segments) == handles
+        for kept in (scheduler._used, scheduler._evicted, scheduler._delay._answered, scheduler._prefill_log._steps):
+            assert set(kept) <= handles, "something is kept of sessions that are over"
+        assert len(orchestrator.inbox._messages) <= len(self.broker.waiting) + 2000
+        for session in sessions:
+            window = session.limits.window
+            assert len(session._waiting) <= window
+            assert len(session._rounds._verdicts) <= 2 * window
+            assert len(session._rounds._counted) <= 2 * window
+            self._check_agreement(life, edge.name, session)
+        for device in self.devices:
+            standing = orchestrator.handlers.guard._standings.get(device.name)
+            assert standing is None or standing.own_until == 0.0, f"{edge.name} has fenced an honest device"
+
+    def _check_agreement(self, life: Life, edge: str, session: object) -> None:
+        """Where both ends speak of the same session, their texts are the same as far as both go."""
+        text = next((d.text for d in self.devices if d.text is not None and d.name == session.device), None)
+        if text is None or session.session != text.session.request.session:
+            return
+        opened = text.session.opened
+        if opened is None or (opened.edge, opened.attempt, opened.handle) != (edge, session.attempt, session.handle):
+            return
+        if (session.session, session.attempt) in life.astray:
+            return
+        theirs, ours = session.tokens[session.prompt_length :], text.session.committed
+        both = min(len(theirs), len(ours))
+        assert theirs[:both] == ours[:both], f"{edge} has {theirs}, {session.device} has {ours}"
+        if session._epoch == text.session._epoch and session._digest == text.session._digest:
+            assert theirs == ours
+
+    def _check_end(self, text: Text) -> None:
+        """Check that a text goes on, or ends, as it may."""
+        assert text.harmed or text.driver.retry.resumes == 0, "repetition and disorder alone made a text be resumed"
+        error, resumes = text.error, text.driver.retry.resumes
+        if error is None:
+            return
+        self.seen[f"error {type(error).__name__} {getattr(error, 'code', '')}"] += 1
+        assert not isinstance(error, ProtocolViolation | EdgeUnavailable), repr(error)
+        if text.fenced:
+            return
+        if isinstance(error, SessionRefused):
+            allowed = {RefusalCode.BUSY: self.crowded or self.crashes >= SESSIONS - 1}
+            assert allowed.get(error.code, False), repr(error)
+        elif isinstance(error, SessionFailed):
+            assert resumes >= MOST_RESUMES, repr(error)
+
+    def _check_log(self) -> None:
+        """The log says of each text what its device says."""
+        closed: dict[str, int] = {}
+        for edge in self.edges:
+            for record in edge.sink.of(SessionClosed):
+                if record.reason in (EndReason.STOP, EndReason.LENGTH) and record.counters is not None:
+                    assert closed.setdefault(record.session, record.tokens) == record.tokens
+        for session, tokens in closed.items():
+            assert self.ledger.ends[bytes.fromhex(session)][0] == tokens, "the log has another length than the device"
+
+    # Within
+
+    def _calm(self) -> None:
+        """Let no more go wrong: all texts come to their end, with a bounded number of messages."""
+        self._recover()
+        for device in self.devices:
+            self._lift(device.name)
+        under_way = [d.text for d in self.devices if d.text is not None and not d.text.over]
+        most = sum(MESSAGES + MESSAGES_A_TOKEN * text.session.request.max_new_tokens for text in under_way)
+        before = self.ledger.messages
+        while self.broker.held:
+            self.broker.release(0)
+        for _ in range(WAITS):
+            while self.broker.waiting:
+                self.broker.arrive(0)
+                self._work()
+                self.holds()
+                assert self.ledger.messages - before <= most + 40, "a text needs too many messages"
+            self._work()
+            if self.broker.waiting:
+                continue
+            if all(d.text is None or d.text.over for d in self.devices):
+                break
+            self.clock.seconds += 1.0
+            self._look_after()
+        for device in self.devices:
+            text = device.text
+            assert text is None or text.over, f"{device.name} has not ended: {text}"
+            if text is not None and text.error is None:
+                assert text.session.ended is not None
+        self.clock.seconds += LEASE_S + 1.0
+        self._look_after()
+        self.holds()
+        for edge in self.edges:
+            assert edge.life is not None
+            assert len(edge.life.orchestrator.sessions) == 0, "sessions outlive their lease"
+
+    def _recover(self) -> None:
+        if not self.broker.up:
+            self.broker.come_up()
+        for name in (*EDGES, *DEVICES):
+            if self.broker.cut(name):
+                self.broker.revive(name)
+        self.broker.pump()
+        for edge in self.edges:
+            if edge.life is not None and edge.draining:
+                edge.end()
+            if edge.life is None:
+                edge.start()
+
+    def write_text(self, device: ModelDevice, wish: Wish) -> None:
+        """Let a device begin a text."""
+        self.number += 1
+        request = terms(
+            self.number,
+            mode=wish.mode,
+            prompt=(1, *wish.prompt),
+            max_new_tokens=wish.tokens,
+            temperature=wish.temperature,
+            top_k=wish.top_k,
+        )
+        sound = self._sound()
+        device.write(request, length=wish.length, ahead=wish.ahead, note=self.ledger.sessions)
+        self.seen["texts"] += 1
+        assert device.text is not None
+        device.text.harmed, device.text.fenced = not sound, device.name in self.fences
+
+    def _count(self) -> None:
+        self.seen["messages"] += self.ledger.messages
+        self.seen["decisions"] += len(self.ledger.decisions)
+
+    def _harm(self) -> None:
+        """Something happens after which texts may have to be resumed: more than repetition and disorder."""
+        for device in self.devices:
+            if device.text is not None:
+                device.text.harmed = True
+
+    def _sound(self) -> bool:
+        """Whether nothing is away, and nothing under way from when it was."""
+        on_their_way = (*self.broker.waiting, *self.broker.held)
+        return (
+            not (self.fences or self.scarce or self.crowded)
+            and all(edge.life is not None and not edge.draining for edge in self.edges)
+            and all(self.broker.connected(name) for name in (*EDGES, *DEVICES))
+            and not any(parse(parcel.topic).topic is Topic.EDGE_STATE for parcel in on_their_way)
+        )
+
+    def _work(self) -> None:
+        for each in (*self.edges, *self.devices):
+            each.work()
+
+    def _look_after(self) -> None:
+        fences = Fences(dict(self.fences), dict(self.lifted))
+        for edge in self.edges:
+            edge.look_after(fences)
+        for device in self.devices:
+            device.wait()
+
+    def _lift(self, device: str) -> None:
+        if self.fences.pop(device, None) is not None:
+            self.lifted[device] = self.clock.now()
+        self._look_after()
+
+    def _fence(self, device: ModelDevice) -> None:
+        self.fences[device.name] = FenceView(
+            device=device.name, since_at=self.clock.now(), until_at=None, by="admin", reason="-", strikes=0, level=0
+        )
+        if device.text is not None:
+            device.text.fenced = True
+        self._look_after()
+
+    def _forge(self, topic: Topic, payload: bytes, *, edge: str | None = None, times: int = 1) -> None:
+        """Let the hostile device send something; a flood arrives at once."""
+        if not self.hostile.connected:
+            return
+        for _ in range(times):
+            before = len(self.broker.waiting)
+            self.hostile.publish(build(topic, fleet=FLEET, device=HOSTILE, edge=edge), payload)
+            if times > 1 and len(self.broker.waiting) > before:
+                self.broker.arrive(before)
+
+    def _idle(self) -> list[ModelDevice]:
+        """Return the devices that might write."""
+        return [device for device in self.devices if device.text is None or device.text.over]
+
+
+def _close(session: bytes, edge: str | None) -> Close:
+    counted = dict.fromkeys(("drafted", "tested", "accepted", "rounds", "uplink_bytes", "downlink_bytes"), 0)
+    times = dict.fromkeys(("draft_ms", "wait_ms", "wall_ms"), 0.0)
+    ended = EndReason.FAILED
+    return Close(session=session, handle=0, edge=edge, reason=ended, tokens=0, digest=0, **counted, **times)
+
+
+class WallClock(Clock):
+    """A clock whose wall time may be set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.off_s = 0.0
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(seconds=self.off_s)

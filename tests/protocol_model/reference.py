@@ -1,0 +1,128 @@
+"""Replay of a text through `dssd`, decision by decision; a coupled one is also held against the target's own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dssd.distribution import Dist, shape
+from dssd.downlink import Form, choose_form, correct
+from dssd.judgement import judge
+from dssd.proposal import propose
+from dssd.quantized import QuantizedDist, quantize
+from fleet_device.session.in_flight import DecidedDraft
+from fleet_device.session.machine import VerdictEffect
+from fleet_device.session.request import SessionRequest
+from schemas.digest import EMPTY, extend_digest
+from schemas.downlink import Dense, Samples, Sparse
+from schemas.messages import Draft, Verdict
+from schemas.policy import Mode
+from schemas.reasons import Finish
+from tests.support.memory_fleet import DRAFT, END, TARGET, lossless_text
+
+
+@dataclass(slots=True)
+class Replay:
+    """Replays what verdicts have done to a text; fails at the first that `dssd` does not give alike.
+
+    Attributes:
+        request: What the device asked for.
+        text: As replayed so far.
+    """
+
+    request: SessionRequest
+    text: list[int] = field(default_factory=list)
+    _lossless: list[int] = field(default_factory=list)
+    _rejected: tuple[Dist, QuantizedDist] | None = None
+
+    def __post_init__(self) -> None:
+        if self.request.policy.mode is Mode.COUPLED:
+            self._lossless = lossless_text(self.request)
+
+    def take(self, effect: VerdictEffect) -> None:
+        """Replay one effect."""
+        decided = effect.decided
+        assert decided is not None
+        draft = decided.draft
+        assert draft.base == len(self.text), "a draft was decided on that stands on another text"
+        assert draft.digest == extend_digest(EMPTY, self.text), "a draft was sent with another text's digest"
+        expected = self._judged(decided) if draft.tried is None else self._corrected(decided.verdict)
+        assert effect.tokens == expected, (effect.tokens, expected)
+        self.text.extend(effect.tokens)
+        if self.request.policy.mode is Mode.COUPLED:
+            assert self.text == self._lossless[: len(self.text)], "the text is not the target's own"
+
+    def check_whole(self) -> None:
+        """Check a text that has come to its end by itself."""
+        text = self.text
+        assert len(text) == self.request.max_new_tokens or (text and text[-1] == END), text
+        assert END not in text[:-1], text
+        if self.request.policy.mode is Mode.COUPLED:
+            assert text == self._lossless
+
+    def _row(self, script_text: Sequence[int]) -> Dist:
+        return shape(TARGET.logits((*self.request.prompt, *script_text)), self.request.policy)
+
+    def _judged(self, decided: DecidedDraft) -> tuple[int, ...]:
+        """Judge a draft anew; return the tokens that it has to add to the text."""
+        draft, verdict, policy = decided.draft, decided.verdict, self.request.policy
+        self._check_proposals(draft)
+        assert self._rejected is None, "a draft was decided on before the last rejection was corrected"
+        end = draft.base + len(draft.tokens)
+        ended = draft.tokens[-1:] == (END,)
+        judgement = judge(
+            lambda offset: self._row((*self.text, *draft.tokens[:offset])),
+            draft.tokens,
+            draft.counts,
+            policy=policy,
+            base=draft.base,
+            bonus=not draft.more and end < self.request.max_new_tokens and not ended,
+        )
+        assert verdict.accepted == judgement.accepted, (verdict, judgement)
+        head = draft.tokens[: judgement.accepted]
+        if judgement.p is not None:
+            position = draft.base + judgement.accepted
+            prefix = (*self.request.prompt, *self.text, *head)
+            self._rejected = judgement.p, quantize(shape(DRAFT.logits(prefix), policy))
+            return head + self._corrected(verdict, position=position)
+        assert verdict.next == judgement.token, (verdict, judgement)
+        new = head if judgement.token is None else (*head, judgement.token)
+        self._check_finish(verdict, new, draft.base + len(new))
+        return new
+
+    def _check_proposals(self, draft: Draft) -> None:
+        policy = self.request.policy
+        for offset, token in enumerate(draft.tokens):
+            prefix = (*self.request.prompt, *self.text, *draft.tokens[:offset])
+            proposal = propose(shape(DRAFT.logits(prefix), policy), policy=policy, position=draft.base + offset)
+            assert proposal.token == token
+            assert draft.counts is None or draft.counts[offset] == proposal.count
+
+    def _corrected(self, verdict: Verdict, *, position: int | None = None) -> tuple[int, ...]:
+        """Draw the correction of the last rejection; hold what the edge sent against what it has to send."""
+        policy = self.request.policy
+        assert self._rejected is not None, "samples were sent although nothing was rejected"
+        p, q = self._rejected
+        following, position = verdict.next, len(self.text) if position is None else position
+        assert isinstance(following, Sparse | Samples | Dense), following
+        tried = following.start if isinstance(following, Samples) else 0
+        form = Form(following.kind)
+        expected = choose_form(
+            p, policy=policy, position=position, vocabulary_size=TARGET.size, max_bytes=1 << 20, form=form, tried=tried
+        )
+        token = correct(following, q, policy=policy, position=position)
+        if isinstance(following, Samples):
+            assert isinstance(expected, Samples)
+            assert following.ids == expected.ids[: len(following.ids)]
+        else:
+            assert token == correct(expected, q, policy=policy, position=position)
+        if token is None:
+            return ()
+        self._rejected = None
+        return (token,)
+
+    def _check_finish(self, verdict: Verdict, new: Sequence[int], length: int) -> None:
+        expected = Finish.NO
+        if new[-1:] == (END,):
+            expected = Finish.STOP
+        elif length >= self.request.max_new_tokens:
+            expected = Finish.LENGTH
+        assert verdict.finish is expected, (verdict, expected)

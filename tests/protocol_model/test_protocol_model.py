@@ -1,0 +1,20 @@
+"""Model checking: random fleets, each step of which could be anything that happens to one."""
+
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.protocol_model.machine import ProtocolModel
+
+# The same runs every time: what a run finds by chance is for scripts/model-check.
+FEW = settings(max_examples=40, stateful_step_count=50, derandomize=True, database=None, deadline=None)
+MANY = settings(FEW, max_examples=400)
+
+
+def test_the_protocol_keeps_its_promises_in_some_runs() -> None:
+    run_state_machine_as_test(ProtocolModel, settings=FEW)
+
+
+@pytest.mark.slow
+def test_the_protocol_keeps_its_promises_in_many_runs() -> None:
+    run_state_machine_as_test(ProtocolModel, settings=MANY)
