@@ -41,7 +41,7 @@ __all__ = ["Bucket", "Round", "information", "main", "observe", "rounds_of"]
 
 FLEET: Final = "padding"
 DEVICE: Final = "device-1"
-BUCKETS: Final = ((0, 0), (32, 32), (64, 64), (64, 128), (128, 256), (128, 512))
+BUCKETS: Final = ((0, 0), (32, 32), (64, 64), (64, 128), (64, 256), (128, 512))
 SHUFFLES: Final = 200
 TIME_BINS: Final = 8
 AUTO: Final = "auto"
