@@ -2,8 +2,8 @@
 
     python examples/reference_client.py vocabulary.json --fleet home --mode coupled --seed 7 --tokens 40
 
-`vocabulary.json` is the list of the target's token strings. Each text is a line of JSON. What follows a token is drafted
-by what followed it before: a poor draft, and the text is the large model's all the same.
+`vocabulary.json` is the list of the target's token strings. Each text is a line of JSON. A token is drafted by
+what followed the one before it so far: a poor draft, and the text is the large model's all the same.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import secrets
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -129,4 +130,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError) as error:  # a TimeoutError is an OSError
+        sys.exit(str(error))

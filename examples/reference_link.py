@@ -16,6 +16,7 @@ Map = dict[str, Any]
 
 ITEMS = {69: "<u2", 70: "<u4", 85: "<f4"}  # of typed arrays, by tag
 VERDICT = ("handle", "round", "accepted", "next", "finish")
+NOBODY = 0x10  # reason of a PUBACK: no matching subscribers
 PASSING = {"draining": 1.0, "busy": 5.0}  # seconds after which an Open that was refused so is worth another try
 
 
@@ -53,6 +54,9 @@ class Link:
         self.mqtt.on_socket_open = lambda _, __, sock: sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.mqtt.on_connect = lambda client, *_: client.subscribe([(topic, 1) for topic in topics])
         self.mqtt.on_subscribe = lambda *_: self.heard.put({"kind": "connected"})
+        self.mqtt.on_publish = lambda _, __, ___, reason, ____: (
+            reason.value == NOBODY and self.heard.put({"kind": "nobody"})
+        )
         self.mqtt.on_message = lambda _, __, message: self.heard.put(read(message.topic, message.payload))
         self.mqtt.connect(host, port)
         self.mqtt.loop_start()
@@ -83,6 +87,8 @@ class Link:
             return 0.0
         match reply:
             case {"presence": "offline", "edge": edge} if topic.endswith(f"/{edge}"):
+                raise Resume
+            case {"kind": "nobody"} if topic.startswith("up/draft/"):
                 raise Resume
             case {"kind": "closed"} | {"kind": "fault", "action": "resume"}:
                 raise Resume
