@@ -122,6 +122,13 @@ def _address(host: str) -> str:
         raise ValueError(f"{host!r} is not an IP address to listen on; leave it out for all of them") from None
 
 
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text, strict=False))
+    except ValueError:
+        raise ValueError(f"{text!r} is neither an IP address nor a network such as 10.0.0.0/24") from None
+
+
 class Broker(BaseModel):
     """A broker for one fleet.
 
@@ -158,7 +165,17 @@ class Broker(BaseModel):
         max_aliases: Most topic aliases of one client: an edge has one for every device.
         max_device_aliases: Likewise, of a client that is not at the edges' own port; without such a port `max_aliases`
             holds for all. Each may cost the broker 64 KiB, and a device has one for each edge that it uses.
+        max_device_connections: Most connections at once from one address, for a firewall.
+        max_device_connections_per_minute: Likewise, new ones in a minute.
+        max_device_bytes_per_s: Most bytes a second from one address, for a firewall; for EMQX, of one device. Twice
+            what an edge grants a device, so that whoever is honest hears of it from the edge.
+        max_device_burst_bytes: Most at once after silence.
+        max_device_messages_per_s: Most messages a second of one device, for EMQX; mosquitto has no such limit.
+        devices_per_address: Devices behind one address, where they share one: the firewall's limits are that many times
+            as high.
+        edge_networks: Addresses or networks that may reach `edge_port`, for a firewall; empty leaves that to others.
         max_keepalive_s: Longest keepalive granted. It must exceed that of every client: equal is broken in 2.0.21.
+        log_subscriptions: Whether the log says who subscribes to what, to find out whose subscriptions are too many.
         sys_interval_s: Seconds between two updates of `$SYS`; 0 switches it off, and with it what `fleet broker watch`
             sees.
     """
@@ -187,7 +204,15 @@ class Broker(BaseModel):
     max_queued_bytes: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = 64 << 20
     max_aliases: Annotated[int, Field(ge=0, le=65_535)] = 4096
     max_device_aliases: Annotated[int, Field(ge=0, le=65_535)] = 16
+    max_device_connections: Annotated[int, Field(ge=1, le=65_535)] = 8
+    max_device_connections_per_minute: Annotated[int, Field(ge=1, le=65_535)] = 60
+    max_device_bytes_per_s: Annotated[int, Field(ge=1024, le=1 << 30)] = 512 << 10
+    max_device_burst_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 4 << 20
+    max_device_messages_per_s: Annotated[int, Field(ge=1, le=1_000_000)] = 400
+    devices_per_address: Annotated[int, Field(ge=1, le=10_000)] = 1
+    edge_networks: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
     max_keepalive_s: Annotated[int, Field(ge=60, le=65_535)] = 3600
+    log_subscriptions: bool = False
     sys_interval_s: Annotated[int, Field(ge=0, le=3600)] = 0
 
     @classmethod

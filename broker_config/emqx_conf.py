@@ -7,7 +7,7 @@ What differs from mosquitto is said in README.md beside this module.
 from collections.abc import Iterator
 from pathlib import Path
 
-from broker_config.broker import CIPHERS_TLS12, CIPHERS_TLS13, Broker
+from broker_config.broker import CIPHERS_TLS12, CIPHERS_TLS13, Broker, Tls
 from schemas.topics import Access, Role, rules_for
 
 __all__ = ["render_emqx", "render_emqx_access"]
@@ -29,18 +29,56 @@ def render_emqx(broker: Broker, *, home: Path) -> str:
     """
     if broker.tls is None or broker.port == 0:
         raise ValueError("EMQX is for production: describe tls and a port.")
-    tls = broker.tls
-    bind = f"{broker.host}:{broker.port}" if broker.host is not None else f"0.0.0.0:{broker.port}"
-    ciphers = ", ".join(f'"{cipher}"' for cipher in (*CIPHERS_TLS13, *CIPHERS_TLS12))
+    limits = f"""\
+  # Of one client; it is read no further until it keeps to them.
+  messages_rate = "{broker.max_device_messages_per_s}/s"
+  bytes_rate = "{broker.max_device_bytes_per_s >> 10}KB/s"
+  # Of the listener: connections that have not said whose they are count too.
+  max_conn_rate = "{max(1, broker.max_connections // 10)}/s"
+"""
+    listeners = [_listener("default", broker, broker.tls, home, broker.port, broker.max_connections, limits)]
+    if broker.edge_port:
+        # Edges answer whole fleets: their rates have no bound.
+        listeners.append(
+            _listener("edges", broker, broker.tls, home, broker.edge_port, broker.max_edge_connections, "")
+        )
     return f"""\
-# The broker of the fleet {broker.fleet}. Generated for EMQX 5; not tested with one.
+# The broker of the fleet {broker.fleet}. Generated for EMQX 5.1.1 or later; not tested with one.
 listeners.tcp.default.enable = false
 listeners.ws.default.enable = false
 listeners.wss.default.enable = false
+{"".join(listeners)}
+# The name in the certificate is the user and the client id: nobody takes over another's session.
+mqtt {{
+  peer_cert_as_username = cn
+  peer_cert_as_clientid = cn
+  max_packet_size = {broker.max_packet_bytes}
+  max_inflight = {broker.max_unanswered}
+  max_mqueue_len = {broker.max_queued}
+  max_topic_alias = {broker.max_aliases}
+  max_qos_allowed = 1
+  max_subscriptions = 64
+}}
 
-listeners.ssl.default {{
+authorization {{
+  no_match = deny
+  deny_action = ignore
+  cache.enable = true
+  sources = [
+    {{ type = file, enable = true, path = "{home / "acl.conf"}" }}
+  ]
+}}
+"""
+
+
+def _listener(name: str, broker: Broker, tls: Tls, home: Path, port: int, connections: int, limits: str) -> str:
+    bind = f"{broker.host}:{port}" if broker.host is not None else f"0.0.0.0:{port}"
+    ciphers = ", ".join(f'"{cipher}"' for cipher in (*CIPHERS_TLS13, *CIPHERS_TLS12))
+    return f"""
+listeners.ssl.{name} {{
   bind = "{bind}"
-  max_connections = {broker.max_connections}
+  max_connections = {connections}
+{limits}\
   tcp_options.nodelay = true
   ssl_options {{
     cacertfile = "{home / tls.ca}"
@@ -51,26 +89,6 @@ listeners.ssl.default {{
     versions = ["tlsv1.3", "tlsv1.2"]
     ciphers = [{ciphers}]
   }}
-}}
-
-# The name in the certificate is the user and the client id: nobody takes over another's session.
-mqtt {{
-  peer_cert_as_username = cn
-  peer_cert_as_clientid = cn
-  max_packet_size = {broker.max_packet_bytes}
-  max_inflight = {broker.max_unanswered}
-  max_mqueue_len = {broker.max_queued}
-  max_topic_alias = {broker.max_aliases}
-  max_qos_allowed = 1
-}}
-
-authorization {{
-  no_match = deny
-  deny_action = ignore
-  cache.enable = true
-  sources = [
-    {{ type = file, enable = true, path = "{home / "acl.conf"}" }}
-  ]
 }}
 """
 
@@ -104,4 +122,11 @@ def _of_device(broker: Broker, name: str) -> tuple[Access, ...]:
 
 def _rights(who: str, rights: tuple[Access, ...]) -> Iterator[str]:
     for right in rights:
-        yield f'{{allow, {who}, {"publish" if right.write else "subscribe"}, ["{right.filter}"]}}.'
+        yield f'{{allow, {who}, {_action(right)}, ["{right.filter}"]}}.'
+
+
+def _action(right: Access) -> str:
+    if not right.write:
+        return "subscribe"
+    # What is not meant to be kept cannot be left behind.
+    return "publish" if right.retained else "{publish, [{retain, false}]}"

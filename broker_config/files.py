@@ -13,6 +13,7 @@ from broker_config.description import render_description
 from broker_config.emqx_conf import render_emqx, render_emqx_access
 from broker_config.errors import BrokerFilesError
 from broker_config.mosquitto_conf import ACCESS_FILE, CONF_FILE, render_conf
+from broker_config.nftables import RULES_FILE, UNIT_FILE, render_firewall_unit, render_rules
 from broker_config.systemd import DROP_IN_FILE, render_drop_in
 from broker_config.version import MosquittoVersion
 
@@ -73,16 +74,23 @@ def render_files(
     try:
         if profile is Profile.EMQX:
             conf = RenderedFile("emqx.conf", render_emqx(broker, home=home))
-            return (description, conf, RenderedFile("acl.conf", render_emqx_access(broker)))
+            access = RenderedFile("acl.conf", render_emqx_access(broker))
+            return (description, conf, access, *_firewall(broker, home))
         conf = RenderedFile(CONF_FILE, render_conf(broker, home=home, version=version))
     except ValueError as error:
         raise BrokerFilesError(str(error)) from error
     files = [description, conf, RenderedFile(ACCESS_FILE, render_access(broker))]
     if profile is not Profile.LOOPBACK:
         files.append(RenderedFile(DROP_IN_FILE, render_drop_in(broker, home=home), PUBLIC))
+        files += _firewall(broker, home)
     if profile is Profile.BRIDGE:
         files.append(RenderedFile(SITE_ACCESS_FILE, render_site_access(broker)))
     return tuple(files)
+
+
+def _firewall(broker: Broker, home: Path) -> tuple[RenderedFile, ...]:
+    unit = RenderedFile(UNIT_FILE, render_firewall_unit(broker, home=home), PUBLIC)
+    return (RenderedFile(RULES_FILE, render_rules(broker)), unit)
 
 
 def write_files(files: Iterable[RenderedFile], directory: Path) -> None:

@@ -129,6 +129,8 @@ def _logging(broker: Broker) -> Iterator[str]:
         yield "# Below $SYS too: a full queue or a refused client is told nowhere else than in the log."
         yield "log_dest topic"
     yield from (f"log_type {kind}" for kind in ("error", "warning", "notice"))
+    if broker.log_subscriptions:
+        yield "log_type subscribe"
     yield "connection_messages true"
     yield "log_timestamp_format %Y-%m-%dT%H:%M:%S"
 

@@ -129,10 +129,17 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """One access rule of a role: the filter it may publish to or subscribe to."""
+    """One access rule of a role: the filter it may publish to or subscribe to.
+
+    Attributes:
+        filter: The topics.
+        write: Whether it may publish there, or else subscribe.
+        retained: Whether what it publishes there is meant to be kept, for brokers that can tell.
+    """
 
     filter: str
     write: bool
+    retained: bool = False
 
 
 def build(topic: Topic, *, fleet: str, device: str | None = None, edge: str | None = None) -> str:
@@ -193,7 +200,7 @@ def rules_for(
         levels = edges if role is Role.DEVICE and rule.topic is Topic.DRAFT else (edge,)
         patterns = [wildcard(rule.topic, fleet=fleet, device=device, edge=level) for level in levels]
         if role in rule.writers:
-            rights += [Access(pattern, write=True) for pattern in patterns]
+            rights += [Access(pattern, write=True, retained=rule.retained) for pattern in patterns]
         if role in rule.readers:
             # Every role may learn which edges are up.
             everywhere = [wildcard(rule.topic, fleet=fleet)] if rule.topic is Topic.EDGE_STATE else patterns

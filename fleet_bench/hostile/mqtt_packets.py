@@ -101,14 +101,17 @@ def connect_packet(client_id: str, *, keepalive_s: int = 60, will: WillMessage |
     return _packet(PacketType.CONNECT << 4, head + payload)
 
 
-def publish_packet(topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bytes:
-    """Return a PUBLISH.
+def publish_packet(
+    topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, alias: int | None = None
+) -> bytes:
+    """Return a PUBLISH, which gives its topic an alias if there is one.
 
     At QoS 1 its packet identifier is always 1: the broker answers at once and remembers none, so that the same bytes
     can be sent over and over.
     """
     identifier = b"\x00\x01" if qos else b""
-    body = _string(topic.encode()) + identifier + _NO_PROPERTIES + payload
+    properties = _NO_PROPERTIES if alias is None else b"\x03\x23" + alias.to_bytes(2, "big")
+    body = _string(topic.encode()) + identifier + properties + payload
     return _packet(PacketType.PUBLISH << 4 | qos << 1 | retain, body)
 
 

@@ -17,6 +17,7 @@ from broker_config.description import describe
 from broker_config.files import Profile, render_files, write_files
 from broker_config.local import IDENTITIES, identity_files
 from broker_config.mosquitto_conf import CONF_FILE
+from broker_config.nftables import RULES_FILE, UNIT_FILE
 from broker_config.runner import find_mosquitto
 from broker_config.systemd import DROP_IN_FILE
 from broker_config.version import installed_version
@@ -125,8 +126,9 @@ def make_local_broker(
     access.save(authority.folder.broker)
     make_folder(directory / STORAGE)
     rendered = render_files(broker, Profile.PRODUCTION, home=directory, version=version)
-    # It runs in a terminal, not as a service.
-    write_files([file for file in rendered if file.name != DROP_IN_FILE], directory)
+    # It runs in a terminal on loopback, not as a service for others.
+    left_out = (DROP_IN_FILE, UNIT_FILE, RULES_FILE)
+    write_files([file for file in rendered if file.name not in left_out], directory)
     return broker
 
 

@@ -13,7 +13,11 @@ __all__ = ["SYS_TOPICS", "LimitReached", "LimitWatch"]
 DROPPED: Final = "$SYS/broker/publish/messages/dropped"
 NOTICES: Final = "$SYS/broker/log/N"
 WARNINGS: Final = "$SYS/broker/log/W"
-SYS_TOPICS: Final = (DROPPED, NOTICES, WARNINGS)
+SHARED: Final = "$SYS/broker/shared_subscriptions/count"
+SYS_TOPICS: Final = (DROPPED, NOTICES, WARNINGS, SHARED)
+
+# Each edge has one. A message is held against every one of them that matches: a thousand take a millisecond and more.
+MOST_SHARED: Final = 256
 
 LONGEST: Final = 500  # of a line that is looked at
 _LINES: Final = (
@@ -40,7 +44,7 @@ class LimitReached:
     """A limit that the broker has reached.
 
     Attributes:
-        limit: `queue`, `packet` or `connections`.
+        limit: `queue`, `packet`, `connections` or `subscriptions`.
         who: The client, or its address; None where the broker only counts.
         sentence: The same for a person.
     """
@@ -55,15 +59,30 @@ class LimitWatch:
     """Takes what mosquitto publishes on `SYS_TOPICS`, and tells what is news."""
 
     _dropped: int = 0
+    _shared: int = 0
 
     def take(self, topic: str, payload: bytes) -> LimitReached | None:
         """Take one message; return what it tells, or None."""
         text = payload[:LONGEST].decode(errors="replace")
-        return self._take_count(text) if topic == DROPPED else self._take_line(text)
+        if topic == DROPPED:
+            return self._take_dropped(_count(text, self._dropped))
+        if topic == SHARED:
+            return self._take_shared(_count(text, self._shared))
+        return self._take_line(text)
 
-    def _take_count(self, text: str) -> LimitReached | None:
-        # ASCII digits alone: int() takes more than the broker writes.
-        count = int(text) if re.fullmatch(r"[0-9]{1,18}", text) else self._dropped
+    def _take_shared(self, count: int) -> LimitReached | None:
+        grown = count > max(MOST_SHARED, self._shared)
+        self._shared = count
+        if not grown:
+            return None
+        return LimitReached(
+            "subscriptions",
+            None,
+            f"There are {count} shared subscriptions, where each edge needs one: messages take longer for all. Set "
+            "log_subscriptions, render and restart the broker, and its log says whose they are; revoke that device.",
+        )
+
+    def _take_dropped(self, count: int) -> LimitReached | None:
         # What was dropped before we came is told too. A broker that was restarted counts from zero again.
         new = count - self._dropped if count >= self._dropped else count
         self._dropped = count
@@ -80,3 +99,8 @@ class LimitWatch:
                 who = "".join(character if character.isprintable() else "?" for character in found[1])
                 return LimitReached(limit, who, sentence.format(who))
         return None
+
+
+def _count(text: str, otherwise: int) -> int:
+    # ASCII digits alone: int() takes more than the broker writes.
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else otherwise

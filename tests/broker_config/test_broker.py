@@ -10,6 +10,7 @@ from broker_config.access import render_access, render_site_access
 from broker_config.broker import REPORTED, Broker
 from broker_config.emqx_conf import render_emqx, render_emqx_access
 from broker_config.mosquitto_conf import render_conf
+from broker_config.nftables import render_firewall_unit, render_rules
 from broker_config.rumqttd import render_rumqttd
 from broker_config.systemd import render_drop_in
 from broker_config.version import MosquittoVersion
@@ -30,6 +31,8 @@ HOME = Path("/etc/mosquitto/fleet")
         {"edges": ("a",), "devices": ("a",)},
         {"port": 65_536},
         {"port": 1883, "edge_port": 1883},
+        {"edge_networks": ["10.0.0.0/40"]},
+        {"edge_networks": ["10.0.0.1 } }\nflush ruleset"]},
         {"host": "broker.example"},
         {"max_packet_bytes": 20},
         {"max_queued": 0},
@@ -73,6 +76,11 @@ def test_the_configuration_has_what_the_link_depends_on() -> None:
     ):
         assert needed in lines
     assert "max_queued_messages 0" not in lines
+
+
+def test_subscriptions_are_logged_if_that_is_asked_for() -> None:
+    assert "log_type subscribe" not in lines_of(Broker.production())
+    assert "log_type subscribe" in lines_of(Broker.production(log_subscriptions=True))
 
 
 def test_in_production_the_certificate_alone_says_who_a_client_is() -> None:
@@ -221,6 +229,20 @@ def test_the_service_has_descriptors_for_all_connections_and_can_write_its_stora
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_understands_the_firewalls_unit(tmp_path: Path) -> None:
+    unit = tmp_path / "fleet-broker-firewall.service"
+    unit.write_text(render_firewall_unit(Broker.production(), home=HOME).replace("/usr/sbin/nft", "/bin/true"))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(unit)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, [line for line in done.stderr.splitlines() if unit.name in line]) == (0, [])
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_systemd_understands_the_drop_in(tmp_path: Path) -> None:
     # The unit as Debian has it, in few words; the program is one that every machine has.
     unit = tmp_path / "mosquitto.service"
@@ -241,13 +263,15 @@ def test_systemd_understands_the_drop_in(tmp_path: Path) -> None:
 def test_emqx_gets_the_same_rights() -> None:
     broker = Broker.production(banned=("d9",))
     acl = render_emqx_access(broker)
-    words = {"write": "publish", "read": "subscribe"}
     for who, (access, topic_filter) in itertools.chain(
         (('{username, "edge-1"}', right) for right in rights(Role.EDGE, edge="edge-1")),
         (('{username, "monitor"}', right) for right in rights(Role.MONITOR)),
         (("all", right) for right in rights(Role.DEVICE, device="${username}")),
     ):
-        assert f'{{allow, {who}, {words[access]}, ["{topic_filter}"]}}.' in acl
+        kept = topic_filter.endswith(("/state", "/config/desired", "/config/reported"))
+        publish = "publish" if kept else "{publish, [{retain, false}]}"
+        action = publish if access == "write" else "subscribe"
+        assert f'{{allow, {who}, {action}, ["{topic_filter}"]}}.' in acl
     assert acl.index('{deny, {username, "d9"}, all') < acl.index("{allow,")
     assert acl.endswith("{deny, all}.\n")
     conf = render_emqx(broker, home=HOME)
@@ -255,3 +279,32 @@ def test_emqx_gets_the_same_rights() -> None:
         assert needed in conf
     with pytest.raises(ValueError, match="production"):
         render_emqx(Broker(port=1883), home=HOME)
+
+
+def test_emqx_bounds_what_one_device_sends_and_not_what_an_edge_does() -> None:
+    devices, edges = render_emqx(Broker.production(), home=HOME).split("listeners.ssl.")[1:]
+    assert 'bind = "0.0.0.0:8883"' in devices
+    for limit in ('messages_rate = "400/s"', 'bytes_rate = "512KB/s"', "max_conn_rate"):
+        assert limit in devices
+        assert limit not in edges
+    assert 'bind = "0.0.0.0:8884"' in edges
+    assert "listeners.ssl.edges" not in render_emqx(Broker.production(edge_port=0), home=HOME)
+
+
+def test_the_firewalls_limits_grow_with_the_devices_behind_an_address() -> None:
+    rules = render_rules(Broker.production(max_device_connections=5, devices_per_address=10))
+    assert "ct count over 50 }" in rules
+    assert "limit rate over 5242880 bytes/second" in rules
+    assert "limit rate over 600/minute" in rules
+    assert "goto edge_port" not in rules, "nobody has said who may reach it"
+
+
+def test_the_firewall_lets_those_that_are_named_reach_the_edges_port() -> None:
+    broker = Broker.production(edge_networks=["10.0.0.7/24", "10.0.1.1", "fd00::1"])
+    rules = render_rules(broker)
+    assert "elements = { 10.0.0.0/24, 10.0.1.1/32 }" in rules
+    assert "elements = { fd00::1/128 }" in rules
+    assert "tcp dport 8884 goto edge_port" in rules
+    assert "8884" not in render_rules(broker.model_copy(update={"edge_port": 0}))
+    with pytest.raises(ValueError, match="port"):
+        render_rules(Broker())

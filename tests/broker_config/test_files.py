@@ -69,9 +69,10 @@ def test_each_profile_has_its_files() -> None:
         }.items()
     }
     assert names[Profile.LOOPBACK] == {"broker.toml", "mosquitto.conf", "access.acl"}
-    assert names[Profile.PRODUCTION] == names[Profile.LOOPBACK] | {"systemd/mosquitto.service.d/fleet.conf"}
+    firewall = {"firewall.nft", "systemd/fleet-broker-firewall.service"}
+    assert names[Profile.PRODUCTION] == names[Profile.LOOPBACK] | firewall | {"systemd/mosquitto.service.d/fleet.conf"}
     assert names[Profile.BRIDGE] == names[Profile.PRODUCTION] | {"head-office-access.acl"}
-    assert names[Profile.EMQX] == {"broker.toml", "emqx.conf", "acl.conf"}
+    assert names[Profile.EMQX] == {"broker.toml", "emqx.conf", "acl.conf"} | firewall
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ MESSAGES = 20_000  # twice what the broker queues for a client, and then what th
 IN_A_WRITE = 200
 ANSWERS = 100
 CONNECTIONS = 6
-TAKEN_OVER = 0x8E
+TAKEN_OVER, ALIAS_INVALID = 0x8E, 0x94
 WELCOME = {0x00, 0x10}  # success, or nobody subscribes
 ON_TIME = b"of an honest device"
 
@@ -94,3 +94,17 @@ def test_a_port_that_is_full_of_silent_connections_keeps_out_neither_an_edge_nor
             assert edge.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=EDGE), b"online") in WELCOME
         assert enforce_revocation(fleet.authority.revoke(["hostile"]), fleet.access) is not None
         assert hostile.wait_for(PacketType.DISCONNECT).reason == TAKEN_OVER
+
+
+def test_a_device_has_few_topic_aliases_and_an_edge_one_for_each_device(tmp_path: Path) -> None:
+    few, many = Broker.production().max_device_aliases, Broker.production().max_aliases
+    with (
+        tls_fleet(tmp_path) as fleet,
+        RawClient(fleet.broker.edge_port, fleet.enrol(EDGE, IdentityRole.EDGE), EDGE) as edge,
+        RawClient(fleet.broker.port, fleet.enrol("hostile"), "hostile") as hostile,
+    ):
+        for client, alias in ((edge, many), (hostile, few)):
+            client.send(publish_packet("a/topic", b"", alias=alias))
+            assert client.wait_for(PacketType.PUBACK)
+        hostile.send(publish_packet("a/topic", b"", alias=few + 1))
+        assert hostile.wait_for(PacketType.DISCONNECT).reason == ALIAS_INVALID

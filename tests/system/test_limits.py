@@ -9,7 +9,7 @@ import pytest
 
 from broker_config.broker import Broker
 from broker_config.runner import MosquittoProcess
-from fleet_cli.broker.limits import LimitReached, LimitWatch
+from fleet_cli.broker.limits import MOST_SHARED, LimitReached, LimitWatch
 from fleet_cli.broker.watch import watch
 from fleet_link.errors import ConnectFailed, NotConnected, PacketTooLarge
 from fleet_link.link import Handler, Outcome
@@ -113,6 +113,13 @@ def test_a_client_too_many_is_told_to_the_watcher_and_fails_with_a_sentence(watc
         late.start(timeout_s=0.5)
     event = watched.next()
     assert (event.limit, event.who) == ("connections", "127.0.0.1")
+
+
+def test_shared_subscriptions_without_end_are_told(start_mosquitto: StartBroker) -> None:
+    with ExitStack() as stack:
+        watched = Watched(start_mosquitto(Broker(max_packet_bytes=1 << 20, sys_interval_s=1)), stack)
+        watched.link("device-a", *((f"$share/group-{number}/#", Inbox()) for number in range(MOST_SHARED + 1)))
+        assert watched.next().limit == "subscriptions"
 
 
 def test_our_own_queue_refuses_instead_of_growing(watched: Watched) -> None:

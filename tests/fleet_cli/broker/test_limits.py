@@ -1,6 +1,6 @@
 import pytest
 
-from fleet_cli.broker.limits import DROPPED, NOTICES, LimitWatch
+from fleet_cli.broker.limits import DROPPED, MOST_SHARED, NOTICES, SHARED, LimitWatch
 
 
 def test_only_what_is_new_is_told() -> None:
@@ -16,6 +16,15 @@ def test_only_what_is_new_is_told() -> None:
         None,
         None,
     ]
+
+
+def test_shared_subscriptions_are_told_of_when_there_are_too_many_and_when_they_grow() -> None:
+    watch = LimitWatch()
+    counts = (1, MOST_SHARED, MOST_SHARED + 1, MOST_SHARED + 1, 5000, 4000, 3, MOST_SHARED + 2)
+    told = [watch.take(SHARED, b"%d" % count) for count in counts]
+    assert [event is not None for event in told] == [False, False, True, False, True, False, False, True]
+    assert {event.limit for event in told if event} == {"subscriptions"}
+    assert watch.take(SHARED, b"nonsense") is None
 
 
 @pytest.mark.parametrize(
