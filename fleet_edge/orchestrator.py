@@ -79,7 +79,7 @@ class Orchestrator:
                 results = work.session.settle(work.chain, judgement)
                 self.scheduler.judged(work, committed=sum(len(result.tokens) for result in results))
                 for result in results:
-                    self.answers.verdict(work.session, result, self.scheduler.timing(result.arrived, step))
+                    self.answers.verdict(work.session, result, self.scheduler.timing(work, result.arrived, step))
                     self.scheduler.answered(work.session, at=self.clock())
             except Exception:  # noqa: BLE001 - logged with its traceback
                 # One session must not stop the service of all others.

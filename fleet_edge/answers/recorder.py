@@ -40,9 +40,10 @@ __all__ = ["Recorder", "Sink"]
 # Each minute, and what a device has open at most, by default: one that came back to a restarted edge closes them all.
 _REPORTS: Final = 8
 
-# Of a device, logged each minute. Twenty rounds a second are more than a device drafts; further samples are rare.
+# Of a device, logged each minute. Twenty rounds a second are more than a device drafts; further samples are rare, and
+# of drafts that are hardly ever accepted a sample is enough.
 _ROUNDS: Final = 1200
-_SAMPLES: Final = 30
+_SELDOM: Final = 30
 
 
 class Sink(Protocol):
@@ -79,7 +80,7 @@ class Recorder:
     _states: DeviceStates = field(init=False)
     _reported: DeviceRates = field(default_factory=lambda: DeviceRates(_REPORTS))
     _rounds: DeviceRates = field(default_factory=lambda: DeviceRates(_ROUNDS))
-    _samples: DeviceRates = field(default_factory=lambda: DeviceRates(_SAMPLES))
+    _seldom: DeviceRates = field(default_factory=lambda: DeviceRates(_SELDOM))
 
     def __post_init__(self) -> None:
         self.events = EventCounts(self.sink.put, self.edge, self.now)
@@ -159,7 +160,8 @@ class Recorder:
             downlink_bytes: Its payload.
         """
         draft, at = result.arrived.draft, self.now()
-        rates = self._rounds if result.tested or draft.tokens else self._samples
+        ordinary = not timing.background and (result.tested or draft.tokens)
+        rates = self._rounds if ordinary else self._seldom
         if not self._traced(session) or not rates.admit(session.device, at):
             return
         self.sink.put(

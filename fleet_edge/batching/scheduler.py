@@ -9,7 +9,7 @@ not in every step. A step may exceed its budget by the last draft that it takes.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -218,9 +218,9 @@ class Scheduler:
         """A session's part of a step was decided on, and its text has grown by so many tokens."""
         self._background.judged(work.session.device, computed=work.item.rows, committed=committed)
 
-    def timing(self, arrived: ReceivedDraft, step: Step) -> DraftTiming:
-        """Return what the verdict on a draft took that the step has verified."""
-        return self._prefill_log.timing(arrived, step)
+    def timing(self, work: Work, arrived: ReceivedDraft, step: Step) -> DraftTiming:
+        """Return what the verdict on a draft took that a part of the step has verified."""
+        return replace(self._prefill_log.timing(arrived, step), background=work.background)
 
     # Within
 

@@ -40,12 +40,14 @@ class DraftTiming:
         queue_ms: From the draft's arrival to that step, or to the answer, less `prefill_ms`.
         prefill_ms: Of that time, spent in steps that computed the session's own prompt or text.
         compute_ms: Of the step that verified.
+        background: Whether the draft might have waited (see `background`).
     """
 
     batch: int = 0
     queue_ms: float = 0.0
     prefill_ms: float = 0.0
     compute_ms: float = 0.0
+    background: bool = False
 
 
 @dataclass(slots=True)

@@ -68,3 +68,14 @@ def test_a_flood_of_requests_for_samples_is_not_a_row_each_and_hides_no_round(sc
         scene.recorder.judged(session, result, DraftTiming(), form="samples", downlink_bytes=900)
     rounds = [record.round for record in scene.sink.of(RoundJudged)]
     assert rounds == [*range(30), 99]
+
+
+def test_of_drafts_that_are_hardly_ever_accepted_a_sample_is_logged(scene: Scene) -> None:
+    session = edge_session()
+    scene.recorder.opened(session, open_message(), target="toy", size=100)
+    for number in range(100):
+        drafted = arrived(draft(round_=number, tokens=(1,), counts=(9,)), at=0.0)
+        result = DraftResult(drafted, accepted=0, tested=1, token=None, p=None, finish=Finish.NO)
+        timing = DraftTiming(background=number != 99)
+        scene.recorder.judged(session, result, timing, form="sparse", downlink_bytes=900)
+    assert [record.round for record in scene.sink.of(RoundJudged)] == [*range(30), 99]

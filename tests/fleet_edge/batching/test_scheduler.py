@@ -274,7 +274,8 @@ def test_computing_an_evicted_text_anew_is_no_queue_time() -> None:
         edge.scheduler.computed(batch, Step(now, now + 1.0, sessions=0))
         now += 1.0
     assert now > 3.0
-    timing = edge.scheduler.timing(batch.verifications[0].chain[0], Step(now, now + 1.0, sessions=1))
+    (work,) = batch.verifications
+    timing = edge.scheduler.timing(work, work.chain[0], Step(now, now + 1.0, sessions=1))
     assert (timing.queue_ms, timing.prefill_ms) == (2000.0, (now - 3.0) * 1e3)
 
 
