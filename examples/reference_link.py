@@ -64,10 +64,11 @@ class Link:
 
     def ask(self, topic: str, message: object, wanted: Map, *, again_s: float, most_s: float = 120.0) -> Map:
         """Send a message, and again when nothing comes, until the answer comes that is wanted."""
-        end = time.monotonic() + most_s
+        end, tries = time.monotonic() + most_s, 0
         while time.monotonic() < end:
             self.mqtt.publish(self.root + topic, cbor2.dumps(message), qos=1)
-            again = time.monotonic() + again_s
+            again = time.monotonic() + max(again_s, min(again_s * 2.0 ** (tries - 3), 8.0))
+            tries += 1
             while (left := again - time.monotonic()) > 0:
                 try:
                     reply = self.heard.get(timeout=left)
@@ -92,9 +93,10 @@ class Link:
                 raise Resume
             case {"kind": "closed"} | {"kind": "fault", "action": "resume"}:
                 raise Resume
-            case {"kind": "refused" | "fault", "code": code, "sentence": sentence}:
-                wait_s = reply.get("retry_s", PASSING.get(code))
-                if wait_s is None:
-                    raise ValueError(sentence)
-                return float(wait_s)
+            case {"kind": "fault", "action": "wait"}:
+                return max(reply.get("retry_s", 0.0), 0.25 if "handle" in reply else 1.0)
+            case {"kind": "refused", "code": code} if "retry_s" in reply or code in PASSING:
+                return max(reply.get("retry_s", PASSING.get(code, 0.0)), 0.25)
+            case {"kind": "refused" | "fault", "sentence": sentence}:
+                raise ValueError(sentence)
         return 0.0

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import queue
 import subprocess
 import sys
 import time
@@ -138,6 +139,89 @@ def test_it_reads_every_message_that_comes_down(link: Any) -> None:
                 if fields.get(key) is not None and key in found:
                     assert found[key] == fields[key], (name, key)
     assert kinds == {"verdict", "opened", "refused", "fault", "closed"}
+
+
+class AnsweringBroker:
+    """A broker that answers each publish with the next of some replies."""
+
+    def __init__(self, heard: "queue.Queue[dict[str, Any]]", replies: list[list[dict[str, Any]]]) -> None:
+        self.heard, self.replies, self.published = heard, replies, 0
+
+    def publish(self, _topic: str, _payload: bytes, *, qos: int) -> None:
+        assert qos == 1
+        self.published += 1
+        for reply in self.replies.pop(0):
+            self.heard.put(reply)
+
+
+OURS = {"session": b"12345678", "attempt": 1, "handle": 7}
+OPENED = {"kind": "opened"} | OURS
+LATER = {"kind": "refused", "session": OURS["session"], "code": "over-quota", "sentence": "Later.", "retry_s": 0.1}
+
+
+def asked(link: Any, topic: str, *replies: list[dict[str, Any]]) -> tuple[Any, int]:
+    """Return what becomes of a question that is answered so, and how often it was sent."""
+    asking = object.__new__(link.Link)
+    asking.root, asking.ours, asking.heard = "dssd/v1/home/d/", dict(OURS), queue.Queue()
+    asking.mqtt = AnsweringBroker(asking.heard, list(replies))
+    return asking.ask(topic, [], OPENED, again_s=60.0), asking.mqtt.published
+
+
+def test_it_asks_again_when_that_is_worth_it(link: Any) -> None:
+    waiting = {
+        "kind": "fault",
+        "handle": 7,
+        "action": "wait",
+        "code": "over-quota",
+        "sentence": "Wait.",
+        "retry_s": 0.1,
+    }
+    for first in (LATER, waiting, {"kind": "connected"}):
+        assert asked(link, "up/open", [first], [OPENED]) == (OPENED, 2)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        LATER | {"session": b"87654321", "code": "busy"},
+        OPENED | {"attempt": 0},
+        {"kind": "fault", "handle": 6, "action": "give-up", "code": "counts", "sentence": "No."},
+        {"kind": "closed", "session": OURS["session"], "attempt": 0},
+        {"edge": "edge-2", "presence": "offline"},
+        {"kind": "newer"},
+        {},
+    ],
+)
+def test_what_concerns_others_changes_nothing(link: Any, other: dict[str, Any]) -> None:
+    assert asked(link, "up/draft/edge-1", [other, OPENED]) == (OPENED, 1)
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        {"kind": "fault", "handle": 7, "action": "resume", "code": "desync", "sentence": "Another text."},
+        {"kind": "closed", "session": OURS["session"], "attempt": 1, "reason": "lost"},
+        {"edge": "edge-1", "presence": "offline"},
+        {"kind": "nobody"},
+    ],
+)
+def test_a_lost_session_is_opened_again(link: Any, lost: dict[str, Any]) -> None:
+    with pytest.raises(link.Resume):
+        asked(link, "up/draft/edge-1", [lost])
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        LATER | {"code": "vocabulary-mismatch", "retry_s": None},
+        LATER | {"code": "unheard-of", "retry_s": None},
+        {"kind": "fault", "action": "give-up", "code": "over-quota", "sentence": "Later.", "retry_s": 10.0},
+        {"kind": "fault", "handle": 7, "action": "unheard-of", "code": "other", "sentence": "Later."},
+    ],
+)
+def test_what_ends_a_text_is_told(link: Any, end: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"Later\."):
+        asked(link, "up/open", [{key: value for key, value in end.items() if value is not None}])
 
 
 @contextmanager
