@@ -1,8 +1,7 @@
 """AsyncAPI 3 document of all topics and messages, made of the same definitions that both ends run on.
 
 https://www.asyncapi.com/docs/reference/specification/v3.0.0: a channel is a topic, an operation is a role that sends
-or receives on it, a message has a JSON schema. Binary messages are described by what they mean; how they lie on the
-wire is said beside it.
+or receives on it, a message has a JSON schema. Those of binary messages say how they lie on the wire.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from schemas import codec
+from schemas.cbor_schema import on_the_wire
 from schemas.control import MAX_CONTROL_BYTES, DeviceState, EdgeState, Telemetry
 from schemas.downlink import FORMS
 from schemas.messages import PROTOCOL, Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
@@ -35,6 +35,9 @@ DRAFT_LAYOUT: Final = ("handle", "round", "epoch", "base", "fix", "tokens", "cou
 VERDICT_LAYOUT: Final = ("handle", "round", "accepted", "next", "finish", "queue_ms", "compute_ms")
 
 _LAYOUTS: Final[Mapping[type[BaseModel], Sequence[str]]] = {Draft: DRAFT_LAYOUT, Verdict: VERDICT_LAYOUT}
+_OPTIONAL: Final = frozenset({"tried"})
+"""Fields of arrays that need not be there."""
+
 _BOUNDS: Final[Mapping[type[BaseModel], int]] = {
     Open: codec.MAX_OPEN_BYTES,
     Draft: codec.MAX_DRAFT_BYTES,
@@ -145,20 +148,8 @@ def _schemas() -> dict[str, Any]:
     _, schema = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )
-    plain: dict[str, Any] = _plain(schema["$defs"])
-    return plain
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON
-    """Say a JSON schema in AsyncAPI's dialect, where a discriminator is the name of a property."""
-    if isinstance(value, dict):
-        plain = {key: _plain(item) for key, item in value.items()}
-        if isinstance(plain.get("discriminator"), dict):
-            plain["discriminator"] = plain["discriminator"]["propertyName"]
-        return plain
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
+    layouts = {model.__name__: layout for model, layout in _LAYOUTS.items()}
+    return on_the_wire(schema["$defs"], layouts, optional=_OPTIONAL)
 
 
 def _channel_id(topic: Topic) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from schemas.errors import MalformedMessage, MessageTooLarge
 
-__all__ = ["MAX_ITEMS", "load", "pack_counts", "pack_ids", "pack_probabilities"]
+__all__ = ["FLOAT32", "MAX_ITEMS", "UINT16", "UINT32", "load", "pack_counts", "pack_ids", "pack_probabilities"]
 
 MAX_ITEMS: Final = 256
 """Most data items in a message: everything long is a typed array, which is two."""
@@ -22,11 +22,11 @@ _MAX_DEPTH: Final = 6
 _MAX_ARRAY: Final = 1 << 18  # items in a typed array; above the support of p in the largest packet
 
 # RFC 8746: little-endian typed arrays. The narrowest that holds the values is sent.
-_UINT16, _UINT32, _FLOAT32 = 69, 70, 85
+UINT16, UINT32, FLOAT32 = 69, 70, 85
 _TYPED: Final[dict[int, np.dtype[Any]]] = {
-    _UINT16: np.dtype("<u2"),
-    _UINT32: np.dtype("<u4"),
-    _FLOAT32: np.dtype("<f4"),
+    UINT16: np.dtype("<u2"),
+    UINT32: np.dtype("<u4"),
+    FLOAT32: np.dtype("<f4"),
 }
 
 # Of an item's first byte: three bits of major type, five of which tell its argument (RFC 8949, 3).
@@ -38,17 +38,17 @@ _KNOWN_SIMPLE: Final = frozenset({20, 21, 22, 25, 26, 27})  # false, true, null,
 
 def pack_ids(ids: Sequence[int]) -> cbor2.CBORTag:
     """Return token ids as a typed array of two bytes each, or four where an id needs them."""
-    return _pack(_UINT16 if max(ids, default=0) < 1 << 16 else _UINT32, ids)
+    return _pack(UINT16 if max(ids, default=0) < 1 << 16 else UINT32, ids)
 
 
 def pack_counts(counts: Sequence[int]) -> cbor2.CBORTag:
     """Return counts of 1 to 65,536 as a typed array of two bytes each, one less than they are."""
-    return _pack(_UINT16, [count - 1 for count in counts])
+    return _pack(UINT16, [count - 1 for count in counts])
 
 
 def pack_probabilities(probs: Sequence[float]) -> cbor2.CBORTag:
     """Return probabilities as a typed array of float32."""
-    return _pack(_FLOAT32, probs)
+    return _pack(FLOAT32, probs)
 
 
 def load(payload: bytes, *, bound: int) -> object:

@@ -1,6 +1,7 @@
 """The AsyncAPI document says what the code does."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import cbor2
@@ -13,6 +14,8 @@ from schemas.reasons import Finish
 from schemas.topics import TREE, Role, Topic, build
 
 DOCUMENT = document()
+SCHEMAS = DOCUMENT["components"]["schemas"]
+VECTORS = Path(__file__).parents[2] / "docs" / "vectors"
 
 
 def test_every_topic_is_a_channel_and_every_role_in_it_an_operation() -> None:
@@ -70,7 +73,108 @@ def test_the_layouts_are_those_of_the_encoded_arrays() -> None:
 def test_fields_that_a_message_has_are_fields_of_its_schema() -> None:
     for models in MESSAGES.values():
         for model in models:
-            assert set(DOCUMENT["components"]["schemas"][model.__name__]["properties"]) == set(model.model_fields)
+            schema = SCHEMAS[model.__name__]
+            named = schema.get("properties") or [place["title"] for place in schema["items"]]
+            assert set(named) == set(model.model_fields)
+
+
+def test_no_binary_message_has_a_plain_array_of_numbers() -> None:
+    def arrays(value: Any) -> list[Any]:
+        if isinstance(value, dict):
+            own = [value] if value.get("type") == "array" else []
+            return own + [found for key, item in value.items() if key != "x-cbor-items" for found in arrays(item)]
+        return [found for item in value for found in arrays(item)] if isinstance(value, list) else []
+
+    assert {array["title"] for array in arrays(SCHEMAS)} == {"Draft", "Verdict", "Sparse", "Samples", "Dense"}
+
+
+WIDTHS = {69: 2, 70: 4, 85: 4}
+
+
+def conforms(schema: Any, value: Any) -> bool:  # noqa: C901, PLR0911 - a case for each kind of value
+    """Whether a message, as CBOR says it, is what the document says: as much of JSON schema as the document uses."""
+    if "$ref" in schema:
+        return conforms(SCHEMAS[schema["$ref"].rpartition("/")[2]], value)
+    for union in ("anyOf", "oneOf"):
+        if union in schema:
+            return any(conforms(part, value) for part in schema[union])
+    if "const" in schema or "enum" in schema:
+        return value in schema.get("enum", [schema.get("const")]) and type(value) is not bool
+    match schema["type"], value:
+        case "string", cbor2.CBORTag(tag=tag, value=raw):
+            return tag in schema.get("x-cbor-tags", ()) and typed(schema, WIDTHS[tag], raw)
+        case "string", str() | bytes():
+            kind = bytes if schema.get("format") == "binary" else str
+            return "x-cbor-tags" not in schema and type(value) is kind and within(schema, len(value), "Length")
+        case "array", list():
+            places = zip(schema["items"], value, strict=False)
+            return len(value) >= schema["minItems"] and all(conforms(*place) for place in places)
+        case "object", dict():
+            named = value.keys() if schema.get("additionalProperties", True) else value.keys() & schema["properties"]
+            known = [conforms(schema["properties"][key], value[key]) for key in value if key in schema["properties"]]
+            return value.keys() == named and set(schema.get("required", ())) <= value.keys() and all(known)
+        case ("null", None) | ("boolean", bool()):
+            return True
+        case ("integer", int()) | ("number", float()):
+            return type(value) is not bool and within(schema, value, "imum")
+        case _:
+            return False
+
+
+def typed(schema: Any, width: int, raw: bytes) -> bool:
+    numbers = [int.from_bytes(raw[at : at + width], "little") for at in range(0, len(raw), width)]
+    fit = schema["x-cbor-items"]["type"] == "number" or all(conforms(schema["x-cbor-items"], each) for each in numbers)
+    return len(raw) % width == 0 and within(schema, len(raw), "Length") and fit
+
+
+def within(schema: Any, size: float, kind: str) -> bool:
+    high, low = schema.get(f"max{kind}", size), schema.get(f"min{kind}", size)
+    above, below = schema.get("exclusiveMaximum", size + 1), schema.get("exclusiveMinimum", size - 1)
+    return bool(low <= size <= high and (kind == "Length" or below < size < above))
+
+
+def binary_messages() -> list[Any]:
+    found = json.loads((VECTORS / "messages.json").read_text(encoding="utf-8"))["messages"]["cases"]
+    return [pytest.param(case, id=case["name"]) for case in found if "hex" in case]
+
+
+def named(case: Any) -> str:
+    return str(case["name"]).partition(":")[0].capitalize()
+
+
+@pytest.mark.parametrize("case", binary_messages())
+def test_every_message_is_what_the_document_says(case: Any) -> None:
+    message = cbor2.loads(bytes.fromhex(case["hex"]))
+    assert conforms(SCHEMAS[named(case)], message)
+    assert not conforms(SCHEMAS[named(case)], plain(message)) or plain(message) == message
+
+
+@pytest.mark.parametrize("case", binary_messages())
+def test_the_check_of_messages_can_fail(case: Any) -> None:
+    message = cbor2.loads(bytes.fromhex(case["hex"]))
+    schema = SCHEMAS[named(case)]
+    if isinstance(message, list):
+        for place, field in enumerate(message[: len(schema["items"])]):
+            assert not conforms(schema, [*message[:place], "words", *message[place + 1 :]]), field
+        assert not conforms(schema, message[: schema["minItems"] - 1])
+    else:
+        for key in message.keys() & schema["properties"]:
+            assert not conforms(schema, message | {key: []}), key
+        for key in schema["required"]:
+            assert not conforms(schema, {name: value for name, value in message.items() if name != key}), key
+
+
+def plain(value: Any) -> Any:
+    """Return a message with plain arrays in place of typed ones."""
+    match value:
+        case cbor2.CBORTag():
+            return [1, 2]
+        case dict():
+            return {key: plain(part) for key, part in value.items()}
+        case list():
+            return [plain(part) for part in value]
+        case _:
+            return value
 
 
 def test_the_document_is_json() -> None:
