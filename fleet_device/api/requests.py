@@ -47,6 +47,8 @@ def _prompt(value: object) -> object:
         value = value[0]
     elif isinstance(value, list) and value and isinstance(value[0], str | list):
         raise ValueError("several prompts in one request are not supported, send one request for each")
+    if isinstance(value, list) and len(value) > MAX_TOKENS:
+        raise ValueError(f"it has {len(value)} tokens, more than any text can")
     # One sentence for a value that fits neither kind; pydantic would give one for each kind.
     if not isinstance(value, str) and not (isinstance(value, list) and all(map(_is_token, value))):
         raise ValueError("it must be text, or a list of token ids")
@@ -59,8 +61,8 @@ def _is_token(value: object) -> bool:
 
 Stops = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=_LONGEST_STOP)], ...],
+    Field(max_length=_MOST_STOPS, fail_fast=True),
     BeforeValidator(_strings),
-    Field(max_length=_MOST_STOPS),
 ]
 TokenLimit = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fleet_device.api.problems import ApiProblem
 from fleet_device.api.requests import ChatRequest, CompletionRequest, read_request
+from schemas.bounds import MAX_TOKENS
 from tests.support.memory_device import TalkingDrafter, settings
 
 USER = {"role": "user", "content": "t1"}
@@ -109,6 +111,25 @@ def test_other_prompts_are_refused(prompt: object) -> None:
     with pytest.raises(ApiProblem) as caught:
         completion(prompt=prompt)
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        pytest.param("stop", [""] * 300_000, id="stop"),
+        pytest.param("prompt", [1] * (MAX_TOKENS + 1), id="prompt"),
+        pytest.param("messages", [{}] * 300_000, id="messages"),
+    ],
+)
+def test_of_very_many_faults_one_is_found(field: str, value: list[object]) -> None:
+    """To describe each of them held up the event loop for a second."""
+    model = ChatRequest if field == "messages" else CompletionRequest
+    fields = {"prompt": "t1"} if field == "stop" else {}
+    with pytest.raises(ApiProblem, match=field) as caught:
+        read_request(model, json.dumps({**fields, field: value}).encode())
+    cause = caught.value.__cause__
+    assert isinstance(cause, ValidationError)
+    assert cause.error_count() <= 2  # a message lacks two fields
 
 
 def test_texts_that_leave_the_seed_open_get_seeds_of_their_own() -> None:
