@@ -13,6 +13,7 @@ _BENCHMARKS: Final = {
     "batching": "Verify one device and eight together: committed tokens for each second of edge compute.",
     "faults": "Kill, stop, cut off and fill up what there is while devices write: are texts and log right, how soon?",
     "exactness": "Prove through a real mosquitto that texts follow the target's law, and that faults are caught.",
+    "fenced": "What the messages of a device that is shut out cost the edge, by thread, beside a bare reader.",
     "hostile": "Attack a fleet as one of its own devices: what the honest ones keep, what the edge and its log bear.",
     "pacing": "Write under fixed plans and under chosen ones, near the edge and far from it: tokens per second.",
     "padding": "Measure what message sizes and times tell an observer, and what padding costs.",

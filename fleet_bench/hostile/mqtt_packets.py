@@ -34,6 +34,7 @@ class PacketType:
 PING: Final = bytes((PacketType.PINGREQ << 4, 0))
 DISCONNECT: Final = bytes((PacketType.DISCONNECT << 4, 0))
 
+_USER_NAME: Final = 0x80
 _CLEAN_START: Final = 0x02
 _WILL: Final = 0x04
 _WILL_QOS_1: Final = 0x08
@@ -90,13 +91,17 @@ class IncomingPacket:
         return self.body[place] if len(self.body) > place else 0
 
 
-def connect_packet(client_id: str, *, keepalive_s: int = 60, will: WillMessage | None = None) -> bytes:
-    """Return a CONNECT without user name: the broker takes it from the certificate."""
-    flags = _CLEAN_START
+def connect_packet(
+    client_id: str, *, keepalive_s: int = 60, will: WillMessage | None = None, username: str | None = None
+) -> bytes:
+    """Return a CONNECT; without a user name the broker takes it from the certificate."""
+    flags = _CLEAN_START | _USER_NAME * (username is not None)
     payload = _string(client_id.encode())
     if will is not None:
         flags |= _WILL | _WILL_QOS_1 | _WILL_RETAIN * will.retain
         payload += _NO_PROPERTIES + _string(will.topic.encode()) + _string(will.payload)
+    if username is not None:
+        payload += _string(username.encode())
     head = _string(b"MQTT") + bytes((5, flags)) + keepalive_s.to_bytes(2, "big") + _NO_PROPERTIES
     return _packet(PacketType.CONNECT << 4, head + payload)
 
