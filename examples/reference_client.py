@@ -18,7 +18,7 @@ import numpy as np
 from reference_formulas import DRAFT, correct, couple, digest, fingerprint, invert, quantize, shape, uniform
 from reference_link import Link, Map, Resume, pack
 
-NOT_COUNTED = dict.fromkeys(("drafted", "tested", "accepted", "uplink_bytes", "downlink_bytes"), 0)
+NOT_COUNTED = dict.fromkeys(("drafted", "tested", "accepted", "rounds", "uplink_bytes", "downlink_bytes"), 0)
 NOT_TIMED = dict.fromkeys(("draft_ms", "wait_ms", "wall_ms"), 0.0)
 
 
@@ -48,29 +48,30 @@ class Text:
         self.tokens, self.rounds, self.fix = list[int](), itertools.count(), None
 
     def write(self) -> Map:
-        """Write the text, and close its session."""
-        for attempt in range(20):
-            self.link.ours = {"session": self.session, "attempt": attempt, "handle": None}
-            resume = {"resume": pack(self.tokens)} if attempt else {}
-            wanted = {"kind": "opened", "session": self.session, "attempt": attempt}
-            with contextlib.suppress(Resume):
-                opened = self.link.ask("up/open", self.job | {"attempt": attempt} | resume, wanted, again_s=1.0)
-                self.link.ours["handle"] = opened["handle"]
-                reason = self.draft(opened)
-                break
-        else:
+        """Write the text, and close its session whatever comes."""
+        opened, reason = None, "failed"
+        try:
+            for attempt in range(20):
+                self.link.ours = {"session": self.session, "attempt": attempt, "handle": None}
+                resume = {"resume": pack(self.tokens)} if attempt else {}
+                wanted = {"kind": "opened", "session": self.session, "attempt": attempt}
+                with contextlib.suppress(Resume):
+                    opened = self.link.ask("up/open", self.job | {"attempt": attempt} | resume, wanted, again_s=1.0)
+                    self.link.ours["handle"] = opened["handle"]
+                    reason = self.draft(opened)
+                    return {"tokens": self.tokens, "reason": reason, "rounds": next(self.rounds)}
             raise TimeoutError("The session was lost 20 times.")
+        finally:
+            if opened is not None:
+                self.close(opened, reason)
+
+    def close(self, opened: Map, reason: str) -> None:
+        """Say how the text has ended, and wait a little for the edge's word on it."""
         close = {"kind": "close", "session": self.session, "handle": opened["handle"], "edge": opened["edge"]}
-        close |= {
-            "reason": reason,
-            "tokens": len(self.tokens),
-            "digest": digest(self.tokens),
-            "rounds": next(self.rounds),
-        }
+        close |= {"reason": reason, "tokens": len(self.tokens), "digest": digest(self.tokens)}
         close |= NOT_COUNTED | NOT_TIMED | ({} if self.fix is None else {"fix": self.fix})
-        with contextlib.suppress(Resume, TimeoutError):
+        with contextlib.suppress(Resume, TimeoutError, ValueError):
             self.link.ask("up/close", close, {"kind": "closed", "session": self.session}, again_s=5.0, most_s=5.0)
-        return {"tokens": self.tokens, "reason": reason, "rounds": close["rounds"]}
 
     def draft(self, opened: Map) -> str:
         """Draft and commit until the text ends; return why."""

@@ -329,7 +329,7 @@ def test_in_coupled_mode_it_writes_what_our_device_writes_also_when_its_edge_die
 @contextmanager
 def client_across_two_edges(broker: MosquittoProcess, folder: Path) -> Iterator[tuple[list[list[int]], int]]:
     """Kill the edge under the client once it has written some texts; yield all, with another edge still there."""
-    with toy_edge(broker) as first, client(broker, folder, Mode.COUPLED, texts=200, tokens=40, seed=7) as process:
+    with toy_edge(broker) as first, client(broker, folder, Mode.COUPLED, texts=80, tokens=40, seed=7) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(20)]
         first.kill()
