@@ -4,7 +4,7 @@ import struct
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-MOST: Final = 24
+MOST: Final = 16
 _HEAD: Final = struct.Struct(">BH")
 
 
