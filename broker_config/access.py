@@ -11,6 +11,7 @@ should it ever, the edges' topics are denied here by name, and a list of devices
 from collections.abc import Iterator
 
 from broker_config.broker import REPORTED, Broker
+from broker_config.janitor import janitor_rights
 from schemas.topics import ROOT, Access, Role, Topic, build, rules_for, wildcard
 
 __all__ = ["render_access", "render_site_access"]
@@ -55,6 +56,8 @@ def _lines(broker: Broker) -> Iterator[str]:
     for monitor in broker.monitors:
         rights = (*rules_for(Role.MONITOR, fleet=broker.fleet), Access(SYS, write=False))
         yield from _section(monitor, rights, everyone)
+    if broker.janitor is not None:
+        yield from _section(broker.janitor, janitor_rights(broker), everyone)
     for device in broker.devices or ():
         yield from _section(device, _of_device(broker, device), everyone)
     if everyone:

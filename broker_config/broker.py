@@ -104,6 +104,7 @@ class HeadOffice(BaseModel):
 
 PRODUCTION_PORT: Final = 8883
 PRODUCTION_EDGE_PORT: Final = 8884
+PRODUCTION_JANITOR: Final = "monitor-janitor"  # a name that no device can get
 PRODUCTION_STORAGE: Final = Path("/var/lib/mosquitto")
 LARGEST_PACKET: Final = 268_435_455  # MQTT's own bound
 
@@ -143,12 +144,14 @@ class Broker(BaseModel):
             devices cannot take its places. 0 for none: everybody uses `port`.
         edges: Names of the edges. Any other user is a device, or a monitor.
         monitors: User names of administrators.
+        janitor: User name of the client that clears what devices leave behind; None for none.
         devices: Names of the devices. None lets every name be a device's that the certificate authority has signed, so
             that enrolling one changes nothing here. With names, nobody else has any right.
         banned: Names that may do nothing, whatever certificate they show.
         tls: Certificates; None for a broker on loopback.
         head_office: Where this site reports to, if anywhere.
         storage: Folder for what is retained; None forgets it at a restart.
+        public_name: Host name or address of the broker as its certificate has it, for the clients on its own machine.
         pid_file: Where mosquitto writes its process id, for whoever tells it to reload without systemd.
         user: Whom mosquitto becomes when root starts it; None leaves its default.
         acl_plugin: From mosquitto 2.1 on, the path of its `mosquitto_acl_file.so`; None uses the option that 2.0 and
@@ -188,11 +191,13 @@ class Broker(BaseModel):
     edge_port: Annotated[int, Field(ge=0, le=65_535)] = 0
     edges: tuple[Name, ...] = ("edge-1",)
     monitors: tuple[Name, ...] = ("monitor",)
+    janitor: Name | None = None
     devices: tuple[Name, ...] | None = None
     banned: tuple[Name, ...] = ()
     tls: Tls | None = None
     head_office: HeadOffice | None = None
     storage: Annotated[Path, AfterValidator(_writable)] | None = None
+    public_name: Annotated[str, AfterValidator(_host)] = "localhost"
     pid_file: Annotated[Path, AfterValidator(_writable)] | None = None
     user: Name | None = None
     acl_plugin: Annotated[Path, AfterValidator(_writable)] | None = None
@@ -226,6 +231,7 @@ class Broker(BaseModel):
             "host": None,
             "port": PRODUCTION_PORT,
             "edge_port": PRODUCTION_EDGE_PORT,
+            "janitor": PRODUCTION_JANITOR,
             "tls": {},
             "storage": PRODUCTION_STORAGE,
             "user": "mosquitto",
@@ -235,7 +241,7 @@ class Broker(BaseModel):
 
     @model_validator(mode="after")
     def _one_role_a_name(self) -> Self:
-        names = [*self.edges, *self.monitors, *(self.devices or ())]
+        names = [*self.edges, *self.monitors, *(self.devices or ()), *((self.janitor,) if self.janitor else ())]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"{', '.join(repeated)}: each name is one edge, one monitor or one device")
@@ -243,7 +249,7 @@ class Broker(BaseModel):
 
     def port_of(self, name: str) -> int:
         """Return the port that a client uses."""
-        return self.edge_port if self.edge_port and name in (*self.edges, *self.monitors) else self.port
+        return self.edge_port if self.edge_port and name in (*self.edges, *self.monitors, self.janitor) else self.port
 
     @model_validator(mode="after")
     def _two_ports(self) -> Self:

@@ -14,6 +14,7 @@ from fleet_runtime.validation import field_at, plain_sentence
 
 __all__ = ["read_description", "render_description"]
 
+_NOTHING: Final = frozenset({"host", "janitor"})
 _SECTIONS: Final[dict[str, type[BaseModel]]] = {"tls": Tls, "head_office": HeadOffice}
 
 
@@ -53,15 +54,15 @@ def describe(values: dict[str, Any], *, production: bool, origin: str = "") -> B
     """Make a description of values.
 
     Args:
-        values: As in the TOML file; an empty `host` stands for all addresses.
+        values: As in the TOML file; an empty `host` stands for all addresses, an empty `janitor` for none.
         production: Whether what is left out has production's defaults.
         origin: Where they come from, for a sentence.
 
     Raises:
         BrokerFilesError: They describe no broker; a line for each that is wrong.
     """
-    if values.get("host") == "":
-        values = {**values, "host": None}
+    # TOML knows no nothing.
+    values = {key: None if value == "" and key in _NOTHING else value for key, value in values.items()}
     try:
         return Broker.production(**values) if production else Broker.model_validate(values)
     except ValidationError as error:

@@ -12,6 +12,7 @@ from broker_config.broker import Broker
 from broker_config.description import render_description
 from broker_config.emqx_conf import render_emqx, render_emqx_access
 from broker_config.errors import BrokerFilesError
+from broker_config.janitor import JANITOR_UNIT, TIMER_UNIT, render_janitor_unit, render_timer
 from broker_config.mosquitto_conf import ACCESS_FILE, CONF_FILE, render_conf
 from broker_config.nftables import RULES_FILE, UNIT_FILE, render_firewall_unit, render_rules
 from broker_config.systemd import DROP_IN_FILE, render_drop_in
@@ -83,6 +84,9 @@ def render_files(
     if profile is not Profile.LOOPBACK:
         files.append(RenderedFile(DROP_IN_FILE, render_drop_in(broker, home=home), PUBLIC))
         files += _firewall(broker, home)
+        if broker.janitor is not None:
+            files.append(RenderedFile(JANITOR_UNIT, render_janitor_unit(broker), PUBLIC))
+            files.append(RenderedFile(TIMER_UNIT, render_timer(broker), PUBLIC))
     if profile is Profile.BRIDGE:
         files.append(RenderedFile(SITE_ACCESS_FILE, render_site_access(broker)))
     return tuple(files)

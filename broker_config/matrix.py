@@ -39,6 +39,8 @@ def may_publish(broker: Broker, user: str, topic: str) -> bool:
         return False
     if address.topic is Topic.DRAFT and address.edge not in broker.edges:
         return False
+    if _may_clear(broker, user, address):
+        return True
     return any(_own(role, user, address) for role in roles_of(broker, user) & address.rule.writers)
 
 
@@ -50,8 +52,17 @@ def may_receive(broker: Broker, user: str, topic: str) -> bool:
     address = _address(broker, topic)
     if address is None:
         return False
+    if _may_clear(broker, user, address):
+        return address.topic is not Topic.DRAFT or address.edge in broker.edges
     # Everybody may learn which edges are up.
     return any(address.topic is Topic.EDGE_STATE or _own(role, user, address) for role in roles & address.rule.readers)
+
+
+def _may_clear(broker: Broker, user: str, address: Address) -> bool:
+    """Whether it is the janitor, and a topic where something may be left: what devices write and nobody is to keep."""
+    if user != broker.janitor or user in broker.banned:
+        return False
+    return address.rule.writers == {Role.DEVICE} and not address.rule.retained
 
 
 def _own(role: Role, user: str, address: Address) -> bool:
@@ -92,13 +103,14 @@ COLUMNS: Final = {
     "the edge itself": EDGE,
     "another edge": "edge-2",
     "monitor": "monitor",
+    "janitor": "monitor-janitor",
     "banned, or without an accepted certificate": "nobody",
 }
 
 
 def render_table() -> str:
     """Return the table as Markdown: `w` may publish, `r` receives."""
-    broker = Broker(edges=(EDGE, "edge-2"), banned=("nobody",))
+    broker = Broker(edges=(EDGE, "edge-2"), banned=("nobody",), janitor="monitor-janitor")
     rows = [["topic below `dssd/v1/<fleet>/`", *COLUMNS], ["---"] * (1 + len(COLUMNS))]
     for rule in TREE:
         topic = _example(rule, broker)

@@ -161,7 +161,9 @@ class Intake:
         link.subscribe(wildcard(Topic.STATE, fleet=fleet), self.on_message)
 
     def on_message(self, message: Message) -> None:
-        """Take one message."""
+        """Take one message. An empty one is nobody's: so the broker tells that something kept there was cleared."""
+        if not message.payload:
+            return
         at = self.clock()
         try:
             address = parse(message.topic)

@@ -108,6 +108,7 @@ def _modes(directory: Path) -> Finding:
 
 def _on_trial(trial: Trial, broker: Broker) -> Iterator[Finding]:
     users = (*DEVICES, *broker.edges, *broker.monitors, *(broker.devices or ()), *broker.banned)
+    users = (*users, broker.janitor) if broker.janitor is not None else users
     links, inspector = connect_all(trial, users)
     yield _access(Prober(broker, links, inspector, topics_to_try(broker, users)))
     if trial.authority is not None:

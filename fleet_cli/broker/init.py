@@ -140,6 +140,7 @@ def _description(fleet: str, edges: Sequence[str], port: int, edge_port: int) ->
             "host": "127.0.0.1",
             "port": port,
             "edge_port": edge_port,
+            "janitor": None,  # it is for services
             "tls": {
                 "ca": AUTHORITY / "ca.pem",
                 "crl": AUTHORITY / "crl.pem",

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from broker_config.access import render_access, render_site_access
 from broker_config.broker import REPORTED, Broker
 from broker_config.emqx_conf import render_emqx, render_emqx_access
+from broker_config.janitor import janitor_command, render_janitor_unit, render_timer
 from broker_config.mosquitto_conf import render_conf
 from broker_config.nftables import render_firewall_unit, render_rules
 from broker_config.rumqttd import render_rumqttd
@@ -179,7 +180,7 @@ def rights(
 
 
 def test_every_right_of_the_topic_tree_is_rendered_and_no_other() -> None:
-    found = sections(render_access(Broker(edges=("e1", "e2"), monitors=("desk",))))
+    found = sections(render_access(Broker(edges=("e1", "e2"), monitors=("desk",), janitor="broom")))
     everyone = rights(Role.DEVICE, device="%u", edges=("e1", "e2"))
     assert ("write", "dssd/v1/home/%u/up/draft/e2") in everyone
     assert found.pop("%u") == everyone
@@ -187,6 +188,16 @@ def test_every_right_of_the_topic_tree_is_rendered_and_no_other() -> None:
         assert found.pop(edge) == rights(Role.EDGE, edge=edge) - everyone
         assert found.pop(f"_edge/{edge}") == {("deny", "#")}
     assert found.pop("desk") == (rights(Role.MONITOR) | {("read", "$SYS/#")}) - everyone
+    cleared = {
+        "%u/up/open",
+        "%u/up/draft/e1",
+        "%u/up/draft/e2",
+        "%u/up/close",
+        "%u/up/telemetry",
+        "%u/command/response",
+    }
+    both = {(way, f"dssd/v1/home/{each.replace('%u', '+')}") for each in cleared for way in ("read", "write")}
+    assert found.pop("broom") == both
     assert found == {}
 
 
@@ -279,6 +290,29 @@ def test_emqx_gets_the_same_rights() -> None:
         assert needed in conf
     with pytest.raises(ValueError, match="production"):
         render_emqx(Broker(port=1883), home=HOME)
+
+
+def test_the_janitors_unit_runs_its_command_with_credentials_of_its_own(tmp_path: Path) -> None:
+    broker = Broker.production(public_name="broker.example", fleet="plant")
+    text = render_janitor_unit(broker)
+    (command,) = [line.removeprefix("ExecStart=") for line in text.splitlines() if line.startswith("ExecStart=")]
+    assert command.replace("%%", "%").split() == janitor_command(broker, folder="%d")
+    assert command.startswith("/usr/bin/mosquitto_sub -V 5 -q 0 -h broker.example -p 8884 --cafile %d/ca.pem ")
+    assert "-t dssd/v1/plant/+/up/open " in command
+    assert "LoadCredential=janitor.key:/etc/fleet/janitor/janitor.key" in text
+    if shutil.which("systemd-analyze") is None:
+        return
+    units = {"service": text.replace("/usr/bin/mosquitto_sub", "/bin/true"), "timer": render_timer(broker)}
+    for kind, unit in units.items():
+        (tmp_path / f"fleet-broker-janitor.{kind}").write_text(unit)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *map(str, sorted(tmp_path.iterdir()))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, [line for line in done.stderr.splitlines() if "janitor" in line]) == (0, [])
 
 
 def test_emqx_bounds_what_one_device_sends_and_not_what_an_edge_does() -> None:

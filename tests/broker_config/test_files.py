@@ -36,6 +36,11 @@ def test_what_a_description_leaves_out_has_productions_default(tmp_path: Path) -
     assert (broker.tls.ca, broker.tls.key) == (Path("other.pem"), Path("broker.key"))
 
 
+def test_what_is_empty_is_left_out() -> None:
+    assert describe({"host": "", "janitor": ""}, production=True).janitor is None
+    assert describe({}, production=True).janitor == "monitor-janitor"
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -70,7 +75,8 @@ def test_each_profile_has_its_files() -> None:
     }
     assert names[Profile.LOOPBACK] == {"broker.toml", "mosquitto.conf", "access.acl"}
     firewall = {"firewall.nft", "systemd/fleet-broker-firewall.service"}
-    assert names[Profile.PRODUCTION] == names[Profile.LOOPBACK] | firewall | {"systemd/mosquitto.service.d/fleet.conf"}
+    services = {"mosquitto.service.d/fleet.conf", "fleet-broker-janitor.service", "fleet-broker-janitor.timer"}
+    assert names[Profile.PRODUCTION] == names[Profile.LOOPBACK] | firewall | {f"systemd/{each}" for each in services}
     assert names[Profile.BRIDGE] == names[Profile.PRODUCTION] | {"head-office-access.acl"}
     assert names[Profile.EMQX] == {"broker.toml", "emqx.conf", "acl.conf"} | firewall
 

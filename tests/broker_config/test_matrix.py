@@ -41,6 +41,17 @@ def test_no_role_reaches_beyond_its_own() -> None:
     assert not may_publish(broker, "d", build(Topic.DRAFT, fleet="home", device="d", edge="e3"))
 
 
+def test_the_janitor_reads_and_clears_what_nobody_is_to_keep_and_nothing_else() -> None:
+    broker = Broker(janitor="broom")
+    left = {Topic.OPEN, Topic.DRAFT, Topic.CLOSE, Topic.TELEMETRY, Topic.COMMAND_RESPONSE}
+    for rule in TREE:
+        device = "d" if "{device}" in rule.template else None
+        topic = build(rule.topic, fleet="home", device=device, edge="edge-1" if "{edge}" in rule.template else None)
+        assert may_publish(broker, "broom", topic) == (rule.topic in left)
+        assert may_receive(broker, "broom", topic) == (rule.topic in left or rule.topic is Topic.EDGE_STATE)
+    assert not may_publish(broker.model_copy(update={"banned": ("broom",)}), "broom", "dssd/v1/home/d/up/open")
+
+
 @pytest.mark.parametrize("name", ["_edge/e1", "#", "", "$SYS"])
 def test_a_name_that_is_none_has_no_role(name: str) -> None:
     assert roles_of(Broker(), name) == frozenset()

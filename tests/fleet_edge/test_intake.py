@@ -54,6 +54,13 @@ def test_what_is_no_message_arrives_as_such(intake: Intake, inbox: IntakeQueue) 
     assert [type(arrival.message) for arrival in arrivals(inbox)] == [Malformed] * 3
 
 
+def test_an_empty_message_is_nobodys(intake: Intake, inbox: IntakeQueue) -> None:
+    # Subscribers get one when something that was kept is cleared; it is no fault of the device whose topic it is.
+    for kind, edge in ((Topic.OPEN, None), (Topic.CLOSE, None), (Topic.DRAFT, "edge-1"), (Topic.STATE, None)):
+        intake.on_message(Message(topic(kind, edge=edge), b""))
+    assert arrivals(inbox) == []
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -157,7 +164,7 @@ def test_an_open_goes_to_one_edge_a_draft_to_the_one_it_names_and_a_close_to_all
     device.start(timeout_s=1.0)
     device.publish(topic(Topic.OPEN), encode_open(open_message()))
     device.publish(topic(Topic.DRAFT, edge="edge-2"), encode_draft(Draft(handle=0, round=0, epoch=0, base=0, digest=0)))
-    device.publish(topic(Topic.CLOSE), b"")
+    device.publish(topic(Topic.CLOSE), b"\xff")
     broker.pump()
     heard = {edge: [type(arrival.message).__name__ for arrival in arrivals(box)] for edge, box in boxes.items()}
     assert sorted(heard["edge-1"] + heard["edge-2"]) == ["Draft", "Malformed", "Malformed", "Open"]

@@ -24,7 +24,8 @@ HOME = Path("/etc/mosquitto/fleet")
 DESCRIPTION = Broker.production(edges=("edge-1", "edge-2"), banned=("device-c",))
 DEVICES = ("device-a", "device-b", "device-c")
 IMPOSTORS = ("_edge/edge-1", "_edge/edge-2")
-USERS = (*DEVICES, *DESCRIPTION.edges, *DESCRIPTION.monitors, *IMPOSTORS)
+JANITOR = "monitor-janitor"
+USERS = (*DEVICES, *DESCRIPTION.edges, *DESCRIPTION.monitors, JANITOR, *IMPOSTORS)
 
 WITHOUT_EFFECT = re.compile(r"-> 'topic readwrite (dssd/v1/home/_edge/edge-\d/state|\$SYS/#)'")
 """Wider in writing, not in deed: everybody may read which edges are up, and mosquitto lets nobody write below $SYS."""
