@@ -32,6 +32,7 @@ from tests.support.memory_fleet import FLEET, Clock, terms
 EDGES, DEVICES, HOSTILE = ("edge-1", "edge-2"), ("device-1", "device-2"), "hostile"
 MOMENT_S = 0.01  # that each thing takes
 LEASE_S = 60.0
+HOT = (Topic.DRAFT, Topic.VERDICT)
 PLENTY = 12_000.0  # new tokens a minute
 SESSIONS = 8  # of a device, where they are not few
 MOST_RESUMES = 20  # in a row that bring nothing, before a device gives up
@@ -39,6 +40,7 @@ WAITS = 600  # seconds in which a fleet without faults brings its texts to their
 MESSAGES = 60  # that it needs at most for a text, and
 MESSAGES_A_TOKEN = 12
 places = st.integers(0, 7)
+moves = st.integers(0, 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +59,12 @@ class Wish:
 wishes = st.builds(
     Wish,
     mode=st.sampled_from(Mode),
-    tokens=st.sampled_from((2, 8, 20, 40)),
+    tokens=st.sampled_from((1, 3, 8, 20, 40)),
     prompt=st.tuples(st.integers(0, 5)),
     temperature=st.sampled_from((0.0, 0.8, 1.5)),
     top_k=st.sampled_from((0, 5)),
-    length=st.integers(0, 4),
-    ahead=st.booleans(),
+    length=st.sampled_from((2, 1, 4, 0)),
+    ahead=st.sampled_from((True, True, False)),
 )
 
 
@@ -89,22 +91,25 @@ class ProtocolModel(RuleBasedStateMachine):
         self.fences: dict[str, FenceView] = {}
         self.lifted: dict[str, datetime] = {}
         self.number = self.crashes = 0
+        self.harsh = True  # or nothing worse happens than that messages are repeated, and come late
         self.edges: list[ModelEdge] = []
         self.devices: list[ModelDevice] = []
         self.errors = _Errors()
         logging.getLogger().addHandler(self.errors)
 
     @initialize(
-        window=st.sampled_from((1, 2, 4)),
+        window=st.sampled_from((4, 2, 1)),
         form=st.sampled_from(Form),
         kv_tokens=st.sampled_from((1 << 20, 60)),
         packet=st.sampled_from((1 << 20, 540)),
         step_tokens=st.sampled_from((512, 16, 4)),
-        new_tokens=st.sampled_from((PLENTY, PLENTY, 40.0)),
-        sessions=st.sampled_from((SESSIONS, 2)),
+        new_tokens=st.sampled_from((PLENTY, PLENTY, PLENTY, 40.0)),
+        sessions=st.sampled_from((SESSIONS, SESSIONS, SESSIONS, 2)),
         first=wishes,
+        harsh=st.booleans(),
     )
-    def begin(self, first: Wish, **scene: Any) -> None:
+    def begin(self, first: Wish, harsh: bool, **scene: Any) -> None:
+        self.harsh = harsh
         self.start(**scene)
         for device in self.devices:
             self.write_text(device, first)
@@ -150,64 +155,70 @@ class ProtocolModel(RuleBasedStateMachine):
     # Texts
 
     @precondition(lambda self: self._idle())
-    @rule(wish=wishes)
-    def write(self, wish: Wish) -> None:
-        self.write_text(self._idle()[0], wish)
+    @rule(moves=moves, wish=wishes)
+    def write(self, moves: int, wish: Wish) -> None:
+        idle = self._idle()[0]
+        self._go_on(moves)
+        if idle.text is None or idle.text.over:
+            self.write_text(idle, wish)
 
-    # What the network does
+    @rule(moves=moves, which=st.integers(0, 1))
+    def cancel(self, moves: int, which: int) -> None:
+        self._go_on(moves)
+        self.devices[which].cancel()
 
-    @precondition(lambda self: self.broker.waiting)
-    @rule(place=places)
-    def arrive(self, place: int) -> None:
-        self.broker.arrive(place % len(self.broker.waiting))
+    # What the network does, each when the fleet has gone on for so many moves
 
-    @precondition(lambda self: self.broker.waiting)
-    @rule(place=places)
-    def arrive_and_take_effect(self, place: int) -> None:
-        self.broker.arrive(place % len(self.broker.waiting))
-        self._work()
+    @rule(moves=moves, place=places)
+    def arrive(self, moves: int, place: int) -> None:
+        self._go_on(moves)
+        if self.broker.waiting:
+            self.broker.arrive(place % len(self.broker.waiting))
 
-    @precondition(lambda self: self.broker.waiting)
-    @rule(place=places)
-    def lose(self, place: int) -> None:
-        self._harm()
-        self.broker.lose(place % len(self.broker.waiting))
+    @rule(moves=moves, place=places)
+    def repeat(self, moves: int, place: int) -> None:
+        self._go_on(moves)
+        if self.broker.waiting:
+            self.broker.repeat(place % len(self.broker.waiting))
 
-    @precondition(lambda self: self.broker.waiting)
-    @rule(place=places)
-    def repeat(self, place: int) -> None:
-        self.broker.repeat(place % len(self.broker.waiting))
-
-    @precondition(lambda self: self.broker.waiting)
-    @rule(place=places, copy=st.booleans())
-    def hold(self, place: int, copy: bool) -> None:
-        self.broker.hold(place % len(self.broker.waiting), copy=copy)
+    @rule(moves=moves, place=places, copy=st.booleans(), hot=st.sampled_from((True, True, False)))
+    def hold(self, moves: int, place: int, copy: bool, hot: bool) -> None:
+        """Let a message, or a copy of it, come as late as may be; most are drafts and verdicts."""
+        self._go_on(moves)
+        waiting = self.broker.waiting
+        some = [at for at, parcel in enumerate(waiting) if not hot or parse(parcel.topic).topic in HOT]
+        if some:
+            self.broker.hold(some[place % len(some)], copy=copy)
 
     @precondition(lambda self: self.broker.held)
-    @rule(place=places)
-    def release(self, place: int) -> None:
-        self.broker.release(place % len(self.broker.held))
+    @rule(moves=moves, place=places, keep=st.booleans())
+    def release(self, moves: int, place: int, keep: bool) -> None:
+        self._go_on(moves)
+        if self.broker.held:
+            self.broker.release(place % len(self.broker.held), keep=keep)
 
-    @rule(moves=st.integers(1, 12))
-    def go_on(self, moves: int) -> None:
-        """Let all work, and messages arrive in order."""
-        for _ in range(moves):
-            self.go_on_once()
+    @precondition(lambda self: self.harsh)
+    @rule(moves=moves, place=places)
+    def lose(self, moves: int, place: int) -> None:
+        self._go_on(moves)
+        if self.broker.waiting:
+            self._harm()
+            self.broker.lose(place % len(self.broker.waiting))
 
-    @rule(which=st.integers(0, 1))
-    def compute(self, which: int) -> None:
-        self.edges[which].work()
+    @rule(which=st.integers(0, 3))
+    def work(self, which: int) -> None:
+        """Let one machine do what it can."""
+        (*self.edges, *self.devices)[which].work()
 
-    @rule(which=st.integers(0, 1))
-    def act(self, which: int) -> None:
-        self.devices[which].work()
-
-    @rule(seconds=st.sampled_from((0.1, 1.0, 2.0, 11.0, 16.0, 61.0)))
-    def wait(self, seconds: float) -> None:
+    @precondition(lambda self: self.harsh)
+    @rule(moves=moves, seconds=st.sampled_from((0.1, 1.0, 2.0, 11.0, 16.0, 61.0)))
+    def wait(self, moves: int, seconds: float) -> None:
+        self._go_on(moves)
         self._harm()
         self.clock.seconds += seconds
         self._look_after()
 
+    @precondition(lambda self: self.harsh)
     @rule()
     def recover(self) -> None:
         """Let all come back that is away; what is lost stays lost."""
@@ -216,8 +227,14 @@ class ProtocolModel(RuleBasedStateMachine):
 
     # What befalls connections and machines
 
-    @rule(what=st.sampled_from(("cut", "reunite", "stop", "forget", "start", "set-clock")), which=st.integers(0, 3))
-    def shake_network(self, what: str, which: int) -> None:
+    @precondition(lambda self: self.harsh)
+    @rule(
+        moves=moves,
+        what=st.sampled_from(("cut", "reunite", "stop", "forget", "start", "set-clock")),
+        which=st.integers(0, 3),
+    )
+    def shake_network(self, moves: int, what: str, which: int) -> None:
+        self._go_on(moves)
         self._harm()
         broker, name = self.broker, (*EDGES, *DEVICES)[which]
         if what == "cut" and broker.connected(name):
@@ -232,28 +249,30 @@ class ProtocolModel(RuleBasedStateMachine):
             self.clock.off_s += (-3600.0, -60.0, 60.0, 3600.0)[which]
         broker.pump()
 
-    @rule(what=st.sampled_from(("crash", "drain", "end", "start", "start")), which=st.integers(0, 1))
-    def shake_edge(self, what: str, which: int) -> None:
+    @precondition(lambda self: self.harsh)
+    @rule(moves=moves, what=st.sampled_from(("crash", "drain", "end", "restart", "start")), which=st.integers(0, 1))
+    def shake_edge(self, moves: int, what: str, which: int) -> None:
+        self._go_on(moves)
         self._harm()
         edge = self.edges[which]
         connected = edge.life is not None and self.broker.connected(edge.name)
-        if what == "crash" and edge.life is not None:
+        if what in ("crash", "restart") and edge.life is not None:
             edge.crash()
         elif what == "drain" and connected:
             edge.drain()
         elif what == "end" and connected:
             edge.end()
-        elif what == "start" and edge.life is None and self.broker.up:
+        if what in ("start", "restart") and edge.life is None and self.broker.up:
             edge.start()
         self.broker.pump()
 
-    @rule(what=st.sampled_from(("cancel", "restart", "fence", "lift", "lift")), which=st.integers(0, 1))
-    def shake_device(self, what: str, which: int) -> None:
+    @precondition(lambda self: self.harsh)
+    @rule(moves=moves, what=st.sampled_from(("restart", "fence", "lift")), which=st.integers(0, 1))
+    def shake_device(self, moves: int, what: str, which: int) -> None:
+        self._go_on(moves)
         self._harm()
         device = self.devices[which]
-        if what == "cancel":
-            device.cancel()
-        elif what == "restart" and self.broker.up:
+        if what == "restart" and self.broker.up:
             device.crash()
             device.start()
             self.ledger.sessions.pop(device.name, None)
@@ -310,6 +329,10 @@ class ProtocolModel(RuleBasedStateMachine):
                 self._check_edge(edge, edge.life)
         assert not self.errors.records, [record.getMessage() for record in self.errors.records]
 
+    def _go_on(self, moves: int) -> None:
+        for _ in range(moves):
+            self.go_on_once()
+
     def go_on_once(self) -> None:
         """Let all work that can, then a message arrive."""
         if self.broker.waiting:
@@ -323,7 +346,11 @@ class ProtocolModel(RuleBasedStateMachine):
                 self._check_log()
                 self._count()
         finally:
-            logging.getLogger().removeHandler(self.errors)
+            self.close()
+
+    def close(self) -> None:
+        """Listen to errors no more."""
+        logging.getLogger().removeHandler(self.errors)
 
     def _check_edge(self, edge: ModelEdge, life: Life) -> None:
         orchestrator, sessions = life.orchestrator, life.orchestrator.sessions
@@ -468,7 +495,7 @@ class ProtocolModel(RuleBasedStateMachine):
         """Whether nothing is away, and nothing under way from when it was."""
         on_their_way = (*self.broker.waiting, *self.broker.held)
         return (
-            not (self.fences or self.scarce or self.crowded)
+            not self.fences
             and all(edge.life is not None and not edge.draining for edge in self.edges)
             and all(self.broker.connected(name) for name in (*EDGES, *DEVICES))
             and not any(parse(parcel.topic).topic is Topic.EDGE_STATE for parcel in on_their_way)

@@ -57,9 +57,9 @@ class SteeredBroker(MemoryBroker):
         """Keep a message back, or a copy of it, for as long as nobody releases it."""
         self.held.append(self.waiting[place] if copy else self.waiting.pop(place))
 
-    def release(self, place: int) -> None:
-        """Let a message that was held back arrive next."""
-        self.waiting.insert(0, self.held.pop(place))
+    def release(self, place: int, *, keep: bool = False) -> None:
+        """Let a message that was held back arrive next; if it is kept, another time as well."""
+        self.waiting.insert(0, self.held[place] if keep else self.held.pop(place))
 
     def forget(self, client_id: str) -> None:
         """Break a client's connection for good: its process has died."""

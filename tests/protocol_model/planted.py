@@ -1,0 +1,139 @@
+"""Planted faults that the model must find: each is a line of the protocol that an implementation may forget."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any, Final
+from unittest.mock import patch
+
+from fleet_device.session.in_flight import DraftsInFlight
+from fleet_device.session.machine import DeviceSession
+from fleet_device.session.request import SessionRequest
+from fleet_edge.answers.answers import Answers
+from fleet_edge.handlers import MessageHandlers
+from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.sessions.rounds import Rounds
+from fleet_edge.sessions.table import SessionTable
+from fleet_edge.sessions.waiting import ReceivedDraft
+from schemas.messages import Draft, Open, Verdict
+from schemas.reasons import FaultCode
+
+__all__ = ["Planted", "planted"]
+
+
+class Planted(StrEnum):
+    """What is wrong.
+
+    Attributes:
+        EPOCH: The edge takes drafts that a rejection has voided.
+        REPEAT: The edge judges a repeated draft again.
+        START: Every edge begins to count its handles at 0.
+        ORPHAN: The edge keeps what it has computed for a session that was resumed.
+        ROUND: The device takes a verdict for that on its oldest draft, whatever round it names.
+        TWICE: The device applies a verdict as often as it comes.
+        STALE: The device takes verdicts of any handle: of other sessions, and of edges that it has left.
+        RESUME: The device leaves out the last token when it resumes.
+        FIX: The device draws a correction and does not tell the edge of it.
+        OWNER: The edge finds a session by its name alone, whoever asks.
+        REPEATS_STRUCK: The edge counts a repeated draft against its device.
+    """
+
+    EPOCH = "epoch"
+    REPEAT = "repeat"
+    START = "start"
+    ORPHAN = "orphan"
+    ROUND = "round"
+    TWICE = "twice"
+    STALE = "stale"
+    RESUME = "resume"
+    FIX = "fix"
+    OWNER = "owner"
+    REPEATS_STRUCK = "repeats-struck"
+
+
+def _admit_any_epoch(self: EdgeSession, arrived: ReceivedDraft) -> Any:
+    return _admit(self, replace(arrived, draft=arrived.draft.model_copy(update={"epoch": self._epoch})))
+
+
+def _count_from_0(self: SessionTable) -> None:
+    self._next = 0
+
+
+def _heard_as_oldest(self: DraftsInFlight, verdict: Verdict) -> None:
+    if self._sent:
+        self._early[self._sent[0].draft.round] = verdict
+
+
+def _on_verdict_twice(self: DeviceSession, verdict: Verdict) -> Any:
+    before = list(self._drafts._sent)
+    effects = _on_verdict(self, verdict)
+    if effects and self.ended is None and not self._drafts._sent and self._rejection is None:
+        self._drafts._sent.extend(before)
+    return effects
+
+
+def _on_any_verdict(self: DeviceSession, verdict: Verdict) -> Any:
+    if self.opened is not None:
+        verdict = verdict.model_copy(update={"handle": self.opened.handle})
+    return _on_verdict(self, verdict)
+
+
+def _resume_short(self: SessionRequest, *, attempt: int, text: Any) -> Open:
+    return _open(self, attempt=attempt, text=text[:-1])
+
+
+def _send_without_fix(self: DeviceSession, **options: Any) -> Draft:
+    self._fix = None
+    return _send(self, **options)
+
+
+def _named_by_anybody(self: SessionTable, device: str, session: bytes) -> EdgeSession | None:
+    del device
+    return next((each for each in self if each.session == session), None)
+
+
+def _verdict_again(self: Answers, session: EdgeSession, draft: Draft, payload: bytes) -> None:
+    for _ in range(20):
+        self.guard.strike(session.device, _MALFORMED)
+    _again(self, session, draft, payload)
+
+
+def _close_and_keep(self: MessageHandlers, session: EdgeSession) -> None:
+    self.sessions.remove(session)
+
+
+_MALFORMED: Final = FaultCode.MALFORMED
+_admit, _on_verdict, _open = EdgeSession.admit, DeviceSession.on_verdict, SessionRequest.open
+_send, _again = DeviceSession.send, Answers.verdict_again
+
+
+_REPLACED: Final[dict[Planted, tuple[tuple[type, str, Callable[..., Any]], ...]]] = {
+    Planted.EPOCH: ((EdgeSession, "admit", _admit_any_epoch),),
+    Planted.REPEAT: (
+        (Rounds, "verdict", lambda _self, _round: None),
+        (Rounds, "passed", lambda _self, _round: False),
+    ),
+    Planted.START: ((SessionTable, "__post_init__", _count_from_0),),
+    Planted.ORPHAN: ((MessageHandlers, "_forget", _close_and_keep),),
+    Planted.ROUND: ((DraftsInFlight, "heard", _heard_as_oldest),),
+    Planted.TWICE: ((DeviceSession, "on_verdict", _on_verdict_twice),),
+    Planted.STALE: ((DeviceSession, "on_verdict", _on_any_verdict),),
+    Planted.RESUME: ((SessionRequest, "open", _resume_short),),
+    Planted.FIX: ((DeviceSession, "send", _send_without_fix),),
+    Planted.OWNER: ((SessionTable, "named", _named_by_anybody),),
+    Planted.REPEATS_STRUCK: ((Answers, "verdict_again", _verdict_again),),
+}
+
+
+@contextmanager
+def planted(kind: Planted) -> Iterator[None]:
+    """Put a fault in place while the context lasts."""
+    patches = [patch.object(owner, name, replacement) for owner, name, replacement in _REPLACED[kind]]
+    for each in patches:
+        each.start()
+    try:
+        yield
+    finally:
+        for each in patches:
+            each.stop()
