@@ -4,6 +4,7 @@ The link's thread asks `accepts` for every message that comes; all else is calle
 flood costs is then a look into a table for each of its messages, and an answer now and then.
 """
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -316,4 +317,4 @@ class Guard:
 
 
 def _over(what: str, wait_s: float) -> OpenRefused:
-    return OpenRefused(RefusalCode.QUOTA, f"{what}; ask again in {wait_s:.0f} s.", retry_s=wait_s)
+    return OpenRefused(RefusalCode.QUOTA, f"{what}; ask again in {math.ceil(wait_s)} s.", retry_s=wait_s)
