@@ -12,7 +12,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from fleet_edge.store.engine import connect_engine, parse_url, shown, sqlite_path, unavailable
 from fleet_edge.store.errors import RecordRejected, StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.fences import Fences, read_fences
-from fleet_edge.store.merge import Merge
+from fleet_edge.store.merge import merge_for
 from fleet_edge.store.models import REVISION
 from fleet_edge.store.records import Record
 
@@ -44,7 +44,7 @@ class Store:
     def __init__(self, engine: Engine, *, name: str) -> None:
         self.engine = engine
         self.name = name
-        self._merge = Merge(engine.dialect.name)
+        self._merge = merge_for(engine.dialect.name)
 
     def apply(self, records: Sequence[Record]) -> None:
         """Merge records in one transaction; safe to repeat, in any order. Callable from any thread.

@@ -14,6 +14,7 @@ says, in whichever order the two are told, and what was not granted leaves no se
 Parameters of updates are named `b_<column>`: they must differ from the columns' own names.
 """
 
+import functools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -66,6 +67,7 @@ __all__ = [
     "SEGMENT_DESCRIPTION",
     "SESSION_DESCRIPTION",
     "Merge",
+    "merge_for",
     "set_latest",
 ]
 
@@ -328,6 +330,12 @@ class Merge:
 
     def _insert(self, row: type[Base]) -> sqlite.Insert | postgresql.Insert:
         return sqlite.insert(row) if self._dialect == "sqlite" else postgresql.insert(row)
+
+
+@functools.cache
+def merge_for(dialect: str) -> Merge:
+    """Return the statements for a dialect, the same each time: a database may be opened often."""
+    return Merge(dialect)
 
 
 def _run(connection: Connection, statement: Insert | Update, rows: Sequence[Parameters]) -> None:

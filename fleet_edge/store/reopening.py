@@ -33,6 +33,7 @@ class ReopeningStore:
         self._url = url
         self._opener = opener
         self._store: Store | None = None
+        self._kept: Store | None = None  # with all that was compiled for it; each new one would be megabytes of garbage
         self._lock = threading.Lock()
 
     @property
@@ -53,8 +54,14 @@ class ReopeningStore:
             StoreError: The URL is wrong, the driver is missing, or the database is newer than this software.
         """
         with self._lock:
-            if self._store is None:
-                self._store = self._opener(self._url)
+            if self._store is not None:
+                return
+            opened = self._opener(self._url)
+            if self._kept is None:
+                self._kept = opened
+            else:
+                opened.close()  # it has found everything in order
+            self._store = self._kept
 
     def apply(self, records: Sequence[Record]) -> None:
         """Merge records as `Store.apply` does, having opened the database if it is not open.

@@ -1,5 +1,6 @@
 """A database that is away when an edge starts, or goes away, or comes back as another one."""
 
+import gc
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +113,24 @@ def test_a_database_that_another_edge_brings_to_a_newer_version_meanwhile_loses_
     assert (counters.written, counters.spooled, counters.rejected, counters.away) == (1, 1, 0, True)
     with pytest.raises(StoreRefused, match="newer version"):
         away.store.apply([samples.opened()])
+
+
+def test_a_database_that_is_away_often_leaves_no_heap_of_garbage(away: Log, tmp_path: Path) -> None:
+    (tmp_path / "mounted").mkdir()
+    for number in range(3):  # until all that is made once is there
+        away.write(number)
+        away.store.close()
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        for number in range(3, 13):
+            away.write(number)
+            away.store.close()
+        assert len(gc.get_objects()) - before < 10 * 1000  # of which each has some hundred bytes
+    finally:
+        gc.enable()
+    assert away.sessions == 13
 
 
 def test_a_locked_database_is_waited_for(away: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
