@@ -28,6 +28,7 @@ class Planted(StrEnum):
     Attributes:
         EPOCH: The edge takes drafts that a rejection has voided.
         REPEAT: The edge judges a repeated draft again.
+        HANDLE: The edge gives a free handle to the next session at once.
         START: Every edge begins to count its handles at 0.
         ORPHAN: The edge keeps what it has computed for a session that was resumed.
         ROUND: The device takes a verdict for that on its oldest draft, whatever round it names.
@@ -41,6 +42,7 @@ class Planted(StrEnum):
 
     EPOCH = "epoch"
     REPEAT = "repeat"
+    HANDLE = "handle"
     START = "start"
     ORPHAN = "orphan"
     ROUND = "round"
@@ -54,6 +56,10 @@ class Planted(StrEnum):
 
 def _admit_any_epoch(self: EdgeSession, arrived: ReceivedDraft) -> Any:
     return _admit(self, replace(arrived, draft=arrived.draft.model_copy(update={"epoch": self._epoch})))
+
+
+def _free_handle(self: SessionTable) -> int:
+    return next(handle for handle in range(1 << 16) if handle not in self._by_handle)
 
 
 def _count_from_0(self: SessionTable) -> None:
@@ -114,6 +120,7 @@ _REPLACED: Final[dict[Planted, tuple[tuple[type, str, Callable[..., Any]], ...]]
         (Rounds, "verdict", lambda _self, _round: None),
         (Rounds, "passed", lambda _self, _round: False),
     ),
+    Planted.HANDLE: ((SessionTable, "_free_handle", _free_handle),),
     Planted.START: ((SessionTable, "__post_init__", _count_from_0),),
     Planted.ORPHAN: ((MessageHandlers, "_forget", _close_and_keep),),
     Planted.ROUND: ((DraftsInFlight, "heard", _heard_as_oldest),),

@@ -9,30 +9,37 @@ from tests.protocol_model.machine import ProtocolModel, Wish
 LONG = Wish(mode=Mode.COUPLED, tokens=20, prompt=(2,), temperature=1.5, top_k=0, length=2, ahead=False)
 
 
-def leave_an_edge(model: ProtocolModel) -> None:
-    """Have a text cancelled at an edge whose verdict is held back."""
-    model.start(window=2)
-    (device, other), broker = model.devices, model.broker
-    other.crash()
-    model.write_text(device, LONG)
-    while not any(parse(parcel.topic).topic is Topic.VERDICT for parcel in broker.waiting):
-        model.go_on_once()
-    place = next(i for i, parcel in enumerate(broker.waiting) if parse(parcel.topic).topic is Topic.VERDICT)
-    broker.hold(place, copy=False)
-    device.cancel()
-    while device.text is not None and not device.text.over:
-        model.go_on_once()
+def meet_late(kind: Topic, *, edges: int) -> None:
+    """Have the first message of a kind come when the next text of its device has begun, and check what comes of it."""
+    with closing(ProtocolModel()) as model:
+        model.start(window=2)
+        (device, other), broker = model.devices, model.broker
+        other.crash()
+        for edge in model.edges[edges:]:
+            edge.crash()
+        model.write_text(device, LONG)
+        while not (places := [at for at, each in enumerate(broker.waiting) if parse(each.topic).topic is kind]):
+            model.go_on_once()
+        broker.hold(places[0], copy=False)
+        device.cancel()
+        first = device.text
+        while first is not None and not first.over:
+            model.go_on_once()
+        model.write_text(device, LONG)
+        second = device.text
+        assert second is not None
+        while not second.session.unanswered():
+            model.go_on_once()
+        broker.release(0)
+        while not second.over:
+            model.go_on_once()
+            model.holds()
+        assert second.driver.retry.resumes == 0
 
 
 def test_a_verdict_of_an_edge_that_was_left_is_not_taken_for_that_of_another() -> None:
-    with closing(ProtocolModel()) as model:
-        leave_an_edge(model)
-        (device, _), broker = model.devices, model.broker
-        model.write_text(device, LONG)
-        assert device.text is not None
-        while not device.text.session.unanswered():
-            model.go_on_once()
-        broker.release(0)
-        while not device.text.over:
-            model.go_on_once()
-            model.holds()
+    meet_late(Topic.VERDICT, edges=2)
+
+
+def test_a_draft_of_a_text_that_is_over_is_not_taken_for_one_of_the_next() -> None:
+    meet_late(Topic.DRAFT, edges=1)
