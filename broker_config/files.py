@@ -85,7 +85,7 @@ def render_files(
         files.append(RenderedFile(DROP_IN_FILE, render_drop_in(broker, home=home), PUBLIC))
         files += _firewall(broker, home)
         if broker.janitor is not None:
-            files.append(RenderedFile(JANITOR_UNIT, render_janitor_unit(broker), PUBLIC))
+            files.append(RenderedFile(JANITOR_UNIT, render_janitor_unit(broker, home=home), PUBLIC))
             files.append(RenderedFile(TIMER_UNIT, render_timer(broker), PUBLIC))
     if profile is Profile.BRIDGE:
         files.append(RenderedFile(SITE_ACCESS_FILE, render_site_access(broker)))

@@ -5,6 +5,7 @@ client on the broker's own machine, started by systemd now and then: it reads wh
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from broker_config.broker import Broker
@@ -40,11 +41,15 @@ def janitor_command(broker: Broker, *, folder: str, program: str = PROGRAM) -> l
     return [*where, *credentials, "--retained-only", "--remove-retained", "-W", str(_LASTS_S), "-F", "%t", *topics]
 
 
-def render_janitor_unit(broker: Broker) -> str:
-    """Return the systemd service that clears once; `render_timer` says when."""
+def render_janitor_unit(broker: Broker, *, home: Path) -> str:
+    """Return the systemd service that clears once; `render_timer` says when.
+
+    Args:
+        broker: The description.
+        home: The folder of the broker's files, where the janitor's lie too.
+    """
     # systemd reads a percent sign as its own.
-    command = " ".join(word.replace("%", "%%") for word in janitor_command(broker, folder="CREDENTIALS"))
-    loaded = "\n".join(f"LoadCredential={name}:/etc/fleet/janitor/{name}" for name in FILES.values())
+    command = " ".join(word.replace("%", "%%") for word in janitor_command(broker, folder=str(home)))
     return f"""\
 # Clears what devices leave at the broker of the fleet {broker.fleet}. Generated; goes to /etc/systemd/system/.
 [Unit]
@@ -53,13 +58,13 @@ After=mosquitto.service
 
 [Service]
 Type=oneshot
-ExecStart={command.replace("CREDENTIALS", "%d")}
+ExecStart={command}
 # Its time was up: nothing came that was not kept.
 SuccessExitStatus=27
-{loaded}
 # A line for each topic that was cleared, in the journal.
 StandardOutput=journal
-DynamicUser=true
+User=mosquitto
+Group=mosquitto
 ProtectSystem=strict
 ProtectHome=true
 PrivateDevices=true

@@ -292,14 +292,15 @@ def test_emqx_gets_the_same_rights() -> None:
         render_emqx(Broker(port=1883), home=HOME)
 
 
-def test_the_janitors_unit_runs_its_command_with_credentials_of_its_own(tmp_path: Path) -> None:
+def test_the_janitors_unit_runs_its_command_with_an_identity_of_its_own(tmp_path: Path) -> None:
     broker = Broker.production(public_name="broker.example", fleet="plant")
-    text = render_janitor_unit(broker)
+    text = render_janitor_unit(broker, home=HOME)
     (command,) = [line.removeprefix("ExecStart=") for line in text.splitlines() if line.startswith("ExecStart=")]
-    assert command.replace("%%", "%").split() == janitor_command(broker, folder="%d")
-    assert command.startswith("/usr/bin/mosquitto_sub -V 5 -q 0 -h broker.example -p 8884 --cafile %d/ca.pem ")
+    assert command.replace("%%", "%").split() == janitor_command(broker, folder=str(HOME))
+    assert command.startswith(f"/usr/bin/mosquitto_sub -V 5 -q 0 -h broker.example -p 8884 --cafile {HOME}/ca.pem ")
     assert "-t dssd/v1/plant/+/up/open " in command
-    assert "LoadCredential=janitor.key:/etc/fleet/janitor/janitor.key" in text
+    assert f" --key {HOME}/janitor.key " in command
+    assert "User=mosquitto" in text
     if shutil.which("systemd-analyze") is None:
         return
     units = {"service": text.replace("/usr/bin/mosquitto_sub", "/bin/true"), "timer": render_timer(broker)}
