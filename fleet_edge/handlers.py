@@ -142,7 +142,11 @@ class MessageHandlers:
             raise OpenRefused(RefusalCode.DRAINING, "The edge is shutting down; try again shortly.")
         limits = grant(message, target=self.scheduler.target, offer=self.offer)
         self.guard.admit_open(device, message)
-        return replace(limits, sample_requests=self.guard.most_sample_requests(device))
+        return replace(
+            limits,
+            sample_requests=self.guard.most_sample_requests(device),
+            max_draft=self.scheduler.longest_draft(device, limits.max_draft),
+        )
 
     def _draft(self, device: str, draft: Draft, arrival: ReceivedMessage) -> None:
         session = None

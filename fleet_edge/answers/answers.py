@@ -98,6 +98,18 @@ class Answers:
         payload = self._answer(session, result, form, timing)
         self.guard.spend(session.device, len(result.tokens))
         self.publisher.verdict(session.device, payload)
+        if session.recent.collapsed:
+            sentence = (
+                f"Of this session's latest drafts {session.recent.share:.0%} is accepted: the draft model does not "
+                "know such text, or the text is made so. Long drafts wait for those of others."
+            )
+            self.recorder.event(
+                kind="acceptance",
+                code="acceptance-collapsed",
+                sentence=sentence,
+                device=session.device,
+                session=session.session,
+            )
 
     def more_samples(self, session: EdgeSession, arrived: ReceivedDraft) -> None:
         """Send further samples of the last rejection from memory, where p is kept until the device has corrected it."""

@@ -25,6 +25,9 @@ _MOST_EARNED: Final = 4096.0
 in proportion to what is written is in nobody's way; who opens sessions and writes nothing soon has no credit left."""
 
 _LEAST_YIELD: Final = 0.15
+_SHORT: Final = 4
+"""Tokens of a draft that is worth its cost though none of it is accepted: it still brings one token for five rows."""
+
 _JUDGED_AT_LEAST: Final = 64.0
 _MEMORY: Final = 512.0
 """Tokens computed after which half of what was known of a device's drafts is forgotten."""
@@ -121,6 +124,15 @@ class BackgroundWork:
         return drafts is not None and (
             drafts.computed >= _JUDGED_AT_LEAST and drafts.committed < _LEAST_YIELD * drafts.computed
         )
+
+    def longest_draft(self, device: str, most: int) -> int:
+        """Return how long the drafts of a device's next session may be: short enough not to be wasteful again.
+
+        Args:
+            device: Whose.
+            most: Tokens that are granted otherwise.
+        """
+        return min(most, _SHORT) if self.wasteful(device) else most
 
     def has_credit(self, device: str, now: float) -> bool:
         """Whether prompt tokens of a device are to be computed at once."""

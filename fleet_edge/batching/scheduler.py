@@ -135,6 +135,10 @@ class Scheduler:
         if not session.finished:
             self._delay.answered(session.handle, at=at)
 
+    def longest_draft(self, device: str, most: int) -> int:
+        """Return how long the drafts of a device's next session may be, of `most` tokens that are granted otherwise."""
+        return self._background.longest_draft(device, most)
+
     def evict(self, session: EdgeSession) -> None:
         """Drop a session's keys and values; its tokens stay known and are computed again when needed."""
         self._evict(session.handle)

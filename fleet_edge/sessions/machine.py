@@ -11,6 +11,7 @@ from dssd.distribution import Dist
 from dssd.judgement import Judgement
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, desync
+from fleet_edge.sessions.acceptance import RecentAcceptance
 from fleet_edge.sessions.draft_results import DraftResult, split_judgement
 from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.rounds import Rounds
@@ -50,6 +51,7 @@ class EdgeSession:
         tokens: Prompt and committed text.
         prompt_length: Where the text begins.
         counters: What has been counted since the Open: of drafts here, of answers by whoever gives them.
+        recent: How much of its latest drafts was accepted.
         finished: Whether the text has ended; drafts are void then.
     """
 
@@ -62,6 +64,7 @@ class EdgeSession:
     tokens: list[int]
     prompt_length: int
     counters: SegmentCounters = field(default_factory=SegmentCounters)
+    recent: RecentAcceptance = field(default_factory=RecentAcceptance)
     finished: bool = False
     _epoch: int = 0
     _digest: int = EMPTY
@@ -172,6 +175,7 @@ class EdgeSession:
             self._waiting.remove(part.arrived)
             self._commit(part.tokens)
             self.counters += SegmentCounters(accepted=part.accepted, tested=part.tested)
+            self.recent.count(tested=part.tested, accepted=part.accepted)
             if part.rejected:
                 self._reject(part.p)
             if part.finish is not Finish.NO:
