@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import resource
 import shlex
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from broker_config.local import IDENTITIES, identity_files
 from broker_config.mosquitto_conf import CONF_FILE
 from broker_config.nftables import RULES_FILE, UNIT_FILE
 from broker_config.runner import find_mosquitto
-from broker_config.systemd import DROP_IN_FILE
+from broker_config.systemd import DROP_IN_FILE, SPARE_DESCRIPTORS
 from broker_config.version import installed_version
 from fleet_cli.errors import CommandError
 from fleet_identity.authority import Authority, create_authority
@@ -147,6 +148,7 @@ def _description(fleet: str, edges: Sequence[str], port: int, edge_port: int) ->
                 "certificate": "broker.pem",
                 "key": "broker.key",
             },
+            "max_connections": _connections(),
             "storage": STORAGE,
             "pid_file": PID_FILE,
             # Whoever made the files runs it, root too: no other user can read them.
@@ -154,6 +156,15 @@ def _description(fleet: str, edges: Sequence[str], port: int, edge_port: int) ->
         },
         production=True,
     )
+
+
+def _connections() -> int:
+    """Return how many connections a broker that is started here may take and still have descriptors for its edges."""
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    usual = Broker.production()
+    if soft == resource.RLIM_INFINITY:
+        return usual.max_connections
+    return max(1, min(usual.max_connections, soft - usual.max_edge_connections - SPARE_DESCRIPTORS))
 
 
 def _issue(authority: Authority, name: str, role: IdentityRole, certificate: Path, key_file: Path) -> None:

@@ -1,5 +1,6 @@
 """`fleet broker init` makes a broker that runs, `LocalBroker` runs it, and its files open it."""
 
+import resource
 import stat
 from pathlib import Path
 
@@ -97,6 +98,15 @@ def test_every_edge_device_and_probe_has_settings_that_can_be_read(made: Path, t
             assert settings.broker.key.is_file()
             port = 18_883 if folder is made else 18_886
             assert settings.broker.port == (port + 1 if name in edges else port)
+
+
+def test_a_broker_for_this_terminal_takes_no_more_connections_than_it_has_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else devices could take the last one, and an edge would not be let in at its own port either.
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1 << 20))
+    broker = make_local_broker(tmp_path / "broker", fleet="home", edges=["edge-1"], devices=[], port=18_889)
+    assert broker.max_connections + broker.max_edge_connections < 1024 - 200
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
