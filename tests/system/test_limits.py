@@ -80,10 +80,10 @@ def test_a_full_queue_is_told_with_the_clients_name_and_then_counted(watched: Wa
             edge.publish(verdicts, b"verdict", on_outcome=outcomes.append)
         told = watched.next()
         counted = watched.next()
+        until(lambda: len(outcomes) == 30)
     assert (told.limit, told.who) == ("queue", "device-a")
     assert counted.limit == "queue"
     assert re.match(r"The broker has dropped [1-9]\d* messages", counted.sentence)
-    until(lambda: len(outcomes) == 30)
     assert all(outcome.delivered for outcome in outcomes), "the publisher cannot know"
 
 
