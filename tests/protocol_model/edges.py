@@ -130,8 +130,8 @@ class ModelEdge:
 
     @property
     def first_handle(self) -> int:
-        """Where its present life, or its next one, begins to count; no two begin alike."""
-        return 1 + 1000 * self.lives + sum(self.name.encode()) % 1000
+        """Where its present life, or its next one, begins to count; no two come to count alike."""
+        return 2000 * self.lives + 1000 * int(self.name.rpartition("-")[2])
 
     @property
     def _alive(self) -> Life:
