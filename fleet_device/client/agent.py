@@ -13,6 +13,7 @@ from fleet_device.client.outbound import Outbound
 from fleet_device.client.refusals import Refusals, RefusedUntil
 from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.client.unconfirmed import UnconfirmedCloses
+from fleet_device.client.waiting import OnWait, Waiting
 from fleet_device.drafters.contract import Drafter
 from fleet_device.pacing.contract import Pacing
 from fleet_device.pacing.session_pacing import RoundTrips, SessionPacing
@@ -114,6 +115,7 @@ class Agent:
         policy: SamplingPolicy,
         max_new_tokens: int,
         on_tokens: Callable[[Sequence[int]], bool | None] = lambda _tokens: None,
+        on_wait: OnWait = lambda _sentence: None,
         cancellation: Cancellation | None = None,
     ) -> Generation:
         """Write a text. One at a time: a second caller waits for the first.
@@ -124,6 +126,7 @@ class Agent:
             max_new_tokens: Most tokens to write.
             on_tokens: Told of newly committed tokens, on this thread; returns True if the text has come to its
                 end for the application, by a stop string say.
+            on_wait: Told why no text comes, once for each wait that lasts, on this thread.
             cancellation: Ends the session early.
 
         Raises:
@@ -149,6 +152,7 @@ class Agent:
             retry = RetryState(self.timeouts, self.clock)
             if (left_s := self._refused.left_s) > 0.0:
                 retry.hold(left_s)
+            refusals = Refusals(retry, self._refused)
             cancellation = cancellation or Cancellation()
             driver = SessionDriver(
                 session=session,
@@ -157,7 +161,8 @@ class Agent:
                 outbound=self._outbound,
                 inbox=self.inbox,
                 retry=retry,
-                refusals=Refusals(retry, self._refused),
+                refusals=refusals,
+                waiting=Waiting(session, self._outbound, self.inbox.edges, retry, refusals, self.clock, on_wait),
                 clock=self.clock,
                 on_tokens=on_tokens,
                 cancellation=cancellation,

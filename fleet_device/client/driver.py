@@ -22,7 +22,8 @@ from fleet_device.client.inbox import (
 from fleet_device.client.outbound import Outbound
 from fleet_device.client.refusals import Refusals
 from fleet_device.client.retry import RetryState
-from fleet_device.errors import EdgeUnavailable, SessionRefused
+from fleet_device.client.waiting import Waiting
+from fleet_device.errors import SessionRefused
 from fleet_device.pacing.contract import Plan
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession
@@ -49,6 +50,7 @@ class SessionDriver:
         inbox: What has arrived.
         retry: How long it has waited, and how long it waits.
         refusals: What edges have declined.
+        waiting: Why no text comes.
         clock: Monotonic seconds.
         on_tokens: Told of newly committed tokens; returns True if the text has come to its end for the application.
         cancellation: Ends the session early.
@@ -66,6 +68,7 @@ class SessionDriver:
     inbox: Inbox
     retry: RetryState
     refusals: Refusals
+    waiting: Waiting
     clock: Callable[[], float]
     on_tokens: Callable[[Sequence[int]], bool | None] = lambda _tokens: None
     cancellation: Cancellation = field(default_factory=Cancellation)
@@ -125,7 +128,7 @@ class SessionDriver:
         """Return how long to wait for what arrives next before `on_quiet` (seconds)."""
         if self._close_until is not None:
             return max(0.0, self._close_until - self.clock())
-        return self.retry.quiet_s(opened=self._opened)
+        return min(self.retry.quiet_s(opened=self._opened), self.waiting.quiet_s())
 
     def on_quiet(self) -> None:
         """Nothing came in time: ask again, or give up.
@@ -136,20 +139,23 @@ class SessionDriver:
         if self._close_until is not None:
             self.done = self.done or self.clock() >= self._close_until
             return
-        self._lose_patience()
-        if self.retry.may_ask_again(opened=self._opened):
+        self.waiting.look()
+        if self.waiting.may_go_elsewhere():
+            self._leave()
+        elif self.retry.may_ask_again(opened=self._opened):
             self._repeat()
 
-    def resume(self, cause: str = "the edge went away.") -> None:
+    def resume(self, cause: str = "the edge went away.", *, silent: bool = False) -> None:
         """Open the session again, at the text so far.
 
         Args:
             cause: Why, as the end of a sentence.
+            silent: Whether because the edge says nothing at all.
 
         Raises:
             SessionFailed: It was resumed too often, and the text has not grown.
         """
-        self.retry.resumed(cause)
+        self.retry.resumed(cause, silent=silent)
         if self.retry.holding:
             self.session.suspend()
             self._plan = None
@@ -211,7 +217,7 @@ class SessionDriver:
                 self._undelivered(topic)
             case _:
                 pass  # woken up, to look at the cancellation
-        self._lose_patience()  # here too: an edge may send without end, and answer nothing
+        self.waiting.look()  # here too: an edge may send without end, and answer nothing
 
     def _verdict(self, received: ReceivedVerdict) -> None:
         session = self.session
@@ -220,9 +226,11 @@ class SessionDriver:
         effects = session.on_verdict(received.verdict)
         self.pacing.learn(effects)
         for effect in effects:
-            self.refusals.last = None
-            self.retry.answered(tokens=len(effect.tokens))
+            if not self.retry.holding:
+                self.refusals.last = None
+            self.retry.answered(tokens=len(effect.tokens), more=bool(session.unanswered()))
             if effect.tokens:
+                self.waiting.grown()
                 self.first_at = self.first_at or self.clock()
                 if self.on_tokens(effect.tokens):
                     session.cancel(EndReason.STOP)
@@ -257,12 +265,6 @@ class SessionDriver:
             case _:
                 pass
 
-    def _lose_patience(self) -> None:
-        if self._close_until is not None or self.session.ended is not None:
-            return
-        if (waited_s := self.retry.exhausted_s(opened=self._opened)) is not None:
-            raise self.refusals.last or EdgeUnavailable(self.outbound.silence(waited_s))
-
     def _undelivered(self, topic: Topic) -> None:
         """Nobody listens where a message went: the edge is away."""
         if topic is Topic.OPEN:
@@ -279,6 +281,15 @@ class SessionDriver:
                 self._open()
         elif session.opened.edge == changed.edge and changed.presence is Presence.OFFLINE:
             self.resume()
+        elif self.waiting.may_go_elsewhere():
+            self._leave()
+
+    def _leave(self) -> None:
+        """Go on at another edge: the one that has the session says nothing, not even that it is gone."""
+        opened = self.session.opened
+        assert opened is not None
+        _log.warning("Edge %s does not answer; the session goes on at another.", opened.edge)
+        self.resume("the edge does not answer.", silent=True)
 
     # Sending
 

@@ -40,14 +40,20 @@ class Outbound:
         """Whether the broker answers."""
         return self.link.connected
 
-    def silence(self, waited_s: float) -> str:
+    def silence(self, waited_s: float, *, edge: str | None = None) -> str:
         """Return why nobody has answered, and what to do, in one sentence.
 
         Args:
             waited_s: For so long.
+            edge: The one that has the session, if any has.
         """
         if not self.connected:
             return f"The broker has not been reachable for {waited_s:.0f} s; check that it runs and try again."
+        if edge is not None:
+            return (
+                f"Edge {edge!r} has the session and has not answered for {waited_s:.0f} s; see whether it hangs, and "
+                "end it if it does."
+            )
         return (
             f"No edge of fleet {self.fleet!r} answered within {waited_s:.0f} s; start one with `fleet edge run`, "
             "or check that it uses the same broker and fleet name."

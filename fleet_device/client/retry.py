@@ -59,6 +59,7 @@ class RetryState:
         timeouts: How long to wait.
         clock: Monotonic seconds.
         resumes: How often the session was opened again.
+        owed: Whether an answer is.
     """
 
     timeouts: Timeouts
@@ -68,41 +69,46 @@ class RetryState:
     _in_vain: int = 0  # new beginnings since the last committed token
     _early: int = 0  # questions before their time since the last committed token
     _asks: int = 0  # questions since the last answer
-    _owed: bool = True  # whether an answer is
+    owed: bool = True
     _not_before: float = 0.0  # nothing is sent until then
     _held: bool = False  # and nothing was since
-    _waiting_since: float = field(init=False)  # the edge has owed an answer since, and given none
+    _moves: int = 0  # new beginnings because an edge was silent, since the last committed token
+    _waiting_since: float = field(init=False)  # the edge has owed an answer since, and given none that counts
+    _silent_since: float = field(init=False)  # and none at all
     _asked_at: float = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin to count the time."""
-        self._waiting_since = self._asked_at = self.clock()
+        self._waiting_since = self._silent_since = self._asked_at = self.clock()
 
     def asked(self) -> None:
         """Something was sent that wants an answer."""
         self._asked_at = self.clock()
-        if not self._owed:
-            self._owed, self._waiting_since = True, self._asked_at
+        if not self.owed:
+            self.owed, self._waiting_since, self._silent_since = True, self._asked_at, self._asked_at
         self._held = False
         self._asks += 1
 
-    def answered(self, *, tokens: int) -> None:
+    def answered(self, *, tokens: int, more: bool = False) -> None:
         """An answer has come.
 
         Args:
             tokens: By how many the text has grown.
+            more: Whether others are still owed.
         """
-        self._owed, self._waiting_since = False, self.clock()
+        self.owed = more
+        self._waiting_since = self._silent_since = self.clock()
         self._asks = 0
         if tokens:
             self._credit = min(self._credit + tokens, _MAX_FRUITLESS)
-            self._in_vain = self._early = 0
+            self._in_vain = self._early = self._moves = 0
 
-    def resumed(self, cause: str) -> None:
+    def resumed(self, cause: str, *, silent: bool = False) -> None:
         """The session begins again at the text so far.
 
         Args:
             cause: Why, as the end of a sentence.
+            silent: Whether because an edge was; the next is given twice the time.
 
         Raises:
             SessionFailed: It has too often, for what the text has grown.
@@ -112,8 +118,10 @@ class RetryState:
         self.resumes += 1
         self._credit -= 1
         self._in_vain += 1
+        self._moves += silent
         self._asks = 0
-        self._owed, self._waiting_since = True, self.clock()
+        self.owed = True
+        self._waiting_since = self._silent_since = self.clock()
         if self._in_vain > _AT_ONCE:
             delay_s = _FIRST_DELAY_S * 2.0 ** (self._in_vain - _AT_ONCE - 1)
             self._hold_until(self.clock() + min(delay_s, self.timeouts.retry_s))
@@ -130,6 +138,15 @@ class RetryState:
         now = self.clock()
         self._hold_until(max(now + seconds, max(now, self._not_before) + LEAST_WAIT_S))
 
+    def is_silent(self, *, longer: float = 1.0) -> bool:
+        """Whether an edge that has the session has said nothing for too long.
+
+        Args:
+            longer: How many times as long as usual it may take.
+        """
+        patience_s = self.timeouts.verdict_s * longer * 2.0**self._moves
+        return self.owed and self.clock() - self._silent_since >= patience_s
+
     def fits(self, seconds: float, *, opened: bool) -> bool:
         """Whether the time that there is to wait for an answer is longer than that."""
         return self.clock() + seconds - self._waiting_since <= self._limit_s(opened=opened)
@@ -144,7 +161,7 @@ class RetryState:
             due_s = self.timeouts.verdict_s - (now - self._asked_at)
         else:
             due_s = self._retry_s
-        return max(_MOMENT_S, min(due_s, left_s) if self._owed else due_s)
+        return max(_MOMENT_S, min(due_s, left_s) if self.owed else due_s)
 
     def may_ask_again(self, *, opened: bool) -> bool:
         """Whether the answer is late enough for the question to be repeated."""
@@ -163,7 +180,7 @@ class RetryState:
     def exhausted_s(self, *, opened: bool) -> float | None:
         """Return the time waited in vain once it is all that there is to wait; None before."""
         limit_s = self._limit_s(opened=opened)
-        return limit_s if self._owed and self.clock() - self._waiting_since > limit_s else None
+        return limit_s if self.owed and self.clock() - self._waiting_since > limit_s else None
 
     # Within
 
@@ -178,3 +195,4 @@ class RetryState:
 
     def _hold_until(self, moment: float) -> None:
         self._not_before, self._held = max(self._not_before, moment), True
+        self._silent_since = self._not_before  # an edge that asks to be waited for is not silent

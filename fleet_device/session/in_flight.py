@@ -103,6 +103,11 @@ class DraftsInFlight:
         return tuple(sent.draft for sent in self._sent)
 
     @property
+    def first_under_way(self) -> bool:
+        """Whether the first draft since the session was opened is in flight."""
+        return any(sent.first for sent in self._sent)
+
+    @property
     def tokens(self) -> tuple[int, ...]:
         """The tokens in flight."""
         return tuple(token for sent in self._sent for token in sent.draft.tokens)

@@ -203,6 +203,11 @@ class DeviceSession:
         self.counters.drafted += len(draft.tokens)
         return draft
 
+    @property
+    def first_under_way(self) -> bool:
+        """Whether the first draft since the session was opened is under way: the edge has the prompt to compute."""
+        return self._drafts.first_under_way
+
     def unanswered(self) -> tuple[Draft, ...]:
         """Return the drafts in flight, to be repeated when no verdict came."""
         return self._drafts.drafts

@@ -18,8 +18,10 @@ from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.inbox import ConnectionChanged, Event, Inbox, ReceivedVerdict
 from fleet_device.client.outbound import Outbound
+from fleet_device.client.presence import EdgePresences
 from fleet_device.client.refusals import Refusals, RefusedUntil
 from fleet_device.client.retry import RetryState, Timeouts
+from fleet_device.client.waiting import Waiting
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import SessionRefused
 from fleet_device.pacing.contract import FixedPacing
@@ -115,7 +117,11 @@ class MemoryFleet:
         self.broker = MemoryBroker(
             rng=rng or random.Random(0), faults=faults, clock=self.clock, max_packet_bytes=max_packet_bytes
         )
-        self.settings = EdgeSettings.model_validate({"fleet": FLEET, "edge": EDGE, "form": form, **settings})
+        # The clock may stand, so that no quota recovers: texts follow each other all the same.
+        quotas = {"opens_per_min": 6000.0}
+        self.settings = EdgeSettings.model_validate(
+            {"fleet": FLEET, "edge": EDGE, "form": form, "quotas": quotas, **settings}
+        )
         self.kv_tokens = kv_tokens
         self.known: dict[tuple[str, bytes, int], EdgeSession] = {}
         self.start_edge()
@@ -217,14 +223,17 @@ class Device:
         clock = self.fleet.clock
         # It never gives up, and asks again whenever the test says that nothing moves.
         retry = RetryState(Timeouts(NEVER_S, NEVER_S, verdict_s=0.0, close_s=NEVER_S, retry_s=0.0), clock)
+        refusals = Refusals(retry, RefusedUntil(clock))
+        outbound = Outbound(self.link, FLEET, self.name, self.inbox, self.padding)
         self.driver = SessionDriver(
             session=self.session,
             drafts=DraftSequence(self.session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), clock),
             pacing=SessionPacing(self.session, FixedPacing(self.length, self.ahead), clock),
-            outbound=Outbound(self.link, FLEET, self.name, self.inbox, self.padding),
+            outbound=outbound,
             inbox=self.inbox,
             retry=retry,
-            refusals=Refusals(retry, RefusedUntil(clock)),
+            refusals=refusals,
+            waiting=Waiting(self.session, outbound, EdgePresences(), retry, refusals, clock),
             clock=clock,
         )
 

@@ -63,6 +63,7 @@ class ScriptedEdge:
         on_open: Answers an Open.
         on_draft: Answers a draft; it is given the latest Open too.
         name: The edge's.
+        shared: Whether it shares the Opens with others.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class ScriptedEdge:
         on_open: Callable[[Open], Answers] = lambda message: [opened(message)],
         on_draft: Callable[[Open, Draft], Answers] = lambda _message, _draft: (),
         name: str = EDGE,
+        shared: bool = False,
     ) -> None:
         self.on_open = on_open
         self.on_draft = on_draft
@@ -80,7 +82,8 @@ class ScriptedEdge:
         self.drafts: list[Draft] = []
         self.closes: list[Close] = []
         self._link = MemoryLink(broker, name)
-        self._link.subscribe(wildcard(Topic.OPEN, fleet=FLEET), self._open)
+        self._opens = f"{'$share/edges/' if shared else ''}{wildcard(Topic.OPEN, fleet=FLEET)}"
+        self._link.subscribe(self._opens, self._open)
         self._link.subscribe(wildcard(Topic.DRAFT, fleet=FLEET, edge=name), self._draft)
         self._link.subscribe(wildcard(Topic.CLOSE, fleet=FLEET), self._close)
         self._link.start(timeout_s=1.0)
@@ -94,6 +97,10 @@ class ScriptedEdge:
     def stop(self) -> None:
         """Go away without a word."""
         self._link.stop()
+
+    def stop_opens(self) -> None:
+        """Hear no more Opens."""
+        self._link.unsubscribe(self._opens)
 
     def say(self, presence: Presence) -> None:
         """Publish the retained state."""
@@ -196,9 +203,7 @@ class LoneDevice:
             ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)),
             pacing or FixedPacing(3),
             self.clock,
-            PATIENCE,
-            self.inbox,
-            **given,  # type: ignore[arg-type]
+            **({"timeouts": PATIENCE, "inbox": self.inbox} | given),  # type: ignore[arg-type]
         )
         self.agent.attach()
         self.link.start(timeout_s=1.0)

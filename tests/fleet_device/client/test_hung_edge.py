@@ -1,0 +1,247 @@
+"""An edge that hangs: its connection stands, the broker knows it as online, and it says nothing any more."""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from fleet_device.client.waiting import SAY_AFTER_S
+from fleet_device.errors import EdgeUnavailable, SessionRefused
+from fleet_device.pacing.contract import FixedPacing
+from schemas.control import Presence
+from schemas.messages import Draft, Fault, Open, Refused, Verdict
+from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode
+from tests.support.scripted_edge import PATIENCE, Answers, LoneDevice, ScriptedEdge, opened
+
+PACINGS = (FixedPacing(3), FixedPacing(2, ahead=True))
+
+
+def accept(message: Open, draft: Draft) -> Answers:
+    """Answer as a sound edge does."""
+    accepted = len(draft.tokens)
+    full = draft.base + accepted == message.max_new_tokens
+    following = None if full or draft.more else 1
+    finish = Finish.LENGTH if full else Finish.NO
+    return [Verdict(handle=draft.handle, round=draft.round, accepted=accepted, next=following, finish=finish)]
+
+
+class Pair:
+    """Two edges that share the Opens, by turns; each may hang."""
+
+    def __init__(self, *, pacing: FixedPacing = PACINGS[0], both: bool = True) -> None:
+        self.device = LoneDevice(pacing=pacing)
+        self.turns: Iterator[int] = iter(range(1000))
+        self.hung: set[str] = set()
+        self.hangs_after = 0  # verdicts of the first edge, before it hangs
+        self.given = 0
+        self.edges = [self.make("edge-1"), *([self.make("edge-2")] if both else [])]
+        self.device.broker.pump()
+
+    def make(self, name: str) -> ScriptedEdge:
+        return ScriptedEdge(
+            self.device.broker,
+            name=name,
+            on_open=lambda message: [] if name in self.hung else [opened(message, edge=name)],
+            on_draft=lambda message, draft: self.answer(name, message, draft),
+            shared=True,
+        )
+
+    def answer(self, name: str, message: Open, draft: Draft) -> Answers:
+        if name == "edge-1":
+            if self.given >= self.hangs_after:
+                self.hung.add(name)
+            self.given += 1
+        return [] if name in self.hung else accept(message, draft)
+
+
+@pytest.mark.parametrize("pacing", PACINGS, ids=["waiting", "ahead"])
+@pytest.mark.parametrize("verdicts", [0, 1, 3])
+def test_a_session_leaves_a_hung_edge_when_a_verdict_is_overdue(pacing: FixedPacing, verdicts: int) -> None:
+    pair = Pair(pacing=pacing)
+    pair.hangs_after = verdicts
+    before = pair.device.clock()
+    done = pair.device.generate(most=30)
+    took_s = pair.device.clock() - before
+    assert (done.edge, done.reason, done.resumes) == ("edge-2", EndReason.LENGTH, 1)
+    # One Open may still go to the edge that hangs.
+    assert PATIENCE.verdict_s <= took_s <= PATIENCE.verdict_s + PATIENCE.retry_s
+
+
+def test_the_session_of_a_lone_edge_waits_for_it_and_goes_on_where_it_was() -> None:
+    pair = Pair(both=False)
+    pair.hangs_after = 2
+
+    def wake(_number: int) -> None:
+        if pair.device.clock() >= 120.0 and pair.hung:
+            pair.hung.clear()
+            pair.hangs_after = 1000
+
+    pair.device.inbox.on_take = wake
+    done = pair.device.generate(most=30)
+    assert (done.edge, done.reason, done.resumes) == ("edge-1", EndReason.LENGTH, 0)
+
+
+def test_an_edge_that_comes_while_another_hangs_is_gone_to_at_once() -> None:
+    pair = Pair(both=False)
+    pair.hangs_after = 2
+    came: list[float] = []
+
+    def come(_number: int) -> None:
+        if pair.device.clock() >= 104.0 and not came:  # a verdict is overdue since 103
+            came.append(pair.device.clock())
+            pair.edges[0].stop_opens()
+            pair.edges.append(pair.make("edge-2"))
+
+    pair.device.inbox.on_take = come
+    done = pair.device.generate(most=30)
+    assert done.edge == "edge-2"
+    assert pair.device.clock() == came[0]
+
+
+def test_an_edge_that_hangs_for_good_is_named_with_the_time_that_was_waited() -> None:
+    pair = Pair(both=False)
+    with pytest.raises(EdgeUnavailable, match=r"^Edge 'edge-1' has the session and has not answered for 30 s; see"):
+        pair.device.generate()
+
+
+def test_a_slow_fleet_is_given_ever_more_time_so_that_nothing_is_computed_for_nothing() -> None:
+    """Both edges take longer than usual: each new one is given twice as long as the last."""
+    pair = Pair()
+    pair.hung = {"edge-1", "edge-2"}
+    for edge in pair.edges:  # they grant, and answer no draft
+        edge.on_open = lambda message, name=edge.name: [opened(message, edge=name)]  # type: ignore[misc]
+    with pytest.raises(EdgeUnavailable):
+        pair.device.generate()
+    opens = sum(len(edge.opens) for edge in pair.edges)
+    assert opens == 1 + 4  # after 3, 6, 12 and 24 s; the last is given 30 s in all
+
+
+def test_a_long_prompt_is_computed_in_peace() -> None:
+    pair = Pair()
+    pair.hung.add("edge-1")
+    pair.edges[0].on_open = lambda message: [opened(message, edge="edge-1")]
+    device = pair.device
+    device.broker.pump()
+    policy = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=5, top_p=0.93, seed=6)
+    before = device.clock()
+    done = device.agent.generate((1, 2) * 2048, policy=policy, max_new_tokens=8)
+    assert (done.edge, done.resumes) == ("edge-2", 1)
+    assert 4 * PATIENCE.verdict_s <= device.clock() - before <= 4 * PATIENCE.verdict_s + PATIENCE.retry_s
+
+
+def test_while_the_broker_is_away_no_edge_is_left() -> None:
+    pair = Pair()
+    pair.hangs_after = 2
+
+    def cut(_number: int) -> None:
+        if pair.given == 3:
+            pair.device.broker.go_down()
+
+    pair.device.inbox.on_take = cut
+    with pytest.raises(EdgeUnavailable, match="broker has not been reachable"):
+        pair.device.generate(most=30)
+    assert sum(len(edge.opens) for edge in pair.edges) == 1
+
+
+# Why no text comes.
+
+
+def told_by(device: LoneDevice, *, most: int = 8) -> list[tuple[float, str]]:
+    """Write a text, or fail to, and return what was told of its waits, and when."""
+    told: list[tuple[float, str]] = []
+    policy = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=5, top_p=0.93, seed=6)
+    device.broker.pump()
+    with contextlib.suppress(EdgeUnavailable, SessionRefused):
+        device.agent.generate(
+            (1, 2),
+            policy=policy,
+            max_new_tokens=most,
+            on_wait=lambda sentence: told.append((device.clock() - 100.0, sentence)),
+        )
+    return told
+
+
+PATIENT = {"timeouts": type(PATIENCE)(open_s=40.0, resume_s=60.0, verdict_s=3.0, close_s=2.0, retry_s=1.0)}
+
+
+def test_a_wait_for_an_edge_that_hangs_is_told_once_and_in_time() -> None:
+    device = LoneDevice(**PATIENT)
+    ScriptedEdge(device.broker)
+    ((at, sentence),) = told_by(device)
+    assert at == SAY_AFTER_S
+    assert sentence.startswith("Edge 'edge-1' has the session and has not answered for 10 s;")
+
+
+def test_a_wait_for_any_edge_is_told_too() -> None:
+    ((at, sentence),) = told_by(LoneDevice(**PATIENT))
+    assert (at, sentence[:32]) == (SAY_AFTER_S, "No edge of fleet 'memory' answer")
+
+
+def test_a_wait_for_the_broker_is_told_too() -> None:
+    device = LoneDevice(**PATIENT)
+    device.broker.go_down()
+    ((at, sentence),) = told_by(device)
+    assert (at, sentence[:42]) == (SAY_AFTER_S, "The broker has not been reachable for 10 s")
+
+
+def test_a_wait_that_an_edge_asks_for_is_told_in_its_words() -> None:
+    device = LoneDevice(**PATIENT)
+
+    def refuse(message: Open) -> Answers:
+        late = device.clock() > 125.0
+        refused = Refused(session=message.session, code=RefusalCode.QUOTA, sentence="Over it for 30 s.", retry_s=30.0)
+        return [opened(message)] if late else [refused]
+
+    ScriptedEdge(device.broker, on_open=refuse, on_draft=accept)
+    assert told_by(device) == [(SAY_AFTER_S, "Over it for 30 s.")]
+
+
+def test_each_wait_is_told_anew_and_short_ones_are_not() -> None:
+    device = LoneDevice(pacing=FixedPacing(0), **PATIENT)
+    waits = iter([5.0, 12.0, 9.0, 15.0])
+    asked: set[int] = set()
+
+    def answer(message: Open, draft: Draft) -> Answers:
+        if draft.round not in asked and (wait_s := next(waits, None)) is not None:
+            asked.add(draft.round)
+            return [
+                Fault(
+                    handle=draft.handle,
+                    round=draft.round,
+                    code=FaultCode.QUOTA,
+                    action=Action.WAIT,
+                    sentence=f"Wait {wait_s:.0f} s.",
+                    retry_s=wait_s,
+                )
+            ]
+        return accept(message, draft)
+
+    ScriptedEdge(device.broker, on_draft=answer)
+    assert told_by(device) == [(15.0, "Wait 12 s."), (36.0, "Wait 15 s.")]
+
+
+def test_a_wait_with_all_that_is_sent_is_told_too() -> None:
+    device = LoneDevice(pacing=FixedPacing(0), **PATIENT)
+    notice = Fault(code=FaultCode.QUOTA, action=Action.WAIT, sentence="Too many bytes.", retry_s=15.0)
+
+    def answer(message: Open, draft: Draft) -> Answers:
+        return [*accept(message, draft), *([notice] if draft.round == 1 else [])]
+
+    ScriptedEdge(device.broker, on_draft=answer)
+    assert told_by(device) == [(SAY_AFTER_S, "Too many bytes. Ask again in 15 s.")]
+    assert device.inbox.taken < 100
+
+
+def test_an_edge_that_says_nothing_of_use_does_not_put_the_reason_off() -> None:
+    device = LoneDevice(**PATIENT)
+    edge = ScriptedEdge(device.broker)
+
+    def chatter(_number: int) -> None:
+        device.clock.seconds += 0.5
+        edge.say(Presence.ONLINE)
+
+    device.inbox.on_take = chatter
+    told = told_by(device)
+    assert len(told) == 1
+    assert SAY_AFTER_S <= told[0][0] <= SAY_AFTER_S + 0.5
