@@ -23,7 +23,9 @@ class Quotas(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     drafts_per_s: float = _rate(200.0, "Most drafts of one device.", "drafts per second")
-    opens_per_min: float = _rate(30.0, "Most sessions that one device opens.", "sessions per minute")
+    opens_per_min: float = _rate(
+        24.0, "Most sessions that one device opens, three quarters of them at once.", "sessions per minute"
+    )
     states_per_min: float = _rate(120.0, "Most states that one device publishes.", "messages per minute")
     uplink_bytes_per_s: float = _rate(262_144.0, "Most that one device sends, as packets.", "bytes per second")
     repeat_bytes_per_s: float = _rate(

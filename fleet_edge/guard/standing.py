@@ -16,6 +16,9 @@ _BURST_S: Final = 2.0
 _BURST_MIN: Final = 0.25
 """Minutes of a rate by the minute, likewise."""
 
+_OPENS_BURST_MIN: Final = 0.75
+"""Of sessions: a device opens few in an hour, and then some at once."""
+
 _UPLINK_BURST_S: Final = 16.0
 """The largest Open is some seconds of a device's bytes."""
 
@@ -80,12 +83,12 @@ class Standing:
         opens = _MARGIN * quotas.opens_per_min
         self.messages = {
             Topic.DRAFT: _by_second(quotas.drafts_per_s, now),
-            Topic.OPEN: _by_minute(opens, now),
-            Topic.CLOSE: _by_minute(opens, now),
+            Topic.OPEN: _by_minute(opens, now, burst=_OPENS_BURST_MIN),
+            Topic.CLOSE: _by_minute(opens, now, burst=_OPENS_BURST_MIN),
             Topic.STATE: _by_minute(quotas.states_per_min, now),
         }
         self.uplink = TokenBucket(quotas.uplink_bytes_per_s, _UPLINK_BURST_S * quotas.uplink_bytes_per_s, now=now)
-        self.opens = _by_minute(quotas.opens_per_min, now)
+        self.opens = _by_minute(quotas.opens_per_min, now, burst=_OPENS_BURST_MIN)
         self.prompts = TokenBucket(quotas.prompt_tokens_per_min / 60.0, quotas.prompt_tokens_per_min, now=now)
         self.new_tokens = TokenBucket(quotas.new_tokens_per_min / 60.0, quotas.new_tokens_per_min, now=now)
         self.repeats = TokenBucket(quotas.repeat_bytes_per_s, _UPLINK_BURST_S * quotas.repeat_bytes_per_s, now=now)
@@ -101,5 +104,5 @@ def _by_second(rate: float, now: float) -> TokenBucket:
     return TokenBucket(rate, max(1.0, _BURST_S * rate), now=now)
 
 
-def _by_minute(rate: float, now: float) -> TokenBucket:
-    return TokenBucket(rate / 60.0, max(1.0, _BURST_MIN * rate), now=now)
+def _by_minute(rate: float, now: float, *, burst: float = _BURST_MIN) -> TokenBucket:
+    return TokenBucket(rate / 60.0, max(1.0, burst * rate), now=now)

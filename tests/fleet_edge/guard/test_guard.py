@@ -130,7 +130,7 @@ def test_a_device_behind_a_bad_line_is_never_shut_out() -> None:
 
 def test_opens_over_the_quota_are_refused_with_a_time_and_granted_after_it() -> None:
     scene = Scene({"opens_per_min": 60})
-    for _ in range(15):
+    for _ in range(45):
         scene.guard.admit_open("device-1", open_message())
     with pytest.raises(OpenRefused) as refused:
         scene.guard.admit_open("device-1", open_message())
