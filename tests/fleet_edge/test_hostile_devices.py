@@ -54,7 +54,7 @@ class Attack:
     """A minute in which one device floods the edge while another writes."""
 
     def __init__(self, flood: Flood, *, a_step: int = 20) -> None:
-        self.fleet = MemoryFleet()
+        self.fleet = MemoryFleet(settings={"quotas": {}})
         self.rng = random.Random(5)
         self.flood, self.a_step = flood, a_step
         self.link = MemoryLink(self.fleet.broker, "hostile")
