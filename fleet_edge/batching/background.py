@@ -18,7 +18,7 @@ _ACTIVE_S: Final = 0.5
 
 _HALF_LIFE_S: Final = 2.0
 _CREDIT: Final = 512.0
-_CREDIT_PER_S: Final = 16.0
+_CREDIT_PER_S: Final = 8.0
 _EARNED_PER_TOKEN: Final = 16.0
 _MOST_EARNED: Final = 4096.0
 """Prompt tokens: what anybody has, at once and each second, and what is earned by each committed token. What is asked

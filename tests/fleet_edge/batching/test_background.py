@@ -63,7 +63,7 @@ def test_a_long_step_of_its_own_is_no_silence_of_the_others() -> None:
 
 def test_prompts_have_a_credit_that_comes_back() -> None:
     work = BackgroundWork()
-    work.prefilled("device-1", 600, 0.0)
+    work.prefilled("device-1", 560, 0.0)
     assert not work.has_credit("device-1", 5.0)
     assert work.has_credit("device-2", 5.0)
     assert work.has_credit("device-1", 10.0)

@@ -157,7 +157,7 @@ def test_prompts_without_end_wait_for_those_who_draft() -> None:
         for session in prompts:
             if edge.verifier.computed(session.handle) >= 899:
                 edge.scheduler.evict(session)
-    credit = 0.512 + 0.016 * edge.now + 2 * 0.128  # and the chunks that it, and the last of the share, end in
+    credit = 0.512 + 0.008 * edge.now + 2 * 0.128  # and the chunks that it, and the last of the share, end in
     assert seconds["hostile"] - credit < 0.08 * seconds["honest"]
 
 
