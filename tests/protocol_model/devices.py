@@ -11,6 +11,7 @@ from fleet_device.client.outbound import Outbound
 from fleet_device.client.refusals import Refusals, RefusedUntil
 from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.client.unconfirmed import UnconfirmedCloses
+from fleet_device.client.waiting import Waiting
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import DeviceError, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
@@ -126,6 +127,7 @@ class ModelDevice:
         retry = RetryState(PATIENT, self.clock)
         if self._refused.left_s > 0.0:
             retry.hold(self._refused.left_s)
+        refusals = Refusals(retry, self._refused)
         driver = SessionDriver(
             session=session,
             drafts=DraftSequence(session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), self.clock),
@@ -133,7 +135,8 @@ class ModelDevice:
             outbound=self._outbound,
             inbox=self._inbox,
             retry=retry,
-            refusals=Refusals(retry, self._refused),
+            refusals=refusals,
+            waiting=Waiting(session, self._outbound, self._inbox.edges, retry, refusals, self.clock),
             clock=self.clock,
             on_tokens=written.extend,
             cancellation=Cancellation(),

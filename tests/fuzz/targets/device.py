@@ -17,6 +17,7 @@ from fleet_device.client.inbox import Inbox, Undelivered
 from fleet_device.client.outbound import Outbound
 from fleet_device.client.refusals import Refusals, RefusedUntil
 from fleet_device.client.retry import RetryState, Timeouts
+from fleet_device.client.waiting import Waiting
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import DeviceError
@@ -119,15 +120,17 @@ def _driver(first: int, link: StubLink, clock: Clock) -> SessionDriver:
     inbox = Inbox()
     inbox.subscribe(link, fleet=FLEET, device=DEVICE)
     retry = RetryState(Timeouts(), clock)
+    outbound, refusals = Outbound(link, FLEET, DEVICE, inbox), Refusals(retry, RefusedUntil(clock))
     pacing = AdaptivePacing() if first & 4 else FixedPacing(3, ahead=bool(first & 2))
     return SessionDriver(
         session=session,
         drafts=DraftSequence(session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), clock),
         pacing=SessionPacing(session, pacing, clock),
-        outbound=Outbound(link, FLEET, DEVICE, inbox),
+        outbound=outbound,
         inbox=inbox,
         retry=retry,
-        refusals=Refusals(retry, RefusedUntil(clock)),
+        refusals=refusals,
+        waiting=Waiting(session, outbound, inbox.edges, retry, refusals, clock),
         clock=clock,
     )
 
