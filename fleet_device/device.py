@@ -113,8 +113,8 @@ class Device:
                 raise
             service.start()
             texts = TextQueue(
-                lambda request, on_piece, cancellation: service.write(
-                    request, on_piece=on_piece, cancellation=cancellation
+                lambda request, on_piece, on_wait, cancellation: service.write(
+                    request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation
                 )
             )
             texts.start()

@@ -13,6 +13,7 @@ from typing import Any
 from fleet_device.api.app import create_app
 from fleet_device.api.server import ApiServer, listen
 from fleet_device.client.cancellation import Cancellation
+from fleet_device.client.waiting import OnWait
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import EdgeUnavailable
 from fleet_device.service import DeviceService
@@ -142,8 +143,12 @@ class Gateway:
     def health(self) -> dict[str, Any]:
         """Return how the device is, as JSON values."""
         service, settings = self._service, self._settings
-        reason = self.absence()
-        status = "draining" if self._texts.closed else "ok" if reason is None else "waiting"
+        if self._texts.broken:
+            status = "failed"
+            reason: str | None = "The thread that writes texts has ended; see the log, and restart the device."
+        else:
+            reason = self.absence()
+            status = "draining" if self._texts.closed else "ok" if reason is None else "waiting"
         return {
             "status": status,
             "reason": reason,
@@ -178,7 +183,9 @@ class Gateway:
             },
         }
 
-    def _write(self, request: GenerateRequest, on_piece: OnPiece, cancellation: Cancellation) -> GeneratedText:
+    def _write(
+        self, request: GenerateRequest, on_piece: OnPiece, on_wait: OnWait, cancellation: Cancellation
+    ) -> GeneratedText:
         if (missing := self.absence()) is not None:
             raise EdgeUnavailable(missing)
-        return self._service.write(request, on_piece=on_piece, cancellation=cancellation)
+        return self._service.write(request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation)

@@ -14,6 +14,7 @@ from fleet_device.client.inbox import Inbox
 from fleet_device.client.presence import EdgePresences
 from fleet_device.client.retry import Timeouts
 from fleet_device.client.telemetry import DeviceTotals
+from fleet_device.client.waiting import OnWait
 from fleet_device.drafters.contract import Drafter
 from fleet_device.pacing.selection import make_pacing
 from fleet_device.settings import DeviceSettings
@@ -171,10 +172,13 @@ class DeviceService:
         request: GenerateRequest,
         *,
         on_piece: OnPiece = lambda _piece, _tokens: None,
+        on_wait: OnWait = lambda _reason: None,
         cancellation: Cancellation | None = None,
     ) -> GeneratedText:
         """Write a text and count it; see `generate_text`."""
-        text = generate_text(self.agent, self.drafter, request, on_piece=on_piece, cancellation=cancellation)
+        text = generate_text(
+            self.agent, self.drafter, request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation
+        )
         self._publish(Topic.TELEMETRY, encode_json(self.tally.add(text.generation)), qos=0)
         return text
 

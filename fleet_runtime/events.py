@@ -29,6 +29,7 @@ class Event(StrEnum):
         STOPPED: All is released.
         START: A text begins.
         TOKENS: A piece of it was verified.
+        WAITING: Why nothing of it was for ten seconds.
         END: It has ended; its figures.
         ERROR: Why the program ends without having done what it was asked.
     """
@@ -41,6 +42,7 @@ class Event(StrEnum):
     STOPPED = "stopped"
     START = "start"
     TOKENS = "tokens"
+    WAITING = "waiting"
     END = "end"
     ERROR = "error"
 

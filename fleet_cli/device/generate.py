@@ -68,6 +68,7 @@ def _write(
 ) -> tuple[GeneratedText, int]:
     """Write the text; return it with the vocabulary's size."""
     with Device(settings) as device, device.stream(asked, raw=raw, stop=stop) as stream, _interrupt(stream.cancel):
+        stream.on_wait = lambda reason: show(Event.WAITING, reason=reason)
         if not device.wait_for_edge(_EDGE_S):
             _say(f"No edge of fleet {settings.fleet!r} is online; waiting {settings.open_s:.0f} s for one …")
         request = stream.request()
@@ -143,12 +144,16 @@ def _summary(result: dict[str, Any]) -> str:
     )
 
 
-def _print(_event: Event, *, text: str = "", **_: object) -> None:
+def _print(_event: Event, *, text: str = "", reason: str | None = None, **_: object) -> None:
+    if reason is not None:
+        _say(f"Waiting: {reason}")
     print(text, end="", flush=True)
 
 
-def _silent(_event: Event, **_: object) -> None:
-    """Say nothing until the end."""
+def _silent(_event: Event, *, reason: str | None = None, **_: object) -> None:
+    """Print nothing until the end; why it is late goes elsewhere."""
+    if reason is not None:
+        _say(f"Waiting: {reason}")
 
 
 def _say(sentence: str) -> None:

@@ -13,26 +13,24 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from fleet_device.api.guard import Guard
 from fleet_device.api.problems import ApiProblem, problem_of
-from fleet_device.api.replies import DONE, Reply, event
+from fleet_device.api.replies import Reply
 from fleet_device.api.requests import ChatRequest, CompletionRequest, TextRequest, read_request
+from fleet_device.api.stream import Events, EventsResponse, Pause, TextEvents
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import DeviceError, EdgeUnavailable
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText, GenerateRequest
-from fleet_device.texts.queue import Failed, Listener, Piece, Ticket
+from fleet_device.texts.queue import Delayed, Failed, Listener, Piece, Ticket
 
 __all__ = ["MAX_BODY_BYTES", "Backend", "create_app"]
 
 MAX_BODY_BYTES: Final = 1 << 20
 """Largest request. A prompt that no context holds is longer than that in the rarest of cases."""
-
-Events = asyncio.Queue[Piece | GeneratedText | Failed]
 
 
 class Backend(Protocol):
@@ -58,15 +56,22 @@ class Backend(Protocol):
         """Return how the device is, as JSON values."""
 
 
-def create_app(backend: Backend, settings: DeviceSettings, *, wall_clock: Callable[[], float] = time.time) -> Starlette:
+def create_app(
+    backend: Backend,
+    settings: DeviceSettings,
+    *,
+    wall_clock: Callable[[], float] = time.time,
+    pause: Pause = asyncio.sleep,
+) -> Starlette:
     """Return the API as an ASGI application.
 
     Args:
         backend: The device.
         settings: Defaults of the requests, and the token to ask for.
         wall_clock: Unix seconds.
+        pause: Sleeps for some seconds.
     """
-    api = _Api(backend, settings, wall_clock)
+    api = _Api(backend, settings, wall_clock, pause)
     token = settings.api_token.get_secret_value() if settings.api_token else None
     return Starlette(
         routes=[
@@ -77,7 +82,12 @@ def create_app(backend: Backend, settings: DeviceSettings, *, wall_clock: Callab
             Route("/healthz", api.health),
         ],
         middleware=[Middleware(Guard, token=token)],
-        exception_handlers={ApiProblem: _answer_problem, HTTPException: _answer_http, DeviceError: _answer_problem},
+        exception_handlers={
+            ApiProblem: _answer_problem,
+            HTTPException: _answer_http,
+            DeviceError: _answer_problem,
+            Exception: _answer_problem,  # in the API's shape too, and logged by the server
+        },
     )
 
 
@@ -97,6 +107,7 @@ class _Api:
     backend: Backend
     settings: DeviceSettings
     wall_clock: Callable[[], float]
+    pause: Pause
 
     async def chat(self, request: Request) -> Response:
         return await self._text(request, read_request(ChatRequest, await _body(request)))
@@ -125,23 +136,22 @@ class _Api:
             raise EdgeUnavailable(missing)
         loop, events = asyncio.get_running_loop(), Events()
 
-        def listen(each: Piece | GeneratedText | Failed) -> None:
+        def listen(each: Piece | Delayed | GeneratedText | Failed) -> None:
             if isinstance(each, Piece) and not each.text:
                 return  # a chunk without text would tell the client nothing
             loop.call_soon_threadsafe(events.put_nowait, each)
 
         ticket = self.backend.submit(lambda codec: asked.generate_request(codec, self.settings), listen)
-        reply = self._reply(asked)
+        reply, text = self._reply(asked), TextEvents(events, ticket, self.pause)
         try:
             async with self._until_disconnect(request, ticket):
-                # Until the first event a failure can still be told by the status.
-                first = _alive(await events.get())
                 if not asked.stream:
-                    return JSONResponse(reply.whole(await _end(first, events)))
+                    return JSONResponse(reply.whole(await text.end()))
+                first = await text.first()
         except BaseException:
             self.backend.cancel(ticket)
             raise
-        return _EventStream(_stream(reply, first, events), at_end=lambda: self.backend.cancel(ticket))
+        return EventsResponse(text.stream(reply, first), at_end=lambda: self.backend.cancel(ticket))
 
     @asynccontextmanager
     async def _until_disconnect(self, request: Request, ticket: Ticket) -> AsyncIterator[None]:
@@ -168,49 +178,6 @@ class _Api:
             model=targets[0] if targets else "",
             include_usage=asked.include_usage,
         )
-
-
-class _EventStream(StreamingResponse):
-    """Server-sent events; whatever ends them, the client's leaving too, `at_end` is called."""
-
-    def __init__(self, content: AsyncIterator[bytes], *, at_end: Callable[[], None]) -> None:
-        super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-        self._at_end = at_end
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._at_end()
-
-
-async def _stream(reply: Reply, first: Piece | GeneratedText, events: Events) -> AsyncIterator[bytes]:
-    for chunk in reply.first():
-        yield event(chunk)
-    current: Piece | GeneratedText | Failed = first
-    while isinstance(current, Piece):
-        yield event(reply.piece(current.text))
-        current = await events.get()
-    if isinstance(current, Failed):
-        # The status is sent already; an error in the stream is what OpenAI's clients raise as one.
-        yield event(problem_of(current.error).body())
-        return
-    for chunk in reply.last(current):
-        yield event(chunk)
-    yield DONE
-
-
-def _alive(current: Piece | GeneratedText | Failed) -> Piece | GeneratedText:
-    if isinstance(current, Failed):
-        raise problem_of(current.error)
-    return current
-
-
-async def _end(current: Piece | GeneratedText, events: Events) -> GeneratedText:
-    """Wait for the whole text."""
-    while isinstance(current, Piece):
-        current = _alive(await events.get())
-    return current
 
 
 async def _body(request: Request) -> bytes:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from fleet_device.client.agent import Generation
 from fleet_device.client.cancellation import Cancellation
+from fleet_device.client.waiting import OnWait
 from fleet_device.drafters.contract import Drafter
 from fleet_device.errors import PromptTooLong
 from fleet_device.texts.decoding import Detokenizer
@@ -29,6 +30,7 @@ class TextGenerator(Protocol):
         policy: SamplingPolicy,
         max_new_tokens: int,
         on_tokens: Callable[[Sequence[int]], bool | None],
+        on_wait: OnWait,
         cancellation: Cancellation | None,
     ) -> Generation:
         """Write a text; see `Agent.generate`."""
@@ -104,6 +106,7 @@ def generate_text(
     request: GenerateRequest,
     *,
     on_piece: OnPiece = lambda _piece, _tokens: None,
+    on_wait: OnWait = lambda _reason: None,
     cancellation: Cancellation | None = None,
 ) -> GeneratedText:
     """Write a text. It ends early where the draft model's context is full.
@@ -113,6 +116,7 @@ def generate_text(
         drafter: The agent's draft model.
         request: What to write.
         on_piece: Gets the text as it grows, on this thread.
+        on_wait: See `Agent.generate`.
         cancellation: See `Agent.generate`.
 
     Raises:
@@ -138,6 +142,7 @@ def generate_text(
         policy=request.policy,
         max_new_tokens=min(request.max_new_tokens, room),
         on_tokens=on_tokens,
+        on_wait=on_wait,
         cancellation=cancellation,
     )
     rest = stops.finish()

@@ -10,15 +10,17 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fleet_device.client.cancellation import Cancellation
+from fleet_device.client.waiting import OnWait
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import DeviceError, TextCancelled, TextQueueFull
 from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece
 
-__all__ = ["Failed", "GenerateText", "Listener", "Piece", "TextQueue", "Ticket"]
+__all__ = ["Delayed", "Failed", "GenerateText", "Listener", "Piece", "TextQueue", "Ticket"]
 
 _log = logging.getLogger(__name__)
 
 _GONE: Final = "The text was given up before its end: its reader has gone, or the device is shutting down."
+_BROKEN: Final = "The device no longer writes texts, for a reason that its log tells; restart it."
 _LONGEST_RETRY_S: Final = 120
 
 # What the latest text weighs in the usual duration of one.
@@ -39,6 +41,17 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Delayed:
+    """No more text comes for now.
+
+    Attributes:
+        reason: Why, in a sentence; told once for each wait that lasts.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """There will be no (more) text.
 
@@ -51,24 +64,32 @@ class Failed:
     text: GeneratedText | None = None
 
 
-Listener = Callable[[Piece | GeneratedText | Failed], None]
-"""Told, on the queue's thread, of pieces and in the end of a `GeneratedText` or `Failed`. Must not block."""
+Listener = Callable[[Piece | Delayed | GeneratedText | Failed], None]
+"""Told, on the queue's thread, of pieces, delays, and in the end of a `GeneratedText` or `Failed`. Must not block."""
 
 Prepare = Callable[[], GenerateRequest]
 """Makes the request when its turn has come, on the queue's thread: the model's vocabulary serves one at a time."""
 
-GenerateText = Callable[[GenerateRequest, OnPiece, Cancellation], GeneratedText]
+GenerateText = Callable[[GenerateRequest, OnPiece, OnWait, Cancellation], GeneratedText]
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A place in the queue."""
+    """A place in the queue.
+
+    Attributes:
+        prepare: Makes the request.
+        listener: Told what becomes of it.
+        begun: Whether its turn has come.
+        cancellation: Gives it up.
+    """
 
     prepare: Prepare
     listener: Listener
+    begun: bool = False
     cancellation: Cancellation = field(default_factory=Cancellation)
 
-    def tell(self, event: Piece | GeneratedText | Failed) -> None:
+    def tell(self, event: Piece | Delayed | GeneratedText | Failed) -> None:
         """Pass an event on; a listener that fails has gone."""
         try:
             self.listener(event)
@@ -101,7 +122,7 @@ class TextQueue:
         self._on_idle = on_idle
         self._waiting: deque[Ticket] = deque()
         self._current: Ticket | None = None
-        self._closed = False
+        self._closed = self._broken = False
         self._started = 0.0  # the text under way, by the clock
         self._usual_s: float | None = None
         self._done = 0
@@ -128,6 +149,11 @@ class TextQueue:
         """Whether no more requests are taken."""
         return self._closed
 
+    @property
+    def broken(self) -> bool:
+        """Whether the thread that writes has ended before its time: nothing is written any more."""
+        return self._broken
+
     def start(self) -> None:
         """Begin to write."""
         self._thread.start()
@@ -141,6 +167,8 @@ class TextQueue:
         """
         ticket = Ticket(prepare, listener)
         with self._changed:
+            if self._broken:
+                raise TextCancelled(_BROKEN)
             if self._closed:
                 raise TextCancelled("The device is shutting down and takes no new texts.")
             if self._most is not None and len(self._waiting) >= self._most + (self._current is None):
@@ -186,6 +214,20 @@ class TextQueue:
         return min(max(1, math.ceil(left_s)), _LONGEST_RETRY_S)
 
     def _work(self) -> None:
+        try:
+            self._serve_all()
+        except BaseException:  # noqa: BLE001 - whatever it is, nobody is left waiting for an answer that never comes
+            _log.exception("The thread that writes texts has ended for a reason that should not be possible.")
+            with self._changed:
+                self._closed = self._broken = True
+                left = [*([self._current] if self._current else []), *self._waiting]
+                self._current = None
+                self._waiting.clear()
+            for ticket in left:
+                ticket.tell(Failed(TextCancelled(_BROKEN)))
+        self._on_idle()
+
+    def _serve_all(self) -> None:
         while True:
             with self._changed:
                 self._current = None
@@ -196,14 +238,17 @@ class TextQueue:
                 self._started = self._clock()
             self._serve(ticket)
             self._done += 1
-        self._on_idle()
 
     def _serve(self, ticket: Ticket) -> None:
         def on_piece(piece: str, tokens: int) -> None:
             ticket.tell(Piece(piece, tokens))
 
+        def on_wait(reason: str) -> None:
+            ticket.tell(Delayed(reason))
+
+        ticket.begun = True
         try:
-            text = self._write(ticket.prepare(), on_piece, ticket.cancellation)
+            text = self._write(ticket.prepare(), on_piece, on_wait, ticket.cancellation)
         except Exception as error:  # noqa: BLE001 - one text's failure is not the next one's
             if not isinstance(error, DeviceError | DrafterError):
                 _log.exception("A text failed for a reason that should not be possible.")

@@ -6,9 +6,11 @@ from types import TracebackType
 from typing import Self
 
 from fleet_device.texts.generate import GeneratedText, GenerateRequest
-from fleet_device.texts.queue import Failed, Piece, TextQueue
+from fleet_device.texts.queue import Delayed, Failed, Piece, TextQueue
 
 __all__ = ["TextStream"]
+
+_Happened = GenerateRequest | Piece | Delayed | GeneratedText | Failed
 
 
 class TextStream(Iterator[str]):
@@ -30,10 +32,14 @@ class TextStream(Iterator[str]):
     Args:
         texts: The queue of the device's texts.
         prepare: Makes the request, on the queue's thread.
+
+    Attributes:
+        on_wait: Told, on the thread that reads, why no text comes, once for each wait of more than ten seconds; set it.
     """
 
     def __init__(self, texts: TextQueue, prepare: Callable[[], GenerateRequest]) -> None:
-        self._events: queue.SimpleQueue[GenerateRequest | Piece | GeneratedText | Failed] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Happened] = queue.SimpleQueue()
+        self.on_wait: Callable[[str], None] = lambda _reason: None
         self._request: GenerateRequest | None = None
         self._end: GeneratedText | Failed | None = None
         self._cancelled = self._closed = False
@@ -109,11 +115,13 @@ class TextStream(Iterator[str]):
             raise self._end.error
         return None
 
-    def _take(self) -> GenerateRequest | Piece | GeneratedText | Failed:
+    def _take(self) -> _Happened:
         event = self._events.get()
         match event:
             case GenerateRequest():
                 self._request = event
+            case Delayed():
+                self.on_wait(event.reason)
             case GeneratedText() | Failed():
                 self._end = event
         return event

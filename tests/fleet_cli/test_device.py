@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from fleet_cli.device import generate
 from fleet_cli.device.generate import _interrupt
 from fleet_cli.main import main
 from fleet_device.api.server import listen
+from fleet_runtime.events import Event
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -92,3 +94,10 @@ def test_the_first_interrupt_asks_and_the_second_one_insists() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("show", ["_print", "_silent"])
+def test_why_a_text_waits_is_said_beside_it(show: str, capsys: pytest.CaptureFixture[str]) -> None:
+    getattr(generate, show)(Event.WAITING, reason="Edge 'edge-1' has not answered.")
+    getattr(generate, show)(Event.TOKENS, number=1, text="")
+    assert capsys.readouterr() == ("", "Waiting: Edge 'edge-1' has not answered.\n")

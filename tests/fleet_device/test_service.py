@@ -1,11 +1,14 @@
+import json
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
+import httpx
 import pytest
 
 from fleet_device.api.server import listen
 from fleet_device.client.cancellation import Cancellation
+from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.registry import load_drafter
 from fleet_device.errors import ConfigurationError, EdgeUnavailable, TextCancelled
 from fleet_device.gateway import Asked, Gateway
@@ -251,6 +254,60 @@ def test_a_gateway_asked_to_stop_gives_its_text_up() -> None:
     assert type(events[-1]).__name__ == "Failed"
     fleet.settle()
     assert len(fleet.edge.sessions) == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_gateway_that_is_stopped_answers_its_clients_before_it_goes(stream: bool) -> None:
+    fleet = MemoryFleet()
+    announce_edge(fleet)
+    answers: list[httpx.Response] = []
+    with fleet.broker.running():
+        served = gateway(fleet)
+        served.start()
+        served.serve(listen(0))
+        until(lambda: served.absence() is None)
+        assert served.address is not None
+        url, body = f"{served.address}/v1/completions", {"prompt": "t1", "stream": stream}
+        # Nobody verifies it: it would take for ever. The others wait for their turn.
+        clients = [
+            threading.Thread(target=lambda: answers.append(httpx.post(url, json=body, timeout=20.0))) for _ in range(3)
+        ]
+        for client in clients:
+            client.start()
+        until(lambda: served.health()["sessions"] | {"ended": 0, "tokens": 0} == WAITING)
+        served.stop()
+        for client in clients:
+            client.join()
+    assert len(answers) == 3
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "cancelled")
+
+
+WAITING = {"writing": True, "waiting": 2, "ended": 0, "tokens": 0}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_draft_model_that_dies_is_told_to_its_application(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet, drafter = MemoryFleet(), TalkingDrafter()
+    announce_edge(fleet)
+    drawn = iter(range(3))
+
+    def dies(policy: SamplingPolicy) -> object:
+        if next(drawn, None) is None:
+            raise DrafterError("The draft model has crashed.")
+        return TalkingDrafter.next(drafter, policy)
+
+    monkeypatch.setattr(drafter, "next", dies)
+    with fleet.broker.running(), edge_at_work(fleet):
+        served = Gateway(memory_service(fleet, drafter))
+        served.start()
+        served.serve(listen(0))
+        until(lambda: served.absence() is None)
+        body = {"prompt": "t1", "max_tokens": 40, "stream": stream}
+        answer = httpx.post(f"{served.address}/v1/completions", json=body, timeout=20.0)
+        served.stop()
+    told = answer.text.rstrip().rpartition("\n\n")[2].removeprefix("data: ")
+    assert json.loads(told)["error"]["message"] == "The draft model has crashed."
 
 
 def test_a_gateway_whose_port_is_taken_says_so_and_can_still_be_stopped() -> None:

@@ -111,14 +111,16 @@ class ScriptedAgent:
         error: Raised instead, after the batches.
         reason: Of the end.
         gate: Waited for before each batch; a cancellation wakes it up.
+        late: Why it is, if it is to say so.
         asked: The keyword arguments of each call.
         ended: How each call that returned did.
     """
 
     batches: Sequence[Sequence[int]] = ((1, 2), (3,))
-    error: Exception | None = None
+    error: BaseException | None = None
     reason: EndReason = EndReason.STOP
     gate: threading.Semaphore | None = None
+    late: str | None = None
     started: threading.Event = field(default_factory=threading.Event)
     asked: list[dict[str, Any]] = field(default_factory=list)
     ended: list[EndReason] = field(default_factory=list)
@@ -130,6 +132,7 @@ class ScriptedAgent:
         policy: SamplingPolicy,
         max_new_tokens: int,
         on_tokens: Callable[[Sequence[int]], bool | None] = lambda _tokens: None,
+        on_wait: Callable[[str], None] = lambda _reason: None,
         cancellation: Cancellation | None = None,
     ) -> Generation:
         self.asked.append({"prompt": tuple(prompt), "policy": policy, "max_new_tokens": max_new_tokens})
@@ -138,6 +141,8 @@ class ScriptedAgent:
         reason = self.reason
         cancellation = cancellation or Cancellation()
         with cancellation.waking(self._wake):
+            if self.late is not None:
+                on_wait(self.late)
             for batch in self.batches:
                 if self.gate is not None:
                     assert self.gate.acquire(timeout=10.0)
@@ -191,5 +196,13 @@ class ScriptedBackend:
     def health(self) -> dict[str, Any]:
         return {"status": "waiting" if self.missing else "ok", "reason": self.missing}
 
-    def _write(self, request: GenerateRequest, on_piece: OnPiece, cancellation: Cancellation) -> GeneratedText:
-        return generate_text(self.agent, self.drafter, request, on_piece=on_piece, cancellation=cancellation)
+    def _write(
+        self,
+        request: GenerateRequest,
+        on_piece: OnPiece,
+        on_wait: Callable[[str], None],
+        cancellation: Cancellation,
+    ) -> GeneratedText:
+        return generate_text(
+            self.agent, self.drafter, request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation
+        )

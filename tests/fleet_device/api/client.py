@@ -19,11 +19,12 @@ def ask(
     body: object = None,
     content: bytes | None = None,
     headers: Mapping[str, str] | None = None,
+    raising: bool = True,
 ) -> httpx.Response:
-    """Send one request and return the whole response."""
+    """Send one request and return the whole response, or raise what the application has failed with."""
 
     async def run() -> httpx.Response:
-        transport = httpx.ASGITransport(app=app)
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=raising)
         async with httpx.AsyncClient(transport=transport, base_url=BASE, timeout=20.0) as client:
             return await client.request(method, path, json=body, content=content, headers=headers)
 

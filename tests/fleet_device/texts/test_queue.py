@@ -25,8 +25,10 @@ def make() -> Iterator[Make]:
     def start(agent: ScriptedAgent, **options: object) -> TextQueue:
         drafter = TalkingDrafter()
 
-        def write(request: GenerateRequest, on_piece: OnPiece, cancellation: Cancellation) -> GeneratedText:
-            return generate_text(agent, drafter, request, on_piece=on_piece, cancellation=cancellation)
+        def write(
+            request: GenerateRequest, on_piece: OnPiece, on_wait: Callable[[str], None], cancellation: Cancellation
+        ) -> GeneratedText:
+            return generate_text(agent, drafter, request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation)
 
         texts = TextQueue(write, **{"waiting": 1, **options})  # type: ignore[arg-type]
         made.append(texts)

@@ -25,8 +25,8 @@ def make() -> Iterator[Make]:
     def start(agent: ScriptedAgent) -> TextQueue:
         drafter = TalkingDrafter()
         texts = TextQueue(
-            lambda request, on_piece, cancellation: generate_text(
-                agent, drafter, request, on_piece=on_piece, cancellation=cancellation
+            lambda request, on_piece, on_wait, cancellation: generate_text(
+                agent, drafter, request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation
             ),
         )
         made.append(texts)
@@ -167,3 +167,14 @@ def test_several_streams_of_one_thread_do_not_wait_for_each_other_s_readers(make
     texts = make(ScriptedAgent())
     first, second = TextStream(texts, lambda: REQUEST), TextStream(texts, lambda: REQUEST)
     assert "".join(second) == "".join(first) == "t1 t2 t3 "
+
+
+def test_why_it_waits_is_told_to_who_reads_and_is_no_piece(make: Make) -> None:
+    agent = gated()
+    agent.late = "Edge 'edge-1' has not answered."
+    stream = TextStream(make(agent), lambda: REQUEST)
+    told: list[str] = []
+    stream.on_wait = told.append
+    let_write(agent)
+    assert "".join(stream) == "t1 t2 t3 "
+    assert told == ["Edge 'edge-1' has not answered."]

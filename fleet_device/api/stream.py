@@ -1,0 +1,135 @@
+"""Streams: a text as server-sent events, as it grows, with comments while it does not.
+
+A comment begins with a colon; clients pass over it, and whatever stands between them and the device sees that the
+connection is alive.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from fleet_device.api.problems import problem_of
+from fleet_device.api.replies import DONE, Reply, event
+from fleet_device.client.waiting import SAY_AFTER_S
+from fleet_device.texts.generate import GeneratedText
+from fleet_device.texts.queue import Delayed, Failed, Piece, Ticket
+
+__all__ = ["HEARTBEAT_S", "Events", "EventsResponse", "Pause", "TextEvents"]
+
+_log = logging.getLogger(__name__)
+
+Events = asyncio.Queue[Piece | Delayed | GeneratedText | Failed]
+Happened = Piece | Delayed | GeneratedText | Failed | None
+Pause = Callable[[float], Awaitable[None]]
+
+HEARTBEAT_S: Final = 5.0
+"""Seconds without anything to send after which a stream sends a comment."""
+
+_ALIVE: Final = b": waiting\n\n"
+_QUEUED: Final = "Other texts are written first; this one waits for its turn."
+
+
+class EventsResponse(StreamingResponse):
+    """Server-sent events; whatever ends them, the client's leaving too, `at_end` is called."""
+
+    def __init__(self, content: AsyncIterator[bytes], *, at_end: Callable[[], None]) -> None:
+        super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._at_end = at_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._at_end()
+
+
+@dataclass(slots=True)
+class TextEvents:
+    """What becomes of one text, in order.
+
+    Attributes:
+        events: As the queue of texts tells them.
+        ticket: The text's place in it.
+        pause: Sleeps for some seconds.
+    """
+
+    events: Events
+    ticket: Ticket
+    pause: Pause = asyncio.sleep
+    _silent_s: float = 0.0
+
+    async def end(self) -> GeneratedText:
+        """Wait for the whole text.
+
+        Raises:
+            ApiProblem: It failed.
+        """
+        while not isinstance(current := await self.events.get(), GeneratedText):
+            if isinstance(current, Failed):
+                raise problem_of(current.error)
+        return current
+
+    async def first(self) -> Happened:
+        """Wait for what happens first, but not for long: None if that is nothing.
+
+        Raises:
+            ApiProblem: The text failed, so that the status can say so.
+        """
+        current = await self._next()
+        if isinstance(current, Failed):
+            raise problem_of(current.error)
+        return current
+
+    async def stream(self, reply: Reply, first: Happened) -> AsyncIterator[bytes]:
+        """Send the text as it grows. Whatever fails, the stream says so: its status is sent already."""
+        try:
+            for chunk in reply.first():
+                yield event(chunk)
+            current = first
+            while not isinstance(current, GeneratedText | Failed):
+                yield self._chunk(reply, current)
+                current = await self._next()
+            if isinstance(current, GeneratedText):
+                for chunk in reply.last(current):
+                    yield event(chunk)
+                yield DONE
+            else:
+                # An error in the stream is what OpenAI's clients raise as one.
+                yield event(problem_of(current.error).body())
+        except Exception as error:  # noqa: BLE001 - a connection is not to be cut without a word
+            _log.exception("A stream failed for a reason that should not be possible.")
+            yield event(problem_of(error).body())
+
+    def _chunk(self, reply: Reply, current: Piece | Delayed | None) -> bytes:
+        match current:
+            case Piece():
+                return event(reply.piece(current.text))
+            case Delayed():
+                return comment(current.reason)
+        # Why else nothing comes, the text's session says.
+        says_why = not self.ticket.begun and self._silent_s - HEARTBEAT_S < SAY_AFTER_S <= self._silent_s
+        return comment(_QUEUED) if says_why else _ALIVE
+
+    async def _next(self) -> Happened:
+        """Wait for what happens next; None if nothing has for `HEARTBEAT_S`."""
+        coming = asyncio.ensure_future(self.events.get())
+        beat = asyncio.ensure_future(self.pause(HEARTBEAT_S))
+        try:
+            await asyncio.wait({coming, beat}, return_when=asyncio.FIRST_COMPLETED)
+            current = coming.result() if coming.done() else None
+        finally:
+            beat.cancel()
+            coming.cancel()
+        self._silent_s = 0.0 if current is not None else self._silent_s + HEARTBEAT_S
+        return current
+
+
+def comment(sentence: str) -> bytes:
+    """Return a sentence as a comment of a stream; one line, whatever is in it."""
+    return b": " + " ".join(sentence.split()).encode() + b"\n\n"

@@ -1,0 +1,202 @@
+"""Streams of the API: comments while no text comes, and a clean end whatever dies."""
+
+import asyncio
+import re
+import threading
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+
+from fleet_device.api.app import create_app
+from fleet_device.api.stream import HEARTBEAT_S, Pause
+from fleet_device.errors import EdgeUnavailable
+from schemas.reasons import EndReason
+from tests.fleet_device.api.client import Sent, ask, ask_and_leave, chat, complete, error
+from tests.support.memory_device import ScriptedAgent, ScriptedBackend, TalkingDrafter, settings
+from tests.support.waiting import until
+
+Make = Callable[..., tuple[Starlette, ScriptedBackend]]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Return a function that makes the API over a scripted agent."""
+    made: list[ScriptedBackend] = []
+
+    def build(agent: ScriptedAgent, *, pause: Pause = asyncio.sleep) -> tuple[Starlette, ScriptedBackend]:
+        backend = ScriptedBackend(agent, TalkingDrafter(context=64), waiting=2)
+        made.append(backend)
+        return create_app(backend, settings(), wall_clock=lambda: 1234.5, pause=pause), backend
+
+    yield build
+    for backend in made:
+        backend.close()
+
+
+class Beats:
+    """Time for a stream: a number of heartbeats pass at once, then something happens, and no more pass.
+
+    The first comes when the agent has begun, if one is given.
+    """
+
+    def __init__(self, number: int, then: Callable[[], object], *, agent: ScriptedAgent | None = None) -> None:
+        self.left = number
+        self.then = then
+        self.agent = agent
+        self.asked: list[float] = []
+
+    async def __call__(self, seconds: float) -> None:
+        self.asked.append(seconds)
+        if self.agent is not None:
+            await asyncio.to_thread(self.agent.started.wait, 10.0)
+        self.left -= 1
+        if self.left >= 0:
+            return
+        if self.left == -1:
+            self.then()
+        await asyncio.Event().wait()
+
+
+def gated(**given: object) -> ScriptedAgent:
+    return ScriptedAgent(gate=threading.Semaphore(0), **given)  # type: ignore[arg-type]
+
+
+def open_gate(agent: ScriptedAgent) -> None:
+    assert agent.gate is not None
+    agent.gate.release(100)
+
+
+def comments(response: httpx.Response) -> list[str]:
+    return [part[2:] for part in response.text.split("\n\n") if part.startswith(": ")]
+
+
+def data(response: httpx.Response) -> str:
+    """Return a stream without its comments and the answer's name."""
+    kept = "\n\n".join(part for part in response.text.split("\n\n") if not part.startswith(": "))
+    return re.sub(r'"id":"[a-z0-9-]+"', "", kept)
+
+
+def last_error(response: httpx.Response) -> str:
+    """Return the last event of a stream, which must be an error, whole, and without a `[DONE]` behind it."""
+    *_, last, empty = response.text.split("\n\n")
+    assert empty == ""
+    assert last.startswith('data: {"error":{')
+    return last
+
+
+@pytest.mark.parametrize("ask_for", [chat, complete])
+def test_a_stream_that_waits_sends_comments_and_then_the_text(
+    make: Make, ask_for: Callable[..., httpx.Response]
+) -> None:
+    plain, _ = make(ScriptedAgent())
+    agent = gated()
+    beats = Beats(4, lambda: open_gate(agent), agent=agent)
+    app, _ = make(agent, pause=beats)
+    response = ask_for(app, stream=True)
+    assert response.status_code == 200
+    assert comments(response) == ["waiting"] * 4
+    assert set(beats.asked) == {HEARTBEAT_S}
+    assert data(response) == data(ask_for(plain, stream=True))
+
+
+def test_a_stream_says_why_it_waits_once_and_in_one_line(make: Make) -> None:
+    agent = gated(late="Edge 'edge-1' has not\n\ndata: answered.")
+    app, _ = make(agent, pause=Beats(0, lambda: open_gate(agent)))
+    response = complete(app, stream=True)
+    assert comments(response) == ["Edge 'edge-1' has not data: answered."]
+    assert data(response).endswith("data: [DONE]\n\n")
+
+
+def test_a_whole_answer_comes_whole_however_late(make: Make) -> None:
+    agent = gated(late="Edge 'edge-1' has not answered.")
+    app, _ = make(agent)
+    open_gate(agent)
+    assert complete(app).json()["choices"][0]["text"] == "t1 t2 t3 "
+
+
+def test_a_stream_whose_turn_has_not_come_says_so_after_ten_seconds(make: Make) -> None:
+    agent = gated()
+    app, backend = make(agent, pause=Beats(4, lambda: open_gate(agent)))
+    first = threading.Thread(target=complete, args=(app,))
+    first.start()
+    assert agent.started.wait(10.0)
+    response = complete(app, stream=True)
+    first.join()
+    assert comments(response) == [
+        "waiting",
+        "Other texts are written first; this one waits for its turn.",
+        "waiting",
+        "waiting",
+    ]
+    assert backend.queue.done == 2
+
+
+@pytest.mark.parametrize(("beats", "status"), [(0, 503), (1, 200)])
+def test_a_failure_is_a_status_as_long_as_nothing_was_sent_and_an_event_afterwards(
+    make: Make, beats: int, status: int
+) -> None:
+    agent = gated(batches=[()], error=EdgeUnavailable("No edge."))  # a batch without tokens is a place to wait at
+    app, _ = make(agent, pause=Beats(beats, lambda: open_gate(agent)))
+    response = complete(app, stream=True)
+    assert response.status_code == status
+    assert "edge_unavailable" in (response.text if status != 200 else last_error(response))
+
+
+def test_a_client_that_goes_while_a_stream_waits_ends_its_session(make: Make) -> None:
+    agent = gated()
+    app, backend = make(agent, pause=Beats(2, lambda: None, agent=agent))
+
+    async def two_comments(sent: Sent) -> None:
+        while sum(b": waiting" in message.get("body", b"") for message in sent) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+    ask_and_leave(app, {"prompt": "t1", "stream": True}, two_comments)
+    until(lambda: backend.queue.done == 1)
+    assert agent.ended == [EndReason.CANCELLED]
+
+
+# Devices that die, while their process lives.
+
+
+def test_a_thread_of_texts_that_ends_answers_those_who_wait_and_all_who_come(make: Make) -> None:
+    agent = gated(error=SystemExit("unthinkable"))
+    app, backend = make(agent)
+    answers: list[httpx.Response] = []
+    clients = [threading.Thread(target=lambda: answers.append(complete(app))) for _ in range(2)]
+    for client in clients:
+        client.start()
+    until(lambda: backend.queue.writing and backend.queue.waiting == 1)
+    open_gate(agent)
+    for client in clients:
+        client.join()
+    answers.append(complete(app))
+    assert [response.status_code for response in answers] == [503] * 3
+    assert all("restart it" in error(response)["message"] for response in answers)
+    assert backend.queue.broken
+
+
+def test_a_thread_of_texts_that_ends_in_a_stream_ends_it_with_an_error(make: Make) -> None:
+    app, _ = make(ScriptedAgent(error=SystemExit("unthinkable")))
+    assert "restart it" in last_error(complete(app, stream=True))
+
+
+def test_a_queue_that_is_given_up_ends_streams_with_an_error(make: Make) -> None:
+    agent = ScriptedAgent(gate=threading.Semaphore(1))
+    app, backend = make(agent, pause=Beats(1, lambda: threading.Thread(target=backend.queue.abandon).start()))
+    assert "shutting down" in last_error(complete(app, stream=True))
+
+
+def test_a_mistake_of_our_own_in_a_stream_is_an_event_too(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, _ = make(ScriptedAgent())
+    monkeypatch.setattr("fleet_device.api.replies._session", lambda _text: 1 / 0)
+    assert "internal_error" in last_error(complete(app, stream=True))
+
+
+def test_a_mistake_of_our_own_before_any_text_has_openai_s_shape(make: Make) -> None:
+    app, backend = make(ScriptedAgent())
+    backend.targets = lambda: 1 // 0  # type: ignore[method-assign,assignment,return-value]
+    response = ask(app, "POST", "/v1/completions", body={"prompt": "t1"}, raising=False)
+    assert response.status_code == 500
+    assert error(response)["code"] == "internal_error"
