@@ -20,6 +20,7 @@ from fleet_cli.demo.watch import Watch
 from fleet_cli.errors import CommandError
 from fleet_cli.models.folder import ModelsDir
 from fleet_runtime.events import Event
+from fleet_runtime.terminal import printable
 from schemas.policy import Mode, random_seed
 
 __all__ = ["app"]
@@ -148,7 +149,7 @@ def _follow(
 def _show(report: Report, console: Console, json_file: Path | None, results: dict[str, dict[str, Any]]) -> None:
     for name, result in results.items():
         console.rule(name, align="left")
-        console.print(result["text"], markup=False, highlight=False)
+        console.print(printable(result["text"]), markup=False, highlight=False)
     console.print(report.table())
     if json_file is None:
         return

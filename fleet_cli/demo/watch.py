@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fleet_runtime.events import Event
+from fleet_runtime.terminal import printable
 
 __all__ = ["Watch"]
 
@@ -97,7 +98,7 @@ class Watch:
         if not self.show_text:
             return table
         panels = [
-            Panel(Text(seen.text[-_TAIL_CHARACTERS:]), title=device, title_align="left")
+            Panel(Text(printable(seen.text[-_TAIL_CHARACTERS:])), title=device, title_align="left")
             for device, seen in self._devices.items()
         ]
         return Group(table, *panels)

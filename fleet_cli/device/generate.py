@@ -17,6 +17,7 @@ from fleet_device.device import Device
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText
 from fleet_runtime.events import Event, EventStream
+from fleet_runtime.terminal import printable
 from schemas.reasons import EndReason
 
 __all__ = ["generate_command"]
@@ -147,7 +148,8 @@ def _summary(result: dict[str, Any]) -> str:
 def _print(_event: Event, *, text: str = "", reason: str | None = None, **_: object) -> None:
     if reason is not None:
         _say(f"Waiting: {reason}")
-    print(text, end="", flush=True)
+    # A program that reads the text gets it as it is.
+    print(printable(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def _silent(_event: Event, *, reason: str | None = None, **_: object) -> None:
@@ -157,4 +159,4 @@ def _silent(_event: Event, *, reason: str | None = None, **_: object) -> None:
 
 
 def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+    print(printable(sentence), file=sys.stderr, flush=True)

@@ -101,3 +101,14 @@ def test_why_a_text_waits_is_said_beside_it(show: str, capsys: pytest.CaptureFix
     getattr(generate, show)(Event.WAITING, reason="Edge 'edge-1' has not answered.")
     getattr(generate, show)(Event.TOKENS, number=1, text="")
     assert capsys.readouterr() == ("", "Waiting: Edge 'edge-1' has not answered.\n")
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [(True, "a\ufffd[2Jb"), (False, "a\x1b[2Jb")])
+def test_a_terminal_gets_no_control_characters_and_a_program_the_text_as_it_is(
+    terminal: bool, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    generate._print(Event.TOKENS, text="a\x1b[2Jb")
+    generate._print(Event.WAITING, reason="The edge says \x1b]0;x\x07.")
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (shown, "Waiting: The edge says \ufffd]0;x\ufffd.\n")
