@@ -9,6 +9,7 @@ import typer
 
 from fleet_cli.commands import add_commands
 from fleet_cli.errors import ExitCode
+from fleet_runtime.terminal import printable
 from schemas.errors import FleetError
 from schemas.version import VERSION
 
@@ -21,6 +22,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+class _Formatter(logging.Formatter):
+    """Whatever a record quotes can neither steer a terminal nor begin a line that looks like another record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's lines; all but the first are set in."""
+        return printable(super().format(record)).replace("\n", "\n    ")
 
 
 def _version(wanted: bool) -> None:
@@ -36,11 +45,9 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
     ] = False,
 ) -> None:
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     for library in ("alembic", "apscheduler"):
         # They tell of every job and every plugin; what matters of it we log ourselves.
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -56,7 +63,7 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit(ExitCode.INTERRUPTED) from None
     except FleetError as error:
-        for line in str(error).splitlines():
+        for line in printable(str(error)).splitlines():
             typer.echo(f"fleet: {line}", err=True)
         raise SystemExit(ExitCode.USER_ERROR) from None
 

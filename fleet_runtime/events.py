@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, TextIO
 
+from fleet_runtime.terminal import json_text
 from schemas.errors import FleetError
 
 __all__ = ["Event", "EventStream", "read_events", "wait_for_event"]
@@ -67,7 +68,7 @@ class EventStream:
 
     def write(self, event: Event, **fields: object) -> None:
         """Write an event; the fields are JSON values."""
-        line = json.dumps({"event": event.value, **fields}, ensure_ascii=False)
+        line = json_text({"event": event.value, **fields})
         with self._writing:
             if self._stream is None:
                 return

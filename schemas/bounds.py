@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from schemas.downlink import TokenId
+from schemas.printable import PRINTABLE
 
 __all__ = [
     "MAX_DRAFT",
@@ -48,5 +49,5 @@ SessionId = Annotated[bytes, Field(min_length=SESSION_BYTES, max_length=SESSION_
 Tokens = Annotated[tuple[TokenId, ...], Field(max_length=MAX_TOKENS, fail_fast=True)]
 Milliseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
 Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
-Sentence = Annotated[str, Field(max_length=MAX_SENTENCE, strict=True)]
-Label = Annotated[str, Field(max_length=MAX_LABEL, strict=True)]
+Sentence = Annotated[str, Field(max_length=MAX_SENTENCE, strict=True), PRINTABLE]
+Label = Annotated[str, Field(max_length=MAX_LABEL, strict=True), PRINTABLE]

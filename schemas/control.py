@@ -11,13 +11,14 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from schemas.errors import MalformedMessage, MessageTooLarge
 from schemas.names import Name
+from schemas.printable import PRINTABLE
 from schemas.reasons import unknown_as
 
 __all__ = ["MAX_CONTROL_BYTES", "DeviceState", "EdgeState", "Presence", "Telemetry", "decode_json", "encode_json"]
 
 MAX_CONTROL_BYTES = 64 << 10
 
-Label = Annotated[str, Field(max_length=200)]
+Label = Annotated[str, Field(max_length=200), PRINTABLE]
 C = TypeVar("C", bound="_Control")
 
 

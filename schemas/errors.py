@@ -11,9 +11,11 @@
             └── MalformedMessage    within bounds, but not the message it should be
 """
 
-from typing import Final, Self
+from typing import Self
 
 from pydantic import ValidationError
+
+from schemas.printable import printable_line
 
 __all__ = [
     "CodecError",
@@ -24,8 +26,6 @@ __all__ = [
     "SchemaError",
     "TopicError",
 ]
-
-_UNPRINTABLE: Final = "\N{REPLACEMENT CHARACTER}"
 
 
 class FleetError(Exception):
@@ -69,7 +69,7 @@ class MalformedMessage(CodecError):  # noqa: N818
     """
 
     def __init__(self, sentence: str) -> None:
-        super().__init__("".join(each if each.isprintable() else _UNPRINTABLE for each in sentence))
+        super().__init__(printable_line(sentence))
 
     @classmethod
     def from_validation(cls, name: str, error: ValidationError) -> Self:

@@ -1,6 +1,5 @@
 """`fleet demo`: a broker, an edge and some devices on this machine, from prompts to a table."""
 
-import json
 import queue
 import tempfile
 import time
@@ -20,7 +19,7 @@ from fleet_cli.demo.watch import Watch
 from fleet_cli.errors import CommandError
 from fleet_cli.models.folder import ModelsDir
 from fleet_runtime.events import Event
-from fleet_runtime.terminal import printable
+from fleet_runtime.terminal import json_text, printable
 from schemas.policy import Mode, random_seed
 
 __all__ = ["app"]
@@ -153,7 +152,7 @@ def _show(report: Report, console: Console, json_file: Path | None, results: dic
     console.print(report.table())
     if json_file is None:
         return
-    content = json.dumps(report.json(), ensure_ascii=False, indent=2)
+    content = json_text(report.json(), indent=2)
     if str(json_file) == "-":
         print(content)
         return

@@ -1,6 +1,5 @@
 """`fleet device generate`: one text on the terminal."""
 
-import json
 import os
 import signal
 import sys
@@ -17,7 +16,7 @@ from fleet_device.device import Device
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText
 from fleet_runtime.events import Event, EventStream
-from fleet_runtime.terminal import printable
+from fleet_runtime.terminal import json_text, printable
 from schemas.reasons import EndReason
 
 __all__ = ["generate_command"]
@@ -51,7 +50,7 @@ def generate_command(
         if events:
             events.write(Event.END, **result)
         elif as_json:
-            print(json.dumps(result, ensure_ascii=False, indent=2))
+            print(json_text(result, indent=2))
         else:
             print()
             print(_summary(result), file=sys.stderr)

@@ -1,6 +1,5 @@
 """`fleet device selftest`: what a rollout gates on."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -10,6 +9,7 @@ from fleet_cli.errors import ExitCode
 from fleet_cli.settings_flags import with_settings
 from fleet_device.checks.selftest import SelfTest
 from fleet_device.settings import DeviceSettings
+from fleet_runtime.terminal import json_text
 
 __all__ = ["selftest_command"]
 
@@ -27,6 +27,6 @@ def selftest_command(
     """
     report = SelfTest(settings, on_check=ignore_check if as_json else show_check).run()
     if as_json:
-        print(json.dumps(report.json(), ensure_ascii=False, indent=2))
+        print(json_text(report.json(), indent=2))
     if not report.ok:
         raise typer.Exit(ExitCode.CHECK_FAILED)

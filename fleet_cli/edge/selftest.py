@@ -1,6 +1,5 @@
 """`fleet edge selftest`: what a rollout of an edge gates on."""
 
-import json
 from typing import Annotated, Final
 
 import typer
@@ -13,6 +12,7 @@ from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.packed.source import check_source
 from fleet_identity.roles import probe_name
 from fleet_link.tls import certificate_name
+from fleet_runtime.terminal import json_text
 
 __all__ = ["selftest_command"]
 
@@ -47,7 +47,7 @@ def selftest_command(
     )
     report = EdgeCheck(question, on_check=ignore_check if as_json else show_check).run()
     if as_json:
-        print(json.dumps(report.json(), ensure_ascii=False, indent=2))
+        print(json_text(report.json(), indent=2))
     if not report.ok:
         raise typer.Exit(ExitCode.CHECK_FAILED)
 

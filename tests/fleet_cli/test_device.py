@@ -1,4 +1,5 @@
 import io
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -8,9 +9,10 @@ import pytest
 
 from fleet_cli.device import generate
 from fleet_cli.device.generate import _interrupt
-from fleet_cli.main import main
+from fleet_cli.main import _Formatter, main
 from fleet_device.api.server import listen
 from fleet_runtime.events import Event
+from schemas.errors import FleetError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -112,3 +114,21 @@ def test_a_terminal_gets_no_control_characters_and_a_program_the_text_as_it_is(
     generate._print(Event.WAITING, reason="The edge says \x1b]0;x\x07.")
     said = capsys.readouterr()
     assert (said.out, said.err) == (shown, "Waiting: The edge says \ufffd]0;x\ufffd.\n")
+
+
+def test_a_log_line_is_one_record_s_and_cannot_steer_the_terminal() -> None:
+    record = logging.LogRecord("fleet", logging.WARNING, "f.py", 1, "An edge says %s", ("\x1b[2J\nERROR forged",), None)
+    shown = _Formatter("%(levelname)s %(message)s").format(record)
+    assert shown == "WARNING An edge says \ufffd[2J\n    ERROR forged"
+
+
+def test_an_error_cannot_steer_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise FleetError("An edge says \x1b[2Jthis.")
+
+    monkeypatch.setattr("fleet_cli.main.add_commands", fail)
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == "fleet: An edge says \ufffd[2Jthis.\n"

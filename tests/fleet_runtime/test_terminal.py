@@ -1,10 +1,11 @@
+import json
 import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_runtime.terminal import printable
+from fleet_runtime.terminal import json_text, printable
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,15 @@ def test_nothing_is_obeyed_and_nothing_is_lost(text: str) -> None:
     assert not any(ord(each) < 32 and each not in "\n\t" for each in shown)
     assert not any(0x7F <= ord(each) < 0xA0 for each in shown)
     shown.encode(sys.getdefaultencoding())
+
+
+VALUES = st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+
+
+@given(VALUES)
+def test_json_is_exact_and_has_nothing_that_a_terminal_obeys(value: object) -> None:
+    for indent in (None, 2):
+        text = json_text(value, indent=indent)
+        assert json.loads(text) == value
+        surrogates = {each for each in text if "\ud800" <= each <= "\udfff"}
+        assert printable(text) == text or surrogates
