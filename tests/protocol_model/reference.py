@@ -32,6 +32,7 @@ class Replay:
     text: list[int] = field(default_factory=list)
     _lossless: list[int] = field(default_factory=list)
     _rejected: tuple[Dist, QuantizedDist] | None = None
+    _handle: int = -1  # of the session at the edge that has rejected
 
     def __post_init__(self) -> None:
         if self.request.policy.mode is Mode.COUPLED:
@@ -65,7 +66,10 @@ class Replay:
         """Judge a draft anew; return the tokens that it has to add to the text."""
         draft, verdict, policy = decided.draft, decided.verdict, self.request.policy
         self._check_proposals(draft)
-        assert self._rejected is None, "a draft was decided on before the last rejection was corrected"
+        # A session that is resumed elsewhere drafts again from its last token: the same numbers, so the same rejection.
+        resumed = draft.handle != self._handle
+        assert self._rejected is None or resumed, "a draft was decided on before the last rejection was corrected"
+        self._rejected = None
         end = draft.base + len(draft.tokens)
         ended = draft.tokens[-1:] == (END,)
         judgement = judge(
@@ -82,6 +86,7 @@ class Replay:
             position = draft.base + judgement.accepted
             prefix = (*self.request.prompt, *self.text, *head)
             self._rejected = judgement.p, quantize(shape(DRAFT.logits(prefix), policy))
+            self._handle = draft.handle
             return head + self._corrected(verdict, position=position)
         assert verdict.next == judgement.token, (verdict, judgement)
         new = head if judgement.token is None else (*head, judgement.token)
