@@ -2,8 +2,10 @@
 
 import logging
 import queue
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from fleet_device.client.presence import EdgePresences
 from fleet_link.link import NO_MATCHING_SUBSCRIBERS, Link, Message, Outcome, OutcomeHandler
@@ -16,6 +18,10 @@ from schemas.topics import Topic, build, parse, wildcard
 __all__ = ["ConnectionChanged", "EdgeStateChanged", "Event", "Inbox", "ReceivedVerdict", "Undelivered", "Wake"]
 
 _log = logging.getLogger(__name__)
+
+_MOST_BYTES: Final = 4 << 20
+_EVENT_BYTES: Final = 512
+"""Of a message beside its payload, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +76,17 @@ class Inbox:
     Attributes:
         edges: Where the edges' states are kept.
         malformed: Payloads that were no messages.
+        dropped: Messages of edges for which there was no room.
         listener: Told of each event before it is queued, on the thread that it comes on; also between two texts.
     """
 
     edges: EdgePresences = field(default_factory=EdgePresences)
     malformed: int = 0
+    dropped: int = 0
     listener: Callable[[Event], None] = lambda _event: None
-    _queue: "queue.SimpleQueue[Event]" = field(default_factory=queue.SimpleQueue)
+    _queue: "queue.SimpleQueue[tuple[Event, int]]" = field(default_factory=queue.SimpleQueue)
+    _waiting_bytes: int = 0
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def subscribe(self, link: Link, *, fleet: str, device: str) -> None:
         """Subscribe to what a device may hear."""
@@ -85,17 +95,33 @@ class Inbox:
         link.subscribe(wildcard(Topic.EDGE_STATE, fleet=fleet), self._on_message)
         link.on_connection(lambda up: self.put(ConnectionChanged(up)))
 
-    def put(self, event: Event) -> None:
-        """Add an event. Never blocks."""
+    def put(self, event: Event, *, size: int = 0) -> None:
+        """Add an event. Never blocks.
+
+        Args:
+            event: What has happened.
+            size: Bytes of the message that told it. One for which there is no room is dropped, as one that is lost on
+                its way would be: between two texts nobody takes what an edge may send without end.
+        """
         self.listener(event)
-        self._queue.put(event)
+        if size:
+            with self._counting:
+                if self._waiting_bytes and self._waiting_bytes + size > _MOST_BYTES:
+                    self.dropped += 1
+                    return
+                self._waiting_bytes += size
+        self._queue.put((event, size))
 
     def take(self, *, timeout_s: float = 0.0) -> Event | None:
         """Return the next event; wait for it at most `timeout_s`."""
         try:
-            return self._queue.get(timeout=timeout_s) if timeout_s > 0 else self._queue.get_nowait()
+            event, size = self._queue.get(timeout=timeout_s) if timeout_s > 0 else self._queue.get_nowait()
         except queue.Empty:
             return None
+        if size:
+            with self._counting:
+                self._waiting_bytes -= size
+        return event
 
     def on_undelivered(self, topic: Topic) -> OutcomeHandler:
         """Return a listener for the outcome of a publish on `topic`."""
@@ -107,17 +133,18 @@ class Inbox:
         return listen
 
     def _on_message(self, message: Message) -> None:
+        size = len(message.payload) + _EVENT_BYTES
         try:
             address = parse(message.topic)
             match address.topic:
                 case Topic.VERDICT:
-                    self.put(ReceivedVerdict(decode_verdict(message.payload), len(message.payload)))
+                    self.put(ReceivedVerdict(decode_verdict(message.payload), len(message.payload)), size=size)
                 case Topic.SESSION:
-                    self.put(decode_reply(message.payload))
+                    self.put(decode_reply(message.payload), size=size)
                 case Topic.EDGE_STATE if address.edge is not None:
                     state = decode_json(EdgeState, message.payload)
                     before = self.edges.note(address.edge, state)
-                    self.put(EdgeStateChanged(address.edge, state.presence, before))
+                    self.put(EdgeStateChanged(address.edge, state.presence, before), size=size)
         except (CodecError, TopicError) as error:
             self.malformed += 1
             _log.warning("A message on %s is ignored: %s", message.topic, error)

@@ -176,7 +176,7 @@ class RecordingInbox(Inbox):
     faults: list[Fault] = field(default_factory=list)
     connections: int = 0
 
-    def put(self, event: Event) -> None:
+    def put(self, event: Event, *, size: int = 0) -> None:
         match event:
             case ConnectionChanged():
                 self.connections += 1
@@ -186,7 +186,7 @@ class RecordingInbox(Inbox):
                 self.messages.append(verdict)
             case Verdict() | Opened() | Refused() | Closed() | Fault():
                 self.messages.append(event)
-        Inbox.put(self, event)
+        Inbox.put(self, event, size=size)
 
     def take(self, *, timeout_s: float = 0.0) -> Event | None:
         event = Inbox.take(self, timeout_s=timeout_s)

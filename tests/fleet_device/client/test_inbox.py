@@ -87,3 +87,17 @@ def test_waiting_ends_with_the_next_event_or_in_time() -> None:
     assert inbox.take(timeout_s=0.001) is None
     inbox.put(Wake())
     assert inbox.take(timeout_s=60.0) == Wake()
+
+
+def test_an_edge_that_sends_without_end_between_two_texts_fills_no_memory() -> None:
+    scene = Scene()
+    payload = encode_verdict(VERDICT)
+    for _ in range(20_000):
+        scene.says(Topic.VERDICT, payload)
+    scene.inbox.put(Wake())
+    taken = list(iter(scene.inbox.take, None))
+    assert taken[-1] == Wake()
+    assert len(taken) - 1 + scene.inbox.dropped == 20_000
+    assert len(taken) < 10_000
+    scene.says(Topic.VERDICT, payload)
+    assert scene.inbox.take() == ReceivedVerdict(VERDICT, len(payload))
