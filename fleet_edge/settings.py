@@ -8,7 +8,7 @@ from pydantic import Field
 from dssd.downlink import Form
 from fleet_edge.guard.quotas import QuotaSettings
 from fleet_edge.guard.strikes import FenceSettings
-from fleet_edge.verifiers.registry import VERIFIERS
+from fleet_edge.verifiers.registry import AUTO, VERIFIERS
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.fields import Settings, setting
 from schemas.bounds import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW
@@ -17,9 +17,9 @@ from schemas.names import Name
 __all__ = ["EdgeSettings"]
 
 if TYPE_CHECKING:
-    VerifierName = str
+    EngineName = str
 else:
-    VerifierName = Literal[tuple(VERIFIERS)]
+    EngineName = Literal[(AUTO, *VERIFIERS)]
 
 # What Python's timedelta holds is less than what a number does.
 _MOST_DAYS = 36_500
@@ -38,7 +38,9 @@ class EdgeSettings(Settings):
         "Large model: a folder, a Hugging Face repository id, or a GGUF file.",
         min_length=1,
     )
-    verifier: VerifierName = setting("packed", "Engine that the large model runs in.", rare=True)
+    engine: EngineName = setting(
+        AUTO, "Engine that the large model runs in; `auto` is the fastest of those that are installed and can serve it."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "Number format of the large model; `auto` is bfloat16 where that is fast, else float32."
     )

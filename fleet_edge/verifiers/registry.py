@@ -1,4 +1,4 @@
-"""Registry of verifiers: names for the settings, and what loads each.
+"""Registry of verifiers: the engines that a target model runs in, by the names that the settings know them by.
 
 A new verifier is a module with a `load` function, and a line here. A `check` function beside it, which takes the
 settings too and imports nothing heavy, tells what is wrong before anything is loaded. Nothing is imported before it is
@@ -14,14 +14,17 @@ if TYPE_CHECKING:
     from fleet_edge.settings import EdgeSettings
     from fleet_edge.verifiers.contract import Verifier
 
-__all__ = ["VERIFIERS", "check_verifier", "load_verifier"]
+__all__ = ["AUTO", "VERIFIERS", "check_verifier", "load_verifier"]
+
+AUTO: Final = "auto"
+"""The engine is chosen by the target model and by what is installed."""
 
 VERIFIERS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "packed": "fleet_edge.verifiers.packed.loader:load",
+        "torch": "fleet_edge.verifiers.packed.loader:load",
     }
 )
-"""By name, the function that takes the edge's settings and returns the verifier. The first is the default."""
+"""By engine, the function that takes the edge's settings and returns the verifier."""
 
 
 def check_verifier(settings: "EdgeSettings") -> None:
@@ -30,16 +33,20 @@ def check_verifier(settings: "EdgeSettings") -> None:
     Raises:
         VerifierError: It is not.
     """
-    module = resolve_name(VERIFIERS[settings.verifier].partition(":")[0])
+    module = resolve_name(VERIFIERS[_engine(settings)].partition(":")[0])
     if hasattr(module, "check"):
         module.check(settings)
 
 
 def load_verifier(settings: "EdgeSettings") -> "Verifier":
-    """Load the target model that the settings name, in the verifier that they name.
+    """Load the target model that the settings name, in the engine that they name.
 
     Raises:
         VerifierError: It cannot be loaded.
     """
-    verifier: Verifier = resolve_name(VERIFIERS[settings.verifier])(settings)
+    verifier: Verifier = resolve_name(VERIFIERS[_engine(settings)])(settings)
     return verifier
+
+
+def _engine(settings: "EdgeSettings") -> str:
+    return "torch" if settings.engine == AUTO else settings.engine

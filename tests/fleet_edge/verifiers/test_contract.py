@@ -43,7 +43,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def verifier(request: pytest.FixtureRequest, target: Path) -> Verifier:
     if isinstance(request.param, str):
         # A budget of the least that settings take: 1 MiB, some four contexts of the tiny target.
-        settings = {"verifier": request.param, "target": str(target), "dtype": "float32", "kv_bytes": 1 << 20}
+        settings = {"engine": request.param, "target": str(target), "dtype": "float32", "kv_bytes": 1 << 20}
         return load_verifier(EdgeSettings.model_validate(settings))
     made: Verifier = request.param()
     return made
