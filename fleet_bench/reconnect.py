@@ -28,6 +28,7 @@ import psutil
 
 from broker_config.errors import BrokerError
 from broker_config.local import LocalBroker
+from fleet_bench.shared.conditions import conditions
 from fleet_cli.broker.init import make_local_broker
 from fleet_link.errors import LinkError
 from fleet_link.lifecycle import Backoff
@@ -258,7 +259,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             f" a connect costs the broker {real['broker_ms_per_connect']:.2f} ms"
         )
     if arguments.json is not None:
-        content = {"simulated": [asdict(recovery) for recovery in recoveries], "real": real}
+        content = {
+            "simulated": [asdict(recovery) for recovery in recoveries],
+            "real": real,
+            **conditions("paho-mqtt", broker=bool(real)),
+        }
         arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     found = [(recovery.p50_s, recovery.p95_s) for recovery in recoveries]
     found += [(real["p50_s"], real["p95_s"])] if real else []

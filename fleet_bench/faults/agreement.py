@@ -20,6 +20,7 @@ def disagreements(database: Path, tally: Tally) -> list[str]:
 
     What a device has ended must be in the log with its reason and its number of tokens. What else is in the log must be
     known there as not whole, and there may be no more of it than texts that failed and processes that were killed.
+    Where a device and its edge were killed it may still be open: only housekeeping is left to end it, hours later.
 
     Args:
         database: SQLite file; nobody writes any more.
@@ -49,6 +50,8 @@ def _of_others(logged: dict[str, tuple[object, ...]], tally: Tally) -> Iterator[
         if session in tally.texts:
             continue
         others[str(device)] += 1
+        if reason is None and tally.edge_kills and tally.killed[str(device)]:
+            continue
         if reason not in _NOT_WHOLE:
             yield f"{session} of {device} did not end at its device; the log says {reason}"
     for device, number in others.items():

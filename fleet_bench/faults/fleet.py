@@ -152,6 +152,7 @@ class DisturbedFleet:
             self.edge.kill()
             self.edge.end()
             self.edge = None
+            self.tally.edge_kills += 1
 
     def signal_edge(self, number: int) -> None:
         """Send the edge a signal."""

@@ -1,20 +1,13 @@
 """Report on faults: a table for people, JSON for programs."""
 
-import platform
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any, Final
 
-import psutil
-
-from broker_config.runner import find_mosquitto
-from broker_config.version import installed_version
 from fleet_bench.faults.experiment import Result
 from fleet_bench.faults.fleet import Load
-from schemas.version import VERSION
+from fleet_bench.shared.conditions import conditions
 
 __all__ = ["HEADER", "line", "percentile", "report"]
 
@@ -56,18 +49,7 @@ def report(results: Sequence[Result], *, load: Load, settings: dict[str, Any]) -
         "faults": [_row(result) for result in results],
         "load": asdict(load),
         "settings": settings,
-        "versions": {
-            "dssd-fleet": VERSION,
-            "python": platform.python_version(),
-            "mosquitto": str(installed_version(find_mosquitto())),
-            **{name: version(name) for name in ("paho-mqtt", "sqlalchemy")},
-        },
-        "machine": {
-            "platform": platform.platform(),
-            "cores": psutil.cpu_count(),
-            "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
-        },
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **conditions("paho-mqtt", "sqlalchemy", broker=True),
     }
 
 

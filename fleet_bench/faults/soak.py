@@ -24,6 +24,7 @@ from broker_config.errors import BrokerError
 from fleet_bench.faults.agreement import disagreements
 from fleet_bench.faults.fleet import EDGE, DisturbedFleet, Load
 from fleet_bench.faults.kinds import FAULTS, Fault
+from fleet_bench.shared.conditions import conditions
 from fleet_bench.shared.ending import ending_cleanly
 from fleet_bench.shared.processes import BenchError
 from fleet_bench.shared.slope import Slope, robust_slope
@@ -242,6 +243,7 @@ def _content(soak: _Soak, slopes: dict[str, Slope | None], wrong: Sequence[str])
             name: [(pid, round(at - soak.began, 1), round(megabytes, 2)) for pid, at, megabytes in samples]
             for name, samples in soak.memory.samples.items()
         },
+        **conditions("paho-mqtt", "sqlalchemy", broker=True),
     }
 
 

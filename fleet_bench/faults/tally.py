@@ -37,6 +37,7 @@ class Tally:
         broken_off: Sentences of texts that failed after tokens had been committed.
         failed: Texts that failed, by device.
         killed: Processes that were killed, by device: each may have left a text.
+        edge_kills: How often the edge was killed: it may have left texts of devices that were killed too.
         resumes: How often sessions were opened again.
         unconfirmed: Texts whose end no edge had confirmed when they were handed over.
     """
@@ -49,6 +50,7 @@ class Tally:
     broken_off: list[str] = field(default_factory=list)
     failed: Counter[str] = field(default_factory=Counter)
     killed: Counter[str] = field(default_factory=Counter)
+    edge_kills: int = 0
     resumes: int = 0
     unconfirmed: int = 0
     _commits: dict[str, list[float]] = field(default_factory=dict)

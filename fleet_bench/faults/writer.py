@@ -5,12 +5,9 @@ the seed and the target determine; in residual mode each token must be one that 
 what the application was told piece by piece must be the text.
 """
 
-import contextlib
 import json
 import random
-import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +15,7 @@ from typing import Any, Final
 
 from dssd.distribution import Dist
 from fleet_bench.shared.identity import Identity
-from fleet_device.client.cancellation import Cancellation
+from fleet_bench.shared.writing import Ending, tell
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
@@ -103,16 +100,7 @@ def verdict(prompt: Sequence[int], policy: SamplingPolicy, tokens: Sequence[int]
 def main() -> None:
     """Write until SIGTERM; the task comes as a line of JSON on standard input."""
     task = Task.from_json(sys.stdin.readline())
-    ended, cancellation = threading.Event(), Cancellation()
-
-    def cancel() -> None:
-        ended.wait()
-        cancellation.cancel()
-
-    # Not in the handler itself: it would run in the midst of whatever takes the locks that it needs.
-    threading.Thread(target=cancel, name="cancel", daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    threading.Thread(target=_outlive_nobody, args=(ended,), name="lifeline", daemon=True).start()
+    ending = Ending().at_sigterm().with_parent()
     settings = DeviceSettings.model_validate(
         {
             "fleet": task.fleet,
@@ -128,21 +116,14 @@ def main() -> None:
     service.start_patiently()
     try:
         service.edges.wait_online(_CONNECT_S)
-        _tell("ready")
+        tell("ready")
         number = rng.randrange(2)
-        while not ended.is_set():
-            _write(service, task, rng, list(Mode)[number % 2], cancellation, ended)
+        while not ending.event.is_set():
+            _write(service, task, rng, list(Mode)[number % 2], ending)
             number += 1
-            ended.wait(task.pause_s * rng.uniform(0.5, 1.5))
+            ending.event.wait(task.pause_s * rng.uniform(0.5, 1.5))
     finally:
         service.stop()
-
-
-def _outlive_nobody(ended: threading.Event) -> None:
-    """End when whoever started this process has ended, and its end of the standard input with it."""
-    while sys.stdin.readline():
-        pass
-    ended.set()
 
 
 def _write(
@@ -150,8 +131,7 @@ def _write(
     task: Task,
     rng: random.Random,
     mode: Mode,
-    cancellation: Cancellation,
-    ended: threading.Event,
+    ending: Ending,
 ) -> None:
     prompt = [rng.randrange(LANGUAGE.size) for _ in range(rng.randint(*_PROMPT))]
     policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=12, top_p=0.95, seed=rng.getrandbits(63))
@@ -160,21 +140,21 @@ def _write(
 
     def take(tokens: Sequence[int]) -> None:
         told.extend(tokens)
-        _tell("tokens", at=time.monotonic(), number=len(tokens))
+        tell("tokens", at=time.monotonic(), number=len(tokens))
 
     try:
         done = service.agent.generate(
-            prompt, policy=policy, max_new_tokens=length, on_tokens=take, cancellation=cancellation
+            prompt, policy=policy, max_new_tokens=length, on_tokens=take, cancellation=ending.cancellation
         )
     except FleetError as error:
         wrong = verdict(prompt, policy, told, told)
-        _tell("failed", sentence=str(error), written=len(told), mode=mode.value, wrong=wrong)
-        ended.wait(_AGAIN_S)
+        tell("failed", sentence=str(error), written=len(told), mode=mode.value, wrong=wrong)
+        ending.event.wait(_AGAIN_S)
         return
     wrong = verdict(prompt, policy, done.tokens, told)
     if wrong is None and done.reason is EndReason.LENGTH and len(done.tokens) != length:
         wrong = "short"
-    _tell(
+    tell(
         "text",
         session=done.session.hex(),
         written=len(done.tokens),
@@ -184,11 +164,6 @@ def _write(
         resumes=done.resumes,
         confirmed=done.closed is not None,
     )
-
-
-def _tell(event: str, **fields: object) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        print(json.dumps({"event": event, **fields}), flush=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from broker_config.runner import MosquittoProcess, ThrowAwayBroker
 from fleet_bench.fenced.connecting import Access, drain
 from fleet_bench.fenced.thread_meter import thread_times_s
 from fleet_bench.hostile.mqtt_packets import publish_packet
+from fleet_bench.shared.conditions import conditions
 from fleet_bench.shared.identity import Identity
 from fleet_bench.shared.processes import BenchError, Cores, Program
 from fleet_cli.broker.init import make_local_broker
@@ -219,7 +220,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         os.sched_setaffinity(0, before)
     if arguments.json is not None:
-        content = {"costs": [{**asdict(cost), "added": round(cost.added, 5)} for cost in costs]}
+        content = {
+            "costs": [{**asdict(cost), "added": round(cost.added, 5)} for cost in costs],
+            **conditions("paho-mqtt", broker=True),
+        }
         arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return 0 if all(cost.added <= BOUND for cost in costs) else 1
 

@@ -5,11 +5,8 @@ processor, and here it would take the edge's. Every fourth token of a draft is w
 would with a real draft model.
 """
 
-import contextlib
 import json
-import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fleet_bench.shared.identity import Identity
-from fleet_device.client.cancellation import Cancellation
+from fleet_bench.shared.writing import Ending, tell
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.scripted import WordCodec
@@ -66,15 +63,7 @@ class Language:
 def main() -> None:
     """Write until SIGTERM; the task comes as a line of JSON on standard input."""
     task = json.loads(sys.stdin.readline())
-    ended, cancellation = threading.Event(), Cancellation()
-
-    def cancel() -> None:
-        ended.wait()
-        cancellation.cancel()
-
-    # Not in the handler itself: it would run in the midst of whatever takes the locks that it needs.
-    threading.Thread(target=cancel, name="cancel", daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    ending = Ending().at_sigterm()
     language = Language.load(Path(task["model"]) if task["model"] else None)
     identity = Identity(**task["identity"])
     settings = DeviceSettings.model_validate(
@@ -90,14 +79,14 @@ def main() -> None:
     service.start()
     try:
         service.edges.wait_online(settings.open_s)
-        _tell("ready")
+        tell("ready")
         number = 0
-        while not ended.is_set() and (task["texts"] or number < len(task["prompts"])):
+        while not ending.event.is_set() and (task["texts"] or number < len(task["prompts"])):
             index = number % len(task["prompts"])
             prompt = language.encode(task["prompts"][index])
             if task["texts"]:
                 drafter.replay((*prompt, *task["texts"][index]))
-            _write(service, prompt, task, index, cancellation, ended)
+            _write(service, prompt, task, index, ending)
             number += 1
     finally:
         service.stop()
@@ -108,8 +97,7 @@ def _write(
     prompt: Sequence[int],
     task: dict[str, Any],
     index: int,
-    cancellation: Cancellation,
-    ended: threading.Event,
+    ending: Ending,
 ) -> None:
     policy = SamplingPolicy(mode=Mode.COUPLED, seed=task["seeds"][index])
     try:
@@ -117,20 +105,15 @@ def _write(
             prompt,
             policy=policy,
             max_new_tokens=task["tokens"],
-            on_tokens=lambda new: _tell("tokens", at=time.monotonic(), number=len(new)),
-            cancellation=cancellation,
+            on_tokens=lambda new: tell("tokens", at=time.monotonic(), number=len(new)),
+            cancellation=ending.cancellation,
         )
     except FleetError as error:
-        _tell("failed", sentence=str(error))
-        ended.wait(_PAUSE_S)
+        tell("failed", sentence=str(error))
+        ending.event.wait(_PAUSE_S)
         return
     same = not task["texts"] or list(done.tokens) == task["texts"][index][: len(done.tokens)]
-    _tell("text", tokens=[] if task["texts"] else list(done.tokens), resumes=done.resumes, same=same)
-
-
-def _tell(event: str, **fields: object) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        print(json.dumps({"event": event, **fields}), flush=True)
+    tell("text", tokens=[] if task["texts"] else list(done.tokens), resumes=done.resumes, same=same)
 
 
 if __name__ == "__main__":

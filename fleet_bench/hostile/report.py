@@ -1,19 +1,12 @@
 """Report of the attacks: a table for people, JSON for programs."""
 
-import platform
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any, Final
 
-import psutil
-
-from broker_config.runner import find_mosquitto
-from broker_config.version import installed_version
 from fleet_bench.hostile.experiment import Result, Timing
+from fleet_bench.shared.conditions import conditions
 from fleet_bench.shared.processes import Cores
-from schemas.version import VERSION
 
 __all__ = ["HEADER", "line", "met", "report"]
 
@@ -62,18 +55,7 @@ def report(results: Sequence[Result], *, timing: Timing, cores: Cores, settings:
         "timing_s": asdict(timing),
         "cores": {"edge": sorted(cores.edge), "others": sorted(cores.others)},
         "settings": settings,
-        "versions": {
-            "dssd-fleet": VERSION,
-            "python": platform.python_version(),
-            "mosquitto": str(installed_version(find_mosquitto())),
-            **{name: version(name) for name in ("paho-mqtt", "torch", "transformers", "sqlalchemy")},
-        },
-        "machine": {
-            "platform": platform.platform(),
-            "cores": psutil.cpu_count(),
-            "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
-        },
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **conditions("paho-mqtt", "torch", "transformers", "sqlalchemy", broker=True),
     }
 
 

@@ -64,3 +64,14 @@ def test_a_text_that_nobody_ended_must_not_be_in_the_log_as_whole_or_open(tmp_pa
     database = log(tmp_path, WHOLE, ("two", "device-1", reason, 7, None))
     (sentence,) = disagreements(database, tally(killed=["device-1"]))
     assert "did not end at its device" in sentence
+
+
+def test_a_text_whose_device_and_edge_were_killed_may_still_be_open_once(tmp_path: Path) -> None:
+    rows = [("two", "device-1", None, 7, None), ("three", "device-1", None, 9, None)]
+    told = tally(killed=["device-1"])
+    told.edge_kills = 1
+    assert disagreements(log(tmp_path, WHOLE, rows[0]), told) == []
+    other = tmp_path / "other"
+    other.mkdir()
+    (sentence,) = disagreements(log(other, WHOLE, *rows), told)
+    assert "device-1 has 2 sessions" in sentence
