@@ -77,6 +77,22 @@ class Verifier(Protocol):
     def open(self, sequence: int) -> None:
         """Begin a sequence with nothing computed. Costs no memory until tokens are computed."""
 
+    def fork(self, sequence: int, source: int, length: int) -> None:
+        """Begin a sequence with the first `length` tokens of another already computed.
+
+        Both are independent from then on. Keys and values may be shared or copied; MUST cost far less than computing
+        them.
+
+        Args:
+            sequence: Its key; it MUST NOT be open.
+            source: Another, which goes on as it was.
+            length: 0 to the computed tokens of `source`.
+
+        Raises:
+            CapacityExceeded: There is no room for a copy; nothing has changed.
+            VerifierError: `sequence` is open, `source` is not, or it has fewer computed tokens; nothing has changed.
+        """
+
     def computed(self, sequence: int) -> int:
         """Number of tokens whose keys and values are stored."""
 

@@ -70,6 +70,17 @@ class ScriptedVerifier:
         self._table.open(sequence)
         self._tokens[sequence] = []
 
+    def fork(self, sequence: int, source: int, length: int) -> None:
+        """Begin a sequence with the first tokens of another."""
+        self._table.check_fork(sequence, source, length)
+        if length > self.capacity():
+            raise CapacityExceeded(
+                f"The copy needs room for {length} tokens and the budget has {self.capacity()} left; evict a sequence "
+                "and try again."
+            )
+        self._table.fork(sequence, source, length)
+        self._tokens[sequence] = self._tokens[source][:length]
+
     def computed(self, sequence: int) -> int:
         """Return the number of tokens given so far."""
         return self._table.computed(sequence)

@@ -43,9 +43,25 @@ class SequenceTable:
         Raises:
             VerifierError: It is open already.
         """
-        if sequence in self._computed:
-            raise VerifierError(f"Sequence {sequence} is open already; close it first.")
+        self._check_new(sequence)
         self._computed[sequence] = 0
+
+    def fork(self, sequence: int, source: int, length: int) -> None:
+        """Begin a sequence with the first `length` tokens of another computed.
+
+        Raises:
+            VerifierError: It is open already, the other is not, or that has fewer.
+        """
+        self.check_fork(sequence, source, length)
+        self._computed[sequence] = length
+        self._total += length
+
+    def check_fork(self, sequence: int, source: int, length: int) -> None:
+        """Check that `fork` can be done; raises what it raises."""
+        computed = self.computed(source)
+        if not 0 <= length <= computed:
+            raise VerifierError(f"Sequence {source} has {computed} computed tokens and cannot pass on {length}.")
+        self._check_new(sequence)
 
     def computed(self, sequence: int) -> int:
         """Return the number of computed tokens.
@@ -92,6 +108,10 @@ class SequenceTable:
         for item in items:
             self._computed[item.sequence] += len(item.tokens)
             self._total += len(item.tokens)
+
+    def _check_new(self, sequence: int) -> None:
+        if sequence in self._computed:
+            raise VerifierError(f"Sequence {sequence} is open already; close it first.")
 
     def _check(self, item: Item) -> None:
         computed = self.computed(item.sequence)

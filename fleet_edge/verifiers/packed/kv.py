@@ -118,7 +118,31 @@ class KVStore:
             for sequence, length in lengths.items():
                 place = self._places.get(sequence)
                 if place is None or place[0] < length:
-                    self._move(sequence, slot_capacity(length, context=self._context), keep=keep[sequence])
+                    source = None if place is None else sequence
+                    self._move(
+                        sequence,
+                        slot_capacity(length, context=self._context),
+                        source=source,
+                        keep=keep[sequence],
+                    )
+        finally:
+            self._free_empty_slabs()
+
+    @torch.inference_mode()
+    def fork(self, sequence: int, source: int, length: int) -> None:
+        """Give a sequence that has no slot yet one with a copy of another's first tokens.
+
+        Args:
+            sequence: Its key.
+            source: Another, which has a slot.
+            length: Tokens to copy, at least 1. `missing_bytes` of them MUST be 0.
+
+        Raises:
+            MemoryError: The machine has no more; the sequence has no slot.
+        """
+        try:
+            self._make_slots(self._coming({sequence: length}))
+            self._move(sequence, slot_capacity(length, context=self._context), source=source, keep=length)
         finally:
             self._free_empty_slabs()
 
@@ -229,17 +253,17 @@ class KVStore:
                 size_class.append(self._memory.make(added, size_class.capacity))
             wanted -= added
 
-    def _move(self, sequence: int, capacity: int, *, keep: int) -> None:
-        """Move a sequence to an empty slot of a size class."""
+    def _move(self, sequence: int, capacity: int, *, source: int | None, keep: int) -> None:
+        """Put a sequence into an empty slot of a size class, with the first tokens of itself or of another."""
         size_class = self._classes[capacity]
         position = len(size_class.owners)
         target = size_class.slot(position)
-        if sequence in self._places:
-            source = self.slot(sequence)
-            target.slab.copy(target.index, source.slab, source.index, keep)
-            self._leave(sequence)
-        else:
+        if source is None:
             target.slab.clear(target.index)
+        else:
+            origin = self.slot(source)
+            target.slab.copy(target.index, origin.slab, origin.index, keep)
+            self._leave(sequence)  # nothing, where it is another's
         size_class.owners.append(sequence)
         self._places[sequence] = (capacity, position)
 

@@ -73,6 +73,20 @@ class PackedVerifier:
         """Begin a sequence with nothing computed."""
         self._table.open(sequence)
 
+    def fork(self, sequence: int, source: int, length: int) -> None:
+        """Begin a sequence with a copy of the first `length` tokens' keys and values of another."""
+        self._table.check_fork(sequence, source, length)
+        if length:
+            if missing := self._store.missing_bytes({sequence: length}):
+                raise CapacityExceeded(
+                    f"The copy is {missing} bytes short of memory for keys and values; evict a sequence and try again."
+                )
+            try:
+                self._store.fork(sequence, source, length)
+            except MemoryError as error:
+                raise _no_memory() from error
+        self._table.fork(sequence, source, length)
+
     def computed(self, sequence: int) -> int:
         """Return the number of tokens whose keys and values are stored."""
         return self._table.computed(sequence)
@@ -134,10 +148,7 @@ class PackedVerifier:
         try:
             self._store.reserve(self._lengths(items), keep=self._table.lengths)
         except MemoryError as error:
-            raise CapacityExceeded(
-                "The machine has no memory left for keys and values; evict a sequence and give the "
-                "verifier a smaller budget."
-            ) from error
+            raise _no_memory() from error
         # Slots move while others are reserved, so they are looked up when all are.
         return [
             Part(self._store.slot(item.sequence), self._table.computed(item.sequence), len(item.tokens))
@@ -150,6 +161,12 @@ class PackedVerifier:
 
     def _indices(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+
+def _no_memory() -> CapacityExceeded:
+    return CapacityExceeded(
+        "The machine has no memory left for keys and values; evict a sequence and give the verifier a smaller budget."
+    )
 
 
 def _context(info: TargetInfo, memory: SlabMemory) -> int:

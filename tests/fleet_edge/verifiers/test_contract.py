@@ -117,6 +117,75 @@ def test_a_closed_sequence_gives_its_room_back_and_may_be_opened_again(verifier:
     assert verifier.computed(1) == 0
 
 
+@pytest.mark.parametrize("length", [1, 30, 64, 65, 100])
+def test_a_fork_goes_on_as_if_it_had_computed_its_beginning_itself(verifier: Verifier, length: int) -> None:
+    shared = [index * 11 % VOCABULARY for index in range(100)]
+    verifier.open(1)
+    verifier.score([Item(1, shared, 0)])
+    verifier.fork(2, 1, length)
+    assert (verifier.computed(1), verifier.computed(2)) == (100, length)
+    rows = verifier.score([Item(2, [40, 41, 42], 3)])
+    verifier.open(3)
+    _close(rows, verifier.score([Item(3, [*shared[:length], 40, 41, 42], 3)]))
+
+
+def test_a_fork_and_its_source_know_nothing_of_each_other(verifier: Verifier) -> None:
+    shared = [index * 5 % VOCABULARY for index in range(50)]
+    verifier.open(1)
+    verifier.score([Item(1, shared, 0)])
+    verifier.fork(2, 1, 40)
+    verifier.fork(3, 2, 40)
+    verifier.truncate(1, 20)
+    verifier.score([Item(1, [7] * 60, 0), Item(2, [9] * 50, 0)])
+    verifier.truncate(2, 45)
+    verifier.close(1)
+    rows = verifier.score([Item(2, [8, 10], 2), Item(3, [11], 1)])
+    verifier.open(4)
+    verifier.open(5)
+    alone = verifier.score([Item(4, [*shared[:40], *[9] * 5, 8, 10], 2), Item(5, [*shared[:40], 11], 1)])
+    _close(rows, alone)
+
+
+def test_a_fork_of_nothing_is_a_new_sequence(verifier: Verifier) -> None:
+    verifier.open(1)
+    verifier.score([Item(1, [5, 6], 0)])
+    verifier.fork(2, 1, 0)
+    assert verifier.computed(2) == 0
+    rows = verifier.score([Item(2, [1, 2], 1)])
+    verifier.open(3)
+    _close(rows, verifier.score([Item(3, [1, 2], 1)]))
+
+
+def test_a_fork_that_cannot_be_is_refused_and_changes_nothing(verifier: Verifier) -> None:
+    verifier.open(1)
+    verifier.score([Item(1, [1, 2, 3], 0)])
+    verifier.open(2)
+    for sequence, source, length, message in [
+        (2, 1, 3, "open already"),
+        (1, 1, 3, "open already"),
+        (3, 9, 0, "not open"),
+        (3, 1, 4, "cannot pass on 4"),
+        (3, 1, -1, "cannot pass on -1"),
+    ]:
+        with pytest.raises(VerifierError, match=message):
+            verifier.fork(sequence, source, length)
+    with pytest.raises(VerifierError, match="not open"):
+        verifier.computed(3)
+    assert (verifier.computed(1), verifier.computed(2)) == (3, 0)
+
+
+def test_where_there_is_no_room_a_fork_is_told_so_or_shares(verifier: Verifier) -> None:
+    full = _fill(verifier)
+    try:
+        verifier.fork(100, 0, CONTEXT - 10)
+    except CapacityExceeded:
+        with pytest.raises(VerifierError, match="not open"):
+            verifier.computed(100)
+        verifier.close(full[-1])
+        verifier.fork(100, 0, CONTEXT - 10)
+    assert (verifier.computed(0), verifier.computed(100)) == (CONTEXT, CONTEXT - 10)
+
+
 def test_opening_and_closing_sequences_changes_no_other_rows(verifier: Verifier) -> None:
     texts = {key: [(key * 13 + index) % VOCABULARY for index in range(10 + key)] for key in range(12)}
     for key, tokens in texts.items():

@@ -109,6 +109,15 @@ class Sessions:
         self.lengths |= wanted
         return True
 
+    def fork(self, source: int, length: int) -> bool:
+        """Open a sequence with some tokens of another, if the store says that there is room."""
+        if self.store.missing_bytes({self.opened + 1: length}):
+            return False
+        sequence = self.open()
+        self.store.fork(sequence, source, length)
+        self.lengths[sequence] = length
+        return True
+
     def check(self) -> None:
         assert self.live.now == self.store.allocated_bytes
         assert self.live.most <= self.model.budget
@@ -227,6 +236,13 @@ class RandomWalk(RuleBasedStateMachine):
     def truncate(self, data: st.DataObject) -> None:
         sequence = data.draw(st.sampled_from(sorted(self.sessions.lengths)))
         self.sessions.lengths[sequence] = data.draw(st.integers(0, self.sessions.lengths[sequence]))
+
+    @precondition(lambda self: self.sessions.lengths)
+    @rule(data=st.data())
+    def fork(self, data: st.DataObject) -> None:
+        source = data.draw(st.sampled_from(sorted(self.sessions.lengths)))
+        if self.sessions.lengths[source]:
+            self.sessions.fork(source, data.draw(st.integers(1, self.sessions.lengths[source])))
 
     @precondition(lambda self: self.sessions.lengths)
     @rule(data=st.data())

@@ -44,6 +44,14 @@ def test_random_work_over_several_sequences_equals_the_batch_one_oracle(name: st
     kinds = set()
     for _ in range(14):
         items, checks = [], []
+        source = rng.choice(sessions)
+        if computed := verifier.computed(source.key):  # a session that begins as another does
+            length = rng.randint(1, computed)
+            fork = Session(len(sessions), rng, 0)
+            fork.tokens = [*source.tokens[:length], rng.randrange(VOCABULARY)]
+            verifier.fork(fork.key, source.key, length)
+            sessions.append(fork)
+            kinds.add("fork")
         for session in rng.sample(sessions, rng.randrange(1, len(sessions) + 1)):
             computed = verifier.computed(session.key)
             if rng.random() < 0.1:  # evicted: everything is computed anew
@@ -77,7 +85,7 @@ def test_random_work_over_several_sequences_equals_the_batch_one_oracle(name: st
                 expected = oracle.logits(tokens)[-rows:]
                 torch.testing.assert_close(logits[start : start + rows], expected, atol=TOLERANCE, rtol=0)
             start += rows
-    assert kinds == {"evict", "rollback", "prefill", "verify"}
+    assert kinds == {"evict", "fork", "rollback", "prefill", "verify"}
     assert max(len(session.tokens) for session in sessions) > 64  # longer than the smallest slot and the window
 
 
