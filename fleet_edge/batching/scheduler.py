@@ -11,15 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from fleet_edge.batching.background import BackgroundWork
 from fleet_edge.batching.delay import BatchingDelay
 from fleet_edge.batching.timing import DraftTiming, PrefillLog, Step
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.waiting import ReceivedDraft
-from fleet_edge.verifiers.contract import Item, TargetInfo, Verifier
+from fleet_edge.verifiers.contract import Item, Logits, TargetInfo, Verifier
 from schemas.messages import Draft
 
 __all__ = ["Batch", "Budget", "Scheduler", "Work"]
@@ -189,11 +187,12 @@ class Scheduler:
         self._make_room(batch, sessions)
         return batch
 
-    def score(self, batch: Batch) -> torch.Tensor:
+    def score(self, batch: Batch) -> Logits:
         """Compute a step.
 
         Returns:
-            float32 logits `[sum of rows, vocabulary size]` of the verifications, in order.
+            float32 logits `[sum of rows, vocabulary size]` of the verifications, in order; valid until the next step
+            is computed.
 
         Raises:
             VerifierError: Nothing was computed.

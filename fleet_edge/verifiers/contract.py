@@ -7,15 +7,22 @@ and the number of rows of logits wanted from their end.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from schemas.errors import FleetError
 from schemas.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    import torch  # takes seconds, and an edge's settings are checked first
+    import torch  # an edge may do without it
 
-__all__ = ["CapacityExceeded", "Item", "TargetInfo", "UnsupportedModel", "Verifier", "VerifierError"]
+__all__ = ["CapacityExceeded", "Item", "Logits", "TargetInfo", "UnsupportedModel", "Verifier", "VerifierError"]
+
+Logits: TypeAlias = "NDArray[np.float32] | torch.Tensor"
+"""float32 `[rows, vocabulary]`: an array, or a tensor on any device. It may be a view of the verifier's own memory,
+which is valid until the next `score`; a row's elements lie side by side, and whoever is given it changes nothing."""
 
 
 class VerifierError(FleetError):
@@ -96,12 +103,13 @@ class Verifier(Protocol):
     def computed(self, sequence: int) -> int:
         """Number of tokens whose keys and values are stored."""
 
-    def score(self, items: Sequence[Item]) -> "torch.Tensor":
+    def score(self, items: Sequence[Item]) -> Logits:
         """Compute all items in one forward pass.
 
         Returns:
             float32 logits `[sum of rows, vocabulary size]`, items in order, padding rows cut off. Row j of an
-            item is the distribution of the token after its j-th of the last `rows` tokens.
+            item is the distribution of the token after its j-th of the last `rows` tokens. Valid until the next
+            `score`.
 
         Raises:
             CapacityExceeded: There is no room for the new tokens; nothing was computed. MUST NOT be raised

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo, VerifierError
@@ -103,7 +102,7 @@ class ScriptedVerifier:
         """Return the number of tokens that the budget has left."""
         return self._budget - self._table.total
 
-    def score(self, items: Sequence[Item]) -> torch.Tensor:
+    def score(self, items: Sequence[Item]) -> NDArray[np.float32]:
         """Read off all items' rows; see `Verifier.score`."""
         self._table.check(items)
         if not self.fits(items):
@@ -118,7 +117,7 @@ class ScriptedVerifier:
         wanted = (sum(item.rows for item in items), self._info.vocabulary.size)
         if rows.shape != wanted:
             raise VerifierError(f"The script gives logits of shape {rows.shape} where {wanted} was asked for.")
-        return torch.from_numpy(rows)
+        return rows
 
     def _rows(self, items: Sequence[Item]) -> NDArray[np.float32]:
         if not any(item.rows for item in items):

@@ -3,11 +3,10 @@ import random
 from collections.abc import Sequence
 
 import pytest
-import torch
 
 from dssd.downlink import Form
 from fleet_edge.store.records import RoundJudged, SegmentProgress, SessionClosed
-from fleet_edge.verifiers.contract import Item, VerifierError
+from fleet_edge.verifiers.contract import Item, Logits, VerifierError
 from schemas.messages import Fault, Verdict
 from schemas.policy import Mode
 from schemas.reasons import Action, FaultCode
@@ -86,7 +85,7 @@ def test_a_session_whose_logits_are_no_numbers_is_given_up_alone(monkeypatch: py
     devices = waiting(fleet, 3)
     score = fleet.verifier.score
 
-    def spoilt(items: Sequence[Item]) -> torch.Tensor:
+    def spoilt(items: Sequence[Item]) -> Logits:
         logits = score(items)
         logits[: items[0].rows] = float("nan")
         return logits
@@ -112,7 +111,7 @@ def test_a_step_that_fails_tells_those_who_wait_and_the_edge_goes_on(
     fleet = MemoryFleet()
     devices = waiting(fleet, 2)
 
-    def broken(_items: Sequence[Item]) -> torch.Tensor:
+    def broken(_items: Sequence[Item]) -> Logits:
         raise error
 
     monkeypatch.setattr(fleet.verifier, "score", broken)
@@ -216,7 +215,7 @@ class SlowSteps:
         self.prefills = 0
         score = fleet.verifier.score
 
-        def slowly(items: Sequence[Item]) -> torch.Tensor:
+        def slowly(items: Sequence[Item]) -> Logits:
             fleet.clock.seconds += seconds
             self.prefills += not any(item.rows for item in items)
             return score(items)

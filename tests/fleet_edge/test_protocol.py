@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
-import torch
 
 from dssd.downlink import Form
-from fleet_edge.verifiers.contract import Item
+from fleet_edge.verifiers.contract import Item, Logits
 from fleet_testing.memory_broker import Faults
 from schemas.policy import Mode
 from schemas.reasons import EndReason
@@ -140,7 +139,7 @@ def test_a_window_of_drafts_is_verified_in_one_go_and_flushed_by_a_rejection(
     deepest = passes = 0
     score = fleet.verifier.score
 
-    def counted(items: Sequence[Item]) -> torch.Tensor:
+    def counted(items: Sequence[Item]) -> Logits:
         nonlocal passes
         passes += any(item.rows for item in items)
         return score(items)

@@ -5,7 +5,7 @@ chunks, a rollback and two sequences side by side goes wrong if anything in the 
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 
@@ -23,7 +23,14 @@ SEED: Final = 20_250_716
 _TOLERANCES: Final = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
-def run_trial(verifier: Verifier, model: Any) -> None:  # noqa: ANN401 - transformers has no type information
+class _TensorVerifier(Verifier, Protocol):
+    """A verifier whose logits are tensors of their own, which stay valid."""
+
+    def score(self, items: Sequence[Item]) -> torch.Tensor:
+        """See `Verifier.score`."""
+
+
+def run_trial(verifier: _TensorVerifier, model: Any) -> None:  # noqa: ANN401 - transformers has no type information
     """Hold a verifier's logits against those of its model's own attention; leaves no sequence behind.
 
     Raises:
@@ -48,7 +55,7 @@ def run_trial(verifier: Verifier, model: Any) -> None:  # noqa: ANN401 - transfo
             raise refusal(model, f"In a trial run its logits were off by {distance:.1e} of their spread.")
 
 
-def _packed(verifier: Verifier, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+def _packed(verifier: _TensorVerifier, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """Return every row of both texts, the first in two chunks with a rollback between."""
     first, second = texts
     cut = len(first) // 4

@@ -1,10 +1,12 @@
 """What every verifier keeps, whatever computes its logits."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
 
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, Verifier, VerifierError
@@ -19,10 +21,10 @@ BUDGET_TOKENS = (1 << 20) // (4 * 2 * 2 * 12 * 4)  # layers, keys and values, he
 class SquaredLengths:
     """A script that looks at the whole prefix: no table can hold it."""
 
-    def logits(self, prefix: list[int]) -> "torch.Tensor":
-        row = torch.zeros(VOCABULARY)
+    def logits(self, prefix: Sequence[int]) -> NDArray[np.float32]:
+        row = np.zeros(VOCABULARY, dtype=np.float32)
         row[(sum(prefix) + len(prefix) ** 2) % VOCABULARY] = 3.0
-        return row.numpy()
+        return row
 
 
 def _scripted() -> Verifier:
@@ -49,8 +51,16 @@ def verifier(request: pytest.FixtureRequest, target: Path) -> Verifier:
     return made
 
 
-def _close(left: torch.Tensor, right: torch.Tensor) -> None:
-    torch.testing.assert_close(left, right, atol=1e-4, rtol=0)
+def _score(verifier: Verifier, items: Sequence[Item]) -> NDArray[np.float32]:
+    """Return a step's rows as an array of their own: what a verifier gives is valid until its next step."""
+    logits = verifier.score(items)
+    rows = np.array(logits if isinstance(logits, np.ndarray) else logits.cpu().numpy())
+    assert rows.dtype == np.float32
+    return rows
+
+
+def _close(left: NDArray[np.float32], right: NDArray[np.float32]) -> None:
+    np.testing.assert_allclose(left, right, atol=1e-4, rtol=0)
 
 
 def test_a_new_sequence_has_computed_nothing_and_costs_nothing(verifier: Verifier) -> None:
@@ -66,50 +76,50 @@ def test_a_step_returns_the_last_rows_of_every_item_in_order(verifier: Verifier)
     for key in (1, 2, 3):
         verifier.open(key)
     first, second, third = [5, 6, 7, 8], [9, 10], [11] * 20
-    rows = verifier.score([Item(1, first, 2), Item(2, second, 0), Item(3, third, 1)])
+    rows = _score(verifier, [Item(1, first, 2), Item(2, second, 0), Item(3, third, 1)])
     assert rows.shape == (3, VOCABULARY)
-    assert rows.dtype == torch.float32
+    assert rows.dtype == np.float32
     assert [verifier.computed(key) for key in (1, 2, 3)] == [4, 2, 20]
     verifier.open(4)
-    alone = verifier.score([Item(4, first, 4)])
+    alone = _score(verifier, [Item(4, first, 4)])
     _close(rows[:2], alone[2:])
     verifier.open(5)
-    _close(rows[2:], verifier.score([Item(5, third, 1)]))
+    _close(rows[2:], _score(verifier, [Item(5, third, 1)]))
 
 
 def test_chunks_give_the_same_rows_as_one_step(verifier: Verifier) -> None:
     tokens = [index * 7 % VOCABULARY for index in range(70)]
     verifier.open(1)
-    whole = verifier.score([Item(1, tokens, len(tokens))])
+    whole = _score(verifier, [Item(1, tokens, len(tokens))])
     verifier.open(2)
-    pieces = [verifier.score([Item(2, tokens[at : at + 9], len(tokens[at : at + 9]))]) for at in range(0, 70, 9)]
-    _close(whole, torch.cat(pieces))
+    pieces = [_score(verifier, [Item(2, tokens[at : at + 9], len(tokens[at : at + 9]))]) for at in range(0, 70, 9)]
+    _close(whole, np.concatenate(pieces))
 
 
 def test_a_prefill_alone_returns_no_rows(verifier: Verifier) -> None:
     verifier.open(1)
-    assert verifier.score([Item(1, [1, 2, 3], 0)]).shape == (0, VOCABULARY)
+    assert _score(verifier, [Item(1, [1, 2, 3], 0)]).shape == (0, VOCABULARY)
     assert verifier.computed(1) == 3
 
 
 def test_an_empty_step_is_no_work(verifier: Verifier) -> None:
-    assert verifier.score([]).shape == (0, VOCABULARY)
+    assert _score(verifier, []).shape == (0, VOCABULARY)
 
 
 def test_a_truncated_sequence_goes_on_as_if_the_rest_had_never_been(verifier: Verifier) -> None:
     verifier.open(1)
-    verifier.score([Item(1, [1, 2, 3, 40, 41, 42], 0)])
+    _score(verifier, [Item(1, [1, 2, 3, 40, 41, 42], 0)])
     verifier.truncate(1, 3)
     assert verifier.computed(1) == 3
-    rows = verifier.score([Item(1, [4, 5], 2)])
+    rows = _score(verifier, [Item(1, [4, 5], 2)])
     verifier.open(2)
-    _close(rows, verifier.score([Item(2, [1, 2, 3, 4, 5], 2)]))
+    _close(rows, _score(verifier, [Item(2, [1, 2, 3, 4, 5], 2)]))
 
 
 def test_a_closed_sequence_gives_its_room_back_and_may_be_opened_again(verifier: Verifier) -> None:
     before = verifier.capacity()
     verifier.open(1)
-    verifier.score([Item(1, [1, 2, 3], 1)])
+    _score(verifier, [Item(1, [1, 2, 3], 1)])
     verifier.close(1)
     assert verifier.capacity() == before
     verifier.close(1)  # unknown ones are ignored
@@ -190,14 +200,14 @@ def test_opening_and_closing_sequences_changes_no_other_rows(verifier: Verifier)
     texts = {key: [(key * 13 + index) % VOCABULARY for index in range(10 + key)] for key in range(12)}
     for key, tokens in texts.items():
         verifier.open(key)
-        verifier.score([Item(key, tokens, 0)])
+        _score(verifier, [Item(key, tokens, 0)])
     for key in range(0, 12, 3):
         verifier.close(key)
     kept = [key for key in texts if key % 3]
-    rows = verifier.score([Item(key, [7, 8], 1) for key in kept])
+    rows = _score(verifier, [Item(key, [7, 8], 1) for key in kept])
     for row, key in zip(rows, kept, strict=True):
         verifier.open(100)
-        _close(row, verifier.score([Item(100, [*texts[key], 7, 8], 1)])[0])
+        _close(row, _score(verifier, [Item(100, [*texts[key], 7, 8], 1)])[0])
         verifier.close(100)
 
 
@@ -209,7 +219,7 @@ def _fill(verifier: Verifier) -> list[int]:
         if not verifier.fits([Item(len(keys), [1] * CONTEXT, 0)]):
             verifier.close(len(keys))
             return keys
-        verifier.score([Item(len(keys), [1] * CONTEXT, 0)])
+        _score(verifier, [Item(len(keys), [1] * CONTEXT, 0)])
         keys.append(len(keys))
 
 
@@ -221,11 +231,11 @@ def test_a_step_for_which_there_is_no_room_computes_nothing(verifier: Verifier) 
     step = [Item(0, [1], 1), Item(100, [1] * CONTEXT, 1)]
     assert not verifier.fits(step)
     with pytest.raises(CapacityExceeded, match="evict a sequence and try again"):
-        verifier.score(step)
+        _score(verifier, step)
     assert (verifier.computed(0), verifier.computed(100)) == (CONTEXT - 1, 0)
     verifier.close(1)
     assert verifier.fits(step)
-    assert verifier.score(step).shape == (2, VOCABULARY)
+    assert _score(verifier, step).shape == (2, VOCABULARY)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -233,7 +243,7 @@ def test_the_room_named_is_there_whichever_sequences_use_it(verifier: Verifier, 
     rng = random.Random(seed)
     for key in range(rng.randrange(1, 6)):
         verifier.open(key)
-        verifier.score([Item(key, [1] * rng.randrange(1, CONTEXT - 40), 0)])
+        _score(verifier, [Item(key, [1] * rng.randrange(1, CONTEXT - 40), 0)])
     for key in range(10, 10 + rng.randrange(1, 12)):
         verifier.open(key)
     everyone = [key for key in range(30) if key < 5 or key >= 10]
@@ -247,7 +257,7 @@ def test_the_room_named_is_there_whichever_sequences_use_it(verifier: Verifier, 
             items.append(Item(key, [2] * count, 0))
             room -= count
     assert verifier.fits(items)
-    verifier.score(items)
+    _score(verifier, items)
 
 
 def test_one_sequence_grows_to_the_context_where_all_others_are_closed(verifier: Verifier) -> None:
@@ -257,7 +267,7 @@ def test_one_sequence_grows_to_the_context_where_all_others_are_closed(verifier:
     for _ in range(0, CONTEXT, 20):
         step = [Item(1, [1] * 20, 1)]
         assert verifier.fits(step)
-        verifier.score(step)
+        _score(verifier, step)
     assert verifier.computed(1) == CONTEXT
 
 
@@ -281,7 +291,7 @@ def test_an_item_that_cannot_be_computed_is_refused_and_changes_nothing(
     verifier.open(1)
     verifier.open(2)
     with pytest.raises(VerifierError, match=message):
-        verifier.score(items)
+        _score(verifier, items)
     assert verifier.computed(1) == verifier.computed(2) == 0
 
 

@@ -1,0 +1,53 @@
+"""An edge whose verifier needs no torch needs none: it imports, verifies and answers where none is installed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PROGRAM = """
+import importlib, importlib.abc, pkgutil, random, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in {"torch", "transformers", "accelerate", "gguf", "safetensors"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+
+import fleet_edge
+OF_TORCH = ("fleet_edge.verifiers.packed.", "fleet_edge.batching.torch_", "fleet_edge.store.migrations.")
+for module in pkgutil.walk_packages(fleet_edge.__path__, "fleet_edge."):
+    if not module.name.startswith(OF_TORCH):
+        importlib.import_module(module.name)
+
+from schemas.policy import Mode, SamplingPolicy
+from tests.support.memory_fleet import Device, MemoryFleet, lossless_text, run, terms
+
+fleet = MemoryFleet()
+devices = [
+    Device(fleet, f"device-{mode}", terms(number, mode=mode, max_new_tokens=20), length=3, ahead=True)
+    for number, mode in enumerate(Mode)
+]
+run(fleet, devices, random.Random(0))
+for device in devices:
+    assert len(device.session.committed) == 20, device.session.committed
+    if device.terms.policy.mode is Mode.COUPLED:
+        assert device.session.committed == lossless_text(device.terms)
+assert {device.terms.policy.top_k > 0 for device in devices} == {True}, "shaped by the law alone"
+print("verified")
+"""
+
+
+def test_an_edge_verifies_without_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "verified\n", done.stderr
