@@ -33,13 +33,19 @@ def prepare_command(
     models_dir: ModelsDir = _MODELS,
     check: Annotated[bool, typer.Option("--check", help="Hash every file again; remake damaged ones.")] = False,
     only: Annotated[list[str] | None, typer.Option(help="Make only this one, such as Q4_0; may be repeated.")] = None,
+    cost: Annotated[
+        int,
+        typer.Option(
+            min=1, max=64, help="Also make targets that cost so many times as much and say the same, for measurements."
+        ),
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Make the models that are missing; a second call finds them and does nothing."""
     console = Console(stderr=True)
     began = time.monotonic()
     source = locate(SMOLLM2)
-    steps = _chosen(steps_of(SMOLLM2, source), only or ())
+    steps = _chosen(steps_of(SMOLLM2, source, cost=cost), only or ())
     with reporter(console, clock=time.monotonic) as report:
         done = prepare(models_dir / SMOLLM2.name, source, steps, report=report, check=check)
     seconds = time.monotonic() - began
@@ -83,11 +89,12 @@ def _prepared_in(folder: Path) -> list[dict[str, Any]]:
 def _entries(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:
     entries = []
     for step, artifact in sorted(manifest.artifacts.items()):
-        is_target = step == "target"
-        path = folder / (step if is_target else f"{step}.gguf")
+        is_target = step.startswith("target")
+        # A step's files are one GGUF, or all in one folder.
+        path = folder / Path(min(artifact.files)).parts[0]
         entries.append(
             {
-                "model": folder.name if is_target else f"{folder.name}:{step}",
+                "model": folder.name if step == "target" else f"{folder.name}:{step}",
                 "kind": "target" if is_target else "draft",
                 "path": str(path.absolute()),
                 "bytes": artifact.size,

@@ -15,7 +15,7 @@ from fleet_cli.models.errors import StepFailed
 from fleet_cli.models.files import measure
 from fleet_cli.models.source import LocatedSource, Recipe
 
-__all__ = ["DequantizeStep", "LinkStep", "QuantizeStep", "Step", "steps_of"]
+__all__ = ["DeepenStep", "DequantizeStep", "LinkStep", "QuantizeStep", "Step", "steps_of"]
 
 _FLOAT32 = 4
 _TOKENIZER_BYTES = 4 << 20
@@ -88,30 +88,42 @@ class LinkStep:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeStep:
-    """A weaker draft."""
+    """A weaker draft, or a target for llama.cpp.
 
-    name: str
+    Attributes:
+        quantization: As llama.cpp names it.
+        source: Of the weights.
+        tools: See `Step`.
+        name: By default that of the quantization.
+    """
+
+    quantization: str
     source: LocatedSource
     tools: Sequence[str] = ("llama-cpp-python",)
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.quantization)
 
     @property
     def output(self) -> str:
-        """The draft's file."""
+        """Its file."""
         return f"{self.name}.gguf"
 
     @property
     def doing(self) -> str:
         """What a person reads."""
-        return f"quantizing to {self.name}"
+        return f"quantizing to {self.quantization}"
 
     @property
     def expected_bytes(self) -> int:
-        """No more than the source: every draft has at most its bits."""
-        return self.source.size
+        """Twice the source, at most: no quantization here has more than eight bits, and the source has four."""
+        return 2 * self.source.size
 
     def build(self, partial: Path, on_bytes: OnBytes) -> None:
         """Run the quantizer."""
-        arguments = [str(self.source.path), str(partial), self.name]
+        arguments = [str(self.source.path), str(partial), self.quantization]
         _run("fleet_cli.models.quantize", arguments, partial=partial, on_bytes=on_bytes)
 
 
@@ -137,13 +149,65 @@ class DequantizeStep:
         _run("fleet_cli.models.dequantize", arguments, partial=partial, on_bytes=on_bytes)
 
 
-def steps_of(recipe: Recipe, source: LocatedSource) -> list[Step]:
-    """Return what the recipe makes, cheapest first."""
-    return [
+@dataclass(frozen=True, slots=True)
+class DeepenStep:
+    """A target that costs several times as much, and says the same; of a step's result in the same folder."""
+
+    of: Step
+    times: int
+    tools: Sequence[str] = ("gguf", "safetensors")
+
+    @property
+    def name(self) -> str:
+        """That of what it is made from, and how often its layers are there."""
+        return f"{self.of.name}-cost{self.times}"
+
+    @property
+    def output(self) -> str:
+        """Its file or folder."""
+        return f"{self.name}{Path(self.of.output).suffix}"
+
+    @property
+    def doing(self) -> str:
+        """What a person reads."""
+        return f"deepening {self.of.name} to {self.times} times its layers"
+
+    @property
+    def expected_bytes(self) -> int:
+        """As if all were layers."""
+        return self.of.expected_bytes * self.times
+
+    def build(self, partial: Path, on_bytes: OnBytes) -> None:
+        """Run the converter.
+
+        Raises:
+            StepFailed: What it is made from is not there.
+        """
+        source = partial.with_name(self.of.output)
+        if not source.exists():
+            raise StepFailed(f"{source} is not there; make it first, with: fleet models prepare --only {self.of.name}")
+        arguments = [str(source), str(partial), str(self.times)]
+        _run("fleet_cli.models.deepen", arguments, partial=partial, on_bytes=on_bytes)
+
+
+def steps_of(recipe: Recipe, source: LocatedSource, *, cost: int = 1) -> list[Step]:
+    """Return what the recipe makes, cheapest first.
+
+    Args:
+        recipe: Which.
+        source: Its GGUF.
+        cost: How many times its own cost the targets are to have as well; 1 makes no others.
+    """
+    # Eight bits hold four with little loss, and llama.cpp has faster kernels for them than for the shipped format.
+    target_gguf = QuantizeStep("Q8_0", source, name="target-Q8_0")
+    target = DequantizeStep(source, recipe.parameters)
+    steps: list[Step] = [
         LinkStep(recipe.shipped, source),
         *(QuantizeStep(quantization, source) for quantization in recipe.drafts),
-        DequantizeStep(source, recipe.parameters),
+        target_gguf,
+        target,
     ]
+    return steps if cost == 1 else [*steps, DeepenStep(target_gguf, cost), DeepenStep(target, cost)]
 
 
 def versions(tools: Sequence[str]) -> dict[str, str]:
