@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, Verifier, VerifierError
+from fleet_edge.verifiers.prefix_cache import PrefixCache
 from fleet_edge.verifiers.registry import VERIFIERS, load_verifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_testing.markov import MarkovScript
@@ -36,12 +37,16 @@ def _scripted_by_prefix() -> Verifier:
     return ScriptedVerifier(SquaredLengths(), WORDS, context=CONTEXT, budget_tokens=BUDGET_TOKENS)
 
 
+def _cached() -> Verifier:
+    return PrefixCache(_scripted_by_prefix())
+
+
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
 
 
-@pytest.fixture(params=[*VERIFIERS, _scripted, _scripted_by_prefix])
+@pytest.fixture(params=[*VERIFIERS, _scripted, _scripted_by_prefix, _cached])
 def verifier(request: pytest.FixtureRequest, target: Path) -> Verifier:
     if isinstance(request.param, str):
         # A budget of the least that settings take: 1 MiB, some four contexts of the tiny target.
