@@ -17,10 +17,10 @@ import numpy as np
 from dssd.distribution import Dist, shape
 from fleet_device.drafters.contract import DrafterError, common_prefix, require_tokens
 from fleet_device.drafters.gguf import GgufModel
-from fleet_device.drafters.llama_library import library, native_reason
 from fleet_device.drafters.model_source import locate_model
 from fleet_device.drafters.requirements import require_memory, require_truncatable
 from fleet_device.settings import DeviceSettings
+from fleet_runtime.llama.library import library, native_reason
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
@@ -69,13 +69,13 @@ class LlamaCppDrafter:
     """
 
     def __init__(self, settings: LlamaCppSettings) -> None:
-        self._library = library()
         self._name = settings.name or settings.path.stem
         self._tokens: list[int] = []
         self._computed = 0
         self._row_of = -1  # length of the sequence whose last row of logits stands in llama.cpp's buffer
         self._native: Any = None
         self._model = GgufModel(settings.path, gpu_layers=settings.gpu_layers)
+        self._library = library()
         try:
             require_truncatable(self._model)
             trained = self._library.llama_model_n_ctx_train(self._model.handle)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.gguf import GgufModel
-from fleet_device.drafters.llama_library import library
 
 __all__ = ["available_memory", "require_memory", "require_truncatable"]
 
@@ -23,7 +22,6 @@ def available_memory(meminfo: Path = _MEMINFO) -> int | None:
     return None
 
 
-_FLOAT16 = 2
 _MEGA = 1_000_000
 
 
@@ -33,19 +31,12 @@ def require_truncatable(model: GgufModel) -> None:
     Raises:
         DrafterError: The model is of such a kind.
     """
-    native, handle = library(), model.handle
-    kinds = {
-        "recurrent": native.llama_model_is_recurrent,
-        "hybrid recurrent": native.llama_model_is_hybrid,
-        "diffusion": native.llama_model_is_diffusion,
-        "encoder": native.llama_model_has_encoder,
-    }
-    for kind, applies in kinds.items():
-        if applies(handle):
-            raise DrafterError(
-                f"{model.path} is a model of the {kind} kind, which cannot take tokens back; choose a "
-                "transformer decoder as draft model."
-            )
+    kind = model.unlike_a_decoder
+    if kind is not None:
+        raise DrafterError(
+            f"{model.path} is a model of the {kind} kind, which cannot take tokens back; choose a "
+            "transformer decoder as draft model."
+        )
 
 
 def require_memory(model: GgufModel, context: int) -> None:
@@ -54,10 +45,7 @@ def require_memory(model: GgufModel, context: int) -> None:
     Raises:
         DrafterError: There is too little memory.
     """
-    native, handle = library(), model.handle
-    width = native.llama_model_n_embd(handle) // max(native.llama_model_n_head(handle), 1)
-    width *= native.llama_model_n_head_kv(handle)
-    needed = 2 * native.llama_model_n_layer(handle) * context * width * _FLOAT16
+    needed = context * model.token_kv_bytes
     free = available_memory()
     if free is not None and needed > free:
         raise DrafterError(

@@ -10,12 +10,12 @@ import logging
 from collections import deque
 from typing import Any, Final
 
-from fleet_device.drafters.contract import DrafterError
+from fleet_runtime.llama.errors import LlamaError
 
 __all__ = ["library", "native_reason"]
 
 _ERROR = 4
-_log = logging.getLogger("fleet_device.llama_cpp")
+_log = logging.getLogger("fleet_runtime.llama_cpp")
 _complaints: Final[deque[str]] = deque(maxlen=16)
 
 
@@ -24,17 +24,18 @@ def library() -> Any:  # noqa: ANN401 - the binding is untyped
     """Return the module `llama_cpp`, its native logging redirected.
 
     Raises:
-        DrafterError: It is not installed, or is too old.
+        LlamaError: It is not installed, or is too old.
     """
     try:
-        import llama_cpp  # noqa: PLC0415 - a device that only looks prompts up elsewhere may lack it
+        import llama_cpp  # noqa: PLC0415 - what does without llama.cpp may lack it
     except ImportError:
-        raise DrafterError(
-            "Drafting needs llama-cpp-python; install it with: pip install 'dssd-fleet[device]'"
+        raise LlamaError(
+            "Drafting, and an edge's engine llama.cpp, need llama-cpp-python; install it with: "
+            "pip install 'dssd-fleet[device]'"
         ) from None
     if not hasattr(llama_cpp, "LLAMA_FLASH_ATTN_TYPE_ENABLED"):
         # An older structure would take our settings silently and use none of them.
-        raise DrafterError(
+        raise LlamaError(
             f"llama-cpp-python {llama_cpp.__version__} is too old; upgrade it with: "
             "pip install -U 'llama-cpp-python>=0.3.30'"
         )

@@ -1,0 +1,1 @@
+"""llama.cpp's library and GGUF files, as both ends use them."""
