@@ -60,6 +60,7 @@ class Edge:
     ) -> None:
         self.settings = settings
         self._verifier = verifier
+        self._loaded = False  # by this object, which then lets go of it too
         self._make_link = make_link
         self._now = now
         self._begun = threading.Lock()
@@ -143,7 +144,7 @@ class Edge:
                 on_online()
                 service.run(self._stop, drain=self._drain, on_step=on_step, on_end=on_end, on_drain=on_drain)
         finally:
-            handed_over = service.stop()
+            handed_over = self._end(service)
         return handed_over
 
     def drain(self) -> None:
@@ -178,6 +179,7 @@ class Edge:
             if not self._checked:
                 self.check()
             self._verifier = load_verifier(self.settings)
+            self._loaded = True
         # Not before settings and model are known to be there: what it imports takes seconds.
         from fleet_edge.service import EdgeService  # noqa: PLC0415
 
@@ -185,12 +187,20 @@ class Edge:
         service.start()
         return service
 
+    def _end(self, service: "EdgeService") -> int:
+        from fleet_edge.verifiers.contract import RunsElsewhere  # noqa: PLC0415 - see `_start`
+
+        handed_over = service.stop()
+        if self._loaded and isinstance(self._verifier, RunsElsewhere):
+            self._verifier.shut_down()
+        return handed_over
+
     def _verify(self, service: "EdgeService") -> None:
         try:
             try:
                 service.run(self._stop, drain=self._drain)
             finally:
-                service.stop()
+                self._end(service)
         except BaseException as error:  # noqa: BLE001 - raised again where the edge is left
             self._failure = error
 

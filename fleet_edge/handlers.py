@@ -47,6 +47,7 @@ class MessageHandlers:
         offer: Granted to every session.
         grace_s: Seconds that a device has to come back after the broker has declared it gone.
         draining: Whether new sessions are refused.
+        away: Why no session can be verified, if that has lasted; new ones are refused meanwhile.
     """
 
     edge: str
@@ -61,6 +62,7 @@ class MessageHandlers:
     offer: SessionOffer = field(default_factory=SessionOffer)
     grace_s: float = 15.0
     draining: bool = False
+    away: str = ""
 
     def receive(self, arrival: ReceivedMessage) -> None:
         """Take one message."""
@@ -140,6 +142,8 @@ class MessageHandlers:
     def _limits(self, device: str, message: Open) -> SessionLimits:
         if self.draining:
             raise OpenRefused(RefusalCode.DRAINING, "The edge is shutting down; try again shortly.")
+        if self.away:
+            raise OpenRefused(RefusalCode.DRAINING, "The edge cannot reach its large model; try again shortly.")
         limits = grant(message, target=self.scheduler.target, offer=self.offer)
         self.guard.admit_open(device, message)
         return replace(

@@ -155,10 +155,14 @@ class Intake:
 
         Only states are meant to be retained: what a device leaves on its other topics is not asked for.
         """
-        link.subscribe(_shared_opens(fleet), self.on_message, retained=False)
+        self.take_opens(link, fleet=fleet)
         link.subscribe(wildcard(Topic.DRAFT, fleet=fleet, edge=edge), self.on_message, retained=False)
         link.subscribe(wildcard(Topic.CLOSE, fleet=fleet), self.on_message, retained=False)
         link.subscribe(wildcard(Topic.STATE, fleet=fleet), self.on_message)
+
+    def take_opens(self, link: Link, *, fleet: str) -> None:
+        """Take Opens, or take them again after `leave_opens`."""
+        link.subscribe(_shared_opens(fleet), self.on_message, retained=False)
 
     def on_message(self, message: Message) -> None:
         """Take one message. An empty one is nobody's: so the broker tells that something kept there was cleared."""

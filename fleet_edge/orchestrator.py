@@ -1,10 +1,12 @@
 """Orchestrator: one thread that turns arrivals into verdicts, a batch at a time."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from dssd.judgement import Judgement
 from fleet_edge.answers.answers import Answers
 from fleet_edge.batching.judging import Case, judge_batch
 from fleet_edge.batching.scheduler import Batch, Scheduler, Work
@@ -13,7 +15,7 @@ from fleet_edge.errors import DraftFault
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import IntakeQueue, ReceivedMessage
 from fleet_edge.sessions.table import SessionTable
-from fleet_edge.verifiers.contract import VerifierError
+from fleet_edge.verifiers.contract import SequenceFailed, TargetAway, VerifierError
 from schemas.reasons import Action, FaultCode
 
 __all__ = ["Orchestrator"]
@@ -22,6 +24,9 @@ _log = logging.getLogger(__name__)
 
 # A device that does not stop to send must not keep an edge from ending.
 _LAST_TAKES: Final = 20
+
+# While the target model is away, it is looked for this often.
+_PAUSE_S: Final = 0.05
 
 
 @dataclass(slots=True)
@@ -43,6 +48,7 @@ class Orchestrator:
     scheduler: Scheduler
     answers: Answers
     clock: Callable[[], float]
+    _paused_until: float = -math.inf
 
     def step(self, *, wait_s: float = 0.0) -> bool:
         """Take arrivals and compute one batch.
@@ -54,6 +60,9 @@ class Orchestrator:
             Whether anything was computed.
         """
         self._take(0.0)
+        if self.scheduler.away() or self._paused_until > self.clock():
+            self._take(min(wait_s, _PAUSE_S))  # what is to be computed waits, and comes again
+            return False
         batch = self._next_batch()
         if not batch and wait_s > 0:
             self._take(wait_s)
@@ -63,11 +72,8 @@ class Orchestrator:
         if not batch.items:
             return False
         started = self.clock()
-        try:
-            logits = self.scheduler.score(batch)
-            judgements = judge_batch(logits, [_case(work) for work in batch.verifications])
-        except (VerifierError, RuntimeError, ValueError, MemoryError) as error:
-            self._failed(batch, error)
+        judgements = self._judged(batch)
+        if judgements is None:
             return True
         step = Step(started, self.clock(), len(judgements))
         self.scheduler.computed(batch, step)
@@ -86,6 +92,20 @@ class Orchestrator:
                 _log.exception("A verdict for session %s could not be given.", work.session.session.hex())
                 self._give_up(work, "The edge could not give a verdict; its log says why.")
         return True
+
+    def _judged(self, batch: Batch) -> list[Judgement | None] | None:
+        """Compute a step and decide on its drafts; return None, and see to whom that concerns, where it fails."""
+        try:
+            logits = self.scheduler.score(batch)
+            return judge_batch(logits, [_case(work) for work in batch.verifications])
+        except TargetAway as error:
+            self._paused_until = self.clock() + error.retry_s
+            _log.warning("A step of %d sessions waits: %s", len(batch.items), error)
+        except SequenceFailed as error:
+            self._failed(Batch([work for work in batch.works if work.item.sequence == error.sequence]), error)
+        except (VerifierError, RuntimeError, ValueError, MemoryError) as error:
+            self._failed(batch, error)
+        return None
 
     def take_last(self, *, wait_s: float) -> None:
         """Take what still arrives before the end: a device that closes meanwhile is not to be found open in the log.

@@ -10,8 +10,9 @@ from threading import Event, Lock
 from typing import Final
 
 from fleet_edge.assembly import assemble
+from fleet_edge.availability import Availability
 from fleet_edge.drain import hand_over
-from fleet_edge.intake import leave_opens
+from fleet_edge.intake import Intake, leave_opens
 from fleet_edge.jobs import Jobs, JobSettings
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.table import HANDLES
@@ -64,6 +65,7 @@ class EdgeService:
     _store: ReopeningStore = field(init=False)
     _jobs: Jobs = field(init=False)
     _since: datetime = field(init=False)
+    _availability: Availability = field(init=False)
     _presence: Presence = Presence.ONLINE
     _announcing: Lock = field(default_factory=Lock)
 
@@ -96,6 +98,7 @@ class EdgeService:
             now=self.now,
             first_handle=secrets.randbelow(HANDLES),
         )
+        self._availability = Availability(settings.remote.away_s, self.clock)
         self._jobs = Jobs(
             self._store,
             expire_leases=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.expire),
@@ -146,6 +149,7 @@ class EdgeService:
             self.orchestrator.step(wait_s=_IDLE_S)
             on_step()
             if drain is None or not drain.is_set():
+                self._look_for_target()
                 continue
             if deadline is None:
                 deadline = self.clock() + self.settings.drain_s
@@ -183,6 +187,26 @@ class EdgeService:
             self._jobs.stop()  # last: a chore that hangs must keep neither the devices waiting nor the log open
             self._store.close()
         return left
+
+    def _look_for_target(self) -> None:
+        """Be offline to the devices while the target model has been away for long, as an edge that has stopped is."""
+        orchestrator = self.orchestrator
+        reason = orchestrator.scheduler.away()
+        if not self._availability.changes(reason):
+            return
+        orchestrator.handlers.away = reason
+        recorder = orchestrator.handlers.recorder
+        if reason:
+            leave_opens(self._link, fleet=self.settings.fleet)
+            left = hand_over(orchestrator.sessions, answers=orchestrator.answers, scheduler=orchestrator.scheduler)
+            _log.error("The target model is away; handing over %d open sessions: %s", left, reason)
+            recorder.event(kind="target", code="target-away", sentence=reason, device=None)
+            self._announce(Presence.OFFLINE)
+        else:
+            _log.warning("The target model is back.")
+            recorder.event(kind="target", code="target-back", sentence="The target model is back.", device=None)
+            Intake(orchestrator.inbox, self.clock).take_opens(self._link, fleet=self.settings.fleet)
+            self._announce(Presence.ONLINE)
 
     def _open_store(self) -> None:
         try:

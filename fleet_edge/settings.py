@@ -9,6 +9,7 @@ from dssd.downlink import Form
 from fleet_edge.guard.quotas import QuotaSettings
 from fleet_edge.guard.strikes import FenceSettings
 from fleet_edge.verifiers.registry import AUTO, VERIFIERS
+from fleet_edge.verifiers.remote.settings import RemoteSettings
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.fields import Settings, setting
 from schemas.bounds import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW
@@ -121,5 +122,6 @@ class EdgeSettings(Settings):
     keep_sessions_days: float = setting(
         365.0, "How long sessions are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
     )
+    remote: RemoteSettings = Field(default_factory=RemoteSettings)
     quotas: QuotaSettings = Field(default_factory=QuotaSettings)
     fence: FenceSettings = Field(default_factory=FenceSettings)

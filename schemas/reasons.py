@@ -55,7 +55,7 @@ class RefusalCode(StrEnum):
     DRAINING = "draining"
     QUOTA = "over-quota"  # of the device, not of the edge: `retry_s` says when it is worth asking again
     FENCED = "fenced"  # the device has misbehaved, or an administrator has shut it out; likewise
-    OTHER = "other"  # a newer release's; not sent
+    OTHER = "other"  # a newer release's, or one that the sentence tells best
 
 
 class FaultCode(StrEnum):

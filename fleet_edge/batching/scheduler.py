@@ -17,7 +17,7 @@ from fleet_edge.batching.timing import DraftTiming, PrefillLog, Step
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.waiting import ReceivedDraft
-from fleet_edge.verifiers.contract import Item, Logits, TargetInfo, Verifier
+from fleet_edge.verifiers.contract import Item, Logits, RunsElsewhere, TargetInfo, Verifier
 from schemas.messages import Draft
 
 __all__ = ["Batch", "Budget", "Scheduler", "Work"]
@@ -118,6 +118,10 @@ class Scheduler:
         """The target model that sessions are verified with."""
         return self._verifier.info
 
+    def away(self) -> str:
+        """Return why the target model cannot compute now, in a sentence; empty if it can."""
+        return self._verifier.away() if isinstance(self._verifier, RunsElsewhere) else ""
+
     # Sessions
 
     def opened(self, session: EdgeSession) -> None:
@@ -195,7 +199,9 @@ class Scheduler:
             is computed.
 
         Raises:
-            VerifierError: Nothing was computed.
+            TargetAway: What computes is away.
+            SequenceFailed: One session cannot be computed.
+            VerifierError: Nothing was computed, in these cases too.
         """
         return self._verifier.score(batch.items)
 

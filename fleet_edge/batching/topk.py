@@ -39,11 +39,20 @@ def top_k(logits: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDA
     ids = np.empty((len(logits), min(k, logits.shape[1])), dtype=np.int64)
     for place, (row, bound) in enumerate(zip(logits, _bounds(logits, k), strict=True)):
         # "Not less" rather than "greater or equal": what is not a number is a candidate, and as a bound admits all.
-        candidates = np.flatnonzero(~(row < bound))
+        candidates = np.flatnonzero(~(row < bound)) if bound != -np.inf else _possible(row, k)
         # Sorted the wrong way round and reversed: what is not a number is then first, as in a descending sort.
         order = row[candidates[::-1]].argsort(kind="stable")
         ids[place] = candidates[::-1][order[::-1][:k]]
     return np.take_along_axis(logits, ids, axis=1), ids
+
+
+def _possible(row: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Return the ids of a row that are not impossible, and as many of the others as are needed to make up k."""
+    ids = np.flatnonzero(row != -np.inf)
+    if len(ids) >= k:
+        return ids
+    rest = np.flatnonzero(row == -np.inf)[: k - len(ids)]
+    return np.sort(np.concatenate([ids, rest]))
 
 
 def _bounds(logits: NDArray[np.float32], k: int) -> NDArray[np.float32]:

@@ -43,6 +43,12 @@ def grant(message: Open, *, target: TargetInfo, offer: SessionOffer) -> SessionL
             f"The draft model's vocabulary ({message.vocabulary}) is not that of the target model {target.name} "
             f"({target.vocabulary}); use a draft model of the same family.",
         )
+    if not target.serves(message.policy):
+        raise OpenRefused(
+            RefusalCode.OTHER,
+            f"The edge knows the {target.most_top_k} most likely tokens of the target model {target.name} and no more; "
+            f"ask for top_k from 1 to {target.most_top_k}, or for temperature 0.",
+        )
     resumed = message.resume or ()
     if not message.prompt:
         raise OpenRefused(RefusalCode.PROMPT_EMPTY, "The prompt is empty; give at least one token.")

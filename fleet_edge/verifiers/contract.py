@@ -7,18 +7,30 @@ and the number of rows of logits wanted from their end.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import FleetError
+from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import torch  # an edge may do without it
 
-__all__ = ["CapacityExceeded", "Item", "Logits", "TargetInfo", "UnsupportedModel", "Verifier", "VerifierError"]
+__all__ = [
+    "CapacityExceeded",
+    "Item",
+    "Logits",
+    "RunsElsewhere",
+    "SequenceFailed",
+    "TargetAway",
+    "TargetInfo",
+    "UnsupportedModel",
+    "Verifier",
+    "VerifierError",
+]
 
 Logits: TypeAlias = "NDArray[np.float32] | torch.Tensor"
 """float32 `[rows, vocabulary]`: an array, or a tensor on any device. It may be a view of the verifier's own memory,
@@ -37,6 +49,30 @@ class CapacityExceeded(VerifierError):  # noqa: N818
     """The step needs more memory for keys and values than the budget has; evict and try again."""
 
 
+class TargetAway(VerifierError):  # noqa: N818
+    """What computes the target model cannot be reached; nothing was computed. The same step may succeed later.
+
+    Attributes:
+        retry_s: Seconds after which that is worth a trial.
+    """
+
+    def __init__(self, sentence: str, *, retry_s: float) -> None:
+        super().__init__(sentence)
+        self.retry_s = retry_s
+
+
+class SequenceFailed(VerifierError):  # noqa: N818
+    """One sequence of the step cannot be computed; nothing was computed, and the others may come again without it.
+
+    Attributes:
+        sequence: Its key.
+    """
+
+    def __init__(self, sentence: str, *, sequence: int) -> None:
+        super().__init__(sentence)
+        self.sequence = sequence
+
+
 @dataclass(frozen=True, slots=True)
 class TargetInfo:
     """What the rest of the edge must know of the target model.
@@ -47,6 +83,8 @@ class TargetInfo:
         context: Most tokens in one sequence.
         end_tokens: Ids that end a text.
         runs_on: Device, number format and threads, for the log; empty where nothing is computed.
+        most_top_k: How many of a row's largest logits are known, where the others are given as minus infinity: policies
+            that keep more cannot be served. None where all are.
     """
 
     name: str
@@ -54,6 +92,11 @@ class TargetInfo:
     context: int
     end_tokens: tuple[int, ...]
     runs_on: str = ""
+    most_top_k: int | None = None
+
+    def serves(self, policy: SamplingPolicy) -> bool:
+        """Whether enough of a row is known to shape it by a policy."""
+        return self.most_top_k is None or policy.greedy or 0 < policy.top_k <= self.most_top_k
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +158,8 @@ class Verifier(Protocol):
             CapacityExceeded: There is no room for the new tokens; nothing was computed. MUST NOT be raised
                 where `fits` says that there is, nor while the items have no more tokens than `capacity()`
                 says, unless the machine itself is out of memory.
+            TargetAway: What computes is away.
+            SequenceFailed: One sequence cannot be computed where it is computed.
             VerifierError: An item is not one that can be computed: its sequence is not open or occurs twice,
                 it exceeds the context, or it has an id outside the vocabulary; nothing was computed.
         """
@@ -141,3 +186,14 @@ class Verifier(Protocol):
         A lower bound: a verifier that rounds lengths up may have room for several times as many, if they are few
         sequences'.
         """
+
+
+@runtime_checkable
+class RunsElsewhere(Protocol):
+    """A verifier whose target model runs in other processes, which may be away for a time. Callable on any thread."""
+
+    def away(self) -> str:
+        """Return why nothing can be computed now, in a sentence; empty if it can."""
+
+    def shut_down(self) -> None:
+        """Let go of what computes; nothing else is called afterwards."""

@@ -12,7 +12,16 @@ from enum import StrEnum
 from itertools import count, islice
 from typing import Final, TypeVar
 
-from fleet_edge.verifiers.contract import CapacityExceeded, Item, Logits, TargetInfo, Verifier, VerifierError
+from fleet_edge.verifiers.contract import (
+    CapacityExceeded,
+    Item,
+    Logits,
+    RunsElsewhere,
+    SequenceFailed,
+    TargetInfo,
+    Verifier,
+    VerifierError,
+)
 from fleet_edge.verifiers.radix import RadixTree, pack
 from fleet_edge.verifiers.retained import HeldSequence, RetainedSequences
 
@@ -97,11 +106,11 @@ class PrefixCache:
         """Compute all items in one forward pass; retained sequences make room for it."""
         below = self._below(items)
         try:
-            logits = self._verifier.score(below)
+            logits = self._score(below)
         except CapacityExceeded:
             if not len(self._retained) or not self._fits(below):
                 raise
-            logits = self._verifier.score(below)
+            logits = self._score(below)
         for item, own in zip(items, below, strict=True):
             self._held[own.sequence].tokens.extend(item.tokens)
         return logits
@@ -131,6 +140,17 @@ class PrefixCache:
     def capacity(self) -> int:
         """Return the tokens for which there is room; what retained sequences would leave comes on top of it."""
         return self._verifier.capacity()
+
+    # As `RunsElsewhere`, which the verifier below may be
+
+    def away(self) -> str:
+        """Return why nothing can be computed now, in a sentence; empty if it can."""
+        return self._verifier.away() if isinstance(self._verifier, RunsElsewhere) else ""
+
+    def shut_down(self) -> None:
+        """Let go of what computes."""
+        if isinstance(self._verifier, RunsElsewhere):
+            self._verifier.shut_down()
 
     # Beyond the contract
 
@@ -308,6 +328,14 @@ class PrefixCache:
         return held is not None
 
     # The verifier below
+
+    def _score(self, below: Sequence[Item]) -> Logits:
+        try:
+            return self._verifier.score(below)
+        except SequenceFailed as error:
+            caller = self._held[error.sequence].caller
+            assert caller is not None
+            raise SequenceFailed(str(error), sequence=caller) from error
 
     def _fits(self, below: Sequence[Item]) -> bool:
         while not self._verifier.fits(below):

@@ -22,6 +22,7 @@ AUTO: Final = "auto"
 VERIFIERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "torch": "fleet_edge.verifiers.packed.loader:load",
+        "remote": "fleet_edge.verifiers.remote.loader:load",
     }
 )
 """By engine, the function that takes the edge's settings and returns the verifier."""

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGUFReader
-from transformers import AutoTokenizer
-from transformers.utils import cached_file
 
 from fleet_edge.verifiers.contract import UnsupportedModel
 
@@ -47,18 +45,31 @@ def repository_tokens(name: str) -> list[str]:
     Raises:
         UnsupportedModel: It has no tokenizer.
     """
-    found = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    found = _tokenizer_file(name)
     if found is not None:
         try:
-            return _by_id(_fast_tokens(json.loads(Path(found).read_text(encoding="utf-8"))))
+            return _by_id(_fast_tokens(json.loads(found.read_text(encoding="utf-8"))))
         except (ValueError, KeyError, TypeError) as error:
             raise UnsupportedModel(f"The tokenizer.json of {name} is damaged; fetch the model again.") from error
+    from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds, and an edge may do without it
+
     try:
         return _by_id((index, token) for token, index in AutoTokenizer.from_pretrained(name).get_vocab().items())
     except Exception as error:  # whatever a tokenizer that is not there raises
         raise UnsupportedModel(
             f"The target model {name} has no tokenizer; put its tokenizer.json beside the weights."
         ) from error
+
+
+def _tokenizer_file(name: str) -> Path | None:
+    """Return the `tokenizer.json` of a folder or a repository, if there is one."""
+    local = Path(name) / "tokenizer.json"
+    if local.is_file():
+        return local
+    from transformers.utils import cached_file  # noqa: PLC0415 - takes seconds, and an edge may do without it
+
+    found = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
 
 
 def _fast_tokens(tokenizer: Mapping[str, Any]) -> Iterable[tuple[int, str]]:

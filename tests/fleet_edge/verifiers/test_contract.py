@@ -1,7 +1,8 @@
 """What every verifier keeps, whatever computes its logits."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,20 @@ import pytest
 from numpy.typing import NDArray
 
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.contract import CapacityExceeded, Item, Verifier, VerifierError
+from fleet_edge.verifiers.contract import CapacityExceeded, Item, RunsElsewhere, Verifier, VerifierError
 from fleet_edge.verifiers.prefix_cache import PrefixCache
 from fleet_edge.verifiers.registry import VERIFIERS, load_verifier
+from fleet_edge.verifiers.remote.settings import RemoteSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
+from fleet_testing.inference_server import InferenceServer
 from fleet_testing.markov import MarkovScript
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, tiny_folder
 
 BUDGET_TOKENS = (1 << 20) // (4 * 2 * 2 * 12 * 4)  # layers, keys and values, heads, dim, bytes: the tiny target's
+
+REMOTE = ("vllm", "sglang")
+IN_PROCESS = [name for name in VERIFIERS if name != "remote"]
+READ = [word.replace("Ġ", " ") for word in WORDS]
 
 
 class SquaredLengths:
@@ -46,14 +53,41 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
 
 
-@pytest.fixture(params=[*VERIFIERS, _scripted, _scripted_by_prefix, _cached])
-def verifier(request: pytest.FixtureRequest, target: Path) -> Verifier:
+@pytest.fixture(scope="module")
+def servers(target: Path) -> Iterator[dict[str, InferenceServer]]:
+    """Inference servers of each kind that serve the tiny target, and name all of its tokens."""
+    served = load_verifier(EdgeSettings(engine="torch", target=str(target), dtype="float32"))
+    lengths = {"vllm": CONTEXT + 1, "sglang": CONTEXT + 8}
+    with ExitStack() as stack:
+        yield {
+            api: stack.enter_context(InferenceServer(served, READ, api=api, max_model_len=length))
+            for api, length in lengths.items()
+        }
+
+
+@contextmanager
+def _remote(api: str, url: str, target: Path) -> Iterator[Verifier]:
+    remote = RemoteSettings(endpoints=url, api=api, top_logprobs=64, known_tokens=BUDGET_TOKENS)
+    verifier = load_verifier(EdgeSettings(engine="remote", target=str(target), remote=remote))
+    assert isinstance(verifier, RunsElsewhere)
+    yield verifier
+    verifier.shut_down()
+
+
+@pytest.fixture(params=[*IN_PROCESS, *REMOTE, _scripted, _scripted_by_prefix, _cached])
+def verifier(request: pytest.FixtureRequest, target: Path) -> Iterator[Verifier]:
+    if request.param in REMOTE:
+        servers = request.getfixturevalue("servers")
+        with _remote(request.param, servers[request.param].url, target) as remote:
+            yield remote
+        return
     if isinstance(request.param, str):
         # A budget of the least that settings take: 1 MiB, some four contexts of the tiny target.
         settings = {"engine": request.param, "target": str(target), "dtype": "float32", "kv_bytes": 1 << 20}
-        return load_verifier(EdgeSettings.model_validate(settings))
+        yield load_verifier(EdgeSettings.model_validate(settings))
+        return
     made: Verifier = request.param()
-    return made
+    yield made
 
 
 def _score(verifier: Verifier, items: Sequence[Item]) -> NDArray[np.float32]:

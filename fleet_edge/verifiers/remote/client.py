@@ -1,0 +1,179 @@
+"""HTTP client of the inference servers: one pool of connections, answers bounded in size, failures in sentences."""
+
+import asyncio
+import json
+import ssl
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import httpx
+
+from fleet_edge.verifiers.contract import VerifierError
+from fleet_edge.verifiers.remote.dialect import Call
+from fleet_edge.verifiers.remote.errors import EndpointBusy, EndpointFailed, RequestRefused
+from fleet_edge.verifiers.remote.key import ApiKey
+from schemas.printable import printable_line
+
+__all__ = ["Client"]
+
+_CONNECT_S: Final = 2.0
+_MOST_SAID: Final = 300
+_LONGEST_RETRY_S: Final = 60.0
+_ERROR_BYTES: Final = 1 << 14
+
+
+class Client:
+    """Sends requests; to be used in one event loop.
+
+    Args:
+        key: Goes with every request.
+        ca: Certificates of those who may vouch for the servers; None takes the system's.
+        connections: Most connections to all servers together.
+
+    Raises:
+        VerifierError: The file of certificates cannot be used.
+    """
+
+    def __init__(self, key: ApiKey, *, ca: Path | None, connections: int) -> None:
+        self._key = key
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=60)
+        # Neither proxies nor passwords of the environment: a key must not go where nobody has said that it goes.
+        self._http = httpx.AsyncClient(
+            limits=limits, verify=_context(ca), trust_env=False, follow_redirects=False, http2=False
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def get(self, endpoint: str, path: str, *, timeout_s: float) -> object:
+        """Return the JSON that lies at a path; None where it is none.
+
+        Raises:
+            EndpointFailed: There is none.
+        """
+        return await self._send("GET", endpoint, Call(path, {}, _ERROR_BYTES * 64), timeout_s=timeout_s)
+
+    async def post(self, endpoint: str, call: Call, *, timeout_s: float) -> object:
+        """Return the JSON answer to a call.
+
+        Raises:
+            EndpointFailed: There is none, or not in time.
+            RequestRefused: The server finds fault with the request.
+        """
+        return await self._send("POST", endpoint, call, timeout_s=timeout_s)
+
+    async def _send(self, method: str, endpoint: str, call: Call, *, timeout_s: float, again: bool = True) -> object:
+        content = None if method == "GET" else json.dumps(call.body, separators=(",", ":")).encode()
+        headers = self._key.headers | ({"Content-Type": "application/json"} if content else {})
+        timeout = httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s))
+        try:
+            # httpx bounds the wait for each piece, and a server may send many.
+            async with (
+                asyncio.timeout(timeout_s),
+                self._http.stream(
+                    method, endpoint + call.path, content=content, headers=headers, timeout=timeout
+                ) as response,
+            ):
+                body = await _read(response, call.answer_bytes, endpoint)
+        except (TimeoutError, httpx.TimeoutException) as error:
+            if isinstance(error, httpx.ConnectTimeout):
+                raise EndpointFailed(f"No inference server answers at {endpoint}; check its address.") from error
+            raise EndpointFailed(
+                f"The inference server at {endpoint} did not answer within {timeout_s:g} s.",
+                suspect=not isinstance(error, httpx.PoolTimeout),
+            ) from error
+        except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
+            raise EndpointFailed(_unreachable(endpoint, error)) from error
+        status = response.status_code
+        if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            if again and self._key.reload():
+                return await self._send(method, endpoint, call, timeout_s=timeout_s, again=False)
+            self._refuse_key(endpoint)
+        if status != httpx.codes.OK:
+            _raise_status(endpoint, call.path, response, body)
+        try:
+            return json.loads(body) if body.strip() else None
+        except (ValueError, RecursionError) as error:
+            raise EndpointFailed(
+                f"The inference server at {endpoint} sends what is no JSON at {call.path}.", suspect=True
+            ) from error
+
+    def _refuse_key(self, endpoint: str) -> NoReturn:
+        if self._key.source:
+            raise EndpointFailed(
+                f"The inference server at {endpoint} refuses the key in {self._key.source}; put the right one there."
+            )
+        raise EndpointFailed(
+            f"The inference server at {endpoint} asks for a key; put it into a file and set 'remote.api_key_file'."
+        )
+
+
+def _context(ca: Path | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=None if ca is None else str(ca.expanduser()))
+    except (OSError, ssl.SSLError) as error:
+        raise VerifierError(f"The certificates {ca} cannot be read; check the setting 'remote.server_ca'.") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+async def _read(response: httpx.Response, most: int, endpoint: str) -> bytes:
+    body = bytearray()
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) > most:
+            raise EndpointFailed(
+                f"The inference server at {endpoint} sends more than an answer can have ({most} bytes).", suspect=True
+            )
+    return bytes(body)
+
+
+def _unreachable(endpoint: str, error: Exception) -> str:
+    if isinstance(error, httpx.ConnectError):
+        text = str(error)
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            return (
+                f"The certificate of the inference server at {endpoint} is not vouched for by anybody trusted here; "
+                "set 'remote.server_ca'."
+            )
+        if "SSL" in text.upper():
+            return f"The inference server at {endpoint} does not speak TLS; check whether it is http:// or https://."
+        return f"No inference server answers at {endpoint}; check the address and the port, and that it is running."
+    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
+        return f"{endpoint!r} is no address of an inference server; give one such as http://10.0.0.5:8000."
+    return f"The inference server at {endpoint} broke off ({type(error).__name__}); its own log may say why."
+
+
+def _raise_status(endpoint: str, path: str, response: httpx.Response, body: bytes) -> NoReturn:
+    status, said = response.status_code, _said(body)
+    where = f"The inference server at {endpoint}"
+    if status in (httpx.codes.BAD_REQUEST, httpx.codes.REQUEST_ENTITY_TOO_LARGE, httpx.codes.UNPROCESSABLE_ENTITY):
+        raise RequestRefused(f"{where} refuses a request: {said}")
+    if status == httpx.codes.TOO_MANY_REQUESTS:
+        raise EndpointBusy(f"{where} has too much to do.", retry_s=_retry_after(response))
+    if status == httpx.codes.NOT_FOUND:
+        raise EndpointFailed(f"{where} has no {path} ({said}); check the address and the setting 'remote.api'.")
+    if status == httpx.codes.SERVICE_UNAVAILABLE:
+        raise EndpointFailed(f"{where} takes no requests now (503): {said}")
+    suspect = status >= httpx.codes.INTERNAL_SERVER_ERROR
+    raise EndpointFailed(f"{where} answers with status {status}: {said}", suspect=suspect)
+
+
+def _retry_after(response: httpx.Response) -> float:
+    word = response.headers.get("retry-after", "")
+    return min(float(word), _LONGEST_RETRY_S) if word.isdecimal() else 0.25
+
+
+def _said(body: bytes) -> str:
+    """Return what a server says of an error, in one printable line."""
+    text = body[:_ERROR_BYTES].decode("utf-8", "replace")
+    try:
+        said: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        said = text
+    for name in ("error", "message", "detail"):
+        if isinstance(said, dict) and name in said:
+            said = said[name]
+    line = printable_line(" ".join(str(said).split()))
+    return (line[:_MOST_SAID] + "…" if len(line) > _MOST_SAID else line) or "it says nothing more."

@@ -1,0 +1,173 @@
+"""Dialect: how one kind of inference server is asked for the log-probabilities that a step needs, and read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet_edge.verifiers.remote.errors import BadAnswer
+
+__all__ = ["Call", "Dialect", "Question", "TopRows", "as_list", "as_map", "check_rows"]
+
+# What rounding may add to a sum of probabilities, or take from it.
+_ROUNDING: Final = 1e-3
+_MOST_PADDING: Final = 4096
+# Servers write what is impossible as a number that JSON has.
+_IMPOSSIBLE: Final = -9990.0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is wanted of a sequence.
+
+    Attributes:
+        tokens: All of its tokens up to the last one to compute.
+        rows: How many of the last positions are asked about; 0 only has the prefix computed.
+        top: How many entries a row is to have.
+    """
+
+    tokens: Sequence[int]
+    rows: int
+    top: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An HTTP request.
+
+    Attributes:
+        path: Behind the endpoint's address.
+        body: To be sent as JSON.
+        answer_bytes: The most that an answer can have.
+    """
+
+    path: str
+    body: dict[str, Any]
+    answer_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopRows:
+    """The most likely tokens of each row.
+
+    Attributes:
+        ids: int64 `[rows, top]`, distinct within a row.
+        logprobs: float32, alike; minus infinity is impossible.
+    """
+
+    ids: NDArray[np.int64]
+    logprobs: NDArray[np.float32]
+
+
+class Dialect(Protocol):
+    """One kind of inference server."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def spare(self) -> int:
+        """Tokens of the server's context that a text cannot use."""
+
+    @property
+    def version_path(self) -> str:
+        """A path that only this kind of server has."""
+
+    def ask(self, question: Question, *, model: str) -> Call:
+        """Return the request for a question."""
+
+    def read(self, answer: object, question: Question, *, vocabulary: int) -> TopRows:
+        """Return the rows of an answer.
+
+        Raises:
+            BadAnswer: It is not an answer to the question.
+        """
+
+    def detokenize(self, token: int, *, model: str) -> Call:
+        """Return the request for a token's text."""
+
+    def read_text(self, answer: object) -> str:
+        """Return the text of the answer to it.
+
+        Raises:
+            BadAnswer: It has none.
+        """
+
+    def version(self, answer: object) -> str:
+        """Return the server's version, or the like, from what `version_path` has; it may be empty.
+
+        Raises:
+            BadAnswer: The server is of another kind.
+        """
+
+
+def as_map(value: object) -> dict[str, Any]:
+    """Return a JSON object.
+
+    Raises:
+        BadAnswer: It is something else.
+    """
+    if not isinstance(value, dict):
+        raise BadAnswer("an object is missing")
+    return value
+
+
+def as_list(value: object, length: int | None = None) -> list[Any]:
+    """Return a JSON array, of a length if one is given.
+
+    Raises:
+        BadAnswer: It is something else.
+    """
+    if not isinstance(value, list) or (length is not None and len(value) != length):
+        found = f"{len(value)} entries" if isinstance(value, list) else "no list"
+        raise BadAnswer(f"{found} where {'a list' if length is None else length} was expected")
+    return value
+
+
+def check_rows(rows: Sequence[Sequence[tuple[object, object]]], question: Question, *, vocabulary: int) -> TopRows:
+    """Check the entries of an answer, and bring them into order.
+
+    Of more entries than were asked for the most likely are kept: some servers add the token that they drew.
+
+    Args:
+        rows: For each row pairs of id and log-probability.
+        question: What was asked.
+        vocabulary: Number of tokens; what a server has beyond them is padding, and no token.
+
+    Raises:
+        BadAnswer: An entry is none, occurs twice or is missing, or the values are no log-probabilities.
+    """
+    top = min(question.top, vocabulary)
+    ids = np.empty((question.rows, top), dtype=np.int64)
+    values = np.empty((question.rows, top), dtype=np.float32)
+    for number, row in enumerate(rows):
+        found: dict[int, float] = {}
+        for token, value in row:
+            if type(token) is not int or token < 0 or not isinstance(value, int | float) or token in found:
+                raise BadAnswer("an entry is no pair of id and log-probability, or comes twice")
+            if token < vocabulary:
+                found[token] = float(value)
+        if len(found) < top:
+            raise BadAnswer(f"{len(found)} of {top} tokens of the vocabulary are among those that it names")
+        best = sorted(found.items(), key=lambda entry: (-entry[1], entry[0]))[:top]
+        ids[number] = [token for token, _ in best]
+        values[number] = [value for _, value in best]
+    _check_values(values, left_out=vocabulary - top)
+    values[values <= _IMPOSSIBLE] = -np.inf
+    return TopRows(ids, values)
+
+
+def _check_values(values: NDArray[np.float32], *, left_out: int) -> None:
+    if not np.isfinite(values).all():
+        raise BadAnswer("a log-probability is no finite number")
+    with np.errstate(over="ignore"):
+        probs = np.exp(values.astype(np.float64))
+    sums = probs.sum(axis=1)
+    if (sums > 1.0 + _ROUNDING).any():
+        raise BadAnswer("its values are no log-probabilities")
+    # Those left out are no more likely than the last one named.
+    if (sums + probs[:, -1] * (left_out + _MOST_PADDING) < 1.0 - _ROUNDING).any():
+        raise BadAnswer("the tokens that it names are not the most likely ones")

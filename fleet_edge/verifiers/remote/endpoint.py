@@ -1,0 +1,204 @@
+"""Endpoint: one inference server, what is known of it, and the trial by which it proves to be the one expected."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet_edge.verifiers.contract import VerifierError
+from fleet_edge.verifiers.remote.breaker import Breaker
+from fleet_edge.verifiers.remote.client import Client
+from fleet_edge.verifiers.remote.dialect import Dialect, Question, TopRows, as_list, as_map
+from fleet_edge.verifiers.remote.errors import BadAnswer, EndpointFailed, RequestRefused
+from fleet_edge.verifiers.remote.tokenizer import readings
+from schemas.printable import printable_line
+
+__all__ = ["Endpoint", "Expected", "Identity"]
+
+_log = logging.getLogger(__name__)
+
+# Servers of one model may compute in different number formats; other weights lie much further apart.
+_MOST_VARIATION: Final = 0.3
+_TRIAL_TOKENS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a server says of itself.
+
+    Attributes:
+        model: Name of the model.
+        context: Most tokens in one sequence, as far as a text can use them.
+        version: Of the server; may be empty.
+        rows: Its answer to the trial question.
+    """
+
+    model: str
+    context: int
+    version: str
+    rows: TopRows
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What every server has to be.
+
+    Attributes:
+        model: Name of the model; empty if whichever it serves is meant.
+        strings: The token strings by id.
+        samples: Ids whose texts are compared.
+        top: Log-probabilities that are asked for.
+    """
+
+    model: str
+    strings: Sequence[str]
+    samples: Sequence[int]
+    top: int
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """One inference server.
+
+    Attributes:
+        url: Its address.
+        dialect: What it speaks.
+        client: Reaches it.
+        breaker: Whether it is asked for work.
+        model: Name under which it serves the model.
+    """
+
+    url: str
+    dialect: Dialect
+    client: Client
+    breaker: Breaker
+    model: str = ""
+
+    async def compute(self, question: Question, *, vocabulary: int, timeout_s: float) -> TopRows:
+        """Return the rows of a question.
+
+        Raises:
+            EndpointFailed: There are none.
+            RequestRefused: It finds fault with the question.
+        """
+        call = self.dialect.ask(question, model=self.model)
+        answer = await self.client.post(self.url, call, timeout_s=timeout_s)
+        try:
+            return self.dialect.read(answer, question, vocabulary=vocabulary)
+        except BadAnswer as error:
+            raise self._explain(error) from error
+
+    async def is_well(self, *, timeout_s: float) -> None:
+        """Ask whether it is well.
+
+        Raises:
+            EndpointFailed: It is not.
+        """
+        await self.client.get(self.url, "/health", timeout_s=timeout_s)
+
+    async def identify(self, expected: Expected, *, timeout_s: float) -> Identity:
+        """Find out whether it is the server expected, by what it says and by what it computes.
+
+        Raises:
+            VerifierError: It is not, or cannot be asked.
+        """
+        try:
+            version = self.dialect.version(
+                await self.client.get(self.url, self.dialect.version_path, timeout_s=timeout_s)
+            )
+            model, context = self._model(await self.client.get(self.url, "/v1/models", timeout_s=timeout_s), expected)
+            self.model = model
+            await self._compare_tokens(expected, timeout_s=timeout_s)
+        except BadAnswer as error:
+            raise self._explain(error) from error
+        rows = await self._try(expected, timeout_s=timeout_s)
+        return Identity(model, context, printable_line(version)[:40], rows)
+
+    def check_same(self, mine: Identity, other: Identity, *, other_url: str) -> None:
+        """Check that two servers have computed the same.
+
+        Raises:
+            EndpointFailed: They have not.
+        """
+        apart = max(
+            _variation(row, mine.rows.logprobs[at], other.rows.ids[at], other.rows.logprobs[at])
+            for at, row in enumerate(mine.rows.ids)
+        )
+        if apart > _MOST_VARIATION:
+            raise EndpointFailed(
+                f"The inference servers at {self.url} and {other_url} do not serve the same model: what they compute "
+                f"lies {apart:.2f} apart in total variation."
+            )
+        if apart > 0:
+            _log.debug("%s and %s lie %.4f apart in total variation.", self.url, other_url, apart)
+
+    def _model(self, answer: object, expected: Expected) -> tuple[str, int]:
+        models: dict[str, Any] = {}
+        for each in map(as_map, as_list(as_map(answer).get("data"))):
+            if isinstance(each.get("id"), str):
+                models[each["id"]] = each.get("max_model_len")
+        names = ", ".join(printable_line(name) for name in models)
+        if expected.model and expected.model not in models:
+            raise EndpointFailed(
+                f"The inference server at {self.url} serves {names or 'no model'}, and not {expected.model}; correct "
+                "'remote.served_model' or the address."
+            )
+        if not expected.model and len(models) != 1:
+            raise EndpointFailed(
+                f"The inference server at {self.url} serves {names or 'no model'}; say by 'remote.served_model' which "
+                "one is the target model."
+            )
+        model = expected.model or next(iter(models))
+        context = models[model]
+        if type(context) is not int or context <= self.dialect.spare + _TRIAL_TOKENS:
+            raise BadAnswer("a usable `max_model_len` is missing")
+        return model, context - self.dialect.spare
+
+    async def _compare_tokens(self, expected: Expected, *, timeout_s: float) -> None:
+        for token in expected.samples:
+            try:
+                call = self.dialect.detokenize(token, model=self.model)
+                text = self.dialect.read_text(await self.client.post(self.url, call, timeout_s=timeout_s))
+            except RequestRefused as error:
+                raise EndpointFailed(
+                    f"The model at {self.url} has no token {token}, and the target's tokenizer has: they are not of "
+                    "one family; check the settings 'target' and 'remote.endpoints'."
+                ) from error
+            if text not in readings(expected.strings[token]):
+                raise EndpointFailed(
+                    f"Token {token} is {text!r} at {self.url} and {expected.strings[token]!r} in the target's "
+                    "tokenizer; give the tokenizer of the served model by the setting 'target'."
+                )
+
+    async def _try(self, expected: Expected, *, timeout_s: float) -> TopRows:
+        """Ask a question as sessions will, on a text that is the same for every server."""
+        tokens = [expected.samples[at % len(expected.samples)] for at in range(_TRIAL_TOKENS)]
+        question = Question(tokens, rows=3, top=expected.top)
+        try:
+            return await self.compute(question, vocabulary=len(expected.strings), timeout_s=timeout_s)
+        except RequestRefused as error:
+            raise VerifierError(
+                f"{error} Where that is about log-probabilities: start vLLM with --max-logprobs {expected.top}, or set "
+                "'remote.top_logprobs' to what it allows."
+            ) from error
+
+    def _explain(self, error: BadAnswer) -> EndpointFailed:
+        sentence = (
+            f"The answer of the inference server at {self.url} is not what {self.dialect.name} sends: {error}; check "
+            "the setting 'remote.api'."
+        )
+        return EndpointFailed(sentence, suspect=True)
+
+
+def _variation(
+    ids: NDArray[np.int64], logs: NDArray[np.float32], other_ids: NDArray[np.int64], other_logs: NDArray[np.float32]
+) -> float:
+    """Return the total variation distance of two rows, as far as they are known."""
+    mine = dict(zip(ids.tolist(), np.exp(logs.astype(np.float64)).tolist(), strict=True))
+    theirs = dict(zip(other_ids.tolist(), np.exp(other_logs.astype(np.float64)).tolist(), strict=True))
+    return 0.5 * sum(
+        abs(float(mine.get(token, 0)) - float(theirs.get(token, 0))) for token in mine.keys() | theirs.keys()
+    )

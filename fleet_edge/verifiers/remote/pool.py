@@ -1,0 +1,249 @@
+"""Pool of inference servers: places a step's questions, tries again elsewhere what fails, and looks after their health.
+
+All of it runs in one event loop. A step ends in bounded time: with all its rows, or with the reason why there are none.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fleet_edge.verifiers.contract import SequenceFailed, TargetAway, VerifierError
+from fleet_edge.verifiers.remote.dialect import Question, TopRows
+from fleet_edge.verifiers.remote.endpoint import Endpoint, Expected, Identity
+from fleet_edge.verifiers.remote.errors import EndpointBusy, EndpointFailed, RequestRefused
+from fleet_edge.verifiers.remote.ring import Affinity
+
+__all__ = ["Pool", "PoolTimes"]
+
+_log = logging.getLogger(__name__)
+
+_FIRST_BACKOFF_S: Final = 0.02
+_LONGEST_BACKOFF_S: Final = 1.0
+_AWAY_S: Final = 0.25
+# So often in a row may a sequence be the one on which servers fail that are well otherwise.
+_MOST_SUSPICIONS: Final = 3
+_UNWELL: Final = 2  # unanswered questions after its health
+
+
+@dataclass(frozen=True, slots=True)
+class PoolTimes:
+    """Bounds, in seconds.
+
+    Attributes:
+        request_s: Of one request.
+        step_s: Of one step.
+        health_s: Between questions after a server's health.
+    """
+
+    request_s: float
+    step_s: float
+    health_s: float
+
+
+class Pool:
+    """The servers of one target.
+
+    Args:
+        endpoints: The servers.
+        expected: What each has to be.
+        times: Bounds.
+        clock: Monotonic seconds.
+        rng: Spreads retries.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        expected: Expected,
+        times: PoolTimes,
+        *,
+        clock: Callable[[], float],
+        rng: random.Random | None = None,
+    ) -> None:
+        self._endpoints = {endpoint.url: endpoint for endpoint in endpoints}
+        self._expected = expected
+        self._times = times
+        self._clock = clock
+        self._rng = rng or random.Random()  # noqa: S311 - spreads retries, no secret
+        self._affinity = Affinity(list(self._endpoints))
+        self._identities: dict[str, Identity] = {}
+        self._suspicions: dict[int, int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._asked: set[asyncio.Task[TopRows]] = set()
+
+    @property
+    def available(self) -> set[str]:
+        """Addresses of the servers that are asked for work."""
+        return {url for url, endpoint in self._endpoints.items() if endpoint.breaker.closed}
+
+    @property
+    def away(self) -> str:
+        """Why no server is asked for work, in a sentence; empty while one is. May be read on any thread."""
+        reasons = [endpoint.breaker.reason for endpoint in self._endpoints.values()]
+        return "" if not all(reasons) else " ".join(reasons)
+
+    @property
+    def loads(self) -> Mapping[str, int]:
+        """Sequences by address."""
+        return self._affinity.loads
+
+    # Beginning and end
+
+    async def start(self) -> Identity:
+        """Have all servers prove what they are, and look after them from now on.
+
+        Returns:
+            What the first of those that are there says; the context is the smallest one.
+
+        Raises:
+            VerifierError: None can be used, or one is there that is not the one expected.
+        """
+        outcomes = await asyncio.gather(
+            *(self._identify(endpoint) for endpoint in self._endpoints.values()), return_exceptions=True
+        )
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        for failure in failures:
+            if not isinstance(failure, VerifierError):
+                raise failure
+        if not self._identities:
+            raise VerifierError("\n".join(dict.fromkeys(str(failure) for failure in failures)))
+        for endpoint, outcome in zip(self._endpoints.values(), outcomes, strict=True):
+            if isinstance(outcome, VerifierError):
+                endpoint.breaker.disproved(str(outcome))
+                _log.warning("This edge starts without one of its inference servers: %s", outcome)
+        first = next(iter(self._identities.values()))
+        context = min(identity.context for identity in self._identities.values())
+        self._tasks = [asyncio.create_task(self._look_after(endpoint)) for endpoint in self._endpoints.values()]
+        return Identity(first.model, context, first.version, first.rows)
+
+    async def close(self) -> None:
+        """Ask nothing more, and let go of what is being asked."""
+        for task in (*self._tasks, *self._asked):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._asked, return_exceptions=True)
+
+    # Steps
+
+    async def score(self, questions: Mapping[int, Question]) -> dict[int, TopRows]:
+        """Return the rows of every sequence's question.
+
+        Raises:
+            TargetAway: No server can be asked, or none has answered in time.
+            SequenceFailed: The servers are well, and find fault with one question.
+        """
+        deadline = self._clock() + self._times.step_s
+        tasks = {
+            sequence: asyncio.create_task(self._ask(sequence, question, deadline))
+            for sequence, question in questions.items()
+        }
+        self._asked = set(tasks.values())
+        try:
+            await asyncio.wait(tasks.values())
+        finally:
+            for task in tasks.values():
+                task.cancel()
+        errors = [error for task in tasks.values() if (error := task.exception()) is not None]
+        for error in errors:  # one at fault first: the others come again
+            if isinstance(error, SequenceFailed):
+                raise error
+        for error in errors:
+            raise error
+        return {sequence: task.result() for sequence, task in tasks.items()}
+
+    def follow(self, sequence: int, source: int) -> None:
+        """A sequence begins with what another has computed."""
+        self._affinity.follow(sequence, source)
+
+    def forget(self, sequence: int) -> None:
+        """A sequence has ended."""
+        self._affinity.forget(sequence)
+        self._suspicions.pop(sequence, None)
+
+    async def _ask(self, sequence: int, question: Question, deadline: float) -> TopRows:
+        """Ask one server after the other until one answers."""
+        attempt, last, suspected = 0, "", False
+        while (left := deadline - self._clock()) > 0:
+            available = self.available
+            if not available:
+                break
+            endpoint = self._endpoints[self._affinity.place(sequence, available=available)]
+            try:
+                rows = await endpoint.compute(
+                    question,
+                    vocabulary=len(self._expected.strings),
+                    timeout_s=min(left, self._times.request_s),
+                )
+            except RequestRefused as error:
+                raise SequenceFailed(str(error), sequence=sequence) from error
+            except EndpointBusy as error:
+                last, wait_s = str(error), error.retry_s
+            except EndpointFailed as error:
+                last, wait_s = str(error), 0.0
+                suspected = suspected or error.suspect
+                if endpoint.breaker.failed(last, suspect=error.suspect):
+                    _log.warning("An inference server is not asked for work for now: %s", error)
+            else:
+                endpoint.breaker.succeeded()
+                self._suspicions.pop(sequence, None)
+                return rows
+            attempt += 1
+            await asyncio.sleep(max(wait_s, self._backoff_s(attempt)))
+        self._suspect(sequence, suspected, last)
+        raise TargetAway(self.away or last or "No inference server answers in time.", retry_s=_AWAY_S)
+
+    def _suspect(self, sequence: int, suspected: bool, last: str) -> None:
+        """Note that servers have failed on a sequence; if that goes on, it is the sequence."""
+        if not suspected:
+            return
+        self._suspicions[sequence] = self._suspicions.get(sequence, 0) + 1
+        if self._suspicions[sequence] >= _MOST_SUSPICIONS:
+            del self._suspicions[sequence]
+            raise SequenceFailed(last, sequence=sequence)
+
+    def _backoff_s(self, attempt: int) -> float:
+        return min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(attempt, 10)) * self._rng.uniform(0.5, 1.0)
+
+    # Health
+
+    async def _look_after(self, endpoint: Endpoint) -> None:
+        """Ask a server after its health as long as it is well, else try it from time to time."""
+        unanswered = 0
+        while True:
+            if endpoint.breaker.closed:
+                await asyncio.sleep(self._times.health_s * self._rng.uniform(0.75, 1.25))
+                try:
+                    await endpoint.is_well(timeout_s=max(2.0, self._times.health_s))
+                except VerifierError as error:
+                    unanswered += 1
+                    if unanswered >= _UNWELL and endpoint.breaker.failed(str(error)):
+                        _log.warning("An inference server is not asked for work for now: %s", error)
+                else:
+                    unanswered = 0
+                continue
+            unanswered = 0
+            await asyncio.sleep(max(0.01, endpoint.breaker.trial_in_s))
+            try:
+                await self._identify(endpoint)
+            except VerifierError as error:
+                if str(error) != endpoint.breaker.reason:
+                    _log.warning("%s", error)
+                endpoint.breaker.disproved(str(error))
+            else:
+                endpoint.breaker.proved()
+                _log.info("The inference server at %s is back.", endpoint.url)
+
+    async def _identify(self, endpoint: Endpoint) -> None:
+        """Have a server prove what it is, and that it computes what the others do."""
+        identity = await endpoint.identify(self._expected, timeout_s=self._times.request_s)
+        known = {url: other for url, other in self._identities.items() if url != endpoint.url}
+        for url, other in known.items():
+            endpoint.check_same(identity, other, other_url=url)
+            if identity.context < min(each.context for each in known.values()) and self._tasks:
+                raise EndpointFailed(
+                    f"The inference server at {endpoint.url} came back with a context of {identity.context} tokens, "
+                    "less than open texts may have; start it with the context of the others, or restart this edge."
+                )
+        self._identities[endpoint.url] = identity
