@@ -15,6 +15,7 @@ from fleet_edge.store import housekeeping
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.errors import StoreError
 from fleet_edge.store.fences import Fences
+from fleet_runtime.memory import give_back_free_memory
 from schemas.errors import FleetError
 
 __all__ = ["JobSettings", "Jobs", "JobsError"]
@@ -51,6 +52,7 @@ class JobSettings:
         keep_reported: Age at which a device's Close of a session that its edge did not serve is deleted; well above a
             database outage.
         most_reported: Such Closes kept of one device.
+        memory_every_s: Between times at which free memory is given back to the machine.
         purge_chunk: Rows deleted in one transaction.
     """
 
@@ -71,6 +73,7 @@ class JobSettings:
     keep_reported: timedelta = timedelta(days=7)
     most_reported: int = 1000
     purge_chunk: int = 1000
+    memory_every_s: float = 60.0
 
 
 class Jobs:
@@ -121,6 +124,7 @@ class Jobs:
             "close-abandoned": (self._settings.abandoned_every_s, self._close_abandoned),
             "roll-up": (self._settings.rollup_every_s, self._roll_up),
             "purge": (self._settings.purge_every_s, self._purge),
+            "give-back-memory": (self._settings.memory_every_s, give_back_free_memory),
         }
         self._scheduler = BackgroundScheduler(
             timezone=UTC,

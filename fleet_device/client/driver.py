@@ -305,10 +305,11 @@ class SessionDriver:
 
     def _repeat(self) -> None:
         """Send again what was not answered; the edge takes each round once."""
-        if self.session.opened is None:
-            self._open()
-            return
         self.refusals.last = None
+        if self.session.opened is None:
+            self.retry.asked()
+            self.outbound.open(self.session.open_again())
+            return
         for draft in self.session.unanswered():
             self._send_draft(draft)
 

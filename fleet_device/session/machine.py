@@ -69,11 +69,13 @@ class DeviceSession:
     state: SessionState = SessionState.NEW
     granted: bool = False
     _attempt: int = -1
+    _asking: Open | None = None  # the last Open, until an edge has answered it or the text has changed
     _epoch: int = 0
     _round: int = 0
     _digest: int = EMPTY
     _fix: int | None = None
     _first: bool = True  # no draft was sent since the session was opened
+    _heard: bool = False  # a verdict was taken since
     _drafts: DraftsInFlight = field(default_factory=DraftsInFlight)
     _rejection: Rejection | None = None
 
@@ -85,24 +87,37 @@ class DeviceSession:
         return self._attempt >= 0
 
     def open(self) -> Open:
-        """Return the Open to send, first or again; whatever was under way is void."""
+        """Return the Open to send, first or again; whatever was under way is void, and so are answers to older ones."""
         self._move(SessionEvent.OPEN)
         self._attempt += 1
         self.opened = None
         self._drafts.void()
         self._fix = self._rejection = None
-        return self.request.open(attempt=self._attempt, text=self.committed)
+        self._asking = self.request.open(attempt=self._attempt, text=self.committed)
+        return self._asking
+
+    def open_again(self) -> Open:
+        """Return the Open to send because no answer has come.
+
+        It is the last one, if that may still be answered: a line may be slower than the repetition, and then the first
+        answer is as good as any. The edge that has taken it begins nothing anew for another.
+        """
+        if self._asking is None:
+            return self.open()
+        self._move(SessionEvent.OPEN)
+        return self._asking
 
     def on_opened(self, opened: Opened) -> bool:
         """Take the edge's grant.
 
         Returns:
-            False if it answers an older Open and means nothing.
+            False if it answers an older Open, or one that was answered before, and means nothing.
 
         Raises:
             ProtocolViolation: It does not continue our text, or is for more than was asked.
         """
-        if opened.session != self.request.session or opened.attempt != self._attempt or self.opened is not None:
+        asking = self._asking
+        if asking is None or (opened.session, opened.attempt) != (asking.session, asking.attempt):
             return False
         if opened.position != len(self.committed):
             raise ProtocolViolation(
@@ -113,8 +128,9 @@ class DeviceSession:
                 f"The edge grants {opened.max_new_tokens} tokens; {self.request.max_new_tokens} were asked for."
             )
         self._move(SessionEvent.GRANTED)
-        self.opened, self.granted = opened, True
+        self.opened, self.granted, self._asking = opened, True, None
         self._epoch, self._first = 0, True
+        self._heard = False
         return True
 
     def on_undelivered(self) -> None:
@@ -130,15 +146,21 @@ class DeviceSession:
     def suspend(self) -> None:
         """Let go of the grant: the session is opened again later, and whatever was under way is void."""
         self._move(SessionEvent.POSTPONED)
-        self.opened = None
+        self.opened = self._asking = None
         self._drafts.void()
         self._fix = self._rejection = None
 
     def concerns(self, closed: Closed) -> bool:
-        """Whether an edge's last word is about the session as it stands, not about a part resumed elsewhere since."""
+        """Whether an edge's last word is about the session as it stands.
+
+        It is not if it is about a part resumed elsewhere since. Nor is it if it comes from an edge that has judged
+        nothing while ours has: a repeated Open may reach a second edge, which gives the session up when no draft comes.
+        """
         if closed.session != self.request.session:
             return False
-        return closed.attempt is None or self.opened is None or closed.attempt == self.opened.attempt
+        if closed.attempt is None or self.opened is None:
+            return True
+        return closed.attempt == self.opened.attempt and (closed.rounds > 0 or not self._heard)
 
     # Drafting
 
@@ -268,6 +290,7 @@ class DeviceSession:
         return Draft.model_validate(names | fields)
 
     def _take(self, decided: DecidedDraft) -> VerdictEffect:
+        self._heard = True
         self.counters.rounds += 1
         if decided.draft.tried is not None:
             return self._correct(decided)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from dssd.downlink import Form
+from fleet_edge.store.records import SessionOpened
 from fleet_edge.verifiers.contract import Item, Logits
 from fleet_testing.memory_broker import Faults
 from schemas.policy import Mode
@@ -153,6 +154,21 @@ def test_a_window_of_drafts_is_verified_in_one_go_and_flushed_by_a_rejection(
     assert deepest == 4
     assert counters.tested < counters.drafted
     assert counters.rounds > passes > 0
+
+
+def test_on_a_line_slower_than_the_repetition_the_first_answer_to_an_open_counts() -> None:
+    fleet = MemoryFleet()
+    device = Device(fleet, "device-1", terms(4, mode=Mode.COUPLED), length=3, ahead=False)
+    device.open()
+    fleet.settle()  # the answer is on its way
+    for _ in range(3):
+        device.nudge()  # and is not there yet
+    device.act()
+    assert device.session.opened is not None
+    run(fleet, [device], random.Random(0))
+    check_text(device, 4)
+    assert (device.resumes, device.faults) == (0, [])
+    assert len(fleet.sink.of(SessionOpened)) == 1
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 8])

@@ -87,6 +87,33 @@ def test_only_the_answer_to_the_last_open_counts() -> None:
     assert not session.on_opened(opened(attempt=1, handle=9))
 
 
+def test_an_open_that_is_late_to_be_answered_is_repeated_as_it_was() -> None:
+    session = DeviceSession(terms())
+    first = session.open()
+    assert session.open_again() == first
+    session.on_undelivered()
+    assert session.open_again() == first
+    assert session.on_opened(opened())
+    assert not session.on_opened(opened(handle=9))  # the answer to a repetition, maybe of another edge
+    assert session.opened == opened()
+
+
+def test_an_open_for_a_text_that_has_grown_is_another() -> None:
+    session = session_of()
+    session.on_verdict(verdict(drafted(session, 4, 5), 2, 6))
+    session.suspend()
+    again = session.open_again()
+    assert (again.attempt, again.resume) == (1, (4, 5, 6))
+
+
+def test_an_answer_to_an_open_of_before_means_nothing_while_the_next_one_waits() -> None:
+    session = session_of()
+    session.on_verdict(verdict(drafted(session, 4, 5), 2, 6))
+    session.suspend()
+    assert not session.on_opened(opened())  # the answer to a repetition, and at a text that has grown since
+    assert session.opened is None
+
+
 def test_an_edge_that_resumes_elsewhere_is_refused() -> None:
     session = DeviceSession(terms())
     session.open()
@@ -326,6 +353,20 @@ def test_a_closed_of_a_segment_resumed_elsewhere_is_ignored(attempt: int | None,
     closed = Closed(session=NAME, attempt=attempt, reason=EndReason.LOST, **zeros)
     assert session_of().concerns(closed) is answer
     assert not session_of().concerns(closed.model_copy(update={"session": b"another1"}))
+
+
+def test_an_edge_that_judged_nothing_cannot_end_what_another_judges() -> None:
+    """A repeated Open may reach a second edge, which gives up the session that nobody uses there."""
+    session = session_of()
+    zeros = {"tokens": 0, "mean_batch": 0.0, "queue_ms": 0.0, "compute_ms": 0.0}
+    idle = Closed(session=NAME, attempt=0, reason=EndReason.LOST, rounds=0, **zeros)
+    assert session.concerns(idle)  # nothing tells it from the other
+    session.on_verdict(verdict(drafted(session, 4, 5), 2, 6))
+    assert not session.concerns(idle)
+    assert session.concerns(idle.model_copy(update={"rounds": 1}))
+    session.open()
+    session.on_opened(opened(attempt=1, position=3))
+    assert session.concerns(idle.model_copy(update={"attempt": 1}))
 
 
 # What no correct edge answers
