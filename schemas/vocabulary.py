@@ -1,7 +1,7 @@
 """Vocabulary fingerprint: draft and target must give the same token the same id.
 
-Both ends hash the token strings by id and compare at Open. Models are often padded to a round number of rows that
-stand for no token; `token_strings` leaves those out at both ends.
+Both ends hash the token strings by id and compare at Open. The files of one model spell them in more than one way, and
+are often padded to a round number of rows that stand for no token; `token_strings` gives one spelling at both ends.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ __all__ = ["MAX_VOCABULARY", "Vocabulary", "token_strings"]
 
 MAX_VOCABULARY = 1 << 21
 
+_SPACE: Final = "\u2581"
 _PADDING: Final = re.compile(r"\[PAD[0-9]+\]")
 
 
@@ -52,9 +53,15 @@ def token_strings(rows: Iterable[str]) -> list[str]:
     unused, has its string and its row of logits in every file of the family. Padding between tokens stays, since the
     ids behind it must.
 
+    A space is stored as a space or as U+2581, by the converter's choice and within one vocabulary: SentencePiece writes
+    the latter for it in every token, and converters put spaces into those that a tokenizer's configuration adds. No
+    tokenizer has one token for either, so that reading both as U+2581 makes equal nothing that differs.
+
     llama.cpp, through which devices read a file, ends a string at its first NUL and names an empty one after its id.
     """
-    strings = [row.partition("\0")[0] or f"[EMPTY_{index}]" for index, row in enumerate(rows)]
+    strings = [
+        row.partition("\0")[0].replace(" ", _SPACE) or f"[EMPTY_{index}]" for index, row in enumerate(rows)
+    ]
     while strings and _PADDING.fullmatch(strings[-1]):
         strings.pop()
     return strings

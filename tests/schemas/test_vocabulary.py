@@ -62,7 +62,7 @@ def test_padding_at_the_end_is_left_out(rows: list[str], tokens: list[str]) -> N
     "last",
     [
         "<unused6241>", "<|reserved_special_token_250|>", "[unused99]", "<pad>", "[PAD]", "[PAD3", "PAD3", "[PAD-3]",
-        "[PAD3] ", "[PAD3]\n", "[pad3]", "[PAD\u0663]", "\u2581", "  ", "<0xFF>",
+        "[PAD3]\u2581", "[PAD3]\n", "[pad3]", "[PAD\u0663]", "\u2581", "\u2581\u2581", "<0xFF>",
     ],
 )  # fmt: skip
 def test_whatever_else_stands_at_the_end_is_a_token(last: str) -> None:
@@ -75,6 +75,10 @@ def test_padding_between_tokens_stays_so_that_ids_do() -> None:
 
 def test_strings_are_those_that_llama_cpp_reads() -> None:
     assert token_strings(["a", "", "c\0d", "\0", ""]) == ["a", "[EMPTY_1]", "c", "[EMPTY_3]", "[EMPTY_4]"]
+
+
+def test_a_space_has_one_spelling_whatever_the_converter_wrote() -> None:
+    assert token_strings(["\u2581a", "  ", "<a b>"]) == token_strings(["\u2581a", "\u2581\u2581", "<a\u2581b>"])
 
 
 def test_strings_that_occur_twice_stay() -> None:

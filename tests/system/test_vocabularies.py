@@ -58,6 +58,23 @@ def test_both_ends_read_one_vocabulary_out_of_one_file(ending: str, tokenizer: s
     assert Vocabulary.of(target_tokens(path)) == found
 
 
+def test_runs_of_spaces_are_one_vocabulary_in_either_spelling(tmp_path: Path) -> None:
+    """Gemma's tokenizer has them as U+2581, the GGUF that a converter makes of it has them as spaces."""
+    found = [
+        device_vocabulary(
+            tiny_gguf(
+                tmp_path / f"{number}.gguf",
+                rows=[*PLAIN["llama"], (spelling * 2, kind), (spelling * 3, kind)],
+                tokenizer="llama",
+            )
+        )
+        for number, (spelling, kind) in enumerate(
+            [(" ", TokenType.USER_DEFINED), ("\u2581", TokenType.USER_DEFINED), ("\u2581", TokenType.NORMAL)]
+        )
+    ]
+    assert len(set(found)) == 1
+
+
 def test_bytes_that_are_no_unicode_are_told_apart_by_both_ends(tmp_path: Path) -> None:
     """Transformers loads no such model; a fingerprint is no place to find that out."""
     found = set()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 import transformers
@@ -22,6 +22,9 @@ from fleet_runtime.hub import hub_access
 from schemas.vocabulary import Vocabulary, token_strings
 
 __all__ = ["Target", "load_target", "target_tokens"]
+
+# Where a model that reads images as well keeps the weights of its language model.
+_TEXT_WEIGHTS: Final = {r"^language_model\.": ""}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,7 +118,7 @@ def target_tokens(source: str | Path) -> list[str]:
         else:
             check_repository(str(source))
             with hub_access():
-                _check_architecture(str(source))
+                _text_config(str(source))
                 tokens = repository_tokens(str(source))
     return token_strings(tokens)
 
@@ -139,26 +142,29 @@ def _from_repository(name: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
 
 def _load(name: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
     """Load the tokens first: they are small, and weights without them are of no use."""
-    _check_architecture(name)
+    config = _text_config(name)
     tokens = repository_tokens(name)
-    return _weights(name, dtype), tokens
+    return _weights(name, dtype, config=config, key_mapping=_TEXT_WEIGHTS), tokens
 
 
-def _check_architecture(name: str) -> None:
+def _text_config(name: str) -> Any:  # noqa: ANN401
+    """Return a model's configuration; of one that reads images as well, that of its language model."""
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name).get_text_config()
     except Exception as error:  # transformers wraps the network's, the hub's and the parser's errors in many ways
         raise VerifierError(
             f"The target model {name} cannot be found, or not be fetched from here; give a folder, "
             f"a GGUF or a repository id that can: {_first_line(error)}"
         ) from error
-    if type(config) not in AutoModelForCausalLM._model_mapping:  # noqa: SLF001 - there is no public question
+    known = AutoModelForCausalLM._model_mapping  # noqa: SLF001 - there is no public question
+    if type(config) not in known or not isinstance(getattr(config, "vocab_size", None), int):
         raise UnsupportedModel(
             f"The architecture {config.model_type} is no causal language model; choose another target model."
         )
+    return config
 
 
-def _weights(name: str, dtype: torch.dtype, **files: str) -> Any:  # noqa: ANN401
+def _weights(name: str, dtype: torch.dtype, **files: Any) -> Any:  # noqa: ANN401
     try:
         model, report = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **files)
     except Exception as error:

@@ -11,6 +11,7 @@ from typing import Any
 from gguf import GGUFReader
 
 from fleet_edge.verifiers.contract import UnsupportedModel
+from schemas.vocabulary import MAX_VOCABULARY
 
 __all__ = ["gguf_tokens", "repository_tokens"]
 
@@ -42,38 +43,56 @@ def gguf_tokens(path: Path, *, vocabulary_only: bool = False) -> list[str]:
 def repository_tokens(name: str) -> list[str]:
     """Read the strings of a folder or a repository, gaps filled with `[PAD<id>]` as converters do it.
 
+    Tokens that were added to the tokenizer, and for which the model has no row, are left out: Gemma's small models
+    share the tokenizer of the large ones, whose token for an image they lack.
+
     Raises:
         UnsupportedModel: It has no tokenizer.
     """
-    found = _tokenizer_file(name)
+    rows = _rows(name)
+    found = _file(name, "tokenizer.json")
     if found is not None:
         try:
-            return _by_id(_fast_tokens(json.loads(found.read_text(encoding="utf-8"))))
+            return _by_id(_fast_tokens(json.loads(found.read_text(encoding="utf-8")), rows))
         except (ValueError, KeyError, TypeError) as error:
             raise UnsupportedModel(f"The tokenizer.json of {name} is damaged; fetch the model again.") from error
     from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds, and an edge may do without it
 
     try:
-        return _by_id((index, token) for token, index in AutoTokenizer.from_pretrained(name).get_vocab().items())
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        added = {index for index in tokenizer.get_added_vocab().values() if index >= rows}
+        return _by_id((index, token) for token, index in tokenizer.get_vocab().items() if index not in added)
     except Exception as error:  # whatever a tokenizer that is not there raises
         raise UnsupportedModel(
             f"The target model {name} has no tokenizer; put its tokenizer.json beside the weights."
         ) from error
 
 
-def _tokenizer_file(name: str) -> Path | None:
-    """Return the `tokenizer.json` of a folder or a repository, if there is one."""
-    local = Path(name) / "tokenizer.json"
+def _file(name: str, file: str) -> Path | None:
+    """Return a file of a folder or a repository, if there is one."""
+    local = Path(name) / file
     if local.is_file():
         return local
     from transformers.utils import cached_file  # noqa: PLC0415 - takes seconds, and an edge may do without it
 
-    found = cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
     return None if found is None else Path(found)
 
 
-def _fast_tokens(tokenizer: Mapping[str, Any]) -> Iterable[tuple[int, str]]:
-    """Yield id and string of every token of a `tokenizer.json`."""
+def _rows(name: str) -> int:
+    """Return the rows of the model's vocabulary; without bound where its configuration does not say."""
+    found = _file(name, "config.json")
+    try:
+        config = json.loads(found.read_text(encoding="utf-8")) if found else {}
+        # A model that reads images as well keeps the configuration of its language model apart.
+        rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+        return MAX_VOCABULARY if rows is None else int(rows)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UnsupportedModel(f"The config.json of {name} is damaged; fetch the model again.") from error
+
+
+def _fast_tokens(tokenizer: Mapping[str, Any], rows: int) -> Iterable[tuple[int, str]]:
+    """Yield id and string of every token of a `tokenizer.json`, but of those added ones that have no row."""
     vocabulary = tokenizer["model"]["vocab"]
     if isinstance(vocabulary, Mapping):
         for token, index in vocabulary.items():
@@ -82,7 +101,8 @@ def _fast_tokens(tokenizer: Mapping[str, Any]) -> Iterable[tuple[int, str]]:
         for index, entry in enumerate(vocabulary):
             yield index, str(entry[0])
     for added in tokenizer.get("added_tokens") or ():
-        yield int(added["id"]), str(added["content"])
+        if int(added["id"]) < rows:
+            yield int(added["id"]), str(added["content"])
 
 
 def _by_id(pairs: Iterable[tuple[int, str]]) -> list[str]:

@@ -36,7 +36,23 @@ _WINDOW = 24
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", _GROUPED),
+    "llama3-scaled-rope-tied": (
+        "LlamaConfig",
+        _GROUPED
+        | {
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10_000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
     "qwen2": ("Qwen2Config", _GROUPED),
+    "smollm3-layers-without-positions": ("SmolLM3Config", _GROUPED),
     "qwen2-window-in-late-layers": (
         "Qwen2Config",
         _GROUPED | {"use_sliding_window": True, "sliding_window": _WINDOW, "max_window_layers": 2},
@@ -57,6 +73,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3-window": ("Gemma3TextConfig", _GROUPED | {"head_dim": 16, "sliding_window": _WINDOW}),
     "phi": ("PhiConfig", _COMMON),
     "phi3": ("Phi3Config", _GROUPED),
+    "phi4-partial-rotary": ("Phi3Config", _GROUPED | {"partial_rotary_factor": 0.5, "tie_word_embeddings": True}),
     "gpt2": (
         "GPT2Config",
         {

@@ -1,5 +1,6 @@
 """Loading a target: its identity is right, and every way to get it wrong ends in one sentence."""
 
+import json
 import struct
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fleet_edge.verifiers.packed.precision import resolve_device, resolve_dtype
 from fleet_edge.verifiers.packed.target import load_target, target_tokens
 from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens
 from schemas.vocabulary import Vocabulary
-from tests.fleet_edge.verifiers.oracle import CONTEXT, WORDS, tiny_folder, tokenizer
+from tests.fleet_edge.verifiers.oracle import CONFIGS, CONTEXT, WORDS, random_model, tiny_folder, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,41 @@ def test_gaps_are_named_as_a_converter_names_them(folder: Path) -> None:
     assert repository_tokens(str(folder)) == ["a", "b", "[PAD2]", "[PAD3]", "c"]
 
 
+def test_an_added_token_without_a_row_is_no_token(folder: Path) -> None:
+    """Gemma's small models have the tokenizer of the large ones, with a token for images behind the last row."""
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    stored["added_tokens"].append({"id": 64, "content": "<image_soft_token>"})
+    (folder / "tokenizer.json").write_text(json.dumps(stored))
+    assert load_target(folder, dtype="float32").info.vocabulary == Vocabulary.of(WORDS)
+    assert target_tokens(folder) == WORDS
+
+
+def test_a_folder_and_a_gguf_that_spell_spaces_unlike_have_one_fingerprint(folder: Path, tmp_path: Path) -> None:
+    (folder / "tokenizer.json").write_text(tokenizer(["\u2581a", "\u2581\u2581", "b", "<x>", "<y>"]))
+    path = _gguf(tmp_path / "tiny.gguf", ["\u2581a", "  ", "b", "<x>", "<y>"])
+    assert target_tokens(path) == target_tokens(folder)
+
+
+def test_of_a_model_that_reads_images_the_language_model_is_taken(tmp_path: Path) -> None:
+    _, text = CONFIGS["gemma3-window"]
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    whole = random_model(
+        "Gemma3Config", {"text_config": text, "vision_config": vision, "mm_tokens_per_image": 4, "eos_token_id": [2, 7]}
+    )
+    whole.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(tokenizer(WORDS))
+    target = load_target(tmp_path, dtype="float32")
+    assert target.info.vocabulary == Vocabulary.of(WORDS)
+    assert target.info.end_tokens == (2, 7)
+    tokens = torch.tensor([[3, 4, 5, 6, 7]])
+    with torch.inference_mode():
+        expected = whole(input_ids=tokens, token_type_ids=torch.zeros_like(tokens)).logits
+        target.model.set_attn_implementation("eager")
+        found = target.model(input_ids=tokens).logits
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 def _sentence(error: BaseException) -> str:
     text = str(error)
     assert "\n" not in text
@@ -106,7 +142,7 @@ def test_a_tokenizer_that_is_damaged(folder: Path, text: str) -> None:
 
 def test_a_tokenizer_of_another_model(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(tokenizer([f"w{index}" for index in range(80)]))
-    with pytest.raises(UnsupportedModel, match="80 tokens and the model 64"):
+    with pytest.raises(UnsupportedModel, match="78 tokens and the model 64"):
         load_target(folder)
 
 
