@@ -59,9 +59,7 @@ def token_strings(rows: Iterable[str]) -> list[str]:
 
     llama.cpp, through which devices read a file, ends a string at its first NUL and names an empty one after its id.
     """
-    strings = [
-        row.partition("\0")[0].replace(" ", _SPACE) or f"[EMPTY_{index}]" for index, row in enumerate(rows)
-    ]
+    strings = [row.partition("\0")[0].replace(" ", _SPACE) or f"[EMPTY_{index}]" for index, row in enumerate(rows)]
     while strings and _PADDING.fullmatch(strings[-1]):
         strings.pop()
     return strings
