@@ -21,6 +21,7 @@ AUTO: Final = "auto"
 
 VERIFIERS: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "llama.cpp": "fleet_edge.verifiers.llama_cpp.loader:load",
         "torch": "fleet_edge.verifiers.packed.loader:load",
         "remote": "fleet_edge.verifiers.remote.loader:load",
     }

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 import transformers
+from gguf import TokenType
 from transformers import DynamicCache
 
 from fleet_edge.verifiers.contract import TargetInfo
 from fleet_edge.verifiers.packed.target import Target
 from schemas.vocabulary import Vocabulary
+from tests.support.tiny_gguf import tiny_gguf
 
 VOCABULARY = 61
 PADDED = 64  # rows of the models, three of them padding
@@ -114,6 +116,13 @@ def tiny_folder(path: Path, name: str = "llama") -> Path:
     tiny_model(name).save_pretrained(path)
     (path / "tokenizer.json").write_text(tokenizer(WORDS), encoding="utf-8")
     return path
+
+
+def tiny_target_gguf(path: Path) -> Path:
+    """Write a tiny GGUF with the vocabulary and the context of the tiny models; its weights are others."""
+    kinds = [TokenType.NORMAL] * (VOCABULARY - 2) + [TokenType.CONTROL] * 2
+    padding = [(f"[PAD{index}]", TokenType.UNUSED) for index in range(VOCABULARY, PADDED)]
+    return tiny_gguf(path, rows=[*zip(WORDS, kinds, strict=True), *padding], context=CONTEXT)
 
 
 def tokenizer(words: list[str]) -> str:

@@ -17,9 +17,10 @@ from fleet_edge.verifiers.remote.settings import RemoteSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_testing.inference_server import InferenceServer
 from fleet_testing.markov import MarkovScript
-from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, tiny_folder
+from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, tiny_folder, tiny_target_gguf
 
 BUDGET_TOKENS = (1 << 20) // (4 * 2 * 2 * 12 * 4)  # layers, keys and values, heads, dim, bytes: the tiny target's
+GGUF_TOKENS = (1 << 20) // (1 * 2 * 1 * 32 * 2)  # likewise, of the tiny GGUF
 
 REMOTE = ("vllm", "sglang")
 IN_PROCESS = [name for name in VERIFIERS if name != "remote"]
@@ -54,6 +55,11 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_target_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
 def servers(target: Path) -> Iterator[dict[str, InferenceServer]]:
     """Inference servers of each kind that serve the tiny target, and name all of its tokens."""
     served = load_verifier(EdgeSettings(engine="torch", target=str(target), dtype="float32"))
@@ -75,7 +81,7 @@ def _remote(api: str, url: str, target: Path) -> Iterator[Verifier]:
 
 
 @pytest.fixture(params=[*IN_PROCESS, *REMOTE, _scripted, _scripted_by_prefix, _cached])
-def verifier(request: pytest.FixtureRequest, target: Path) -> Iterator[Verifier]:
+def verifier(request: pytest.FixtureRequest, target: Path, gguf: Path) -> Iterator[Verifier]:
     if request.param in REMOTE:
         servers = request.getfixturevalue("servers")
         with _remote(request.param, servers[request.param].url, target) as remote:
@@ -83,11 +89,16 @@ def verifier(request: pytest.FixtureRequest, target: Path) -> Iterator[Verifier]
         return
     if isinstance(request.param, str):
         # A budget of the least that settings take: 1 MiB, some four contexts of the tiny target.
-        settings = {"engine": request.param, "target": str(target), "dtype": "float32", "kv_bytes": 1 << 20}
+        path = str(gguf if request.param == "llama.cpp" else target)
+        settings = {"engine": request.param, "target": path, "dtype": "float32", "kv_bytes": 1 << 20, "threads": 1}
         yield load_verifier(EdgeSettings.model_validate(settings))
         return
     made: Verifier = request.param()
     yield made
+
+
+def _budget(verifier: Verifier) -> int:
+    return GGUF_TOKENS if verifier.info.runs_on.startswith("llama.cpp") else BUDGET_TOKENS
 
 
 def _score(verifier: Verifier, items: Sequence[Item]) -> NDArray[np.float32]:
@@ -104,7 +115,7 @@ def _close(left: NDArray[np.float32], right: NDArray[np.float32]) -> None:
 
 def test_a_new_sequence_has_computed_nothing_and_costs_nothing(verifier: Verifier) -> None:
     before = verifier.capacity()
-    assert 0 < before <= BUDGET_TOKENS
+    assert 0 < before <= _budget(verifier)
     verifier.open(1)
     assert verifier.computed(1) == 0
     verifier.close(1)
@@ -173,9 +184,9 @@ def test_a_fork_goes_on_as_if_it_had_computed_its_beginning_itself(verifier: Ver
     verifier.score([Item(1, shared, 0)])
     verifier.fork(2, 1, length)
     assert (verifier.computed(1), verifier.computed(2)) == (100, length)
-    rows = verifier.score([Item(2, [40, 41, 42], 3)])
+    rows = _score(verifier, [Item(2, [40, 41, 42], 3)])
     verifier.open(3)
-    _close(rows, verifier.score([Item(3, [*shared[:length], 40, 41, 42], 3)]))
+    _close(rows, _score(verifier, [Item(3, [*shared[:length], 40, 41, 42], 3)]))
 
 
 def test_a_fork_and_its_source_know_nothing_of_each_other(verifier: Verifier) -> None:
@@ -188,10 +199,10 @@ def test_a_fork_and_its_source_know_nothing_of_each_other(verifier: Verifier) ->
     verifier.score([Item(1, [7] * 60, 0), Item(2, [9] * 50, 0)])
     verifier.truncate(2, 45)
     verifier.close(1)
-    rows = verifier.score([Item(2, [8, 10], 2), Item(3, [11], 1)])
+    rows = _score(verifier, [Item(2, [8, 10], 2), Item(3, [11], 1)])
     verifier.open(4)
     verifier.open(5)
-    alone = verifier.score([Item(4, [*shared[:40], *[9] * 5, 8, 10], 2), Item(5, [*shared[:40], 11], 1)])
+    alone = _score(verifier, [Item(4, [*shared[:40], *[9] * 5, 8, 10], 2), Item(5, [*shared[:40], 11], 1)])
     _close(rows, alone)
 
 
@@ -200,9 +211,9 @@ def test_a_fork_of_nothing_is_a_new_sequence(verifier: Verifier) -> None:
     verifier.score([Item(1, [5, 6], 0)])
     verifier.fork(2, 1, 0)
     assert verifier.computed(2) == 0
-    rows = verifier.score([Item(2, [1, 2], 1)])
+    rows = _score(verifier, [Item(2, [1, 2], 1)])
     verifier.open(3)
-    _close(rows, verifier.score([Item(3, [1, 2], 1)]))
+    _close(rows, _score(verifier, [Item(3, [1, 2], 1)]))
 
 
 def test_a_fork_that_cannot_be_is_refused_and_changes_nothing(verifier: Verifier) -> None:
@@ -264,7 +275,7 @@ def _fill(verifier: Verifier) -> list[int]:
 
 def test_a_step_for_which_there_is_no_room_computes_nothing(verifier: Verifier) -> None:
     full = _fill(verifier)
-    assert len(full) * CONTEXT <= BUDGET_TOKENS
+    assert len(full) * CONTEXT <= _budget(verifier)
     verifier.truncate(0, CONTEXT - 1)
     verifier.open(100)
     step = [Item(0, [1], 1), Item(100, [1] * CONTEXT, 1)]

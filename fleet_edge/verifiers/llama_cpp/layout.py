@@ -1,0 +1,186 @@
+"""Layout of a step: which tokens of which streams llama.cpp computes in one call.
+
+llama.cpp keeps each sequence in a stream of its own, and computes neighbouring streams at once only if they have
+equally many new tokens: streams 0, 2, 4 with a token each are three passes over the weights, and 5, 3, 4 tokens of
+neighbours are three too. A pass costs as much as some tokens do, whatever is in it. So a step is cut into rectangles of
+neighbouring streams by tokens of each, filled up with tokens that nobody asked for where that is cheaper than another
+pass. What fills them up comes behind a stream's own tokens and is taken back at once: no row depends on it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+__all__ = ["Call", "Limits", "Part", "Share", "lay_out"]
+
+_ALONE: Final = 32
+"""From so many tokens on, a stream is computed by itself: kernels gain nothing from company."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One stream's new tokens in a step.
+
+    Attributes:
+        stream: Whose.
+        count: How many.
+        rows: At the last of how many logits are wanted.
+    """
+
+    stream: int
+    count: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One stream's part of a call.
+
+    Attributes:
+        stream: Whose.
+        first: Number of its first token among the stream's new ones.
+        count: New tokens; 0 for a stream that only fills a gap.
+        filling: Tokens behind them that nobody asked for.
+    """
+
+    stream: int
+    first: int
+    count: int
+    filling: int
+
+    def wanted(self, tokens: int, rows: int) -> int:
+        """Return how many of its tokens have rows of logits that are wanted.
+
+        Args:
+            tokens: New ones of the stream in the whole step.
+            rows: Wanted at the last of how many of those.
+        """
+        return max(0, min(self.count, self.first + self.count - (tokens - rows)))
+
+
+Call = tuple[Share, ...]
+"""Neighbouring streams with equally many tokens, `count + filling`, to compute at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one call may be.
+
+    Attributes:
+        tokens: Most.
+        rows: Most rows of logits; at least the number of streams.
+        height: Most tokens of one stream.
+        pair_below: A single token by itself gets one that nobody asked for beside it, if its stream has room for fewer
+            than this; 0 for never.
+    """
+
+    tokens: int
+    rows: int
+    height: int
+    pair_below: int = 0
+
+
+def lay_out(parts: Sequence[Part], *, room: Mapping[int, int], call_tokens: float, limits: Limits) -> list[Call]:
+    """Return the calls of a step, in order.
+
+    Args:
+        parts: At most one a stream.
+        room: By stream, tokens that there is room for; of all streams, those without a part among them.
+        call_tokens: As how many tokens one pass over the weights costs.
+        limits: Of a call.
+    """
+    by_stream = {part.stream: part for part in sorted(parts, key=lambda part: part.stream)}
+    together = {stream: part.count for stream, part in by_stream.items() if part.count < _ALONE}
+    rectangles = _cheapest(together, room, call_tokens) if together else []
+    # Those alone come last: until then their streams are as before the step, and may fill gaps.
+    rectangles += [[Share(stream, 0, part.count, 0)] for stream, part in by_stream.items() if part.count >= _ALONE]
+    calls = (call for rectangle in rectangles for call in _cut(rectangle, by_stream, limits))
+    return [_paired(call, room, limits) for call in calls]
+
+
+def _paired(call: Call, room: Mapping[int, int], limits: Limits) -> Call:
+    share = call[0]
+    left = room[share.stream] - share.first
+    if len(call) > 1 or share.count + share.filling > 1 or not 1 < left < limits.pair_below:
+        return call
+    return (replace(share, filling=1),)
+
+
+def _cheapest(counts: Mapping[int, int], room: Mapping[int, int], call_tokens: float) -> list[list[Share]]:
+    """Return rectangles that cover all parts: in one layer, or in two with the longer parts' ends in the second."""
+    nothing = dict.fromkeys(room, 0)
+    cost, best = _layer(counts, nothing, room, call_tokens)
+    for height in sorted(set(counts.values()))[:-1]:
+        lower = {stream: min(count, height) for stream, count in counts.items()}
+        upper = {stream: count - height for stream, count in counts.items() if count > height}
+        low_cost, low = _layer(lower, nothing, room, call_tokens)
+        left = {stream: tokens - lower.get(stream, 0) for stream, tokens in room.items()}
+        high_cost, high = _layer(upper, nothing | lower, left, call_tokens)
+        if low_cost + high_cost < cost:
+            cost, best = low_cost + high_cost, [*low, *high]
+    return best
+
+
+def _layer(
+    counts: Mapping[int, int], first: Mapping[int, int], room: Mapping[int, int], call_tokens: float
+) -> tuple[float, list[list[Share]]]:
+    """Return the cheapest way to cut a layer into rectangles side by side, and what it costs in tokens."""
+    streams = sorted(counts)
+    costs, cuts = [0.0], [0]
+    for end in range(1, len(streams) + 1):
+        best, cut = float("inf"), end - 1
+        height, last = 0, streams[end - 1]
+        least_room, seen = room[last], last
+        for begin in range(end - 1, -1, -1):
+            stream = streams[begin]
+            height = max(height, counts[stream])
+            # Every stream of the rectangle needs room for its height, those in its gaps too.
+            for number in range(stream, seen):
+                least_room = min(least_room, room[number])
+            seen = stream
+            if least_room < height and begin < end - 1:
+                break
+            cost = costs[begin] + call_tokens + (last - stream + 1) * height
+            if cost < best:
+                best, cut = cost, begin
+        costs.append(best)
+        cuts.append(cut)
+    rectangles, end = [], len(streams)
+    while end:
+        begin = cuts[end]
+        members = streams[begin:end]
+        height = max(counts[stream] for stream in members)
+        rectangles.append(
+            [
+                Share(stream, first[stream], counts.get(stream, 0), height - counts.get(stream, 0))
+                for stream in range(members[0], members[-1] + 1)
+            ]
+        )
+        end = begin
+    return costs[-1], rectangles[::-1]
+
+
+def _cut(rectangle: Sequence[Share], parts: Mapping[int, Part], limits: Limits) -> list[Call]:
+    """Cut a rectangle across, so that no call has more than it may."""
+    height = rectangle[0].count + rectangle[0].filling
+    calls, begin = [], 0
+    while begin < height:
+        end, rows = begin, 0
+        most = min(limits.height, limits.tokens // len(rectangle))
+        while end < min(height, begin + most):
+            rows += sum(_has_row(share, parts.get(share.stream), end) for share in rectangle)
+            if rows > limits.rows:
+                break
+            end += 1
+        calls.append(tuple(_slice(share, begin, end) for share in rectangle))
+        begin = end
+    return calls
+
+
+def _has_row(share: Share, part: Part | None, offset: int) -> bool:
+    return part is not None and offset < share.count and share.first + offset >= part.count - part.rows
+
+
+def _slice(share: Share, begin: int, end: int) -> Share:
+    count = min(max(share.count - begin, 0), end - begin)
+    return Share(share.stream, share.first + min(begin, share.count), count, end - begin - count)

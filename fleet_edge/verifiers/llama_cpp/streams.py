@@ -1,0 +1,147 @@
+"""Streams of all slabs: which sequence is where, within a budget of memory.
+
+All streams are of one length, so that none ever moves, and all slabs of one shape. A slab is made when its first stream
+is needed and then kept.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from fleet_edge.verifiers.llama_cpp.slab import CELL_ROUNDING, Slab, SlabShape
+
+__all__ = ["Place", "Plan", "StreamTable", "plan_streams"]
+
+_SLAB_STREAMS: Final = 16
+"""Most streams of a slab: enough to share the cost of a pass over the weights, and few to take memory for at once."""
+
+_STREAMS_WANTED: Final = 16
+_LENGTH_WANTED: Final = 4096
+"""Tokens: where the budget does not hold so many texts of the whole context, texts may have so many tokens at least."""
+
+_MOST_ROWS: Final = 128
+_ROW_BYTES: Final = 64 << 20
+"""Memory for logits of all slabs together, which is not in the budget."""
+
+_FLOAT32: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a budget is used.
+
+    Attributes:
+        context: Most tokens of a sequence.
+        slabs: Most slabs.
+        shape: Of each.
+    """
+
+    context: int
+    slabs: int
+    shape: SlabShape
+
+    @property
+    def streams(self) -> int:
+        """Most sequences that have computed tokens at a time."""
+        return self.slabs * self.shape.streams
+
+
+def plan_streams(
+    *, budget_bytes: int, token_bytes: int, trained: int, wanted: int, width: int, threads: int
+) -> Plan | None:
+    """Return how to use a budget; None if it does not hold a single stream.
+
+    Args:
+        budget_bytes: Most memory for keys and values.
+        token_bytes: Of keys and values of a token.
+        trained: Tokens of context that the model has.
+        wanted: Tokens of context that are asked for; 0 for as many as leave room for several texts.
+        width: Rows of logits of the model.
+        threads: Of a call.
+    """
+    tokens = budget_bytes // token_bytes
+    if tokens < CELL_ROUNDING:
+        return None
+    if wanted:
+        context = min(trained, wanted, tokens)
+    else:
+        context = min(trained, max(tokens // _STREAMS_WANTED, min(_LENGTH_WANTED, tokens // 2), CELL_ROUNDING))
+    # One cell more than the context, so that the last token too can have one beside it that nobody asked for.
+    cells = -(-(context + 1) // CELL_ROUNDING) * CELL_ROUNDING
+    if cells > tokens:
+        cells = tokens // CELL_ROUNDING * CELL_ROUNDING
+        context = min(context, cells - 1)
+    streams = tokens // cells
+    slabs = -(-streams // _SLAB_STREAMS)
+    each = streams // slabs
+    rows = max(each, min(_MOST_ROWS, _ROW_BYTES // (2 * _FLOAT32 * width * slabs)))
+    return Plan(context, slabs, SlabShape(each, cells, rows, threads))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a sequence is.
+
+    Attributes:
+        slab: Number of its slab.
+        stream: Number within it.
+    """
+
+    slab: int
+    stream: int
+
+
+class StreamTable:
+    """Places of sequences, the lowest free ones first: neighbours are computed together."""
+
+    def __init__(self, plan: Plan, make: Callable[[], Slab]) -> None:
+        """Begin with the first slab.
+
+        Args:
+            plan: How the budget is used.
+            make: Makes a slab.
+        """
+        self._plan = plan
+        self._make = make
+        self.slabs = [make()]
+        self._places: dict[int, Place] = {}
+        self._free: list[set[int]] = [set(range(plan.shape.streams)) for _ in range(plan.slabs)]
+
+    @property
+    def free(self) -> int:
+        """Streams that no sequence has."""
+        return sum(map(len, self._free))
+
+    @property
+    def places(self) -> Mapping[int, Place]:
+        """By sequence that has computed tokens."""
+        return self._places
+
+    def take(self, sequence: int, *, slab: int | None = None) -> Place:
+        """Give a sequence a free stream, of which there MUST be one.
+
+        Args:
+            sequence: It MUST have none.
+            slab: Only one of this slab will do.
+
+        Raises:
+            CapacityExceeded: The machine has no memory for another slab.
+        """
+        number = next(number for number, free in enumerate(self._free) if free) if slab is None else slab
+        while number >= len(self.slabs):
+            self.slabs.append(self._make())
+        stream = min(self._free[number])
+        self._free[number].remove(stream)
+        place = self._places[sequence] = Place(number, stream)
+        return place
+
+    def has_free(self, slab: int) -> bool:
+        """Return whether a slab has a free stream."""
+        return bool(self._free[slab])
+
+    def give_back(self, sequence: int) -> Place | None:
+        """Free a sequence's stream; return it, or None if it had none."""
+        place = self._places.pop(sequence, None)
+        if place is not None:
+            self._free[place.slab].add(place.stream)
+        return place

@@ -1,0 +1,253 @@
+"""llama.cpp verifier: the contract over a GGUF, on llama.cpp's low-level interface.
+
+A sequence gets a stream with its first computed token. A step's tokens are cut into calls (see `layout`), and only the
+rows that are wanted have logits. Rollback forgets a stream's cells from a position on.
+"""
+
+import itertools
+import os
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo, VerifierError
+from fleet_edge.verifiers.llama_cpp.layout import Call, Limits, Part, lay_out
+from fleet_edge.verifiers.llama_cpp.slab import CELL_ROUNDING, Slab, SlabShape
+from fleet_edge.verifiers.llama_cpp.streams import Place, StreamTable, plan_streams
+from fleet_edge.verifiers.llama_cpp.target import GgufTarget
+from fleet_edge.verifiers.llama_cpp.thread import NativeThread
+from fleet_edge.verifiers.llama_cpp.trial import measure_call_tokens, run_trial
+from fleet_edge.verifiers.sequences import SequenceTable
+
+__all__ = ["LlamaCppVerifier"]
+
+_FEWEST_TOKENS: Final = 256
+
+# From llama.cpp's ggml-cpu/ops.cpp and common.h; the cells that it looks at are rounded up.
+_TILE_TOKENS: Final = 64
+_SPLIT_CELLS: Final = 512
+
+
+class LlamaCppVerifier:
+    """`Verifier` over a GGUF."""
+
+    def __init__(
+        self, target: GgufTarget, *, budget_bytes: int, context: int = 0, threads: int = 0, stable_rows: bool = True
+    ) -> None:
+        """Prepare a model to be served, and check that it can be.
+
+        Args:
+            target: The model; from now on it is this verifier's alone.
+            budget_bytes: Most memory for keys and values. It is divided into streams of `info.context` tokens, one for
+                each sequence that has computed tokens.
+            context: Most tokens of a sequence; 0 for the model's own, or fewer where the budget holds few such texts.
+            threads: Of a forward pass; 0 for the cores that this process may use.
+            stable_rows: Keep to those kernels of the CPU with which a row does not depend on what is computed with it.
+
+        Raises:
+            UnsupportedModel: The model takes no tokens back, or rows depend on what they must not depend on.
+            VerifierError: The budget is too small to serve.
+        """
+        self._target = target
+        threads = threads or len(os.sched_getaffinity(0))
+        plan = plan_streams(
+            budget_bytes=budget_bytes,
+            token_bytes=target.token_kv_bytes,
+            trained=target.context or budget_bytes,
+            wanted=context,
+            width=target.rows,
+            threads=threads,
+        )
+        if plan is None:
+            raise VerifierError(
+                f"The budget of {budget_bytes} bytes for keys and values holds no text of {target.name}; set kv_bytes "
+                f"to at least {_FEWEST_TOKENS * target.token_kv_bytes}."
+            )
+        self._plan = plan
+        self._limits = _limits(plan.shape, stable_rows=stable_rows)
+        self._info = TargetInfo(
+            name=target.name,
+            vocabulary=target.vocabulary,
+            context=plan.context,
+            end_tokens=target.end_tokens,
+            runs_on=f"llama.cpp, {target.quantization}, {threads} threads, {plan.streams} texts at a time",
+        )
+        self._table = SequenceTable(context=plan.context, vocabulary=target.vocabulary.size)
+        self._thread = NativeThread()
+        self._streams = StreamTable(plan, lambda: self._thread.call(Slab, target, plan.shape))
+        self._logits = np.empty((0, target.rows), dtype=np.float32)
+        self._call_tokens = 1.0
+        run_trial(self)
+        self._call_tokens = measure_call_tokens(self, time.perf_counter)
+
+    @property
+    def info(self) -> TargetInfo:
+        """The target model's identity and limits."""
+        return self._info
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Memory taken for keys and values; never more than the budget."""
+        shape = self._plan.shape
+        return len(self._streams.slabs) * shape.streams * shape.cells * self._target.token_kv_bytes
+
+    def open(self, sequence: int) -> None:
+        """Begin a sequence with nothing computed."""
+        self._table.open(sequence)
+
+    def fork(self, sequence: int, source: int, length: int) -> None:
+        """Begin a sequence with the first `length` tokens of another already computed, copied."""
+        place = self._streams.places.get(source)
+        # Of a model with a sliding window no copy but that of a whole stream has all that a rollback needs.
+        near = place.slab if place is not None and self._target.window else None
+        self._table.fork(sequence, source, length)
+        if not length:
+            return
+        assert place is not None
+        if not (self._streams.free if near is None else self._streams.has_free(near)):
+            self._table.close(sequence)
+            raise CapacityExceeded("There is no stream left for a copy; evict a sequence and try again.")
+        try:
+            mine = self._streams.take(sequence, slab=near)
+            self._copy(place, mine, length)
+        except BaseException:
+            self.close(sequence)
+            raise
+
+    def computed(self, sequence: int) -> int:
+        """Return the number of tokens whose keys and values are stored."""
+        return self._table.computed(sequence)
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget all computed tokens from `length` on."""
+        self._table.truncate(sequence, length)
+        place = self._streams.places.get(sequence)
+        if place is not None:
+            self._streams.slabs[place.slab].cut(place.stream, length)
+
+    def close(self, sequence: int) -> None:
+        """End a sequence and free its stream."""
+        self._table.close(sequence)
+        place = self._streams.give_back(sequence)
+        if place is not None:
+            self._streams.slabs[place.slab].cut(place.stream, 0)
+
+    def fits(self, items: Sequence[Item]) -> bool:
+        """Return whether there are streams for the sequences of a step that have none."""
+        return self._missing(items) <= 0
+
+    def capacity(self) -> int:
+        """Return a number of tokens for which there is room, whichever open sequences they are for."""
+        places, lengths = self._streams.places, self._table.lengths
+        free = self._streams.free
+        if len(lengths) - len(places) > free:
+            return free  # a token each could be for sequences that have no stream yet
+        return free * self._info.context + sum(self._info.context - lengths[sequence] for sequence in places)
+
+    def score(self, items: Sequence[Item]) -> NDArray[np.float32]:
+        """Compute all items; see `Verifier.score`."""
+        self._table.check(items)
+        missing = self._missing(items)
+        if missing > 0:
+            raise CapacityExceeded(f"The step is {missing} streams short; evict a sequence and try again.")
+        size = self._info.vocabulary.size
+        if not items:
+            return np.empty((0, size), dtype=np.float32)
+        places = [self._streams.places.get(item.sequence) or self._streams.take(item.sequence) for item in items]
+        try:
+            logits = self._thread.call(self._compute, items, places)
+        except BaseException:
+            self._take_back(items)
+            raise
+        self._table.commit(items)
+        return logits[:, :size]
+
+    def _missing(self, items: Sequence[Item]) -> int:
+        places = self._streams.places
+        return sum(item.sequence not in places for item in items) - self._streams.free
+
+    def _compute(self, items: Sequence[Item], places: Sequence[Place]) -> NDArray[np.float32]:
+        """Compute a step, slab by slab; runs on llama.cpp's thread."""
+        by_slab: dict[int, dict[int, int]] = defaultdict(dict)  # slab -> stream -> number of the item
+        for index, place in enumerate(places):
+            by_slab[place.slab][place.stream] = index
+        # An item's rows come in order, though maybe in several calls.
+        next_row = [0, *itertools.accumulate(item.rows for item in items)]
+        total = next_row.pop()
+        logits = self._room_for(total)
+        for number, index_of in by_slab.items():
+            lengths = self._lengths(number)
+            tokens = {stream: items[index].tokens for stream, index in index_of.items()}
+            rows = {stream: items[index].rows for stream, index in index_of.items()}
+            calls = self._calls(tokens, rows, lengths)
+            for call in calls:
+                found = self._streams.slabs[number].decode(call, tokens=tokens, starts=lengths, rows=rows)
+                if len(calls) == len(by_slab) == 1 and list(index_of) == sorted(index_of):
+                    return found  # all rows, in order: they need not be copied
+                at = 0
+                for share in call:
+                    count = share.wanted(len(tokens.get(share.stream, ())), rows.get(share.stream, 0))
+                    if count:
+                        row = next_row[index_of[share.stream]]
+                        logits[row : row + count] = found[at : at + count]
+                        next_row[index_of[share.stream]] += count
+                        at += count
+        return logits
+
+    def _calls(
+        self, tokens: Mapping[int, Sequence[int]], rows: Mapping[int, int], lengths: Mapping[int, int]
+    ) -> list[Call]:
+        shape = self._plan.shape
+        return lay_out(
+            [Part(stream, len(text), rows[stream]) for stream, text in tokens.items()],
+            room={stream: shape.cells - length for stream, length in lengths.items()},
+            call_tokens=self._call_tokens,
+            limits=self._limits,
+        )
+
+    def _lengths(self, slab: int) -> dict[int, int]:
+        """Return by stream of a slab the tokens that it holds."""
+        lengths = dict.fromkeys(range(self._plan.shape.streams), 0)
+        for sequence, place in self._streams.places.items():
+            if place.slab == slab:
+                lengths[place.stream] = self._table.computed(sequence)
+        return lengths
+
+    def _room_for(self, rows: int) -> NDArray[np.float32]:
+        """Return memory for the logits of a step: the same in every step, since new memory costs as much as copying."""
+        if len(self._logits) < rows:
+            self._logits = np.empty((rows, self._target.rows), dtype=np.float32)
+        return self._logits[:rows]
+
+    def _take_back(self, items: Sequence[Item]) -> None:
+        """Forget what a step that has failed may have stored."""
+        for item in items:
+            computed = self._table.computed(item.sequence)
+            place = self._streams.places.get(item.sequence)
+            if place is not None:
+                self._streams.slabs[place.slab].cut(place.stream, computed)
+            if not computed:
+                self._streams.give_back(item.sequence)
+
+    def _copy(self, source: Place, place: Place, length: int) -> None:
+        slabs = self._streams.slabs
+        if self._target.window:
+            slabs[place.slab].copy(source.stream, place.stream)
+        else:
+            slabs[place.slab].restore(place.stream, slabs[source.slab].save(source.stream))
+        slabs[place.slab].cut(place.stream, length)
+
+
+def _limits(shape: SlabShape, *, stable_rows: bool) -> Limits:
+    """Return what calls may be: with `stable_rows` only such as give the same row, to the bit, for the same text.
+
+    llama.cpp's flash attention on a CPU has three ways, which round unlike: one for a single token beyond so many
+    cells, one for so many tokens of a stream or more, and one for all else.
+    """
+    if not stable_rows:
+        return Limits(shape.tokens, shape.rows, shape.tokens)
+    return Limits(shape.tokens, shape.rows, _TILE_TOKENS - 1, pair_below=shape.cells - _SPLIT_CELLS + CELL_ROUNDING)
