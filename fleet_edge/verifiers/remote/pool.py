@@ -4,6 +4,7 @@ All of it runs in one event loop. A step ends in bounded time: with all its rows
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ _log = logging.getLogger(__name__)
 _FIRST_BACKOFF_S: Final = 0.02
 _LONGEST_BACKOFF_S: Final = 1.0
 _AWAY_S: Final = 0.25
+# A step outlasts an absence of all servers that is no longer than this.
+_BRIDGED_S: Final = 1.0
 # So often in a row may a sequence be the one on which servers fail that are well otherwise.
 _MOST_SUSPICIONS: Final = 3
 _UNWELL: Final = 2  # unanswered questions after its health
@@ -71,6 +74,7 @@ class Pool:
         self._affinity = Affinity(list(self._endpoints))
         self._identities: dict[str, Identity] = {}
         self._suspicions: dict[int, int] = {}
+        self._back = asyncio.Event()  # one of them
         self._tasks: list[asyncio.Task[None]] = []
         self._asked: set[asyncio.Task[TopRows]] = set()
 
@@ -164,12 +168,13 @@ class Pool:
 
     async def _ask(self, sequence: int, question: Question, deadline: float) -> TopRows:
         """Ask one server after the other until one answers."""
-        attempt, last, suspected = 0, "", False
+        attempt, last, suspected, avoided = 0, "", False, ""
         while (left := deadline - self._clock()) > 0:
-            available = self.available
+            available = self.available or await self._wait_for_any(min(left, _BRIDGED_S))
             if not available:
                 break
-            endpoint = self._endpoints[self._affinity.place(sequence, available=available)]
+            elsewhere = available - {avoided} or available
+            endpoint = self._endpoints[self._affinity.place(sequence, available=elsewhere)]
             try:
                 rows = await endpoint.compute(
                     question,
@@ -190,9 +195,18 @@ class Pool:
                 self._suspicions.pop(sequence, None)
                 return rows
             attempt += 1
+            if available - {endpoint.url}:
+                avoided, wait_s = endpoint.url, 0.0
             await asyncio.sleep(max(wait_s, self._backoff_s(attempt)))
         self._suspect(sequence, suspected, last)
         raise TargetAway(self.away or last or "No inference server answers in time.", retry_s=_AWAY_S)
+
+    async def _wait_for_any(self, patience_s: float) -> set[str]:
+        """Wait for a server to be back; return which are there."""
+        self._back.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._back.wait(), patience_s)
+        return self.available
 
     def _suspect(self, sequence: int, suspected: bool, last: str) -> None:
         """Note that servers have failed on a sequence; if that goes on, it is the sequence."""
@@ -233,6 +247,7 @@ class Pool:
                 endpoint.breaker.disproved(str(error))
             else:
                 endpoint.breaker.proved()
+                self._back.set()
                 _log.info("The inference server at %s is back.", endpoint.url)
 
     async def _identify(self, endpoint: Endpoint) -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,3 +61,26 @@ def test_no_tokens_at_all_is_told_from_none_left() -> None:
 
 def test_a_resumed_text_with_room_left_is_granted() -> None:
     assert grant(open_message(resume=(1,) * 15), target=TARGET, offer=TERMS).max_new_tokens == 16
+
+
+@pytest.mark.parametrize(
+    ("policy", "served"),
+    [
+        ({"top_k": 1}, True),
+        ({"top_k": 4}, True),
+        ({"top_k": 5}, False),
+        ({"top_k": 0}, False),
+        ({"top_k": 0, "temperature": 0.0}, True),
+    ],
+)
+def test_a_policy_that_keeps_more_tokens_than_are_known_is_refused(policy: dict[str, Any], served: bool) -> None:
+    message = open_message(max_new_tokens=8)
+    message = message.model_copy(update={"policy": message.policy.model_copy(update=policy)})
+    target = replace(TARGET, most_top_k=4)
+    grant(message, target=TARGET, offer=TERMS)
+    if served:
+        grant(message, target=target, offer=TERMS)
+        return
+    with pytest.raises(OpenRefused, match=r"the 4 most likely tokens .* top_k from 1 to 4") as caught:
+        grant(message, target=target, offer=TERMS)
+    assert caught.value.code is RefusalCode.OTHER

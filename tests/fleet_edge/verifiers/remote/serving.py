@@ -1,0 +1,37 @@
+"""Inference servers over a toy language, and the verifier that asks them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fleet_edge.verifiers.remote.connect import connect
+from fleet_edge.verifiers.remote.settings import RemoteSettings
+from fleet_edge.verifiers.remote.tokenizer import LocalTokens, sample_tokens
+from fleet_edge.verifiers.remote.verifier import RemoteVerifier
+from fleet_edge.verifiers.scripted import ScriptedVerifier
+from fleet_testing.inference_server import InferenceServer
+from fleet_testing.markov import MarkovScript
+
+SIZE = 40
+TOP = 10
+SCRIPT = MarkovScript(size=SIZE, seed=3, period=5)
+APIS = ("vllm", "sglang")
+
+
+def server(api: str = "vllm", *, script: MarkovScript = SCRIPT, context: int = 200, **options: Any) -> InferenceServer:
+    verifier = ScriptedVerifier(script, script.words, context=1000)
+    return InferenceServer(verifier, script.words, api=api, max_model_len=context, **options)
+
+
+@contextmanager
+def asking(servers: Sequence[InferenceServer] | str, **settings: Any) -> Iterator[RemoteVerifier]:
+    """Yield a verifier over servers, or addresses; it waits for nothing longer than a test can."""
+    urls = servers.split(",") if isinstance(servers, str) else [each.url for each in servers]
+    quick = {"request_s": 5.0, "step_s": 10.0, "health_s": 0.05, "top_logprobs": TOP}
+    local = LocalTokens("toy", list(SCRIPT.words), (0,))
+    samples = sample_tokens(local.strings, local.end_tokens)
+    verifier = connect(RemoteSettings.model_validate(quick | settings), local, urls, samples=samples)
+    try:
+        yield verifier
+    finally:
+        verifier.shut_down()

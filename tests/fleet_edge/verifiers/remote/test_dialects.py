@@ -1,0 +1,157 @@
+"""What an inference server sends is taken as it is documented, and as nothing else."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fleet_edge.verifiers.remote.connect import DIALECTS
+from fleet_edge.verifiers.remote.dialect import Question, TopRows
+from fleet_edge.verifiers.remote.errors import BadAnswer
+
+SIZE = 6
+PROBS = np.array([[0.1, 0.4, 0.2, 0.15, 0.1, 0.05], [0.5, 0.2, 0.1, 0.1, 0.06, 0.04]])
+QUESTION = Question([5, 4, 3, 2], rows=2, top=3)
+LOGS = np.log(PROBS).tolist()
+
+
+def top(row: int, *more: int) -> list[tuple[int, float]]:
+    order = sorted(range(SIZE), key=lambda token: (-LOGS[row][token], token))[:3]
+    return [(token, LOGS[row][token]) for token in (*order, *more)]
+
+
+def vllm(rows: list[list[tuple[Any, Any]]]) -> dict[str, Any]:
+    choices = [
+        {"index": index, "text": "?", "logprobs": {"top_logprobs": [{f"token_id:{token}": log for token, log in row}]}}
+        for index, row in enumerate(rows)
+    ]
+    return {"id": "cmpl-1", "object": "text_completion", "choices": choices, "usage": {"prompt_tokens": 4}}
+
+
+def sglang(rows: list[list[tuple[Any, Any]]]) -> dict[str, Any]:
+    said = [[[log, token, None] for token, log in row] for row in rows]
+    meta = {"input_top_logprobs": [None, *said[:-1]], "output_top_logprobs": said[-1:], "prompt_tokens": 4}
+    return {"text": "?", "meta_info": meta}
+
+
+ANSWERS: dict[str, Callable[[list[list[tuple[Any, Any]]]], dict[str, Any]]] = {"vllm": vllm, "sglang": sglang}
+each = pytest.mark.parametrize("api", ANSWERS)
+
+
+def read(api: str, answer: object, question: Question = QUESTION) -> TopRows:
+    return DIALECTS[api]().read(answer, question, vocabulary=SIZE)
+
+
+@each
+def test_the_most_likely_tokens_of_each_row_are_read_in_order(api: str) -> None:
+    rows = read(api, ANSWERS[api]([top(0), top(1)]))
+    assert rows.ids.tolist() == [[1, 2, 3], [0, 1, 2]]  # of equals the lower id
+    np.testing.assert_allclose(np.exp(rows.logprobs), [[0.4, 0.2, 0.15], [0.5, 0.2, 0.1]], rtol=1e-6)
+
+
+def test_vllm_is_asked_for_every_prefix_that_ends_at_a_row() -> None:
+    call = DIALECTS["vllm"]().ask(QUESTION, model="m")
+    assert call.path == "/v1/completions"
+    assert call.body["prompt"] == [[5, 4, 3], [5, 4, 3, 2]]
+    assert (call.body["model"], call.body["max_tokens"], call.body["temperature"]) == ("m", 1, 0)
+    assert (call.body["logprobs"], call.body["return_tokens_as_token_ids"]) == (3, True)
+    assert "prompt_logprobs" not in call.body  # it would switch the prefix cache off
+    only = DIALECTS["vllm"]().ask(Question([5, 4], rows=0, top=3), model="m")
+    assert only.body["prompt"] == [[5, 4]]
+    assert "logprobs" not in only.body
+
+
+def test_sglang_is_asked_from_the_token_before_the_first_row_on() -> None:
+    call = DIALECTS["sglang"]().ask(QUESTION, model="m")
+    assert call.path == "/generate"
+    assert call.body["input_ids"] == [5, 4, 3, 2]
+    assert (call.body["logprob_start_len"], call.body["top_logprobs_num"]) == (2, 3)
+    assert call.body["sampling_params"]["max_new_tokens"] == 1
+
+
+def test_choices_of_vllm_may_come_in_any_order() -> None:
+    answer = vllm([top(0), top(1)])
+    answer["choices"].reverse()
+    assert read("vllm", answer).ids.tolist() == [[1, 2, 3], [0, 1, 2]]
+
+
+@each
+def test_more_entries_than_asked_for_are_left_out(api: str) -> None:
+    assert read(api, ANSWERS[api]([top(0, 5), top(1)])).ids.tolist() == [[1, 2, 3], [0, 1, 2]]
+
+
+@each
+def test_rows_of_padding_are_no_tokens(api: str) -> None:
+    padded = [*top(0), (SIZE + 7, math.log(0.01))]
+    assert read(api, ANSWERS[api]([padded, top(1)])).ids.max() < SIZE
+    with pytest.raises(BadAnswer, match="2 of 3 tokens of the vocabulary"):
+        read(api, ANSWERS[api]([[*top(0)[:2], (SIZE, math.log(0.15))], top(1)]))
+
+
+@each
+def test_what_servers_write_for_impossible_is_impossible(api: str) -> None:
+    row = [(3, 0.0), (1, -9999.0), (2, -3.4e38)]
+    rows = read(api, ANSWERS[api]([row, row]))
+    assert rows.ids[0, 0] == 3
+    assert np.isneginf(rows.logprobs[:, 1:]).all()
+
+
+@each
+@pytest.mark.parametrize(
+    "row",
+    [
+        [],
+        top(0)[:2],
+        [*top(0)[:2], top(0)[0]],
+        [*top(0)[:2], (3, None)],
+        [*top(0)[:2], (3, "-1.9")],
+        [*top(0)[:2], (3, math.nan)],
+        [*top(0)[:2], (3, math.inf)],
+        [*top(0)[:2], (3, -math.inf)],
+        [*top(0)[:2], (-3, -1.9)],
+        [*top(0)[:2], ("x", -1.9)],
+        [*top(0)[:2], (3.5, -1.9)],
+        [(1, 0.0), (2, 0.0), (3, 0.0)],
+        [(1, 700.0), (2, 1e300), (3, 0.0)],
+        [(1, -5.0), (2, -6.0), (3, -300.0)],
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
+def test_entries_that_are_none_or_not_the_most_likely_are_refused(api: str, row: list[tuple[Any, Any]]) -> None:
+    with pytest.raises(BadAnswer):
+        read(api, ANSWERS[api]([top(1), row]))
+
+
+@each
+@pytest.mark.parametrize("answer", [None, [], {}, "text", 7, {"choices": None}, {"meta_info": []}])
+def test_answers_of_another_shape_are_refused(api: str, answer: object) -> None:
+    with pytest.raises(BadAnswer):
+        read(api, answer)
+    with pytest.raises(BadAnswer):
+        DIALECTS[api]().version(answer)
+    with pytest.raises(BadAnswer):
+        DIALECTS[api]().read_text(answer)
+
+
+@each
+def test_a_row_too_few_or_too_many_is_refused(api: str) -> None:
+    for rows in ([top(0)], [top(0), top(1), top(1)]):
+        with pytest.raises(BadAnswer):
+            read(api, ANSWERS[api](rows))
+
+
+def test_two_choices_of_one_index_are_refused() -> None:
+    answer = vllm([top(0), top(1)])
+    answer["choices"][1]["index"] = 0
+    with pytest.raises(BadAnswer, match="index of its own"):
+        read("vllm", answer)
+
+
+@each
+def test_a_prefill_has_no_rows(api: str) -> None:
+    question = Question([5, 4], rows=0, top=3)
+    answer = {"choices": [{"index": 0, "text": "?", "logprobs": None}], "text": "", "meta_info": {}}
+    assert read(api, answer, question).ids.shape == (0, 3)

@@ -1,0 +1,189 @@
+"""A step ends in bounded time, and a server that fails costs no session."""
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from starlette.exceptions import HTTPException
+
+from fleet_edge.verifiers.contract import Item, SequenceFailed, TargetAway
+from fleet_edge.verifiers.remote.verifier import RemoteVerifier
+from fleet_testing.inference_server import Fault, InferenceServer
+from tests.fleet_edge.verifiers.remote.serving import APIS, SCRIPT, SIZE, TOP, asking, server
+from tests.support.waiting import until
+
+SESSIONS = 12
+
+
+def expected(prefix: list[int]) -> NDArray[np.float64]:
+    row = SCRIPT.logits(prefix).astype(np.float64)
+    row -= np.log(np.exp(row).sum())
+    best = np.argsort(-row, kind="stable")[:TOP]
+    known = np.full(SIZE, -np.inf)
+    known[best] = row[best]
+    return known
+
+
+def step(verifier: RemoteVerifier, number: int) -> None:
+    """Compute a step of all sessions and hold it against the language."""
+    items = [Item(key, (1 + (key + number) % (SIZE - 1), 2), 2) for key in range(SESSIONS)]
+    texts = {item.sequence: [*verifier._tokens[item.sequence], *item.tokens] for item in items}
+    rows = verifier.score(items)
+    wanted = [expected(text[:end]) for text in texts.values() for end in (len(text) - 1, len(text))]
+    np.testing.assert_allclose(rows, np.stack(wanted), atol=1e-5)
+
+
+def opened(verifier: RemoteVerifier) -> RemoteVerifier:
+    for key in range(SESSIONS):
+        verifier.open(key)
+    return verifier
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_sessions_are_spread_and_stay_where_their_prefix_is(api: str) -> None:
+    with server(api) as one, server(api) as other, asking([one, other], api=api) as verifier:
+        opened(verifier)
+        for number in range(3):
+            step(verifier, number)
+        asked = [{tuple(_prompt(body)[:1]) for body in each.questions[1:]} for each in (one, other)]
+        assert all(asked)
+        assert not asked[0] & asked[1]  # the first token tells the session
+
+
+def _prompt(body: dict[str, Any]) -> list[int]:
+    prompt: list[int] = body["input_ids"] if "input_ids" in body else body["prompt"][0]
+    return prompt
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_server_that_is_killed_costs_nothing_and_is_taken_again_when_it_is_back(api: str) -> None:
+    with server(api) as one, server(api) as other, asking([one, other], api=api) as verifier:
+        opened(verifier)
+        step(verifier, 0)
+        one.kill(None, None, None)
+        for number in range(1, 4):
+            step(verifier, number)
+        assert verifier.away() == ""
+        assert verifier._pool.available == {other.url}
+        with one:
+            until(lambda: len(verifier._pool.available) == 2)
+            step(verifier, 4)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=500),
+        Fault(status=503),
+        Fault(status=429),
+        Fault(hangs=True),
+        Fault(change=lambda _answer: "no answer"),
+        Fault(change=lambda answer: answer | {"choices": []}),
+        Fault(change=lambda answer: answer | {"padding": "x" * (1 << 20)}),
+    ],
+    ids=["500", "503", "429", "hangs", "text", "empty", "flood"],
+)
+def test_what_one_server_gets_wrong_another_does(fault: Fault) -> None:
+    with server() as one, server() as other, asking([one, other], request_s=1.0 if fault.hangs else 5.0) as verifier:
+        opened(verifier)
+        step(verifier, 0)
+        one.fault = fault
+        step(verifier, 1)
+        step(verifier, 2)
+        one.fault = Fault()
+
+
+def test_a_server_that_is_unwell_is_not_waited_for() -> None:
+    with server() as one, server() as other, asking([one, other]) as verifier:
+        one.fault = Fault(unwell=True, hangs=True)
+        until(lambda: verifier._pool.available == {other.url})
+        opened(verifier)
+        step(verifier, 0)
+        one.fault = Fault()
+
+
+def test_with_all_servers_away_a_step_says_so_and_succeeds_when_one_is_back() -> None:
+    with server() as one, asking([one]) as verifier:
+        opened(verifier)
+        step(verifier, 0)
+        one.kill(None, None, None)
+        for number in range(2):
+            with pytest.raises(TargetAway, match=r"No inference server answers|broke off") as away:
+                step(verifier, number)
+            assert away.value.retry_s > 0
+        assert "No inference server answers" in verifier.away() or "broke off" in verifier.away()
+        assert verifier.computed(0) == 2  # nothing was computed
+        with one:
+            until(lambda: verifier.away() == "")
+            step(verifier, 1)
+
+
+def test_a_step_ends_in_time_though_no_server_answers() -> None:
+    with server() as one, asking([one], request_s=0.2, step_s=0.5) as verifier:
+        opened(verifier)
+        one.fault = Fault(hangs=True)
+        before = time.monotonic()
+        with pytest.raises(TargetAway):
+            step(verifier, 0)
+        assert time.monotonic() - before < 5.0  # without a bound it would be for ever
+        one.fault = Fault()
+
+
+class FailsOn(InferenceServer):
+    """A server that one text is too much for, which is known by a token."""
+
+    token = -1
+
+    async def _faulty(self, body: dict[str, Any], answer: dict[str, Any]) -> object:
+        if self.token in body["prompt"][-1]:
+            raise HTTPException(500, "EngineCore encountered an issue")
+        return await super()._faulty(body, answer)
+
+
+def test_a_text_on_which_servers_fail_is_given_up_and_no_other() -> None:
+    one = server()
+    poisoned = FailsOn(one.verifier, one.words, max_model_len=200)
+    with poisoned, asking([poisoned], step_s=0.4) as verifier:
+        verifier.open(1)
+        verifier.open(2)
+        poisoned.token = 33
+        items = [Item(1, (1, 33), 1), Item(2, (1, 2), 1)]
+        given_up = None
+        for _ in range(8):
+            try:
+                verifier.score(items)
+            except TargetAway:
+                until(lambda: verifier.away() == "")
+            except SequenceFailed as error:
+                given_up = error.sequence
+                break
+        assert given_up == 1
+        until(lambda: verifier.away() == "")
+        assert verifier.score(items[1:]).shape == (1, SIZE)
+
+
+def test_a_request_that_the_server_finds_fault_with_fails_its_sequence_alone() -> None:
+    with server() as one, asking([one]) as verifier:
+        one.max_model_len = 5  # as if it had been started anew with less
+        verifier.open(1)
+        verifier.open(2)
+        items = [Item(2, (1, 2), 1), Item(1, (1,) * 8, 1)]
+        with pytest.raises(SequenceFailed, match="maximum context length") as failed:
+            verifier.score(items)
+        assert failed.value.sequence == 1
+        assert (verifier.computed(1), verifier.computed(2)) == (0, 0)
+        assert verifier.score(items[:1]).shape == (1, SIZE)
+
+
+def test_another_model_at_the_same_address_is_not_taken_back() -> None:
+    with server() as one, asking([one]) as verifier:
+        opened(verifier)
+        one.kill(None, None, None)
+        with pytest.raises(TargetAway):
+            step(verifier, 0)
+        one.model = "another/model"
+        one.words = [f"x{token}" for token in range(SIZE)]
+        with one:
+            until(lambda: "is 'x" in verifier.away())

@@ -1,0 +1,165 @@
+"""What is wrong with an inference server is told in one sentence when the edge starts."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.contract import Item, VerifierError
+from fleet_edge.verifiers.registry import check_verifier
+from fleet_edge.verifiers.remote.loader import endpoint_urls
+from fleet_testing.inference_server import Fault
+from fleet_testing.markov import MarkovScript
+from tests.fleet_edge.verifiers.remote.serving import APIS, SCRIPT, SIZE, TOP, asking, server
+
+
+def key_file(folder: Path, key: str = "right", mode: int = 0o600) -> Path:
+    path = folder / "key"
+    path.write_text(f"{key}\n", encoding="ascii")
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_server_that_serves_the_target_is_taken(api: str) -> None:
+    with server(api) as one, asking([one], api=api) as verifier:
+        assert verifier.info.most_top_k == TOP
+        assert verifier.info.vocabulary.size == SIZE
+        assert verifier.info.context in (199, 192)
+        assert verifier.away() == ""
+        assert "1 server" in verifier.info.runs_on
+
+
+def test_a_server_that_names_all_tokens_serves_every_policy() -> None:
+    with server() as one, asking([one], top_logprobs=64) as verifier:
+        assert verifier.info.most_top_k is None
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "sentence"),
+    [
+        ({"key": "right"}, {}, "asks for a key; put it into a file and set 'remote.api_key_file'"),
+        ({"max_logprobs": TOP - 1}, {}, f"max allowed: {TOP - 1}.*--max-logprobs {TOP}, or set 'remote.top_logprobs'"),
+        ({}, {"served_model": "other"}, "serves served/model, and not other"),
+        ({"api": "sglang"}, {}, "has no /version .*'remote.api'"),
+        ({}, {"api": "sglang"}, "has no /get_model_info .*'remote.api'"),
+        ({"words": [f"x{token}" for token in range(SIZE)]}, {}, "Token .* is 'x.*' at .* and 't.*' in the target's"),
+        ({"words": SCRIPT.words[:20]}, {}, "has no token .* not of one family"),
+        ({"context": 5}, {}, "not what vLLM sends: a usable `max_model_len` is missing"),
+        ({}, {"known_tokens": 100}, "Room for 100 tokens .* 'remote.known_tokens' to at least 199"),
+    ],
+)
+def test_a_server_that_cannot_serve_the_target_is_told_of(
+    options: dict[str, Any], settings: dict[str, Any], sentence: str
+) -> None:
+    one = server(**{name: value for name, value in options.items() if name != "words"})
+    one.words = options.get("words", one.words)
+    with one, pytest.raises(VerifierError, match=sentence) as caught, asking([one], **settings):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_a_port_where_nobody_listens_is_told_of() -> None:
+    with server() as one:
+        pass
+    with (
+        pytest.raises(VerifierError, match=r"No inference server answers at .* check the address and the port"),
+        asking([one]),
+    ):
+        pass
+
+
+def test_a_server_that_does_not_answer_is_given_up() -> None:
+    with server(fault=Fault(hangs=True)) as one:
+        with pytest.raises(VerifierError, match=r"did not answer within 0\.2 s"), asking([one], request_s=0.2):
+            pass
+        one.fault.hangs = False
+
+
+def test_two_servers_of_different_models_are_told_of() -> None:
+    other_script = MarkovScript(size=SIZE, seed=4, period=5)
+    with server() as one, server(script=other_script) as other, asking([one, other]) as verifier:
+        assert verifier.away() == ""
+        assert len(verifier._pool.available) == 1
+        reasons = [each.breaker.reason for each in verifier._pool._endpoints.values()]
+        assert any("do not serve the same model" in reason for reason in reasons)
+
+
+def test_one_server_of_two_is_enough_to_start(caplog: pytest.LogCaptureFixture) -> None:
+    with server() as one, server() as other:
+        pass
+    with one, caplog.at_level(logging.WARNING), asking([one, other]) as verifier:
+        assert verifier.away() == ""
+        assert "starts without one of its inference servers" in caplog.text
+
+
+def test_the_key_goes_with_every_request_and_nowhere_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with server(key="right") as one, caplog.at_level(logging.DEBUG):
+        with asking([one], api_key_file=key_file(tmp_path)) as verifier:
+            assert verifier.away() == ""
+        wrong = key_file(tmp_path, "wrong-secret")
+        with (
+            pytest.raises(VerifierError, match=r"key in .*key; put the right") as caught,
+            asking([one], api_key_file=wrong),
+        ):
+            pass
+    assert "wrong-secret" not in caplog.text + str(caught.value) + repr(caught.value)
+    assert "right" not in caplog.text
+
+
+def test_a_key_that_was_replaced_is_read_again(tmp_path: Path) -> None:
+    with server(key="right") as one, asking([one], api_key_file=key_file(tmp_path)) as verifier:
+        one.key = "newer"
+        key_file(tmp_path, "newer")
+        verifier.open(1)
+        assert verifier.score([Item(1, [1, 2], 1)]).shape == (1, SIZE)
+        assert verifier.away() == ""
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda folder: key_file(folder, mode=0o640), "Others may read the key file .*chmod 600"),
+        (lambda folder: key_file(folder, ""), "holds no key"),
+        (lambda folder: key_file(folder, "two words"), "holds no key"),
+        (lambda folder: folder / "missing", "cannot be read"),
+        (lambda folder: folder, "cannot be read"),
+    ],
+)
+def test_a_key_file_that_cannot_be_used_is_told_of(make: Callable[[Path], Path], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(VerifierError, match=sentence), asking("http://127.0.0.1:9", api_key_file=make(tmp_path)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "set 'remote.endpoints'"),
+        (" , ", "set 'remote.endpoints'"),
+        ("10.0.0.5:8000", "is no address of an inference server"),
+        ("ftp://host", "is no address of an inference server"),
+        ("http://host:99999", "is no address of an inference server"),
+        ("http://host/?x=1", "is no address of an inference server"),
+        ("http://user:secret@host", "put the key into a file"),
+        ("http://a:1, http://a:1/", "stands twice"),
+    ],
+)
+def test_addresses_that_are_none_are_told_of(text: str, sentence: str) -> None:
+    with pytest.raises(VerifierError, match=sentence) as caught:
+        endpoint_urls(text)
+    assert "secret" not in str(caught.value)
+
+
+def test_addresses_are_taken_as_people_write_them() -> None:
+    assert endpoint_urls("http://a:8000/, https://b/v1") == ["http://a:8000", "https://b"]
+
+
+def test_the_preflight_looks_for_the_tokenizer(tmp_path: Path) -> None:
+    settings = {"engine": "remote", "remote": {"endpoints": "http://a:1"}, "target": str(tmp_path)}
+    with pytest.raises(VerifierError, match=r"has no tokenizer\.json"):
+        check_verifier(EdgeSettings.model_validate(settings))
+    with pytest.raises(VerifierError, match="needs the tokenizer of the served model"):
+        check_verifier(EdgeSettings.model_validate(settings | {"target": str(tmp_path / "missing")}))
