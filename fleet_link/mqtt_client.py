@@ -7,7 +7,6 @@ any (3.14.2.2.2), hence the one second.
 """
 
 import socket
-import ssl
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -19,6 +18,8 @@ from paho.mqtt.properties import Properties
 from fleet_link.screen import Screen
 from fleet_link.screened_socket import ScreenedSocket
 from fleet_link.settings import LinkSettings
+from fleet_link.tls import LinkContext
+from fleet_link.tls_stream import TlsStream
 
 __all__ = ["HANDOVER_S", "Announced", "connect_properties", "goodbye_properties", "make_client"]
 
@@ -27,20 +28,19 @@ class _ScreenedClient(Client):
     """A client that reads from a `ScreenedSocket`, as paho's own reads from its wrapper for WebSockets."""
 
     screen: Screen
+    context: LinkContext | None
     handshake_s: float
 
-    def _create_socket_connection(self) -> socket.socket:
-        sock = super()._create_socket_connection()
-        self._connect_timeout = self.handshake_s  # of what follows: somebody is there, and may take longer
-        return sock
-
     def _create_socket(self) -> Any:  # noqa: ANN401 - as paho's
-        return ScreenedSocket(super()._create_socket(), self.screen)
+        sock: Any = super()._create_socket()
+        if self.context is not None:
+            stream = TlsStream(sock, self.context, self._host)
+            stream.shake_hands(timeout_s=self.handshake_s)  # somebody is there: it may take longer than the connecting
+            sock = stream
+        return ScreenedSocket(sock, self.screen)
 
 
-def make_client(
-    settings: LinkSettings, context: ssl.SSLContext | None = None, *, screen: Screen | None = None
-) -> Client:
+def make_client(settings: LinkSettings, context: LinkContext | None = None, *, screen: Screen | None = None) -> Client:
     """Return a client that has not connected yet, with no callbacks but the socket's.
 
     Args:
@@ -56,6 +56,7 @@ def make_client(
     )
     client.screen = screen if screen is not None else Screen(max_packet_bytes=settings.packet_bytes)
     client.suppress_exceptions = True  # ours are guarded; this is for what nobody has thought of
+    client.context = context
     client.connect_timeout = settings.connect_timeout_s
     client.handshake_s = settings.handshake_s
     client.max_inflight_messages_set(0)  # the window is the outbox's business
@@ -63,8 +64,6 @@ def make_client(
         client.username_pw_set(settings.username, settings.password)
     if settings.will is not None:
         client.will_set(settings.will.topic, settings.will.payload, qos=1, retain=True)
-    if context is not None:
-        client.tls_set_context(context)
     if settings.no_delay:
         client.on_socket_open = _send_at_once
     return client

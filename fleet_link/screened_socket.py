@@ -9,12 +9,12 @@ import ssl
 from typing import Any, Final
 
 from fleet_link.screen import PUBACK, BrokenStream, Screen
+from fleet_link.tls_stream import TlsStream
 
 __all__ = ["ScreenedSocket"]
 
 PINGREQ: Final = b"\xc0\x00"
 CHUNK: Final = 1 << 16
-MAX_READS: Final = 64  # of one `fill`: TLS gives out a record at a time, and a broker writes one for each message
 LONGEST_PAUSE_S: Final = 0.008
 SHORTEST_PAUSE_S: Final = 0.001
 # Messages dropped by one `fill` from which on the next pause is shorter. Some brokers have no more than 20 under way to
@@ -29,7 +29,7 @@ class ScreenedSocket:
     """Belongs to the link's thread.
 
     Args:
-        sock: A connected socket, plain or TLS.
+        sock: A connected socket, or a TLS stream over one. Neither blocks.
         screen: Decides what the reader gets.
 
     Attributes:
@@ -38,13 +38,13 @@ class ScreenedSocket:
 
     def __init__(self, sock: Any, screen: Screen) -> None:  # noqa: ANN401 - plain or TLS
         self._sock = sock
-        self._encrypted = isinstance(sock, ssl.SSLSocket)
+        self._tls = sock if isinstance(sock, TlsStream) else None
         self._screen = screen
         self._ready = b""
         self._at = 0
         self._ended: BaseException | bool = False
         self._midway = False  # the reader's last packet was not written whole
-        self._more = False  # the last `fill` left something
+        self._more = self._tls is not None and self._tls.pending  # the last `fill` left something
         self._pause_s = LONGEST_PAUSE_S
         self.received = 0
 
@@ -112,8 +112,8 @@ class ScreenedSocket:
 
     @property
     def wants_write(self) -> bool:
-        """Whether acknowledgements wait until the socket can be written to."""
-        return bool(self._screen.owed)
+        """Whether acknowledgements, or what TLS says by itself, wait until the socket can be written to."""
+        return bool(self._screen.owed) or (self._tls is not None and self._tls.wants_write)
 
     @property
     def ending(self) -> str:
@@ -146,10 +146,11 @@ class ScreenedSocket:
     def flush(self) -> None:
         """Write the acknowledgements that are due, if the reader is not in the midst of a packet."""
         owed = self._screen.owed
-        if self._midway or not owed:
-            return
         try:
-            del owed[: self._sock.send(owed)]
+            if self._tls is not None:
+                self._tls.flush()
+            if owed and not self._midway:
+                del owed[: self._sock.send(owed)]
         except _WAIT:
             pass
         except OSError as error:
@@ -157,28 +158,15 @@ class ScreenedSocket:
 
     def _read(self) -> bytes:
         """Return what of it the screen lets pass."""
-        pieces = []
-        size = 0
         self._more = False
-        for _ in range(MAX_READS):
-            try:
-                data = self._sock.recv(CHUNK)
-                pieces.append(self._screen.feed(data))
-            except _WAIT:
-                break
-            except (OSError, BrokenStream) as error:
-                self._ended = error
-                break
-            if not data:
-                self._ended = True
-                break
-            size += len(data)
+        try:
+            data = self._sock.recv(CHUNK)
+            self._ended = not data
             self.received += len(data)
-            if not self._encrypted and len(data) < CHUNK:
-                break  # that was all
-            if size >= CHUNK:
-                self._more = True
-                break
-        else:
-            self._more = True
-        return b"".join(pieces)
+            self._more = self._tls.pending if self._tls is not None else len(data) == CHUNK
+            return self._screen.feed(data)
+        except _WAIT:
+            pass
+        except (OSError, BrokenStream) as error:
+            self._ended = error
+        return b""

@@ -1,10 +1,9 @@
 """TLS for a link: what is loaded from the files, and what is demanded of the broker."""
 
-import contextlib
 import ssl
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
@@ -12,9 +11,6 @@ from cryptography.x509.oid import NameOID
 from fleet_link.errors import ConnectFailed
 from fleet_link.failures import reason_of
 from fleet_link.settings import TlsSettings
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 __all__ = ["LinkContext", "certificate_end", "certificate_name", "tls_context"]
 
@@ -26,41 +22,10 @@ class LinkContext(ssl.SSLContext):
     """A context that remembers why the broker hung up.
 
     A broker that refuses our certificate says so in an alert, which under TLS 1.3 arrives after the handshake, in the
-    middle of paho's reading, where it would be lost.
+    middle of the MQTT library's reading, where it would be lost.
     """
 
     alert: ssl.SSLError | None = None
-
-
-class _LinkSocket(ssl.SSLSocket):
-    """A socket that closes itself when its handshake fails; paho would leave it to the garbage collector."""
-
-    def do_handshake(self, block: bool = False) -> None:
-        try:
-            super().do_handshake(block)
-        except BaseException:
-            self.close()
-            raise
-
-    def send(self, data: "Buffer", flags: int = 0) -> int:
-        try:
-            return super().send(data, flags)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except OSError:
-            with contextlib.suppress(OSError):
-                self.recv(1)  # the broker has hung up before we wrote: its reason may be there to read
-            raise
-
-    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        try:
-            return super().recv(buflen, flags)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except ssl.SSLError as error:
-            if isinstance(self.context, LinkContext):
-                self.context.alert = error
-            raise
 
 
 def tls_context(tls: TlsSettings, *, now: datetime | None = None) -> LinkContext:
@@ -74,7 +39,7 @@ def tls_context(tls: TlsSettings, *, now: datetime | None = None) -> LinkContext
         ConnectFailed: A file cannot be read, is not what it should be, does not fit another, or is not valid now.
     """
     context = LinkContext(ssl.PROTOCOL_TLS_CLIENT)  # asks for the broker's certificate and checks its host name
-    context.sslsocket_class = _LinkSocket
+    context.options |= ssl.OP_NO_RENEGOTIATION  # of TLS 1.2: reading never has to wait for writing, nor the reverse
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.hostname_checks_common_name = False  # a name counts only where the authority has put it as a host's
     context.set_ciphers(CIPHERS)

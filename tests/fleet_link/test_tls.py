@@ -24,6 +24,7 @@ from fleet_link.errors import ConnectFailed
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings, TlsSettings
 from fleet_link.tls import certificate_end, tls_context
+from fleet_link.tls_stream import TlsStream
 from tests.support.links import START_S
 from tests.support.tls_fleet import HOST, TlsFleet, enrol, new_authority, tls_fleet
 from tests.support.waiting import until
@@ -64,6 +65,7 @@ def test_nothing_below_tls_1_2_and_no_weak_cipher(files: TlsSettings) -> None:
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
     assert (context.check_hostname, context.verify_mode) == (True, ssl.CERT_REQUIRED)
     assert not context.hostname_checks_common_name
+    assert context.options & ssl.OP_NO_RENEGOTIATION
     ciphers = [str(cipher["name"]) for cipher in context.get_ciphers()]
     assert ciphers
     assert all(name.startswith(("TLS_", "ECDHE-")) for name in ciphers)
@@ -230,10 +232,9 @@ def test_the_reason_is_read_even_if_the_broker_has_hung_up_before_we_wrote(
     server = Server(context)
     asks = tls_context(files)
     try:
-        with (
-            socket.create_connection((HOST, server.port)) as sock,
-            asks.wrap_socket(sock, server_hostname=HOST) as link,
-        ):
+        with socket.create_connection((HOST, server.port)) as sock:
+            link = TlsStream(sock, asks, HOST)
+            link.shake_hands(timeout_s=5.0)
             poll = select.poll()
             poll.register(link, select.POLLRDHUP)
             assert poll.poll(5000), "the server has not hung up"
