@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from broker_config.access import render_access, render_site_access
 from broker_config.broker import Broker
 from broker_config.description import render_description
-from broker_config.emqx_conf import render_emqx, render_emqx_access
 from broker_config.errors import BrokerFilesError
-from broker_config.janitor import JANITOR_UNIT, TIMER_UNIT, render_janitor_unit, render_timer
-from broker_config.mosquitto_conf import ACCESS_FILE, CONF_FILE, render_conf
-from broker_config.nftables import RULES_FILE, UNIT_FILE, render_firewall_unit, render_rules
-from broker_config.systemd import DROP_IN_FILE, render_drop_in
-from broker_config.version import MosquittoVersion
+from broker_config.rendering.access import render_access, render_site_access
+from broker_config.rendering.emqx_conf import render_emqx, render_emqx_access
+from broker_config.rendering.janitor import JANITOR_UNIT, TIMER_UNIT, render_janitor_unit, render_timer
+from broker_config.rendering.mosquitto_conf import ACCESS_FILE, CONF_FILE, render_conf
+from broker_config.rendering.nftables import RULES_FILE, UNIT_FILE, render_firewall_unit, render_rules
+from broker_config.rendering.systemd import DROP_IN_FILE, render_drop_in
+from broker_config.rendering.version import MosquittoVersion
 
 __all__ = ["DESCRIPTION_FILE", "Profile", "RenderedFile", "render_files", "write_files"]
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from broker_config.broker import Broker
-from broker_config.runner import MosquittoProcess
+from broker_config.processes.runner import MosquittoProcess
 from fleet_cli.demo.prompts import PROMPTS
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.gguf import GgufModel

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from broker_config.broker import Broker
-from broker_config.runner import MosquittoProcess
+from broker_config.processes.runner import MosquittoProcess
 from dssd.downlink import Form
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from broker_config.broker import Broker
-from broker_config.runner import MosquittoProcess
+from broker_config.processes.runner import MosquittoProcess
 from fleet_cli.demo.prompts import PROMPTS
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.contract import Drafter

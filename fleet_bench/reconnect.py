@@ -27,7 +27,7 @@ from typing import Final
 import psutil
 
 from broker_config.errors import BrokerError
-from broker_config.local import LocalBroker
+from broker_config.processes.local import LocalBroker
 from fleet_bench.shared.conditions import conditions
 from fleet_cli.broker.init import make_local_broker
 from fleet_link.errors import LinkError

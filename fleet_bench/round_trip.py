@@ -18,7 +18,7 @@ from typing import Self
 
 from broker_config.broker import Broker
 from broker_config.errors import BrokerError
-from broker_config.runner import MosquittoProcess
+from broker_config.processes.runner import MosquittoProcess
 from fleet_link.errors import LinkError
 from fleet_link.link import Message
 from fleet_link.paho_link import PahoLink

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from broker_config.broker import Broker
 from broker_config.errors import BrokerError
-from broker_config.local import LocalBroker
-from broker_config.runner import MosquittoProcess
+from broker_config.processes.local import LocalBroker
+from broker_config.processes.runner import MosquittoProcess
 from fleet_cli.broker.init import make_local_broker
 from fleet_link.errors import LinkError
 from fleet_link.link import Message

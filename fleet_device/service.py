@@ -23,7 +23,7 @@ from fleet_link.errors import ConnectFailed, LinkError
 from fleet_link.link import Link, OutcomeHandler, Will
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
-from fleet_link.tls import certificate_end
+from fleet_link.tls.certificate import certificate_end
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.topics import Topic, build
 from schemas.version import VERSION

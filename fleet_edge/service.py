@@ -26,7 +26,7 @@ from fleet_link.errors import LinkError
 from fleet_link.link import Link, Will
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
-from fleet_link.tls import certificate_end
+from fleet_link.tls.certificate import certificate_end
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.topics import Topic, build
 from schemas.version import VERSION

@@ -13,21 +13,21 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from fleet_link.connection import Connection, ConnectionLost
+from fleet_link.connection.connection import Connection, ConnectionLost
+from fleet_link.connection.handover import Handover
+from fleet_link.connection.polling import Waker
+from fleet_link.connection.screen import Screen
 from fleet_link.counters import Accepts, Guard, LinkCounters
-from fleet_link.credentials import Credentials
 from fleet_link.errors import ConnectFailed
 from fleet_link.failures import silent, subscription_refused
-from fleet_link.handover import Handover
 from fleet_link.lifecycle import Backoff, Connectivity, Startup
 from fleet_link.link import Handler, Listener, OutcomeHandler
-from fleet_link.mqtt_client import Announced
-from fleet_link.outgoing import Outgoing
-from fleet_link.polling import Waker
+from fleet_link.outbox.announced import Announced
+from fleet_link.outbox.outgoing import Outgoing
+from fleet_link.outbox.sender import Sender
 from fleet_link.routing import Route, Routes
-from fleet_link.screen import Screen
-from fleet_link.sender import Sender
 from fleet_link.settings import LinkSettings
+from fleet_link.tls.credentials import Credentials
 
 __all__ = ["PahoLink"]
 

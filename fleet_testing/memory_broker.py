@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from fleet_link.link import NO_MATCHING_SUBSCRIBERS, Message, Will
-from fleet_link.outgoing import Outgoing
+from fleet_link.outbox.outgoing import Outgoing
 from fleet_link.routing import matches, split_share
 
 __all__ = ["Faults", "MemoryBroker", "Peer"]

@@ -3,9 +3,9 @@
 from fleet_link.counters import Accepts, Guard, LinkCounters
 from fleet_link.errors import ConnectFailed
 from fleet_link.link import Handler, Listener, Message, Outcome, OutcomeHandler, Will
-from fleet_link.outbox import Outbox
-from fleet_link.outgoing import Outgoing
-from fleet_link.packets import publish_packet_bytes
+from fleet_link.outbox.outbox import Outbox
+from fleet_link.outbox.outgoing import Outgoing
+from fleet_link.outbox.packets import publish_packet_bytes
 from fleet_link.routing import Route, Routes
 from fleet_testing.memory_broker import MemoryBroker, Peer
 

@@ -30,7 +30,7 @@ WITHOUT_A_FACE = (
 )  # fmt: skip
 
 # Raised and caught within one module or its neighbours: nobody else sees them.
-INTERNAL = {"fleet_link.connection.ConnectionLost", "fleet_link.screen.BrokenStream"}
+INTERNAL = {"fleet_link.connection.connection.ConnectionLost", "fleet_link.connection.screen.BrokenStream"}
 
 
 @pytest.mark.parametrize(("package", "names"), [("fleet_device", DEVICE), ("fleet_edge", EDGE)])

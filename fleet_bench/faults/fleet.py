@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from broker_config.local import LocalBroker
+from broker_config.processes.local import LocalBroker
 from fleet_bench.faults.disk import Disk
 from fleet_bench.faults.tally import Tally
 from fleet_bench.faults.writer import Task

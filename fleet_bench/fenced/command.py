@@ -21,8 +21,8 @@ from typing import Final, Self
 
 from broker_config.broker import Broker
 from broker_config.errors import BrokerError
-from broker_config.local import LocalBroker
-from broker_config.runner import MosquittoProcess, ThrowAwayBroker
+from broker_config.processes.local import LocalBroker
+from broker_config.processes.runner import MosquittoProcess, ThrowAwayBroker
 from fleet_bench.fenced.connecting import Access, drain
 from fleet_bench.fenced.thread_meter import thread_times_s
 from fleet_bench.hostile.mqtt_packets import publish_packet

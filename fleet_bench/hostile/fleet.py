@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import psutil
 
-from broker_config.local import LocalBroker
+from broker_config.processes.local import LocalBroker
 from fleet_bench.hostile.honest import Language
 from fleet_bench.hostile.meters import Throughput
 from fleet_bench.hostile.place import Place

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import psutil
 
-from broker_config.runner import find_mosquitto
-from broker_config.version import installed_version
+from broker_config.processes.runner import find_mosquitto
+from broker_config.rendering.version import installed_version
 from schemas.version import VERSION
 
 __all__ = ["commit", "conditions", "machine", "versions"]

@@ -16,12 +16,12 @@ from cryptography import x509
 from broker_config.broker import Broker
 from broker_config.description import describe
 from broker_config.files import Profile, render_files, write_files
-from broker_config.local import IDENTITIES, identity_files
-from broker_config.mosquitto_conf import CONF_FILE
-from broker_config.nftables import RULES_FILE, UNIT_FILE
-from broker_config.runner import find_mosquitto
-from broker_config.systemd import DROP_IN_FILE, SPARE_DESCRIPTORS
-from broker_config.version import installed_version
+from broker_config.processes.local import IDENTITIES, identity_files
+from broker_config.processes.runner import find_mosquitto
+from broker_config.rendering.mosquitto_conf import CONF_FILE
+from broker_config.rendering.nftables import RULES_FILE, UNIT_FILE
+from broker_config.rendering.systemd import DROP_IN_FILE, SPARE_DESCRIPTORS
+from broker_config.rendering.version import installed_version
 from fleet_cli.errors import CommandError
 from fleet_identity.authority import Authority, create_authority
 from fleet_identity.broker_access import BrokerAccess
@@ -85,9 +85,10 @@ def make_local_broker(
     port: int,
     edge_port: int | None = None,
 ) -> Broker:
-    """Make the folder: authority, certificates, configuration, settings. `broker_config.local.LocalBroker` runs it.
+    """Make the folder: authority, certificates, configuration, settings.
 
-    Each edge gets a probe beside it, the device as which `fleet edge selftest` asks.
+    `broker_config.processes.local.LocalBroker` runs it. Each edge gets a probe beside it, the device as which
+    `fleet edge selftest` asks.
 
     Args:
         directory: Must be empty or not there.

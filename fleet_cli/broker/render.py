@@ -9,8 +9,8 @@ from broker_config.broker import Broker
 from broker_config.description import describe, read_description
 from broker_config.errors import BrokerMissing
 from broker_config.files import Profile, render_files, write_files
-from broker_config.runner import find_mosquitto
-from broker_config.version import MosquittoVersion, installed_version
+from broker_config.processes.runner import find_mosquitto
+from broker_config.rendering.version import MosquittoVersion, installed_version
 
 __all__ = ["register"]
 

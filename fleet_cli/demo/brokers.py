@@ -9,8 +9,8 @@ from typing import Final
 
 from broker_config.broker import Broker
 from broker_config.errors import BrokerMissing
-from broker_config.local import LocalBroker
-from broker_config.runner import EmbeddedBroker, MosquittoProcess, ThrowAwayBroker, find_mosquitto
+from broker_config.processes.local import LocalBroker
+from broker_config.processes.runner import EmbeddedBroker, MosquittoProcess, ThrowAwayBroker, find_mosquitto
 from fleet_cli.broker.init import make_local_broker
 from fleet_cli.errors import CommandError
 

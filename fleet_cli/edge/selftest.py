@@ -11,7 +11,7 @@ from fleet_device.checks.edge_check import EdgeCheck, Question
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.packed.source import check_source
 from fleet_identity.roles import probe_name
-from fleet_link.tls import certificate_name
+from fleet_link.tls.certificate import certificate_name
 from fleet_runtime.terminal import json_text
 
 __all__ = ["selftest_command"]

@@ -14,7 +14,7 @@ from tests.support.links import START_S, Inbox
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from broker_config.runner import MosquittoProcess
+    from broker_config.processes.runner import MosquittoProcess
 
 pytestmark = pytest.mark.broker
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from broker_config.access import render_access, render_site_access
 from broker_config.broker import REPORTED, Broker
-from broker_config.emqx_conf import render_emqx, render_emqx_access
-from broker_config.janitor import janitor_command, render_janitor_unit, render_timer
-from broker_config.mosquitto_conf import render_conf
-from broker_config.nftables import render_firewall_unit, render_rules
-from broker_config.rumqttd import render_rumqttd
-from broker_config.systemd import render_drop_in
-from broker_config.version import MosquittoVersion
+from broker_config.processes.rumqttd import render_rumqttd
+from broker_config.rendering.access import render_access, render_site_access
+from broker_config.rendering.emqx_conf import render_emqx, render_emqx_access
+from broker_config.rendering.janitor import janitor_command, render_janitor_unit, render_timer
+from broker_config.rendering.mosquitto_conf import render_conf
+from broker_config.rendering.nftables import render_firewall_unit, render_rules
+from broker_config.rendering.systemd import render_drop_in
+from broker_config.rendering.version import MosquittoVersion
 from schemas.topics import Role, Topic, rules_for, wildcard
 
 HOME = Path("/etc/mosquitto/fleet")

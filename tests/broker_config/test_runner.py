@@ -10,7 +10,7 @@ import pytest
 
 from broker_config.broker import Broker
 from broker_config.errors import BrokerFailed, BrokerMissing
-from broker_config.runner import EmbeddedBroker, MosquittoProcess, ThrowAwayBroker, find_mosquitto
+from broker_config.processes.runner import EmbeddedBroker, MosquittoProcess, ThrowAwayBroker, find_mosquitto
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
 from tests.support.brokers import require_mosquitto
@@ -105,7 +105,7 @@ def test_its_log_tells_who_connected() -> None:
 
 
 def test_without_mosquitto_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker_config.runner.SYSTEM_PATHS", ())
+    monkeypatch.setattr("broker_config.processes.runner.SYSTEM_PATHS", ())
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(BrokerMissing, match="apt install mosquitto"):
         find_mosquitto()
@@ -121,7 +121,7 @@ def test_mosquitto_is_found_where_users_have_no_path(monkeypatch: pytest.MonkeyP
 def test_the_embedded_broker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     pytest.importorskip("iotcore")
     program = (
-        "from broker_config.runner import EmbeddedBroker\n"
+        "from broker_config.processes.runner import EmbeddedBroker\n"
         "broker = EmbeddedBroker()\n"
         "broker.start()\n"
         "print(broker.port, flush=True)\n"

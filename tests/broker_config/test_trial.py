@@ -1,9 +1,9 @@
 from pathlib import Path
 
 from broker_config.broker import Broker
-from broker_config.mosquitto_conf import render_conf
-from broker_config.trial import TrialFiles, trial_lines
-from broker_config.version import MosquittoVersion
+from broker_config.processes.trial import TrialFiles, trial_lines
+from broker_config.rendering.mosquitto_conf import render_conf
+from broker_config.rendering.version import MosquittoVersion
 
 HOME = Path("/etc/mosquitto/fleet")
 FOLDER = Path("/tmp/trial")

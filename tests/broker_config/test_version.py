@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from broker_config.errors import BrokerFailed
-from broker_config.runner import find_mosquitto
-from broker_config.version import MosquittoVersion, installed_version
+from broker_config.processes.runner import find_mosquitto
+from broker_config.rendering.version import MosquittoVersion, installed_version
 from tests.support.brokers import require_mosquitto
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from broker_config.broker import Broker
-from broker_config.runner import MosquittoProcess
+from broker_config.processes.runner import MosquittoProcess
 from dssd.downlink import Form
 from fleet_bench.exactness import FLEET, LENGTH, law
 from fleet_device.client.agent import Agent

@@ -7,7 +7,7 @@ import pytest
 from fleet_bench import round_trip
 
 if TYPE_CHECKING:
-    from broker_config.runner import MosquittoProcess
+    from broker_config.processes.runner import MosquittoProcess
 
 
 @pytest.mark.broker
@@ -35,7 +35,7 @@ def test_median_99th_percentile_and_longest_time_are_told_apart() -> None:
 def test_without_mosquitto_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("broker_config.runner.SYSTEM_PATHS", ())
+    monkeypatch.setattr("broker_config.processes.runner.SYSTEM_PATHS", ())
     monkeypatch.setenv("PATH", "/nonexistent")
     assert round_trip.main([]) == 2
     assert "apt install mosquitto" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from tests.support.drafts import draft, open_message
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from broker_config.runner import MosquittoProcess
+    from broker_config.processes.runner import MosquittoProcess
 
 
 def topic(kind: Topic, *, device: str = "device-1", edge: str | None = None) -> str:

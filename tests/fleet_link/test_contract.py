@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from broker_config.broker import Broker
-from broker_config.runner import EmbeddedBroker, MosquittoProcess
+from broker_config.processes.runner import EmbeddedBroker, MosquittoProcess
 from fleet_link.errors import ConnectFailed, NotConnected, PacketTooLarge
 from fleet_link.link import NO_MATCHING_SUBSCRIBERS, Link, Message, Outcome, Will
 from schemas.topics import Topic, build, wildcard

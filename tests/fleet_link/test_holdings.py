@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_link.holdings import SPARE, Holdings
+from fleet_link.outbox.holdings import SPARE, Holdings
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(-3, 5)), max_size=100))

@@ -7,10 +7,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from fleet_link.counters import Guard, LinkCounters
 from fleet_link.errors import NotConnected
 from fleet_link.link import PACKET_TOO_LARGE, Outcome
-from fleet_link.mqtt_client import Announced
-from fleet_link.outbox import Outbox
-from fleet_link.outgoing import Outgoing
-from fleet_link.sender import Sender
+from fleet_link.outbox.announced import Announced
+from fleet_link.outbox.outbox import Outbox
+from fleet_link.outbox.outgoing import Outgoing
+from fleet_link.outbox.sender import Sender
 from fleet_link.settings import LinkSettings
 
 

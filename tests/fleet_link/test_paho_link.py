@@ -13,11 +13,11 @@ import pytest
 from paho.mqtt.client import Client
 
 from broker_config.broker import Broker
-from broker_config.runner import MosquittoProcess
+from broker_config.processes.runner import MosquittoProcess
+from fleet_link.connection.mqtt_client import make_client
 from fleet_link.errors import NotConnected
 from fleet_link.link import Link, Message, Outcome
-from fleet_link.mqtt_client import make_client
-from fleet_link.packets import publish_packet_bytes
+from fleet_link.outbox.packets import publish_packet_bytes
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
 from fleet_testing.relay import Relay

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet_link.connection.screen import BrokenStream, Screen
 from fleet_link.counters import Guard
-from fleet_link.screen import BrokenStream, Screen
 from tests.support.mqtt_packets import Publish, acknowledgement, packet
 
 LIMIT = 1 << 20

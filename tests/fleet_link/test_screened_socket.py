@@ -9,9 +9,9 @@ import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from fleet_link.mqtt_client import make_client
-from fleet_link.screen import Screen
-from fleet_link.screened_socket import CROWD, LONGEST_PAUSE_S, SHORTEST_PAUSE_S, ScreenedSocket
+from fleet_link.connection.mqtt_client import make_client
+from fleet_link.connection.screen import Screen
+from fleet_link.connection.screened_socket import CROWD, LONGEST_PAUSE_S, SHORTEST_PAUSE_S, ScreenedSocket
 from fleet_link.settings import LinkSettings
 from tests.support.mqtt_packets import Publish, acknowledgement
 

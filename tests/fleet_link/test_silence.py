@@ -1,6 +1,6 @@
 import pytest
 
-from fleet_link.silence import Silence
+from fleet_link.connection.silence import Silence
 
 
 class Time:

@@ -19,12 +19,13 @@ from fleet_identity.files import write_atomically
 from fleet_identity.keys import key_pem, load_key, new_key
 from fleet_identity.requests import make_request
 from fleet_identity.roles import IdentityRole
-from fleet_link.credentials import LOOK_S, RETRY_S, Credentials
 from fleet_link.errors import ConnectFailed
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings, TlsSettings
-from fleet_link.tls import certificate_end, tls_context
-from fleet_link.tls_stream import TlsStream
+from fleet_link.tls.certificate import certificate_end
+from fleet_link.tls.context import tls_context
+from fleet_link.tls.credentials import LOOK_S, RETRY_S, Credentials
+from fleet_link.tls.stream import TlsStream
 from tests.support.links import START_S
 from tests.support.tls_fleet import HOST, TlsFleet, enrol, new_authority, tls_fleet
 from tests.support.waiting import until

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from fleet_identity.authority import issue
 from fleet_identity.roles import IdentityRole
-from fleet_link.screen import Screen
-from fleet_link.screened_socket import ScreenedSocket
+from fleet_link.connection.screen import Screen
+from fleet_link.connection.screened_socket import ScreenedSocket
 from fleet_link.settings import TlsSettings
-from fleet_link.tls import LinkContext, tls_context
-from fleet_link.tls_stream import RECORD, TlsStream
+from fleet_link.tls.context import LinkContext, tls_context
+from fleet_link.tls.stream import RECORD, TlsStream
 from tests.support.mqtt_packets import Publish, acknowledgement
 from tests.support.tls_fleet import HOST, new_authority
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fleet_link.link import Message, Will
-from fleet_link.outgoing import Outgoing
+from fleet_link.outbox.outgoing import Outgoing
 from fleet_testing.memory_broker import MemoryBroker, Peer
 from fleet_testing.memory_link import MemoryLink
 

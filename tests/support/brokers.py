@@ -6,7 +6,7 @@ import pytest
 
 from broker_config.broker import Broker
 from broker_config.errors import BrokerMissing
-from broker_config.runner import MosquittoProcess, find_mosquitto
+from broker_config.processes.runner import MosquittoProcess, find_mosquitto
 from tests.support.needs import missing, require_marker
 
 StartBroker = Callable[[Broker], MosquittoProcess]

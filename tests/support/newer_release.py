@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import cbor2
 
-from fleet_link.outbox import Outgoing
+from fleet_link.outbox.outbox import Outgoing
 from fleet_testing.memory_broker import MemoryBroker
 from schemas.topics import Topic, parse
 

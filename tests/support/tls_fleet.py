@@ -13,8 +13,8 @@ from cryptography import x509
 
 from broker_config.broker import Broker
 from broker_config.files import Profile, render_files
-from broker_config.mosquitto_conf import ACCESS_FILE, CONF_FILE
-from broker_config.trial import TrialBroker, TrialFiles
+from broker_config.processes.trial import TrialBroker, TrialFiles
+from broker_config.rendering.mosquitto_conf import ACCESS_FILE, CONF_FILE
 from fleet_identity.authority import Authority, create_authority, issue, utc_now
 from fleet_identity.broker_access import BrokerAccess
 from fleet_identity.keys import new_key, save_key

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.access import render_site_access
 from broker_config.broker import REPORTED, Broker
 from broker_config.description import render_description
 from broker_config.files import Profile, render_files, write_files
-from broker_config.local import LocalBroker
+from broker_config.processes.local import LocalBroker
+from broker_config.rendering.access import render_site_access
 from fleet_cli.broker.init import make_local_broker
 from fleet_cli.broker.trial_session import Trial, begin_trial
 from fleet_link.link import publish_confirmed

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from broker_config.runner import MosquittoProcess
+from broker_config.processes.runner import MosquittoProcess
 from fleet_runtime.events import Event, read_events, wait_for_event
 from tests.support.prepared_models import prepared
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.janitor import janitor_command
+from broker_config.rendering.janitor import janitor_command
 from fleet_identity.roles import IdentityRole
 from fleet_link.link import Message
 from fleet_link.settings import TlsSettings

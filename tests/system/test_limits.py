@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from broker_config.broker import Broker
-from broker_config.runner import MosquittoProcess
+from broker_config.processes.runner import MosquittoProcess
 from fleet_cli.broker.limits import MOST_SHARED, LimitReached, LimitWatch
 from fleet_cli.broker.watch import watch
 from fleet_link.errors import ConnectFailed, NotConnected, PacketTooLarge

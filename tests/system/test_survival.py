@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_config.runner import MosquittoProcess
+from broker_config.processes.runner import MosquittoProcess
 from fleet_device.client.agent import Generation
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.service import DeviceService

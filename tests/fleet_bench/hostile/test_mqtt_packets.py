@@ -12,7 +12,7 @@ from fleet_bench.hostile.mqtt_packets import (
     split_packets,
     subscribe_packet,
 )
-from fleet_link.packets import publish_packet_bytes
+from fleet_link.outbox.packets import publish_packet_bytes
 
 
 def one(packet: bytes) -> Iterator[object]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from broker_config.errors import BrokerFilesError
-from broker_config.local import LocalBroker
+from broker_config.processes.local import LocalBroker
 from fleet_cli.broker.check import check_directory
 from fleet_cli.broker.findings import Result
 from fleet_cli.broker.init import make_local_broker

@@ -11,7 +11,7 @@ should it ever, the edges' topics are denied here by name, and a list of devices
 from collections.abc import Iterator
 
 from broker_config.broker import REPORTED, Broker
-from broker_config.janitor import janitor_rights
+from broker_config.rendering.janitor import janitor_rights
 from schemas.topics import ROOT, Access, Role, Topic, build, rules_for, wildcard
 
 __all__ = ["render_access", "render_site_access"]

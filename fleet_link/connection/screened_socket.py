@@ -8,8 +8,8 @@ together. It has the interface that paho's own wrapper for WebSockets has; it ne
 import ssl
 from typing import Any, Final
 
-from fleet_link.screen import PUBACK, BrokenStream, Screen
-from fleet_link.tls_stream import TlsStream
+from fleet_link.connection.screen import PUBACK, BrokenStream, Screen
+from fleet_link.tls.stream import TlsStream
 
 __all__ = ["ScreenedSocket"]
 

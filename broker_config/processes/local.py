@@ -8,9 +8,9 @@ from broker_config.broker import Tls
 from broker_config.description import read_description
 from broker_config.errors import BrokerFilesError
 from broker_config.files import DESCRIPTION_FILE
-from broker_config.mosquitto_conf import ACCESS_FILE, CONF_FILE, render_conf
-from broker_config.runner import ThrowAwayBroker, find_mosquitto
-from broker_config.version import installed_version
+from broker_config.processes.runner import ThrowAwayBroker, find_mosquitto
+from broker_config.rendering.mosquitto_conf import ACCESS_FILE, CONF_FILE, render_conf
+from broker_config.rendering.version import installed_version
 
 __all__ = ["IDENTITIES", "IdentityFiles", "LocalBroker", "identity_files"]
 

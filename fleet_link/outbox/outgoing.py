@@ -6,7 +6,7 @@ from typing import Final
 
 from fleet_link.errors import PacketTooLarge
 from fleet_link.link import OutcomeHandler
-from fleet_link.packets import publish_packet_bytes
+from fleet_link.outbox.packets import publish_packet_bytes
 from fleet_link.routing import check_topic
 
 __all__ = ["Outgoing"]

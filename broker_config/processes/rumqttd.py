@@ -1,8 +1,8 @@
 """Embedded broker rumqttd of the `iotcore` wheel: its configuration file, and the child process it runs in.
 
-`python -m broker_config.rumqttd FILE` is that process. rumqttd cannot be shut down from within, so it has a process to
-itself, which also ends when the parent's end of the pipe on standard input closes: a parent that was killed leaves no
-broker behind.
+`python -m broker_config.processes.rumqttd FILE` is that process. rumqttd cannot be shut down from within, so it has a
+process to itself, which also ends when the parent's end of the pipe on standard input closes: a parent that was killed
+leaves no broker behind.
 """
 
 import os

@@ -17,18 +17,19 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fleet_link import failures
+from fleet_link.connection.mqtt_client import connect_properties, goodbye_properties, make_client
+from fleet_link.connection.polling import MAX_POLL_S, Waker, has_arrived, wait
+from fleet_link.connection.screen import Screen
+from fleet_link.connection.screened_socket import ScreenedSocket
+from fleet_link.connection.silence import Silence
 from fleet_link.counters import Accepts
 from fleet_link.link import FIRST_ERROR, Message
-from fleet_link.mqtt_client import Announced, connect_properties, goodbye_properties, make_client
-from fleet_link.outgoing import Outgoing
-from fleet_link.packets import AliasTable
-from fleet_link.polling import MAX_POLL_S, Waker, has_arrived, wait
+from fleet_link.outbox.announced import Announced
+from fleet_link.outbox.outgoing import Outgoing
+from fleet_link.outbox.packets import AliasTable
 from fleet_link.routing import Route
-from fleet_link.screen import Screen
-from fleet_link.screened_socket import ScreenedSocket
 from fleet_link.settings import LinkSettings
-from fleet_link.silence import Silence
-from fleet_link.tls import LinkContext
+from fleet_link.tls.context import LinkContext
 
 __all__ = ["Connection", "ConnectionLost"]
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from fleet_link.counters import Guard
 from fleet_link.link import PACKET_TOO_LARGE, Outcome
-from fleet_link.mqtt_client import Announced
-from fleet_link.outbox import Outbox
-from fleet_link.outgoing import Outgoing
+from fleet_link.outbox.announced import Announced
+from fleet_link.outbox.outbox import Outbox
+from fleet_link.outbox.outgoing import Outgoing
 from fleet_link.settings import LinkSettings
 
 __all__ = ["Sender"]

@@ -12,8 +12,8 @@ from typing import Final
 
 from fleet_link.counters import LinkCounters
 from fleet_link.errors import NotConnected
-from fleet_link.holdings import Holdings
-from fleet_link.outgoing import Outgoing
+from fleet_link.outbox.holdings import Holdings
+from fleet_link.outbox.outgoing import Outgoing
 from fleet_runtime.fair_queue import FairQueue
 
 __all__ = ["Outbox"]

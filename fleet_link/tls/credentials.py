@@ -13,7 +13,7 @@ from typing import Final
 
 from fleet_link.errors import ConnectFailed
 from fleet_link.settings import TlsSettings
-from fleet_link.tls import LinkContext, tls_context
+from fleet_link.tls.context import LinkContext, tls_context
 
 __all__ = ["Credentials"]
 

@@ -18,9 +18,9 @@ from typing import IO, Final, Self
 from broker_config.broker import Broker
 from broker_config.errors import BrokerFailed, BrokerMissing
 from broker_config.files import Profile, render_files, write_files
-from broker_config.mosquitto_conf import CONF_FILE
-from broker_config.rumqttd import render_rumqttd
-from broker_config.version import installed_version
+from broker_config.processes.rumqttd import render_rumqttd
+from broker_config.rendering.mosquitto_conf import CONF_FILE
+from broker_config.rendering.version import installed_version
 
 __all__ = [
     "EmbeddedBroker",
@@ -235,7 +235,7 @@ class EmbeddedBroker(ThrowAwayBroker):
     def _prepare(self, directory: Path) -> list[str]:
         configuration = directory / "rumqttd.toml"
         configuration.write_text(render_rumqttd(self._broker))
-        return [sys.executable, "-m", "broker_config.rumqttd", str(configuration)]
+        return [sys.executable, "-m", "broker_config.processes.rumqttd", str(configuration)]
 
 
 def hand_over(directory: Path, user: str | None) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from fleet_link.tls import LinkContext
+from fleet_link.tls.context import LinkContext
 
 __all__ = ["TlsStream"]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from broker_config.broker import CIPHERS_TLS12, CIPHERS_TLS13, REPORTED, Broker, HeadOffice, Tls
-from broker_config.version import MosquittoVersion
+from broker_config.rendering.version import MosquittoVersion
 from schemas.topics import TREE, wildcard
 
 __all__ = ["ACCESS_FILE", "CONF_FILE", "bridge_lines", "render_conf"]

@@ -12,8 +12,8 @@ from typing import Final
 
 from broker_config.broker import Broker
 from broker_config.errors import BrokerFailed
-from broker_config.mosquitto_conf import ACCESS_FILE, CONF_FILE
-from broker_config.runner import HOST, ThrowAwayBroker, find_mosquitto, hand_over, unprivileged_user
+from broker_config.processes.runner import HOST, ThrowAwayBroker, find_mosquitto, hand_over, unprivileged_user
+from broker_config.rendering.mosquitto_conf import ACCESS_FILE, CONF_FILE
 
 __all__ = ["INSPECTOR", "TrialBroker", "TrialFiles"]
 

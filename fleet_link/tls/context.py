@@ -1,4 +1,4 @@
-"""TLS for a link: what is loaded from the files, and what is demanded of the broker."""
+"""TLS context of a link: what is loaded from the files, and what is demanded of the broker."""
 
 import ssl
 from datetime import UTC, datetime
@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.x509.oid import NameOID
 
 from fleet_link.errors import ConnectFailed
 from fleet_link.failures import reason_of
 from fleet_link.settings import TlsSettings
 
-__all__ = ["LinkContext", "certificate_end", "certificate_name", "tls_context"]
+__all__ = ["LinkContext", "tls_context"]
 
 # For TLS 1.2: ephemeral keys and authenticated encryption only. TLS 1.3 has nothing else.
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!eNULL"
@@ -49,27 +48,6 @@ def tls_context(tls: TlsSettings, *, now: datetime | None = None) -> LinkContext
         _check_certificate(tls.certificate, now if now is not None else datetime.now(UTC))
         _load_pair(context, tls.certificate, key)
     return context
-
-
-def certificate_end(path: Path | None) -> datetime | None:
-    """Return until when a certificate (PEM) is valid, with its time zone; None if there is none that can be read."""
-    if path is None:
-        return None
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
-    except (OSError, ValueError):
-        return None
-
-
-def certificate_name(path: Path | None) -> str | None:
-    """Return the common name in a certificate (PEM), our client id at the broker; None if none can be read."""
-    if path is None:
-        return None
-    try:
-        names = x509.load_pem_x509_certificate(path.read_bytes()).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    except (OSError, ValueError):
-        return None
-    return str(names[0].value) if names else None
 
 
 def _load_authority(context: ssl.SSLContext, path: Path) -> None:

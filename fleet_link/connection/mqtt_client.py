@@ -1,4 +1,4 @@
-"""Paho client of one connection: its set-up, its session's lifetime at the broker, the broker's announced limits.
+"""Paho client of one connection: its set-up, and its session's lifetime at the broker.
 
 Normally the broker keeps no session after a connection: the protocol above asks again, and a session that is kept for a
 client that crashed would make it look like one that still listens. A planned handover is the exception: within the
@@ -7,21 +7,20 @@ any (3.14.2.2.2), hence the one second.
 """
 
 import socket
-from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from fleet_link.screen import Screen
-from fleet_link.screened_socket import ScreenedSocket
+from fleet_link.connection.screen import Screen
+from fleet_link.connection.screened_socket import ScreenedSocket
 from fleet_link.settings import LinkSettings
-from fleet_link.tls import LinkContext
-from fleet_link.tls_stream import TlsStream
+from fleet_link.tls.context import LinkContext
+from fleet_link.tls.stream import TlsStream
 
-__all__ = ["HANDOVER_S", "Announced", "connect_properties", "goodbye_properties", "make_client"]
+__all__ = ["HANDOVER_S", "connect_properties", "goodbye_properties", "make_client"]
 
 
 class _ScreenedClient(Client):
@@ -103,35 +102,3 @@ def goodbye_properties(settings: LinkSettings, *, hand_over: bool) -> Properties
 
 def _may_hand_over(settings: LinkSettings) -> bool:
     return settings.tls is not None and settings.tls.certificate is not None
-
-
-DEFAULT_RECEIVE_MAXIMUM = 65_535
-
-
-@dataclass(frozen=True, slots=True)
-class Announced:
-    """What the broker said of itself in its CONNACK.
-
-    Attributes:
-        max_packet_bytes: Largest packet that it takes and we send.
-        receive_maximum: Most QoS 1 messages that it lets us leave unacknowledged.
-        alias_maximum: Number of topic aliases; 0 forbids them.
-    """
-
-    max_packet_bytes: int
-    receive_maximum: int = DEFAULT_RECEIVE_MAXIMUM
-    alias_maximum: int = 0
-
-    @classmethod
-    def of(cls, properties: Properties | None, *, packet_bytes: int) -> Self:
-        """Read the properties of a CONNACK; what is absent has the protocol's default.
-
-        Args:
-            properties: As received.
-            packet_bytes: Our own limit, which the broker's can only lower.
-        """
-        return cls(
-            max_packet_bytes=min(packet_bytes, getattr(properties, "MaximumPacketSize", packet_bytes)),
-            receive_maximum=getattr(properties, "ReceiveMaximum", DEFAULT_RECEIVE_MAXIMUM),
-            alias_maximum=getattr(properties, "TopicAliasMaximum", 0),
-        )

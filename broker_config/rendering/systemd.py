@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from broker_config.broker import Broker
-from broker_config.mosquitto_conf import CONF_FILE
+from broker_config.rendering.mosquitto_conf import CONF_FILE
 
 __all__ = ["DROP_IN_FILE", "SPARE_DESCRIPTORS", "render_drop_in"]
 

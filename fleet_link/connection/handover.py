@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Callable
 
-from fleet_link.connection import Connection
+from fleet_link.connection.connection import Connection
+from fleet_link.connection.mqtt_client import HANDOVER_S
 from fleet_link.counters import LinkCounters
-from fleet_link.credentials import Credentials
-from fleet_link.mqtt_client import HANDOVER_S, Announced
-from fleet_link.tls import LinkContext
+from fleet_link.outbox.announced import Announced
+from fleet_link.tls.context import LinkContext
+from fleet_link.tls.credentials import Credentials
 
 __all__ = ["Handover"]
 

@@ -1,0 +1,1 @@
+"""Processes: throw-away brokers, started on a loopback port and gone afterwards."""

@@ -1,0 +1,1 @@
+"""Outbox: what waits to be sent or answered, in which order it goes, and how large it is."""
