@@ -70,6 +70,12 @@ class DeviceSettings(Settings):
         "Whether to draft ahead of the verdict; `auto` chooses where `draft_length` is `auto`, and waits where it is "
         "fixed.",
     )
+    stream: bool | Literal["auto"] = setting(
+        AUTO,
+        "Whether the edge writes by itself instead of verifying drafts; `auto` chooses where `draft_length` is `auto`, "
+        "and drafts where it is fixed.",
+        since="0.2",
+    )
     window: int = setting(
         8,
         "Most drafts under way at once, whatever the edge grants.",

@@ -163,7 +163,9 @@ class MessageHandlers:
             self.answers.fault(device, error, session=session, draft=draft)
             return
         self.scheduler.arrived(session, at=arrival.at)
-        if receipt.repeat is not None:
+        if receipt.written:
+            self.answers.written_again(session)
+        elif receipt.repeat is not None:
             self.answers.verdict_again(session, draft, receipt.repeat)
         elif receipt.request:
             self.answers.more_samples(session, arrived)

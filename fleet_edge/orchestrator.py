@@ -85,7 +85,12 @@ class Orchestrator:
                 results = work.session.settle(work.chain, judgement)
                 self.scheduler.judged(work, committed=sum(len(result.tokens) for result in results))
                 for result in results:
-                    self.answers.verdict(work.session, result, self.scheduler.timing(work, result.arrived, step))
+                    timing = self.scheduler.timing(work, result.arrived, step)
+                    if (stream := work.session.stream) is not None:
+                        stream.due_at = step.ended
+                        self.answers.written(work.session, result, timing)
+                        continue
+                    self.answers.verdict(work.session, result, timing)
                     self.scheduler.answered(work.session, at=self.clock())
             except Exception:  # noqa: BLE001 - logged with its traceback
                 # One session must not stop the service of all others.

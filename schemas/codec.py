@@ -6,6 +6,7 @@ behind an array's last are a newer release's, and not read; a value that it has 
 """
 
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any, Final, TypeVar
 
 import cbor2
@@ -50,7 +51,7 @@ _REPLY: TypeAdapter[SessionReply] = TypeAdapter(SessionReply)
 
 
 def encode_draft(draft: Draft, *, padding: int = 0) -> bytes:
-    """Return the array [handle, round, epoch, base, fix, tokens, counts, more, digest(, tried(, padding))].
+    """Return the array [handle, round, epoch, base, fix, tokens, counts, more, digest(, tried(, write(, padding)))].
 
     Args:
         draft: The message.
@@ -67,8 +68,10 @@ def encode_draft(draft: Draft, *, padding: int = 0) -> bytes:
         draft.more,
         draft.digest,
     ]
-    if draft.tried is not None or padding:
+    if draft.tried is not None or draft.write is not None or padding:
         fields.append(draft.tried)
+    if draft.write is not None:
+        fields.append(draft.write)
     return pad(cbor2.dumps(fields), bucket=padding, most=MAX_DRAFT_BYTES)
 
 
@@ -81,6 +84,7 @@ def decode_draft(payload: bytes) -> Draft:
     """
     fields = _array(payload, bound=MAX_DRAFT_BYTES, least=_DRAFT_FIELDS)
     handle, round_, epoch, base, fix, tokens, counts, more, digest = fields[:_DRAFT_FIELDS]
+    tried, write = _optional(fields, _DRAFT_FIELDS, 2)
     return _validated(
         Draft,
         {
@@ -93,31 +97,32 @@ def decode_draft(payload: bytes) -> Draft:
             "counts": _counts(counts),
             "more": more,
             "digest": digest,
-            "tried": fields[_DRAFT_FIELDS] if len(fields) > _DRAFT_FIELDS else None,
+            "tried": tried,
+            "write": write,
         },
     )
 
 
 def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDICT_BYTES) -> bytes:
-    """Return the array [handle, round, accepted, next, finish, queue_ms, compute_ms(, padding)].
+    """Return the array [handle, round, accepted, next, finish, queue_ms, compute_ms(, base, written(, padding))].
 
     Args:
         verdict: The message.
         padding: Size of a bucket (bytes); see `schemas.padding`.
         most: Bytes up to which it may be padded.
     """
-    plain = cbor2.dumps(
-        [
-            verdict.handle,
-            verdict.round,
-            verdict.accepted,
-            _pack_next(verdict.next),
-            int(verdict.finish),
-            _half(verdict.queue_ms),
-            _half(verdict.compute_ms),
-        ],
-        canonical=True,  # writes a float in the fewest bytes that hold it
-    )
+    fields = [
+        verdict.handle,
+        verdict.round,
+        verdict.accepted,
+        _pack_next(verdict.next),
+        int(verdict.finish),
+        _half(verdict.queue_ms),
+        _half(verdict.compute_ms),
+    ]
+    if verdict.written is not None:
+        fields += [verdict.base, pack_ids(verdict.written)]
+    plain = cbor2.dumps(fields, canonical=True)  # writes a float in the fewest bytes that hold it
     return pad(plain, bucket=padding, most=most)
 
 
@@ -130,6 +135,7 @@ def decode_verdict(payload: bytes) -> Verdict:
     """
     fields = _array(payload, bound=MAX_VERDICT_BYTES, least=_VERDICT_FIELDS)
     handle, round_, accepted, following, finish, queue_ms, compute_ms = fields[:_VERDICT_FIELDS]
+    base, written = _optional(fields, _VERDICT_FIELDS, 2)
     return _validated(
         Verdict,
         {
@@ -140,6 +146,8 @@ def decode_verdict(payload: bytes) -> Verdict:
             "finish": finish,
             "queue_ms": queue_ms,
             "compute_ms": compute_ms,
+            "base": base,
+            "written": written,
         },
     )
 
@@ -253,6 +261,12 @@ def _array(payload: bytes, *, bound: int, least: int) -> list[Any]:
     if not isinstance(value, list) or len(value) < least:
         raise MalformedMessage(f"The message is not an array of at least {least} fields.")
     return value
+
+
+def _optional(fields: list[Any], first: int, number: int) -> list[Any]:
+    """Return the fields that may be left out at the end, None for each that is; padding begins with a byte string."""
+    there = [*takewhile(lambda field: not isinstance(field, bytes), fields[first : first + number])]
+    return [*there, *[None] * (number - len(there))]
 
 
 def _map(payload: bytes, *, bound: int) -> Mapping[str, Any]:

@@ -141,6 +141,7 @@ class Draft(_Message):
         more: Whether another draft follows without waiting, so that no bonus token is due.
         digest: CRC-32 over the committed tokens up to `base`.
         tried: Asks for further samples at the last rejection: the number tried in vain.
+        write: Asks the edge to write by itself: so many tokens from `base` on, at most; 0 asks it to stop.
     """
 
     handle: U16
@@ -153,6 +154,7 @@ class Draft(_Message):
     more: Annotated[bool, Field(strict=True)] = False
     digest: U32
     tried: Annotated[int, Field(ge=1, lt=1 << 20, strict=True)] | None = None
+    write: Annotated[int, Field(ge=0, le=MAX_TOKENS, strict=True)] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -160,6 +162,8 @@ class Draft(_Message):
             raise ValueError("tokens and counts differ in number")
         if self.tried is not None and (self.tokens or self.fix is not None or self.more):
             raise ValueError("a request for samples carries no draft")
+        if self.write is not None and (self.tokens or self.more or self.tried is not None):
+            raise ValueError("a request to write carries no draft")
         return self
 
 
@@ -176,6 +180,8 @@ class Verdict(_Message):
         queue_ms: From arrival to the step that verified it, or to the answer if nothing was to be verified; without the
             time in which the session's own prompt was computed meanwhile, or its text anew.
         compute_ms: That step's time.
+        base: Where the edge writes by itself: position of the first of `written`.
+        written: The text from `base` on, as far as it is written; None in the answer to a draft.
     """
 
     handle: U16
@@ -185,6 +191,16 @@ class Verdict(_Message):
     finish: Annotated[Finish, unknown_as(Finish.LENGTH)] = Finish.NO
     queue_ms: Milliseconds = 0.0
     compute_ms: Milliseconds = 0.0
+    base: Position | None = None
+    written: Tokens | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.base is None) != (self.written is None):
+            raise ValueError("what the edge writes by itself has a place, and only that")
+        if self.written is not None and (self.accepted or self.next is not None):
+            raise ValueError("a verdict answers a draft or carries what the edge has written, not both")
+        return self
 
 
 class Fault(_Message):

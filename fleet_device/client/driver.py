@@ -78,6 +78,7 @@ class SessionDriver:
     said: Close | None = None
     done: bool = False
     _plan: Plan | None = None  # of the draft being built
+    _behind: bool = False  # the drafter has not seen what the edge has written by itself
     _close_until: float | None = None  # the edge's last word is waited for until then
 
     def __post_init__(self) -> None:
@@ -189,9 +190,18 @@ class SessionDriver:
     # Drafting
 
     def _draft(self) -> None:
-        """Draft a token, or send the draft that is long enough."""
+        """Draft a token, or send the draft that is long enough; or have the edge write."""
         if self._plan is None:
             self._plan = self.pacing.plan()
+        if self._plan.stream and self.session.unanswered():
+            self._plan = Plan(0)  # the draft that the last one has announced; the edge writes once it is decided on
+        if self._plan.stream:
+            tokens, self._plan = self._plan.tokens, None
+            self._send_draft(self.session.stream(tokens))
+            return
+        if self._behind:
+            self._behind = False
+            self.drafts.rewind()
         if self.drafts.draft(self._plan.tokens):
             return
         draft = self.pacing.send(ahead=self._plan.ahead)
@@ -235,9 +245,22 @@ class SessionDriver:
                 if self.on_tokens(effect.tokens):
                     session.cancel(EndReason.STOP)
                     return
-            self.drafts.follow(effect)
+            if effect.streamed:
+                self._behind = True
+            else:
+                self.drafts.follow(effect)
             if effect.request is not None:
                 self._send_draft(effect.request)
+        if session.ended is None and session.may_renew_stream and not self.retry.holding:
+            self._renew_stream()
+
+    def _renew_stream(self) -> None:
+        """Ask the edge to write on, or to stop, well before it has written what it was asked for."""
+        plan = self.pacing.plan()
+        if not plan.stream:
+            self._send_draft(self.session.stream(0))
+        elif self.session.stream_left * 2 <= plan.tokens:
+            self._send_draft(self.session.stream(plan.tokens))
 
     def _reply(self, reply: Opened | Refused | Fault | Closed) -> None:
         session = self.session
@@ -246,7 +269,7 @@ class SessionDriver:
                 self.refusals.last = None
                 self.refusals.until.lift()
                 self.retry.answered(tokens=0)
-                self._plan = None
+                self._plan, self._behind = None, False
                 self.drafts.rewind()
             case Refused() if reply.session == session.request.session and session.opened is None:
                 self.refusals.postpone(reply)

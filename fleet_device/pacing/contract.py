@@ -1,9 +1,13 @@
-"""Pacing: how many tokens to draft before sending, and whether to go on before the verdict."""
+"""Pacing: how many tokens to draft before sending, whether to go on before the verdict, or to have the edge write."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
-__all__ = ["DraftOutcome", "FixedPacing", "Pacing", "Plan"]
+__all__ = ["STREAMED", "DraftOutcome", "FixedPacing", "Pacing", "Plan"]
+
+STREAMED: Final = 32
+"""Tokens that an edge is asked to write at a time. It is asked again when half of them have come, so that it need not
+pause on a line over which fewer are under way; and no more than these are written for a device that has gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,10 +17,12 @@ class Plan:
     Attributes:
         tokens: Its length, if the text and the edge have room for it.
         ahead: Whether to draft ahead: the next draft does not wait for the verdict on this one.
+        stream: Whether nothing is drafted, and the edge writes so many tokens by itself.
     """
 
     tokens: int
     ahead: bool = False
+    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,17 +76,19 @@ class FixedPacing:
     """Always the same.
 
     Attributes:
-        tokens: Draft length.
+        tokens: Draft length, or tokens that the edge writes before it is asked again.
         ahead: Whether to draft ahead of the verdict.
+        stream: Whether the edge writes by itself.
     """
 
     tokens: int = 5
     ahead: bool = False
+    stream: bool = False
 
     def plan(self, *, longest: int, window: int) -> Plan:
         """Return the plan."""
         del longest, window
-        return Plan(self.tokens, self.ahead)
+        return Plan(self.tokens, self.ahead, self.stream)
 
     def learn(self, outcome: DraftOutcome) -> None:
         """Learn nothing."""

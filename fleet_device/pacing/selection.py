@@ -1,15 +1,17 @@
 """Chooses the pacing that a device's settings ask for."""
 
 from fleet_device.pacing.adaptive import AdaptivePacing
-from fleet_device.pacing.contract import FixedPacing, Pacing
+from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
 from fleet_device.settings import AUTO, DeviceSettings
 
 __all__ = ["make_pacing"]
 
 
 def make_pacing(settings: DeviceSettings) -> Pacing:
-    """Return a new pacing: one that learns, unless the draft length is fixed."""
+    """Return a new pacing: one that learns, unless the draft length is fixed or nothing is drafted."""
     ahead = None if settings.ahead == AUTO else settings.ahead
+    if settings.stream is True:
+        return FixedPacing(STREAMED, stream=True)
     if settings.draft_length == AUTO:
         return AdaptivePacing(ahead=ahead)
     return FixedPacing(settings.draft_length, ahead or False)

@@ -16,6 +16,7 @@ from fleet_device.session.in_flight import DecidedDraft, DraftsInFlight
 from fleet_device.session.rejection import Rejection
 from fleet_device.session.request import SessionRequest
 from fleet_device.session.states import SessionEvent, SessionState, next_state
+from fleet_device.session.streaming import Streaming
 from schemas.bounds import MAX_WINDOW
 from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Close, Closed, Draft, Open, Opened, Verdict
@@ -34,8 +35,9 @@ class VerdictEffect:
         valid: Length of the text that the drafter proposed itself and that still stands.
         correction: The token behind it that the drafter has not seen, drawn by the edge or in its name: the drafter's
             sequence is to be cut to `valid` and to go on with it. None where the drafter has nothing to learn.
-        request: A further draft message to send at once: more samples are needed.
+        request: A further draft message to send at once: more samples are needed, or text that was lost.
         decided: The draft and its verdict.
+        streamed: Whether the edge has written the tokens by itself.
     """
 
     tokens: tuple[int, ...] = ()
@@ -43,6 +45,7 @@ class VerdictEffect:
     correction: int | None = None
     request: Draft | None = None
     decided: DecidedDraft | None = field(default=None, compare=False)
+    streamed: bool = False
 
 
 @dataclass(slots=True)
@@ -78,6 +81,7 @@ class DeviceSession:
     _heard: bool = False  # a verdict was taken since
     _drafts: DraftsInFlight = field(default_factory=DraftsInFlight)
     _rejection: Rejection | None = None
+    _streaming: Streaming | None = None
 
     # Opening and resuming
 
@@ -92,7 +96,7 @@ class DeviceSession:
         self._attempt += 1
         self.opened = None
         self._drafts.void()
-        self._fix = self._rejection = None
+        self._fix = self._rejection = self._streaming = None
         self._asking = self.request.open(attempt=self._attempt, text=self.committed)
         return self._asking
 
@@ -148,7 +152,7 @@ class DeviceSession:
         self._move(SessionEvent.POSTPONED)
         self.opened = self._asking = None
         self._drafts.void()
-        self._fix = self._rejection = None
+        self._fix = self._rejection = self._streaming = None
 
     def concerns(self, closed: Closed) -> bool:
         """Whether an edge's last word is about the session as it stands.
@@ -228,11 +232,60 @@ class DeviceSession:
     @property
     def first_under_way(self) -> bool:
         """Whether the first draft since the session was opened is under way: the edge has the prompt to compute."""
-        return self._drafts.first_under_way
+        return self._drafts.first_under_way or (self._streaming is not None and self._streaming.first)
 
     def unanswered(self) -> tuple[Draft, ...]:
-        """Return the drafts in flight, to be repeated when no verdict came."""
-        return self._drafts.drafts
+        """Return the drafts in flight, or the request to write, to be repeated when nothing came."""
+        return self._drafts.drafts if self._streaming is None else (self._streaming.request,)
+
+    # Having the edge write
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the edge writes by itself."""
+        return self._streaming is not None
+
+    @property
+    def stream_left(self) -> int:
+        """Tokens that the edge may still write by itself before it is to be asked again."""
+        return 0 if self._streaming is None else max(0, self._streaming.until - len(self.committed))
+
+    @property
+    def may_renew_stream(self) -> bool:
+        """Whether the edge may be asked to write on: it writes, was not told to stop, and the text has room."""
+        stream, opened = self._streaming, self.opened
+        if stream is None or opened is None or stream.stops:
+            return False
+        return stream.until < opened.max_new_tokens
+
+    def stream(self, tokens: int) -> Draft:
+        """Return the request that the edge write by itself, up to so many tokens from here on.
+
+        Args:
+            tokens: 0 to stop. What has been written by then still comes; then the session may draft.
+        """
+        assert self.opened is not None
+        if self._drafts.drafts or self._drafts.building:
+            raise ValueError("a session that has drafts under way cannot have its edge write")
+        self._move(SessionEvent.STREAM_ASKED)
+        residual = self.request.policy.mode is Mode.RESIDUAL
+        tokens = min(tokens, self.opened.max_new_tokens - len(self.committed))
+        request = self._message(
+            base=len(self.committed),
+            digest=self._digest,
+            fix=self._fix,
+            counts=() if residual else None,
+            write=tokens,
+        )
+        before = self._streaming
+        self._streaming = Streaming(
+            request,
+            first_round=request.round if before is None else before.first_round,
+            until=len(self.committed) + tokens,
+            first=self._first or (before is not None and before.first),
+        )
+        self._fix, self._first = None, False
+        return request
 
     # Verdicts
 
@@ -245,6 +298,8 @@ class DeviceSession:
         """
         if self.opened is None or verdict.handle != self.opened.handle or self.ended is not None:
             return []
+        if self._streaming is not None:
+            return self._take_streamed(verdict, self._streaming)
         self._drafts.heard(verdict)
         effects = []
         while (decided := self._drafts.next_decided()) is not None:  # none is left once the text has ended
@@ -314,6 +369,44 @@ class DeviceSession:
             self._move(SessionEvent.ALL_DECIDED)
         self._finish(decided.verdict.finish)
         return VerdictEffect(head + bonus, valid, bonus[0] if bonus else None, decided=decided)
+
+    def _take_streamed(self, verdict: Verdict, stream: Streaming) -> list[VerdictEffect]:
+        """Take a piece of what the edge writes by itself."""
+        assert self.opened is not None
+        if not stream.concerns(verdict):
+            return []
+        self._heard = True
+        if verdict.written is None:
+            return self._take_unstreamed(verdict)
+        new = stream.news(verdict, text=self.committed, end_tokens=self.opened.end_tokens)
+        if new is None:
+            # What is missing was lost with a connection. It is asked for by the position, so once for each is enough.
+            if stream.request.base == len(self.committed):
+                return []
+            return [VerdictEffect(request=self.stream(max(0, stream.until - len(self.committed))), streamed=True)]
+        answered = stream.stops and verdict.round == stream.request.round
+        if not new and not answered and verdict.finish is Finish.NO:
+            return []
+        self.counters.rounds += bool(new)
+        stream.first = False
+        self._commit(new)
+        self._finish(verdict.finish)
+        # What was written before a request to stop reached the edge goes beyond the place where it was made.
+        if self.ended is None and (answered or (not stream.stops and len(self.committed) >= stream.until)):
+            self._streaming = None
+            self._move(SessionEvent.STREAM_OVER)
+        return [VerdictEffect(new, len(self.committed), streamed=True)]
+
+    def _take_unstreamed(self, verdict: Verdict) -> list[VerdictEffect]:
+        """Take the verdict of an edge that does not write by itself: to it the request was an empty draft."""
+        if not isinstance(verdict.next, int):
+            raise ProtocolViolation("The edge was asked to write, and has written nothing.")
+        self.counters.rounds += 1
+        self._commit((verdict.next,))
+        self._streaming = None
+        self._move(SessionEvent.STREAM_OVER)
+        self._finish(verdict.finish)
+        return [VerdictEffect((verdict.next,), len(self.committed), streamed=True)]
 
     def _correct(self, decided: DecidedDraft) -> VerdictEffect:
         """Draw the correction, or ask for more samples."""

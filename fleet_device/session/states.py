@@ -12,6 +12,7 @@
                    │   │          (granted)        │ └──────── CORRECTING ◀──────────────┘
                    │   │                           │  rejected     ▲
                    │   │                           └───────────────┘
+                   │   │                                   DRAFTING ◀──▶ STREAMING: stream asked, stream over
                    │   └── open, from any state but ENDED: again, or to resume, maybe by way of POSTPONED
                    └────── ended, from any state ──▶ ENDED
 
@@ -33,6 +34,7 @@ class SessionState(Enum):
     POSTPONED = auto()  # an Open was refused for a reason that passes, or the session lost its edge: asked again later
     DRAFTING = auto()  # the next draft may be built and sent
     AWAITING_VERDICT = auto()  # drafts are in flight, and none may follow before a verdict
+    STREAMING = auto()  # the edge writes by itself, as asked
     CORRECTING = auto()  # a rejected token's place is empty until a correction is drawn
     ENDED = auto()
 
@@ -49,11 +51,18 @@ class SessionEvent(Enum):
     ALL_DECIDED = auto()  # no draft is in flight any more
     REJECTED = auto()
     CORRECTED = auto()
+    STREAM_ASKED = auto()  # the edge was asked to write by itself, or to go on, or to stop
+    STREAM_OVER = auto()  # it has written what it was asked for
     ENDED = auto()
 
 
 _UNGRANTED: Final = (SessionState.OPENING, SessionState.UNDELIVERED, SessionState.POSTPONED)
-_GRANTED: Final = (SessionState.DRAFTING, SessionState.AWAITING_VERDICT, SessionState.CORRECTING)
+_GRANTED: Final = (
+    SessionState.DRAFTING,
+    SessionState.AWAITING_VERDICT,
+    SessionState.CORRECTING,
+    SessionState.STREAMING,
+)
 
 TRANSITIONS: Final[dict[tuple[SessionState, SessionEvent], SessionState]] = {
     (SessionState.NEW, SessionEvent.OPEN): SessionState.OPENING,
@@ -68,6 +77,11 @@ TRANSITIONS: Final[dict[tuple[SessionState, SessionEvent], SessionState]] = {
     (SessionState.DRAFTING, SessionEvent.REJECTED): SessionState.CORRECTING,
     (SessionState.AWAITING_VERDICT, SessionEvent.REJECTED): SessionState.CORRECTING,
     (SessionState.CORRECTING, SessionEvent.CORRECTED): SessionState.DRAFTING,
+    **{
+        (state, SessionEvent.STREAM_ASKED): SessionState.STREAMING
+        for state in (SessionState.DRAFTING, SessionState.STREAMING)
+    },
+    (SessionState.STREAMING, SessionEvent.STREAM_OVER): SessionState.DRAFTING,
     **{(state, SessionEvent.ENDED): SessionState.ENDED for state in SessionState},
 }
 """Every transition that there is."""

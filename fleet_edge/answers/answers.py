@@ -111,6 +111,31 @@ class Answers:
                 session=session.session,
             )
 
+    def written(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
+        """Send what the edge has just written by itself, with what else the device was not sent.
+
+        Args:
+            session: Whose; it has a stream, and has taken the result.
+            result: What was written.
+            timing: What it took.
+        """
+        payload = self._piece(session, timing)
+        session.counters += SegmentCounters(
+            rounds=1,
+            queue_ms=timing.queue_ms,
+            compute_ms=timing.compute_ms,
+            batch_sum=timing.batch,
+            prefill_ms=timing.prefill_ms,
+        )
+        self.guard.spend(session.device, len(result.tokens))
+        self.publisher.verdict(session.device, payload)
+
+    def written_again(self, session: EdgeSession) -> None:
+        """Send what a device lacks of a text that the edge writes no further."""
+        stream = session.stream
+        assert stream is not None
+        self._send_more(session, stream.request, self._piece(session, DraftTiming()))
+
     def more_samples(self, session: EdgeSession, arrived: ReceivedDraft) -> None:
         """Send further samples of the last rejection from memory, where p is kept until the device has corrected it."""
         p, tried = session.rejected, arrived.draft.tried
@@ -218,6 +243,28 @@ class Answers:
         )
         kind = form.kind if form is not None else None if result.token is None else _TOKEN
         self.recorder.judged(session, result, timing, form=kind, downlink_bytes=len(payload))
+        return payload
+
+    def _piece(self, session: EdgeSession, timing: DraftTiming) -> bytes:
+        """Make a verdict of what a stream's device was not sent, and count it."""
+        stream = session.stream
+        assert stream is not None
+        base = stream.sent
+        payload = encode_verdict(
+            Verdict(
+                handle=session.handle,
+                round=stream.request.round,
+                accepted=0,
+                finish=session.finish,
+                queue_ms=timing.queue_ms,
+                compute_ms=timing.compute_ms,
+                base=base,
+                written=session.take_written(stream),
+            ),
+            padding=self.padding,
+            most=self.publisher.max_verdict_bytes,
+        )
+        session.counters += SegmentCounters(downlink_bytes=len(payload))
         return payload
 
     def _send_more(self, session: EdgeSession, draft: Draft, payload: bytes) -> None:

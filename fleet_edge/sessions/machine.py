@@ -1,7 +1,8 @@
 """Edge session: the protocol's state machine, without I/O and without a clock.
 
 Invariant: `tokens` is prompt and committed text; drafts wait behind it, and `chain` is what can be verified now. After
-a rejection in residual mode nothing can, until a draft brings the correction that the device has drawn.
+a rejection in residual mode nothing can, until a draft brings the correction that the device has drawn. Where the
+device has asked the edge to write by itself, `chain` is an empty draft behind the text, again and again.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from fleet_edge.sessions.acceptance import RecentAcceptance
 from fleet_edge.sessions.draft_results import DraftResult, split_judgement
 from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.rounds import Rounds
+from fleet_edge.sessions.stream import Stream
 from fleet_edge.sessions.waiting import ReceivedDraft, WaitingDrafts
 from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Close, Draft, Open
@@ -31,10 +33,12 @@ class DraftReceipt:
     Attributes:
         repeat: The verdict's bytes, if it was answered before.
         request: Whether it asks for samples of the last rejection, to be answered from memory.
+        written: Whether it asks for text, and no more is to come than there is.
     """
 
     repeat: bytes | None = None
     request: bool = False
+    written: bool = False
 
 
 @dataclass(slots=True)
@@ -71,6 +75,7 @@ class EdgeSession:
     _rejected: Dist | None = None
     _requests: int = 0  # of further samples, since the rejection
     _failure: DraftFault | None = None
+    _stream: Stream | None = None
     _waiting: WaitingDrafts = field(default_factory=WaitingDrafts)
     _rounds: Rounds = field(init=False)
 
@@ -119,6 +124,8 @@ class EdgeSession:
         if (failure := self._failure) is not None:
             raise DraftFault(failure.code, failure.action, str(failure))
         self.limits.check(draft, mode=self.policy.mode)
+        if draft.write is not None:
+            return self._admit_stream(draft, draft.write, at=arrived.at)
         if self._rounds.first_seen(draft.round):
             # Once, whether it is judged or void.
             self.counters += SegmentCounters(drafted=len(draft.tokens))
@@ -132,6 +139,7 @@ class EdgeSession:
         if draft.fix is not None:
             self._commit((draft.fix,))
             self._rejected = None
+        self._stream = None
         self._waiting.add(arrived)
         return DraftReceipt()
 
@@ -143,8 +151,10 @@ class EdgeSession:
 
     @property
     def ready(self) -> ReceivedDraft | None:
-        """The draft that stands on the committed text, if it is there."""
-        return None if self.finished or self._rejected is not None else self._waiting.at(self.committed)
+        """The draft that stands on the committed text, if it is there, or the one that the edge makes up to go on."""
+        if self.finished or self._rejected is not None:
+            return None
+        return self._waiting.at(self.committed) or self._next_of_stream()
 
     def chain(self, most: int) -> tuple[ReceivedDraft, ...]:
         """Return the drafts that can be verified in one go, each standing on the one before.
@@ -155,8 +165,10 @@ class EdgeSession:
         Raises:
             DraftFault: The first draft came early, and turns out to stand on another text; it is forgotten.
         """
-        if self.ready is None:
+        if (ready := self.ready) is None:
             return ()
+        if ready.draft.write is not None:
+            return (ready,)
         return self._waiting.chain(base=self.committed, digest=self._digest, most=most)
 
     def wants_token_after(self, chain: Sequence[ReceivedDraft]) -> bool:
@@ -172,7 +184,8 @@ class EdgeSession:
         """
         settled = split_judgement(chain, judgement, limits=self.limits, committed=self.committed)
         for part in settled:
-            self._waiting.remove(part.arrived)
+            if part.arrived.draft.write is None:
+                self._waiting.remove(part.arrived)
             self._commit(part.tokens)
             self.counters += SegmentCounters(accepted=part.accepted, tested=part.tested)
             self.recent.count(tested=part.tested, accepted=part.accepted)
@@ -181,6 +194,26 @@ class EdgeSession:
             if part.finish is not Finish.NO:
                 self._finish()
         return settled
+
+    # Writing alone
+
+    @property
+    def stream(self) -> Stream | None:
+        """The device's request to write, if that is the latest that it has asked for."""
+        return self._stream
+
+    @property
+    def finish(self) -> Finish:
+        """Whether the text ends where it is, and why."""
+        if not self.committed:
+            return Finish.NO
+        return self.limits.finish(self.tokens[-1:], committed=self.committed)
+
+    def take_written(self, stream: Stream) -> tuple[int, ...]:
+        """Return the text that the device was not sent yet; from now on it was."""
+        begin, stream.sent = stream.sent, self.committed
+        self._rounds.answered(stream.request.round)
+        return tuple(self.tokens[self.prompt_length + begin :])
 
     def close(self, message: Close) -> None:
         """Take the device's last correction, if no draft carried it, and end."""
@@ -236,6 +269,39 @@ class EdgeSession:
                 f"Samples were asked for more than {self.limits.sample_requests} times after one rejection.",
             )
         return DraftReceipt(request=True)
+
+    def _admit_stream(self, draft: Draft, write: int, *, at: float) -> DraftReceipt:
+        """Take a request to write: from now on it is the only one."""
+        stream = self._stream
+        latest = stream.request.round if stream is not None else -1
+        if draft.epoch < self._epoch or draft.round < latest:
+            return DraftReceipt()
+        if draft.round != latest and self._rounds.passed(draft.round):
+            return DraftReceipt()
+        if draft.epoch > self._epoch:
+            raise desync("The request's epoch is ahead of the edge's.")
+        if self._rejected is not None:
+            self._check_prefix(draft)
+            self._commit(() if draft.fix is None else (draft.fix,))
+            self._rejected = None
+        elif draft.base > self.committed or draft.digest != self._digest_at(draft.base):
+            raise desync("The request to write stands on another text than the edge's.")
+        self._waiting.void()
+        until = min(draft.base + write, self.limits.max_new_tokens)
+        self._stream = Stream(draft, until=until, sent=draft.base, due_at=at)
+        # Where more is about to be written, what the device lacks comes with it.
+        return DraftReceipt(written=self.finished or self.committed >= until)
+
+    def _next_of_stream(self) -> ReceivedDraft | None:
+        stream = self._stream
+        if stream is None or self.committed >= stream.until:
+            return None
+        return stream.next_draft(self.policy.mode, base=self.committed, digest=self._digest)
+
+    def _digest_at(self, position: int) -> int:
+        if position == self.committed:
+            return self._digest
+        return extend_digest(EMPTY, self.tokens[self.prompt_length : self.prompt_length + position])
 
     def _commit(self, tokens: Sequence[int]) -> None:
         self.tokens.extend(tokens)

@@ -36,6 +36,10 @@ class Rounds:
         self._verdicts[round_] = payload
         while len(self._verdicts) > self._most:
             self._verdicts.popitem(last=False)
+        self.answered(round_)
+
+    def answered(self, round_: int) -> None:
+        """Note that a round had an answer."""
         self._last_answered = max(self._last_answered, round_)
 
     def first_seen(self, round_: int) -> bool:

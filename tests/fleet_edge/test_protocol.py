@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from dssd.downlink import Form
+from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.store.records import SessionOpened
 from fleet_edge.verifiers.contract import Item, Logits
 from fleet_testing.memory_broker import Faults
@@ -16,6 +17,7 @@ from schemas.reasons import EndReason
 from tests.support.memory_fleet import (
     COUNTED_ALIKE,
     END,
+    ChangingPacing,
     Device,
     MemoryFleet,
     Mishaps,
@@ -80,6 +82,7 @@ def scene(seed: int, *, faults: bool) -> Scene:
             ),
             length=rng.randint(0, 8),
             ahead=rng.random() < 0.5,
+            pacing=rng.choice((None, FixedPacing(rng.randint(1, 16), stream=True), ChangingPacing(rng))),
         )
         for number in range(rng.randint(1, 3))
     ]
@@ -104,7 +107,12 @@ def test_without_losses_both_ends_agree_on_the_text_and_on_every_count(start: in
             edge = here.fleet.known[device.name, device.terms.session, 0]
             assert edge.tokens == [*device.terms.prompt, *device.session.committed], seed
             for count in COUNTED_ALIKE:
-                assert getattr(edge.counters, count) == getattr(device.session.counters, count), (seed, count)
+                ours, theirs = getattr(edge.counters, count), getattr(device.session.counters, count)
+                if count == "downlink_bytes" and device.pacing is not None:
+                    # A request to write on that crosses the text's end is answered, and nobody hears it.
+                    assert ours >= theirs, seed
+                else:
+                    assert ours == theirs, (seed, count)
             assert device.closed is not None
             assert (device.closed.tokens, device.closed.rounds) == (edge.committed, edge.counters.rounds), seed
             assert (device.faults, device.resumes) == ([], 0), seed

@@ -24,7 +24,7 @@ from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.client.waiting import Waiting
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import SessionRefused
-from fleet_device.pacing.contract import FixedPacing
+from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Pacing, Plan
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.counters import SessionCounters
 from fleet_device.session.machine import DeviceSession
@@ -201,6 +201,22 @@ class RecordingInbox(Inbox):
 NEVER_S = 1e9
 
 
+@dataclass(frozen=True)
+class ChangingPacing:
+    """Drafts, drafts ahead, or has the edge write, as a generator says each time."""
+
+    rng: random.Random
+
+    def plan(self, *, longest: int, window: int) -> Plan:
+        del longest, window
+        if self.rng.random() < 0.5:
+            return Plan(self.rng.randint(0, 6), stream=True)
+        return Plan(self.rng.randint(0, 8), ahead=self.rng.random() < 0.5)
+
+    def learn(self, outcome: DraftOutcome) -> None:
+        del outcome
+
+
 @dataclass
 class Device:
     """A device's session driver over a link in memory; the test's generator decides when it moves."""
@@ -211,6 +227,7 @@ class Device:
     length: int
     ahead: bool
     padding: int = 0
+    pacing: Pacing | None = None
     refused: SessionRefused | None = None
     _started: bool = False
 
@@ -228,7 +245,7 @@ class Device:
         self.driver = SessionDriver(
             session=self.session,
             drafts=DraftSequence(self.session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), clock),
-            pacing=SessionPacing(self.session, FixedPacing(self.length, self.ahead), clock),
+            pacing=SessionPacing(self.session, self.pacing or FixedPacing(self.length, self.ahead), clock),
             outbound=outbound,
             inbox=self.inbox,
             retry=retry,

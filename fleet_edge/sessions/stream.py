@@ -1,0 +1,45 @@
+"""Stream: a device has asked its edge to write by itself, up to a position, token after token.
+
+To the law each token is a bonus token behind an empty draft: the same random numbers, so in coupled mode the same text.
+The device needs nothing that it does not have: it names the position that its text ends at, and is sent what follows.
+So a request may come twice, late, or again after a loss, and does no harm.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fleet_edge.sessions.waiting import ReceivedDraft
+from schemas.messages import Draft
+from schemas.policy import Mode
+
+__all__ = ["Stream"]
+
+
+@dataclass(slots=True)
+class Stream:
+    """The latest request of a session, and how far it is met.
+
+    Attributes:
+        request: As it came.
+        until: Position up to which the edge writes.
+        sent: Position up to which the device was sent the text.
+        due_at: Since when the next token is due (monotonic seconds).
+    """
+
+    request: Draft
+    until: int
+    sent: int
+    due_at: float
+
+    def next_draft(self, mode: Mode, *, base: int, digest: int) -> ReceivedDraft:
+        """Return the empty draft behind which the next token is written.
+
+        Args:
+            mode: Of the session's policy.
+            base: Length of the text.
+            digest: Of that text.
+        """
+        counts: Sequence[int] | None = () if mode is Mode.RESIDUAL else None
+        # Its fields are the edge's own: they need no check.
+        draft = self.request.model_copy(update={"base": base, "digest": digest, "fix": None, "counts": counts})
+        return ReceivedDraft(draft, self.due_at)
