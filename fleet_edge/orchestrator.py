@@ -82,16 +82,7 @@ class Orchestrator:
                 self._give_up(work, "The target model's logits are not numbers.")
                 continue
             try:
-                results = work.session.settle(work.chain, judgement)
-                self.scheduler.judged(work, committed=sum(len(result.tokens) for result in results))
-                for result in results:
-                    timing = self.scheduler.timing(work, result.arrived, step)
-                    if (stream := work.session.stream) is not None:
-                        stream.due_at = step.ended
-                        self.answers.written(work.session, result, timing)
-                        continue
-                    self.answers.verdict(work.session, result, timing)
-                    self.scheduler.answered(work.session, at=self.clock())
+                self._answer(work, judgement, step)
             except Exception:  # noqa: BLE001 - logged with its traceback
                 # One session must not stop the service of all others.
                 _log.exception("A verdict for session %s could not be given.", work.session.session.hex())
@@ -111,6 +102,20 @@ class Orchestrator:
         except (VerifierError, RuntimeError, ValueError, MemoryError) as error:
             self._failed(batch, error)
         return None
+
+    def _answer(self, work: Work, judgement: Judgement, step: Step) -> None:
+        """Let a session take what was decided of its drafts, and tell its device."""
+        session = work.session
+        results = session.settle(work.chain, judgement)
+        self.scheduler.judged(work, committed=sum(len(result.tokens) for result in results))
+        for result in results:
+            timing = self.scheduler.timing(work, result.arrived, step)
+            if (stream := session.stream) is not None:
+                stream.due_at = step.ended
+                self.answers.written(session, result, timing)
+            else:
+                self.answers.verdict(session, result, timing)
+                self.scheduler.answered(session, at=self.clock())
 
     def take_last(self, *, wait_s: float) -> None:
         """Take what still arrives before the end: a device that closes meanwhile is not to be found open in the log.

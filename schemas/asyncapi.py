@@ -31,11 +31,23 @@ MESSAGES: Final[Mapping[Topic, Sequence[type[BaseModel]]]] = {
 }
 """Which messages a topic carries. A topic that is not here is reserved: its messages are not defined yet."""
 
-DRAFT_LAYOUT: Final = ("handle", "round", "epoch", "base", "fix", "tokens", "counts", "more", "digest", "tried")
-VERDICT_LAYOUT: Final = ("handle", "round", "accepted", "next", "finish", "queue_ms", "compute_ms")
+DRAFT_LAYOUT: Final = (
+    "handle",
+    "round",
+    "epoch",
+    "base",
+    "fix",
+    "tokens",
+    "counts",
+    "more",
+    "digest",
+    "tried",
+    "write",
+)
+VERDICT_LAYOUT: Final = ("handle", "round", "accepted", "next", "finish", "queue_ms", "compute_ms", "base", "written")
 
 _LAYOUTS: Final[Mapping[type[BaseModel], Sequence[str]]] = {Draft: DRAFT_LAYOUT, Verdict: VERDICT_LAYOUT}
-_OPTIONAL: Final = frozenset({"tried"})
+_OPTIONAL: Final[Mapping[str, Sequence[str]]] = {"Draft": ("tried", "write"), "Verdict": ("base", "written")}
 """Fields of arrays that need not be there."""
 
 _BOUNDS: Final[Mapping[type[BaseModel], int]] = {

@@ -25,18 +25,24 @@ _IDS: Final = (
 _COUNTS: Final = (
     "Counts as a typed array (RFC 8746): a byte string with tag 69, 16 bits a count, little-endian; each less one."
 )
+_FILLING: Final = {
+    "type": "string",
+    "format": "binary",
+    "description": "Fills the message up; neither it nor what stands behind it is read.",
+}
 _PROBABILITIES: Final = "Probabilities as a typed array (RFC 8746): a byte string with tag 85, float32, little-endian."
 
 
 def on_the_wire(
-    schemas: Mapping[str, Schema], layouts: Mapping[str, Sequence[str]], *, optional: Collection[str]
+    schemas: Mapping[str, Schema], layouts: Mapping[str, Sequence[str]], *, optional: Mapping[str, Collection[str]]
 ) -> Schema:
     """Return the schemas of all messages as they lie on the wire.
 
     Args:
         schemas: By name, with fields as properties. Every array of numbers in them is a typed one on the wire.
         layouts: Fields of the messages that are arrays, in their order.
-        optional: Those of them that need not be there; they come last.
+        optional: By message, those of them that need not be there; they come last, and bytes that only fill a message
+            up may stand in their places.
     """
     forms = {form.__name__: form for form in FORMS}
     wire: Schema = {}
@@ -46,8 +52,12 @@ def on_the_wire(
             fields = [_field(schema, field) for field in forms[name].wire]
             wire[name] = _array(schema, [number, *fields], least=1 + len(fields))
         elif name in layouts:
-            fields = [_field(schema, field) for field in layouts[name]]
-            wire[name] = _array(schema, fields, least=sum(field not in optional for field in layouts[name]))
+            free = optional.get(name, ())
+            fields = [
+                {"anyOf": [_field(schema, field), _FILLING], "title": field} if field in free else _field(schema, field)
+                for field in layouts[name]
+            ]
+            wire[name] = _array(schema, fields, least=len(fields) - len(free))
         else:
             wire[name] = _typed(schema, name)
     return wire

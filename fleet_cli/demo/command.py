@@ -50,6 +50,7 @@ def demo_command(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of each text.")] = 96,
     draft_length: Annotated[str, typer.Option(callback=_check_draft_length, help="Tokens in a draft, or auto.")] = "4",
     ahead: Annotated[bool | None, typer.Option(help="Draft ahead of the verdict, or never do.")] = None,
+    stream: Annotated[bool | None, typer.Option(help="The edge writes by itself, or never does.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the first device; the next have the next ones.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.7,
     top_k: Annotated[int, typer.Option(min=0, help="0 keeps all.")] = 50,
@@ -91,6 +92,7 @@ def demo_command(
             "--temperature", str(temperature), "--top-k", str(top_k), "--top-p", str(top_p),
             "--max-new-tokens", str(max_new_tokens), "--draft-length", draft_length, "--threads", "1",
             *([] if ahead is None else ["--ahead" if ahead else "--no-ahead"]),
+            *([] if stream is None else ["--stream" if stream else "--no-stream"]),
             *(["--raw"] if raw else []),
         ]  # fmt: skip
         started = time.monotonic()

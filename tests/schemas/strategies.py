@@ -41,6 +41,9 @@ def drafts(draw: st.DrawFn) -> Draft:
     }
     if draw(st.booleans()):
         return Draft(**head, tried=draw(st.integers(1, (1 << 20) - 1)))
+    if draw(st.booleans()):
+        counts = draw(st.none() | st.just(()))
+        return Draft(**head, fix=draw(st.none() | TOKEN), counts=counts, write=draw(st.integers(0, 1 << 17)))
     tokens = draw(st.lists(TOKEN, max_size=MAX_DRAFT))
     counts = draw(st.none() | st.lists(st.integers(1, 1 << 16), min_size=len(tokens), max_size=len(tokens)))
     return Draft(
@@ -76,7 +79,18 @@ def dense_forms(draw: st.DrawFn) -> Dense:
 def verdicts() -> st.SearchStrategy[Verdict]:
     # Times travel in half precision, so only what that holds comes back as it was.
     times = st.floats(0, 65504, width=16)
-    return st.builds(
+    written = st.builds(
+        Verdict,
+        handle=U16,
+        round=U32,
+        accepted=st.just(0),
+        finish=st.sampled_from(Finish),
+        queue_ms=times,
+        compute_ms=times,
+        base=POSITION,
+        written=st.lists(TOKEN, max_size=50).map(tuple),
+    )
+    return written | st.builds(
         Verdict,
         handle=U16,
         round=U32,

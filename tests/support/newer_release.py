@@ -16,8 +16,12 @@ UP: Final = (Topic.STATE, Topic.OPEN, Topic.DRAFT, Topic.CLOSE, Topic.TELEMETRY)
 DOWN: Final = (Topic.SESSION, Topic.VERDICT, Topic.EDGE_STATE)
 JSON: Final = (Topic.STATE, Topic.TELEMETRY, Topic.EDGE_STATE)
 
-DRAFT_FIELDS: Final = 10
-"""`tried`, the last, is left out where it is not needed; what stands behind it needs it to be there."""
+DRAFT_FIELDS: Final = 11
+VERDICT_FIELDS: Final = 9
+"""The last fields are left out where they are not needed; what stands behind them needs them to be there."""
+
+SAMPLES: Final = 9
+"""Where a draft asks for further samples."""
 
 PLAIN: Final[dict[str, Any]] = {"text": "é", "list": [None, True, 0.5, -1], "deep": {"a": {"b": [1]}}}
 BINARY: Final[dict[str, Any]] = PLAIN | {"bytes": b"\x00\xff", "ids": cbor2.CBORTag(70, b"\x01\x00\x00\x00")}
@@ -55,12 +59,14 @@ class NewerRelease:
         if topic not in self.speaks:
             return content
         if topic is Topic.DRAFT:
-            self.seen["draft" if len(content) < DRAFT_FIELDS else "request for samples"] += 1
+            self.seen[
+                "request for samples" if len(content) > SAMPLES and content[SAMPLES] is not None else "draft"
+            ] += 1
             return [*content, *[None] * (DRAFT_FIELDS - len(content)), BINARY, "new"]
         if topic is Topic.VERDICT:
             self.seen["verdict"] += 1
             content[3] = self._form(content[3])
-            return [*content, BINARY, "new"]
+            return [*content, *[None] * (VERDICT_FIELDS - len(content)), BINARY, "new"]
         if topic in JSON:
             self.seen[topic.value] += 1
             return {"new": PLAIN, **content, "": 1}

@@ -40,5 +40,38 @@ def _read_reply(payload: bytes) -> Any:
     }
 
 
-READERS: Final[Mapping[str, Callable[[bytes], Any]]] = {**before.READERS, "reply": _read_reply}
+_WRITE: Final = before._maybe(before._whole(0, (1 << 17) + 1))
+_BASE: Final = before._maybe(before._POSITION)
+_WRITTEN: Final = before._maybe(before._ids(1 << 17))
+
+
+def _behind(payload: bytes, bound: int, first: int, known: Mapping[str, before.Check]) -> Any:
+    """Read the fields behind those of 0.1: a byte string there, and what follows, only fills the message up."""
+    rest = before._cbor(payload, bound)[first:]
+    filling = next((at for at, field in enumerate(rest) if type(field) is bytes), len(rest))
+    return {name: check(rest[at] if at < filling else None) for at, (name, check) in enumerate(known.items())}
+
+
+def _read_draft(payload: bytes) -> Any:
+    draft = before.READERS["draft"](payload) | _behind(payload, 1024, 10, {"write": _WRITE})
+    idle = not draft["tokens"] and draft["tried"] is None and not draft["more"]
+    before._need(draft["write"] is None or idle, "a request to write that carries a draft")
+    return draft
+
+
+def _read_verdict(payload: bytes) -> Any:
+    verdict = before.READERS["verdict"](payload)
+    verdict |= _behind(payload, 1 << 20, 7, {"base": _BASE, "written": _WRITTEN})
+    written = verdict["written"] is not None
+    before._need(written is (verdict["base"] is not None), "written where, or what?")
+    before._need(not written or (verdict["accepted"] == 0 and verdict["next"] is None), "two answers in one")
+    return verdict
+
+
+READERS: Final[Mapping[str, Callable[[bytes], Any]]] = {
+    **before.READERS,
+    "reply": _read_reply,
+    "draft": _read_draft,
+    "verdict": _read_verdict,
+}
 """From a payload to its fields, by the kind that 0.2.toml gives as `reads`. They raise `Unreadable`."""

@@ -1,0 +1,155 @@
+"""The edge writes by itself: what a device makes of the pieces, in whatever order and however often they come."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet_device.errors import ProtocolViolation
+from fleet_device.session.machine import DeviceSession
+from fleet_device.session.request import SessionRequest
+from fleet_device.session.states import SessionState
+from schemas.digest import EMPTY, extend_digest
+from schemas.messages import Draft, Opened, Verdict
+from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import EndReason, Finish
+from schemas.vocabulary import Vocabulary
+
+END = 0
+MOST = 40
+
+
+def opened_session(mode: Mode = Mode.COUPLED, *, most: int = MOST) -> DeviceSession:
+    session = DeviceSession(
+        SessionRequest(
+            session=bytes(8),
+            prompt=(1,),
+            policy=SamplingPolicy(mode=mode, temperature=1.0, top_k=0, top_p=1.0, seed=1),
+            max_new_tokens=most,
+            vocabulary=Vocabulary.of([str(number) for number in range(50)]),
+            draft_model="",
+            quantization="",
+        )
+    )
+    asked = session.open()
+    session.on_opened(
+        Opened(
+            session=asked.session,
+            attempt=asked.attempt,
+            handle=3,
+            edge="edge-1",
+            target="",
+            position=0,
+            max_new_tokens=most,
+            max_draft=8,
+            window=4,
+            lease_s=60.0,
+            end_tokens=(END,),
+        )
+    )
+    return session
+
+
+def piece(request: Draft, base: int, written: Sequence[int], finish: Finish = Finish.NO) -> Verdict:
+    return Verdict(handle=3, round=request.round, accepted=0, base=base, written=tuple(written), finish=finish)
+
+
+@given(
+    text=st.lists(st.integers(1, 49), min_size=1, max_size=MOST),
+    places=st.lists(st.tuples(st.integers(0, MOST), st.integers(0, MOST)), max_size=12),
+)
+def test_pieces_that_overlap_repeat_or_come_late_make_the_text(text: list[int], places: list[tuple[int, int]]) -> None:
+    session = opened_session()
+    request = session.stream(MOST)
+    news: list[int] = []
+    for begin, end in [*places, (0, len(text))]:
+        known = len(session.committed)
+        if begin > len(text) or session.ended is not None:
+            continue
+        for effect in session.on_verdict(piece(request, begin, text[begin:end])):
+            news.extend(effect.tokens)
+            request = effect.request or request
+        assert session.committed == text[: max(known, end if begin <= known else 0)] == news
+        if begin > known:  # what is missing was asked for, by its place
+            assert (request.base, request.digest) == (known, extend_digest(EMPTY, text[:known])) or known == 0
+    assert session.committed == text
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_what_was_asked_for_having_come_the_device_may_draft(mode: Mode) -> None:
+    session = opened_session(mode)
+    request = session.stream(3)
+    assert (request.write, request.counts) == (3, () if mode is Mode.RESIDUAL else None)
+    assert session.state is SessionState.STREAMING
+    session.on_verdict(piece(request, 0, (4, 5)))
+    assert (session.state, session.stream_left) == (SessionState.STREAMING, 1)
+    session.on_verdict(piece(request, 2, (6,)))
+    assert (session.state, session.unanswered()) == (SessionState.DRAFTING, ())
+    assert session.committed == [4, 5, 6]
+
+
+def test_a_request_to_stop_is_over_only_with_its_own_answer() -> None:
+    session = opened_session()
+    request = session.stream(10)
+    session.on_verdict(piece(request, 0, (4,)))
+    stop = session.stream(0)
+    assert (stop.base, stop.write) == (1, 0)
+    session.on_verdict(piece(request, 1, (5,)))  # was on its way
+    assert session.state is SessionState.STREAMING
+    assert not session.may_renew_stream
+    session.on_verdict(piece(stop, 1, (5, 6)))
+    assert (session.state, session.committed) == (SessionState.DRAFTING, [4, 5, 6])
+
+
+def test_the_text_ends_as_the_edge_says() -> None:
+    session = opened_session()
+    session.on_verdict(piece(session.stream(10), 0, (4, END), Finish.STOP))
+    assert (session.ended, session.committed) == (EndReason.STOP, [4, END])
+    session = opened_session(most=2)
+    request = session.stream(10)
+    assert request.write == 2
+    session.on_verdict(piece(request, 0, (4, 5), Finish.LENGTH))
+    assert session.ended is EndReason.LENGTH
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ((9, 5), "another text"),
+        ((4, END, 5), "behind an end token"),
+        ((4, *range(1, MOST + 1)), "granted"),
+        ((4, 50), "outside the vocabulary"),
+    ],
+)
+def test_what_no_correct_edge_writes_ends_the_session(written: Sequence[int], said: str) -> None:
+    session = opened_session()
+    request = session.stream(10)
+    session.on_verdict(piece(request, 0, (4,)))
+    with pytest.raises(ProtocolViolation, match=said):
+        session.on_verdict(piece(request, 0, written))
+
+
+def test_an_edge_that_does_not_write_by_itself_has_taken_an_empty_draft() -> None:
+    session = opened_session()
+    request = session.stream(10)
+    (effect,) = session.on_verdict(Verdict(handle=3, round=request.round, accepted=0, next=7))
+    assert (effect.tokens, session.state) == ((7,), SessionState.DRAFTING)
+    request = session.stream(10)
+    with pytest.raises(ProtocolViolation, match="has written nothing"):
+        session.on_verdict(Verdict(handle=3, round=request.round, accepted=0))
+
+
+def test_pieces_of_an_earlier_request_before_a_resume_mean_nothing() -> None:
+    session = opened_session()
+    request = session.stream(10)
+    session.open()
+    assert session.on_verdict(piece(request, 0, (4,))) == []
+    assert session.committed == []
+
+
+def test_nothing_is_asked_while_drafts_are_under_way() -> None:
+    session = opened_session()
+    session.send()
+    with pytest.raises(ValueError, match="drafts under way"):
+        session.stream(5)
