@@ -25,7 +25,7 @@ from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
 from dssd.downlink import Form
 from fleet_device.pacing.adaptive import AdaptivePacing
-from fleet_device.pacing.contract import FixedPacing, Pacing
+from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Pacing, Plan
 from fleet_edge.verifiers.contract import VerifierError
 from fleet_runtime.events import Event, wait_for_event
 from fleet_testing.sabotage import Sabotage
@@ -51,6 +51,7 @@ class Case:
         form: Downlink form.
         draft_length: Tokens in a draft; None lets each device choose, and whether to draft ahead as well.
         ahead: Whether to draft ahead.
+        stream: Whether the edge writes by itself, so many tokens at a time.
         sabotage: What is done wrong.
     """
 
@@ -58,19 +59,40 @@ class Case:
     form: Form
     draft_length: int | None
     ahead: bool = False
+    stream: bool = False
     sabotage: Sabotage = Sabotage.NONE
 
     @property
     def name(self) -> str:
         """For tables."""
-        form = "" if self.mode is Mode.COUPLED else f" {self.form.value}"
+        form = "" if self.mode is Mode.COUPLED or self.stream else f" {self.form.value}"
         ahead = " chosen" if self.draft_length is None else " ahead" if self.ahead else ""
+        if self.stream:
+            ahead = " drafted and streamed in turns" if self.draft_length is None else " streamed"
         fault = "" if self.sabotage is Sabotage.NONE else f" fault:{self.sabotage.value}"
         return f"{self.mode.value}{form}{ahead}{fault}"
 
     def pacing(self) -> Pacing:
         """Return the pacing of one device."""
-        return AdaptivePacing() if self.draft_length is None else FixedPacing(self.draft_length, self.ahead)
+        if self.draft_length is None:
+            return TurningPacing() if self.stream else AdaptivePacing()
+        return FixedPacing(self.draft_length, self.ahead, self.stream)
+
+
+@dataclass(slots=True)
+class TurningPacing:
+    """Drafts a token and has the edge write one, in turns."""
+
+    _plans: int = 0
+
+    def plan(self, *, longest: int, window: int) -> Plan:
+        """Return the plan whose turn it is."""
+        del longest, window
+        self._plans += 1
+        return Plan(1, stream=self._plans % 2 == 0)
+
+    def learn(self, outcome: DraftOutcome) -> None:
+        """Learn nothing."""
 
 
 _WAYS = (
@@ -85,12 +107,19 @@ CASES = (
     *(Case(mode, form, 1, ahead=True) for mode, form in _WAYS),
     Case(Mode.RESIDUAL, Form.AUTO, None),
     Case(Mode.COUPLED, Form.AUTO, None),
+    Case(Mode.RESIDUAL, Form.AUTO, 2, stream=True),
+    Case(Mode.COUPLED, Form.AUTO, 2, stream=True),
+    Case(Mode.RESIDUAL, Form.AUTO, None, stream=True),
+    Case(Mode.COUPLED, Form.AUTO, None, stream=True),
 )
 
-FAULTS = tuple(
-    Case(Mode.RESIDUAL, form, 2, sabotage=sabotage)
-    for form in (Form.SPARSE, Form.SAMPLES)
-    for sabotage in (Sabotage.INVERTED, Sabotage.MISREPORTED, Sabotage.NO_RESIDUAL, Sabotage.UNSHAPED)
+FAULTS = (
+    *(
+        Case(Mode.RESIDUAL, form, 2, sabotage=sabotage)
+        for form in (Form.SPARSE, Form.SAMPLES)
+        for sabotage in (Sabotage.INVERTED, Sabotage.MISREPORTED, Sabotage.NO_RESIDUAL, Sabotage.UNSHAPED)
+    ),
+    Case(Mode.RESIDUAL, Form.AUTO, 2, stream=True, sabotage=Sabotage.UNSHAPED),
 )
 
 
@@ -134,6 +163,7 @@ class Result:
             "form": self.case.form.value,
             "draft_length": self.case.draft_length,
             "ahead": self.case.ahead,
+            "stream": self.case.stream,
             "fault": self.case.sabotage.value,
             "sessions": self.sessions,
             "p_value": self.p,
