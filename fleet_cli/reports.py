@@ -91,6 +91,8 @@ def show_sessions(title: str, found: "Sequence[SessionView]", *, wide: bool = Fa
         Column("mode", lambda view: view.mode, wide=True),
         Column("draft", lambda view: _model(view.draft_model, view.quantization), folds=True, wide=True),
         Column("prompt tokens", lambda view: view.prompt_tokens, wide=True),
+        Column("prefilled", lambda view: view.counted.prefill_tokens, wide=True),
+        Column("reused", lambda view: view.counted.reused_tokens, wide=True),
         Column("tokens", lambda view: view.counted.tokens),
         Column("tokens/s", lambda view: view.counted.tokens_per_s, narrow="tokens\n/s"),
         Column("acceptance", lambda view: view.counted.acceptance, narrow=_ACCEPTANCE, digits=3),
@@ -196,6 +198,8 @@ def _tally_columns(tally: "Callable[[T], Tally]") -> "list[Column[T]]":
         Column("down B/token", lambda row: tally(row).downlink_bytes_per_token, wide=True),
         Column("queue ms/round", lambda row: tally(row).queue_ms_per_round, narrow="queue ms\n/round"),
         Column("prefill ms/round", lambda row: tally(row).prefill_ms_per_round, wide=True),
+        Column("prefilled tokens", lambda row: tally(row).prefill_tokens, wide=True),
+        Column("reused tokens", lambda row: tally(row).reused_tokens, wide=True),
         Column("compute ms/round", lambda row: tally(row).compute_ms_per_round, narrow="compute\nms/round"),
     ]
 
@@ -210,6 +214,8 @@ def _facts(found: "SessionView") -> list[tuple[str, object]]:
         ("temperature, top-k, top-p", shaping),
         ("seed", None if found.seed is None else str(found.seed)),
         ("prompt tokens", found.prompt_tokens),
+        ("tokens prefilled (edge)", found.counted.prefill_tokens),
+        ("tokens reused (edge)", found.counted.reused_tokens),
         ("most new tokens", found.max_new_tokens),
         ("opened (UTC)", found.opened_at),
         ("closed (UTC)", found.closed_at),

@@ -8,7 +8,8 @@ from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import Recorder, Sink
 from fleet_edge.batching.background import BackgroundWork
 from fleet_edge.batching.delay import BatchingDelay
-from fleet_edge.batching.scheduler import Budget, Scheduler
+from fleet_edge.batching.planning import Budget
+from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.certificates import CertificateWatch
 from fleet_edge.guard.fences import SharedFences
 from fleet_edge.guard.guard import Guard
@@ -57,6 +58,7 @@ def assemble(
         delay=BatchingDelay(settings.gather_share),
         background=BackgroundWork(settings.background_share),
         kv_share=guard.kv_share,
+        sharing=settings.prefix_sharing,
     )
     recorder = Recorder(sink, settings.edge, now, settings.trace_share)
     answers = Answers(

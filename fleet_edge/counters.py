@@ -35,6 +35,8 @@ class SegmentCounters:
         prefill_ms: From a draft's arrival to the step that verified it, spent in steps that computed the session's own
             prompt, or its text anew after a resume or an eviction; summed over rounds.
         resampled: Of the rounds, those that asked for further samples: answered from memory, nothing was verified.
+        prefill_tokens: Of the prompt and of the text, computed for what comes behind them; computed anew counts again.
+        reused_tokens: Likewise needed, and taken over from what another session had computed, or an earlier one.
     """
 
     tokens: int = 0
@@ -49,6 +51,8 @@ class SegmentCounters:
     batch_sum: int = 0
     prefill_ms: float = 0.0
     resampled: int = 0
+    prefill_tokens: int = 0
+    reused_tokens: int = 0
 
     def __add__(self, other: "SegmentCounters") -> "SegmentCounters":
         return SegmentCounters(**{name: getattr(self, name) + getattr(other, name) for name in SEGMENT_COUNTERS})

@@ -9,7 +9,8 @@ from typing import Final
 from dssd.judgement import Judgement
 from fleet_edge.answers.answers import Answers
 from fleet_edge.batching.judging import Case, judge_batch
-from fleet_edge.batching.scheduler import Batch, Scheduler, Work
+from fleet_edge.batching.planning import Batch, Work
+from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.timing import Step
 from fleet_edge.errors import DraftFault
 from fleet_edge.handlers import MessageHandlers
@@ -79,6 +80,7 @@ class Orchestrator:
         self.scheduler.computed(batch, step)
         for work, judgement in zip(batch.verifications, judgements, strict=True):
             if judgement is None:
+                self.scheduler.evict(work.session)  # nobody is to go on from it
                 self._give_up(work, "The target model's logits are not numbers.")
                 continue
             try:

@@ -8,6 +8,7 @@ from pydantic import Field
 from dssd.downlink import Form
 from fleet_edge.guard.quotas import QuotaSettings
 from fleet_edge.guard.strikes import FenceSettings
+from fleet_edge.verifiers.prefix_cache import PrefixSharing
 from fleet_edge.verifiers.registry import AUTO, VERIFIERS
 from fleet_edge.verifiers.remote.settings import RemoteSettings
 from fleet_link.settings import BrokerSettings
@@ -134,6 +135,12 @@ class EdgeSettings(Settings):
         rare=True,
         ge=1 << 20,
         le=1 << 50,
+    )
+    prefix_sharing: PrefixSharing = setting(
+        PrefixSharing.ALL,
+        "Whose computed prompts a session may go on from: of all devices, of its own device alone, or none (`off`).",
+        since="0.2",
+        rare=True,
     )
     trace_share: float = setting(1.0, "Fraction of the sessions whose every round is logged.", rare=True, ge=0, le=1)
     keep_rounds_days: float = setting(

@@ -1,84 +1,24 @@
-"""Scheduler: which sessions the next forward pass computes, and how many tokens of each.
+"""Scheduler: has steps planned, makes room for them, has them computed, and knows what they took.
 
 A session has tokens it knows and tokens it has computed; a step computes some of the difference. Prefill, resumption
-after eviction and verification differ in nothing but whether rows of logits are wanted at the end. Verification comes
-first, oldest draft first; what is left of the step's token budget goes to prefill, a chunk in all while anybody is
-being verified, so that no prompt delays a verdict by more than that. What may wait (see `background`) comes last, and
-not in every step. A step may exceed its budget by the last draft that it takes.
+after eviction and verification differ in nothing but whether rows of logits are wanted at the end.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from fleet_edge.batching.background import BackgroundWork
 from fleet_edge.batching.delay import BatchingDelay
+from fleet_edge.batching.planning import Batch, Budget, StepPlanner, Work
 from fleet_edge.batching.timing import DraftTiming, PrefillLog, Step
-from fleet_edge.errors import DraftFault
+from fleet_edge.counters import SegmentCounters
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.waiting import ReceivedDraft
-from fleet_edge.verifiers.contract import Item, Logits, RunsElsewhere, TargetInfo, Verifier
-from schemas.messages import Draft
+from fleet_edge.verifiers.contract import Logits, TargetInfo, Verifier
+from fleet_edge.verifiers.prefix_cache import PrefixCache, PrefixSharing
 
-__all__ = ["Batch", "Budget", "Scheduler", "Work"]
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How much one step may compute.
-
-    Attributes:
-        tokens: Most new tokens in a step.
-        prefill_chunk: Most tokens of prefill, and of what else may wait, in a step while anybody is being verified.
-        device_share: Most of a step's tokens for one device while others wait, as a fraction.
-    """
-
-    tokens: int = 512
-    prefill_chunk: int = 128
-    device_share: float = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One session's part of a step.
-
-    Attributes:
-        session: Whose.
-        item: What the verifier is to compute.
-        chain: The drafts that it decides; empty for prefill.
-        background: Whether it might have waited.
-    """
-
-    session: EdgeSession
-    item: Item
-    chain: tuple[ReceivedDraft, ...] = ()
-    background: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """A step.
-
-    Attributes:
-        works: Its parts, the most urgent first: where there is not room for all, the last is left out.
-        faults: Drafts that turned out to be void when their turn came.
-    """
-
-    works: list[Work] = field(default_factory=list)
-    faults: list[tuple[EdgeSession, Draft, DraftFault]] = field(default_factory=list)
-
-    @property
-    def verifications(self) -> list[Work]:
-        """Parts that end in verdicts, in the order of their rows."""
-        return [work for work in self.works if work.chain]
-
-    @property
-    def items(self) -> list[Item]:
-        """What the verifier is to compute."""
-        return [work.item for work in self.works]
-
-    def __bool__(self) -> bool:
-        return bool(self.works or self.faults)
+__all__ = ["Scheduler"]
 
 
 class Scheduler:
@@ -92,6 +32,7 @@ class Scheduler:
         delay: Whether to hold a step for drafts that are about to come.
         background: What may wait, and how much of it runs.
         kv_share: Which part of the memory for keys and values a device may hold while others need some.
+        sharing: Which sessions may take over what others, or ended ones, have computed of their prompts.
     """
 
     def __init__(
@@ -102,8 +43,9 @@ class Scheduler:
         delay: BatchingDelay | None = None,
         background: BackgroundWork | None = None,
         kv_share: Callable[[str], float] = lambda _device: 1.0,
+        sharing: PrefixSharing = PrefixSharing.OFF,
     ) -> None:
-        self._verifier = verifier
+        self._verifier = PrefixCache(verifier, sharing=sharing, share=kv_share)
         self._budget = budget or Budget()
         self._delay = delay or BatchingDelay()
         self._background = background or BackgroundWork()
@@ -120,13 +62,14 @@ class Scheduler:
 
     def away(self) -> str:
         """Return why the target model cannot compute now, in a sentence; empty if it can."""
-        return self._verifier.away() if isinstance(self._verifier, RunsElsewhere) else ""
+        return self._verifier.away()
 
     # Sessions
 
     def opened(self, session: EdgeSession) -> None:
-        """A session begins, with nothing computed."""
+        """A session begins."""
         self._verifier.open(session.handle)
+        self._verifier.expect(session.handle, session.tokens, owner=session.device)
 
     def arrived(self, session: EdgeSession, *, at: float) -> None:
         """A draft of the session has come."""
@@ -146,7 +89,7 @@ class Scheduler:
         self._evict(session.handle)
 
     def forget(self, session: EdgeSession) -> None:
-        """A session has ended."""
+        """A session has ended; what it has computed stays as long as there is room."""
         self._used.pop(session.handle, None)
         self._evicted.discard(session.handle)
         self._delay.forget(session.handle)
@@ -161,33 +104,9 @@ class Scheduler:
 
     def next_batch(self, sessions: Iterable[EdgeSession], *, now: float) -> Batch:
         """Return the next step; empty if there is nothing to do, or nothing that may not wait."""
-        batch = Batch()
         sessions = list(sessions)
-        ready = sorted(
-            ((arrived.at, session.handle, session) for session in sessions if (arrived := session.ready)),
-            key=lambda entry: entry[:2],
-        )
-        due, may_wait = list[EdgeSession](), list[EdgeSession]()
-        for _, _, session in ready:
-            (may_wait if self._may_wait(session, now) else due).append(session)
-        left = self._budget.tokens
-        left -= self._verifications(due, left, batch, now=now)
-        # An evicted session waits for a draft that needs it: if it was computed anew at once, sessions that do not all
-        # fit would evict each other for ever.
-        behind = [
-            session
-            for session in sessions
-            if session.ready is None and not session.finished and session.handle not in self._evicted
-        ]
-        at_once = [session for session in behind if self._background.has_credit(session.device, now)]
-        hurried = bool(batch.verifications) or self._background.others_active(now)
-        chunk = min(left, self._budget.prefill_chunk) if hurried else left
-        chunk -= self._prefills(at_once, chunk, batch, now=now)
-        if self._background.may_run(now):
-            credited = {session.handle for session in at_once}
-            chunk -= self._verifications(may_wait, chunk, batch, now=now, background=True)
-            rest = [session for session in behind if session.handle not in credited]
-            self._prefills(rest, chunk, batch, now=now, background=True)
+        planner = StepPlanner(self._verifier, self._budget, self._background, self._used, now)
+        batch = planner.plan(sessions, evicted=self._evicted)
         self._make_room(batch, sessions)
         return batch
 
@@ -218,6 +137,8 @@ class Scheduler:
         )
         for work in batch.works:
             self._evicted.discard(work.session.handle)
+            if work.prefilled:
+                work.session.counters += SegmentCounters(prefill_tokens=work.prefilled)
             if work.chain:
                 self._prefill_log.verified(work.session.handle, oldest=min(arrived.at for arrived in work.chain))
             else:
@@ -233,77 +154,8 @@ class Scheduler:
 
     # Within
 
-    def _may_wait(self, session: EdgeSession, now: float) -> bool:
-        """Whether a session's draft may wait for those of others."""
-        device = session.device
-        if self._background.wasteful(device):
-            return True
-        backlog = len(session.tokens) - 1 - self._computed(session)
-        return backlog > 0 and not self._background.has_credit(device, now)
-
-    def _verifications(
-        self, due: Sequence[EdgeSession], most: int, batch: Batch, *, now: float, background: bool = False
-    ) -> int:
-        """Add drafts that are due, the oldest first, no device more than its share; return the tokens to compute."""
-        left, share = most, Counter[str]()
-        most_per_device = max(1, int(most * self._budget.device_share)) if len(due) > 1 else most
-        for session in due:
-            allowance = min(left, most_per_device - share[session.device])
-            if allowance <= 0:
-                continue
-            taken = self._verification(session, allowance, batch, now=now, background=background)
-            left -= taken
-            share[session.device] += taken
-        return most - left
-
-    def _verification(self, session: EdgeSession, allowance: int, batch: Batch, *, now: float, background: bool) -> int:
-        """Add a session's drafts, or the part of its backlog that comes first; return the tokens to compute."""
-        first = session.ready
-        try:
-            chain = session.chain(allowance)
-        except DraftFault as fault:
-            assert first is not None
-            batch.faults.append((session, first.draft, fault))
-            return 0
-        drafted = [token for arrived in chain for token in arrived.draft.tokens]
-        # The last committed token is always computed anew: its row decides on the first draft token.
-        computed = self._computed(session)
-        backlog = len(session.tokens) - 1 - computed
-        if chain and backlog + 1 + len(drafted) <= max(allowance, 1 + len(drafted)):
-            self._verifier.truncate(session.handle, computed)
-            tokens = (*session.tokens[computed:], *drafted)
-            item = Item(session.handle, tokens, len(drafted) + 1)
-            batch.works.append(Work(session, item, chain, background=background))
-            self._background.prefilled(session.device, backlog, now)
-            return len(tokens)
-        return self._prefill(session, allowance, batch, now=now, background=background)
-
-    def _prefills(
-        self, behind: Sequence[EdgeSession], most: int, batch: Batch, *, now: float, background: bool = False
-    ) -> int:
-        """Add prompts, the sessions taking turns to be first; return the tokens to compute."""
-        left = most
-        for session in sorted(behind, key=lambda session: self._used.get(session.handle, 0)):
-            if left <= 0:
-                break
-            left -= self._prefill(session, left, batch, now=now, background=background)
-        return most - left
-
-    def _prefill(self, session: EdgeSession, most: int, batch: Batch, *, now: float, background: bool) -> int:
-        computed = self._computed(session)
-        tokens: Sequence[int] = session.tokens[computed : min(computed + most, len(session.tokens) - 1)]
-        if not tokens:
-            return 0
-        self._verifier.truncate(session.handle, computed)
-        batch.works.append(Work(session, Item(session.handle, tuple(tokens), 0), background=background))
-        self._background.prefilled(session.device, len(tokens), now)
-        return len(tokens)
-
-    def _computed(self, session: EdgeSession) -> int:
-        return min(self._verifier.computed(session.handle), len(session.tokens) - 1)
-
     def _make_room(self, batch: Batch, sessions: Iterable[EdgeSession]) -> None:
-        """Evict idle sessions until the step fits; if none is idle, leave out its end.
+        """Evict idle sessions until the step fits, as soon as no ended one is left; if none is idle, leave out its end.
 
         Those of devices that hold more than their share go first, then those unused for longest.
         """
@@ -334,10 +186,9 @@ class Scheduler:
         held = Counter[str]()
         for session in sessions:
             held[session.device] += self._verifier.computed(session.handle)
-        whole = self._verifier.capacity() + held.total()
+        whole = self._verifier.capacity() + held.total() + self._verifier.retained_tokens
         return {device for device, tokens in held.items() if tokens > self._kv_share(device) * whole}
 
     def _evict(self, handle: int) -> None:
-        self._verifier.close(handle)
-        self._verifier.open(handle)
+        self._verifier.evict(handle)
         self._evicted.add(handle)

@@ -1,65 +1,21 @@
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import pytest
 
 from dssd.judgement import Judgement
-from fleet_edge.batching.scheduler import Batch, Budget, Scheduler, Work
+from fleet_edge.batching.planning import Budget, Work
+from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.timing import Step
 from fleet_edge.errors import DraftFault
-from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.verifiers.contract import Item, Verifier
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
+from fleet_edge.verifiers.prefix_cache import PrefixSharing
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_testing.markov import MarkovScript
 from schemas.reasons import Action, FaultCode
 from tests.fleet_edge.verifiers.oracle import tiny_target
-from tests.support.drafts import LIMITS, arrived, draft, edge_session
-
-SCRIPT = MarkovScript(size=10, seed=1)
-
-
-class Edge:
-    """A scheduler over a scripted verifier, without anything that is published."""
-
-    def __init__(
-        self, budget: Budget | None = None, *, kv_tokens: int = 1 << 20, verifier: Verifier | None = None
-    ) -> None:
-        self.verifier = verifier or ScriptedVerifier(SCRIPT, SCRIPT.words, budget_tokens=kv_tokens)
-        self.scheduler = Scheduler(self.verifier, budget or Budget())
-        self.sessions: list[EdgeSession] = []
-        self.now = 0.0
-
-    def session(self, *, device: str | None = None, prompt: int = 3) -> EdgeSession:
-        number = len(self.sessions)
-        session = edge_session(handle=number, device=device or f"device-{number}", prompt=(1,) * prompt)
-        self.scheduler.opened(session)
-        self.sessions.append(session)
-        return session
-
-    def drafting(self, *, at: float = 0.0, device: str | None = None, prompt: int = 3, tokens: int = 2) -> EdgeSession:
-        session = self.session(device=device, prompt=prompt)
-        session.admit(arrived(draft((4,) * tokens, handle=session.handle), at=at))
-        return session
-
-    def again(self, session: EdgeSession, *, at: float, round_: int) -> None:
-        text = session.tokens[session.prompt_length :]
-        session.admit(arrived(draft((4,), text=text, handle=session.handle, round_=round_), at=at))
-
-    def next_batch(self, sessions: Iterable[EdgeSession] | None = None) -> Batch:
-        return self.scheduler.next_batch(self.sessions if sessions is None else list(sessions), now=self.now)
-
-    def compute(self, batch: Batch) -> list[EdgeSession]:
-        """Compute a step, reject the first token of every draft, and return the sessions with a verdict."""
-        self.scheduler.score(batch)
-        for work in batch.verifications:
-            drafted = sum(len(each.draft.tokens) for each in work.chain)
-            work.session.settle(work.chain, Judgement(drafted, rejected=False, token=5))
-        return [work.session for work in batch.verifications]
-
-
-def computed(batch: Batch) -> dict[int, int]:
-    return {item.sequence: len(item.tokens) for item in batch.items}
+from tests.support.drafts import LIMITS, arrived, draft
+from tests.support.scheduled_edge import SCRIPT, Edge, computed
 
 
 def test_without_work_the_plan_is_empty() -> None:
@@ -212,7 +168,7 @@ def test_what_a_rejection_left_behind_is_forgotten_before_the_next_draft() -> No
     edge = Edge()
     session = edge.drafting(prompt=3, tokens=2)
     batch = edge.next_batch()
-    edge.verifier.score(batch.items)
+    edge.scheduler.score(batch)
     session.settle(batch.works[0].chain, Judgement(0, rejected=True, token=7))
     session.admit(arrived(draft((8,), text=(7,), handle=0, round_=1, epoch=1)))
     (item,) = edge.next_batch().items
@@ -317,7 +273,8 @@ def test_every_ready_session_is_served_within_bounded_steps(
 ) -> None:
     """Sessions draft again at once, memory is short, prompts are long: nobody waits for ever."""
     rng = random.Random(seed)
-    edge = Edge(Budget(tokens=rng.choice((1, 7, 32)), prefill_chunk=4), verifier=make(rng))
+    sharing = rng.choice([*PrefixSharing])
+    edge = Edge(Budget(tokens=rng.choice((1, 7, 32)), prefill_chunk=4), verifier=make(rng), sharing=sharing)
     count = rng.randint(2, 6) if make is scripted else 12
     for _ in range(count):
         session = edge.session(device=f"device-{rng.randint(0, 2)}", prompt=rng.randint(1, 20))

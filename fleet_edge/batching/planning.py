@@ -1,0 +1,245 @@
+"""Planning of one step: which sessions it computes, and how many tokens of each.
+
+Verification comes first, oldest draft first; what is left of the step's token budget goes to prefill, a chunk in all
+while anybody is being verified, so that no prompt delays a verdict by more than that. What may wait (see `background`)
+comes last, and not in every step. A step may exceed its budget by the last draft that it takes.
+
+A session takes over what others have computed of its prompt. Where another is about to compute it, the session leaves
+its turn to that one, and waits for the end of the step.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fleet_edge.batching.background import BackgroundWork
+from fleet_edge.counters import SegmentCounters
+from fleet_edge.errors import DraftFault
+from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.sessions.waiting import ReceivedDraft
+from fleet_edge.verifiers.contract import Item
+from fleet_edge.verifiers.prefix_cache import LEAST_REUSED, PrefixCache
+from schemas.messages import Draft
+
+__all__ = ["Batch", "Budget", "StepPlanner", "Work"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much one step may compute.
+
+    Attributes:
+        tokens: Most new tokens in a step.
+        prefill_chunk: Most tokens of prefill, and of what else may wait, in a step while anybody is being verified.
+        device_share: Most of a step's tokens for one device while others wait, as a fraction.
+    """
+
+    tokens: int = 512
+    prefill_chunk: int = 128
+    device_share: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One session's part of a step.
+
+    Attributes:
+        session: Whose.
+        item: What the verifier is to compute.
+        chain: The drafts that it decides; empty for prefill.
+        background: Whether it might have waited.
+    """
+
+    session: EdgeSession
+    item: Item
+    chain: tuple[ReceivedDraft, ...] = ()
+    background: bool = False
+
+    @property
+    def prefilled(self) -> int:
+        """Tokens of the session's prompt, or of its text, that it computes for nothing but what comes behind them."""
+        return len(self.item.tokens) - self.item.rows
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A step.
+
+    Attributes:
+        works: Its parts, the most urgent first: where there is not room for all, the last is left out.
+        faults: Drafts that turned out to be void when their turn came.
+    """
+
+    works: list[Work] = field(default_factory=list)
+    faults: list[tuple[EdgeSession, Draft, DraftFault]] = field(default_factory=list)
+
+    @property
+    def verifications(self) -> list[Work]:
+        """Parts that end in verdicts, in the order of their rows."""
+        return [work for work in self.works if work.chain]
+
+    @property
+    def items(self) -> list[Item]:
+        """What the verifier is to compute."""
+        return [work.item for work in self.works]
+
+    def __bool__(self) -> bool:
+        return bool(self.works or self.faults)
+
+
+@dataclass(slots=True)
+class StepPlanner:
+    """Plans one step.
+
+    Attributes:
+        cache: The target model.
+        budget: Of the step.
+        background: What may wait, and whether it runs now.
+        used: By session, when it was last in a step; sessions that were not for longest are the first to be prefilled.
+        now: Monotonic seconds.
+        batch: The step.
+    """
+
+    cache: PrefixCache
+    budget: Budget
+    background: BackgroundWork
+    used: Mapping[int, int]
+    now: float
+    batch: Batch = field(default_factory=Batch)
+    _able: dict[int, EdgeSession] = field(default_factory=dict)
+    _computing: set[int] = field(default_factory=set)
+
+    def plan(self, sessions: Iterable[EdgeSession], *, evicted: set[int]) -> Batch:
+        """Return the step; empty if there is nothing to do, or nothing that may not wait.
+
+        Args:
+            sessions: All.
+            evicted: Those that are computed anew only when a draft needs it: if they were at once, sessions that do not
+                all fit would evict each other for ever.
+        """
+        sessions = list(sessions)
+        ready = sorted(
+            ((arrived.at, session.handle, session) for session in sessions if (arrived := session.ready)),
+            key=lambda entry: entry[:2],
+        )
+        behind = [
+            session
+            for session in sessions
+            if session.ready is None and not session.finished and session.handle not in evicted
+        ]
+        self._able = {session.handle: session for session in (*(entry[2] for entry in ready), *behind)}
+        due, may_wait = list[EdgeSession](), list[EdgeSession]()
+        for _, _, session in ready:
+            (may_wait if self._may_wait(session) else due).append(session)
+        left = self.budget.tokens
+        left -= self._verifications(due, left)
+        at_once = [session for session in behind if self.background.has_credit(session.device, self.now)]
+        hurried = bool(self.batch.verifications) or self.background.others_active(self.now)
+        chunk = min(left, self.budget.prefill_chunk) if hurried else left
+        chunk -= self._prefills(at_once, chunk)
+        if self.background.may_run(self.now):
+            credited = {session.handle for session in at_once}
+            chunk -= self._verifications(may_wait, chunk, background=True)
+            rest = [session for session in behind if session.handle not in credited]
+            self._prefills(rest, chunk, background=True)
+        return self.batch
+
+    def _may_wait(self, session: EdgeSession) -> bool:
+        """Whether a session's draft may wait for those of others."""
+        if self.background.wasteful(session.device):
+            return True
+        if not self._backlog(session) or self.background.has_credit(session.device, self.now):
+            return False
+        self._reuse(session)  # what is taken over needs no credit
+        return self._backlog(session) > 0
+
+    def _verifications(self, due: Sequence[EdgeSession], most: int, *, background: bool = False) -> int:
+        """Add drafts that are due, the oldest first, no device more than its share; return the tokens to compute."""
+        left, share = most, Counter[str]()
+        most_per_device = max(1, int(most * self.budget.device_share)) if len(due) > 1 else most
+        for session in due:
+            allowance = min(left, most_per_device - share[session.device])
+            if allowance <= 0 or session.handle in self._computing:
+                continue
+            taken = self._in_turn(session, allowance, background=background)
+            if taken is None:
+                taken = self._verification(session, allowance, background=background)
+            left -= taken
+            share[session.device] += taken
+        return most - left
+
+    def _verification(self, session: EdgeSession, allowance: int, *, background: bool) -> int:
+        """Add a session's drafts, or the part of its backlog that comes first; return the tokens to compute."""
+        first = session.ready
+        try:
+            chain = session.chain(allowance)
+        except DraftFault as fault:
+            assert first is not None
+            self.batch.faults.append((session, first.draft, fault))
+            return 0
+        drafted = [token for arrived in chain for token in arrived.draft.tokens]
+        # The last committed token is always computed anew: its row decides on the first draft token.
+        backlog = self._backlog(session)
+        if chain and backlog + 1 + len(drafted) <= max(allowance, 1 + len(drafted)):
+            computed = self._computed(session)
+            tokens = (*session.tokens[computed:], *drafted)
+            self._add(session, Item(session.handle, tokens, len(drafted) + 1), chain, background=background)
+            return len(tokens)
+        return self._prefill(session, allowance, background=background)
+
+    def _prefills(self, behind: Sequence[EdgeSession], most: int, *, background: bool = False) -> int:
+        """Add prompts, the sessions taking turns to be first; return the tokens to compute."""
+        left = most
+        for session in sorted(behind, key=lambda session: self.used.get(session.handle, 0)):
+            if left <= 0:
+                break
+            if session.handle in self._computing:
+                continue
+            taken = self._in_turn(session, left, background=background)
+            left -= self._prefill(session, left, background=background) if taken is None else taken
+        return most - left
+
+    def _prefill(self, session: EdgeSession, most: int, *, background: bool) -> int:
+        """Add the part of a session's backlog that comes first; return the tokens to compute."""
+        computed = self._computed(session)
+        tokens = tuple(session.tokens[computed : min(computed + most, len(session.tokens) - 1)])
+        if tokens:
+            self._add(session, Item(session.handle, tokens, 0), background=background)
+        return len(tokens)
+
+    def _in_turn(self, session: EdgeSession, most: int, *, background: bool) -> int | None:
+        """Take over what others have computed for a session, or leave its turn to the one that is about to.
+
+        Returns:
+            The tokens to compute instead of the session's own, maybe none; None if it is to be computed itself.
+        """
+        if self._backlog(session) < LEAST_REUSED:
+            return None
+        ahead = self.cache.ahead(session.handle, computing=self._computing, able=self._able)
+        if ahead is None:
+            self._reuse(session)
+            return None
+        first, common = ahead
+        if first in self._computing:
+            return 0
+        return self._prefill(self._able[first], min(most, common - self.cache.computed(first)), background=background)
+
+    def _reuse(self, session: EdgeSession) -> None:
+        if reused := self.cache.reuse(session.handle):
+            session.counters += SegmentCounters(reused_tokens=reused)
+
+    def _add(
+        self, session: EdgeSession, item: Item, chain: tuple[ReceivedDraft, ...] = (), *, background: bool
+    ) -> None:
+        self.cache.truncate(session.handle, self._computed(session))
+        work = Work(session, item, chain, background=background)
+        self.batch.works.append(work)
+        self._computing.add(session.handle)
+        self.background.prefilled(session.device, work.prefilled, self.now)
+
+    def _backlog(self, session: EdgeSession) -> int:
+        """Return how many tokens are to be computed before the last, which comes with a draft."""
+        return len(session.tokens) - 1 - self._computed(session)
+
+    def _computed(self, session: EdgeSession) -> int:
+        return min(self.cache.computed(session.handle), len(session.tokens) - 1)

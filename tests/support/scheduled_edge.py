@@ -1,0 +1,83 @@
+"""Edge that schedules and computes, and publishes nothing: a scheduler over a scripted verifier."""
+
+from collections.abc import Iterable, Sequence
+
+from dssd.judgement import Judgement
+from fleet_edge.batching.planning import Batch, Budget
+from fleet_edge.batching.scheduler import Scheduler
+from fleet_edge.batching.timing import Step
+from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.verifiers.contract import Verifier
+from fleet_edge.verifiers.prefix_cache import PrefixSharing
+from fleet_edge.verifiers.scripted import ScriptedVerifier
+from fleet_testing.markov import MarkovScript
+from tests.support.drafts import arrived, draft, edge_session
+
+SCRIPT = MarkovScript(size=10, seed=1)
+
+
+class Edge:
+    """A scheduler over a scripted verifier, without anything that is published."""
+
+    def __init__(
+        self,
+        budget: Budget | None = None,
+        *,
+        kv_tokens: int = 1 << 20,
+        verifier: Verifier | None = None,
+        sharing: PrefixSharing = PrefixSharing.OFF,
+    ) -> None:
+        self.verifier = verifier or ScriptedVerifier(SCRIPT, SCRIPT.words, budget_tokens=kv_tokens)
+        self.scheduler = Scheduler(self.verifier, budget or Budget(), sharing=sharing)
+        self.sessions: list[EdgeSession] = []
+        self.now = 0.0
+        self._opened = 0
+
+    def session(self, *, device: str | None = None, prompt: int | Sequence[int] = 3) -> EdgeSession:
+        """Open a session with a prompt, of which the length may be enough."""
+        number = self._opened
+        self._opened += 1
+        tokens = (1,) * prompt if isinstance(prompt, int) else tuple(prompt)
+        session = edge_session(handle=number, device=device or f"device-{number}", prompt=tokens)
+        self.scheduler.opened(session)
+        self.sessions.append(session)
+        return session
+
+    def drafting(
+        self, *, at: float = 0.0, device: str | None = None, prompt: int | Sequence[int] = 3, tokens: int = 2
+    ) -> EdgeSession:
+        """Open a session whose first draft has come."""
+        session = self.session(device=device, prompt=prompt)
+        session.admit(arrived(draft((4,) * tokens, handle=session.handle), at=at))
+        return session
+
+    def again(self, session: EdgeSession, *, at: float, round_: int) -> None:
+        """Let a session's next draft come."""
+        text = session.tokens[session.prompt_length :]
+        session.admit(arrived(draft((4,), text=text, handle=session.handle, round_=round_), at=at))
+
+    def next_batch(self, sessions: Iterable[EdgeSession] | None = None) -> Batch:
+        return self.scheduler.next_batch(self.sessions if sessions is None else list(sessions), now=self.now)
+
+    def run(self) -> list[Batch]:
+        """Compute all that there is to compute, a second a step; return the steps."""
+        steps = []
+        while batch := self.next_batch():
+            self.compute(batch)
+            self.scheduler.computed(batch, Step(self.now, self.now + 1.0, sessions=len(batch.verifications)))
+            self.now += 1.0
+            steps.append(batch)
+        return steps
+
+    def compute(self, batch: Batch) -> list[EdgeSession]:
+        """Compute a step, reject the first token of every draft, and return the sessions with a verdict."""
+        self.scheduler.score(batch)
+        for work in batch.verifications:
+            drafted = sum(len(each.draft.tokens) for each in work.chain)
+            work.session.settle(work.chain, Judgement(drafted, rejected=False, token=5))
+        return [work.session for work in batch.verifications]
+
+
+def computed(batch: Batch) -> dict[int, int]:
+    """Return by session how many tokens a step computes."""
+    return {item.sequence: len(item.tokens) for item in batch.items}
