@@ -1,8 +1,8 @@
 """Writer process: the real device over a toy draft model, which writes one text after another and checks each.
 
-Texts alternate between the two modes and are drafted ahead. In coupled mode a text is compared token by token with what
-the seed and the target determine; in residual mode each token must be one that the target may write there. In both,
-what the application was told piece by piece must be the text.
+Texts alternate between the two modes and are drafted ahead, or, at some devices, written by the edge alone. In coupled
+mode a text is compared token by token with what the seed and the target determine; in residual mode each token must be
+one that the target may write there. In both, what the application was told piece by piece must be the text.
 """
 
 import json
@@ -29,6 +29,7 @@ from schemas.reasons import EndReason
 __all__ = ["Task", "main", "verdict"]
 
 _DRAFT: Final = 4
+_STREAMS: Final = 0.25  # of the devices have their edge write by itself
 _PROMPT: Final = (1, 40)
 _AGAIN_S: Final = 0.5  # after a text that could not be written
 _CONNECT_S: Final = 60.0
@@ -108,6 +109,7 @@ def main() -> None:
             "broker": task.identity.settings(),
             "draft_length": _DRAFT,
             "ahead": True,
+            "stream": random.Random(f"stream {task.seed}").random() < _STREAMS,
         }
     )
     rng = random.Random(task.seed)

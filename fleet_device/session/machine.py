@@ -277,13 +277,11 @@ class DeviceSession:
             counts=() if residual else None,
             write=tokens,
         )
-        before = self._streaming
-        self._streaming = Streaming(
-            request,
-            first_round=request.round if before is None else before.first_round,
-            until=len(self.committed) + tokens,
-            first=self._first or (before is not None and before.first),
-        )
+        until = len(self.committed) + tokens
+        if self._streaming is None:
+            self._streaming = Streaming(request, first_round=request.round, until=until, first=self._first)
+        else:
+            self._streaming.request, self._streaming.until = request, until
         self._fix, self._first = None, False
         return request
 
@@ -378,12 +376,26 @@ class DeviceSession:
         self._heard = True
         if verdict.written is None:
             return self._take_unstreamed(verdict)
+        if verdict.base is not None and verdict.base > len(self.committed):
+            return self._ask_for_missing(verdict, stream)
+        effects = []
+        piece: Verdict | None = verdict
+        while piece is not None and self.ended is None and self._streaming is stream:
+            effects += self._take_piece(piece, stream)
+            piece = stream.take_early(len(self.committed))
+        return effects
+
+    def _ask_for_missing(self, verdict: Verdict, stream: Streaming) -> list[VerdictEffect]:
+        """Keep a piece before which another is missing, and ask for that, once: it may only be late."""
+        stream.keep(verdict)
+        if stream.missed_at == len(self.committed):
+            return []
+        stream.missed_at = len(self.committed)
+        return [VerdictEffect(request=self.stream(max(0, stream.until - len(self.committed))), streamed=True)]
+
+    def _take_piece(self, verdict: Verdict, stream: Streaming) -> list[VerdictEffect]:
+        assert self.opened is not None
         new = stream.news(verdict, text=self.committed, end_tokens=self.opened.end_tokens)
-        if new is None:
-            # What is missing was lost with a connection. It is asked for by the position, so once for each is enough.
-            if stream.request.base == len(self.committed):
-                return []
-            return [VerdictEffect(request=self.stream(max(0, stream.until - len(self.committed))), streamed=True)]
         answered = stream.stops and verdict.round == stream.request.round
         if not new and not answered and verdict.finish is Finish.NO:
             return []

@@ -274,8 +274,8 @@ class EdgeSession:
         """Take a request to write: from now on it is the only one."""
         stream = self._stream
         latest = stream.request.round if stream is not None else -1
-        if draft.epoch < self._epoch or draft.round < latest:
-            return DraftReceipt()
+        if draft.epoch < self._epoch or draft.round < max(latest, self._waiting.latest):
+            return DraftReceipt()  # delivered late: the device has asked for something else since
         if draft.round != latest and self._rounds.passed(draft.round):
             return DraftReceipt()
         if draft.epoch > self._epoch:

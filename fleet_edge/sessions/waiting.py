@@ -33,6 +33,11 @@ class WaitingDrafts:
     def __contains__(self, round_: int) -> bool:
         return any(arrived.draft.round == round_ for arrived in self._by_base.values())
 
+    @property
+    def latest(self) -> int:
+        """The highest round that waits; -1 if none does."""
+        return max((arrived.draft.round for arrived in self._by_base.values()), default=-1)
+
     def at(self, base: int) -> ReceivedDraft | None:
         """Return the draft that stands on `base` tokens, if it is there."""
         return self._by_base.get(base)

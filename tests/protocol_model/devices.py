@@ -14,7 +14,7 @@ from fleet_device.client.unconfirmed import UnconfirmedCloses
 from fleet_device.client.waiting import Waiting
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import DeviceError, SessionRefused
-from fleet_device.pacing.contract import FixedPacing
+from fleet_device.pacing.contract import Pacing
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession, VerdictEffect
 from fleet_device.session.request import SessionRequest
@@ -117,7 +117,7 @@ class ModelDevice:
         self.text = self.link = None
         self.broker.forget(self.name)
 
-    def write(self, request: SessionRequest, *, length: int, ahead: bool, note: dict[str, DeviceSession]) -> None:
+    def write(self, request: SessionRequest, *, pacing: Pacing, note: dict[str, DeviceSession]) -> None:
         """Begin a text."""
         assert self.link is not None
         while self._inbox.take() is not None:
@@ -131,7 +131,7 @@ class ModelDevice:
         driver = SessionDriver(
             session=session,
             drafts=DraftSequence(session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), self.clock),
-            pacing=SessionPacing(session, FixedPacing(length, ahead), self.clock),
+            pacing=SessionPacing(session, pacing, self.clock),
             outbound=self._outbound,
             inbox=self._inbox,
             retry=retry,

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from fleet_device.session.machine import DeviceSession
 from schemas.codec import decode_close, decode_draft, decode_open, decode_reply, decode_verdict
-from schemas.messages import Opened
+from schemas.messages import Opened, Verdict
 from schemas.topics import Topic, parse
 from tests.protocol_model.edges import Life
 
@@ -28,6 +28,7 @@ class Ledger:
     ends: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     _drafts: dict[Round, bytes] = field(default_factory=dict)
     decisions: dict[Round, object] = field(default_factory=dict)
+    _written: dict[tuple[object, ...], int] = field(default_factory=dict)
     _first_rounds: dict[tuple[bytes, int], int] = field(default_factory=dict)
 
     def from_device(self, topic: str, payload: bytes) -> None:
@@ -65,6 +66,9 @@ class Ledger:
             case Topic.VERDICT:
                 verdict = decode_verdict(payload)
                 session, attempt = life.opened[device, verdict.handle]
+                if verdict.written is not None:
+                    self._from_stream(life, (device, session, attempt), verdict)
+                    return
                 decision = (verdict.accepted, verdict.next, verdict.finish)
                 key = (device, session, verdict.round)
                 assert self.decisions.setdefault(key, decision) == decision, (
@@ -74,3 +78,11 @@ class Ledger:
                     life.astray.add((session, attempt))
             case _:
                 pass
+
+    def _from_stream(self, life: Life, place: tuple[str, bytes, int], verdict: Verdict) -> None:
+        """An edge has sent what it has written by itself: at each place of a grant's text the same, however often."""
+        assert verdict.base is not None
+        assert verdict.written is not None
+        for position, token in enumerate(verdict.written, start=verdict.base):
+            known = self._written.setdefault((id(life), *place, position), token)
+            assert known == token, f"position {position} of {place[1].hex()} was written as {known} and as {token}"

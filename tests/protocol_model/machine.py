@@ -5,6 +5,7 @@ promises must hold.
 """
 
 import logging
+import random
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from dssd.downlink import Form
 from fleet_device.errors import EdgeUnavailable, ProtocolViolation, SessionFailed, SessionRefused
+from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.store.fences import Fences
 from fleet_edge.store.records import SessionClosed
 from fleet_edge.store.views import FenceView
@@ -27,7 +29,7 @@ from tests.protocol_model.devices import ModelDevice, Text
 from tests.protocol_model.edges import Life, ModelEdge
 from tests.protocol_model.ledger import Ledger
 from tests.protocol_model.network import SteeredBroker, TappedLink
-from tests.support.memory_fleet import FLEET, Clock, terms
+from tests.support.memory_fleet import FLEET, ChangingPacing, Clock, terms
 
 EDGES, DEVICES, HOSTILE = ("edge-1", "edge-2"), ("device-1", "device-2"), "hostile"
 MOMENT_S = 0.01  # that each thing takes
@@ -54,6 +56,7 @@ class Wish:
     top_k: int
     length: int
     ahead: bool
+    turns: int | None = None  # seed of the turns that drafts and the edge's writing by itself take
 
 
 wishes = st.builds(
@@ -65,6 +68,7 @@ wishes = st.builds(
     top_k=st.sampled_from((0, 5)),
     length=st.sampled_from((2, 1, 4, 0)),
     ahead=st.sampled_from((True, True, False)),
+    turns=st.sampled_from((None, None, 1, 2)),
 )
 
 
@@ -476,7 +480,9 @@ class ProtocolModel(RuleBasedStateMachine):
             top_k=wish.top_k,
         )
         sound = self._sound()
-        device.write(request, length=wish.length, ahead=wish.ahead, note=self.ledger.sessions)
+        turns = None if wish.turns is None else ChangingPacing(random.Random(wish.turns))
+        pacing = turns or FixedPacing(wish.length, wish.ahead)
+        device.write(request, pacing=pacing, note=self.ledger.sessions)
         self.seen["texts"] += 1
         assert device.text is not None
         device.text.harmed, device.text.fenced = not sound, device.name in self.fences

@@ -10,6 +10,7 @@ from unittest.mock import patch
 from fleet_device.session.in_flight import DraftsInFlight
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.request import SessionRequest
+from fleet_device.session.streaming import Streaming
 from fleet_edge.answers.answers import Answers
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.sessions.machine import EdgeSession
@@ -37,6 +38,7 @@ class Planted(StrEnum):
         RESUME: The device leaves out the last token when it resumes.
         FIX: The device draws a correction and does not tell the edge of it.
         OWNER: The edge finds a session by its name alone, whoever asks.
+        GAP: The device takes what the edge has written by itself as if it stood behind its text.
         REPEATS_STRUCK: The edge counts a repeated draft against its device.
     """
 
@@ -51,6 +53,7 @@ class Planted(StrEnum):
     RESUME = "resume"
     FIX = "fix"
     OWNER = "owner"
+    GAP = "gap"
     REPEATS_STRUCK = "repeats-struck"
 
 
@@ -99,6 +102,10 @@ def _named_by_anybody(self: SessionTable, device: str, session: bytes) -> EdgeSe
     return next((each for each in self if each.session == session), None)
 
 
+def _take_anywhere(self: DeviceSession, verdict: Verdict, stream: Streaming) -> Any:
+    return _take_streamed(self, verdict.model_copy(update={"base": len(self.committed)}), stream)
+
+
 def _verdict_again(self: Answers, session: EdgeSession, draft: Draft, payload: bytes) -> None:
     for _ in range(20):
         self.guard.strike(session.device, _MALFORMED)
@@ -112,6 +119,7 @@ def _close_and_keep(self: MessageHandlers, session: EdgeSession) -> None:
 _MALFORMED: Final = FaultCode.MALFORMED
 _admit, _on_verdict, _open = EdgeSession.admit, DeviceSession.on_verdict, SessionRequest.open
 _send, _again = DeviceSession.send, Answers.verdict_again
+_take_streamed = DeviceSession._take_streamed
 
 
 _REPLACED: Final[dict[Planted, tuple[tuple[type, str, Callable[..., Any]], ...]]] = {
@@ -129,6 +137,7 @@ _REPLACED: Final[dict[Planted, tuple[tuple[type, str, Callable[..., Any]], ...]]
     Planted.RESUME: ((SessionRequest, "open", _resume_short),),
     Planted.FIX: ((DeviceSession, "send", _send_without_fix),),
     Planted.OWNER: ((SessionTable, "named", _named_by_anybody),),
+    Planted.GAP: ((DeviceSession, "_take_streamed", _take_anywhere),),
     Planted.REPEATS_STRUCK: ((Answers, "verdict_again", _verdict_again),),
 }
 

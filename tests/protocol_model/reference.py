@@ -41,6 +41,9 @@ class Replay:
     def take(self, effect: VerdictEffect) -> None:
         """Replay one effect."""
         decided = effect.decided
+        if effect.streamed:
+            self._written(effect.tokens)
+            return
         assert decided is not None
         draft = decided.draft
         assert draft.base == len(self.text), "a draft was decided on that stands on another text"
@@ -50,6 +53,17 @@ class Replay:
         self.text.extend(effect.tokens)
         if self.request.policy.mode is Mode.COUPLED:
             assert self.text == self._lossless[: len(self.text)], "the text is not the target's own"
+
+    def _written(self, tokens: Sequence[int]) -> None:
+        """Write anew what the edge has written by itself."""
+        policy = self.request.policy
+        for token in tokens:
+            counts = () if policy.mode is Mode.RESIDUAL else None
+            base = len(self.text)
+            judgement = judge(lambda _: self._row(self.text), (), counts, policy=policy, base=base, bonus=True)
+            assert token == judgement.token, (token, judgement)
+            self.text.append(token)
+        self._rejected = None if tokens else self._rejected
 
     def check_whole(self) -> None:
         """Check a text that has come to its end by itself."""

@@ -63,16 +63,21 @@ def test_pieces_that_overlap_repeat_or_come_late_make_the_text(text: list[int], 
     session = opened_session()
     request = session.stream(MOST)
     news: list[int] = []
+    kept: list[tuple[int, int]] = []
     for begin, end in [*places, (0, len(text))]:
         known = len(session.committed)
-        if begin > len(text) or session.ended is not None:
+        if begin >= end or begin > len(text) or session.ended is not None:
             continue
         for effect in session.on_verdict(piece(request, begin, text[begin:end])):
             news.extend(effect.tokens)
-            request = effect.request or request
-        assert session.committed == text[: max(known, end if begin <= known else 0)] == news
-        if begin > known:  # what is missing was asked for, by its place
-            assert (request.base, request.digest) == (known, extend_digest(EMPTY, text[:known])) or known == 0
+            if effect.request is not None:  # what is missing is asked for, by its place
+                request = effect.request
+                assert (request.base, request.digest) == (known, extend_digest(EMPTY, text[:known]))
+        kept.append((begin, min(end, len(text))))
+        reached = 0
+        while further := max((end for begin, end in kept if begin <= reached < end), default=0):
+            reached = further
+        assert session.committed == text[:reached] == news
     assert session.committed == text
 
 

@@ -108,6 +108,14 @@ def test_a_draft_ends_the_writing() -> None:
     assert ask(session, 0, base=0, write=10) == DraftReceipt()  # a repetition of the request, delivered late
 
 
+def test_a_request_that_a_draft_has_overtaken_does_not_void_it() -> None:
+    session = session_of()
+    session.admit(ReceivedDraft(Draft(handle=3, round=1, epoch=0, base=0, tokens=(5,), digest=EMPTY), at=0.0))
+    assert ask(session, 0, base=0, write=10) == DraftReceipt()
+    (arrived,) = session.chain(16)
+    assert arrived.draft.tokens == (5,)
+
+
 def test_the_end_of_the_text_is_told_again() -> None:
     session = session_of()
     ask(session, 0, base=0, write=10)
