@@ -1,0 +1,95 @@
+"""Calls of a step: every token once and in order, nothing asked of llama.cpp that it refuses, and few passes."""
+
+import random
+
+import pytest
+
+from fleet_edge.verifiers.llama_cpp.layout import Call, Limits, Part, Share, lay_out
+
+LIMITS = Limits(tokens=512, rows=128, height=63)
+ROOM = dict.fromkeys(range(16), 200)
+
+
+def cost(calls: list[Call], call_tokens: float) -> float:
+    return sum(call_tokens + sum(share.count + share.filling for share in call) for call in calls)
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_every_token_is_computed_once_in_order_and_what_fills_up_has_room(seed: int) -> None:
+    rng = random.Random(seed)
+    streams = rng.randrange(1, 17)
+    cells = rng.choice((20, 200))
+    lengths = {stream: rng.choice((0, 0, 3, cells - rng.randrange(1, 20))) for stream in range(streams)}
+    room = {stream: cells - length for stream, length in lengths.items()}
+    parts = []
+    for stream in rng.sample(range(streams), rng.randrange(1, streams + 1)):
+        count = rng.randrange(1, min(room[stream], rng.choice((2, 7, 200))) + 1)
+        parts.append(Part(stream, count, rng.randrange(count + 1)))
+    limits = Limits(tokens=rng.choice((streams, 512)), rows=rng.choice((streams, 128)), height=rng.choice((4, 63, 512)))
+    calls = lay_out(parts, room=room, call_tokens=rng.choice((1.0, 5.0, 64.0)), limits=limits)
+    done = dict.fromkeys(lengths, 0)
+    wanted = {part.stream: part for part in parts}
+    rows = dict.fromkeys(wanted, 0)
+    for call in calls:
+        assert [share.stream for share in call] == list(range(call[0].stream, call[0].stream + len(call)))
+        heights = {share.count + share.filling for share in call}
+        assert len(heights) == 1
+        assert 0 < sum(share.count + share.filling for share in call) <= limits.tokens
+        assert heights.pop() <= limits.height
+        in_call = 0
+        for share in call:
+            # Tokens go behind what the stream holds; a filling is gone when the next call begins.
+            assert share.first == done[share.stream]
+            assert share.first + share.count + share.filling <= room[share.stream]
+            done[share.stream] += share.count
+            part = wanted.get(share.stream, Part(share.stream, 0, 0))
+            in_call += share.wanted(part.count, part.rows)
+            if part.count:
+                rows[share.stream] += share.wanted(part.count, part.rows)
+        assert in_call <= limits.rows
+    assert {stream: count for stream, count in done.items() if count} == {part.stream: part.count for part in parts}
+    assert rows == {part.stream: part.rows for part in parts}
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_no_step_costs_more_than_each_sequence_alone_or_all_filled_up(seed: int) -> None:
+    rng = random.Random(seed)
+    parts = [Part(stream, rng.randrange(1, 10), 1) for stream in rng.sample(range(16), rng.randrange(1, 17))]
+    call_tokens = rng.choice((1.0, 3.0, 10.0, 64.0))
+    calls = lay_out(parts, room=ROOM, call_tokens=call_tokens, limits=LIMITS)
+    alone = sum(call_tokens + part.count for part in parts)
+    numbers = [part.stream for part in parts]
+    whole = call_tokens + (max(numbers) - min(numbers) + 1) * max(part.count for part in parts)
+    assert cost(calls, call_tokens) <= min(alone, whole)
+
+
+def test_neighbours_with_equally_many_tokens_are_one_call() -> None:
+    calls = lay_out([Part(stream, 5, 5) for stream in range(16)], room=ROOM, call_tokens=3.0, limits=LIMITS)
+    assert calls == [tuple(Share(stream, 0, 5, 0) for stream in range(16))]
+
+
+def test_a_gap_is_filled_where_that_is_cheaper_than_another_pass() -> None:
+    parts = [Part(0, 1, 1), Part(2, 1, 1)]
+    filled = lay_out(parts, room=ROOM, call_tokens=3.0, limits=LIMITS)
+    assert filled == [(Share(0, 0, 1, 0), Share(1, 0, 0, 1), Share(2, 0, 1, 0))]
+    assert len(lay_out(parts, room=ROOM, call_tokens=0.5, limits=LIMITS)) == 2
+    assert len(lay_out(parts, room=ROOM | {1: 0}, call_tokens=3.0, limits=LIMITS)) == 2
+
+
+def test_the_ends_of_longer_parts_are_a_layer_of_their_own() -> None:
+    parts = [Part(stream, 1 if stream % 8 else 9, 1) for stream in range(16)]
+    calls = lay_out(parts, room=ROOM, call_tokens=3.0, limits=LIMITS)
+    assert [len(call) for call in calls] == [16, 1, 1]
+
+
+def test_a_prompt_is_not_mixed_with_drafts() -> None:
+    calls = lay_out([Part(0, 5, 5), Part(1, 100, 0), Part(2, 5, 5)], room=ROOM, call_tokens=3.0, limits=LIMITS)
+    assert sorted(share.count for call in calls for share in call if share.stream == 1 and share.count) == [37, 63]
+    assert all(share.count in {0, 5, 37, 63} for call in calls for share in call)
+
+
+@pytest.mark.parametrize(("left", "filling"), [(101, 0), (100, 0), (99, 1), (2, 1), (1, 0)])
+def test_a_single_token_gets_company_where_it_would_be_computed_in_another_way(left: int, filling: int) -> None:
+    limits = Limits(tokens=512, rows=128, height=63, pair_below=100)
+    calls = lay_out([Part(3, 1, 1)], room=ROOM | {3: left}, call_tokens=3.0, limits=limits)
+    assert calls == [(Share(3, 0, 1, filling),)]
