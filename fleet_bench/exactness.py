@@ -2,8 +2,8 @@
 
 A toy target and draft have a joint law over three tokens that is known in closed form. Many short sessions run
 through the real device, link, broker and edge; what comes out is held against that law by chi-square, for each mode,
-each downlink form, with drafting ahead of the verdict, and with devices that choose how much to draft. Then the same
-test must catch four faults that published code really has.
+each downlink form, with drafting ahead of the verdict, with devices that choose how much to draft, and with a draft model
+that has another vocabulary than the target. Then the same test must catch six faults that published code really has.
 """
 
 import argparse
@@ -52,6 +52,7 @@ class Case:
         draft_length: Tokens in a draft; None lets each device choose, and whether to draft ahead as well.
         ahead: Whether to draft ahead.
         stream: Whether the edge writes by itself, so many tokens at a time.
+        unlike: Whether the draft model has another vocabulary than the target.
         sabotage: What is done wrong.
     """
 
@@ -60,6 +61,7 @@ class Case:
     draft_length: int | None
     ahead: bool = False
     stream: bool = False
+    unlike: bool = False
     sabotage: Sabotage = Sabotage.NONE
 
     @property
@@ -69,8 +71,9 @@ class Case:
         ahead = " chosen" if self.draft_length is None else " ahead" if self.ahead else ""
         if self.stream:
             ahead = " drafted and streamed in turns" if self.draft_length is None else " streamed"
+        unlike = " unlike" if self.unlike else ""
         fault = "" if self.sabotage is Sabotage.NONE else f" fault:{self.sabotage.value}"
-        return f"{self.mode.value}{form}{ahead}{fault}"
+        return f"{self.mode.value}{form}{ahead}{unlike}{fault}"
 
     def pacing(self) -> Pacing:
         """Return the pacing of one device."""
@@ -111,6 +114,8 @@ CASES = (
     Case(Mode.COUPLED, Form.AUTO, 2, stream=True),
     Case(Mode.RESIDUAL, Form.AUTO, None, stream=True),
     Case(Mode.COUPLED, Form.AUTO, None, stream=True),
+    *(Case(mode, form, 2, unlike=True) for mode, form in _WAYS),
+    *(Case(mode, Form.AUTO, 1, ahead=True, unlike=True) for mode in Mode),
 )
 
 FAULTS = (
@@ -120,6 +125,11 @@ FAULTS = (
         for sabotage in (Sabotage.INVERTED, Sabotage.MISREPORTED, Sabotage.NO_RESIDUAL, Sabotage.UNSHAPED)
     ),
     Case(Mode.RESIDUAL, Form.AUTO, 2, stream=True, sabotage=Sabotage.UNSHAPED),
+    *(
+        Case(Mode.RESIDUAL, form, 2, unlike=True, sabotage=sabotage)
+        for form in (Form.SPARSE, Form.SAMPLES)
+        for sabotage in (Sabotage.NOT_RENORMALISED, Sabotage.UNMAPPED)
+    ),
 )
 
 
@@ -164,6 +174,7 @@ class Result:
             "draft_length": self.case.draft_length,
             "ahead": self.case.ahead,
             "stream": self.case.stream,
+            "unlike": self.case.unlike,
             "fault": self.case.sabotage.value,
             "sessions": self.sessions,
             "p_value": self.p,
@@ -207,6 +218,7 @@ def prove(case: Case, *, port: int, sessions: int, first_seed: int, devices: int
             length=LENGTH,
             devices=devices,
             first_seed=first_seed,
+            unlike=case.unlike,
             sabotage=case.sabotage,
             on_progress=on_progress or (lambda _done: None),
         )

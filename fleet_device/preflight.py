@@ -26,11 +26,19 @@ def preflight(settings: DeviceSettings, *, serves: bool) -> None:
     files = {"broker.ca": broker.ca, "broker.certificate": broker.certificate, "broker.key": broker.key}
     checks: dict[str, Callable[[], object]] = {
         "model": partial(locate_model, settings.model, folder=settings.models_dir),
+        "target_vocabulary": partial(_check_vocabulary, settings.target_vocabulary),
         **{name: partial(_check_readable, path) for name, path in files.items() if path is not None},
     }
     if serves and settings.api_port:
         checks["api_port"] = partial(_check_free, settings.api_port)
     check_all(settings, checks)
+
+
+def _check_vocabulary(path: Path | None) -> None:
+    if path is not None and not path.expanduser().is_file():
+        raise ConfigurationError(
+            f"There is no file {path}; make it of the target's GGUF with 'fleet models vocabulary', and copy it here."
+        )
 
 
 def _check_readable(path: Path) -> None:

@@ -59,6 +59,12 @@ class DeviceSettings(Settings):
     drafter: DrafterName = setting(
         "llama.cpp", "What drafts: `prompt-lookup` needs only the vocabulary of the model's file."
     )
+    target_vocabulary: Path | None = setting(
+        None,
+        "The target's vocabulary, where the draft model has another: a file made by `fleet models vocabulary`. Drafts "
+        "are of the tokens that both have.",
+        since="0.2",
+    )
     threads: int = setting(1, "Threads of llama.cpp.", ge=1, le=1024)
     context: int = setting(2048, "Most tokens in a sequence.", unit="tokens", rare=True, ge=16, le=1 << 20)
     gpu_layers: int = setting(0, "Layers of the draft model on a GPU.", unit="layers", rare=True, ge=0, le=10_000)

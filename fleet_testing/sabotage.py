@@ -12,8 +12,10 @@ from dssd.distribution import Dist
 from dssd.downlink import correct
 from dssd.proposal import Proposal, propose
 from dssd.quantized import TOTAL, QuantizedDist, quantize
+from fleet_device.drafters.common_tokens import CommonTokens
 from fleet_edge import orchestrator
 from fleet_edge.batching.judging import Case
+from fleet_testing.toy_pair import ToyPair
 from schemas.downlink import DownlinkForm
 from schemas.policy import SamplingPolicy
 
@@ -28,6 +30,9 @@ class Sabotage(StrEnum):
         INVERTED: The edge accepts with probability q/p instead of p/q.
         MISREPORTED: The device reports a q that it did not draw from.
         NO_RESIDUAL: The device draws the correction from p instead of max(0, p - q).
+        NOT_RENORMALISED: The device draws among the tokens that it has in common with the target, and reports their
+            probabilities among all.
+        UNMAPPED: The device maps the token that it draws to the target's id, and keeps q under its own ids.
         UNSHAPED: The edge verifies against p before temperature, top_k and top_p.
     """
 
@@ -35,6 +40,8 @@ class Sabotage(StrEnum):
     INVERTED = "inverted"
     MISREPORTED = "misreported"
     NO_RESIDUAL = "no-residual"
+    NOT_RENORMALISED = "not-renormalised"
+    UNMAPPED = "unmapped"
     UNSHAPED = "unshaped"
 
 
@@ -58,6 +65,32 @@ def _propose_misreported(q: Dist, *, policy: SamplingPolicy, position: int) -> P
     return Proposal(proposal.token, flat.count(proposal.token), flat)
 
 
+def _restrict_without_renormalising(common: CommonTokens, dist: Dist) -> Dist | None:
+    ids = common.to_target[dist.ids]
+    kept = ids >= 0
+    return Dist(ids[kept], dist.probs[kept]) if kept.any() else None
+
+
+def _propose_not_renormalised(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
+    proposal = propose(q, policy=policy, position=position)  # draws as from what is whole
+    if proposal.quantized is None:
+        return proposal
+    scaled = np.maximum(1, (proposal.quantized.counts * q.probs.sum()).astype(np.int64))
+    reported = QuantizedDist(proposal.quantized.ids, scaled)
+    return Proposal(proposal.token, reported.count(proposal.token), reported)
+
+
+def _propose_unmapped(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
+    proposal = propose(q, policy=policy, position=position)
+    if proposal.quantized is None:
+        return proposal
+    own = {word: token for token, word in enumerate(ToyPair.unlike().draft_words)}
+    ids = [own.get(f"t{token}", own["stop"]) for token in proposal.quantized.ids]
+    return Proposal(
+        proposal.token, proposal.count, QuantizedDist(np.array(ids, dtype=np.int64), proposal.quantized.counts)
+    )
+
+
 def _case_unshaped(work: Any) -> Case:  # noqa: ANN401 - the scheduler's Work
     case = _case(work)
     return replace(case, policy=case.policy.model_copy(update={"temperature": 1.0, "top_k": 0, "top_p": 1.0}))
@@ -78,5 +111,10 @@ def at_the_device(kind: Sabotage, stack: ExitStack) -> None:
     """Put the device's faults in place until the stack is closed."""
     if kind is Sabotage.MISREPORTED:
         stack.enter_context(patch("fleet_device.session.machine.propose", _propose_misreported))
+    elif kind is Sabotage.NOT_RENORMALISED:
+        stack.enter_context(patch.object(CommonTokens, "restrict", _restrict_without_renormalising))
+        stack.enter_context(patch("fleet_device.session.machine.propose", _propose_not_renormalised))
+    elif kind is Sabotage.UNMAPPED:
+        stack.enter_context(patch("fleet_device.session.machine.propose", _propose_unmapped))
     elif kind is Sabotage.NO_RESIDUAL:
         stack.enter_context(patch("fleet_device.session.rejection.correct", _correct_without_residual))

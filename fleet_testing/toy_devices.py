@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet_device.client.agent import Agent
-from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.pacing.contract import Pacing
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import BrokerSettings
 from fleet_testing.sabotage import Sabotage, at_the_device
-from fleet_testing.toy_pair import END_TOKENS, PROMPT, ToyPair, policy
+from fleet_testing.toy_pair import PROMPT, ToyPair, policy
 from schemas.policy import Mode
 
 __all__ = ["Tally", "run_sessions"]
@@ -47,6 +46,7 @@ def run_sessions(
     length: int,
     devices: int,
     first_seed: int,
+    unlike: bool = False,
     sabotage: Sabotage = Sabotage.NONE,
     on_progress: Callable[[int], None] = lambda _done: None,
 ) -> Tally:
@@ -61,16 +61,17 @@ def run_sessions(
         length: Tokens of each.
         devices: Agents that share the work, each with a connection of its own.
         first_seed: Seed of the first text; the others follow on.
+        unlike: Whether the draft model has another vocabulary than the target.
         sabotage: What to do wrong at the device.
         on_progress: Told of the number of texts done.
     """
-    pair = ToyPair.standard()
+    pair = ToyPair.unlike() if unlike else ToyPair.standard()
     counts = np.zeros((pair.target.size,) * length, dtype=np.int64)
     lock, totals, seeds = threading.Lock(), [0, 0, 0], iter(range(first_seed, first_seed + sessions))
 
     def serve(number: int) -> None:
         name = f"device-{number}"
-        drafter = ScriptedDrafter(pair.draft, pair.draft.words, end_tokens=END_TOKENS)
+        drafter = pair.drafter()
         link = PahoLink(BrokerSettings(port=port).link(name, will=None))
         agent = Agent(link, fleet, name, drafter, pacing(), time.monotonic)
         agent.attach()

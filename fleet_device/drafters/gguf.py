@@ -22,7 +22,7 @@ class GgufModel(GgufFile):
 
     def __init__(self, path: Path, *, vocabulary_only: bool = False, gpu_layers: int = 0) -> None:
         super().__init__(path, vocabulary_only=vocabulary_only, gpu_layers=gpu_layers)
-        self._pieces: dict[int, bytes] = {}
+        self._buffer = ctypes.create_string_buffer(_PIECE_BYTES)
 
     @property
     def chat_template(self) -> str | None:
@@ -70,18 +70,11 @@ class GgufModel(GgufFile):
 
     def piece(self, token: int) -> bytes:
         """Return the bytes of a token; see `TextCodec`."""
-        found = self._pieces.get(token)
-        if found is None:
-            found = self._pieces[token] = self._read_piece(token)
-        return found
-
-    def _read_piece(self, token: int) -> bytes:
         if not 0 <= token < self.vocabulary.size:
             raise DrafterError(f"Token {token} is outside the vocabulary of {self.path.name}.")
-        room = _PIECE_BYTES
         while True:
-            buffer = ctypes.create_string_buffer(room)
-            count: int = self._library.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)  # noqa: FBT003
+            room = len(self._buffer)
+            count: int = self._library.llama_token_to_piece(self._vocab, token, self._buffer, room, 0, False)  # noqa: FBT003
             if count >= 0:
-                return buffer.raw[:count]
-            room = -count
+                return ctypes.string_at(self._buffer, count)
+            self._buffer = ctypes.create_string_buffer(-count)

@@ -25,10 +25,12 @@ DRAFTERS: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def load_drafter(settings: "DeviceSettings") -> "Drafter":
-    """Load the drafter that the settings name.
+    """Load the drafter that the settings name, and fit it to the target's vocabulary if they name that too.
 
     Raises:
-        DrafterError: It cannot be found or loaded.
+        DrafterError: It cannot be found or loaded, or does not fit.
     """
     drafter: Drafter = resolve_name(DRAFTERS[settings.drafter])(settings)
+    if settings.target_vocabulary is not None:
+        drafter = resolve_name("fleet_device.drafters.unlike:wrap")(drafter, settings)
     return drafter

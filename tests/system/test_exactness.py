@@ -26,6 +26,8 @@ IN_SMALL = {
     "residual drafted and streamed in turns",
     "residual sparse fault:inverted",
     "residual streamed fault:unshaped",
+    "residual sparse unlike",
+    "residual sparse unlike fault:not-renormalised",
 }
 
 

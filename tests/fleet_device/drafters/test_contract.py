@@ -14,6 +14,7 @@ from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.prompt_lookup import Lookup, PromptLookupDrafter
 from fleet_device.drafters.registry import DRAFTERS, load_drafter
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
+from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
 from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
@@ -21,6 +22,7 @@ from tests.support.tiny_gguf import tiny_gguf
 
 CONTEXT = 96
 WORDS = tuple(f"w{i}" for i in range(12))
+OTHER_WORDS = ("w3", "w7", "x", "w10", "y", "w0", "w4", "z", "w11", "w5", "v", "w1")
 POLICY = SamplingPolicy(temperature=1.0, top_k=0, top_p=1.0, seed=1)
 
 
@@ -37,7 +39,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
-@pytest.fixture(params=[*DRAFTERS, "llama.cpp in small batches", "prompt-lookup of short matches", "scripted"])
+@pytest.fixture(
+    params=[*DRAFTERS, "llama.cpp in small batches", "prompt-lookup of short matches", "scripted", "unlike"]
+)
 def make(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Callable[[], Drafter]]:
     made: list[Drafter] = []
 
@@ -50,6 +54,9 @@ def make(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Callable[[], Dr
                 drafter = LlamaCppDrafter(LlamaCppSettings(tiny, threads=1, context=CONTEXT, batch=16))
             case "scripted":
                 drafter = ScriptedDrafter(Sums(), WORDS, context=CONTEXT, end_tokens=(0,))
+            case "unlike":
+                inner = ScriptedDrafter(Sums(), OTHER_WORDS, context=CONTEXT, end_tokens=(5,))
+                drafter = UnlikeVocabularyDrafter(inner, Vocabulary.of(WORDS), WordCodec(WORDS, (0,)))
             case _:
                 lookup = Lookup(shortest=1, longest=4, context=CONTEXT)
                 drafter = PromptLookupDrafter(Vocabulary.of(WORDS), WordCodec(WORDS, (0,)), lookup)
