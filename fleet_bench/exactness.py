@@ -2,8 +2,8 @@
 
 A toy target and draft have a joint law over three tokens that is known in closed form. Many short sessions run
 through the real device, link, broker and edge; what comes out is held against that law by chi-square, for each mode,
-each downlink form, with drafting ahead of the verdict, with devices that choose how much to draft, and with a draft model
-that has another vocabulary than the target. Then the same test must catch six faults that published code really has.
+each downlink form, with drafting ahead of the verdict, with devices that choose how much to draft, and with a draft
+model of another vocabulary than the target's. Then the same test must catch six faults that published code really has.
 """
 
 import argparse

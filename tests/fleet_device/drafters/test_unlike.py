@@ -141,7 +141,7 @@ def test_neighbours_that_only_the_target_has_are_read_together(tmp_path: Path) -
     draft.close()
 
 
-def test_a_pair_with_too_little_in_common_is_refused_with_the_figure(tmp_path: Path) -> None:
+def test_a_pair_with_too_little_in_common_is_refused_with_the_figure() -> None:
     words = [f"w{index}" for index in range(50)]
     others = [*(f"v{index}" for index in range(45)), *words[:5]]
     with pytest.raises(DrafterError, match=r"5 of 50 draft tokens and 50 target tokens are common, 10% of the smaller"):
