@@ -205,7 +205,7 @@ class Connection:
             self._read_at = self._clock() + rest_s
             if not rest_s or sock.pending or self._client.want_write():
                 break
-            sock.flush()
+            sock.settle()
             if sock.wants_write or self._clock() >= until or self._waker.wait(rest_s):
                 break
         for _ in range(READS):

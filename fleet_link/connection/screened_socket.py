@@ -18,8 +18,10 @@ CHUNK: Final = 1 << 16
 LONGEST_PAUSE_S: Final = 0.008
 SHORTEST_PAUSE_S: Final = 0.001
 # Messages dropped by one `fill` from which on the next pause is shorter. Some brokers have no more than 20 under way to
-# a client: with longer pauses, what they keep for us would grow.
+# a client: with longer pauses, what they keep for us would grow. One that has shown that it has more is allowed more.
 CROWD: Final = 20
+MOST_CROWD: Final = 128  # half of what the brokers have that we set up
+PUBACK_BYTES: Final = 4
 MOSTLY: Final = 4  # times as many dropped as handed on
 
 _WAIT: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -46,6 +48,8 @@ class ScreenedSocket:
         self._midway = False  # the reader's last packet was not written whole
         self._more = self._tls is not None and self._tls.pending  # the last `fill` left something
         self._pause_s = LONGEST_PAUSE_S
+        self._crowd = CROWD
+        self._held = False  # acknowledgements wait for the next `settle`
         self.received = 0
 
     # What paho calls.
@@ -113,7 +117,7 @@ class ScreenedSocket:
     @property
     def wants_write(self) -> bool:
         """Whether acknowledgements, or what TLS says by itself, wait until the socket can be written to."""
-        return bool(self._screen.owed) or (self._tls is not None and self._tls.wants_write)
+        return bool(self._screen.owed and not self._held) or (self._tls is not None and self._tls.wants_write)
 
     @property
     def ending(self) -> str:
@@ -132,9 +136,12 @@ class ScreenedSocket:
         passed, dropped = self._screen.passed, self._screen.dropped
         self._ready, self._at = self._read(), 0
         passed, dropped = self._screen.passed - passed, self._screen.dropped - dropped
-        if dropped >= CROWD:
+        under_way = min(len(self._screen.owed) // PUBACK_BYTES, MOST_CROWD)
+        if under_way > self._crowd:
+            self._crowd = under_way
+        elif dropped >= self._crowd:
             self._pause_s = max(self._pause_s / 2, SHORTEST_PAUSE_S)
-        elif dropped < CROWD / 2:
+        elif dropped < self._crowd / 2:
             self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
         return 0.0 if self._more or dropped <= MOSTLY * passed else self._pause_s
 
@@ -143,9 +150,18 @@ class ScreenedSocket:
         self._screen.owed += PINGREQ
         self.flush()
 
+    def settle(self) -> None:
+        """Write the acknowledgements that are due, few of them every other time: writing costs what waking does."""
+        few = len(self._screen.owed) < PUBACK_BYTES * self._crowd / 2
+        if few and not self._held:
+            self._held = True
+        else:
+            self.flush()
+
     def flush(self) -> None:
         """Write the acknowledgements that are due, if the reader is not in the midst of a packet."""
         owed = self._screen.owed
+        self._held = False
         try:
             if self._tls is not None:
                 self._tls.flush()

@@ -11,7 +11,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from fleet_link.connection.mqtt_client import make_client
 from fleet_link.connection.screen import Screen
-from fleet_link.connection.screened_socket import CROWD, LONGEST_PAUSE_S, SHORTEST_PAUSE_S, ScreenedSocket
+from fleet_link.connection.screened_socket import CROWD, LONGEST_PAUSE_S, MOST_CROWD, SHORTEST_PAUSE_S, ScreenedSocket
 from fleet_link.settings import LinkSettings
 from tests.support.mqtt_packets import Publish, acknowledgement
 
@@ -175,6 +175,52 @@ def test_reading_rests_only_while_most_is_dropped_and_little_comes(
         far.sendall(bad)
         pause_s = sock.fill()
     assert pause_s == LONGEST_PAUSE_S
+
+
+def test_a_broker_that_has_more_under_way_is_read_less_often(ends: tuple[socket.socket, ScreenedSocket]) -> None:
+    far, sock = ends
+
+    def flood(size: int) -> float:
+        far.sendall(b"".join(Publish(BAD, identifier=number + 1).raw for number in range(size)))
+        pause_s = sock.fill()
+        sock.flush()
+        return pause_s
+
+    assert flood(2 * CROWD) == LONGEST_PAUSE_S, "what is not acknowledged shows how many there may be"
+    assert flood(CROWD) == LONGEST_PAUSE_S
+    assert flood(2 * CROWD) < LONGEST_PAUSE_S
+    for _ in range(20):
+        pause_s = flood(10 * CROWD)
+    assert pause_s == SHORTEST_PAUSE_S
+    for _ in range(20):
+        pause_s = flood(1)
+    assert pause_s == LONGEST_PAUSE_S
+    assert flood(MOST_CROWD) < LONGEST_PAUSE_S, "however many there may be"
+
+
+def test_few_acknowledgements_are_written_every_other_time_and_many_at_once(
+    ends: tuple[socket.socket, ScreenedSocket],
+) -> None:
+    far, sock = ends
+    far.settimeout(0)
+
+    def flood(size: int) -> int:
+        far.sendall(Publish(BAD, identifier=7).raw * size)
+        sock.fill()
+        sock.settle()
+        try:
+            return len(far.recv(1000)) // len(acknowledgement(7))
+        except BlockingIOError:
+            return 0
+
+    assert [flood(3), flood(4), flood(5)] == [0, 7, 0]
+    assert not sock.wants_write, "nobody has to wait for the socket"
+    sock.flush()
+    assert len(far.recv(1000)) == 5 * len(acknowledgement(7))
+    assert [flood(CROWD), flood(3)] == [CROWD, 0]
+    outgoing = Publish(b"up").raw
+    sock.send(outgoing)
+    assert far.recv(1000) == acknowledgement(7) * 3 + outgoing
 
 
 class _Narrow:

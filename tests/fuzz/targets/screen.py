@@ -19,6 +19,7 @@ from tests.support.mqtt_packets import Publish, acknowledgement, packet
 
 LIMIT: Final = 512
 OWN_PACKETS: Final = 0.1  # of the library, by turn
+FLUSHES: Final = 0.5  # likewise; else only what is due is written
 _MOST_TURNS: Final = 20_000
 
 
@@ -158,7 +159,10 @@ class _Library:
         if self._sending:
             with contextlib.suppress(BlockingIOError):
                 self._sending = self._sending[sock.send(self._sending) :]
-        sock.flush()
+        if self._ended or rng.random() < FLUSHES:
+            sock.flush()
+        else:
+            sock.settle()
         return self._ended and not self._sending and not sock.wants_write and not _end(self.got, self._done)
 
     def _dispatch(self) -> None:
