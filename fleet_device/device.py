@@ -170,7 +170,7 @@ class Device:
         """
         encode = prepare_request(prompt, self.settings, **options)
         opened = self._require_open()
-        return TextStream(opened.texts, lambda: encode(opened.service.drafter.codec))
+        return TextStream(opened.texts, lambda: encode(opened.service.codec))
 
     def wait_for_edge(self, timeout_s: float) -> bool:
         """Return whether an edge of the fleet is online; wait for one at most `timeout_s` seconds.

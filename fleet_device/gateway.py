@@ -126,7 +126,7 @@ class Gateway:
 
     def submit(self, prepare: Callable[[TextCodec], GenerateRequest], listener: Listener) -> Ticket:
         """Ask for a text; see `TextQueue.submit`."""
-        return self._texts.submit(lambda: prepare(self._service.drafter.codec), listener)
+        return self._texts.submit(lambda: prepare(self._service.codec), listener)
 
     def cancel(self, ticket: Ticket) -> None:
         """Give a text up; see `TextQueue.cancel`."""

@@ -18,6 +18,7 @@ from fleet_device.client.waiting import OnWait
 from fleet_device.drafters.contract import Drafter
 from fleet_device.pacing.selection import make_pacing
 from fleet_device.settings import DeviceSettings
+from fleet_device.texts.conversation import ConversationCodec
 from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece, generate_text
 from fleet_link.errors import ConnectFailed, LinkError
 from fleet_link.link import Link, OutcomeHandler, Will
@@ -53,6 +54,7 @@ class DeviceService:
         clock: Monotonic seconds.
         now: The wall clock (UTC).
         agent: Writes texts.
+        codec: Encodes prompts; the draft model's, with a memory for conversations.
         tally: What was written.
         since: When the service was made.
     """
@@ -64,6 +66,7 @@ class DeviceService:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     tally: DeviceTotals = field(default_factory=DeviceTotals)
     agent: Agent = field(init=False)
+    codec: ConversationCodec = field(init=False)
     since: datetime = field(init=False)
     _link: Link = field(init=False)
     _presence: Presence = Presence.ONLINE
@@ -73,6 +76,7 @@ class DeviceService:
     def __post_init__(self) -> None:
         settings = self.settings
         self.since = self.now()
+        self.codec = ConversationCodec(self.drafter.codec)
         will = Will(self._topic(Topic.STATE), encode_json(self._state(Presence.OFFLINE)))
         self._link = self.make_link(settings.broker.link(settings.device, will=will))
         self.agent = Agent(
@@ -179,6 +183,7 @@ class DeviceService:
         text = generate_text(
             self.agent, self.drafter, request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation
         )
+        self.codec.remember(request.prompt, text.text, text.tokens)
         self._publish(Topic.TELEMETRY, encode_json(self.tally.add(text.generation)), qos=0)
         return text
 

@@ -64,6 +64,9 @@ class LlamaCppSettings:
 class LlamaCppDrafter:
     """A `Drafter` over a GGUF. Not for use from several threads at once.
 
+    Attributes:
+        tokens_computed: Since it was loaded.
+
     Raises:
         DrafterError: The file cannot be used, or its context does not fit into memory.
     """
@@ -72,6 +75,7 @@ class LlamaCppDrafter:
         self._name = settings.name or settings.path.stem
         self._tokens: list[int] = []
         self._computed = 0
+        self.tokens_computed = 0
         self._row_of = -1  # length of the sequence whose last row of logits stands in llama.cpp's buffer
         self._native: Any = None
         self._model = GgufModel(settings.path, gpu_layers=settings.gpu_layers)
@@ -205,6 +209,7 @@ class LlamaCppDrafter:
                 self._forget(self._computed - count)
                 raise DrafterError(f"llama.cpp could not go on (status {status}): {native_reason()}.")
             self._computed += count
+            self.tokens_computed += count
 
     def _open_context(self, settings: LlamaCppSettings) -> Any:  # noqa: ANN401 - a native pointer
         if settings.gpu_layers == 0:

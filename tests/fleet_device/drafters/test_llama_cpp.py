@@ -36,6 +36,22 @@ def row(drafter: LlamaCppDrafter) -> np.ndarray:
     return dense
 
 
+def test_the_next_turn_of_a_conversation_computes_what_is_new(drafter: LlamaCppDrafter) -> None:
+    text = [index % 5 + 1 for index in range(40)]
+    drafter.reset(text)
+    row(drafter)
+    assert drafter.tokens_computed == 40
+    for _ in range(3):
+        drafter.extend([2, 3])  # a draft
+        row(drafter)
+        drafter.truncate(len(text) + 1)  # of which one token was accepted
+        text = [*text, 2, 4, 1, 5]
+        before = drafter.tokens_computed
+        drafter.reset(text)
+        row(drafter)
+        assert drafter.tokens_computed - before == 3
+
+
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DrafterError, match=r"does not exist; check the configuration key 'model'\.$"):
         LlamaCppDrafter(settings(tmp_path / "none.gguf"))

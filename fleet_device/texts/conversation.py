@@ -1,0 +1,94 @@
+"""Conversation codec: encodes a chat that goes on with the tokens that were written, not with others of the same text.
+
+A model may write a text in other tokens than a tokenizer makes of it. If the next turn of a conversation were encoded
+anew as a whole, everything from the first such place on would be another prefix, and be computed again at both ends.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fleet_device.drafters.contract import TextCodec
+
+__all__ = ["ConversationCodec"]
+
+_REMEMBERED: Final = 8
+"""Conversations that may take turns at one device."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A prompt and what was written behind it."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+class ConversationCodec:
+    """`TextCodec` over another, which remembers the latest texts. Not for use from several threads at once.
+
+    Args:
+        codec: Encodes what is new.
+    """
+
+    def __init__(self, codec: TextCodec) -> None:
+        self._codec = codec
+        self._encoded: deque[_Written] = deque(maxlen=_REMEMBERED)
+        self._written: deque[_Written] = deque(maxlen=_REMEMBERED)  # the latest first
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """As the other has them."""
+        return self._codec.end_tokens
+
+    @property
+    def chat_template(self) -> str | None:
+        """As the other has it."""
+        return self._codec.chat_template
+
+    @property
+    def control_texts(self) -> tuple[str, ...]:
+        """As the other has them."""
+        return self._codec.control_texts
+
+    def special_text(self, name: str) -> str:
+        """Return what the other does."""
+        return self._codec.special_text(name)
+
+    def piece(self, token: int) -> bytes:
+        """Return what the other does."""
+        return self._codec.piece(token)
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the token ids of a text; of a rendered chat that goes on, its beginning as it was written."""
+        if not special:
+            return self._codec.encode(text)
+        known = next((each for each in self._written if self._goes_on(text, each.text)), None)
+        if known is None:
+            tokens = self._codec.encode(text, special=True)
+        else:
+            tokens = [*known.tokens, *self._codec.encode(text[len(known.text) :], special=True)]
+        self._encoded.append(_Written(text, tuple(tokens)))
+        return tokens
+
+    def remember(self, prompt: Sequence[int], text: str, tokens: Sequence[int]) -> None:
+        """Note what was written.
+
+        Args:
+            prompt: Token ids. Of one that did not come out of `encode` as a whole nothing is noted.
+            text: Behind it.
+            tokens: Of the text. They are noted only where they say the text, the whole text, and nothing else: no
+                control token, no beginning of a character.
+        """
+        encoded = next((each for each in self._encoded if each.tokens == tuple(prompt)), None)
+        written = list(tokens)
+        while written and written[-1] in self.end_tokens:
+            written.pop()
+        pieces = [self._codec.piece(token) for token in written]
+        if encoded is not None and text and all(pieces) and b"".join(pieces) == text.encode("utf-8", "replace"):
+            self._written.appendleft(_Written(encoded.text + text, (*encoded.tokens, *written)))
+
+    def _goes_on(self, text: str, beginning: str) -> bool:
+        """Whether a text goes on behind another where a control token parts them: each part is encoded by itself."""
+        return text.startswith(beginning) and any(text.startswith(each, len(beginning)) for each in self.control_texts)
