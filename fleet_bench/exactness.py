@@ -97,6 +97,9 @@ class TurningPacing:
     def learn(self, outcome: DraftOutcome) -> None:
         """Learn nothing."""
 
+    def streamed(self, tokens: int, seconds: float) -> None:
+        """Learn nothing."""
+
 
 _WAYS = (
     (Mode.RESIDUAL, Form.SPARSE),

@@ -78,6 +78,7 @@ class SessionDriver:
     said: Close | None = None
     done: bool = False
     _plan: Plan | None = None  # of the draft being built
+    _asked: int = 0  # tokens that the edge was last asked to write by itself
     _behind: bool = False  # the drafter has not seen what the edge has written by itself
     _close_until: float | None = None  # the edge's last word is waited for until then
 
@@ -196,8 +197,8 @@ class SessionDriver:
         if self._plan.stream and self.session.unanswered():
             self._plan = Plan(0)  # the draft that the last one has announced; the edge writes once it is decided on
         if self._plan.stream:
-            tokens, self._plan = self._plan.tokens, None
-            self._send_draft(self.session.stream(tokens))
+            self._asked, self._plan = self._plan.tokens, None
+            self._send_draft(self.pacing.stream(self._asked))
             return
         if self._behind:
             self._behind = False
@@ -256,11 +257,11 @@ class SessionDriver:
 
     def _renew_stream(self) -> None:
         """Ask the edge to write on, or to stop, well before it has written what it was asked for."""
+        if self.session.stream_left * 2 > self._asked:
+            return
         plan = self.pacing.plan()
-        if not plan.stream:
-            self._send_draft(self.session.stream(0))
-        elif self.session.stream_left * 2 <= plan.tokens:
-            self._send_draft(self.session.stream(plan.tokens))
+        self._asked = plan.tokens if plan.stream else 0
+        self._send_draft(self.pacing.stream(self._asked))
 
     def _reply(self, reply: Opened | Refused | Fault | Closed) -> None:
         session = self.session

@@ -1,4 +1,4 @@
-"""Adaptive pacing: drafts as long as pays, and drafts ahead of the verdict if that pays, by what has been measured.
+"""Adaptive pacing: drafts as long as pays, ahead of the verdict if that pays, or has the edge write; as was measured.
 
 It has neither clock nor randomness of its own: the same outcomes lead to the same plans.
 """
@@ -6,8 +6,8 @@ It has neither clock nor randomness of its own: the same outcomes lead to the sa
 from dataclasses import dataclass, field
 from typing import Final
 
-from fleet_device.pacing.contract import DraftOutcome, Plan
-from fleet_device.pacing.estimates import Acceptance, Times
+from fleet_device.pacing.contract import STREAMED, DraftOutcome, Plan
+from fleet_device.pacing.estimates import Acceptance, Times, Trend
 from fleet_device.pacing.throughput import Conditions
 
 __all__ = ["AdaptivePacing", "best_plan"]
@@ -34,6 +34,13 @@ _EXPLORE: Final = 16
 _TURN: Final = 8
 """Every so many trials it is the other way of drafting; rarely, since whoever turns to waiting waits."""
 
+_FIRST_STREAMS: Final = 1
+_FIRST_STREAMED: Final = 8
+"""The first request to write, before anything has been measured, and its tokens: text comes, and its rate is known."""
+
+_EXPLORE_STREAMING: Final = 4
+"""Every so many requests to write a draft is tried instead, where drafting has seemed as good."""
+
 _INSTANT_S: Final = 1e-6
 
 
@@ -43,14 +50,19 @@ class AdaptivePacing:
 
     Attributes:
         ahead: Whether to draft ahead of the verdict; None leaves it open.
+        stream: Whether the edge writes by itself; None leaves it open. Where it does, nothing is drafted but now and
+            then, to see whether that would pay.
     """
 
     ahead: bool | None = None
+    stream: bool | None = False
     _acceptance: Acceptance = field(default_factory=Acceptance)
     _times: dict[bool, Times] = field(default_factory=dict)  # by whether the draft was made ahead
+    _streamed: Trend = field(default_factory=Trend)  # time between tokens that the edge writes by itself
     _way: bool | None = None  # of the last outcome
     _last: Plan | None = None
     _plans: int = 0
+    _untried: float = 0.0  # requests to write since a draft was tried
     _outcomes: int = 0
     _bonus: bool = False  # the draft before stood whole, and the edge drew a token after it
     _alone: bool = True  # no draft was under way when the next one to be learnt of was sent
@@ -59,8 +71,8 @@ class AdaptivePacing:
         """Return the best plan; now and then another one."""
         longest = min(longest, _LONGEST)
         self._plans += 1
-        if self._outcomes < _OUTCOMES:
-            return Plan(min(_FIRST, longest), self.ahead or False)
+        if (first := self._begin(longest)) is not None:
+            return first
         waiting, drafting_ahead = (self.conditions(window, ahead=ahead) for ahead in (False, True))
         best = best_plan(
             waiting,
@@ -70,10 +82,14 @@ class AdaptivePacing:
             last=self._last,
             trust=1.0 if True in self._times else _UNTRIED,
         )
+        if (streaming := self._instead(best, drafting_ahead if best.ahead else waiting)) is not None:
+            return streaming
         self._last = best
         trial, between = divmod(self._plans, _EXPLORE)
         if between:
             return best
+        if self.stream is None and trial % _TURN == _TURN // 2:
+            return Plan(_FIRST_STREAMED, stream=True)
         if self.ahead is None and trial % _TURN == 0:
             return best_plan(waiting, drafting_ahead, longest=longest, ahead=not best.ahead)
         step = 1 if trial % 2 else -1
@@ -87,6 +103,41 @@ class AdaptivePacing:
         stands = outcome.accepted == outcome.tokens
         self._bonus = stands and not outcome.ahead
         self._alone = not (stands and outcome.ahead)
+
+    def streamed(self, tokens: int, seconds: float) -> None:
+        """Take note of what the edge has written by itself."""
+        if tokens:
+            self._streamed.add(seconds / tokens)
+
+    def _begin(self, longest: int) -> Plan | None:
+        """Return the plan to follow before there is anything to choose by; None if there is."""
+        if self.stream or (self.stream is None and self._plans <= _FIRST_STREAMS):
+            return Plan(STREAMED if self.stream else _FIRST_STREAMED, stream=True)
+        if self._outcomes < _OUTCOMES:
+            return Plan(min(_FIRST, longest), self.ahead or False)
+        return None
+
+    def _instead(self, best: Plan, conditions: Conditions) -> Plan | None:
+        """Return the plan to have the edge write, if that is as good as the best way of drafting: it costs both less.
+
+        Args:
+            best: That way.
+            conditions: Under which it is.
+        """
+        if self.stream is not None or not self._streamed.known:
+            return None
+        stay = _STAY if self._last is not None and self._last.stream else 1.0
+        drafted = conditions.rate(best) * self._streamed.at(0)  # for each token that the edge would write
+        if _WORTH * drafted > stay:
+            return None
+        # What drafting would bring is old: it is tried again, the more rarely the less it has promised, since to turn
+        # costs round trips.
+        self._untried += 1.0
+        self._last = Plan(STREAMED, stream=True)
+        if self._untried * drafted**4 < _EXPLORE_STREAMING:
+            return self._last
+        self._untried = 0.0
+        return best
 
     def conditions(self, window: int, *, ahead: bool = False) -> Conditions:
         """Return what has been measured.

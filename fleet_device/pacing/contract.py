@@ -70,6 +70,14 @@ class Pacing(Protocol):
     def learn(self, outcome: DraftOutcome) -> None:
         """Take note of a verdict; in the order of the drafts."""
 
+    def streamed(self, tokens: int, seconds: float) -> None:
+        """Take note of what the edge has written by itself.
+
+        Args:
+            tokens: How many have come.
+            seconds: Since the last ones, while the edge wrote without a pause.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class FixedPacing:
@@ -91,4 +99,7 @@ class FixedPacing:
         return Plan(self.tokens, self.ahead, self.stream)
 
     def learn(self, outcome: DraftOutcome) -> None:
+        """Learn nothing."""
+
+    def streamed(self, tokens: int, seconds: float) -> None:
         """Learn nothing."""

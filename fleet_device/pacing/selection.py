@@ -13,5 +13,5 @@ def make_pacing(settings: DeviceSettings) -> Pacing:
     if settings.stream is True:
         return FixedPacing(STREAMED, stream=True)
     if settings.draft_length == AUTO:
-        return AdaptivePacing(ahead=ahead)
+        return AdaptivePacing(ahead=ahead, stream=None if settings.stream == AUTO else False)
     return FixedPacing(settings.draft_length, ahead or False)

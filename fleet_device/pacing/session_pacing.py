@@ -51,6 +51,7 @@ class SessionPacing:
     clock: Callable[[], float]
     drafts: int = 0
     round_trips: RoundTrips = field(default_factory=RoundTrips)
+    _piece_at: float | None = None  # when the last piece came of what the edge writes without a pause
     _draft_ms: float = 0.0  # the session's count when the draft being built was begun
 
     def plan(self) -> Plan:
@@ -80,8 +81,25 @@ class SessionPacing:
     def learn(self, effects: Iterable[VerdictEffect]) -> None:
         """Take note of verdicts, in the order of the drafts; one that answers no draft of tokens teaches nothing."""
         for effect in effects:
+            if effect.streamed:
+                self._learn_streamed(effect)
             if effect.decided is not None and effect.decided.draft.tried is None:
                 self._learn(effect.decided)
+
+    def stream(self, tokens: int) -> Draft:
+        """Ask the edge to write so many tokens from here on; 0 stops it."""
+        if not self.session.streaming:
+            self._piece_at = None
+        return self.session.stream(tokens)
+
+    def _learn_streamed(self, effect: VerdictEffect) -> None:
+        if not effect.tokens:
+            return
+        now, before = self.clock(), self._piece_at
+        # The first piece has come all the way from the request; so has the next after the edge had to be asked again.
+        if before is not None:
+            self.pacing.streamed(len(effect.tokens), now - before)
+        self._piece_at = now if self.session.streaming else None
 
     def _learn(self, decided: DecidedDraft) -> None:
         sent, verdict = decided.sent, decided.verdict

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from fleet_device.pacing.adaptive import AdaptivePacing
-from fleet_device.pacing.contract import FixedPacing, Pacing
+from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
 from fleet_device.pacing.selection import make_pacing
 from fleet_device.settings import DeviceSettings, read_draft_length
 from fleet_runtime.settings import SettingsError, load_settings
@@ -74,9 +74,11 @@ def test_what_cannot_work_is_refused_by_name(wrong: dict[str, Any]) -> None:
         ({"draft_length": 3}, FixedPacing(3)),
         ({"draft_length": "3", "ahead": "auto"}, FixedPacing(3)),
         ({"draft_length": 3, "ahead": True}, FixedPacing(3, ahead=True)),
-        ({"draft_length": "auto"}, AdaptivePacing()),
-        ({"draft_length": "auto", "ahead": "no"}, AdaptivePacing(ahead=False)),
-        ({"draft_length": "auto", "ahead": "true"}, AdaptivePacing(ahead=True)),
+        ({"draft_length": "auto"}, AdaptivePacing(stream=None)),
+        ({"draft_length": "auto", "ahead": "no"}, AdaptivePacing(ahead=False, stream=None)),
+        ({"draft_length": "auto", "ahead": "true"}, AdaptivePacing(ahead=True, stream=None)),
+        ({"draft_length": "auto", "stream": "no"}, AdaptivePacing(stream=False)),
+        ({"stream": "yes"}, FixedPacing(STREAMED, stream=True)),
     ],
     ids=repr,
 )
@@ -87,9 +89,9 @@ def test_what_is_left_open_is_chosen(flags: dict[str, Any], pacing: Pacing) -> N
 def test_pacing_can_be_set_in_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "device.toml"
     file.write_text('draft_length = "auto"\nahead = false\n')
-    assert make_pacing(load_settings(DeviceSettings, config=file, flags={})) == AdaptivePacing(ahead=False)
+    assert make_pacing(load_settings(DeviceSettings, config=file, flags={})) == AdaptivePacing(ahead=False, stream=None)
     monkeypatch.setenv("FLEET_DEVICE_AHEAD", "auto")
-    assert make_pacing(load_settings(DeviceSettings, config=file, flags={})) == AdaptivePacing()
+    assert make_pacing(load_settings(DeviceSettings, config=file, flags={})) == AdaptivePacing(stream=None)
     monkeypatch.setenv("FLEET_DEVICE_DRAFT_LENGTH", "6")
     assert make_pacing(load_settings(DeviceSettings, config=file, flags={"ahead": True})) == FixedPacing(6, ahead=True)
 

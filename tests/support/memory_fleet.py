@@ -216,6 +216,9 @@ class ChangingPacing:
     def learn(self, outcome: DraftOutcome) -> None:
         del outcome
 
+    def streamed(self, tokens: int, seconds: float) -> None:
+        del tokens, seconds
+
 
 @dataclass
 class Device:

@@ -239,3 +239,69 @@ def test_any_measurements_lead_to_a_valid_plan(
             )
         )
         assert 0 <= pacing.plan(longest=longest, window=window).tokens <= longest
+
+
+def live_with_streaming(
+    pacing: AdaptivePacing, rounds: int, *, acceptance: float, token_s: float, round_trip_s: float, streamed_s: float
+) -> tuple[list[Plan], float]:
+    """Follow the plans where the edge may write by itself; return them, and the tokens a second that came of it."""
+    rng, plans, tokens, seconds = random.Random(3), list[Plan](), 0, 0.0
+    streaming = False
+    for _ in range(rounds):
+        plan = pacing.plan(longest=LONGEST, window=WINDOW)
+        plans.append(plan)
+        if plan.stream:
+            seconds += 0.0 if streaming else round_trip_s
+            for _ in range(plan.tokens // 2):
+                took = streamed_s * rng.uniform(0.8, 1.2)
+                pacing.streamed(1, took)
+                tokens, seconds = tokens + 1, seconds + took
+        else:
+            accepted = next((n for n in range(plan.tokens) if rng.random() >= acceptance), plan.tokens)
+            # The edge's step takes longer by a fifth of itself for each token, as on a processor.
+            step_s = streamed_s * (1.0 + 0.2 * plan.tokens)
+            answer_s = (round_trip_s + step_s) * rng.uniform(0.9, 1.1)
+            pacing.learn(
+                DraftOutcome(
+                    tokens=plan.tokens,
+                    ahead=plan.ahead,
+                    accepted=accepted,
+                    token_s=token_s,
+                    answer_s=answer_s,
+                    compute_s=step_s,
+                )
+            )
+            seconds += answer_s + (round_trip_s if streaming else 0.0) + plan.tokens * token_s
+            tokens += accepted + 1
+        streaming = plan.stream
+    return plans, tokens / seconds
+
+
+# The pace of an edge that writes by itself, and of a device whose drafts are worth something, or nothing.
+@pytest.mark.parametrize("round_trip_s", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize("streamed_s", [0.013, 0.1])
+@pytest.mark.parametrize("acceptance", [0.1, 0.7, 0.97])
+def test_whoever_may_have_the_edge_write_is_hardly_slower_than_who_always_does(
+    round_trip_s: float, streamed_s: float, acceptance: float
+) -> None:
+    place = {"acceptance": acceptance, "token_s": 0.013, "round_trip_s": round_trip_s, "streamed_s": streamed_s}
+    _, chosen = live_with_streaming(AdaptivePacing(ahead=False, stream=None), 400, **place)
+    _, always = live_with_streaming(AdaptivePacing(stream=True), 400, **place)
+    _, never = live_with_streaming(AdaptivePacing(ahead=False), 400, **place)
+    assert chosen >= 0.97 * always
+    assert chosen >= 0.92 * max(always, never)
+
+
+def test_drafts_that_pay_are_drafted_and_others_are_not() -> None:
+    costly = {"token_s": 0.013, "round_trip_s": 0.02, "streamed_s": 0.2}
+    plans, _ = live_with_streaming(AdaptivePacing(ahead=False, stream=None), 200, acceptance=0.97, **costly)
+    assert sum(plan.stream for plan in plans[20:]) < 20
+    cheap = {"token_s": 0.013, "round_trip_s": 0.05, "streamed_s": 0.013}
+    plans, _ = live_with_streaming(AdaptivePacing(ahead=False, stream=None), 200, acceptance=0.6, **cheap)
+    assert sum(not plan.stream for plan in plans[20:]) < 10
+
+
+def test_what_was_forbidden_is_not_chosen() -> None:
+    place = {"acceptance": 0.1, "token_s": 0.05, "round_trip_s": 0.1, "streamed_s": 0.01}
+    plans, _ = live_with_streaming(AdaptivePacing(stream=False), 100, **place)
+    assert not any(plan.stream for plan in plans)

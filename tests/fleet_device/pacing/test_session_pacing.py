@@ -17,6 +17,7 @@ class Pupil:
 
     asked: list[tuple[int, int]] = field(default_factory=list)
     outcomes: list[DraftOutcome] = field(default_factory=list)
+    pieces: list[tuple[int, float]] = field(default_factory=list)
 
     def plan(self, *, longest: int, window: int) -> Plan:
         self.asked.append((longest, window))
@@ -24,6 +25,9 @@ class Pupil:
 
     def learn(self, outcome: DraftOutcome) -> None:
         self.outcomes.append(outcome)
+
+    def streamed(self, tokens: int, seconds: float) -> None:
+        self.pieces.append((tokens, seconds))
 
 
 class Scene:
@@ -150,3 +154,23 @@ def test_a_draft_without_tokens_has_no_time_for_one() -> None:
     scene.judge(draft, 0)
     (outcome,) = scene.pupil.outcomes
     assert (outcome.tokens, outcome.tested, outcome.token_s) == (0, 0, 0.0)
+
+
+def test_pieces_are_timed_but_for_the_first_that_has_come_all_the_way() -> None:
+    scene = Scene()
+    request = scene.pacing.stream(5)
+
+    def come(base: int, *written: int, after_s: float) -> None:
+        scene.now += after_s
+        verdict = Verdict(handle=HANDLE, round=request.round, accepted=0, base=base, written=written)
+        scene.pacing.learn(scene.session.on_verdict(verdict))
+
+    come(0, 1, after_s=0.5)
+    come(1, 2, after_s=0.25)
+    come(2, 3, 4, after_s=0.5)
+    assert scene.pupil.pieces == [(1, 0.25), (2, 0.5)]
+    come(4, 5, after_s=0.25)  # the last: the edge waits now
+    request = scene.pacing.stream(3)
+    come(5, 1, after_s=9.0)
+    assert scene.pupil.pieces == [(1, 0.25), (2, 0.5), (1, 0.25)]
+    assert scene.pupil.outcomes == []
