@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from schemas.printable import printable_line
+
 __all__ = ["Column", "cell", "describe", "plain", "print_json", "print_table"]
 
 _LEAST_WIDTH: Final = 80
@@ -90,7 +92,7 @@ def cell(value: object, digits: int = 1) -> str:
         case datetime():
             return value.strftime("%Y-%m-%d %H:%M:%S")
         case _:
-            return "".join(character if character.isprintable() else "?" for character in str(value))
+            return printable_line(str(value))
 
 
 def print_table(title: str, columns: "Sequence[Column[T]]", rows: Iterable[T], *, wide: bool = False) -> None:

@@ -4,7 +4,7 @@ from fleet_edge.answers.answers import Answers
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
-from fleet_edge.store.records import LeaveReason
+from fleet_edge.store.records.segments import LeaveReason
 from schemas.reasons import EndReason
 
 __all__ = ["hand_over"]

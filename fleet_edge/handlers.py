@@ -19,7 +19,7 @@ from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
 from fleet_edge.sessions.waiting import ReceivedDraft
 from fleet_edge.store.fences import Fences
-from fleet_edge.store.records import LeaveReason
+from fleet_edge.store.records.segments import LeaveReason
 from schemas.control import DeviceState, EdgeState, Presence
 from schemas.messages import Close, Draft, Open
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode

@@ -4,6 +4,8 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from schemas.printable import printable_line
+
 __all__ = ["read_duration", "read_time"]
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -56,4 +58,4 @@ def _seconds(amount: re.Match[str]) -> timedelta:
 
 
 def _shown(value: object) -> str:
-    return "".join(each if each.isprintable() else "?" for each in str(value)[:_LONGEST_SHOWN])
+    return printable_line(str(value)[:_LONGEST_SHOWN])

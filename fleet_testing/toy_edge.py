@@ -16,7 +16,7 @@ from fleet_edge.assembly import assemble
 from fleet_edge.guard.quotas import QuotaSettings
 from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.records import Record
+from fleet_edge.store.records.record import Record
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import BrokerSettings

@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from schemas.printable import printable_line
+
 __all__ = ["SYS_TOPICS", "LimitReached", "LimitWatch"]
 
 DROPPED: Final = "$SYS/broker/publish/messages/dropped"
@@ -95,8 +97,7 @@ class LimitWatch:
         for pattern, limit, sentence in _LINES:
             found = pattern.search(text)
             if found is not None:
-                # A client id is what its owner likes it to be.
-                who = "".join(character if character.isprintable() else "?" for character in found[1])
+                who = printable_line(found[1])  # a client id is what its owner likes it to be
                 return LimitReached(limit, who, sentence.format(who))
         return None
 

@@ -20,7 +20,7 @@ from fleet_edge.guard.guard import Guard
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.waiting import ReceivedDraft
-from fleet_edge.store.records import LeaveReason
+from fleet_edge.store.records.segments import LeaveReason
 from schemas.codec import encode_verdict
 from schemas.downlink import DownlinkForm
 from schemas.messages import Close, Draft, Open, Verdict

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from fleet_edge.store.records import DeviceSeen
+from fleet_edge.store.records.sightings import DeviceSeen
 
 __all__ = ["DeviceStates"]
 

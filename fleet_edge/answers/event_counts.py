@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from fleet_edge.store.records import EventLogged
+from fleet_edge.store.records.events import EventLogged
 
 __all__ = ["EventCounts"]
 

@@ -15,21 +15,11 @@ from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
-from fleet_edge.store.records import (
-    CloseReported,
-    DeviceCounters,
-    DeviceFenced,
-    DeviceSeen,
-    EdgeSeen,
-    LeaveReason,
-    Record,
-    RoundJudged,
-    SegmentLeft,
-    SegmentProgress,
-    SessionClosed,
-    SessionOpened,
-    segment_number,
-)
+from fleet_edge.store.records.fences import DeviceFenced
+from fleet_edge.store.records.record import Record
+from fleet_edge.store.records.segments import LeaveReason, RoundJudged, SegmentLeft, SegmentProgress, segment_number
+from fleet_edge.store.records.sessions import CloseReported, DeviceCounters, SessionClosed, SessionOpened
+from fleet_edge.store.records.sightings import DeviceSeen, EdgeSeen
 from schemas.control import DeviceState, EdgeState
 from schemas.messages import Close, Open
 from schemas.reasons import EndReason

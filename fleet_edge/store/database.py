@@ -12,9 +12,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from fleet_edge.store.engine import connect_engine, parse_url, shown, sqlite_path, unavailable
 from fleet_edge.store.errors import RecordRejected, StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.fences import Fences, read_fences
-from fleet_edge.store.merge import merge_for
+from fleet_edge.store.merge.merge import merge_for
 from fleet_edge.store.models import REVISION
-from fleet_edge.store.records import Record
+from fleet_edge.store.records.record import Record
 
 __all__ = ["SessionStore", "Store", "open_existing", "open_for_reading", "open_store", "schema_of"]
 

@@ -12,9 +12,10 @@ from typing import Final
 
 from sqlalchemy import Connection, or_, select
 
-from fleet_edge.store.merge import Merge
+from fleet_edge.store.merge.merge import Merge
 from fleet_edge.store.models import FenceLiftRow, FenceRow
-from fleet_edge.store.records import ADMINISTRATOR, DeviceFenced, EventLogged, FenceLifted
+from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records.fences import ADMINISTRATOR, DeviceFenced, FenceLifted
 from fleet_edge.store.views import FenceView
 
 __all__ = ["Fences", "fence_device", "lift_fences", "read_fences"]

@@ -23,7 +23,8 @@ from fleet_edge.store.models import (
     SegmentRow,
     SessionRow,
 )
-from fleet_edge.store.records import SessionClosed, segment_number
+from fleet_edge.store.records.segments import segment_number
+from fleet_edge.store.records.sessions import SessionClosed
 from fleet_edge.store.totals import SUMMED
 from schemas.control import Presence
 from schemas.reasons import EndReason

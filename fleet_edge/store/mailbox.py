@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
-from fleet_edge.store.records import Record
+from fleet_edge.store.records.record import Record
 
 __all__ = ["Mailbox"]
 

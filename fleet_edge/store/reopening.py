@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.errors import RecordRejected, StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.fences import Fences
-from fleet_edge.store.records import Record
+from fleet_edge.store.records.record import Record
 
 __all__ = ["ReopeningStore", "check_database"]
 

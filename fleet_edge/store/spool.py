@@ -25,20 +25,12 @@ from zlib import crc32
 from pydantic import TypeAdapter, ValidationError
 
 from fleet_edge.store.errors import SpoolFull, SpoolInUse, StoreError
-from fleet_edge.store.records import (
-    CloseReported,
-    DeviceFenced,
-    DeviceSeen,
-    EdgeSeen,
-    EventLogged,
-    FenceLifted,
-    Record,
-    RoundJudged,
-    SegmentLeft,
-    SegmentProgress,
-    SessionClosed,
-    SessionOpened,
-)
+from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records.fences import DeviceFenced, FenceLifted
+from fleet_edge.store.records.record import Record
+from fleet_edge.store.records.segments import RoundJudged, SegmentLeft, SegmentProgress
+from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
+from fleet_edge.store.records.sightings import DeviceSeen, EdgeSeen
 
 __all__ = ["MAX_LINE_BYTES", "Spool", "from_line", "to_line"]
 

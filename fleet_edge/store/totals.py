@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Label, RowMapping, Text, func,
 
 from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.store.models import SegmentRow
-from fleet_edge.store.records import segment_number
+from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.views import Tally
 
 __all__ = ["SUMMED", "Grouping", "stats", "tally"]

@@ -18,7 +18,7 @@ from typing import Protocol, Self
 
 from fleet_edge.store.errors import RecordRejected, SpoolFull, StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.mailbox import Mailbox
-from fleet_edge.store.records import Record
+from fleet_edge.store.records.record import Record
 from fleet_edge.store.spool import Spool
 
 __all__ = ["RecordSink", "Writer", "WriterCounters", "WriterSettings"]

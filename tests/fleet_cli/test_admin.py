@@ -10,7 +10,7 @@ import pytest
 from fleet_cli.main import main
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import open_store
-from fleet_edge.store.records import segment_number
+from fleet_edge.store.records.segments import segment_number
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
@@ -73,7 +73,7 @@ def test_devices_are_listed(admin: Run) -> None:
 
 def test_a_label_from_a_device_can_neither_style_nor_move_the_terminal(admin: Run) -> None:
     _, output, _ = admin("devices")
-    assert "[bold]?[2Jmodel" in output
+    assert "[bold]\ufffd[2Jmodel" in output
     assert "\x1b[2J" not in output
 
 
@@ -236,10 +236,10 @@ def test_a_device_is_fenced_listed_and_let_in_again(admin: Run) -> None:
     [fence] = _json(admin("fenced", "--json"))
     assert (fence["device"], fence["by"], fence["strikes"]) == ("sensor-1", "the administrator", 0)
     _, output, _ = admin("fenced")
-    assert "It ?[2J floods." in output
+    assert "It \ufffd[2J floods." in output
     code, output, complaint = admin("unfence", "sensor-1")
     assert (code, complaint) == (0, "")
-    assert "was fenced by the administrator and is let in again: It ?[2J floods." in output
+    assert "was fenced by the administrator and is let in again: It \ufffd[2J floods." in output
     assert _json(admin("fenced", "--json")) == []
     _, output, _ = admin("unfence", "sensor-1")
     assert "sensor-1 was not fenced" in output

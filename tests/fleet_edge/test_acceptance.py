@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fleet_edge.sessions.acceptance import RecentAcceptance
-from fleet_edge.store.records import EventLogged
+from fleet_edge.store.records.events import EventLogged
 from fleet_testing.markov import MarkovScript
 from schemas.policy import Mode
 from tests.support import memory_fleet

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from fleet_edge.drain import hand_over
-from fleet_edge.store.records import LeaveReason, SegmentLeft, SegmentProgress, SessionClosed
+from fleet_edge.store.records.segments import LeaveReason, SegmentLeft, SegmentProgress
+from fleet_edge.store.records.sessions import SessionClosed
 from schemas.codec import encode_close
 from schemas.policy import Mode
 from schemas.reasons import EndReason

@@ -8,14 +8,10 @@ import cbor2
 import pytest
 
 from dssd.distribution import shape
-from fleet_edge.store.records import (
-    CloseReported,
-    DeviceSeen,
-    EventLogged,
-    SegmentProgress,
-    SessionClosed,
-    SessionOpened,
-)
+from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records.segments import SegmentProgress
+from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
+from fleet_edge.store.records.sightings import DeviceSeen
 from fleet_testing.memory_link import MemoryLink
 from schemas.codec import decode_reply, decode_verdict, encode_close, encode_draft, encode_open
 from schemas.control import DeviceState, Presence, encode_json

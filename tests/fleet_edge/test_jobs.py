@@ -8,7 +8,7 @@ import pytest
 
 from fleet_edge.jobs import Jobs, JobsError, JobSettings
 from fleet_edge.store.database import SessionStore, Store, open_store
-from fleet_edge.store.records import segment_number
+from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.reopening import ReopeningStore
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows

@@ -8,7 +8,8 @@ from dataclasses import asdict
 import pytest
 
 from dssd.downlink import Form
-from fleet_edge.store.records import DeviceSeen, SessionClosed
+from fleet_edge.store.records.sessions import SessionClosed
+from fleet_edge.store.records.sightings import DeviceSeen
 from fleet_testing.memory_link import MemoryLink
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.policy import Mode

@@ -9,7 +9,7 @@ import pytest
 
 from dssd.downlink import Form
 from fleet_device.pacing.contract import FixedPacing
-from fleet_edge.store.records import SessionOpened
+from fleet_edge.store.records.sessions import SessionOpened
 from fleet_edge.verifiers.contract import Item, Logits
 from fleet_testing.memory_broker import Faults
 from schemas.policy import Mode

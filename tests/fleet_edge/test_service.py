@@ -11,7 +11,7 @@ import pytest
 from fleet_device.session.machine import DeviceSession
 from fleet_edge.store.database import open_store
 from fleet_edge.store.housekeeping import close_abandoned
-from fleet_edge.store.records import segment_time
+from fleet_edge.store.records.segments import segment_time
 from fleet_testing.memory_link import MemoryLink
 from schemas.codec import encode_open
 from schemas.control import Presence

@@ -34,7 +34,7 @@ from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.records import Record
+from fleet_edge.store.records.record import Record
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_testing.markov import MarkovScript
 from fleet_testing.memory_broker import Faults, MemoryBroker

@@ -5,7 +5,7 @@ import pytest
 from fleet_bench.hostile.attacks.granted import wide_policy
 from fleet_bench.hostile.payloads import DEFAULT_POLICY
 from fleet_bench.hostile.sessions import HostileSessions
-from fleet_edge.store.records import EventLogged
+from fleet_edge.store.records.events import EventLogged
 from fleet_link.link import Message
 from fleet_testing.memory_link import MemoryLink
 from schemas.codec import decode_draft

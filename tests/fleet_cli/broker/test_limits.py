@@ -49,4 +49,4 @@ def test_other_lines_tell_nothing() -> None:
 def test_what_could_move_a_terminals_cursor_is_replaced() -> None:
     event = LimitWatch().take(NOTICES, b"Outgoing messages are being dropped for client d\x1b[2J.")
     assert event is not None
-    assert event.who == "d?[2J"
+    assert event.who == "d\ufffd[2J"

@@ -22,7 +22,9 @@ from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Pacing, Plan
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.machine import DraftReceipt, EdgeSession
-from fleet_edge.store.records import CloseReported, EventLogged, Record, SessionClosed, SessionOpened
+from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records.record import Record
+from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
 from fleet_testing.memory_broker import Faults
 from fleet_testing.memory_link import MemoryLink
 from fleet_testing.statistics import ALARM, p_value

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fleet_device.client.refusals import RefusedUntil
 from fleet_device.errors import DeviceError, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
-from fleet_edge.store.records import EventLogged
+from fleet_edge.store.records.events import EventLogged
 from schemas.codec import encode_draft
 from schemas.messages import Draft, Fault, Open, Refused, Verdict
 from schemas.policy import Mode

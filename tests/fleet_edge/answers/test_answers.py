@@ -14,15 +14,9 @@ from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard.guard import Guard
 from fleet_edge.guard.quotas import QuotaSettings
 from fleet_edge.guard.strikes import FenceSettings
-from fleet_edge.store.records import (
-    EventLogged,
-    LeaveReason,
-    RoundJudged,
-    SegmentLeft,
-    SegmentProgress,
-    SessionClosed,
-    SessionOpened,
-)
+from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records.segments import LeaveReason, RoundJudged, SegmentLeft, SegmentProgress
+from fleet_edge.store.records.sessions import SessionClosed, SessionOpened
 from fleet_link.link import Message
 from fleet_testing.memory_broker import MemoryBroker
 from fleet_testing.memory_link import MemoryLink

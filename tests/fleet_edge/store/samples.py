@@ -4,22 +4,12 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from fleet_edge.store.records import (
-    CloseReported,
-    DeviceCounters,
-    DeviceFenced,
-    DeviceSeen,
-    EdgeSeen,
-    EventLogged,
-    LeaveReason,
-    Record,
-    RoundJudged,
-    SegmentLeft,
-    SegmentProgress,
-    SessionClosed,
-    SessionOpened,
-    segment_number,
-)
+from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records.fences import DeviceFenced
+from fleet_edge.store.records.record import Record
+from fleet_edge.store.records.segments import LeaveReason, RoundJudged, SegmentLeft, SegmentProgress, segment_number
+from fleet_edge.store.records.sessions import CloseReported, DeviceCounters, SessionClosed, SessionOpened
+from fleet_edge.store.records.sightings import DeviceSeen, EdgeSeen
 from schemas.control import Presence
 from schemas.policy import Mode
 from schemas.reasons import EndReason

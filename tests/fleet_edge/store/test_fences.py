@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fleet_edge.store import fences, housekeeping
 from fleet_edge.store.database import Store
 from fleet_edge.store.errors import StoreUnavailable
-from fleet_edge.store.records import ADMINISTRATOR, DeviceFenced, FenceLifted
+from fleet_edge.store.records.fences import ADMINISTRATOR, DeviceFenced, FenceLifted
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows, clear
 from tests.fleet_edge.store.samples import after

@@ -3,7 +3,8 @@ from typing import Any
 
 from fleet_edge.store import housekeeping, queries
 from fleet_edge.store.database import Store
-from fleet_edge.store.records import Record, segment_number
+from fleet_edge.store.records.record import Record
+from fleet_edge.store.records.segments import segment_number
 from schemas.control import Presence
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows

@@ -3,7 +3,8 @@ from zlib import crc32
 
 import pytest
 
-from fleet_edge.store.records import FenceLifted, Record
+from fleet_edge.store.records.fences import FenceLifted
+from fleet_edge.store.records.record import Record
 from fleet_edge.store.spool import from_line, to_line
 from tests.fleet_edge.store import samples
 

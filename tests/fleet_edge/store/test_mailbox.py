@@ -1,7 +1,7 @@
 import threading
 
 from fleet_edge.store.mailbox import Mailbox
-from fleet_edge.store.records import Record
+from fleet_edge.store.records.record import Record
 from tests.fleet_edge.store import samples
 
 

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from fleet_edge.store.database import Store
 from fleet_edge.store.errors import RecordRejected
-from fleet_edge.store.records import EdgeSeen, EventLogged, LeaveReason, Record, segment_number, segment_time
+from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records.record import Record
+from fleet_edge.store.records.segments import LeaveReason, segment_number, segment_time
+from fleet_edge.store.records.sightings import EdgeSeen
 from schemas.control import Presence
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples

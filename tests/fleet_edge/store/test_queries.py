@@ -5,7 +5,7 @@ from fleet_edge.store import queries
 from fleet_edge.store.database import Store
 from fleet_edge.store.errors import NotFound, StoreError
 from fleet_edge.store.queries import SessionFilter
-from fleet_edge.store.records import segment_number
+from fleet_edge.store.records.segments import segment_number
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples

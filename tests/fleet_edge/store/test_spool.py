@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fleet_edge.store.errors import SpoolFull, StoreError
-from fleet_edge.store.records import Record
+from fleet_edge.store.records.record import Record
 from fleet_edge.store.spool import Spool, to_line
 from tests.fleet_edge.store import samples
 

@@ -3,7 +3,7 @@ from sqlalchemy import Connection
 from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.store import housekeeping, queries, totals
 from fleet_edge.store.database import Store
-from fleet_edge.store.records import segment_number
+from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.totals import Grouping
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import OTHER, SEGMENT, SESSION, START, after

@@ -12,7 +12,7 @@ import pytest
 
 from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.errors import RecordRejected, StoreUnavailable
-from fleet_edge.store.records import Record
+from fleet_edge.store.records.record import Record
 from fleet_edge.store.spool import Spool, to_line
 from fleet_edge.store.writer import Writer, WriterSettings
 from tests.fleet_edge.store import samples

@@ -1,0 +1,103 @@
+"""Parameters of a merge: what each record fills into its statement."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeVar
+
+from fleet_edge.store.merge.statements import DEVICE_COUNTERS, DEVICE_STATE, EDGE_STATE
+from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records.fences import DeviceFenced
+from fleet_edge.store.records.segments import RoundJudged, SegmentLeft, SegmentProgress, segment_time
+from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
+from fleet_edge.store.records.sightings import DeviceSeen, EdgeSeen
+
+__all__ = [
+    "Parameters",
+    "bound",
+    "closed_by_device",
+    "event",
+    "fence",
+    "judged_round",
+    "progress",
+    "reported",
+    "seen",
+    "since_open",
+    "spans",
+    "state",
+]
+
+Parameters = dict[str, Any]
+_MILLISECOND: Final = timedelta(milliseconds=1)
+
+K = TypeVar("K")
+
+
+def spans(sightings: Iterable[tuple[K, datetime]]) -> dict[K, tuple[datetime, datetime]]:
+    """Return for each key when it was first and last seen."""
+    spans: dict[K, tuple[datetime, datetime]] = {}
+    for key, at in sightings:
+        first, last = spans.get(key, (at, at))
+        spans[key] = (min(first, at), max(last, at))
+    return spans
+
+
+def seen(key: str, spans: dict[str, tuple[datetime, datetime]]) -> list[Parameters]:
+    """Return the rows of what was seen, by name."""
+    return [{key: name, "first_seen_at": first, "seen_at": last} for name, (first, last) in sorted(spans.items())]
+
+
+def since_open(segment: int, at: datetime) -> float:
+    """Return the milliseconds from a segment's Open to a time."""
+    return max((at - segment_time(segment)) / _MILLISECOND, 0.0)
+
+
+def bound(record: SessionOpened | SegmentLeft | SessionClosed, names: Iterable[str]) -> Parameters:
+    """Return the named fields as parameters, whose names must differ from the columns' in an update."""
+    key = {"b_session": record.session, "b_device": record.device, "b_segment": record.segment}
+    when = {"b_at": record.at} if isinstance(record, SegmentLeft | SessionClosed) else {}
+    return key | when | {f"b_{name}": getattr(record, name) for name in names}
+
+
+def state(record: DeviceSeen | EdgeSeen, key: str) -> Parameters:
+    """Return a state as parameters of `set_latest`."""
+    names = DEVICE_STATE if isinstance(record, DeviceSeen) else EDGE_STATE
+    return {"b_key": key, "b_at": record.at, **{f"b_{name}": getattr(record, name) for name in names}}
+
+
+def progress(record: SegmentProgress) -> Parameters:
+    """Return a segment's counters."""
+    fields = asdict(record)
+    at = fields.pop("at")
+    return fields | {"duration_ms": since_open(record.segment, at)}
+
+
+def judged_round(record: RoundJudged) -> Parameters:
+    """Return a round."""
+    fields = asdict(record)
+    del fields["device"]  # its segment tells
+    return fields
+
+
+def event(record: EventLogged) -> Parameters:
+    """Return an event."""
+    return asdict(record) | {"last_at": record.last_at or record.at}
+
+
+def fence(record: DeviceFenced) -> Parameters:
+    """Return a fence."""
+    fields = asdict(record)
+    return fields | {"fenced_by": fields.pop("by"), "since_at": fields.pop("at"), "until_at": fields.pop("until")}
+
+
+def closed_by_device(record: SessionClosed) -> Parameters:
+    """Return how a session ended, with its device's own counters."""
+    counters = {f"b_device_{name}": getattr(record.counters, name) for name in DEVICE_COUNTERS}
+    return {**bound(record, ("reason", "tokens")), **counters}
+
+
+def reported(record: CloseReported) -> Parameters:
+    """Return a Close that waits for its session."""
+    counters = {f"device_{name}": getattr(record.counters, name) for name in DEVICE_COUNTERS}
+    told = {"reason": record.reason, "tokens": record.tokens, "closed_at": record.at}
+    return {"session": record.session, "device": record.device, **told, **counters}

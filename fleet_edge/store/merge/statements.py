@@ -1,0 +1,114 @@
+"""Updates of a merge, the same in every SQL dialect: each yields to what is later, or was first.
+
+Parameters of updates are named `b_<column>`: they must differ from the columns' own names.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from sqlalchemy import bindparam, or_, update
+from sqlalchemy.sql.dml import Update
+
+from fleet_edge.store.models import Base, SegmentRow, SessionRow
+
+__all__ = [
+    "CLOSE_BY_DEVICE",
+    "CLOSE_SEGMENT",
+    "CLOSE_SESSION",
+    "DESCRIBE_SEGMENT",
+    "DESCRIBE_SESSION",
+    "DEVICE_COUNTERS",
+    "DEVICE_STATE",
+    "EDGE_STATE",
+    "SEGMENT_DESCRIPTION",
+    "SESSION_DESCRIPTION",
+    "set_latest",
+]
+
+SESSION_DESCRIPTION: Final = (
+    "draft_model",
+    "quantization",
+    "target",
+    "mode",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "prompt_tokens",
+    "max_new_tokens",
+)
+SEGMENT_DESCRIPTION: Final = (
+    "edge",
+    "draft_model",
+    "quantization",
+    "target",
+    "resumed_tokens",
+    "open_bytes",
+)
+DEVICE_STATE: Final = ("presence", "software", "draft_model", "quantization")
+EDGE_STATE: Final = ("presence", "software", "target", "vocabulary")
+DEVICE_COUNTERS: Final = (
+    "tokens",
+    "rounds",
+    "drafted",
+    "tested",
+    "accepted",
+    "uplink_bytes",
+    "downlink_bytes",
+    "draft_ms",
+    "wait_ms",
+    "wall_ms",
+)
+
+
+def set_latest(row: type[Base], key: str, names: Sequence[str]) -> Update:
+    """Return an update that yields only to a later state."""
+    table = row.__table__
+    return (
+        update(row)
+        .where(table.c[key] == bindparam("b_key"))
+        .where(or_(table.c["state_at"].is_(None), table.c["state_at"] < bindparam("b_at")))
+        .values({"state_at": bindparam("b_at"), **{name: bindparam(f"b_{name}") for name in names}})
+    )
+
+
+_OF_SESSION: Final = (SessionRow.session == bindparam("b_session"), SessionRow.device == bindparam("b_device"))
+
+DESCRIBE_SESSION = (
+    update(SessionRow)
+    .where(*_OF_SESSION)
+    .where(or_(SessionRow.described_by.is_(None), SessionRow.described_by > bindparam("b_segment")))
+    .values({"described_by": bindparam("b_segment"), **{name: bindparam(f"b_{name}") for name in SESSION_DESCRIPTION}})
+)
+DESCRIBE_SEGMENT = (
+    update(SegmentRow)
+    .where(SegmentRow.session == bindparam("b_session"), SegmentRow.segment == bindparam("b_segment"))
+    .where(SegmentRow.edge.is_(None))
+    .values({name: bindparam(f"b_{name}") for name in SEGMENT_DESCRIPTION})
+)
+CLOSE_SEGMENT = (
+    update(SegmentRow)
+    .where(SegmentRow.session == bindparam("b_session"), SegmentRow.segment == bindparam("b_segment"))
+    .where(or_(SegmentRow.closed_at.is_(None), SegmentRow.closed_at < bindparam("b_at")))
+    .values(reason=bindparam("b_reason"), closed_at=bindparam("b_at"))
+)
+CLOSE_SESSION = (
+    update(SessionRow)
+    .where(*_OF_SESSION, SessionRow.last_segment == bindparam("b_segment"), SessionRow.device_counted_at.is_(None))
+    .where(or_(SessionRow.closed_at.is_(None), SessionRow.closed_at < bindparam("b_at")))
+    .values(reason=bindparam("b_reason"), closed_at=bindparam("b_at"), tokens=bindparam("b_tokens"))
+)
+CLOSE_BY_DEVICE = (
+    update(SessionRow)
+    .where(*_OF_SESSION)
+    .where(or_(SessionRow.device_counted_at.is_(None), SessionRow.device_counted_at < bindparam("b_at")))
+    .values(
+        {
+            "reason": bindparam("b_reason"),
+            "closed_at": bindparam("b_at"),
+            "tokens": bindparam("b_tokens"),
+            "device_counted_at": bindparam("b_at"),
+            **{f"device_{name}": bindparam(f"b_device_{name}") for name in DEVICE_COUNTERS},
+        }
+    )
+)

@@ -1,0 +1,36 @@
+"""Event records: refusals, faults and restarts, counted."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+__all__ = ["EventLogged"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventLogged:
+    """Something worth a line, and how often it happened: a refusal, a fault, a restart.
+
+    Attributes:
+        id: Unique for good, so that a replay adds nothing, e.g. a random UUID's hexadecimal form. All records of one id
+            are alike but for `count` and `last_at`, of which the greatest hold.
+        edge: Who logs it.
+        device: Whom it concerns, if anyone.
+        session: Which session it concerns, if any; of several, the first.
+        kind: Class of event: `refused`, `fault`, `edge`.
+        code: Machine-readable cause.
+        sentence: The same for a person, as it was said the first time.
+        at: When it first happened (UTC, aware).
+        count: How often it has happened so far.
+        last_at: When it last happened (UTC, aware); None: at `at`.
+    """
+
+    id: str
+    edge: str
+    device: str | None
+    session: str | None
+    kind: str
+    code: str
+    sentence: str
+    at: datetime
+    count: int = 1  # what was spooled before it existed happened once
+    last_at: datetime | None = None

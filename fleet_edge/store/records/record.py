@@ -1,0 +1,23 @@
+"""Record: any of what the session log takes."""
+
+from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records.fences import DeviceFenced, FenceLifted
+from fleet_edge.store.records.segments import RoundJudged, SegmentLeft, SegmentProgress
+from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
+from fleet_edge.store.records.sightings import DeviceSeen, EdgeSeen
+
+__all__ = ["Record"]
+
+Record = (
+    DeviceSeen
+    | EdgeSeen
+    | SessionOpened
+    | SegmentProgress
+    | RoundJudged
+    | SegmentLeft
+    | SessionClosed
+    | CloseReported
+    | EventLogged
+    | DeviceFenced
+    | FenceLifted
+)
