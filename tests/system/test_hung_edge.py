@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from broker_config.broker import Broker
-from broker_config.runner import MosquittoProcess
+from broker_config.processes.runner import MosquittoProcess
 from dssd.distribution import Dist
 from fleet_bench.shared.processes import Program
 from fleet_device.api.server import listen
