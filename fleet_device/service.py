@@ -21,7 +21,7 @@ from fleet_device.settings import DeviceSettings
 from fleet_device.texts.conversation import ConversationCodec
 from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece, generate_text
 from fleet_link.errors import ConnectFailed, LinkError
-from fleet_link.link import Link, OutcomeHandler, Will
+from fleet_link.link import Link, Outcome, OutcomeHandler, Will
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
 from fleet_link.tls.certificate import certificate_end
@@ -164,6 +164,8 @@ class DeviceService:
         if not self._link.connected:
             return f"The broker at {broker.host}:{broker.port} cannot be reached now; the device keeps trying."
         if not self.edges.online():
+            if self.agent.inbox.rejected is not None:
+                return str(self.agent.inbox.rejected)
             return f"No edge of fleet {self.settings.fleet!r} is online now; start one with `fleet edge run`."
         return None
 
@@ -193,7 +195,13 @@ class DeviceService:
         Args:
             on_outcome: Told of the broker's answer.
         """
-        self._publish(Topic.STATE, encode_json(self._state(self._presence)), retain=True, on_outcome=on_outcome)
+
+        def listen(outcome: Outcome) -> None:
+            self.agent.inbox.note(outcome)
+            if on_outcome is not None:
+                on_outcome(outcome)
+
+        self._publish(Topic.STATE, encode_json(self._state(self._presence)), retain=True, on_outcome=listen)
 
     def _connect(self) -> None:
         said = ""

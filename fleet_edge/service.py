@@ -22,8 +22,8 @@ from fleet_edge.store.reopening import ReopeningStore
 from fleet_edge.store.spool import Spool
 from fleet_edge.store.writer import Writer
 from fleet_edge.verifiers.contract import Verifier
-from fleet_link.errors import LinkError
-from fleet_link.link import Link, Will
+from fleet_link.errors import LinkError, PublishRejected
+from fleet_link.link import Link, Outcome, Will
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
 from fleet_link.tls.certificate import certificate_end
@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 # The loop looks at its stop flag this often when nothing arrives.
 _IDLE_S: Final = 0.1
 _CLOSE_S: Final = 5.0
+_WELCOME_S: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -68,6 +69,8 @@ class EdgeService:
     _availability: Availability = field(init=False)
     _presence: Presence = Presence.ONLINE
     _announcing: Lock = field(default_factory=Lock)
+    _answered: Event = field(default_factory=Event)  # by the broker, to the first state
+    _rejected: PublishRejected | None = None
 
     def start(self) -> None:
         """Open the database, connect, and say that this edge is online.
@@ -77,6 +80,7 @@ class EdgeService:
         Raises:
             StoreError: The database cannot be used as it is configured, or the spool cannot.
             ConnectFailed: The broker cannot be reached.
+            PublishRejected: It does not let this edge speak, under its name or in its fleet.
         """
         settings = self.settings
         self._since = self.now()
@@ -119,7 +123,9 @@ class EdgeService:
         self._link.on_connection(lambda up: self._announce() if up else None)
         try:
             self._link.start(timeout_s=10.0)
+            self._wait_for_welcome()
         except BaseException:
+            self._link.stop()
             self.writer.close(_CLOSE_S)
             self._store.close()
             raise
@@ -208,6 +214,20 @@ class EdgeService:
             Intake(orchestrator.inbox, self.clock).take_opens(self._link, fleet=self.settings.fleet)
             self._announce(Presence.ONLINE)
 
+    def _wait_for_welcome(self) -> None:
+        """Wait for what the broker says to our state: an edge that it does not let speak would be online for nobody."""
+        if not self._answered.wait(_WELCOME_S):
+            return  # a slow broker; what it says later is logged
+        if self._rejected is not None:
+            raise self._rejected
+
+    def _take_outcome(self, outcome: Outcome) -> None:
+        """Note what the broker says to our state. Called by the link's thread."""
+        self._rejected = None if outcome.accepted else PublishRejected(topic=outcome.topic, reason=outcome.reason)
+        if self._rejected is not None and self._answered.is_set():
+            _log.error("This edge's state is not known to its devices: %s", self._rejected)
+        self._answered.set()
+
     def _open_store(self) -> None:
         try:
             self._store.open()
@@ -242,6 +262,12 @@ class EdgeService:
             state = self._state(self._presence)
             self.orchestrator.handlers.announced(state)
             try:
-                self._link.publish(self._state_topic, encode_json(state), retain=True, content_type="application/json")
+                self._link.publish(
+                    self._state_topic,
+                    encode_json(state),
+                    retain=True,
+                    content_type="application/json",
+                    on_outcome=self._take_outcome,
+                )
             except LinkError as error:
                 _log.warning("This edge's state could not be published, it is after the next reconnect: %s", error)

@@ -9,9 +9,14 @@
     └── PublishRejected     the broker answered a QoS 1 publish with an error, or not at all
 """
 
+from typing import Final
+
 from schemas.errors import FleetError
 
-__all__ = ["ConnectFailed", "LinkError", "NotConnected", "PacketTooLarge", "PublishRejected"]
+__all__ = ["NOT_AUTHORIZED", "ConnectFailed", "LinkError", "NotConnected", "PacketTooLarge", "PublishRejected"]
+
+NOT_AUTHORIZED: Final = 0x87
+"""MQTT 5 reason code: the broker's rules do not allow it to this client."""
 
 
 class LinkError(FleetError):
@@ -60,7 +65,14 @@ class PublishRejected(LinkError):  # noqa: N818
     """
 
     def __init__(self, *, topic: str, reason: int | None) -> None:
-        answer = "did not answer" if reason is None else f"rejected with reason 0x{reason:02x}"
-        super().__init__(f"The broker {answer} a publish to {topic}.")
+        if reason == NOT_AUTHORIZED:
+            sentence = (
+                f"The broker does not let this client publish to {topic}: check the fleet's name and the client's own, "
+                "or have the operator name it in the broker's description."
+            )
+        else:
+            answer = "did not answer" if reason is None else f"rejected with reason 0x{reason:02x}"
+            sentence = f"The broker {answer} a publish to {topic}."
+        super().__init__(sentence)
         self.topic = topic
         self.reason = reason

@@ -1,5 +1,6 @@
 """`fleet device generate`: one text on the terminal."""
 
+import logging
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ Show = Callable[..., None]  # told of an event and its fields
 
 # Before saying that nobody is there; an edge's retained state comes with the connection.
 _EDGE_S = 1.0
+_TELLS_WAITS = "fleet_device.client.waiting"
 
 
 @with_events(outlives_reader=False)
@@ -69,6 +71,7 @@ def _write(
     """Write the text; return it with the vocabulary's size."""
     with Device(settings) as device, device.stream(asked, raw=raw, stop=stop) as stream, _interrupt(stream.cancel):
         stream.on_wait = lambda reason: show(Event.WAITING, reason=reason)
+        logging.getLogger(_TELLS_WAITS).setLevel(logging.ERROR)  # `show` does so, or is told not to
         if not device.wait_for_edge(_EDGE_S):
             _say(f"No edge of fleet {settings.fleet!r} is online; waiting {settings.open_s:.0f} s for one …")
         request = stream.request()

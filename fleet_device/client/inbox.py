@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fleet_device.client.presence import EdgePresences
+from fleet_link.errors import NOT_AUTHORIZED, PublishRejected
 from fleet_link.link import NO_MATCHING_SUBSCRIBERS, Link, Message, Outcome, OutcomeHandler
 from schemas.codec import decode_reply, decode_verdict
 from schemas.control import EdgeState, Presence, decode_json
@@ -77,12 +78,14 @@ class Inbox:
         edges: Where the edges' states are kept.
         malformed: Payloads that were no messages.
         dropped: Messages of edges for which there was no room.
+        rejected: Why the broker did not take the last message, if it does not let this device speak.
         listener: Told of each event before it is queued, on the thread that it comes on; also between two texts.
     """
 
     edges: EdgePresences = field(default_factory=EdgePresences)
     malformed: int = 0
     dropped: int = 0
+    rejected: PublishRejected | None = None
     listener: Callable[[Event], None] = lambda _event: None
     _queue: "queue.SimpleQueue[tuple[Event, int]]" = field(default_factory=queue.SimpleQueue)
     _waiting_bytes: int = 0
@@ -127,10 +130,16 @@ class Inbox:
         """Return a listener for the outcome of a publish on `topic`."""
 
         def listen(outcome: Outcome) -> None:
+            self.note(outcome)
             if outcome.reason == NO_MATCHING_SUBSCRIBERS:
                 self.put(Undelivered(topic))
 
         return listen
+
+    def note(self, outcome: Outcome) -> None:
+        """Note whether the broker lets this device speak."""
+        rejected = outcome.reason == NOT_AUTHORIZED
+        self.rejected = PublishRejected(topic=outcome.topic, reason=outcome.reason) if rejected else None
 
     def _on_message(self, message: Message) -> None:
         size = len(message.payload) + _EVENT_BYTES

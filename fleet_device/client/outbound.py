@@ -25,7 +25,7 @@ class Outbound:
         link: To the broker.
         fleet: The fleet's name.
         device: This device's name.
-        inbox: Told of messages that reached nobody.
+        inbox: Told of messages that reached nobody, and of those that the broker does not allow.
         padding: Drafts are filled up to a multiple of so many bytes; 0 leaves them as they are.
     """
 
@@ -54,6 +54,8 @@ class Outbound:
                 f"Edge {edge!r} has the session and has not answered for {waited_s:.0f} s; see whether it hangs, and "
                 "end it if it does."
             )
+        if self.inbox.rejected is not None:
+            return str(self.inbox.rejected)
         return (
             f"No edge of fleet {self.fleet!r} answered within {waited_s:.0f} s; start one with `fleet edge run`, "
             "or check that it uses the same broker and fleet name."
