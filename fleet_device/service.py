@@ -25,6 +25,7 @@ from fleet_link.link import Link, Outcome, OutcomeHandler, Will
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
 from fleet_link.tls.certificate import certificate_end
+from fleet_runtime.memory import give_back_free_memory
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.topics import Topic, build
 from schemas.version import VERSION
@@ -40,6 +41,7 @@ _CONNECT_S: Final = 5.0
 _CLOSE_S: Final = 2.0
 
 # Between the attempts of a device that waits for its network.
+_TIDY_S: Final = 60.0  # at least, between two times at which free memory is given back
 _AGAIN_S: Final = 5.0
 
 
@@ -72,6 +74,7 @@ class DeviceService:
     _presence: Presence = Presence.ONLINE
     _stopping: threading.Event = field(default_factory=threading.Event)
     _connecting: threading.Thread | None = None
+    _tidied: float = 0.0  # when free memory was given back last
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -133,6 +136,7 @@ class DeviceService:
         except BaseException:
             self.stop()
             raise
+        self._tidy()
 
     def start_patiently(self) -> None:
         """Connect as soon as the broker can be reached, on a thread: a gateway may boot before its network."""
@@ -187,7 +191,14 @@ class DeviceService:
         )
         self.codec.remember(request.prompt, text.text, text.tokens)
         self._publish(Topic.TELEMETRY, encode_json(self.tally.add(text.generation)), qos=0)
+        if self.clock() - self._tidied >= _TIDY_S:
+            self._tidy()
         return text
+
+    def _tidy(self) -> None:
+        """Give back memory that is free: what loading a model leaves, and what a long prompt did."""
+        give_back_free_memory()
+        self._tidied = self.clock()
 
     def announce(self, *, on_outcome: OutcomeHandler | None = None) -> None:
         """Publish the retained state.
@@ -215,6 +226,7 @@ class DeviceService:
                 self._stopping.wait(_AGAIN_S)
             else:
                 _log.info("Connected to %s:%s.", self.settings.broker.host, self.settings.broker.port)
+                self._tidy()
                 return
 
     def _topic(self, topic: Topic) -> str:

@@ -19,7 +19,7 @@ from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, edge_at_work, memory_service, settings
-from tests.support.memory_fleet import END, FLEET, MemoryFleet
+from tests.support.memory_fleet import END, FLEET, Clock, MemoryFleet
 from tests.support.waiting import until
 
 STATE = build(Topic.STATE, fleet=FLEET, device="device-1")
@@ -327,3 +327,19 @@ def test_the_settings_hide_the_token() -> None:
 def test_a_model_that_is_not_there_is_named(tmp_path: object) -> None:
     with pytest.raises(Exception, match=r"No model nope is prepared"):
         load_drafter(settings(model="nope", models_dir=tmp_path))
+
+
+def test_free_memory_is_given_back_with_the_connection_and_after_texts_but_not_after_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[float] = []
+    fleet, clock = MemoryFleet(), Clock()
+    announce_edge(fleet)
+    service = memory_service(fleet)
+    service.clock = clock
+    monkeypatch.setattr("fleet_device.service.give_back_free_memory", lambda: given.append(clock()))
+    with at_work(fleet), service:
+        for _ in range(4):
+            service.write(REQUEST)
+            clock.seconds += 40.0
+    assert given == [100.0, 180.0]
