@@ -11,6 +11,7 @@ from pathlib import Path
 from fleet_edge.edge import Edge
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_runtime.events import Event, EventStream
+from fleet_runtime.memory import use_one_heap
 from fleet_testing.offset_clock import OffsetClock
 from fleet_testing.scripted_language import CONTEXT, LANGUAGE
 
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="TOML file with the edge's settings")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
+    use_one_heap()
     verifier = ScriptedVerifier(LANGUAGE, LANGUAGE.words, context=CONTEXT, name="scripted")
     edge = Edge.from_config(arguments.config).settings
     events = EventStream(sys.stdout, outlives_reader=True)

@@ -8,6 +8,7 @@ from fleet_edge.edge import Edge
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.engine import parse_url, shown
 from fleet_runtime.events import Event, EventStream
+from fleet_runtime.memory import use_one_heap
 from fleet_runtime.repetition import hold_back_repetition
 from fleet_runtime.systemd import Systemd
 
@@ -22,6 +23,7 @@ def run_command(settings: EdgeSettings, *, events: EventStream) -> None:
     A second SIGTERM ends it at once too. What is open then goes on at another edge, or here when this one is back.
     """
     hold_back_repetition()
+    use_one_heap()  # before there are threads
     running, unit = Edge(settings), Systemd.from_environment()
 
     def say(sentence: str) -> None:
