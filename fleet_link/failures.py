@@ -8,7 +8,7 @@ from typing import Final
 from fleet_link.errors import ConnectFailed
 from fleet_link.settings import LinkSettings
 
-__all__ = ["NO_ANSWER_HINT", "explain", "refused", "silent", "subscription_refused"]
+__all__ = ["NO_ANSWER_HINT", "explain", "refused", "sent_away", "silent", "subscription_refused"]
 
 # CONNACK reasons (MQTT 5, 3.2.2.2) that no second attempt will change, and what to do about each.
 FINAL_REASONS: Final = {
@@ -28,6 +28,7 @@ PASSING_REASONS: Final = {
     0x97: "its quota is exhausted; try again later or raise its limits",
     0x9F: "connections come too fast; try again later",
 }
+TAKEN_OVER: Final = 0x8E
 STARTING: Final = 0x88  # "unavailable": said by a broker that starts or ends, and over as soon as that is
 NO_ANSWER_HINT: Final = "is it an MQTT broker, and is the port one for plain MQTT?"
 TLS_HINT: Final = "is it a TLS port, does the broker accept our certificate, and has it room for another client?"
@@ -97,6 +98,19 @@ def refused(reason: int, settings: LinkSettings) -> ConnectFailed:
         final=reason in FINAL_REASONS,
         refused=reason != STARTING,
     )
+
+
+def sent_away(reason: int, name: str, settings: LinkSettings) -> str:
+    """Say why the broker has ended a connection that stood, as the end of a sentence.
+
+    Args:
+        reason: MQTT 5 reason code of its DISCONNECT.
+        name: The same in words.
+        settings: Whose connection it was.
+    """
+    if reason == TAKEN_OVER:
+        return f"another client has connected as {settings.client_id!r}; give each a name of its own, or end one"
+    return f"the broker said {name.lower()}"
 
 
 def subscription_refused(filters: Sequence[str], settings: LinkSettings) -> ConnectFailed:

@@ -41,7 +41,7 @@ def _function(name: str, *arguments: type) -> Callable[..., int] | None:
     """Return a function of the C library that this process has loaded already, if that is there and is glibc."""
     try:
         library = ctypes.CDLL(None)
-        found = getattr(library, name)
+        found = library[name]
         library.gnu_get_libc_version  # noqa: B018 - others have functions of that name that do other things
     except (AttributeError, OSError, TypeError):
         return None

@@ -270,10 +270,12 @@ class Connection:
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
-        sender = "the broker said" if flags.is_disconnect_packet_from_server else "the connection ended:"
         # The screen has its reasons, which the library does not know.
         ending = self._socket.ending if self._socket is not None else ""
-        self._ending = ending or f"{sender} {str(reason).lower()}"
+        if flags.is_disconnect_packet_from_server:
+            self._ending = ending or failures.sent_away(reason.value, str(reason), self._settings)
+        else:
+            self._ending = ending or f"the connection ended: {str(reason).lower()}"
 
     def _received(self, _client: Client, _userdata: object, message: MQTTMessage) -> None:
         self._on_message(Message(message.topic, bytes(message.payload), message.retain))

@@ -12,9 +12,10 @@ from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_link.errors import PublishRejected
-from fleet_link.settings import BrokerSettings
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import BrokerSettings, LinkSettings
 from fleet_testing.scripted_language import CONTEXT, LANGUAGE, draft_language
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 from tests.support.whole import FLEET
 
 pytestmark = pytest.mark.broker
@@ -44,3 +45,13 @@ def test_a_device_of_another_fleet_says_that_it_may_not_speak(mosquitto: Mosquit
     script = draft_language()
     with DeviceService(settings, ScriptedDrafter(script, script.words)) as service:
         until(lambda: "does not let this client publish" in (service.absence() or ""))
+
+
+def test_two_clients_of_one_name_are_told(mosquitto: MosquittoProcess, caplog: pytest.LogCaptureFixture) -> None:
+    settings = LinkSettings(client_id="twice", port=mosquitto.port)
+    first, second = PahoLink(settings), PahoLink(settings)
+    first.start(timeout_s=PATIENCE_S)
+    second.start(timeout_s=PATIENCE_S)
+    until(lambda: "another client has connected as 'twice'; give each a name of its own" in caplog.text)
+    first.stop()
+    second.stop()
