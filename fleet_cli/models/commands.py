@@ -1,4 +1,4 @@
-"""Commands `fleet models prepare` and `fleet models list`."""
+"""Commands of `fleet models`: prepare, list, vocabulary."""
 
 import json
 import time
@@ -12,6 +12,7 @@ from rich.console import Console
 from fleet_cli.errors import CommandError
 from fleet_cli.models.folder import ModelsDir
 from fleet_cli.models.manifest import Manifest, read_manifest
+from fleet_cli.models.pair.vocabulary import write_vocabulary
 from fleet_cli.models.prepare import Preparation, prepare
 from fleet_cli.models.progress import reporter
 from fleet_cli.models.source import SMOLLM2, locate
@@ -25,6 +26,7 @@ _MEGA = 1_000_000
 app = typer.Typer(name="models", help="The draft and target models of the demo and the tests.", no_args_is_help=True)
 
 _MODELS = Path("models")
+_VOCABULARY = Path("target.vocabulary.gguf")
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to standard output.")]
 
 
@@ -79,6 +81,25 @@ def list_command(models_dir: ModelsDir = _MODELS, as_json: AsJson = False) -> No
         return
     # Whole also where the terminal is narrower: a path that is cut is of no use to anyone.
     print_table(f"Models in {folder.absolute()}", _LISTED, entries, wide=True)
+
+
+@app.command("vocabulary")
+def vocabulary_command(
+    target: Annotated[Path, typer.Argument(help="A GGUF of the target model, in any quantization.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = _VOCABULARY,
+    as_json: AsJson = False,
+) -> None:
+    """Write the target's vocabulary to a file, for devices whose draft model has another (`target_vocabulary`)."""
+    vocabulary = write_vocabulary(target.expanduser(), out.expanduser())
+    size = out.expanduser().stat().st_size
+    if as_json:
+        found = {"file": str(out.absolute()), "bytes": size, "tokens": vocabulary.size}
+        print(json.dumps({**found, "fingerprint": vocabulary.fingerprint.hex()}, indent=2))
+    else:
+        print(
+            f"{out}: {vocabulary}, {size / _MEGA:.1f} MB. Copy it to the devices, and name it there as "
+            "target_vocabulary."
+        )
 
 
 def _prepared_in(folder: Path) -> list[dict[str, Any]]:
