@@ -56,7 +56,7 @@ class Open(_Message):
     Attributes:
         protocol: `PROTOCOL` of the sender.
         session: Chosen by the device at random; the session's name for good, across resumes.
-        attempt: Rises with each Open of the session, so that a repeated delivery is told from a resume.
+        attempt: Rises with each Open of the session that is not a mere repetition of the last.
         vocabulary: The draft model's.
         draft_model: Its name, for the log.
         quantization: Of its weights, for the log.

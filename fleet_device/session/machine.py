@@ -78,7 +78,7 @@ class DeviceSession:
     _digest: int = EMPTY
     _fix: int | None = None
     _first: bool = True  # no draft was sent since the session was opened
-    _heard: bool = False  # a verdict was taken since
+    _heard: bool = False  # a verdict has come since
     _drafts: DraftsInFlight = field(default_factory=DraftsInFlight)
     _rejection: Rejection | None = None
     _streaming: Streaming | None = None
@@ -296,6 +296,7 @@ class DeviceSession:
         """
         if self.opened is None or verdict.handle != self.opened.handle or self.ended is not None:
             return []
+        self._heard = True
         if self._streaming is not None:
             return self._take_streamed(verdict, self._streaming)
         self._drafts.heard(verdict)
@@ -343,7 +344,6 @@ class DeviceSession:
         return Draft.model_validate(names | fields)
 
     def _take(self, decided: DecidedDraft) -> VerdictEffect:
-        self._heard = True
         self.counters.rounds += 1
         if decided.draft.tried is not None:
             return self._correct(decided)

@@ -18,6 +18,7 @@ __all__ = ["connect_engine", "parse_url", "shown", "sqlite_path", "unavailable"]
 
 _BUSY_S: Final = 5.0
 _CONNECT_S: Final = 5
+_SQLITE_POOL: Final = 2  # connections that are kept: the writer's, and one for the jobs, which seldom coincide
 _STATEMENT_MS: Final = 30_000
 _SILENCE_MS: Final = 10_000
 _REFUSED_BY_SQLITE: Final = frozenset(
@@ -152,6 +153,9 @@ def _sqlite(path: Path, *, read_only: bool, create: bool) -> Engine:
         "sqlite://",
         creator=lambda: sqlite3.connect(location, uri=True, timeout=_BUSY_S, check_same_thread=False),
         poolclass=QueuePool,
+        # Each connection has a cache of pages of its own: where they took turns, all would be filled.
+        pool_size=_SQLITE_POOL,
+        pool_use_lifo=True,
     )
 
     @event.listens_for(engine, "connect")

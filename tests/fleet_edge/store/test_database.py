@@ -287,3 +287,16 @@ def test_reading_needs_no_alembic(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", reader, url], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_connections_that_are_not_needed_at_once_are_not_used_by_turns(tmp_path: Path) -> None:
+    """Each has a cache of pages, and an edge that grows by all of them looks as if it leaked."""
+    engine = connect_engine(parse_url(f"sqlite:///{tmp_path / 'fleet.sqlite3'}"), read_only=False)
+    with engine.connect(), engine.connect(), engine.connect(), engine.connect():
+        pass
+    used = set()
+    for _ in range(12):
+        with engine.connect() as connection:
+            used.add(id(connection.connection.dbapi_connection))
+    assert len(used) == 1
+    engine.dispose()
