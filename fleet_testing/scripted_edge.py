@@ -22,10 +22,13 @@ def main() -> None:
     """Serve until SIGTERM; writes the events of `fleet edge run --events` on standard output."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path, help="TOML file with the edge's settings")
+    parser.add_argument("--kv-tokens", type=int, default=1 << 20, help="tokens that are kept, ended texts' too")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     use_one_heap()
-    verifier = ScriptedVerifier(LANGUAGE, LANGUAGE.words, context=CONTEXT, name="scripted")
+    verifier = ScriptedVerifier(
+        LANGUAGE, LANGUAGE.words, context=CONTEXT, budget_tokens=arguments.kv_tokens, name="scripted"
+    )
     edge = Edge.from_config(arguments.config).settings
     events = EventStream(sys.stdout, outlives_reader=True)
 

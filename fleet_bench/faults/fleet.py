@@ -46,6 +46,7 @@ class Load:
         longest: Tokens of a text, at most.
         token_s: Time that a draft model takes for a token.
         pause_s: Between two texts.
+        kv_tokens: That the edge keeps at most, of texts that are written and of some that have ended.
     """
 
     devices: int = 8
@@ -53,6 +54,7 @@ class Load:
     longest: int = 160
     token_s: float = 0.02
     pause_s: float = 0.1
+    kv_tokens: int = 1 << 20
 
 
 @dataclass(slots=True)
@@ -143,7 +145,9 @@ class DisturbedFleet:
             for key, value in self._identity(EDGE).settings().items()
         ]
         config.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        self.edge = self._program("fleet_testing.scripted_edge", [str(config)], log="edge")
+        self.edge = self._program(
+            "fleet_testing.scripted_edge", [str(config), "--kv-tokens", str(self.load.kv_tokens)], log="edge"
+        )
         self.edge.wait_for('"online"', timeout_s=_ONLINE_S)
 
     def kill_edge(self) -> None:

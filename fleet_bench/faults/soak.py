@@ -4,7 +4,7 @@ A fleet as `fleet bench faults` has it, with more devices that write more slowly
 moments; those that end the edge come in the first quarter of the warm-up alone, because memory is measured over one
 life of a process. Resident memory is sampled, and its slope after the warm-up is that of Theil and Sen, with its 95 %
 interval. A warm-up is long enough when the edge has lived for about ten minutes: until then the database's cache of
-pages fills, and the largest backlog that the faults make has come.
+pages fills, what it keeps of ended texts does, and the largest backlog that the faults make has come.
 """
 
 import argparse
@@ -42,6 +42,7 @@ _REPORT_S: Final = 60.0
 _PATIENCE_S: Final = 90.0
 _END_THE_EDGE: Final = frozenset({"edge-kill", "clock-restart"})
 _END_IT_WITHIN: Final = 0.25  # the share of the warm-up in which they come
+_LONGEST: Final = 160  # tokens of a text, its prompt counted in
 _BROKER: Final = "broker"
 _DEVICES: Final = "devices"
 
@@ -91,7 +92,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--minutes must be positive, --devices 1 to 200")
     warm_up = arguments.warm_up if arguments.warm_up is not None else min(15.0, 0.5 * arguments.minutes)
     # A device of a fleet does not write all the time, and fifty of them share this machine.
-    load = Load(devices=arguments.devices, shortest=16, longest=96, token_s=0.1, pause_s=3.0)
+    # Room for two of their longest texts each: the edge keeps ended ones as well, up to that, and is full soon.
+    load = Load(
+        devices=arguments.devices,
+        shortest=16,
+        longest=96,
+        token_s=0.1,
+        pause_s=3.0,
+        kv_tokens=2 * _LONGEST * arguments.devices,
+    )
     with ending_cleanly(), ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-soak-")))
         try:
