@@ -19,6 +19,7 @@ _BENCHMARKS: Final = {
     "padding": "Measure what message sizes and times tell an observer, and what padding costs.",
     "reconnect": "Let a fleet lose its broker: how soon it is found again, and what finds it at once.",
     "round-trip": "Time a QoS 1 echo through mosquitto, with and without TCP_NODELAY.",
+    "streaming": "Let the edge write by itself for 1 to 16 devices, beside raw llama.cpp: tokens per second.",
     "tls-cost": "Bytes and round trip of a round over mutual TLS, beside plain TCP.",
     "verifier-step": "Time the packed verifier's step beside its bound and plain decoding.",
 }

@@ -1,0 +1,226 @@
+"""Streaming benchmark: what an edge writes by itself through the whole system, beside the raw engine on the same cores.
+
+Raw: llama.cpp alone, in this process, decodes N texts side by side and samples with its own samplers; what a user would
+run instead. Ours: a real edge process over the same file, a real mosquitto, and N devices that draft nothing and have
+the edge write. Both begin with the same prompts, and the clock runs from the first token of the prompt to the last of
+the texts. Rounds alternate, and the ratio is of their medians.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import llama_cpp
+
+from broker_config.broker import Broker
+from broker_config.processes.runner import MosquittoProcess
+from fleet_bench.shared.conditions import conditions
+from fleet_cli.demo.prompts import PROMPTS
+from fleet_device.client.agent import Agent
+from fleet_device.drafters.gguf import GgufModel
+from fleet_device.pacing.contract import STREAMED, FixedPacing
+from fleet_device.texts.chat import ChatMessage, encode_chat
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import BrokerSettings
+from fleet_testing.edge_process import edge_process
+from fleet_testing.replay_drafter import ReplayDrafter
+from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import EndReason
+
+__all__ = ["main"]
+
+FLEET: Final = "streaming"
+EDGE: Final = "edge-1"
+_POLICY: Final = {"temperature": 0.7, "top_k": 50, "top_p": 0.95}
+_CELLS: Final = 256  # llama.cpp makes streams of a multiple of so many
+_START_S: Final = 10.0
+
+
+class RawEngine:
+    """llama.cpp alone: one context, a stream for each text, its own samplers."""
+
+    def __init__(self, path: Path, *, texts: int, cells: int, threads: int) -> None:
+        llama_cpp.llama_backend_init()
+        _silence()
+        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), llama_cpp.llama_model_default_params())
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx, parameters.n_seq_max = texts * cells, texts
+        parameters.n_batch = parameters.n_ubatch = 512
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.kv_unified = False
+        parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        self._context = llama_cpp.llama_init_from_model(self._model, parameters)
+        self._batch = llama_cpp.llama_batch_init(512, 0, 1)
+        self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
+
+    def write(self, prompts: Sequence[Sequence[int]], *, tokens: int) -> tuple[int, float]:
+        """Write a text for each prompt; return the tokens written, and the seconds that it took."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)  # noqa: FBT003 - a C function
+        samplers = [self._sampler(seed) for seed in range(len(prompts))]
+        started = time.perf_counter()
+        latest, lengths = {}, {}
+        for number, prompt in enumerate(prompts):
+            self._decode([(number, token, at, at == len(prompt) - 1) for at, token in enumerate(prompt)])
+            latest[number] = llama_cpp.llama_sampler_sample(samplers[number], self._context, -1)
+            lengths[number] = len(prompt)
+        written = dict.fromkeys(latest, 1)
+        while True:
+            going = [
+                number
+                for number, token in latest.items()
+                if written[number] < tokens and not llama_cpp.llama_vocab_is_eog(self._vocabulary, token)
+            ]
+            if not going:
+                break
+            self._decode([(number, latest[number], lengths[number], True) for number in going])
+            for place, number in enumerate(going):
+                latest[number] = llama_cpp.llama_sampler_sample(samplers[number], self._context, place)
+                lengths[number] += 1
+                written[number] += 1
+        seconds = time.perf_counter() - started
+        for sampler in samplers:
+            llama_cpp.llama_sampler_free(sampler)
+        return sum(written.values()), seconds
+
+    def close(self) -> None:
+        """Free model and context."""
+        llama_cpp.llama_batch_free(self._batch)
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self._model)
+
+    def _decode(self, entries: Sequence[tuple[int, int, int, bool]]) -> None:
+        batch = self._batch
+        batch.n_tokens = len(entries)
+        for place, (sequence, token, position, wanted) in enumerate(entries):
+            batch.token[place], batch.pos[place], batch.logits[place] = token, position, wanted
+            batch.n_seq_id[place], batch.seq_id[place][0] = 1, sequence
+        if llama_cpp.llama_decode(self._context, batch) != 0:
+            raise RuntimeError("llama.cpp cannot decode the batch")
+
+    @staticmethod
+    def _sampler(seed: int) -> Any:  # noqa: ANN401 - a pointer
+        chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+        for part in (
+            llama_cpp.llama_sampler_init_top_k(_POLICY["top_k"]),
+            llama_cpp.llama_sampler_init_top_p(_POLICY["top_p"], 1),
+            llama_cpp.llama_sampler_init_temp(_POLICY["temperature"]),
+            llama_cpp.llama_sampler_init_dist(seed),
+        ):
+            llama_cpp.llama_sampler_chain_add(chain, part)
+        return chain
+
+
+@llama_cpp.llama_log_callback
+def _quiet(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
+    """Say nothing."""
+
+
+def _silence() -> None:
+    llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
+
+
+class Devices:
+    """Devices that draft nothing, connected."""
+
+    def __init__(self, port: int, codec: GgufModel, number: int) -> None:
+        self._links, self._agents = [], []
+        for name in (f"device-{count}" for count in range(number)):
+            link = PahoLink(BrokerSettings(port=port).link(name, will=None))
+            drafter = ReplayDrafter(codec, codec.vocabulary, ())
+            agent = Agent(link, FLEET, name, drafter, FixedPacing(STREAMED, stream=True), time.monotonic)
+            agent.attach()
+            link.start(timeout_s=_START_S)
+            self._links.append(link)
+            self._agents.append(agent)
+
+    def write(self, prompts: Sequence[Sequence[int]], *, tokens: int, first_seed: int) -> tuple[int, float]:
+        """Write a text for each prompt, all at once; return the tokens written, and the seconds that it took."""
+        texts: list[int] = []
+
+        def write(number: int) -> None:
+            policy = SamplingPolicy(mode=Mode.COUPLED, seed=first_seed + number, **_POLICY)
+            generation = self._agents[number].generate(prompts[number], policy=policy, max_new_tokens=tokens)
+            if generation.reason in (EndReason.STOP, EndReason.LENGTH):
+                texts.append(len(generation.tokens))
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(len(prompts))]
+        started = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seconds = time.perf_counter() - started
+        if len(texts) != len(prompts):
+            raise RuntimeError(f"{len(prompts) - len(texts)} texts were not written")
+        return sum(texts), seconds
+
+    def close(self) -> None:
+        """Disconnect."""
+        for link in self._links:
+            link.stop()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all loads and print the ratios."""
+    parser = argparse.ArgumentParser(prog="fleet bench streaming", description=__doc__)
+    parser.add_argument("--target", type=Path, default=Path("models/smollm2-135m/target-Q8_0.gguf"))
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 4, 16], metavar="N")
+    parser.add_argument("--tokens", type=int, default=96, help="of each text, at most (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of either engine")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args(argv)
+    codec = GgufModel(arguments.target, vocabulary_only=True)
+    rows = []
+    print(f"{'devices':>7} {'raw tok/s':>10} {'ours tok/s':>10} {'ours/raw':>9}")
+    with MosquittoProcess(Broker(fleet=FLEET)) as broker, tempfile.TemporaryDirectory() as folder:
+        edge = [
+            "--fleet", FLEET, "--edge", EDGE, "--port", str(broker.port), "--target", str(arguments.target),
+            "--engine", "llama.cpp", "--threads", str(arguments.threads),
+            "--db", f"sqlite:///{folder}/log.sqlite3", "--spool", f"{folder}/spool",
+        ]  # fmt: skip
+        with edge_process(edge):
+            for number in arguments.devices:
+                rows.append(_measure(arguments, broker.port, codec, number))
+                row = rows[-1]
+                print(f"{number:7} {row['raw_tokens_per_s']:10.1f} {row['tokens_per_s']:10.1f} {row['ratio']:9.2f}")
+                sys.stdout.flush()
+    codec.close()
+    if arguments.json:
+        found = {**conditions("llama-cpp-python", "paho-mqtt", broker=True), "rows": rows}
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    return 0
+
+
+def _measure(arguments: argparse.Namespace, port: int, codec: GgufModel, number: int) -> dict[str, Any]:
+    raw, ours = [], []
+    for count in range(arguments.rounds):
+        # New prompts in each round: what an edge has computed for the last ones it does not compute again.
+        prompts = [
+            encode_chat(codec, [ChatMessage("user", f"{PROMPTS[n % len(PROMPTS)]} (Answer {count}.{n})")])
+            for n in range(number)
+        ]
+        cells = -(-(max(map(len, prompts)) + arguments.tokens) // _CELLS) * _CELLS
+        engine = RawEngine(arguments.target, texts=number, cells=cells, threads=arguments.threads)
+        tokens, seconds = engine.write(prompts, tokens=arguments.tokens)
+        engine.close()
+        raw.append(tokens / seconds)
+        devices = Devices(port, codec, number)
+        tokens, seconds = devices.write(prompts, tokens=arguments.tokens, first_seed=1000 * count)
+        devices.close()
+        ours.append(tokens / seconds)
+    return {
+        "devices": number,
+        "raw_tokens_per_s": median(raw),
+        "tokens_per_s": median(ours),
+        "ratio": median(ours) / median(raw),
+    }
