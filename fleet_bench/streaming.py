@@ -50,7 +50,7 @@ class RawEngine:
 
     def __init__(self, path: Path, *, texts: int, cells: int, threads: int) -> None:
         llama_cpp.llama_backend_init()
-        _silence()
+        llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
         self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), llama_cpp.llama_model_default_params())
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx, parameters.n_seq_max = texts * cells, texts
@@ -119,13 +119,11 @@ class RawEngine:
         return chain
 
 
-@llama_cpp.llama_log_callback
-def _quiet(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
-    """Say nothing."""
+def _say_nothing(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
+    pass
 
 
-def _silence() -> None:
-    llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
+_quiet: Final = llama_cpp.llama_log_callback(_say_nothing)
 
 
 class Devices:
@@ -177,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=96, help="of each text, at most (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of either engine")
+    parser.add_argument("--no-stable-rows", dest="stable_rows", action="store_false", help="as the edge's setting")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args(argv)
     codec = GgufModel(arguments.target, vocabulary_only=True)
@@ -185,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with MosquittoProcess(Broker(fleet=FLEET)) as broker, tempfile.TemporaryDirectory() as folder:
         edge = [
             "--fleet", FLEET, "--edge", EDGE, "--port", str(broker.port), "--target", str(arguments.target),
-            "--engine", "llama.cpp", "--threads", str(arguments.threads),
+            "--engine", "llama.cpp", *([] if arguments.stable_rows else ["--no-stable-rows"]), "--threads", str(arguments.threads),
             "--db", f"sqlite:///{folder}/log.sqlite3", "--spool", f"{folder}/spool",
         ]  # fmt: skip
         with edge_process(edge):
