@@ -184,7 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with MosquittoProcess(Broker(fleet=FLEET)) as broker, tempfile.TemporaryDirectory() as folder:
         edge = [
             "--fleet", FLEET, "--edge", EDGE, "--port", str(broker.port), "--target", str(arguments.target),
-            "--engine", "llama.cpp", *([] if arguments.stable_rows else ["--no-stable-rows"]), "--threads", str(arguments.threads),
+            "--engine", "llama.cpp", "--threads", str(arguments.threads),
+            *([] if arguments.stable_rows else ["--no-stable-rows"]),
             "--db", f"sqlite:///{folder}/log.sqlite3", "--spool", f"{folder}/spool",
         ]  # fmt: skip
         with edge_process(edge):
