@@ -115,6 +115,8 @@ def show_session(found: "SessionView", *, segments: "Sequence[SegmentView]", wid
         Column("target", lambda view: view.target, folds=True, wide=True),
         Column("draft", lambda view: _model(view.draft_model, view.quantization), folds=True, wide=True),
         Column("resumed tokens", lambda view: view.resumed_tokens, narrow="resumed\ntokens"),
+        Column("prefilled", lambda view: view.counted.prefill_tokens, wide=True),
+        Column("reused", lambda view: view.counted.reused_tokens, wide=True),
         Column("tokens", lambda view: view.counted.tokens),
         Column("rounds", lambda view: view.counted.rounds),
         Column("acceptance", lambda view: view.counted.acceptance, narrow=_ACCEPTANCE, digits=3),

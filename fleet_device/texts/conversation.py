@@ -7,6 +7,7 @@ anew as a whole, everything from the first such place on would be another prefix
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 from fleet_device.drafters.contract import TextCodec
@@ -35,7 +36,7 @@ class ConversationCodec:
     def __init__(self, codec: TextCodec) -> None:
         self._codec = codec
         self._encoded: deque[_Written] = deque(maxlen=_REMEMBERED)
-        self._written: deque[_Written] = deque(maxlen=_REMEMBERED)  # the latest first
+        self._written: deque[_Written] = deque(maxlen=2 * _REMEMBERED)  # the latest first
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
@@ -86,8 +87,17 @@ class ConversationCodec:
         while written and written[-1] in self.end_tokens:
             written.pop()
         pieces = [self._codec.piece(token) for token in written]
-        if encoded is not None and text and all(pieces) and b"".join(pieces) == text.encode("utf-8", "replace"):
-            self._written.appendleft(_Written(encoded.text + text, (*encoded.tokens, *written)))
+        if encoded is None or not text or not all(pieces) or b"".join(pieces) != text.encode("utf-8", "replace"):
+            return
+        self._note(encoded, text, written)
+        # Many templates, and many applications, leave out the white space at an answer's end.
+        stripped = text.rstrip().encode("utf-8", "replace")
+        lengths = list(accumulate(map(len, pieces)))
+        if len(stripped) < lengths[-1] and len(stripped) in lengths:
+            self._note(encoded, text.rstrip(), written[: lengths.index(len(stripped)) + 1])
+
+    def _note(self, encoded: "_Written", text: str, tokens: Sequence[int]) -> None:
+        self._written.appendleft(_Written(encoded.text + text, (*encoded.tokens, *tokens)))
 
     def _goes_on(self, text: str, beginning: str) -> bool:
         """Whether a text goes on behind another where a control token parts them: each part is encoded by itself."""

@@ -160,6 +160,14 @@ def test_the_beginnings_that_are_shown_tell_sessions_apart(admin: Run, url: str)
     assert twin[:9] in output
 
 
+def test_each_open_of_a_session_is_shown_with_what_it_computed_and_took_over(admin: Run) -> None:
+    _, output, _ = admin("session", SESSION)
+    segments = output[output.index("Segments") :]
+    assert all(heading in segments for heading in ("prefilled", "reused"))
+    (segment,) = _json(admin("session", SESSION, "--json"))["segments"]
+    assert {"prefill_tokens", "reused_tokens"} <= segment["counted"].keys()
+
+
 def test_a_session_is_shown_by_a_prefix_with_both_counts_and_its_rounds(admin: Run) -> None:
     _, output, _ = admin("session", SESSION[:5], "--rounds")
     for expected in (SESSION, str(2**64 - 1), "by the device", "Segments", "Rounds: 1", "sparse", "prefill ms (edge)"):

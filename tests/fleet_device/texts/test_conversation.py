@@ -5,7 +5,7 @@ import pytest
 from fleet_device.texts.conversation import ConversationCodec
 
 END, TURN = 0, 1
-WORDS = {END: "<end>", TURN: "<turn>", 2: "a", 3: "b", 4: "ab", 5: "é", 6: " "}
+WORDS = {END: "<end>", TURN: "<turn>", 2: "a", 3: "b", 4: "ab", 5: "é", 6: " ", 8: "b "}
 
 
 class PairsFirst:
@@ -45,6 +45,28 @@ def test_the_next_turn_begins_with_the_tokens_that_were_written() -> None:
     codec_.remember(second, "ab", [2, 3])
     third = codec_.encode("<turn>ab<turn>abab<end><turn>b<turn>ab<end><turn>a<turn>", special=True)
     assert third == [*second, 2, 3, END, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "written", "kept"),
+    [
+        ("ab  ", [2, 3, 6, 6], [2, 3]),
+        ("ab ", [2, 3, 6, END], [2, 3]),
+        ("a b", [2, 6, 3], None),
+        ("ab ", [2, 8], None),  # the last token is "b ": it cannot be told apart
+    ],
+)
+def test_white_space_at_the_end_that_the_next_turn_leaves_out_costs_nothing(
+    text: str, written: list[int], kept: list[int] | None
+) -> None:
+    codec_ = codec()
+    codec_.remember(codec_.encode("<turn>a<turn>", special=True), text, written)
+    then = codec_.encode(f"<turn>a<turn>{text.rstrip()}<end><turn>b", special=True)
+    again = PairsFirst().encode(text.rstrip())
+    middle = kept or (written if text == text.rstrip() else again)
+    assert then == [TURN, 2, TURN, *middle, END, TURN, 3]
+    whole = codec_.encode(f"<turn>a<turn>{text}<end>", special=True)
+    assert whole == [TURN, 2, TURN, *(token for token in written if token != END), END], "nor does it where it stands"
 
 
 def test_conversations_may_take_turns() -> None:

@@ -1,0 +1,170 @@
+"""Conversation benchmark: what each turn computes at the edge and on the device, and the time to its first token.
+
+A real edge, a real mosquitto and a real device. The user asks, turn after turn, with all that was said before; only
+what is new is to be computed, at both ends. Then many devices begin with one system prompt at the same moment, and it
+is to be computed once. Tokens are counted: the edge's from its session log, the device's in its draft model.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from broker_config.broker import Broker
+from broker_config.errors import BrokerError
+from broker_config.processes.runner import MosquittoProcess
+from fleet_bench.conversation.counted import BLOCK, Shared, Turn, counts_of
+from fleet_bench.conversation.questions import QUESTIONS, rules, system_of
+from fleet_bench.conversation.report import first_ratios, missed_goals, show
+from fleet_bench.conversation.together import common_tokens, write_together
+from fleet_bench.conversation.turns import MeteredDrafter, Written, converse
+from fleet_bench.shared.conditions import conditions
+from fleet_bench.shared.ending import ending_cleanly
+from fleet_device.device import Device
+from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.llama_cpp import LlamaCppSettings
+from fleet_device.settings import DeviceSettings
+from fleet_device.texts.chat import ChatMessage, encode_chat
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import BrokerSettings
+from fleet_testing.edge_process import edge_process
+from schemas.errors import FleetError
+from schemas.policy import Mode
+
+__all__ = ["main"]
+
+FLEET: Final = "conversation"
+EDGE: Final = "edge-1"
+ENGINES: Final = {"llama.cpp": "target-Q8_0.gguf", "packed": "target"}
+"""By engine, its target in the folder of the prepared models."""
+
+_CONTEXT: Final = 2048
+_SETTINGS: Final = {"llama.cpp": ("--engine", "llama.cpp", "--context", str(_CONTEXT)), "packed": ("--engine", "torch")}
+_ONLINE_S: Final = 30.0
+_FEW: Final = 4  # tokens of the texts that begin alike
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure each engine; return 0 if only what is new was computed and no turn begins late, else 1; 2 on errors."""
+    arguments = _read(argv)
+    turns: list[Turn] = []
+    shared: list[Shared] = []
+    try:
+        with ending_cleanly():
+            for engine in arguments.engines:
+                found, together = _measure(engine, arguments)
+                turns += found
+                shared += together
+                show(found, together)
+    except (FleetError, BrokerError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    missed = missed_goals(turns, shared)
+    print("\n".join(missed) or "all goals are met", flush=True)
+    if arguments.json is not None:
+        content = {
+            **conditions("llama-cpp-python", "torch", "transformers", "paho-mqtt", broker=True),
+            "settings": {name: str(value) for name, value in vars(arguments).items() if name != "json"},
+            "block_tokens": BLOCK,
+            "rows": [turn.row() for turn in turns],
+            "together": [each.row() for each in shared],
+            "first_token_ratio": first_ratios(turns),
+            "missed": missed,
+        }
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return 1 if missed else 0
+
+
+def _read(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="fleet bench conversation", description=__doc__)
+    parser.add_argument("--models", type=Path, default=Path("models/smollm2-135m"))
+    parser.add_argument("--draft", default="Q4_0", help="quantization of the draft model (default: %(default)s)")
+    parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
+    parser.add_argument("--turns", type=int, default=10, help=f"2 to {len(QUESTIONS)} (default: %(default)s)")
+    parser.add_argument("--conversations", type=int, default=3, help="one after the other (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=48, help="of each answer, at most (default: %(default)s)")
+    parser.add_argument("--devices", type=int, default=32, help="that begin alike at once; 0 for none")
+    parser.add_argument("--system-tokens", type=int, default=500, help="that they begin with (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of the edge; the device has one (default: %(default)s)")
+    parser.add_argument("--dtype", default="auto", help="of the target in the engine packed")
+    parser.add_argument("--mode", type=Mode, default=Mode.RESIDUAL, choices=list(Mode))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    arguments = parser.parse_args(argv)
+    if not 2 <= arguments.turns <= len(QUESTIONS) or arguments.conversations < 0 or arguments.tokens < 1:
+        parser.error(f"--turns must be 2 to {len(QUESTIONS)}, --conversations at least 0, --tokens at least 1")
+    if arguments.devices < 0 or arguments.devices == 1:
+        parser.error("--devices must be 0, or at least 2")
+    return arguments
+
+
+def _measure(engine: str, arguments: argparse.Namespace) -> tuple[list[Turn], list[Shared]]:
+    target = arguments.models / ENGINES[engine]
+    codec = GgufModel(arguments.models / f"{arguments.draft}.gguf", vocabulary_only=True)
+    prompts = _alike(codec, arguments.devices, arguments.system_tokens)
+    spoken: list[tuple[int, Written]] = []
+    sharing: list[str] = []
+    with MosquittoProcess(Broker(fleet=FLEET)) as broker, tempfile.TemporaryDirectory() as folder:
+        log = f"sqlite:///{folder}/log.sqlite3"
+        edge = [
+            "--fleet", FLEET, "--edge", EDGE, "--port", str(broker.port), "--target", str(target),
+            *_SETTINGS[engine], "--dtype", arguments.dtype, "--threads", str(arguments.threads),
+            "--db", log, "--spool", f"{folder}/spool",
+        ]  # fmt: skip
+        with edge_process(edge):
+            for number in range(arguments.conversations):
+                spoken += [(number, turn) for turn in _converse(broker.port, number, arguments)]
+            if prompts:
+                settings = BrokerSettings(port=broker.port)
+                sharing = write_together(
+                    prompts,
+                    make_link=lambda name: PahoLink(settings.link(name, will=None)),
+                    fleet=FLEET,
+                    codec=codec,
+                    tokens=_FEW,
+                )
+        counts = counts_of(log, [*(turn.session for _, turn in spoken), *sharing])
+    codec.close()
+    turns = [Turn(engine, number, turn, counts[turn.session]) for number, turn in spoken]
+    if not prompts:
+        return turns, []
+    common = common_tokens(prompts)
+    return turns, [Shared.of(engine, prompts, common=common, counts=[counts[session] for session in sharing])]
+
+
+def _converse(port: int, number: int, arguments: argparse.Namespace) -> list[Written]:
+    settings = DeviceSettings(
+        fleet=FLEET,
+        device=f"device-{number}",  # each with quotas of its own
+        broker=BrokerSettings(port=port),
+        mode=arguments.mode,
+        seed=number,
+        context=_CONTEXT,
+    )
+    drafter = MeteredDrafter(
+        LlamaCppSettings(path=arguments.models / f"{arguments.draft}.gguf", threads=1, context=_CONTEXT)
+    )
+    with Device(settings, load=lambda _settings: drafter) as device:
+        device.wait_for_edge(_ONLINE_S)
+        questions = QUESTIONS[: arguments.turns]
+        return converse(
+            device, drafter, questions, system=system_of(number), tokens=arguments.tokens, clock=time.monotonic
+        )
+
+
+def _alike(codec: GgufModel, devices: int, tokens: int) -> list[list[int]]:
+    """Return prompts that begin with the same rules and end with a question each."""
+    if not devices:
+        return []
+    system = ChatMessage("system", rules(lambda text: len(codec.encode(text)), tokens=tokens))
+    return [
+        encode_chat(codec, [system, ChatMessage("user", f"Report {number}: {QUESTIONS[number % len(QUESTIONS)]}")])
+        for number in range(devices)
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
