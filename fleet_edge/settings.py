@@ -41,7 +41,9 @@ class EdgeSettings(Settings):
         min_length=1,
     )
     engine: EngineName = setting(
-        AUTO, "Engine that the large model runs in; `auto` is the fastest of those that are installed and can serve it."
+        AUTO,
+        "Engine that the large model runs in; `auto` is the faster one on this machine, measured once, of torch and "
+        "llama.cpp, where both are installed and can serve it (docs/engines.md).",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto", "Number format of the large model; `auto` is bfloat16 where that is fast, else float32."

@@ -64,7 +64,8 @@ def real_edge(
     """
     database = folder / f"{log}.sqlite3"
     arguments = [
-        "--fleet", fleet, "--port", str(port), "--target", str(models / "target"), "--dtype", dtype,
+        "--fleet", fleet, "--port", str(port), "--target", str(models / "target"), "--engine", "torch",
+        "--dtype", dtype,
         "--threads", str(threads), "--db", f"sqlite:///{database}", "--spool", str(folder / "spool"),
     ]  # fmt: skip
     with edge_process(arguments):

@@ -60,6 +60,9 @@ def demo_command(
     broker: Annotated[str, typer.Option(help="auto, embedded, mosquitto, or HOST:PORT.")] = "auto",
     tls: Annotated[bool, typer.Option("--tls", help="Mutual TLS, with an identity for each device.")] = False,
     db: Annotated[str, typer.Option(envvar="FLEET_DB", help="SQLAlchemy URL.")] = "sqlite:///fleet.sqlite3",
+    engine: Annotated[
+        str | None, typer.Option(help="Of the target model: auto, llama.cpp or torch; torch for the demo's own.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Of the target model: auto, float32 or bfloat16.")] = "auto",
     show_text: Annotated[bool, typer.Option("--show-text", help="Stream the texts.")] = False,
     json_file: Annotated[
@@ -70,10 +73,12 @@ def demo_command(
     console = Console(stderr=json_file is not None and str(json_file) == "-")
     texts = read_prompts(prompts)
     check_report_file(json_file)
-    model, target = draft_model(draft, models_dir), target_model(target, models_dir)
+    # Measuring which engine is faster takes longer than the demo.
+    engine = engine or ("torch" if target is None else "auto")
+    model, target = draft_model(draft, models_dir), target_model(target, models_dir, engine=engine)
     check_settings(
         device={"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens},
-        edge={"dtype": dtype, "db": db},
+        edge={"engine": engine, "dtype": dtype, "db": db},
     )
     first_seed = random_seed() if seed is None else seed
     with ExitStack() as stack:
@@ -84,7 +89,7 @@ def demo_command(
         console.print(f"Loading the target model {target} …", markup=False, highlight=False)
         serve = [
             "--fleet", FLEET, "--edge", EDGE, *place.arguments(EDGE),
-            "--target", target, "--dtype", dtype, "--db", db, "--spool", spool,
+            "--target", target, "--engine", engine, "--dtype", dtype, "--db", db, "--spool", spool,
         ]  # fmt: skip
         edge = stack.enter_context(edge_process(serve))
         shared = [

@@ -47,8 +47,13 @@ def draft_model(draft: str, models: Path) -> str:
     return model
 
 
-def target_model(target: str | None, models: Path) -> str:
+def target_model(target: str | None, models: Path, *, engine: str) -> str:
     """Return what the edge's setting `target` is to be: what is given, which the edge checks, or the demo's own.
+
+    Args:
+        target: As given.
+        models: Folder of the prepared models.
+        engine: That it is for.
 
     Raises:
         CommandError: The demo's own is not there.
@@ -56,7 +61,7 @@ def target_model(target: str | None, models: Path) -> str:
     if target is not None:
         return target
     _check_prepared(models)
-    return str(models / SMOLLM2.name / "target")
+    return str(models / SMOLLM2.name / ("target-Q8_0.gguf" if engine == "llama.cpp" else "target"))
 
 
 def check_report_file(path: Path | None) -> None:

@@ -9,7 +9,7 @@ from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.settings_flags import with_settings
 from fleet_device.checks.edge_check import EdgeCheck, Question
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.packed.source import check_source
+from fleet_edge.verifiers.target_tokens import check_target_files, read_target_tokens
 from fleet_identity.roles import probe_name
 from fleet_link.tls.certificate import certificate_name
 from fleet_runtime.terminal import json_text
@@ -37,13 +37,13 @@ def selftest_command(
     """
     name = probe or probe_name(settings.edge)
     _check_identity(name, settings)
-    check_source(settings.target)  # before transformers is imported, which takes seconds
+    check_target_files(settings)  # before transformers is imported, which takes seconds
     question = Question(
         fleet=settings.fleet,
         edge=settings.edge,
         name=name,
         broker=settings.broker,
-        tokens=_tokens(settings.target),
+        tokens=read_target_tokens(settings),
     )
     report = EdgeCheck(question, on_check=ignore_check if as_json else show_check).run()
     if as_json:
@@ -76,9 +76,3 @@ def _check_identity(name: str, settings: EdgeSettings) -> None:
             f"Asking as {name!r} would throw the running edge of that name off the broker: leave --probe out, or "
             "give another name."
         )
-
-
-def _tokens(target: str) -> list[str]:
-    from fleet_edge.verifiers.packed.target import target_tokens
-
-    return target_tokens(target)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["AUTO", "VERIFIERS", "check_verifier", "load_verifier"]
 
 AUTO: Final = "auto"
-"""The engine is chosen by the target model and by what is installed."""
+"""The engine is the faster one, measured on this machine, of those that are installed and can serve the target."""
 
 VERIFIERS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -35,20 +35,25 @@ def check_verifier(settings: "EdgeSettings") -> None:
     Raises:
         VerifierError: It is not.
     """
-    module = resolve_name(VERIFIERS[_engine(settings)].partition(":")[0])
+    if settings.engine == AUTO:
+        from fleet_edge.verifiers.auto.candidates import find_candidates  # noqa: PLC0415 - it knows the settings
+
+        find_candidates(settings)
+        return
+    module = resolve_name(VERIFIERS[settings.engine].partition(":")[0])
     if hasattr(module, "check"):
         module.check(settings)
 
 
 def load_verifier(settings: "EdgeSettings") -> "Verifier":
-    """Load the target model that the settings name, in the engine that they name.
+    """Load the target model that the settings name, in the engine that they name, or in the fastest for `auto`.
 
     Raises:
         VerifierError: It cannot be loaded.
     """
-    verifier: Verifier = resolve_name(VERIFIERS[_engine(settings)])(settings)
+    if settings.engine == AUTO:
+        from fleet_edge.verifiers.auto.choice import choose_engine  # noqa: PLC0415 - it knows the settings
+
+        settings = choose_engine(settings)
+    verifier: Verifier = resolve_name(VERIFIERS[settings.engine])(settings)
     return verifier
-
-
-def _engine(settings: "EdgeSettings") -> str:
-    return "torch" if settings.engine == AUTO else settings.engine

@@ -124,6 +124,11 @@ class GgufFile:
             native.llama_model_n_layer(handle) * native.llama_model_n_head_kv(handle) * (keys + values) * _FLOAT16
         )
 
+    @property
+    def strings(self) -> list[str]:
+        """The token strings by id, padding left out."""
+        return token_strings(self._stored(row).decode("utf-8", "surrogateescape") for row in range(self.rows))
+
     @functools.cached_property
     def end_tokens(self) -> tuple[int, ...]:
         """All ids that end a text or a turn, as llama.cpp finds them."""
@@ -157,7 +162,7 @@ class GgufFile:
             raise self.error(f"{self.path} has no vocabulary; convert the model together with its tokenizer.")
         if self.rows > MAX_VOCABULARY:
             raise self.error(f"{self.path} has {self.rows} tokens; at most {MAX_VOCABULARY} are supported.")
-        strings = token_strings(self._stored(row).decode("utf-8", "surrogateescape") for row in range(self.rows))
+        strings = self.strings
         if len(strings) < 2:  # noqa: PLR2004 - a vocabulary offers a choice
             raise self.error(f"{self.path} has no vocabulary but padding; convert the model again.")
         return Vocabulary.of(strings)

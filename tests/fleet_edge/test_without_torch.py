@@ -12,7 +12,7 @@ import importlib, importlib.abc, pkgutil, random, sys
 
 class Absent(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name.partition(".")[0] in {"torch", "transformers", "accelerate", "gguf", "safetensors"}:
+        if name.partition(".")[0] in {"torch", "transformers", "accelerate", "gguf", "safetensors", "huggingface_hub"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())

@@ -78,7 +78,8 @@ class Site:
             for name in EDGES:
                 arguments = [
                     sys.executable, "-m", "fleet_cli.main", "edge", "run", "--fleet", FLEET, "--edge", name,
-                    "--port", str(self.whole.port), "--target", str(target), "--dtype", dtype, "--threads", "1",
+                    "--port", str(self.whole.port), "--target", str(target), "--engine", "torch", "--dtype", dtype,
+                    "--threads", "1",
                     "--db", self.whole.db, "--spool", str(self.whole.folder / name),
                 ]  # fmt: skip
                 unit = stack.enter_context(Unit(self.whole.folder / f"{name}.unit"))

@@ -29,7 +29,7 @@ def names(events: list[dict[str, Any]]) -> list[str]:
 def test_an_edge_and_a_device_tell_of_their_lives(mosquitto: MosquittoProcess, tmp_path: Path, dtype: str) -> None:
     target, port = prepared("target"), str(mosquitto.port)
     edge = started(
-        "edge", "run", "--port", port, "--target", str(target), "--dtype", dtype,
+        "edge", "run", "--port", port, "--target", str(target), "--engine", "torch", "--dtype", dtype,
         "--db", f"sqlite:///{tmp_path / 'fleet.sqlite3'}", "--spool", str(tmp_path / "spool"),
     )  # fmt: skip
     device = started(

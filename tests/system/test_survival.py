@@ -92,7 +92,8 @@ def test_a_broker_restart_costs_nothing_but_time(own: Whole, own_mosquitto: Mosq
 def edge_of(whole: Whole, target: Path, dtype: str) -> AbstractContextManager["subprocess.Popen[str]"]:
     return edge_process(
         [
-            "--fleet", FLEET, "--port", str(whole.port), "--target", str(target), "--dtype", dtype,
+            "--fleet", FLEET, "--port", str(whole.port), "--target", str(target), "--engine", "torch",
+            "--dtype", dtype,
             "--db", whole.db, "--spool", str(whole.folder / "spool"),
         ]
     )  # fmt: skip

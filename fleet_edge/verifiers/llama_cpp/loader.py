@@ -1,10 +1,11 @@
 """Loads the llama.cpp verifier as the edge's settings say."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.contract import UnsupportedModel, Verifier
-from fleet_edge.verifiers.packed.source import check_source, is_gguf
+from fleet_edge.verifiers.contract import UnsupportedModel, Verifier, VerifierError
+from fleet_edge.verifiers.source import check_source, is_gguf
 
 __all__ = ["check", "load"]
 
@@ -13,8 +14,13 @@ def check(settings: EdgeSettings) -> None:
     """Check that the target model that the settings name is a GGUF, as far as a glance at its file tells.
 
     Raises:
-        VerifierError: It is not.
+        VerifierError: It is not, or llama.cpp is not installed.
     """
+    if find_spec("llama_cpp") is None:
+        raise VerifierError(
+            "The engine llama.cpp needs the extra `edge-llama`; install it: pip install 'dssd-fleet[edge-llama]'; or "
+            "set engine to another one."
+        )
     check_source(settings.target)
     if not is_gguf(Path(settings.target).expanduser()):
         raise UnsupportedModel(

@@ -1,11 +1,17 @@
 """Target model of a GGUF: opened by llama.cpp, refused where it cannot be rolled back."""
 
 from pathlib import Path
+from typing import Final
 
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
+from fleet_runtime.available_memory import available_memory
+from fleet_runtime.llama.errors import LlamaError
 from fleet_runtime.llama.gguf_file import GgufFile
+from fleet_runtime.llama.library import library
 
 __all__ = ["GgufTarget", "open_target"]
+
+_GIGA: Final = 1e9
 
 
 class GgufTarget(GgufFile):
@@ -21,6 +27,17 @@ class GgufTarget(GgufFile):
         return f"{path.parent.name}/{path.stem}" if path.parent.name else path.stem
 
 
+def _check_memory(path: Path) -> None:
+    """Check that the weights have room: mapped from a file they would otherwise be read anew in every step."""
+    available = available_memory()
+    size = path.stat().st_size if path.is_file() else 0
+    if available is not None and size > available:
+        raise VerifierError(
+            f"{path} takes {size / _GIGA:.1f} GB of memory, and {available / _GIGA:.1f} GB are left; end what else "
+            "runs here, or take a smaller target model or quantization."
+        )
+
+
 def open_target(path: Path, *, gpu_layers: int) -> GgufTarget:
     """Load a target model.
 
@@ -30,9 +47,21 @@ def open_target(path: Path, *, gpu_layers: int) -> GgufTarget:
 
     Raises:
         UnsupportedModel: It is not a model that tokens can be taken back from.
-        VerifierError: It cannot be loaded, or llama.cpp is not installed.
+        VerifierError: It cannot be loaded, the machine lacks memory or a GPU for it, or llama.cpp is not installed.
     """
-    target = GgufTarget(path.expanduser(), gpu_layers=gpu_layers)
+    path = path.expanduser()
+    try:
+        native = library()
+    except LlamaError as error:
+        raise VerifierError(str(error)) from None
+    if not native.llama_supports_gpu_offload():
+        if gpu_layers > 0:
+            raise VerifierError(
+                f"gpu_layers is {gpu_layers}, but llama.cpp finds no GPU here, or was built for none; install "
+                "llama-cpp-python built for yours, as with CMAKE_ARGS=-DGGML_CUDA=on, or leave gpu_layers out."
+            )
+        _check_memory(path)
+    target = GgufTarget(path, gpu_layers=gpu_layers)
     kind = target.unlike_a_decoder
     if kind is not None:
         target.close()

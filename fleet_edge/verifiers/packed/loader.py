@@ -1,8 +1,10 @@
 """Loads the packed verifier as the edge's settings say."""
 
+from importlib.util import find_spec
+
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.contract import Verifier
-from fleet_edge.verifiers.packed.source import check_source
+from fleet_edge.verifiers.contract import Verifier, VerifierError
+from fleet_edge.verifiers.source import check_source
 
 __all__ = ["check", "load"]
 
@@ -11,8 +13,13 @@ def check(settings: EdgeSettings) -> None:
     """Check that there is a target model as the settings name it, as far as a glance at its files tells.
 
     Raises:
-        VerifierError: There is none.
+        VerifierError: There is none, or torch is not installed.
     """
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        raise VerifierError(
+            "The engine torch needs the extra `edge`; install it: pip install 'dssd-fleet[edge]'; or set engine to "
+            "another one."
+        )
     check_source(settings.target)
 
 

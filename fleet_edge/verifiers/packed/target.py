@@ -16,12 +16,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.architecture import context_of
 from fleet_edge.verifiers.packed.precision import describe, resolve_device, resolve_dtype
-from fleet_edge.verifiers.packed.source import check_folder, check_gguf, check_repository, is_gguf
 from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens
+from fleet_edge.verifiers.packed.weights import check_memory, folder_numbers, gguf_numbers
+from fleet_edge.verifiers.source import check_folder, check_gguf, check_repository, is_gguf
+from fleet_runtime.available_memory import available_memory
 from fleet_runtime.hub import hub_access
 from schemas.vocabulary import Vocabulary, token_strings
 
 __all__ = ["Target", "load_target", "target_tokens"]
+
+_FLOAT32_BYTES: Final = 4
 
 # Where a model that reads images as well keeps the weights of its language model.
 _TEXT_WEIGHTS: Final = {r"^language_model\.": ""}
@@ -83,6 +87,13 @@ def load_target(source: str | Path, *, dtype: str = "auto", device: str = "cpu")
     device = resolve_device(device)
     number = resolve_dtype(dtype, device=device)
     path = Path(source).expanduser()
+    if torch.device(device).type == "cpu":
+        check_memory(
+            name=str(source),
+            needed=_loading_bytes(path, number),
+            available=available_memory(),
+            number=str(number).removeprefix("torch."),
+        )
     with _quiet():
         if path.is_dir():
             model, tokens = _from_folder(path, number)
@@ -121,6 +132,17 @@ def target_tokens(source: str | Path) -> list[str]:
                 _text_config(str(source))
                 tokens = repository_tokens(str(source))
     return token_strings(tokens)
+
+
+def _loading_bytes(path: Path, dtype: torch.dtype) -> int | None:
+    """Return what loading takes at its peak; None where it is not known before."""
+    if path.is_dir():
+        numbers = folder_numbers(path)
+        return None if numbers is None else numbers * dtype.itemsize
+    numbers = gguf_numbers(path) if path.is_file() else None
+    # Of a GGUF all weights are in float32 first.
+    both = _FLOAT32_BYTES + (0 if dtype is torch.float32 else dtype.itemsize)
+    return None if numbers is None else numbers * both
 
 
 def _from_folder(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:

@@ -26,8 +26,9 @@ def test_a_quantization_is_the_demos_own_model_and_a_file_itself(models: Path) -
     assert draft_model("smollm2-135m:Q4_0", models) == "smollm2-135m:Q4_0"
     file = str(models / "smollm2-135m" / "Q4_0.gguf")
     assert draft_model(file, models) == file
-    assert target_model(None, models) == str(models / "smollm2-135m" / "target")
-    assert target_model("owner/name", models) == "owner/name"
+    assert target_model(None, models, engine="torch") == str(models / "smollm2-135m" / "target")
+    assert target_model(None, models, engine="llama.cpp") == str(models / "smollm2-135m" / "target-Q8_0.gguf")
+    assert target_model("owner/name", models, engine="auto") == "owner/name"
 
 
 def test_a_model_of_a_repository_is_fetched_before_the_devices_ask_for_it(
@@ -54,7 +55,7 @@ def test_a_file_that_is_not_there_is_named(draft: str, models: Path) -> None:
 
 def test_a_folder_without_models_is_named_where_nothing_else_is_wrong(models: Path) -> None:
     nowhere = models / "none"
-    for check in (lambda: draft_model("Q4_0", nowhere), lambda: target_model(None, nowhere)):
+    for check in (lambda: draft_model("Q4_0", nowhere), lambda: target_model(None, nowhere, engine="torch")):
         with pytest.raises(CommandError, match=f"not prepared in {nowhere}; .*--models-dir"):
             check()
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Final
 
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
-from fleet_runtime.hub import hub_name, is_cached, is_reachable
 
 __all__ = ["check_folder", "check_gguf", "check_repository", "check_source", "is_gguf"]
 
@@ -72,6 +71,13 @@ def check_repository(name: str) -> None:
     owner, _, rest = name.partition("/")
     if not owner or not rest or "/" in rest or name.startswith((".", "~")):
         raise VerifierError(f"There is no folder or file {name}; check the target model's path.")
+    try:
+        from fleet_runtime.hub import hub_name, is_cached, is_reachable  # noqa: PLC0415 - needs the hub's client
+    except ImportError:
+        raise VerifierError(
+            f"There is no folder or file {name}, and fetching a model from a hub needs the extra `edge`; correct the "
+            "target model's path, or install it: pip install 'dssd-fleet[edge]'."
+        ) from None
     if not is_cached(name, _CONFIG) and not is_reachable():
         raise VerifierError(
             f"The target model {name} is no folder or file, is not in the local cache, and {hub_name()} cannot be "

@@ -1,0 +1,60 @@
+"""A target that the machine has no memory for is refused before anything of it is loaded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fleet_edge.verifiers.contract import VerifierError
+from fleet_edge.verifiers.packed import target as packed_target
+from fleet_edge.verifiers.packed.target import load_target
+from fleet_edge.verifiers.packed.weights import check_memory, folder_numbers, gguf_numbers
+from tests.fleet_edge.verifiers.oracle import tiny_folder, tiny_model, tiny_target_gguf
+
+
+def parameters() -> int:
+    return sum(tensor.numel() for tensor in tiny_model("llama").parameters())
+
+
+def test_the_numbers_of_a_folder_are_the_model_s_whole_or_in_pieces(tmp_path: Path) -> None:
+    assert folder_numbers(tiny_folder(tmp_path / "whole")) == parameters()
+    pieces = tmp_path / "pieces"
+    tiny_model("llama").save_pretrained(pieces, max_shard_size="20KB")
+    assert not (pieces / "model.safetensors").exists()
+    assert folder_numbers(pieces) == parameters()
+
+
+def test_the_numbers_of_a_gguf_are_those_of_its_tensors(tmp_path: Path) -> None:
+    path = tiny_target_gguf(tmp_path / "tiny.gguf")
+    assert 30_000 < (gguf_numbers(path) or 0) * 4 < path.stat().st_size
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 100, (20).to_bytes(8, "little") + b"no JSON at all      "])
+def test_what_cannot_be_read_is_not_known(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(damage)
+    assert folder_numbers(tmp_path) in {None, 0}
+    file = tmp_path / "a.gguf"
+    file.write_bytes(b"GGUF" + damage)
+    assert gguf_numbers(file) is None
+    check_memory(name="a", needed=None, available=1, number="float32")
+    check_memory(name="a", needed=2, available=None, number="float32")
+
+
+@pytest.mark.parametrize("number", ["float32", "bfloat16"])
+def test_too_little_memory_is_one_sentence_with_both_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str
+) -> None:
+    folder = tiny_folder(tmp_path / "tiny")
+    needed = parameters() * getattr(torch, number).itemsize
+    monkeypatch.setattr(packed_target, "available_memory", lambda: needed - 1)
+    with pytest.raises(VerifierError, match=f"{folder} in {number} takes 0.0 GB of memory, and 0.0 GB are left; end"):
+        load_target(folder, dtype=number)
+    monkeypatch.setattr(packed_target, "available_memory", lambda: needed)
+    load_target(folder, dtype=number)
+
+
+def test_a_gguf_is_in_float32_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny_target_gguf(tmp_path / "tiny.gguf")
+    monkeypatch.setattr(packed_target, "available_memory", lambda: 6 * (gguf_numbers(path) or 0) - 1)
+    with pytest.raises(VerifierError, match="in bfloat16 takes"):
+        load_target(path, dtype="bfloat16")

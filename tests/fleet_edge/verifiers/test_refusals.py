@@ -1,0 +1,81 @@
+"""What an engine cannot do here is one sentence, before anything is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.contract import VerifierError
+from fleet_edge.verifiers.llama_cpp import loader as llama_loader
+from fleet_edge.verifiers.llama_cpp import target as llama_target
+from fleet_edge.verifiers.packed import loader as packed_loader
+from fleet_edge.verifiers.registry import check_verifier, load_verifier
+from fleet_edge.verifiers.target_tokens import read_target_tokens
+from tests.fleet_edge.verifiers.oracle import WORDS, tiny_folder, tiny_target_gguf
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Path:
+    return tiny_target_gguf(tmp_path / "tiny.gguf")
+
+
+def settings(target: Path, **more: Any) -> EdgeSettings:
+    return EdgeSettings.model_validate({"target": str(target), "kv_bytes": 1 << 20, "threads": 1, **more})
+
+
+@pytest.mark.parametrize(
+    ("engine", "loader", "extra"), [("torch", packed_loader, "edge"), ("llama.cpp", llama_loader, "edge-llama")]
+)
+def test_an_engine_that_is_not_installed_says_how_to_get_it(
+    gguf: Path, engine: str, loader: Any, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "find_spec", lambda _name: None)
+    for attempt in (check_verifier, load_verifier):
+        with pytest.raises(VerifierError, match=rf"engine {engine} needs.*pip install 'dssd-fleet\[{extra}\]'"):
+            attempt(settings(gguf, engine=engine))
+
+
+def test_layers_on_a_gpu_that_is_not_there_are_refused_and_all_layers_are_not(gguf: Path) -> None:
+    with pytest.raises(VerifierError, match=r"gpu_layers is 3, but llama\.cpp finds no GPU here"):
+        load_verifier(settings(gguf, engine="llama.cpp", gpu_layers=3))
+    load_verifier(settings(gguf, engine="llama.cpp", gpu_layers=-1))
+
+
+def test_a_gguf_larger_than_what_is_left_of_the_memory_is_refused(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_target, "available_memory", lambda: gguf.stat().st_size - 1)
+    with pytest.raises(VerifierError, match=r"takes 0.0 GB of memory, and 0.0 GB are left; end what else runs here"):
+        load_verifier(settings(gguf, engine="llama.cpp"))
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp", "torch", "auto"])
+@pytest.mark.parametrize("kept", [4, 200, 0.5, 0.99])
+def test_a_damaged_gguf_is_a_sentence(
+    gguf: Path, engine: str, kept: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = gguf.read_bytes()
+    gguf.write_bytes(whole[: int(kept if kept > 1 else kept * len(whole))])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if engine == "auto":  # as if torch were not installed: no need to measure what cannot be loaded
+        monkeypatch.setattr("fleet_edge.verifiers.auto.candidates.find_spec", lambda name: name == "llama_cpp" or None)
+    with pytest.raises(VerifierError, match=r"tiny\.gguf.*\."):
+        load_verifier(settings(gguf, engine=engine))
+
+
+def test_tokens_are_read_with_what_is_installed(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_folder(tmp_path / "tiny")
+    assert read_target_tokens(settings(gguf)) == read_target_tokens(settings(folder)) == WORDS
+    monkeypatch.setattr("fleet_edge.verifiers.target_tokens.find_spec", lambda name: name == "llama_cpp" or None)
+    assert read_target_tokens(settings(gguf)) == WORDS
+    with pytest.raises(VerifierError, match=r"needs the extra `edge`.*or name a GGUF"):
+        read_target_tokens(settings(folder))
+    monkeypatch.setattr("fleet_edge.verifiers.target_tokens.find_spec", lambda name: name == "torch" or None)
+    assert read_target_tokens(settings(gguf)) == WORDS
+
+
+def test_the_tokens_of_a_remote_target_need_no_weights(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "tiny")
+    (folder / "model.safetensors").unlink()
+    assert read_target_tokens(settings(folder, engine="remote")) == WORDS
+    with pytest.raises(VerifierError, match="has no weights"):
+        read_target_tokens(settings(folder))
