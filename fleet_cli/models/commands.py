@@ -1,4 +1,4 @@
-"""Commands of `fleet models`: prepare, list, vocabulary."""
+"""Commands of `fleet models`: prepare, list, vocabulary, check."""
 
 import json
 import time
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from fleet_cli.errors import CommandError
+from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.models.folder import ModelsDir
 from fleet_cli.models.manifest import Manifest, read_manifest
 from fleet_cli.models.pair.vocabulary import write_vocabulary
@@ -100,6 +100,31 @@ def vocabulary_command(
             f"{out}: {vocabulary}, {size / _MEGA:.1f} MB. Copy it to the devices, and name it there as "
             "target_vocabulary."
         )
+
+
+@app.command("check")
+def check_command(
+    draft: Annotated[str, typer.Argument(help="As a device's setting `model`: a GGUF, or a prepared model.")],
+    target: Annotated[str, typer.Argument(help="The large model: a GGUF, a folder, or a prepared model.")],
+    models_dir: ModelsDir = _MODELS,
+    target_vocabulary: Annotated[
+        Path | None,
+        typer.Option(help="A GGUF of the target, where it is a folder whose vocabulary is not the draft model's."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether a draft model and a target fit, and what memory they take; weights are not loaded."""
+    from fleet_cli.models.pair.check import check_pair
+    from fleet_cli.models.pair.report import as_json as to_json
+    from fleet_cli.models.pair.report import show
+
+    pair = check_pair(draft, target, models_dir=models_dir, target_vocabulary=target_vocabulary)
+    if as_json:
+        print(json.dumps(to_json(pair), indent=2))
+    else:
+        show(pair)
+    if pair.refused:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
 def _prepared_in(folder: Path) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ class GgufModel(GgufFile):
             attributes = library.llama_vocab_get_attr(self._vocab, token)
             if not attributes & (control | library.LLAMA_TOKEN_ATTR_USER_DEFINED):
                 continue
-            text = self._stored(token).decode("utf-8", "replace")
+            text = self.stored_text(token)
             if text and (attributes & control or (text in template and any(map(str.isalnum, text)))):
                 texts.add(text)
         return tuple(sorted(texts))
@@ -53,7 +53,11 @@ class GgufModel(GgufFile):
         """Return the text of the `bos` or `eos` token, empty if there is none."""
         find = {"bos": self._library.llama_vocab_bos, "eos": self._library.llama_vocab_eos}[name]
         token = find(self._vocab)
-        return self._stored(token).decode("utf-8", "replace") if token >= 0 else ""
+        return self.stored_text(token) if token >= 0 else ""
+
+    def stored_text(self, token: int) -> str:
+        """Return the string that the file has for a token, control tokens among them."""
+        return self._stored(token).decode("utf-8", "replace")
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the token ids of a text; see `TextCodec`."""

@@ -23,7 +23,7 @@ from fleet_runtime.available_memory import available_memory
 from fleet_runtime.hub import hub_access
 from schemas.vocabulary import Vocabulary, token_strings
 
-__all__ = ["Target", "load_target", "target_tokens"]
+__all__ = ["Target", "end_tokens", "load_target", "target_tokens", "text_config"]
 
 _FLOAT32_BYTES: Final = 4
 
@@ -66,7 +66,7 @@ class Target:
             name=name,
             vocabulary=Vocabulary.of(strings),
             context=context_of(model.config),
-            end_tokens=_end_tokens(model),
+            end_tokens=end_tokens(getattr(model, "generation_config", None), model.config),
             runs_on=describe(model.device, model.dtype),
         )
         return cls(model.eval(), info)
@@ -129,7 +129,7 @@ def target_tokens(source: str | Path) -> list[str]:
         else:
             check_repository(str(source))
             with hub_access():
-                _text_config(str(source))
+                text_config(str(source))
                 tokens = repository_tokens(str(source))
     return token_strings(tokens)
 
@@ -143,6 +143,19 @@ def _loading_bytes(path: Path, dtype: torch.dtype) -> int | None:
     # Of a GGUF all weights are in float32 first.
     both = _FLOAT32_BYTES + (0 if dtype is torch.float32 else dtype.itemsize)
     return None if numbers is None else numbers * both
+
+
+def end_tokens(*configs: Any) -> tuple[int, ...]:  # noqa: ANN401
+    """Return the ids that end a text: those of the first configuration that names some.
+
+    Args:
+        configs: The generation configuration, or None; then the model's.
+    """
+    for config in configs:
+        ends = getattr(config, "eos_token_id", None)
+        if ends is not None:
+            return tuple(sorted({int(end) for end in (ends if isinstance(ends, list | tuple) else [ends])}))
+    return ()
 
 
 def _from_folder(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
@@ -164,13 +177,21 @@ def _from_repository(name: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
 
 def _load(name: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
     """Load the tokens first: they are small, and weights without them are of no use."""
-    config = _text_config(name)
+    config = text_config(name)
     tokens = repository_tokens(name)
     return _weights(name, dtype, config=config, key_mapping=_TEXT_WEIGHTS), tokens
 
 
-def _text_config(name: str) -> Any:  # noqa: ANN401
-    """Return a model's configuration; of one that reads images as well, that of its language model."""
+def text_config(name: str) -> Any:  # noqa: ANN401
+    """Return a model's configuration; of one that reads images as well, that of its language model.
+
+    Args:
+        name: A folder or a repository id.
+
+    Raises:
+        UnsupportedModel: It is no causal language model.
+        VerifierError: There is none, or it cannot be read.
+    """
     try:
         config = AutoConfig.from_pretrained(name).get_text_config()
     except Exception as error:  # transformers wraps the network's, the hub's and the parser's errors in many ways
@@ -207,15 +228,6 @@ def _name(path: Path) -> str:
     """Return what the log calls a local model: its file or folder; of `<family>/target`, the family."""
     path = path.resolve()
     return path.parent.name if path.name == "target" else path.name
-
-
-def _end_tokens(model: Any) -> tuple[int, ...]:  # noqa: ANN401
-    """Return the ids that end a text: the generation configuration's, else the model's."""
-    for config in (getattr(model, "generation_config", None), model.config):
-        ends = getattr(config, "eos_token_id", None)
-        if ends is not None:
-            return tuple(sorted({int(end) for end in (ends if isinstance(ends, list | tuple) else [ends])}))
-    return ()
 
 
 def _first_line(error: BaseException) -> str:
