@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -18,6 +18,11 @@ from fleet_cli.models.progress import reporter
 from fleet_cli.models.source import SMOLLM2, locate
 from fleet_cli.models.steps import Step, steps_of
 from fleet_cli.tables import Column, print_table
+
+if TYPE_CHECKING:
+    from fleet_cli.models.pair.acceptance import Acceptance
+    from fleet_cli.models.pair.check import CheckedPair
+    from fleet_cli.prompts import Prompt
 
 __all__ = ["app"]
 
@@ -111,20 +116,55 @@ def check_command(
         Path | None,
         typer.Option(help="A GGUF of the target, where it is a folder whose vocabulary is not the draft model's."),
     ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Load both and measure how much of the draft is accepted.")
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Prompts to measure on: one a line, or a .toml file with a list for each category."),
+    ] = None,
+    each: Annotated[int, typer.Option(min=1, help="Built-in prompts of each of the six categories, at most 10.")] = 2,
+    tokens: Annotated[int, typer.Option(min=2, max=4096, help="Of each text that is measured on, at most.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="Of the texts; 0 is greedy.")] = 0.7,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether a draft model and a target fit, and what memory they take; weights are not loaded."""
+    """Say whether a draft model and a target fit, and what memory they take; weights are loaded only to measure."""
     from fleet_cli.models.pair.check import check_pair
     from fleet_cli.models.pair.report import as_json as to_json
-    from fleet_cli.models.pair.report import show
+    from fleet_cli.models.pair.report import show, show_acceptance
 
+    chosen = _prompts(prompts, each)
     pair = check_pair(draft, target, models_dir=models_dir, target_vocabulary=target_vocabulary)
-    if as_json:
-        print(json.dumps(to_json(pair), indent=2))
-    else:
+    if not as_json:
         show(pair)
+    acceptance = None
+    if measure and not pair.refused:
+        acceptance = _measured(pair, chosen, tokens, temperature, target_vocabulary)
+    if as_json:
+        print(json.dumps(to_json(pair, acceptance), indent=2))
+    elif acceptance is not None:
+        show_acceptance(acceptance)
     if pair.refused:
         raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+def _prompts(file: Path | None, each: int) -> "Sequence[Prompt]":
+    from fleet_cli.prompts import built_in, read_prompts_by_category, some
+
+    return some(built_in(), each) if file is None else read_prompts_by_category(file.expanduser())
+
+
+def _measured(
+    pair: "CheckedPair", prompts: "Sequence[Prompt]", tokens: int, temperature: float, target_vocabulary: Path | None
+) -> "Acceptance":
+    from fleet_cli.models.pair.measure import Measurement, measure
+
+    console = Console(stderr=True)
+    with console.status("Loading the target …") as status:
+        how = Measurement(
+            prompts=prompts, tokens=tokens, temperature=temperature, on_progress=lambda done: status.update(f"{done} …")
+        )
+        return measure(pair, how, target_vocabulary=target_vocabulary)
 
 
 def _prepared_in(folder: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """Report on a pair: sentences and a table for people, JSON for programs."""
 
+from collections.abc import Callable
 from typing import Any, Final
 
+from fleet_cli.models.pair.acceptance import LONGEST_DRAFT, Acceptance
 from fleet_cli.models.pair.check import CheckedPair
 from fleet_cli.models.pair.facts import ModelFacts
 from fleet_cli.models.pair.findings import Finding
@@ -9,7 +11,7 @@ from fleet_cli.models.pair.memory import UNIT, Need, device_need, edge_needs
 from fleet_cli.tables import Column, print_table
 from schemas.printable import printable_line
 
-__all__ = ["as_json", "show"]
+__all__ = ["as_json", "show", "show_acceptance"]
 
 _MEGA: Final = 1_000_000
 
@@ -25,6 +27,31 @@ _NEEDS: Final[list[Column[tuple[str, Need]]]] = [
     ),
 ]
 
+_MODES: Final = (("residual", False), ("coupled", True))
+
+
+def _share(*, coupled: bool) -> Callable[[tuple[str, Acceptance]], str]:
+    def show_share(row: tuple[str, Acceptance]) -> str:
+        error = row[1].error(coupled=coupled)
+        mean = f"{row[1].mean(coupled=coupled):.3f}"
+        return mean if error is None else f"{mean} ± {error:.3f}"
+
+    return show_share
+
+
+_ACCEPTANCE: Final[list[Column[tuple[str, Acceptance]]]] = [
+    Column("prompts", lambda row: row[0]),
+    Column("texts", lambda row: len(row[1].texts)),
+    Column("tokens", lambda row: row[1].tokens),
+    *(Column(f"{mode} ± standard error", _share(coupled=coupled), narrow=mode) for mode, coupled in _MODES),
+]
+
+_VERDICTS: Final[list[Column[tuple[int, Acceptance]]]] = [
+    Column("draft tokens", lambda row: row[0]),
+    Column("residual", lambda row: row[1].tokens_per_verdict(row[0], coupled=False), digits=2),
+    Column("coupled", lambda row: row[1].tokens_per_verdict(row[0], coupled=True), digits=2),
+]
+
 
 def show(pair: CheckedPair) -> None:
     """Print what was found."""
@@ -35,8 +62,17 @@ def show(pair: CheckedPair) -> None:
     print("The pair does not fit." if pair.refused else "The pair fits.", flush=True)
 
 
-def as_json(pair: CheckedPair) -> dict[str, Any]:
-    """Return what was found as JSON values."""
+def show_acceptance(acceptance: Acceptance) -> None:
+    """Print what was measured."""
+    parts = acceptance.by_category()
+    rows = [*(parts.items() if len(parts) > 1 else ()), ("all", acceptance)]
+    print_table(f"Acceptance on {len(acceptance.texts)} texts of the target", _ACCEPTANCE, rows)
+    lengths = [(length, acceptance) for length in range(1, LONGEST_DRAFT + 1)]
+    print_table("Tokens that a verdict brings", _VERDICTS, lengths)
+
+
+def as_json(pair: CheckedPair, acceptance: Acceptance | None = None) -> dict[str, Any]:
+    """Return what was found, and measured, as JSON values."""
     return {
         "fits": not pair.refused,
         "draft": _model(pair.draft),
@@ -45,6 +81,34 @@ def as_json(pair: CheckedPair) -> dict[str, Any]:
         "memory": {
             "device": _need(device_need(pair.draft)),
             "edge": [_need(need) for need in edge_needs(pair.target)],
+        },
+        "measured": None if acceptance is None else _acceptance(acceptance),
+    }
+
+
+def _acceptance(acceptance: Acceptance) -> dict[str, Any]:
+    return {
+        "texts": len(acceptance.texts),
+        "tokens": acceptance.tokens,
+        **{mode: _mode(acceptance, coupled=coupled) for mode, coupled in _MODES},
+        "categories": {
+            name: {
+                "texts": len(part.texts),
+                "tokens": part.tokens,
+                **{mode: part.mean(coupled=coupled) for mode, coupled in _MODES},
+            }
+            for name, part in acceptance.by_category().items()
+        },
+    }
+
+
+def _mode(acceptance: Acceptance, *, coupled: bool) -> dict[str, Any]:
+    return {
+        "acceptance": acceptance.mean(coupled=coupled),
+        "standard_error": acceptance.error(coupled=coupled),
+        "tokens_per_verdict": {
+            str(length): acceptance.tokens_per_verdict(length, coupled=coupled)
+            for length in range(1, LONGEST_DRAFT + 1)
         },
     }
 
