@@ -62,20 +62,24 @@ def plan_streams(
     tokens = budget_bytes // token_bytes
     if tokens < CELL_ROUNDING:
         return None
-    if wanted:
-        context = min(trained, wanted, tokens)
-    else:
-        context = min(trained, max(tokens // _STREAMS_WANTED, min(_LENGTH_WANTED, tokens // 2), CELL_ROUNDING))
     # One cell more than the context, so that the last token too can have one beside it that nobody asked for.
-    cells = -(-(context + 1) // CELL_ROUNDING) * CELL_ROUNDING
-    if cells > tokens:
-        cells = tokens // CELL_ROUNDING * CELL_ROUNDING
-        context = min(context, cells - 1)
+    if wanted:
+        cells = _rounded_up(min(trained, wanted) + 1)
+    else:
+        # Rounded down: rounded up, as many as are wanted would not fit in.
+        cells = max(tokens // _STREAMS_WANTED, min(_LENGTH_WANTED, tokens // 2), CELL_ROUNDING)
+        cells = min(cells // CELL_ROUNDING * CELL_ROUNDING, _rounded_up(trained + 1))
+    cells = min(cells, tokens // CELL_ROUNDING * CELL_ROUNDING)
+    context = min(trained, wanted or trained, cells - 1)
     streams = tokens // cells
     slabs = -(-streams // _SLAB_STREAMS)
     each = streams // slabs
     rows = max(each, min(_MOST_ROWS, _ROW_BYTES // (2 * _FLOAT32 * width * slabs)))
     return Plan(context, slabs, SlabShape(each, cells, rows, threads))
+
+
+def _rounded_up(cells: int) -> int:
+    return -(-cells // CELL_ROUNDING) * CELL_ROUNDING
 
 
 @dataclass(frozen=True, slots=True)

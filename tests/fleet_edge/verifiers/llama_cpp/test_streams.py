@@ -1,0 +1,44 @@
+"""How a budget of memory is divided into streams."""
+
+import pytest
+
+from fleet_edge.verifiers.llama_cpp.streams import Plan, plan_streams
+
+TOKEN_BYTES = 23_040  # of SmolLM2-135M
+
+
+def plan(budget_bytes: int, *, wanted: int = 0, trained: int = 8192) -> Plan:
+    found = plan_streams(
+        budget_bytes=budget_bytes, token_bytes=TOKEN_BYTES, trained=trained, wanted=wanted, width=49_152, threads=2
+    )
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("gib", [2, 2.1, 2.5, 3, 4])
+def test_a_budget_that_holds_sixteen_texts_of_some_length_has_room_for_sixteen(gib: float) -> None:
+    found = plan(int(gib * (1 << 30)))
+    assert found.streams >= 16
+    assert found.context >= 4096
+
+
+def test_a_smaller_budget_holds_fewer_texts_rather_than_short_ones() -> None:
+    found = plan(1 << 30)
+    assert (found.streams, found.context) == (11, 4095)
+    assert plan(256 << 20).streams == 2
+    assert plan(16 << 20).context == 255  # and the smallest one a single text
+
+
+@pytest.mark.parametrize(("wanted", "context"), [(0, 512), (512, 512), (1000, 512), (100, 100)])
+def test_no_text_is_longer_than_the_model_or_than_is_asked_for(wanted: int, context: int) -> None:
+    found = plan(2 << 30, wanted=wanted, trained=512)
+    assert found.context == context < found.shape.cells
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 255, 256, 3000, 100_000])
+def test_the_budget_is_kept_to(wanted: int) -> None:
+    for budget_bytes in range(6_000_000, 3_000_000_000, 93_000_000):
+        found = plan(budget_bytes, wanted=wanted)
+        assert found.streams * found.shape.cells * TOKEN_BYTES <= budget_bytes
+        assert 0 < found.context < found.shape.cells
+        assert found.shape.cells % 256 == 0
