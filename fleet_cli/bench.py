@@ -16,6 +16,8 @@ _BENCHMARKS: Final = {
     "exactness": "Prove through a real mosquitto that texts follow the target's law, and that faults are caught.",
     "fenced": "What the messages of a device that is shut out cost the edge, by thread, beside a bare reader.",
     "hostile": "Attack a fleet as one of its own devices: what the honest ones keep, what the edge and its log bear.",
+    "memory": "Let an edge write thousands of short texts: its memory beside its weights and its budget.",
+    "overlap": "Let the edge write for 16 and 64 devices: for which share of the time its engine computes nothing.",
     "pacing": "Write under fixed plans and under chosen ones, near the edge and far from it: tokens per second.",
     "padding": "Measure what message sizes and times tell an observer, and what padding costs.",
     "reconnect": "Let a fleet lose its broker: how soon it is found again, and what finds it at once.",
