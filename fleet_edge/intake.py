@@ -79,6 +79,13 @@ class IntakeQueue:
         self._calls: deque[Callable[[], None]] = deque()
         self._messages = FairQueue[str, ReceivedMessage](bound=bound, quantum=_QUANTUM)
         self._changed = threading.Condition()
+        self._woken = False
+
+    def wake(self) -> None:
+        """Let `take` wait no longer: something else has happened that it is waited for. From any thread."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify()
 
     def put(self, entry: ReceivedMessage | Callable[[], None]) -> bool:
         """Hand over an arrival, or a call to be made on the orchestrator's thread. Never blocks.
@@ -106,7 +113,7 @@ class IntakeQueue:
         return False
 
     def take(self, *, timeout_s: float, most: int = 256) -> list[ReceivedMessage | Callable[[], None]]:
-        """Return what waits, fairly by device; wait for the first at most `timeout_s`.
+        """Return what waits, fairly by device; wait for the first at most `timeout_s`, or until `wake`.
 
         Args:
             timeout_s: Longest wait.
@@ -114,7 +121,8 @@ class IntakeQueue:
         """
         with self._changed:
             if timeout_s > 0:
-                self._changed.wait_for(lambda: self._calls or len(self._messages), timeout_s)
+                self._changed.wait_for(lambda: self._woken or self._calls or len(self._messages), timeout_s)
+                self._woken = False
             entries: list[ReceivedMessage | Callable[[], None]] = [*self._calls]
             self._calls.clear()
             for _ in range(most):

@@ -1,20 +1,27 @@
-"""Orchestrator: one thread that turns arrivals into verdicts, a batch at a time."""
+"""Orchestrator: one thread that turns arrivals into verdicts, a batch at a time, while another computes.
+
+What arrives while a step is computed is handled at once, and what the step before it has decided is told meanwhile. So
+a session may end, or its draft be given up, while it is in a step: whether what was computed still decides something is
+asked when the step has ended. The verifier is told of sessions that come and go between two steps.
+"""
 
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from dssd.judgement import Judgement
 from fleet_edge.answers.answers import Answers
-from fleet_edge.batching.judging import Case, judge_batch
+from fleet_edge.batching.computing import ComputingThread, RunningStep
+from fleet_edge.batching.judging import Case
 from fleet_edge.batching.planning import Batch, Work
 from fleet_edge.batching.scheduler import Scheduler
-from fleet_edge.batching.timing import Step
+from fleet_edge.batching.timing import DraftTiming, Step
 from fleet_edge.errors import DraftFault
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import IntakeQueue, ReceivedMessage
+from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.table import SessionTable
 from fleet_edge.verifiers.contract import SequenceFailed, TargetAway, VerifierError
 from schemas.reasons import Action, FaultCode
@@ -25,6 +32,13 @@ _log = logging.getLogger(__name__)
 
 # A device that does not stop to send must not keep an edge from ending.
 _LAST_TAKES: Final = 20
+
+# Messages handled in a row: between steps, and while one is computed, whose end is then to be noticed soon.
+_TAKEN: Final = 256
+_TAKEN_MEANWHILE: Final = 16
+
+# The end of a step wakes whoever waits for it; this is no more than a look in between.
+_LOOK_S: Final = 1.0
 
 # While the target model is away, it is looked for this often.
 _PAUSE_S: Final = 0.05
@@ -38,7 +52,7 @@ class Orchestrator:
         inbox: What has arrived.
         handlers: What arrivals do to the sessions.
         sessions: The table.
-        scheduler: Picks a step, has it computed.
+        scheduler: Picks a step, and knows what it took.
         answers: Tell devices and the log.
         clock: Monotonic seconds.
     """
@@ -49,10 +63,16 @@ class Orchestrator:
     scheduler: Scheduler
     answers: Answers
     clock: Callable[[], float]
+    _computing: ComputingThread = field(init=False)
+    _running: RunningStep | None = None
     _paused_until: float = -math.inf
 
+    def __post_init__(self) -> None:
+        """Make the thread that computes; it starts with the first step."""
+        self._computing = ComputingThread(self.scheduler.score, self.clock, on_end=self.inbox.wake)
+
     def step(self, *, wait_s: float = 0.0) -> bool:
-        """Take arrivals and compute one batch.
+        """Take arrivals, see one step to its end, begin the next if there is one, and tell what was decided.
 
         Args:
             wait_s: Longest wait for an arrival when there is nothing to compute.
@@ -61,63 +81,107 @@ class Orchestrator:
             Whether anything was computed.
         """
         self._take(0.0)
-        if self.scheduler.away() or self._paused_until > self.clock():
-            self._take(min(wait_s, _PAUSE_S))  # what is to be computed waits, and comes again
+        if self._running is None:
+            self._begin(wait_s)
+        if self._running is None:
             return False
+        answers = self._end(self._running)
+        self._go_on()  # before anybody is told: devices have their answers a little later, and the engine does not wait
+        for answer in answers:
+            self._tell(answer)
+        return True
+
+    def rest(self) -> None:
+        """See a step that has begun to its end, tell what was decided, and begin no other."""
+        if self._running is not None:
+            for answer in self._end(self._running):
+                self._tell(answer)
+
+    def _begin(self, wait_s: float) -> None:
+        """Have the next step computed, held for drafts that are about to come if that pays; if none is due, wait."""
+        if self._away:
+            self._take(min(wait_s, _PAUSE_S))  # what is to be computed waits, and comes again
+            return
         batch = self._next_batch()
         if not batch and wait_s > 0:
             self._take(wait_s)
             batch = self._next_batch()
+        self._start(batch)
+
+    def _go_on(self) -> None:
+        """Have the next step computed, unless it is to be held."""
+        now = self.clock()
+        if not self._away and self.scheduler.hold_s(self.sessions, now=now) == 0.0:
+            self._start(self.scheduler.next_batch(self.sessions, now=now))
+
+    def _start(self, batch: Batch) -> None:
+        if batch.items:
+            cases = [_case(work) for work in batch.verifications]
+            self.scheduler.began()
+            self._running = self._computing.start(batch, cases)
         for session, draft, fault in batch.faults:
             self.answers.fault(session.device, fault, session=session, draft=draft)
-        if not batch.items:
-            return False
-        started = self.clock()
-        judgements = self._judged(batch)
-        if judgements is None:
-            return True
-        step = Step(started, self.clock(), len(judgements))
-        self.scheduler.computed(batch, step)
-        for work, judgement in zip(batch.verifications, judgements, strict=True):
-            if judgement is None:
-                self.scheduler.evict(work.session)  # nobody is to go on from it
-                self._give_up(work, "The target model's logits are not numbers.")
-                continue
-            try:
-                self._answer(work, judgement, step)
-            except Exception:  # noqa: BLE001 - logged with its traceback
-                # One session must not stop the service of all others.
-                _log.exception("A verdict for session %s could not be given.", work.session.session.hex())
-                self._give_up(work, "The edge could not give a verdict; its log says why.")
-        return True
 
-    def _judged(self, batch: Batch) -> list[Judgement | None] | None:
-        """Compute a step and decide on its drafts; return None, and see to whom that concerns, where it fails."""
+    def _end(self, running: RunningStep) -> list["_Answer"]:
+        """Handle what arrives until a step is over, and let its sessions take what was decided.
+
+        Returns:
+            What their devices are to be told.
+        """
+        while not running.ended:
+            self._take(_LOOK_S, most=_TAKEN_MEANWHILE)
+        self._running = None
+        self.scheduler.ended()
         try:
-            logits = self.scheduler.score(batch)
-            return judge_batch(logits, [_case(work) for work in batch.verifications])
+            judged = running.result()
         except TargetAway as error:
             self._paused_until = self.clock() + error.retry_s
-            _log.warning("A step of %d sessions waits: %s", len(batch.items), error)
+            _log.warning("A step of %d sessions waits: %s", len(running.batch.items), error)
+            return []
         except SequenceFailed as error:
-            self._failed(Batch([work for work in batch.works if work.item.sequence == error.sequence]), error)
+            works = [work for work in running.batch.works if work.item.sequence == error.sequence]
+            return self._failed(Batch(works), error)
         except (VerifierError, RuntimeError, ValueError, MemoryError) as error:
-            self._failed(batch, error)
-        return None
+            return self._failed(running.batch, error)
+        self.scheduler.computed(running.batch, judged.times)
+        return [
+            self._settle(work, judgement, judged.times)
+            for work, judgement in zip(running.batch.verifications, judged.judgements, strict=True)
+            if self._awaited(work)
+        ]
 
-    def _answer(self, work: Work, judgement: Judgement, step: Step) -> None:
-        """Let a session take what was decided of its drafts, and tell its device."""
+    def _settle(self, work: Work, judgement: Judgement | None, step: Step) -> "_Answer":
+        """Let a session take what was decided of its drafts; return what its device is to be told."""
         session = work.session
-        results = session.settle(work.chain, judgement)
-        self.scheduler.judged(work, committed=sum(len(result.tokens) for result in results))
-        for result in results:
-            timing = self.scheduler.timing(work, result.arrived, step)
-            if (stream := session.stream) is not None:
-                stream.due_at = step.ended
-                self.answers.written(session, result, timing)
+        if judgement is None:
+            self.scheduler.evict(session)  # nobody is to go on from it
+            return _give_up(work, "The target model's logits are not numbers.")
+        try:
+            results = session.settle(work.chain, judgement)
+            self.scheduler.judged(work, committed=sum(len(result.tokens) for result in results))
+            if session.stream is not None:
+                session.stream.due_at = step.ended
             else:
-                self.answers.verdict(session, result, timing)
                 self.scheduler.answered(session, at=self.clock())
+            return _Answer(work, [(result, self.scheduler.timing(work, result.arrived, step)) for result in results])
+        except Exception:  # noqa: BLE001 - logged with its traceback
+            return _without_verdict(work)
+
+    def _tell(self, answer: "_Answer") -> None:
+        """Tell a device what was decided."""
+        session = answer.work.session
+        if answer.fault is not None:
+            draft = answer.work.chain[0].draft if answer.work.chain else None
+            self.answers.fault(session.device, answer.fault, session=session, draft=draft)
+            return
+        try:
+            for result, timing in answer.results:
+                if session.stream is not None:
+                    self.answers.written(session, result, timing)
+                else:
+                    self.answers.verdict(session, result, timing)
+        except Exception:  # noqa: BLE001 - logged with its traceback
+            self._tell(_without_verdict(answer.work))
 
     def take_last(self, *, wait_s: float) -> None:
         """Take what still arrives before the end: a device that closes meanwhile is not to be found open in the log.
@@ -125,6 +189,7 @@ class Orchestrator:
         Args:
             wait_s: Of silence, after which nothing more is expected: devices that get no verdicts fall silent.
         """
+        self.rest()
         for _ in range(_LAST_TAKES):
             if not self._take(wait_s) or not len(self.sessions):
                 return
@@ -137,9 +202,18 @@ class Orchestrator:
             self._take(left)
         return self.scheduler.next_batch(self.sessions, now=self.clock())
 
-    def _take(self, wait_s: float) -> int:
+    @property
+    def _away(self) -> bool:
+        """Whether the target model cannot compute now."""
+        return bool(self.scheduler.away()) or self._paused_until > self.clock()
+
+    def _awaited(self, work: Work) -> bool:
+        """Whether a part of a step that has ended still decides something."""
+        return work.session in self.sessions and (not work.chain or work.session.awaits(work.chain))
+
+    def _take(self, wait_s: float, *, most: int = _TAKEN) -> int:
         """Handle what has arrived; return how much that was."""
-        entries = self.inbox.take(timeout_s=wait_s)
+        entries = self.inbox.take(timeout_s=wait_s, most=most)
         for entry in entries:
             try:
                 if isinstance(entry, ReceivedMessage):
@@ -152,22 +226,46 @@ class Orchestrator:
         self.handlers.look_after_guard()
         return len(entries)
 
-    def _failed(self, batch: Batch, error: Exception) -> None:
-        """A step failed as a whole: its sessions lose their keys and values, and those who wait are told."""
+    def _failed(self, batch: Batch, error: Exception) -> list["_Answer"]:
+        """A step failed as a whole: its sessions lose their keys and values, and those who wait are to be told."""
         _log.error("A step of %d sessions failed: %s", len(batch.items), error)
         for work in batch.works:
-            self.scheduler.evict(work.session)
+            if work.session in self.sessions:
+                self.scheduler.evict(work.session)
         # Prompts are given up only when they have failed without the drafts.
-        for work in batch.verifications or batch.works:
-            what = "verify the draft" if work.chain else "take the prompt"
-            self._give_up(work, f"The edge could not {what}: {error}")
+        return [
+            _give_up(work, f"The edge could not {'verify the draft' if work.chain else 'take the prompt'}: {error}")
+            for work in batch.verifications or batch.works
+            if self._awaited(work)
+        ]
 
-    def _give_up(self, work: Work, sentence: str) -> None:
-        session = work.session
-        draft = work.chain[0].draft if work.chain else None
-        fault = DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, sentence)
-        session.fail(fault)
-        self.answers.fault(session.device, fault, session=session, draft=draft)
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a device is to be told.
+
+    Attributes:
+        work: The part of a step that it comes from.
+        results: What was decided on its drafts, and what that took.
+        fault: Or why nothing was.
+    """
+
+    work: Work
+    results: Sequence[tuple[DraftResult, DraftTiming]] = ()
+    fault: DraftFault | None = None
+
+
+def _give_up(work: Work, sentence: str) -> _Answer:
+    """End a session without its text."""
+    fault = DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, sentence)
+    work.session.fail(fault)
+    return _Answer(work, fault=fault)
+
+
+def _without_verdict(work: Work) -> _Answer:
+    """Log the exception that is being handled, and give up its session: it must not stop the service of all others."""
+    _log.exception("A verdict for session %s could not be given.", work.session.session.hex())
+    return _give_up(work, "The edge could not give a verdict; its log says why.")
 
 
 def _case(work: Work) -> Case:

@@ -4,8 +4,9 @@ A session has tokens it knows and tokens it has computed; a step computes some o
 after eviction and verification differ in nothing but whether rows of logits are wanted at the end.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from fleet_edge.batching.background import BackgroundWork
@@ -20,11 +21,14 @@ from fleet_edge.verifiers.prefix_cache import PrefixCache, PrefixSharing
 
 __all__ = ["Scheduler"]
 
+_log = logging.getLogger(__name__)
+
 
 class Scheduler:
     """Owns the verifier: picks the next step, makes room for it, has it computed, and knows what it took.
 
-    It is told of what concerns a session: opened, draft arrived, answered, ended. Times are monotonic seconds.
+    It is told of what concerns a session: opened, draft arrived, answered, ended. Times are monotonic seconds. All but
+    `score` is called on one thread; that on any, between `began` and `ended`.
 
     Args:
         verifier: The target model; nobody else calls it.
@@ -54,6 +58,8 @@ class Scheduler:
         self._used: dict[int, int] = {}
         self._evicted: set[int] = set()  # and not computed since
         self._clock = 0
+        self._computing = False
+        self._later: deque[Callable[[], None]] = deque()  # what the verifier is to be told when the step has ended
 
     @property
     def target(self) -> TargetInfo:
@@ -68,8 +74,8 @@ class Scheduler:
 
     def opened(self, session: EdgeSession) -> None:
         """A session begins."""
-        self._verifier.open(session.handle)
-        self._verifier.expect(session.handle, session.tokens, owner=session.device)
+        tokens = tuple(session.tokens)
+        self._between_steps(lambda: self._open(session, tokens))
 
     def arrived(self, session: EdgeSession, *, at: float) -> None:
         """A draft of the session has come."""
@@ -94,7 +100,7 @@ class Scheduler:
         self._evicted.discard(session.handle)
         self._delay.forget(session.handle)
         self._prefill_log.forget(session.handle)
-        self._verifier.close(session.handle)
+        self._between_steps(lambda: self._verifier.close(session.handle))
 
     # Steps
 
@@ -110,8 +116,22 @@ class Scheduler:
         self._make_room(batch, sessions)
         return batch
 
+    def began(self) -> None:
+        """A step is to be computed: until `ended`, nobody but `score` uses the verifier."""
+        self._computing = True
+
+    def ended(self) -> None:
+        """The step is over; what the verifier is to know of sessions that have come and gone meanwhile, it is told."""
+        self._computing = False
+        while self._later:
+            try:
+                self._later.popleft()()
+            except Exception:  # noqa: BLE001 - logged with its traceback
+                # One session must not stop the service of all others.
+                _log.exception("What concerns a session could not be passed on to the target model.")
+
     def score(self, batch: Batch) -> Logits:
-        """Compute a step.
+        """Compute a step. Callable on any thread, between `began` and `ended`.
 
         Returns:
             float32 logits `[sum of rows, vocabulary size]` of the verifications, in order; valid until the next step
@@ -136,6 +156,8 @@ class Scheduler:
             verified=any(work.chain and not work.background for work in batch.works),
         )
         for work in batch.works:
+            if work.session.handle not in self._used:
+                continue  # it has ended meanwhile
             self._evicted.discard(work.session.handle)
             if work.prefilled:
                 work.session.counters += SegmentCounters(prefill_tokens=work.prefilled)
@@ -188,6 +210,17 @@ class Scheduler:
             held[session.device] += self._verifier.computed(session.handle)
         whole = self._verifier.capacity() + held.total() + self._verifier.retained_tokens
         return {device for device, tokens in held.items() if tokens > self._kv_share(device) * whole}
+
+    def _between_steps(self, call: Callable[[], None]) -> None:
+        """Tell the verifier something: at once, or, while it computes, when it has done so."""
+        if self._computing:
+            self._later.append(call)
+        else:
+            call()
+
+    def _open(self, session: EdgeSession, tokens: Sequence[int]) -> None:
+        self._verifier.open(session.handle)
+        self._verifier.expect(session.handle, tokens, owner=session.device)
 
     def _evict(self, handle: int) -> None:
         self._verifier.evict(handle)

@@ -176,6 +176,19 @@ class EdgeSession:
         length = sum(len(arrived.draft.tokens) for arrived in chain)
         return not chain[-1].draft.more and self.committed + length < self.limits.max_new_tokens
 
+    def awaits(self, chain: Sequence[ReceivedDraft]) -> bool:
+        """Whether what was computed for a chain still decides something, whatever has arrived since.
+
+        A text that has ended wants no more, and a draft may have been given up for a request to write, or a request for
+        a draft. But a token that the edge writes by itself is the same, whichever request it was computed under.
+        """
+        ready, first = self.ready, chain[0]
+        if ready is None:
+            return False
+        if first.draft.write is not None:
+            return ready.draft.write is not None and ready.draft.base == first.draft.base
+        return all(self._waiting.at(arrived.draft.base) is arrived for arrived in chain)
+
     def settle(self, chain: Sequence[ReceivedDraft], judgement: Judgement) -> list[DraftResult]:
         """Commit what a judgement on the chain accepts.
 

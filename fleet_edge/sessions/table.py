@@ -52,6 +52,12 @@ class SessionTable:
     def __iter__(self) -> Iterator[EdgeSession]:
         return (lease.session for lease in list(self._by_handle.values()))
 
+    def __contains__(self, session: object) -> bool:
+        if not isinstance(session, EdgeSession):
+            return False
+        lease = self._by_handle.get(session.handle)
+        return lease is not None and lease.session is session
+
     def named(self, device: str, session: bytes) -> EdgeSession | None:
         """Return a device's session by its own name."""
         handle = self._by_name.get((device, session))

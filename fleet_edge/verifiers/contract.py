@@ -117,7 +117,9 @@ class Item:
 class Verifier(Protocol):
     """The target model.
 
-    Calls come from one thread. After `score` returns, `computed(sequence)` has grown by `len(item.tokens)`.
+    One call comes after the other, but not from one thread: an edge has steps computed on a thread of their own, and
+    calls the other methods between two steps. After `score` returns, `computed(sequence)` has grown by
+    `len(item.tokens)`.
     """
 
     @property

@@ -1,6 +1,7 @@
 """What is open when an edge ends, and how the log tells of it."""
 
 import random
+from typing import Any
 
 import pytest
 
@@ -73,15 +74,15 @@ def test_closes_that_follow_each_other_are_all_taken_before_the_end(monkeypatch:
     waiting = list(devices)
     take = fleet.edge.inbox.take
 
-    def take_one(*, timeout_s: float) -> list[object]:
+    def take_one(**options: Any) -> list[object]:
         """As it is on a network: each arrives on its own."""
         if waiting:
             device = waiting.pop()
             device.publish(Topic.CLOSE, encode_close(device.session.close(wall_ms=1.0)))
             fleet.broker.pump()
-        return list(take(timeout_s=timeout_s))
+        return list(take(**options))
 
-    monkeypatch.setattr(type(fleet.edge.inbox), "take", lambda _inbox, *, timeout_s: take_one(timeout_s=timeout_s))
+    monkeypatch.setattr(type(fleet.edge.inbox), "take", lambda _inbox, **options: take_one(**options))
     fleet.edge.take_last(wait_s=0.01)
     assert len(fleet.edge.sessions) == 0
     assert [closed.counters is not None for closed in fleet.sink.of(SessionClosed)] == [True] * 3

@@ -1,4 +1,5 @@
 import logging
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -111,6 +112,16 @@ def test_what_is_taken_at_once_is_bounded(inbox: IntakeQueue) -> None:
         inbox.put(received("device-1", number))
     assert len(inbox.take(timeout_s=0.0, most=4)) == 4
     assert len(inbox.take(timeout_s=60.0, most=400)) == 6
+
+
+@pytest.mark.timeout(20)
+def test_whoever_waits_for_something_else_too_is_woken(inbox: IntakeQueue) -> None:
+    inbox.wake()
+    assert inbox.take(timeout_s=1e6) == []
+    thread = threading.Thread(target=inbox.wake)
+    thread.start()
+    assert inbox.take(timeout_s=1e6) == []
+    thread.join()
 
 
 def test_entries_are_taken_in_order(inbox: IntakeQueue) -> None:

@@ -145,7 +145,7 @@ def test_a_step_that_fails_leaves_nothing_computed(
     def broken(*_: object) -> None:
         raise ValueError("after the forward pass")
 
-    monkeypatch.setattr("fleet_edge.orchestrator.judge_batch", broken)
+    monkeypatch.setattr("fleet_edge.batching.computing.judge_batch", broken)
     with caplog.at_level(logging.CRITICAL):
         fleet.step()
     assert fleet.verifier.capacity() >= room

@@ -214,6 +214,14 @@ class ProtocolModel(RuleBasedStateMachine):
         """Let one machine do what it can."""
         (*self.edges, *self.devices)[which].work()
 
+    @rule(moves=moves, which=st.integers(0, 1), place=places)
+    def compute(self, moves: int, which: int, place: int) -> None:
+        """Let an edge compute, and a message arrive meanwhile."""
+        self._go_on(moves)
+        self.edges[which].compute()
+        if self.broker.waiting:
+            self.broker.arrive(place % len(self.broker.waiting))
+
     @precondition(lambda self: self.harsh)
     @rule(moves=moves, seconds=st.sampled_from((0.1, 1.0, 2.0, 11.0, 16.0, 61.0)))
     def wait(self, moves: int, seconds: float) -> None:
@@ -360,7 +368,11 @@ class ProtocolModel(RuleBasedStateMachine):
         orchestrator, sessions = life.orchestrator, life.orchestrator.sessions
         handles = {session.handle for session in sessions}
         assert len(sessions) == len(sessions._by_name) == len(handles)
-        assert set(life.verifier._table.lengths) == handles, "keys and values are kept of sessions that are over"
+        if not edge.computing:  # it is told when it has computed
+            cache = orchestrator.scheduler._verifier
+            assert set(cache._open) == handles, "keys and values are kept of sessions that are over"
+            assert set(life.verifier._table.lengths) == set(cache._held)
+            assert len(cache._held) == len(handles) + len(cache._retained)
         scheduler = orchestrator.scheduler
         assert set(orchestrator.handlers.recorder._segments) == handles
         for kept in (scheduler._used, scheduler._evicted, scheduler._delay._answered, scheduler._prefill_log._steps):
