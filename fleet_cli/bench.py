@@ -12,6 +12,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 _BENCHMARKS: Final = {
     "batching": "Verify one device and eight together: committed tokens for each second of edge compute.",
     "conversation": "Talk for ten turns, begin alike on 32 devices: tokens computed at both ends, time to the first.",
+    "engines": "Time a step of each verifier beside the raw engine under it: llama.cpp, or matrix products.",
     "faults": "Kill, stop, cut off and fill up what there is while devices write: are texts and log right, how soon?",
     "exactness": "Prove through a real mosquitto that texts follow the target's law, and that faults are caught.",
     "fenced": "What the messages of a device that is shut out cost the edge, by thread, beside a bare reader.",

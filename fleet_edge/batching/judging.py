@@ -6,9 +6,11 @@ law, and only as far as drafts are accepted. The decision itself is `dssd.judgem
 in shaping alone; a property test holds the two together.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,10 @@ from fleet_edge.batching.shaping import ShapedRows, shape_rows
 from fleet_edge.verifiers.contract import Logits
 from schemas.policy import SamplingPolicy
 
-__all__ = ["Case", "judge_batch"]
+if TYPE_CHECKING:
+    import torch  # an edge may do without it
+
+__all__ = ["Case", "judge_array", "judge_batch", "judge_tensor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,48 +61,102 @@ def judge_batch(logits: Logits, cases: Sequence[Case]) -> list[Judgement | None]
     Returns:
         A judgement for each; None where the target's logits are not numbers. Nothing in them refers to the logits.
     """
-    if not isinstance(logits, np.ndarray) and logits.device.type == "cpu":
-        logits = logits.numpy()  # the same memory
-    starts = np.cumsum([0, *(case.rows for case in cases)])
-    dist_at: list[Callable[[int], Dist]] = [
-        _unbounded(logits, int(start), case.policy) for start, case in zip(starts[:-1], cases, strict=True)
+    if isinstance(logits, np.ndarray):
+        return judge_array(logits, cases)
+    if logits.device.type == "cpu":
+        return judge_array(logits.numpy(), cases)  # the same memory
+    return judge_tensor(logits, cases)
+
+
+def judge_array(logits: NDArray[np.float32], cases: Sequence[Case]) -> list[Judgement | None]:
+    """Decide on all cases; see `judge_batch`."""
+    starts, groups = _grouped(cases, logits.shape[1])
+    shaped = [
+        shape_rows(logits if len(group.rows) == len(logits) else logits[group.rows], group.policies, group.support)
+        for group in groups
     ]
-    groups: dict[int, list[int]] = defaultdict(list)
+    return _decide_all(cases, starts, groups, shaped, row_at=logits.__getitem__)
+
+
+def judge_tensor(logits: "torch.Tensor", cases: Sequence[Case]) -> list[Judgement | None]:
+    """Decide on all cases where the logits lie on another device, which is waited for once; see `judge_batch`."""
+    from fleet_edge.batching.torch_shaping import shape_groups  # noqa: PLC0415 - an edge may do without torch
+
+    starts, groups = _grouped(cases, logits.shape[1])
+    among = {place for group in groups for place in group.places}
+    whole = [
+        row
+        for place, case in enumerate(cases)
+        if place not in among
+        for row in range(starts[place], starts[place] + case.rows)
+    ]
+    shaped, rows = shape_groups(logits, groups, whole)
+    number = {row: index for index, row in enumerate(whole)}
+    return _decide_all(cases, starts, groups, shaped, row_at=lambda row: rows[number[row]])
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Cases whose policies have one bounded support.
+
+    Attributes:
+        support: Tokens that a policy keeps at most.
+        places: Of the cases.
+        rows: int64, of all cases in order.
+        policies: One for each row.
+    """
+
+    support: int
+    places: list[int]
+    rows: NDArray[np.int64]
+    policies: list[SamplingPolicy]
+
+
+def _grouped(cases: Sequence[Case], size: int) -> tuple[list[int], list[_Group]]:
+    """Return the first row of each case, and groups of those that are shaped at once."""
+    starts = [0, *itertools.accumulate(case.rows for case in cases)]
+    by_support: dict[int, list[int]] = defaultdict(list)
     for place, case in enumerate(cases):
         support = 1 if case.policy.greedy else case.policy.top_k
-        if 0 < support < logits.shape[-1]:
-            groups[support].append(place)
-    for support, places in groups.items():
-        rows = np.concatenate([np.arange(starts[place], starts[place + 1]) for place in places])
-        policies = [cases[place].policy for place in places for _ in range(cases[place].rows)]
-        shaped = _shape(logits, rows, policies, support)
+        if 0 < support < size:
+            by_support[support].append(place)
+    groups = [
+        _Group(
+            support,
+            places,
+            np.concatenate([np.arange(starts[place], starts[place + 1]) for place in places]),
+            [cases[place].policy for place in places for _ in range(cases[place].rows)],
+        )
+        for support, places in by_support.items()
+    ]
+    return starts, groups
+
+
+def _decide_all(
+    cases: Sequence[Case],
+    starts: Sequence[int],
+    groups: Sequence[_Group],
+    shaped: Sequence[ShapedRows],
+    *,
+    row_at: Callable[[int], NDArray[np.float32]],
+) -> list[Judgement | None]:
+    dist_at = [_unbounded(row_at, start, case.policy) for start, case in zip(starts, cases, strict=False)]
+    for group, rows in zip(groups, shaped, strict=True):
         offset = 0
-        for place in places:
-            dist_at[place] = _bounded(shaped, offset)
+        for place in group.places:
+            dist_at[place] = _bounded(rows, offset)
             offset += cases[place].rows
     return [_decide(case, at) for case, at in zip(cases, dist_at, strict=True)]
-
-
-def _shape(logits: Logits, rows: NDArray[np.int64], policies: Sequence[SamplingPolicy], support: int) -> ShapedRows:
-    """Shape some of the rows, for policies of one bounded support."""
-    every = len(rows) == len(logits)
-    if isinstance(logits, np.ndarray):
-        return shape_rows(logits if every else logits[rows], policies, support)
-    from fleet_edge.batching import torch_shaping  # noqa: PLC0415 - an edge may do without torch
-
-    return torch_shaping.shape_rows(logits if every else logits[rows.tolist()], policies, support)
 
 
 def _bounded(shaped: ShapedRows, offset: int) -> Callable[[int], Dist]:
     return lambda number: shaped.row(offset + number)
 
 
-def _unbounded(logits: Logits, offset: int, policy: SamplingPolicy) -> Callable[[int], Dist]:
-    def at(number: int) -> Dist:
-        row = logits[offset + number]
-        return shape(row if isinstance(row, np.ndarray) else row.cpu().numpy(), policy)
-
-    return at
+def _unbounded(
+    row_at: Callable[[int], NDArray[np.float32]], offset: int, policy: SamplingPolicy
+) -> Callable[[int], Dist]:
+    return lambda number: shape(row_at(offset + number), policy)
 
 
 def _decide(case: Case, at: Callable[[int], Dist]) -> Judgement | None:

@@ -1,8 +1,7 @@
-"""Top-k logits of every row of a tensor, exactly and in order, for less than a general selection costs.
+"""The k largest logits of every row of a tensor, exactly and in order, for less than a general selection costs.
 
-A row is cut into blocks, and one pass finds the largest element of each. The k-th largest of those is a lower bound
-of the row's k-th largest element: only blocks that reach it are looked into, and only the few elements that reach it
-are sorted.
+A row is cut into blocks, and one pass finds the largest element of each: the k largest elements lie in k of them, which
+alone are sorted. Nothing has a size that depends on the logits, so that a processor need not wait for a GPU.
 """
 
 from typing import Final
@@ -17,8 +16,6 @@ BLOCK: Final = 64
 
 def top_k(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the k largest elements of every row: the head of a stable descending sort.
-
-    Rows in which very many elements are equal cost as much as that sort.
 
     Args:
         logits: float32 `[rows, size]`. Minus infinity is allowed; what is not a number comes first.
@@ -36,33 +33,15 @@ def top_k(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     if rows == 0 or k > size // BLOCK:
         values, ids = logits.sort(dim=1, descending=True, stable=True)
         return values[:, :k], ids[:, :k]
-    row, ids = _candidates(logits, k)
-    values = logits[row, ids]
-    # One line a row, in rising order of id, so that the stable sort leaves equals in that order.
-    counts = torch.bincount(row, minlength=rows)
-    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    lines = values.new_full((rows, int(counts.max())), -torch.inf)
-    lines[row, place] = values
-    line_ids = ids.new_zeros(lines.shape)
-    line_ids[row, place] = ids
-    best, order = lines.sort(dim=1, descending=True, stable=True)
-    return best[:, :k], line_ids.gather(1, order[:, :k])
-
-
-def _candidates(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return row and id, int64 `[candidates]`, of k elements or more a row, the k largest among them; both rise."""
-    size = logits.shape[1]
-    largest = _largest(logits)
-    bound = largest.topk(k, dim=1).values[:, -1:]
-    # "Not less" rather than "greater or equal": what is not a number stays a candidate, and as a bound admits all.
-    row, block = (~(largest < bound)).nonzero(as_tuple=True)
-    ids = block.unsqueeze(1) * BLOCK + torch.arange(BLOCK, device=logits.device)
-    values = logits.take(row.unsqueeze(1) * size + ids.clamp_max(size - 1))
-    reaches = values.lt(bound[row]).logical_not_()
+    # By falling maximum, equals by rising number, the first k blocks hold the k largest elements: one that lies in
+    # another block has k before it, the maxima of these.
+    blocks = _largest(logits).sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
+    candidates = (blocks.unsqueeze(2) * BLOCK + torch.arange(BLOCK, device=logits.device)).flatten(1)
+    values = logits.gather(1, candidates.clamp_max(size - 1))
     if size % BLOCK:
-        reaches &= ids < size  # the last block is short
-    which, offset = reaches.nonzero(as_tuple=True)
-    return row[which], ids[which, offset]
+        values.masked_fill_(candidates >= size, -torch.inf)  # the last block is short
+    best, order = values.sort(dim=1, descending=True, stable=True)
+    return best[:, :k], candidates.gather(1, order[:, :k])
 
 
 def _largest(logits: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from fleet_edge.verifiers.packed.indices import Index, Indices
 from fleet_edge.verifiers.packed.slabs import Slab, Slot
 
 __all__ = ["Group", "Layout", "Part", "Write", "lay_out"]
@@ -47,13 +48,13 @@ class Write:
         slab: Memory.
         begin: First row.
         end: Row after the last.
-        places: int64 `[end - begin]`: slot * capacity + position.
+        places: `[end - begin]`: slot * capacity + position.
     """
 
     slab: Slab
     begin: int
     end: int
-    places: torch.Tensor
+    places: Index
 
 
 @dataclass(slots=True, eq=False)
@@ -67,10 +68,12 @@ class Group:
         width: Query rows a slot.
         begin: First row.
         end: Row after the last.
-        gather: int64 `[sequences * width]`: the row, counted from `begin`, that fills each query row; None if
-            they are the rows as they lie.
-        scatter: int64 `[end - begin]`: the query row that answers each row; None likewise.
-        positions: int64 `[sequences, width]`: of the query rows, in their sequence.
+        gather: `[sequences * width]`: the row, counted from `begin`, that fills each query row; None if they are the
+            rows as they lie.
+        scatter: `[end - begin]`: the query row that answers each row; None likewise.
+        positions: `[sequences * width]`: of the query rows, in their sequence.
+        lowest: The lowest of the positions.
+        longest: Tokens of the longest sequence, those of the step among them.
     """
 
     slab: Slab
@@ -79,10 +82,11 @@ class Group:
     width: int
     begin: int
     end: int
-    gather: torch.Tensor | None
-    scatter: torch.Tensor | None
-    positions: torch.Tensor
-    longest: int = 0
+    gather: Index | None
+    scatter: Index | None
+    positions: Index
+    lowest: int
+    longest: int
     _masks: dict[tuple[int | None, int, torch.dtype], tuple[int, torch.Tensor]] = field(default_factory=dict)
 
     def mask(self, window: int | None, *, heads: int, dtype: torch.dtype) -> tuple[int, torch.Tensor]:
@@ -100,10 +104,11 @@ class Group:
         known = self._masks.get((window, heads, dtype))
         if known is not None:
             return known
-        first = 0 if window is None else max(0, int(self.positions.min()) - window + 1)
-        device = self.positions.device
+        first = 0 if window is None else max(0, self.lowest - window + 1)
+        positions = self.positions.tensor
+        device = positions.device
         keys = torch.arange(first, self.longest, device=device)
-        rows = self.positions.unsqueeze(-1)  # [sequences, width, 1]
+        rows = positions.view(self.sequences, self.width, 1)
         hidden = keys > rows
         if window is not None:
             hidden |= keys <= rows - window
@@ -132,8 +137,13 @@ class Layout:
     groups: tuple[Group, ...]
 
 
-def lay_out(parts: Sequence[Part], *, device: torch.device) -> Layout:
-    """Lay out a step of distinct sequences."""
+def lay_out(parts: Sequence[Part], indices: Indices) -> Layout:
+    """Lay out a step of distinct sequences.
+
+    Args:
+        parts: Of each sequence.
+        indices: Collects the index lists; the layout can be used when they have been sent.
+    """
     slabs: dict[int, list[int]] = {}
     for index, part in enumerate(parts):
         slabs.setdefault(id(part.slot.slab), []).append(index)
@@ -148,10 +158,10 @@ def lay_out(parts: Sequence[Part], *, device: torch.device) -> Layout:
             for index in run:
                 starts[index] = row
                 row += parts[index].count
-            groups.append(_group([parts[index] for index in run], begin=starts[run[0]], device=device))
+            groups.append(_group([parts[index] for index in run], begin=starts[run[0]], indices=indices))
             order.extend(run)
         placed = [parts[index] for index in order[-len(members) :]]
-        writes.append(_write(placed, begin=begin, end=row, device=device))
+        writes.append(_write(placed, begin=begin, end=row, indices=indices))
     return Layout(tuple(order), tuple(starts), row, tuple(writes), tuple(groups))
 
 
@@ -173,16 +183,16 @@ def _runs(parts: Sequence[Part], members: Sequence[int]) -> Iterator[list[int]]:
         yield run
 
 
-def _write(parts: Sequence[Part], *, begin: int, end: int, device: torch.device) -> Write:
+def _write(parts: Sequence[Part], *, begin: int, end: int, indices: Indices) -> Write:
     slab = parts[0].slot.slab
     places: list[int] = []
     for part in parts:
         first = part.slot.index * slab.capacity + part.start
         places.extend(range(first, first + part.count))
-    return Write(slab, begin, end, torch.tensor(places, dtype=torch.int64, device=device))
+    return Write(slab, begin, end, indices.add(places))
 
 
-def _group(parts: Sequence[Part], *, begin: int, device: torch.device) -> Group:
+def _group(parts: Sequence[Part], *, begin: int, indices: Indices) -> Group:
     slab, first = parts[0].slot.slab, parts[0].slot.index
     sequences = parts[-1].slot.index - first + 1
     width = max(part.count for part in parts)
@@ -206,8 +216,9 @@ def _group(parts: Sequence[Part], *, begin: int, device: torch.device) -> Group:
         width=width,
         begin=begin,
         end=begin + rows,
-        gather=None if as_they_lie else torch.tensor(gather, dtype=torch.int64, device=device),
-        scatter=None if as_they_lie else torch.tensor(scatter, dtype=torch.int64, device=device),
-        positions=torch.tensor(positions, dtype=torch.int64, device=device).view(sequences, width),
+        gather=None if as_they_lie else indices.add(gather),
+        scatter=None if as_they_lie else indices.add(scatter),
+        positions=indices.add(positions),
+        lowest=min(part.start for part in parts),
         longest=max(part.start + part.count for part in parts),
     )

@@ -35,7 +35,7 @@ def _store(write: Write, call: Call) -> None:
         (write.slab.keys[call.layer], call.key),
         (write.slab.values[call.layer], call.value),
     ):
-        stored.flatten(0, 1).index_copy_(0, write.places, new[write.begin : write.end])
+        stored.flatten(0, 1).index_copy_(0, write.places.tensor, new[write.begin : write.end])
 
 
 def _answer(group: Group, call: Call) -> torch.Tensor:
@@ -45,7 +45,7 @@ def _answer(group: Group, call: Call) -> torch.Tensor:
     n, width = group.sequences, group.width
     query = call.query[group.begin : group.end]
     if group.gather is not None:
-        query = query.index_select(0, group.gather)
+        query = query.index_select(0, group.gather.tensor)
     query = query.reshape(n, width, kv_heads, shared, -1)
     if width > FEW_ROWS:
         # Prefill: one sequence, and its heads are the batch; the mask need not be repeated.
@@ -67,7 +67,7 @@ def _answer(group: Group, call: Call) -> torch.Tensor:
         return found.permute(2, 1, 0, 3).reshape(width, kv_heads * shared, -1)
     found = found.view(n, kv_heads, shared, width, -1).permute(0, 3, 1, 2, 4)
     found = found.reshape(n * width, kv_heads * shared, -1)
-    return found if group.scatter is None else found.index_select(0, group.scatter)
+    return found if group.scatter is None else found.index_select(0, group.scatter.tensor)
 
 
 def _capped(

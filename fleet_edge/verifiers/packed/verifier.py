@@ -15,6 +15,7 @@ import torch
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo, VerifierError
 from fleet_edge.verifiers.packed.architecture import inspect_model
 from fleet_edge.verifiers.packed.attention import running
+from fleet_edge.verifiers.packed.indices import Indices
 from fleet_edge.verifiers.packed.kv import KVStore, servable_context, tokens_to_serve
 from fleet_edge.verifiers.packed.layout import Part, lay_out
 from fleet_edge.verifiers.packed.slabs import SlabMemory
@@ -124,7 +125,8 @@ class PackedVerifier:
 
     def _forward(self, items: Sequence[Item]) -> torch.Tensor:
         parts = self._parts(items)
-        layout = lay_out(parts, device=self._device)
+        indices = Indices(self._device)
+        layout = lay_out(parts, indices)
         tokens: list[int] = []
         positions: list[int] = []
         for index in layout.order:
@@ -134,12 +136,14 @@ class PackedVerifier:
         for item, start, part in zip(items, layout.starts, parts, strict=True):
             end = start + part.count
             wanted.extend(range(end - item.rows, end))
+        ids, places, rows = indices.add(tokens), indices.add(positions), indices.add(wanted)
         with torch.inference_mode(), running(PackedStep(layout)):
+            indices.send()
             output = self._model(
-                input_ids=self._indices(tokens).unsqueeze(0),
-                position_ids=self._indices(positions).unsqueeze(0),
+                input_ids=ids.tensor.unsqueeze(0),
+                position_ids=places.tensor.unsqueeze(0),
                 use_cache=False,
-                logits_to_keep=self._indices(wanted),
+                logits_to_keep=rows.tensor,
             )
             logits: torch.Tensor = output.logits[0, :, : self._info.vocabulary.size].float()
         return logits
@@ -158,9 +162,6 @@ class PackedVerifier:
     def _lengths(self, items: Sequence[Item]) -> dict[int, int]:
         """Return by sequence the tokens that it has computed after a step."""
         return {item.sequence: self._table.computed(item.sequence) + len(item.tokens) for item in items}
-
-    def _indices(self, values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._device)
 
 
 def _no_memory() -> CapacityExceeded:

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from dssd.distribution import Dist, shape
 from dssd.judgement import Judgement, judge
 from dssd.proposal import propose
-from fleet_edge.batching.judging import Case, judge_batch
-from fleet_edge.verifiers.contract import Logits
+from fleet_edge.batching.judging import Case, judge_batch, judge_tensor
 from schemas.policy import Mode, SamplingPolicy
+from tests.support.no_waiting import waits_counted
 
 Rows = NDArray[np.float32]
-GivenAs = Callable[[Rows], Logits]
+JudgeBatch = Callable[[Rows, Sequence[Case]], list[Judgement | None]]
 VOCABULARY = 30
 POLICY = st.builds(
     SamplingPolicy,
@@ -54,12 +54,27 @@ def batches(draw: st.DrawFn) -> tuple[Rows, list[Case]]:
     return np.concatenate(rows), cases
 
 
-def as_array(logits: Rows) -> Logits:
+def of_array(logits: Rows, cases: Sequence[Case]) -> list[Judgement | None]:
     logits.flags.writeable = False
-    return logits
+    try:
+        return judge_batch(logits, cases)
+    finally:
+        logits.flags.writeable = True
 
 
-both = pytest.mark.parametrize("given_as", [as_array, torch.from_numpy])
+def of_tensor(logits: Rows, cases: Sequence[Case]) -> list[Judgement | None]:
+    return judge_batch(torch.from_numpy(logits), cases)
+
+
+def of_device(logits: Rows, cases: Sequence[Case]) -> list[Judgement | None]:
+    """Decide as if the tensor lay on another device, and hold that nothing waits for it on the way."""
+    with waits_counted() as waits:
+        found = judge_tensor(torch.from_numpy(logits), cases)
+    assert waits == []
+    return found
+
+
+every = pytest.mark.parametrize("judge_all", [of_array, of_tensor, of_device])
 
 
 def by_the_law(logits: Rows, cases: Sequence[Case]) -> list[Judgement | None]:
@@ -89,17 +104,17 @@ def same(twin: Judgement | None, law: Judgement | None) -> None:
         assert (twin.p.probs.astype(np.float32) == twin.p.probs).all()
 
 
-@both
+@every
 @given(batch=batches())
 @settings(max_examples=300, deadline=None)
-def test_the_batched_twin_decides_as_the_law_does(given_as: GivenAs, batch: tuple[Rows, list[Case]]) -> None:
+def test_the_batched_twin_decides_as_the_law_does(judge_all: JudgeBatch, batch: tuple[Rows, list[Case]]) -> None:
     logits, cases = batch
-    twins = judge_batch(given_as(logits), cases)
+    twins = judge_all(logits, cases)
     for twin, law in zip(twins, by_the_law(logits, cases), strict=True):
         same(twin, law)
 
 
-@both
+@every
 @pytest.mark.parametrize(
     "policy",
     [SamplingPolicy(temperature=0, seed=1), SamplingPolicy(top_k=5, seed=1), SamplingPolicy(top_k=0, seed=1)],
@@ -107,13 +122,13 @@ def test_the_batched_twin_decides_as_the_law_does(given_as: GivenAs, batch: tupl
 )
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_logits_that_are_no_numbers_spoil_their_own_case_alone(
-    given_as: GivenAs, policy: SamplingPolicy, wrong: float
+    judge_all: JudgeBatch, policy: SamplingPolicy, wrong: float
 ) -> None:
     random = np.random.default_rng(1)
     logits = random.normal(size=(3, VOCABULARY)).astype(np.float32)
     logits[1, 4] = wrong
     cases = [Case((), (), policy, 0, bonus=True)] * 3
-    before, spoilt, after = judge_batch(given_as(logits), cases)
+    before, spoilt, after = judge_all(logits, cases)
     assert spoilt is None
     law = by_the_law(logits, cases)
     same(before, law[0])
@@ -135,15 +150,14 @@ def test_an_empty_batch_gives_no_judgements() -> None:
     assert judge_batch(np.zeros((0, VOCABULARY), dtype=np.float32), []) == []
 
 
-@both
-def test_judgements_outlive_the_memory_that_the_logits_lay_in(given_as: GivenAs) -> None:
+@every
+def test_judgements_outlive_the_memory_that_the_logits_lay_in(judge_all: JudgeBatch) -> None:
     """A verifier may compute its next step into it."""
     logits = np.random.default_rng(2).normal(size=(6, VOCABULARY)).astype(np.float32)
     policies = [SamplingPolicy(top_k=5, seed=1), SamplingPolicy(top_k=0, seed=1)]
     cases = [Case((7, 9), (65536, 65536), policy, 0, bonus=True) for policy in policies]
     law, memory = by_the_law(logits, cases), logits.copy()
-    twins = judge_batch(given_as(memory), cases)
-    memory.flags.writeable = True
+    twins = judge_all(memory, cases)
     memory[:] = 3.0
     for twin, expected in zip(twins, law, strict=True):
         assert twin is not None

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from fleet_edge.verifiers.packed.indices import Indices
 from fleet_edge.verifiers.packed.layout import FEW_ROWS, Layout, Part, lay_out
 from fleet_edge.verifiers.packed.slabs import Slab, Slot
-
-CPU = torch.device("cpu")
 
 
 def _slab(capacity: int = 64) -> Slab:
@@ -16,7 +15,9 @@ def _slab(capacity: int = 64) -> Slab:
 
 
 def _lay_out(parts: Sequence[Part]) -> Layout:
-    layout = lay_out(parts, device=CPU)
+    indices = Indices(torch.device("cpu"))
+    layout = lay_out(parts, indices)
+    indices.send()
     covered = sorted(row for group in layout.groups for row in range(group.begin, group.end))
     assert covered == list(range(layout.rows)) == list(range(sum(part.count for part in parts)))
     assert sorted(layout.order) == list(range(len(parts)))
@@ -40,8 +41,9 @@ def test_ragged_neighbours_are_padded_to_the_widest() -> None:
     layout = _lay_out([Part(Slot(slab, 0), 7, 1), Part(Slot(slab, 1), 3, 3)])
     (group,) = layout.groups
     assert group.scatter is not None
-    assert group.scatter.tolist() == [0, 3, 4, 5]
-    assert group.positions.tolist() == [[7, 7, 7], [3, 4, 5]]
+    assert group.scatter.tensor.tolist() == [0, 3, 4, 5]
+    assert group.positions.tensor.tolist() == [7, 7, 7, 3, 4, 5]
+    assert (group.lowest, group.longest) == (3, 8)
 
 
 @pytest.mark.parametrize(("capacity", "calls"), [(64, 1), (256, 1), (384, 2), (1024, 2)])
@@ -68,7 +70,7 @@ def test_new_keys_go_behind_the_computed_ones() -> None:
     slab = _slab()
     layout = _lay_out([Part(Slot(slab, 1), 10, 2), Part(Slot(slab, 0), 3, 1)])
     (write,) = layout.writes
-    assert write.places.tolist() == [3, 64 + 10, 64 + 11]
+    assert write.places.tensor.tolist() == [3, 64 + 10, 64 + 11]
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 100])

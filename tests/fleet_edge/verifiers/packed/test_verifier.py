@@ -17,6 +17,7 @@ from tests.fleet_edge.verifiers.oracle import (
     target_of,
     tiny_target,
 )
+from tests.support.no_waiting import waits_counted
 
 TOLERANCE = 1e-4
 BUDGET = 64 << 20
@@ -87,6 +88,18 @@ def test_random_work_over_several_sequences_equals_the_batch_one_oracle(name: st
             start += rows
     assert kinds == {"evict", "fork", "rollback", "prefill", "verify"}
     assert max(len(session.tokens) for session in sessions) > 64  # longer than the smallest slot and the window
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2-softcap-window", "mistral-window", "phi3"])
+def test_nothing_in_a_step_waits_for_a_gpu(name: str) -> None:
+    verifier = PackedVerifier(tiny_target(name), budget_bytes=BUDGET)
+    for key in range(3):
+        verifier.open(key)
+    with waits_counted() as waits:
+        for step in ([(0, 40, 0), (1, 3, 1)], [(0, 1, 1), (1, 5, 5), (2, 2, 1)]):
+            verifier.score([Item(key, [7] * count, rows) for key, count, rows in step])
+            verifier.truncate(1, 2)
+    assert waits == []
 
 
 def test_the_oracle_would_notice_a_window_off_by_one() -> None:
