@@ -19,17 +19,20 @@ class Proposal:
         token: Its id.
         count: 65,536 times the probability with which it was drawn; None in coupled mode.
         quantized: What it was drawn from, kept for the correction; None in coupled mode.
+        chance: Probability of the token before quantization: how sure the draft model is. It is no part of the law.
     """
 
     token: int
     count: int | None = None
     quantized: QuantizedDist | None = None
+    chance: float = 1.0
 
 
 def propose(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
     """Draw a draft token from the draft model's shaped distribution."""
     if policy.mode is Mode.COUPLED:
-        return Proposal(coupled_token(q, policy.seed, position))
+        token = coupled_token(q, policy.seed, position)
+        return Proposal(token, chance=q.probability(token))
     quantized = quantize(q)
     token, count = draw_draft(quantized, random_uniform(policy.seed, position, Purpose.DRAFT))
-    return Proposal(token, count, quantized)
+    return Proposal(token, count, quantized, q.probability(token))

@@ -94,6 +94,7 @@ def show_sessions(title: str, found: "Sequence[SessionView]", *, wide: bool = Fa
         Column("prefilled", lambda view: view.counted.prefill_tokens, wide=True),
         Column("reused", lambda view: view.counted.reused_tokens, wide=True),
         Column("tokens", lambda view: view.counted.tokens),
+        Column("streamed", lambda view: view.counted.streamed, wide=True),
         Column("tokens/s", lambda view: view.counted.tokens_per_s, narrow="tokens\n/s"),
         Column("acceptance", lambda view: view.counted.acceptance, narrow=_ACCEPTANCE, digits=3),
         Column("rounds", lambda view: view.counted.rounds, wide=True),
@@ -192,6 +193,7 @@ def _tally_columns(tally: "Callable[[T], Tally]") -> "list[Column[T]]":
     return [
         Column("sessions", lambda row: tally(row).sessions),
         Column("tokens", lambda row: tally(row).tokens),
+        Column("streamed tokens", lambda row: tally(row).streamed, wide=True),
         Column("tokens/s per session", lambda row: tally(row).tokens_per_s, narrow="tokens/s\nper session"),
         Column("acceptance", lambda row: tally(row).acceptance, narrow=_ACCEPTANCE, digits=3),
         Column("rounds", lambda row: tally(row).rounds, wide=True),
@@ -223,6 +225,7 @@ def _facts(found: "SessionView") -> list[tuple[str, object]]:
         ("closed (UTC)", found.closed_at),
         ("ended", found.reason or "open"),
         ("tokens at the end", found.final_tokens),
+        ("tokens streamed (edge)", found.counted.streamed),
         ("draft model ms (device)", found.device_draft_ms),
         ("waiting ms (device)", found.device_wait_ms),
         ("of that network ms", found.network_ms),

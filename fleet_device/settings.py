@@ -57,7 +57,9 @@ class DeviceSettings(Settings):
     )
     models_dir: Path = setting(Path("models"), "Folder of the prepared models.", formerly=("models",))
     drafter: DrafterName = setting(
-        "llama.cpp", "What drafts: `prompt-lookup` needs only the vocabulary of the model's file."
+        "llama.cpp",
+        "What drafts. `prompt-lookup` repeats what the text has said before; `none` drafts nothing and has the edge "
+        "write. Both need only the vocabulary of the model's file.",
     )
     target_vocabulary: Path | None = setting(
         None,

@@ -37,6 +37,7 @@ class SegmentCounters:
         resampled: Of the rounds, those that asked for further samples: answered from memory, nothing was verified.
         prefill_tokens: Of the prompt and of the text, computed for what comes behind them; computed anew counts again.
         reused_tokens: Likewise needed, and taken over from what another session had computed, or an earlier one.
+        streamed: Of `tokens`, written by the edge itself because the device has asked it to.
     """
 
     tokens: int = 0
@@ -53,6 +54,7 @@ class SegmentCounters:
     resampled: int = 0
     prefill_tokens: int = 0
     reused_tokens: int = 0
+    streamed: int = 0
 
     def __add__(self, other: "SegmentCounters") -> "SegmentCounters":
         return SegmentCounters(**{name: getattr(self, name) + getattr(other, name) for name in SEGMENT_COUNTERS})

@@ -12,6 +12,7 @@ from dssd.distribution import Dist
 from dssd.downlink import correct
 from dssd.proposal import Proposal, propose
 from dssd.quantized import TOTAL, QuantizedDist, quantize
+from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.drafters.common_tokens import CommonTokens
 from fleet_edge import orchestrator
 from fleet_edge.batching.judging import Case
@@ -19,7 +20,7 @@ from fleet_testing.toy_pair import ToyPair
 from schemas.downlink import DownlinkForm
 from schemas.policy import SamplingPolicy
 
-__all__ = ["Sabotage", "at_the_device", "at_the_edge"]
+__all__ = ["UNSURE", "Sabotage", "at_the_device", "at_the_edge"]
 
 
 class Sabotage(StrEnum):
@@ -34,6 +35,7 @@ class Sabotage(StrEnum):
             probabilities among all.
         UNMAPPED: The device maps the token that it draws to the target's id, and keeps q under its own ids.
         UNSHAPED: The edge verifies against p before temperature, top_k and top_p.
+        WITHHELD: The device leaves a token out of the draft that it has drawn, because it was unsure of it.
     """
 
     NONE = "none"
@@ -43,6 +45,11 @@ class Sabotage(StrEnum):
     NOT_RENORMALISED = "not-renormalised"
     UNMAPPED = "unmapped"
     UNSHAPED = "unshaped"
+    WITHHELD = "withheld"
+
+
+UNSURE: Final = 0.5
+"""A token that was drawn with a smaller probability is one of which the toy draft model was unsure."""
 
 
 def _accept_inverted(p: float, count: int, uniform: float) -> bool:
@@ -91,6 +98,19 @@ def _propose_unmapped(q: Dist, *, policy: SamplingPolicy, position: int) -> Prop
     )
 
 
+def _draft_withholding(drafts: DraftSequence, limit: int) -> bool:
+    went_on = _draft(drafts, limit)
+    building = drafts.session._drafts.building  # noqa: SLF001
+    if went_on and building[-1].chance < UNSURE:
+        building.pop()
+        drafts.drafter.truncate(len(drafts.session.request.prompt) + drafts.session.position)
+        return False
+    return went_on
+
+
+_draft: Final = DraftSequence.draft
+
+
 def _case_unshaped(work: Any) -> Case:  # noqa: ANN401 - the scheduler's Work
     case = _case(work)
     return replace(case, policy=case.policy.model_copy(update={"temperature": 1.0, "top_k": 0, "top_p": 1.0}))
@@ -116,5 +136,7 @@ def at_the_device(kind: Sabotage, stack: ExitStack) -> None:
         stack.enter_context(patch("fleet_device.session.machine.propose", _propose_not_renormalised))
     elif kind is Sabotage.UNMAPPED:
         stack.enter_context(patch("fleet_device.session.machine.propose", _propose_unmapped))
+    elif kind is Sabotage.WITHHELD:
+        stack.enter_context(patch.object(DraftSequence, "draft", _draft_withholding))
     elif kind is Sabotage.NO_RESIDUAL:
         stack.enter_context(patch("fleet_device.session.rejection.correct", _correct_without_residual))

@@ -89,6 +89,8 @@ class Telemetry(_Control):
         mean_draft: Tokens of a draft, or None before the first.
         draft_ms_per_token: Mean, or None before the first.
         round_trip_ms: Smoothed time from draft to verdict, or None before the first.
+        streamed: Of the tokens, written by edges alone, as the device has asked them to.
+        plan: How the device writes now, or None before the first text.
     """
 
     sessions: Annotated[int, Field(ge=0, strict=True)]
@@ -97,6 +99,8 @@ class Telemetry(_Control):
     mean_draft: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     draft_ms_per_token: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     round_trip_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    streamed: Annotated[int, Field(ge=0, strict=True)] | None = None
+    plan: Annotated[str, Field(max_length=16)] | None = None
 
 
 def encode_json(message: _Control) -> bytes:

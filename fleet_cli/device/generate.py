@@ -37,6 +37,9 @@ def generate_command(
     *,
     stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template: continue the prompt as it is.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Say at the end how the text was written, and why so, on standard error.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
     events: EventStream,
 ) -> None:
@@ -56,6 +59,8 @@ def generate_command(
         else:
             print()
             print(_summary(result), file=sys.stderr)
+            if stats:
+                print(_stats(result), file=sys.stderr)
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read the text has had enough; Python must not try to write the rest at exit.
@@ -107,7 +112,7 @@ def _read_prompt(prompt: str) -> str:
 def _result(device: str, vocabulary: int, text: GeneratedText) -> dict[str, Any]:
     generation = text.generation
     counters, closed = generation.counters, generation.closed
-    tokens = len(generation.tokens)
+    tokens, choice = len(generation.tokens), generation.choice
     return {
         "device": device,
         "session": generation.session.hex(),
@@ -119,6 +124,9 @@ def _result(device: str, vocabulary: int, text: GeneratedText) -> dict[str, Any]
         "wall_s": generation.wall_ms / 1e3,
         "first_token_s": None if generation.first_ms is None else generation.first_ms / 1e3,
         "tokens_per_s": tokens / (generation.wall_ms / 1e3) if generation.wall_ms else 0.0,
+        "plan": choice and choice.plan,
+        "plan_reason": choice and choice.reason,
+        "streamed": counters.streamed,
         "acceptance": counters.acceptance,
         "rounds": counters.rounds,
         "mean_draft": generation.mean_draft,
@@ -144,6 +152,20 @@ def _summary(result: dict[str, Any]) -> str:
         f"[{result['tokens']} tokens, {result['tokens_per_s']:.1f} tokens/s, acceptance {acceptance}, "
         f"{result['rounds']} rounds{mean_draft}, {result['uplink_bytes']} bytes up, {result['downlink_bytes']} down, "
         f"ended by {result['finish']}, session {result['session']}]"
+    )
+
+
+def _stats(result: dict[str, Any]) -> str:
+    first_s = "none" if result["first_token_s"] is None else f"{result['first_token_s']:.2f} s"
+    drafted = result["tokens"] - result["streamed"]
+    return "\n".join(
+        (
+            f"  plan at the end   {result['plan']}: {result['plan_reason']}",
+            f"  tokens            {result['streamed']} written by the edge alone, {drafted} by way of drafts",
+            f"  drafted           {result['drafted']} tokens; {result['tested']} tested, {result['accepted']} accepted",
+            f"  first token       after {first_s}",
+            f"  draft model       {result['draft_ms']:.0f} ms; waiting {result['wait_ms']:.0f} ms",
+        )
     )
 
 

@@ -89,11 +89,14 @@ def _usage(text: GeneratedText) -> dict[str, int]:
 
 def _session(text: GeneratedText) -> dict[str, Any]:
     """Return what OpenAI's shapes have no place for: how to find the session in the log, and how it went."""
-    counters, policy = text.generation.counters, text.request.policy
+    counters, policy, choice = text.generation.counters, text.request.policy, text.generation.choice
     return {
         "session": text.generation.session.hex(),
         "seed": policy.seed,
         "mode": policy.mode.value,
+        "plan": choice and choice.plan,
+        "plan_reason": choice and choice.reason,
+        "streamed_tokens": counters.streamed,
         "acceptance": counters.acceptance,
         "rounds": counters.rounds,
         "uplink_bytes": counters.uplink_bytes,

@@ -15,7 +15,7 @@ from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.client.unconfirmed import UnconfirmedCloses
 from fleet_device.client.waiting import OnWait, Waiting
 from fleet_device.drafters.contract import Drafter
-from fleet_device.pacing.contract import Pacing
+from fleet_device.pacing.contract import Choice, Pacing
 from fleet_device.pacing.session_pacing import RoundTrips, SessionPacing
 from fleet_device.session.counters import SessionCounters
 from fleet_device.session.machine import DeviceSession
@@ -45,6 +45,7 @@ class Generation:
         drafts: Drafts sent.
         edge: Who verified the end of it.
         round_trips: From sending a draft to its verdict.
+        choice: The plan that was followed at its end, and why.
     """
 
     session: bytes
@@ -58,6 +59,7 @@ class Generation:
     drafts: int
     edge: str | None = None
     round_trips: RoundTrips = field(default_factory=RoundTrips)
+    choice: Choice | None = None
 
     @property
     def mean_draft(self) -> float | None:
@@ -185,6 +187,7 @@ class Agent:
                 drafts=driver.pacing.drafts,
                 edge=session.opened.edge if session.opened else None,
                 round_trips=driver.pacing.round_trips,
+                choice=self.pacing.choice(),
             )
 
     def _catch_up(self) -> None:

@@ -203,7 +203,7 @@ class SessionDriver:
         if self._behind:
             self._behind = False
             self.drafts.rewind()
-        if self.drafts.draft(self._plan.tokens):
+        if self.pacing.goes_on(self._plan) and self.drafts.draft(self._plan.tokens):
             return
         draft = self.pacing.send(ahead=self._plan.ahead)
         self._plan = None

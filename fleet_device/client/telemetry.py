@@ -26,6 +26,7 @@ class DeviceTotals:
     tokens: int = 0
     _tested: int = 0
     _accepted: int = 0
+    _streamed: int = 0
     _drafted: int = 0
     _drafts: int = 0
     _draft_ms: float = 0.0
@@ -38,6 +39,7 @@ class DeviceTotals:
         self.tokens += len(generation.tokens)
         self._tested += counters.tested
         self._accepted += counters.accepted
+        self._streamed += counters.streamed
         self._drafted += counters.drafted
         self._drafts += generation.drafts
         self._draft_ms += counters.draft_ms
@@ -49,6 +51,8 @@ class DeviceTotals:
             mean_draft=self._drafted / self._drafts if self._drafts else None,
             draft_ms_per_token=self._draft_ms / self._drafted if self._drafted else None,
             round_trip_ms=self._round_trip_ms,
+            streamed=self._streamed,
+            plan=generation.choice and generation.choice.plan,
         )
 
     def _smooth(self, new: RoundTrips) -> None:

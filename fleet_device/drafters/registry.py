@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from fleet_device.drafters.contract import Drafter
     from fleet_device.settings import DeviceSettings
 
-__all__ = ["DRAFTERS", "load_drafter"]
+__all__ = ["DRAFTERS", "NO_DRAFTER", "load_drafter"]
+
+NO_DRAFTER: Final = "none"
 
 DRAFTERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "llama.cpp": "fleet_device.drafters.llama_cpp:load",
         "prompt-lookup": "fleet_device.drafters.prompt_lookup:load",
+        NO_DRAFTER: "fleet_device.drafters.none:load",
     }
 )
 """By name, the function that takes the device's settings and returns the drafter. The first is the default."""

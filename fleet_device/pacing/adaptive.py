@@ -3,11 +3,13 @@
 It has neither clock nor randomness of its own: the same outcomes lead to the same plans.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from fleet_device.pacing.contract import STREAMED, DraftOutcome, Plan
-from fleet_device.pacing.estimates import Acceptance, Times, Trend
+from fleet_device.pacing.contract import STREAMED, Choice, DraftOutcome, Plan
+from fleet_device.pacing.estimates import Acceptance, Confidence, Times, Trend
+from fleet_device.pacing.explanation import explain
 from fleet_device.pacing.throughput import Conditions
 
 __all__ = ["AdaptivePacing", "best_plan"]
@@ -41,6 +43,9 @@ _FIRST_STREAMED: Final = 8
 _EXPLORE_STREAMING: Final = 4
 """Every so many requests to write a draft is tried instead, where drafting has seemed as good."""
 
+_STRETCH: Final = 2
+"""How many times the draft length that pays on average a draft may have, where it may end sooner."""
+
 _INSTANT_S: Final = 1e-6
 
 
@@ -57,10 +62,14 @@ class AdaptivePacing:
     ahead: bool | None = None
     stream: bool | None = False
     _acceptance: Acceptance = field(default_factory=Acceptance)
+    _confidence: Confidence = field(default_factory=Confidence)
+    _worth: float = 0.0  # chance to stand from which one more token pays
     _times: dict[bool, Times] = field(default_factory=dict)  # by whether the draft was made ahead
     _streamed: Trend = field(default_factory=Trend)  # time between tokens that the edge writes by itself
     _way: bool | None = None  # of the last outcome
     _last: Plan | None = None
+    _longest: int = _FIRST  # of the last plan
+    _window: int = 1
     _plans: int = 0
     _untried: float = 0.0  # requests to write since a draft was tried
     _outcomes: int = 0
@@ -69,7 +78,8 @@ class AdaptivePacing:
 
     def plan(self, *, longest: int, window: int) -> Plan:
         """Return the best plan; now and then another one."""
-        longest = min(longest, _LONGEST)
+        longest = self._longest = min(longest, _LONGEST)
+        self._window = window
         self._plans += 1
         if (first := self._begin(longest)) is not None:
             return first
@@ -87,7 +97,7 @@ class AdaptivePacing:
         self._last = best
         trial, between = divmod(self._plans, _EXPLORE)
         if between:
-            return best
+            return best if best.ahead else self._stretched(best, waiting, longest=longest)
         if self.stream is None and trial % _TURN == _TURN // 2:
             return Plan(_FIRST_STREAMED, stream=True)
         if self.ahead is None and trial % _TURN == 0:
@@ -95,9 +105,33 @@ class AdaptivePacing:
         step = 1 if trial % 2 else -1
         return Plan(max(int(best.ahead), min(longest, best.tokens + step)), best.ahead)
 
+    def goes_on(self, chances: Sequence[float]) -> bool:
+        """Return whether one more token would bring more than the time it takes is worth.
+
+        It is accepted only if all before it are; those that the draft model was unsure of make that unlikely.
+        """
+        stands = overall = self._acceptance.rate
+        for chance in chances:
+            stands *= self._confidence.rate(chance, overall=overall)
+        return stands > self._worth
+
+    def _stretched(self, best: Plan, conditions: Conditions, *, longest: int) -> Plan:
+        """Let a draft be longer where its tokens are sure, and end sooner where they are not.
+
+        At the best rate that can be had on average, the time that one more token takes, at the device and at the edge,
+        would have brought so many tokens, rate times time: that is the chance to stand that it must have.
+        """
+        if not best.tokens:
+            return best
+        token_s = conditions.token_s + conditions.beside_token_s + conditions.compute_token_s
+        self._worth = conditions.rate(best) * token_s
+        return Plan(min(longest, _STRETCH * best.tokens), may_stop=True)
+
     def learn(self, outcome: DraftOutcome) -> None:
         """Take note of a verdict."""
         self._acceptance.add(tested=outcome.tested, accepted=outcome.accepted)
+        for place, chance in enumerate(outcome.chances[: outcome.tested]):
+            self._confidence.add(chance, accepted=place < outcome.accepted)
         if not outcome.opening:
             self._measure(outcome)
         stands = outcome.accepted == outcome.tokens
@@ -108,6 +142,20 @@ class AdaptivePacing:
         """Take note of what the edge has written by itself."""
         if tokens:
             self._streamed.add(seconds / tokens)
+
+    def choice(self) -> Choice:
+        """Return the plan that is followed now, and what each way promises."""
+        ways = (
+            [self.conditions(self._window, ahead=ahead) for ahead in (False, True)] if self._outcomes else [None, None]
+        )
+        reason = explain(
+            None if self.ahead else ways[0],
+            None if self.ahead is False else ways[1],
+            longest=self._longest,
+            streamed_s=0.0 if self.stream is False else self._streamed.at(0),
+        )
+        first = Plan(_FIRST) if self.stream is False else Plan(_FIRST_STREAMED, stream=True)
+        return Choice((self._last or first).name, reason)
 
     def _begin(self, longest: int) -> Plan | None:
         """Return the plan to follow before there is anything to choose by; None if there is."""

@@ -1,9 +1,12 @@
 """Pacing: how many tokens to draft before sending, whether to go on before the verdict, or to have the edge write."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
-__all__ = ["STREAMED", "DraftOutcome", "FixedPacing", "Pacing", "Plan"]
+__all__ = ["STREAMED", "Choice", "DraftOutcome", "FixedPacing", "Pacing", "Plan"]
+
+PlanName = Literal["stream", "draft", "ahead"]
 
 STREAMED: Final = 32
 """Tokens that an edge is asked to write at a time. It is asked again when half of them have come, so that it need not
@@ -18,11 +21,31 @@ class Plan:
         tokens: Its length, if the text and the edge have room for it.
         ahead: Whether to draft ahead: the next draft does not wait for the verdict on this one.
         stream: Whether nothing is drafted, and the edge writes so many tokens by itself.
+        may_stop: Whether the draft may end sooner, where its next token would hardly stand: see `Pacing.goes_on`.
     """
 
     tokens: int
     ahead: bool = False
     stream: bool = False
+    may_stop: bool = False
+
+    @property
+    def name(self) -> PlanName:
+        """Which of the three ways it is."""
+        return "stream" if self.stream else "ahead" if self.ahead else "draft"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The plan that is followed, and why.
+
+    Attributes:
+        plan: `stream`: the edge writes by itself; `draft`: the device waits for each verdict; `ahead`: it does not.
+        reason: A sentence, with what the other ways promise.
+    """
+
+    plan: PlanName
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +60,7 @@ class DraftOutcome:
         answer_s: From sending to the verdict.
         compute_s: The edge's step in which it was verified.
         opening: Whether it was the first since the session was opened: its times then hold the prompt's as well.
+        chances: Of each token, the probability with which it was drawn; empty if that is not known.
     """
 
     tokens: int
@@ -46,6 +70,7 @@ class DraftOutcome:
     answer_s: float
     compute_s: float
     opening: bool = False
+    chances: tuple[float, ...] = ()
 
     @property
     def tested(self) -> int:
@@ -54,9 +79,10 @@ class DraftOutcome:
 
 
 class Pacing(Protocol):
-    """Decides from what has been measured, never from the tokens that it leaves out: that would bend the law.
+    """Decides from what has been measured, never from tokens that are drawn and left out: that would bend the law.
 
-    So a plan is asked for once, before a draft's first token is drawn, and holds until the draft is sent.
+    So a plan is asked for once, before a draft's first token is drawn, and whether to draw another is decided by those
+    that the draft has: whatever is drawn is sent.
     """
 
     def plan(self, *, longest: int, window: int) -> Plan:
@@ -65,6 +91,13 @@ class Pacing(Protocol):
         Args:
             longest: Most tokens that the edge takes in a draft; a plan for more is cut to it.
             window: Most drafts that it lets be under way.
+        """
+
+    def goes_on(self, chances: Sequence[float]) -> bool:
+        """Return whether to draft another token, where the plan lets the draft end sooner.
+
+        Args:
+            chances: Of the tokens that the draft has, the probabilities with which they were drawn; at least one.
         """
 
     def learn(self, outcome: DraftOutcome) -> None:
@@ -77,6 +110,9 @@ class Pacing(Protocol):
             tokens: How many have come.
             seconds: Since the last ones, while the edge wrote without a pause.
         """
+
+    def choice(self) -> Choice:
+        """Return the plan that is followed now, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +134,18 @@ class FixedPacing:
         del longest, window
         return Plan(self.tokens, self.ahead, self.stream)
 
+    def goes_on(self, chances: Sequence[float]) -> bool:
+        """Go on to the plan's length."""
+        del chances
+        return True
+
     def learn(self, outcome: DraftOutcome) -> None:
         """Learn nothing."""
 
     def streamed(self, tokens: int, seconds: float) -> None:
         """Learn nothing."""
+
+    def choice(self) -> Choice:
+        """Return the plan."""
+        plan = self.plan(longest=self.tokens, window=1)
+        return Choice(plan.name, "The settings say so.")

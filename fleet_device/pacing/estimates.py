@@ -1,9 +1,10 @@
 """Estimates: what a device makes of its measurements, the old ones forgotten bit by bit, a wild one not believed."""
 
+from bisect import bisect
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["Acceptance", "Times", "Trend"]
+__all__ = ["Acceptance", "Confidence", "Times", "Trend"]
 
 _HORIZON: Final = 32
 """Times that are remembered, about."""
@@ -24,6 +25,12 @@ _TYPICAL: Final = 4
 
 _TESTED_HORIZON: Final = 128
 """Tested tokens that are remembered, about."""
+
+_SURE: Final = (0.1, 0.25, 0.4, 0.6, 0.8, 0.95)
+"""Where the probability of a drawn token parts those that are counted together."""
+
+_SHARED_TOKENS: Final = 4.0
+"""Tested tokens that the acceptance of all counts for among those of like probability."""
 
 _PRIOR: Final = 0.7
 _PRIOR_TOKENS: Final = 6.0
@@ -47,6 +54,29 @@ class Acceptance:
     def rate(self) -> float:
         """Accepted of tested, below 1."""
         return min(_MOST, self._accepted / self._tested)
+
+
+@dataclass(slots=True)
+class Confidence:
+    """How likely a draft token is accepted, by the probability with which the draft model gave it.
+
+    A draft model says by its own probabilities where it is unsure; how far that is to be believed differs from model to
+    model, and is counted.
+    """
+
+    _tested: list[float] = field(default_factory=lambda: [0.0] * (len(_SURE) + 1))
+    _accepted: list[float] = field(default_factory=lambda: [0.0] * (len(_SURE) + 1))
+
+    def add(self, chance: float, *, accepted: bool) -> None:
+        """Take a tested token."""
+        place, kept = bisect(_SURE, chance), 1.0 - 1.0 / _TESTED_HORIZON
+        self._tested[place] = kept * self._tested[place] + 1.0
+        self._accepted[place] = kept * self._accepted[place] + accepted
+
+    def rate(self, chance: float, *, overall: float) -> float:
+        """Return how likely a token of this probability is accepted, `overall` being that of any."""
+        place = bisect(_SURE, chance)
+        return (self._accepted[place] + _SHARED_TOKENS * overall) / (self._tested[place] + _SHARED_TOKENS)
 
 
 @dataclass(slots=True)

@@ -61,6 +61,11 @@ class SessionPacing:
         self.begin()
         return self.pacing.plan(longest=opened.max_draft, window=opened.window)
 
+    def goes_on(self, plan: Plan) -> bool:
+        """Return whether to draft another token of a plan."""
+        chances = self.session.chances
+        return not plan.may_stop or not chances or self.pacing.goes_on(chances)
+
     def begin(self) -> None:
         """Begin a draft: what was being built is void."""
         self._draft_ms = self.session.counters.draft_ms
@@ -117,5 +122,6 @@ class SessionPacing:
                 answer_s=answer_s,
                 compute_s=verdict.compute_ms / 1e3,
                 opening=sent.first,
+                chances=tuple(proposal.chance for proposal in sent.proposals),
             )
         )

@@ -7,7 +7,11 @@ __all__ = ["SessionCounters"]
 
 @dataclass(slots=True)
 class SessionCounters:
-    """What the device counts of a session, named as `Close` names it; times are the caller's to add."""
+    """What the device counts of a session; times are the caller's to add.
+
+    Attributes:
+        streamed: Tokens that the edge has written by itself. The others are named as `Close` names them.
+    """
 
     drafted: int = 0
     tested: int = 0
@@ -17,6 +21,7 @@ class SessionCounters:
     downlink_bytes: int = 0
     draft_ms: float = 0.0
     wait_ms: float = 0.0
+    streamed: int = 0
 
     @property
     def acceptance(self) -> float | None:

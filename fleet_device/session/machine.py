@@ -199,6 +199,11 @@ class DeviceSession:
         longest = min(limit, opened.max_draft) - len(drafts.building)
         return max(0, min(longest, opened.max_new_tokens - self.position))
 
+    @property
+    def chances(self) -> tuple[float, ...]:
+        """Of the draft being built, the probabilities with which its tokens were drawn."""
+        return tuple(proposal.chance for proposal in self._drafts.building)
+
     def propose(self, q: Dist) -> int:
         """Draw the next draft token from the drafter's distribution and return it."""
         proposal = propose(q, policy=self.request.policy, position=self.position)
@@ -329,7 +334,7 @@ class DeviceSession:
             fix=self._fix,
             digest=self._digest,
             wall_ms=wall_ms,
-            **asdict(self.counters),
+            **{name: value for name, value in asdict(self.counters).items() if name in Close.model_fields},
         )
 
     # Within
@@ -400,6 +405,7 @@ class DeviceSession:
         if not new and not answered and verdict.finish is Finish.NO:
             return []
         self.counters.rounds += bool(new)
+        self.counters.streamed += len(new)
         stream.first = False
         self._commit(new)
         self._finish(verdict.finish)
@@ -414,6 +420,7 @@ class DeviceSession:
         if not isinstance(verdict.next, int):
             raise ProtocolViolation("The edge was asked to write, and has written nothing.")
         self.counters.rounds += 1
+        self.counters.streamed += 1
         self._commit((verdict.next,))
         self._streaming = None
         self._move(SessionEvent.STREAM_OVER)

@@ -200,7 +200,8 @@ class EdgeSession:
             if part.arrived.draft.write is None:
                 self._waiting.remove(part.arrived)
             self._commit(part.tokens)
-            self.counters += SegmentCounters(accepted=part.accepted, tested=part.tested)
+            streamed = 0 if part.arrived.draft.write is None else len(part.tokens)
+            self.counters += SegmentCounters(accepted=part.accepted, tested=part.tested, streamed=streamed)
             self.recent.count(tested=part.tested, accepted=part.accepted)
             if part.rejected:
                 self._reject(part.p)

@@ -24,7 +24,7 @@ from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.client.waiting import Waiting
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import SessionRefused
-from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Pacing, Plan
+from fleet_device.pacing.contract import Choice, DraftOutcome, FixedPacing, Pacing, Plan
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.counters import SessionCounters
 from fleet_device.session.machine import DeviceSession
@@ -211,7 +211,13 @@ class ChangingPacing:
         del longest, window
         if self.rng.random() < 0.5:
             return Plan(self.rng.randint(0, 6), stream=True)
-        return Plan(self.rng.randint(0, 8), ahead=self.rng.random() < 0.5)
+        return Plan(self.rng.randint(0, 8), ahead=self.rng.random() < 0.5, may_stop=self.rng.random() < 0.5)
+
+    def goes_on(self, chances: Sequence[float]) -> bool:
+        return self.rng.random() < chances[-1]
+
+    def choice(self) -> Choice:
+        return Choice("draft", "It is drawn by lot.")
 
     def learn(self, outcome: DraftOutcome) -> None:
         del outcome

@@ -1,6 +1,7 @@
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -97,6 +98,14 @@ def lesson(
     )
 
 
+def drafted(pacing: AdaptivePacing, plan: Plan, chance: Callable[[], float]) -> tuple[Plan, tuple[float, ...]]:
+    """Draft as a session does, each token with some probability; return what the plan has come to."""
+    chances: list[float] = []
+    while len(chances) < plan.tokens and not (plan.may_stop and chances and not pacing.goes_on(chances)):
+        chances.append(chance())
+    return replace(plan, tokens=len(chances), may_stop=False), tuple(chances)
+
+
 def live(
     pacing: AdaptivePacing,
     rounds: int,
@@ -109,7 +118,7 @@ def live(
     answers_s = answer_s if callable(answer_s) else lambda _plan: answer_s
     rng, plans = random.Random(seed), []
     for _ in range(rounds):
-        plan = pacing.plan(longest=LONGEST, window=WINDOW)
+        plan, _ = drafted(pacing, pacing.plan(longest=LONGEST, window=WINDOW), lambda: acceptance)
         plans.append(plan)
         accepted = next((n for n in range(plan.tokens) if rng.random() >= acceptance), plan.tokens)
         pacing.learn(lesson(plan, accepted, answer_s=answers_s(plan) * rng.uniform(0.8, 1.2)))
@@ -152,8 +161,8 @@ def test_now_and_then_a_draft_is_a_token_longer_or_shorter() -> None:
     plans = live(AdaptivePacing(ahead=False), 200, acceptance=0.7, answer_s=0.05)[64:]
     usual = {plan.tokens for number, plan in enumerate(plans, start=65) if number % 16}
     tried = {plan.tokens for number, plan in enumerate(plans, start=65) if number % 16 == 0}
-    assert min(tried) < min(usual)
-    assert max(tried) > max(usual)
+    assert max(tried) - min(tried) >= 2
+    assert len(usual) <= 3
 
 
 def test_a_device_that_has_stopped_drafting_finds_out_when_its_drafts_are_good_again() -> None:
@@ -190,7 +199,7 @@ def test_drafting_ahead_is_taken_up_again_when_answers_get_faster() -> None:
 
     assert gone_on(300, slow_s=0.15) > 120
     assert gone_on(300, slow_s=0.6) < 8
-    assert gone_on(400, slow_s=0.15) > 64
+    assert gone_on(800, slow_s=0.15) > 64
 
 
 def test_drafting_ahead_is_first_tried_only_where_a_larger_gain_is_expected() -> None:
@@ -239,6 +248,7 @@ def test_any_measurements_lead_to_a_valid_plan(
             )
         )
         assert 0 <= pacing.plan(longest=longest, window=window).tokens <= longest
+        pacing.goes_on((0.5, 1.0))
 
 
 def live_with_streaming(
@@ -248,7 +258,7 @@ def live_with_streaming(
     rng, plans, tokens, seconds = random.Random(3), list[Plan](), 0, 0.0
     streaming = False
     for _ in range(rounds):
-        plan = pacing.plan(longest=LONGEST, window=WINDOW)
+        plan, _ = drafted(pacing, pacing.plan(longest=LONGEST, window=WINDOW), lambda: acceptance)
         plans.append(plan)
         if plan.stream:
             seconds += 0.0 if streaming else round_trip_s
@@ -305,3 +315,68 @@ def test_what_was_forbidden_is_not_chosen() -> None:
     place = {"acceptance": 0.1, "token_s": 0.05, "round_trip_s": 0.1, "streamed_s": 0.01}
     plans, _ = live_with_streaming(AdaptivePacing(stream=False), 100, **place)
     assert not any(plan.stream for plan in plans)
+
+
+def test_drafts_end_where_the_draft_model_is_unsure_and_go_on_where_it_is_sure() -> None:
+    """Of tokens that are sure (0.99) nearly all are accepted, of others (0.3) a third."""
+    rng, pacing = random.Random(8), AdaptivePacing(ahead=False)
+
+    def chance() -> float:
+        return 0.99 if rng.random() < 0.8 else 0.3
+
+    for _ in range(300):
+        plan, chances = drafted(pacing, pacing.plan(longest=LONGEST, window=WINDOW), chance)
+        accepted = next((n for n, each in enumerate(chances) if rng.random() >= each), plan.tokens)
+        pacing.learn(replace(lesson(plan, accepted), chances=chances))
+    pacing.plan(longest=LONGEST, window=WINDOW)
+    assert pacing.goes_on((0.99,) * 4)
+    assert not pacing.goes_on((0.99, 0.3, 0.3))
+
+
+def test_what_a_draft_model_says_of_itself_is_believed_as_far_as_it_has_proven_true() -> None:
+    """A draft model that is always sure, and wrong in half of the cases, is not believed."""
+    rng, pacing = random.Random(9), AdaptivePacing(ahead=False)
+    for _ in range(200):
+        plan, chances = drafted(pacing, pacing.plan(longest=LONGEST, window=WINDOW), lambda: 0.99)
+        accepted = next((n for n in range(plan.tokens) if rng.random() >= 0.5), plan.tokens)
+        pacing.learn(replace(lesson(plan, accepted), chances=chances))
+    pacing.plan(longest=LONGEST, window=WINDOW)
+    assert not pacing.goes_on((0.99,) * 4)
+
+
+def test_stopping_where_it_is_unsure_brings_more_than_any_fixed_length() -> None:
+    """Tokens a second on 4,000 drafts of a model that knows when it is sure; deterministic by its seeds."""
+
+    def rate(pacing: AdaptivePacing | None, tokens: int = 0) -> float:
+        rng, committed, seconds = random.Random(10), 0, 0.0
+        for _ in range(4000):
+            plan = pacing.plan(longest=LONGEST, window=WINDOW) if pacing else Plan(tokens)
+            chances: list[float] = []
+            while len(chances) < plan.tokens and (
+                pacing is None or not plan.may_stop or not chances or pacing.goes_on(chances)
+            ):
+                chances.append(0.98 if rng.random() < 0.75 else 0.35)
+            accepted = next((n for n, each in enumerate(chances) if rng.random() >= each), len(chances))
+            made = Plan(len(chances))
+            if pacing:
+                pacing.learn(replace(lesson(made, accepted, answer_s=0.06), chances=tuple(chances)))
+            committed, seconds = committed + accepted + 1, seconds + 0.06 + 0.013 * len(chances)
+        return committed / seconds
+
+    best_fixed = max(rate(None, tokens) for tokens in range(1, 13))
+    assert rate(AdaptivePacing(ahead=False)) > 1.03 * best_fixed
+
+
+def test_the_choice_is_told_with_what_the_other_ways_promise() -> None:
+    place = {"token_s": 0.013, "round_trip_s": 0.05}
+    untold = AdaptivePacing(stream=None).choice()
+    assert (untold.plan, untold.reason) == ("stream", "Nothing has been measured yet.")
+    pacing = AdaptivePacing(ahead=False, stream=None)
+    live_with_streaming(pacing, 60, acceptance=0.6, streamed_s=0.013, **place)
+    told = pacing.choice()
+    assert told.plan == "stream"
+    assert "edge by itself" in told.reason
+    assert "drafting" in told.reason
+    pacing = AdaptivePacing(ahead=False, stream=None)
+    live_with_streaming(pacing, 60, acceptance=0.97, streamed_s=0.2, **place)
+    assert pacing.choice().plan == "draft"

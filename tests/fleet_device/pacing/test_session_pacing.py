@@ -1,7 +1,8 @@
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fleet_device.drafters.scripted import ScriptedDrafter
-from fleet_device.pacing.contract import DraftOutcome, Plan
+from fleet_device.pacing.contract import Choice, DraftOutcome, Plan
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession
 from schemas.messages import Draft, Opened, Verdict
@@ -22,6 +23,12 @@ class Pupil:
     def plan(self, *, longest: int, window: int) -> Plan:
         self.asked.append((longest, window))
         return Plan(2, ahead=True)
+
+    def goes_on(self, chances: Sequence[float]) -> bool:
+        return sum(chances) < 1.0
+
+    def choice(self) -> Choice:
+        return Choice("ahead", "It is a test.")
 
     def learn(self, outcome: DraftOutcome) -> None:
         self.outcomes.append(outcome)
@@ -86,8 +93,10 @@ def test_what_became_of_a_draft_is_told() -> None:
     assert scene.pupil.asked == [(9, 4), (9, 4)]
     usual = {"ahead": True, "token_s": 0.01, "compute_s": 0.04}
     one, two = scene.pupil.outcomes
-    assert one == DraftOutcome(tokens=2, accepted=2, answer_s=one.answer_s, opening=True, **usual)
-    assert two == DraftOutcome(tokens=3, accepted=1, answer_s=two.answer_s, **usual)
+    assert one == DraftOutcome(tokens=2, accepted=2, answer_s=one.answer_s, opening=True, chances=one.chances, **usual)
+    assert two == DraftOutcome(tokens=3, accepted=1, answer_s=two.answer_s, chances=two.chances, **usual)
+    assert (len(one.chances), len(two.chances)) == (2, 3)
+    assert all(0.0 < chance <= 1.0 for chance in (*one.chances, *two.chances))
     assert (round(one.answer_s, 9), round(two.answer_s, 9)) == (0.2, 0.3)
     assert (one.tested, two.tested) == (2, 2)
     assert scene.pacing.drafts == 2
@@ -174,3 +183,13 @@ def test_pieces_are_timed_but_for_the_first_that_has_come_all_the_way() -> None:
     come(5, 1, after_s=9.0)
     assert scene.pupil.pieces == [(1, 0.25), (2, 0.5), (1, 0.25)]
     assert scene.pupil.outcomes == []
+
+
+def test_a_draft_ends_where_the_pacing_says_so_and_only_if_its_plan_allows() -> None:
+    scene = Scene()
+    scene.pacing.plan()
+    assert scene.pacing.goes_on(Plan(2, may_stop=True))  # no token yet
+    scene.draw(4)
+    assert sum(scene.session.chances) >= 1.0
+    assert scene.pacing.goes_on(Plan(8))
+    assert not scene.pacing.goes_on(Plan(8, may_stop=True))

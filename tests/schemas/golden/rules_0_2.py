@@ -1,5 +1,6 @@
 """How release 0.2 reads messages: as 0.1 does, and when to ask again after a refusal or a fault."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -68,8 +69,18 @@ def _read_verdict(payload: bytes) -> Any:
     return verdict
 
 
+def _read_telemetry(payload: bytes) -> Any:
+    before._need(len(payload) <= 64 << 10, "too large")
+    known = {**before._STATES["Telemetry"], "streamed": before._maybe(before._whole(0, 1 << 63)), "plan": _PLAN}
+    optional = {**before._MAY_LACK, "streamed": None, "plan": None}
+    return before._map(json.loads(payload), known, optional=optional)
+
+
+_PLAN: Final = before._maybe(before._LABEL)
+
 READERS: Final[Mapping[str, Callable[[bytes], Any]]] = {
     **before.READERS,
+    "Telemetry": _read_telemetry,
     "reply": _read_reply,
     "draft": _read_draft,
     "verdict": _read_verdict,
