@@ -22,7 +22,8 @@ class Relay:
 
     Args:
         target: The port.
-        round_trip_s: What is passed on arrives half of this later, in order, and as fast as it came.
+        round_trip_s: What is passed on arrives half of this later, in order.
+        bytes_per_s: How fast each direction of each connection is; 0 passes on as fast as it came.
         rng: Chooses what is lost.
 
     Attributes:
@@ -33,10 +34,18 @@ class Relay:
         down: Bytes that came from the target.
     """
 
-    def __init__(self, target: int, *, round_trip_s: float = 0.0, rng: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        target: int,
+        *,
+        round_trip_s: float = 0.0,
+        bytes_per_s: float = 0.0,
+        rng: random.Random | None = None,
+    ) -> None:
         self.up = 0
         self.down = 0
         self.round_trip_s = round_trip_s
+        self._bytes_per_s = bytes_per_s
         self.loss = 0.0
         self._target = target
         self._rng = rng or random.Random(0)
@@ -129,7 +138,7 @@ class Relay:
                 self._sockets += [client, server]
             back = threading.Thread(target=self._pass_down, args=(server, client), daemon=True)
             back.start()
-            way = _Way(server, self._delay_s)
+            way = _Way(server, self._delay_s, self._bytes_per_s)
             while data := _received(client):
                 self._rising.wait()
                 self.up += len(data)
@@ -139,7 +148,7 @@ class Relay:
             back.join()
 
     def _pass_down(self, server: socket.socket, client: socket.socket) -> None:
-        way = _Way(client, self._delay_s)
+        way = _Way(client, self._delay_s, self._bytes_per_s)
         while data := _received(server):
             self._flowing.wait()
             self.down += len(data)
@@ -157,17 +166,20 @@ class _Way:
     Args:
         sink: Where to.
         delay_s: Asked for each piece: how long it is under way. A piece never overtakes the one before it.
+        bytes_per_s: How fast pieces leave, one behind the other; 0 lets each leave at once.
     """
 
-    def __init__(self, sink: socket.socket, delay_s: Callable[[], float]) -> None:
+    def __init__(self, sink: socket.socket, delay_s: Callable[[], float], bytes_per_s: float) -> None:
         self._sink = sink
         self._delay_s = delay_s
+        self._bytes_per_s = bytes_per_s
+        self._free_at = 0.0
         self._under_way: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def send(self, data: bytes) -> None:
         """Pass data on; empty data is the end."""
-        delay_s = self._delay_s() if data else 0.0
+        delay_s = (self._delay_s() + self._leaving_s(len(data))) if data else 0.0
         if self._thread is None:
             if not delay_s:
                 self._deliver(data)
@@ -176,6 +188,14 @@ class _Way:
             self._thread = threading.Thread(target=self._arrive, daemon=True)
             self._thread.start()
         self._under_way.put((time.monotonic() + delay_s, data))
+
+    def _leaving_s(self, size: int) -> float:
+        """Return how long a piece waits for those before it and takes to leave (seconds)."""
+        if not self._bytes_per_s:
+            return 0.0
+        now = time.monotonic()
+        self._free_at = max(now, self._free_at) + size / self._bytes_per_s
+        return self._free_at - now
 
     def end(self) -> None:
         """Pass the end on, behind all that is under way."""

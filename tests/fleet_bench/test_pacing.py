@@ -1,45 +1,40 @@
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import pytest
 
-from fleet_bench.pacing import CHOSEN, FIXED, Column, Row, _mean, _write
-from fleet_device.client.agent import Agent
-from schemas.policy import SamplingPolicy
+from fleet_bench.pacing.cells import CHOSEN, PLANS, STREAM, Cell, Outcome, geometric_mean
+from fleet_bench.shared.fleet_load import Written, WrittenTexts
 
 
-def test_the_chosen_plans_are_held_against_the_best_and_the_usual_one() -> None:
-    column = Column("Q4_0", 50, {plan: Row([10, 10], [2.0, 2.0]) for plan in (*FIXED, CHOSEN)})
-    column.rows[CHOSEN] = Row([10, 30], [4.0, 2.0])
-    column.rows["8"] = Row([20, 20], [2.0, 2.0])
-    assert column.against_usual() == pytest.approx((40 / 6) / 5)
-    assert column.against_best() == pytest.approx((40 / 6) / 10)
-    assert column.against_best(after=1) == pytest.approx(15 / 10)
+def test_chosen_plans_are_held_against_the_best_fixed_one_and_against_the_edge_by_itself() -> None:
+    cell = Cell(1, "Q4_0", 50, 1, {plan: Outcome(paces=[5.0, 5.0, 5.0]) for plan in PLANS})
+    cell.outcomes[CHOSEN] = Outcome(paces=[9.0, 9.0, 40.0])  # the best of all, but not a fixed plan
+    cell.outcomes["8"] = Outcome(paces=[10.0, 10.0, 50.0])
+    assert cell.best == "8"
+    assert cell.against_best == pytest.approx(0.9)
+    assert cell.against_stream == pytest.approx(1.8)
 
 
-def test_a_texts_time_runs_from_its_first_tokens_to_its_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Done:
-        tokens = tuple(range(9))
-        drafts = 3
-
-        class counters:  # noqa: N801 - stands for an attribute
-            drafted, tested, accepted = 12, 10, 7
-
-    class Writer:
-        def generate(self, _prompt: Sequence[int], *, on_tokens: Callable[[Sequence[int]], None], **_: Any) -> Done:
-            for at_s, count in ((100.0, 2), (101.0, 3), (103.5, 4)):
-                monkeypatch.setattr(time, "monotonic", lambda at_s=at_s: at_s)
-                on_tokens(range(count))
-            return Done()
-
-    agent: Agent = Writer()  # type: ignore[assignment]
-    row = Row()
-    _write(agent, [1], SamplingPolicy(seed=1), 9, row)
-    assert (row.tokens, row.seconds) == ([7], [3.5])
-    assert (row.drafted, row.drafts, row.tested, row.accepted) == (12, 3, 10, 7)
+def test_a_round_that_the_machine_disturbed_is_compared_with_itself() -> None:
+    cell = Cell(8, "Q4_1", 0, 4, {STREAM: Outcome(paces=[10.0, 2.0, 10.0]), CHOSEN: Outcome(paces=[10.0, 2.0, 2.0])})
+    assert cell.against_stream == pytest.approx(1.0)
 
 
 def test_ratios_are_averaged_geometrically() -> None:
-    assert _mean([0.5, 2.0]) == pytest.approx(1.0)
-    assert _mean([1.0, 4.0, 16.0]) == pytest.approx(4.0)
+    assert geometric_mean([0.5, 2.0]) == pytest.approx(1.0)
+    assert geometric_mean([1.0, 4.0, 16.0]) == pytest.approx(4.0)
+
+
+def test_a_devices_pace_leaves_its_prompt_out_and_the_fleets_counts_it() -> None:
+    quick = Written(100.0, [(101.0, 2), (102.0, 3), (103.5, 4)])
+    slow = Written(100.5, [(104.0, 1), (106.0, 2)])
+    texts = WrittenTexts((quick, slow), seconds=6.0)
+    assert texts.tokens == 12
+    assert texts.pace == pytest.approx((7 / 2.5 + 2 / 2.0) / 2)
+    assert texts.tokens_per_s == pytest.approx(2.0)
+    assert texts.first_token_s == pytest.approx((1.0 + 3.5) / 2)
+
+
+def test_the_time_between_tokens_counts_each_token_of_a_piece() -> None:
+    texts = WrittenTexts((Written(0.0, [(1.0, 1), (2.0, 4), (2.5, 1)]),), seconds=2.5)
+    # Gaps of 1 s, three of nothing within the piece, and half a second.
+    assert texts.gap_s(1.0) == pytest.approx(1.0)
+    assert texts.gap_s(0.5) == pytest.approx(0.0)

@@ -109,3 +109,22 @@ def test_a_lossy_line_brings_everything_in_order_and_later() -> None:
         assert received == b"lost once, then more"
         client.close()
         server.close()
+
+
+def test_a_slow_line_brings_pieces_one_behind_the_other_and_no_faster_than_it_is() -> None:
+    """2,000 bytes at 10,000 bytes a second; how much later than that they come is the machine's affair."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        Relay(listener.getsockname()[1], bytes_per_s=10_000.0) as relay,
+        socket.create_connection(("127.0.0.1", relay.port)) as client,
+    ):
+        server, _ = listener.accept()
+        with server:
+            started = time.monotonic()
+            for number in range(4):
+                client.sendall(bytes([number]) * 500)
+            received = b""
+            while len(received) < 2000:
+                received += server.recv(1 << 16)
+            assert time.monotonic() - started >= 0.2
+            assert received == b"".join(bytes([number]) * 500 for number in range(4))
