@@ -9,7 +9,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -45,6 +44,9 @@ ENGINES: Final = {"llama.cpp": "target-Q8_0.gguf", "packed": "target"}
 _CONTEXT: Final = 2048
 _SETTINGS: Final = {"llama.cpp": ("--engine", "llama.cpp", "--context", str(_CONTEXT)), "packed": ("--engine", "torch")}
 _ONLINE_S: Final = 30.0
+Spoken = tuple[int, bool, Written]
+"""Number of the conversation, whether it had its device for itself, and a turn."""
+
 _FEW: Final = 4  # tokens of the texts that begin alike
 
 
@@ -86,6 +88,7 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
     parser.add_argument("--turns", type=int, default=10, help=f"2 to {len(QUESTIONS)} (default: %(default)s)")
     parser.add_argument("--conversations", type=int, default=3, help="one after the other (default: %(default)s)")
+    parser.add_argument("--taking-turns", type=int, default=2, help="more, that take turns at one device; 0 for none")
     parser.add_argument("--tokens", type=int, default=48, help="of each answer, at most (default: %(default)s)")
     parser.add_argument("--devices", type=int, default=32, help="that begin alike at once; 0 for none")
     parser.add_argument("--system-tokens", type=int, default=500, help="that they begin with (default: %(default)s)")
@@ -96,8 +99,11 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if not 2 <= arguments.turns <= len(QUESTIONS) or arguments.conversations < 0 or arguments.tokens < 1:
         parser.error(f"--turns must be 2 to {len(QUESTIONS)}, --conversations at least 0, --tokens at least 1")
-    if arguments.devices < 0 or arguments.devices == 1:
-        parser.error("--devices must be 0, or at least 2")
+    if 1 in (arguments.devices, arguments.taking_turns) or min(arguments.devices, arguments.taking_turns) < 0:
+        parser.error("--devices and --taking-turns must each be 0, or at least 2")
+    # An edge lets a device open 18 sessions at once, and 24 a minute.
+    if arguments.taking_turns * arguments.turns > 40:
+        parser.error("--taking-turns times --turns must be at most 40")
     return arguments
 
 
@@ -105,7 +111,7 @@ def _measure(engine: str, arguments: argparse.Namespace) -> tuple[list[Turn], li
     target = arguments.models / ENGINES[engine]
     codec = GgufModel(arguments.models / f"{arguments.draft}.gguf", vocabulary_only=True)
     prompts = _alike(codec, arguments.devices, arguments.system_tokens)
-    spoken: list[tuple[int, Written]] = []
+    spoken: list[Spoken] = []
     sharing: list[str] = []
     with MosquittoProcess(Broker(fleet=FLEET)) as broker, tempfile.TemporaryDirectory() as folder:
         log = f"sqlite:///{folder}/log.sqlite3"
@@ -116,7 +122,11 @@ def _measure(engine: str, arguments: argparse.Namespace) -> tuple[list[Turn], li
         ]  # fmt: skip
         with edge_process(edge):
             for number in range(arguments.conversations):
-                spoken += [(number, turn) for turn in _converse(broker.port, number, arguments)]
+                spoken += _converse(broker.port, [number], arguments)
+            if arguments.taking_turns:
+                first = arguments.conversations
+                numbers = range(first, first + arguments.taking_turns)
+                spoken += _converse(broker.port, numbers, arguments)
             if prompts:
                 settings = BrokerSettings(port=broker.port)
                 sharing = write_together(
@@ -126,22 +136,23 @@ def _measure(engine: str, arguments: argparse.Namespace) -> tuple[list[Turn], li
                     codec=codec,
                     tokens=_FEW,
                 )
-        counts = counts_of(log, [*(turn.session for _, turn in spoken), *sharing])
+        counts = counts_of(log, [*(turn.session for _, _, turn in spoken), *sharing])
     codec.close()
-    turns = [Turn(engine, number, turn, counts[turn.session]) for number, turn in spoken]
+    turns = [Turn(engine, number, alone, turn, counts[turn.session]) for number, alone, turn in spoken]
     if not prompts:
         return turns, []
     common = common_tokens(prompts)
     return turns, [Shared.of(engine, prompts, common=common, counts=[counts[session] for session in sharing])]
 
 
-def _converse(port: int, number: int, arguments: argparse.Namespace) -> list[Written]:
+def _converse(port: int, numbers: Sequence[int], arguments: argparse.Namespace) -> list[Spoken]:
+    """Hold conversations that take turns at one device."""
     settings = DeviceSettings(
         fleet=FLEET,
-        device=f"device-{number}",  # each with quotas of its own
+        device=f"device-{numbers[0]}",  # each with quotas of its own
         broker=BrokerSettings(port=port),
         mode=arguments.mode,
-        seed=number,
+        seed=numbers[0],
         context=_CONTEXT,
     )
     drafter = MeteredDrafter(
@@ -149,10 +160,15 @@ def _converse(port: int, number: int, arguments: argparse.Namespace) -> list[Wri
     )
     with Device(settings, load=lambda _settings: drafter) as device:
         device.wait_for_edge(_ONLINE_S)
-        questions = QUESTIONS[: arguments.turns]
-        return converse(
-            device, drafter, questions, system=system_of(number), tokens=arguments.tokens, clock=time.monotonic
+        found = converse(
+            device,
+            drafter,
+            QUESTIONS[: arguments.turns],
+            systems=[system_of(number) for number in numbers],
+            tokens=arguments.tokens,
         )
+    alone = len(numbers) == 1
+    return [(number, alone, turn) for number, turns in zip(numbers, found, strict=True) for turn in turns]
 
 
 def _alike(codec: GgufModel, devices: int, tokens: int) -> list[list[int]]:

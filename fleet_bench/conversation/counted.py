@@ -35,12 +35,14 @@ class Turn:
     Attributes:
         engine: Of the edge.
         conversation: From 0.
+        alone: Whether it had its device for itself.
         device: What the device counted.
         edge: What the edge counted.
     """
 
     engine: str
     conversation: int
+    alone: bool
     device: Written
     edge: SegmentCounters
 
@@ -59,6 +61,7 @@ class Turn:
         return {
             "engine": self.engine,
             "conversation": self.conversation,
+            "alone": self.alone,
             "turn": self.device.turn,
             "prompt_tokens": self.device.prompt,
             "new_tokens": self.device.new,
@@ -130,8 +133,12 @@ def beyond_new(turns: Iterable[Turn]) -> int:
 
 
 def first_ratio(turns: Sequence[Turn]) -> float | None:
-    """Return the median time to the first token of the last turn, as a ratio to that of the second; None before it."""
-    last = max(turn.device.turn for turn in turns)
+    """Return the median time to the first token of the last turn, as a ratio to the second's, of those that are alone.
+
+    None where there are no two such turns.
+    """
+    turns = [turn for turn in turns if turn.alone]
+    last = max((turn.device.turn for turn in turns), default=0)
     if last < 3:
         return None
     later, early = (median(turn.device.first_ms for turn in turns if turn.device.turn == which) for which in (last, 2))

@@ -10,7 +10,7 @@ from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.texts.chat import ChatMessage
 from schemas.policy import SamplingPolicy
 
-__all__ = ["MeteredDrafter", "Written", "converse"]
+__all__ = ["MeteredDrafter", "Talk", "Written", "converse"]
 
 
 class MeteredDrafter(LlamaCppDrafter):
@@ -60,53 +60,87 @@ class Written:
     first_ms: float
 
 
-def converse(
-    device: Device,
-    drafter: MeteredDrafter,
-    questions: Sequence[str],
-    *,
-    system: str,
-    tokens: int,
-    clock: Callable[[], float] = time.monotonic,
-) -> list[Written]:
-    """Ask one question after the other, each with all that was said before.
+class Talk:
+    """A conversation.
 
     Args:
-        device: Open.
-        drafter: Its draft model.
-        questions: Of the user, by turn.
-        system: What the conversation begins with.
-        tokens: Of each answer, at most.
-        clock: Monotonic seconds.
+        system: What it begins with.
 
-    Raises:
-        DeviceError: A turn could not be written.
+    Attributes:
+        turns: So far.
     """
-    messages = [ChatMessage("system", system)]
-    turns: list[Written] = []
-    known = 0
-    for number, question in enumerate(questions, start=1):
-        messages.append(ChatMessage("user", question))
+
+    def __init__(self, system: str) -> None:
+        self.turns: list[Written] = []
+        self._messages = [ChatMessage("system", system)]
+        self._known = 0  # tokens of the last turn, its answer included
+
+    def ask(
+        self,
+        device: Device,
+        drafter: MeteredDrafter,
+        question: str,
+        *,
+        tokens: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Ask a question, with all that was said before.
+
+        Args:
+            device: Open.
+            drafter: Its draft model.
+            question: Of the user.
+            tokens: Of the answer, at most.
+            clock: Monotonic seconds.
+
+        Raises:
+            DeviceError: The answer could not be written.
+        """
+        self._messages.append(ChatMessage("user", question))
         drafter.begin()
         asked = clock()
         first_at: float | None = None
-        with device.stream(messages, max_new_tokens=tokens) as stream:
+        with device.stream(self._messages, max_new_tokens=tokens) as stream:
             for piece in stream.pieces():
                 if first_at is None and piece.tokens:
                     first_at = clock()
             text = stream.result()
-        messages.append(ChatMessage("assistant", text.text))
+        self._messages.append(ChatMessage("assistant", text.text))
         prompt = len(text.request.prompt)
-        turns.append(
+        self.turns.append(
             Written(
                 session=text.session,
-                turn=number,
+                turn=len(self.turns) + 1,
                 prompt=prompt,
-                new=prompt - known,
+                new=prompt - self._known,
                 computed=drafter.prompt_computed,
                 written=len(text.tokens),
                 first_ms=((first_at or clock()) - asked) * 1e3,
             )
         )
-        known = prompt + len(text.tokens)
-    return turns
+        self._known = prompt + len(text.tokens)
+
+
+def converse(
+    device: Device, drafter: MeteredDrafter, questions: Sequence[str], *, systems: Sequence[str], tokens: int
+) -> list[list[Written]]:
+    """Ask one question after the other, in as many conversations as there are `systems`, which take turns.
+
+    Args:
+        device: Open.
+        drafter: Its draft model.
+        questions: Of the user, by turn.
+        systems: What each conversation begins with.
+        tokens: Of each answer, at most.
+
+    Returns:
+        The turns of each conversation.
+
+    Raises:
+        DeviceError: A turn could not be written.
+    """
+    talks = [Talk(system) for system in systems]
+    for question in questions:
+        for talk in talks:
+            talk.ask(device, drafter, question, tokens=tokens)
+    return [talk.turns for talk in talks]

@@ -2,7 +2,7 @@
 
 The sequence has tokens it *knows* and tokens it has *computed* (their keys and values are stored); `next`
 computes the difference. Logits are read where llama.cpp left them and shaped at once: the next decode
-overwrites them.
+overwrites them. Sequences of before stay in the memory as long as there is room (see `kept_sequences`).
 """
 
 import math
@@ -17,6 +17,8 @@ import numpy as np
 from dssd.distribution import Dist, shape
 from fleet_device.drafters.contract import DrafterError, common_prefix, require_tokens
 from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.kept_sequences import LEAST_KEPT, MOST_KEPT, KeptSequence, KeptSequences, is_other_text
+from fleet_device.drafters.llama_context import open_context
 from fleet_device.drafters.model_source import locate_model
 from fleet_device.drafters.requirements import require_memory, require_truncatable
 from fleet_device.settings import DeviceSettings
@@ -26,7 +28,9 @@ from schemas.vocabulary import Vocabulary
 
 __all__ = ["LlamaCppDrafter", "LlamaCppSettings", "load"]
 
-_SEQUENCE = 0
+_NO_ROOM = 1
+"""What llama.cpp answers where its memory has no room for a batch; it is then as it was before."""
+
 _MOST_DEFAULT_THREADS = 4  # a draft token is bound by memory: more threads only wait for each other
 
 
@@ -75,6 +79,8 @@ class LlamaCppDrafter:
         self._name = settings.name or settings.path.stem
         self._tokens: list[int] = []
         self._computed = 0
+        self._sequence = 0  # number of the present one
+        self._kept = KeptSequences()
         self.tokens_computed = 0
         self._row_of = -1  # length of the sequence whose last row of logits stands in llama.cpp's buffer
         self._native: Any = None
@@ -85,7 +91,16 @@ class LlamaCppDrafter:
             trained = self._library.llama_model_n_ctx_train(self._model.handle)
             self._context = min(settings.context, trained) if trained > 0 else settings.context
             self._batch_size = min(settings.batch, self._context)
-            self._native = self._open_context(settings)
+            if settings.gpu_layers == 0:
+                require_memory(self._model, self._context)
+            self._native = open_context(
+                self._model,
+                name=self._name,
+                cells=self._context,
+                batch=self._batch_size,
+                threads=settings.threads or default_threads(),
+                sequences=1 + MOST_KEPT,
+            )
         except DrafterError:
             self._model.close()
             raise
@@ -95,9 +110,9 @@ class LlamaCppDrafter:
         self._batch_tokens = view(self._batch.token, (self._batch_size,))
         self._batch_positions = view(self._batch.pos, (self._batch_size,))
         self._batch_outputs = view(self._batch.logits, (self._batch_size,))
-        for index in range(self._batch_size):  # one sequence: set for good
+        for index in range(self._batch_size):  # each token is of one sequence: set for good
             self._batch.n_seq_id[index] = 1
-            self._batch.seq_id[index][0] = _SEQUENCE
+        self._become(0, computed=0)
 
     @property
     def name(self) -> str:
@@ -125,9 +140,16 @@ class LlamaCppDrafter:
         return self._model
 
     def reset(self, tokens: Sequence[int]) -> None:
-        """Begin a new sequence; the keys and values of a common prefix are kept."""
+        """Begin a new sequence; what is computed of a prefix of it is taken over, also from an earlier one."""
         require_tokens(tokens, self.vocabulary)
-        self.truncate(common_prefix(self._tokens, tokens))
+        own = common_prefix(self._tokens[: self._computed], tokens)
+        kept, common = self._kept.longest(tokens)
+        if kept is not None and common >= own + LEAST_KEPT:
+            self._go_back_to(kept, common)
+        elif is_other_text(self._computed, own):
+            self._branch(self._sequence, own)
+        else:
+            self.truncate(common_prefix(self._tokens, tokens))
         self._tokens[:] = tokens
 
     def extend(self, tokens: Sequence[int]) -> None:
@@ -177,15 +199,62 @@ class LlamaCppDrafter:
         self._native = None
         self._model.close()
 
+    def _go_back_to(self, kept: KeptSequence, length: int) -> None:
+        """Go on from an earlier sequence, of which the first `length` tokens are wanted."""
+        if is_other_text(len(kept.tokens), length):
+            self._kept.used(kept)
+            self._branch(kept.number, length, but=kept)
+            return
+        self._kept.take(kept)
+        self._put_aside()
+        self._become(kept.number, computed=len(kept.tokens))
+        self._forget(length)
+
+    def _branch(self, source: int, length: int, *, but: KeptSequence | None = None) -> None:
+        """Begin a sequence with the first tokens of another, which stays; both look at the same keys and values."""
+        number = self._kept.new_number()
+        if number is None:
+            self._drop(self._kept.oldest(but=but))
+            number = self._kept.new_number()
+        assert number is not None
+        if length:
+            self._library.llama_memory_seq_cp(self._memory, source, number, 0, length)
+        self._put_aside()
+        self._become(number, computed=length)
+
+    def _put_aside(self) -> None:
+        """Keep the present sequence, if there is something in it."""
+        if self._computed >= LEAST_KEPT:
+            for covered in self._kept.keep(self._sequence, self._tokens[: self._computed]):
+                self._remove(covered.number)
+        else:
+            self._remove(self._sequence)
+            self._kept.give_back(self._sequence)
+
+    def _become(self, number: int, *, computed: int) -> None:
+        """Let a sequence be the present one."""
+        self._sequence, self._computed, self._row_of = number, computed, -1
+        for index in range(self._batch_size):
+            self._batch.seq_id[index][0] = number
+
+    def _drop(self, kept: KeptSequence | None) -> None:
+        assert kept is not None, "one of the numbers is the present sequence's, the others are kept"
+        self._remove(kept.number)
+        self._kept.drop(kept)
+
+    def _remove(self, number: int) -> None:
+        self._library.llama_memory_seq_rm(self._memory, number, -1, -1)  # a whole sequence can always be removed
+
     def _forget(self, length: int) -> None:
         """Drop the keys and values from `length` on."""
         if self._computed <= length:
             return
-        if self._library.llama_memory_seq_rm(self._memory, _SEQUENCE, length, -1):
+        if self._library.llama_memory_seq_rm(self._memory, self._sequence, length, -1):
             self._computed = length
         else:
             # A memory that cannot be cut is emptied; `next` computes the whole sequence again.
             self._library.llama_memory_clear(self._memory, True)  # noqa: FBT003
+            self._kept.clear()
             self._computed = 0
 
     def _compute(self) -> None:
@@ -203,6 +272,9 @@ class LlamaCppDrafter:
             self._batch_outputs[:count] = 0
             self._batch_outputs[count - 1] = self._computed + count == length
             status = self._library.llama_decode(self._native, self._batch)
+            while status == _NO_ROOM and len(self._kept):
+                self._drop(self._kept.oldest())
+                status = self._library.llama_decode(self._native, self._batch)
             if status != 0:
                 # Part of the chunk may have been stored.
                 self._computed += count
@@ -210,29 +282,6 @@ class LlamaCppDrafter:
                 raise DrafterError(f"llama.cpp could not go on (status {status}): {native_reason()}.")
             self._computed += count
             self.tokens_computed += count
-
-    def _open_context(self, settings: LlamaCppSettings) -> Any:  # noqa: ANN401 - a native pointer
-        if settings.gpu_layers == 0:
-            require_memory(self._model, self._context)
-        parameters = self._library.llama_context_default_params()
-        parameters.n_ctx = self._context
-        parameters.n_batch = parameters.n_ubatch = self._batch_size
-        parameters.n_seq_max = 1
-        parameters.n_threads = parameters.n_threads_batch = settings.threads or default_threads()
-        # With it, tokens computed one at a time and in chunks below 64 give the same logits to the bit in most
-        # quantizations, and nearly the same in larger chunks; without it they are far apart.
-        parameters.flash_attn_type = self._library.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        # A sliding window that has dropped old keys could not be rolled back.
-        parameters.swa_full = True
-        parameters.no_perf = True
-        native_reason()
-        native = self._library.llama_init_from_model(self._model.handle, parameters)
-        if not native:
-            raise DrafterError(
-                f"llama.cpp cannot make a context of {self._context} tokens for {self._name} "
-                f"({native_reason()}); set a smaller one."
-            )
-        return native
 
 
 def load(settings: DeviceSettings) -> LlamaCppDrafter:

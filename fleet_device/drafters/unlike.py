@@ -61,6 +61,7 @@ class UnlikeVocabularyDrafter:
         self._stretches: list[tuple[int, int]] = []
         self._draft: list[int] = []
         self._given = 0  # of these, how many the draft model's sequence begins with
+        self._begun = False  # a sequence that the draft model has not been told of
 
     @property
     def name(self) -> str:
@@ -97,6 +98,7 @@ class UnlikeVocabularyDrafter:
         require_tokens(tokens, self._vocabulary)
         self.truncate(common_prefix(self._tokens, tokens))
         self._append(tokens[len(self._tokens) :])
+        self._begun = True
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Append tokens."""
@@ -111,9 +113,12 @@ class UnlikeVocabularyDrafter:
             raise DrafterError(f"The draft model's context of {self.context} tokens is full; set a larger one.")
         if not 0 < len(self._draft) <= self.context:
             return None
-        self._inner.truncate(self._given)
-        self._inner.extend(self._draft[self._given :])
-        self._given = len(self._draft)
+        if self._begun:  # the draft model may have an earlier sequence to go on from
+            self._inner.reset(self._draft)
+        else:
+            self._inner.truncate(self._given)
+            self._inner.extend(self._draft[self._given :])
+        self._given, self._begun = len(self._draft), False
         dist = self._inner.next(policy)
         return None if dist is None else self._common.restrict(dist)
 

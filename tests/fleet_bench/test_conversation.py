@@ -76,18 +76,32 @@ class Site:
     def link(self, settings: LinkSettings) -> MemoryLink:
         return MemoryLink(self.broker, settings.client_id, will=settings.will)
 
-    def talk(self, turns: int, *, drafter: Callable[[LlamaCppSettings], MeteredDrafter] = MeteredDrafter) -> None:
+    def talk(
+        self,
+        turns: int,
+        *,
+        conversations: int = 1,
+        drafter: Callable[[LlamaCppSettings], MeteredDrafter] = MeteredDrafter,
+    ) -> None:
         """Talk to an edge that is there."""
         settings = DeviceSettings(fleet=FLEET, device="device-1", temperature=0.0, context=CONTEXT)
         drafts = drafter(LlamaCppSettings(path=self.draft, threads=1, context=CONTEXT))
         with Device(settings, load=lambda _settings: drafts, make_link=self.link) as device:
             assert device.wait_for_edge(10.0)
-            self.written = converse(device, drafts, QUESTIONS[:turns], system=system_of(0), tokens=12)
+            self.written = converse(
+                device,
+                drafts,
+                QUESTIONS[:turns],
+                systems=[system_of(number) for number in range(conversations)],
+                tokens=12,
+            )
 
     def turns(self) -> list[Turn]:
         """Return what both ends have counted, once the edge has gone."""
-        counts = counts_of(self.log, [turn.session for turn in self.written])
-        return [Turn("llama.cpp", 0, turn, counts[turn.session]) for turn in self.written]
+        written = [(number, turn) for number, turns in enumerate(self.written) for turn in turns]
+        counts = counts_of(self.log, [turn.session for _, turn in written])
+        alone = len(self.written) == 1
+        return [Turn("llama.cpp", number, alone, turn, counts[turn.session]) for number, turn in written]
 
 
 class Forgetful(MeteredDrafter):
@@ -111,6 +125,16 @@ def test_each_turn_of_a_conversation_computes_what_is_new_at_both_ends(tmp_path:
     assert all(turn.edge_computed + turn.edge.reused_tokens == turn.device.prompt for turn in turns)
     assert any(turn.edge.accepted < turn.edge.tested for turn in turns), "also where drafts were rejected"
     assert missed_goals([replace(turn, device=replace(turn.device, first_ms=1.0)) for turn in turns], []) == []
+
+
+def test_conversations_that_take_turns_at_a_device_compute_what_is_new_at_both_ends(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    with site.edge():
+        site.talk(2, conversations=3)
+    turns = site.turns()
+    assert [(turn.conversation, turn.device.turn) for turn in turns] == [(n, t) for n in range(3) for t in (1, 2)]
+    assert beyond_new(turns) <= BLOCK
+    assert first_ratio(turns) is None
 
 
 def test_an_edge_that_keeps_nothing_and_a_device_that_keeps_nothing_are_told(tmp_path: Path) -> None:
@@ -154,7 +178,7 @@ def test_a_system_prompt_that_devices_begin_with_at_once_is_computed_once(
 
 def spoken(turn: int, first_ms: float) -> Turn:
     written = Written(session="", turn=turn, prompt=9, new=9, computed=9, written=1, first_ms=first_ms)
-    return Turn("packed", 0, written, SegmentCounters(prefill_tokens=8))
+    return Turn("packed", 0, alone=True, device=written, edge=SegmentCounters(prefill_tokens=8))
 
 
 def test_the_last_turns_first_token_is_held_against_the_seconds() -> None:

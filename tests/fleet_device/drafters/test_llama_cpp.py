@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fleet_device.drafters.contract import DrafterError
+from fleet_device.drafters.kept_sequences import MOST_KEPT
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings, default_threads
 from fleet_device.drafters.requirements import available_memory
 from schemas.policy import SamplingPolicy
@@ -50,6 +51,121 @@ def test_the_next_turn_of_a_conversation_computes_what_is_new(drafter: LlamaCppD
         drafter.reset(text)
         row(drafter)
         assert drafter.tokens_computed - before == 3
+
+
+def conversation(number: int, length: int) -> list[int]:
+    """Return the tokens of a conversation; two of them begin with the same 20."""
+    return [*range(20, 40), *((7 + number + place * (number + 3)) % 200 + 3 for place in range(length - 20))]
+
+
+def alike(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two rows differ by rounding: what lies in other cells is added up in another order, in float16."""
+    return float(np.abs(one - other).sum() / 2) < 0.01
+
+
+def computed_for(drafter: LlamaCppDrafter, tokens: list[int]) -> int:
+    """Return how many tokens are computed for the row behind some."""
+    before = drafter.tokens_computed
+    drafter.reset(tokens)
+    row(drafter)
+    return drafter.tokens_computed - before
+
+
+@pytest.fixture
+def roomy(tmp_path: Path) -> Iterator[LlamaCppDrafter]:
+    drafter = LlamaCppDrafter(settings(tiny_gguf(tmp_path / "tiny.gguf", context=1024), context=1024))
+    yield drafter
+    drafter.close()
+
+
+def test_conversations_that_take_turns_at_a_device_each_compute_what_is_new(roomy: LlamaCppDrafter) -> None:
+    talks = [conversation(number, 100) for number in range(4)]
+    assert [computed_for(roomy, talk) for talk in talks] == [100, 80, 80, 80], "they begin alike"
+    for _ in range(3):
+        for talk in talks:
+            talk += [5, 6, 7]
+            assert computed_for(roomy, talk) == 3
+
+
+def test_a_short_text_between_two_turns_costs_the_conversation_nothing(roomy: LlamaCppDrafter) -> None:
+    talk = conversation(1, 200)
+    computed_for(roomy, talk)
+    assert computed_for(roomy, [9, 8, 7]) == 3
+    assert computed_for(roomy, [*talk, 4]) == 1
+
+
+def test_what_was_drafted_and_rejected_is_cut_and_makes_no_sequence_of_its_own(roomy: LlamaCppDrafter) -> None:
+    talk = conversation(1, 200)
+    computed_for(roomy, talk)
+    roomy.extend([3] * 10)
+    row(roomy)
+    assert computed_for(roomy, [*talk, 4]) == 1
+    assert len(roomy._kept) == 0
+
+
+def test_a_conversation_that_goes_on_in_another_way_is_there_both_ways(roomy: LlamaCppDrafter) -> None:
+    talk = conversation(1, 300)
+    computed_for(roomy, talk)
+    assert computed_for(roomy, [*talk[:150], 3]) == 1, "a question that is asked anew"
+    assert computed_for(roomy, [*talk, 4]) == 1
+
+
+def test_the_sequence_unused_for_longest_makes_room_and_the_present_one_has_all_of_it(tmp_path: Path) -> None:
+    drafter = LlamaCppDrafter(settings(tiny_gguf(tmp_path / "tiny.gguf", context=256), context=256))
+    fresh = LlamaCppDrafter(settings(tmp_path / "tiny.gguf", context=256))
+    talks = [conversation(number, 100) for number in range(3)]  # 260 cells, 20 of them shared
+    for talk in talks:
+        computed_for(drafter, talk)
+    assert computed_for(drafter, [*talks[1], 4]) == 1
+    assert computed_for(drafter, [*talks[0], 4]) == 81, "it had to go"
+    longest = conversation(9, 256)
+    assert computed_for(drafter, longest) == 236
+    observed = row(drafter)
+    computed_for(fresh, longest)
+    assert alike(observed, row(fresh))
+    for each in (drafter, fresh):
+        each.close()
+
+
+def test_numbers_of_sequences_do_not_run_out(roomy: LlamaCppDrafter) -> None:
+    for number in range(30):
+        assert computed_for(roomy, [100 + number, *[3 + number] * 24]) == 25
+    assert len(roomy._kept) == MOST_KEPT
+    assert computed_for(roomy, [129, *[32] * 24, 5]) == 1
+    assert computed_for(roomy, [122, *[25] * 24, 5]) == 1
+    assert computed_for(roomy, [110, *[13] * 24]) == 25
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_kept_the_rows_are_those_of_a_fresh_drafter(seed: int, tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "tiny.gguf", context=256)
+    rng = random.Random(seed)
+    used = LlamaCppDrafter(settings(path, context=rng.choice((128, 256))))
+    fresh = LlamaCppDrafter(settings(path, context=256))
+    talks = [[rng.randrange(3, 200) for _ in range(rng.randrange(1, 60))] for _ in range(4)]
+    for _ in range(60):
+        number = rng.randrange(len(talks))
+        talk = talks[number]
+        if rng.random() < 0.3:
+            other = rng.choice(talks)
+            talk = [*other[: rng.randrange(1, len(other) + 1)]]
+        talk = [*talk[: max(1, len(talk) - rng.choice((0, 0, 3, 40)))], *(rng.randrange(3, 200) for _ in range(3))][
+            :120
+        ]
+        talks[number] = talk
+        used.reset(talk)
+        if rng.random() < 0.5:
+            used.extend([5, 6])
+            row(used)
+            used.truncate(len(talk))
+        observed = row(used)
+        fresh.truncate(0)
+        fresh.reset([4])
+        fresh.reset(talk)
+        assert alike(observed, row(fresh))
+    assert used.tokens_computed < fresh.tokens_computed
+    for each in (used, fresh):
+        each.close()
 
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
