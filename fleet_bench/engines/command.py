@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from fleet_bench.engines.ours import cells_for, fill, llama_cpp, steps
 from fleet_bench.engines.raw_process import raw_llama
+from fleet_bench.engines.stability import LONGEST, TEXTS, spreads
 from fleet_bench.engines.timing import Cell, Pace, Step, by_turns
 from fleet_bench.shared.conditions import conditions
 from fleet_edge.verifiers.contract import VerifierError
@@ -52,17 +53,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.torch_device != "cpu":
         arguments.engines = [engine for engine in arguments.engines if engine.startswith("packed")]
     rows: list[Row] = []
+    moved: list[dict[str, Any]] = []
     began = time.monotonic()
     try:
         for engine in arguments.engines:
             kind, _, dtype = engine.partition(":")
+            if arguments.rows:
+                moved += _stability(kind, dtype, arguments)
+                continue
             for context in arguments.contexts:
                 rows += _measure(kind, dtype, context, arguments)
                 gc.collect()
     except VerifierError as error:
         print(error, file=sys.stderr)
         return 2
-    _summarize(rows)
+    if rows:
+        _summarize(rows)
     print(f"{time.monotonic() - began:.0f} s in all.")
     if arguments.json:
         found = {
@@ -71,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "stable_rows": arguments.stable_rows,
             "torch_device": arguments.torch_device,
             "rows": [asdict(row) for row in rows],
+            "stability": moved,
         }
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0
@@ -93,6 +100,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=_positive, nargs="+", metavar="T", help="1 3 5 9; on a GPU 1 5 9")
     parser.add_argument("--contexts", type=_positive, nargs="+", metavar="C", help="256 2048")
     parser.add_argument("--quick", action="store_true", help="context 256 alone, and fewer repetitions: two minutes")
+    parser.add_argument(
+        "--rows", action="store_true", help="instead: how far a text's logits move with what is computed beside it"
+    )
     parser.add_argument("--threads", type=_positive, default=len(os.sched_getaffinity(0)), help="of either engine")
     parser.add_argument("--no-stable-rows", dest="stable_rows", action="store_false", help="as the edge's setting")
     parser.add_argument("--torch-device", default="cpu", help="of the packed verifier, such as cuda; then of it alone")
@@ -106,6 +116,30 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     seconds = arguments.seconds or (0.5 if arguments.quick else 2.0)
     arguments.pace = Pace(seconds=seconds, fewest=2 if arguments.quick else 3)
     return arguments
+
+
+def _stability(kind: str, dtype: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measure how far rows move in one engine."""
+    if kind == "llama_cpp":
+        verifier = llama_cpp(
+            arguments.models / _FILES[dtype],
+            sequences=TEXTS,
+            context=LONGEST,
+            threads=arguments.threads,
+            stable_rows=arguments.stable_rows,
+        )
+    else:
+        from fleet_bench.engines import of_torch  # noqa: PLC0415 - as below
+
+        verifier = of_torch.packed(
+            of_torch.load(arguments.models / "target", dtype=dtype, device=arguments.torch_device)
+        )
+    stable = "" if kind != "llama_cpp" or arguments.stable_rows else ", without stable rows"
+    print(f"\n{kind}, {dtype}{stable}: a text's rows, beside those of the text alone, one token at a time")
+    print(f"{'':36} {'same':>7} {'logit':>9} {'variation':>10}")
+    for each in spreads(verifier):
+        print(f"{each.variant:36} {each.same:3d}/{each.rows:<3d} {each.logit:9.1e} {each.variation:10.1e}", flush=True)
+        yield {"engine": kind, "dtype": dtype, **asdict(each)}
 
 
 def _positive(text: str) -> int:

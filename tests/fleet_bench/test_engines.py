@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from fleet_bench.engines import main
+from fleet_bench.engines.stability import spreads
 from fleet_bench.engines.timing import Pace, by_turns
-from tests.fleet_edge.verifiers.oracle import tiny_folder, tiny_target_gguf
+from fleet_edge.verifiers.scripted import ScriptedVerifier
+from fleet_testing.markov import MarkovScript
+from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, tiny_folder, tiny_target_gguf
 
 
 def test_both_are_measured_by_turns_and_the_first_pair_does_not_count() -> None:
@@ -47,3 +50,19 @@ def test_every_engine_has_its_rows_beside_the_raw_engine(tmp_path: Path, capsys:
 def test_models_that_are_not_there_are_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--models", str(tmp_path), "--engines", "llama_cpp:Q8_0", "--quick"]) == 2
     assert "target-Q8_0.gguf does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_how_far_rows_move_is_told_and_a_verifier_whose_rows_stay_is_told_as_such(tmp_path: Path) -> None:
+    tiny_target_gguf(tmp_path / "target-Q8_0.gguf")
+    report = tmp_path / "report.json"
+    options = ["--models", str(tmp_path), "--engines", "llama_cpp:Q8_0", "--threads", "1", "--rows"]
+    assert main([*options, "--json", str(report)]) == 0
+    for row in json.loads(report.read_text())["stability"]:
+        assert 0 <= row["same"] <= row["rows"] == 45
+        assert 0 <= row["logit"] < 0.1
+        assert 0 <= row["variation"] < 0.1
+    script = MarkovScript(size=VOCABULARY, seed=3, period=5)
+    scripted = ScriptedVerifier(script, WORDS, context=CONTEXT, budget_tokens=1 << 16)
+    assert {(each.same, each.logit, each.variation) for each in spreads(scripted)} == {(45, 0.0, 0.0)}
+    assert scripted.capacity() == 1 << 16
