@@ -7,6 +7,7 @@ engine over the same file. A change is therefore never silent, and never made fo
 
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +17,11 @@ from pydantic import BaseModel, Field
 
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.auto.apart import measure_apart
-from fleet_edge.verifiers.auto.candidates import Candidate, find_candidates, is_installed
+from fleet_edge.verifiers.auto.candidates import LLAMA_CPP, TORCH, Candidate, find_candidates, is_installed
 from fleet_edge.verifiers.auto.circumstances import circumstances
 from fleet_edge.verifiers.auto.measurement import MEASURED_BY, Measurement, Milliseconds, Report
 from fleet_edge.verifiers.contract import VerifierError
+from fleet_edge.verifiers.source import is_gguf
 from fleet_runtime.cache import cache_folder, read_cache, write_cache
 
 __all__ = ["choose_engine"]
@@ -30,7 +32,11 @@ _FILE: Final = "engines.json"
 _MOST_KEPT: Final = 64
 
 _WORTH_A_CHANGE: Final = 1.1
-"""The engine of before stays unless another one is so many times as fast."""
+"""The engine of before, or at first that of the form that the setting names, stays unless another one is so many times
+as fast."""
+
+_BUSY: Final = 1.5
+"""Threads that want to run, for each core, from which on a measurement says little."""
 
 _ALIKE: Final = 0.5
 """Overlap of two forms' distributions. Quantization to four bits leaves 0.7 and more; other models have less."""
@@ -93,10 +99,10 @@ def choose_engine(
         "Engine auto: measuring once whether %s is faster on this machine; this may take some minutes.",
         " or ".join(candidate.engine for candidate in candidates.found),
     )
-    chosen, step_ms, remark, lasting = _measured(
-        {each: measure(each, settings) for each in candidates.found}, before=before
-    )
-    _log.warning("%s%s", _said(chosen, step_ms), remark)
+    usual = before.engine if before is not None else LLAMA_CPP if is_gguf(Path(settings.target)) else TORCH
+    reports = {each: measure(each, settings) for each in candidates.found}
+    chosen, step_ms, remark, lasting = _measured(reports, usual=usual)
+    _log.warning("%s%s%s", _said(chosen, step_ms), remark, _busy(file))
     if before is not None and (before.engine, before.target) != (chosen.engine, chosen.target):
         _log.warning(
             "Until now it was %s on %s: a text in coupled mode that was written before may come out otherwise now. To "
@@ -116,10 +122,12 @@ def choose_engine(
     return _with(settings, chosen)
 
 
-def _measured(
-    reports: Mapping[Candidate, Report], *, before: _Kept | None
-) -> tuple[Candidate, dict[str, float], str, bool]:
+def _measured(reports: Mapping[Candidate, Report], *, usual: str) -> tuple[Candidate, dict[str, float], str, bool]:
     """Return the choice, the milliseconds a step by engine, a remark, and whether the choice will hold.
+
+    Args:
+        reports: By candidate.
+        usual: Engine that is taken unless another one is much faster.
 
     Raises:
         VerifierError: No candidate can serve the target.
@@ -142,10 +150,9 @@ def _measured(
     shapes = set.intersection(*(set(measurement.step_ms) for measurement in found.values()))
     step_ms = {each.engine: _mean(measurement, shapes) for each, measurement in found.items()}
     chosen = min(found, key=lambda each: step_ms[each.engine])
-    if before is not None:
-        for each in found:
-            if each.engine == before.engine and step_ms[each.engine] < _WORTH_A_CHANGE * step_ms[chosen.engine]:
-                chosen = each
+    for each in found:
+        if each.engine == usual and step_ms[each.engine] < _WORTH_A_CHANGE * step_ms[chosen.engine]:
+            chosen = each
     remark = f" Overlap of their distributions: {alike:.3f}." if len({each.target for each in found}) > 1 else ""
     return chosen, step_ms, remark, True
 
@@ -170,6 +177,17 @@ def _overlap(one: Measurement, other: Measurement) -> float:
 def _mean(measurement: Measurement, shapes: set[str] | Mapping[str, float]) -> float:
     """Return the geometric mean of the milliseconds of some shapes."""
     return math.exp(sum(math.log(measurement.step_ms[shape]) for shape in shapes) / max(1, len(shapes)))
+
+
+def _busy(file: Path | None) -> str:
+    """Return a remark if the machine had other work."""
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load <= _BUSY * cores:
+        return ""
+    return (
+        f" The machine was busy (load {load:.1f} on {cores} cores), so the figures may mislead: to have it measured "
+        f"again, remove {file}."
+    )
 
 
 def _said(chosen: Candidate, step_ms: Mapping[str, float]) -> str:

@@ -8,7 +8,6 @@ its standard input does, so that it does not outlive who has asked.
 
 import os
 import random
-import statistics
 import sys
 import threading
 import time
@@ -52,7 +51,7 @@ class Measurement(BaseModel):
     """What was measured.
 
     Attributes:
-        step_ms: By shape (`4x5`), the median milliseconds of a step; without shapes that there was no memory for.
+        step_ms: By shape (`4x5`), milliseconds of a step; without shapes that there was no memory for.
         runs_on: As `TargetInfo` says it.
         vocabulary: Size and fingerprint.
         likely: Of some positions of a text that is always the same one, the likeliest ids and their probabilities.
@@ -143,7 +142,7 @@ def _fork(verifier: Verifier, sequences: Sequence[int], length: int) -> int:
 
 
 def _seconds(verifier: Verifier, items: Sequence[Item], context: int, clock: Callable[[], float]) -> float:
-    """Return the median of some steps, fewer where they take long; the first is not counted."""
+    """Return the least of some steps, fewer where they take long: other work on the machine only adds to it."""
     taken: list[float] = []
     first = clock()
     while len(taken) <= _FEWEST_REPEATS or (len(taken) <= _REPEATS and clock() - first < _SHAPE_S):
@@ -152,7 +151,7 @@ def _seconds(verifier: Verifier, items: Sequence[Item], context: int, clock: Cal
         taken.append(clock() - before)
         for item in items:
             verifier.truncate(item.sequence, context)
-    return statistics.median(taken[1:])
+    return min(taken)
 
 
 def _likely(rows: NDArray[np.float32]) -> list[dict[int, float]]:

@@ -116,8 +116,30 @@ def test_a_change_is_not_made_for_a_few_per_cent_and_never_in_silence(
     assert f"Until now it was llama.cpp on {machine.gguf}: a text in coupled mode" in caplog.text
 
 
+@pytest.mark.parametrize(("named", "usual"), [("target", "torch"), ("gguf", "llama.cpp")])
+def test_at_first_the_form_that_the_setting_names_stays_if_the_other_is_hardly_faster(
+    machine: Machine, named: str, usual: str
+) -> None:
+    other = {"torch": "llama.cpp", "llama.cpp": "torch"}[usual]
+    machine.reports = {usual: measured(10.0), other: measured(9.5)}
+    assert machine.choose(target=str(getattr(machine, named)))[0] == usual
+    machine.reports[other] = measured(8.0)
+    assert machine.choose(target=str(getattr(machine, named)), threads=1)[0] == other
+
+
+def test_a_busy_machine_is_told(
+    machine: Machine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (0.1, 0.0, 0.0))
+    machine.choose()
+    assert "The machine was busy" not in caplog.text
+    monkeypatch.setattr("os.getloadavg", lambda: (999.0, 0.0, 0.0))
+    machine.choose(threads=1)
+    assert f"have it measured again, remove {machine.cache / FILE}" in caplog.text
+
+
 def test_shapes_that_one_of_them_lacks_memory_for_do_not_count(machine: Machine) -> None:
-    machine.reports["torch"] = measured(9.0, **{"16x1": 100.0})
+    machine.reports["torch"] = measured(8.0, **{"16x1": 100.0})
     assert machine.choose()[0] == "llama.cpp"
     report = measured(10.0)
     assert report.measurement is not None
