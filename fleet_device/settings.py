@@ -71,7 +71,7 @@ class DeviceSettings(Settings):
     context: int = setting(2048, "Most tokens in a sequence.", unit="tokens", rare=True, ge=16, le=1 << 20)
     gpu_layers: int = setting(0, "Layers of the draft model on a GPU.", unit="layers", rare=True, ge=0, le=10_000)
     draft_length: DraftLength = setting(
-        4, "Tokens in a draft; `auto` lets the device choose by what it measures.", unit="tokens"
+        AUTO, "Tokens in a draft; `auto` lets the device choose by what it measures.", unit="tokens"
     )
     ahead: bool | Literal["auto"] = setting(
         AUTO,

@@ -13,7 +13,7 @@ from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.registry import load_drafter
 from fleet_device.errors import EdgeUnavailable, SessionFailed
 from fleet_device.service import DeviceService
-from fleet_device.settings import DeviceSettings
+from fleet_device.settings import AUTO, DeviceSettings
 from fleet_device.texts.chat import ChatMessage, encode_chat
 from fleet_device.texts.generate import GenerateRequest
 from fleet_link.errors import PublishRejected
@@ -27,6 +27,7 @@ from schemas.version import VERSION
 __all__ = ["Report", "SelfTest"]
 
 _PROMPT: Final = "Count from one to ten in words."
+_DRAFT: Final = 4  # tokens of a draft in the text that is written
 _DRAFTED: Final = 8
 _NEW_TOKENS: Final = 24
 _ECHOES: Final = 5
@@ -122,13 +123,17 @@ class SelfTest:
             started = self.clock()
             q = drafter.next(policy)
             if q is None:
-                return f"{what} is loaded; it copies from the prompt and has nothing to copy here."
+                return f"{what} is loaded; it has nothing to draft here."
             drafter.extend((int(q.ids[0]),))
             times.append((self.clock() - started) * 1e3)
         return f"{what} drafts a token in {statistics.median(times):.1f} ms."
 
     def _with_broker(self, drafter: Drafter, checks: Checklist) -> None:
-        service = DeviceService(self.settings, drafter, self.make_link, self.clock)
+        settings = self.settings
+        if settings.draft_length == AUTO and settings.stream == AUTO:
+            # A device that chooses begins with what its edge writes by itself; here the draft model is to be tried.
+            settings = settings.model_copy(update={"draft_length": _DRAFT})
+        service = DeviceService(settings, drafter, self.make_link, self.clock)
         try:
             checks.check(lambda: self._broker(service))
             checks.check(lambda: self._edge(service))
