@@ -19,7 +19,10 @@ __all__ = ["Client"]
 _CONNECT_S: Final = 2.0
 _MOST_SAID: Final = 300
 _LONGEST_RETRY_S: Final = 60.0
+# Both kinds of server close a connection that has been idle for 5 s; a request must not meet that.
+_KEEP_ALIVE_S: Final = 4.0
 _ERROR_BYTES: Final = 1 << 14
+_PAGE: Final = "a web page"
 
 
 class Client:
@@ -36,7 +39,9 @@ class Client:
 
     def __init__(self, key: ApiKey, *, ca: Path | None, connections: int) -> None:
         self._key = key
-        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=60)
+        limits = httpx.Limits(
+            max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_KEEP_ALIVE_S
+        )
         # Neither proxies nor passwords of the environment: a key must not go where nobody has said that it goes.
         self._http = httpx.AsyncClient(
             limits=limits, verify=_context(ca), trust_env=False, follow_redirects=False, http2=False
@@ -65,7 +70,10 @@ class Client:
 
     async def _send(self, method: str, endpoint: str, call: Call, *, timeout_s: float, again: bool = True) -> object:
         content = None if method == "GET" else json.dumps(call.body, separators=(",", ":")).encode()
-        headers = self._key.headers | ({"Content-Type": "application/json"} if content else {})
+        # Unpacked, a small answer may be a large one.
+        headers = self._key.headers | {"Accept-Encoding": "identity"}
+        if content:
+            headers["Content-Type"] = "application/json"
         timeout = httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s))
         try:
             # httpx bounds the wait for each piece, and a server may send many.
@@ -95,8 +103,11 @@ class Client:
         try:
             return json.loads(body) if body.strip() else None
         except (ValueError, RecursionError) as error:
+            what = _PAGE if _is_page(body) else "what is no JSON"
             raise EndpointFailed(
-                f"The inference server at {endpoint} sends what is no JSON at {call.path}.", suspect=True
+                f"The inference server at {endpoint} sends {what} at {call.path}; check the address, the port and the "
+                "setting 'remote.api'.",
+                suspect=True,
             ) from error
 
     def _refuse_key(self, endpoint: str) -> NoReturn:
@@ -119,8 +130,13 @@ def _context(ca: Path | None) -> ssl.SSLContext:
 
 
 async def _read(response: httpx.Response, most: int, endpoint: str) -> bytes:
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise EndpointFailed(
+            f"The inference server at {endpoint} sends compressed answers unasked; switch that off there, or at the "
+            "proxy before it."
+        )
     body = bytearray()
-    async for piece in response.aiter_bytes():
+    async for piece in response.aiter_raw():
         body += piece
         if len(body) > most:
             raise EndpointFailed(
@@ -142,6 +158,22 @@ def _unreachable(endpoint: str, error: Exception) -> str:
         return f"No inference server answers at {endpoint}; check the address and the port, and that it is running."
     if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
         return f"{endpoint!r} is no address of an inference server; give one such as http://10.0.0.5:8000."
+    return _broken(endpoint, error)
+
+
+def _broken(endpoint: str, error: Exception) -> str:
+    """Return what an answer that ends too early, or begins as none, may mean."""
+    text = str(error) if isinstance(error, httpx.RemoteProtocolError) else ""
+    if "illegal" in text:
+        return (
+            f"What listens at {endpoint} speaks no HTTP; check the address and the port, and whether it is http:// or "
+            "https://."
+        )
+    if "without sending a response" in text:
+        return (
+            f"What listens at {endpoint} closes the connection without an answer; check that the server is well, and "
+            "whether it is http:// or https://."
+        )
     return f"The inference server at {endpoint} broke off ({type(error).__name__}); its own log may say why."
 
 
@@ -152,8 +184,14 @@ def _raise_status(endpoint: str, path: str, response: httpx.Response, body: byte
         raise RequestRefused(f"{where} refuses a request: {said}")
     if status == httpx.codes.TOO_MANY_REQUESTS:
         raise EndpointBusy(f"{where} has too much to do.", retry_s=_retry_after(response))
+    if response.is_redirect:
+        raise EndpointFailed(
+            f"{where} sends elsewhere (status {status}); give the address itself in 'remote.endpoints'."
+        )
     if status == httpx.codes.NOT_FOUND:
-        raise EndpointFailed(f"{where} has no {path} ({said}); check the address and the setting 'remote.api'.")
+        raise EndpointFailed(
+            f"{where} has no {path} ({said.rstrip('.')}); check the address and the setting 'remote.api'."
+        )
     if status == httpx.codes.SERVICE_UNAVAILABLE:
         raise EndpointFailed(f"{where} takes no requests now (503): {said}")
     suspect = status >= httpx.codes.INTERNAL_SERVER_ERROR
@@ -166,7 +204,9 @@ def _retry_after(response: httpx.Response) -> float:
 
 
 def _said(body: bytes) -> str:
-    """Return what a server says of an error, in one printable line."""
+    """Return what a server says of an error, in one printable line that ends as a sentence does."""
+    if _is_page(body):
+        return f"it sends {_PAGE}."
     text = body[:_ERROR_BYTES].decode("utf-8", "replace")
     try:
         said: Any = json.loads(text)
@@ -176,4 +216,11 @@ def _said(body: bytes) -> str:
         if isinstance(said, dict) and name in said:
             said = said[name]
     line = printable_line(" ".join(str(said).split()))
-    return (line[:_MOST_SAID] + "…" if len(line) > _MOST_SAID else line) or "it says nothing more."
+    if len(line) > _MOST_SAID:
+        return line[:_MOST_SAID] + "…."
+    return f"{line.rstrip('.')}." if line else "it says nothing more."
+
+
+def _is_page(body: bytes) -> bool:
+    """Whether a server that is meant for people has answered."""
+    return body.lstrip()[:1] == b"<"

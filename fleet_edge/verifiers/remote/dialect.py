@@ -1,5 +1,6 @@
 """Dialect: how one kind of inference server is asked for the log-probabilities that a step needs, and read."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -146,18 +147,26 @@ def check_rows(rows: Sequence[Sequence[tuple[object, object]]], question: Questi
     for number, row in enumerate(rows):
         found: dict[int, float] = {}
         for token, value in row:
-            if type(token) is not int or token < 0 or not isinstance(value, int | float) or token in found:
+            if type(token) is not int or token < 0 or type(value) not in (int, float) or token in found:
                 raise BadAnswer("an entry is no pair of id and log-probability, or comes twice")
             if token < vocabulary:
-                found[token] = float(value)
+                found[token] = _as_float(value)
         if len(found) < top:
             raise BadAnswer(f"{len(found)} of {top} tokens of the vocabulary are among those that it names")
         best = sorted(found.items(), key=lambda entry: (-entry[1], entry[0]))[:top]
         ids[number] = [token for token, _ in best]
-        values[number] = [value for _, value in best]
+        with np.errstate(over="ignore"):
+            values[number] = [value for _, value in best]
     _check_values(values, left_out=vocabulary - top)
     values[values <= _IMPOSSIBLE] = -np.inf
     return TopRows(ids, values)
+
+
+def _as_float(value: Any) -> float:  # noqa: ANN401 - a number of any size
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _check_values(values: NDArray[np.float32], *, left_out: int) -> None:

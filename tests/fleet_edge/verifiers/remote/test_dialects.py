@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fleet_edge.verifiers.remote.connect import DIALECTS
 from fleet_edge.verifiers.remote.dialect import Question, TopRows
@@ -119,7 +121,6 @@ def test_what_servers_write_for_impossible_is_impossible(api: str) -> None:
     ],
     ids=str,
 )
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
 def test_entries_that_are_none_or_not_the_most_likely_are_refused(api: str, row: list[tuple[Any, Any]]) -> None:
     with pytest.raises(BadAnswer):
         read(api, ANSWERS[api]([top(1), row]))
@@ -155,3 +156,44 @@ def test_a_prefill_has_no_rows(api: str) -> None:
     question = Question([5, 4], rows=0, top=3)
     answer = {"choices": [{"index": 0, "text": "?", "logprobs": None}], "text": "", "meta_info": {}}
     assert read(api, answer, question).ids.shape == (0, 3)
+
+
+ODD = st.sampled_from([None, True, 10**400, -(10**400), math.nan, math.inf, -math.inf, 1e300, -1, 0, "", [], {}])
+JSON = ODD | st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=20), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def replaced(value: Any, new: Any, draw: st.DrawFn) -> Any:
+    """Return an answer in which one value, at any depth, is another."""
+    if not isinstance(value, dict | list) or not value or draw(st.integers(0, 9)) == 0:
+        return new
+    place = draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))))
+    changed = dict(value) if isinstance(value, dict) else list(value)
+    changed[place] = replaced(value[place], new, draw)
+    return changed
+
+
+@st.composite
+def nearly_answers(draw: st.DrawFn, api: str) -> object:
+    answer: object = ANSWERS[api]([top(0), top(1)])
+    for _ in range(draw(st.integers(1, 3))):
+        answer = replaced(answer, draw(JSON), draw)
+    return answer
+
+
+@each
+@settings(max_examples=300)
+@given(data=st.data())
+def test_whatever_comes_is_an_answer_or_is_refused(api: str, data: st.DataObject) -> None:
+    answer = data.draw(nearly_answers(api))
+    try:
+        rows = read(api, answer)
+    except BadAnswer:
+        return
+    assert rows.ids.shape == rows.logprobs.shape == (2, 3)
+    assert ((rows.ids >= 0) & (rows.ids < SIZE)).all()
+    assert all(len(set(row)) == 3 for row in rows.ids.tolist())
+    assert (np.exp(rows.logprobs.astype(np.float64)).sum(axis=1) < 1.01).all()
