@@ -1,5 +1,6 @@
 """Planted faults that a proof of exactness must find: each is a mistake that published code really makes."""
 
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from enum import StrEnum
@@ -16,7 +17,8 @@ from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.drafters.common_tokens import CommonTokens
 from fleet_edge import orchestrator
 from fleet_edge.batching.judging import Case
-from fleet_testing.toy_pair import ToyPair
+from fleet_edge.verifiers.contract import Item
+from fleet_testing.toy_pair import TEMPERATURE, ToyPair
 from schemas.downlink import DownlinkForm
 from schemas.policy import SamplingPolicy
 
@@ -28,21 +30,28 @@ class Sabotage(StrEnum):
 
     Attributes:
         NONE: Nothing.
+        CUT_SHORT: The edge asks inference servers for one token of each row less than the policy keeps.
         INVERTED: The edge accepts with probability q/p instead of p/q.
         MISREPORTED: The device reports a q that it did not draw from.
         NO_RESIDUAL: The device draws the correction from p instead of max(0, p - q).
         NOT_RENORMALISED: The device draws among the tokens that it has in common with the target, and reports their
             probabilities among all.
+        SHIFTED: The edge takes the engine's rows one place too late: each draft token is tested against the row of the
+            token before it.
+        TEMPERED_TWICE: The edge applies the temperature to log-probabilities of inference servers that have applied it.
         UNMAPPED: The device maps the token that it draws to the target's id, and keeps q under its own ids.
         UNSHAPED: The edge verifies against p before temperature, top_k and top_p.
         WITHHELD: The device leaves a token out of the draft that it has drawn, because it was unsure of it.
     """
 
     NONE = "none"
+    CUT_SHORT = "cut-short"
     INVERTED = "inverted"
     MISREPORTED = "misreported"
     NO_RESIDUAL = "no-residual"
     NOT_RENORMALISED = "not-renormalised"
+    SHIFTED = "shifted"
+    TEMPERED_TWICE = "tempered-twice"
     UNMAPPED = "unmapped"
     UNSHAPED = "unshaped"
     WITHHELD = "withheld"
@@ -119,12 +128,69 @@ def _case_unshaped(work: Any) -> Case:  # noqa: ANN401 - the scheduler's Work
 _case: Final = orchestrator._case  # noqa: SLF001 - sabotage reaches inside
 
 
+def _rows_before(rows: int) -> list[int]:
+    return [max(0, row - 1) for row in range(rows)]
+
+
+def _shift(ids: Any, logprobs: Any) -> tuple[Any, Any]:  # noqa: ANN401 - arrays `[rows, top]`
+    before = _rows_before(len(ids))
+    return ids[before], logprobs[before]
+
+
+def _temper_again(ids: Any, logprobs: Any) -> tuple[Any, Any]:  # noqa: ANN401 - likewise
+    # As a server of whom log-probabilities are asked behind its own sampling.
+    return ids, logprobs / np.float32(TEMPERATURE)
+
+
+def _cut_short(ids: Any, logprobs: Any) -> tuple[Any, Any]:  # noqa: ANN401 - likewise
+    cut = logprobs.copy()
+    cut[:, -1] = -np.inf
+    return ids, cut
+
+
+def _change_answers(change: Callable[[Any, Any], tuple[Any, Any]], stack: ExitStack) -> None:
+    """Have what inference servers answer misread."""
+    from fleet_edge.verifiers.remote.endpoint import Endpoint  # noqa: PLC0415 - only where the extra is installed
+
+    compute = Endpoint.compute
+
+    async def changed(self: Endpoint, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        rows = await compute(self, *args, **kwargs)
+        ids, logprobs = change(rows.ids, rows.logprobs)
+        return replace(rows, ids=ids, logprobs=logprobs)
+
+    stack.enter_context(patch.object(Endpoint, "compute", changed))
+
+
+def _shift_llama(stack: ExitStack) -> None:
+    """Have the rows of llama.cpp misread."""
+    from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier  # noqa: PLC0415 - likewise
+
+    score = LlamaCppVerifier.score
+
+    def changed(self: LlamaCppVerifier, items: Sequence[Item]) -> Any:  # noqa: ANN401
+        logits, rows, start = score(self, items), [], 0
+        for item in items:
+            rows += [start + row for row in _rows_before(item.rows)]
+            start += item.rows
+        return logits[rows]
+
+    stack.enter_context(patch.object(LlamaCppVerifier, "score", changed))
+
+
 def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
     """Put the edge's faults in place until the stack is closed."""
     if kind is Sabotage.INVERTED:
         stack.enter_context(patch("dssd.judgement.accepts", _accept_inverted))
     elif kind is Sabotage.UNSHAPED:
         stack.enter_context(patch("fleet_edge.orchestrator._case", _case_unshaped))
+    elif kind is Sabotage.SHIFTED:
+        _shift_llama(stack)
+        _change_answers(_shift, stack)
+    elif kind is Sabotage.TEMPERED_TWICE:
+        _change_answers(_temper_again, stack)
+    elif kind is Sabotage.CUT_SHORT:
+        _change_answers(_cut_short, stack)
 
 
 def at_the_device(kind: Sabotage, stack: ExitStack) -> None:

@@ -15,8 +15,8 @@ from fleet_device.pacing.contract import Pacing
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import BrokerSettings
 from fleet_testing.sabotage import Sabotage, at_the_device
-from fleet_testing.toy_pair import PROMPT, ToyPair, policy
-from schemas.policy import Mode
+from fleet_testing.toy_pair import PROMPT, ToyPair
+from schemas.policy import SamplingPolicy
 
 __all__ = ["Tally", "run_sessions"]
 
@@ -40,13 +40,13 @@ def run_sessions(
     *,
     port: int,
     fleet: str,
-    mode: Mode,
+    pair: ToyPair,
+    policy: Callable[[int], SamplingPolicy],
     pacing: Callable[[], Pacing],
     sessions: int,
     length: int,
     devices: int,
     first_seed: int,
-    unlike: bool = False,
     sabotage: Sabotage = Sabotage.NONE,
     on_progress: Callable[[int], None] = lambda _done: None,
 ) -> Tally:
@@ -55,17 +55,16 @@ def run_sessions(
     Args:
         port: Broker's, on loopback.
         fleet: Topic level.
-        mode: Of verification.
+        pair: The languages.
+        policy: Makes a text's own, of its seed.
         pacing: Makes a device's own.
         sessions: How many texts.
         length: Tokens of each.
         devices: Agents that share the work, each with a connection of its own.
         first_seed: Seed of the first text; the others follow on.
-        unlike: Whether the draft model has another vocabulary than the target.
         sabotage: What to do wrong at the device.
         on_progress: Told of the number of texts done.
     """
-    pair = ToyPair.unlike() if unlike else ToyPair.standard()
     counts = np.zeros((pair.target.size,) * length, dtype=np.int64)
     lock, totals, seeds = threading.Lock(), [0, 0, 0], iter(range(first_seed, first_seed + sessions))
 
@@ -82,7 +81,7 @@ def run_sessions(
                     seed = next(seeds, None)
                 if seed is None:
                     return
-                done = agent.generate(PROMPT, policy=policy(mode, seed), max_new_tokens=length)
+                done = agent.generate(PROMPT, policy=policy(seed), max_new_tokens=length)
                 with lock:
                     counts[done.tokens + (done.tokens[-1],) * (length - len(done.tokens))] += 1
                     totals[0] += done.counters.tested

@@ -17,12 +17,11 @@ from fleet_edge.guard.quotas import QuotaSettings
 from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.records.record import Record
-from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.events import Event, EventStream
 from fleet_testing.sabotage import Sabotage, at_the_edge
-from fleet_testing.toy_pair import END_TOKENS, ToyPair
+from fleet_testing.toy_engines import ToyEngine, toy_verifier
 
 __all__ = ["main"]
 
@@ -53,6 +52,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--fleet", required=True)
     parser.add_argument("--form", type=Form, default=Form.AUTO)
+    parser.add_argument("--engine", type=ToyEngine, default=ToyEngine.SCRIPTED)
     parser.add_argument("--sabotage", type=Sabotage, default=Sabotage.NONE)
     arguments = parser.parse_args()
     settings = EdgeSettings(
@@ -62,13 +62,12 @@ def main() -> None:
         form=arguments.form,
         quotas=_QUOTAS,
     )
-    script = ToyPair.standard().target
-    verifier = ScriptedVerifier(script, script.words, end_tokens=END_TOKENS, name="toy")
     link = PahoLink(settings.broker.link(settings.edge, will=None))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with ExitStack() as stack:
+        verifier = stack.enter_context(toy_verifier(arguments.engine))  # which is tried before anybody is served
         at_the_edge(arguments.sabotage, stack)
         orchestrator = assemble(
             settings,
@@ -84,6 +83,7 @@ def main() -> None:
         EventStream(sys.stdout).write(Event.ONLINE, fleet=settings.fleet, edge=settings.edge)
         while not stop.is_set():
             orchestrator.step(wait_s=0.1)
+        orchestrator.rest()
 
 
 if __name__ == "__main__":

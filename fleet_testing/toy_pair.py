@@ -1,22 +1,64 @@
 """Toy pair of the exactness proof: a target and a draft language whose laws are known in closed form."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Protocol
 
+from numpy.typing import NDArray
+
+from dssd.distribution import Float
 from fleet_device.drafters.contract import Drafter
-from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
+from fleet_device.drafters.scripted import Script, ScriptedDrafter, WordCodec
 from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
 from fleet_testing.markov import MarkovScript
+from fleet_testing.toy_transformer import ToyTransformer
 from schemas.policy import Mode, SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["END_TOKENS", "PROMPT", "ToyPair", "policy"]
+__all__ = ["END_TOKENS", "PROMPT", "TEMPERATURE", "TOP_K", "ToyLanguage", "ToyPair", "policy"]
 
 PROMPT: Final = (1,)
 END_TOKENS: Final = (0,)
 """Texts may end early, so that the law of the end is proved too."""
 
+TOP_K: Final = 5
+"""Of the proof's policy: one token of the vocabulary is always left out."""
+
+TEMPERATURE: Final = 0.8
+"""Of the proof's policy."""
+
 _SIZE: Final = 6
+
+
+class ToyLanguage(Protocol):
+    """A language with a known joint law."""
+
+    @property
+    def size(self) -> int:
+        """Tokens in the vocabulary."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The token strings by id."""
+
+    def logits(self, prefix: Sequence[int]) -> NDArray[Any]:
+        """Return `[size]` for the token after the prefix."""
+
+    def joint(self, prefix: Sequence[int], *, length: int, policy: SamplingPolicy) -> Float:
+        """Return the joint law of the next tokens, `[size] * length`, as shaped by a policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbed:
+    """A language whose logits are those of one plus those of another, as a draft model is to its target."""
+
+    target: Script
+    noise: Script
+
+    def logits(self, prefix: Sequence[int]) -> NDArray[Any]:
+        """Return the sum."""
+        total: NDArray[Any] = self.target.logits(prefix) + self.noise.logits(prefix)
+        return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +72,8 @@ class ToyPair:
         draft_ends: The draft's tokens that end a text.
     """
 
-    target: MarkovScript
-    draft: MarkovScript
+    target: ToyLanguage
+    draft: Script
     draft_words: tuple[str, ...]
     draft_ends: tuple[int, ...] = END_TOKENS
 
@@ -48,6 +90,16 @@ class ToyPair:
         words = ("d0", "t4", "stop", "t2", "d1", "t1", "d2")
         return cls(target, MarkovScript(size=len(words), seed=9, sharpness=0.8, period=3), words, (2,))
 
+    @classmethod
+    def transformer(cls) -> "ToyPair":
+        """Return a pair whose target looks at the whole text.
+
+        An engine's rounding moves its logits by some thousandths, and no row has an edge of `top_k` or `top_p` as near
+        as that: the tokens kept are the same in every engine.
+        """
+        target = ToyTransformer(size=_SIZE, seed=51, sharpness=1.8)
+        return cls(target, Disturbed(target, MarkovScript(size=_SIZE, seed=8, sharpness=1.0, period=3)), target.words)
+
     def drafter(self) -> Drafter:
         """Return a draft model of the pair, for the target's vocabulary."""
         own = ScriptedDrafter(self.draft, self.draft_words, end_tokens=self.draft_ends)
@@ -57,6 +109,7 @@ class ToyPair:
         return UnlikeVocabularyDrafter(own, Vocabulary.of(words), WordCodec(words, END_TOKENS))
 
 
-def policy(mode: Mode, seed: int) -> SamplingPolicy:
-    """Return the proof's sampling policy: every step of the shaping takes effect."""
-    return SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=seed)
+def policy(mode: Mode, seed: int, *, greedy: bool = False) -> SamplingPolicy:
+    """Return the proof's sampling policy: every step of the shaping takes effect, or none where it is greedy."""
+    temperature = 0.0 if greedy else TEMPERATURE
+    return SamplingPolicy(mode=mode, temperature=temperature, top_k=TOP_K, top_p=0.93, seed=seed)

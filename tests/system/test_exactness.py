@@ -28,6 +28,13 @@ IN_SMALL = {
     "residual streamed fault:unshaped",
     "residual sparse unlike",
     "residual sparse unlike fault:not-renormalised",
+    "residual auto llama.cpp",
+    "coupled vllm",
+    "residual auto ahead sglang",
+    "residual auto greedy vllm",
+    "coupled llama.cpp fault:shifted",
+    "residual auto vllm fault:tempered-twice",
+    "residual auto sglang fault:cut-short",
 }
 
 
@@ -42,7 +49,7 @@ def cases(chosen: Iterable[Case]) -> list[Any]:
 def test_texts_follow_the_target(case: Case, start_mosquitto: StartBroker) -> None:
     # False alarm: once in 10,000 runs, had the seed been drawn afresh.
     broker = start_mosquitto(Broker(fleet=FLEET))
-    result = prove(case, port=broker.port, sessions=SESSIONS, first_seed=99, devices=DEVICES)
+    result = prove(case, port=broker.port, sessions=case.share(SESSIONS), first_seed=99, devices=DEVICES)
     assert result.follows, result
 
 

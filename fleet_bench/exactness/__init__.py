@@ -1,0 +1,32 @@
+"""Exactness proof: what devices write through a real mosquitto follows the target's law, whatever the engine."""
+
+from typing import TYPE_CHECKING
+
+from fleet_runtime.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from fleet_bench.exactness.cases import CASES, FAULTS, Case
+    from fleet_bench.exactness.command import main
+    from fleet_bench.exactness.laws import LENGTH, fold_ends, law
+    from fleet_bench.exactness.proof import FLEET, Result, prove
+
+__all__ = ["CASES", "FAULTS", "FLEET", "LENGTH", "Case", "Result", "fold_ends", "law", "main", "prove"]
+
+if not TYPE_CHECKING:
+    _CASES, _LAWS = "fleet_bench.exactness.cases", "fleet_bench.exactness.laws"
+    _PROOF = "fleet_bench.exactness.proof"
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "CASES": _CASES,
+            "FAULTS": _CASES,
+            "Case": _CASES,
+            "LENGTH": _LAWS,
+            "fold_ends": _LAWS,
+            "law": _LAWS,
+            "FLEET": _PROOF,
+            "Result": _PROOF,
+            "prove": _PROOF,
+            "main": "fleet_bench.exactness.command",
+        },
+    )

@@ -1,0 +1,42 @@
+"""Laws that the proof of exactness holds texts against, early ends included."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from fleet_testing.toy_pair import END_TOKENS, PROMPT, ToyPair, policy
+from schemas.policy import Mode
+
+__all__ = ["LENGTH", "Law", "fold_ends", "law"]
+
+Law = np.ndarray[Any, np.dtype[np.float64]]
+
+LENGTH: Final = 3
+"""Tokens of a text."""
+
+
+def law(mode: Mode, pair: ToyPair | None = None, *, greedy: bool = False) -> Law:
+    """Return the joint law of a text, `[size] * LENGTH`.
+
+    Args:
+        mode: Of verification.
+        pair: The languages; the standard ones by default.
+        greedy: Whether the most likely token is taken.
+    """
+    target = (pair or ToyPair.standard()).target
+    return fold_ends(target.joint(PROMPT, length=LENGTH, policy=policy(mode, 0, greedy=greedy)), END_TOKENS)
+
+
+def fold_ends(joint: Law, end_tokens: Sequence[int]) -> Law:
+    """Return a joint law with early ends counted under their end token repeated."""
+    length = joint.ndim
+    for end in end_tokens:
+        for position in range(length - 1):
+            # All that would follow an end token falls together on one outcome.
+            head = (slice(None),) * position + (end,)
+            rest = tuple(range(position, length - 1))
+            mass = joint[head].sum(axis=rest)
+            joint[head] = 0.0
+            joint[head + (end,) * (length - 1 - position)] = mass
+    return joint
