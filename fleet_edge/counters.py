@@ -5,7 +5,6 @@ A new counter is a field here, a migration in `fleet_edge.store.migrations`, and
 """
 
 from dataclasses import dataclass, fields
-from operator import add, attrgetter
 from typing import Final
 
 __all__ = ["SEGMENT_COUNTERS", "SegmentCounters", "share"]
@@ -58,8 +57,7 @@ class SegmentCounters:
     streamed: int = 0
 
     def __add__(self, other: "SegmentCounters") -> "SegmentCounters":
-        sums = map(add, _values(self), _values(other))
-        return SegmentCounters(**dict(zip(SEGMENT_COUNTERS, sums, strict=True)))
+        return SegmentCounters(**{name: getattr(self, name) + getattr(other, name) for name in SEGMENT_COUNTERS})
 
     @property
     def verified(self) -> int:
@@ -104,5 +102,3 @@ class SegmentCounters:
 
 SEGMENT_COUNTERS: Final = tuple(field.name for field in fields(SegmentCounters))
 """The counters' names."""
-
-_values: Final = attrgetter(*SEGMENT_COUNTERS)

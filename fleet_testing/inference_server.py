@@ -26,6 +26,7 @@ __all__ = ["Fault", "InferenceServer"]
 
 Answer = dict[str, Any]
 _WAIT_S: Final = 30.0
+_MOST_QUESTIONS: Final = 10_000
 
 
 @dataclass(slots=True)
@@ -59,7 +60,7 @@ class InferenceServer:
         key: That it asks for.
         port: Where it listens; 0 takes a free one, and keeps it.
         fault: What it does wrong; may be changed while it runs.
-        questions: The bodies of the requests for log-probabilities.
+        questions: The bodies of the requests for log-probabilities; of many the first.
     """
 
     verifier: Verifier
@@ -171,7 +172,7 @@ class InferenceServer:
         return {"prompt": text} if self.api == "vllm" else {"text": text}
 
     async def _completions(self, body: Answer) -> object:
-        """As vLLM's `/v1/completions`, for token-id prompts and one token."""
+        """As vLLM's `/v1/completions`, for token-id prompts; more than one token is written greedily."""
         self._check_model(body)
         top = body.get("logprobs")
         if top is not None and top > self.max_logprobs:
@@ -179,6 +180,10 @@ class InferenceServer:
                 400, f"Requested sample logprobs of {top}, which is greater than max allowed: {self.max_logprobs}"
             )
         prompts = body["prompt"]
+        if body["max_tokens"] > 1:
+            written = await self._write(prompts[0], body["max_tokens"])
+            named = {"tokens": [f"token_id:{token}" for token in written]}
+            return {"choices": [{"index": 0, "text": "", "logprobs": named if top is not None else None}]}
         rows = await self._compute(prompts, [1] * len(prompts), most=self.max_model_len - 1)
         choices = []
         for index, logprobs in enumerate(rows):
@@ -190,12 +195,16 @@ class InferenceServer:
         return await self._faulty(body, {"object": "text_completion", "model": self.model, "choices": choices[::-1]})
 
     async def _generate(self, body: Answer) -> object:
-        """As SGLang's `/generate`, for one list of ids and one token."""
+        """As SGLang's `/generate`, for one list of ids; more than one token is written greedily."""
         tokens = body["input_ids"]
+        if body["sampling_params"]["max_new_tokens"] > 1:
+            return {"text": "", "output_ids": await self._write(tokens, body["sampling_params"]["max_new_tokens"])}
         if not body.get("return_logprob"):
             await self._compute([tokens], [1], most=self.max_model_len)
             return await self._faulty(body, {"text": "", "meta_info": {"prompt_tokens": len(tokens)}})
         start, top = body["logprob_start_len"], body["top_logprobs_num"]
+        if start < 0:  # as the last position, in whose place nothing stands
+            start = len(tokens) - 1
         rows = (await self._compute([tokens], [len(tokens) - start], most=self.max_model_len))[0]
         tops = [[[value, token, None] for value, token in _best(row, top)] for row in rows]
         meta = {
@@ -208,12 +217,20 @@ class InferenceServer:
         }
         return await self._faulty(body, {"text": "", "meta_info": meta})
 
+    async def _write(self, prompt: Sequence[int], length: int) -> list[int]:
+        text = list(prompt)
+        for _ in range(length):
+            row = (await self._compute([text], [1], most=self.max_model_len - 1))[0][0]
+            text.append(_best(row, 1)[0][1])
+        return text[len(prompt) :]
+
     def _check_model(self, body: Answer) -> None:
         if body.get("model") != self.model:
             raise HTTPException(404, f"The model `{body.get('model')}` does not exist.")
 
     async def _faulty(self, body: Answer, answer: Answer) -> object:
-        self.questions.append(body)
+        if len(self.questions) < _MOST_QUESTIONS:
+            self.questions.append(body)
         while self.fault.hangs:  # noqa: ASYNC110 - set from another thread; until whoever waits has hung up, or the fault is over
             await asyncio.sleep(0.01)
         if self.fault.status is not None:

@@ -1,0 +1,238 @@
+"""An edge over inference servers, through a real mosquitto: its texts are theirs, and no failure of one changes any."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from broker_config.processes.runner import MosquittoProcess
+from fleet_device.client.agent import Generation
+from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.errors import SessionRefused
+from fleet_device.service import DeviceService
+from fleet_testing.edge_process import edge_process
+from fleet_testing.inference_process import ServerProcess, inference_process, write_tokenizer
+from fleet_testing.scripted_language import draft_language, reference_text
+from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import EndReason
+from tests.support.waiting import until
+from tests.support.whole import FLEET, Whole
+
+pytestmark = pytest.mark.broker
+
+EXHAUSTIVE = pytest.mark.exhaustive
+
+DEVICES = 8  # of which two servers have at least three each: the ring bounds its loads
+LENGTH = 100
+DISTURB_AT = 15  # tokens of every text
+PATIENCE_S = 120.0
+NEVER_S = 600.0
+
+Served = list[ServerProcess]
+
+
+def prompt(number: int) -> list[int]:
+    return [2, 3, 4 + number]
+
+
+def coupled(number: int) -> SamplingPolicy:
+    return SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=20, top_p=0.95, seed=100 + number)
+
+
+class Texts:
+    """A text of each device, all at once, on threads."""
+
+    def __init__(
+        self, devices: Sequence[DeviceService], policy: Callable[[int], SamplingPolicy], length: int = LENGTH
+    ) -> None:
+        self._done: dict[int, Generation] = {}
+        self._written = [0] * len(devices)
+        self._failures: list[BaseException] = []
+
+        def write(number: int, device: DeviceService) -> None:
+            def count(tokens: Sequence[int]) -> None:
+                self._written[number] += len(tokens)
+
+            try:
+                self._done[number] = device.agent.generate(
+                    prompt(number), policy=policy(number), max_new_tokens=length, on_tokens=count
+                )
+            except BaseException as error:
+                self._failures.append(error)
+                raise
+
+        self._threads = [threading.Thread(target=write, args=(number, device)) for number, device in enumerate(devices)]
+        for thread in self._threads:
+            thread.start()
+
+    def wait_until_under_way(self) -> None:
+        until(lambda: min(self._written) >= DISTURB_AT, patience_s=PATIENCE_S)
+        assert not self._done, "the texts are too short to be disturbed"
+
+    def finish(self) -> list[Generation]:
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+        assert not self._failures
+        return [self._done[number] for number in range(len(self._threads))]
+
+
+@pytest.fixture
+def whole(own_mosquitto: MosquittoProcess, tmp_path: Path) -> Whole:
+    return Whole(own_mosquitto.port, tmp_path)
+
+
+@contextmanager
+def servers(api: str, number: int = 2) -> Iterator[Served]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(inference_process(api)) for _ in range(number)]
+
+
+@contextmanager
+def fleet(whole: Whole, served: Served, api: str, **options: float) -> Iterator[list[DeviceService]]:
+    """Run an edge over the servers, and devices."""
+    arguments = [
+        "--fleet", FLEET, "--port", str(whole.port), "--db", whole.db, "--spool", str(whole.folder / "spool"),
+        "--engine", "remote", "--api", api, "--endpoints", ",".join(each.url for each in served),
+        "--target", str(write_tokenizer(whole.folder / "tokenizer")), "--health-s", "0.2",
+    ]  # fmt: skip
+    for name, value in options.items():
+        arguments += [f"--{name.replace('_', '-')}", str(value)]
+    with ExitStack() as stack:
+        stack.enter_context(edge_process(arguments))
+        script = draft_language()
+        yield [
+            stack.enter_context(
+                whole.device(ScriptedDrafter(script, script.words), f"device-{number}", draft_length=4, verdict_s=2.0)
+            )
+            for number in range(DEVICES)
+        ]
+
+
+def wanted() -> list[tuple[int, ...]]:
+    """Return the texts that the seeds and the target alone determine."""
+    return [tuple(reference_text(prompt(number), coupled(number), LENGTH)) for number in range(DEVICES)]
+
+
+def check_log(whole: Whole, done: Sequence[Generation]) -> None:
+    """Check that every session is in the log as its device knows it, and ended as it should."""
+    rows = {row["session"]: row for row in whole.rows("SELECT session, reason, tokens FROM sessions")}
+    for each_done in done:
+        row = rows[each_done.session.hex()]
+        assert each_done.reason is EndReason.LENGTH
+        assert (row["reason"], row["tokens"]) == (EndReason.LENGTH.value, len(each_done.tokens))
+
+
+def events(whole: Whole) -> list[str]:
+    return [row["code"] for row in whole.rows("SELECT code FROM events WHERE kind = 'target' ORDER BY at")]
+
+
+@pytest.mark.parametrize(
+    ("api", "fault"),
+    [
+        ("vllm", "killed"),
+        ("sglang", "stopped"),
+        pytest.param("sglang", "killed", marks=EXHAUSTIVE),
+        pytest.param("vllm", "stopped", marks=EXHAUSTIVE),
+    ],
+)
+def test_one_of_two_servers_fails_under_load_and_no_session_notices(whole: Whole, api: str, fault: str) -> None:
+    with servers(api) as (one, other):
+        with fleet(whole, [one, other], api, away_s=NEVER_S) as devices:
+            undisturbed = Texts(devices, coupled).finish()
+            texts = Texts(devices, coupled)
+            texts.wait_until_under_way()
+            if fault == "killed":
+                one.kill()
+            else:
+                os.kill(one.process.pid, signal.SIGSTOP)  # it takes requests, and answers none
+            disturbed = texts.finish()
+            assert [done.tokens for done in disturbed] == [done.tokens for done in undisturbed] == wanted()
+            assert [done.resumes for done in disturbed] == [0] * DEVICES
+        check_log(whole, [*undisturbed, *disturbed])
+        assert events(whole) == []
+
+
+@pytest.mark.parametrize("api", ["sglang", pytest.param("vllm", marks=EXHAUSTIVE)])
+def test_all_servers_are_killed_and_one_returns_before_devices_are_told(whole: Whole, api: str) -> None:
+    with servers(api) as served:
+        with fleet(whole, served, api, away_s=NEVER_S) as devices:
+            texts = Texts(devices, coupled)
+            texts.wait_until_under_way()
+            for server in served:
+                server.kill()
+            with inference_process(api, port=served[0].port):
+                done = texts.finish()
+            assert [each_done.tokens for each_done in done] == wanted()
+            assert [each_done.resumes for each_done in done] == [0] * DEVICES
+        check_log(whole, done)
+        assert events(whole) == []
+
+
+@pytest.mark.parametrize("api", ["vllm", pytest.param("sglang", marks=EXHAUSTIVE)])
+def test_all_servers_are_away_for_long_and_devices_go_on_when_one_is_back(whole: Whole, api: str) -> None:
+    with servers(api) as served:
+        with fleet(whole, served, api, away_s=0.5) as devices:
+            texts = Texts(devices, coupled)
+            texts.wait_until_under_way()
+            for server in served:
+                server.kill()
+            until(lambda: events(whole) == ["target-away"], patience_s=PATIENCE_S)
+            with inference_process(api, port=served[1].port):
+                done = texts.finish()
+            assert [each_done.tokens for each_done in done] == wanted()
+            assert all(each_done.resumes >= 1 for each_done in done)
+        check_log(whole, done)
+        assert events(whole) == ["target-away", "target-back"]
+
+
+def own_text(served: ServerProcess, api: str, tokens: Sequence[int], length: int) -> tuple[int, ...]:
+    """Have a server write by itself, greedily, a token a request."""
+    text = list(tokens)
+    with httpx.Client(base_url=served.url, timeout=PATIENCE_S) as client:
+        for _ in range(length):
+            if api == "vllm":
+                body = {"model": "served/model", "prompt": [text], "max_tokens": 1, "temperature": 0, "logprobs": 1,
+                        "return_tokens_as_token_ids": True}  # fmt: skip
+                answer = client.post("/v1/completions", json=body).json()
+                text.append(int(answer["choices"][0]["logprobs"]["tokens"][0].removeprefix("token_id:")))
+            else:
+                body = {"input_ids": text, "sampling_params": {"max_new_tokens": 1, "temperature": 0},
+                        "return_logprob": True, "logprob_start_len": len(text) - 1, "top_logprobs_num": 1}  # fmt: skip
+                answer = client.post("/generate", json=body).json()
+                text.append(int(answer["meta_info"]["output_top_logprobs"][0][0][1]))
+    return tuple(text[len(tokens) :])
+
+
+@pytest.mark.parametrize(
+    ("api", "mode"),
+    [
+        ("vllm", Mode.RESIDUAL),
+        ("sglang", Mode.COUPLED),
+        pytest.param("sglang", Mode.RESIDUAL, marks=EXHAUSTIVE),
+        pytest.param("vllm", Mode.COUPLED, marks=EXHAUSTIVE),
+    ],
+)
+def test_greedy_texts_are_the_servers_own(whole: Whole, api: str, mode: Mode) -> None:
+    greedy = SamplingPolicy(mode=mode, temperature=0.0, seed=1)
+    with servers(api) as served:
+        own = [own_text(served[0], api, prompt(number), 40) for number in range(DEVICES)]
+        with fleet(whole, served, api) as devices:
+            done = Texts(devices, lambda _number: greedy, 40).finish()
+    assert [each_done.tokens for each_done in done] == own
+    assert len(set(own)) > 1
+
+
+@pytest.mark.parametrize("api", ["vllm", pytest.param("sglang", marks=EXHAUSTIVE)])
+def test_a_policy_that_cannot_be_served_exactly_is_refused_when_the_text_is_opened(whole: Whole, api: str) -> None:
+    with servers(api, 1) as served, fleet(whole, served, api, top_logprobs=20) as devices:
+        for top_k in (0, 21):
+            policy = SamplingPolicy(top_k=top_k, seed=1)
+            with pytest.raises(SessionRefused, match=r"the 20 most likely tokens .* top_k from 1 to 20"):
+                devices[0].agent.generate(prompt(0), policy=policy, max_new_tokens=5)
+        done = devices[0].agent.generate(prompt(0), policy=SamplingPolicy(top_k=20, seed=1), max_new_tokens=5)
+        assert len(done.tokens) == 5
