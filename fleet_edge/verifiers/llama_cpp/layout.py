@@ -70,8 +70,8 @@ class Limits:
         tokens: Most.
         rows: Most rows of logits; at least the number of streams.
         height: Most tokens of one stream.
-        pair_below: A single token by itself gets one that nobody asked for beside it, if its stream has room for fewer
-            than this; 0 for never.
+        pair_below: A single token by itself gets one that nobody asked for beside it, in its own stream or in an idle
+            neighbour that holds less, if its stream has room for fewer than this; 0 for never.
     """
 
     tokens: int
@@ -95,15 +95,20 @@ def lay_out(parts: Sequence[Part], *, room: Mapping[int, int], call_tokens: floa
     # Those alone come last: until then their streams are as before the step, and may fill gaps.
     rectangles += [[Share(stream, 0, part.count, 0)] for stream, part in by_stream.items() if part.count >= _ALONE]
     calls = (call for rectangle in rectangles for call in _cut(rectangle, by_stream, limits))
-    return [_paired(call, room, limits) for call in calls]
+    idle = {stream: tokens for stream, tokens in room.items() if stream not in by_stream}
+    return [_paired(call, room, idle, limits) for call in calls]
 
 
-def _paired(call: Call, room: Mapping[int, int], limits: Limits) -> Call:
+def _paired(call: Call, room: Mapping[int, int], idle: Mapping[int, int], limits: Limits) -> Call:
+    """Give a single token by itself company, if it must have some: the shorter a text it looks at, the cheaper."""
     share = call[0]
     left = room[share.stream] - share.first
     if len(call) > 1 or share.count + share.filling > 1 or not 1 < left < limits.pair_below:
         return call
-    return (replace(share, filling=1),)
+    beside = max((share.stream - 1, share.stream + 1), key=lambda stream: idle.get(stream, 0))
+    if idle.get(beside, 0) <= left:
+        return (replace(share, filling=1),)
+    return tuple(sorted((share, Share(beside, 0, 0, 1)), key=lambda each: each.stream))
 
 
 def _cheapest(counts: Mapping[int, int], room: Mapping[int, int], call_tokens: float) -> list[list[Share]]:

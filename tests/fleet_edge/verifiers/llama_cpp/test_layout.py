@@ -91,5 +91,17 @@ def test_a_prompt_is_not_mixed_with_drafts() -> None:
 @pytest.mark.parametrize(("left", "filling"), [(101, 0), (100, 0), (99, 1), (2, 1), (1, 0)])
 def test_a_single_token_gets_company_where_it_would_be_computed_in_another_way(left: int, filling: int) -> None:
     limits = Limits(tokens=512, rows=128, height=63, pair_below=100)
-    calls = lay_out([Part(3, 1, 1)], room=ROOM | {3: left}, call_tokens=3.0, limits=limits)
+    calls = lay_out([Part(3, 1, 1)], room=dict.fromkeys(range(16), left), call_tokens=3.0, limits=limits)
     assert calls == [(Share(3, 0, 1, filling),)]
+
+
+@pytest.mark.parametrize("beside", [2, 4])
+def test_its_company_is_in_an_idle_neighbour_that_holds_less(beside: int) -> None:
+    limits = Limits(tokens=512, rows=128, height=63, pair_below=100)
+    room = dict.fromkeys(range(16), 50) | {2: 60, 4: 60, beside: 90}
+    calls = lay_out([Part(3, 1, 1)], room=room, call_tokens=3.0, limits=limits)
+    assert calls == [tuple(sorted((Share(3, 0, 1, 0), Share(beside, 0, 0, 1)), key=lambda share: share.stream))]
+    # One that has tokens of its own in the step may have computed them before.
+    calls = lay_out([Part(3, 1, 1), Part(beside, 40, 0)], room=room, call_tokens=3.0, limits=limits)
+    other = 6 - beside
+    assert tuple(sorted((Share(3, 0, 1, 0), Share(other, 0, 0, 1)), key=lambda share: share.stream)) in calls

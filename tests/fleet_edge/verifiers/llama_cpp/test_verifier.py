@@ -147,6 +147,10 @@ def test_with_stable_rows_a_long_text_has_the_same_logits_in_every_batch() -> No
         for at in range(0, 590, chunk):
             verifier.score([Item(key, text[at : min(at + chunk, 590)], 0)])
     one_by_one = np.concatenate([verifier.score([Item(0, [token], 1)]).copy() for token in text[590:]])
+    # Beside the third there is an empty stream: its single tokens have company there, the first's in their own.
+    beside = np.concatenate([verifier.score([Item(2, [token], 1)]).copy() for token in text[590:]])
+    np.testing.assert_array_equal(one_by_one, beside)
+    verifier.truncate(2, 590)
     together = verifier.score([Item(2, text[590:], 10), Item(1, text[590:], 10)]).copy()
     np.testing.assert_array_equal(one_by_one, together[:10])
     np.testing.assert_array_equal(one_by_one, together[10:])
