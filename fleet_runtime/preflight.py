@@ -14,7 +14,8 @@ def check_all(settings: Settings, checks: Mapping[str, Callable[[], object]]) ->
 
     Args:
         settings: As loaded.
-        checks: By the setting's name; each raises a FleetError if the value cannot work.
+        checks: By the setting's name; each raises a FleetError if the value cannot work. One that has an attribute
+            `setting` is about that other setting.
 
     Raises:
         SettingsError: Settings cannot work; a line for each, with where its value comes from.
@@ -24,7 +25,8 @@ def check_all(settings: Settings, checks: Mapping[str, Callable[[], object]]) ->
         try:
             check()
         except FleetError as error:
-            place = ", ".join(filter(None, (f"setting {name!r}", settings.origin(name))))
+            about = str(getattr(error, "setting", name))
+            place = ", ".join(filter(None, (f"setting {about!r}", settings.origin(about))))
             failed.append(f"{str(error).rstrip('.')} ({place}).")
     if failed:
         raise SettingsError("\n".join(failed))

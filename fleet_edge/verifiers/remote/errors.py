@@ -3,6 +3,7 @@
 ::
 
     VerifierError (fleet_edge.verifiers.contract)
+    ├── BadSetting              a setting of the remote verifier cannot work
     ├── EndpointFailed          one inference server did not do its part; another may
     │   ├── BadAnswer           what it sends is no answer to the question
     │   └── EndpointBusy        it has too much to do just now, and is well
@@ -11,7 +12,19 @@
 
 from fleet_edge.verifiers.contract import VerifierError
 
-__all__ = ["BadAnswer", "EndpointBusy", "EndpointFailed", "RequestRefused"]
+__all__ = ["BadAnswer", "BadSetting", "EndpointBusy", "EndpointFailed", "RequestRefused"]
+
+
+class BadSetting(VerifierError):  # noqa: N818 - reads as what it says
+    """A setting of the remote verifier cannot work.
+
+    Attributes:
+        setting: Its name.
+    """
+
+    def __init__(self, sentence: str, *, setting: str) -> None:
+        super().__init__(sentence)
+        self.setting = setting
 
 
 class EndpointFailed(VerifierError):  # noqa: N818 - reads as what it says

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from fleet_edge.verifiers.contract import VerifierError
+from fleet_edge.verifiers.remote.errors import BadSetting
 
 __all__ = ["ApiKey"]
 
@@ -54,10 +55,14 @@ class ApiKey:
             with path.open("rb") as file:
                 raw = file.read(_MOST_BYTES + 1)
         except OSError as error:
-            raise VerifierError(f"The key file {path} cannot be read ({error.strerror}); check its path.") from error
+            raise self._bad(f"The key file {path} cannot be read ({error.strerror}); check its path.") from error
         if mode & 0o077:
-            raise VerifierError(f"Others may read the key file {path}; make it yours alone (chmod 600).")
+            raise self._bad(f"Others may read the key file {path}; make it yours alone (chmod 600).")
         key = raw.decode("ascii", "replace").strip()
         if not key or len(raw) > _MOST_BYTES or not all("!" <= each <= "~" for each in key):
-            raise VerifierError(f"The key file {path} holds no key: one line of printable characters is expected.")
+            raise self._bad(f"The key file {path} holds no key: one line of printable characters is expected.")
         return {"Authorization": f"Bearer {key}"}
+
+    @staticmethod
+    def _bad(sentence: str) -> BadSetting:
+        return BadSetting(sentence, setting="remote.api_key_file")

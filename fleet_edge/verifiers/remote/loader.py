@@ -1,9 +1,10 @@
 """Loads the remote verifier as the edge's settings say."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from fleet_edge.verifiers.contract import Verifier, VerifierError
+from fleet_edge.verifiers.remote.errors import BadSetting
 from fleet_edge.verifiers.remote.key import ApiKey
 from fleet_edge.verifiers.remote.tokenizer import check_local, load_local, sample_tokens
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from fleet_edge.settings import EdgeSettings
 
 __all__ = ["check", "endpoint_urls", "load"]
+
+_ENDPOINTS: Final = "remote.endpoints"
 
 
 def check(settings: "EdgeSettings") -> None:
@@ -52,14 +55,17 @@ def endpoint_urls(text: str) -> list[str]:
     """
     urls = [word.strip().rstrip("/").removesuffix("/v1") for word in text.split(",") if word.strip()]
     if not urls:
-        raise VerifierError(
+        raise BadSetting(
             "The engine `remote` needs the address of an inference server; set 'remote.endpoints', for example to "
-            "http://10.0.0.5:8000."
+            "http://10.0.0.5:8000.",
+            setting=_ENDPOINTS,
         )
     for url in urls:
         _check_url(url)
     if len(set(urls)) < len(urls):
-        raise VerifierError("An address stands twice in 'remote.endpoints'; name every inference server once.")
+        raise BadSetting(
+            "An address stands twice in 'remote.endpoints'; name every inference server once.", setting=_ENDPOINTS
+        )
     return urls
 
 
@@ -70,11 +76,13 @@ def _check_url(url: str) -> None:
     except ValueError:
         sound = False
     if not sound or parts.query or parts.fragment:
-        raise VerifierError(
-            f"{url!r} is no address of an inference server; write it as http://10.0.0.5:8000 or https://NAME."
+        raise BadSetting(
+            f"{url!r} is no address of an inference server; write it as http://10.0.0.5:8000 or https://NAME.",
+            setting=_ENDPOINTS,
         )
     if parts.username or parts.password:
-        raise VerifierError(
+        raise BadSetting(
             "An address in 'remote.endpoints' holds a name or password; put the key into a file and set "
-            "'remote.api_key_file'."
+            "'remote.api_key_file'.",
+            setting=_ENDPOINTS,
         )

@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 
+from fleet_edge.preflight import preflight
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Item, VerifierError
 from fleet_edge.verifiers.registry import check_verifier
 from fleet_edge.verifiers.remote.loader import endpoint_urls
+from fleet_runtime.settings import SettingsError, load_settings
 from fleet_testing.inference_server import Fault
 from fleet_testing.markov import MarkovScript
+from fleet_testing.memory_broker import MemoryBroker
+from fleet_testing.memory_link import MemoryLink
 from tests.fleet_edge.verifiers.remote.serving import APIS, SCRIPT, SIZE, TOP, asking, server
 
 
@@ -163,3 +167,18 @@ def test_the_preflight_looks_for_the_tokenizer(tmp_path: Path) -> None:
         check_verifier(EdgeSettings.model_validate(settings))
     with pytest.raises(VerifierError, match="needs the tokenizer of the served model"):
         check_verifier(EdgeSettings.model_validate(settings | {"target": str(tmp_path / "missing")}))
+
+
+def test_the_preflight_says_which_setting_is_wrong_and_where_it_comes_from(tmp_path: Path) -> None:
+    usual: dict[str, Any] = {"engine": "remote", "target": str(tmp_path)}
+    usual |= {"db": f"sqlite:///{tmp_path / 'log'}", "spool": tmp_path / "spool"}
+    broker = MemoryBroker()
+    key = {"endpoints": "http://a:1", "api_key_file": tmp_path / "key"}
+    for wrong, place in (
+        ({}, r"\(setting 'remote.endpoints', the default\)"),
+        ({"endpoints": "10.0.0.5:8000"}, r"\(setting 'remote.endpoints', flag --endpoints\)"),
+        (key, r"\(setting 'remote.api_key_file', flag --api-key-file\)"),
+    ):
+        settings = load_settings(EdgeSettings, config=None, flags=usual | {"remote": wrong}, environment={})
+        with pytest.raises(SettingsError, match=place), broker.running():
+            preflight(settings, make_link=lambda link: MemoryLink(broker, link.client_id))
