@@ -17,6 +17,7 @@ from fleet_edge.verifiers.llama_cpp.target import open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 from fleet_edge.verifiers.registry import load_verifier
 from fleet_edge.verifiers.remote.settings import RemoteSettings
+from fleet_edge.verifiers.remote.tokenizer import load_local
 from fleet_testing.inference_server import InferenceServer
 from schemas.policy import Mode, SamplingPolicy
 from tests.fleet_edge.verifiers.llama_cpp.test_verifier import Engine
@@ -67,7 +68,8 @@ def remote(api: str) -> Iterator[Verifier]:
     """Ask a server that computes with llama.cpp, and answers as vLLM or SGLang does."""
     path: Path = prepared(TARGET)
     model = GgufModel(path, vocabulary_only=True)
-    words = [model.piece(token).decode("utf-8", "replace") for token in range(model.vocabulary.size)]
+    stored = load_local(str(path)).strings  # control tokens read as they are stored
+    words = [model.piece(token).decode("utf-8", "replace") or stored[token] for token in range(len(stored))]
     model.close()
     with InferenceServer(in_process(), words, api=api) as server:
         settings = RemoteSettings.model_validate({"endpoints": server.url, "api": api, "request_s": 60, "step_s": 60})
