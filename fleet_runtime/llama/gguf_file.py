@@ -34,6 +34,7 @@ class GgufFile:
         error: What is raised; a package that opens files may have its own.
         key: Of the setting that names the file.
         path: The file.
+        on_gpu: Whether layers are put on a GPU.
         rows: Rows of logits, padding among them.
         vocabulary: Size and fingerprint, padding rows left out.
 
@@ -59,6 +60,7 @@ class GgufFile:
         self._handle = self._library.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._handle:
             raise self.error(f"llama.cpp cannot load {path}: {native_reason()}.")
+        self.on_gpu = gpu_layers != 0 and bool(self._library.llama_supports_gpu_offload())
         self.rows: int = self._library.llama_vocab_n_tokens(self._vocab)
         try:
             self.vocabulary = self._read_vocabulary()
@@ -95,6 +97,11 @@ class GgufFile:
     def context(self) -> int:
         """Tokens of context that the model was trained for; 0 where the file does not say."""
         return int(max(0, self._library.llama_model_n_ctx_train(self.handle)))
+
+    @property
+    def heads(self) -> int:
+        """Heads of queries of a layer."""
+        return int(max(1, self._library.llama_model_n_head(self.handle)))
 
     @property
     def window(self) -> int:

@@ -67,17 +67,17 @@ class Limits:
     """What one call may be.
 
     Attributes:
-        tokens: Most.
+        tokens: Most; at least `least` for each stream.
         rows: Most rows of logits; at least the number of streams.
         height: Most tokens of one stream.
-        pair_below: A single token by itself gets one that nobody asked for beside it, in its own stream or in an idle
-            neighbour that holds less, if its stream has room for fewer than this; 0 for never.
+        least: Fewest tokens of one stream: what is missing is filled up. A single token may be computed by another
+            kernel than several.
     """
 
     tokens: int
     rows: int
     height: int
-    pair_below: int = 0
+    least: int = 1
 
 
 def lay_out(parts: Sequence[Part], *, room: Mapping[int, int], call_tokens: float, limits: Limits) -> list[Call]:
@@ -85,56 +85,50 @@ def lay_out(parts: Sequence[Part], *, room: Mapping[int, int], call_tokens: floa
 
     Args:
         parts: At most one a stream.
-        room: By stream, tokens that there is room for; of all streams, those without a part among them.
+        room: By stream, tokens that there is room for; of all streams, those without a part among them. One that has a
+            part MUST have room for `least` behind all of its tokens but the last.
         call_tokens: As how many tokens one pass over the weights costs.
         limits: Of a call.
     """
     by_stream = {part.stream: part for part in sorted(parts, key=lambda part: part.stream)}
     together = {stream: part.count for stream, part in by_stream.items() if part.count < _ALONE}
-    rectangles = _cheapest(together, room, call_tokens) if together else []
+    rectangles = _cheapest(together, room, call_tokens, limits.least) if together else []
     # Those alone come last: until then their streams are as before the step, and may fill gaps.
     rectangles += [[Share(stream, 0, part.count, 0)] for stream, part in by_stream.items() if part.count >= _ALONE]
     calls = (call for rectangle in rectangles for call in _cut(rectangle, by_stream, limits))
-    idle = {stream: tokens for stream, tokens in room.items() if stream not in by_stream}
-    return [_paired(call, room, idle, limits) for call in calls]
+    return [_filled_up(call, limits.least) for call in calls]
 
 
-def _paired(call: Call, room: Mapping[int, int], idle: Mapping[int, int], limits: Limits) -> Call:
-    """Give a single token by itself company, if it must have some: the shorter a text it looks at, the cheaper."""
-    share = call[0]
-    left = room[share.stream] - share.first
-    if len(call) > 1 or share.count + share.filling > 1 or not 1 < left < limits.pair_below:
-        return call
-    beside = max((share.stream - 1, share.stream + 1), key=lambda stream: idle.get(stream, 0))
-    if idle.get(beside, 0) <= left:
-        return (replace(share, filling=1),)
-    return tuple(sorted((share, Share(beside, 0, 0, 1)), key=lambda each: each.stream))
+def _filled_up(call: Call, least: int) -> Call:
+    """Fill up what a rectangle's end has too few of."""
+    missing = least - call[0].count - call[0].filling
+    return tuple(replace(share, filling=share.filling + missing) for share in call) if missing > 0 else call
 
 
-def _cheapest(counts: Mapping[int, int], room: Mapping[int, int], call_tokens: float) -> list[list[Share]]:
+def _cheapest(counts: Mapping[int, int], room: Mapping[int, int], call_tokens: float, least: int) -> list[list[Share]]:
     """Return rectangles that cover all parts: in one layer, or in two with the longer parts' ends in the second."""
     nothing = dict.fromkeys(room, 0)
-    cost, best = _layer(counts, nothing, room, call_tokens)
+    cost, best = _layer(counts, nothing, room, call_tokens, least)
     for height in sorted(set(counts.values()))[:-1]:
         lower = {stream: min(count, height) for stream, count in counts.items()}
         upper = {stream: count - height for stream, count in counts.items() if count > height}
-        low_cost, low = _layer(lower, nothing, room, call_tokens)
+        low_cost, low = _layer(lower, nothing, room, call_tokens, least)
         left = {stream: tokens - lower.get(stream, 0) for stream, tokens in room.items()}
-        high_cost, high = _layer(upper, nothing | lower, left, call_tokens)
+        high_cost, high = _layer(upper, nothing | lower, left, call_tokens, least)
         if low_cost + high_cost < cost:
             cost, best = low_cost + high_cost, [*low, *high]
     return best
 
 
 def _layer(
-    counts: Mapping[int, int], first: Mapping[int, int], room: Mapping[int, int], call_tokens: float
+    counts: Mapping[int, int], first: Mapping[int, int], room: Mapping[int, int], call_tokens: float, least: int
 ) -> tuple[float, list[list[Share]]]:
     """Return the cheapest way to cut a layer into rectangles side by side, and what it costs in tokens."""
     streams = sorted(counts)
     costs, cuts = [0.0], [0]
     for end in range(1, len(streams) + 1):
         best, cut = float("inf"), end - 1
-        height, last = 0, streams[end - 1]
+        height, last = least, streams[end - 1]
         least_room, seen = room[last], last
         for begin in range(end - 1, -1, -1):
             stream = streams[begin]
@@ -154,7 +148,7 @@ def _layer(
     while end:
         begin = cuts[end]
         members = streams[begin:end]
-        height = max(counts[stream] for stream in members)
+        height = max(least, *(counts[stream] for stream in members))
         rectangles.append(
             [
                 Share(stream, first[stream], counts.get(stream, 0), height - counts.get(stream, 0))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from fleet_edge.verifiers.llama_cpp.slab import CELL_ROUNDING, Slab, SlabShape
+from fleet_edge.verifiers.llama_cpp.slab import BATCH, CELL_ROUNDING, Slab, SlabShape
 
 __all__ = ["Place", "Plan", "StreamTable", "plan_streams"]
 
@@ -22,6 +22,13 @@ _LENGTH_WANTED: Final = 4096
 _MOST_ROWS: Final = 128
 _ROW_BYTES: Final = 64 << 20
 """Memory for logits of all slabs together, which is not in the budget."""
+
+_SCORE_BYTES: Final = 64 << 20
+"""Memory for attention scores of all slabs together, each token of a call against every cell, which is not in the
+budget either."""
+
+_FEWEST_TOKENS: Final = 64
+"""Of a call, where that memory is short."""
 
 _FLOAT32: Final = 4
 
@@ -47,7 +54,7 @@ class Plan:
 
 
 def plan_streams(
-    *, budget_bytes: int, token_bytes: int, trained: int, wanted: int, width: int, threads: int
+    *, budget_bytes: int, token_bytes: int, trained: int, wanted: int, width: int, heads: int, threads: int
 ) -> Plan | None:
     """Return how to use a budget; None if it does not hold a single stream.
 
@@ -57,6 +64,7 @@ def plan_streams(
         trained: Tokens of context that the model has.
         wanted: Tokens of context that are asked for; 0 for as many as leave room for several texts.
         width: Rows of logits of the model.
+        heads: Of queries of a layer, for which scores take memory; 0 where none are kept.
         threads: Of a call.
     """
     tokens = budget_bytes // token_bytes
@@ -75,7 +83,9 @@ def plan_streams(
     slabs = -(-streams // _SLAB_STREAMS)
     each = streams // slabs
     rows = max(each, min(_MOST_ROWS, _ROW_BYTES // (2 * _FLOAT32 * width * slabs)))
-    return Plan(context, slabs, SlabShape(each, cells, rows, threads))
+    scores = cells * heads * _FLOAT32 * slabs  # of a token
+    tokens = min(BATCH, each * cells, max(_FEWEST_TOKENS, _SCORE_BYTES // scores) if scores else BATCH)
+    return Plan(context, slabs, SlabShape(each, cells, rows, tokens, threads))
 
 
 def _rounded_up(cells: int) -> int:

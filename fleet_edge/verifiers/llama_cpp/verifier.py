@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo, VerifierError
 from fleet_edge.verifiers.llama_cpp.layout import Call, Limits, Part, lay_out
-from fleet_edge.verifiers.llama_cpp.slab import CELL_ROUNDING, Slab, SlabShape
+from fleet_edge.verifiers.llama_cpp.slab import Slab, SlabShape
 from fleet_edge.verifiers.llama_cpp.streams import Place, StreamTable, plan_streams
 from fleet_edge.verifiers.llama_cpp.target import GgufTarget
 from fleet_edge.verifiers.llama_cpp.thread import NativeThread
@@ -27,9 +27,8 @@ __all__ = ["LlamaCppVerifier"]
 
 _FEWEST_TOKENS: Final = 256
 
-# From llama.cpp's ggml-cpu/ops.cpp and common.h; the cells that it looks at are rounded up.
-_TILE_TOKENS: Final = 64
-_SPLIT_CELLS: Final = 512
+_ALIKE: Final = 2
+"""New tokens of a stream: from so many on llama.cpp computes them alike."""
 
 
 class LlamaCppVerifier:
@@ -60,6 +59,7 @@ class LlamaCppVerifier:
             trained=target.context or budget_bytes,
             wanted=context,
             width=target.rows,
+            heads=0 if target.on_gpu else target.heads,
             threads=threads,
         )
         if plan is None:
@@ -245,9 +245,7 @@ class LlamaCppVerifier:
 def _limits(shape: SlabShape, *, stable_rows: bool) -> Limits:
     """Return what calls may be: with `stable_rows` only such as give the same row, to the bit, for the same text.
 
-    llama.cpp's flash attention on a CPU has three ways, which round unlike: one for a single token beyond so many
-    cells, one for so many tokens of a stream or more, and one for all else.
+    On a CPU llama.cpp multiplies a stream's single token by other kernels than several, which round alike whatever
+    their number.
     """
-    if not stable_rows:
-        return Limits(shape.tokens, shape.rows, shape.tokens)
-    return Limits(shape.tokens, shape.rows, _TILE_TOKENS - 1, pair_below=shape.cells - _SPLIT_CELLS + CELL_ROUNDING)
+    return Limits(shape.tokens, shape.rows, shape.tokens, least=_ALIKE if stable_rows else 1)

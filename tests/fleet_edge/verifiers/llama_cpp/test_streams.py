@@ -7,9 +7,15 @@ from fleet_edge.verifiers.llama_cpp.streams import Plan, plan_streams
 TOKEN_BYTES = 23_040  # of SmolLM2-135M
 
 
-def plan(budget_bytes: int, *, wanted: int = 0, trained: int = 8192) -> Plan:
+def plan(budget_bytes: int, *, wanted: int = 0, trained: int = 8192, heads: int = 9) -> Plan:
     found = plan_streams(
-        budget_bytes=budget_bytes, token_bytes=TOKEN_BYTES, trained=trained, wanted=wanted, width=49_152, threads=2
+        budget_bytes=budget_bytes,
+        token_bytes=TOKEN_BYTES,
+        trained=trained,
+        wanted=wanted,
+        width=49_152,
+        heads=heads,
+        threads=2,
     )
     assert found is not None
     return found
@@ -42,3 +48,15 @@ def test_the_budget_is_kept_to(wanted: int) -> None:
         assert found.streams * found.shape.cells * TOKEN_BYTES <= budget_bytes
         assert 0 < found.context < found.shape.cells
         assert found.shape.cells % 256 == 0
+
+
+@pytest.mark.parametrize("heads", [1, 9, 32, 128])
+@pytest.mark.parametrize("wanted", [512, 4096, 100_000])
+def test_the_scores_of_a_call_have_a_bound_and_two_tokens_of_each_stream_fit_into_it(heads: int, wanted: int) -> None:
+    found = plan(2 << 30, wanted=wanted, trained=1 << 17, heads=heads)
+    shape = found.shape
+    assert 64 <= shape.tokens <= 512
+    assert shape.tokens >= 2 * shape.streams
+    scores = shape.tokens * shape.cells * heads * 4 * found.slabs
+    assert scores <= 64 << 20 or shape.tokens == 64
+    assert plan(2 << 30, wanted=wanted, trained=1 << 17, heads=0).shape.tokens == 512, "a GPU keeps none"

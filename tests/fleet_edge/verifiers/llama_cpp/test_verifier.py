@@ -32,30 +32,33 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Engine:
-    """llama.cpp itself: one sequence, one token at a time, nothing ever taken back."""
+    """llama.cpp itself: one sequence, a whole text at once, nothing ever taken back."""
 
     def __init__(self, path: Path, context: int) -> None:
         self._model = GgufTarget(path)
         parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx = context
+        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = context
         parameters.n_threads = parameters.n_threads_batch = 1
-        parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         parameters.swa_full = True
         self._native = llama_cpp.llama_init_from_model(self._model.handle, parameters)
+        self._batch = llama_cpp.llama_batch_init(context, 0, 1)
 
     def rows(self, tokens: list[int], count: int) -> NDArray[np.float32]:
         """Return the last `count` rows of a text."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._native), True)  # noqa: FBT003
-        found = []
-        for number, token in enumerate(tokens):
-            one = (llama_cpp.llama_token * 1)(token)
-            assert llama_cpp.llama_decode(self._native, llama_cpp.llama_batch_get_one(one, 1)) == 0
-            if number >= len(tokens) - count:
-                row = llama_cpp.llama_get_logits_ith(self._native, -1)
-                found.append(np.ctypeslib.as_array(row, (self._model.rows,))[: self._model.vocabulary.size].copy())
-        return np.stack(found)
+        text = [*tokens, 0]  # a single token would be computed in another way
+        self._batch.n_tokens = len(text)
+        for place, token in enumerate(text):
+            self._batch.token[place], self._batch.pos[place] = token, place
+            self._batch.n_seq_id[place], self._batch.seq_id[place][0] = 1, 0
+            self._batch.logits[place] = len(tokens) - count <= place < len(tokens)
+        assert llama_cpp.llama_decode(self._native, self._batch) == 0
+        found = llama_cpp.llama_get_logits(self._native)
+        return np.ctypeslib.as_array(found, (count, self._model.rows))[:, : self._model.vocabulary.size].copy()
 
     def close(self) -> None:
+        llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._native)
         self._model.close()
 
@@ -86,7 +89,7 @@ def random_work(  # noqa: C901 - all that may happen to sequences
                 computed -= rng.randrange(1, 4)
                 verifier.truncate(key, computed)
                 del texts[key][computed:]
-            if len(texts[key]) > 240:  # beyond, the engine computes a single token in another way than several
+            if len(texts[key]) > 240:
                 verifier.truncate(key, 0)
                 del texts[key][5:]
                 computed = 0
@@ -130,7 +133,6 @@ def test_random_work_over_several_sequences_equals_the_engine_alone(
     ["Q4_0.gguf", *(pytest.param(f"{name}.gguf", marks=pytest.mark.exhaustive) for name in ("Q4_1", "target-Q8_0"))],
 )
 def test_rows_of_the_real_model_are_the_engine_s_own_to_the_bit(name: str) -> None:
-    """Below 256 tokens llama.cpp computes single tokens as it computes several, so that it can be asked one by one."""
     engine, verifier = Engine(prepared(name), 512), load(prepared(name), budget=1 << 28, context=300, threads=2)
     assert random_work(verifier, engine, steps=4, longest=40, seed=name, keys=5) == 0.0
     engine.close()
@@ -147,7 +149,6 @@ def test_with_stable_rows_a_long_text_has_the_same_logits_in_every_batch() -> No
         for at in range(0, 590, chunk):
             verifier.score([Item(key, text[at : min(at + chunk, 590)], 0)])
     one_by_one = np.concatenate([verifier.score([Item(0, [token], 1)]).copy() for token in text[590:]])
-    # Beside the third there is an empty stream: its single tokens have company there, the first's in their own.
     beside = np.concatenate([verifier.score([Item(2, [token], 1)]).copy() for token in text[590:]])
     np.testing.assert_array_equal(one_by_one, beside)
     verifier.truncate(2, 590)
