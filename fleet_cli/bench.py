@@ -17,6 +17,7 @@ _BENCHMARKS: Final = {
     "exactness": "Prove through a real mosquitto that texts follow the target's law, and that faults are caught.",
     "fenced": "What the messages of a device that is shut out cost the edge, by thread, beside a bare reader.",
     "hostile": "Attack a fleet as one of its own devices: what the honest ones keep, what the edge and its log bear.",
+    "latency": "Write for one device over lines of any length and width, by this system and others: tokens per second.",
     "memory": "Let an edge write thousands of short texts: its memory beside its weights and its budget.",
     "overlap": "Let the edge write for 16 and 64 devices: for which share of the time its engine computes nothing.",
     "pacing": "Write under fixed plans and under chosen ones, near the edge and far from it: tokens per second.",

@@ -5,6 +5,7 @@ A new counter is a field here, a migration in `fleet_edge.store.migrations`, and
 """
 
 from dataclasses import dataclass, fields
+from operator import add, attrgetter
 from typing import Final
 
 __all__ = ["SEGMENT_COUNTERS", "SegmentCounters", "share"]
@@ -57,7 +58,8 @@ class SegmentCounters:
     streamed: int = 0
 
     def __add__(self, other: "SegmentCounters") -> "SegmentCounters":
-        return SegmentCounters(**{name: getattr(self, name) + getattr(other, name) for name in SEGMENT_COUNTERS})
+        sums = map(add, _values(self), _values(other))
+        return SegmentCounters(**dict(zip(SEGMENT_COUNTERS, sums, strict=True)))
 
     @property
     def verified(self) -> int:
@@ -102,3 +104,5 @@ class SegmentCounters:
 
 SEGMENT_COUNTERS: Final = tuple(field.name for field in fields(SegmentCounters))
 """The counters' names."""
+
+_values: Final = attrgetter(*SEGMENT_COUNTERS)

@@ -152,6 +152,8 @@ def _converse(port: int, numbers: Sequence[int], arguments: argparse.Namespace) 
         device=f"device-{numbers[0]}",  # each with quotas of its own
         broker=BrokerSettings(port=port),
         mode=arguments.mode,
+        draft_length=4,  # one that chooses may have its edge write, and compute nothing
+        stream=False,
         seed=numbers[0],
         context=_CONTEXT,
     )

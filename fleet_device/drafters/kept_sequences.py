@@ -1,12 +1,13 @@
 """Kept sequences: texts that a draft model has computed before, and may be asked to go on with.
 
-A device has one draft model and serves several conversations. Their keys and values stay in the memory that the context
-has anyway, as long as the present text leaves room there. Nothing native is called here: this is the account of it.
+A device has one draft model and serves several conversations. What is computed of them is copied out of the model's
+context, and back when it is needed: a copy takes milliseconds where computing takes seconds. Left in the context, it
+would slow down every token of the present text. Nothing native is called here: this is the account of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from fleet_device.drafters.contract import common_prefix
 
@@ -35,27 +36,35 @@ def is_other_text(computed: int, common: int) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeptSequence:
-    """A sequence in the draft model's memory.
+    """A sequence, and the copy of what is computed of it.
 
     Attributes:
-        number: Its number there.
         tokens: Computed.
+        state: Their keys and values, as the model's library gives and takes them.
     """
 
-    number: int
     tokens: tuple[int, ...]
+    state: Any
 
 
 class KeptSequences:
-    """Sequences beside the present one, and the numbers that are free."""
+    """Sequences beside the present one.
 
-    def __init__(self) -> None:
-        """Keep nothing; the present sequence has number 0."""
+    Args:
+        most_tokens: Of all of them together.
+    """
+
+    def __init__(self, most_tokens: int) -> None:
+        self._most_tokens = most_tokens
         self._kept: list[KeptSequence] = []  # the one unused for longest first
-        self._free = list(range(MOST_KEPT, 0, -1))
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    @property
+    def tokens(self) -> int:
+        """Of all of them."""
+        return sum(len(kept.tokens) for kept in self._kept)
 
     def longest(self, tokens: Sequence[int]) -> tuple[KeptSequence | None, int]:
         """Return the sequence that begins as `tokens` do for longest, and with how many of them."""
@@ -66,46 +75,32 @@ class KeptSequences:
                 best, found = common, kept
         return found, best
 
-    def keep(self, number: int, tokens: Sequence[int]) -> list[KeptSequence]:
-        """Take the present sequence among the kept ones; return those that it stands for, which are kept no longer.
+    def keep(self, tokens: Sequence[int], copy: Callable[[], Any]) -> None:
+        """Take a sequence, if there is something in it that none has; those unused for longest make room.
 
         Args:
-            number: Of the present sequence.
-            tokens: That it has computed.
+            tokens: Computed.
+            copy: Returns its state, or None if there is no memory for it.
         """
-        covered = [kept for kept in self._kept if tuple(tokens[: len(kept.tokens)]) == kept.tokens]
-        for kept in covered:
-            self.drop(kept)
-        self._kept.append(KeptSequence(number, tuple(tokens)))
-        return covered
+        kept = tuple(tokens)
+        if not LEAST_KEPT <= len(kept) <= self._most_tokens:
+            return
+        if any(each.tokens[: len(kept)] == kept for each in self._kept):
+            return
+        self._kept = [each for each in self._kept if kept[: len(each.tokens)] != each.tokens]
+        while self._kept and (len(self) >= MOST_KEPT or self.tokens + len(kept) > self._most_tokens):
+            del self._kept[0]
+        state = copy()
+        if state is not None:
+            self._kept.append(KeptSequence(kept, state))
 
-    def take(self, kept: KeptSequence) -> None:
-        """Let a kept sequence become the present one."""
+    def used(self, kept: KeptSequence, *, whole: bool) -> None:
+        """Note that a sequence was gone on from.
+
+        Args:
+            kept: One of them.
+            whole: Whether what goes on has all of it, so that it need not be kept.
+        """
         self._kept.remove(kept)
-
-    def used(self, kept: KeptSequence) -> None:
-        """Note that a sequence was of use."""
-        self._kept.remove(kept)
-        self._kept.append(kept)
-
-    def drop(self, kept: KeptSequence) -> None:
-        """Keep a sequence no longer; its number is free."""
-        self._kept.remove(kept)
-        self._free.append(kept.number)
-
-    def oldest(self, *, but: KeptSequence | None = None) -> KeptSequence | None:
-        """Return the sequence that was unused for longest, if there is one."""
-        return next((kept for kept in self._kept if kept is not but), None)
-
-    def new_number(self) -> int | None:
-        """Return a number for another sequence; None if all are in use."""
-        return self._free.pop() if self._free else None
-
-    def give_back(self, number: int) -> None:
-        """Note that a number is in use no longer."""
-        self._free.append(number)
-
-    def clear(self) -> None:
-        """Keep nothing any more; the memory is empty."""
-        self._free += [kept.number for kept in self._kept]
-        self._kept.clear()
+        if not whole:
+            self._kept.append(kept)

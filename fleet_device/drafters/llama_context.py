@@ -1,4 +1,4 @@
-"""Context of llama.cpp for drafting: one memory, which all sequences of a device share."""
+"""Context of llama.cpp for drafting: one sequence, a token at a time for most of its life."""
 
 from typing import Any
 
@@ -9,16 +9,26 @@ from fleet_runtime.llama.library import library, native_reason
 __all__ = ["open_context"]
 
 
-def open_context(model: GgufModel, *, name: str, cells: int, batch: int, threads: int, sequences: int) -> Any:  # noqa: ANN401 - a native pointer
+def open_context(
+    model: GgufModel,
+    *,
+    name: str,
+    cells: int,
+    batch: int,
+    threads: int,
+    flash_attention: bool,
+) -> Any:  # noqa: ANN401 - a native pointer
     """Make a context.
 
     Args:
         model: The draft model.
         name: Its name, for errors.
-        cells: Tokens that the memory holds, of all sequences together; those that begin alike share what they share.
+        cells: Tokens that the memory holds.
         batch: Most tokens computed at once.
         threads: For drafting and prefill.
-        sequences: Most of them at a time.
+        flash_attention: Whether to use it. On a processor it looks at one key at a time for each query and head, unless
+            64 tokens are computed at once: behind 1,000 tokens the next one then takes twice as long as without it,
+            and 24 take seven times as long.
 
     Raises:
         DrafterError: llama.cpp cannot make it.
@@ -27,12 +37,10 @@ def open_context(model: GgufModel, *, name: str, cells: int, batch: int, threads
     parameters = native.llama_context_default_params()
     parameters.n_ctx = cells
     parameters.n_batch = parameters.n_ubatch = batch
-    parameters.n_seq_max = sequences
-    parameters.kv_unified = True
+    parameters.n_seq_max = 1
     parameters.n_threads = parameters.n_threads_batch = threads
-    # With it, tokens computed one at a time and in chunks below 64 give the same logits to the bit in most
-    # quantizations, and nearly the same in larger chunks; without it they are far apart.
-    parameters.flash_attn_type = native.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    kinds = native.LLAMA_FLASH_ATTN_TYPE_ENABLED, native.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    parameters.flash_attn_type = kinds[0] if flash_attention else kinds[1]
     # A sliding window that has dropped old keys could not be rolled back.
     parameters.swa_full = True
     parameters.no_perf = True

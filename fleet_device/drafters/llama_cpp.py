@@ -2,9 +2,10 @@
 
 The sequence has tokens it *knows* and tokens it has *computed* (their keys and values are stored); `next`
 computes the difference. Logits are read where llama.cpp left them and shaped at once: the next decode
-overwrites them. Sequences of before stay in the memory as long as there is room (see `kept_sequences`).
+overwrites them. What is computed of earlier texts is kept beside it (see `kept_sequences`).
 """
 
+import ctypes
 import math
 import os
 from collections.abc import Sequence
@@ -17,19 +18,20 @@ import numpy as np
 from dssd.distribution import Dist, shape
 from fleet_device.drafters.contract import DrafterError, common_prefix, require_tokens
 from fleet_device.drafters.gguf import GgufModel
-from fleet_device.drafters.kept_sequences import LEAST_KEPT, MOST_KEPT, KeptSequence, KeptSequences, is_other_text
+from fleet_device.drafters.kept_sequences import LEAST_KEPT, KeptSequence, KeptSequences, is_other_text
 from fleet_device.drafters.llama_context import open_context
 from fleet_device.drafters.model_source import locate_model
 from fleet_device.drafters.requirements import require_memory, require_truncatable
 from fleet_device.settings import DeviceSettings
+from fleet_runtime.available_memory import available_memory
 from fleet_runtime.llama.library import library, native_reason
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
 __all__ = ["LlamaCppDrafter", "LlamaCppSettings", "load"]
 
-_NO_ROOM = 1
-"""What llama.cpp answers where its memory has no room for a batch; it is then as it was before."""
+_SEQUENCE = 0
+_SPARE = 4  # times as much memory as a copy takes has to be free for it
 
 _MOST_DEFAULT_THREADS = 4  # a draft token is bound by memory: more threads only wait for each other
 
@@ -79,8 +81,6 @@ class LlamaCppDrafter:
         self._name = settings.name or settings.path.stem
         self._tokens: list[int] = []
         self._computed = 0
-        self._sequence = 0  # number of the present one
-        self._kept = KeptSequences()
         self.tokens_computed = 0
         self._row_of = -1  # length of the sequence whose last row of logits stands in llama.cpp's buffer
         self._native: Any = None
@@ -99,20 +99,22 @@ class LlamaCppDrafter:
                 cells=self._context,
                 batch=self._batch_size,
                 threads=settings.threads or default_threads(),
-                sequences=1 + MOST_KEPT,
+                flash_attention=self._model.on_gpu,
             )
         except DrafterError:
             self._model.close()
             raise
         self._memory = self._library.llama_get_memory(self._native)
+        self._kept = KeptSequences(self._context)
+        self._window = self._model.window
         self._batch = self._library.llama_batch_init(self._batch_size, 0, 1)
         view = np.ctypeslib.as_array
         self._batch_tokens = view(self._batch.token, (self._batch_size,))
         self._batch_positions = view(self._batch.pos, (self._batch_size,))
         self._batch_outputs = view(self._batch.logits, (self._batch_size,))
-        for index in range(self._batch_size):  # each token is of one sequence: set for good
+        for index in range(self._batch_size):  # one sequence: set for good
             self._batch.n_seq_id[index] = 1
-        self._become(0, computed=0)
+            self._batch.seq_id[index][0] = _SEQUENCE
 
     @property
     def name(self) -> str:
@@ -146,9 +148,9 @@ class LlamaCppDrafter:
         kept, common = self._kept.longest(tokens)
         if kept is not None and common >= own + LEAST_KEPT:
             self._go_back_to(kept, common)
-        elif is_other_text(self._computed, own):
-            self._branch(self._sequence, own)
         else:
+            if is_other_text(self._computed, own):
+                self._put_aside()
             self.truncate(common_prefix(self._tokens, tokens))
         self._tokens[:] = tokens
 
@@ -201,60 +203,41 @@ class LlamaCppDrafter:
 
     def _go_back_to(self, kept: KeptSequence, length: int) -> None:
         """Go on from an earlier sequence, of which the first `length` tokens are wanted."""
-        if is_other_text(len(kept.tokens), length):
-            self._kept.used(kept)
-            self._branch(kept.number, length, but=kept)
-            return
-        self._kept.take(kept)
+        self._kept.used(kept, whole=not is_other_text(len(kept.tokens), length))
         self._put_aside()
-        self._become(kept.number, computed=len(kept.tokens))
-        self._forget(length)
-
-    def _branch(self, source: int, length: int, *, but: KeptSequence | None = None) -> None:
-        """Begin a sequence with the first tokens of another, which stays; both look at the same keys and values."""
-        number = self._kept.new_number()
-        if number is None:
-            self._drop(self._kept.oldest(but=but))
-            number = self._kept.new_number()
-        assert number is not None
-        if length:
-            self._library.llama_memory_seq_cp(self._memory, source, number, 0, length)
-        self._put_aside()
-        self._become(number, computed=length)
+        self._forget(0)
+        self._row_of = -1
+        size = len(kept.state)
+        if self._library.llama_state_seq_set_data(self._native, kept.state, size, _SEQUENCE) == size:
+            self._computed = len(kept.tokens)
+            self._forget(length)
+        else:
+            self._library.llama_memory_clear(self._memory, True)  # noqa: FBT003 - computed anew
 
     def _put_aside(self) -> None:
-        """Keep the present sequence, if there is something in it."""
-        if self._computed >= LEAST_KEPT:
-            for covered in self._kept.keep(self._sequence, self._tokens[: self._computed]):
-                self._remove(covered.number)
-        else:
-            self._remove(self._sequence)
-            self._kept.give_back(self._sequence)
+        """Keep a copy of what is computed of the present sequence."""
+        # Behind a sliding window a copy lacks what a rollback needs.
+        if not self._window or self._computed <= self._window:
+            self._kept.keep(self._tokens[: self._computed], self._copy)
 
-    def _become(self, number: int, *, computed: int) -> None:
-        """Let a sequence be the present one."""
-        self._sequence, self._computed, self._row_of = number, computed, -1
-        for index in range(self._batch_size):
-            self._batch.seq_id[index][0] = number
-
-    def _drop(self, kept: KeptSequence | None) -> None:
-        assert kept is not None, "one of the numbers is the present sequence's, the others are kept"
-        self._remove(kept.number)
-        self._kept.drop(kept)
-
-    def _remove(self, number: int) -> None:
-        self._library.llama_memory_seq_rm(self._memory, number, -1, -1)  # a whole sequence can always be removed
+    def _copy(self) -> Any:  # noqa: ANN401 - an array of bytes
+        """Return the keys and values of the present sequence; None where there is no memory for them."""
+        size = self._library.llama_state_seq_get_size(self._native, _SEQUENCE)
+        free = available_memory()
+        if free is not None and _SPARE * size > free:
+            return None
+        state = (ctypes.c_uint8 * size)()
+        return state if self._library.llama_state_seq_get_data(self._native, state, size, _SEQUENCE) == size else None
 
     def _forget(self, length: int) -> None:
         """Drop the keys and values from `length` on."""
         if self._computed <= length:
             return
-        if self._library.llama_memory_seq_rm(self._memory, self._sequence, length, -1):
+        if self._library.llama_memory_seq_rm(self._memory, _SEQUENCE, length, -1):
             self._computed = length
         else:
             # A memory that cannot be cut is emptied; `next` computes the whole sequence again.
             self._library.llama_memory_clear(self._memory, True)  # noqa: FBT003
-            self._kept.clear()
             self._computed = 0
 
     def _compute(self) -> None:
@@ -272,9 +255,6 @@ class LlamaCppDrafter:
             self._batch_outputs[:count] = 0
             self._batch_outputs[count - 1] = self._computed + count == length
             status = self._library.llama_decode(self._native, self._batch)
-            while status == _NO_ROOM and len(self._kept):
-                self._drop(self._kept.oldest())
-                status = self._library.llama_decode(self._native, self._batch)
             if status != 0:
                 # Part of the chunk may have been stored.
                 self._computed += count

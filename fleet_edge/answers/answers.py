@@ -122,6 +122,7 @@ class Answers:
         payload = self._piece(session, timing)
         session.counters += SegmentCounters(
             rounds=1,
+            downlink_bytes=len(payload),
             queue_ms=timing.queue_ms,
             compute_ms=timing.compute_ms,
             batch_sum=timing.batch,
@@ -134,7 +135,9 @@ class Answers:
         """Send what a device lacks of a text that the edge writes no further."""
         stream = session.stream
         assert stream is not None
-        self._send_more(session, stream.request, self._piece(session, DraftTiming()))
+        payload = self._piece(session, DraftTiming())
+        session.counters += SegmentCounters(downlink_bytes=len(payload))
+        self._send_more(session, stream.request, payload)
 
     def more_samples(self, session: EdgeSession, arrived: ReceivedDraft) -> None:
         """Send further samples of the last rejection from memory, where p is kept until the device has corrected it."""
@@ -246,11 +249,11 @@ class Answers:
         return payload
 
     def _piece(self, session: EdgeSession, timing: DraftTiming) -> bytes:
-        """Make a verdict of what a stream's device was not sent, and count it."""
+        """Make a verdict of what a stream's device was not sent."""
         stream = session.stream
         assert stream is not None
         base = stream.sent
-        payload = encode_verdict(
+        return encode_verdict(
             Verdict(
                 handle=session.handle,
                 round=stream.request.round,
@@ -264,8 +267,6 @@ class Answers:
             padding=self.padding,
             most=self.publisher.max_verdict_bytes,
         )
-        session.counters += SegmentCounters(downlink_bytes=len(payload))
-        return payload
 
     def _send_more(self, session: EdgeSession, draft: Draft, payload: bytes) -> None:
         """Send what a device could ask for without end, as far as its quota goes."""

@@ -30,6 +30,11 @@ class BatchingDelay:
     _answered: dict[int, float] = field(default_factory=dict)
     _turnaround: dict[int, float] = field(default_factory=dict)
 
+    @property
+    def expects(self) -> bool:
+        """Whether anybody is expected back."""
+        return bool(self._answered)
+
     def answered(self, handle: int, *, at: float) -> None:
         """A session got a verdict that leaves it something to draft."""
         self._answered[handle] = at

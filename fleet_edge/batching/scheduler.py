@@ -106,6 +106,8 @@ class Scheduler:
 
     def hold_s(self, sessions: Iterable[EdgeSession], *, now: float) -> float:
         """Return how long to hold the next step for drafts that are about to come, in seconds."""
+        if not self._delay.expects:
+            return 0.0
         return self._delay.hold_s(sum(session.ready is not None for session in sessions), now=now)
 
     def next_batch(self, sessions: Iterable[EdgeSession], *, now: float) -> Batch:

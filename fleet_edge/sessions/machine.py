@@ -199,9 +199,13 @@ class EdgeSession:
         for part in settled:
             if part.arrived.draft.write is None:
                 self._waiting.remove(part.arrived)
-            self._commit(part.tokens)
-            streamed = 0 if part.arrived.draft.write is None else len(part.tokens)
-            self.counters += SegmentCounters(accepted=part.accepted, tested=part.tested, streamed=streamed)
+            self._extend(part.tokens)
+            self.counters += SegmentCounters(
+                tokens=len(part.tokens),
+                accepted=part.accepted,
+                tested=part.tested,
+                streamed=0 if part.arrived.draft.write is None else len(part.tokens),
+            )
             self.recent.count(tested=part.tested, accepted=part.accepted)
             if part.rejected:
                 self._reject(part.p)
@@ -318,9 +322,12 @@ class EdgeSession:
         return extend_digest(EMPTY, self.tokens[self.prompt_length : self.prompt_length + position])
 
     def _commit(self, tokens: Sequence[int]) -> None:
+        self._extend(tokens)
+        self.counters += SegmentCounters(tokens=len(tokens))
+
+    def _extend(self, tokens: Sequence[int]) -> None:
         self.tokens.extend(tokens)
         self._digest = extend_digest(self._digest, tokens)
-        self.counters += SegmentCounters(tokens=len(tokens))
 
     def _finish(self) -> None:
         self.finished = True

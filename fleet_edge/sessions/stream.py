@@ -30,6 +30,7 @@ class Stream:
     until: int
     sent: int
     due_at: float
+    _latest: Draft | None = None  # that was made of the request: it is asked for several times a step
 
     def next_draft(self, mode: Mode, *, base: int, digest: int) -> ReceivedDraft:
         """Return the empty draft behind which the next token is written.
@@ -39,7 +40,9 @@ class Stream:
             base: Length of the text.
             digest: Of that text.
         """
-        counts: Sequence[int] | None = () if mode is Mode.RESIDUAL else None
-        # Its fields are the edge's own: they need no check.
-        draft = self.request.model_copy(update={"base": base, "digest": digest, "fix": None, "counts": counts})
-        return ReceivedDraft(draft, self.due_at)
+        if self._latest is None or self._latest.base != base:
+            counts: Sequence[int] | None = () if mode is Mode.RESIDUAL else None
+            # Its fields are the edge's own: they need no check.
+            fields = {"base": base, "digest": digest, "fix": None, "counts": counts}
+            self._latest = self.request.model_copy(update=fields)
+        return ReceivedDraft(self._latest, self.due_at)

@@ -84,7 +84,9 @@ class Site:
         drafter: Callable[[LlamaCppSettings], MeteredDrafter] = MeteredDrafter,
     ) -> None:
         """Talk to an edge that is there."""
-        settings = DeviceSettings(fleet=FLEET, device="device-1", temperature=0.0, context=CONTEXT)
+        settings = DeviceSettings(
+            fleet=FLEET, device="device-1", temperature=0.0, context=CONTEXT, draft_length=4, stream=False
+        )
         drafts = drafter(LlamaCppSettings(path=self.draft, threads=1, context=CONTEXT))
         with Device(settings, load=lambda _settings: drafts, make_link=self.link) as device:
             assert device.wait_for_edge(10.0)
