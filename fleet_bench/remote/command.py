@@ -7,6 +7,7 @@ they are written with others. Then the time of a step beside llama.cpp in this p
 
 import argparse
 import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from fleet_bench.remote.fleet import Servers, running_fleet
 from fleet_bench.remote.oracle import Oracle
 from fleet_bench.remote.steps import time_steps
 from fleet_bench.shared.conditions import conditions
+from fleet_bench.shared.ending import ending_cleanly
 from fleet_cli.demo.prompts import PROMPTS
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.texts.chat import ChatMessage, encode_chat
@@ -38,6 +40,7 @@ _MODELS = Path("models/smollm2-135m")
 def main(argv: Sequence[str] | None = None) -> int:
     """Check and time; return 0 if texts are exactly the servers'."""
     arguments = _parse(argv)
+    logging.getLogger("fleet_device.client.waiting").setLevel(logging.ERROR)  # a slow server is measured, not told of
     servers = Servers(
         endpoints=arguments.endpoints,
         api=arguments.api,
@@ -48,10 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     report: dict[str, Any] = conditions("llama-cpp-python", "httpx", broker=True)
     exact = True
-    if arguments.texts:
-        exact = _check(servers, arguments, report)
-    if arguments.repeats:
-        _time(servers, arguments, report)
+    with ending_cleanly():
+        if arguments.texts:
+            exact = _check(servers, arguments, report)
+        if arguments.repeats:
+            _time(servers, arguments, report)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0 if exact else 1
