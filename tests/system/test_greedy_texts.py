@@ -7,6 +7,7 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from broker_config.processes.runner import MosquittoProcess
 from fleet_device.drafters.gguf import GgufModel
@@ -33,24 +34,43 @@ TARGET = "target-Q8_0.gguf"
 DRAFT = "Q4_0"
 LENGTH = 64
 PROMPTS = 2
-# Up to here llama.cpp computes single tokens as it computes several, so that its rows are ours to the bit.
+NEAR_TIE = 0.25
+"""Between logits near 20: a single token is computed by other kernels than several, and activations are quantized."""
 CONTEXT = 256
 
 
-class Writer(Engine):
-    """llama.cpp itself, which goes on from what it has computed."""
+class Alone:
+    """llama.cpp itself: one text, a token at a time, nothing ever taken back."""
 
-    def write(self, prompt: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
-        """Write a text greedily, a token at a time, in one sequence."""
-        text, row = list(prompt), self.rows(list(prompt), 1)[0]
-        while len(text) < len(prompt) + LENGTH:
+    def __init__(self) -> None:
+        self._model = open_target(prepared(TARGET), gpu_layers=0)
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = CONTEXT
+        parameters.n_threads = parameters.n_threads_batch = 2
+        parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self._native = llama_cpp.llama_init_from_model(self._model.handle, parameters)
+
+    def write(self, prompt: Sequence[int], ends: Sequence[int]) -> tuple[tuple[int, ...], list[float]]:
+        """Write a text greedily; return it, and how far apart the two best logits lay at each of its tokens."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._native), True)  # noqa: FBT003 - a C function
+        text, gaps, row = [], [], self._decode(prompt)
+        while len(text) < LENGTH and (not text or text[-1] not in ends):
             text.append(int(np.argmax(row)))
-            if text[-1] in ends:
-                break
-            one = (llama_cpp.llama_token * 1)(text[-1])
-            assert llama_cpp.llama_decode(self._native, llama_cpp.llama_batch_get_one(one, 1)) == 0
-            row = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self._native, -1), (len(row),))
-        return tuple(text[len(prompt) :])
+            second, best = np.sort(row)[-2:]
+            gaps.append(float(best - second))
+            row = self._decode(text[-1:])
+        return tuple(text), gaps
+
+    def close(self) -> None:
+        llama_cpp.llama_free(self._native)
+        self._model.close()
+
+    def _decode(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Return the last row."""
+        batch = (llama_cpp.llama_token * len(tokens))(*tokens)
+        assert llama_cpp.llama_decode(self._native, llama_cpp.llama_batch_get_one(batch, len(tokens))) == 0
+        row = llama_cpp.llama_get_logits_ith(self._native, -1)
+        return np.ctypeslib.as_array(row, (self._model.rows,))[: self._model.vocabulary.size]
 
 
 def in_process() -> LlamaCppVerifier:
@@ -93,10 +113,18 @@ def test_greedy_text_is_the_engine_s_own(
         with whole.edge(), whole.device(drafter, draft_length=4) as device:
             done = [device.agent.generate(ids, policy=policy, max_new_tokens=LENGTH) for ids in prompts]
         ends = verifier.info.end_tokens
-    engine_alone = Writer(prepared(TARGET), CONTEXT)
+    at_once, alone = Engine(prepared(TARGET), CONTEXT), Alone()
     for ids, text in zip(prompts, done, strict=True):
-        assert len(ids) + LENGTH < CONTEXT
-        assert text.tokens == engine_alone.write(ids, ends)
+        # Of the text so far each token is the engine's own, by the very kernels that verify: to the bit.
+        rows = at_once.rows([*ids, *text.tokens[:-1]], len(text.tokens))
+        assert tuple(np.argmax(rows, axis=1).tolist()) == text.tokens
+        # Written a token at a time it is the same, as far as the engine agrees with itself.
+        own, gaps = alone.write(ids, ends)
+        if text.tokens != own:
+            at = next(place for place, pair in enumerate(zip(text.tokens, own, strict=False)) if len(set(pair)) > 1)
+            print(f"texts part at token {at}, where the two best logits lie {gaps[at]:.2g} apart")
+            assert gaps[at] < NEAR_TIE
         accepted += text.counters.accepted
-    engine_alone.close()
+    alone.close()
+    at_once.close()
     assert accepted > 0  # or no draft would have been verified
