@@ -58,12 +58,12 @@ class DeviceSettings(Settings):
     models_dir: Path = setting(Path("models"), "Folder of the prepared models.", formerly=("models",))
     drafter: DrafterName = setting(
         "llama.cpp",
-        "What drafts. `prompt-lookup` repeats what the text has said before; `none` drafts nothing and has the edge "
-        "write. Both need only the vocabulary of the model's file.",
+        "What drafts: the model, `prompt-lookup`, which repeats what the text has said before, or `none`, which has the "
+        "edge write; the last two need only the vocabulary of the model's file.",
     )
     target_vocabulary: Path | None = setting(
         None,
-        "The target's vocabulary, where the draft model has another: a file made by `fleet models vocabulary`. Drafts "
+        "The target's vocabulary, where the draft model has another: a file made by `fleet models vocabulary`; drafts "
         "are of the tokens that both have.",
         since="0.2",
     )

@@ -61,7 +61,7 @@ class EdgeSettings(Settings):
         True,  # noqa: FBT003 - a default
         "Keep to those kernels of llama.cpp on a CPU with which the same text has the same logits whatever is computed "
         "with it, so that a text in coupled mode repeats; without, a text that the edge writes by itself is computed "
-        "up to 1.6 times as fast. Drafts and prompts take the same time.",
+        "up to 1.6 times as fast, and drafts and prompts take the same time.",
         rare=True,
         since="0.2",
     )
