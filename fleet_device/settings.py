@@ -58,8 +58,8 @@ class DeviceSettings(Settings):
     models_dir: Path = setting(Path("models"), "Folder of the prepared models.", formerly=("models",))
     drafter: DrafterName = setting(
         "llama.cpp",
-        "What drafts: the model, `prompt-lookup`, which repeats what the text has said before, or `none`, which has the "
-        "edge write; the last two need only the vocabulary of the model's file.",
+        "What drafts: the model, `prompt-lookup`, which repeats what the text has said before, or `none`, which has "
+        "the edge write; the last two need only the vocabulary of the model's file.",
     )
     target_vocabulary: Path | None = setting(
         None,

@@ -3,11 +3,13 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
 from fleet_runtime.events import Event, read_events, wait_for_event
 from tests.support.prepared_models import prepared
@@ -26,8 +28,14 @@ def names(events: list[dict[str, Any]]) -> list[str]:
     return [event["event"] for event in events]
 
 
-def test_an_edge_and_a_device_tell_of_their_lives(mosquitto: MosquittoProcess, tmp_path: Path, dtype: str) -> None:
-    target, port = prepared("target"), str(mosquitto.port)
+@pytest.fixture
+def own_broker() -> Iterator[MosquittoProcess]:
+    with MosquittoProcess(Broker(fleet=FLEET)) as broker:
+        yield broker
+
+
+def test_an_edge_and_a_device_tell_of_their_lives(own_broker: MosquittoProcess, tmp_path: Path, dtype: str) -> None:
+    target, port = prepared("target"), str(own_broker.port)
     edge = started(
         "edge", "run", "--port", port, "--target", str(target), "--engine", "torch", "--dtype", dtype,
         "--db", f"sqlite:///{tmp_path / 'fleet.sqlite3'}", "--spool", str(tmp_path / "spool"),
@@ -42,7 +50,7 @@ def test_an_edge_and_a_device_tell_of_their_lives(mosquitto: MosquittoProcess, t
         assert wait_for_event(edge.stdout, Event.LOADING) == {"event": "loading", "target": str(target)}
         online = wait_for_event(edge.stdout, Event.ONLINE)
         assert online is not None
-        assert (online["fleet"], online["edge"], online["port"]) == (FLEET, "edge-1", mosquitto.port)
+        assert (online["fleet"], online["edge"], online["port"]) == (FLEET, "edge-1", own_broker.port)
         assert online["target"] == target.parent.name
         assert dtype in online["runs_on"]
         assert online["context"] > 0
@@ -64,4 +72,4 @@ def test_an_edge_and_a_device_tell_of_their_lives(mosquitto: MosquittoProcess, t
     # The connection may come before the service does, and its end is none of the service's losses.
     assert sorted(names(told)[:3]) == [Event.LOADING, Event.ONLINE, Event.SERVING]
     assert names(told)[3:] == [Event.DRAINING, Event.STOPPED]
-    assert {"event": "online", "host": "127.0.0.1", "port": mosquitto.port} in told
+    assert {"event": "online", "host": "127.0.0.1", "port": own_broker.port} in told
