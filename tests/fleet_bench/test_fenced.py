@@ -11,11 +11,18 @@ from fleet_bench.fenced.thread_meter import thread_times_s
 
 def test_the_time_of_a_thread_that_works_grows() -> None:
     before = thread_times_s(os.getpid())
-    worker = threading.Thread(target=lambda: sum(range(3_000_000)))
+    seen = threading.Event()
+
+    def work() -> None:
+        while not seen.is_set():
+            sum(range(1000))
+
+    worker = threading.Thread(target=work)
     worker.start()
     number = worker.native_id
     while number not in (during := thread_times_s(os.getpid())) or during[number] == 0.0:
-        assert worker.is_alive()
+        pass  # it works on until it has been seen to
+    seen.set()
     worker.join()
     assert number not in before
     assert during[number] > 0.0

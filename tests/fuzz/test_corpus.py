@@ -2,6 +2,7 @@
 
 import logging
 import random
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,11 @@ def test_a_planted_fault_is_found_by_replaying(
 
 
 def test_what_takes_memory_out_of_proportion_is_found(tmp_path: Path) -> None:
+    # What the process has held at most before, by other tests, is no leap of this one.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
     def greedy(data: bytes) -> None:
-        bytes(1) * (len(data) << 27)
+        bytes(1) * (len(data) * (peak + (128 << 20)))
 
     watch = Watch(greedy, tmp_path)
     try:
