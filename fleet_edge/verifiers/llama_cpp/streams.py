@@ -12,8 +12,8 @@ from fleet_edge.verifiers.llama_cpp.slab import BATCH, CELL_ROUNDING, Slab, Slab
 
 __all__ = ["Place", "Plan", "StreamTable", "plan_streams"]
 
-_SLAB_STREAMS: Final = 16
-"""Most streams of a slab: enough to share the cost of a pass over the weights, and few to take memory for at once."""
+_SLAB_STREAMS: Final = 64
+"""Most streams of a slab, which takes memory for all at once: each slab of a step is a pass over the weights."""
 
 _STREAMS_WANTED: Final = 16
 _LENGTH_WANTED: Final = 4096
