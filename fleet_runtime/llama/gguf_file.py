@@ -59,7 +59,7 @@ class GgufFile:
         native_reason()  # what was said before is none of this file's
         self._handle = self._library.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._handle:
-            raise self.error(f"llama.cpp cannot load {path}: {native_reason()}.")
+            raise self.error(f"llama.cpp cannot load {path}: {native_reason()}; fetch it again, or choose another.")
         self.on_gpu = gpu_layers != 0 and bool(self._library.llama_supports_gpu_offload())
         self.rows: int = self._library.llama_vocab_n_tokens(self._vocab)
         try:

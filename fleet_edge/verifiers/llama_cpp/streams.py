@@ -80,11 +80,14 @@ def plan_streams(
     cells = min(cells, tokens // CELL_ROUNDING * CELL_ROUNDING)
     context = min(trained, wanted or trained, cells - 1)
     streams = tokens // cells
-    slabs = -(-streams // _SLAB_STREAMS)
+    scores = cells * heads * _FLOAT32  # of a token
+    # A call has two tokens of each stream, at least.
+    most = min(_SLAB_STREAMS, max(_FEWEST_TOKENS, _SCORE_BYTES // scores) // 2) if scores else _SLAB_STREAMS
+    slabs = -(-streams // most)
     each = streams // slabs
     rows = max(each, min(_MOST_ROWS, _ROW_BYTES // (2 * _FLOAT32 * width * slabs)))
-    scores = cells * heads * _FLOAT32 * slabs  # of a token
-    tokens = min(BATCH, each * cells, max(_FEWEST_TOKENS, _SCORE_BYTES // scores) if scores else BATCH)
+    tokens = max(_FEWEST_TOKENS, 2 * each, _SCORE_BYTES // (scores * slabs)) if scores else BATCH
+    tokens = min(BATCH, each * cells, tokens)
     return Plan(context, slabs, SlabShape(each, cells, rows, tokens, threads))
 
 

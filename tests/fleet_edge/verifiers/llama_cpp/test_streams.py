@@ -58,5 +58,10 @@ def test_the_scores_of_a_call_have_a_bound_and_two_tokens_of_each_stream_fit_int
     assert 64 <= shape.tokens <= 512
     assert shape.tokens >= 2 * shape.streams
     scores = shape.tokens * shape.cells * heads * 4 * found.slabs
-    assert scores <= 64 << 20 or shape.tokens == 64
+    assert scores <= 64 << 20 or shape.tokens == max(64, 2 * shape.streams)
     assert plan(2 << 30, wanted=wanted, trained=1 << 17, heads=0).shape.tokens == 512, "a GPU keeps none"
+
+
+def test_as_many_streams_as_can_be_share_a_slab() -> None:
+    """A step is a pass over the weights for each slab that it needs."""
+    assert [plan(2 << 30, wanted=wanted).slabs for wanted in (4000, 1000, 400, 200)] == [1, 2, 3, 6]
