@@ -26,6 +26,9 @@ _GOALS: Final = {"llama_cpp": 1.15, "packed": 1.5}
 """Most that ours may take, as a multiple of the raw engine."""
 
 _RAW: Final = {"llama_cpp": "raw llama.cpp", "packed": "the matrix products"}
+_WAYS: Final = {"llama_cpp": ("without flash attention", "with flash attention"), "packed": ("matrix products",)}
+"""How the raw engine is run; the fastest counts."""
+
 _FILES: Final = {"Q8_0": "target-Q8_0.gguf", "Q4_0": "Q4_0.gguf"}
 # llama.cpp first: an edge that uses it has no torch in its process.
 _ALL: Final = ("llama_cpp:Q8_0", "llama_cpp:Q4_0", "packed:float32", "packed:bfloat16")
@@ -43,7 +46,8 @@ class Row:
     ms: float
     raw_ms: float
     ratio: float
-    pairs: int
+    raw: str
+    turns: int
     bound_ms: float | None = None
 
 
@@ -156,20 +160,20 @@ def _measure(kind: str, dtype: str, context: int, arguments: argparse.Namespace)
         f"\n{kind}, {dtype}, context {context}: loading, and filling {max(arguments.sequences)} sequences …", flush=True
     )
     with prepare(dtype, context, arguments) as (ours, raw, bound):
-        title = _RAW[kind]
-        print(f"{'B':>4} {'T':>3} {'ours ms':>9} {'raw ms':>9} {'ours/raw':>9}   raw: {title}", flush=True)
+        print(f"{'B':>4} {'T':>3} {'ours ms':>9} {'raw ms':>9} {'ours/raw':>9}   raw: {_RAW[kind]}", flush=True)
         for sequences in arguments.sequences:
             for tokens in arguments.tokens:
                 cell = by_turns(ours, raw, sequences=sequences, tokens=tokens, pace=arguments.pace)
                 bound_ms = None if bound is None else bound(sequences)
-                _print(cell, bound_ms)
+                way = _WAYS[kind][cell.way]
+                _print(cell, way, bound_ms)
                 yield Row(
-                    kind, dtype, sequences, tokens, context, cell.ms, cell.raw_ms, cell.ratio, cell.pairs, bound_ms
+                    kind, dtype, sequences, tokens, context, cell.ms, cell.raw_ms, cell.ratio, way, cell.turns, bound_ms
                 )
 
 
-Prepared = tuple[Step, Step, Callable[[int], float] | None]
-"""Our step, the raw one, and by the number of sequences what a step cannot be faster than, where that is known."""
+Prepared = tuple[Step, Sequence[Step], Callable[[int], float] | None]
+"""Our step, the raw ones, and by the number of sequences what a step cannot be faster than, where that is known."""
 
 
 @contextmanager
@@ -180,8 +184,9 @@ def _of_llama_cpp(dtype: str, context: int, arguments: argparse.Namespace) -> It
         path, sequences=most, context=context, threads=arguments.threads, stable_rows=arguments.stable_rows
     )
     text = fill(verifier, sequences=most, context=context)
-    with raw_llama(path, streams=most, cells=cells_for(context), context=context, threads=arguments.threads) as raw:
-        yield steps(verifier, text), raw, None
+    size = {"streams": most, "cells": cells_for(context), "context": context, "threads": arguments.threads}
+    with raw_llama(path, **size, flash=False) as plain, raw_llama(path, **size, flash=True) as flash:
+        yield steps(verifier, text), (plain, flash), None
 
 
 @contextmanager
@@ -204,13 +209,14 @@ def _of_torch(dtype: str, context: int, arguments: argparse.Namespace) -> Iterat
         def bound(sequences: int) -> float:
             return reads.ms(sequences=sequences, context=context)
 
-    yield steps(verifier, text, finish=of_torch.finisher(device)), raw, bound
+    yield steps(verifier, text, finish=of_torch.finisher(device)), (raw,), bound
 
 
-def _print(cell: Cell, bound_ms: float | None) -> None:
-    bound = "" if bound_ms is None else f"   reads {bound_ms:.2f} ms, {cell.ms / bound_ms:.1f} times that"
+def _print(cell: Cell, way: str, bound_ms: float | None) -> None:
+    bound = "" if bound_ms is None else f"; reads {bound_ms:.2f} ms, {cell.ms / bound_ms:.1f} times that"
     print(
-        f"{cell.sequences:4d} {cell.tokens:3d} {cell.ms:9.1f} {cell.raw_ms:9.1f} {cell.ratio:9.2f}{bound}", flush=True
+        f"{cell.sequences:4d} {cell.tokens:3d} {cell.ms:9.1f} {cell.raw_ms:9.1f} {cell.ratio:9.2f}   {way}{bound}",
+        flush=True,
     )
 
 

@@ -1,6 +1,8 @@
 """Raw llama.cpp: the library itself on the same batch; a program of its own, with nothing of ours in it.
 
-Usage: python -m fleet_bench.engines.raw_llama GGUF STREAMS CELLS CONTEXT THREADS
+Usage: python -m fleet_bench.engines.raw_llama GGUF STREAMS CELLS CONTEXT THREADS FLASH
+
+FLASH is 1 with flash attention, which is the library's default, and 0 without.
 
 It fills STREAMS sequences with CONTEXT tokens, and says `ready`. Then for each line `B T` of its input it computes T
 more tokens of the first B sequences in one call, and writes the milliseconds that it took.
@@ -23,7 +25,7 @@ BATCH = 512
 class RawLlama:
     """One context with a stream for each sequence, all filled with the same text."""
 
-    def __init__(self, path: str, *, streams: int, cells: int, context: int, threads: int) -> None:
+    def __init__(self, path: str, *, streams: int, cells: int, context: int, threads: int, flash: bool) -> None:
         llama_cpp.llama_backend_init()
         llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
         self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), llama_cpp.llama_model_default_params())
@@ -33,7 +35,9 @@ class RawLlama:
         parameters.n_ubatch = BATCH
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.kv_unified = False
-        parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        parameters.flash_attn_type = (
+            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
         self._native: Any = llama_cpp.llama_init_from_model(self._model, parameters)
         self._memory = llama_cpp.llama_get_memory(self._native)
         self._batch: Any = llama_cpp.llama_batch_init(parameters.n_batch, 0, 1)
@@ -81,8 +85,8 @@ _quiet = llama_cpp.llama_log_callback(_say_nothing)
 def main(arguments: Sequence[str]) -> None:
     """Run as a program."""
     path, *numbers = arguments
-    streams, cells, context, threads = map(int, numbers)
-    engine = RawLlama(path, streams=streams, cells=cells, context=context, threads=threads)
+    streams, cells, context, threads, flash = map(int, numbers)
+    engine = RawLlama(path, streams=streams, cells=cells, context=context, threads=threads, flash=bool(flash))
     print("ready", flush=True)
     for line in sys.stdin:
         sequences, tokens = map(int, line.split())

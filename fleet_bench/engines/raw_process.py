@@ -18,7 +18,7 @@ _OURS: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 @contextmanager
-def raw_llama(path: Path, *, streams: int, cells: int, context: int, threads: int) -> Iterator[Step]:
+def raw_llama(path: Path, *, streams: int, cells: int, context: int, threads: int, flash: bool) -> Iterator[Step]:
     """Run raw llama.cpp; yield its step.
 
     Args:
@@ -27,11 +27,12 @@ def raw_llama(path: Path, *, streams: int, cells: int, context: int, threads: in
         cells: Tokens that there is room for in each.
         context: Tokens that each has.
         threads: Of a step.
+        flash: Whether with flash attention.
 
     Raises:
         VerifierError: It has ended.
     """
-    numbers = map(str, (streams, cells, context, threads))
+    numbers = map(str, (streams, cells, context, threads, int(flash)))
     with subprocess.Popen(
         [sys.executable, "-m", "fleet_bench.engines.raw_llama", str(path), *numbers],
         stdin=subprocess.PIPE,

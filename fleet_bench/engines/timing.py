@@ -1,7 +1,7 @@
-"""Timing of two things by turns."""
+"""Timing of several things by turns."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,7 +10,7 @@ __all__ = ["Cell", "Pace", "Step", "by_turns"]
 Step = Callable[[int, int], float]
 """Computes so many sequences with so many new tokens each; returns the milliseconds that it took."""
 
-_MOST_PAIRS: Final = 15
+_MOST_TURNS: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Pace:
 
     Attributes:
         seconds: For one size of step, about.
-        fewest: Pairs at least, the first of which does not count.
+        fewest: Turns at least.
     """
 
     seconds: float
@@ -34,15 +34,17 @@ class Cell:
         sequences: In the step.
         tokens: New ones of each.
         ms: Median of ours.
-        raw_ms: Median of the raw engine.
-        pairs: Measured.
+        raw_ms: Median of the raw engine; of several ways to run it the fastest.
+        way: Number of that way.
+        turns: Measured.
     """
 
     sequences: int
     tokens: int
     ms: float
     raw_ms: float
-    pairs: int
+    way: int
+    turns: int
 
     @property
     def ratio(self) -> float:
@@ -50,12 +52,15 @@ class Cell:
         return self.ms / self.raw_ms
 
 
-def by_turns(ours: Step, raw: Step, *, sequences: int, tokens: int, pace: Pace) -> Cell:
-    """Measure one size of step: ours and raw by turns, one pair of them uncounted first."""
-    pair_s = (ours(sequences, tokens) + raw(sequences, tokens)) / 1e3
-    pairs = max(pace.fewest, min(_MOST_PAIRS, int(pace.seconds / max(pair_s, 1e-6))))
-    mine, others = [], []
-    for _ in range(pairs):
-        mine.append(ours(sequences, tokens))
-        others.append(raw(sequences, tokens))
-    return Cell(sequences, tokens, statistics.median(mine), statistics.median(others), pairs)
+def by_turns(ours: Step, raw: Sequence[Step], *, sequences: int, tokens: int, pace: Pace) -> Cell:
+    """Measure one size of step: ours and each way to run the raw engine by turns; the first turn does not count."""
+    every = (ours, *raw)
+    turn_s = sum(step(sequences, tokens) for step in every) / 1e3
+    turns = max(pace.fewest, min(_MOST_TURNS, int(pace.seconds / max(turn_s, 1e-6))))
+    taken: list[list[float]] = [[] for _ in every]
+    for _ in range(turns):
+        for step, times in zip(every, taken, strict=True):
+            times.append(step(sequences, tokens))
+    mine, *others = map(statistics.median, taken)
+    raw_ms = min(others)
+    return Cell(sequences, tokens, mine, raw_ms, others.index(raw_ms), turns)
