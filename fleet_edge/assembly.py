@@ -87,4 +87,4 @@ def assemble(
     )
     link.screen(guard.accepts)
     Intake(inbox, clock).subscribe(link, fleet=settings.fleet, edge=settings.edge)
-    return Orchestrator(inbox, handlers, sessions, scheduler, answers, clock)
+    return Orchestrator(inbox, handlers, sessions, scheduler, answers, clock, piece_s=settings.piece_s)

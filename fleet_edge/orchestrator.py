@@ -13,18 +13,16 @@ from typing import Final
 
 from dssd.judgement import Judgement
 from fleet_edge.answers.answers import Answers
+from fleet_edge.answers.outcomes import Outcome, Outcomes, give_up, without_verdict
 from fleet_edge.batching.computing import ComputingThread, RunningStep
 from fleet_edge.batching.judging import Case
 from fleet_edge.batching.planning import Batch, Work
 from fleet_edge.batching.scheduler import Scheduler
-from fleet_edge.batching.timing import DraftTiming, Step
-from fleet_edge.errors import DraftFault
+from fleet_edge.batching.timing import Step
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import IntakeQueue, ReceivedMessage
-from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.table import SessionTable
 from fleet_edge.verifiers.contract import SequenceFailed, TargetAway, VerifierError
-from schemas.reasons import Action, FaultCode
 
 __all__ = ["Orchestrator"]
 
@@ -55,6 +53,7 @@ class Orchestrator:
         scheduler: Picks a step, and knows what it took.
         answers: Tell devices and the log.
         clock: Monotonic seconds.
+        piece_s: Longest time for which tokens that the edge writes by itself wait to be sent with those that follow.
     """
 
     inbox: IntakeQueue
@@ -63,12 +62,16 @@ class Orchestrator:
     scheduler: Scheduler
     answers: Answers
     clock: Callable[[], float]
+    piece_s: float = 0.0
     _computing: ComputingThread = field(init=False)
+    _outcomes: Outcomes = field(init=False)
     _running: RunningStep | None = None
+    _step_s: float = 0.0  # what the last step took
     _paused_until: float = -math.inf
 
     def __post_init__(self) -> None:
         """Make the thread that computes; it starts with the first step."""
+        self._outcomes = Outcomes(self.answers, self.sessions, self.clock, self.piece_s)
         self._computing = ComputingThread(self.scheduler.score, self.clock, on_end=self.inbox.wake)
 
     def step(self, *, wait_s: float = 0.0) -> bool:
@@ -87,15 +90,13 @@ class Orchestrator:
             return False
         answers = self._end(self._running)
         self._go_on()  # before anybody is told: devices have their answers a little later, and the engine does not wait
-        for answer in answers:
-            self._tell(answer)
+        self._tell(answers)
         return True
 
     def rest(self) -> None:
         """See a step that has begun to its end, tell what was decided, and begin no other."""
         if self._running is not None:
-            for answer in self._end(self._running):
-                self._tell(answer)
+            self._tell(self._end(self._running))
 
     def _begin(self, wait_s: float) -> None:
         """Have the next step computed, held for drafts that are about to come if that pays; if none is due, wait."""
@@ -122,7 +123,7 @@ class Orchestrator:
         for session, draft, fault in batch.faults:
             self.answers.fault(session.device, fault, session=session, draft=draft)
 
-    def _end(self, running: RunningStep) -> list["_Answer"]:
+    def _end(self, running: RunningStep) -> list[Outcome]:
         """Handle what arrives until a step is over, and let its sessions take what was decided.
 
         Returns:
@@ -143,6 +144,7 @@ class Orchestrator:
             return self._failed(Batch(works), error)
         except (VerifierError, RuntimeError, ValueError, MemoryError) as error:
             return self._failed(running.batch, error)
+        self._step_s = judged.times.ended - judged.times.started
         self.scheduler.computed(running.batch, judged.times)
         return [
             self._settle(work, judgement, judged.times)
@@ -150,12 +152,12 @@ class Orchestrator:
             if self._awaited(work)
         ]
 
-    def _settle(self, work: Work, judgement: Judgement | None, step: Step) -> "_Answer":
+    def _settle(self, work: Work, judgement: Judgement | None, step: Step) -> Outcome:
         """Let a session take what was decided of its drafts; return what its device is to be told."""
         session = work.session
         if judgement is None:
             self.scheduler.evict(session)  # nobody is to go on from it
-            return _give_up(work, "The target model's logits are not numbers.")
+            return give_up(work, "The target model's logits are not numbers.")
         try:
             results = session.settle(work.chain, judgement)
             self.scheduler.judged(work, committed=sum(len(result.tokens) for result in results))
@@ -163,25 +165,14 @@ class Orchestrator:
                 session.stream.due_at = step.ended
             else:
                 self.scheduler.answered(session, at=self.clock())
-            return _Answer(work, [(result, self.scheduler.timing(work, result.arrived, step)) for result in results])
+            return Outcome(work, [(result, self.scheduler.timing(work, result.arrived, step)) for result in results])
         except Exception:  # noqa: BLE001 - logged with its traceback
-            return _without_verdict(work)
+            return without_verdict(work)
 
-    def _tell(self, answer: "_Answer") -> None:
-        """Tell a device what was decided."""
-        session = answer.work.session
-        if answer.fault is not None:
-            draft = answer.work.chain[0].draft if answer.work.chain else None
-            self.answers.fault(session.device, answer.fault, session=session, draft=draft)
-            return
-        try:
-            for result, timing in answer.results:
-                if session.stream is not None:
-                    self.answers.written(session, result, timing)
-                else:
-                    self.answers.verdict(session, result, timing)
-        except Exception:  # noqa: BLE001 - logged with its traceback
-            self._tell(_without_verdict(answer.work))
+    def _tell(self, outcomes: Sequence[Outcome]) -> None:
+        """Tell devices what a step has decided, while the next one is computed."""
+        works = [] if self._running is None else self._running.batch.verifications
+        self._outcomes.tell(outcomes, going_on={work.session.handle for work in works}, step_s=self._step_s)
 
     def take_last(self, *, wait_s: float) -> None:
         """Take what still arrives before the end: a device that closes meanwhile is not to be found open in the log.
@@ -226,7 +217,7 @@ class Orchestrator:
         self.handlers.look_after_guard()
         return len(entries)
 
-    def _failed(self, batch: Batch, error: Exception) -> list["_Answer"]:
+    def _failed(self, batch: Batch, error: Exception) -> list[Outcome]:
         """A step failed as a whole: its sessions lose their keys and values, and those who wait are to be told."""
         _log.error("A step of %d sessions failed: %s", len(batch.items), error)
         for work in batch.works:
@@ -234,38 +225,10 @@ class Orchestrator:
                 self.scheduler.evict(work.session)
         # Prompts are given up only when they have failed without the drafts.
         return [
-            _give_up(work, f"The edge could not {'verify the draft' if work.chain else 'take the prompt'}: {error}")
+            give_up(work, f"The edge could not {'verify the draft' if work.chain else 'take the prompt'}: {error}")
             for work in batch.verifications or batch.works
             if self._awaited(work)
         ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What a device is to be told.
-
-    Attributes:
-        work: The part of a step that it comes from.
-        results: What was decided on its drafts, and what that took.
-        fault: Or why nothing was.
-    """
-
-    work: Work
-    results: Sequence[tuple[DraftResult, DraftTiming]] = ()
-    fault: DraftFault | None = None
-
-
-def _give_up(work: Work, sentence: str) -> _Answer:
-    """End a session without its text."""
-    fault = DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, sentence)
-    work.session.fail(fault)
-    return _Answer(work, fault=fault)
-
-
-def _without_verdict(work: Work) -> _Answer:
-    """Log the exception that is being handled, and give up its session: it must not stop the service of all others."""
-    _log.exception("A verdict for session %s could not be given.", work.session.session.hex())
-    return _give_up(work, "The edge could not give a verdict; its log says why.")
 
 
 def _case(work: Work) -> Case:

@@ -93,6 +93,16 @@ class EdgeSettings(Settings):
         ge=0,
         le=1 << 16,
     )
+    piece_s: float = setting(
+        0.1,
+        "Longest time for which tokens that the edge writes by itself wait to be sent with those that follow; 0 sends "
+        "each at once.",
+        unit="seconds",
+        since="0.2",
+        rare=True,
+        ge=0,
+        le=10,
+    )
     max_draft: int = setting(16, "Most tokens in one draft.", unit="tokens", rare=True, ge=0, le=MAX_DRAFT)
     window: int = setting(4, "Most drafts of one session under way.", unit="drafts", rare=True, ge=1, le=MAX_WINDOW)
     max_new_tokens: int = setting(4096, "Most tokens of one text.", unit="tokens", rare=True, ge=1, le=MAX_TOKENS)

@@ -4,7 +4,7 @@ Whatever a session's device is told is made, counted, published and recorded her
 session is recorded first, and told when no crash can undo the record.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -111,25 +111,29 @@ class Answers:
                 session=session.session,
             )
 
-    def written(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
+    def written(self, session: EdgeSession, results: Sequence[DraftResult], timing: DraftTiming) -> None:
         """Send what the edge has just written by itself, with what else the device was not sent.
 
         Args:
-            session: Whose; it has a stream, and has taken the result.
-            result: What was written.
-            timing: What it took.
+            session: Whose; it has a stream, and has taken the results.
+            results: What was written, token by token.
+            timing: What the last of them took.
         """
-        payload = self._piece(session, timing)
+        stream = session.stream
+        assert stream is not None
+        self.guard.spend(session.device, sum(len(result.tokens) for result in results))
+        # If the device has asked again meanwhile, it was sent this in answer; for the log it comes to the same.
+        payload = None if stream.sent >= session.committed else self._piece(session, timing)
         session.counters += SegmentCounters(
             rounds=1,
-            downlink_bytes=len(payload),
+            downlink_bytes=0 if payload is None else len(payload),
             queue_ms=timing.queue_ms,
             compute_ms=timing.compute_ms,
             batch_sum=timing.batch,
             prefill_ms=timing.prefill_ms,
         )
-        self.guard.spend(session.device, len(result.tokens))
-        self.publisher.verdict(session.device, payload)
+        if payload is not None:
+            self.publisher.verdict(session.device, payload)
 
     def written_again(self, session: EdgeSession) -> None:
         """Send what a device lacks of a text that the edge writes no further."""
@@ -262,7 +266,7 @@ class Answers:
                 queue_ms=timing.queue_ms,
                 compute_ms=timing.compute_ms,
                 base=base,
-                written=session.take_written(stream),
+                written=session.take_written(stream, at=self.clock()),
             ),
             padding=self.padding,
             most=self.publisher.max_verdict_bytes,

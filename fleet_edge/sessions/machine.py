@@ -5,6 +5,7 @@ a rejection in residual mode nothing can, until a draft brings the correction th
 device has asked the edge to write by itself, `chain` is an empty draft behind the text, again and again.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -227,9 +228,9 @@ class EdgeSession:
             return Finish.NO
         return self.limits.finish(self.tokens[-1:], committed=self.committed)
 
-    def take_written(self, stream: Stream) -> tuple[int, ...]:
-        """Return the text that the device was not sent yet; from now on it was."""
-        begin, stream.sent = stream.sent, self.committed
+    def take_written(self, stream: Stream, *, at: float) -> tuple[int, ...]:
+        """Return the text that the device was not sent yet; from now (monotonic seconds) on it was."""
+        begin, stream.sent, stream.sent_at = stream.sent, self.committed, at
         self._rounds.answered(stream.request.round)
         return tuple(self.tokens[self.prompt_length + begin :])
 
@@ -306,7 +307,8 @@ class EdgeSession:
             raise desync("The request to write stands on another text than the edge's.")
         self._waiting.void()
         until = min(draft.base + write, self.limits.max_new_tokens)
-        self._stream = Stream(draft, until=until, sent=draft.base, due_at=at)
+        sent_at = -math.inf if stream is None else stream.sent_at
+        self._stream = Stream(draft, until=until, sent=draft.base, due_at=at, sent_at=sent_at)
         # Where more is about to be written, what the device lacks comes with it.
         return DraftReceipt(written=self.finished or self.committed >= until)
 

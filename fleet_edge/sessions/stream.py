@@ -5,6 +5,7 @@ The device needs nothing that it does not have: it names the position that its t
 So a request may come twice, late, or again after a loss, and does no harm.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,13 +25,24 @@ class Stream:
         until: Position up to which the edge writes.
         sent: Position up to which the device was sent the text.
         due_at: Since when the next token is due (monotonic seconds).
+        sent_at: When the device was last sent something, under whichever request (monotonic seconds).
     """
 
     request: Draft
     until: int
     sent: int
     due_at: float
+    sent_at: float = -math.inf
     _latest: Draft | None = None  # that was made of the request: it is asked for several times a step
+
+    def may_wait(self, committed: int) -> bool:
+        """Whether the device can do without the latest tokens for a while: it asks for more when it has half.
+
+        Args:
+            committed: Length of the text.
+        """
+        half = self.until - (self.request.write or 0) // 2
+        return committed < self.until and not self.sent < half <= committed
 
     def next_draft(self, mode: Mode, *, base: int, digest: int) -> ReceivedDraft:
         """Return the empty draft behind which the next token is written.

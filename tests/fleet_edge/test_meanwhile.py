@@ -76,7 +76,7 @@ class Scene:
     """An edge, and a device whose session is open and whose prompt is computed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.fleet = MemoryFleet()
+        self.fleet = MemoryFleet(settings={"piece_s": 0.0})
         self.steps = Steps(self.fleet, monkeypatch)
         self.device = self.join("device-1", SEED)
         self.text = lossless_text(self.device.terms)

@@ -49,7 +49,7 @@ def write(session: EdgeSession, token: int) -> Finish:
 def taken(session: EdgeSession) -> tuple[int, tuple[int, ...]]:
     stream = session.stream
     assert stream is not None
-    return stream.sent, session.take_written(stream)
+    return stream.sent, session.take_written(stream, at=0.0)
 
 
 @pytest.mark.parametrize("mode", Mode)

@@ -1,0 +1,157 @@
+"""Tokens that the edge writes by itself are sent one by one, or several at once where they come fast."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from fleet_edge.verifiers.contract import Item, Logits, TargetAway
+from schemas.codec import encode_draft
+from schemas.digest import EMPTY, extend_digest
+from schemas.messages import Draft, Fault, Verdict
+from schemas.policy import Mode
+from schemas.topics import Topic
+from tests.support.memory_fleet import EDGE, Device, MemoryFleet, lossless_text, terms
+
+SEED = 6  # of a text that does not end by itself
+LENGTH = 40
+STEP_S = 0.03
+
+
+class Scene:
+    """A device whose session is open, at an edge whose steps take their time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, step_s: float = STEP_S, piece_s: float = 0.1) -> None:
+        self.fleet = MemoryFleet(settings={"piece_s": piece_s})
+        self.step_s = step_s
+        self.failure: Exception | None = None
+        score = self.fleet.verifier.score
+
+        def slowly(items: Sequence[Item]) -> Logits:
+            self.fleet.clock.seconds += self.step_s
+            failure, self.failure = self.failure, None
+            if failure is not None:
+                raise failure
+            return score(items)
+
+        monkeypatch.setattr(self.fleet.verifier, "score", slowly)
+        asked = terms(SEED, mode=Mode.COUPLED, max_new_tokens=LENGTH)
+        self.text = lossless_text(asked)
+        self.device = Device(self.fleet, "device-1", asked, length=0, ahead=False)
+        self.device.open()
+        self.fleet.settle()
+        assert self.device.driver.step()  # takes the grant
+
+    def ask(self, round_: int, *, base: int, write: int) -> None:
+        opened = self.device.session.opened
+        assert opened is not None
+        digest = extend_digest(EMPTY, self.text[:base])
+        draft = Draft(handle=opened.handle, round=round_, epoch=0, base=base, digest=digest, write=write)
+        self.device.publish(Topic.DRAFT, encode_draft(draft), edge=EDGE)
+        self.fleet.broker.pump()
+
+    def pieces(self) -> list[tuple[int, ...]]:
+        """What the device was sent since the last look."""
+        self.fleet.broker.pump()
+        taken = [message for message in self.device.messages if isinstance(message, Verdict)]
+        assert all(tuple(self.text[each.base : each.base + len(each.written or ())]) == each.written for each in taken)
+        self.device.messages[:] = [message for message in self.device.messages if not isinstance(message, Verdict)]
+        return [each.written or () for each in taken]
+
+    def lengths(self) -> list[int]:
+        return [len(piece) for piece in self.pieces()]
+
+
+def test_the_first_token_is_sent_at_once_and_then_as_many_as_come_in_a_piece_s_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = Scene(monkeypatch)
+    scene.ask(0, base=0, write=LENGTH)
+    for _ in range(10):
+        scene.fleet.step()
+    assert scene.lengths() == [1, 3, 3, 3]
+
+
+@pytest.mark.parametrize(("step_s", "piece_s"), [(0.03, 0.0), (0.0, 0.0), (0.06, 0.1)])
+def test_where_tokens_come_slowly_or_are_not_to_wait_each_is_sent_alone(
+    monkeypatch: pytest.MonkeyPatch, step_s: float, piece_s: float
+) -> None:
+    scene = Scene(monkeypatch, step_s=step_s, piece_s=piece_s)
+    scene.ask(0, base=0, write=LENGTH)
+    for _ in range(6):
+        scene.fleet.step()
+    assert scene.lengths() == [1] * 6
+
+
+def test_the_device_is_told_when_half_is_written_and_when_all_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks for more then; would it hear of that late, the edge would have nothing to write."""
+    scene = Scene(monkeypatch, step_s=0.001)
+    scene.ask(0, base=0, write=16)
+    scene.fleet.settle()
+    assert scene.lengths() == [1, 7, 8]
+
+
+def test_a_new_request_does_not_make_the_next_token_urgent(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    scene.ask(0, base=0, write=16)
+    scene.fleet.step()
+    scene.ask(1, base=1, write=LENGTH)
+    for _ in range(3):
+        scene.fleet.step()
+    assert scene.lengths() == [1, 3]
+
+
+def test_a_request_to_stop_is_answered_with_all_that_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    scene.ask(0, base=0, write=LENGTH)
+    for _ in range(3):
+        scene.fleet.step()
+    assert scene.lengths() == [1]
+    scene.ask(1, base=1, write=0)
+    scene.fleet.settle()
+    assert scene.lengths() == [2]
+
+
+def test_what_waits_is_sent_where_the_next_step_fails_for_want_of_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    scene.ask(0, base=0, write=LENGTH)
+    scene.fleet.step()
+    scene.fleet.step()
+    assert scene.lengths() == [1]
+    scene.fleet.edge.rest()
+    assert scene.lengths() == [2]
+    scene.fleet.step()  # and has begun the next, which writes a token that waits
+    scene.failure = TargetAway("It is away.", retry_s=60.0)
+    scene.fleet.step()
+    scene.fleet.step()
+    assert sum(scene.lengths()) >= 1
+    session = scene.fleet.edge.sessions.named(scene.device.name, scene.device.terms.session)
+    assert session is not None
+    assert session.stream is not None
+    assert session.stream.sent == session.committed
+
+
+def test_every_token_counts_against_the_quota_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    spent: list[int] = []
+    monkeypatch.setattr(type(scene.fleet.edge.answers.guard), "spend", lambda _guard, _device, n: spent.append(n))
+    scene.ask(0, base=0, write=10)
+    scene.fleet.settle()
+    assert sum(spent) == 10
+    assert len(spent) == len(scene.pieces()) < 10
+
+
+def test_a_text_whose_session_has_failed_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene(monkeypatch)
+    scene.ask(0, base=0, write=LENGTH)
+    scene.fleet.step()
+    scene.fleet.step()
+    scene.pieces()
+    scene.fleet.edge.rest()
+    scene.pieces()
+    scene.failure = RuntimeError("no power")
+    with caplog.at_level("CRITICAL"):
+        scene.fleet.step()
+    scene.fleet.broker.pump()
+    assert [type(message) for message in scene.device.messages] == [Fault]
