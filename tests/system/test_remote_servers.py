@@ -107,7 +107,7 @@ def fleet(whole: Whole, served: Served, api: str, **options: float) -> Iterator[
         script = draft_language()
         yield [
             stack.enter_context(
-                whole.device(ScriptedDrafter(script, script.words), f"device-{number}", draft_length=4, verdict_s=2.0)
+                whole.device(ScriptedDrafter(script, script.words), f"device-{number}", draft_length=4, verdict_s=30.0)
             )
             for number in range(DEVICES)
         ]
