@@ -56,6 +56,9 @@ class _Credit:
         self.earned -= paid
         self.given.spend(tokens - paid, now)
 
+    def give_back(self, tokens: float) -> None:
+        self.earned = min(_MOST_EARNED, self.earned + tokens)
+
     def earn(self, committed: int) -> None:
         self.earned = min(_MOST_EARNED, self.earned + _EARNED_PER_TOKEN * committed)
 
@@ -141,6 +144,10 @@ class BackgroundWork:
     def prefilled(self, device: str, tokens: int, now: float) -> None:
         """Prompt tokens of a device were put into a step."""
         self._credit(device, now).spend(tokens, now)
+
+    def left_out(self, device: str, tokens: int) -> None:
+        """Prompt tokens of a device that were put into a step are not computed in it after all."""
+        self._credits[device].give_back(tokens)
 
     def _credit(self, device: str, now: float) -> _Credit:
         credit = self._credits.get(device)

@@ -118,18 +118,23 @@ class StepPlanner:
                 all fit would evict each other for ever.
         """
         sessions = list(sessions)
+        # Where memory is short, those that have some come first: the others would fill the step, and put them out.
         ready = sorted(
-            ((arrived.at, session.handle, session) for session in sessions if (arrived := session.ready)),
-            key=lambda entry: entry[:2],
+            (
+                (bool(evicted) and not self.cache.computed(session.handle), arrived.at, session.handle, session)
+                for session in sessions
+                if (arrived := session.ready)
+            ),
+            key=lambda entry: entry[:3],
         )
         behind = [
             session
             for session in sessions
             if session.ready is None and not session.finished and session.handle not in evicted
         ]
-        self._able = {session.handle: session for session in (*(entry[2] for entry in ready), *behind)}
+        self._able = {session.handle: session for session in (*(entry[-1] for entry in ready), *behind)}
         due, may_wait = list[EdgeSession](), list[EdgeSession]()
-        for _, _, session in ready:
+        for *_, session in ready:
             (may_wait if self._may_wait(session) else due).append(session)
         left = self.budget.tokens
         left -= self._verifications(due, left)

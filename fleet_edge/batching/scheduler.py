@@ -13,6 +13,7 @@ from fleet_edge.batching.background import BackgroundWork
 from fleet_edge.batching.delay import BatchingDelay
 from fleet_edge.batching.planning import Batch, Budget, StepPlanner, Work
 from fleet_edge.batching.timing import DraftTiming, PrefillLog, Step
+from fleet_edge.batching.turns import Turns
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.waiting import ReceivedDraft
@@ -55,6 +56,7 @@ class Scheduler:
         self._background = background or BackgroundWork()
         self._kv_share = kv_share
         self._prefill_log = PrefillLog()
+        self._turns = Turns()
         self._used: dict[int, int] = {}
         self._evicted: set[int] = set()  # and not computed since
         self._clock = 0
@@ -100,6 +102,7 @@ class Scheduler:
         self._evicted.discard(session.handle)
         self._delay.forget(session.handle)
         self._prefill_log.forget(session.handle)
+        self._turns.end(session.handle)
         self._between_steps(lambda: self._verifier.close(session.handle))
 
     # Steps
@@ -115,7 +118,7 @@ class Scheduler:
         sessions = list(sessions)
         planner = StepPlanner(self._verifier, self._budget, self._background, self._used, now)
         batch = planner.plan(sessions, evicted=self._evicted)
-        self._make_room(batch, sessions)
+        self._make_room(batch, sessions, now=now)
         return batch
 
     def began(self) -> None:
@@ -161,6 +164,7 @@ class Scheduler:
             if work.session.handle not in self._used:
                 continue  # it has ended meanwhile
             self._evicted.discard(work.session.handle)
+            self._turns.computed(work.session.handle, prefilled=work.prefilled, verified=work.item.rows, at=step.ended)
             if work.prefilled:
                 work.session.counters += SegmentCounters(prefill_tokens=work.prefilled)
             if work.chain:
@@ -178,10 +182,11 @@ class Scheduler:
 
     # Within
 
-    def _make_room(self, batch: Batch, sessions: Iterable[EdgeSession]) -> None:
-        """Evict idle sessions until the step fits, as soon as no ended one is left; if none is idle, leave out its end.
+    def _make_room(self, batch: Batch, sessions: Sequence[EdgeSession], *, now: float) -> None:
+        """Evict sessions until the step fits, as soon as no ended one is left, or leave out parts of it.
 
-        Those of devices that hold more than their share go first, then those unused for longest.
+        Idle sessions go first: of devices that hold more than their share, then those unused for longest. Where all are
+        busy they take turns.
         """
         self._clock += 1
         for work in batch.works:
@@ -190,20 +195,44 @@ class Scheduler:
             return
         busy = {item.sequence for item in batch.items}
         greedy = self._above_their_share(sessions)
-        idle = [
-            session.handle
-            for session in sorted(sessions, key=lambda s: (s.device not in greedy, self._used.get(s.handle, 0)))
-            if session.handle not in busy and self._verifier.computed(session.handle)
-        ]
+        idle, in_turn = list[int](), list[int]()
+        for session in sorted(sessions, key=lambda s: (s.device not in greedy, self._used.get(s.handle, 0))):
+            if session.handle not in busy and self._verifier.computed(session.handle):
+                lasts = session.device not in greedy and self._turns.lasts(session.handle, now=now)
+                (in_turn if lasts else idle).append(session.handle)
+        while idle and not self._verifier.fits(batch.items):
+            self._evict(idle.pop(0))
+        self._take_turns(batch, now=now)
+        idle += in_turn
         while not self._verifier.fits(batch.items):
             if idle:
                 self._evict(idle.pop(0))
             elif len(batch.works) > 1:
-                item = batch.works.pop().item
+                item = self._leave_out(batch, batch.works[-1]).item
                 if self._verifier.computed(item.sequence):
                     idle.append(item.sequence)  # what it has computed may have to go too
             else:
                 break  # one session alone: the verifier says so itself
+
+    def _take_turns(self, batch: Batch, *, now: float) -> None:
+        """Let those wait that have nothing computed, the last first, until the turn of another is over."""
+        while not self._verifier.fits(batch.items):
+            here = [work for work in batch.works if self._verifier.computed(work.session.handle)]
+            coming = [work for work in batch.works if work not in here]
+            if not here or not coming:
+                return
+            over = [work for work in here if not self._turns.lasts(work.session.handle, now=now)]
+            if over:
+                longest = min(over, key=lambda work: self._turns.balance(work.session.handle))
+                self._evict(self._leave_out(batch, longest).session.handle)
+            else:
+                self._leave_out(batch, coming[-1])
+
+    def _leave_out(self, batch: Batch, work: Work) -> Work:
+        """Take a part out of a step; its session is not charged for it."""
+        batch.works.remove(work)
+        self._background.left_out(work.session.device, work.prefilled)
+        return work
 
     def _above_their_share(self, sessions: Iterable[EdgeSession]) -> set[str]:
         """Return the devices that hold more of the memory for keys and values than they may."""
@@ -227,3 +256,4 @@ class Scheduler:
     def _evict(self, handle: int) -> None:
         self._verifier.evict(handle)
         self._evicted.add(handle)
+        self._turns.end(handle)
