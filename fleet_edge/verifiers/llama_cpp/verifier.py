@@ -19,9 +19,9 @@ from fleet_edge.verifiers.llama_cpp.layout import Call, Limits, Part, lay_out
 from fleet_edge.verifiers.llama_cpp.slab import Slab, SlabShape
 from fleet_edge.verifiers.llama_cpp.streams import Place, StreamTable, plan_streams
 from fleet_edge.verifiers.llama_cpp.target import GgufTarget
-from fleet_edge.verifiers.llama_cpp.thread import NativeThread
 from fleet_edge.verifiers.llama_cpp.trial import measure_call_tokens, run_trial
 from fleet_edge.verifiers.sequences import SequenceTable
+from fleet_runtime.llama.thread import NativeThread
 
 __all__ = ["LlamaCppVerifier"]
 

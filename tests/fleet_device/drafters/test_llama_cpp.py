@@ -1,6 +1,7 @@
 """Drafting with llama.cpp: bad files, native failures, and what holds for the real model."""
 
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -315,6 +316,23 @@ def test_extending_computes_nothing_until_next(drafter: LlamaCppDrafter, monkeyp
     assert computed[2:] == [2]  # the common prefix was kept
     drafter.next(POLICY)
     assert computed[3:] == []  # the row is still there
+
+
+def test_every_pass_comes_from_one_thread_that_is_not_the_caller_s(
+    drafter: LlamaCppDrafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In the caller's an application may compute with torch, whose use of AMX registers stops llama.cpp (SIGILL).
+    names = set()
+    decode = llama_cpp.llama_decode
+
+    def noted(context: object, batch: llama_cpp.llama_batch) -> int:
+        names.add(threading.current_thread().name)
+        return int(decode(context, batch))
+
+    monkeypatch.setattr(llama_cpp, "llama_decode", noted)
+    drafter.reset([5, 6, 7])
+    drafter.next(POLICY)
+    assert names == {"llama.cpp_0"}
 
 
 def test_nan_logits_are_said(drafter: LlamaCppDrafter, monkeypatch: pytest.MonkeyPatch) -> None:

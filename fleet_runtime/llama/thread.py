@@ -1,11 +1,12 @@
 """Thread of llama.cpp: every forward pass comes from it.
 
 llama.cpp's worker threads belong to the thread that calls it. And what a thread has loaded into the matrix registers of
-a CPU (AMX), torch and llama.cpp clear for each other.
+a CPU (AMX), torch and llama.cpp clear for each other: where an application computes with torch in the thread that
+llama.cpp is called from, llama.cpp's next call is an illegal instruction.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import ParamSpec, TypeVar
 
 __all__ = ["NativeThread"]
@@ -24,4 +25,13 @@ class NativeThread:
         self, function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
     ) -> _Result:
         """Run a function there, and return or raise what it does."""
-        return self._pool.submit(function, *args, **kwargs).result()
+        running = self._pool.submit(function, *args, **kwargs)
+        try:
+            return running.result()
+        finally:
+            # Who is interrupted while waiting (Ctrl-C) must not free or change what is being computed with.
+            wait([running])
+
+    def close(self) -> None:
+        """End the thread."""
+        self._pool.shutdown()
