@@ -59,9 +59,9 @@ class EdgeSettings(Settings):
     )
     stable_rows: bool = setting(
         True,  # noqa: FBT003 - a default
-        "Keep to those kernels of llama.cpp on a CPU with which the same text has the same logits whatever is computed "
-        "with it, so that a text in coupled mode repeats; without, a text that the edge writes by itself is computed "
-        "up to 1.6 times as fast, and drafts and prompts take the same time.",
+        "For texts that are to repeat, in coupled mode or greedy, keep to those kernels of llama.cpp on a CPU with "
+        "which the same text has the same logits whatever is computed with it; where the edge writes such a text by "
+        "itself, it does so up to 1.6 times as fast without, and drafts and prompts take the same time.",
         rare=True,
         since="0.2",
     )

@@ -55,3 +55,8 @@ class SamplingPolicy(BaseModel):
     def greedy(self) -> bool:
         """Whether every distribution is a point mass."""
         return self.temperature == 0.0
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the same seed is to give the same text, however it is drafted."""
+        return self.mode is Mode.COUPLED or self.greedy

@@ -108,7 +108,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--rows", action="store_true", help="instead: how far a text's logits move with what is computed beside it"
     )
     parser.add_argument("--threads", type=_positive, default=len(os.sched_getaffinity(0)), help="of either engine")
-    parser.add_argument("--no-stable-rows", dest="stable_rows", action="store_false", help="as the edge's setting")
+    parser.add_argument(
+        "--stable-rows", action="store_true", help="steps of texts that are to repeat, as in coupled mode, in llama.cpp"
+    )
     parser.add_argument("--torch-device", default="cpu", help="of the packed verifier, such as cuda; then of it alone")
     parser.add_argument("--seconds", type=float, help="for one size of step, about (2; with --quick 0.5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
@@ -123,14 +125,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _stability(kind: str, dtype: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Measure how far rows move in one engine."""
+    """Measure how far rows move in one engine: in llama.cpp as for texts that are to repeat, and as for others."""
+    for stable in (True, False) if kind == "llama_cpp" else (False,):
+        yield from _spreads(kind, dtype, arguments, stable=stable)
+
+
+def _spreads(kind: str, dtype: str, arguments: argparse.Namespace, *, stable: bool) -> Iterator[dict[str, Any]]:
     if kind == "llama_cpp":
         verifier = llama_cpp(
             arguments.models / _FILES[dtype],
             sequences=TEXTS,
             context=LONGEST,
             threads=arguments.threads,
-            stable_rows=arguments.stable_rows,
+            stable_rows=stable,
         )
     else:
         from fleet_bench.engines import of_torch  # noqa: PLC0415 - as below
@@ -138,12 +145,12 @@ def _stability(kind: str, dtype: str, arguments: argparse.Namespace) -> Iterator
         verifier = of_torch.packed(
             of_torch.load(arguments.models / "target", dtype=dtype, device=arguments.torch_device)
         )
-    stable = "" if kind != "llama_cpp" or arguments.stable_rows else ", without stable rows"
-    print(f"\n{kind}, {dtype}{stable}: a text's rows, beside those of the text alone, one token at a time")
+    kernels = ", stable rows" if stable else ""
+    print(f"\n{kind}, {dtype}{kernels}: a text's rows, beside those of the text alone, one token at a time")
     print(f"{'':36} {'same':>7} {'logit':>9} {'variation':>10}")
     for each in spreads(verifier):
         print(f"{each.variant:36} {each.same:3d}/{each.rows:<3d} {each.logit:9.1e} {each.variation:10.1e}", flush=True)
-        yield {"engine": kind, "dtype": dtype, **asdict(each)}
+        yield {"engine": kind, "dtype": dtype, "stable_rows": stable, **asdict(each)}
 
 
 def _positive(text: str) -> int:

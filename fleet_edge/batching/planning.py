@@ -188,7 +188,12 @@ class StepPlanner:
         if chain and backlog + 1 + len(drafted) <= max(allowance, 1 + len(drafted)):
             computed = self._computed(session)
             tokens = (*session.tokens[computed:], *drafted)
-            self._add(session, Item(session.handle, tokens, len(drafted) + 1), chain, background=background)
+            self._add(
+                session,
+                Item(session.handle, tokens, len(drafted) + 1, stable=session.policy.repeats),
+                chain,
+                background=background,
+            )
             return len(tokens)
         return self._prefill(session, allowance, background=background)
 
@@ -209,7 +214,7 @@ class StepPlanner:
         computed = self._computed(session)
         tokens = tuple(session.tokens[computed : min(computed + most, len(session.tokens) - 1)])
         if tokens:
-            self._add(session, Item(session.handle, tokens, 0), background=background)
+            self._add(session, Item(session.handle, tokens, 0, stable=session.policy.repeats), background=background)
         return len(tokens)
 
     def _in_turn(self, session: EdgeSession, most: int, *, background: bool) -> int | None:

@@ -251,7 +251,7 @@ class Scheduler:
 
     def _open(self, session: EdgeSession, tokens: Sequence[int]) -> None:
         self._verifier.open(session.handle)
-        self._verifier.expect(session.handle, tokens, owner=session.device)
+        self._verifier.expect(session.handle, tokens, owner=session.device, stable=session.policy.repeats)
 
     def _evict(self, handle: int) -> None:
         self._verifier.evict(handle)

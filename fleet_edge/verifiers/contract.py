@@ -107,11 +107,14 @@ class Item:
         sequence: Its key, as opened.
         tokens: Token ids to compute, following those already computed. At least one.
         rows: Logits wanted at the last `rows` of `tokens`: 0 for prefill, draft length + 1 to verify.
+        stable: Whether the same text should have the same rows whatever is computed with it, where the engine can do
+            so: worth its price where a text is to repeat, which needs that of all of its tokens.
     """
 
     sequence: int
     tokens: Sequence[int]
     rows: int
+    stable: bool = True
 
 
 class Verifier(Protocol):

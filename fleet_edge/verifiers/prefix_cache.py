@@ -112,7 +112,9 @@ class PrefixCache:
                 raise
             logits = self._score(below)
         for item, own in zip(items, below, strict=True):
-            self._held[own.sequence].tokens.extend(item.tokens)
+            held = self._held[own.sequence]
+            held.tokens.extend(item.tokens)
+            held.stable &= item.stable
         return logits
 
     def truncate(self, sequence: int, length: int) -> None:
@@ -154,16 +156,17 @@ class PrefixCache:
 
     # Beyond the contract
 
-    def expect(self, sequence: int, tokens: Sequence[int], *, owner: str = "") -> None:
+    def expect(self, sequence: int, tokens: Sequence[int], *, owner: str = "", stable: bool = True) -> None:
         """Tell which tokens an open sequence is going to compute first.
 
         Args:
             sequence: Its key.
             tokens: Token ids.
             owner: Whose they are.
+            stable: As its items are going to be.
         """
         held = self._of(sequence)
-        held.owner = owner
+        held.owner, held.stable = owner, stable
         if self._sharing is not PrefixSharing.OFF:
             held.expected = pack(tokens)
             self._tree.insert(held.key, held.expected)
@@ -183,7 +186,7 @@ class PrefixCache:
             found = self._take(source, length, caller=sequence)
         except CapacityExceeded:
             return 0
-        found.owner, found.expected = held.owner, held.expected
+        found.owner, found.expected, found.stable = held.owner, held.expected, held.stable
         self._drop(held)
         self._hold(found)
         self._tree.insert(found.key, found.expected)
@@ -233,11 +236,12 @@ class PrefixCache:
         """Yield how many first tokens another sequence has in common, and the sequence, the most first."""
         for common, key in islice(self._tree.matches(tokens), _LOOKED_AT):
             other = self._held[key]
-            if other is not but and self._may_share(other, but):
+            if other is not but and self._serves(other, but):
                 yield common, other
 
-    def _may_share(self, one: HeldSequence, other: HeldSequence) -> bool:
-        return self._sharing is PrefixSharing.ALL or one.owner == other.owner
+    def _serves(self, source: HeldSequence, taker: HeldSequence) -> bool:
+        """Whether one sequence may go on from what another has computed."""
+        return (self._sharing is PrefixSharing.ALL or source.owner == taker.owner) and source.stable >= taker.stable
 
     def _longest(self, held: HeldSequence) -> tuple[int, HeldSequence | None]:
         """Return how many of the expected tokens, all but the last, another has computed, and which."""
@@ -277,7 +281,7 @@ class PrefixCache:
         tokens = held.tokens.tobytes()
         for key in self._tree.prefixes(tokens):
             other = self._held[key]
-            if other in self._retained and self._may_share(other, held):
+            if other in self._retained and self._serves(held, other):
                 self._drop(other)  # whomever it served, this one serves as well
         if len(self._retained) >= _MOST_RETAINED:
             self._drop_one()
@@ -307,7 +311,7 @@ class PrefixCache:
 
     def _fork(self, key: int, caller: int, source: HeldSequence, length: int) -> HeldSequence:
         self._with_room(lambda: self._verifier.fork(key, source.key, length), keep=source)
-        return HeldSequence(key, caller, tokens=source.tokens[:length])
+        return HeldSequence(key, caller, tokens=source.tokens[:length], stable=source.stable)
 
     def _drop(self, held: HeldSequence) -> None:
         """Free the memory of a sequence."""

@@ -18,6 +18,7 @@ class HeldSequence:
         owner: Whose text it is.
         tokens: Computed.
         expected: Tokens that it was said to compute first, as `radix.pack` gives them; may be none.
+        stable: Whether all that it has computed was asked for as stable (see `Item`).
     """
 
     key: int
@@ -25,6 +26,7 @@ class HeldSequence:
     owner: str = ""
     tokens: "array[int]" = field(default_factory=lambda: array("i"))
     expected: bytes = b""
+    stable: bool = True
 
     @property
     def computed(self) -> int:

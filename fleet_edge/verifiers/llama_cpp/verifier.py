@@ -45,7 +45,8 @@ class LlamaCppVerifier:
                 each sequence that has computed tokens.
             context: Most tokens of a sequence; 0 for the model's own, or fewer where the budget holds few such texts.
             threads: Of a forward pass; 0 for the cores that this process may use.
-            stable_rows: Keep to those kernels of the CPU with which a row does not depend on what is computed with it.
+            stable_rows: Keep to those kernels of the CPU with which a row does not depend on what is computed with it,
+                for the items that ask for it.
 
         Raises:
             UnsupportedModel: The model takes no tokens back, or rows depend on what they must not depend on.
@@ -68,7 +69,7 @@ class LlamaCppVerifier:
                 f"to at least {_FEWEST_TOKENS * target.token_kv_bytes}."
             )
         self._plan = plan
-        self._limits = _limits(plan.shape, stable_rows=stable_rows)
+        self._stable_rows = stable_rows
         self._info = TargetInfo(
             name=target.name,
             vocabulary=target.vocabulary,
@@ -183,7 +184,8 @@ class LlamaCppVerifier:
             lengths = self._lengths(number)
             tokens = {stream: items[index].tokens for stream, index in index_of.items()}
             rows = {stream: items[index].rows for stream, index in index_of.items()}
-            calls = self._calls(tokens, rows, lengths)
+            stable = self._stable_rows and any(items[index].stable for index in index_of.values())
+            calls = self._calls(tokens, rows, lengths, stable=stable)
             for call in calls:
                 found = self._streams.slabs[number].decode(call, tokens=tokens, starts=lengths, rows=rows)
                 if len(calls) == len(by_slab) == 1 and list(index_of) == sorted(index_of):
@@ -199,14 +201,14 @@ class LlamaCppVerifier:
         return logits
 
     def _calls(
-        self, tokens: Mapping[int, Sequence[int]], rows: Mapping[int, int], lengths: Mapping[int, int]
+        self, tokens: Mapping[int, Sequence[int]], rows: Mapping[int, int], lengths: Mapping[int, int], *, stable: bool
     ) -> list[Call]:
         shape = self._plan.shape
         return lay_out(
             [Part(stream, len(text), rows[stream]) for stream, text in tokens.items()],
             room={stream: shape.cells - length for stream, length in lengths.items()},
             call_tokens=self._call_tokens,
-            limits=self._limits,
+            limits=_limits(shape, stable=stable),
         )
 
     def _lengths(self, slab: int) -> dict[int, int]:
@@ -242,10 +244,10 @@ class LlamaCppVerifier:
         slabs[place.slab].cut(place.stream, length)
 
 
-def _limits(shape: SlabShape, *, stable_rows: bool) -> Limits:
-    """Return what calls may be: with `stable_rows` only such as give the same row, to the bit, for the same text.
+def _limits(shape: SlabShape, *, stable: bool) -> Limits:
+    """Return what calls may be: with `stable` only such as give the same row, to the bit, for the same text.
 
     On a CPU llama.cpp multiplies a stream's single token by other kernels than several, which round alike whatever
     their number.
     """
-    return Limits(shape.tokens, shape.rows, shape.tokens, least=_ALIKE if stable_rows else 1)
+    return Limits(shape.tokens, shape.rows, shape.tokens, least=_ALIKE if stable else 1)

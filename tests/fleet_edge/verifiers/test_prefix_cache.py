@@ -35,13 +35,13 @@ def scripted(budget_tokens: int = 100_000) -> ScriptedVerifier:
     return ScriptedVerifier(SCRIPT, WORDS, context=CONTEXT, budget_tokens=budget_tokens)
 
 
-def compute(cache: PrefixCache, sequence: int, tokens: Sequence[int], *, owner: str = "") -> int:
+def compute(cache: PrefixCache, sequence: int, tokens: Sequence[int], *, owner: str = "", stable: bool = True) -> int:
     """Open a sequence and compute its tokens as a scheduler does; return how many it had to compute."""
     cache.open(sequence)
-    cache.expect(sequence, tokens, owner=owner)
+    cache.expect(sequence, tokens, owner=owner, stable=stable)
     cache.reuse(sequence)
     rest = tokens[cache.computed(sequence) :]
-    cache.score([Item(sequence, rest, 1)])
+    cache.score([Item(sequence, rest, 1, stable=stable)])
     return len(rest)
 
 
@@ -194,6 +194,21 @@ def test_where_there_is_no_room_for_a_copy_of_an_open_sequence_it_is_computed() 
     cache.expect(1, [*SYSTEM, 2])
     assert cache.reuse(1) == 0
     assert (cache.computed(0), cache.computed(1)) == (100, 0)
+
+
+def test_a_text_that_is_to_repeat_takes_nothing_over_of_one_that_need_not() -> None:
+    cache = PrefixCache(scripted())
+    compute(cache, 0, SYSTEM, stable=False)
+    cache.close(0)
+    assert compute(cache, 1, [*SYSTEM, 3]) == 101
+    assert compute(cache, 2, [*SYSTEM, 4], stable=False) == 1, "which may take over what is as good, or better"
+    cache.close(1)
+    assert compute(cache, 3, [*SYSTEM, 5]) == 1
+    # What a sequence has taken over is stable no longer when it goes on without being so.
+    cache.close(3)
+    assert compute(cache, 4, [*SYSTEM, 5, 6], stable=False) == 1
+    cache.close(4)
+    assert compute(cache, 5, [*SYSTEM, 5, 6, 7]) > 1
 
 
 def test_an_evicted_sequence_is_gone_and_may_take_over_again() -> None:

@@ -233,6 +233,23 @@ def test_every_pass_comes_from_one_thread_that_is_not_the_caller_s(path: Path, m
     assert names == {"llama.cpp_0"}
 
 
+@pytest.mark.parametrize(("stable_rows", "stable", "computed"), [(True, True, 2), (True, False, 1), (False, True, 1)])
+def test_a_single_token_has_company_only_where_its_row_is_to_be_stable(
+    path: Path, monkeypatch: pytest.MonkeyPatch, stable_rows: bool, stable: bool, computed: int
+) -> None:
+    verifier = load(path, stable_rows=stable_rows)
+    verifier.open(1)
+    decode, sizes = llama_cpp.llama_decode, []
+
+    def noted(context: object, batch: llama_cpp.llama_batch) -> int:
+        sizes.append(batch.n_tokens)
+        return int(decode(context, batch))
+
+    monkeypatch.setattr(llama_cpp, "llama_decode", noted)
+    verifier.score([Item(1, [3], 1, stable=stable)])
+    assert sizes == [computed]
+
+
 @pytest.mark.parametrize(
     ("question", "kind"),
     [
