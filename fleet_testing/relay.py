@@ -4,6 +4,7 @@ import contextlib
 import queue
 import random
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ __all__ = ["Relay"]
 
 HOST: Final = "127.0.0.1"
 CHUNK: Final = 1 << 16
+_SEGMENTS: Final = struct.Struct("=136xII")  # of Linux's tcp_info: segments sent and received, acknowledgements too
 RETRANSMISSION_S: Final = (0.2, 0.6)
 """How much later a lost segment arrives: TCP sends it again after 0.2 s, or twice that if it is lost again."""
 
@@ -67,6 +69,20 @@ class Relay:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def segments(self) -> tuple[int, int]:
+        """TCP segments that have come from clients, and that have gone to them: of connections that live; Linux only.
+
+        Pure acknowledgements are counted in.
+        """
+        up, down = 0, 0
+        with self._lock:
+            clients = self._sockets[::2]
+        for sock in clients:
+            sent, received = _SEGMENTS.unpack_from(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SEGMENTS.size))
+            up, down = up + received, down + sent
+        return up, down
 
     def cut(self) -> None:
         """End all connections now, without a goodbye; new ones are passed on."""

@@ -6,44 +6,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import Final
 
 from dssd.downlink import Form
 from fleet_edge.assembly import assemble
-from fleet_edge.guard.quotas import QuotaSettings
 from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.records.record import Record
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.events import Event, EventStream
+from fleet_testing.edge_thread import NO_QUOTAS, NoLog
 from fleet_testing.sabotage import Sabotage, at_the_edge
 from fleet_testing.toy_engines import ToyEngine, toy_verifier
 
 __all__ = ["main"]
-
-# A proof writes thousands of short texts as fast as it can, from few devices.
-_QUOTAS: Final = QuotaSettings(
-    drafts_per_s=1e6, opens_per_min=1e6, prompt_tokens_per_min=1e9, new_tokens_per_min=1e9, uplink_bytes_per_s=1e9
-)
-
-
-class _NoLog:
-    """A session log that keeps nothing."""
-
-    def put(
-        self,
-        record: Record,  # noqa: ARG002
-        *,
-        urgent: bool = False,  # noqa: ARG002
-        then: Callable[[], None] | None = None,
-    ) -> None:
-        """Take a record."""
-        if then is not None:
-            then()
 
 
 def main() -> None:
@@ -60,7 +37,7 @@ def main() -> None:
         edge="edge-1",
         broker=BrokerSettings(port=arguments.port),
         form=arguments.form,
-        quotas=_QUOTAS,
+        quotas=NO_QUOTAS,
     )
     link = PahoLink(settings.broker.link(settings.edge, will=None))
     stop = threading.Event()
@@ -73,7 +50,7 @@ def main() -> None:
             settings,
             verifier=verifier,
             link=link,
-            sink=_NoLog(),
+            sink=NoLog(),
             clock=time.monotonic,
             now=lambda: datetime.now(UTC),
             first_handle=secrets.randbelow(HANDLES),

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from fleet_edge import openmp  # noqa: F401 - before torch
 from fleet_edge.edge import Edge
-from fleet_edge.guard.quotas import QuotaSettings
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Item, Logits, Verifier
 from fleet_edge.verifiers.registry import load_verifier
@@ -18,16 +17,13 @@ from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.events import Event, EventStream
 from fleet_runtime.memory import use_one_heap
+from fleet_testing.edge_thread import NO_QUOTAS
 from fleet_testing.scripted_language import CONTEXT, LANGUAGE
 
 __all__ = ["SLEEP", "main"]
 
 SLEEP: Final = "sleep"
 """Name of the engine that computes nothing, and takes its time as one does that leaves the processor to others."""
-
-_QUOTAS: Final = QuotaSettings(
-    drafts_per_s=1e6, opens_per_min=1e6, prompt_tokens_per_min=1e9, new_tokens_per_min=1e9, uplink_bytes_per_s=1e9
-)
 
 
 @dataclass(slots=True)
@@ -78,7 +74,7 @@ def main() -> None:
             "broker": BrokerSettings(port=arguments.port),
             "db": f"sqlite:///{arguments.folder}/log.sqlite3",
             "spool": arguments.folder / "spool",
-            "quotas": _QUOTAS,
+            "quotas": NO_QUOTAS,
             **own,
         }
     )

@@ -1,0 +1,78 @@
+"""Edge on a thread of this process, without a session log: all of the real edge but the model and the database."""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Final
+
+from fleet_edge.assembly import assemble
+from fleet_edge.guard.quotas import QuotaSettings
+from fleet_edge.sessions.table import HANDLES
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.store.records.record import Record
+from fleet_edge.verifiers.contract import Verifier
+from fleet_link.paho_link import PahoLink
+
+__all__ = ["NO_QUOTAS", "NoLog", "edge_thread"]
+
+NO_QUOTAS: Final = QuotaSettings(
+    drafts_per_s=1e6, opens_per_min=1e6, prompt_tokens_per_min=1e9, new_tokens_per_min=1e9, uplink_bytes_per_s=1e9
+)
+"""Quotas that no benchmark reaches: few devices write all that an edge can."""
+
+_START_S: Final = 10.0
+
+
+class NoLog:
+    """A session log that keeps nothing."""
+
+    def put(
+        self,
+        record: Record,  # noqa: ARG002
+        *,
+        urgent: bool = False,  # noqa: ARG002
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Take a record."""
+        if then is not None:
+            then()
+
+
+@contextmanager
+def edge_thread(settings: EdgeSettings, verifier: Verifier, *, first_handle: int | None = None) -> Iterator[None]:
+    """Serve a fleet while the context lasts; on entry the edge takes sessions.
+
+    Args:
+        settings: The edge's.
+        verifier: Of the target.
+        first_handle: Of the first session; random by default, as in service.
+    """
+    link = PahoLink(settings.broker.link(settings.edge, will=None))
+    orchestrator = assemble(
+        settings,
+        verifier=verifier,
+        link=link,
+        sink=NoLog(),
+        clock=time.monotonic,
+        now=lambda: datetime.now(UTC),
+        first_handle=secrets.randbelow(HANDLES) if first_handle is None else first_handle,
+    )
+    stopping = threading.Event()
+
+    def serve() -> None:
+        while not stopping.is_set():
+            orchestrator.step(wait_s=0.1)
+        orchestrator.rest()
+
+    thread = threading.Thread(target=serve, name=f"edge-{settings.edge}", daemon=True)
+    link.start(timeout_s=_START_S)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+        link.stop()
