@@ -31,6 +31,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+class FailuresAtOnce:
+    """Names a failed test as soon as it has failed: a run that is cut off has told what it had found."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and reporter is not None:
+            reason = getattr(getattr(report.longrepr, "reprcrash", None), "message", str(report.longrepr))
+            reporter.write_line(f"\nFAILED {report.nodeid}: {(reason.splitlines() or [''])[0][:200]}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have failures told at once, by the process that the user sees."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FailuresAtOnce(config))
+
+
 @pytest.fixture(scope="session")
 def forced_dtype(pytestconfig: pytest.Config) -> str | None:
     """Return what `--dtype` says, if it was given."""

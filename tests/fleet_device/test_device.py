@@ -100,6 +100,8 @@ def test_leaving_a_stream_closes_its_session_and_the_next_text_is_written() -> N
 
 
 def test_an_interrupt_closes_the_session_and_is_raised() -> None:
+    # Whatever has started the tests in the background may have had them ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with at_home() as (device, fleet):
 
         def interrupt() -> None:
@@ -112,6 +114,7 @@ def test_an_interrupt_closes_the_session_and_is_raised() -> None:
             device.generate("t1 t2", raw=True, max_new_tokens=4000, seed=6, **COUPLED)
         thread.join(10.0)
         until(lambda: len(fleet.edge.sessions) == 0)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_several_threads_write_one_text_after_the_other() -> None:
