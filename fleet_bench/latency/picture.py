@@ -6,9 +6,9 @@ from typing import Final, Protocol
 
 from schemas.errors import FleetError
 
-__all__ = ["Point", "draw"]
+__all__ = ["COLOURS", "Point", "draw"]
 
-_COLOURS: Final = {
+COLOURS: Final = {
     "device-alone": "#999999",
     "edge-streaming": "#0072b2",
     "co-located": "#56b4e9",
@@ -47,7 +47,7 @@ def draw(rows: Sequence[Point], file: Path) -> None:
     figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
     for place, (cost, draft) in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), place)
-        for system, colour in _COLOURS.items():
+        for system, colour in COLOURS.items():
             points = sorted(
                 (row.rtt_ms, row.tokens_per_s)
                 for row in rows

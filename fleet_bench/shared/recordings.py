@@ -25,7 +25,7 @@ from fleet_edge.verifiers.registry import load_verifier
 from fleet_testing.recorded_drafter import RecordedText
 from schemas.policy import Mode, SamplingPolicy
 
-__all__ = ["Recording", "record"]
+__all__ = ["Recording", "key_of", "load_texts", "policy_of", "record", "save_texts"]
 
 _TOGETHER: Final = 8
 _CELLS: Final = 256
@@ -81,7 +81,7 @@ def record(
         on_progress: Told of what is done.
     """
     policies = [policy_of(number) for number in range(len(prompts))]
-    file = cache / f"{draft.stem}-{_key(target, draft, prompts, tokens)}.npz"
+    file = cache / f"{draft.stem}-{key_of(target, draft, prompts, tokens)}.npz"
     drafter = LlamaCppDrafter(LlamaCppSettings(path=draft, threads=1))
     with closing(drafter):
         encoded = [tuple(encode_chat(drafter.codec, [ChatMessage("user", prompt.text)])) for prompt in prompts]
@@ -90,8 +90,8 @@ def record(
             written = _write(target, encoded, policies, tokens)
             with ThreadPoolExecutor(1) as thread:  # where torch has not computed: it leaves AMX tiles otherwise
                 said = thread.submit(_read, drafter, encoded, policies, written).result()
-            _save(file, written, said)
-        texts, dists = _load(file)
+            save_texts(file, [text.tokens for text in written], said)
+        texts, dists = load_texts(file)
         token_s = _speed(drafter, encoded[0])
     recorded = (
         RecordedText(prompt.category, prompt_tokens, policy, text, said)
@@ -105,7 +105,8 @@ def policy_of(number: int) -> SamplingPolicy:
     return SamplingPolicy(mode=Mode.COUPLED, temperature=0.7, top_k=50, top_p=0.95, seed=number)
 
 
-def _key(target: Path, draft: Path, prompts: Sequence[Prompt], tokens: int) -> str:
+def key_of(target: Path, draft: Path, prompts: Sequence[Prompt], tokens: int) -> str:
+    """Return what tells the recordings of these files, prompts and lengths from others."""
     facts = [_VERSION, tokens, [[p.category, p.text] for p in prompts]]
     facts += [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in (target, draft)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -156,14 +157,15 @@ def _speed(drafter: LlamaCppDrafter, prompt: Sequence[int]) -> float:
     return float(np.median(times[1:]))
 
 
-def _save(file: Path, written: Sequence[WrittenText], said: Sequence[Sequence[Dist]]) -> None:
+def save_texts(file: Path, texts: Sequence[Sequence[int]], said: Sequence[Sequence[Dist]]) -> None:
+    """Keep texts, and what a draft model says along them."""
     dists = [dist for text in said for dist in text]
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.with_suffix(".part").open("wb") as part:
         np.savez_compressed(
             part,
-            lengths=np.array([len(text.tokens) for text in written]),
-            tokens=np.concatenate([np.array(text.tokens) for text in written]),
+            lengths=np.array([len(text) for text in texts]),
+            tokens=np.concatenate([np.array(text) for text in texts]),
             sizes=np.array([len(dist) for dist in dists]),
             ids=np.concatenate([dist.ids for dist in dists]),
             probs=np.concatenate([dist.probs for dist in dists]),
@@ -171,7 +173,8 @@ def _save(file: Path, written: Sequence[WrittenText], said: Sequence[Sequence[Di
     file.with_suffix(".part").replace(file)
 
 
-def _load(file: Path) -> tuple[list[tuple[int, ...]], list[tuple[Dist, ...]]]:
+def load_texts(file: Path) -> tuple[list[tuple[int, ...]], list[tuple[Dist, ...]]]:
+    """Return the texts of a file, and what the draft model says along them."""
     with np.load(file, allow_pickle=False) as found:
         lengths, tokens, sizes, ids, probs = (found[name] for name in ("lengths", "tokens", "sizes", "ids", "probs"))
     ends, behind = np.cumsum(lengths), np.cumsum(sizes)

@@ -1,0 +1,139 @@
+"""Tally: what clients of an edge got within a window of time, and which of them got a service level."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+import numpy as np
+
+__all__ = ["LEVEL", "Client", "Level", "Text", "Window"]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A service level.
+
+    Attributes:
+        tokens_per_s: Least, of one client while its texts are written.
+        gap_s: Most seconds between two tokens, at the 95th percentile.
+    """
+
+    tokens_per_s: float
+    gap_s: float
+
+
+LEVEL: Final = Level(tokens_per_s=8.0, gap_s=0.25)
+"""About what one reads along with."""
+
+_QUANTILE: Final = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A time in which something is counted; monotonic seconds.
+
+    Attributes:
+        begin: Its first moment.
+        end: The first moment behind it.
+    """
+
+    begin: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        return self.end - self.begin
+
+    def __contains__(self, at: float) -> bool:
+        """Whether a moment is in it."""
+        return self.begin <= at < self.end
+
+
+@dataclass(slots=True)
+class Text:
+    """A text of a client; monotonic seconds.
+
+    Attributes:
+        asked_at: When it was asked for.
+        pieces: When tokens came, and how many.
+        ended_at: When it ended; None while it is under way.
+    """
+
+    asked_at: float
+    pieces: list[tuple[float, int]] = field(default_factory=list)
+    ended_at: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many."""
+        return sum(number for _, number in self.pieces)
+
+    def first_s(self, until: float) -> float:
+        """Return the time to the first token; the time that was waited for it until then, if there is none."""
+        return (self.pieces[0][0] if self.pieces else until) - self.asked_at
+
+    def gaps(self, window: Window) -> list[float]:
+        """Return the times between tokens that ended in the window, one for each token, 0 within a piece.
+
+        A wait that the window's end cut off counts as it is if it is longer than any before: a client that starves
+        does not get better by having fewer tokens.
+        """
+        found: list[float] = []
+        for (before, _), (at, tokens) in zip(self.pieces, self.pieces[1:], strict=False):
+            if at in window:
+                found += [at - before] + [0.0] * (tokens - 1)
+        seen = [at for at, _ in self.pieces if at < window.end]
+        if seen and (self.ended_at is None or self.ended_at >= window.end):
+            waited = window.end - seen[-1]
+            if waited > max(found, default=0.0):
+                found.append(waited)
+        return found
+
+    def written(self, window: Window) -> tuple[int, float]:
+        """Return the tokens behind the first piece that came in the window, and the seconds of it that they took."""
+        if not self.pieces:
+            return 0, 0.0
+        last = window.end if self.ended_at is None else self.pieces[-1][0]
+        seconds = min(window.end, last) - max(window.begin, self.pieces[0][0])
+        return sum(tokens for at, tokens in self.pieces[1:] if at in window), max(0.0, seconds)
+
+
+@dataclass(slots=True)
+class Client:
+    """One client.
+
+    Attributes:
+        texts: In order.
+    """
+
+    texts: list[Text] = field(default_factory=list)
+
+    def tokens(self, window: Window) -> int:
+        """Return how many came in the window."""
+        return sum(tokens for text in self.texts for at, tokens in text.pieces if at in window)
+
+    def pace(self, window: Window) -> float:
+        """Return the tokens a second while texts were written, the waits for their first tokens left out."""
+        found = [text.written(window) for text in self.texts]
+        seconds = sum(each for _, each in found)
+        return sum(tokens for tokens, _ in found) / seconds if seconds > 0.0 else 0.0
+
+    def gap_s(self, window: Window) -> float | None:
+        """Return the time between tokens at the 95th percentile; None where there were not two tokens."""
+        gaps = [gap for text in self.texts for gap in text.gaps(window)]
+        return float(np.quantile(gaps, _QUANTILE)) if gaps else None
+
+    def at_level(self, window: Window, level: Level = LEVEL) -> bool:
+        """Whether it got the service level in the window."""
+        gap_s = self.gap_s(window)
+        return gap_s is not None and gap_s <= level.gap_s and self.pace(window) >= level.tokens_per_s
+
+    @classmethod
+    def from_json(cls, texts: Sequence[dict[str, Any]]) -> Self:
+        """Return the client that `json` has told."""
+        return cls([Text(each["asked_at"], [(at, n) for at, n in each["pieces"]], each["ended_at"]) for each in texts])
+
+    def json(self) -> list[dict[str, Any]]:
+        """Return its texts as JSON values."""
+        return [{"asked_at": text.asked_at, "pieces": text.pieces, "ended_at": text.ended_at} for text in self.texts]
