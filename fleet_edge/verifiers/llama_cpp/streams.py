@@ -19,9 +19,12 @@ _STREAMS_WANTED: Final = 16
 _LENGTH_WANTED: Final = 4096
 """Tokens: where the budget does not hold so many texts of the whole context, texts may have so many tokens at least."""
 
-_MOST_ROWS: Final = 128
+_MOST_ROWS: Final = 320
+"""Of a call: those of 64 texts with drafts of 4. A step with more takes another pass over the weights."""
+
 _ROW_BYTES: Final = 64 << 20
-"""Memory for logits of all slabs together, which is not in the budget."""
+"""Memory for logits of a call of all slabs together, which is not in the budget; a step of several calls takes as much
+again, to collect them."""
 
 _SCORE_BYTES: Final = 64 << 20
 """Memory for attention scores of all slabs together, each token of a call against every cell, which is not in the
@@ -85,7 +88,7 @@ def plan_streams(
     most = min(_SLAB_STREAMS, max(_FEWEST_TOKENS, _SCORE_BYTES // scores) // 2) if scores else _SLAB_STREAMS
     slabs = -(-streams // most)
     each = streams // slabs
-    rows = max(each, min(_MOST_ROWS, _ROW_BYTES // (2 * _FLOAT32 * width * slabs)))
+    rows = max(each, min(_MOST_ROWS, _ROW_BYTES // (_FLOAT32 * width * slabs)))
     tokens = max(_FEWEST_TOKENS, 2 * each, _SCORE_BYTES // (scores * slabs)) if scores else BATCH
     tokens = min(BATCH, each * cells, tokens)
     return Plan(context, slabs, SlabShape(each, cells, rows, tokens, threads))

@@ -65,3 +65,10 @@ def test_the_scores_of_a_call_have_a_bound_and_two_tokens_of_each_stream_fit_int
 def test_as_many_streams_as_can_be_share_a_slab() -> None:
     """A step is a pass over the weights for each slab that it needs."""
     assert [plan(2 << 30, wanted=wanted).slabs for wanted in (4000, 1000, 400, 200)] == [1, 2, 3, 6]
+
+
+def test_drafts_of_all_texts_of_a_slab_are_verified_in_one_call() -> None:
+    shape = plan(1 << 30, wanted=512).shape
+    assert shape.streams >= 32
+    assert shape.rows >= 5 * shape.streams
+    assert shape.rows * 49_152 * 4 <= 64 << 20
