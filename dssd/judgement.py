@@ -9,7 +9,7 @@ from dssd.distribution import Dist
 from dssd.residual import accepts, draw
 from schemas.policy import Mode, SamplingPolicy
 
-__all__ = ["Judgement", "judge"]
+__all__ = ["Judgement", "judge", "write"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,8 +66,32 @@ def judge(
             return Judgement(offset, rejected=True, p=p)
     if not bonus:
         return Judgement(len(tokens), rejected=False)
-    position = base + len(tokens)
-    p = row(len(tokens))
+    return Judgement(len(tokens), rejected=False, token=_own(row(len(tokens)), policy, base + len(tokens)))
+
+
+def write(row: Callable[[int], Dist], guesses: Sequence[int], *, policy: SamplingPolicy, base: int) -> Judgement:
+    """Draw the next tokens of a text that the edge writes by itself: as many as guesses of them were right, and one.
+
+    Each is the bonus token behind an empty draft at its position, whatever was guessed. A guess that is right is that
+    token; then the row behind it is one of the text's own, and the next token is drawn from it.
+
+    Args:
+        row: Returns the target's shaped distribution at `base + i`, the first i guesses standing before it.
+        guesses: Of the tokens from `base` on.
+        policy: The session's.
+        base: Position of the first token.
+
+    Returns:
+        How many guesses were right, as accepted, and the token behind them.
+    """
+    for offset, guess in enumerate(guesses):
+        if (own := _own(row(offset), policy, base + offset)) != guess:
+            return Judgement(offset, rejected=False, token=own)
+    return Judgement(len(guesses), rejected=False, token=_own(row(len(guesses)), policy, base + len(guesses)))
+
+
+def _own(p: Dist, policy: SamplingPolicy, position: int) -> int:
+    """Draw the edge's own token at a position."""
     if policy.mode is Mode.COUPLED:
-        return Judgement(len(tokens), rejected=False, token=coupled_token(p, policy.seed, position))
-    return Judgement(len(tokens), rejected=False, token=draw(p, random_uniform(policy.seed, position, Purpose.BONUS)))
+        return coupled_token(p, policy.seed, position)
+    return draw(p, random_uniform(policy.seed, position, Purpose.BONUS))

@@ -59,6 +59,7 @@ def assemble(
         background=BackgroundWork(settings.background_share),
         kv_share=guard.kv_share,
         sharing=settings.prefix_sharing,
+        max_guess=settings.max_guess,
     )
     recorder = Recorder(sink, settings.edge, now, settings.trace_share)
     answers = Answers(

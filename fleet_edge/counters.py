@@ -39,6 +39,8 @@ class SegmentCounters:
         prefill_tokens: Of the prompt and of the text, computed for what comes behind them; computed anew counts again.
         reused_tokens: Likewise needed, and taken over from what another session had computed, or an earlier one.
         streamed: Of `tokens`, written by the edge itself because the device has asked it to.
+        guessed: Tokens that the edge has guessed of what it writes by itself, and computed with the token before them.
+        guessed_right: Of these, those that it has written: so many steps it was spared.
     """
 
     tokens: int = 0
@@ -56,6 +58,8 @@ class SegmentCounters:
     prefill_tokens: int = 0
     reused_tokens: int = 0
     streamed: int = 0
+    guessed: int = 0
+    guessed_right: int = 0
 
     def __add__(self, other: "SegmentCounters") -> "SegmentCounters":
         sums = map(add, _values(self), _values(other))

@@ -241,4 +241,5 @@ def _case(work: Work) -> Case:
         policy=session.policy,
         base=session.committed,
         bonus=session.wants_token_after(work.chain),
+        written=drafts[0].write is not None,
     )

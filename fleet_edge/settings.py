@@ -103,6 +103,17 @@ class EdgeSettings(Settings):
         ge=0,
         le=10,
     )
+    max_guess: int = setting(
+        8,
+        "Most tokens that the edge guesses in one step of a text that it writes by itself, from what the text and its "
+        "prompt have shown; they change no text, and are computed where that is likely to make it sooner. 0 guesses "
+        "none.",
+        unit="tokens",
+        since="0.2",
+        rare=True,
+        ge=0,
+        le=16,
+    )
     max_draft: int = setting(16, "Most tokens in one draft.", unit="tokens", rare=True, ge=0, le=MAX_DRAFT)
     window: int = setting(4, "Most drafts of one session under way.", unit="drafts", rare=True, ge=1, le=MAX_WINDOW)
     max_new_tokens: int = setting(4096, "Most tokens of one text.", unit="tokens", rare=True, ge=1, le=MAX_TOKENS)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dssd.distribution import Dist, shape
-from dssd.judgement import Judgement, judge
+from dssd.judgement import Judgement, judge, write
 from fleet_edge.batching.shaping import ShapedRows, shape_rows
 from fleet_edge.verifiers.contract import Logits
 from schemas.policy import SamplingPolicy
@@ -29,14 +29,15 @@ __all__ = ["Case", "judge_array", "judge_batch", "judge_tensor"]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One session's drafts to decide on; the parameters of `dssd.judgement.judge`.
+    """One session's drafts to decide on; the parameters of `dssd.judgement.judge`, or of `write`.
 
     Attributes:
-        tokens: The draft.
+        tokens: The draft, or the edge's own guesses.
         counts: Its draft probabilities in 1/65,536; None in coupled mode.
         policy: The session's.
         base: Position of the first draft token.
         bonus: Whether a token is due after an accepted draft.
+        written: Whether the edge writes by itself: a guess stands if it is the token that would be written anyway.
     """
 
     tokens: tuple[int, ...]
@@ -44,6 +45,7 @@ class Case:
     policy: SamplingPolicy
     base: int
     bonus: bool
+    written: bool = False
 
     @property
     def rows(self) -> int:
@@ -161,6 +163,8 @@ def _unbounded(
 
 def _decide(case: Case, at: Callable[[int], Dist]) -> Judgement | None:
     try:
+        if case.written:
+            return write(at, case.tokens, policy=case.policy, base=case.base)
         return judge(at, case.tokens, case.counts, policy=case.policy, base=case.base, bonus=case.bonus)
     except ValueError:
         return None

@@ -11,8 +11,10 @@ its turn to that one, and waits for the end of the step.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from fleet_edge.batching.background import BackgroundWork
+from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.machine import EdgeSession
@@ -60,6 +62,11 @@ class Work:
         """Tokens of the session's prompt, or of its text, that it computes for nothing but what comes behind them."""
         return len(self.item.tokens) - self.item.rows
 
+    @property
+    def guessed(self) -> int:
+        """Tokens of a text that the edge writes by itself which it has guessed."""
+        return self.item.rows - 1 if self.chain and self.chain[0].draft.write is not None else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -95,6 +102,7 @@ class StepPlanner:
         cache: The target model.
         budget: Of the step.
         background: What may wait, and whether it runs now.
+        cost: What a token costs, and so how many it pays to guess.
         used: By session, when it was last in a step; sessions that were not for longest are the first to be prefilled.
         now: Monotonic seconds.
         batch: The step.
@@ -103,6 +111,7 @@ class StepPlanner:
     cache: PrefixCache
     budget: Budget
     background: BackgroundWork
+    cost: StepCost
     used: Mapping[int, int]
     now: float
     batch: Batch = field(default_factory=Batch)
@@ -177,7 +186,8 @@ class StepPlanner:
         """Add a session's drafts, or the part of its backlog that comes first; return the tokens to compute."""
         first = session.ready
         try:
-            chain = session.chain(allowance)
+            guesses = partial(self.cost.guesses, stable=session.policy.repeats) if self.cost.max_guess else None
+            chain = session.chain(allowance, guesses=guesses)
         except DraftFault as fault:
             assert first is not None
             self.batch.faults.append((session, first.draft, fault))

@@ -12,6 +12,7 @@ from dataclasses import replace
 from fleet_edge.batching.background import BackgroundWork
 from fleet_edge.batching.delay import BatchingDelay
 from fleet_edge.batching.planning import Batch, Budget, StepPlanner, Work
+from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.batching.timing import DraftTiming, PrefillLog, Step
 from fleet_edge.batching.turns import Turns
 from fleet_edge.counters import SegmentCounters
@@ -38,6 +39,7 @@ class Scheduler:
         background: What may wait, and how much of it runs.
         kv_share: Which part of the memory for keys and values a device may hold while others need some.
         sharing: Which sessions may take over what others, or ended ones, have computed of their prompts.
+        max_guess: Most tokens that are guessed in a step behind a text that is written without the device.
     """
 
     def __init__(
@@ -49,11 +51,14 @@ class Scheduler:
         background: BackgroundWork | None = None,
         kv_share: Callable[[str], float] = lambda _device: 1.0,
         sharing: PrefixSharing = PrefixSharing.OFF,
+        max_guess: int = 0,
     ) -> None:
         self._verifier = PrefixCache(verifier, sharing=sharing, share=kv_share)
         self._budget = budget or Budget()
         self._delay = delay or BatchingDelay()
         self._background = background or BackgroundWork()
+        self._cost = StepCost(verifier.info.least_tokens, max_guess)
+        self._committed = 0  # by steps since the last that was measured
         self._kv_share = kv_share
         self._prefill_log = PrefillLog()
         self._turns = Turns()
@@ -116,7 +121,7 @@ class Scheduler:
     def next_batch(self, sessions: Iterable[EdgeSession], *, now: float) -> Batch:
         """Return the next step; empty if there is nothing to do, or nothing that may not wait."""
         sessions = list(sessions)
-        planner = StepPlanner(self._verifier, self._budget, self._background, self._used, now)
+        planner = StepPlanner(self._verifier, self._budget, self._background, self._cost, self._used, now)
         batch = planner.plan(sessions, evicted=self._evicted)
         self._make_room(batch, sessions, now=now)
         return batch
@@ -153,6 +158,7 @@ class Scheduler:
         """A batch has been computed and its drafts decided on; the sessions' answers come next."""
         if step.sessions:
             self._delay.stepped(step.ended - step.started)
+        self._measure(batch, step)
         self._background.stepped(
             started=step.started,
             ended=step.ended,
@@ -164,7 +170,8 @@ class Scheduler:
             if work.session.handle not in self._used:
                 continue  # it has ended meanwhile
             self._evicted.discard(work.session.handle)
-            self._turns.computed(work.session.handle, prefilled=work.prefilled, verified=work.item.rows, at=step.ended)
+            verified = work.item.rows - work.guessed
+            self._turns.computed(work.session.handle, prefilled=work.prefilled, verified=verified, at=step.ended)
             if work.prefilled:
                 work.session.counters += SegmentCounters(prefill_tokens=work.prefilled)
             if work.chain:
@@ -174,13 +181,24 @@ class Scheduler:
 
     def judged(self, work: Work, *, committed: int) -> None:
         """A session's part of a step was decided on, and its text has grown by so many tokens."""
-        self._background.judged(work.session.device, computed=work.item.rows, committed=committed)
+        self._committed += committed
+        # What the edge has guessed is not the device's to answer for.
+        computed = work.item.rows - work.guessed
+        self._background.judged(work.session.device, computed=computed, committed=committed)
 
     def timing(self, work: Work, arrived: ReceivedDraft, step: Step) -> DraftTiming:
         """Return what the verdict on a draft took that a part of the step has verified."""
         return replace(self._prefill_log.timing(arrived, step), background=work.background)
 
     # Within
+
+    def _measure(self, batch: Batch, step: Step) -> None:
+        """Take note of what a step took, if it computed nothing but what is decided on."""
+        if not any(work.prefilled for work in batch.works):
+            least = self._cost.least if any(work.item.stable for work in batch.works) else 1
+            tokens = sum(max(least, len(work.item.tokens)) for work in batch.works)
+            self._cost.stepped(step.ended - step.started, tokens=tokens, committed=self._committed)
+            self._committed = 0
 
     def _make_room(self, batch: Batch, sessions: Sequence[EdgeSession], *, now: float) -> None:
         """Evict sessions until the step fits, as soon as no ended one is left, or leave out parts of it.

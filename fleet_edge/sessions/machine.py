@@ -6,8 +6,8 @@ device has asked the edge to write by itself, `chain` is an empty draft behind t
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from dssd.distribution import Dist
 from dssd.judgement import Judgement
@@ -15,6 +15,7 @@ from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, desync
 from fleet_edge.sessions.acceptance import RecentAcceptance
 from fleet_edge.sessions.draft_results import DraftResult, split_judgement
+from fleet_edge.sessions.guesses import Guesses
 from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.rounds import Rounds
 from fleet_edge.sessions.stream import Stream
@@ -77,6 +78,7 @@ class EdgeSession:
     _requests: int = 0  # of further samples, since the rejection
     _failure: DraftFault | None = None
     _stream: Stream | None = None
+    _guesses: Guesses | None = None
     _waiting: WaitingDrafts = field(default_factory=WaitingDrafts)
     _rounds: Rounds = field(init=False)
 
@@ -157,11 +159,13 @@ class EdgeSession:
             return None
         return self._waiting.at(self.committed) or self._next_of_stream()
 
-    def chain(self, most: int) -> tuple[ReceivedDraft, ...]:
+    def chain(self, most: int, *, guesses: Callable[[float], int] | None = None) -> tuple[ReceivedDraft, ...]:
         """Return the drafts that can be verified in one go, each standing on the one before.
 
         Args:
             most: Most tokens in all; the first draft always comes, however long.
+            guesses: By how likely one is right, how many tokens to guess where the edge writes by itself; by default
+                none.
 
         Raises:
             DraftFault: The first draft came early, and turns out to stand on another text; it is forgotten.
@@ -169,7 +173,7 @@ class EdgeSession:
         if (ready := self.ready) is None:
             return ()
         if ready.draft.write is not None:
-            return (ready,)
+            return (ready if guesses is None else self._with_guesses(ready, guesses, most=most),)
         return self._waiting.chain(base=self.committed, digest=self._digest, most=most)
 
     def wants_token_after(self, chain: Sequence[ReceivedDraft]) -> bool:
@@ -196,17 +200,13 @@ class EdgeSession:
         Returns:
             A verdict's content for each draft that was decided on; the others are void.
         """
+        if chain[0].draft.write is not None:
+            return [self._settle_written(chain[0], judgement)]
         settled = split_judgement(chain, judgement, limits=self.limits, committed=self.committed)
         for part in settled:
-            if part.arrived.draft.write is None:
-                self._waiting.remove(part.arrived)
+            self._waiting.remove(part.arrived)
             self._extend(part.tokens)
-            self.counters += SegmentCounters(
-                tokens=len(part.tokens),
-                accepted=part.accepted,
-                tested=part.tested,
-                streamed=0 if part.arrived.draft.write is None else len(part.tokens),
-            )
+            self.counters += SegmentCounters(tokens=len(part.tokens), accepted=part.accepted, tested=part.tested)
             self.recent.count(tested=part.tested, accepted=part.accepted)
             if part.rejected:
                 self._reject(part.p)
@@ -227,6 +227,31 @@ class EdgeSession:
         if not self.committed:
             return Finish.NO
         return self.limits.finish(self.tokens[-1:], committed=self.committed)
+
+    def _with_guesses(self, ready: ReceivedDraft, guesses: Callable[[float], int], *, most: int) -> ReceivedDraft:
+        """Put behind a stream's text what is likely to follow, as far as that pays and the device has asked."""
+        assert self._stream is not None
+        if self._guesses is None:
+            self._guesses = Guesses()
+        # The token behind the guesses is to be wanted too.
+        room = max(0, min(most, self._stream.until - self.committed) - 1)
+        # What follows is looked up even if it is not to be used: that tells how often it would have been right.
+        found = self._guesses.next(self.tokens, ends=self.limits.end_tokens)
+        tokens = found[: min(room, guesses(self._guesses.rate))]
+        return replace(ready, draft=ready.draft.model_copy(update={"tokens": tokens})) if tokens else ready
+
+    def _settle_written(self, arrived: ReceivedDraft, judgement: Judgement) -> DraftResult:
+        """Commit what the edge has written by itself, as far as the device still asks for it."""
+        assert self._stream is not None
+        result = self._stream.result(arrived, judgement, limits=self.limits, committed=self.committed)
+        written = len(result.tokens)
+        self._extend(result.tokens)
+        self.counters += SegmentCounters(
+            tokens=written, streamed=written, guessed=len(arrived.draft.tokens), guessed_right=result.accepted
+        )
+        if result.finish is not Finish.NO:
+            self._finish()
+        return result
 
     def take_written(self, stream: Stream, *, at: float) -> tuple[int, ...]:
         """Return the text that the device was not sent yet; from now (monotonic seconds) on it was."""

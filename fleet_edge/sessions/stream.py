@@ -3,12 +3,17 @@
 To the law each token is a bonus token behind an empty draft: the same random numbers, so in coupled mode the same text.
 The device needs nothing that it does not have: it names the position that its text ends at, and is sent what follows.
 So a request may come twice, late, or again after a loss, and does no harm.
+
+Several tokens come of one step where the edge has guessed those that follow, and was right (see `guesses`).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dssd.judgement import Judgement
+from fleet_edge.sessions.draft_results import DraftResult
+from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.waiting import ReceivedDraft
 from schemas.messages import Draft
 from schemas.policy import Mode
@@ -58,3 +63,22 @@ class Stream:
             fields = {"base": base, "digest": digest, "fix": None, "counts": counts}
             self._latest = self.request.model_copy(update=fields)
         return ReceivedDraft(self._latest, self.due_at)
+
+    def result(
+        self, arrived: ReceivedDraft, judgement: Judgement, *, limits: SessionLimits, committed: int
+    ) -> DraftResult:
+        """Return what a step has written, as far as the device still asks for it.
+
+        Args:
+            arrived: The draft of the step, with the guesses as its tokens.
+            judgement: What `dssd.judgement.write` made of it.
+            limits: The session's.
+            committed: Length of the text that it stands on; less than `until`.
+        """
+        room = self.until - committed  # the device may ask for less by now than when the step began
+        right = min(judgement.accepted, room)
+        token = judgement.token if right < room else None
+        head = arrived.draft.tokens[:right]
+        tokens = head if token is None else (*head, token)
+        finish = limits.finish(tokens, committed=committed + len(tokens))
+        return DraftResult(arrived, right, right, token, None, finish)

@@ -85,6 +85,7 @@ class TargetInfo:
         runs_on: Device, number format and threads, for the log; empty where nothing is computed.
         most_top_k: How many of a row's largest logits are known, where the others are given as minus infinity: policies
             that keep more cannot be served. None where all are.
+        least_tokens: New tokens of a sequence that a step with stable items costs at least: fewer take as long.
     """
 
     name: str
@@ -93,6 +94,7 @@ class TargetInfo:
     end_tokens: tuple[int, ...]
     runs_on: str = ""
     most_top_k: int | None = None
+    least_tokens: int = 1
 
     def serves(self, policy: SamplingPolicy) -> bool:
         """Whether enough of a row is known to shape it by a policy."""

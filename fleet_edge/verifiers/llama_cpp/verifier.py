@@ -76,6 +76,7 @@ class LlamaCppVerifier:
             context=plan.context,
             end_tokens=target.end_tokens,
             runs_on=f"llama.cpp, {target.quantization}, {threads} threads, {plan.streams} texts at a time",
+            least_tokens=_ALIKE if stable_rows else 1,
         )
         self._table = SequenceTable(context=plan.context, vocabulary=target.vocabulary.size)
         self._thread = NativeThread()

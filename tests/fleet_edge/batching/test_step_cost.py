@@ -1,0 +1,74 @@
+"""Step cost: what a token more costs is measured, and guesses are made where they pay."""
+
+import random
+
+import pytest
+
+from fleet_edge.batching.step_cost import StepCost
+
+
+def measured(
+    *, first_ms: float, token_ms: float, sessions: int = 1, least: int = 1, noise: float = 0.0, most: int = 8
+) -> StepCost:
+    """Steps of which some verify drafts of various lengths."""
+    cost, rng = StepCost(least, most), random.Random(1)
+    for number in range(200):
+        tokens = sessions * least + number % 5
+        seconds = (first_ms + token_ms * tokens) * 1e-3 * (1.0 + noise * rng.uniform(-1.0, 1.0))
+        cost.stepped(seconds, tokens=tokens, committed=sessions)
+    return cost
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_what_a_token_more_costs_is_measured(noise: float) -> None:
+    cost = measured(first_ms=20.0, token_ms=5.0, noise=noise)
+    assert cost.token_s is not None
+    # Held back a little, since noise might look like a slope.
+    assert 3.5e-3 < cost.token_s < 6.0e-3
+
+
+def test_steps_that_are_all_alike_tell_nothing() -> None:
+    cost = StepCost()
+    assert cost.token_s is None
+    for _ in range(100):
+        cost.stepped(0.02, tokens=4, committed=4)
+    assert cost.token_s is None
+    assert cost.guesses(0.4) == 0
+    assert cost.guesses(0.9) == 8
+    assert cost.guesses(0.7) == 2  # as long as all of them together are right often enough
+
+
+def test_a_token_costs_nothing_less_than_nothing_and_no_more_than_the_mean_one() -> None:
+    falling, steep = StepCost(), StepCost()
+    for number in range(200):
+        tokens = 1 + number % 5
+        falling.stepped(0.05 - 0.002 * tokens, tokens=tokens, committed=1)
+        steep.stepped(0.001 * tokens**3, tokens=tokens, committed=1)
+    assert falling.token_s == 0.0
+    assert steep.token_s is not None
+    assert steep.price <= 1.0
+
+
+def test_where_a_token_more_is_cheap_more_are_guessed_and_where_it_is_dear_none() -> None:
+    cheap = measured(first_ms=40.0, token_ms=0.5)
+    dear = measured(first_ms=1.0, token_ms=12.0)
+    assert cheap.guesses(0.6) > measured(first_ms=20.0, token_ms=8.0).guesses(0.6)
+    assert cheap.guesses(0.9) == 8
+    assert dear.guesses(0.25) == 0
+    assert cheap.guesses(0.05) == 0  # hardly ever right
+
+
+def test_what_a_guess_costs_others_counts() -> None:
+    """The same token makes sixteen texts wait instead of one."""
+    alone = measured(first_ms=40.0, token_ms=2.0)
+    among_many = measured(first_ms=40.0, token_ms=2.0, sessions=16)
+    assert among_many.price > 3 * alone.price
+    assert among_many.guesses(0.4) < alone.guesses(0.4)
+
+
+def test_a_token_that_is_computed_anyway_is_guessed_where_it_is_ever_right() -> None:
+    dear = measured(first_ms=1.0, token_ms=12.0, least=2)
+    assert dear.guesses(0.15) == 1
+    assert dear.guesses(0.15, stable=False) == 0
+    assert dear.guesses(0.05) == 0
+    assert measured(first_ms=1.0, token_ms=12.0, least=2, most=0).guesses(0.9) == 0

@@ -1,0 +1,102 @@
+"""Texts that the edge writes by itself are the same token by token whether it guesses or not; it takes fewer steps."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from dssd.counter_rng import Purpose, random_uniform
+from dssd.coupling import coupled_token
+from dssd.distribution import shape
+from dssd.residual import draw
+from fleet_device.pacing.contract import FixedPacing
+from fleet_device.session.request import SessionRequest
+from fleet_testing.memory_broker import Faults
+from schemas.policy import Mode
+from tests.support.memory_fleet import END, TARGET, Device, MemoryFleet, Mishaps, possible, run, terms
+
+LENGTH = 60
+
+
+def own_text(asked: SessionRequest) -> list[int]:
+    """The edge's own draws, one after the other, without any system in between."""
+    text: list[int] = []
+    while len(text) < asked.max_new_tokens and (not text or text[-1] != END):
+        p = shape(TARGET.logits((*asked.prompt, *text)), asked.policy)
+        if asked.policy.mode is Mode.COUPLED:
+            text.append(coupled_token(p, asked.policy.seed, len(text)))
+        else:
+            text.append(draw(p, random_uniform(asked.policy.seed, len(text), Purpose.BONUS)))
+    return text
+
+
+def asked_of(seed: int, mode: Mode, temperature: float, prompt: Sequence[int] = (1, 2)) -> SessionRequest:
+    return terms(seed, mode=mode, max_new_tokens=LENGTH, temperature=temperature, prompt=prompt)
+
+
+def streamed(asked: SessionRequest, *, max_guess: int, write: int = 16) -> tuple[list[int], MemoryFleet]:
+    fleet = MemoryFleet(settings={"max_guess": max_guess})
+    device = Device(fleet, "device-1", asked, length=0, ahead=False, pacing=FixedPacing(write, stream=True))
+    run(fleet, [device], random.Random(1))
+    return list(device.session.committed), fleet
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 0.8])
+def test_a_text_is_the_same_with_guesses_and_without(mode: Mode, temperature: float) -> None:
+    kept = 0
+    for seed in range(4):
+        asked = asked_of(seed, mode, temperature, prompt=(1, 2, 3, 4, 5) * 3)
+        text, fleet = streamed(asked, max_guess=8, write=1 + 7 * seed)
+        assert text == own_text(asked)
+        (session,) = fleet.known.values()
+        assert session.counters.streamed == len(text)
+        assert session.counters.guessed >= session.counters.guessed_right
+        kept += session.counters.guessed_right
+        plain, plain_fleet = streamed(asked, max_guess=0)
+        assert plain == text
+        (session,) = plain_fleet.known.values()
+        assert session.counters.guessed == 0
+    assert kept > 0 or temperature > 0.5  # where nothing is likely to repeat itself, nothing is guessed
+
+
+def test_a_text_that_repeats_itself_takes_fewer_steps() -> None:
+    steps = {}
+    for max_guess in (0, 8):
+        fleet = MemoryFleet(settings={"max_guess": max_guess})
+        asked = terms(3, mode=Mode.COUPLED, max_new_tokens=LENGTH, temperature=0.0)
+        computed, score = 0, fleet.verifier.score
+
+        def counting(items, score=score):  # type: ignore[no-untyped-def]
+            nonlocal computed
+            computed += 1
+            return score(items)
+
+        fleet.verifier.score = counting  # type: ignore[method-assign]
+        device = Device(fleet, "device-1", asked, length=0, ahead=False, pacing=FixedPacing(32, stream=True))
+        run(fleet, [device], random.Random(1))
+        steps[max_guess] = computed
+        assert len(device.session.committed) == LENGTH
+    assert steps[8] < steps[0] / 2
+
+
+def test_guesses_count_neither_as_drafts_nor_against_the_device() -> None:
+    asked = asked_of(3, Mode.RESIDUAL, 0.0)
+    _, fleet = streamed(asked, max_guess=8)
+    (session,) = fleet.known.values()
+    counters = session.counters
+    assert (counters.drafted, counters.tested, counters.accepted) == (0, 0, 0)
+    assert counters.tokens == counters.streamed == LENGTH
+    assert counters.guessed_right > LENGTH // 2
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_is_lost_or_restarted_the_text_is_the_same(seed: int) -> None:
+    rng = random.Random(seed)
+    fleet = MemoryFleet(rng=rng, faults=Faults(drop=0.1, duplicate=0.1, reorder=0.2), settings={"max_guess": 8})
+    asked = asked_of(seed, Mode.COUPLED, 0.4)
+    pacing = FixedPacing(rng.randint(1, 32), stream=True)
+    device = Device(fleet, "device-1", asked, length=0, ahead=False, pacing=pacing)
+    run(fleet, [device], rng, mishaps=Mishaps(restart=0.01, resume=0.01))
+    assert list(device.session.committed) == own_text(asked)
+    assert possible(asked, device.session.committed)
