@@ -2,7 +2,8 @@
 
 Live models, a real edge on a processor core of its own, a real mosquitto, and a relay that delays and narrows the line.
 The device and its draft model have another core. All systems write the same prompts in turn, so that whatever else the
-machine does hits all of them alike. Texts are counted from their first tokens to their last; the time to the first is
+machine does hits all of them alike. A device that chooses its plan has written one text before at each place, which is
+not counted. Texts are counted from their first tokens to their last; the time to the first is
 told beside. Full distributions up are sent as filling of the same size, and cost nothing but the line.
 """
 
@@ -11,7 +12,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from fleet_bench.shared.ending import ending_cleanly
 from fleet_bench.shared.recordings import policy_of
 from fleet_cli.prompts import built_in, some
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
+from fleet_device.pacing.contract import Pacing
 from fleet_device.texts.chat import ChatMessage, encode_chat
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.registry import load_verifier
@@ -157,20 +159,37 @@ def _measure(arguments: argparse.Namespace, cost: int, draft: str) -> list[Row]:
                         name: place.enter_context(_device(ports[SYSTEMS[name].form], drafter, name, rtt_ms, mbit_s))
                         for name in found
                     }
-                    for number, prompt in enumerate(prompts):
-                        for name, row in found.items():
-                            text = devices[name].write(
-                                SYSTEMS[name],
-                                pacings[name],
-                                prompt,
-                                policy=policy_of(number),
-                                tokens=arguments.tokens,
-                                limit_s=arguments.limit,
-                            )
-                            row.texts.append(text)
+                    _write_all(devices, pacings, found, prompts, arguments)
                 rows += found.values()
                 _tell(rows, rtt_ms, mbit_s)
     return rows
+
+
+def _write_all(
+    devices: Mapping[str, RemoteDevice],
+    pacings: Mapping[str, Pacing],
+    rows: Mapping[str, Row],
+    prompts: Sequence[Sequence[int]],
+    arguments: argparse.Namespace,
+) -> None:
+    """Write all texts by all systems, in turns."""
+
+    def write(name: str, number: int) -> Timed:
+        return devices[name].write(
+            SYSTEMS[name],
+            pacings[name],
+            prompts[number],
+            policy=policy_of(number),
+            tokens=arguments.tokens,
+            limit_s=arguments.limit,
+        )
+
+    for name in rows:
+        if SYSTEMS[name].learns:
+            write(name, 0)
+    for number in range(len(prompts)):
+        for name, row in rows.items():
+            row.texts.append(write(name, number))
 
 
 def _locally(
@@ -217,7 +236,7 @@ def _edge(arguments: argparse.Namespace, target: Path, port: int, form: Form) ->
     with tempfile.TemporaryDirectory() as folder:
         flags = [
             "--fleet", FLEET, "--port", str(port), "--target", str(target), "--engine", "llama.cpp",
-            "--context", str(_CONTEXT), "--threads", "1", "--form", form.value,
+            "--context", str(_CONTEXT), "--threads", "1", "--form", form.value, "--prefix-sharing", "off",
             "--db", f"sqlite:///{folder}/log.sqlite3", "--spool", f"{folder}/spool",
         ]  # fmt: skip
         _pin(arguments.edge_core)  # a process that is started runs where its parent does

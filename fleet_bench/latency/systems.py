@@ -31,6 +31,7 @@ class System:
         mode: Of verification.
         form: Of the distribution that comes down after a rejection.
         full_up: Whether the device sends its full distributions with each draft, as is done where the edge corrects.
+        learns: Whether the device goes by what it has measured, so that its first text at a place tells little.
     """
 
     what: str
@@ -38,11 +39,12 @@ class System:
     mode: Mode
     form: Form = Form.AUTO
     full_up: bool = False
+    learns: bool = False
 
 
 SYSTEMS: Final[Mapping[str, System]] = MappingProxyType(
     {
-        "edge-streaming": System("the edge writes alone", lambda: FixedPacing(STREAMED, stream=True), Mode.COUPLED),
+        "edge-streaming": System("the edge writes alone", lambda: FixedPacing(STREAMED, stream=True), Mode.RESIDUAL),
         "dsd": System(
             "drafts with the full distributions up, the edge corrects",
             lambda: FixedPacing(DRAFT),
@@ -60,7 +62,7 @@ SYSTEMS: Final[Mapping[str, System]] = MappingProxyType(
         "ours-ahead": System(
             "the device drafts on before the verdict", lambda: FixedPacing(DRAFT, ahead=True), Mode.COUPLED
         ),
-        "ours-auto": System("the device chooses", lambda: AdaptivePacing(stream=None), Mode.COUPLED),
+        "ours-auto": System("the device chooses", lambda: AdaptivePacing(stream=None), Mode.RESIDUAL, learns=True),
     }
 )
 """By name."""
