@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from dssd.distribution import Dist
 from dssd.downlink import correct
+from dssd.judgement import Judgement, write
 from dssd.proposal import Proposal, propose
 from dssd.quantized import TOTAL, QuantizedDist, quantize
 from fleet_device.client.draft_sequence import DraftSequence
@@ -31,6 +33,8 @@ class Sabotage(StrEnum):
     Attributes:
         NONE: Nothing.
         CUT_SHORT: The edge asks inference servers for one token of each row less than the policy keeps.
+        GUESS_KEPT: The edge keeps its first guess, whatever it has drawn.
+        GUESS_SHIFTED: The edge draws what it writes behind a guess with the random numbers of the position before.
         INVERTED: The edge accepts with probability q/p instead of p/q.
         MISREPORTED: The device reports a q that it did not draw from.
         NO_RESIDUAL: The device draws the correction from p instead of max(0, p - q).
@@ -46,6 +50,8 @@ class Sabotage(StrEnum):
 
     NONE = "none"
     CUT_SHORT = "cut-short"
+    GUESS_KEPT = "guess-kept"
+    GUESS_SHIFTED = "guess-shifted"
     INVERTED = "inverted"
     MISREPORTED = "misreported"
     NO_RESIDUAL = "no-residual"
@@ -120,6 +126,28 @@ def _draft_withholding(drafts: DraftSequence, limit: int) -> bool:
 _draft: Final = DraftSequence.draft
 
 
+def _write_keeping(
+    row: Callable[[int], Dist], guesses: Sequence[int], *, policy: SamplingPolicy, base: int
+) -> Judgement:
+    judged = write(row, guesses, policy=policy, base=base)
+    return Judgement(1, rejected=False) if guesses and not judged.accepted else judged
+
+
+def _write_shifted(
+    row: Callable[[int], Dist], guesses: Sequence[int], *, policy: SamplingPolicy, base: int
+) -> Judgement:
+    own = [
+        write(partial(_row_at, row, offset), (), policy=policy, base=base + max(0, offset - 1)).token
+        for offset in range(len(guesses) + 1)
+    ]
+    right = next((offset for offset, guess in enumerate(guesses) if own[offset] != guess), len(guesses))
+    return Judgement(right, rejected=False, token=own[right])
+
+
+def _row_at(row: Callable[[int], Dist], offset: int, _number: int) -> Dist:
+    return row(offset)
+
+
 def _case_unshaped(work: Any) -> Case:  # noqa: ANN401 - the scheduler's Work
     case = _case(work)
     return replace(case, policy=case.policy.model_copy(update={"temperature": 1.0, "top_k": 0, "top_p": 1.0}))
@@ -184,6 +212,10 @@ def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
         stack.enter_context(patch("dssd.judgement.accepts", _accept_inverted))
     elif kind is Sabotage.UNSHAPED:
         stack.enter_context(patch("fleet_edge.orchestrator._case", _case_unshaped))
+    elif kind is Sabotage.GUESS_KEPT:
+        stack.enter_context(patch("fleet_edge.batching.judging.write", _write_keeping))
+    elif kind is Sabotage.GUESS_SHIFTED:
+        stack.enter_context(patch("fleet_edge.batching.judging.write", _write_shifted))
     elif kind is Sabotage.SHIFTED:
         _shift_llama(stack)
         _change_answers(_shift, stack)

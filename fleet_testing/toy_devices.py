@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -46,6 +46,7 @@ def run_sessions(
     sessions: int,
     length: int,
     devices: int,
+    prompt: Sequence[int] = PROMPT,
     first_seed: int,
     sabotage: Sabotage = Sabotage.NONE,
     on_progress: Callable[[int], None] = lambda _done: None,
@@ -61,6 +62,7 @@ def run_sessions(
         sessions: How many texts.
         length: Tokens of each.
         devices: Agents that share the work, each with a connection of its own.
+        prompt: Of each.
         first_seed: Seed of the first text; the others follow on.
         sabotage: What to do wrong at the device.
         on_progress: Told of the number of texts done.
@@ -81,7 +83,7 @@ def run_sessions(
                     seed = next(seeds, None)
                 if seed is None:
                     return
-                done = agent.generate(PROMPT, policy=policy(seed), max_new_tokens=length)
+                done = agent.generate(prompt, policy=policy(seed), max_new_tokens=length)
                 with lock:
                     counts[done.tokens + (done.tokens[-1],) * (length - len(done.tokens))] += 1
                     totals[0] += done.counters.tested

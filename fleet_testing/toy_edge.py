@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--form", type=Form, default=Form.AUTO)
     parser.add_argument("--engine", type=ToyEngine, default=ToyEngine.SCRIPTED)
     parser.add_argument("--sabotage", type=Sabotage, default=Sabotage.NONE)
+    parser.add_argument("--least-tokens", type=int, default=1, help="of a text in a step, at no cost")
     arguments = parser.parse_args()
     settings = EdgeSettings(
         fleet=arguments.fleet,
@@ -44,7 +45,9 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with ExitStack() as stack:
-        verifier = stack.enter_context(toy_verifier(arguments.engine))  # which is tried before anybody is served
+        verifier = stack.enter_context(
+            toy_verifier(arguments.engine, least_tokens=arguments.least_tokens)
+        )  # which is tried before anybody is served
         at_the_edge(arguments.sabotage, stack)
         orchestrator = assemble(
             settings,

@@ -8,7 +8,7 @@ from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_testing.sabotage import Sabotage
 from fleet_testing.toy_engines import ToyEngine, pair_of
-from fleet_testing.toy_pair import ToyPair
+from fleet_testing.toy_pair import GUESSABLE, PROMPT, ToyPair
 from schemas.policy import Mode
 
 __all__ = ["CASES", "FAULTS", "Case"]
@@ -27,6 +27,7 @@ class Case:
         draft_length: Tokens in a draft; None lets each device choose, and whether to draft ahead as well.
         ahead: Whether to draft ahead.
         stream: Whether the edge writes by itself, so many tokens at a time.
+        guessed: Whether it guesses what follows.
         unlike: Whether the draft model has another vocabulary than the target.
         stops: Whether a draft ends behind a token of which the draft model was unsure.
         engine: What computes the target.
@@ -39,6 +40,7 @@ class Case:
     draft_length: int | None
     ahead: bool = False
     stream: bool = False
+    guessed: bool = False
     unlike: bool = False
     stops: bool = False
     engine: ToyEngine = ToyEngine.SCRIPTED
@@ -52,12 +54,18 @@ class Case:
         ahead = " chosen" if self.draft_length is None else " ahead" if self.ahead else ""
         if self.stream:
             ahead = " drafted and streamed in turns" if self.draft_length is None else " streamed"
+        ahead = f"{ahead} guessed" if self.guessed else ahead
         ahead = f" stopped{ahead}" if self.stops else ahead
         unlike = " unlike" if self.unlike else ""
         greedy = " greedy" if self.greedy else ""
         engine = "" if self.engine is ToyEngine.SCRIPTED else f" {self.engine.value}"
         fault = "" if self.sabotage is Sabotage.NONE else f" fault:{self.sabotage.value}"
         return f"{self.mode.value}{form}{ahead}{unlike}{greedy}{engine}{fault}"
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """Of each text."""
+        return GUESSABLE if self.guessed else PROMPT
 
     @property
     def pair(self) -> ToyPair:
@@ -67,7 +75,9 @@ class Case:
     def pacing(self) -> Pacing:
         """Return the pacing of one device."""
         if self.draft_length is None:
-            return TurningPacing() if self.stream else AdaptivePacing()
+            # Who guesses needs room for two tokens at least, and comes first.
+            turning = TurningPacing(2, 1) if self.guessed else TurningPacing()
+            return turning if self.stream else AdaptivePacing()
         if self.stops:
             return StoppingPacing(self.draft_length)
         return FixedPacing(self.draft_length, self.ahead, self.stream)
@@ -98,6 +108,8 @@ CASES = (
     Case(Mode.COUPLED, Form.AUTO, 2, stream=True),
     Case(Mode.RESIDUAL, Form.AUTO, None, stream=True),
     Case(Mode.COUPLED, Form.AUTO, None, stream=True),
+    *(Case(mode, Form.AUTO, length, stream=True, guessed=True) for length in (3, None) for mode in Mode),
+    *(Case(mode, Form.AUTO, 3, stream=True, guessed=True, engine=ToyEngine.LLAMA_CPP) for mode in Mode),
     *(Case(mode, Form.AUTO, 2, stops=True) for mode in Mode),
     *(Case(mode, form, 2, unlike=True) for mode, form in _WAYS),
     *(Case(mode, Form.AUTO, 1, ahead=True, unlike=True) for mode in Mode),
@@ -114,6 +126,11 @@ FAULTS = (
         for sabotage in (Sabotage.INVERTED, Sabotage.MISREPORTED, Sabotage.NO_RESIDUAL, Sabotage.UNSHAPED)
     ),
     Case(Mode.RESIDUAL, Form.AUTO, 2, stream=True, sabotage=Sabotage.UNSHAPED),
+    *(
+        Case(mode, Form.AUTO, 3, stream=True, guessed=True, sabotage=sabotage)
+        for mode in Mode
+        for sabotage in (Sabotage.GUESS_KEPT, Sabotage.GUESS_SHIFTED)
+    ),
     Case(Mode.RESIDUAL, Form.AUTO, 2, stops=True, sabotage=Sabotage.WITHHELD),
     *(
         Case(Mode.RESIDUAL, form, 2, unlike=True, sabotage=sabotage)

@@ -16,16 +16,17 @@ LENGTH: Final = 3
 """Tokens of a text."""
 
 
-def law(mode: Mode, pair: ToyPair | None = None, *, greedy: bool = False) -> Law:
+def law(mode: Mode, pair: ToyPair | None = None, *, greedy: bool = False, prompt: Sequence[int] = PROMPT) -> Law:
     """Return the joint law of a text, `[size] * LENGTH`.
 
     Args:
         mode: Of verification.
         pair: The languages; the standard ones by default.
         greedy: Whether the most likely token is taken.
+        prompt: Of the text.
     """
     target = (pair or ToyPair.standard()).target
-    return fold_ends(target.joint(PROMPT, length=LENGTH, policy=policy(mode, 0, greedy=greedy)), END_TOKENS)
+    return fold_ends(target.joint(prompt, length=LENGTH, policy=policy(mode, 0, greedy=greedy)), END_TOKENS)
 
 
 def fold_ends(joint: Law, end_tokens: Sequence[int]) -> Law:

@@ -25,15 +25,21 @@ class StoppingPacing(FixedPacing):
 
 @dataclass(slots=True)
 class TurningPacing:
-    """Drafts a token and has the edge write one, in turns."""
+    """Drafts a token and has the edge write some, in turns.
 
-    _plans: int = 0
+    Attributes:
+        written: Tokens that the edge writes in its turn.
+        plans: Turns there have been; the edge's are the odd ones, counted from 0.
+    """
+
+    written: int = 1
+    plans: int = 0
 
     def plan(self, *, longest: int, window: int) -> Plan:
         """Return the plan whose turn it is."""
         del longest, window
-        self._plans += 1
-        return Plan(1, stream=self._plans % 2 == 0)
+        self.plans += 1
+        return Plan(1) if self.plans % 2 else Plan(self.written, stream=True)
 
     def goes_on(self, chances: Sequence[float]) -> bool:
         """Draft as planned."""
@@ -42,7 +48,7 @@ class TurningPacing:
 
     def choice(self) -> Choice:
         """Return the plan whose turn it was."""
-        return Choice("draft" if self._plans % 2 else "stream", "They take turns.")
+        return Choice("draft" if self.plans % 2 else "stream", "They take turns.")
 
     def learn(self, outcome: DraftOutcome) -> None:
         """Learn nothing."""

@@ -64,6 +64,7 @@ class Result:
             "draft_length": self.case.draft_length,
             "ahead": self.case.ahead,
             "stream": self.case.stream,
+            "guessed": self.case.guessed,
             "unlike": self.case.unlike,
             "stops": self.case.stops,
             "engine": self.case.engine.value,
@@ -91,12 +92,13 @@ def prove(case: Case, *, port: int, sessions: int, first_seed: int, devices: int
             pacing=case.pacing,
             sessions=sessions,
             length=LENGTH,
+            prompt=case.prompt,
             devices=devices,
             first_seed=first_seed,
             sabotage=case.sabotage,
             on_progress=on_progress or (lambda _done: None),
         )
-    expected = law(case.mode, case.pair, greedy=case.greedy).ravel()
+    expected = law(case.mode, case.pair, greedy=case.greedy, prompt=case.prompt).ravel()
     counts = tally.counts.ravel()
     return Result(
         case=case,
@@ -114,6 +116,7 @@ def _edge(case: Case, port: int) -> Iterator[None]:
     command = [
         sys.executable, "-m", "fleet_testing.toy_edge", "--port", str(port), "--fleet", FLEET,
         "--form", case.form.value, "--engine", case.engine.value, "--sabotage", case.sabotage.value,
+        "--least-tokens", str(LENGTH if case.guessed else 1),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

@@ -40,6 +40,7 @@ class ScriptedVerifier:
         budget_tokens: int = 1 << 20,
         end_tokens: tuple[int, ...] = (),
         name: str = "scripted",
+        least_tokens: int = 1,
     ) -> None:
         """Serve a script.
 
@@ -50,12 +51,13 @@ class ScriptedVerifier:
             budget_tokens: Most computed tokens in all sequences.
             end_tokens: Ids that end a text.
             name: For the log.
+            least_tokens: As `TargetInfo` has it.
         """
         if budget_tokens < 1:
             raise VerifierError(f"A budget of {budget_tokens} tokens serves nothing; give at least {context}.")
         self._script = script
         self._budget = budget_tokens
-        self._info = TargetInfo(name, Vocabulary.of(words), context, end_tokens)
+        self._info = TargetInfo(name, Vocabulary.of(words), context, end_tokens, least_tokens=least_tokens)
         self._table = SequenceTable(context=context, vocabulary=len(words))
         self._tokens: dict[int, list[int]] = {}
 
