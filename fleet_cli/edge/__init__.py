@@ -1,4 +1,4 @@
-"""`fleet edge run | selftest | enroll`."""
+"""`fleet edge run | selftest | advise | enroll`."""
 
 from fleet_cli.edge.command import app
 

@@ -1,0 +1,1 @@
+"""`fleet edge advise`: what this edge holds, and what a fleet needs."""

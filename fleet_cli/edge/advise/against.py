@@ -1,0 +1,221 @@
+"""The simulation beside what `fleet bench capacity` has measured, row by row."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, Field, ValidationError
+
+from fleet_cli.edge.advise.simulation.run import Outcome, simulate
+from fleet_cli.edge.advise.simulation.scenario import Plan, Scenario, Timing, auto, drafting, streaming
+from fleet_cli.edge.advise.simulation.tally import Level
+from fleet_cli.errors import CommandError
+from fleet_device.pacing.contract import Pacing
+from fleet_runtime.validation import plain_sentence
+from schemas.printable import printable_line
+
+__all__ = ["TOLERANCE", "Compared", "Measured", "as_json", "compare", "read_measured"]
+
+TOLERANCE: Final = 0.15
+"""How far the simulation may be from what was measured."""
+
+_MOST_BYTES: Final = 1 << 24
+_FIXED: Final = 4
+_RUNS: Final = 3
+_LEARNING_S: Final = 10.0
+
+Number = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+
+
+class _Row(BaseModel):
+    """A row, as far as it is looked at."""
+
+    system: str
+    draft: str = ""
+    cost: Annotated[int, Field(ge=1, le=1024)] = 1
+    devices: Annotated[int, Field(ge=1, le=100_000)]
+    rtt_ms: Number = 0.0
+    arrivals: str = "at-once"
+    tokens_per_s: Number
+    clients_at_level: int | None = None
+    acceptance: Annotated[float, Field(ge=0, le=1)] | None = None
+    draft_token_ms: Number | None = None
+
+
+class _Settings(BaseModel):
+    """How it was measured, as far as it is looked at."""
+
+    seconds: Annotated[float, Field(gt=0, le=3600)] = 3.0
+    tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 96
+    pause_s: Number = 1.0
+    draft_length_where_fixed: Annotated[int, Field(ge=1, le=64)] = _FIXED
+    settle_s: Number = 1.0
+    patience_s: Annotated[float, Field(gt=0, le=3600)] = 8.0
+
+
+class Measured(BaseModel):
+    """What was measured."""
+
+    settings: _Settings = Field(default_factory=_Settings)
+    rows: Annotated[list[_Row], Field(min_length=1, max_length=100_000)]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A row beside its simulation.
+
+    Attributes:
+        system: Its name.
+        draft: The draft model.
+        devices: That wrote.
+        arrivals: How they asked.
+        measured: Tokens a second of all devices.
+        simulated: Alike.
+        at_level: Devices that got the service level, as measured.
+        simulated_at_level: Alike, on average over runs.
+    """
+
+    system: str
+    draft: str
+    devices: int
+    arrivals: str
+    measured: float
+    simulated: float
+    at_level: int | None
+    simulated_at_level: float
+
+    @property
+    def ratio(self) -> float | None:
+        """Simulated over measured; None where nothing was measured."""
+        return self.simulated / self.measured if self.measured else None
+
+    @property
+    def within(self) -> bool:
+        """Whether the two are as near as they should be."""
+        return self.ratio is not None and 1.0 - TOLERANCE <= self.ratio <= 1.0 + TOLERANCE
+
+
+def read_measured(path: Path) -> Measured:
+    """Read the JSON of `fleet bench capacity`.
+
+    Raises:
+        CommandError: The file cannot be read, or is something else.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES)
+        return Measured.model_validate_json(data)
+    except OSError as error:
+        raise CommandError(
+            f"{path} cannot be read: {error.strerror or error}; write one with `fleet bench capacity --json {path}`."
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        sentence = "it is no JSON" if first["type"] == "json_invalid" else f"{where}: {plain_sentence(first)}"
+        raise CommandError(f"{path} is not what `fleet bench capacity --json` writes: {sentence}.") from error
+
+
+def compare(
+    measured: Measured,
+    scenario: Scenario,
+    *,
+    cost: int,
+    level: Level,
+    on_progress: Callable[[str], None] = lambda _said: None,
+) -> list[Compared]:
+    """Simulate each row of a cost whose system the simulation knows, in the file's order.
+
+    Devices that choose go on learning from row to row, as they do in the benchmark.
+
+    Args:
+        measured: What was measured.
+        scenario: The edge.
+        cost: How many times the demo's target the edge's costs.
+        level: A service level.
+        on_progress: Told of what is simulated, as a clause.
+
+    Raises:
+        CommandError: There is no such row.
+    """
+    plans = _plans(measured.settings.draft_length_where_fixed)
+    rows = [row for row in measured.rows if row.cost == cost and row.system in plans]
+    if not rows:
+        raise CommandError(
+            f"The file has no row of a system that is simulated ({', '.join(plans)}) with a target of cost {cost}; "
+            "give another --cost."
+        )
+    learnt: dict[tuple[str, str], Sequence[Pacing]] = {}
+    compared = []
+    for row in rows:
+        on_progress(f"{row.system} with {row.devices} devices")
+        here = _scenario(scenario, measured.settings, row, plans[row.system])
+        key = (row.system, row.draft)
+        outcomes = _runs(here, learnt.get(key, ()))
+        learnt[key] = outcomes[0].pacings
+        compared.append(
+            Compared(
+                system=row.system,
+                draft=printable_line(row.draft),
+                devices=row.devices,
+                arrivals=printable_line(row.arrivals),
+                measured=row.tokens_per_s,
+                simulated=sum(each.tokens_per_s for each in outcomes) / len(outcomes),
+                at_level=row.clients_at_level,
+                simulated_at_level=sum(each.at_level(level) for each in outcomes) / len(outcomes),
+            )
+        )
+    return compared
+
+
+def as_json(compared: Sequence[Compared]) -> list[dict[str, Any]]:
+    """Return rows as JSON values."""
+    return [
+        {
+            "system": each.system,
+            "draft": each.draft,
+            "devices": each.devices,
+            "arrivals": each.arrivals,
+            "measured_tokens_per_s": each.measured,
+            "simulated_tokens_per_s": each.simulated,
+            "ratio": each.ratio,
+            "within_tolerance": each.within,
+            "measured_at_level": each.at_level,
+            "simulated_at_level": each.simulated_at_level,
+        }
+        for each in compared
+    ]
+
+
+def _plans(fixed: int) -> Mapping[str, Plan]:
+    return {
+        "edge-streaming": streaming,
+        "dssd-dense": drafting(fixed),
+        "ours-residual": drafting(fixed),
+        "ours-coupled": drafting(fixed),
+        "ours-ahead": drafting(fixed, ahead=True),
+        "ours-auto": auto,
+    }
+
+
+def _scenario(scenario: Scenario, settings: _Settings, row: _Row, plan: Plan) -> Scenario:
+    return replace(
+        scenario,
+        devices=row.devices,
+        plan=plan,
+        draft_s=scenario.draft_s if row.draft_token_ms is None else row.draft_token_ms / 1e3,
+        acceptance=scenario.acceptance if row.acceptance is None else row.acceptance,
+        round_trip_s=row.rtt_ms / 1e3,
+        text_tokens=settings.tokens,
+        pause_s=settings.pause_s if row.arrivals == "poisson" else 0.0,
+        timing=Timing(window_s=settings.seconds, settle_s=settings.settle_s, patience_s=settings.patience_s),
+    )
+
+
+def _runs(scenario: Scenario, learnt: Sequence[Pacing]) -> list[Outcome]:
+    """Simulate some times: what is counted is short, and chance has its part in it."""
+    if len(learnt) < scenario.devices:
+        learning = replace(scenario, timing=replace(scenario.timing, window_s=_LEARNING_S))
+        learnt = simulate(learning, pacings=learnt).pacings
+    return [simulate(replace(scenario, seed=scenario.seed + run), pacings=learnt) for run in range(_RUNS)]

@@ -1,0 +1,138 @@
+"""Messages of a simulation: as much of the protocol's as takes time or decides something."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["Close", "Closed", "Draft", "Open", "Opened", "Text", "ToDevice", "ToEdge", "Verdict", "Write", "Written"]
+
+
+@dataclass(slots=True)
+class Text:
+    """A text, and when what of it came to its device (seconds).
+
+    Attributes:
+        stands: By position, whether a draft token there is the target's own.
+        prompt: Tokens of its prompt.
+        asked_at: When it was asked for.
+        pieces: When tokens came, and how many.
+        ended_at: When it ended; None while it is under way.
+    """
+
+    stands: Sequence[bool]
+    prompt: int
+    asked_at: float = 0.0
+    pieces: list[tuple[float, int]] = field(default_factory=list)
+    ended_at: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How long it is to be."""
+        return len(self.stands)
+
+    @property
+    def written(self) -> int:
+        """How many tokens have come."""
+        return sum(tokens for _, tokens in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A device asks for a session over a text."""
+
+    session: int
+    text: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """It is granted."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draft:
+    """Tokens that a device proposes.
+
+    Attributes:
+        session: Whose.
+        base: Position of the first.
+        tokens: How many.
+        more: Whether another draft follows before the verdict.
+        sent_at: When.
+        draft_s: What it took to draft them.
+        first: Whether it is the session's first.
+        epoch: Number of rejections before it.
+    """
+
+    session: int
+    base: int
+    tokens: int
+    more: bool
+    sent_at: float
+    draft_s: float
+    first: bool
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A device has the edge write from `base` on, up to so many tokens; 0 stops it."""
+
+    session: int
+    base: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """A text has come to its end."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a draft.
+
+    Attributes:
+        session: Whose.
+        draft: Which.
+        accepted: Of its tokens.
+        drawn: Tokens that the target has drawn behind them, 0 or 1.
+        compute_s: The step that verified it.
+    """
+
+    session: int
+    draft: Draft
+    accepted: int
+    drawn: int
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What the edge has written by itself.
+
+    Attributes:
+        session: Whose.
+        base: Position of the first token.
+        tokens: How many.
+        request: That it answers.
+    """
+
+    session: int
+    base: int
+    tokens: int
+    request: Write
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The edge's last word."""
+
+    session: int
+
+
+ToEdge = Open | Draft | Write | Close
+ToDevice = Opened | Verdict | Written | Closed

@@ -1,0 +1,169 @@
+"""Measurement of a step-time curve: steps of an edge's own verifier, decisions on the drafts included.
+
+All sessions hold the same text and are sampled from as the demo does, with random tokens for drafts: what a step takes
+does not depend on what is said. Each step's time is the median of some.
+"""
+
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from fleet_edge.batching.judging import Case, judge_batch
+from fleet_edge.step_time.curve import StepCurve
+from fleet_edge.step_time.errors import CurveError
+from fleet_edge.verifiers.contract import CapacityExceeded, Item, Verifier
+from schemas.policy import Mode, SamplingPolicy
+
+__all__ = ["MOST_NEW", "CurveMeasurement"]
+
+MOST_NEW: Final = 17
+"""Most new tokens of a session in a step: the longest draft that an edge grants by default, and the token before it."""
+
+_CHUNK: Final = 128
+_SEED: Final = 20_261_126
+_POLICY: Final = SamplingPolicy(mode=Mode.COUPLED, temperature=0.7, top_k=50, top_p=0.95, seed=_SEED)
+_REPEATS: Final = 9
+_FEWEST: Final = 3
+_PATIENCE: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveMeasurement:
+    """What is measured.
+
+    Attributes:
+        sessions: Numbers of sessions, as far as there is memory for them.
+        tokens: New tokens of each.
+        prefill: Tokens of a prompt that a step computes alone.
+        context: Tokens that each session holds.
+        most_tokens: Steps of more new tokens than these are left out, but for those of one token a session.
+        cell_s: Seconds for each size of step, about.
+        limit_s: Seconds after which no further size is begun, but for those of prompts: the curve ends there.
+        on_progress: Told of what is measured, as a clause.
+        clock: Monotonic seconds.
+    """
+
+    sessions: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
+    tokens: Sequence[int] = (1, 2, 3, 5, 9, MOST_NEW)
+    prefill: Sequence[int] = (16, 64, 128, 256)
+    context: int = 256
+    most_tokens: int = 576
+    cell_s: float = 1.0
+    limit_s: float = 120.0
+    on_progress: Callable[[str], None] = field(default=lambda _said: None)
+    clock: Callable[[], float] = time.perf_counter
+
+    def measure(self, verifier: Verifier, *, engine: str = "") -> StepCurve:
+        """Measure a verifier without sequences, and leave it so.
+
+        Args:
+            verifier: The target model.
+            engine: Its name, for the reader.
+
+        Raises:
+            CurveError: The model's context is too short.
+            VerifierError: A step failed.
+        """
+        info = verifier.info
+        room = max(MOST_NEW, *self.tokens, *self.prefill)
+        context = min(self.context, info.context - room)
+        if context < 1:
+            raise CurveError(
+                f"A text of {info.name} may have {info.context} tokens here, too few to measure with; give a larger "
+                "--context."
+            )
+        text = random.Random(_SEED).choices(range(info.vocabulary.size), k=context + room)  # noqa: S311 - no secret
+        keys = range(-1, -1 - max(self.sessions), -1)  # no session has these
+        opened = list[int]()
+        until = self.clock() + self.limit_s
+        try:
+            there = self._fill(verifier, keys, text[:context], opened)
+            rows: dict[int, tuple[tuple[float, float], ...]] = {}
+            for sessions in sorted(set(self.sessions) | {1}):
+                if sessions > there or (rows and self.clock() >= until):
+                    break
+                if row := self._row(verifier, keys[:sessions], text, context, until=until):
+                    rows[sessions] = row
+            prefill = tuple(
+                (float(tokens), self._ms(verifier, [Item(keys[0], text[context:][:tokens], 0)], context))
+                for tokens in sorted(set(self.prefill))
+            )
+        finally:
+            for key in opened:
+                verifier.close(key)
+        return StepCurve(
+            rows=rows,
+            prefill=prefill,
+            target=info.name,
+            engine=engine,
+            runs_on=info.runs_on,
+            machine=_machine(),
+            context=context,
+            at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )
+
+    def _fill(self, verifier: Verifier, keys: Sequence[int], text: Sequence[int], opened: list[int]) -> int:
+        """Have sequences hold a text, as many as there is memory for; return how many."""
+        verifier.open(keys[0])
+        opened.append(keys[0])
+        for begin in range(0, len(text), _CHUNK):
+            verifier.score([Item(keys[0], text[begin : begin + _CHUNK], 0)])
+        for key in keys[1:]:
+            try:
+                verifier.fork(key, keys[0], len(text))
+            except CapacityExceeded:
+                break
+            opened.append(key)
+        return len(opened)
+
+    def _row(
+        self, verifier: Verifier, keys: Sequence[int], text: Sequence[int], context: int, *, until: float
+    ) -> tuple[tuple[float, float], ...]:
+        """Return tokens and milliseconds of the steps of so many sessions; what there is no memory for is left out."""
+        row = []
+        for tokens in sorted(set(self.tokens) | {1}):
+            if tokens > 1 and (tokens * len(keys) > self.most_tokens or self.clock() >= until):
+                break
+            items = [Item(key, text[context + place % 3 :][:tokens], tokens) for place, key in enumerate(keys)]
+            if not verifier.fits(items):
+                break
+            self.on_progress(f"steps of {len(keys)} sessions with {tokens} tokens each")
+            row.append((float(tokens), self._ms(verifier, items, context)))
+        return tuple(row)
+
+    def _ms(self, verifier: Verifier, items: Sequence[Item], context: int) -> float:
+        cases = [
+            Case(tokens=tuple(item.tokens[1:]), counts=None, policy=_POLICY, base=context, bonus=True)
+            for item in items
+            if item.rows
+        ]
+        taken: list[float] = []
+        began = self.clock()
+        # The first does not count: buffers grow in it.
+        while len(taken) <= _FEWEST or (len(taken) <= _REPEATS and self.clock() - began < self.cell_s):
+            if taken and self.clock() - began > _PATIENCE * self.cell_s:
+                break
+            before = self.clock()
+            logits = verifier.score(items)
+            if cases:
+                judge_batch(logits, cases)
+            taken.append(1e3 * (self.clock() - before))
+            for item in items:
+                verifier.truncate(item.sequence, context)
+        return statistics.median(taken[1:] or taken)
+
+
+def _machine() -> str:
+    """Return processor and usable cores, for the reader."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{name or platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores"

@@ -1,0 +1,24 @@
+"""Curves of edges that are made up, or were measured once."""
+
+from fleet_edge.step_time.curve import StepCurve
+
+__all__ = ["AVX2", "CHEAP_TOKENS", "constant"]
+
+AVX2 = StepCurve(
+    rows={
+        1: ((1, 13), (3, 25), (5, 31), (9, 42)),
+        4: ((1, 27), (3, 53), (5, 83), (9, 133)),
+        16: ((1, 68), (3, 177), (5, 293), (9, 492)),
+        64: ((1, 242), (5, 1110)),
+    },
+    prefill=((1, 11), (5, 35), (16, 80), (80, 320), (144, 525)),
+)
+"""Two AVX2 cores with a small target: five tokens cost nearly five times one."""
+
+CHEAP_TOKENS = StepCurve(rows={1: ((1, 100), (17, 110)), 64: ((1, 200), (17, 400))}, prefill=((1, 100), (512, 300)))
+"""A GPU, or big weights: five tokens cost little more than one."""
+
+
+def constant(ms: float) -> StepCurve:
+    """Return the curve of an edge whose every step takes as long."""
+    return StepCurve(rows={1: ((1, ms), (64, ms)), 1024: ((1, ms), (64, ms))}, prefill=((1, ms), (4096, ms)))
