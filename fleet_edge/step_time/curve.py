@@ -34,6 +34,7 @@ class StepCurve:
         runs_on: Device, number format and threads.
         machine: Processor and cores.
         context: Tokens that each session held.
+        mode: Of verification.
         at: When it was measured.
     """
 
@@ -44,6 +45,7 @@ class StepCurve:
     runs_on: str = ""
     machine: str = ""
     context: int = 0
+    mode: str = ""
     at: str = ""
     _sessions: tuple[int, ...] = field(default=(), init=False)
 

@@ -3,7 +3,8 @@
 ::
 
     {"format": 1,
-     "target": "…", "engine": "llama.cpp", "runs_on": "…", "machine": "…", "context": 256, "at": "…",
+     "target": "…", "engine": "llama.cpp", "runs_on": "…", "machine": "…", "context": 256, "mode": "residual",
+     "at": "…",
      "steps": [{"sessions": 1, "tokens": 1, "ms": 13.0}, {"sessions": 1, "tokens": 5, "ms": 31.2}, …],
      "prefill": [{"tokens": 128, "ms": 390.0}, …]}
 
@@ -61,6 +62,7 @@ class _CurveFile(_Part):
     runs_on: Label = ""
     machine: Label = ""
     context: Annotated[int, Field(ge=0, le=_SIZE)] = 0
+    mode: Label = ""
     at: Label = ""
     steps: Annotated[list[_Step], Field(min_length=1, max_length=4096)]
     prefill: Annotated[list[_Prefill], Field(max_length=4096)] = []
@@ -93,7 +95,10 @@ def read_curve(path: Path) -> StepCurve:
         return StepCurve(
             rows={sessions: tuple(row) for sessions, row in rows.items()},
             prefill=tuple((float(each.tokens), each.ms) for each in found.prefill),
-            **{name: printable_line(getattr(found, name)) for name in ("target", "engine", "runs_on", "machine", "at")},
+            **{
+                name: printable_line(getattr(found, name))
+                for name in ("target", "engine", "runs_on", "machine", "mode", "at")
+            },
             context=found.context,
         )
     except CurveError as error:
@@ -118,7 +123,7 @@ def as_json(curve: StepCurve) -> dict[str, Any]:
     """Return a curve as JSON values."""
     return {
         "format": 1,
-        **{name: getattr(curve, name) for name in ("target", "engine", "runs_on", "machine", "context", "at")},
+        **{name: getattr(curve, name) for name in ("target", "engine", "runs_on", "machine", "context", "mode", "at")},
         "steps": [
             {"sessions": sessions, "tokens": tokens, "ms": round(ms, 3)} for sessions, tokens, ms in curve.steps()
         ],

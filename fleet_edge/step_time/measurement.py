@@ -27,7 +27,7 @@ MOST_NEW: Final = 17
 
 _CHUNK: Final = 128
 _SEED: Final = 20_261_126
-_POLICY: Final = SamplingPolicy(mode=Mode.COUPLED, temperature=0.7, top_k=50, top_p=0.95, seed=_SEED)
+_COUNT: Final = 30_000  # of a draft token in 1/65,536
 _REPEATS: Final = 9
 _FEWEST: Final = 3
 _PATIENCE: Final = 3
@@ -43,6 +43,7 @@ class CurveMeasurement:
         prefill: Tokens of a prompt that a step computes alone.
         context: Tokens that each session holds.
         most_tokens: Steps of more new tokens than these are left out, but for those of one token a session.
+        mode: Of verification. Texts that are to repeat, those of coupled mode, may cost more (`stable_rows`).
         cell_s: Seconds for each size of step, about.
         limit_s: Seconds after which no further size is begun, but for those of prompts: the curve ends there.
         on_progress: Told of what is measured, as a clause.
@@ -54,6 +55,7 @@ class CurveMeasurement:
     prefill: Sequence[int] = (16, 64, 128, 256)
     context: int = 256
     most_tokens: int = 576
+    mode: Mode = Mode.RESIDUAL
     cell_s: float = 1.0
     limit_s: float = 120.0
     on_progress: Callable[[str], None] = field(default=lambda _said: None)
@@ -91,7 +93,7 @@ class CurveMeasurement:
                 if row := self._row(verifier, keys[:sessions], text, context, until=until):
                     rows[sessions] = row
             prefill = tuple(
-                (float(tokens), self._ms(verifier, [Item(keys[0], text[context:][:tokens], 0)], context))
+                (float(tokens), self._ms(verifier, [self._item(keys[0], text[context:][:tokens], 0)], context))
                 for tokens in sorted(set(self.prefill))
             )
         finally:
@@ -105,15 +107,23 @@ class CurveMeasurement:
             runs_on=info.runs_on,
             machine=_machine(),
             context=context,
+            mode=self.mode.value,
             at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
+
+    @property
+    def _policy(self) -> SamplingPolicy:
+        return SamplingPolicy(mode=self.mode, temperature=0.7, top_k=50, top_p=0.95, seed=_SEED)
+
+    def _item(self, key: int, tokens: Sequence[int], rows: int) -> Item:
+        return Item(key, tokens, rows, stable=self._policy.repeats)
 
     def _fill(self, verifier: Verifier, keys: Sequence[int], text: Sequence[int], opened: list[int]) -> int:
         """Have sequences hold a text, as many as there is memory for; return how many."""
         verifier.open(keys[0])
         opened.append(keys[0])
         for begin in range(0, len(text), _CHUNK):
-            verifier.score([Item(keys[0], text[begin : begin + _CHUNK], 0)])
+            verifier.score([self._item(keys[0], text[begin : begin + _CHUNK], 0)])
         for key in keys[1:]:
             try:
                 verifier.fork(key, keys[0], len(text))
@@ -130,7 +140,7 @@ class CurveMeasurement:
         for tokens in sorted(set(self.tokens) | {1}):
             if tokens > 1 and (tokens * len(keys) > self.most_tokens or self.clock() >= until):
                 break
-            items = [Item(key, text[context + place % 3 :][:tokens], tokens) for place, key in enumerate(keys)]
+            items = [self._item(key, text[context + place % 3 :][:tokens], tokens) for place, key in enumerate(keys)]
             if not verifier.fits(items):
                 break
             self.on_progress(f"steps of {len(keys)} sessions with {tokens} tokens each")
@@ -138,8 +148,15 @@ class CurveMeasurement:
         return tuple(row)
 
     def _ms(self, verifier: Verifier, items: Sequence[Item], context: int) -> float:
+        policy = self._policy
         cases = [
-            Case(tokens=tuple(item.tokens[1:]), counts=None, policy=_POLICY, base=context, bonus=True)
+            Case(
+                tokens=tuple(item.tokens[1:]),
+                counts=(_COUNT,) * (len(item.tokens) - 1) if self.mode is Mode.RESIDUAL else None,
+                policy=policy,
+                base=context,
+                bonus=True,
+            )
             for item in items
             if item.rows
         ]

@@ -33,6 +33,7 @@ _FLAGS: Final = (
     "target", "engine", "dtype", "torch_device", "threads", "gpu_layers", "stable_rows", "context", "kv_bytes", "db",
 )  # fmt: skip
 
+_TEXT: Final = 128
 _FLEETS: Final = (1_000, 100_000, 1_000_000)
 
 
@@ -67,8 +68,17 @@ def advise_command(
     level_share: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the devices that writes that must get it.")
     ] = 0.95,
-    text_tokens: Annotated[int, typer.Option(min=1, max=1 << 16, help="Tokens of a text.")] = 128,
-    prompt_tokens: Annotated[int, typer.Option(min=1, max=1 << 16, help="Tokens of a prompt.")] = 48,
+    guess_rate: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Chance that a token is right which the edge guesses of what it writes by itself."
+        ),
+    ] = 0.0,
+    text_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, max=1 << 16, help="Tokens of a text (default 128; with --against those of the file)."),
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, max=1 << 16, help="Tokens of a prompt.")] = 64,
     message_ms: Annotated[
         float, typer.Option(min=0.0, max=1e3, help="The edge's own time for each message (ms).")
     ] = 0.3,
@@ -105,19 +115,22 @@ def advise_command(
 
         measured = read_measured(against.expanduser())
     console = Console(stderr=True)
-    known = _curve(settings, curve, console, limit_s=curve_s)
+    known = _curve(settings, curve, console, mode=mode, limit_s=curve_s)
     if save_curve is not None:
         write_curve(known, save_curve.expanduser())
     scenario = Scenario(
         curve=known,
         devices=1,
-        text_tokens=text_tokens,
+        text_tokens=text_tokens or _TEXT,
         prompt_tokens=prompt_tokens,
+        guess_rate=guess_rate,
         message_s=message_ms / 1e3,
         limits=_limits(settings),
         seed=seed,
     )
     if drafts is None:
+        if text_tokens is not None:
+            measured.settings.tokens = text_tokens
         _hold_against(measured, scenario, cost, level, console, json_wanted=as_json)
         return
     scenario = replace(
@@ -137,7 +150,7 @@ def advise_command(
     _advise(scenario, drafts, level, assumptions, console, share=level_share, json_wanted=as_json)
 
 
-def _curve(settings: EdgeSettings, path: Path | None, console: Console, *, limit_s: float) -> StepCurve:
+def _curve(settings: EdgeSettings, path: Path | None, console: Console, *, mode: Mode, limit_s: float) -> StepCurve:
     """Read the curve, or measure this machine's."""
     if path is not None:
         return read_curve(path.expanduser())
@@ -147,7 +160,9 @@ def _curve(settings: EdgeSettings, path: Path | None, console: Console, *, limit
     check_verifier(settings)
     with console.status(f"Loading {settings.target} …") as status:
         verifier = load_verifier(settings)
-        measurement = CurveMeasurement(limit_s=limit_s, on_progress=lambda said: status.update(f"Measuring {said} …"))
+        measurement = CurveMeasurement(
+            mode=mode, limit_s=limit_s, on_progress=lambda said: status.update(f"Measuring {said} …")
+        )
         return measurement.measure(verifier, engine=settings.engine)
 
 
@@ -158,6 +173,7 @@ def _limits(settings: EdgeSettings) -> EdgeLimits:
         gather_share=settings.gather_share,
         piece_s=settings.piece_s,
         max_draft=settings.max_draft,
+        max_guess=settings.max_guess,
         window=settings.window,
     )
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fleet_edge.step_time.errors import CurveError
 from fleet_edge.step_time.measurement import CurveMeasurement
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo
+from schemas.policy import Mode
 from schemas.vocabulary import Vocabulary
 
 SIZE = 60
@@ -23,6 +24,7 @@ class TimedVerifier:
     context: int = 1024
     now: float = 0.0
     lengths: dict[int, int] = field(default_factory=dict)
+    stable: set[bool] = field(default_factory=set)
 
     @property
     def info(self) -> TargetInfo:
@@ -41,6 +43,7 @@ class TimedVerifier:
         return sum(self.lengths.values()) + sum(len(item.tokens) for item in items) <= self.room
 
     def score(self, items: Sequence[Item]) -> NDArray[np.float32]:
+        self.stable |= {item.stable for item in items}
         for item in items:
             self.lengths[item.sequence] += len(item.tokens)
             assert self.lengths[item.sequence] <= self.context
@@ -67,6 +70,14 @@ def test_each_size_takes_what_its_steps_took_and_nothing_is_left() -> None:
     assert curve.step_ms(0, 0, prefill=256) == pytest.approx(5 + 2 + 256)
     assert (curve.target, curve.engine, curve.context) == ("timed", "timed", 256)
     assert verifier.lengths == {}
+
+
+@pytest.mark.parametrize(("mode", "stable"), [(Mode.RESIDUAL, False), (Mode.COUPLED, True)])
+def test_steps_are_those_of_the_mode(mode: Mode, stable: bool) -> None:
+    verifier = TimedVerifier()
+    curve = measurement(verifier, mode=mode, sessions=(1,)).measure(verifier)  # type: ignore[arg-type]
+    assert verifier.stable == {stable}
+    assert curve.mode == mode.value
 
 
 def test_the_curve_ends_where_memory_does() -> None:

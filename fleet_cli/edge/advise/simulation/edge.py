@@ -24,6 +24,7 @@ from fleet_cli.edge.advise.simulation.messages import (
 from fleet_cli.edge.advise.simulation.scenario import Scenario
 from fleet_cli.edge.advise.simulation.session import Session
 from fleet_edge.batching.delay import BatchingDelay
+from fleet_edge.batching.step_cost import StepCost
 
 if TYPE_CHECKING:
     import simpy
@@ -40,12 +41,14 @@ class Work:
         prompt: Tokens of its prompt.
         verified: Tokens that are verified, the last committed one counted in; 0 for none.
         chain: The drafts; none where the edge writes by itself.
+        guesses: Tokens that it has guessed then.
     """
 
     session: Session
     prompt: int
     verified: int = 0
     chain: list[Draft] = field(default_factory=list)
+    guesses: int = 0
 
 
 class SimulatedEdge:
@@ -63,6 +66,7 @@ class SimulatedEdge:
         self._send = send
         self._sessions: dict[int, Session] = {}
         self._delay = BatchingDelay(scenario.limits.gather_share)
+        self._cost = StepCost(max_guess=scenario.limits.max_guess)
         self._wake = env.event()
         self._held: dict[int, Session] = {}
         self._messages = 0  # since the last step began
@@ -157,13 +161,20 @@ class SimulatedEdge:
             work.session.used = self._steps
         return works
 
-    @staticmethod
-    def _verification(session: Session, allowance: int) -> Work:
+    def _verification(self, session: Session, allowance: int) -> Work:
         chain = session.chain(allowance)
-        verified = 1 + sum(draft.tokens for draft in chain)
+        guesses = 0 if chain else self._guesses(session)
+        verified = 1 + guesses + sum(draft.tokens for draft in chain)
         if session.backlog + verified <= max(allowance, verified):
-            return Work(session, prompt=session.backlog, verified=verified, chain=chain)
+            return Work(session, prompt=session.backlog, verified=verified, chain=chain, guesses=guesses)
         return Work(session, prompt=min(allowance, session.backlog))
+
+    def _guesses(self, session: Session) -> int:
+        """Return how many tokens the edge guesses of what it writes by itself."""
+        if session.stream is None or not session.text.guessed:
+            return 0
+        room = min(session.stream.until, session.text.tokens) - session.committed - 1
+        return max(0, min(room, self._cost.guesses(self._scenario.guess_rate, stable=False)))
 
     def _step_s(self, works: list[Work]) -> float:
         verifying = [work.verified for work in works if work.verified]
@@ -178,7 +189,7 @@ class SimulatedEdge:
         """Let sessions take what was decided; return what their devices are to be told."""
         now = self._env.now
         outcomes = []
-        verified = 0
+        verified = committed = 0
         for work in works:
             session = work.session
             if session.key not in self._sessions:
@@ -190,11 +201,16 @@ class SimulatedEdge:
             session.computed += work.prompt
             if not self._awaited(session, work.chain):
                 continue
-            outcomes.append((session, session.settle(work.chain, at=now, compute_s=now - began)))
+            before = session.committed
+            verdicts = session.settle(work.chain, guesses=work.guesses, at=now, compute_s=now - began)
+            outcomes.append((session, verdicts))
+            committed += session.committed - before
             if work.chain and not session.finished:
                 self._delay.answered(session.key, at=now)
         if verified:
             self._delay.stepped(now - began)
+            if not any(work.prompt for work in works):
+                self._cost.stepped(now - began, tokens=sum(work.verified for work in works), committed=committed)
             self.verified += verified
             self.steps += 1
         return outcomes

@@ -13,6 +13,7 @@ class Text:
     Attributes:
         stands: By position, whether a draft token there is the target's own.
         prompt: Tokens of its prompt.
+        guessed: By position, whether the edge would guess the token right; nowhere if empty.
         asked_at: When it was asked for.
         pieces: When tokens came, and how many.
         ended_at: When it ended; None while it is under way.
@@ -20,6 +21,7 @@ class Text:
 
     stands: Sequence[bool]
     prompt: int
+    guessed: Sequence[bool] = ()
     asked_at: float = 0.0
     pieces: list[tuple[float, int]] = field(default_factory=list)
     ended_at: float | None = None

@@ -164,8 +164,10 @@ def _run(env: "simpy.Environment", scenario: Scenario, devices: Sequence[Simulat
 def _arrivals(scenario: Scenario, place: int, numbers: Iterator[int]) -> Iterator[tuple[float, int, Text]]:
     """Return pause, number and text of a device's sessions; without end, unless texts are numbered."""
     rng = random.Random(f"{scenario.seed} {place}")  # noqa: S311 - a simulation
+    guesses = random.Random(f"{scenario.seed} {place} guesses")  # noqa: S311 - likewise
     rounds = itertools.count() if scenario.texts is None else range(scenario.texts)
     for _ in rounds:
         pause_s = rng.expovariate(1.0 / scenario.pause_s) if scenario.pause_s > 0.0 else 0.0
         stands = [rng.random() < scenario.acceptance for _ in range(scenario.text_tokens)]
-        yield pause_s, next(numbers), Text(stands, scenario.prompt_tokens)
+        guessed = [guesses.random() < scenario.guess_rate for _ in stands] if scenario.guess_rate > 0.0 else []
+        yield pause_s, next(numbers), Text(stands, scenario.prompt_tokens, guessed)

@@ -38,6 +38,7 @@ class EdgeLimits:
         gather_share: Longest hold of a step for drafts that are about to come, as a fraction of a step.
         piece_s: Longest wait of what the edge writes by itself for what follows (seconds).
         max_draft: Most tokens of a draft.
+        max_guess: Most tokens that are guessed in a step behind a text that the edge writes by itself.
         window: Most drafts of one session under way.
     """
 
@@ -46,6 +47,7 @@ class EdgeLimits:
     gather_share: float = 0.5
     piece_s: float = 0.1
     max_draft: int = 16
+    max_guess: int = 8
     window: int = 4
 
 
@@ -74,6 +76,8 @@ class Scenario:
         plan: Makes the pacing of each.
         draft_s: Time of a draft token (seconds).
         acceptance: Chance of a draft token to be accepted, those before it taken as accepted.
+        guess_rate: Chance of a token that the edge guesses, of what it writes by itself, to be right, those before it
+            taken as right.
         round_trip_s: Between device and edge (seconds), half of it each way.
         text_tokens: Of each text.
         prompt_tokens: Of each prompt.
@@ -91,9 +95,10 @@ class Scenario:
     plan: Plan = auto
     draft_s: float = 0.0
     acceptance: float = 0.0
+    guess_rate: float = 0.0
     round_trip_s: float = 0.0
     text_tokens: int = 128
-    prompt_tokens: int = 48
+    prompt_tokens: int = 64
     pause_s: float = 0.0
     texts: int | None = None
     message_s: float = 0.0

@@ -107,12 +107,20 @@ class Session:
         sent_at = -math.inf if self.stream is None else self.stream.sent_at
         self.stream = Stream(request, until=until, sent=request.base, due_at=at, sent_at=sent_at)
 
-    def settle(self, chain: list[Draft], *, at: float, compute_s: float) -> list[Verdict]:
-        """Commit what stands of drafts, or the token that the edge has written; return the verdicts on the drafts."""
-        before, drafted = self.committed, sum(draft.tokens for draft in chain)
+    def settle(self, chain: list[Draft], *, guesses: int, at: float, compute_s: float) -> list[Verdict]:
+        """Commit what stands of drafts, or what the edge has written; return the verdicts on the drafts.
+
+        Args:
+            chain: The drafts.
+            guesses: Tokens that the edge has guessed, where it writes by itself.
+            at: When (seconds).
+            compute_s: Of the step.
+        """
+        before, drafted = self.committed, guesses + sum(draft.tokens for draft in chain)
         verdicts = []
         if not chain:
-            self.committed += 1
+            right = self.text.guessed[before : before + guesses]
+            self.committed += 1 + next((place for place, each in enumerate(right) if not each), len(right))
             if self.stream is not None:
                 self.stream.due_at = at
         for draft in chain:
