@@ -10,6 +10,7 @@ from fleet_edge.batching.background import BackgroundWork
 from fleet_edge.batching.delay import BatchingDelay
 from fleet_edge.batching.planning import Budget
 from fleet_edge.batching.scheduler import Scheduler
+from fleet_edge.batching.verdict_goal import VerdictGoal
 from fleet_edge.certificates import CertificateWatch
 from fleet_edge.guard.fences import SharedFences
 from fleet_edge.guard.guard import Guard
@@ -60,6 +61,7 @@ def assemble(
         kv_share=guard.kv_share,
         sharing=settings.prefix_sharing,
         max_guess=settings.max_guess,
+        goal=VerdictGoal(settings.verdict_ms / 1e3),
     )
     recorder = Recorder(sink, settings.edge, now, settings.trace_share)
     answers = Answers(

@@ -1,6 +1,7 @@
 """Message handlers: what each arrived message does to the session table, on the orchestrator's thread."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -131,11 +132,13 @@ class MessageHandlers:
             limits = self._limits(device, message)
             if old is not None:
                 self.answers.left(old, LeaveReason.RESUMED)
-                self._forget(old)
+                self._forget(old, resumed=True)
             session = self.sessions.add(message, device=device, limits=limits, now=self.clock())
         except OpenRefused as error:
             self.answers.refused(device, message, error)
             return
+        if message.resume is None:
+            self.scheduler.granted(now=self.clock())
         self.scheduler.opened(session)
         self.answers.opened(session, message, size=size)
 
@@ -145,6 +148,12 @@ class MessageHandlers:
         if self.away:
             raise OpenRefused(RefusalCode.DRAINING, "The edge cannot reach its large model; try again shortly.")
         limits = grant(message, target=self.scheduler.target, offer=self.offer)
+        if message.resume is None and (wait_s := self.scheduler.busy_s(now=self.clock())) > 0.0:
+            raise OpenRefused(
+                RefusalCode.BUSY,
+                f"The edge has as many texts as it can serve in time; ask again in {math.ceil(wait_s)} s.",
+                retry_s=wait_s,
+            )
         self.guard.admit_open(device, message)
         return replace(
             limits,
@@ -233,6 +242,8 @@ class MessageHandlers:
                 self.answers.ended(session, EndReason.FAILED)
                 self._forget(session)
 
-    def _forget(self, session: EdgeSession) -> None:
+    def _forget(self, session: EdgeSession, *, resumed: bool = False) -> None:
         self.sessions.remove(session)
+        if not resumed:
+            self.scheduler.ended_text(now=self.clock())
         self.scheduler.forget(session)

@@ -114,6 +114,16 @@ class EdgeSettings(Settings):
         ge=0,
         le=16,
     )
+    verdict_ms: float = setting(
+        0.0,
+        "Goal: longest mean time from a draft's arrival to its verdict, or between two tokens that the edge writes by "
+        "itself. New sessions that would make the edge miss it are refused with a time to come back; 0 refuses none.",
+        unit="milliseconds",
+        since="0.2",
+        rare=True,
+        ge=0,
+        le=60_000,
+    )
     max_draft: int = setting(16, "Most tokens in one draft.", unit="tokens", rare=True, ge=0, le=MAX_DRAFT)
     window: int = setting(4, "Most drafts of one session under way.", unit="drafts", rare=True, ge=1, le=MAX_WINDOW)
     max_new_tokens: int = setting(4096, "Most tokens of one text.", unit="tokens", rare=True, ge=1, le=MAX_TOKENS)

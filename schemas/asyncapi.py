@@ -44,10 +44,21 @@ DRAFT_LAYOUT: Final = (
     "tried",
     "write",
 )
-VERDICT_LAYOUT: Final = ("handle", "round", "accepted", "next", "finish", "queue_ms", "compute_ms", "base", "written")
+VERDICT_LAYOUT: Final = (
+    "handle",
+    "round",
+    "accepted",
+    "next",
+    "finish",
+    "queue_ms",
+    "compute_ms",
+    "base",
+    "written",
+    "price",
+)
 
 _LAYOUTS: Final[Mapping[type[BaseModel], Sequence[str]]] = {Draft: DRAFT_LAYOUT, Verdict: VERDICT_LAYOUT}
-_OPTIONAL: Final[Mapping[str, Sequence[str]]] = {"Draft": ("tried", "write"), "Verdict": ("base", "written")}
+_OPTIONAL: Final[Mapping[str, Sequence[str]]] = {"Draft": ("tried", "write"), "Verdict": ("base", "written", "price")}
 """Fields of arrays that need not be there."""
 
 _BOUNDS: Final[Mapping[type[BaseModel], int]] = {

@@ -104,7 +104,7 @@ def decode_draft(payload: bytes) -> Draft:
 
 
 def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDICT_BYTES) -> bytes:
-    """Return the array [handle, round, accepted, next, finish, queue_ms, compute_ms(, base, written(, padding))].
+    """Return [handle, round, accepted, next, finish, queue_ms, compute_ms(, base, written(, price(, padding)))].
 
     Args:
         verdict: The message.
@@ -122,6 +122,8 @@ def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDIC
     ]
     if verdict.written is not None:
         fields += [verdict.base, pack_ids(verdict.written)]
+    if verdict.price is not None:
+        fields += [verdict.price] if verdict.written is not None else [None, None, verdict.price]
     plain = cbor2.dumps(fields, canonical=True)  # writes a float in the fewest bytes that hold it
     return pad(plain, bucket=padding, most=most)
 
@@ -135,7 +137,7 @@ def decode_verdict(payload: bytes) -> Verdict:
     """
     fields = _array(payload, bound=MAX_VERDICT_BYTES, least=_VERDICT_FIELDS)
     handle, round_, accepted, following, finish, queue_ms, compute_ms = fields[:_VERDICT_FIELDS]
-    base, written = _optional(fields, _VERDICT_FIELDS, 2)
+    base, written, price = _optional(fields, _VERDICT_FIELDS, 3)
     return _validated(
         Verdict,
         {
@@ -148,6 +150,7 @@ def decode_verdict(payload: bytes) -> Verdict:
             "compute_ms": compute_ms,
             "base": base,
             "written": written,
+            "price": price,
         },
     )
 

@@ -182,6 +182,8 @@ class Verdict(_Message):
         compute_ms: That step's time.
         base: Where the edge writes by itself: position of the first of `written`.
         written: The text from `base` on, as far as it is written; None in the answer to a draft.
+        price: What one more token of a draft costs other texts now, in hundredths of a token that they are written;
+            None where that is next to nothing. A token that is less likely to stand is not worth drafting.
     """
 
     handle: U16
@@ -193,6 +195,7 @@ class Verdict(_Message):
     compute_ms: Milliseconds = 0.0
     base: Position | None = None
     written: Tokens | None = None
+    price: Annotated[int, Field(ge=1, le=100, strict=True)] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -92,15 +92,19 @@ def problem_of(error: Exception) -> ApiProblem:
 def _refused(error: SessionRefused) -> ApiProblem:
     """Say whose fault it was: the application's, nobody's, the device's as a whole, or the configuration's."""
     if error.code in _PASSING:
-        return _later(503, str(error), code=error.code.value)
+        seconds = _RETRY_S if error.retry_s is None else _whole(error.retry_s)
+        return _later(503, str(error), code=error.code.value, seconds=seconds)
     if error.code in _THE_APPLICATIONS:
         return ApiProblem(400, str(error), code=error.code.value, param=_THE_APPLICATIONS[error.code])
     if error.code in _OF_THE_DEVICE and error.retry_s is not None:
-        seconds = max(1, math.ceil(min(error.retry_s, _LONGEST_RETRY_S)))
-        return _later(_TOO_MANY, str(error), code=error.code.value, seconds=seconds)
+        return _later(_TOO_MANY, str(error), code=error.code.value, seconds=_whole(error.retry_s))
     if error.code is RefusalCode.QUOTA:  # what no device may ask for here, at any time
         return ApiProblem(400, str(error), code=error.code.value)
     return ApiProblem(502, str(error), kind="api_error", code=error.code.value)
+
+
+def _whole(seconds: float) -> int:
+    return max(1, math.ceil(min(seconds, _LONGEST_RETRY_S)))
 
 
 def _failed(error: Exception) -> ApiProblem:

@@ -51,7 +51,7 @@ _INSTANT_S: Final = 1e-6
 
 @dataclass(slots=True)
 class AdaptivePacing:
-    """Maximises committed tokens a second.
+    """Maximises committed tokens a second, less those that other texts at the edge lose by it.
 
     Attributes:
         ahead: Whether to draft ahead of the verdict; None leaves it open.
@@ -73,6 +73,7 @@ class AdaptivePacing:
     _plans: int = 0
     _untried: float = 0.0  # requests to write since a draft was tried
     _outcomes: int = 0
+    _price: float = 0.0  # of a token at the edge, as its last verdict says
     _bonus: bool = False  # the draft before stood whole, and the edge drew a token after it
     _alone: bool = True  # no draft was under way when the next one to be learnt of was sent
 
@@ -119,12 +120,13 @@ class AdaptivePacing:
         """Let a draft be longer where its tokens are sure, and end sooner where they are not.
 
         At the best rate that can be had on average, the time that one more token takes, at the device and at the edge,
-        would have brought so many tokens, rate times time: that is the chance to stand that it must have.
+        would have brought so many tokens, rate times time, and other texts lose its price: that is the chance to stand
+        that it must have.
         """
         if not best.tokens:
             return best
         token_s = conditions.token_s + conditions.beside_token_s + conditions.compute_token_s
-        self._worth = conditions.rate(best) * token_s
+        self._worth = conditions.worth(best) * token_s + conditions.price
         return Plan(min(longest, _STRETCH * best.tokens), may_stop=True)
 
     def learn(self, outcome: DraftOutcome) -> None:
@@ -134,6 +136,7 @@ class AdaptivePacing:
             self._confidence.add(chance, accepted=place < outcome.accepted)
         if not outcome.opening:
             self._measure(outcome)
+        self._price = outcome.price
         stands = outcome.accepted == outcome.tokens
         self._bonus = stands and not outcome.ahead
         self._alone = not (stands and outcome.ahead)
@@ -175,7 +178,7 @@ class AdaptivePacing:
         if self.stream is not None or not self._streamed.known:
             return None
         stay = _STAY if self._last is not None and self._last.stream else 1.0
-        drafted = conditions.rate(best) * self._streamed.at(0)  # for each token that the edge would write
+        drafted = conditions.worth(best) * self._streamed.at(0)  # for each token that the edge would write
         if _WORTH * drafted > stay:
             return None
         # What drafting would bring is old: it is tried again, the more rarely the less it has promised, since to turn
@@ -203,6 +206,7 @@ class AdaptivePacing:
             compute_s=max(0.0, times.compute.at(0)),
             compute_token_s=times.compute.slope,
             window=window,
+            price=self._price,
         )
 
     def _expected(self, *, ahead: bool) -> Times:
@@ -255,10 +259,10 @@ def best_plan(
     """
     rates: dict[Plan, float] = {}
     if not ahead or not longest:
-        rates |= {plan: waiting.rate(plan) for plan in map(Plan, range(longest + 1))}
+        rates |= {plan: waiting.worth(plan) for plan in map(Plan, range(longest + 1))}
     if ahead is not False:
         plans = (Plan(tokens, ahead=True) for tokens in range(1, longest + 1))
-        rates |= {plan: trust * drafting_ahead.rate(plan) for plan in plans}
+        rates |= {plan: trust * drafting_ahead.worth(plan) for plan in plans}
     if last in rates:
         rates[last] *= _STAY
     enough = _WORTH * max(rates.values())

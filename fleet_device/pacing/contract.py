@@ -61,6 +61,7 @@ class DraftOutcome:
         compute_s: The edge's step in which it was verified.
         opening: Whether it was the first since the session was opened: its times then hold the prompt's as well.
         chances: Of each token, the probability with which it was drawn; empty if that is not known.
+        price: What one more token costs other texts at the edge, in tokens that they are written.
     """
 
     tokens: int
@@ -71,6 +72,7 @@ class DraftOutcome:
     compute_s: float
     opening: bool = False
     chances: tuple[float, ...] = ()
+    price: float = 0.0
 
     @property
     def tested(self) -> int:

@@ -123,5 +123,6 @@ class SessionPacing:
                 compute_s=verdict.compute_ms / 1e3,
                 opening=sent.first,
                 chances=tuple(proposal.chance for proposal in sent.proposals),
+                price=(verdict.price or 0) / 100,
             )
         )

@@ -28,6 +28,9 @@ from schemas.reasons import Action, EndReason, FaultCode, Finish
 
 __all__ = ["Answers"]
 
+_LEAST_PRICE: Final = 0.05
+"""A draft token that costs others less than that, in tokens, is none that a device need think twice about."""
+
 _TOKEN: Final = "token"  # noqa: S105 - how the log calls a verdict's `next` that is no form of p
 
 
@@ -235,6 +238,7 @@ class Answers:
                 finish=result.finish,
                 queue_ms=timing.queue_ms,
                 compute_ms=timing.compute_ms,
+                price=None if timing.price < _LEAST_PRICE else min(100, round(timing.price * 100)),
             ),
             padding=self.padding,
             most=self.publisher.max_verdict_bytes,

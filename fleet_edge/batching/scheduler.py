@@ -15,6 +15,7 @@ from fleet_edge.batching.planning import Batch, Budget, StepPlanner, Work
 from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.batching.timing import DraftTiming, PrefillLog, Step
 from fleet_edge.batching.turns import Turns
+from fleet_edge.batching.verdict_goal import VerdictGoal
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.waiting import ReceivedDraft
@@ -40,6 +41,7 @@ class Scheduler:
         kv_share: Which part of the memory for keys and values a device may hold while others need some.
         sharing: Which sessions may take over what others, or ended ones, have computed of their prompts.
         max_guess: Most tokens that are guessed in a step behind a text that is written without the device.
+        goal: How long verdicts may take.
     """
 
     def __init__(
@@ -52,12 +54,14 @@ class Scheduler:
         kv_share: Callable[[str], float] = lambda _device: 1.0,
         sharing: PrefixSharing = PrefixSharing.OFF,
         max_guess: int = 0,
+        goal: VerdictGoal | None = None,
     ) -> None:
         self._verifier = PrefixCache(verifier, sharing=sharing, share=kv_share)
         self._budget = budget or Budget()
         self._delay = delay or BatchingDelay()
         self._background = background or BackgroundWork()
         self._cost = StepCost(verifier.info.least_tokens, max_guess)
+        self._goal = goal or VerdictGoal()
         self._committed = 0  # by steps since the last that was measured
         self._kv_share = kv_share
         self._prefill_log = PrefillLog()
@@ -110,6 +114,18 @@ class Scheduler:
         self._turns.end(session.handle)
         self._between_steps(lambda: self._verifier.close(session.handle))
 
+    def busy_s(self, *, now: float) -> float:
+        """Return after which time to ask for a new session; 0 if there is room for one now."""
+        return self._goal.retry_s(now, growing_s=self._cost.growing_s)
+
+    def granted(self, *, now: float) -> None:
+        """A new session was granted."""
+        self._goal.granted(now)
+
+    def ended_text(self, *, now: float) -> None:
+        """A session has ended that does not go on under another handle."""
+        self._goal.ended(now)
+
     # Steps
 
     def hold_s(self, sessions: Iterable[EdgeSession], *, now: float) -> float:
@@ -159,6 +175,15 @@ class Scheduler:
         if step.sessions:
             self._delay.stepped(step.ended - step.started)
         self._measure(batch, step)
+        waits = [
+            self._prefill_log.timing(arrived, step).queue_ms
+            for work in batch.verifications
+            if not work.background
+            for arrived in work.chain
+        ]
+        if waits:
+            verdict_s = (sum(waits) / len(waits) + step.compute_ms) / 1e3
+            self._goal.verified(verdict_s, sessions=step.sessions, at=step.ended)
         self._background.stepped(
             started=step.started,
             ended=step.ended,
@@ -188,7 +213,8 @@ class Scheduler:
 
     def timing(self, work: Work, arrived: ReceivedDraft, step: Step) -> DraftTiming:
         """Return what the verdict on a draft took that a part of the step has verified."""
-        return replace(self._prefill_log.timing(arrived, step), background=work.background)
+        price = self._cost.price_to_others(step.sessions)
+        return replace(self._prefill_log.timing(arrived, step), background=work.background, price=price)
 
     # Within
 

@@ -71,12 +71,26 @@ class StepCost:
         return min(max(0.0, together / (spread + _STIFFNESS)), mean_s / mean_tokens)
 
     @property
-    def price(self) -> float:
-        """What one more token costs, in tokens that would come in that time."""
+    def price(self) -> float | None:
+        """What one more token costs, in tokens that would come in that time; None while that is not known."""
         token_s = self.token_s
         if token_s is None or self._seconds <= 0.0:
-            return _UNKNOWN
+            return None
         return token_s * self._committed / self._seconds
+
+    def price_to_others(self, sessions: int) -> float:
+        """Return what one more token of one session costs the others of a step; 0 while that is not known.
+
+        Args:
+            sessions: Of the step, that one counted in.
+        """
+        return (self.price or 0.0) * (1.0 - 1.0 / max(1, sessions))
+
+    @property
+    def growing_s(self) -> float | None:
+        """Of a mean step, the seconds that are due to its tokens; None while that is not known."""
+        token_s = self.token_s
+        return None if token_s is None else token_s * self._tokens / self._weight
 
     def guesses(self, rate: float, *, stable: bool = True) -> int:
         """Return how many tokens it pays to guess behind a text.
@@ -87,7 +101,9 @@ class StepCost:
         """
         if rate < _LEAST_RATE:
             return 0
-        count, right, price = 0, rate, self.price
+        known = self.price
+        price = _UNKNOWN if known is None else known
+        count, right = 0, rate
         least = self.least if stable else 1
         while count < self.max_guess and (count + 1 < least or right > price):
             count += 1

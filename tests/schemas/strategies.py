@@ -89,6 +89,7 @@ def verdicts() -> st.SearchStrategy[Verdict]:
         compute_ms=times,
         base=POSITION,
         written=st.lists(TOKEN, max_size=50).map(tuple),
+        price=st.none() | st.integers(1, 100),
     )
     return written | st.builds(
         Verdict,
@@ -99,6 +100,7 @@ def verdicts() -> st.SearchStrategy[Verdict]:
         finish=st.sampled_from(Finish),
         queue_ms=times,
         compute_ms=times,
+        price=st.none() | st.integers(1, 100),
     )
 
 

@@ -43,6 +43,7 @@ def _read_reply(payload: bytes) -> Any:
 
 _WRITE: Final = before._maybe(before._whole(0, (1 << 17) + 1))
 _BASE: Final = before._maybe(before._POSITION)
+_PRICE: Final = before._maybe(before._whole(1, 101))
 _WRITTEN: Final = before._maybe(before._ids(1 << 17))
 
 
@@ -62,7 +63,7 @@ def _read_draft(payload: bytes) -> Any:
 
 def _read_verdict(payload: bytes) -> Any:
     verdict = before.READERS["verdict"](payload)
-    verdict |= _behind(payload, 1 << 20, 7, {"base": _BASE, "written": _WRITTEN})
+    verdict |= _behind(payload, 1 << 20, 7, {"base": _BASE, "written": _WRITTEN, "price": _PRICE})
     written = verdict["written"] is not None
     before._need(written is (verdict["base"] is not None), "written where, or what?")
     before._need(not written or (verdict["accepted"] == 0 and verdict["next"] is None), "two answers in one")

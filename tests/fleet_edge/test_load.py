@@ -1,0 +1,147 @@
+"""An edge with more and more to do: devices draft less, then all are written more slowly alike, then new ones wait.
+
+Steps take the time that a script says, on a clock that stands otherwise.
+"""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from fleet_device.pacing.adaptive import AdaptivePacing
+from fleet_device.pacing.contract import FixedPacing, Pacing
+from fleet_edge.batching.step_cost import StepCost
+from fleet_edge.verifiers.contract import Item, Logits
+from schemas.messages import Verdict
+from schemas.policy import Mode
+from schemas.reasons import RefusalCode
+from tests.support.memory_fleet import Device, MemoryFleet, terms
+
+STEP_S = 0.02
+TOKEN_S = 0.004
+LENGTH = 150
+
+
+def loaded(
+    monkeypatch: pytest.MonkeyPatch, devices: int, pacing: Callable[[], Pacing], **settings: object
+) -> tuple[MemoryFleet, list[Device]]:
+    """A fleet whose steps take so long, and so much longer for each token."""
+    fleet = MemoryFleet(settings={"gather_share": 0.0, "prefix_sharing": "off", "step_tokens": 4096, **settings})
+    score = fleet.verifier.score
+
+    def timed(items: Sequence[Item]) -> Logits:
+        fleet.clock.seconds += STEP_S + TOKEN_S * sum(len(item.tokens) for item in items)
+        return score(items)
+
+    monkeypatch.setattr(fleet.verifier, "score", timed)
+    asked = [terms(50 + number, mode=Mode.COUPLED, max_new_tokens=LENGTH) for number in range(devices)]
+    return fleet, [
+        Device(fleet, f"device-{number}", each, length=0, ahead=False, pacing=pacing())
+        for number, each in enumerate(asked)
+    ]
+
+
+def serve(fleet: MemoryFleet, devices: Sequence[Device], *, steps: int = 10_000) -> None:
+    """Let all devices do what they can between two steps, until they are done."""
+    for _ in range(steps):
+        if all(device.done for device in devices):
+            return
+        fleet.broker.pump()
+        for device in devices:
+            device.act()
+        fleet.broker.pump()
+        fleet.step()
+
+
+def test_an_edge_that_has_much_to_do_makes_devices_draft_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that takes longer is a reason for each device to draft more, were it not told what that costs others."""
+    drafted, took = {}, {}
+    for count, told in ((1, True), (12, True), (12, False)):
+        if not told:
+            monkeypatch.setattr(StepCost, "price_to_others", lambda _cost, _sessions: 0.0)
+        fleet, devices = loaded(monkeypatch, count, lambda: AdaptivePacing(ahead=False))
+        begun = fleet.clock.seconds
+        serve(fleet, devices)
+        counters = [device.session.counters for device in devices]
+        drafted[count, told] = sum(each.drafted for each in counters) / sum(each.rounds for each in counters)
+        took[count, told] = fleet.clock.seconds - begun
+    assert drafted[12, False] > drafted[1, True]
+    assert drafted[12, True] < 0.6 * drafted[1, True]
+    assert took[12, True] < 0.9 * took[12, False]  # for the same texts
+
+
+def test_a_verdict_says_what_a_token_costs_others_where_it_costs_them_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {}
+    for count in (1, 6):
+        fleet, devices = loaded(monkeypatch, count, lambda: FixedPacing(3))
+        seen: list[Verdict] = []
+        for _ in range(200):
+            if all(device.done for device in devices):
+                break
+            fleet.broker.pump()
+            seen += [each for device in devices for each in device.messages if isinstance(each, Verdict)]
+            for device in devices:
+                device.act()
+            fleet.broker.pump()
+            fleet.step()
+        told[count] = {each.price for each in seen}
+    assert told[1] == {None}
+    assert max(price or 0 for price in told[6]) >= 10
+
+
+def test_where_all_cannot_be_in_a_step_they_are_written_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet, devices = loaded(
+        monkeypatch, 9, lambda: FixedPacing(64, stream=True), step_tokens=4, max_guess=0, max_new_tokens=LENGTH
+    )
+    serve(fleet, devices, steps=8)  # all are open, and their prompts computed
+    for _ in range(60):
+        fleet.broker.pump()
+        for device in devices:
+            device.act()
+        fleet.step()
+        open_ = [session for session in fleet.edge.sessions if not session.finished]
+        if len(open_) == len(devices):
+            written = [session.committed for session in open_]
+            assert max(written) - min(written) <= 2
+    assert sum(session.committed for session in fleet.known.values()) > 100
+
+
+def test_an_edge_that_cannot_keep_its_goal_refuses_new_texts_with_a_time_to_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    goal_ms = (STEP_S + 4 * TOKEN_S) * 1e3
+    fleet, devices = loaded(
+        monkeypatch, 10, lambda: FixedPacing(16, stream=True), verdict_ms=goal_ms, max_guess=0, lease_s=1e6
+    )
+    for count in range(1, len(devices) + 1):  # they come one after the other
+        for _ in range(12):
+            fleet.broker.pump()
+            for device in devices[:count]:
+                if not device.done:
+                    device.act()
+            fleet.broker.pump()
+            fleet.step()
+    refused = [device.refused for device in devices if device.refused is not None]
+    served = len(devices) - len(refused)
+    assert 2 <= served <= 4
+    assert refused
+    for error in refused:
+        assert error.code is RefusalCode.BUSY
+        assert error.retry_s is not None
+        assert error.retry_s >= 1.0
+        assert "ask again in" in str(error)
+    # Those who were taken are written to their ends, within the goal; then there is room again.
+    serve(fleet, [device for device in devices if device.refused is None])
+    assert fleet.edge.scheduler._goal._verdict_s <= goal_ms / 1e3
+    fleet.clock.seconds += 3.0
+    assert fleet.edge.scheduler.busy_s(now=fleet.clock()) == 0.0
+
+
+def test_a_text_that_goes_on_is_taken_however_much_there_is_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet, devices = loaded(monkeypatch, 1, lambda: FixedPacing(16, stream=True), verdict_ms=1.0)
+    (device,) = devices
+    serve(fleet, devices, steps=10)
+    assert fleet.edge.scheduler.busy_s(now=fleet.clock()) > 0.0
+    device.resume()
+    serve(fleet, devices)
+    assert device.refused is None
+    assert device.session.committed
