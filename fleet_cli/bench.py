@@ -10,8 +10,8 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 _BENCHMARKS: Final = {
-    "bytes": "Count what each system sends for a token of text: payload, packets, TLS, TCP/IP.",
     "batching": "Verify one device and eight together: committed tokens for each second of edge compute.",
+    "bytes": "Count what each system sends for a token of text: payload, packets, TLS, TCP/IP.",
     "capacity": "Write for 1 to 64 devices, by this system and others: tokens per second, clients at a service level.",
     "conversation": "Talk for ten turns, begin alike on 32 devices: tokens computed at both ends, time to the first.",
     "engines": "Time a step of each verifier beside the raw engine under it: llama.cpp, or matrix products.",
@@ -21,9 +21,11 @@ _BENCHMARKS: Final = {
     "hostile": "Attack a fleet as one of its own devices: what the honest ones keep, what the edge and its log bear.",
     "latency": "Write for one device over lines of any length and width, by this system and others: tokens per second.",
     "memory": "Let an edge write thousands of short texts: its memory beside its weights and its budget.",
+    "overhead": "Measure what an edge costs beside its model: time of a verdict, verdicts a second, where time goes.",
     "overlap": "Let the edge write for 16 and 64 devices: for which share of the time its engine computes nothing.",
     "pacing": "Write under fixed plans and under chosen ones, near the edge and far from it: tokens per second.",
     "padding": "Measure what message sizes and times tell an observer, and what padding costs.",
+    "paper": "Redraw the comparisons of arXiv 2507.12000, and hold the mistakes of its code against the law.",
     "remote": "Hold an edge over vLLM or SGLang against what the server writes by itself, and time its steps.",
     "reconnect": "Let a fleet lose its broker: how soon it is found again, and what finds it at once.",
     "round-trip": "Time a QoS 1 echo through mosquitto, with and without TCP_NODELAY.",

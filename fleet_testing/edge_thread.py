@@ -14,6 +14,7 @@ from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.records.record import Record
 from fleet_edge.verifiers.contract import Verifier
+from fleet_link.link import Link
 from fleet_link.paho_link import PahoLink
 
 __all__ = ["NO_QUOTAS", "NoLog", "edge_thread"]
@@ -42,15 +43,19 @@ class NoLog:
 
 
 @contextmanager
-def edge_thread(settings: EdgeSettings, verifier: Verifier, *, first_handle: int | None = None) -> Iterator[None]:
+def edge_thread(
+    settings: EdgeSettings, verifier: Verifier, *, link: Link | None = None, first_handle: int | None = None
+) -> Iterator[None]:
     """Serve a fleet while the context lasts; on entry the edge takes sessions.
 
     Args:
         settings: The edge's.
         verifier: Of the target.
+        link: To the broker; by default as the settings say.
         first_handle: Of the first session; random by default, as in service.
     """
-    link = PahoLink(settings.broker.link(settings.edge, will=None))
+    if link is None:
+        link = PahoLink(settings.broker.link(settings.edge, will=None))
     orchestrator = assemble(
         settings,
         verifier=verifier,

@@ -107,16 +107,23 @@ def connect_packet(
 
 
 def publish_packet(
-    topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, alias: int | None = None
+    topic: str,
+    payload: bytes,
+    *,
+    qos: int = 1,
+    retain: bool = False,
+    alias: int | None = None,
+    expiry_s: int | None = None,
 ) -> bytes:
-    """Return a PUBLISH, which gives its topic an alias if there is one.
+    """Return a PUBLISH, which gives its topic an alias if there is one, or without a topic means that of its alias.
 
     At QoS 1 its packet identifier is always 1: the broker answers at once and remembers none, so that the same bytes
     can be sent over and over.
     """
     identifier = b"\x00\x01" if qos else b""
-    properties = _NO_PROPERTIES if alias is None else b"\x03\x23" + alias.to_bytes(2, "big")
-    body = _string(topic.encode()) + identifier + properties + payload
+    properties = b"" if expiry_s is None else b"\x02" + expiry_s.to_bytes(4, "big")
+    properties += b"" if alias is None else b"\x23" + alias.to_bytes(2, "big")
+    body = _string(topic.encode()) + identifier + _varint(len(properties)) + properties + payload
     return _packet(PacketType.PUBLISH << 4 | qos << 1 | retain, body)
 
 

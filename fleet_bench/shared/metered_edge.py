@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from fleet_bench.shared.sampler import StackSampler
 from fleet_edge import openmp  # noqa: F401 - before torch
 from fleet_edge.edge import Edge
 from fleet_edge.settings import EdgeSettings
@@ -65,6 +66,8 @@ def main() -> None:
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--step-ms", type=float, required=True)
     parser.add_argument("--session-ms", type=float, required=True)
+    parser.add_argument("--threads", type=int, default=0, help="of the engine")
+    parser.add_argument("--sample", action="store_true", help="tell at the end where processor time went, by part")
     arguments = parser.parse_args()
     use_one_heap()
     own = {} if arguments.engine == SLEEP else {"engine": arguments.engine, "target": str(arguments.target)}
@@ -75,6 +78,7 @@ def main() -> None:
             "db": f"sqlite:///{arguments.folder}/log.sqlite3",
             "spool": arguments.folder / "spool",
             "quotas": NO_QUOTAS,
+            "threads": arguments.threads,
             **own,
         }
     )
@@ -85,8 +89,16 @@ def main() -> None:
         metered = MeteredVerifier(load_verifier(settings))
     events = EventStream(sys.stdout, outlives_reader=True)
     edge = Edge(settings, verifier=metered)
-    edge.run(on_online=lambda: events.write(Event.ONLINE, fleet=settings.fleet))
-    events.write(Event.STOPPED, steps=metered.steps)
+    sampler = StackSampler()
+
+    def online() -> None:
+        if arguments.sample:
+            sampler.start()
+        events.write(Event.ONLINE, fleet=settings.fleet)
+
+    edge.run(on_online=online)
+    parts = sampler.stop() if arguments.sample else {}
+    events.write(Event.STOPPED, steps=metered.steps, parts=parts)
 
 
 if __name__ == "__main__":
