@@ -27,6 +27,7 @@ MOST_NEW: Final = 17
 
 _CHUNK: Final = 128
 _SEED: Final = 20_261_126
+_APART: Final = 2  # places between the drafts of neighbours
 _COUNT: Final = 30_000  # of a draft token in 1/65,536
 _REPEATS: Final = 9
 _FEWEST: Final = 3
@@ -73,18 +74,21 @@ class CurveMeasurement:
             VerifierError: A step failed.
         """
         info = verifier.info
-        room = max(MOST_NEW, *self.tokens, *self.prefill)
+        room = max(MOST_NEW, *self.tokens)
         context = min(self.context, info.context - room)
         if context < 1:
             raise CurveError(
                 f"A text of {info.name} may have {info.context} tokens here, too few to measure with; give a larger "
                 "--context."
             )
-        text = random.Random(_SEED).choices(range(info.vocabulary.size), k=context + room)  # noqa: S311 - no secret
+        text = random.Random(_SEED).choices(range(info.vocabulary.size), k=context + room + _APART)  # noqa: S311 - no secret
         keys = range(-1, -1 - max(self.sessions), -1)  # no session has these
         opened = list[int]()
         until = self.clock() + self.limit_s
         try:
+            verifier.open(keys[0])
+            opened.append(keys[0])
+            prefill = self._prompts(verifier, keys[0], text)
             there = self._fill(verifier, keys, text[:context], opened)
             rows: dict[int, tuple[tuple[float, float], ...]] = {}
             for sessions in sorted(set(self.sessions) | {1}):
@@ -92,10 +96,6 @@ class CurveMeasurement:
                     break
                 if row := self._row(verifier, keys[:sessions], text, context, until=until):
                     rows[sessions] = row
-            prefill = tuple(
-                (float(tokens), self._ms(verifier, [self._item(keys[0], text[context:][:tokens], 0)], context))
-                for tokens in sorted(set(self.prefill))
-            )
         finally:
             for key in opened:
                 verifier.close(key)
@@ -120,8 +120,6 @@ class CurveMeasurement:
 
     def _fill(self, verifier: Verifier, keys: Sequence[int], text: Sequence[int], opened: list[int]) -> int:
         """Have sequences hold a text, as many as there is memory for; return how many."""
-        verifier.open(keys[0])
-        opened.append(keys[0])
         for begin in range(0, len(text), _CHUNK):
             verifier.score([self._item(keys[0], text[begin : begin + _CHUNK], 0)])
         for key in keys[1:]:
@@ -132,6 +130,15 @@ class CurveMeasurement:
             opened.append(key)
         return len(opened)
 
+    def _prompts(self, verifier: Verifier, key: int, text: Sequence[int]) -> tuple[tuple[float, float], ...]:
+        """Return tokens and milliseconds of steps that compute a prompt alone; those that fit."""
+        self.on_progress("prompts")
+        return tuple(
+            (float(tokens), self._ms(verifier, [self._item(key, text[:tokens], 0)], 0))
+            for tokens in sorted(set(self.prefill))
+            if tokens <= len(text)
+        )
+
     def _row(
         self, verifier: Verifier, keys: Sequence[int], text: Sequence[int], context: int, *, until: float
     ) -> tuple[tuple[float, float], ...]:
@@ -140,7 +147,10 @@ class CurveMeasurement:
         for tokens in sorted(set(self.tokens) | {1}):
             if tokens > 1 and (tokens * len(keys) > self.most_tokens or self.clock() >= until):
                 break
-            items = [self._item(key, text[context + place % 3 :][:tokens], tokens) for place, key in enumerate(keys)]
+            items = [
+                self._item(key, text[context + place % (_APART + 1) :][:tokens], tokens)
+                for place, key in enumerate(keys)
+            ]
             if not verifier.fits(items):
                 break
             self.on_progress(f"steps of {len(keys)} sessions with {tokens} tokens each")

@@ -60,6 +60,12 @@ def test_every_text_is_written_to_its_end_and_not_beyond(plan: Plan, acceptance:
     assert counts.accepted <= counts.tested <= counts.drafted
 
 
+def test_what_comes_twice_over_a_long_line_counts_once() -> None:
+    outcome = simulate(scenario(plan=streaming, limits=AT_ONCE, round_trip_s=0.2, texts=1, text_tokens=200))
+    assert outcome.counts.streamed == 200
+    assert rate(outcome) == pytest.approx(1000.0 / 13.0)
+
+
 def test_the_same_scenario_comes_to_the_same() -> None:
     given = scenario(devices=4, plan=auto, pause_s=0.3)
     first, again = simulate(given), simulate(given)

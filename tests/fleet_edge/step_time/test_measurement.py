@@ -95,7 +95,7 @@ def test_the_curve_ends_when_its_time_is_over() -> None:
 
 
 def test_a_context_that_holds_no_measurement_is_refused() -> None:
-    verifier = TimedVerifier(context=200)
+    verifier = TimedVerifier(context=15)
     with pytest.raises(CurveError, match="larger --context"):
         measurement(verifier).measure(verifier)  # type: ignore[arg-type]
     assert verifier.lengths == {}

@@ -240,6 +240,7 @@ class _Writing:
                 compute_s=verdict.compute_s,
                 opening=draft.first,
                 chances=(self._scenario.acceptance,) * draft.tokens,
+                price=verdict.price,
             )
         )
 

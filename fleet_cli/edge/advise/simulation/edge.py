@@ -190,6 +190,8 @@ class SimulatedEdge:
         now = self._env.now
         outcomes = []
         verified = committed = 0
+        # Verdicts carry it in hundredths; it is that of the steps before.
+        price = round(self._cost.price_to_others(sum(bool(work.verified) for work in works)), 2)
         for work in works:
             session = work.session
             if session.key not in self._sessions:
@@ -202,7 +204,7 @@ class SimulatedEdge:
             if not self._awaited(session, work.chain):
                 continue
             before = session.committed
-            verdicts = session.settle(work.chain, guesses=work.guesses, at=now, compute_s=now - began)
+            verdicts = session.settle(work.chain, guesses=work.guesses, at=now, compute_s=now - began, price=price)
             outcomes.append((session, verdicts))
             committed += session.committed - before
             if work.chain and not session.finished:

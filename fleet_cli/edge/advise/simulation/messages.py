@@ -103,6 +103,7 @@ class Verdict:
         accepted: Of its tokens.
         drawn: Tokens that the target has drawn behind them, 0 or 1.
         compute_s: The step that verified it.
+        price: What one more token costs other texts, in tokens that they are written.
     """
 
     session: int
@@ -110,6 +111,7 @@ class Verdict:
     accepted: int
     drawn: int
     compute_s: float
+    price: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,7 @@ class Session:
         sent_at = -math.inf if self.stream is None else self.stream.sent_at
         self.stream = Stream(request, until=until, sent=request.base, due_at=at, sent_at=sent_at)
 
-    def settle(self, chain: list[Draft], *, guesses: int, at: float, compute_s: float) -> list[Verdict]:
+    def settle(self, chain: list[Draft], *, guesses: int, at: float, compute_s: float, price: float) -> list[Verdict]:
         """Commit what stands of drafts, or what the edge has written; return the verdicts on the drafts.
 
         Args:
@@ -115,6 +115,7 @@ class Session:
             guesses: Tokens that the edge has guessed, where it writes by itself.
             at: When (seconds).
             compute_s: Of the step.
+            price: Of one more token, to other texts.
         """
         before, drafted = self.committed, guesses + sum(draft.tokens for draft in chain)
         verdicts = []
@@ -131,7 +132,7 @@ class Session:
             rejected = accepted < draft.tokens
             drawn = int(rejected or (not draft.more and not self.finished))
             self.committed += drawn
-            verdicts.append(Verdict(self.key, draft, accepted, drawn, compute_s))
+            verdicts.append(Verdict(self.key, draft, accepted, drawn, compute_s, price))
             if rejected:
                 self.waiting.clear()
                 self.epoch += 1
