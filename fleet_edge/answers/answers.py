@@ -137,6 +137,9 @@ class Answers:
         )
         if payload is not None:
             self.publisher.verdict(session.device, payload)
+            if not stream.logged:
+                stream.logged = True
+                self.recorder.written(session, stream, timing, downlink_bytes=len(payload))
 
     def written_again(self, session: EdgeSession) -> None:
         """Send what a device lacks of a text that the edge writes no further."""

@@ -6,7 +6,7 @@ Reads sessions and changes nothing of them. Never blocks: the writer takes the r
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from fleet_edge.answers.device_rates import DeviceRates
 from fleet_edge.answers.device_states import DeviceStates
@@ -15,6 +15,7 @@ from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.sessions.stream import Stream
 from fleet_edge.store.records.fences import DeviceFenced
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import LeaveReason, RoundJudged, SegmentLeft, SegmentProgress, segment_number
@@ -34,6 +35,8 @@ _REPORTS: Final = 8
 # of drafts that are hardly ever accepted a sample is enough.
 _ROUNDS: Final = 1200
 _SELDOM: Final = 30
+
+_WRITTEN: Final = "written"
 
 
 class Sink(Protocol):
@@ -154,25 +157,44 @@ class Recorder:
         rates = self._rounds if ordinary else self._seldom
         if not self._traced(session) or not rates.admit(session.device, at):
             return
-        self.sink.put(
-            RoundJudged(
-                session=session.session.hex(),
-                segment=self._segments[session.handle],
-                round=draft.round,
-                base=draft.base,
-                drafted=len(draft.tokens),
-                tested=result.tested,
-                accepted=result.accepted,
-                batch=timing.batch,
-                uplink_bytes=result.arrived.size,
-                downlink_bytes=downlink_bytes,
-                form=form,
-                queue_ms=timing.queue_ms,
-                prefill_ms=timing.prefill_ms,
-                compute_ms=timing.compute_ms,
-                at=at,
-                device=session.device,
-            )
+        self._round(
+            session,
+            timing,
+            at=at,
+            round=draft.round,
+            base=draft.base,
+            drafted=len(draft.tokens),
+            tested=result.tested,
+            accepted=result.accepted,
+            uplink_bytes=result.arrived.size,
+            downlink_bytes=downlink_bytes,
+            form=form,
+        )
+
+    def written(self, session: EdgeSession, stream: Stream, timing: DraftTiming, *, downlink_bytes: int) -> None:
+        """The first piece was sent of what a device has asked the edge to write; logged as the verdict of that round.
+
+        Args:
+            session: Whose.
+            stream: The request.
+            timing: What the piece's last token took.
+            downlink_bytes: Its payload.
+        """
+        at = self.now()
+        if not self._traced(session) or not self._rounds.admit(session.device, at):
+            return
+        self._round(
+            session,
+            timing,
+            at=at,
+            round=stream.request.round,
+            base=stream.request.base,
+            drafted=0,
+            tested=0,
+            accepted=0,
+            uplink_bytes=stream.size,
+            downlink_bytes=downlink_bytes,
+            form=_WRITTEN,
         )
 
     def progress(self, session: EdgeSession) -> None:
@@ -277,6 +299,21 @@ class Recorder:
         self.sink.put(
             DeviceFenced(
                 device=device, by=self.edge, at=at, until=until, reason=reason, strikes=round(strikes), level=level
+            )
+        )
+
+    def _round(self, session: EdgeSession, timing: DraftTiming, *, at: datetime, **fields: Any) -> None:  # noqa: ANN401
+        self.sink.put(
+            RoundJudged(
+                session=session.session.hex(),
+                segment=self._segments[session.handle],
+                batch=timing.batch,
+                queue_ms=timing.queue_ms,
+                prefill_ms=timing.prefill_ms,
+                compute_ms=timing.compute_ms,
+                at=at,
+                device=session.device,
+                **fields,
             )
         )
 

@@ -128,7 +128,7 @@ class EdgeSession:
             raise DraftFault(failure.code, failure.action, str(failure))
         self.limits.check(draft, mode=self.policy.mode)
         if draft.write is not None:
-            return self._admit_stream(draft, draft.write, at=arrived.at)
+            return self._admit_stream(draft, draft.write, arrived)
         if self._rounds.first_seen(draft.round):
             # Once, whether it is judged or void.
             self.counters += SegmentCounters(drafted=len(draft.tokens))
@@ -314,7 +314,7 @@ class EdgeSession:
             )
         return DraftReceipt(request=True)
 
-    def _admit_stream(self, draft: Draft, write: int, *, at: float) -> DraftReceipt:
+    def _admit_stream(self, draft: Draft, write: int, arrived: ReceivedDraft) -> DraftReceipt:
         """Take a request to write: from now on it is the only one."""
         stream = self._stream
         latest = stream.request.round if stream is not None else -1
@@ -333,7 +333,9 @@ class EdgeSession:
         self._waiting.void()
         until = min(draft.base + write, self.limits.max_new_tokens)
         sent_at = -math.inf if stream is None else stream.sent_at
-        self._stream = Stream(draft, until=until, sent=draft.base, due_at=at, sent_at=sent_at)
+        self._stream = Stream(
+            draft, until=until, sent=draft.base, due_at=arrived.at, sent_at=sent_at, size=arrived.size
+        )
         # Where more is about to be written, what the device lacks comes with it.
         return DraftReceipt(written=self.finished or self.committed >= until)
 

@@ -31,6 +31,8 @@ class Stream:
         sent: Position up to which the device was sent the text.
         due_at: Since when the next token is due (monotonic seconds).
         sent_at: When the device was last sent something, under whichever request (monotonic seconds).
+        size: Payload bytes of the request.
+        logged: Whether the first piece of it is in the session log.
     """
 
     request: Draft
@@ -38,6 +40,8 @@ class Stream:
     sent: int
     due_at: float
     sent_at: float = -math.inf
+    size: int = 0
+    logged: bool = False
     _latest: Draft | None = None  # that was made of the request: it is asked for several times a step
 
     def may_wait(self, committed: int) -> bool:

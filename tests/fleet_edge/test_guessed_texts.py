@@ -11,6 +11,7 @@ from dssd.distribution import shape
 from dssd.residual import draw
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.session.request import SessionRequest
+from fleet_edge.store.records.segments import RoundJudged
 from fleet_testing.memory_broker import Faults
 from schemas.policy import Mode
 from tests.support.memory_fleet import END, TARGET, Device, MemoryFleet, Mishaps, possible, run, terms
@@ -88,6 +89,17 @@ def test_guesses_count_neither_as_drafts_nor_against_the_device() -> None:
     assert (counters.drafted, counters.tested, counters.accepted) == (0, 0, 0)
     assert counters.tokens == counters.streamed == LENGTH
     assert counters.guessed_right > LENGTH // 2
+
+
+def test_each_request_to_write_is_one_round_in_the_log() -> None:
+    asked = asked_of(3, Mode.RESIDUAL, 0.0)
+    _, fleet = streamed(asked, max_guess=8)
+    rounds = fleet.sink.of(RoundJudged)
+    assert [record.form for record in rounds] == ["written"] * len(rounds)
+    assert len({record.round for record in rounds}) == len(rounds) >= LENGTH // 16
+    assert [record.base for record in rounds] == sorted({record.base for record in rounds})
+    assert all(record.drafted == record.tested == 0 for record in rounds)
+    assert all(record.uplink_bytes > 0 and record.downlink_bytes > 0 and record.batch == 1 for record in rounds)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -45,7 +45,7 @@ class SegmentProgress(SegmentCounters):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundJudged:
-    """One verdict, for traced sessions only.
+    """One verdict, for traced sessions only; of what a device asks the edge to write, the first of each request.
 
     Attributes:
         session: As opened.
@@ -58,7 +58,8 @@ class RoundJudged:
         batch: Sessions verified in the same step, this one counted in.
         uplink_bytes: Payload of the draft.
         downlink_bytes: Payload of the verdict.
-        form: What `next` of the verdict was: `token`, `sparse`, `samples`, `dense`, or None for nothing.
+        form: What `next` of the verdict was: `token`, `sparse`, `samples`, `dense`, or None for nothing; `written`
+            where the edge writes by itself.
         queue_ms: From arrival to the step, less `prefill_ms`.
         compute_ms: Of the step.
         at: When (UTC, aware).
