@@ -45,7 +45,7 @@ def open_context(
     parameters.swa_full = True
     parameters.no_perf = True
     native_reason()
-    context = native.llama_init_from_model(model.handle, parameters)
+    context = model.thread.call(native.llama_init_from_model, model.handle, parameters)
     if not context:
         raise DrafterError(
             f"llama.cpp cannot make a context of {cells} tokens for {name} ({native_reason()}); set a smaller one."

@@ -25,7 +25,6 @@ from fleet_device.drafters.requirements import require_memory, require_truncatab
 from fleet_device.settings import DeviceSettings
 from fleet_runtime.available_memory import available_memory
 from fleet_runtime.llama.library import library, native_reason
-from fleet_runtime.llama.thread import NativeThread
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
@@ -85,7 +84,6 @@ class LlamaCppDrafter:
         self.tokens_computed = 0
         self._row_of = -1  # length of the sequence whose last row of logits stands in llama.cpp's buffer
         self._native: Any = None
-        self._thread = NativeThread()
         self._model = GgufModel(settings.path, gpu_layers=settings.gpu_layers)
         self._library = library()
         try:
@@ -201,7 +199,6 @@ class LlamaCppDrafter:
         self._library.llama_batch_free(self._batch)
         self._library.llama_free(self._native)
         self._native = None
-        self._thread.close()
         self._model.close()
 
     def _go_back_to(self, kept: KeptSequence, length: int) -> None:
@@ -257,7 +254,7 @@ class LlamaCppDrafter:
             self._batch_positions[:count] = np.arange(self._computed, self._computed + count)
             self._batch_outputs[:count] = 0
             self._batch_outputs[count - 1] = self._computed + count == length
-            status = self._thread.call(self._library.llama_decode, self._native, self._batch)
+            status = self._model.thread.call(self._library.llama_decode, self._native, self._batch)
             if status != 0:
                 # Part of the chunk may have been stored.
                 self._computed += count

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final
 
 from fleet_runtime.llama.errors import LlamaError
 from fleet_runtime.llama.library import library, native_reason
+from fleet_runtime.llama.thread import NativeThread
 from schemas.errors import FleetError
 from schemas.vocabulary import MAX_VOCABULARY, Vocabulary, token_strings
 
@@ -34,6 +35,7 @@ class GgufFile:
         error: What is raised; a package that opens files may have its own.
         key: Of the setting that names the file.
         path: The file.
+        thread: Where all computing with the model is to be done; it was loaded there.
         on_gpu: Whether layers are put on a GPU.
         rows: Rows of logits, padding among them.
         vocabulary: Size and fingerprint, padding rows left out.
@@ -57,8 +59,11 @@ class GgufFile:
         parameters.vocab_only = vocabulary_only
         parameters.n_gpu_layers = gpu_layers
         native_reason()  # what was said before is none of this file's
-        self._handle = self._library.llama_model_load_from_file(os.fsencode(path), parameters)
+        self.thread = NativeThread()
+        load = self._library.llama_model_load_from_file
+        self._handle = self.thread.call(load, os.fsencode(path), parameters)
         if not self._handle:
+            self.thread.close()
             raise self.error(f"llama.cpp cannot load {path}: {native_reason()}; fetch it again, or choose another.")
         self.on_gpu = gpu_layers != 0 and bool(self._library.llama_supports_gpu_offload())
         self.rows: int = self._library.llama_vocab_n_tokens(self._vocab)
@@ -145,6 +150,7 @@ class GgufFile:
     def close(self) -> None:
         """Free the native memory."""
         if self._handle:
+            self.thread.close()
             self._library.llama_model_free(self._handle)
             self._handle = None
 

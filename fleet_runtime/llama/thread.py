@@ -1,8 +1,10 @@
-"""Thread of llama.cpp: every forward pass comes from it.
+"""Thread of llama.cpp: a model is loaded there, and every forward pass comes from it.
 
-llama.cpp's worker threads belong to the thread that calls it. And what a thread has loaded into the matrix registers of
-a CPU (AMX), torch and llama.cpp clear for each other: where an application computes with torch in the thread that
-llama.cpp is called from, llama.cpp's next call is an illegal instruction.
+llama.cpp's worker threads belong to the thread that calls it. A second caller, if only to load the model, has others,
+and where all of them are more than the processor's cores OpenMP has them sleep at each of the hundreds of barriers of
+a pass: a token then takes half as long again. And what a thread has loaded into the matrix registers of a CPU (AMX),
+torch and llama.cpp clear for each other: where an application computes with torch in the thread that llama.cpp is
+called from, llama.cpp's next call is an illegal instruction.
 """
 
 from collections.abc import Callable

@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
+SET = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
-def _policy_after(statement: str, **variables: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | variables
-    program = f"import os; {statement}; print(os.environ.get('OMP_WAIT_POLICY'))"
+
+def _policy_after(statement: str, name: str = "OMP_WAIT_POLICY", **variables: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name not in SET} | variables
+    program = f"import os; {statement}; print(os.environ.get({name!r}))"
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -37,3 +39,9 @@ def test_what_only_reads_the_log_sets_nothing(module: str) -> None:
 
 def test_a_policy_that_is_set_stays() -> None:
     assert _policy_after("import fleet_edge.verifiers.registry", OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
+
+
+def test_they_wait_awake_for_a_moment_unless_a_policy_is_set() -> None:
+    assert _policy_after("import fleet_edge.verifiers.registry", "GOMP_SPINCOUNT") == "10000"
+    assert _policy_after("import fleet_edge.verifiers.registry", "GOMP_SPINCOUNT", OMP_WAIT_POLICY="ACTIVE") == "None"
+    assert _policy_after("import fleet_edge.verifiers.registry", "GOMP_SPINCOUNT", GOMP_SPINCOUNT="7") == "7"

@@ -19,7 +19,6 @@ from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 from fleet_edge.verifiers.registry import load_verifier
 from fleet_edge.verifiers.remote.settings import RemoteSettings
 from fleet_edge.verifiers.remote.tokenizer import load_local
-from fleet_runtime.llama.thread import NativeThread
 from fleet_testing.inference_server import InferenceServer
 from schemas.policy import Mode, SamplingPolicy
 from tests.fleet_edge.verifiers.llama_cpp.test_verifier import Engine
@@ -50,7 +49,6 @@ class Alone:
         parameters.n_threads = parameters.n_threads_batch = 2
         parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._native = llama_cpp.llama_init_from_model(self._model.handle, parameters)
-        self._thread = NativeThread()  # torch has computed in this one
 
     def write(self, prompt: Sequence[int], ends: Sequence[int]) -> tuple[tuple[int, ...], list[float]]:
         """Write a text greedily; return it, and how far apart the two best logits lay at each of its tokens."""
@@ -64,7 +62,6 @@ class Alone:
         return tuple(text), gaps
 
     def close(self) -> None:
-        self._thread.close()
         llama_cpp.llama_free(self._native)
         self._model.close()
 
@@ -72,7 +69,7 @@ class Alone:
         """Return the last row."""
         batch = (llama_cpp.llama_token * len(tokens))(*tokens)
         call = llama_cpp.llama_batch_get_one(batch, len(tokens))
-        assert self._thread.call(llama_cpp.llama_decode, self._native, call) == 0
+        assert self._model.thread.call(llama_cpp.llama_decode, self._native, call) == 0
         row = llama_cpp.llama_get_logits_ith(self._native, -1)
         return np.ctypeslib.as_array(row, (self._model.rows,))[: self._model.vocabulary.size]
 

@@ -21,7 +21,6 @@ from fleet_edge.verifiers.llama_cpp.streams import Place, StreamTable, plan_stre
 from fleet_edge.verifiers.llama_cpp.target import GgufTarget
 from fleet_edge.verifiers.llama_cpp.trial import measure_call_tokens, run_trial
 from fleet_edge.verifiers.sequences import SequenceTable
-from fleet_runtime.llama.thread import NativeThread
 
 __all__ = ["LlamaCppVerifier"]
 
@@ -79,8 +78,7 @@ class LlamaCppVerifier:
             least_tokens=_ALIKE if stable_rows else 1,
         )
         self._table = SequenceTable(context=plan.context, vocabulary=target.vocabulary.size)
-        self._thread = NativeThread()
-        self._streams = StreamTable(plan, lambda: self._thread.call(Slab, target, plan.shape))
+        self._streams = StreamTable(plan, lambda: target.thread.call(Slab, target, plan.shape))
         self._logits = np.empty((0, target.rows), dtype=np.float32)
         self._call_tokens = 1.0
         run_trial(self)
@@ -161,7 +159,7 @@ class LlamaCppVerifier:
             return np.empty((0, size), dtype=np.float32)
         places = [self._streams.places.get(item.sequence) or self._streams.take(item.sequence) for item in items]
         try:
-            logits = self._thread.call(self._compute, items, places)
+            logits = self._target.thread.call(self._compute, items, places)
         except BaseException:
             self._take_back(items)
             raise

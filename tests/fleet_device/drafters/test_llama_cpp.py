@@ -318,21 +318,31 @@ def test_extending_computes_nothing_until_next(drafter: LlamaCppDrafter, monkeyp
     assert computed[3:] == []  # the row is still there
 
 
-def test_every_pass_comes_from_one_thread_that_is_not_the_caller_s(
-    drafter: LlamaCppDrafter, monkeypatch: pytest.MonkeyPatch
+def test_a_model_is_loaded_and_computed_with_in_one_thread_that_is_not_the_caller_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # In the caller's an application may compute with torch, whose use of AMX registers stops llama.cpp (SIGILL).
-    names = set()
-    decode = llama_cpp.llama_decode
+    # In the caller's an application may compute with torch, whose use of AMX registers stops llama.cpp (SIGILL); and
+    # with two threads that call it, llama.cpp has more workers than cores, which slows all of them down.
+    idents = []
+    load, decode = llama_cpp.llama_model_load_from_file, llama_cpp.llama_decode
 
-    def noted(context: object, batch: llama_cpp.llama_batch) -> int:
-        names.add(threading.current_thread().name)
-        return int(decode(context, batch))
+    def loaded(*arguments: object) -> object:
+        idents.append(threading.get_ident())
+        return load(*arguments)
 
-    monkeypatch.setattr(llama_cpp, "llama_decode", noted)
+    def decoded(*arguments: object) -> int:
+        idents.append(threading.get_ident())
+        return int(decode(*arguments))
+
+    monkeypatch.setattr(llama_cpp, "llama_model_load_from_file", loaded)
+    monkeypatch.setattr(llama_cpp, "llama_decode", decoded)
+    drafter = LlamaCppDrafter(settings(tiny_gguf(tmp_path / "tiny.gguf")))
     drafter.reset([5, 6, 7])
     drafter.next(POLICY)
-    assert names == {"llama.cpp_0"}
+    drafter.close()
+    assert len(idents) == 2
+    assert len(set(idents)) == 1
+    assert threading.get_ident() not in idents
 
 
 def test_nan_logits_are_said(drafter: LlamaCppDrafter, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ from fleet_edge.verifiers.llama_cpp import slab, streams
 from fleet_edge.verifiers.llama_cpp.target import GgufTarget, open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 from fleet_edge.verifiers.registry import load_verifier
-from fleet_runtime.llama.thread import NativeThread
 from schemas.vocabulary import Vocabulary
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, tiny_target_gguf
 from tests.support.prepared_models import prepared
@@ -44,7 +43,6 @@ class Engine:
         parameters.swa_full = True
         self._native = llama_cpp.llama_init_from_model(self._model.handle, parameters)
         self._batch = llama_cpp.llama_batch_init(context, 0, 1)
-        self._thread = NativeThread()  # torch has computed in this one
 
     def rows(self, tokens: list[int], count: int) -> NDArray[np.float32]:
         """Return the last `count` rows of a text."""
@@ -55,12 +53,11 @@ class Engine:
             self._batch.token[place], self._batch.pos[place] = token, place
             self._batch.n_seq_id[place], self._batch.seq_id[place][0] = 1, 0
             self._batch.logits[place] = len(tokens) - count <= place < len(tokens)
-        assert self._thread.call(llama_cpp.llama_decode, self._native, self._batch) == 0
+        assert self._model.thread.call(llama_cpp.llama_decode, self._native, self._batch) == 0
         found = llama_cpp.llama_get_logits(self._native)
         return np.ctypeslib.as_array(found, (count, self._model.rows))[:, : self._model.vocabulary.size].copy()
 
     def close(self) -> None:
-        self._thread.close()
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._native)
         self._model.close()
