@@ -31,7 +31,7 @@ from fleet_device.pacing.contract import Pacing
 from fleet_testing.edge_process import edge_process
 from fleet_testing.relay import Relay
 
-__all__ = ["Cell", "Place"]
+__all__ = ["Cell", "Place", "in_process"]
 
 FLEET: Final = "capacity"
 _NO_LIMIT: Final = "1e9"
@@ -193,7 +193,7 @@ class Place(AbstractContextManager["Place"]):
                 for text in recording.texts
             ],
         }
-        answer = _in_process(asked, self._cores)
+        answer = in_process(asked, self._cores)
         clients = [Client.from_json(each) for each in answer["clients"]]
         row.count(clients, Window(answer["begin"], answer["end"]), travel_s=self._round_trip_ms / 1e3)
 
@@ -225,8 +225,12 @@ class Place(AbstractContextManager["Place"]):
             yield process.pid
 
 
-def _in_process(asked: dict[str, Any], cores: Cores) -> dict[str, Any]:
-    """Run the local process on the edge's cores."""
+def in_process(asked: dict[str, Any], cores: Cores) -> dict[str, Any]:
+    """Run the local process on the edge's cores; return its answer.
+
+    Raises:
+        BenchError: It has failed, or takes for ever.
+    """
     kept = {name: value for name, value in os.environ.items() if name not in _OURS or asked["draft"] is not None}
     timing = asked["timing"]
     with _on(cores.edge):

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = {
             **conditions("llama-cpp-python", "paho-mqtt", broker=True),
             "settings": _settings(arguments),
-            "rows": [asdict(row) for row in rows],
+            "rows": [{**asdict(row), "load_bound": row.load_bound} for row in rows],
         }
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if arguments.picture:

@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Final
 
 from fleet_bench.capacity.arrivals import Arrivals
 from fleet_bench.capacity.tally import LEVEL, Client, Window
 
 __all__ = ["HEAD", "Row", "line", "table"]
+
+_LOAD_LIMIT: Final = 0.85
+"""Cores: devices and line are one process of Python, which computes on one core at a time."""
 
 
 @dataclass(slots=True)
@@ -64,6 +68,11 @@ class Row:
     window_s: float = 0.0
     failed: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def load_bound(self) -> bool:
+        """Whether devices and line took nearly all that one process can: the edge might have done more."""
+        return self.load_cpu is not None and self.load_cpu > _LOAD_LIMIT
+
     def count(self, clients: Sequence[Client], window: Window, *, travel_s: float = 0.0) -> None:
         """Reckon what clients got.
 
@@ -82,7 +91,7 @@ class Row:
         self.gap_p95_ms = 1e3 * median(gaps) if gaps else None
 
 
-HEAD = (
+HEAD: Final = (
     f"{'system':<14} {'draft':<5} {'cost':>4} {'devices':>7} {'arrivals':<8} {'tokens/s':>8} {'at level':>8} "
     f"{'each, tok/s':>11} {'p95 gap, ms':>11} {'first, ms':>9} {'up, B/tok':>9} {'down':>7} {'accept.':>7} "
     f"{'streamed':>8} {'edge':>5} {'load':>5}"
@@ -122,8 +131,12 @@ def table(rows: Sequence[Row]) -> str:
         for system in dict.fromkeys(row.system for row in here):
             cells = {row.devices: row for row in here if row.system == system}
             shown = [
-                f"{cells[load].clients_at_level:>6} ({cells[load].tokens_per_s:.1f}/s)" if load in cells else "-"
+                f"{cells[load].clients_at_level:>6} ({cells[load].tokens_per_s:.1f}/s){'*' * cells[load].load_bound}"
+                if load in cells
+                else "-"
                 for load in loads
             ]
             lines.append(f"  {system:<16}" + "".join(f"{each:>16}" for each in shown))
+    if any(row.load_bound for row in rows):
+        lines.append(f"* Devices and line took more than {_LOAD_LIMIT:g} cores: the edge might have done more.")
     return "\n".join(lines)

@@ -48,6 +48,14 @@ def test_the_table_has_a_line_for_each_system_and_a_column_for_each_load() -> No
     ]
 
 
+def test_figures_that_the_load_itself_has_limited_are_marked() -> None:
+    free, bound = row("ours-auto", 16, 12), row("dssd-dense", 16, 3)
+    free.load_cpu, bound.load_cpu = 0.5, 0.97
+    lines = table([free, bound]).splitlines()
+    assert [line.split()[-1] for line in lines[-3:-1]] == ["(50.0/s)", "(50.0/s)*"]
+    assert "the edge might have done more" in lines[-1]
+
+
 def test_a_cost_at_which_nothing_drafts_has_a_table_too() -> None:
     assert "target of 1 times the cost, draft -," in table([row("edge-streaming", 1, 1, draft="")])
 
