@@ -157,6 +157,7 @@ class Place(AbstractContextManager["Place"]):
             token_s=recording.token_s,
             pacings=pacings[: row.devices],
             mode=system.mode,
+            replayed=bool(row.draft),
         ) as devices:
             arrivals = [
                 Arrival.of(number, recording.texts, row.arrivals, pause_s=self._pause_s, seed=self._seed)
@@ -173,7 +174,8 @@ class Place(AbstractContextManager["Place"]):
         drafts = sum(each.drafts for each in found.generations)
         row.streamed = sum(each.counters.streamed for each in found.generations) / tokens if tokens else None
         row.mean_draft = sum(each.counters.drafted for each in found.generations) / drafts if drafts else None
-        row.as_recorded = sum(found.as_recorded) / len(found.as_recorded) if found.as_recorded else None
+        if row.draft and found.as_recorded:
+            row.as_recorded = sum(found.as_recorded) / len(found.as_recorded)
         row.draft_token_ms = 1e3 * recording.token_s if row.draft else None
         row.failed = dict(found.failed)
 
@@ -218,6 +220,7 @@ class Place(AbstractContextManager["Place"]):
                 "--config", str(quotas), "--fleet", FLEET, "--port", str(port), "--target", str(self._target),
                 "--engine", "llama.cpp", "--context", str(CELLS - 1), "--kv-bytes", str(KV_BYTES),
                 "--threads", str(len(self._cores.edge)), "--form", form.value, "--prefix-sharing", "off",
+                "--no-stable-rows",
                 "--db", f"sqlite:///{folder}/log.sqlite3", "--spool", f"{folder}/spool",
             ]  # fmt: skip
             with _on(self._cores.edge):

@@ -2,11 +2,12 @@
 
 The edge has half of the cores for itself; devices, line and broker have the others, and what they took is told. Devices
 replay drafts that were recorded on this machine, each at the draft model's own pace as on a processor of its own, in
-the mode that they were recorded in, so that they are accepted as the model itself would be. What needs no network (raw
-llama.cpp, and both models on the edge's cores) has the same cores, the same prompts and as many clients. Nobody goes on
-from a prompt that was computed for somebody else. Each client writes text after text; a cell is counted from when all
-have had a token. A target of several times the cost has blocks that compute and change nothing: its text is the small
-model's, its cost is real.
+the mode that they were recorded in, so that they are accepted as the model itself would be. The edge computes texts
+that need not repeat (no stable rows); one that takes another turn than the recorded text ends there. What needs no
+network (raw llama.cpp, and both models on the edge's cores) has the same cores, the same prompts and as many clients.
+Nobody goes on from a prompt that was computed for somebody else. Each client writes text after text; a cell is counted
+from when all have had a token. A target of several times the cost has blocks that compute and change nothing: its text
+is the small model's, its cost is real.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from fleet_bench.capacity.cell import Cell, Place
 from fleet_bench.capacity.picture import draw
 from fleet_bench.capacity.residual import record_residual
 from fleet_bench.capacity.rows import HEAD, Row, line, table
-from fleet_bench.capacity.systems import ALL, DRAFT, STANDARD, THROUGH_BROKER, drafts
+from fleet_bench.capacity.systems import ALL, DRAFT, STANDARD, drafts, replays_residual
 from fleet_bench.capacity.timing import Timing
 from fleet_bench.shared.conditions import conditions
 from fleet_bench.shared.ending import ending_cleanly
@@ -166,8 +167,8 @@ def _measure(
                 if time.monotonic() + timing.settle_s + timing.seconds + _OVERHEAD_S > deadline:
                     return
                 found = recordings[cell.draft or arguments.drafts[0]]
-                residual = cell.system in THROUGH_BROKER and THROUGH_BROKER[cell.system].mode is Mode.RESIDUAL
-                rows.append(place.measure(cell, found[Mode.RESIDUAL if residual else Mode.COUPLED]))
+                mode = Mode.RESIDUAL if replays_residual(cell.system) else Mode.COUPLED
+                rows.append(place.measure(cell, found[mode]))
                 print(line(rows[-1]), flush=True)
 
 
@@ -194,7 +195,7 @@ def _recordings(arguments: argparse.Namespace, draft: str, grid: Sequence[Cell])
     if arguments.token_ms is not None:
         coupled = replace(coupled, token_s=arguments.token_ms / 1e3)
     found = {Mode.COUPLED: coupled}
-    if any(THROUGH_BROKER[c.system].mode is Mode.RESIDUAL for c in grid if c.system in THROUGH_BROKER):
+    if any(replays_residual(cell.system) for cell in grid):
         key = key_of(target, file, prompts, arguments.tokens)
         found[Mode.RESIDUAL] = record_residual(
             coupled,

@@ -24,7 +24,7 @@ from schemas.policy import Mode
 from schemas.reasons import EndReason
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["Devices", "Measured"]
+__all__ = ["Devices", "Follower", "Measured"]
 
 _START_S: Final = 20.0
 _END_S: Final = 60.0
@@ -62,6 +62,24 @@ class Measured:
         return up / tokens, sum(each.counters.downlink_bytes for each in self.generations) / tokens
 
 
+class Follower:
+    """Tells whether a text goes as a recorded one does.
+
+    Args:
+        tokens: The recorded one; none follows anything.
+    """
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = tuple(tokens)
+        self._length = 0
+
+    def take(self, new: Sequence[int]) -> bool:
+        """Return whether the text still does with these tokens behind it."""
+        expected = self._tokens[self._length : self._length + len(new)]
+        self._length += len(new)
+        return not self._tokens or tuple(new) == expected
+
+
 class Devices(AbstractContextManager["Devices"]):
     """Devices, connected.
 
@@ -73,6 +91,8 @@ class Devices(AbstractContextManager["Devices"]):
         token_s: Time of a draft token (seconds).
         pacings: One for each device; they go on learning from one text to the next.
         mode: Of verification.
+        replayed: Whether drafts are replayed: a text that takes another turn than the recorded one ends there, since
+            what was recorded says nothing of how it goes on.
     """
 
     def __init__(
@@ -85,8 +105,10 @@ class Devices(AbstractContextManager["Devices"]):
         token_s: float,
         pacings: Sequence[Pacing],
         mode: Mode,
+        replayed: bool = True,
     ) -> None:
         self._mode = mode
+        self._replayed = replayed
         self._devices: list[tuple[PahoLink, Agent, RecordedDrafter]] = []
         for number, pacing in enumerate(pacings):
             name = f"device-{number}"
@@ -164,12 +186,18 @@ class Devices(AbstractContextManager["Devices"]):
             text, recorded = Text(time.monotonic()), arrival.text
             measured.clients[number].texts.append(text)
             drafter.play(recorded)
+            follows = Follower(recorded.tokens if self._replayed else ())
+
+            def take(new: Sequence[int], text: Text = text, follows: Follower = follows) -> bool:
+                text.pieces.append((time.monotonic(), len(new)))
+                return not follows.take(new)
+
             try:
                 done = agent.generate(
                     recorded.prompt,
                     policy=recorded.policy.model_copy(update={"mode": self._mode}),
                     max_new_tokens=len(recorded.tokens),
-                    on_tokens=lambda new, text=text: text.pieces.append((time.monotonic(), len(new))),  # type: ignore[misc]
+                    on_tokens=take,
                     cancellation=cancellation,
                 )
             except FleetError as error:

@@ -64,8 +64,7 @@ def _engine(asked: dict[str, Any]) -> Engine:
 
         return RawEngine(target, slots=asked["devices"], cells=CELLS, threads=threads)
     return Together(
-        verifier_over(target, threads=threads, stable_rows=True),
-        # Nobody repeats a draft: it is computed the faster way.
+        verifier_over(target, threads=threads, stable_rows=False),
         verifier_over(Path(asked["draft"]), threads=threads, stable_rows=False),
         length=asked["length"],
     )

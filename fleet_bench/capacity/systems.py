@@ -1,24 +1,38 @@
 """Systems: what serves many clients from the cores of one edge, under one name each."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
 from fleet_bench.latency.systems import CO_LOCATED, DRAFT, SYSTEMS, System
+from schemas.policy import Mode
 
-__all__ = ["ALL", "CO_LOCATED", "DRAFT", "RAW", "STANDARD", "THROUGH_BROKER", "drafts"]
+__all__ = ["ALL", "CO_LOCATED", "DRAFT", "RAW", "STANDARD", "THROUGH_BROKER", "drafts", "replays_residual"]
 
 RAW: Final = "raw-engine"
 
 THROUGH_BROKER: Final[Mapping[str, System]] = MappingProxyType(
-    {name: system for name, system in SYSTEMS.items() if not system.full_up}
+    {
+        name: replace(system, mode=Mode.COUPLED) if system.learns else system
+        for name, system in SYSTEMS.items()
+        if not system.full_up
+    }
 )
-"""Those that a device has part in; where full distributions go up the line is the limit, not the edge."""
+"""Those that a device has part in; where full distributions go up the line is the limit, not the edge.
+
+A residual text depends on where drafts begin, so that one whose plan is chosen cannot be replayed; a coupled one can.
+"""
 
 ALL: Final = (RAW, CO_LOCATED, *THROUGH_BROKER)
 
 STANDARD: Final = ("edge-streaming", RAW, CO_LOCATED, "dssd-dense", "ours-auto")
 """Those that are measured unless others are asked for."""
+
+
+def replays_residual(system: str) -> bool:
+    """Whether its devices replay drafts that were recorded in residual mode."""
+    return drafts(system) and system in THROUGH_BROKER and THROUGH_BROKER[system].mode is Mode.RESIDUAL
 
 
 def drafts(system: str) -> bool:

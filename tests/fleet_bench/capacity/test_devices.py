@@ -11,7 +11,7 @@ from broker_config.processes.runner import MosquittoProcess
 from dssd.distribution import Dist
 from dssd.downlink import Form
 from fleet_bench.capacity.arrivals import Arrival, Arrivals
-from fleet_bench.capacity.devices import Devices, Measured
+from fleet_bench.capacity.devices import Devices, Follower, Measured
 from fleet_bench.capacity.residual import said_along, write_all
 from fleet_bench.capacity.rows import Row, line, table
 from fleet_bench.capacity.serving import Prompt
@@ -82,6 +82,13 @@ def test_other_drafts_in_residual_mode_do_not_come_out_as_recorded(port: int) ->
     even = Dist(np.arange(6), np.full(6, 1 / 6))
     texts = [replace(text, dists=(even,) * len(text.dists)) for text in recorded(Mode.RESIDUAL, 4)]
     assert not all(measure(port, "dssd-dense", texts).as_recorded)
+
+
+def test_a_text_is_followed_to_where_it_takes_another_turn() -> None:
+    follower = Follower((1, 2, 3, 4, 5))
+    assert [follower.take(new) for new in ((1,), (2, 3), (4, 6))] == [True, True, False]
+    assert not Follower((1,)).take((1, 2))
+    assert Follower(()).take((9, 9))
 
 
 def test_a_fleet_is_measured_and_told(port: int) -> None:
