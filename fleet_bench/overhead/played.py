@@ -57,9 +57,9 @@ class PlayedSession:
         return payload[:1] + cbor2.dumps(handle) + payload[1:]
 
     def verdict(self, number: int, handle: int) -> bytes:
-        """Return how the verdict on a draft must begin."""
+        """Return how the verdict on a draft must begin, behind the head of its array."""
         round_, accepted = self.verdicts[number]
-        return b"\x87" + cbor2.dumps(handle) + cbor2.dumps(round_) + cbor2.dumps(accepted)
+        return cbor2.dumps(handle) + cbor2.dumps(round_) + cbor2.dumps(accepted)
 
     def opening(self, session: bytes) -> bytes:
         """Return the Open of a session of another name."""

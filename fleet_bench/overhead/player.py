@@ -186,7 +186,7 @@ class Played(Connection):
                 raise BenchError(f"The edge does not verify: {reply.sentence}")
             return
         self.note()
-        self.tally.wrong += not payload.startswith(self._session.verdict(self._number, self._handle))
+        self.tally.wrong += not payload[1:].startswith(self._session.verdict(self._number, self._handle))
         self._number += 1
         if self._number < len(self._session.drafts):
             self.send_draft(self._session.draft(self._number, self._handle))

@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 __all__ = ["top_k"]
 
 DEPTH: Final = 64
-"""Elements of a column: fewer make the bound tighter, more make it cheaper to find."""
+"""Elements of a column, at most: fewer make the bound tighter, more make it cheaper to find."""
+
+COLUMNS: Final = 4
+"""Columns for each element that is looked for, at least, where the row is long enough: about a seventh more than these
+elements then reach the bound."""
 
 
 def top_k(logits: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -58,10 +62,11 @@ def _possible(row: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 def _bounds(logits: NDArray[np.float32], k: int) -> NDArray[np.float32]:
     """Return a lower bound of every row's k-th largest element, `[rows]`."""
     rows, size = logits.shape
-    columns = size // DEPTH
-    if k > columns:
+    depth = min(DEPTH, size // (COLUMNS * k))
+    if depth < 2:  # noqa: PLR2004 - a column of one is the row itself
         return np.full(rows, -np.inf, dtype=np.float32)
+    columns = size // depth
     # A column's elements lie a line apart, so the pass runs along the memory; what is left over would add little.
-    largest = logits[:, : columns * DEPTH].reshape(rows, DEPTH, columns).max(axis=1)
+    largest = logits[:, : columns * depth].reshape(rows, depth, columns).max(axis=1)
     bounds: NDArray[np.float32] = np.partition(largest, columns - k, axis=1)[:, columns - k]
     return bounds
