@@ -32,7 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--fault-sessions", type=int, default=None, help="sessions a fault (default: a tenth)")
     parser.add_argument("--devices", type=int, default=16, help="agents that share the work")
     parser.add_argument("--seed", type=int, default=1, help="of the first session")
-    parser.add_argument("--only", default="", metavar="WORDS", help="cases whose names have these words")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="WORDS",
+        help="cases whose names have these words; repeatable",
+    )
     parser.add_argument("--json", type=Path, help="write the results there")
     arguments = parser.parse_args(argv)
     if arguments.sessions < 1:
@@ -45,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Progress(*columns, console=console, transient=True) as progress,
     ):
         for number, case in enumerate((*CASES, *FAULTS)):
-            if arguments.only not in case.name:
+            if arguments.only and not any(words in case.name for words in arguments.only):
                 continue
             sessions = case.share(arguments.sessions)
             if case.sabotage is not Sabotage.NONE and arguments.fault_sessions is not None:
