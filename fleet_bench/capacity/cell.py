@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -38,6 +38,9 @@ _NO_LIMIT: Final = "1e9"
 # What we set for our own processes: whoever runs the library alone does not.
 _OURS: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _LOAD_S: Final = 120.0
+_LEARNING: Final = 2
+_LEARNING_TOKENS: Final = 24
+"""Tokens that a device which chooses has had before it counts, and how many times as long is waited for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ class Place(AbstractContextManager["Place"]):
         timing: How long a cell takes.
         pause_s: Mean pause of Poisson arrivals.
         seed: Of these.
+        stable_rows: Whether the edge's texts repeat.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class Place(AbstractContextManager["Place"]):
         timing: Timing,
         pause_s: float,
         seed: int,
+        stable_rows: bool,
     ) -> None:
         self._target = target
         self._models = models
@@ -111,6 +116,7 @@ class Place(AbstractContextManager["Place"]):
         self._timing = timing
         self._pause_s = pause_s
         self._seed = seed
+        self._stable_rows = stable_rows
         self._served: dict[Form, _Served] = {}
         self._pacings: dict[tuple[str, str], list[Pacing]] = {}
         self._stack = ExitStack()
@@ -163,7 +169,10 @@ class Place(AbstractContextManager["Place"]):
                 Arrival.of(number, recording.texts, row.arrivals, pause_s=self._pause_s, seed=self._seed)
                 for number in range(row.devices)
             ]
-            found = devices.measure(arrivals, self._timing, on_window=mark)
+            timing = self._timing
+            if system.learns:
+                timing = replace(timing, patience_s=_LEARNING * timing.patience_s, tokens=_LEARNING_TOKENS)
+            found = devices.measure(arrivals, timing, on_window=mark)
         row.count(found.clients, found.window)
         row.edge_cpu, row.load_cpu = (
             (after - before) / found.window.seconds for before, after in zip(*marks, strict=True)
@@ -176,6 +185,7 @@ class Place(AbstractContextManager["Place"]):
         row.mean_draft = sum(each.counters.drafted for each in found.generations) / drafts if drafts else None
         if row.draft and found.as_recorded:
             row.as_recorded = sum(found.as_recorded) / len(found.as_recorded)
+        row.text_tokens = tokens / len(found.generations) if found.generations else None
         row.draft_token_ms = 1e3 * recording.token_s if row.draft else None
         row.failed = dict(found.failed)
 
@@ -220,7 +230,7 @@ class Place(AbstractContextManager["Place"]):
                 "--config", str(quotas), "--fleet", FLEET, "--port", str(port), "--target", str(self._target),
                 "--engine", "llama.cpp", "--context", str(CELLS - 1), "--kv-bytes", str(KV_BYTES),
                 "--threads", str(len(self._cores.edge)), "--form", form.value, "--prefix-sharing", "off",
-                "--no-stable-rows",
+                "--stable-rows" if self._stable_rows else "--no-stable-rows",
                 "--db", f"sqlite:///{folder}/log.sqlite3", "--spool", f"{folder}/spool",
             ]  # fmt: skip
             with _on(self._cores.edge):

@@ -2,12 +2,14 @@
 
 The edge has half of the cores for itself; devices, line and broker have the others, and what they took is told. Devices
 replay drafts that were recorded on this machine, each at the draft model's own pace as on a processor of its own, in
-the mode that they were recorded in, so that they are accepted as the model itself would be. The edge computes texts
-that need not repeat (no stable rows); one that takes another turn than the recorded text ends there. What needs no
-network (raw llama.cpp, and both models on the edge's cores) has the same cores, the same prompts and as many clients.
-Nobody goes on from a prompt that was computed for somebody else. Each client writes text after text; a cell is counted
-from when all have had a token. A target of several times the cost has blocks that compute and change nothing: its text
-is the small model's, its cost is real.
+the mode that they were recorded in, so that they are accepted as the model itself would be; a text that takes another
+turn than the recorded one ends there. Devices that choose their plan write in coupled mode, since a residual text
+depends on where drafts begin: what their edge writes alone pays for rows that repeat, what others' edge streams does
+not, so that their figures are a lower bound. What needs no network (raw llama.cpp, and both models on the edge's cores)
+has the same cores, the same prompts and as many clients. Nobody goes on from a prompt that was computed for somebody
+else. Each client writes text after text; a cell is counted from when all have had a token, and those that choose their
+plan 24. A target of several times the cost has blocks that compute and change nothing: its text is the small model's,
+its cost is real.
 """
 
 import argparse
@@ -80,11 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
     """Return what is measured, in order: systems of one place one after another, so that what disturbs one does all.
 
-    Unless all of it is asked for, Poisson arrivals are measured with the first draft model and most but one devices.
+    Unless all of it is asked for, Poisson arrivals are measured with the first cost and draft model, and most but one
+    devices.
     """
     for cost, arrivals, devices in itertools.product(arguments.costs, arguments.arrivals, arguments.devices):
         few = arrivals is Arrivals.POISSON and len(arguments.arrivals) > 1 and not arguments.whole
-        if few and devices != sorted(arguments.devices)[max(0, len(arguments.devices) - 2)]:
+        place = (arguments.costs[0], sorted(arguments.devices)[max(0, len(arguments.devices) - 2)])
+        if few and (cost, devices) != place:
             continue
         for number, draft in enumerate(arguments.drafts[:1] if few else arguments.drafts):
             for system in arguments.systems:
@@ -116,6 +120,9 @@ def read(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pause", type=float, default=1.0, metavar="S", help="mean of Poisson arrivals (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of Poisson arrivals (default: 0)")
     parser.add_argument("--minutes", type=float, default=10.0, help="cells beyond are left out (default: 10)")
+    parser.add_argument(
+        "--no-stable-rows", dest="stable_rows", action="store_false", help="as the edge's setting: coupled texts turn"
+    )
     parser.add_argument("--together", action="store_true", help="edge and devices share all cores")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw clients at the level (needs matplotlib)")
@@ -132,6 +139,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, object]:
         "tokens": arguments.tokens,
         "pause_s": arguments.pause,
         "seed": arguments.seed,
+        "stable_rows": arguments.stable_rows,
         "draft_length_where_fixed": DRAFT,
     }
 
@@ -161,6 +169,7 @@ def _measure(
                     timing=timing,
                     pause_s=arguments.pause,
                     seed=arguments.seed,
+                    stable_rows=arguments.stable_rows,
                 )
             )
             for cell in here:

@@ -37,6 +37,7 @@ class Row:
         streamed: Share of the tokens that the edge wrote by itself.
         mean_draft: Tokens of a draft; None where there was none.
         as_recorded: Share of the whole texts that came out as recorded; None where nothing is replayed.
+        text_tokens: Mean length of the texts, those that were cut off too; None where nothing is replayed.
         draft_token_ms: Of the draft model that is replayed.
         edge_cpu: Cores that the edge took.
         load_cpu: Cores that devices, line and broker took, beside it or on its own.
@@ -62,6 +63,7 @@ class Row:
     streamed: float | None = None
     mean_draft: float | None = None
     as_recorded: float | None = None
+    text_tokens: float | None = None
     draft_token_ms: float | None = None
     edge_cpu: float | None = None
     load_cpu: float | None = None

@@ -1,4 +1,4 @@
-"""Timing of a measurement: it warms up until every client has had a token, and then counts for a while."""
+"""Timing of a measurement: it warms up until every client has had some tokens, and then counts for a while."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,15 @@ class Timing:
 
     Attributes:
         seconds: Of the window that is counted.
-        settle_s: Between the moment at which every client has had a token and the window.
+        settle_s: Between the moment at which every client has had its first tokens and the window.
         patience_s: After which the window begins at the latest.
+        tokens: How many first tokens that are.
     """
 
     seconds: float
     settle_s: float
     patience_s: float
+    tokens: int = 1
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
@@ -47,7 +49,8 @@ class Warming:
     def window(self, now: float) -> Window | None:
         """Return the window once it is known; to be asked now and then."""
         if self._window is None:
-            served = all(client.texts and client.texts[0].pieces for client in self._clients)
+            least = self._timing.tokens
+            served = all(sum(text.tokens for text in client.texts[:least]) >= least for client in self._clients)
             if served or now >= self._latest:
                 begin = now + self._timing.settle_s if served else now
                 self._window = Window(begin, begin + self._timing.seconds)

@@ -31,7 +31,7 @@ def test_what_needs_no_draft_model_is_measured_once_for_all() -> None:
 
 def test_poisson_arrivals_are_measured_at_one_load_unless_all_of_it_is_asked_for() -> None:
     few = [cell for cell in cells(read([])) if cell.arrivals is Arrivals.POISSON]
-    assert {(cell.devices, cell.draft) for cell in few} == {(16, ""), (16, "Q4_0")}
+    assert {(cell.cost, cell.devices, cell.draft) for cell in few} == {(1, 16, ""), (1, 16, "Q4_0")}
     whole = [cell for cell in cells(read(["--whole"])) if cell.arrivals is Arrivals.POISSON]
     alone = [cell for cell in cells(read(["--arrivals", "poisson"])) if cell.arrivals is Arrivals.POISSON]
     assert whole == alone

@@ -58,6 +58,13 @@ def test_clients_ask_for_text_after_text_and_are_counted_from_when_all_have_had_
     assert clients[0].tokens(window) == 30
 
 
+def test_devices_that_learn_are_counted_later() -> None:
+    clock = Clock()
+    asked = [iter([Arrival(0.0, Prompt((1,), GREEDY, 5))] * 99) for _ in range(2)]
+    _, window = serve(Steady(clock), asked, Timing(1.0, 0.0, 60.0, tokens=12), clock=clock, sleep=clock.sleep)
+    assert window.begin == pytest.approx(101.2, abs=0.11)
+
+
 def test_whoever_gets_no_token_is_not_waited_for_without_end() -> None:
     clock = Clock()
     asked = [iter([Arrival(0.0, Prompt((1,), GREEDY, 500))]), iter([Arrival(1e6, Prompt((1,), GREEDY, 5))])]
