@@ -136,7 +136,7 @@ class CurveMeasurement:
         return tuple(
             (float(tokens), self._ms(verifier, [self._item(key, text[:tokens], 0)], 0))
             for tokens in sorted(set(self.prefill))
-            if tokens <= len(text)
+            if tokens <= min(len(text), verifier.info.context)
         )
 
     def _row(

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fleet_edge.step_time.errors import CurveError
-from fleet_edge.step_time.measurement import CurveMeasurement
+from fleet_edge.step_time.measurement import MOST_NEW, CurveMeasurement
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo
 from schemas.policy import Mode
 from schemas.vocabulary import Vocabulary
@@ -92,6 +92,13 @@ def test_the_curve_ends_when_its_time_is_over() -> None:
     curve = measurement(verifier, limit_s=0.0).measure(verifier)  # type: ignore[arg-type]
     assert list(curve.rows) == [1]
     assert len(curve.rows[1]) == 1
+
+
+def test_prompts_are_as_long_as_the_context_lets_them() -> None:
+    verifier = TimedVerifier(context=255)
+    curve = measurement(verifier, sessions=(1,)).measure(verifier)  # type: ignore[arg-type]
+    assert [tokens for tokens, _ in curve.prefill] == [16, 64, 128]
+    assert curve.context == 255 - MOST_NEW
 
 
 def test_a_context_that_holds_no_measurement_is_refused() -> None:
