@@ -20,6 +20,7 @@ __all__ = ["TOLERANCE", "Compared", "Measured", "as_json", "compare", "read_meas
 TOLERANCE: Final = 0.15
 """How far the simulation may be from what was measured."""
 
+_UNDISTURBED: Final = 0.75
 _MOST_BYTES: Final = 1 << 24
 _FIXED: Final = 4
 _RUNS: Final = 3
@@ -41,6 +42,8 @@ class _Row(BaseModel):
     clients_at_level: int | None = None
     acceptance: Annotated[float, Field(ge=0, le=1)] | None = None
     draft_token_ms: Number | None = None
+    edge_cpu: Number | None = None
+    load_bound: bool = False
 
 
 class _Settings(BaseModel):
@@ -48,6 +51,7 @@ class _Settings(BaseModel):
 
     seconds: Annotated[float, Field(gt=0, le=3600)] = 3.0
     tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 96
+    edge_cores: Annotated[int, Field(ge=1, le=4096)] = 1
     pause_s: Number = 1.0
     draft_length_where_fixed: Annotated[int, Field(ge=1, le=64)] = _FIXED
     settle_s: Number = 1.0
@@ -74,6 +78,9 @@ class Compared:
         simulated: Alike.
         at_level: Devices that got the service level, as measured.
         simulated_at_level: Alike, on average over runs.
+        busy: Share of its cores' time that the edge had, as measured.
+        simulated_busy: Share of the time in which it computed, as simulated.
+        load_bound: Whether the benchmark's own devices were at their limit, so that the row says less of the edge.
     """
 
     system: str
@@ -84,6 +91,9 @@ class Compared:
     simulated: float
     at_level: int | None
     simulated_at_level: float
+    busy: float | None = None
+    simulated_busy: float = 0.0
+    load_bound: bool = False
 
     @property
     def ratio(self) -> float | None:
@@ -94,6 +104,11 @@ class Compared:
     def within(self) -> bool:
         """Whether the two are as near as they should be."""
         return self.ratio is not None and 1.0 - TOLERANCE <= self.ratio <= 1.0 + TOLERANCE
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the edge had much less of its cores than it would have used: the machine had other work."""
+        return self.busy is not None and self.busy < _UNDISTURBED * self.simulated_busy
 
 
 def read_measured(path: Path) -> Measured:
@@ -164,6 +179,9 @@ def compare(
                 simulated=sum(each.tokens_per_s for each in outcomes) / len(outcomes),
                 at_level=row.clients_at_level,
                 simulated_at_level=sum(each.at_level(level) for each in outcomes) / len(outcomes),
+                busy=None if row.edge_cpu is None else row.edge_cpu / measured.settings.edge_cores,
+                simulated_busy=sum(each.busy for each in outcomes) / len(outcomes),
+                load_bound=row.load_bound,
             )
         )
     return compared
@@ -183,6 +201,10 @@ def as_json(compared: Sequence[Compared]) -> list[dict[str, Any]]:
             "within_tolerance": each.within,
             "measured_at_level": each.at_level,
             "simulated_at_level": each.simulated_at_level,
+            "measured_busy": each.busy,
+            "simulated_busy": each.simulated_busy,
+            "load_bound": each.load_bound,
+            "disturbed": each.disturbed,
         }
         for each in compared
     ]

@@ -81,7 +81,7 @@ def advise_command(
     prompt_tokens: Annotated[int, typer.Option(min=1, max=1 << 16, help="Tokens of a prompt.")] = 64,
     message_ms: Annotated[
         float, typer.Option(min=0.0, max=1e3, help="The edge's own time for each message (ms).")
-    ] = 0.3,
+    ] = 0.6,
     writing_share: Annotated[
         float, typer.Option(min=1e-6, max=1.0, help="Share of a fleet's devices that writes at once; assumed.")
     ] = 0.02,

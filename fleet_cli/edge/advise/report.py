@@ -44,6 +44,8 @@ _COMPARED: Final[list[Column[Compared]]] = [
     Column("simulated, tokens/s", lambda row: row.simulated, narrow="simulated,\ntokens/s"),
     Column("ratio", lambda row: row.ratio, digits=2),
     Column(f"within {TOLERANCE:.0%}", lambda row: row.within),
+    Column("edge busy, measured", lambda row: row.busy, digits=2, wide=True),
+    Column("edge busy, simulated", lambda row: row.simulated_busy, digits=2, wide=True),
     Column("at level", lambda row: row.at_level, wide=True),
     Column("simulated at level", lambda row: row.simulated_at_level, wide=True),
 ]
@@ -124,11 +126,26 @@ def show_against(compared: Sequence[Compared]) -> None:
     """Print the simulation beside what was measured."""
     print_table("Simulated beside measured", _COMPARED, compared)
     beyond = [each for each in compared if not each.within]
-    if not beyond:
+    if beyond:
+        print(f"{len(beyond)} of {len(compared)} rows are beyond {TOLERANCE:.0%}: {_named(beyond)}.")
+    else:
         print(f"All {len(compared)} rows are within {TOLERANCE:.0%}.")
-        return
-    named = ", ".join(f"{each.system} {each.draft} with {each.devices} ({each.arrivals})" for each in beyond)
-    print(f"{len(beyond)} of {len(compared)} rows are beyond {TOLERANCE:.0%}: {named}.")
+    if bound := [each for each in compared if each.load_bound]:
+        print(
+            f"The benchmark's own devices were at their limit, so that the edge might have done more: {_named(bound)}."
+        )
+    if disturbed := [each for each in compared if each.disturbed]:
+        print(
+            f"The edge had much less of its cores than it would have used, so that the machine had other work: "
+            f"{_named(disturbed)}. Measure again on a machine that is quiet."
+        )
+
+
+def _named(rows: Sequence[Compared]) -> str:
+    return ", ".join(
+        " ".join(part for part in (each.system, each.draft, f"with {each.devices} ({each.arrivals})") if part)
+        for each in rows
+    )
 
 
 def as_json(

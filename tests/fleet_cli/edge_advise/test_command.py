@@ -122,7 +122,13 @@ def test_the_simulation_is_held_against_what_was_measured(advise: Run, curve: Pa
     file.write_text(json.dumps(right))
     code, out, _ = advise("--against", file, "--curve", curve)
     assert code == 1
-    assert "1 of 1 rows are beyond 15%: edge-streaming" in out
+    assert "1 of 1 rows are beyond 15%: edge-streaming with 4 (at-once)." in out
+    assert "had much less of its cores" not in out
+    right["rows"][0] |= {"edge_cpu": 0.5, "load_bound": True}
+    file.write_text(json.dumps(right))
+    _, out, _ = advise("--against", file, "--curve", curve)
+    assert "much less of its cores than it would have used" in out
+    assert "own devices were at their limit" in out
 
 
 @pytest.mark.parametrize(
