@@ -13,12 +13,16 @@ from fleet_cli.edge.advise.simulation.tally import Level
 from fleet_cli.errors import CommandError
 from fleet_device.pacing.contract import Pacing
 from fleet_runtime.validation import plain_sentence
+from schemas.policy import Mode
 from schemas.printable import printable_line
 
 __all__ = ["TOLERANCE", "Compared", "Measured", "as_json", "compare", "read_measured"]
 
 TOLERANCE: Final = 0.15
 """How far the simulation may be from what was measured."""
+
+_COUPLED: Final = frozenset({"ours-coupled", "ours-ahead", "ours-auto"})
+"""Systems that write in coupled mode in the benchmark."""
 
 _UNDISTURBED: Final = 0.75
 _MOST_BYTES: Final = 1 << 24
@@ -44,6 +48,7 @@ class _Row(BaseModel):
     draft_token_ms: Number | None = None
     edge_cpu: Number | None = None
     load_bound: bool = False
+    text_tokens: Number | None = None
 
 
 class _Settings(BaseModel):
@@ -63,6 +68,12 @@ class Measured(BaseModel):
 
     settings: _Settings = Field(default_factory=_Settings)
     rows: Annotated[list[_Row], Field(min_length=1, max_length=100_000)]
+
+    def have_texts_of(self, tokens: int) -> None:
+        """Take texts to be so long, whatever the file says."""
+        self.settings.tokens = tokens
+        for row in self.rows:
+            row.text_tokens = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +151,7 @@ def compare(
     level: Level,
     on_progress: Callable[[str], None] = lambda _said: None,
 ) -> list[Compared]:
-    """Simulate each row of a cost whose system the simulation knows, in the file's order.
+    """Simulate each row of a cost whose system the simulation knows, and whose mode is the curve's, in order.
 
     Devices that choose go on learning from row to row, as they do in the benchmark.
 
@@ -155,11 +166,14 @@ def compare(
         CommandError: There is no such row.
     """
     plans = _plans(measured.settings.draft_length_where_fixed)
-    rows = [row for row in measured.rows if row.cost == cost and row.system in plans]
+    known = [row for row in measured.rows if row.cost == cost and row.system in plans]
+    # Texts that are to repeat cost an edge more: a curve holds for those of its mode.
+    mode = scenario.curve.mode
+    rows = [row for row in known if not mode or (row.system in _COUPLED) is (mode == Mode.COUPLED.value)]
     if not rows:
         raise CommandError(
-            f"The file has no row of a system that is simulated ({', '.join(plans)}) with a target of cost {cost}; "
-            "give another --cost."
+            f"The file has no row of a system that is simulated ({', '.join(plans)}) with a target of cost {cost}"
+            f"{f' in the mode {mode} of the curve' if mode else ''}; give another --cost, or another --curve."
         )
     learnt: dict[tuple[str, str], Sequence[Pacing]] = {}
     compared = []
@@ -229,7 +243,7 @@ def _scenario(scenario: Scenario, settings: _Settings, row: _Row, plan: Plan) ->
         draft_s=scenario.draft_s if row.draft_token_ms is None else row.draft_token_ms / 1e3,
         acceptance=scenario.acceptance if row.acceptance is None else row.acceptance,
         round_trip_s=row.rtt_ms / 1e3,
-        text_tokens=settings.tokens,
+        text_tokens=settings.tokens if not row.text_tokens else max(1, round(row.text_tokens)),
         pause_s=settings.pause_s if row.arrivals == "poisson" else 0.0,
         timing=Timing(window_s=settings.seconds, settle_s=settings.settle_s, patience_s=settings.patience_s),
     )

@@ -130,7 +130,7 @@ def advise_command(
     )
     if drafts is None:
         if text_tokens is not None:
-            measured.settings.tokens = text_tokens
+            measured.have_texts_of(text_tokens)
         _hold_against(measured, scenario, cost, level, console, json_wanted=as_json)
         return
     scenario = replace(
