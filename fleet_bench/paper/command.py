@@ -27,7 +27,7 @@ from schemas.errors import FleetError
 __all__ = ["main"]
 
 _SHORT_LATENCY: Final = (
-    "--costs", "1", "--round-trips", "0", "50", "--mbit", "10", "--widths", "0.1", "1",
+    "--costs", "1", "--round-trips", "0", "50", "--mbit", "10", "--widths", "1",
     "--texts", "2", "--tokens", "32", "--limit", "8",
     "--systems", "edge-streaming", "dsd", "dssd-dense", "ours-residual", "ours-coupled", "ours-auto",
 )  # fmt: skip
