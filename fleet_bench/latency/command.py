@@ -44,6 +44,9 @@ __all__ = ["Row", "main"]
 _CONTEXT: Final = 1023
 FLEET: Final = "latency"
 
+_NARROWEST_MBIT: Final = 1.0
+"""Over a narrower line the full distributions of one draft take longer than a connection waits for an answer."""
+
 
 @dataclass(slots=True)
 class Row:
@@ -153,7 +156,11 @@ def _measure(arguments: argparse.Namespace, cost: int, draft: str) -> list[Row]:
                 stack.enter_context(_edge(arguments, target, ports[form], form))
             pacings = {name: system.pacing() for name, system in SYSTEMS.items()}
             for rtt_ms, mbit_s in places:
-                found = {name: Row(name, draft, cost, rtt_ms, mbit_s) for name in arguments.systems if name in SYSTEMS}
+                found = {
+                    name: Row(name, draft, cost, rtt_ms, mbit_s)
+                    for name in arguments.systems
+                    if name in SYSTEMS and (not SYSTEMS[name].full_up or mbit_s >= _NARROWEST_MBIT)
+                }
                 with ExitStack() as place:
                     devices = {
                         name: place.enter_context(_device(ports[SYSTEMS[name].form], drafter, name, rtt_ms, mbit_s))
