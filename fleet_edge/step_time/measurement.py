@@ -4,6 +4,7 @@ All sessions hold the same text and are sampled from as the demo does, with rand
 does not depend on what is said. Each step's time is the median of some.
 """
 
+import math
 import os
 import platform
 import random
@@ -46,7 +47,7 @@ class CurveMeasurement:
         most_tokens: Steps of more new tokens than these are left out, but for those of one token a session.
         mode: Of verification. Texts that are to repeat, those of coupled mode, may cost more (`stable_rows`).
         cell_s: Seconds for each size of step, about.
-        limit_s: Seconds after which no further size is begun, but for those of prompts: the curve ends there.
+        limit_s: Seconds after which no further size is begun, but for those of prompts and of one session.
         on_progress: Told of what is measured, as a clause.
         clock: Monotonic seconds.
     """
@@ -94,7 +95,8 @@ class CurveMeasurement:
             for sessions in sorted(set(self.sessions) | {1}):
                 if sessions > there or (rows and self.clock() >= until):
                     break
-                if row := self._row(verifier, keys[:sessions], text, context, until=until):
+                end = until if rows else math.inf  # without the first row nothing is known of drafts
+                if row := self._row(verifier, keys[:sessions], text, context, until=end):
                     rows[sessions] = row
         finally:
             for key in opened:

@@ -68,7 +68,9 @@ def show_curve(curve: StepCurve) -> None:
         ),
     ]
     rows = [(sessions, {int(tokens): ms for tokens, ms in row}) for sessions, row in curve.rows.items()]
-    print_table(f"Step of this edge, ms ({about})" if about else "Step of this edge, ms", columns, rows)
+    if about:
+        print(f"{about}:")
+    print_table("A step, ms", columns, rows)
 
 
 def show_findings(found: Findings, drafts: Drafts, level: Level) -> None:
