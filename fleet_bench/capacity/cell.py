@@ -255,7 +255,7 @@ def in_process(asked: dict[str, Any], cores: Cores) -> dict[str, Any]:
             env=kept,
         )
     try:
-        said, _ = process.communicate(json.dumps(asked), timeout=_LOAD_S + sum(timing.values()))
+        said, _ = process.communicate(json.dumps(asked), timeout=_LOAD_S + sum(timing.values()) + asked["devices"])
     except subprocess.TimeoutExpired:
         raise BenchError("The engine alone has not ended in time; measure fewer --devices.") from None
     finally:

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from fleet_bench.capacity.tally import Client, Window
 
 __all__ = ["Timing", "Warming"]
+
+_DEVICE_S: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +18,7 @@ class Timing:
     Attributes:
         seconds: Of the window that is counted.
         settle_s: Between the moment at which every client has had its first tokens and the window.
-        patience_s: After which the window begins at the latest.
+        patience_s: After which, and some more for each device, the window begins at the latest.
         tokens: How many first tokens that are.
     """
 
@@ -24,6 +26,10 @@ class Timing:
     settle_s: float
     patience_s: float
     tokens: int = 1
+
+    def patience_of(self, devices: int) -> float:
+        """Return how long so many devices are waited for: an edge computes their prompts one after another."""
+        return self.patience_s + _DEVICE_S * devices
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
@@ -43,7 +49,7 @@ class Warming:
     def __init__(self, timing: Timing, clients: Sequence[Client], started: float) -> None:
         self._timing = timing
         self._clients = clients
-        self._latest = started + timing.patience_s
+        self._latest = started + timing.patience_of(len(clients))
         self._window: Window | None = None
 
     def window(self, now: float) -> Window | None:
