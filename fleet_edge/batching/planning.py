@@ -1,7 +1,8 @@
 """Planning of one step: which sessions it computes, and how many tokens of each.
 
 Verification comes first, oldest draft first; what is left of the step's token budget goes to prefill, a chunk in all
-while anybody is being verified, so that no prompt delays a verdict by more than that. What may wait (see `background`)
+while anybody is being verified, so that no prompt delays a verdict by more than that. Of prompts those come first whose
+drafts are here already. What may wait (see `background`)
 comes last, and not in every step. A step may exceed its budget by the last draft that it takes.
 
 A session takes over what others have computed of its prompt. Where another is about to compute it, the session leaves
@@ -145,11 +146,17 @@ class StepPlanner:
         due, may_wait = list[EdgeSession](), list[EdgeSession]()
         for *_, session in ready:
             (may_wait if self._may_wait(session) else due).append(session)
+        # A draft that waits for its own prompt is a prompt first: computed ahead of those that wait for nothing else, it
+        # would delay them by as much as a step holds.
+        near = [session for session in due if self._backlog(session) < LEAST_REUSED]
+        far = [session for session in due if self._backlog(session) >= LEAST_REUSED]
         left = self.budget.tokens
-        left -= self._verifications(due, left)
+        reserved = min(self.budget.prefill_chunk, left // 2) if far else 0
+        left -= self._verifications(near, left - reserved)
         at_once = [session for session in behind if self.background.has_credit(session.device, self.now)]
         hurried = bool(self.batch.verifications) or self.background.others_active(self.now)
         chunk = min(left, self.budget.prefill_chunk) if hurried else left
+        chunk -= self._verifications(far, chunk)
         chunk -= self._prefills(at_once, chunk)
         if self.background.may_run(self.now):
             credited = {session.handle for session in at_once}

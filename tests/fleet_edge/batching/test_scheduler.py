@@ -94,6 +94,31 @@ def test_prompts_together_take_one_chunk_of_a_step_that_verifies() -> None:
     assert sum(len(work.item.tokens) for work in batch.works if not work.chain) == 10
 
 
+def test_a_draft_that_waits_for_its_own_prompt_takes_no_more_of_a_step_than_a_prompt() -> None:
+    edge = Edge(Budget(tokens=200, prefill_chunk=20))
+    long = [edge.drafting(at=float(number), device=f"long-{number}", prompt=150) for number in range(3)]
+    short = edge.drafting(at=9.0, device="short", prompt=3, tokens=2)
+    batch = edge.next_batch()
+    parts = computed(batch)
+    assert [work.session for work in batch.verifications] == [short]
+    assert sum(parts[session.handle] for session in long if session.handle in parts) == 20
+    # The oldest comes first, and all are served though others are verified in every step.
+    assert parts[long[0].handle] == 10
+    served = list(edge.compute(batch))
+    for number in range(60):
+        edge.drafting(at=10.0 + number, device="short", prompt=3, tokens=2)
+        served += edge.compute(edge.next_batch())
+    assert all(session in served for session in long)
+
+
+def test_many_drafts_leave_a_prompt_with_a_draft_its_chunk() -> None:
+    edge = Edge(Budget(tokens=40, prefill_chunk=10, device_share=1.0))
+    long = edge.drafting(at=0.0, device="long", prompt=100)
+    for number in range(30):
+        edge.drafting(at=1.0 + number, device=f"short-{number}", prompt=3, tokens=2)
+    assert computed(edge.next_batch())[long.handle] == 10
+
+
 def test_prompts_without_end_wait_for_those_who_draft() -> None:
     """Ten prompts of 900 tokens, computed over and over, beside one device that writes; a token takes a millisecond."""
     edge = Edge(Budget(tokens=128, prefill_chunk=128))
