@@ -146,8 +146,8 @@ class StepPlanner:
         due, may_wait = list[EdgeSession](), list[EdgeSession]()
         for *_, session in ready:
             (may_wait if self._may_wait(session) else due).append(session)
-        # A draft that waits for its own prompt is a prompt first: computed ahead of those that wait for nothing else, it
-        # would delay them by as much as a step holds.
+        # A draft that waits for its own prompt is a prompt first: computed ahead of those that wait for nothing else,
+        # it would delay them by as much as a step holds.
         near = [session for session in due if self._backlog(session) < LEAST_REUSED]
         far = [session for session in due if self._backlog(session) >= LEAST_REUSED]
         left = self.budget.tokens
