@@ -4,7 +4,8 @@ Raw: llama.cpp alone, in this process, decodes N texts side by side and samples 
 run instead. Ours: a real edge process over the same file, a real mosquitto, and N devices that draft nothing and have
 the edge write. Both begin with the same prompts, and the clock runs from the first token of the prompt to the last of
 the texts. Rounds alternate, and the ratio is of their medians. The raw engine runs with flash attention and without;
-the faster counts.
+the faster counts. Edge and raw engine have one half of the cores, broker and devices, which are elsewhere in a fleet,
+the other; with `--together` all have all.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -25,6 +27,7 @@ import llama_cpp
 from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
 from fleet_bench.shared.conditions import conditions
+from fleet_bench.shared.processes import Cores, on_cores
 from fleet_cli.demo.prompts import PROMPTS
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.gguf import GgufModel
@@ -177,10 +180,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 4, 16], metavar="N")
     parser.add_argument("--tokens", type=int, default=96, help="of each text, at most (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of either engine")
+    parser.add_argument("--threads", type=int, help="of either engine; by default as many as it has cores")
+    parser.add_argument("--together", action="store_true", help="no cores of their own for edge and raw engine")
     parser.add_argument("--mode", type=Mode, choices=list(Mode), default=Mode.RESIDUAL, help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args(argv)
+    arguments.cores = Cores.choose(os.sched_getaffinity(0), apart=not arguments.together)
+    arguments.threads = arguments.threads or len(arguments.cores.edge)
+    with on_cores(arguments.cores.others):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     codec = GgufModel(arguments.target, vocabulary_only=True)
     rows = []
     print(f"{'devices':>7} {'raw tok/s':>10} {'ours tok/s':>10} {'ours/raw':>9}")
@@ -190,7 +201,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--engine", "llama.cpp", "--threads", str(arguments.threads),
             "--db", f"sqlite:///{folder}/log.sqlite3", "--spool", f"{folder}/spool",
         ]  # fmt: skip
-        with edge_process(edge):
+        with ExitStack() as stack:
+            with on_cores(arguments.cores.edge):
+                stack.enter_context(edge_process(edge))
             for number in arguments.devices:
                 rows.append(_measure(arguments, broker.port, codec, number))
                 row = rows[-1]
@@ -214,9 +227,10 @@ def _measure(arguments: argparse.Namespace, port: int, codec: GgufModel, number:
         ]
         cells = -(-(max(map(len, prompts)) + arguments.tokens) // _CELLS) * _CELLS
         for flash, rates in raw.items():
-            engine = RawEngine(arguments.target, texts=number, cells=cells, threads=arguments.threads, flash=flash)
-            tokens, seconds = engine.write(prompts, tokens=arguments.tokens)
-            engine.close()
+            with on_cores(arguments.cores.edge):
+                engine = RawEngine(arguments.target, texts=number, cells=cells, threads=arguments.threads, flash=flash)
+                tokens, seconds = engine.write(prompts, tokens=arguments.tokens)
+                engine.close()
             rates.append(tokens / seconds)
         devices = Devices(port, codec, number)
         tokens, seconds = devices.write(prompts, mode=arguments.mode, tokens=arguments.tokens, first_seed=1000 * count)

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 from schemas.errors import FleetError
 
-__all__ = ["BenchError", "Cores", "Program"]
+__all__ = ["BenchError", "Cores", "Program", "on_cores"]
 
 _STOP_S: Final = 15.0
 
@@ -50,8 +50,8 @@ class Cores:
 
 
 @contextlib.contextmanager
-def _on_cores(cores: Collection[int]) -> Iterator[None]:
-    # A child has its parent's cores, and threads that it starts later have its own.
+def on_cores(cores: Collection[int]) -> Iterator[None]:
+    """Have this thread, and what is started meanwhile, run there: a child has its parent's cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -86,7 +86,7 @@ class Program:
         self._on_line = on_line
         self._lines: list[str] = []
         self._arrived = threading.Condition()
-        with _on_cores(cores), log.open("ab") as errors:
+        with on_cores(cores), log.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 stdin=subprocess.PIPE,
