@@ -106,7 +106,7 @@ class EdgeSettings(Settings):
     max_guess: int = setting(
         8,
         "Most tokens that the edge guesses in one step of a text that it writes by itself, from what the text and its "
-        "prompt have shown; they change no text, and are computed where that is likely to make it sooner. 0 guesses "
+        "prompt have shown; they change no text, and are computed where that is likely to make it sooner; 0 guesses "
         "none.",
         unit="tokens",
         since="0.2",
@@ -117,7 +117,7 @@ class EdgeSettings(Settings):
     verdict_ms: float = setting(
         0.0,
         "Goal: longest mean time from a draft's arrival to its verdict, or between two tokens that the edge writes by "
-        "itself. New sessions that would make the edge miss it are refused with a time to come back; 0 refuses none.",
+        "itself; new sessions that would make the edge miss it are refused with a time to come back, 0 refuses none.",
         unit="milliseconds",
         since="0.2",
         rare=True,
