@@ -9,6 +9,7 @@ from broker_config.broker import Broker
 from dssd.downlink import Form
 from fleet_bench.exactness import CASES, FAULTS, FLEET, Case, prove
 from fleet_testing.sabotage import Sabotage
+from fleet_testing.toy_engines import ToyEngine
 from tests.support.brokers import StartBroker
 
 SESSIONS = 1500
@@ -43,9 +44,11 @@ IN_SMALL = {
 
 
 def cases(chosen: Iterable[Case]) -> list[Any]:
+    """Return those in small, and as exhaustive ones the others over the scripted engine, which is the quickest."""
     return [
         pytest.param(case, id=case.name, marks=[] if case.name in IN_SMALL else [pytest.mark.exhaustive])
         for case in chosen
+        if case.name in IN_SMALL or case.engine is ToyEngine.SCRIPTED
     ]
 
 

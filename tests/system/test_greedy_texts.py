@@ -100,8 +100,15 @@ def remote(api: str) -> Iterator[Verifier]:
         verifier.shut_down()
 
 
-@pytest.mark.parametrize("mode", [Mode.RESIDUAL, pytest.param(Mode.COUPLED, marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("engine", ["llama.cpp", "vllm", "sglang"])
+@pytest.mark.parametrize(
+    ("engine", "mode"),
+    [
+        ("llama.cpp", Mode.RESIDUAL),
+        pytest.param("llama.cpp", Mode.COUPLED, marks=pytest.mark.exhaustive),
+        ("vllm", Mode.RESIDUAL),
+        pytest.param("sglang", Mode.COUPLED, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_greedy_text_is_the_engine_s_own(
     engine: str, mode: Mode, mosquitto: MosquittoProcess, tmp_path: Path, drafters: Load
 ) -> None:
