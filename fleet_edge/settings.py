@@ -104,10 +104,10 @@ class EdgeSettings(Settings):
         le=10,
     )
     max_guess: int = setting(
-        8,
+        1,
         "Most tokens that the edge guesses in one step of a text that it writes by itself, from what the text and its "
-        "prompt have shown; they change no text, and are computed where that is likely to make it sooner; 0 guesses "
-        "none.",
+        "prompt have shown; they change no text, 1 guesses where that costs nothing, more where it seems to pay, and 0 "
+        "never.",
         unit="tokens",
         since="0.2",
         rare=True,

@@ -30,11 +30,11 @@ class StepCost:
 
     Attributes:
         least: Tokens of a session that a step with texts that are to repeat costs at least: fewer cost as much.
-        max_guess: Most tokens that are guessed behind a stream's text in one step.
+        max_guess: Most tokens that are guessed behind a stream's text in one step; of 1 only such as cost nothing.
     """
 
     least: int = 1
-    max_guess: int = 8
+    max_guess: int = 1
     _weight: float = 0.0
     _tokens: float = 0.0
     _seconds: float = 0.0
@@ -105,7 +105,7 @@ class StepCost:
         price = _UNKNOWN if known is None else known
         count, right = 0, rate
         least = self.least if stable else 1
-        while count < self.max_guess and (count + 1 < least or right > price):
+        while count < self.max_guess and (count + 1 < least or (self.max_guess > 1 and right > price)):
             count += 1
             right *= rate
         return count

@@ -28,7 +28,7 @@ def test_what_a_token_more_costs_is_measured(noise: float) -> None:
 
 
 def test_steps_that_are_all_alike_tell_nothing() -> None:
-    cost = StepCost()
+    cost = StepCost(1, 8)
     assert cost.token_s is None
     for _ in range(100):
         cost.stepped(0.02, tokens=4, committed=4)
@@ -39,7 +39,7 @@ def test_steps_that_are_all_alike_tell_nothing() -> None:
 
 
 def test_a_token_costs_nothing_less_than_nothing_and_no_more_than_the_mean_one() -> None:
-    falling, steep = StepCost(), StepCost()
+    falling, steep = StepCost(1, 8), StepCost(1, 8)
     for number in range(200):
         tokens = 1 + number % 5
         falling.stepped(0.05 - 0.002 * tokens, tokens=tokens, committed=1)
@@ -72,3 +72,9 @@ def test_a_token_that_is_computed_anyway_is_guessed_where_it_is_ever_right() -> 
     assert dear.guesses(0.15, stable=False) == 0
     assert dear.guesses(0.05) == 0
     assert measured(first_ms=1.0, token_ms=12.0, least=2, most=0).guesses(0.9) == 0
+
+
+def test_unless_more_is_allowed_only_what_costs_nothing_is_guessed() -> None:
+    cheap = measured(first_ms=40.0, token_ms=0.5, most=1)
+    assert cheap.guesses(0.95) == 0
+    assert measured(first_ms=40.0, token_ms=0.5, least=2, most=1).guesses(0.95) == 1

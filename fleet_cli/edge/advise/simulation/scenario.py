@@ -47,7 +47,7 @@ class EdgeLimits:
     gather_share: float = 0.5
     piece_s: float = 0.1
     max_draft: int = 16
-    max_guess: int = 8
+    max_guess: int = 1
     window: int = 4
 
 
