@@ -30,6 +30,7 @@ PLANS = {
     "auto": auto,
 }
 AT_ONCE = EdgeLimits(piece_s=0.0)
+GUESSES = EdgeLimits(max_guess=8)
 SHORT = Timing(window_s=5.0, settle_s=1.0)
 
 
@@ -196,14 +197,15 @@ def test_the_edges_own_time_for_messages_slows_it() -> None:
 
 def test_guesses_that_are_right_save_steps_where_a_token_costs_little_and_are_left_out_where_it_costs_much() -> None:
     def rate_of(curve: StepCurve, guess_rate: float) -> float:
-        return rate(simulate(scenario(curve=curve, plan=streaming, texts=1, text_tokens=600, guess_rate=guess_rate)))
+        asked = scenario(curve=curve, plan=streaming, texts=1, text_tokens=600, guess_rate=guess_rate, limits=GUESSES)
+        return rate(simulate(asked))
 
     assert rate_of(CHEAP_TOKENS, 0.8) > 2.5 * rate_of(CHEAP_TOKENS, 0.0)
     assert rate_of(AVX2, 0.3) > 0.95 * rate_of(AVX2, 0.0)
 
 
 def test_texts_are_as_long_as_asked_for_with_guesses_too() -> None:
-    outcome = simulate(scenario(devices=3, plan=streaming, guess_rate=0.7, texts=2, text_tokens=70))
+    outcome = simulate(scenario(devices=3, plan=streaming, guess_rate=0.7, limits=GUESSES, texts=2, text_tokens=70))
     assert [text.written for texts in outcome.devices for text in texts] == [70] * 6
     assert outcome.counts.streamed == outcome.tokens
 
