@@ -5,10 +5,7 @@ with what was recorded for the position: so a text may be written anew, in eithe
 position its drafts are accepted as often as the models' own, without a model at run time.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,25 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dssd.distribution import Dist
-from fleet_cli.models.pair.acceptance import WrittenText, write_texts
+from fleet_bench.shared.recordings import key_of, policy_of, read_by_draft, write_by_target
 from fleet_cli.prompts import Prompt
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.texts.chat import ChatMessage, encode_chat
-from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.registry import load_verifier
 from fleet_testing.recorded_drafter import RecordedText
 from schemas.errors import FleetError
 from schemas.policy import Mode, SamplingPolicy
 
 __all__ = ["RecordedLaw", "RecordedLaws", "record_laws"]
 
-_VERSION: Final = 1
-_TOGETHER: Final = 6
-_CELLS: Final = 256
-_KV_BYTES: Final = 512 << 20
-_TEMPERATURE: Final = 0.7
-_TOP_K: Final = 50
-_TOP_P: Final = 0.95
+_TEMPERATURE: Final = policy_of(0).temperature
+_TOP_K: Final = policy_of(0).top_k
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +114,7 @@ def record_laws(
         cache: Folder.
         on_progress: Told of what is done.
     """
-    facts = [_VERSION, tokens, [[prompt.category, prompt.text] for prompt in prompts]]
-    facts += [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in (target, draft)]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    file = cache / f"laws-{draft.stem}-{key}.npz"
+    file = cache / f"laws-{draft.stem}-{key_of(target, draft, prompts, tokens)}.npz"
     if not file.exists():
         on_progress(f"recording what {target.name} and {draft.stem} say of {len(prompts)} texts, once")
         _save(file, *_record(target, draft, prompts, tokens))
@@ -136,52 +123,16 @@ def record_laws(
 
 def _record(target: Path, draft: Path, prompts: Sequence[Prompt], tokens: int) -> tuple[list[RecordedLaw], int]:
     drafter = LlamaCppDrafter(LlamaCppSettings(path=draft, threads=1))
-    with closing(drafter), ThreadPoolExecutor(1) as thread:  # where torch has not computed: it leaves AMX tiles
+    with closing(drafter):
         encoded = [tuple(encode_chat(drafter.codec, [ChatMessage("user", prompt.text)])) for prompt in prompts]
-        policies = [
-            SamplingPolicy(mode=Mode.COUPLED, temperature=_TEMPERATURE, top_k=_TOP_K, top_p=_TOP_P, seed=number)
-            for number in range(len(prompts))
-        ]
-        written = thread.submit(_write, target, encoded, policies, tokens).result()
-        said = thread.submit(_read, drafter, encoded, policies, written).result()
+        policies = [policy_of(number) for number in range(len(prompts))]
+        written = write_by_target(target, encoded, policies, tokens)
+        said = read_by_draft(drafter, encoded, policies, written)
         laws = [
             RecordedLaw(prompt, text.dists, tuple(dists))
             for prompt, text, dists in zip(encoded, written, said, strict=True)
         ]
         return laws, drafter.vocabulary.size
-
-
-def _write(
-    target: Path, prompts: Sequence[tuple[int, ...]], policies: Sequence[SamplingPolicy], tokens: int
-) -> list[WrittenText]:
-    cells = -(-(max(map(len, prompts)) + tokens + 1) // _CELLS) * _CELLS
-    verifier = load_verifier(
-        EdgeSettings(target=str(target), engine="llama.cpp", context=cells - 1, kv_bytes=_KV_BYTES)
-    )
-    written: list[WrittenText] = []
-    for first in range(0, len(prompts), _TOGETHER):
-        some = slice(first, first + _TOGETHER)
-        written += write_texts(verifier, prompts[some], policies=policies[some], tokens=tokens)
-    return written
-
-
-def _read(
-    drafter: LlamaCppDrafter,
-    prompts: Sequence[tuple[int, ...]],
-    policies: Sequence[SamplingPolicy],
-    written: Sequence[WrittenText],
-) -> list[list[Dist]]:
-    said = []
-    for prompt, policy, text in zip(prompts, policies, written, strict=True):
-        drafter.reset(prompt)
-        dists = []
-        for token in text.tokens:
-            dist = drafter.next(policy)
-            assert dist is not None
-            dists.append(dist)
-            drafter.extend((token,))
-        said.append(dists)
-    return said
 
 
 def _save(file: Path, laws: Sequence[RecordedLaw], vocabulary_size: int) -> None:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,16 @@ from fleet_edge.verifiers.registry import load_verifier
 from fleet_testing.recorded_drafter import RecordedText
 from schemas.policy import Mode, SamplingPolicy
 
-__all__ = ["Recording", "key_of", "load_texts", "policy_of", "record", "save_texts"]
+__all__ = [
+    "Recording",
+    "key_of",
+    "load_texts",
+    "policy_of",
+    "read_by_draft",
+    "record",
+    "save_texts",
+    "write_by_target",
+]
 
 _TOGETHER: Final = 8
 _CELLS: Final = 256
@@ -87,9 +95,8 @@ def record(
         encoded = [tuple(encode_chat(drafter.codec, [ChatMessage("user", prompt.text)])) for prompt in prompts]
         if not file.exists():
             on_progress(f"recording what {target.name} writes and what {draft.stem} says of it, once")
-            written = _write(target, encoded, policies, tokens)
-            with ThreadPoolExecutor(1) as thread:  # where torch has not computed: it leaves AMX tiles otherwise
-                said = thread.submit(_read, drafter, encoded, policies, written).result()
+            written = write_by_target(target, encoded, policies, tokens)
+            said = read_by_draft(drafter, encoded, policies, written)
             save_texts(file, [text.tokens for text in written], said)
         texts, dists = load_texts(file)
         token_s = _speed(drafter, encoded[0])
@@ -112,9 +119,10 @@ def key_of(target: Path, draft: Path, prompts: Sequence[Prompt], tokens: int) ->
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def _write(
+def write_by_target(
     target: Path, prompts: Sequence[tuple[int, ...]], policies: Sequence[SamplingPolicy], tokens: int
 ) -> list[WrittenText]:
+    """Return a text of a target for each prompt, with the distributions that its tokens were drawn from."""
     cells = -(-(max(map(len, prompts)) + tokens + 1) // _CELLS) * _CELLS
     verifier = load_verifier(
         EdgeSettings(target=str(target), engine="llama.cpp", context=cells - 1, kv_bytes=_KV_BYTES, stable_rows=True)
@@ -126,12 +134,13 @@ def _write(
     return written
 
 
-def _read(
+def read_by_draft(
     drafter: LlamaCppDrafter,
     prompts: Sequence[tuple[int, ...]],
     policies: Sequence[SamplingPolicy],
     written: Sequence[WrittenText],
 ) -> list[list[Dist]]:
+    """Return, by text, what a draft model says at the place of each token."""
     said = []
     for prompt, policy, text in zip(prompts, policies, written, strict=True):
         drafter.reset(prompt)
