@@ -43,20 +43,15 @@ def pair_of(engine: ToyEngine, *, unlike: bool = False) -> ToyPair:
     return ToyPair.standard() if engine is ToyEngine.SCRIPTED else ToyPair.transformer()
 
 
-def toy_verifier(engine: ToyEngine, *, least_tokens: int = 1) -> AbstractContextManager[Verifier]:
-    """Return a context in which the engine's verifier can be used.
-
-    Args:
-        engine: Which.
-        least_tokens: Tokens of a text that a step of the table costs at least, so that so many are guessed.
-    """
-    return _scripted(least_tokens) if engine is ToyEngine.SCRIPTED else _VERIFIERS[engine]()
+def toy_verifier(engine: ToyEngine) -> AbstractContextManager[Verifier]:
+    """Return a context in which the engine's verifier can be used."""
+    return _VERIFIERS[engine]()
 
 
 @contextmanager
-def _scripted(least_tokens: int) -> Iterator[Verifier]:
+def _scripted() -> Iterator[Verifier]:
     target = pair_of(ToyEngine.SCRIPTED).target
-    yield ScriptedVerifier(target, target.words, end_tokens=END_TOKENS, name="toy", least_tokens=least_tokens)
+    yield ScriptedVerifier(target, target.words, end_tokens=END_TOKENS, name="toy")
 
 
 @contextmanager
@@ -102,6 +97,7 @@ def _remote(engine: ToyEngine) -> Iterator[Verifier]:
 
 
 _VERIFIERS: Final[dict[ToyEngine, Callable[[], AbstractContextManager[Verifier]]]] = {
+    ToyEngine.SCRIPTED: _scripted,
     ToyEngine.LLAMA_CPP: _llama_cpp,
     ToyEngine.VLLM: partial(_remote, ToyEngine.VLLM),
     ToyEngine.SGLANG: partial(_remote, ToyEngine.SGLANG),

@@ -116,7 +116,7 @@ def _edge(case: Case, port: int) -> Iterator[None]:
     command = [
         sys.executable, "-m", "fleet_testing.toy_edge", "--port", str(port), "--fleet", FLEET,
         "--form", case.form.value, "--engine", case.engine.value, "--sabotage", case.sabotage.value,
-        "--least-tokens", str(LENGTH if case.guessed else 1),
+        "--guesses", str(LENGTH - 1 if case.guessed else 0),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
