@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         SessionRefused,
         TextCancelled,
     )
+    from fleet_device.session.origins import TokenOrigin
     from fleet_device.settings import DeviceSettings
     from fleet_device.texts.chat import ChatError, ChatMessage
     from fleet_device.texts.generate import GeneratedText
@@ -53,6 +54,7 @@ __all__ = [
     "TextCancelled",
     "TextOptions",
     "TextStream",
+    "TokenOrigin",
 ]
 
 if not TYPE_CHECKING:
@@ -80,5 +82,6 @@ if not TYPE_CHECKING:
             "TextCancelled": "fleet_device.errors",
             "TextOptions": "fleet_device.texts.prompt",
             "TextStream": "fleet_device.texts.stream",
+            "TokenOrigin": "fleet_device.session.origins",
         },
     )

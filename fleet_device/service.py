@@ -181,7 +181,7 @@ class DeviceService:
         self,
         request: GenerateRequest,
         *,
-        on_piece: OnPiece = lambda _piece, _tokens: None,
+        on_piece: OnPiece = lambda _piece: None,
         on_wait: OnWait = lambda _reason: None,
         cancellation: Cancellation | None = None,
     ) -> GeneratedText:

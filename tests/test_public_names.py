@@ -15,7 +15,7 @@ DEVICE = [
     "ChatError", "ChatMessage", "ConnectFailed", "Device", "DeviceClosed", "DeviceError", "DeviceSettings",
     "DrafterError", "EdgeUnavailable", "FleetError", "GeneratedText", "InvalidRequest", "Prompt",
     "PromptTooLong", "ProtocolViolation", "SessionFailed", "SessionRefused", "SettingsError", "TextCancelled",
-    "TextOptions", "TextStream",
+    "TextOptions", "TextStream", "TokenOrigin",
 ]  # fmt: skip
 EDGE = [
     "ConnectFailed", "DeviceView", "Edge", "EdgeError", "EdgeSettings", "EventView", "FenceView", "FleetError",

@@ -19,6 +19,7 @@ from fleet_device.pacing.contract import Choice, Pacing
 from fleet_device.pacing.session_pacing import RoundTrips, SessionPacing
 from fleet_device.session.counters import SessionCounters
 from fleet_device.session.machine import DeviceSession
+from fleet_device.session.origins import CommittedTokens
 from fleet_device.session.request import SessionRequest
 from fleet_link.link import Link
 from schemas.bounds import MAX_WINDOW, SESSION_BYTES
@@ -116,7 +117,7 @@ class Agent:
         *,
         policy: SamplingPolicy,
         max_new_tokens: int,
-        on_tokens: Callable[[Sequence[int]], bool | None] = lambda _tokens: None,
+        on_tokens: Callable[[CommittedTokens], bool | None] = lambda _tokens: None,
         on_wait: OnWait = lambda _sentence: None,
         cancellation: Cancellation | None = None,
     ) -> Generation:

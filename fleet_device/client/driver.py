@@ -6,7 +6,7 @@ time, so that tests can drive it without threads or sleeping.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fleet_device.client.cancellation import Cancellation
@@ -27,6 +27,7 @@ from fleet_device.errors import SessionRefused
 from fleet_device.pacing.contract import Plan
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession
+from fleet_device.session.origins import CommittedTokens
 from fleet_device.session.states import SessionState
 from schemas.control import Presence
 from schemas.messages import Close, Closed, Draft, Fault, Opened, Refused
@@ -70,7 +71,7 @@ class SessionDriver:
     refusals: Refusals
     waiting: Waiting
     clock: Callable[[], float]
-    on_tokens: Callable[[Sequence[int]], bool | None] = lambda _tokens: None
+    on_tokens: Callable[[CommittedTokens], bool | None] = lambda _tokens: None
     cancellation: Cancellation = field(default_factory=Cancellation)
     started: float = field(init=False)
     first_at: float | None = None
@@ -243,7 +244,7 @@ class SessionDriver:
             if effect.tokens:
                 self.waiting.grown()
                 self.first_at = self.first_at or self.clock()
-                if self.on_tokens(effect.tokens):
+                if self.on_tokens(effect.committed):
                     session.cancel(EndReason.STOP)
                     return
             if effect.streamed:

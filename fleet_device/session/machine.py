@@ -13,6 +13,7 @@ from dssd.proposal import propose
 from fleet_device.errors import ProtocolViolation
 from fleet_device.session.counters import SessionCounters
 from fleet_device.session.in_flight import DecidedDraft, DraftsInFlight
+from fleet_device.session.origins import CommittedTokens, TokenOrigin
 from fleet_device.session.rejection import Rejection
 from fleet_device.session.request import SessionRequest
 from fleet_device.session.states import SessionEvent, SessionState, next_state
@@ -46,6 +47,18 @@ class VerdictEffect:
     request: Draft | None = None
     decided: DecidedDraft | None = field(default=None, compare=False)
     streamed: bool = False
+
+    @property
+    def committed(self) -> CommittedTokens:
+        """The newly committed tokens, each with where it comes from."""
+        if self.streamed or self.decided is None:
+            return CommittedTokens(self.tokens, (TokenOrigin.STREAMED,) * len(self.tokens))
+        draft, verdict = self.decided.draft, self.decided.verdict
+        drafted = 0 if draft.tried is not None else verdict.accepted
+        corrects = draft.tried is not None or verdict.accepted < len(draft.tokens)
+        last = TokenOrigin.CORRECTED if corrects else TokenOrigin.BONUS
+        origins = (TokenOrigin.DRAFTED,) * drafted + (last,) * (len(self.tokens) - drafted)
+        return CommittedTokens(self.tokens, origins)
 
 
 @dataclass(slots=True)

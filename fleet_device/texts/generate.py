@@ -9,15 +9,17 @@ from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.waiting import OnWait
 from fleet_device.drafters.contract import Drafter
 from fleet_device.errors import PromptTooLong
+from fleet_device.session.origins import CommittedTokens, TokenOrigin
 from fleet_device.texts.decoding import Detokenizer
+from fleet_device.texts.piece import Piece, TokenText
 from fleet_device.texts.stop_strings import StopStrings
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 
 __all__ = ["GenerateRequest", "GeneratedText", "OnPiece", "TextGenerator", "generate_text"]
 
-OnPiece = Callable[[str, int], None]
-"""Told of a piece of text, maybe empty, and of the number of tokens behind it."""
+OnPiece = Callable[[Piece], None]
+"""Told of the text as it grows."""
 
 
 class TextGenerator(Protocol):
@@ -29,7 +31,7 @@ class TextGenerator(Protocol):
         *,
         policy: SamplingPolicy,
         max_new_tokens: int,
-        on_tokens: Callable[[Sequence[int]], bool | None],
+        on_tokens: Callable[[CommittedTokens], bool | None],
         on_wait: OnWait,
         cancellation: Cancellation | None,
     ) -> Generation:
@@ -62,12 +64,14 @@ class GeneratedText:
         text: Without the stop string that ended it.
         stopped: Whether a stop string ended it.
         generation: The session behind it.
+        origins: Where each of its tokens comes from.
     """
 
     request: GenerateRequest
     text: str
     stopped: bool
     generation: Generation
+    origins: tuple[TokenOrigin, ...] = ()
 
     @property
     def reason(self) -> EndReason:
@@ -105,7 +109,7 @@ def generate_text(
     drafter: Drafter,
     request: GenerateRequest,
     *,
-    on_piece: OnPiece = lambda _piece, _tokens: None,
+    on_piece: OnPiece = lambda _piece: None,
     on_wait: OnWait = lambda _reason: None,
     cancellation: Cancellation | None = None,
 ) -> GeneratedText:
@@ -129,12 +133,22 @@ def generate_text(
             f"The prompt has {len(request.prompt)} tokens; the draft model holds {drafter.context} with the text. "
             "Shorten it, or raise the setting 'context'."
         )
-    stream, stops, pieces = Detokenizer(drafter.codec), StopStrings(request.stop), list[str]()
+    stream, stops, pieces, origins = (
+        Detokenizer(drafter.codec),
+        StopStrings(request.stop),
+        list[str](),
+        list[TokenOrigin](),
+    )
 
-    def on_tokens(tokens: Sequence[int]) -> bool:
-        piece = stops.feed(stream.feed(tokens))
-        pieces.append(piece)
-        on_piece(piece, len(tokens))
+    def on_tokens(tokens: CommittedTokens) -> bool:
+        parts = tuple(
+            TokenText(token, origin, stops.feed(stream.feed((token,))))
+            for token, origin in zip(tokens.ids, tokens.origins, strict=True)
+        )
+        piece = Piece("".join(part.text for part in parts), len(parts), parts)
+        pieces.append(piece.text)
+        origins.extend(tokens.origins)
+        on_piece(piece)
         return stops.found
 
     generation = agent.generate(
@@ -148,5 +162,5 @@ def generate_text(
     rest = stops.finish()
     pieces.append(rest)
     if rest:
-        on_piece(rest, 0)
-    return GeneratedText(request, "".join(pieces), stops.found, generation)
+        on_piece(Piece(rest, 0))
+    return GeneratedText(request, "".join(pieces), stops.found, generation, tuple(origins))

@@ -14,6 +14,7 @@ from fleet_device.client.waiting import OnWait
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import DeviceError, TextCancelled, TextQueueFull
 from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece
+from fleet_device.texts.piece import Piece
 
 __all__ = ["Delayed", "Failed", "GenerateText", "Listener", "Piece", "TextQueue", "Ticket"]
 
@@ -25,19 +26,6 @@ _LONGEST_RETRY_S: Final = 120
 
 # What the latest text weighs in the usual duration of one.
 _LATEST_WEIGHT: Final = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """More text.
-
-    Attributes:
-        text: Empty if the tokens complete no text that can be given out yet.
-        tokens: How many are behind it.
-    """
-
-    text: str
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,15 +228,12 @@ class TextQueue:
             self._done += 1
 
     def _serve(self, ticket: Ticket) -> None:
-        def on_piece(piece: str, tokens: int) -> None:
-            ticket.tell(Piece(piece, tokens))
-
         def on_wait(reason: str) -> None:
             ticket.tell(Delayed(reason))
 
         ticket.begun = True
         try:
-            text = self._write(ticket.prepare(), on_piece, on_wait, ticket.cancellation)
+            text = self._write(ticket.prepare(), ticket.tell, on_wait, ticket.cancellation)
         except Exception as error:  # noqa: BLE001 - one text's failure is not the next one's
             if not isinstance(error, DeviceError | DrafterError):
                 _log.exception("A text failed for a reason that should not be possible.")

@@ -12,6 +12,7 @@ from fleet_device.client.cancellation import Cancellation
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
 from fleet_device.service import DeviceService
 from fleet_device.session.counters import SessionCounters
+from fleet_device.session.origins import CommittedTokens, TokenOrigin
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece, generate_text
 from fleet_device.texts.queue import Listener, TextQueue, Ticket
@@ -102,6 +103,12 @@ def memory_service(fleet: MemoryFleet, drafter: TalkingDrafter | None = None, **
     )
 
 
+def committed(batch: Sequence[int]) -> CommittedTokens:
+    """Return tokens as the verdict on a draft commits them: all are drafted, but for the last if there are several."""
+    last = (TokenOrigin.BONUS,) if len(batch) > 1 else ()
+    return CommittedTokens(tuple(batch), (TokenOrigin.DRAFTED,) * (len(batch) - len(last)) + last)
+
+
 @dataclass
 class ScriptedAgent:
     """Writes what it was told to, batch by batch, each when its time has come.
@@ -131,7 +138,7 @@ class ScriptedAgent:
         *,
         policy: SamplingPolicy,
         max_new_tokens: int,
-        on_tokens: Callable[[Sequence[int]], bool | None] = lambda _tokens: None,
+        on_tokens: Callable[[CommittedTokens], bool | None] = lambda _tokens: None,
         on_wait: Callable[[str], None] = lambda _reason: None,
         cancellation: Cancellation | None = None,
     ) -> Generation:
@@ -150,7 +157,7 @@ class ScriptedAgent:
                     reason = EndReason.CANCELLED
                     break
                 tokens.extend(batch)
-                if on_tokens(batch):
+                if on_tokens(committed(batch)):
                     reason = EndReason.STOP
                     break
         if self.error is not None:

@@ -19,7 +19,7 @@ from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
 from fleet_device.errors import DeviceError, EdgeUnavailable
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GenerateRequest, generate_text
-from fleet_device.texts.queue import Failed, Listener, Piece, Ticket
+from fleet_device.texts.queue import Failed, Listener, Ticket
 from tests.fuzz.frames import Frame, pack, unpack
 from tests.fuzz.harness import Finding
 from tests.fuzz.mutation import Bytes, cross_frames, mutate_frames, mutate_json
@@ -87,7 +87,7 @@ class _Backend:
                 ScriptedAgent(),
                 drafter,
                 ticket.prepare(),
-                on_piece=lambda piece, tokens: ticket.tell(Piece(piece, tokens)),
+                on_piece=ticket.tell,
                 cancellation=ticket.cancellation,
             )
         except (DeviceError, DrafterError) as error:

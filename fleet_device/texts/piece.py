@@ -1,0 +1,38 @@
+"""Piece: more of a text that is being written, and of each token behind it what it says and where it comes from."""
+
+from dataclasses import dataclass, field
+
+from fleet_device.session.origins import TokenOrigin
+
+__all__ = ["Piece", "TokenText"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """One token of a text.
+
+    Attributes:
+        token: Its id.
+        origin: Where it comes from.
+        text: What it adds to the text. Empty if it ends inside a character, or in what may become a stop string: the
+            token that decides on that adds the rest.
+    """
+
+    token: int
+    origin: TokenOrigin
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """More text.
+
+    Attributes:
+        text: Empty if the tokens complete no text that can be given out yet.
+        tokens: How many are behind it.
+        parts: These tokens. None where what was held back is given out at the end of a text.
+    """
+
+    text: str
+    tokens: int
+    parts: tuple[TokenText, ...] = field(default=(), compare=False)
