@@ -1,13 +1,16 @@
 """Output of a self-test's findings."""
 
 from fleet_device.checks.checklist import Check
+from schemas.printable import printable_line
 
 __all__ = ["ignore_check", "show_check"]
 
 
 def show_check(check: Check) -> None:
     """Print one finding as a line."""
-    print(f"{'ok' if check.ok else 'FAILED':<7}{check.name:<14}{check.ms:>8.0f} ms  {check.sentence}", flush=True)
+    # A sentence may quote what a broker or an edge has said.
+    status = "FAILED" if check.status == "failed" else check.status
+    print(f"{status:<8}{check.name:<14}{check.ms:>8.0f} ms  {printable_line(check.sentence)}", flush=True)
 
 
 def ignore_check(_check: Check) -> None:

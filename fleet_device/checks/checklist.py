@@ -1,15 +1,17 @@
-"""Checklist: runs checks in order and tells each as it ends; after a failure nothing more is tried."""
+"""Checklist: runs checks in order and tells each as it ends; what needs a check that has failed is not tried."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from fleet_device.drafters.contract import DrafterError
-from fleet_device.errors import DeviceError
-from fleet_link.errors import LinkError
+from schemas.errors import FleetError
 
-__all__ = ["Check", "Checklist"]
+__all__ = ["Check", "Checklist", "NotApplicable"]
+
+
+class NotApplicable(FleetError):  # noqa: N818 - reads as what it says
+    """There is nothing to check here. Its text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,19 +20,27 @@ class Check:
 
     Attributes:
         name: What was checked.
-        ok: Whether it is as it should be.
+        ok: Whether it is as it should be, or there is nothing to check.
         ms: Time taken; 0 if it was not tried.
         sentence: For the operator: what was found, or what to do.
+        skipped: Whether it was not tried, for the reason in the sentence.
     """
 
     name: str
     ok: bool
     ms: float
     sentence: str
+    skipped: bool = False
+
+    @property
+    def status(self) -> Literal["ok", "failed", "skipped"]:
+        """What became of it, in a word."""
+        return "skipped" if self.skipped else "ok" if self.ok else "failed"
 
     def json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return {**asdict(self), "ms": round(self.ms, 1)}
+        found = {name: value for name, value in asdict(self).items() if name != "skipped"}
+        return {**found, "ms": round(self.ms, 1), "status": self.status}
 
 
 @dataclass(slots=True)
@@ -53,22 +63,25 @@ class Checklist:
         """Whether none has failed so far."""
         return all(check.ok for check in self._done)
 
-    def check(self, probe: Callable[[], str], *, regardless: bool = False) -> None:
-        """Do the next check, unless one has failed.
+    def check(self, probe: Callable[[], str], *, needs: Collection[str] | None = None) -> None:
+        """Do the next check, unless one that it needs has failed.
 
         Args:
-            probe: Returns what it found, or raises what is wrong.
-            regardless: Do it all the same: it needs nothing of those before it.
+            probe: Returns what it found, or raises what is wrong, or `NotApplicable`.
+            needs: Names of those before it that it needs; None for all of them.
         """
-        if not self.ok and not regardless:
-            self._skip()
+        if self._failed(needs) is not None:
+            self._skip(needs)
             return
         started = self.clock()
+        ok, skipped = True, False
         try:
-            sentence, ok = probe(), True
-        except (DeviceError, DrafterError, LinkError) as error:
+            sentence = probe()
+        except NotApplicable as error:
+            sentence, skipped = str(error), True
+        except FleetError as error:
             sentence, ok = str(error), False
-        self._tell(ok=ok, ms=(self.clock() - started) * 1e3, sentence=sentence)
+        self._tell(ok=ok, ms=(self.clock() - started) * 1e3, sentence=sentence, skipped=skipped)
 
     def finish(self) -> tuple[Check, ...]:
         """Say of the rest that it was not tried, and return all checks."""
@@ -76,11 +89,15 @@ class Checklist:
             self._skip()
         return tuple(self._done)
 
-    def _skip(self) -> None:
-        failed = next((check.name for check in self._done if not check.ok), None)
-        self._tell(ok=False, ms=0.0, sentence=f"Not tried, since {failed} failed.")
+    def _failed(self, needs: Collection[str] | None) -> str | None:
+        """Return the first that has failed, of those needed."""
+        wanted = (check for check in self._done if needs is None or check.name in needs)
+        return next((check.name for check in wanted if not check.ok), None)
 
-    def _tell(self, *, ok: bool, ms: float, sentence: str) -> None:
-        check = Check(self.names[len(self._done)], ok, ms, sentence)
+    def _skip(self, needs: Collection[str] | None = None) -> None:
+        self._tell(ok=False, ms=0.0, sentence=f"Not tried, since {self._failed(needs)} failed.", skipped=True)
+
+    def _tell(self, *, ok: bool, ms: float, sentence: str, skipped: bool = False) -> None:
+        check = Check(self.names[len(self._done)], ok, ms, sentence, skipped)
         self._done.append(check)
         self.on_check(check)

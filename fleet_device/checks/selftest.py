@@ -9,26 +9,24 @@ from typing import Any, Final
 
 from fleet_device.api.server import listen
 from fleet_device.checks.checklist import Check, Checklist
+from fleet_device.checks.edges import check_online
+from fleet_device.checks.model_check import check_drafting, probe_prompt
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.registry import load_drafter
-from fleet_device.errors import EdgeUnavailable, SessionFailed
+from fleet_device.errors import SessionFailed
 from fleet_device.service import DeviceService
 from fleet_device.settings import AUTO, DeviceSettings
-from fleet_device.texts.chat import ChatMessage, encode_chat
 from fleet_device.texts.generate import GenerateRequest
 from fleet_link.errors import PublishRejected
 from fleet_link.link import Link, Outcome
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
-from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.version import VERSION
 
 __all__ = ["Report", "SelfTest"]
 
-_PROMPT: Final = "Count from one to ten in words."
 _DRAFT: Final = 4  # tokens of a draft in the text that is written
-_DRAFTED: Final = 8
 _NEW_TOKENS: Final = 24
 _ECHOES: Final = 5
 _WAIT_S: Final = 5.0
@@ -95,7 +93,7 @@ class SelfTest:
         checks = Checklist(_NAMES, self.on_check, self.clock)
         checks.check(self._configuration)
         drafter: list[Drafter] = []
-        checks.check(lambda: self._model(drafter), regardless=True)
+        checks.check(lambda: self._model(drafter), needs=())
         try:
             if checks.ok:
                 self._with_broker(drafter[0], checks)
@@ -114,19 +112,7 @@ class SelfTest:
     def _model(self, loaded: list[Drafter]) -> str:
         drafter = self.load(self.settings)
         loaded.append(drafter)
-        what = f"{drafter.name} ({drafter.quantization}, {drafter.vocabulary})"
-        drafter.reset(_prompt_tokens(drafter))
-        policy = SamplingPolicy(temperature=0.0, seed=0)
-        drafter.next(policy)  # the prompt
-        times = []
-        for _ in range(_DRAFTED):
-            started = self.clock()
-            q = drafter.next(policy)
-            if q is None:
-                return f"{what} is loaded; it has nothing to draft here."
-            drafter.extend((int(q.ids[0]),))
-            times.append((self.clock() - started) * 1e3)
-        return f"{what} drafts a token in {statistics.median(times):.1f} ms."
+        return check_drafting(drafter, self.clock)
 
     def _with_broker(self, drafter: Drafter, checks: Checklist) -> None:
         settings = self.settings
@@ -168,17 +154,10 @@ class SelfTest:
         return (self.clock() - started) * 1e3
 
     def _edge(self, service: DeviceService) -> str:
-        if not service.edges.wait_online(_WAIT_S):
-            known = [f"{state.edge} is {state.presence.value}" for state in service.edges.known()]
-            heard = f"edge {', '.join(known)}" if known else "none has been heard of"
-            raise EdgeUnavailable(
-                f"No edge of fleet {self.settings.fleet!r} is online ({heard}); start one with `fleet edge run`."
-            )
-        online = [f"{state.edge} with {state.target}, software {state.software}" for state in service.edges.online()]
-        return f"Online: {'; '.join(online)}. This device has software {VERSION}."
+        return check_online(service.edges, self.settings.fleet, wait_s=_WAIT_S)
 
     def _generation(self, service: DeviceService) -> str:
-        order = GenerateRequest(tuple(_prompt_tokens(service.drafter)), self.settings.policy(), _NEW_TOKENS)
+        order = GenerateRequest(tuple(probe_prompt(service.drafter)), self.settings.policy(), _NEW_TOKENS)
         text = service.write(order)
         generation = text.generation
         if text.reason not in (EndReason.STOP, EndReason.LENGTH):
@@ -191,10 +170,3 @@ class SelfTest:
 
 
 _NAMES: Final = ("configuration", "model", "broker", "edge", "generation")
-
-
-def _prompt_tokens(drafter: Drafter) -> list[int]:
-    codec = drafter.codec
-    if codec.chat_template is None:
-        return codec.encode(_PROMPT)
-    return encode_chat(codec, [ChatMessage("user", _PROMPT)])

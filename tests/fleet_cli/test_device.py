@@ -1,4 +1,5 @@
 import io
+import json
 import logging
 import signal
 import sys
@@ -56,7 +57,7 @@ def test_a_file_that_is_no_model_is_one_sentence_and_exit_code_2(device: Run, tm
 def test_a_setting_that_cannot_work_is_one_sentence_and_exit_code_2(device: Run, tmp_path: Path) -> None:
     config = tmp_path / "device.toml"
     config.write_text("api_prot = 1\n")
-    for command in (["generate", "hello"], ["run"], ["selftest"]):
+    for command in (["generate", "hello"], ["run"], ["selftest"], ["doctor"]):
         code, _, err = device(*command, "--config", str(config))
         assert code == 2
         assert one_sentence(err)
@@ -75,8 +76,23 @@ def test_a_prompt_can_come_from_standard_input_but_not_be_empty(device: Run, mon
 def test_a_self_test_that_fails_has_exit_code_1_and_says_what_failed(device: Run) -> None:
     code, out, _ = device("selftest", "--model", "nope:Q4_0", "--api-port", "0")
     assert code == 1
-    assert "FAILED model" in out
+    assert "FAILED  model" in out
     assert "Not tried, since model failed." in out
+
+
+def test_a_doctor_that_finds_something_wrong_has_exit_code_1_and_goes_on(device: Run) -> None:
+    arguments = ["doctor", "--model", "nope:Q4_0", "--api-port", "0", "--port", "1"]
+    code, out, err = device(*arguments)
+    assert (code, err) == (1, "")
+    lines = out.splitlines()
+    assert [line.split()[1] for line in lines] == [
+        "memory", "threads", "model", "broker", "certificate", "clock", "edge", "vocabulary"
+    ]  # fmt: skip
+    assert lines[2].startswith("FAILED  model")
+    assert lines[3].startswith("FAILED  broker")
+    assert lines[6].startswith("skipped edge")
+    code, out, _ = device(*arguments, "--json")
+    assert (code, json.loads(out)["ok"]) == (1, False)
 
 
 def test_a_self_test_beside_a_running_device_says_so(device: Run) -> None:

@@ -83,7 +83,7 @@ def test_a_selftest_without_a_broker_says_so_and_ends_with_1(edge: Run, monkeypa
     assert "127.0.0.1:1" in report["checks"][0]["sentence"]
     code, out, _ = edge("selftest", "--port", "1")
     assert code == 1
-    assert out.splitlines()[0].startswith("FAILED broker")
+    assert out.splitlines()[0].startswith("FAILED  broker")
 
 
 @pytest.mark.usefixtures("tokens")

@@ -53,7 +53,7 @@ def test_an_edge_that_verifies_passes_and_is_left_as_it_was() -> None:
     assert fleet.broker.retained(f"dssd/v1/{FLEET}/{PROBE}/state") is None
     body = report.json()
     assert (body["ok"], body["software"], body["edge"]) == (True, VERSION, EDGE)
-    assert set(body["checks"][0]) == {"name", "ok", "ms", "sentence"}
+    assert set(body["checks"][0]) == {"name", "ok", "ms", "sentence", "status"}
 
 
 def test_an_edge_that_accepts_nonsense_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

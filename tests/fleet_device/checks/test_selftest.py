@@ -46,7 +46,7 @@ def test_a_device_that_is_fit_passes_every_check_and_leaves_nothing_behind() -> 
     assert "software 9.9" in report.checks[3].sentence
     body = report.json()
     assert set(body) == {"ok", "software", "device", "checks", "acceptance", "tokens_per_s"}
-    assert set(body["checks"][0]) == {"name", "ok", "ms", "sentence"}
+    assert set(body["checks"][0]) == {"name", "ok", "ms", "sentence", "status"}
     assert len(fleet.edge.sessions) == 0
     kept = fleet.broker.retained(STATE)
     assert kept is not None

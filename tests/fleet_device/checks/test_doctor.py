@@ -1,0 +1,257 @@
+"""The doctor over a fleet in memory: what is wrong is found and told with what to do, and nothing else is."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from fleet_device.checks.checklist import Check
+from fleet_device.checks.doctor import CHECKS, Diagnosis, Doctor
+from fleet_device.checks.running_device import RunningDevice, refuse_beside_running, running_device
+from fleet_device.drafters.contract import DrafterError
+from fleet_device.errors import ConfigurationError
+from fleet_testing.memory_link import MemoryLink
+from schemas.control import EdgeState, Presence, encode_json
+from schemas.topics import Topic, build
+from schemas.vocabulary import Vocabulary
+from tests.support.memory_device import STARTED, TalkingDrafter, at_work, settings
+from tests.support.memory_fleet import DRAFT, EDGE, FLEET, MemoryFleet
+
+NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet_device.checks.doctor._WAIT_S", 0.2)
+    monkeypatch.setattr("fleet_device.checks.doctor._STATES_S", 0.2)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "draft.gguf"
+    path.write_bytes(b"GGUF" + bytes(3_000_000 - 4))
+    return path
+
+
+def announce(
+    fleet: MemoryFleet,
+    *,
+    presence: Presence = Presence.ONLINE,
+    since: datetime = STARTED,
+    vocabulary: str | None = None,
+) -> None:
+    link = MemoryLink(fleet.broker, "announcer")
+    link.start(timeout_s=1.0)
+    state = EdgeState(
+        presence=presence,
+        software="9.9",
+        edge=EDGE,
+        target="toy-target",
+        vocabulary=vocabulary or str(Vocabulary.of(list(DRAFT.words))),
+        since=since,
+    )
+    link.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=EDGE), encode_json(state), retain=True)
+    link.stop()
+
+
+def doctor(fleet: MemoryFleet, model: Path, drafter: TalkingDrafter | None = None, **given: object) -> Doctor:
+    return Doctor(
+        settings(model=str(model), **given),
+        load=lambda _settings: drafter or TalkingDrafter(),
+        make_link=lambda link: MemoryLink(fleet.broker, link.client_id, will=link.will),
+        running=lambda _port, _name: None,
+        now=lambda: NOW,
+        available=lambda: 1_000_000_000,
+    )
+
+
+def status(diagnosis: Diagnosis) -> dict[str, str]:
+    assert tuple(check.name for check in diagnosis.checks) == CHECKS
+    return {check.name: check.status for check in diagnosis.checks if check.status != "ok"}
+
+
+def sentence(diagnosis: Diagnosis, name: str) -> str:
+    return next(check.sentence for check in diagnosis.checks if check.name == name)
+
+
+def test_of_a_device_that_is_fit_every_check_says_what_it_found_and_nothing_is_left_at_the_broker(model: Path) -> None:
+    fleet, drafter, seen = MemoryFleet(), TalkingDrafter(), list[Check]()
+    announce(fleet)
+    with at_work(fleet):
+        patient = doctor(fleet, model, drafter)
+        patient.on_check = seen.append
+        diagnosis = patient.run()
+    assert status(diagnosis) == {"certificate": "skipped"}
+    assert diagnosis.ok
+    assert tuple(seen) == diagnosis.checks
+    assert "1,000 MB are free; the draft model takes 103 MB (3 MB its file)" in sentence(diagnosis, "memory")
+    assert sentence(diagnosis, "threads").startswith("1 thread for drafting on ")
+    assert "drafts a token in" in sentence(diagnosis, "model")
+    assert "Connected to 127.0.0.1:1883 as device-1 in" in sentence(diagnosis, "broker")
+    assert "TLS is off" in sentence(diagnosis, "certificate")
+    assert sentence(diagnosis, "clock").endswith("edge edge-1 connected 150 days ago.")
+    assert "edge-1 has written a first token after" in sentence(diagnosis, "edge")
+    assert sentence(diagnosis, "vocabulary") == f"{Vocabulary.of(list(DRAFT.words))}, at edge-1 too."
+    assert fleet.broker.retained(f"dssd/v1/{FLEET}/device-1/state") is None
+    assert drafter.closed
+    body = diagnosis.json()
+    assert (body["ok"], body["device"], body["checks"][4]["status"]) == (True, "device-1", "skipped")
+
+
+def test_a_model_that_does_not_fit_into_memory_is_not_loaded(model: Path) -> None:
+    fleet, drafter = MemoryFleet(), TalkingDrafter()
+    announce(fleet)
+    patient = doctor(fleet, model, drafter)
+    patient.available = lambda: 50_000_000
+    with at_work(fleet):
+        diagnosis = patient.run()
+    assert status(diagnosis) == {
+        "memory": "failed", "model": "skipped", "certificate": "skipped", "vocabulary": "skipped"
+    }  # fmt: skip
+    assert "takes 103 MB (3 MB its file), and 50 MB are free" in sentence(diagnosis, "memory")
+    assert sentence(diagnosis, "model") == "Not tried, since memory failed."
+    assert not drafter.closed
+    assert not diagnosis.ok
+
+
+def test_more_threads_than_cores_are_found(model: Path) -> None:
+    fleet = MemoryFleet()
+    announce(fleet)
+    with at_work(fleet):
+        diagnosis = doctor(fleet, model, threads=1024).run()
+    assert status(diagnosis) == {"threads": "failed", "certificate": "skipped"}
+    assert "the setting 'threads' is 1024" in sentence(diagnosis, "threads").lower()
+
+
+def test_of_a_model_that_does_not_load_its_own_words_are_told_and_the_rest_is_checked(model: Path) -> None:
+    def fail(_settings: object) -> TalkingDrafter:
+        raise DrafterError("It is not a GGUF file.")
+
+    fleet = MemoryFleet()
+    announce(fleet)
+    patient = doctor(fleet, model)
+    patient.load = fail
+    with at_work(fleet):
+        diagnosis = patient.run()
+    assert status(diagnosis) == {"model": "failed", "certificate": "skipped", "vocabulary": "skipped"}
+    assert sentence(diagnosis, "model") == "It is not a GGUF file."
+    assert sentence(diagnosis, "edge").startswith("Online: edge-1 with toy-target")
+
+
+def test_a_broker_that_is_away_keeps_edge_and_vocabulary_from_being_tried(model: Path) -> None:
+    fleet = MemoryFleet()
+    fleet.broker.up = False
+    diagnosis = doctor(fleet, model).run()
+    assert status(diagnosis) == {
+        "broker": "failed", "certificate": "skipped", "clock": "skipped", "edge": "skipped", "vocabulary": "skipped"
+    }  # fmt: skip
+    assert "there is neither a certificate nor an edge to compare with" in sentence(diagnosis, "clock")
+    assert not diagnosis.ok
+
+
+@pytest.mark.parametrize(("presence", "words"), [(None, "none has been heard of"), (Presence.OFFLINE, "is offline")])
+def test_an_edge_that_is_away_is_told(presence: Presence | None, words: str, model: Path) -> None:
+    fleet = MemoryFleet()
+    if presence is not None:
+        announce(fleet, presence=presence)
+    with at_work(fleet):
+        diagnosis = doctor(fleet, model).run()
+    assert status(diagnosis)["edge"] == "failed"
+    assert status(diagnosis)["vocabulary"] == "skipped"
+    assert words in sentence(diagnosis, "edge")
+    assert "fleet edge run" in sentence(diagnosis, "edge")
+
+
+def test_a_clock_that_is_behind_what_has_happened_is_told_by_how_much(model: Path) -> None:
+    fleet = MemoryFleet()
+    announce(fleet, since=NOW + timedelta(hours=3))
+    with at_work(fleet):
+        diagnosis = doctor(fleet, model).run()
+    assert status(diagnosis) == {"certificate": "skipped", "clock": "failed"}
+    assert "behind by 3 hours at least; set it" in sentence(diagnosis, "clock")
+
+
+def test_an_unlike_vocabulary_is_told_by_the_edge_s_state_and_if_that_lies_by_its_refusal(model: Path) -> None:
+    other = [f"other{token}" for token in range(6)]
+    for told in (None, str(Vocabulary.of(other))):
+        fleet = MemoryFleet()
+        announce(fleet, vocabulary=told)
+        with at_work(fleet):
+            diagnosis = doctor(fleet, model, TalkingDrafter(words=other)).run()
+        assert status(diagnosis) == {"certificate": "skipped", "vocabulary": "failed"}
+        assert "use a draft model of the" in sentence(diagnosis, "vocabulary")
+
+
+def test_beside_a_device_that_runs_that_one_is_asked_and_the_broker_is_left_alone(model: Path) -> None:
+    fleet = MemoryFleet()
+    patient = doctor(fleet, model)
+    health = {
+        "device": "device-1",
+        "reason": None,
+        "drafter": {"name": "toy", "quantization": "Q4_0", "context": 2048},
+        "broker": {"connected": True},
+        "edges": [{"edge": "edge-1", "presence": "online", "target": "toy-target"}],
+    }
+    patient.running = lambda _port, _name: RunningDevice.model_validate(health)
+    diagnosis = patient.run()
+    assert status(diagnosis) == {"certificate": "skipped", "clock": "skipped", "vocabulary": "skipped"}
+    assert diagnosis.ok
+    assert patient._link is None
+    away = {**health, "reason": "The broker is away.", "broker": {"connected": False}, "edges": []}
+    patient = doctor(fleet, model)
+    patient.running = lambda _port, _name: RunningDevice.model_validate(away)
+    diagnosis = patient.run()
+    assert status(diagnosis)["broker"] == "failed"
+    assert sentence(diagnosis, "broker") == "The broker is away."
+
+
+@contextmanager
+def answering(body: bytes) -> Iterator[int]:
+    """Serve one answer to whatever is asked; yield the port."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+HEALTH = (
+    b'{"device": "device-1", "reason": "No edge.", "edges": [], "broker": {"connected": true, "host": "h"},'
+    b' "drafter": {"name": "toy", "quantization": "Q4_0", "context": 9}, "status": "waiting"}'
+)
+
+
+def test_a_device_is_known_to_run_by_its_name_and_none_takes_its_place() -> None:
+    with answering(HEALTH) as port:
+        found = running_device(port, "device-1")
+        assert found is not None
+        assert (found.reason, found.online) == ("No edge.", ())
+        assert running_device(port, "device-2") is None
+        refuse_beside_running(port, "device-2")
+        with pytest.raises(ConfigurationError, match="runs already"):
+            refuse_beside_running(port, "device-1")
+    assert running_device(0, "device-1") is None
+    assert running_device(port, "device-1") is None
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"device": "device-1"}', b"\xff"])
+def test_what_is_no_device_is_not_taken_for_one(body: bytes) -> None:
+    with answering(body) as port:
+        assert running_device(port, "device-1") is None
