@@ -55,7 +55,8 @@ class _Open:
 class Device:
     """A device of a fleet. Use it as a context manager, or `open` it and `close` it.
 
-    Several threads may use it; it writes one text at a time, in the order in which they were asked for.
+    Several threads may use it; it begins texts in the order in which they were asked for, and writes as many at once as
+    the setting `texts_at_once` says.
 
     Args:
         settings: The configuration.
@@ -115,7 +116,8 @@ class Device:
             texts = TextQueue(
                 lambda request, on_piece, on_wait, cancellation: service.write(
                     request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation
-                )
+                ),
+                at_once=service.texts_at_once,
             )
             texts.start()
             self._open = _Open(service, texts)

@@ -92,8 +92,12 @@ class TextQueueFull(DeviceError):  # noqa: N818
         retry_after_s: When it is worth asking again.
     """
 
-    def __init__(self, waiting: int, *, retry_after_s: int) -> None:
-        super().__init__(f"{waiting} texts are waiting already and the device writes one at a time; try again later.")
+    def __init__(self, waiting: int, *, at_once: int = 1, retry_after_s: int) -> None:
+        writes = "one" if at_once == 1 else str(at_once)
+        super().__init__(
+            f"{waiting} texts are waiting already and the device writes {writes} at a time; try again in "
+            f"{retry_after_s} s."
+        )
         self.retry_after_s = retry_after_s
 
 

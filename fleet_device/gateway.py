@@ -57,6 +57,7 @@ class Gateway:
         self._texts = TextQueue(
             self._write,
             waiting=self._settings.api_waiting,
+            at_once=service.texts_at_once,
             clock=clock,
             on_idle=lambda: self.ask(Asked.IDLE),
         )
@@ -177,6 +178,7 @@ class Gateway:
             ],
             "sessions": {
                 "writing": self._texts.writing,
+                "at_once": self._texts.at_once,
                 "waiting": self._texts.waiting,
                 "ended": service.tally.sessions,
                 "tokens": service.tally.tokens,

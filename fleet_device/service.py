@@ -16,6 +16,7 @@ from fleet_device.client.retry import Timeouts
 from fleet_device.client.telemetry import DeviceTotals
 from fleet_device.client.waiting import OnWait
 from fleet_device.drafters.contract import Drafter
+from fleet_device.drafters.several import sequences_of
 from fleet_device.pacing.selection import make_pacing
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.conversation import ConversationCodec
@@ -59,6 +60,7 @@ class DeviceService:
         codec: Encodes prompts; the draft model's, with a memory for conversations.
         tally: What was written.
         since: When the service was made.
+        texts_at_once: How many texts may be written at once: as the settings say, as far as the drafter can.
     """
 
     settings: DeviceSettings
@@ -70,6 +72,8 @@ class DeviceService:
     agent: Agent = field(init=False)
     codec: ConversationCodec = field(init=False)
     since: datetime = field(init=False)
+    texts_at_once: int = field(init=False)
+    _counting: threading.Lock = field(default_factory=threading.Lock)
     _link: Link = field(init=False)
     _presence: Presence = Presence.ONLINE
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -81,6 +85,8 @@ class DeviceService:
         self.since = self.now()
         self.codec = ConversationCodec(self.drafter.codec)
         will = Will(self._topic(Topic.STATE), encode_json(self._state(Presence.OFFLINE)))
+        further = sequences_of(self.drafter, settings.texts_at_once)[1:]
+        self.texts_at_once = 1 + len(further)
         self._link = self.make_link(settings.broker.link(settings.device, will=will))
         self.agent = Agent(
             self._link,
@@ -98,6 +104,7 @@ class DeviceService:
             Inbox(),
             padding=settings.padding,
             window=settings.window,
+            beside=[(drafter, make_pacing(settings)) for drafter in further],
         )
         self.agent.attach()
         # Said anew after every reconnect: meanwhile the broker has said for us that we are gone.
@@ -185,14 +192,15 @@ class DeviceService:
         on_wait: OnWait = lambda _reason: None,
         cancellation: Cancellation | None = None,
     ) -> GeneratedText:
-        """Write a text and count it; see `generate_text`."""
+        """Write a text and count it; see `generate_text`. Up to `texts_at_once` threads at once, further ones wait."""
         text = generate_text(
             self.agent, self.drafter, request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation
         )
         self.codec.remember(request.prompt, text.text, text.tokens)
-        self._publish(Topic.TELEMETRY, encode_json(self.tally.add(text.generation)), qos=0)
-        if self.clock() - self._tidied >= _TIDY_S:
-            self._tidy()
+        with self._counting:
+            self._publish(Topic.TELEMETRY, encode_json(self.tally.add(text.generation)), qos=0)
+            if self.clock() - self._tidied >= _TIDY_S:
+                self._tidy()
         return text
 
     def _tidy(self) -> None:

@@ -69,6 +69,15 @@ class DeviceSettings(Settings):
     )
     threads: int = setting(1, "Threads of llama.cpp.", ge=1, le=1024)
     context: int = setting(2048, "Most tokens in a sequence.", unit="tokens", rare=True, ge=16, le=1 << 20)
+    texts_at_once: int = setting(
+        2,
+        "Most texts that are written at once, each with memory for a context of its own; 2 suits a small device, whose "
+        "draft model works for one text while another waits for its verdict.",
+        unit="texts",
+        since="0.2",
+        ge=1,
+        le=64,
+    )
     gpu_layers: int = setting(0, "Layers of the draft model on a GPU.", unit="layers", rare=True, ge=0, le=10_000)
     draft_length: DraftLength = setting(
         AUTO, "Tokens in a draft; `auto` lets the device choose by what it measures.", unit="tokens"
@@ -124,7 +133,12 @@ class DeviceSettings(Settings):
         None, "Bearer token that applications must send; left out, none is asked for.", rare=True, min_length=1
     )
     api_waiting: int = setting(
-        8, "Most requests that wait while a text is being written.", unit="requests", rare=True, ge=0, le=1000
+        8,
+        "Most requests that wait while as many texts are being written as can be at once.",
+        unit="requests",
+        rare=True,
+        ge=0,
+        le=1000,
     )
 
     def policy(self) -> SamplingPolicy:

@@ -1,14 +1,15 @@
-"""Agent of a device: writes one text at a time with the fleet's large model."""
+"""Agent of a device: writes texts with the fleet's large model, one or several at once."""
 
 import secrets
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.client.driver import SessionDriver
+from fleet_device.client.handles import Handles
 from fleet_device.client.inbox import Inbox, Wake
+from fleet_device.client.lanes import Lane, Lanes
 from fleet_device.client.outbound import Outbound
 from fleet_device.client.refusals import Refusals, RefusedUntil
 from fleet_device.client.retry import RetryState, Timeouts
@@ -83,6 +84,7 @@ class Agent:
         inbox: What arrives, and the edges' states.
         padding: Drafts are filled up to a multiple of so many bytes; 0 leaves them as they are.
         window: Most drafts of a text under way at once, whatever an edge grants.
+        beside: Further sequences of the draft model, each with a pacing of its own: so many texts more at once.
     """
 
     link: Link
@@ -95,7 +97,9 @@ class Agent:
     inbox: Inbox = field(default_factory=Inbox)
     padding: int = 0
     window: int = MAX_WINDOW
-    _one: threading.Lock = field(default_factory=threading.Lock)
+    beside: Sequence[tuple[Drafter, Pacing]] = ()
+    _lanes: Lanes = field(init=False)
+    _handles: Handles = field(default_factory=Handles)
     _outbound: Outbound = field(init=False)
     _unconfirmed: UnconfirmedCloses = field(init=False)
     _refused: RefusedUntil = field(init=False)
@@ -105,6 +109,8 @@ class Agent:
         self._outbound = Outbound(self.link, self.fleet, self.device, self.inbox, self.padding)
         self._unconfirmed = UnconfirmedCloses(self._outbound.close)
         self._refused = RefusedUntil(self.clock)
+        further = [Lane(drafter, pacing, self.inbox.beside()) for drafter, pacing in self.beside]
+        self._lanes = Lanes([Lane(self.drafter, None, self.inbox), *further])
 
     def attach(self) -> None:
         """Subscribe; once, before the link is started."""
@@ -121,7 +127,7 @@ class Agent:
         on_wait: OnWait = lambda _sentence: None,
         cancellation: Cancellation | None = None,
     ) -> Generation:
-        """Write a text. One at a time: a second caller waits for the first.
+        """Write a text, beside as many others as there are sequences `beside`; a caller too many waits.
 
         Args:
             prompt: Token ids.
@@ -139,19 +145,20 @@ class Agent:
             ProtocolViolation: The edge answered something that no correct edge answers.
             DrafterError: The draft model failed, or the prompt has a token that it does not know.
         """
-        with self._one:
-            self._catch_up()
+        with self._lanes.take(prompt) as lane, lane.inbox.reading():
             request = SessionRequest(
                 session=secrets.token_bytes(SESSION_BYTES),
                 prompt=tuple(prompt),
                 policy=policy,
                 max_new_tokens=max_new_tokens,
-                vocabulary=self.drafter.vocabulary,
-                draft_model=self.drafter.name,
-                quantization=self.drafter.quantization,
+                vocabulary=lane.drafter.vocabulary,
+                draft_model=lane.drafter.name,
+                quantization=lane.drafter.quantization,
             )
             self._refused.check(self.timeouts.open_s)
             session = DeviceSession(request, window=self.window)
+            pacing = self.pacing if lane.pacing is None else lane.pacing
+            outbound = replace(self._outbound, inbox=lane.inbox)
             retry = RetryState(self.timeouts, self.clock)
             if (left_s := self._refused.left_s) > 0.0:
                 retry.hold(left_s)
@@ -159,21 +166,23 @@ class Agent:
             cancellation = cancellation or Cancellation()
             driver = SessionDriver(
                 session=session,
-                drafts=DraftSequence(session, self.drafter, self.clock),
-                pacing=SessionPacing(session, self.pacing, self.clock),
-                outbound=self._outbound,
-                inbox=self.inbox,
+                drafts=DraftSequence(session, lane.drafter, self.clock),
+                pacing=SessionPacing(session, pacing, self.clock),
+                outbound=outbound,
+                inbox=lane.inbox,
                 retry=retry,
                 refusals=refusals,
-                waiting=Waiting(session, self._outbound, self.inbox.edges, retry, refusals, self.clock, on_wait),
+                waiting=Waiting(session, outbound, self.inbox.edges, retry, refusals, self.clock, on_wait),
                 clock=self.clock,
                 on_tokens=on_tokens,
                 cancellation=cancellation,
+                claim=lambda handle: self._handles.claim(request.session, handle),
             )
             try:
-                with cancellation.waking(lambda: self.inbox.put(Wake())):
+                with cancellation.waking(lambda: lane.inbox.put(Wake())):
                     driver.run()
             finally:
+                self._handles.release(request.session)
                 if driver.said is not None and driver.closed is None and session.granted:
                     self._unconfirmed.keep(driver.said)
             return Generation(
@@ -188,10 +197,5 @@ class Agent:
                 drafts=driver.pacing.drafts,
                 edge=session.opened.edge if session.opened else None,
                 round_trips=driver.pacing.round_trips,
-                choice=self.pacing.choice(),
+                choice=pacing.choice(),
             )
-
-    def _catch_up(self) -> None:
-        """Pass over what has arrived for sessions that are over; the inbox has noted the edges' states."""
-        while self.inbox.take() is not None:
-            pass

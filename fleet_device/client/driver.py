@@ -55,6 +55,7 @@ class SessionDriver:
         clock: Monotonic seconds.
         on_tokens: Told of newly committed tokens; returns True if the text has come to its end for the application.
         cancellation: Ends the session early.
+        claim: Takes the handle that an edge has given, unless another text of this device has it.
         started: When it began.
         first_at: When the first token was committed.
         closed: The edge's last word.
@@ -73,6 +74,7 @@ class SessionDriver:
     clock: Callable[[], float]
     on_tokens: Callable[[CommittedTokens], bool | None] = lambda _tokens: None
     cancellation: Cancellation = field(default_factory=Cancellation)
+    claim: Callable[[int], bool] = lambda _handle: True
     started: float = field(init=False)
     first_at: float | None = None
     closed: Closed | None = None
@@ -273,6 +275,8 @@ class SessionDriver:
                 self.retry.answered(tokens=0)
                 self._plan, self._behind = None, False
                 self.drafts.rewind()
+                if not self.claim(reply.handle):
+                    self.resume("another text of this device has the same handle.")
             case Refused() if reply.session == session.request.session and session.opened is None:
                 self.refusals.postpone(reply)
                 session.on_postponed()

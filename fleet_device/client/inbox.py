@@ -3,7 +3,8 @@
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -74,6 +75,9 @@ Event = ReceivedVerdict | Opened | Refused | Closed | Fault | EdgeStateChanged |
 class Inbox:
     """The agent's events, in order of arrival.
 
+    Several texts at once have an inbox each, `beside` the one that the link fills: each gets all that arrives, and
+    passes over what is another's.
+
     Attributes:
         edges: Where the edges' states are kept.
         malformed: Payloads that were no messages.
@@ -90,6 +94,32 @@ class Inbox:
     _queue: "queue.SimpleQueue[tuple[Event, int]]" = field(default_factory=queue.SimpleQueue)
     _waiting_bytes: int = 0
     _counting: threading.Lock = field(default_factory=threading.Lock)
+    _first: "Inbox | None" = None  # the one that the link fills, if this is not it
+    _open: "tuple[Inbox, ...]" = ()  # those beside it that are read
+
+    def beside(self) -> "Inbox":
+        """Return a further inbox, for another text; it gets nothing until it is `reading`."""
+        return Inbox(edges=self.edges, _first=self)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Have what arrives from now on come here too. What has come before is passed over."""
+        while self.take() is not None:
+            pass
+        if (first := self._first) is None:
+            yield
+            return
+        first.pass_on(self)
+        try:
+            yield
+        finally:
+            first.pass_on(self, ends=True)
+
+    def pass_on(self, inbox: "Inbox", *, ends: bool = False) -> None:
+        """Give another inbox all that comes from now on, or nothing more."""
+        with self._counting:
+            others = tuple(each for each in self._open if each is not inbox)
+            self._open = others if ends else (*others, inbox)
 
     def subscribe(self, link: Link, *, fleet: str, device: str) -> None:
         """Subscribe to what a device may hear."""
@@ -107,6 +137,8 @@ class Inbox:
                 its way would be: between two texts nobody takes what an edge may send without end.
         """
         self.listener(event)
+        for each in self._open:
+            each.put(event, size=size)
         if size:
             with self._counting:
                 if self._waiting_bytes and self._waiting_bytes + size > _MOST_BYTES:
@@ -140,6 +172,8 @@ class Inbox:
         """Note whether the broker lets this device speak."""
         rejected = outcome.reason == NOT_AUTHORIZED
         self.rejected = PublishRejected(topic=outcome.topic, reason=outcome.reason) if rejected else None
+        if self._first is not None:
+            self._first.rejected = self.rejected
 
     def _on_message(self, message: Message) -> None:
         size = len(message.payload) + _EVENT_BYTES

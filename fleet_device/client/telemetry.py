@@ -15,7 +15,7 @@ _DRAFT_WEIGHT: Final = 1 / 32
 
 @dataclass(slots=True)
 class DeviceTotals:
-    """Sums over ended sessions; added to by one thread.
+    """Sums over ended sessions; added to by one thread at a time.
 
     Attributes:
         sessions: How many.

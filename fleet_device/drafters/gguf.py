@@ -5,7 +5,6 @@ With `vocabulary_only` the weights stay on disk: that is all that drafting by pr
 
 import ctypes
 import functools
-from pathlib import Path
 
 from fleet_device.drafters.contract import DrafterError
 from fleet_runtime.llama.gguf_file import GgufFile
@@ -16,13 +15,12 @@ _PIECE_BYTES = 256
 
 
 class GgufModel(GgufFile):
-    """A draft model's file; `GgufFile` with a text side, as `TextCodec` has it, whose errors are `DrafterError`s."""
+    """A draft model's file; `GgufFile` with a text side, as `TextCodec` has it, whose errors are `DrafterError`s.
+
+    The text side may be used from several threads at once.
+    """
 
     error = DrafterError
-
-    def __init__(self, path: Path, *, vocabulary_only: bool = False, gpu_layers: int = 0) -> None:
-        super().__init__(path, vocabulary_only=vocabulary_only, gpu_layers=gpu_layers)
-        self._buffer = ctypes.create_string_buffer(_PIECE_BYTES)
 
     @property
     def chat_template(self) -> str | None:
@@ -76,9 +74,10 @@ class GgufModel(GgufFile):
         """Return the bytes of a token; see `TextCodec`."""
         if not 0 <= token < self.vocabulary.size:
             raise DrafterError(f"Token {token} is outside the vocabulary of {self.path.name}.")
+        room = _PIECE_BYTES
         while True:
-            room = len(self._buffer)
-            count: int = self._library.llama_token_to_piece(self._vocab, token, self._buffer, room, 0, False)  # noqa: FBT003
+            buffer = ctypes.create_string_buffer(room)  # one for each call: several texts are written at once
+            count: int = self._library.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)  # noqa: FBT003
             if count >= 0:
-                return ctypes.string_at(self._buffer, count)
-            self._buffer = ctypes.create_string_buffer(-count)
+                return ctypes.string_at(buffer, count)
+            room = -count

@@ -1,4 +1,4 @@
-"""Context of llama.cpp for drafting: one sequence, a token at a time for most of its life."""
+"""Context of llama.cpp for drafting: a sequence for each text at once, a token at a time for most of its life."""
 
 from typing import Any
 
@@ -14,6 +14,7 @@ def open_context(
     *,
     name: str,
     cells: int,
+    sequences: int,
     batch: int,
     threads: int,
     flash_attention: bool,
@@ -23,7 +24,8 @@ def open_context(
     Args:
         model: The draft model.
         name: Its name, for errors.
-        cells: Tokens that the memory holds.
+        cells: Tokens that the memory holds of each sequence.
+        sequences: How many there are, each with cells of its own: in common cells, each would be slowed down by all.
         batch: Most tokens computed at once.
         threads: For drafting and prefill.
         flash_attention: Whether to use it. On a processor it looks at one key at a time for each query and head, unless
@@ -35,9 +37,10 @@ def open_context(
     """
     native = library()
     parameters = native.llama_context_default_params()
-    parameters.n_ctx = cells
+    parameters.n_ctx = cells * sequences
     parameters.n_batch = parameters.n_ubatch = batch
-    parameters.n_seq_max = 1
+    parameters.n_seq_max = sequences
+    parameters.kv_unified = False
     parameters.n_threads = parameters.n_threads_batch = threads
     kinds = native.LLAMA_FLASH_ATTN_TYPE_ENABLED, native.LLAMA_FLASH_ATTN_TYPE_DISABLED
     parameters.flash_attn_type = kinds[0] if flash_attention else kinds[1]
@@ -48,6 +51,7 @@ def open_context(
     context = model.thread.call(native.llama_init_from_model, model.handle, parameters)
     if not context:
         raise DrafterError(
-            f"llama.cpp cannot make a context of {cells} tokens for {name} ({native_reason()}); set a smaller one."
+            f"llama.cpp cannot make a context of {cells * sequences} tokens for {name} ({native_reason()}); set a "
+            "smaller one, or fewer texts at once."
         )
     return context

@@ -3,6 +3,9 @@
 The sequence has tokens it *knows* and tokens it has *computed* (their keys and values are stored); `next`
 computes the difference. Logits are read where llama.cpp left them and shaped at once: the next decode
 overwrites them. What is computed of earlier texts is kept beside it (see `kept_sequences`).
+
+Several texts at once have a sequence each in one context, and take turns: a turn is a token, or a chunk of a prompt.
+(Computed together they would not be faster: a small model on a processor is bound by arithmetic from two tokens on.)
 """
 
 import ctypes
@@ -25,12 +28,12 @@ from fleet_device.drafters.requirements import require_memory, require_truncatab
 from fleet_device.settings import DeviceSettings
 from fleet_runtime.available_memory import available_memory
 from fleet_runtime.llama.library import library, native_reason
+from fleet_runtime.turns import Turns
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
 __all__ = ["LlamaCppDrafter", "LlamaCppSettings", "load"]
 
-_SEQUENCE = 0
 _SPARE = 4  # times as much memory as a copy takes has to be free for it
 
 _MOST_DEFAULT_THREADS = 4  # a draft token is bound by memory: more threads only wait for each other
@@ -52,6 +55,7 @@ class LlamaCppSettings:
         context: Most tokens in a sequence; the model's own limit bounds it.
         batch: Most tokens computed at once, in prefill.
         gpu_layers: How many layers to put on a GPU; -1 for all.
+        sequences: How many texts can be written at once.
     """
 
     path: Path
@@ -60,66 +64,153 @@ class LlamaCppSettings:
     context: int = 4096
     batch: int = 256
     gpu_layers: int = 0
+    sequences: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
-        if self.context < 1 or self.batch < 1 or self.threads < 0:
-            raise DrafterError("The draft model's context and batch must be at least 1, its threads at least 0.")
+        if self.context < 1 or self.batch < 1 or self.sequences < 1 or self.threads < 0:
+            raise DrafterError(
+                "The draft model's context, batch and sequences must be at least 1, its threads at least 0."
+            )
 
 
-class LlamaCppDrafter:
-    """A `Drafter` over a GGUF. Not for use from several threads at once.
+class _Native:
+    """llama.cpp's model and context, which all sequences have in common, and the one batch that is computed at a time.
 
     Attributes:
-        tokens_computed: Since it was loaded.
+        name: The model's.
+        model: Its file.
+        library: llama.cpp.
+        context: Most tokens in a sequence.
+        handle: Of llama.cpp's context; None once it is closed.
+        memory: Its keys and values.
+        turns: Held by whoever calls llama.cpp with the context.
+        kept: What is computed of earlier texts.
+        row_of: The sequence whose last row of logits stands in llama.cpp's buffer, and its length then.
+        left: The next sequence that no drafter has yet.
+        sequences: How many there are.
 
     Raises:
         DrafterError: The file cannot be used, or its context does not fit into memory.
     """
 
     def __init__(self, settings: LlamaCppSettings) -> None:
-        self._name = settings.name or settings.path.stem
+        self.name = settings.name or settings.path.stem
+        self.handle: Any = None
+        self.turns = Turns()
+        self.row_of: tuple[int, int] | None = None
+        self.left, self.sequences = 1, settings.sequences
+        self.model = GgufModel(settings.path, gpu_layers=settings.gpu_layers)
+        self.library = library()
+        try:
+            require_truncatable(self.model)
+            trained = self.library.llama_model_n_ctx_train(self.model.handle)
+            self.context = min(settings.context, trained) if trained > 0 else settings.context
+            self.batch_size = min(settings.batch, self.context)
+            if settings.gpu_layers == 0:
+                require_memory(self.model, self.context, sequences=self.sequences)
+            self.handle = open_context(
+                self.model,
+                name=self.name,
+                cells=self.context,
+                sequences=self.sequences,
+                batch=self.batch_size,
+                threads=settings.threads or default_threads(),
+                flash_attention=self.model.on_gpu,
+            )
+        except DrafterError:
+            self.model.close()
+            raise
+        self.memory = self.library.llama_get_memory(self.handle)
+        self.kept = KeptSequences(self.context)
+        self._batch = self.library.llama_batch_init(self.batch_size, 0, 1)
+        view = np.ctypeslib.as_array
+        self._tokens = view(self._batch.token, (self.batch_size,))
+        self._positions = view(self._batch.pos, (self.batch_size,))
+        self._outputs = view(self._batch.logits, (self.batch_size,))
+        for index in range(self.batch_size):
+            self._batch.n_seq_id[index] = 1
+
+    def compute(self, sequence: int, tokens: Sequence[int], *, position: int, row: bool) -> int:
+        """Store keys and values; return llama.cpp's status.
+
+        Args:
+            sequence: Whose tokens.
+            tokens: At most a batch.
+            position: Of the first of them.
+            row: Whether the logits behind the last are wanted.
+        """
+        count = len(tokens)
+        self.row_of = None
+        self._batch.n_tokens = count
+        self._tokens[:count] = tokens
+        self._positions[:count] = np.arange(position, position + count)
+        self._outputs[:count] = 0
+        self._outputs[count - 1] = row
+        for index in range(count):
+            self._batch.seq_id[index][0] = sequence
+        return int(self.model.thread.call(self.library.llama_decode, self.handle, self._batch))
+
+    def clear(self, sequence: int) -> None:
+        """Forget all of a sequence, where its memory cannot be cut."""
+        if self.sequences == 1 or not self.library.llama_memory_seq_rm(self.memory, sequence, -1, -1):
+            self.library.llama_memory_clear(self.memory, True)  # noqa: FBT003
+
+    def close(self) -> None:
+        """Free the native memory."""
+        with self.turns:
+            if self.handle is None:
+                return
+            # The views end before what they look at.
+            del self._tokens, self._positions, self._outputs
+            self.library.llama_batch_free(self._batch)
+            self.library.llama_free(self.handle)
+            self.handle = None
+            self.model.close()
+
+
+class LlamaCppDrafter:
+    """A `Drafter` over a GGUF. One sequence is not for use from several threads at once, different ones are.
+
+    Args:
+        settings: How to run the draft model.
+        beside: Another sequence of the same model, loaded already.
+
+    Attributes:
+        tokens_computed: Of this sequence since it was made.
+
+    Raises:
+        DrafterError: The file cannot be used, or its context does not fit into memory.
+    """
+
+    def __init__(self, settings: LlamaCppSettings, *, beside: "LlamaCppDrafter | None" = None) -> None:
+        self._settings = settings
         self._tokens: list[int] = []
         self._computed = 0
         self.tokens_computed = 0
-        self._row_of = -1  # length of the sequence whose last row of logits stands in llama.cpp's buffer
-        self._native: Any = None
-        self._model = GgufModel(settings.path, gpu_layers=settings.gpu_layers)
-        self._library = library()
-        try:
-            require_truncatable(self._model)
-            trained = self._library.llama_model_n_ctx_train(self._model.handle)
-            self._context = min(settings.context, trained) if trained > 0 else settings.context
-            self._batch_size = min(settings.batch, self._context)
-            if settings.gpu_layers == 0:
-                require_memory(self._model, self._context)
-            self._native = open_context(
-                self._model,
-                name=self._name,
-                cells=self._context,
-                batch=self._batch_size,
-                threads=settings.threads or default_threads(),
-                flash_attention=self._model.on_gpu,
-            )
-        except DrafterError:
-            self._model.close()
-            raise
-        self._memory = self._library.llama_get_memory(self._native)
-        self._kept = KeptSequences(self._context)
+        self._sequence, self._owns = 0, beside is None
+        self._native: _Native = beside._native if beside is not None else _Native(settings)  # noqa: SLF001 - its kind
+        if beside is not None:
+            self._sequence = self._native.left
+            self._native.left += 1
+        self._library, self._model = self._native.library, self._native.model
+        self._kept = self._native.kept
         self._window = self._model.window
-        self._batch = self._library.llama_batch_init(self._batch_size, 0, 1)
-        view = np.ctypeslib.as_array
-        self._batch_tokens = view(self._batch.token, (self._batch_size,))
-        self._batch_positions = view(self._batch.pos, (self._batch_size,))
-        self._batch_outputs = view(self._batch.logits, (self._batch_size,))
-        for index in range(self._batch_size):  # one sequence: set for good
-            self._batch.n_seq_id[index] = 1
-            self._batch.seq_id[index][0] = _SEQUENCE
+
+    def another(self) -> "LlamaCppDrafter | None":
+        """Return a further sequence; None once there are as many as the settings say."""
+        if self._native.left >= self._native.sequences:
+            return None
+        return LlamaCppDrafter(self._settings, beside=self)
+
+    def known(self, tokens: Sequence[int]) -> int:
+        """Return with how many of these tokens what is computed begins."""
+        return common_prefix(self._tokens[: self._computed], tokens)
 
     @property
     def name(self) -> str:
         """The model's name."""
-        return self._name
+        return self._native.name
 
     @property
     def quantization(self) -> str:
@@ -134,7 +225,7 @@ class LlamaCppDrafter:
     @property
     def context(self) -> int:
         """Most tokens in the sequence."""
-        return self._context
+        return self._native.context
 
     @property
     def codec(self) -> GgufModel:
@@ -144,15 +235,16 @@ class LlamaCppDrafter:
     def reset(self, tokens: Sequence[int]) -> None:
         """Begin a new sequence; what is computed of a prefix of it is taken over, also from an earlier one."""
         require_tokens(tokens, self.vocabulary)
-        own = common_prefix(self._tokens[: self._computed], tokens)
-        kept, common = self._kept.longest(tokens)
-        if kept is not None and common >= own + LEAST_KEPT:
-            self._go_back_to(kept, common)
-        else:
-            if is_other_text(self._computed, own):
-                self._put_aside()
-            self.truncate(common_prefix(self._tokens, tokens))
-        self._tokens[:] = tokens
+        with self._native.turns:
+            own = self.known(tokens)
+            kept, common = self._kept.longest(tokens)
+            if kept is not None and common >= own + LEAST_KEPT:
+                self._go_back_to(kept, common)
+            else:
+                if is_other_text(self._computed, own):
+                    self._put_aside()
+                self._cut(common_prefix(self._tokens, tokens))
+            self._tokens[:] = tokens
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Append tokens, to be computed by `next`."""
@@ -161,58 +253,72 @@ class LlamaCppDrafter:
 
     def next(self, policy: SamplingPolicy) -> Dist:
         """Compute what is pending and shape the last row."""
-        if self._native is None:
-            raise DrafterError("The draft model is closed.")
-        length = len(self._tokens)
+        native, length = self._native, len(self._tokens)
         if not length:
             raise DrafterError("The draft model has nothing to go on: the sequence is empty.")
-        if length > self._context:
-            raise DrafterError(f"The draft model's context of {self._context} tokens is full; set a larger one.")
-        if self._row_of != length:
-            # After a truncation the last token's row is gone, though its keys and values are stored.
-            self._forget(min(self._computed, length - 1))
-            self._compute()
-            self._row_of = length
-        row = self._library.llama_get_logits_ith(self._native, -1)
-        if not row:
-            raise DrafterError("llama.cpp gave no logits.")
-        logits = np.ctypeslib.as_array(row, (self._model.rows,))[: self.vocabulary.size]
-        try:
-            return shape(logits, policy)
-        except ValueError as error:
-            raise DrafterError(f"The draft model {self._name} computes nonsense: {error}") from error
+        if length > native.context:
+            raise DrafterError(f"The draft model's context of {native.context} tokens is full; set a larger one.")
+        # Chunks of one size: llama.cpp takes six times as long for a token in a chunk below 64.
+        pending = max(1, length - self._computed)
+        size = math.ceil(pending / math.ceil(pending / native.batch_size))
+        while self._computed + size < length:
+            with native.turns:
+                self._compute(size)
+        with native.turns:
+            self._require_open()
+            if native.row_of != (self._sequence, length):
+                # After a truncation the last token's row is gone, though its keys and values are stored.
+                self._forget(min(self._computed, length - 1))
+                self._compute(length - self._computed)
+                native.row_of = self._sequence, length
+            row = self._library.llama_get_logits_ith(native.handle, -1)
+            if not row:
+                raise DrafterError("llama.cpp gave no logits.")
+            # Within the turn: the next computation overwrites the row.
+            logits = np.ctypeslib.as_array(row, (self._model.rows,))[: self.vocabulary.size]
+            try:
+                return shape(logits, policy)
+            except ValueError as error:
+                raise DrafterError(f"The draft model {native.name} computes nonsense: {error}") from error
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from `length` on."""
+        if length < len(self._tokens):
+            with self._native.turns:
+                self._cut(length)
+
+    def close(self) -> None:
+        """Free the native memory, of all sequences; one of `another` goes with the drafter that it is of."""
+        if self._owns:
+            self._native.close()
+
+    def _require_open(self) -> None:
+        if self._native.handle is None:
+            raise DrafterError("The draft model is closed.")
+
+    # While it is this sequence's turn
+
+    def _cut(self, length: int) -> None:
         if length >= len(self._tokens):
             return
         del self._tokens[max(length, 0) :]
-        self._row_of = -1
+        if self._native.row_of is not None and self._native.row_of[0] == self._sequence:
+            self._native.row_of = None
         self._forget(len(self._tokens))
-
-    def close(self) -> None:
-        """Free the native memory."""
-        if self._native is None:
-            return
-        # The views end before what they look at.
-        del self._batch_tokens, self._batch_positions, self._batch_outputs
-        self._library.llama_batch_free(self._batch)
-        self._library.llama_free(self._native)
-        self._native = None
-        self._model.close()
 
     def _go_back_to(self, kept: KeptSequence, length: int) -> None:
         """Go on from an earlier sequence, of which the first `length` tokens are wanted."""
+        native = self._native
         self._kept.used(kept, whole=not is_other_text(len(kept.tokens), length))
         self._put_aside()
         self._forget(0)
-        self._row_of = -1
+        native.row_of = None
         size = len(kept.state)
-        if self._library.llama_state_seq_set_data(self._native, kept.state, size, _SEQUENCE) == size:
+        if self._library.llama_state_seq_set_data(native.handle, kept.state, size, self._sequence) == size:
             self._computed = len(kept.tokens)
             self._forget(length)
         else:
-            self._library.llama_memory_clear(self._memory, True)  # noqa: FBT003 - computed anew
+            native.clear(self._sequence)  # computed anew
 
     def _put_aside(self) -> None:
         """Keep a copy of what is computed of the present sequence."""
@@ -222,46 +328,41 @@ class LlamaCppDrafter:
 
     def _copy(self) -> Any:  # noqa: ANN401 - an array of bytes
         """Return the keys and values of the present sequence; None where there is no memory for them."""
-        size = self._library.llama_state_seq_get_size(self._native, _SEQUENCE)
+        handle, sequence = self._native.handle, self._sequence
+        size = self._library.llama_state_seq_get_size(handle, sequence)
         free = available_memory()
         if free is not None and _SPARE * size > free:
             return None
         state = (ctypes.c_uint8 * size)()
-        return state if self._library.llama_state_seq_get_data(self._native, state, size, _SEQUENCE) == size else None
+        return state if self._library.llama_state_seq_get_data(handle, state, size, sequence) == size else None
 
     def _forget(self, length: int) -> None:
         """Drop the keys and values from `length` on."""
         if self._computed <= length:
             return
-        if self._library.llama_memory_seq_rm(self._memory, _SEQUENCE, length, -1):
+        self._require_open()
+        if self._library.llama_memory_seq_rm(self._native.memory, self._sequence, length, -1):
             self._computed = length
         else:
             # A memory that cannot be cut is emptied; `next` computes the whole sequence again.
-            self._library.llama_memory_clear(self._memory, True)  # noqa: FBT003
+            self._native.clear(self._sequence)
             self._computed = 0
 
-    def _compute(self) -> None:
-        """Store keys and values of all known tokens, and logits for the last."""
-        length = len(self._tokens)
-        pending = length - self._computed
-        # Chunks of one size: llama.cpp takes six times as long for a token in a chunk below 64.
-        size = math.ceil(pending / math.ceil(pending / self._batch_size))
-        while self._computed < length:
-            chunk = self._tokens[self._computed : self._computed + size]
-            count = len(chunk)
-            self._batch.n_tokens = count
-            self._batch_tokens[:count] = chunk
-            self._batch_positions[:count] = np.arange(self._computed, self._computed + count)
-            self._batch_outputs[:count] = 0
-            self._batch_outputs[count - 1] = self._computed + count == length
-            status = self._model.thread.call(self._library.llama_decode, self._native, self._batch)
+    def _compute(self, most: int) -> None:
+        """Store keys and values of the next known tokens, at most so many, and logits for the last of all."""
+        self._require_open()
+        length, size = len(self._tokens), min(most, self._native.batch_size)
+        end = min(length, self._computed + most)
+        while self._computed < end:
+            chunk = self._tokens[self._computed : min(end, self._computed + size)]
+            last = self._computed + len(chunk) == length
+            status = self._native.compute(self._sequence, chunk, position=self._computed, row=last)
+            self._computed += len(chunk)
             if status != 0:
                 # Part of the chunk may have been stored.
-                self._computed += count
-                self._forget(self._computed - count)
+                self._forget(self._computed - len(chunk))
                 raise DrafterError(f"llama.cpp could not go on (status {status}): {native_reason()}.")
-            self._computed += count
-            self.tokens_computed += count
+            self.tokens_computed += len(chunk)
 
 
 def load(settings: DeviceSettings) -> LlamaCppDrafter:
@@ -278,5 +379,6 @@ def load(settings: DeviceSettings) -> LlamaCppDrafter:
             threads=settings.threads,
             context=settings.context,
             gpu_layers=settings.gpu_layers,
+            sequences=settings.texts_at_once,
         )
     )

@@ -30,6 +30,13 @@ class NoDrafter:
         self._codec = codec
         self._context = context
         self._length = 0
+        self._owns = True
+
+    def another(self) -> "NoDrafter":
+        """Return a further sequence."""
+        other = NoDrafter(self._vocabulary, self._codec, context=self._context)
+        other._owns = False
+        return other
 
     @property
     def name(self) -> str:
@@ -80,7 +87,7 @@ class NoDrafter:
 
     def close(self) -> None:
         """Free the vocabulary's file, if it is one."""
-        if isinstance(self._codec, GgufModel):
+        if self._owns and isinstance(self._codec, GgufModel):
             self._codec.close()
 
 

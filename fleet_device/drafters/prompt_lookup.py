@@ -65,6 +65,7 @@ class PromptLookupDrafter:
         self._codec = codec
         self._lookup = lookup or Lookup()
         self._name = name
+        self._owns = True
         self._tokens = np.empty(1024, dtype=np.int32)
         self._length = 0
 
@@ -77,6 +78,12 @@ class PromptLookupDrafter:
         """
         model = GgufModel(path, vocabulary_only=True)
         return cls(model.vocabulary, model, lookup)
+
+    def another(self) -> "PromptLookupDrafter":
+        """Return a further sequence."""
+        other = PromptLookupDrafter(self._vocabulary, self._codec, self._lookup, name=self._name)
+        other._owns = False
+        return other
 
     @property
     def name(self) -> str:
@@ -129,7 +136,7 @@ class PromptLookupDrafter:
 
     def close(self) -> None:
         """Free the vocabulary's file, if it is one."""
-        if isinstance(self._codec, GgufModel):
+        if self._owns and isinstance(self._codec, GgufModel):
             self._codec.close()
 
     def _append(self, tokens: Sequence[int]) -> None:

@@ -39,16 +39,24 @@ def require_truncatable(model: GgufModel) -> None:
         )
 
 
-def require_memory(model: GgufModel, context: int) -> None:
+def require_memory(model: GgufModel, context: int, *, sequences: int = 1) -> None:
     """Refuse a context whose keys and values do not fit, before the system kills the process for it.
+
+    Args:
+        model: The draft model.
+        context: Tokens of each sequence.
+        sequences: How many there are.
 
     Raises:
         DrafterError: There is too little memory.
     """
-    needed = context * model.token_kv_bytes
+    needed = sequences * context * model.token_kv_bytes
     free = available_memory()
     if free is not None and needed > free:
         raise DrafterError(
             f"A context of {context} tokens for {model.path} needs {needed / _MEGA:,.0f} MB of memory, "
             f"{free / _MEGA:,.0f} MB are free; set a smaller context."
+            if sequences == 1
+            else f"{sequences} contexts of {context} tokens for {model.path} need {needed / _MEGA:,.0f} MB of memory, "
+            f"{free / _MEGA:,.0f} MB are free; set fewer texts at once, or a smaller context."
         )

@@ -93,7 +93,18 @@ class ScriptedDrafter:
         self._codec = WordCodec(words, end_tokens)
         self._context = context
         self._name = name
+        self._words = words
         self._tokens: list[int] = []
+
+    def another(self) -> "ScriptedDrafter":
+        """Return a further sequence."""
+        return ScriptedDrafter(
+            self._script,
+            self._words,
+            context=self._context,
+            end_tokens=self._codec.end_tokens,
+            name=self._name,
+        )
 
     @property
     def name(self) -> str:

@@ -18,6 +18,7 @@ from dssd.distribution import Dist
 from fleet_device.drafters.common_tokens import NONE, CommonTokens, turn_begin
 from fleet_device.drafters.contract import Drafter, DrafterError, TextCodec, common_prefix, require_tokens
 from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.several import SeveralSequences
 from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
@@ -39,16 +40,20 @@ class UnlikeVocabularyDrafter:
         inner: The draft model.
         vocabulary: The target's.
         codec: The target's text side.
+        common: What the two vocabularies have in common, if that is known.
 
     Raises:
         DrafterError: The two vocabularies have too little in common.
     """
 
-    def __init__(self, inner: Drafter, vocabulary: Vocabulary, codec: TextCodec) -> None:
+    def __init__(
+        self, inner: Drafter, vocabulary: Vocabulary, codec: TextCodec, common: CommonTokens | None = None
+    ) -> None:
         self._inner = inner
+        self._owns = common is None
         self._vocabulary = vocabulary
         self._codec = codec
-        self._common = CommonTokens(inner.codec, inner.vocabulary.size, codec, vocabulary.size)
+        self._common = common or CommonTokens(inner.codec, inner.vocabulary.size, codec, vocabulary.size)
         if self._common.overlap < LEAST_OVERLAP:
             raise DrafterError(
                 f"The draft model {inner.name} has too little in common with the target's vocabulary: "
@@ -62,6 +67,17 @@ class UnlikeVocabularyDrafter:
         self._draft: list[int] = []
         self._given = 0  # of these, how many the draft model's sequence begins with
         self._begun = False  # a sequence that the draft model has not been told of
+
+    def another(self) -> "UnlikeVocabularyDrafter | None":
+        """Return a further sequence, if the draft model has one."""
+        inner = self._inner.another() if isinstance(self._inner, SeveralSequences) else None
+        if inner is None:
+            return None
+        return UnlikeVocabularyDrafter(inner, self._vocabulary, self._codec, self._common)
+
+    def known(self, tokens: Sequence[int]) -> int:
+        """Return with how many of these tokens the sequence begins."""
+        return common_prefix(self._tokens, tokens)
 
     @property
     def name(self) -> str:
@@ -136,7 +152,7 @@ class UnlikeVocabularyDrafter:
     def close(self) -> None:
         """Free both files."""
         self._inner.close()
-        if isinstance(self._codec, GgufModel):
+        if self._owns and isinstance(self._codec, GgufModel):
             self._codec.close()
 
     def draft_tokens(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ A model may write a text in other tokens than a tokenizer makes of it. If the ne
 anew as a whole, everything from the first such place on would be another prefix, and be computed again at both ends.
 """
 
+import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class _Written:
 
 
 class ConversationCodec:
-    """`TextCodec` over another, which remembers the latest texts. Not for use from several threads at once.
+    """`TextCodec` over another, which remembers the latest texts. For use from any thread.
 
     Args:
         codec: Encodes what is new.
@@ -35,6 +36,7 @@ class ConversationCodec:
 
     def __init__(self, codec: TextCodec) -> None:
         self._codec = codec
+        self._one = threading.Lock()
         self._encoded: deque[_Written] = deque(maxlen=_REMEMBERED)
         self._written: deque[_Written] = deque(maxlen=2 * _REMEMBERED)  # the latest first
 
@@ -63,6 +65,10 @@ class ConversationCodec:
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the token ids of a text; of a rendered chat that goes on, its beginning as it was written."""
+        with self._one:
+            return self._encode(text, special=special)
+
+    def _encode(self, text: str, *, special: bool) -> list[int]:
         if not special:
             return self._codec.encode(text)
         known = next((each for each in self._written if self._goes_on(text, each.text)), None)
@@ -82,6 +88,10 @@ class ConversationCodec:
             tokens: Of the text. They are noted only where they say the text, the whole text, and nothing else: no
                 control token, no beginning of a character.
         """
+        with self._one:
+            self._remember(prompt, text, tokens)
+
+    def _remember(self, prompt: Sequence[int], text: str, tokens: Sequence[int]) -> None:
         encoded = next((each for each in self._encoded if each.tokens == tuple(prompt)), None)
         written = list(tokens)
         while written and written[-1] in self.end_tokens:

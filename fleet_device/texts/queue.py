@@ -1,4 +1,4 @@
-"""Queue of texts: a drafter has one sequence, so what applications ask for meanwhile waits its turn."""
+"""Queue of texts: a drafter has a sequence for each of a few texts at once, so further ones wait for their turn."""
 
 import logging
 import math
@@ -53,10 +53,11 @@ class Failed:
 
 
 Listener = Callable[[Piece | Delayed | GeneratedText | Failed], None]
-"""Told, on the queue's thread, of pieces, delays, and in the end of a `GeneratedText` or `Failed`. Must not block."""
+"""Told, on one of the queue's threads, of pieces, delays, and in the end of a `GeneratedText` or `Failed`; must not
+block."""
 
 Prepare = Callable[[], GenerateRequest]
-"""Makes the request when its turn has come, on the queue's thread: the model's vocabulary serves one at a time."""
+"""Makes the request when its turn has come, on one of the queue's threads: a long prompt takes time to encode."""
 
 GenerateText = Callable[[GenerateRequest, OnPiece, OnWait, Cancellation], GeneratedText]
 
@@ -87,11 +88,12 @@ class Ticket:
 
 
 class TextQueue:
-    """The queue and the thread that works it off.
+    """The queue and the threads that work it off, in order.
 
     Args:
-        write: Writes one text.
+        write: Writes one text; called from as many threads as there may be texts at once.
         waiting: Most texts that wait; None is no bound.
+        at_once: How many are written at once.
         clock: Monotonic seconds.
         on_idle: Told when the queue is closed and all of it is done.
     """
@@ -101,6 +103,7 @@ class TextQueue:
         write: GenerateText,
         *,
         waiting: int | None = None,
+        at_once: int = 1,
         clock: Callable[[], float] = time.monotonic,
         on_idle: Callable[[], None] = lambda: None,
     ) -> None:
@@ -109,13 +112,14 @@ class TextQueue:
         self._clock = clock
         self._on_idle = on_idle
         self._waiting: deque[Ticket] = deque()
-        self._current: Ticket | None = None
+        self._current: dict[Ticket, float] = {}  # the texts under way, and when they were begun, by the clock
         self._closed = self._broken = False
-        self._started = 0.0  # the text under way, by the clock
         self._usual_s: float | None = None
         self._done = 0
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="texts", daemon=True)
+        names = ["texts", *(f"texts-{number}" for number in range(2, at_once + 1))]
+        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
+        self._working = at_once
 
     @property
     def waiting(self) -> int:
@@ -123,9 +127,14 @@ class TextQueue:
         return len(self._waiting)
 
     @property
-    def writing(self) -> bool:
-        """Whether a text is being written."""
-        return self._current is not None
+    def writing(self) -> int:
+        """Texts that are being written."""
+        return len(self._current)
+
+    @property
+    def at_once(self) -> int:
+        """How many can be."""
+        return len(self._threads)
 
     @property
     def done(self) -> int:
@@ -139,12 +148,13 @@ class TextQueue:
 
     @property
     def broken(self) -> bool:
-        """Whether the thread that writes has ended before its time: nothing is written any more."""
+        """Whether a thread that writes has ended before its time: nothing is written any more."""
         return self._broken
 
     def start(self) -> None:
         """Begin to write."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, prepare: Prepare, listener: Listener) -> Ticket:
         """Ask for a text.
@@ -159,8 +169,9 @@ class TextQueue:
                 raise TextCancelled(_BROKEN)
             if self._closed:
                 raise TextCancelled("The device is shutting down and takes no new texts.")
-            if self._most is not None and len(self._waiting) >= self._most + (self._current is None):
-                raise TextQueueFull(self._most, retry_after_s=self._retry_after_s())
+            free = self.at_once - len(self._current)
+            if self._most is not None and len(self._waiting) >= self._most + free:
+                raise TextQueueFull(self._most, at_once=self.at_once, retry_after_s=self._retry_after_s())
             self._waiting.append(ticket)
             self._changed.notify_all()
         return ticket
@@ -185,20 +196,21 @@ class TextQueue:
         """Close, and give up all that is not written yet."""
         self.close()
         with self._changed:
-            left = [*self._waiting, *([self._current] if self._current else [])]
+            left = [*self._waiting, *self._current]
         for ticket in left:
             self.cancel(ticket)
 
     def join(self) -> None:
-        """Wait for the thread to end, after `close` or `abandon`; one that was never started has."""
-        if self._thread.ident is not None:
-            self._thread.join()
+        """Wait for the threads to end, after `close` or `abandon`; those that were never started have."""
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
 
     def _retry_after_s(self) -> int:
-        """Return when a place is free: when the text under way ends, by how long texts usually take."""
-        elapsed_s = self._clock() - self._started if self._current is not None else 0.0
+        """Return when a place is free: when a text under way ends, by how long texts usually take."""
+        now = self._clock()
         # One that has outlasted the usual time is given as much again.
-        left_s = abs((self._usual_s or 0.0) - elapsed_s)
+        left_s = min((abs((self._usual_s or 0.0) - (now - began)) for began in self._current.values()), default=0.0)
         return min(max(1, math.ceil(left_s)), _LONGEST_RETRY_S)
 
     def _work(self) -> None:
@@ -208,24 +220,31 @@ class TextQueue:
             _log.exception("The thread that writes texts has ended for a reason that should not be possible.")
             with self._changed:
                 self._closed = self._broken = True
-                left = [*([self._current] if self._current else []), *self._waiting]
-                self._current = None
+                left = [*self._current, *self._waiting]
+                self._current.clear()
                 self._waiting.clear()
+                self._changed.notify_all()
             for ticket in left:
+                ticket.cancellation.cancel()
                 ticket.tell(Failed(TextCancelled(_BROKEN)))
-        self._on_idle()
+        with self._changed:
+            self._working -= 1
+            idle = not self._working
+        if idle:
+            self._on_idle()
 
     def _serve_all(self) -> None:
         while True:
             with self._changed:
-                self._current = None
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     break
-                ticket = self._current = self._waiting.popleft()
-                self._started = self._clock()
+                ticket = self._waiting.popleft()
+                self._current[ticket] = self._clock()
             self._serve(ticket)
-            self._done += 1
+            with self._changed:
+                self._current.pop(ticket, None)
+                self._done += 1
 
     def _serve(self, ticket: Ticket) -> None:
         def on_wait(reason: str) -> None:
@@ -241,8 +260,10 @@ class TextQueue:
         else:
             ticket.tell(text if not ticket.cancellation.requested else Failed(TextCancelled(_GONE), text))
         if not ticket.cancellation.requested:
-            self._learn(self._clock() - self._started)
+            self._learn(ticket)
 
-    def _learn(self, took_s: float) -> None:
-        usual_s = took_s if self._usual_s is None else self._usual_s
-        self._usual_s = usual_s + _LATEST_WEIGHT * (took_s - usual_s)
+    def _learn(self, ticket: Ticket) -> None:
+        with self._changed:
+            took_s = self._clock() - self._current.get(ticket, self._clock())
+            usual_s = took_s if self._usual_s is None else self._usual_s
+            self._usual_s = usual_s + _LATEST_WEIGHT * (took_s - usual_s)

@@ -283,7 +283,7 @@ def test_a_gateway_that_is_stopped_answers_its_clients_before_it_goes(stream: bo
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "cancelled")
 
 
-WAITING = {"writing": True, "waiting": 2, "ended": 0, "tokens": 0}
+WAITING = {"writing": 1, "at_once": 1, "waiting": 2, "ended": 0, "tokens": 0}
 
 
 @pytest.mark.parametrize("stream", [False, True])

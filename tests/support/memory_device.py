@@ -91,7 +91,9 @@ def edge_at_work(fleet: MemoryFleet) -> Iterator[None]:
 
 
 def settings(**given: Any) -> DeviceSettings:
-    return DeviceSettings.model_validate({"fleet": FLEET, "device": "device-1", "seed": 5, "api_port": 0, **given})
+    return DeviceSettings.model_validate(
+        {"fleet": FLEET, "device": "device-1", "seed": 5, "api_port": 0, "texts_at_once": 1, **given}
+    )
 
 
 def memory_service(fleet: MemoryFleet, drafter: TalkingDrafter | None = None, **given: Any) -> DeviceService:

@@ -1,0 +1,58 @@
+"""Lanes of an agent: what each of the texts that are written at once has for itself."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fleet_device.client.inbox import Inbox
+from fleet_device.drafters.contract import Drafter
+from fleet_device.drafters.several import known_tokens
+from fleet_device.pacing.contract import Pacing
+
+__all__ = ["Lane", "Lanes"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lane:
+    """One of them. Texts that take turns in it go on from each other's keys and values, and from what was measured.
+
+    Attributes:
+        drafter: The draft model, with a sequence of its own.
+        pacing: How much to draft; None is the agent's own.
+        inbox: What arrives while a text is written.
+    """
+
+    drafter: Drafter
+    pacing: Pacing | None
+    inbox: Inbox
+
+
+class Lanes:
+    """The lanes that are free, and those that are taken.
+
+    Args:
+        lanes: At least one.
+    """
+
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self._free = list(lanes)  # the one unused for longest first
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, prompt: Sequence[int]) -> Iterator[Lane]:
+        """Take a lane, as soon as one is free: the one whose draft model has computed most of the prompt.
+
+        Args:
+            prompt: Token ids.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._free)
+            lane = max(self._free, key=lambda lane: known_tokens(lane.drafter, prompt))
+            self._free.remove(lane)
+        try:
+            yield lane
+        finally:
+            with self._changed:
+                self._free.append(lane)
+                self._changed.notify()

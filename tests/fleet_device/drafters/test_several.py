@@ -1,0 +1,172 @@
+"""Several texts at once over one drafter: each sequence stands for itself."""
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import llama_cpp
+import pytest
+
+from dssd.distribution import Dist
+from fleet_device.drafters.contract import Drafter, DrafterError
+from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
+from fleet_device.drafters.registry import DRAFTERS, load_drafter
+from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
+from fleet_device.drafters.several import known_tokens, sequences_of
+from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
+from fleet_device.settings import DeviceSettings
+from schemas.vocabulary import Vocabulary
+from tests.fleet_device.drafters.test_contract import CONTEXT, OTHER_WORDS, POLICY, WORDS, Sums
+from tests.support.tiny_gguf import tiny_gguf
+
+Make = Callable[[int], list[Drafter]]
+
+
+def equal(left: Dist | None, right: Dist | None) -> bool:
+    """Whether two rows differ by rounding: what lies in other cells is added up in another order, in float16."""
+    if left is None or right is None:
+        return left is right
+    tokens = {*left.ids.tolist(), *right.ids.tolist()}
+    return sum(abs(left.probability(token) - right.probability(token)) for token in tokens) / 2 < 0.01
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+@pytest.fixture(params=[*DRAFTERS, "scripted", "unlike"])
+def make(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Make]:
+    """Return a function that makes a drafter and as many sequences of it."""
+    made: list[Drafter] = []
+
+    def build(count: int) -> list[Drafter]:
+        drafter: Drafter
+        match request.param:
+            case name if name in DRAFTERS:
+                settings = DeviceSettings(drafter=name, model=str(tiny), context=CONTEXT, texts_at_once=count)
+                drafter = load_drafter(settings)
+            case "scripted":
+                drafter = ScriptedDrafter(Sums(), WORDS, context=CONTEXT, end_tokens=(0,))
+            case _:
+                inner = ScriptedDrafter(Sums(), OTHER_WORDS, context=CONTEXT, end_tokens=(5,))
+                drafter = UnlikeVocabularyDrafter(inner, Vocabulary.of(WORDS), WordCodec(WORDS, (0,)))
+        made.append(drafter)
+        return sequences_of(drafter, count)
+
+    yield build
+    for drafter in made:
+        drafter.close()
+
+
+def move(drafter: Drafter, tokens: list[int], rng: random.Random) -> list[int]:
+    """Do something to a sequence that has these tokens; return those that it has then."""
+    new = [rng.randrange(10) for _ in range(rng.randint(1, 6))]
+    match rng.randrange(3):
+        case 0 if len(tokens) < CONTEXT - 10:
+            drafter.extend(new)
+            return tokens + new
+        case 1 if len(tokens) > 1:
+            tokens = tokens[: rng.randint(1, len(tokens))]
+            drafter.truncate(len(tokens))
+            return tokens
+        case _:
+            tokens = [*tokens[: rng.randint(0, len(tokens))], *new][:CONTEXT]
+            drafter.reset(tokens)
+            return tokens
+
+
+def test_each_sequence_gives_what_a_drafter_of_its_own_would(make: Make) -> None:
+    used, (fresh,) = make(3), make(1)
+    assert len(used) == 3
+    rng = random.Random(3)
+    texts = [[1], [1], [1]]
+    for drafter in used:
+        drafter.reset([1])
+    for _ in range(120):
+        which = rng.randrange(3)
+        texts[which] = move(used[which], texts[which], rng)
+        if rng.random() < 0.5:
+            fresh.reset([11])
+            fresh.reset(texts[which])
+            assert equal(used[which].next(POLICY), fresh.next(POLICY)), texts[which]
+
+
+def test_sequences_may_be_used_from_a_thread_each(make: Make) -> None:
+    used, (fresh,) = make(3), make(1)
+    seen: list[list[tuple[list[int], Dist | None]]] = [[], [], []]
+    failed: list[BaseException] = []
+
+    def work(which: int) -> None:
+        try:
+            rng, tokens = random.Random(which), [1]
+            used[which].reset(tokens)
+            for _ in range(60):
+                tokens = move(used[which], tokens, rng)
+                seen[which].append((tokens, used[which].next(POLICY)))
+        except BaseException as error:  # noqa: BLE001 - told by the test
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(which,), daemon=True) for which in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60.0)
+    assert not failed
+    for tokens, dist in [pair for each in seen for pair in each]:
+        fresh.reset([11])
+        fresh.reset(tokens)
+        assert equal(dist, fresh.next(POLICY)), tokens
+
+
+def test_a_drafter_that_has_one_sequence_is_the_only_one() -> None:
+    class One(ScriptedDrafter):
+        another = None  # type: ignore[assignment]
+
+    plain = object.__new__(One)
+    assert sequences_of(plain, 1) == [plain]
+
+
+def test_there_are_no_more_sequences_than_the_settings_say(tiny: Path) -> None:
+    drafter = LlamaCppDrafter(LlamaCppSettings(tiny, threads=1, context=CONTEXT, sequences=2))
+    found = sequences_of(drafter, 5)
+    assert len(found) == 2
+    assert found[1].context == CONTEXT
+    drafter.close()
+    with pytest.raises(DrafterError, match="closed"):
+        found[1].reset([3]) or found[1].next(POLICY)
+
+
+def test_a_sequence_that_begins_as_a_text_does_is_known_by_it(tiny: Path) -> None:
+    drafter = LlamaCppDrafter(LlamaCppSettings(tiny, threads=1, context=CONTEXT, sequences=2))
+    first, second = sequences_of(drafter, 2)
+    first.reset([3, 4, 5, 6])
+    first.next(POLICY)
+    second.reset([3, 9])
+    second.next(POLICY)
+    assert [known_tokens(each, [3, 4, 5, 7]) for each in (first, second)] == [3, 1]
+    drafter.close()
+
+
+def test_a_sequence_that_cannot_be_cut_leaves_the_others_alone(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = LlamaCppDrafter(LlamaCppSettings(tiny, threads=1, context=CONTEXT, sequences=2))
+    first, second = sequences_of(drafter, 2)
+    for each in (first, second):
+        each.reset([3, 4, 5])
+    expected = [each.next(POLICY) for each in (first, second)]
+    first.extend([8, 9])
+    first.next(POLICY)
+    remove = llama_cpp.llama_memory_seq_rm
+    # From somewhere on nothing can be removed, all of a sequence can.
+    monkeypatch.setattr(
+        llama_cpp,
+        "llama_memory_seq_rm",
+        lambda memory, each, begin, end: begin < 0 and remove(memory, each, begin, end),
+    )
+    first.truncate(3)
+    assert [equal(each.next(POLICY), before) for each, before in zip((first, second), expected, strict=True)] == [
+        True,
+        True,
+    ]
+    drafter.close()
