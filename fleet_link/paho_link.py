@@ -16,7 +16,6 @@ from collections.abc import Callable
 from fleet_link.connection.connection import Connection, ConnectionLost
 from fleet_link.connection.handover import Handover
 from fleet_link.connection.polling import Waker
-from fleet_link.connection.screen import Screen
 from fleet_link.counters import Accepts, Guard, LinkCounters
 from fleet_link.errors import ConnectFailed
 from fleet_link.failures import silent, subscription_refused
@@ -199,7 +198,7 @@ class PahoLink:
             connection = Connection(
                 self._settings,
                 context=self._handover.context(),
-                screen=Screen(max_packet_bytes=self._settings.packet_bytes, guard=self._guard),
+                guard=self._guard,
                 waker=waker,
                 clock=self._clock,
                 on_message=self._routes.dispatch,
@@ -253,7 +252,7 @@ class PahoLink:
             with contextlib.suppress(IndexError):
                 while True:
                     self._requests.popleft()(connection)
-            self._sender.drain(connection.send, self._announced)
+            self._sender.drain(connection.send, self._announced, room=lambda: not connection.clogged)
             connection.step(POLL_S if flush_until is None else flush_until - self._clock())
             self._check_answers(connection)
             for topic_filter in connection.take_refused_filters():

@@ -1,8 +1,8 @@
 """Topic filters and the routing of messages to handlers."""
 
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from fleet_link.counters import Guard
 from fleet_link.link import Handler, Message
@@ -24,8 +24,10 @@ def split_share(topic_filter: str) -> tuple[str | None, str]:
 
 def matches(topic_filter: str, topic: str) -> bool:
     """Whether a message to `topic` is for a subscriber of `topic_filter`; a `$share` prefix plays no part."""
-    expected = split_share(topic_filter)[1].split("/")
-    levels = topic.split("/")
+    return _matches(split_share(topic_filter)[1].split("/"), topic.split("/"), topic)
+
+
+def _matches(expected: Sequence[str], levels: Sequence[str], topic: str) -> bool:
     if topic.startswith("$") and expected[0] in {"+", "#"}:
         return False  # MQTT 5, 4.7.2: the server's own topics are not for wildcards
     for position, level in enumerate(expected):
@@ -82,6 +84,14 @@ class Route:
     handler: Handler
     qos: int
     retained: bool = True
+    _levels: tuple[str, ...] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_levels", tuple(split_share(self.filter)[1].split("/")))
+
+    def matches(self, topic: str, levels: Sequence[str]) -> bool:
+        """Return whether a message is for it, given its topic and the topic's levels."""
+        return _matches(self._levels, levels, topic)
 
 
 class Routes:
@@ -117,9 +127,10 @@ class Routes:
 
     def dispatch(self, message: Message) -> None:
         """Give the message to every handler whose filter matches and that wants what is retained, if it is."""
+        levels = message.topic.split("/")
         for route in self._routes:
             if message.retained and not route.retained:
                 continue  # some brokers send it all the same
-            if matches(route.filter, message.topic):
+            if route.matches(message.topic, levels):
                 self._guard.counters.received += 1
                 self._guard.call(route.handler, message)

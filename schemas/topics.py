@@ -4,6 +4,7 @@ A device's identity is a whole level of every topic it uses, so one ACL pattern 
 and the reply topic follows from the publish topic that the broker has already checked.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -99,6 +100,9 @@ TREE: Final[tuple[Rule, ...]] = (
     Rule(Topic.EDGE_STATE, "_edge/{edge}/state", _EDGE, _ALL, retained=True),
 )
 
+# Topics whose names are known already: they come and go with every message.
+_KEPT: Final = 4096
+
 _BY_TOPIC: Final = {rule.topic: rule for rule in TREE}
 
 
@@ -142,6 +146,7 @@ class Access:
     retained: bool = False
 
 
+@functools.lru_cache(_KEPT)
 def build(topic: Topic, *, fleet: str, device: str | None = None, edge: str | None = None) -> str:
     """Return the full topic.
 
@@ -165,6 +170,7 @@ def wildcard(topic: Topic, *, fleet: str, device: str = "+", edge: str = "+") ->
     return f"{ROOT}/{fleet}/{_BY_TOPIC[topic].template.format(device=device, edge=edge)}"
 
 
+@functools.lru_cache(_KEPT)  # what is outside the tree, and may be long, is not kept
 def parse(topic: str) -> Address:
     """Take a received topic apart.
 

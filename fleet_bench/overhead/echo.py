@@ -1,21 +1,25 @@
-"""Echo: answers each draft with its own bytes on the device's verdict topic, and does nothing else."""
+"""Echo: answers each draft with its own bytes on the device's verdict topic, and does nothing else.
+
+It is what paho-mqtt alone needs for that, without a line of the link of ours: a bare echo.
+"""
 
 import argparse
 import signal
+import socket
 import sys
-import threading
-from typing import Final
+from typing import Any, Final
 
-from fleet_link.link import Message
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import BrokerSettings
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
 from fleet_runtime.events import Event, EventStream
 from schemas.topics import Topic, build, parse, wildcard
 
 __all__ = ["main"]
 
 _EXPIRY_S: Final = 30
-_START_S: Final = 20.0
 
 
 def main() -> None:
@@ -25,19 +29,36 @@ def main() -> None:
     parser.add_argument("--fleet", required=True)
     parser.add_argument("--edge", required=True)
     arguments = parser.parse_args()
-    link = PahoLink(BrokerSettings(port=arguments.port).link(arguments.edge, will=None))
+    events = EventStream(sys.stdout)
+    client = Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=arguments.edge,
+        protocol=MQTTProtocolVersion.MQTTv5,
+    )
+    client.username_pw_set(arguments.edge)
+    expiry = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    expiry.MessageExpiryInterval = _EXPIRY_S
 
-    def echo(message: Message) -> None:
+    def send_at_once(_client: Client, _userdata: object, sock: Any) -> None:  # noqa: ANN401 - paho's
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def subscribe(*_: object) -> None:
+        client.subscribe(wildcard(Topic.DRAFT, fleet=arguments.fleet, edge=arguments.edge), qos=1)
+
+    def ready(*_: object) -> None:
+        events.write(Event.ONLINE, fleet=arguments.fleet, edge=arguments.edge)
+
+    def echo(_client: Client, _userdata: object, message: MQTTMessage) -> None:
         topic = build(Topic.VERDICT, fleet=arguments.fleet, device=parse(message.topic).device)
-        link.publish(topic, message.payload, alias=True, expiry_s=_EXPIRY_S)
+        client.publish(topic, message.payload, qos=1, properties=expiry)
 
-    stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    link.subscribe(wildcard(Topic.DRAFT, fleet=arguments.fleet, edge=arguments.edge), echo)
-    link.start(timeout_s=_START_S)
-    EventStream(sys.stdout).write(Event.ONLINE, fleet=arguments.fleet, edge=arguments.edge)
-    stopping.wait()
-    link.stop()
+    client.on_socket_open = send_at_once
+    client.on_connect = subscribe
+    client.on_subscribe = ready
+    client.on_message = echo
+    signal.signal(signal.SIGTERM, lambda *_: client.disconnect())
+    client.connect("127.0.0.1", arguments.port)
+    client.loop_forever()
 
 
 if __name__ == "__main__":

@@ -127,21 +127,17 @@ class StepPlanner:
             evicted: Those that are computed anew only when a draft needs it: if they were at once, sessions that do not
                 all fit would evict each other for ever.
         """
-        sessions = list(sessions)
-        # Where memory is short, those that have some come first: the others would fill the step, and put them out.
-        ready = sorted(
-            (
-                (bool(evicted) and not self.cache.computed(session.handle), arrived.at, session.handle, session)
-                for session in sessions
-                if (arrived := session.ready)
-            ),
-            key=lambda entry: entry[:3],
-        )
-        behind = [
-            session
-            for session in sessions
-            if session.ready is None and not session.finished and session.handle not in evicted
-        ]
+        ready: list[tuple[bool, float, int, EdgeSession]] = []
+        behind: list[EdgeSession] = []
+        for session in sessions:
+            if (arrived := session.ready) is not None:
+                # Where memory is short, those that have some come first: the others would fill the step, and put them
+                # out.
+                last = bool(evicted) and not self.cache.computed(session.handle)
+                ready.append((last, arrived.at, session.handle, session))
+            elif not session.finished and session.handle not in evicted and self._backlog(session) > 0:
+                behind.append(session)
+        ready.sort(key=lambda entry: entry[:3])
         self._able = {session.handle: session for session in (*(entry[-1] for entry in ready), *behind)}
         due, may_wait = list[EdgeSession](), list[EdgeSession]()
         for *_, session in ready:

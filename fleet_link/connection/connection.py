@@ -4,14 +4,15 @@ A `Connection` is used once: every reconnect makes a new one, with a new paho cl
 connection, a topic alias, a packet identifier, a message that paho would repeat by itself, can leak into a
 new one. All calls into paho come from the link's thread, which polls the socket itself: paho's own loop uses
 `select`, which fails from descriptor 1024 on, and its thread may die unnoticed.
+
+Messages and their acknowledgements, which are nearly all of the traffic, are read and written here: in the library they
+take most of the time of an edge that is busy. It has the rest of the protocol, and what of them is not as expected.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
-from paho.mqtt.enums import MQTTErrorCode
-from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
@@ -22,11 +23,11 @@ from fleet_link.connection.polling import MAX_POLL_S, Waker, has_arrived, wait
 from fleet_link.connection.screen import Screen
 from fleet_link.connection.screened_socket import ScreenedSocket
 from fleet_link.connection.silence import Silence
-from fleet_link.counters import Accepts
+from fleet_link.counters import Accepts, Guard
 from fleet_link.link import FIRST_ERROR, Message
 from fleet_link.outbox.announced import Announced
 from fleet_link.outbox.outgoing import Outgoing
-from fleet_link.outbox.packets import AliasTable
+from fleet_link.outbox.packets import AliasTable, publish_packet
 from fleet_link.routing import Route
 from fleet_link.settings import LinkSettings
 from fleet_link.tls.context import LinkContext
@@ -34,6 +35,7 @@ from fleet_link.tls.context import LinkContext
 __all__ = ["Connection", "ConnectionLost"]
 
 READS: Final = 32  # packets that the library takes before what waits to be sent has its turn
+IDENTIFIERS: Final = 65_535
 
 
 class ConnectionLost(Exception):  # noqa: N818 - reads as what it says
@@ -48,7 +50,7 @@ class Connection:
         settings: LinkSettings,
         *,
         context: LinkContext | None,
-        screen: Screen,
+        guard: Guard,
         waker: Waker,
         clock: Callable[[], float],
         on_message: Callable[[Message], None],
@@ -59,7 +61,7 @@ class Connection:
         Args:
             settings: Where to and who we are.
             context: For TLS; None for plain TCP.
-            screen: Drops messages before the library sees them; new, as the connection.
+            guard: Of the link.
             waker: Ends a `step` early.
             clock: Monotonic seconds.
             on_message: Gets every message.
@@ -67,7 +69,9 @@ class Connection:
         """
         self._settings = settings
         self._context = context
-        self._screen = screen
+        self._screen = Screen(
+            max_packet_bytes=settings.packet_bytes, guard=guard, on_message=on_message, on_answer=self._answered
+        )
         self._waker = waker
         self._clock = clock
         self._on_message = on_message
@@ -75,17 +79,18 @@ class Connection:
         self._announced: Announced | None = None
         self._refusal: int | None = None
         self._aliases = AliasTable(maximum=0)
+        self._identifier = IDENTIFIERS // 2
+        self._under_way: set[int] = set()  # packet identifiers of messages that are not answered
         self._awaited: dict[int, tuple[str, ...]] = {}  # filters by the identifier of their SUBSCRIBE
         self._refused_filters: list[str] = []
         self._ending = ""
         self._socket: ScreenedSocket | None = None
         self._read_at = 0.0  # not before
         self._silence: Silence | None = None  # from the broker's first answer on
-        self._client = make_client(settings, context, screen=screen)
+        self._client = make_client(settings, context, screen=self._screen)
         self._client.on_connect = self._connected
         self._client.on_disconnect = self._disconnected
         self._client.on_message = self._received
-        self._client.on_publish = self._acknowledged
         self._client.on_subscribe = self._subscriptions_answered
 
     def open(self, *, resume: bool = False) -> Announced:
@@ -149,23 +154,47 @@ class Connection:
         return refused
 
     def send(self, message: Outgoing) -> int:
-        """Write a PUBLISH; return its packet identifier."""
-        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        expiry_s = message.expiry_s(self._clock())
-        if expiry_s is not None:
-            properties.MessageExpiryInterval = expiry_s
-        if message.content_type is not None:
-            properties.ContentType = message.content_type
-        topic = message.topic
+        """Write a PUBLISH with the next `step`; return its packet identifier, which is 0 for QoS 0.
+
+        Raises:
+            ConnectionLost: The connection has ended, or the broker has left all identifiers unanswered.
+        """
+        topic, alias = message.topic, None
         assigned = self._aliases.assign(topic) if message.alias else None
         if assigned is not None:
-            properties.TopicAlias, known = assigned
+            alias, known = assigned
             topic = "" if known else topic
+        identifier = self._new_identifier() if message.qos else 0
+        self._live_socket().put(
+            publish_packet(
+                topic,
+                message.payload,
+                identifier=identifier,
+                retain=message.retain,
+                expiry_s=message.expiry_s(self._clock()),
+                content_type=message.content_type,
+                alias=alias,
+            )
+        )
+        return identifier
+
+    @property
+    def clogged(self) -> bool:
+        """Whether what was sent waits for the network, and more would have to wait as well."""
+        return self._live_socket().clogged
+
+    def _new_identifier(self) -> int:
+        """Return a packet identifier that no unanswered message has.
+
+        The library counts its own, of subscriptions, from 1 on; ours begin far from there.
+        """
+        if len(self._under_way) == IDENTIFIERS:
+            raise ConnectionLost("the broker has answered nothing that was sent")
         while True:
-            info = self._client.publish(topic, message.payload, message.qos, message.retain, properties)
-            # That code means that an old message still holds this packet identifier; paho counts on.
-            if info.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
-                return info.mid
+            self._identifier = self._identifier % IDENTIFIERS + 1
+            if self._identifier not in self._under_way:
+                self._under_way.add(self._identifier)
+                return self._identifier
 
     def step(self, timeout_s: float) -> None:
         """Wait until the network or the waker has something, and serve it.
@@ -174,6 +203,8 @@ class Connection:
             ConnectionLost: The connection has ended.
         """
         sock = self._live_socket()
+        if sock.wants_write:
+            sock.flush()
         rest_s = 0.0 if sock.pending else max(0.0, self._read_at - self._clock())
         readable, writable = wait(
             sock,
@@ -217,7 +248,9 @@ class Connection:
     def delivered(self) -> bool:
         """Whether all that was sent has reached the broker's machine."""
         sock = self._client.socket()
-        return sock is None or (not self._client.want_write() and has_arrived(sock))
+        if not isinstance(sock, ScreenedSocket):
+            return True
+        return not self._client.want_write() and not sock.wants_write and has_arrived(sock)
 
     def goodbye(self, *, hand_over: bool = False) -> None:
         """Send DISCONNECT, so that the broker does not publish the last will.
@@ -280,15 +313,9 @@ class Connection:
     def _received(self, _client: Client, _userdata: object, message: MQTTMessage) -> None:
         self._on_message(Message(message.topic, bytes(message.payload), message.retain))
 
-    def _acknowledged(
-        self,
-        _client: Client,
-        _userdata: object,
-        identifier: int,
-        reason: ReasonCode,
-        _properties: Properties | None,
-    ) -> None:
-        self._on_answer(identifier, reason.value)
+    def _answered(self, identifier: int, reason: int) -> None:
+        self._under_way.discard(identifier)
+        self._on_answer(identifier, reason)
 
     def _subscriptions_answered(
         self,

@@ -1,8 +1,9 @@
 """Socket between the network and the MQTT library, with a screen in it.
 
-The library asks for a packet byte by byte and writes each acknowledgement by itself. Here the network is read in large
-pieces, what the screen refuses never reaches the library, and acknowledgements, the library's as well, are written
-together. It has the interface that paho's own wrapper for WebSockets has; it never blocks.
+The library asks for a packet byte by byte and writes each packet by itself. Here the network is read in large pieces,
+what the screen refuses or takes never reaches the library, and messages of ours are written together with
+acknowledgements, the library's as well. It has the interface that paho's own wrapper for WebSockets has, and never
+blocks.
 """
 
 import ssl
@@ -23,6 +24,7 @@ CROWD: Final = 20
 MOST_CROWD: Final = 128  # half of what the brokers have that we set up
 PUBACK_BYTES: Final = 4
 MOSTLY: Final = 4  # times as many dropped as handed on
+MOST_OUTGOING_BYTES: Final = 1 << 18
 
 _WAIT: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -50,6 +52,7 @@ class ScreenedSocket:
         self._pause_s = LONGEST_PAUSE_S
         self._crowd = CROWD
         self._held = False  # acknowledgements wait for the next `settle`
+        self._outgoing = bytearray()  # whole packets, but for what is written of the first
         self.received = 0
 
     # What paho calls.
@@ -78,7 +81,7 @@ class ScreenedSocket:
                 self._screen.answered(bytes(data))
                 return len(data)
             self.flush()
-            if self._screen.owed:
+            if self._screen.owed or self._outgoing:
                 raise BlockingIOError
         # TLS may have taken the bytes of an attempt that would block: the next attempt must be the same packet's.
         self._midway = True
@@ -116,8 +119,15 @@ class ScreenedSocket:
 
     @property
     def wants_write(self) -> bool:
-        """Whether acknowledgements, or what TLS says by itself, wait until the socket can be written to."""
-        return bool(self._screen.owed and not self._held) or (self._tls is not None and self._tls.wants_write)
+        """Whether packets of ours, or what TLS says by itself, wait until the socket can be written to."""
+        if self._outgoing or (self._screen.owed and not self._held):
+            return True
+        return self._tls is not None and self._tls.wants_write
+
+    @property
+    def clogged(self) -> bool:
+        """Whether so much waits to be written that nothing should be added."""
+        return len(self._outgoing) >= MOST_OUTGOING_BYTES
 
     @property
     def ending(self) -> str:
@@ -145,6 +155,10 @@ class ScreenedSocket:
             self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
         return 0.0 if self._more or dropped <= MOSTLY * passed else self._pause_s
 
+    def put(self, packet: bytes) -> None:
+        """Take a packet, which the next `flush` writes."""
+        self._outgoing += packet
+
     def ask(self) -> None:
         """Write a ping, behind the acknowledgements that are due."""
         self._screen.owed += PINGREQ
@@ -153,20 +167,25 @@ class ScreenedSocket:
     def settle(self) -> None:
         """Write the acknowledgements that are due, few of them every other time: writing costs what waking does."""
         few = len(self._screen.owed) < PUBACK_BYTES * self._crowd / 2
-        if few and not self._held:
+        if few and not self._held and not self._outgoing:
             self._held = True
         else:
             self.flush()
 
     def flush(self) -> None:
-        """Write the acknowledgements that are due, if the reader is not in the midst of a packet."""
-        owed = self._screen.owed
+        """Write the packets of ours that are due, if the library is not in the midst of one."""
+        owed, outgoing = self._screen.owed, self._outgoing
         self._held = False
         try:
             if self._tls is not None:
                 self._tls.flush()
-            if owed and not self._midway:
-                del owed[: self._sock.send(owed)]
+            if self._midway:
+                return
+            if owed and not self.clogged:
+                outgoing += owed
+                owed.clear()
+            while outgoing:
+                del outgoing[: self._sock.send(outgoing)]
         except _WAIT:
             pass
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Packet sizes and topic aliases of MQTT publishes.
+"""MQTT publishes as packets: their bytes, their sizes, topic aliases.
 
 The size is computed before the packet is built, because a broker answers one that is too large by closing the
 connection, and a client that then sends it again does so for ever.
@@ -6,8 +6,10 @@ connection, and a client that then sends it again does so for ever.
 
 from collections import OrderedDict
 
-__all__ = ["AliasTable", "publish_packet_bytes"]
+__all__ = ["AliasTable", "publish_packet", "publish_packet_bytes"]
 
+PUBLISH = 0x30
+EXPIRY, CONTENT_TYPE, ALIAS = 0x02, 0x03, 0x23
 TWO_BYTE_LENGTH = 2
 PACKET_IDENTIFIER = 2
 EXPIRY_PROPERTY = 5
@@ -43,6 +45,59 @@ def publish_packet_bytes(
     remaining += PACKET_IDENTIFIER * (qos > 0)
     remaining += _varint_bytes(properties) + properties + len(payload)
     return 1 + _varint_bytes(remaining) + remaining
+
+
+def publish_packet(
+    topic: str,
+    payload: bytes,
+    *,
+    identifier: int = 0,
+    retain: bool = False,
+    expiry_s: int | None = None,
+    content_type: str | None = None,
+    alias: int | None = None,
+) -> bytes:
+    """Return a PUBLISH packet (MQTT 5, 3.3).
+
+    Args:
+        topic: Full topic; empty where the alias stands for it.
+        payload: Bytes.
+        identifier: Of the packet, for QoS 1; 0 for QoS 0.
+        retain: Whether the broker is to keep it.
+        expiry_s: Message expiry interval, in whole seconds.
+        content_type: As published.
+        alias: Topic alias.
+    """
+    properties = b""
+    if expiry_s is not None:
+        properties += b"%c%b" % (EXPIRY, expiry_s.to_bytes(4, "big"))
+    if content_type is not None:
+        properties += b"%c%b" % (CONTENT_TYPE, _string(content_type))
+    if alias is not None:
+        properties += b"%c%b" % (ALIAS, alias.to_bytes(2, "big"))
+    name = _string(topic)
+    number = identifier.to_bytes(2, "big") if identifier else b""
+    before = _varint(len(properties))
+    remaining = _varint(len(name) + len(number) + len(before) + len(properties) + len(payload))
+    kind = PUBLISH | (2 if identifier else 0) | retain
+    return b"".join((kind.to_bytes(1, "big"), remaining, name, number, before, properties, payload))
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode()
+    return len(raw).to_bytes(2, "big") + raw
+
+
+def _varint(value: int) -> bytes:
+    """Return a variable byte integer."""
+    if value < 1 << 7:
+        return value.to_bytes(1, "big")
+    digits = bytearray()
+    while True:
+        value, digit = value >> 7, value & 0x7F
+        digits.append(digit | (0x80 if value else 0))
+        if not value:
+            return bytes(digits)
 
 
 def _varint_bytes(value: int) -> int:

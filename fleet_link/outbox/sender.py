@@ -64,14 +64,17 @@ class Sender:
         """
         self._outbox.put(message)
 
-    def drain(self, send: Callable[[Outgoing], int], announced: Announced) -> None:
+    def drain(
+        self, send: Callable[[Outgoing], int], announced: Announced, *, room: Callable[[], bool] = lambda: True
+    ) -> None:
         """Send all that the broker lets us send now.
 
         Args:
             send: Writes a PUBLISH and returns its packet identifier.
             announced: The broker's limits.
+            room: Whether the network takes more; asked before each message.
         """
-        while (message := self._outbox.take(window=announced.receive_maximum)) is not None:
+        while room() and (message := self._outbox.take(window=announced.receive_maximum)) is not None:
             if message.packet_bytes > announced.max_packet_bytes:
                 # Queued for a broker that took larger ones.
                 self._guard.counters.oversized += 1

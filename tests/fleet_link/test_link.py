@@ -34,7 +34,7 @@ def test_a_rejection_is_an_error() -> None:
 
         def reject() -> None:
             until(lambda: len(broker.publishes()) == 1)
-            broker.send(puback(1, 0x87))
+            broker.send(puback(broker.identifiers()[0], 0x87))
 
         link = PahoLink(LinkSettings(client_id="a", port=broker.port))
         link.start(timeout_s=START_S)

@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 
 from fleet_link.connection.screen import BrokenStream, Screen
 from fleet_link.counters import Guard
+from fleet_link.link import Message
 from tests.support.mqtt_packets import Publish, acknowledgement, packet
 
 LIMIT = 1 << 20
 TOPICS = [b"", b"a", b"dssd/v1/home/device-1/up/draft/edge-1", "τόπος".encode(), b"t" * 200]
-OTHERS = [packet(0xD0, b""), packet(0x40, b"\0\1\0\0"), packet(0x90, b"\0\1\0\1"), packet(0xE0, b"\x8e\0")]
+PUBACK = packet(0x40, b"\0\1\0\0")
+OTHERS = [packet(0xD0, b""), PUBACK, packet(0x90, b"\0\1\0\1"), packet(0xE0, b"\x8e\0")]
 
 publishes = st.builds(
     Publish,
@@ -145,3 +147,87 @@ def test_a_screen_that_fails_lets_the_message_pass_and_is_logged_once(caplog: py
         assert Screen(max_packet_bytes=LIMIT, accepts=fails, guard=guard).feed(raw) == raw
     assert guard.counters.handler_errors == 3
     assert caplog.text.count("screen fails") == 1
+
+
+@given(
+    packets=st.lists(publishes | st.sampled_from(OTHERS), max_size=12),
+    refused=st.sets(st.sampled_from(TOPICS)),
+    cuts=st.lists(st.integers(0, 10_000), max_size=20),
+)
+def test_however_the_stream_is_cut_messages_are_told_or_handed_on_in_order_and_each_is_acknowledged(
+    packets: list[Publish | bytes], refused: set[bytes], cuts: list[int]
+) -> None:
+    came: list[Publish | bytes] = []  # what is told, and what the library has read, in the order in which that is seen
+    answers: list[tuple[int, int]] = []
+    by_content = {(item.topic, item.payload, item.retain): item for item in packets if isinstance(item, Publish)}
+
+    def told(message: Message) -> None:
+        came.append(by_content[message.topic.encode(), message.payload, message.retained])
+
+    screen = Screen(
+        max_packet_bytes=LIMIT,
+        accepts=lambda topic, *_: topic not in refused,
+        on_message=told,
+        on_answer=lambda *answer: answers.append(answer),
+    )
+    raws = {item.raw: item for item in packets if isinstance(item, Publish)}
+    unread = b""
+    for piece in pieces_of(b"".join(item.raw if isinstance(item, Publish) else item for item in packets), cuts):
+        unread += screen.feed(piece)
+        while whole := next((raw for raw in [*raws, *OTHERS] if unread.startswith(raw)), b""):
+            unread = unread[len(whole) :]
+            item = raws.get(whole, whole)
+            came.append(item)
+            if isinstance(item, Publish) and item.identifier is not None:
+                screen.answered(acknowledgement(item.identifier))
+    assert not unread
+    accepted = [item for item in packets if isinstance(item, Publish) and item.topic not in refused]
+    seen = [(item.topic, item.payload, item.retain) for item in came if isinstance(item, Publish)]
+    assert seen == [(item.topic, item.payload, item.retain) for item in accepted]
+    assert [item for item in came if isinstance(item, bytes)] == [
+        item for item in packets if isinstance(item, bytes) and item != PUBACK
+    ]
+    assert answers == [(1, 0)] * packets.count(PUBACK)
+    owed = [item.identifier for item in packets if isinstance(item, Publish) and item.identifier is not None]
+    assert screen.owed == b"".join(acknowledgement(identifier) for identifier in owed)
+
+
+def test_a_message_behind_one_that_the_library_reads_waits_for_it() -> None:
+    told: list[Message] = []
+    screen = Screen(max_packet_bytes=LIMIT, on_message=told.append)
+    long, short = Publish(b"a", bytes(1000), identifier=1).raw, Publish(b"a", b"2", identifier=2).raw
+    assert screen.feed(long[:500]) == long[:500]
+    assert screen.feed(long[500:] + short) == long[500:] + short
+    assert not told
+    screen.feed(short)
+    assert [message.payload for message in told] == [b"2"]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        packet(0x30, b"\0\0\0x"),  # an alias for a topic, and we allow none
+        packet(0x30, b"\0\2\xff\xfe\0x"),  # no UTF-8
+        packet(0x30, b"\0\1a"),  # ends before its properties
+        packet(0x30, b"\0\1a\x7f\1"),  # properties that are longer than the packet
+        packet(0x34, b"\0\1a\0\7\0x"),  # QoS 2
+        packet(0x40, b"\0"),
+    ],
+)
+def test_what_is_not_as_expected_is_left_to_the_library(raw: bytes) -> None:
+    screen = Screen(max_packet_bytes=LIMIT, on_message=pytest.fail, on_answer=lambda *_: pytest.fail("told"))
+    assert screen.feed(raw) == raw
+
+
+def test_properties_whose_length_is_none_end_the_connection() -> None:
+    with pytest.raises(BrokenStream, match="length"):
+        Screen(max_packet_bytes=LIMIT, on_message=pytest.fail).feed(packet(0x30, b"\0\1a\xff\xff\xff\xff\xff\1"))
+
+
+def test_properties_of_a_message_are_left_out_and_reasons_of_an_answer_told() -> None:
+    told: list[Message] = []
+    answers: list[tuple[int, int]] = []
+    screen = Screen(max_packet_bytes=LIMIT, on_message=told.append, on_answer=lambda *answer: answers.append(answer))
+    assert screen.feed(packet(0x31, b"\0\1a\5\2\0\0\0\x09body") + packet(0x40, b"\1\2\x10\0")) == b""
+    assert told == [Message("a", b"body", retained=True)]
+    assert answers == [(0x102, 0x10)]

@@ -1,6 +1,7 @@
 """A server that says what the test tells it to, for brokers that no real one would play."""
 
 import contextlib
+import itertools
 import socket
 import struct
 import threading
@@ -61,6 +62,16 @@ class ScriptedBroker:
 
     def publishes(self) -> list[bytes]:
         return [packet for packet in self.packets if packet[0] & 0xF0 == PUBLISH]
+
+    def identifiers(self) -> list[int]:
+        """Return the packet identifiers of the messages of QoS 1 that came, in order."""
+        found = []
+        for packet in self.publishes():
+            if packet[0] & 0x06:
+                at = 2 + sum(1 for byte in itertools.takewhile(lambda byte: byte & 0x80, packet[1:]))
+                at += 2 + int.from_bytes(packet[at : at + 2], "big")
+                found.append(int.from_bytes(packet[at : at + 2], "big"))
+        return found
 
     def send(self, packet: bytes) -> None:
         self._peers[-1].sendall(packet)

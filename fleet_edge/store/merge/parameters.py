@@ -1,13 +1,15 @@
 """Parameters of a merge: what each record fills into its statement."""
 
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import fields
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from operator import attrgetter
+from typing import Any, Final, TypeVar, get_args
 
 from fleet_edge.store.merge.statements import DEVICE_COUNTERS, DEVICE_STATE, EDGE_STATE
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.fences import DeviceFenced
+from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import RoundJudged, SegmentLeft, SegmentProgress, segment_time
 from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
 from fleet_edge.store.records.sightings import DeviceSeen, EdgeSeen
@@ -67,27 +69,27 @@ def state(record: DeviceSeen | EdgeSeen, key: str) -> Parameters:
 
 def progress(record: SegmentProgress) -> Parameters:
     """Return a segment's counters."""
-    fields = asdict(record)
-    at = fields.pop("at")
-    return fields | {"duration_ms": since_open(record.segment, at)}
+    values = _values(record)
+    at = values.pop("at")
+    return values | {"duration_ms": since_open(record.segment, at)}
 
 
 def judged_round(record: RoundJudged) -> Parameters:
     """Return a round."""
-    fields = asdict(record)
-    del fields["device"]  # its segment tells
-    return fields
+    values = _values(record)
+    del values["device"]  # its segment tells
+    return values
 
 
 def event(record: EventLogged) -> Parameters:
     """Return an event."""
-    return asdict(record) | {"last_at": record.last_at or record.at}
+    return _values(record) | {"last_at": record.last_at or record.at}
 
 
 def fence(record: DeviceFenced) -> Parameters:
     """Return a fence."""
-    fields = asdict(record)
-    return fields | {"fenced_by": fields.pop("by"), "since_at": fields.pop("at"), "until_at": fields.pop("until")}
+    values = _values(record)
+    return values | {"fenced_by": values.pop("by"), "since_at": values.pop("at"), "until_at": values.pop("until")}
 
 
 def closed_by_device(record: SessionClosed) -> Parameters:
@@ -101,3 +103,17 @@ def reported(record: CloseReported) -> Parameters:
     counters = {f"device_{name}": getattr(record.counters, name) for name in DEVICE_COUNTERS}
     told = {"reason": record.reason, "tokens": record.tokens, "closed_at": record.at}
     return {"session": record.session, "device": record.device, **told, **counters}
+
+
+def _values(record: Record) -> Parameters:
+    """Return a record's fields: they are immutable, and so need not be copied as `dataclasses.asdict` does."""
+    names, values = _READERS[type(record)]
+    return dict(zip(names, values(record), strict=True))
+
+
+def _read_by(kind: type[Record]) -> tuple[tuple[str, ...], Callable[[Record], tuple[Any, ...]]]:
+    names = tuple(field.name for field in fields(kind))
+    return names, attrgetter(*names)
+
+
+_READERS: Final = {kind: _read_by(kind) for kind in get_args(Record)}
