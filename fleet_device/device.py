@@ -174,6 +174,21 @@ class Device:
         opened = self._require_open()
         return TextStream(opened.texts, lambda: encode(opened.service.codec))
 
+    def count_tokens(self, prompt: Prompt, *, raw: bool = False) -> int:
+        """Return how many tokens a prompt has, chat template included: with the text they share the model's context.
+
+        Args:
+            prompt: A text, the messages of a chat, or token ids.
+            raw: Whether a text is continued as it is, without the chat template.
+
+        Raises:
+            InvalidRequest: The prompt cannot be used.
+            ChatError: The draft model has no chat template, or it declines the messages.
+            DeviceClosed: The device is not open.
+        """
+        encode = prepare_request(prompt, self.settings, raw=raw)
+        return len(encode(self._require_open().service.drafter.codec).prompt)
+
     def wait_for_edge(self, timeout_s: float) -> bool:
         """Return whether an edge of the fleet is online; wait for one at most `timeout_s` seconds.
 

@@ -3,6 +3,7 @@
 import typer
 
 from fleet_cli import enroll
+from fleet_cli.device.chat import chat_command
 from fleet_cli.device.doctor import doctor_command
 from fleet_cli.device.generate import generate_command
 from fleet_cli.device.run import run_command
@@ -13,6 +14,7 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("run")(run_command)
 app.command("generate")(generate_command)
+app.command("chat")(chat_command)
 app.command("doctor")(doctor_command)
 app.command("selftest")(selftest_command)
 enroll.register(app)

@@ -1,0 +1,201 @@
+"""A conversation, line by line: what is asked, what is shown, what is remembered."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from fleet_cli.device.chat.colours import Painter
+from fleet_cli.device.chat.conversation import Conversation
+from fleet_device.errors import EdgeUnavailable, SessionRefused
+from fleet_device.texts.history import ChatHistory
+from schemas.reasons import EndReason, RefusalCode
+from tests.support.memory_device import ScriptedAgent, TalkingDrafter
+from tests.support.scripted_talker import ScriptedTalker
+
+Line = str | BaseException | Callable[[], str]
+
+
+class Script:
+    """A terminal on which the given lines are typed."""
+
+    def __init__(self, *lines: Line) -> None:
+        self._lines = list(lines)
+        self.shown = ""
+        self.notes: list[str] = []
+
+    def read(self) -> str | None:
+        if not self._lines:
+            return None
+        line = self._lines.pop(0)
+        if isinstance(line, BaseException):
+            raise line
+        return line if isinstance(line, str) else line()
+
+    def write(self, text: str) -> None:
+        self.shown += text
+
+    def note(self, sentence: str) -> None:
+        self.notes.append(sentence)
+
+
+@pytest.fixture
+def talkers() -> Iterator[list[ScriptedTalker]]:
+    made: list[ScriptedTalker] = []
+    yield made
+    for talker in made:
+        talker.close()
+
+
+Talk = Callable[..., Script]
+
+
+@pytest.fixture
+def talk(talkers: list[ScriptedTalker]) -> Talk:
+    """Return a function that has lines typed and returns the terminal."""
+
+    def run(
+        *lines: Line,
+        agent: ScriptedAgent | None = None,
+        context: int = 4096,
+        drop: bool = True,
+        answer_tokens: int = 10,
+    ) -> Script:
+        talkers.append(ScriptedTalker(agent, TalkingDrafter(context=context)))
+        script, painter = Script(*lines), Painter(colours=False)
+        Conversation(talkers[-1], script, painter, ChatHistory(), answer_tokens=answer_tokens, drop=drop).run()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        return script
+
+    return run
+
+
+def asked(talker: ScriptedTalker, turn: int) -> list[str]:
+    return [f"{message.role}:{message.content}" for message in talker.asked[turn]]
+
+
+def test_each_answer_goes_with_the_next_message(talk: Talk, talkers: list[ScriptedTalker]) -> None:
+    script = talk("t1", "", "  t2 ")
+    assert script.shown == "t1 t2 t3 \n" * 2
+    assert script.notes == []
+    assert asked(talkers[0], 0) == ["user:t1"]
+    assert asked(talkers[0], 1) == ["user:t1", "assistant:t1 t2 t3 ", "user:t2"]
+
+
+def test_commands_set_the_system_s_message_forget_and_end(talk: Talk, talkers: list[ScriptedTalker]) -> None:
+    script = talk(
+        "/system be kind", "t1", "/reset", "/system", "t2", "/system -", "t3", "//help", "/quit", "never asked"
+    )  # fmt: skip
+    turns = [asked(talkers[0], turn) for turn in range(4)]
+    assert turns[0] == ["system:be kind", "user:t1"]
+    assert turns[1] == ["system:be kind", "user:t2"]
+    assert turns[2][0] == "user:t2"
+    assert turns[3][-1] == "user:/help"
+    assert len(talkers[0].asked) == 4
+    assert "[The conversation begins anew.]" in script.notes
+    assert script.notes.count("[The system's message is: be kind]") == 2
+    assert "[There is no system's message.]" in script.notes
+
+
+def test_help_lists_the_commands_and_an_unknown_one_is_told(talk: Talk) -> None:
+    script = talk("/help", "/nope \x1b[2J", "/ne\x1b[2J")
+    for command in ("/stats", "/reset", "/system", "/help", "/quit", "Ctrl-C"):
+        assert any(note.startswith(command) for note in script.notes)
+    assert script.notes[-2:] == [
+        "[There is no command /nope; /help lists them.]", "[There is no command /ne\ufffd[2J; /help lists them.]"
+    ]  # fmt: skip
+
+
+def test_figures_count_tokens_by_their_origin(talk: Talk) -> None:
+    script = talk("/stats", "t1", "t1", "/stats")
+    assert script.notes[0] == "Nothing has been written yet."
+    said = "\n".join(script.notes[1:])
+    assert "last answer     3 tokens in 0.1 s, 30.0 tokens/s, the first after 0.01 s; stop" in said
+    assert "  tokens        2 drafted and accepted, 1 drawn by the edge behind a draft" in said
+    assert "  acceptance    0.75 (3 of 4 draft tokens tested)" in said
+    assert "all answers     2 with 6 tokens, 30.0 tokens/s; 4 drafted and accepted, 2 drawn by" in said
+    assert "conversation    2 turns; the last prompt had 8 tokens, the context has 4,096" in said
+
+
+def test_turns_that_the_context_cannot_hold_are_dropped_with_a_note(talk: Talk, talkers: list[ScriptedTalker]) -> None:
+    script = talk("t1", "t2", "t3", context=20)  # half of it is the answers'; a turn has six words of the template
+    assert asked(talkers[0], 2) == ["user:t2", "assistant:t1 t2 t3 ", "user:t3"]
+    assert script.notes == [
+        "[The oldest turn is no longer part of the conversation, which is longer than the context.]"
+    ]
+
+
+def test_or_the_message_is_refused_if_so_asked_and_may_be_sent_after_a_reset(
+    talk: Talk, talkers: list[ScriptedTalker]
+) -> None:
+    script = talk("t1", "t2", "t3", "/reset", "t3", context=20, drop=False)
+    assert len(talkers[0].asked) == 3
+    assert "begin a new one" in script.notes[0]
+    assert asked(talkers[0], 2) == ["user:t3"]
+
+
+def test_where_the_large_model_holds_less_turns_are_dropped_too(talk: Talk, talkers: list[ScriptedTalker]) -> None:
+    agent = ScriptedAgent()
+
+    def refuse() -> str:
+        agent.error, agent.batches = SessionRefused(RefusalCode.PROMPT_TOO_LONG, "Too long."), ()
+        return "t2"
+
+    script = talk("t1", refuse, agent=agent)
+    assert [len(messages) for messages in talkers[0].asked] == [1, 3, 1]
+    assert script.notes[-1] == "[Too long.]"
+
+
+def test_a_text_that_fails_is_told_and_the_next_one_is_written(talk: Talk, talkers: list[ScriptedTalker]) -> None:
+    agent = ScriptedAgent(batches=(), error=EdgeUnavailable("No edge \x1b[2J is there."))
+
+    def mend() -> str:
+        agent.error, agent.batches = None, ((1,),)
+        return "t2"
+
+    script = talk("t1", mend, agent=agent)
+    assert script.notes == ["[No edge \ufffd[2J is there.]"]
+    assert script.shown == "t1 \n"
+    assert asked(talkers[0], 1) == ["user:t2"]
+
+
+def test_why_an_answer_is_late_and_that_it_was_cut_are_told(talk: Talk) -> None:
+    script = talk("t1", agent=ScriptedAgent(late="The edge is away.", reason=EndReason.LENGTH))
+    assert script.notes == [
+        "[Waiting: The edge is away.]", "[The answer was cut after 3 tokens: see 'max_new_tokens'.]"
+    ]  # fmt: skip
+
+
+class Interrupting(Script):
+    """A terminal on which Ctrl-C is pressed twice as soon as something is shown."""
+
+    def write(self, text: str) -> None:
+        if not self.shown:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        super().write(text)
+
+
+def test_an_interrupt_stops_the_answer_however_often_and_what_there_is_stays_in_the_conversation(
+    talkers: list[ScriptedTalker],
+) -> None:
+    agent = ScriptedAgent(batches=[(1, 2), (3,)], gate=threading.Semaphore(1))
+
+    def let_go() -> str:
+        agent.gate = None
+        return "t2"
+
+    talkers.append(ScriptedTalker(agent))
+    script = Interrupting("t1", let_go)
+    Conversation(talkers[0], script, Painter(colours=False), ChatHistory(), answer_tokens=10, drop=True).run()
+    assert script.shown == "t1 t2 \nt1 t2 t3 \n"
+    assert script.notes == ["[Stopped.]"]
+    assert agent.ended == [EndReason.CANCELLED, EndReason.STOP]
+    assert asked(talkers[0], 1) == ["user:t1", "assistant:t1 t2 ", "user:t2"]
+
+
+def test_an_interrupt_at_the_prompt_ends_nothing(talk: Talk) -> None:
+    script = talk(KeyboardInterrupt(), "t1")
+    assert script.notes == ["\n[Ctrl-D or /quit ends the chat.]"]
+    assert script.shown == "t1 t2 t3 \n"

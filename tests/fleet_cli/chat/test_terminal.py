@@ -1,0 +1,94 @@
+"""The chat on a real terminal, over a fleet in memory: a draft model and a large model that differ."""
+
+import io
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.support.chat_program import over_fleet
+
+WAIT_S = 60.0
+COLOUR = re.compile("\x1b\\[[0-9;]+m")
+
+
+class Screen:
+    """A program on a terminal of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes], terminal: int) -> None:
+        self.process = process
+        self._terminal = terminal
+        self._seen = ""
+
+    def type(self, keys: str) -> None:
+        os.write(self._terminal, keys.encode())
+
+    def until(self, pattern: str) -> str:
+        """Read until something is shown; return all that was shown since the last time."""
+        while (found := re.search(pattern, self._seen)) is None:
+            assert select.select([self._terminal], [], [], WAIT_S)[0], f"nothing more after {self._seen!r}"
+            self._seen += os.read(self._terminal, 1 << 16).decode()
+        shown, self._seen = self._seen[: found.end()], self._seen[found.end() :]
+        return shown
+
+
+@contextmanager
+def on_terminal() -> Iterator[Screen]:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.chat_program"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "INPUTRC": "/dev/null", "NO_COLOR": ""},
+        start_new_session=True,
+    )
+    os.close(theirs)
+    try:
+        yield Screen(process, ours)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def test_a_chat_streams_coloured_answers_stops_one_with_ctrl_c_and_ends_with_ctrl_d() -> None:
+    with on_terminal() as screen:
+        assert "drafted here and accepted" in screen.until("> ")
+        screen.type("t1 t2\r")
+        answer = screen.until("> ")
+        assert "\x1b[32m" in answer  # drafted and accepted
+        assert "\x1b[33m" in answer  # corrected
+        assert re.search(r"(t\d ){4}", COLOUR.sub("", answer))
+        screen.type("/stats\r")
+        assert re.search(r"\d+ drafted and accepted, \d+ corrected", screen.until("> "))
+        screen.type("\x04")  # this one ends, and the other begins
+        screen.until("> ")
+        screen.type("t1\r")
+        screen.until("\x1b\\[36mt3 ")
+        screen.type("\x03")
+        assert "[Stopped.]" in screen.until("> ")
+        screen.type("half a line\x03")
+        screen.until(r"Ctrl-D or /quit ends the chat")
+        screen.until("> ")
+        screen.type("/quit\r")
+        assert screen.process.wait(WAIT_S) == 0
+
+
+def test_in_a_pipe_each_line_is_a_message_and_there_is_the_text_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"t1 t2\nt\xff\n/quit\n"), encoding="utf-8"))
+    over_fleet()
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert len(lines) == 2
+    assert all(re.fullmatch(r"(t\d )+", line) for line in lines)
+    assert "Ctrl-D ends" in said.err
+    assert "\x1b" not in said.out + said.err

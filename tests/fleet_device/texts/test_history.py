@@ -1,0 +1,56 @@
+"""What of a conversation is sent with a new message."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from fleet_device.errors import PromptTooLong
+from fleet_device.texts.chat import ChatMessage
+from fleet_device.texts.history import ChatHistory
+
+
+def words(messages: Sequence[ChatMessage]) -> int:
+    return sum(len(message.content.split()) for message in messages)
+
+
+def contents(messages: Sequence[ChatMessage]) -> list[str]:
+    return [f"{message.role[0]}:{message.content}" for message in messages]
+
+
+def talked(turns: int, system: str = "") -> ChatHistory:
+    history = ChatHistory(system)
+    for turn in range(turns):
+        history.answered(f"q{turn}", f"a{turn} b{turn}")
+    return history
+
+
+def test_all_that_was_said_goes_with_a_new_message() -> None:
+    history = talked(2, "be kind")
+    messages, dropped = history.ask("q2", count=words, room=100, drop=True)
+    assert contents(messages) == ["s:be kind", "u:q0", "a:a0 b0", "u:q1", "a:a1 b1", "u:q2"]
+    assert (dropped, history.turns, history.prompt_tokens) == (0, 2, 9)
+
+
+def test_the_oldest_turns_are_dropped_as_far_as_needed_and_the_system_s_message_stays() -> None:
+    history = talked(4, "be kind")
+    messages, dropped = history.ask("q4", count=words, room=7, drop=True)
+    assert contents(messages) == ["s:be kind", "u:q3", "a:a3 b3", "u:q4"]
+    assert (dropped, history.turns) == (3, 1)
+
+
+@pytest.mark.parametrize(("turns", "drop", "words_of"), [(4, False, "begin a new one"), (4, True, "shorten it")])
+def test_what_is_too_long_all_the_same_is_refused_and_nothing_is_dropped(turns: int, drop: bool, words_of: str) -> None:
+    history = talked(turns)
+    question = "w " * 9 if drop else "q"
+    with pytest.raises(PromptTooLong, match=words_of):
+        history.ask(question, count=words, room=8, drop=drop)
+    assert history.turns == turns
+
+
+def test_a_conversation_begins_anew_and_loses_its_oldest_turn_when_told_to() -> None:
+    history = talked(2)
+    assert history.drop_oldest()
+    assert history.turns == 1
+    history.reset()
+    assert not history.drop_oldest()
+    assert contents(history.ask("q", count=words, room=1, drop=False)[0]) == ["u:q"]

@@ -1,0 +1,45 @@
+"""`fleet device chat` as a program, for tests on a real terminal: over a fleet in memory, then over a scripted agent.
+
+The latter writes three words, and then nothing more until it is told to stop.
+"""
+
+import fcntl
+import sys
+import termios
+import threading
+
+from fleet_cli.device.chat.colours import Painter, wants_colours
+from fleet_cli.device.chat.command import StandardTerminal, talk
+from fleet_cli.device.chat.conversation import Conversation
+from fleet_device.device import Device
+from fleet_device.texts.history import ChatHistory
+from fleet_testing.memory_link import MemoryLink
+from tests.support.memory_device import ScriptedAgent, TalkingDrafter, announce_edge, at_work, settings
+from tests.support.memory_fleet import MemoryFleet
+from tests.support.scripted_talker import ScriptedTalker
+
+
+def over_fleet() -> None:
+    fleet = MemoryFleet()
+    announce_edge(fleet)
+    with at_work(fleet):
+        device = Device(
+            settings(draft_length=4, max_new_tokens=24),
+            load=lambda _settings: TalkingDrafter(context=128),
+            make_link=lambda link: MemoryLink(fleet.broker, link.client_id, will=link.will),
+        )
+        with device:
+            talk(device, system="", drop=True)
+
+
+def held() -> None:
+    talker = ScriptedTalker(ScriptedAgent(batches=[(1, 2, 3), (4,)], gate=threading.Semaphore(1)))
+    painter = Painter(colours=wants_colours(sys.stdout))
+    Conversation(talker, StandardTerminal(), painter, ChatHistory(), answer_tokens=24, drop=True).run()
+    talker.close()
+
+
+if __name__ == "__main__":
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C on this terminal is this program's interrupt
+    over_fleet()
+    held()

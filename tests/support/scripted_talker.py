@@ -1,0 +1,44 @@
+"""A device for chats without a fleet: a real queue and stream over a scripted agent."""
+
+from collections.abc import Sequence
+
+from fleet_device.texts.chat import ChatMessage
+from fleet_device.texts.generate import generate_text
+from fleet_device.texts.prompt import prepare_request
+from fleet_device.texts.queue import TextQueue
+from fleet_device.texts.stream import TextStream
+from tests.support.memory_device import ScriptedAgent, TalkingDrafter, settings
+
+
+class ScriptedTalker:
+    """Writes what its agent is told to.
+
+    Attributes:
+        agent: Writes.
+        drafter: Has the vocabulary and the context.
+        asked: The messages of each text.
+    """
+
+    def __init__(self, agent: ScriptedAgent | None = None, drafter: TalkingDrafter | None = None) -> None:
+        self.agent = agent or ScriptedAgent()
+        self.drafter = drafter or TalkingDrafter()
+        self.asked: list[list[ChatMessage]] = []
+        self._settings = settings()
+        self._queue = TextQueue(
+            lambda request, on_piece, on_wait, cancellation: generate_text(
+                self.agent, self.drafter, request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation
+            )
+        )
+        self._queue.start()
+
+    def count_tokens(self, prompt: Sequence[ChatMessage]) -> int:
+        return len(prepare_request(prompt, self._settings)(self.drafter.codec).prompt)
+
+    def stream(self, prompt: Sequence[ChatMessage]) -> TextStream:
+        self.asked.append(list(prompt))
+        encode = prepare_request(prompt, self._settings)
+        return TextStream(self._queue, lambda: encode(self.drafter.codec))
+
+    def close(self) -> None:
+        self._queue.abandon()
+        self._queue.join()
