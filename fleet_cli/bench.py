@@ -31,6 +31,7 @@ _BENCHMARKS: Final = {
     "reconnect": "Let a fleet lose its broker: how soon it is found again, and what finds it at once.",
     "round-trip": "Time a QoS 1 echo through mosquitto, with and without TCP_NODELAY.",
     "streaming": "Let the edge write by itself for 1 to 16 devices, beside raw llama.cpp: tokens per second.",
+    "suffix": "Write reports of one form, and texts that do not repeat, with and without drafts from earlier text.",
     "tls-cost": "Bytes and round trip of a round over mutual TLS, beside plain TCP.",
     "verifier-step": "Time the packed verifier's step beside its bound and plain decoding.",
 }

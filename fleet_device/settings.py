@@ -58,8 +58,32 @@ class DeviceSettings(Settings):
     models_dir: Path = setting(Path("models"), "Folder of the prepared models.", formerly=("models",))
     drafter: DrafterName = setting(
         "llama.cpp",
-        "What drafts: the model, `prompt-lookup`, which repeats what the text has said before, or `none`, which has "
-        "the edge write; the last two need only the vocabulary of the model's file.",
+        "What drafts: the model, `suffix`, which repeats what this device has written before and what the text has "
+        "said, `prompt-lookup`, which repeats only the latter, or `none`, which has the edge write; all but the first "
+        "need only the vocabulary of the model's file.",
+    )
+    suffix: bool = setting(
+        False,  # noqa: FBT003 - a default
+        "Whether to draft beside the model from what this device has written before and what the text has said, where "
+        "that promises more tokens a second.",
+        since="0.2",
+    )
+    history_mb: int = setting(
+        8,
+        "Most memory for what this device has written, from which `suffix` drafts; a quarter of it on disk, and 0 "
+        "keeps nothing.",
+        unit="megabytes",
+        since="0.2",
+        rare=True,
+        ge=0,
+        le=1024,
+    )
+    history_dir: Path | None = setting(
+        None,
+        "Folder of what this device has written; left out, one of the device's name in the state folder "
+        "(`STATE_DIRECTORY`, `$XDG_STATE_HOME/dssd-fleet`, or `~/.local/state/dssd-fleet`).",
+        since="0.2",
+        rare=True,
     )
     target_vocabulary: Path | None = setting(
         None,

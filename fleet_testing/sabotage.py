@@ -40,6 +40,7 @@ class Sabotage(StrEnum):
         NO_RESIDUAL: The device draws the correction from p instead of max(0, p - q).
         NOT_RENORMALISED: The device draws among the tokens that it has in common with the target, and reports their
             probabilities among all.
+        REDRAWN: The device has its draft model draw again where what it drew from earlier text was unlikely.
         SHIFTED: The edge takes the engine's rows one place too late: each draft token is tested against the row of the
             token before it.
         TEMPERED_TWICE: The edge applies the temperature to log-probabilities of inference servers that have applied it.
@@ -56,6 +57,7 @@ class Sabotage(StrEnum):
     MISREPORTED = "misreported"
     NO_RESIDUAL = "no-residual"
     NOT_RENORMALISED = "not-renormalised"
+    REDRAWN = "redrawn"
     SHIFTED = "shifted"
     TEMPERED_TWICE = "tempered-twice"
     UNMAPPED = "unmapped"
@@ -120,6 +122,17 @@ def _draft_withholding(drafts: DraftSequence, limit: int) -> bool:
         building.pop()
         drafts.drafter.truncate(len(drafts.session.request.prompt) + drafts.session.position)
         return False
+    return went_on
+
+
+def _draft_redrawing(drafts: DraftSequence, limit: int) -> bool:
+    went_on, source = _draft(drafts, limit), drafts.source
+    building = drafts.session._drafts.building  # noqa: SLF001
+    if went_on and source is not None and source.repeats and building[-1].chance < UNSURE:
+        building.pop()
+        drafts.drafter.truncate(len(drafts.session.request.prompt) + drafts.session.position)
+        source.take(repeats=False)
+        return _draft(drafts, limit)
     return went_on
 
 
@@ -234,6 +247,8 @@ def at_the_device(kind: Sabotage, stack: ExitStack) -> None:
         stack.enter_context(patch("fleet_device.session.machine.propose", _propose_not_renormalised))
     elif kind is Sabotage.UNMAPPED:
         stack.enter_context(patch("fleet_device.session.machine.propose", _propose_unmapped))
+    elif kind is Sabotage.REDRAWN:
+        stack.enter_context(patch.object(DraftSequence, "draft", _draft_redrawing))
     elif kind is Sabotage.WITHHELD:
         stack.enter_context(patch.object(DraftSequence, "draft", _draft_withholding))
     elif kind is Sabotage.NO_RESIDUAL:

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from dssd.distribution import Float
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.scripted import Script, ScriptedDrafter, WordCodec
+from fleet_device.drafters.suffix.drafter import SuffixDrafter
+from fleet_device.drafters.suffix.history import History
 from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
 from fleet_testing.markov import MarkovScript
 from fleet_testing.toy_transformer import ToyTransformer
@@ -32,6 +34,7 @@ TEMPERATURE: Final = 0.8
 """Of the proof's policy."""
 
 _SIZE: Final = 6
+_HISTORY_BYTES: Final = 1 << 14
 
 
 class ToyLanguage(Protocol):
@@ -74,12 +77,14 @@ class ToyPair:
         draft: A disturbed copy, accepted about two times in three.
         draft_words: The draft's words by id.
         draft_ends: The draft's tokens that end a text.
+        suffix: Whether a device also drafts from what it has written.
     """
 
     target: ToyLanguage
     draft: Script
     draft_words: tuple[str, ...]
     draft_ends: tuple[int, ...] = END_TOKENS
+    suffix: bool = False
 
     @classmethod
     def standard(cls) -> "ToyPair":
@@ -105,7 +110,13 @@ class ToyPair:
         return cls(target, Disturbed(target, MarkovScript(size=_SIZE, seed=8, sharpness=1.0, period=3)), target.words)
 
     def drafter(self) -> Drafter:
-        """Return a draft model of the pair, for the target's vocabulary."""
+        """Return a draft model of the pair, for the target's vocabulary; behind a drafter from earlier text, or not."""
+        model = self._model()
+        if not self.suffix:
+            return model
+        return SuffixDrafter.before(model, History(memory_bytes=_HISTORY_BYTES))
+
+    def _model(self) -> Drafter:
         own = ScriptedDrafter(self.draft, self.draft_words, end_tokens=self.draft_ends)
         if self.draft_words == self.target.words:
             return own

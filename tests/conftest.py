@@ -1,12 +1,16 @@
 """What every test may ask for, and how tests are shared out among parallel workers."""
 
 import os
+import tempfile
 
 # Before any test imports torch. Threads that spin while they wait starve whatever else runs on the same cores, and
 # parallel workers share the cores out among themselves.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
+# What devices keep from one run to the next is kept here, not in the home of whoever runs the tests.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fleet-tests-")
 
 import pytest
 from hypothesis import HealthCheck, settings

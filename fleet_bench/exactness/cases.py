@@ -1,9 +1,9 @@
 """Cases of the exactness proof: ways through the system that must follow the target's law, and faults that must not."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dssd.downlink import Form
-from fleet_bench.exactness.pacings import StoppingPacing, TurningPacing
+from fleet_bench.exactness.pacings import MixingPacing, StoppingPacing, TurningPacing
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_testing.sabotage import Sabotage
@@ -30,6 +30,7 @@ class Case:
         guessed: Whether it guesses what follows.
         unlike: Whether the draft model has another vocabulary than the target.
         stops: Whether a draft ends behind a token of which the draft model was unsure.
+        suffix: Whether drafts are also made from what was written before, in turns with the draft model.
         engine: What computes the target.
         greedy: Whether the most likely token is taken.
         sabotage: What is done wrong.
@@ -43,6 +44,7 @@ class Case:
     guessed: bool = False
     unlike: bool = False
     stops: bool = False
+    suffix: bool = False
     engine: ToyEngine = ToyEngine.SCRIPTED
     greedy: bool = False
     sabotage: Sabotage = Sabotage.NONE
@@ -56,6 +58,7 @@ class Case:
             ahead = " drafted and streamed in turns" if self.draft_length is None else " streamed"
         ahead = f"{ahead} guessed" if self.guessed else ahead
         ahead = f" stopped{ahead}" if self.stops else ahead
+        ahead = f" suffix{ahead}" if self.suffix else ahead
         unlike = " unlike" if self.unlike else ""
         greedy = " greedy" if self.greedy else ""
         engine = "" if self.engine is ToyEngine.SCRIPTED else f" {self.engine.value}"
@@ -65,12 +68,13 @@ class Case:
     @property
     def prompt(self) -> tuple[int, ...]:
         """Of each text."""
-        return GUESSABLE if self.guessed else PROMPT
+        return GUESSABLE if self.guessed or self.suffix else PROMPT
 
     @property
     def pair(self) -> ToyPair:
         """The languages."""
-        return pair_of(self.engine, unlike=self.unlike)
+        pair = pair_of(self.engine, unlike=self.unlike)
+        return replace(pair, suffix=self.suffix)
 
     def pacing(self) -> Pacing:
         """Return the pacing of one device."""
@@ -78,6 +82,8 @@ class Case:
             # Who guesses needs room for two tokens at least, and comes first.
             turning = TurningPacing(2, 1) if self.guessed else TurningPacing()
             return turning if self.stream else AdaptivePacing()
+        if self.suffix:
+            return MixingPacing(self.draft_length)
         if self.stops:
             return StoppingPacing(self.draft_length)
         return FixedPacing(self.draft_length, self.ahead, self.stream)
@@ -111,6 +117,7 @@ CASES = (
     *(Case(mode, Form.AUTO, length, stream=True, guessed=True) for length in (3, None) for mode in Mode),
     *(Case(mode, Form.AUTO, 3, stream=True, guessed=True, engine=ToyEngine.LLAMA_CPP) for mode in Mode),
     *(Case(mode, Form.AUTO, 2, stops=True) for mode in Mode),
+    *(Case(mode, Form.AUTO, 2, suffix=True) for mode in Mode),
     *(Case(mode, form, 2, unlike=True) for mode, form in _WAYS),
     *(Case(mode, Form.AUTO, 1, ahead=True, unlike=True) for mode in Mode),
     *(Case(mode, Form.AUTO, 2, engine=engine) for engine in _ENGINES for mode in Mode),
@@ -132,6 +139,7 @@ FAULTS = (
         for sabotage in (Sabotage.GUESS_KEPT, Sabotage.GUESS_SHIFTED)
     ),
     Case(Mode.RESIDUAL, Form.AUTO, 2, stops=True, sabotage=Sabotage.WITHHELD),
+    Case(Mode.RESIDUAL, Form.AUTO, 2, suffix=True, sabotage=Sabotage.REDRAWN),
     *(
         Case(Mode.RESIDUAL, form, 2, unlike=True, sabotage=sabotage)
         for form in (Form.SPARSE, Form.SAMPLES)

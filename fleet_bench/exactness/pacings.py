@@ -1,12 +1,13 @@
 """Pacings of the exactness proof, beside those that devices have."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from fleet_device.drafters.suffix.prospect import Prospect
 from fleet_device.pacing.contract import Choice, DraftOutcome, FixedPacing, Plan
 from fleet_testing.sabotage import UNSURE
 
-__all__ = ["StoppingPacing", "TurningPacing"]
+__all__ = ["MixingPacing", "StoppingPacing", "TurningPacing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,45 @@ class StoppingPacing(FixedPacing):
     def goes_on(self, chances: Sequence[float]) -> bool:
         """Stop behind a token that was not the likely one."""
         return chances[-1] >= UNSURE
+
+
+@dataclass(slots=True)
+class MixingPacing:
+    """Drafts from earlier text wherever there is any, but for every third time; the draft model makes the others.
+
+    Attributes:
+        tokens: Draft length.
+        asked: How often there was a choice.
+    """
+
+    tokens: int
+    asked: int = 0
+
+    def plan(self, *, longest: int, window: int) -> Plan:
+        """Return the plan for the draft model."""
+        del longest, window
+        return Plan(self.tokens)
+
+    def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
+        """Return the plan for whose turn it is."""
+        del prospect, longest, window
+        self.asked += 1
+        return replace(plan, repeats=self.asked % 3 > 0)
+
+    def goes_on(self, chances: Sequence[float]) -> bool:
+        """Draft as planned."""
+        del chances
+        return True
+
+    def choice(self) -> Choice:
+        """Return the plan."""
+        return Choice("draft", "They take turns.")
+
+    def learn(self, outcome: DraftOutcome) -> None:
+        """Learn nothing."""
+
+    def streamed(self, tokens: int, seconds: float) -> None:
+        """Learn nothing."""
 
 
 @dataclass(slots=True)
@@ -45,6 +85,11 @@ class TurningPacing:
         """Draft as planned."""
         del chances
         return True
+
+    def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
+        """Return the plan whose turn it is."""
+        del prospect, longest, window
+        return plan
 
     def choice(self) -> Choice:
         """Return the plan whose turn it was."""

@@ -67,6 +67,7 @@ class Result:
             "guessed": self.case.guessed,
             "unlike": self.case.unlike,
             "stops": self.case.stops,
+            "suffix": self.case.suffix,
             "engine": self.case.engine.value,
             "greedy": self.case.greedy,
             "fault": self.case.sabotage.value,

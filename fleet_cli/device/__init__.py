@@ -1,4 +1,4 @@
-"""`fleet device run | generate | chat | doctor | selftest | enroll`."""
+"""`fleet device run | generate | chat | doctor | selftest | forget | enroll`."""
 
 from fleet_cli.device.command import app
 

@@ -5,6 +5,7 @@ import typer
 from fleet_cli import enroll
 from fleet_cli.device.chat import chat_command
 from fleet_cli.device.doctor import doctor_command
+from fleet_cli.device.forget import forget_command
 from fleet_cli.device.generate import generate_command
 from fleet_cli.device.run import run_command
 from fleet_cli.device.selftest import selftest_command
@@ -17,4 +18,5 @@ app.command("generate")(generate_command)
 app.command("chat")(chat_command)
 app.command("doctor")(doctor_command)
 app.command("selftest")(selftest_command)
+app.command("forget")(forget_command)
 enroll.register(app)

@@ -133,6 +133,9 @@ def _result(device: str, vocabulary: int, text: GeneratedText) -> dict[str, Any]
         "drafted": counters.drafted,
         "tested": counters.tested,
         "accepted": counters.accepted,
+        "suffix_drafted": counters.suffix_drafted,
+        "suffix_tested": counters.suffix_tested,
+        "suffix_accepted": counters.suffix_accepted,
         "uplink_bytes": counters.uplink_bytes,
         "downlink_bytes": counters.downlink_bytes,
         "draft_ms": counters.draft_ms,
@@ -163,6 +166,8 @@ def _stats(result: dict[str, Any]) -> str:
             f"  plan at the end   {result['plan']}: {result['plan_reason']}",
             f"  tokens            {result['streamed']} written by the edge alone, {drafted} by way of drafts",
             f"  drafted           {result['drafted']} tokens; {result['tested']} tested, {result['accepted']} accepted",
+            f"  from earlier text {result['suffix_drafted']} of these; {result['suffix_tested']} tested, "  # noqa: ISC004
+            f"{result['suffix_accepted']} accepted",
             f"  first token       after {first_s}",
             f"  draft model       {result['draft_ms']:.0f} ms; waiting {result['wait_ms']:.0f} ms",
         )

@@ -178,11 +178,14 @@ class Agent:
                 cancellation=cancellation,
                 claim=lambda handle: self._handles.claim(request.session, handle),
             )
+            driver.pacing.source = driver.drafts.source
             try:
                 with cancellation.waking(lambda: lane.inbox.put(Wake())):
                     driver.run()
             finally:
                 self._handles.release(request.session)
+                if (source := driver.drafts.source) is not None:
+                    source.remember(request.prompt, session.committed)
                 if driver.said is not None and driver.closed is None and session.granted:
                     self._unconfirmed.keep(driver.said)
             return Generation(

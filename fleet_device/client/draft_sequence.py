@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fleet_device.drafters.contract import Drafter
+from fleet_device.drafters.suffix.drafter import SuffixDrafter
 from fleet_device.session.machine import DeviceSession, VerdictEffect
 
 __all__ = ["DraftSequence"]
@@ -29,12 +30,20 @@ class DraftSequence:
     def rewind(self) -> None:
         """Bring the drafter to the end of the committed text."""
         self.drafter.reset((*self.session.request.prompt, *self.session.committed))
+        self._observe()
 
     def follow(self, effect: VerdictEffect) -> None:
         """Bring the drafter to where a verdict has led the text, unless it has led it to its end."""
         if effect.correction is not None and self.session.ended is None:
             self.drafter.truncate(len(self.session.request.prompt) + effect.valid)
             self.drafter.extend((effect.correction,))
+        if effect.tokens:
+            self._observe()
+
+    @property
+    def source(self) -> SuffixDrafter | None:
+        """What drafts from earlier text, if the drafter does."""
+        return self.drafter if isinstance(self.drafter, SuffixDrafter) else None
 
     def draft(self, limit: int) -> bool:
         """Draft one token.
@@ -56,3 +65,8 @@ class DraftSequence:
         drafter.extend((session.propose(q),))
         session.counters.draft_ms += (self.clock() - started) * 1e3
         return True
+
+    def _observe(self) -> None:
+        """Let what drafts from earlier text learn from what is committed."""
+        if (source := self.source) is not None:
+            source.observe(len(self.session.request.prompt) + len(self.session.committed))

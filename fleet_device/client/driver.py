@@ -196,6 +196,7 @@ class SessionDriver:
     def _draft(self) -> None:
         """Draft a token, or send the draft that is long enough; or have the edge write."""
         if self._plan is None:
+            self._look_back()
             self._plan = self.pacing.plan()
         if self._plan.stream and self.session.unanswered():
             self._plan = Plan(0)  # the draft that the last one has announced; the edge writes once it is decided on
@@ -262,9 +263,16 @@ class SessionDriver:
         """Ask the edge to write on, or to stop, well before it has written what it was asked for."""
         if self.session.stream_left * 2 > self._asked:
             return
+        self._look_back()
         plan = self.pacing.plan()
         self._asked = plan.tokens if plan.stream else 0
         self._send_draft(self.pacing.stream(self._asked))
+
+    def _look_back(self) -> None:
+        """Show the drafter what the edge has written, where what it finds in that decides on the plan."""
+        if self._behind and self.drafts.source is not None:
+            self._behind = False
+            self.drafts.rewind()
 
     def _reply(self, reply: Opened | Refused | Fault | Closed) -> None:
         session = self.session

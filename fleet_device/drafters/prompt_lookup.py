@@ -2,19 +2,19 @@
 
 Works where a text repeats its prompt: summaries, corrections, code, forms. It needs no more than a vocabulary,
 so a gateway too small for any model can draft. A proposal is a certain token: q is a point mass, and the
-acceptance rate is the target's own probability of it. (Saxena, "Prompt Lookup Decoding", 2023.)
+acceptance rate is the target's own probability of it. (Saxena, "Prompt Lookup Decoding", 2023.) It is the special case
+of the suffix drafter without a history, and searches with the same index.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from dssd.distribution import Dist, point_mass
-from fleet_device.drafters.contract import DrafterError, TextCodec, require_tokens
+from fleet_device.drafters.contract import DrafterError, TextCodec, common_prefix, require_tokens
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.model_source import locate_model
+from fleet_device.drafters.suffix.index import SuffixIndex
 from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
@@ -66,8 +66,10 @@ class PromptLookupDrafter:
         self._lookup = lookup or Lookup()
         self._name = name
         self._owns = True
-        self._tokens = np.empty(1024, dtype=np.int32)
-        self._length = 0
+        # Hashed by the fewest tokens of a match, and by twice as many as often as that is no more than the most.
+        shortest, longest = self._lookup.shortest, self._lookup.longest
+        lengths = [shortest << doubled for doubled in range(longest.bit_length()) if shortest << doubled <= longest]
+        self._index = SuffixIndex(lengths=lengths, longest=longest)
 
     @classmethod
     def from_gguf(cls, path: Path, lookup: Lookup | None = None) -> "PromptLookupDrafter":
@@ -113,54 +115,33 @@ class PromptLookupDrafter:
     def reset(self, tokens: Sequence[int]) -> None:
         """Begin a new sequence."""
         require_tokens(tokens, self._vocabulary)
-        self._length = 0
-        self._append(tokens)
+        common = common_prefix(self._index.tokens.tolist(), tokens)
+        self._index.truncate(common)
+        self._index.append(tokens[common:])
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Append tokens."""
         require_tokens(tokens, self._vocabulary)
-        self._append(tokens)
+        self._index.append(tokens)
 
     def next(self, policy: SamplingPolicy) -> Dist | None:  # noqa: ARG002 - a certain token is certain at any temperature
         """Return what followed the latest of the longest earlier matches of the sequence's end, or None."""
-        if not self._length:
+        if not len(self._index):
             raise DrafterError("Prompt lookup has nothing to go on: the sequence is empty.")
-        if self._length > self._lookup.context:
+        if len(self._index) > self._lookup.context:
             raise DrafterError(f"Prompt lookup's context of {self._lookup.context} tokens is full.")
-        follower = self._follower()
-        return None if follower is None else point_mass(follower)
+        match = self._index.find(self._index.tokens)
+        # The first of the longest is the latest.
+        return None if match is None else point_mass(int(match.followers[match.alike.argmax()]))
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from `length` on."""
-        self._length = min(self._length, max(length, 0))
+        self._index.truncate(length)
 
     def close(self) -> None:
         """Free the vocabulary's file, if it is one."""
         if self._owns and isinstance(self._codec, GgufModel):
             self._codec.close()
-
-    def _append(self, tokens: Sequence[int]) -> None:
-        needed = self._length + len(tokens)
-        if needed > len(self._tokens):
-            grown = np.empty(max(needed, 2 * len(self._tokens)), dtype=np.int32)
-            grown[: self._length] = self._tokens[: self._length]
-            self._tokens = grown
-        self._tokens[self._length : needed] = tokens
-        self._length = needed
-
-    def _follower(self) -> int | None:
-        """Narrow down the places before which the sequence read as at its end, one token further back a time."""
-        tokens = self._tokens[: self._length]
-        places = np.arange(1, self._length)  # a place is the index of the token that followed
-        found = None
-        for back in range(1, min(self._lookup.longest, self._length - 1) + 1):
-            places = places[places >= back]
-            places = places[tokens[places - back] == tokens[self._length - back]]
-            if not len(places):
-                break
-            if back >= self._lookup.shortest:
-                found = int(tokens[places[-1]])
-        return found
 
 
 def load(settings: DeviceSettings) -> PromptLookupDrafter:

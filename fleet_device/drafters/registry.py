@@ -20,6 +20,7 @@ NO_DRAFTER: Final = "none"
 DRAFTERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "llama.cpp": "fleet_device.drafters.llama_cpp:load",
+        "suffix": "fleet_device.drafters.suffix.loading:load",
         "prompt-lookup": "fleet_device.drafters.prompt_lookup:load",
         NO_DRAFTER: "fleet_device.drafters.none:load",
     }
@@ -36,4 +37,6 @@ def load_drafter(settings: "DeviceSettings") -> "Drafter":
     drafter: Drafter = resolve_name(DRAFTERS[settings.drafter])(settings)
     if settings.target_vocabulary is not None:
         drafter = resolve_name("fleet_device.drafters.unlike:wrap")(drafter, settings)
+    if settings.suffix:
+        drafter = resolve_name("fleet_device.drafters.suffix.loading:stand_before")(drafter, settings)
     return drafter

@@ -4,12 +4,14 @@ It has neither clock nor randomness of its own: the same outcomes lead to the sa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from fleet_device.drafters.suffix.prospect import Prospect
 from fleet_device.pacing.contract import STREAMED, Choice, DraftOutcome, Plan
 from fleet_device.pacing.estimates import Acceptance, Confidence, Times, Trend
 from fleet_device.pacing.explanation import explain
+from fleet_device.pacing.repetition import best_repetition
 from fleet_device.pacing.throughput import Conditions
 
 __all__ = ["AdaptivePacing", "best_plan"]
@@ -64,6 +66,7 @@ class AdaptivePacing:
     _acceptance: Acceptance = field(default_factory=Acceptance)
     _confidence: Confidence = field(default_factory=Confidence)
     _worth: float = 0.0  # chance to stand from which one more token pays
+    _typical: int = _FIRST  # tokens of a draft that may end sooner
     _times: dict[bool, Times] = field(default_factory=dict)  # by whether the draft was made ahead
     _streamed: Trend = field(default_factory=Trend)  # time between tokens that the edge writes by itself
     _way: bool | None = None  # of the last outcome
@@ -106,6 +109,28 @@ class AdaptivePacing:
         step = 1 if trial % 2 else -1
         return Plan(max(int(best.ahead), min(longest, best.tokens + step)), best.ahead)
 
+    def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
+        """Return the better of a plan and drafting from earlier text, once there are times to tell by."""
+        if self._outcomes < _OUTCOMES or self.stream:
+            return plan
+        longest = min(longest, _LONGEST)
+        waiting, ahead = (self.conditions(window, ahead=ahead) for ahead in (False, True))
+        own = ahead if plan.ahead else waiting
+        if plan.stream:
+            rate = 1.0 / self._streamed.at(0) if self._streamed.known else float("inf")
+        else:
+            rate = own.worth(replace(plan, tokens=max(1, self._typical)) if plan.may_stop else plan)
+        return (
+            best_repetition(
+                prospect,
+                waiting=None if self.ahead else waiting,
+                drafting_ahead=None if self.ahead is False else ahead,
+                longest=longest,
+                rate=rate,
+            )
+            or plan
+        )
+
     def goes_on(self, chances: Sequence[float]) -> bool:
         """Return whether one more token would bring more than the time it takes is worth.
 
@@ -126,14 +151,16 @@ class AdaptivePacing:
         if not best.tokens:
             return best
         token_s = conditions.token_s + conditions.beside_token_s + conditions.compute_token_s
+        self._typical = best.tokens
         self._worth = conditions.worth(best) * token_s + conditions.price
         return Plan(min(longest, _STRETCH * best.tokens), may_stop=True)
 
     def learn(self, outcome: DraftOutcome) -> None:
         """Take note of a verdict."""
-        self._acceptance.add(tested=outcome.tested, accepted=outcome.accepted)
-        for place, chance in enumerate(outcome.chances[: outcome.tested]):
-            self._confidence.add(chance, accepted=place < outcome.accepted)
+        if not outcome.repeats:
+            self._acceptance.add(tested=outcome.tested, accepted=outcome.accepted)
+            for place, chance in enumerate(outcome.chances[: outcome.tested]):
+                self._confidence.add(chance, accepted=place < outcome.accepted)
         if not outcome.opening:
             self._measure(outcome)
         self._price = outcome.price
@@ -227,7 +254,7 @@ class AdaptivePacing:
             self._times[outcome.ahead] = self._expected(ahead=outcome.ahead).faded()
             self._way = outcome.ahead
         times = self._times[outcome.ahead]
-        if outcome.tokens:
+        if outcome.tokens and not outcome.repeats:
             # Behind a bonus token the draft model has that one to read as well.
             times.token.add(outcome.token_s * outcome.tokens / (outcome.tokens + self._bonus))
         times.compute.add(outcome.compute_s, tokens=outcome.tokens)

@@ -1,8 +1,10 @@
 """Pacing: how many tokens to draft before sending, whether to go on before the verdict, or to have the edge write."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol
+
+from fleet_device.drafters.suffix.prospect import Prospect
 
 __all__ = ["STREAMED", "Choice", "DraftOutcome", "FixedPacing", "Pacing", "Plan"]
 
@@ -11,6 +13,9 @@ PlanName = Literal["stream", "draft", "ahead"]
 STREAMED: Final = 32
 """Tokens that an edge is asked to write at a time. It is asked again when half of them have come, so that it need not
 pause on a line over which fewer are under way; and no more than these are written for a device that has gone."""
+
+_FAIR: Final = 0.7
+"""Acceptance rate of a draft model, where none is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +27,16 @@ class Plan:
         ahead: Whether to draft ahead: the next draft does not wait for the verdict on this one.
         stream: Whether nothing is drafted, and the edge writes so many tokens by itself.
         may_stop: Whether the draft may end sooner, where its next token would hardly stand: see `Pacing.goes_on`.
+        repeats: Whether it is made from earlier text, not by the draft model.
+        least: Chance to stand that each of its tokens must have then.
     """
 
     tokens: int
     ahead: bool = False
     stream: bool = False
     may_stop: bool = False
+    repeats: bool = False
+    least: float = 0.0
 
     @property
     def name(self) -> PlanName:
@@ -62,6 +71,7 @@ class DraftOutcome:
         opening: Whether it was the first since the session was opened: its times then hold the prompt's as well.
         chances: Of each token, the probability with which it was drawn; empty if that is not known.
         price: What one more token costs other texts at the edge, in tokens that they are written.
+        repeats: Whether it was made from earlier text beside a draft model, of which it says nothing.
     """
 
     tokens: int
@@ -73,6 +83,7 @@ class DraftOutcome:
     opening: bool = False
     chances: tuple[float, ...] = ()
     price: float = 0.0
+    repeats: bool = False
 
     @property
     def tested(self) -> int:
@@ -93,6 +104,16 @@ class Pacing(Protocol):
         Args:
             longest: Most tokens that the edge takes in a draft; a plan for more is cut to it.
             window: Most drafts that it lets be under way.
+        """
+
+    def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
+        """Return a plan to draft from earlier text, if that promises more than the one that was made.
+
+        Args:
+            plan: Of the next draft.
+            prospect: What earlier text says of the next tokens.
+            longest: As in `plan`.
+            window: Likewise.
         """
 
     def goes_on(self, chances: Sequence[float]) -> bool:
@@ -135,6 +156,14 @@ class FixedPacing:
         """Return the plan."""
         del longest, window
         return Plan(self.tokens, self.ahead, self.stream)
+
+    def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
+        """Draft from earlier text where a token of it stands as often as one of a fair draft model."""
+        del window
+        tokens = min(plan.tokens, longest, len(prospect.stands))
+        if plan.stream or not tokens or prospect.acceptance(tokens) < _FAIR:
+            return plan
+        return replace(plan, repeats=True)
 
     def goes_on(self, chances: Sequence[float]) -> bool:
         """Go on to the plan's length."""

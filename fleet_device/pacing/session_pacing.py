@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from fleet_device.drafters.suffix.drafter import SuffixDrafter
 from fleet_device.pacing.contract import DraftOutcome, Pacing, Plan
 from fleet_device.session.in_flight import DecidedDraft
 from fleet_device.session.machine import DeviceSession, VerdictEffect
@@ -42,6 +43,7 @@ class SessionPacing:
         session: Whose drafts; has counted the time that they took.
         pacing: Decides, and learns.
         clock: Monotonic seconds.
+        source: Drafts from earlier text, if the device does.
         drafts: Sent, each counted once.
         round_trips: Of the drafts that got a verdict.
     """
@@ -49,9 +51,11 @@ class SessionPacing:
     session: DeviceSession
     pacing: Pacing
     clock: Callable[[], float]
+    source: SuffixDrafter | None = None
     drafts: int = 0
     round_trips: RoundTrips = field(default_factory=RoundTrips)
     _piece_at: float | None = None  # when the last piece came of what the edge writes without a pause
+    _repeated: set[int] = field(default_factory=set)  # rounds whose drafts were made from earlier text
     _draft_ms: float = 0.0  # the session's count when the draft being built was begun
 
     def plan(self) -> Plan:
@@ -59,7 +63,14 @@ class SessionPacing:
         opened = self.session.opened
         assert opened is not None
         self.begin()
-        return self.pacing.plan(longest=opened.max_draft, window=opened.window)
+        longest, window, source = opened.max_draft, opened.window, self.source
+        plan = self.pacing.plan(longest=longest, window=window)
+        if source is not None:
+            prospect = source.prospect(self.session.request.policy)
+            if prospect is not None:
+                plan = self.pacing.weigh(plan, prospect, longest=longest, window=window)
+            source.take(repeats=plan.repeats, least=plan.least)
+        return plan
 
     def goes_on(self, plan: Plan) -> bool:
         """Return whether to draft another token of a plan."""
@@ -69,6 +80,8 @@ class SessionPacing:
     def begin(self) -> None:
         """Begin a draft: what was being built is void."""
         self._draft_ms = self.session.counters.draft_ms
+        if self.source is not None:
+            self.source.caught_up_s()
 
     def send(self, *, ahead: bool) -> Draft:
         """Send the draft that was built.
@@ -77,11 +90,15 @@ class SessionPacing:
             ahead: Announce another before the verdict, if there is room for it.
         """
         self.drafts += 1
-        return self.session.send(
-            more=ahead and self.session.may_draft_ahead,
-            at=self.clock(),
-            draft_s=(self.session.counters.draft_ms - self._draft_ms) / 1e3,
-        )
+        draft_s = (self.session.counters.draft_ms - self._draft_ms) / 1e3
+        if self.source is not None:
+            # To read what it has not drafted is no part of what the draft model takes to draft a token.
+            draft_s = max(0.0, draft_s - self.source.caught_up_s())
+        draft = self.session.send(more=ahead and self.session.may_draft_ahead, at=self.clock(), draft_s=draft_s)
+        if self.source is not None and self.source.repeats:
+            self._repeated.add(draft.round)
+            self.session.counters.suffix_drafted += len(draft.tokens)
+        return draft
 
     def learn(self, effects: Iterable[VerdictEffect]) -> None:
         """Take note of verdicts, in the order of the drafts; one that answers no draft of tokens teaches nothing."""
@@ -111,6 +128,11 @@ class SessionPacing:
         tokens = len(sent.draft.tokens)
         if verdict.accepted < tokens:
             self.begin()
+        repeated = sent.draft.round in self._repeated
+        if repeated:
+            self._repeated.discard(sent.draft.round)
+            self.session.counters.suffix_tested += min(tokens, verdict.accepted + 1)
+            self.session.counters.suffix_accepted += verdict.accepted
         answer_s = self.clock() - sent.at
         self.round_trips.add(answer_s * 1e3)
         self.pacing.learn(
@@ -124,5 +146,6 @@ class SessionPacing:
                 opening=sent.first,
                 chances=tuple(proposal.chance for proposal in sent.proposals),
                 price=(verdict.price or 0) / 100,
+                repeats=repeated and self.source is not None and self.source.model is not None,
             )
         )

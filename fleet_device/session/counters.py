@@ -10,7 +10,10 @@ class SessionCounters:
     """What the device counts of a session; times are the caller's to add.
 
     Attributes:
-        streamed: Tokens that the edge has written by itself. The others are named as `Close` names them.
+        streamed: Tokens that the edge has written by itself.
+        suffix_drafted: Of those drafted, the ones that were taken from earlier text.
+        suffix_tested: Of these, tested.
+        suffix_accepted: Of these, accepted. The others are named as `Close` names them.
     """
 
     drafted: int = 0
@@ -22,6 +25,9 @@ class SessionCounters:
     draft_ms: float = 0.0
     wait_ms: float = 0.0
     streamed: int = 0
+    suffix_drafted: int = 0
+    suffix_tested: int = 0
+    suffix_accepted: int = 0
 
     @property
     def acceptance(self) -> float | None:

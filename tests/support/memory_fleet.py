@@ -6,7 +6,7 @@ exactly.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import TypeVar
@@ -23,6 +23,7 @@ from fleet_device.client.refusals import Refusals, RefusedUntil
 from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.client.waiting import Waiting
 from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.suffix.prospect import Prospect
 from fleet_device.errors import SessionRefused
 from fleet_device.pacing.contract import Choice, DraftOutcome, FixedPacing, Pacing, Plan
 from fleet_device.pacing.session_pacing import SessionPacing
@@ -212,6 +213,10 @@ class ChangingPacing:
         if self.rng.random() < 0.5:
             return Plan(self.rng.randint(0, 6), stream=True)
         return Plan(self.rng.randint(0, 8), ahead=self.rng.random() < 0.5, may_stop=self.rng.random() < 0.5)
+
+    def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
+        del prospect, longest, window
+        return replace(plan, repeats=not plan.stream and self.rng.random() < 0.5)
 
     def goes_on(self, chances: Sequence[float]) -> bool:
         return self.rng.random() < chances[-1]

@@ -31,6 +31,8 @@ IN_SMALL = {
     "residual drafted and streamed in turns guessed",
     "coupled streamed guessed fault:guess-shifted",
     "residual streamed guessed fault:guess-kept",
+    "residual auto suffix",
+    "residual auto suffix fault:redrawn",
     "residual sparse unlike",
     "residual sparse unlike fault:not-renormalised",
     "residual auto llama.cpp",

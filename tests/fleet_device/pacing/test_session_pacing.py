@@ -1,7 +1,8 @@
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.suffix.prospect import Prospect
 from fleet_device.pacing.contract import Choice, DraftOutcome, Plan
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession
@@ -19,10 +20,16 @@ class Pupil:
     asked: list[tuple[int, int]] = field(default_factory=list)
     outcomes: list[DraftOutcome] = field(default_factory=list)
     pieces: list[tuple[int, float]] = field(default_factory=list)
+    prospects: list[Prospect] = field(default_factory=list)
 
     def plan(self, *, longest: int, window: int) -> Plan:
         self.asked.append((longest, window))
         return Plan(2, ahead=True)
+
+    def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
+        del longest, window
+        self.prospects.append(prospect)
+        return replace(plan, repeats=True, tokens=len(prospect.stands))
 
     def goes_on(self, chances: Sequence[float]) -> bool:
         return sum(chances) < 1.0

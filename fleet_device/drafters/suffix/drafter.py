@@ -1,0 +1,300 @@
+"""Suffix drafter: drafts what followed the same tokens before, in what the device has written and in the present text.
+
+Devices repeat themselves: reports, alarms, forms. (SuffixDecoding, arXiv 2411.04975; prompt lookup, Saxena, 2023, is
+its special case without a history.) It may stand before a draft model. Then it is one source of drafts beside it, and
+for each draft whoever plans it says which of the two makes it: what has been written costs no time of the model, which
+only has to read it before it drafts again.
+
+The draft's length may depend on what was drawn so far; what is looked up follows from the tokens of the sequence and of
+earlier texts alone, and how far it is trusted from committed text.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from dssd.distribution import Dist
+from fleet_device.drafters.contract import Drafter, DrafterError, TextCodec, common_prefix, require_tokens
+from fleet_device.drafters.suffix.guess import Guess, Trust, make_guess
+from fleet_device.drafters.suffix.history import History
+from fleet_device.drafters.suffix.index import LONGEST, SuffixIndex
+from fleet_device.drafters.suffix.prospect import Prospect
+from schemas.policy import SamplingPolicy
+from schemas.vocabulary import Vocabulary
+
+__all__ = ["SuffixDrafter"]
+
+_HARDLY: Final = 0.2
+"""Chance to stand below which a prospect is not followed on."""
+
+_LONGEST_PROSPECT: Final = 16
+
+_HORIZON: Final = 16.0
+"""Times that are remembered, about."""
+
+_COUNTS: Final = SamplingPolicy(temperature=1.0, seed=0)
+"""Of the guesses that are judged: all that followed, not the likeliest alone."""
+
+_CAUGHT_UP: Final = 2
+"""Tokens that the draft model may have to read where it has drafted all along: its last one, and the edge's."""
+
+_MOST_MEASURED: Final = 64
+"""Tokens, the latest, that guesses are judged by, or a time to read by: where there are more, most are a prompt's."""
+
+_CATCH_UP_SHARE: Final = 0.6
+"""Of the time to draft a token, what one takes that is read with others, before that was measured."""
+
+
+class SuffixDrafter:
+    """A `Drafter` from earlier text, alone or before a draft model. Not for use from several threads at once.
+
+    Args:
+        model: The draft model; None for none.
+        vocabulary: Must be the target's.
+        codec: Its text side.
+        context: Most tokens in the sequence, where there is no model.
+        history: What the device has written; None for nothing but the present text. Sequences may share it.
+        clock: Monotonic seconds.
+
+    Attributes:
+        repeats: Whether the next token is drafted from earlier text.
+    """
+
+    def __init__(
+        self,
+        model: Drafter | None,
+        *,
+        vocabulary: Vocabulary,
+        codec: TextCodec,
+        context: int,
+        history: History | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.repeats = model is None
+        self._model = model
+        self._owns = True
+        self._vocabulary = vocabulary
+        self._codec = codec
+        self._context = context
+        self._history = history
+        self._trust = Trust()
+        self._clock = clock
+        self._tokens: list[int] = []
+        self._index = SuffixIndex()
+        self._final = 0  # tokens that cannot be taken back, and that the trust has been told of
+        self._stands, self._least = 1.0, 0.0  # of the draft from earlier text that is being made
+        self._read = 0  # tokens that the model has read
+        self._token_s, self._catch_up_s, self._caught_up_s = 0.0, 0.0, 0.0
+        self._found_s = 0.0  # to find a token
+
+    @classmethod
+    def before(cls, model: Drafter, history: History | None) -> "SuffixDrafter":
+        """Return one that stands before a draft model."""
+        return cls(model, vocabulary=model.vocabulary, codec=model.codec, context=model.context, history=history)
+
+    def another(self) -> "SuffixDrafter | None":
+        """Return a further sequence, over the same history; None where the model has no room for one."""
+        model = self._model
+        if model is None:
+            further = None
+        elif (further := getattr(model, "another", lambda: None)()) is None:
+            return None
+        another = SuffixDrafter(
+            further,
+            vocabulary=self._vocabulary,
+            codec=self._codec,
+            context=self._context,
+            history=self._history,
+            clock=self._clock,
+        )
+        another._owns = False  # noqa: SLF001 - of its own kind
+        return another
+
+    def known(self, tokens: Sequence[int]) -> int:
+        """Return with how many of these tokens what the model has read begins."""
+        known = getattr(self._model, "known", None)
+        return int(known(tokens)) if callable(known) else common_prefix(self._tokens, tokens)
+
+    @property
+    def model(self) -> Drafter | None:
+        """The draft model."""
+        return self._model
+
+    @property
+    def name(self) -> str:
+        """The draft model's, for the log."""
+        return "suffix" if self._model is None else self._model.name
+
+    @property
+    def quantization(self) -> str:
+        """The draft model's."""
+        return "none" if self._model is None else self._model.quantization
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The target's."""
+        return self._vocabulary
+
+    @property
+    def context(self) -> int:
+        """The draft model's."""
+        return self._context if self._model is None else self._model.context
+
+    @property
+    def codec(self) -> TextCodec:
+        """As given."""
+        return self._codec
+
+    def reset(self, tokens: Sequence[int]) -> None:
+        """Begin a new sequence."""
+        require_tokens(tokens, self._vocabulary)
+        if self._model is not None:
+            self._model.reset(tokens)
+        common = common_prefix(self._tokens, tokens)
+        self._read = min(self._read, common)
+        other = common < self._final or not self._final
+        self._cut(common)
+        self._append(tokens[common:])
+        if other:  # another text, of which nothing was written yet
+            self._final = len(tokens)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append tokens."""
+        require_tokens(tokens, self._vocabulary)
+        if self._model is not None:
+            self._model.extend(tokens)
+        self._append(tokens)
+
+    def next(self, policy: SamplingPolicy) -> Dist | None:
+        """Return the distribution of the source whose turn it is; None from earlier text that says nothing."""
+        if self.repeats or self._model is None:
+            return self._look_up(policy)
+        return self._ask(self._model, policy)
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from `length` on."""
+        if self._model is not None:
+            self._model.truncate(length)
+        self._cut(length)
+
+    def close(self) -> None:
+        """Free the model, or the vocabulary's file."""
+        if self._model is not None:
+            self._model.close()
+        elif self._owns and callable(close := getattr(self._codec, "close", None)):
+            close()
+
+    # What the plan of a draft needs
+
+    def prospect(self, policy: SamplingPolicy) -> Prospect | None:
+        """Return what a draft from here on promises if it is made from earlier text; None if nothing is found.
+
+        Where there is no model, there is nothing to choose: None.
+        """
+        if self._model is None or not self._tokens:
+            return None
+        started = self._clock()
+        end, stands, all_stand = self._tokens[-LONGEST:], 1.0, list[float]()
+        while len(all_stand) < _LONGEST_PROSPECT and (guess := self._guess(end, policy)) is not None:
+            stands *= self._trust.of(guess)
+            if stands < _HARDLY:
+                break
+            all_stand.append(stands)
+            end.append(guess.likeliest)
+        if not all_stand:
+            return None
+        # It is found twice: for the prospect, and when it is drawn.
+        self._found_s = _mean(self._found_s, 2.0 * (self._clock() - started) / len(all_stand))
+        catch_up_s = self._catch_up_s or _CATCH_UP_SHARE * self._token_s
+        return Prospect(tuple(all_stand), self._found_s, catch_up_s)
+
+    def take(self, *, repeats: bool, least: float = 0.0) -> None:
+        """Begin a draft.
+
+        Args:
+            repeats: Whether it is made from earlier text; where there is no model, it always is.
+            least: Chance to stand that a token from earlier text must have, or the draft ends before it.
+        """
+        self.repeats = repeats or self._model is None
+        self._stands, self._least = 1.0, least
+
+    def observe(self, length: int) -> None:
+        """Learn how right the guesses were, from tokens that are final.
+
+        Args:
+            length: So many tokens of the sequence are.
+        """
+        length = min(length, len(self._tokens))
+        if length <= self._final:
+            return
+        self._index.truncate(self._final)
+        begin = max(self._final, length - _MOST_MEASURED)
+        self._index.append(self._tokens[self._final : begin])
+        for place in range(begin, length):
+            guess = self._guess(self._tokens[max(0, place - LONGEST) : place], _COUNTS)
+            if guess is not None:
+                self._trust.learn(guess, self._tokens[place])
+            self._index.append(self._tokens[place : place + 1])
+        self._index.append(self._tokens[length:])
+        self._final = length
+
+    def remember(self, prompt: Sequence[int], text: Sequence[int]) -> None:
+        """Add a text to the history, where there is one."""
+        if self._history is not None:
+            self._history.remember(prompt, text)
+
+    def caught_up_s(self) -> float:
+        """Return how long the model has read, since the last call, what it had not drafted (seconds)."""
+        seconds, self._caught_up_s = self._caught_up_s, 0.0
+        return seconds
+
+    # Within
+
+    def _append(self, tokens: Sequence[int]) -> None:
+        self._tokens.extend(tokens)
+        self._index.append(tokens)
+
+    def _cut(self, length: int) -> None:
+        length = max(length, 0)
+        if length < len(self._tokens):
+            del self._tokens[length:]
+            self._index.truncate(length)
+            self._read, self._final = min(self._read, length), min(self._final, length)
+
+    def _guess(self, end: Sequence[int], policy: SamplingPolicy) -> Guess | None:
+        found = [self._index.find(end)]
+        if self._history is not None:
+            found.append(self._history.find(end))
+        matches = [match for match in found if match is not None]
+        return make_guess(matches, policy) if matches else None
+
+    def _look_up(self, policy: SamplingPolicy) -> Dist | None:
+        if not self._tokens:
+            raise DrafterError("The suffix drafter has nothing to go on: the sequence is empty.")
+        if len(self._tokens) > self.context:
+            raise DrafterError(f"The suffix drafter's context of {self.context} tokens is full; set a larger one.")
+        guess = self._guess(self._tokens[-LONGEST:], policy)
+        if guess is None:
+            return None
+        self._stands *= self._trust.of(guess)
+        return None if self._stands < self._least else guess.dist
+
+    def _ask(self, model: Drafter, policy: SamplingPolicy) -> Dist | None:
+        unread = len(self._tokens) - self._read
+        started = self._clock()
+        dist = model.next(policy)
+        took_s = self._clock() - started
+        self._read = len(self._tokens)
+        if unread <= _CAUGHT_UP:
+            self._token_s = _mean(self._token_s, took_s / max(1, unread))
+            return dist
+        late_s = max(0.0, took_s - self._token_s) if self._token_s else took_s * (unread - 1) / unread
+        self._caught_up_s += late_s
+        if self._token_s and unread <= _MOST_MEASURED:
+            self._catch_up_s = _mean(self._catch_up_s, late_s / (unread - 1))
+        return dist
+
+
+def _mean(mean: float, value: float) -> float:
+    """Return the mean with forgetting; the first value is the mean."""
+    return mean + (value - mean) / _HORIZON if mean else value
