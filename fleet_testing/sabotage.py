@@ -36,11 +36,11 @@ class Sabotage(StrEnum):
         GUESS_KEPT: The edge keeps its first guess, whatever it has drawn.
         GUESS_SHIFTED: The edge draws what it writes behind a guess with the random numbers of the position before.
         INVERTED: The edge accepts with probability q/p instead of p/q.
+        LIKELIEST: The device takes the likeliest token from earlier text, and reports that it was drawn by counts.
         MISREPORTED: The device reports a q that it did not draw from.
         NO_RESIDUAL: The device draws the correction from p instead of max(0, p - q).
         NOT_RENORMALISED: The device draws among the tokens that it has in common with the target, and reports their
             probabilities among all.
-        REDRAWN: The device has its draft model draw again where what it drew from earlier text was unlikely.
         SHIFTED: The edge takes the engine's rows one place too late: each draft token is tested against the row of the
             token before it.
         TEMPERED_TWICE: The edge applies the temperature to log-probabilities of inference servers that have applied it.
@@ -54,10 +54,10 @@ class Sabotage(StrEnum):
     GUESS_KEPT = "guess-kept"
     GUESS_SHIFTED = "guess-shifted"
     INVERTED = "inverted"
+    LIKELIEST = "likeliest"
     MISREPORTED = "misreported"
     NO_RESIDUAL = "no-residual"
     NOT_RENORMALISED = "not-renormalised"
-    REDRAWN = "redrawn"
     SHIFTED = "shifted"
     TEMPERED_TWICE = "tempered-twice"
     UNMAPPED = "unmapped"
@@ -125,14 +125,14 @@ def _draft_withholding(drafts: DraftSequence, limit: int) -> bool:
     return went_on
 
 
-def _draft_redrawing(drafts: DraftSequence, limit: int) -> bool:
+def _draft_likeliest(drafts: DraftSequence, limit: int) -> bool:
     went_on, source = _draft(drafts, limit), drafts.source
     building = drafts.session._drafts.building  # noqa: SLF001
-    if went_on and source is not None and source.repeats and building[-1].chance < UNSURE:
-        building.pop()
-        drafts.drafter.truncate(len(drafts.session.request.prompt) + drafts.session.position)
-        source.take(repeats=False)
-        return _draft(drafts, limit)
+    if went_on and source is not None and source.repeats and (quantized := building[-1].quantized) is not None:
+        token = int(quantized.ids[0])
+        building[-1] = Proposal(token, quantized.count(token), quantized)
+        drafts.drafter.truncate(len(drafts.session.request.prompt) + drafts.session.position - 1)
+        drafts.drafter.extend((token,))
     return went_on
 
 
@@ -247,8 +247,8 @@ def at_the_device(kind: Sabotage, stack: ExitStack) -> None:
         stack.enter_context(patch("fleet_device.session.machine.propose", _propose_not_renormalised))
     elif kind is Sabotage.UNMAPPED:
         stack.enter_context(patch("fleet_device.session.machine.propose", _propose_unmapped))
-    elif kind is Sabotage.REDRAWN:
-        stack.enter_context(patch.object(DraftSequence, "draft", _draft_redrawing))
+    elif kind is Sabotage.LIKELIEST:
+        stack.enter_context(patch.object(DraftSequence, "draft", _draft_likeliest))
     elif kind is Sabotage.WITHHELD:
         stack.enter_context(patch.object(DraftSequence, "draft", _draft_withholding))
     elif kind is Sabotage.NO_RESIDUAL:

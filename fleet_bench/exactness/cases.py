@@ -139,7 +139,7 @@ FAULTS = (
         for sabotage in (Sabotage.GUESS_KEPT, Sabotage.GUESS_SHIFTED)
     ),
     Case(Mode.RESIDUAL, Form.AUTO, 2, stops=True, sabotage=Sabotage.WITHHELD),
-    Case(Mode.RESIDUAL, Form.AUTO, 2, suffix=True, sabotage=Sabotage.REDRAWN),
+    Case(Mode.RESIDUAL, Form.AUTO, 2, suffix=True, sabotage=Sabotage.LIKELIEST),
     *(
         Case(Mode.RESIDUAL, form, 2, unlike=True, sabotage=sabotage)
         for form in (Form.SPARSE, Form.SAMPLES)

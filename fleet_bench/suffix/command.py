@@ -28,7 +28,6 @@ from fleet_bench.suffix.texts import QUESTIONS, report_prompt
 from fleet_device.device import Device
 from fleet_device.drafters.registry import DRAFTERS
 from fleet_device.settings import AUTO, DeviceSettings
-from fleet_device.texts.prompt import TextOptions
 from fleet_link.settings import BrokerSettings
 from fleet_testing.edge_process import edge_process
 from schemas.errors import FleetError
@@ -223,11 +222,10 @@ def _device(arguments: argparse.Namespace, port: int, folder: Path, way: str) ->
 
 
 def _write(device: Device, way: str, kind: str, number: int, tokens: int) -> Written:
-    options: TextOptions = {"max_new_tokens": tokens, "seed": number}
     if kind == "reports":
-        text = device.generate(report_prompt(number), raw=True, stop="\n", **options)
+        text = device.generate(report_prompt(number), raw=True, stop="\n", max_new_tokens=tokens, seed=number)
     else:
-        text = device.generate(QUESTIONS[number], **options)
+        text = device.generate(QUESTIONS[number], max_new_tokens=tokens, seed=number)
     counters = text.generation.counters
     return Written(
         kind=kind,

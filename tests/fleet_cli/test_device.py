@@ -12,8 +12,10 @@ from fleet_cli.device import generate
 from fleet_cli.device.generate import _interrupt
 from fleet_cli.main import _Formatter, main
 from fleet_device.api.server import listen
+from fleet_device.drafters.suffix.history_file import HistoryFile
 from fleet_runtime.events import Event
 from schemas.errors import FleetError
+from schemas.vocabulary import Vocabulary
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -148,3 +150,13 @@ def test_an_error_cannot_steer_the_terminal(
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err == "fleet: An edge says \ufffd[2Jthis.\n"
+
+
+def test_the_history_is_deleted_on_request(device: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "history"
+    HistoryFile(folder, Vocabulary.of(["a", "b"]), most_bytes=1000).append([0, 1, 0])
+    code, out, _ = device("forget", "--history-dir", str(folder))
+    assert code == 0
+    assert "is deleted" in out
+    assert not list(folder.iterdir())
+    assert "Nothing was kept" in device("forget", "--history-dir", str(folder))[1]

@@ -32,7 +32,7 @@ IN_SMALL = {
     "coupled streamed guessed fault:guess-shifted",
     "residual streamed guessed fault:guess-kept",
     "residual auto suffix",
-    "residual auto suffix fault:redrawn",
+    "residual auto suffix fault:likeliest",
     "residual sparse unlike",
     "residual sparse unlike fault:not-renormalised",
     "residual auto llama.cpp",

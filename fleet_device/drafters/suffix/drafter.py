@@ -107,7 +107,7 @@ class SuffixDrafter:
             history=self._history,
             clock=self._clock,
         )
-        another._owns = False  # noqa: SLF001 - of its own kind
+        another._owns = False
         return another
 
     def known(self, tokens: Sequence[int]) -> int:
