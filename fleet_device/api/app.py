@@ -3,10 +3,11 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, Protocol
 
 from starlette.applications import Starlette
@@ -134,33 +135,54 @@ class _Api:
     async def _text(self, request: Request, asked: TextRequest) -> Response:
         if (missing := self.backend.absence()) is not None:
             raise EdgeUnavailable(missing)
-        loop, events = asyncio.get_running_loop(), Events()
-
-        def listen(each: Piece | Delayed | GeneratedText | Failed) -> None:
-            if isinstance(each, Piece) and not each.text:
-                return  # a chunk without text would tell the client nothing
-            loop.call_soon_threadsafe(events.put_nowait, each)
-
-        ticket = self.backend.submit(lambda codec: asked.generate_request(codec, self.settings), listen)
-        reply, text = self._reply(asked), TextEvents(events, ticket, self.pause)
+        events = Events()
+        tickets = self._submit(asked, events)
+        reply, text = self._reply(asked), TextEvents(events, tickets, self.pause)
         try:
-            async with self._until_disconnect(request, ticket):
+            async with self._until_disconnect(request, tickets):
                 if not asked.stream:
                     return JSONResponse(reply.whole(await text.end()))
                 first = await text.first()
         except BaseException:
-            self.backend.cancel(ticket)
+            self._cancel(tickets)
             raise
-        return EventsResponse(text.stream(reply, first), at_end=lambda: self.backend.cancel(ticket))
+        return EventsResponse(text.stream(reply, first), at_end=lambda: self._cancel(tickets))
+
+    def _submit(self, asked: TextRequest, events: Events) -> list[Ticket]:
+        """Ask for all choices, or for none: where the queue has no room for one, those before it are given up."""
+        loop, most = asyncio.get_running_loop(), self.settings.texts_at_once + self.settings.api_waiting
+        if (asked.n or 1) > most:
+            raise ApiProblem(
+                400, f"The device takes at most {most} texts at a time, {asked.n} are asked for.", param="n"
+            )
+
+        def listen(number: int, each: Piece | Delayed | GeneratedText | Failed) -> None:
+            if isinstance(each, Piece) and not each.text:
+                return  # a chunk without text would tell the client nothing
+            loop.call_soon_threadsafe(events.put_nowait, (number, each))
+
+        tickets: list[Ticket] = []
+        try:
+            for number, choice in enumerate(asked.choices(self.settings)):
+                prepare = partial(choice.generate_request, defaults=self.settings)
+                tickets.append(self.backend.submit(prepare, partial(listen, number)))
+        except BaseException:
+            self._cancel(tickets)
+            raise
+        return tickets
+
+    def _cancel(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            self.backend.cancel(ticket)
 
     @asynccontextmanager
-    async def _until_disconnect(self, request: Request, ticket: Ticket) -> AsyncIterator[None]:
-        """Give the text up if the client goes while it is waited for."""
+    async def _until_disconnect(self, request: Request, tickets: Sequence[Ticket]) -> AsyncIterator[None]:
+        """Give the texts up if the client goes while they are waited for."""
 
         async def watch() -> None:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
-            self.backend.cancel(ticket)
+            self._cancel(tickets)
 
         watcher = asyncio.create_task(watch())
         try:

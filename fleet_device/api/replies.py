@@ -1,10 +1,13 @@
 """API responses in OpenAI's shapes: whole, or in chunks."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from fleet_device.api.usage import told_of, usage_of
 from fleet_device.texts.generate import GeneratedText
+from fleet_device.texts.piece import Piece
 from schemas.reasons import EndReason
 
 __all__ = ["DONE", "Reply", "event"]
@@ -38,34 +41,41 @@ class Reply:
     model: str
     include_usage: bool = False
 
-    def whole(self, text: GeneratedText) -> dict[str, Any]:
-        """Return the answer in one."""
-        content = {"message": {"role": "assistant", "content": text.text}} if self.chat else {"text": text.text}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": _finish(text)}
+    def whole(self, texts: Sequence[GeneratedText]) -> dict[str, Any]:
+        """Return the answer in one, with a choice for each text."""
+        choices = []
+        for number, text in enumerate(texts):
+            content = {"message": {"role": "assistant", "content": text.text}} if self.chat else {"text": text.text}
+            choices.append({"index": number, **content, "logprobs": None, "finish_reason": _finish(text)})
         kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._head(kind), "choices": [choice], "usage": _usage(text), "fleet": _session(text)}
+        own = [told_of(text) for text in texts]
+        fleet = own[0] if len(own) == 1 else {**own[0], "choices": own}
+        return {**self._head(kind), "choices": choices, "usage": usage_of(texts), "fleet": fleet}
 
-    def first(self) -> list[dict[str, Any]]:
-        """Return the chunks before any text."""
-        return [self._chunk({"role": "assistant", "content": ""})] if self.chat else []
+    def first(self, number: int = 0) -> list[dict[str, Any]]:
+        """Return the chunks of a choice before any text."""
+        return [self._chunk({"role": "assistant", "content": ""}, number)] if self.chat else []
 
-    def piece(self, text: str) -> dict[str, Any]:
+    def piece(self, piece: Piece, number: int = 0) -> dict[str, Any]:
         """Return a chunk of text."""
-        return self._chunk({"content": text} if self.chat else text)
+        return self._chunk({"content": piece.text} if self.chat else piece.text, number)
 
-    def last(self, text: GeneratedText) -> list[dict[str, Any]]:
-        """Return the chunks after all text."""
-        chunks = [{**self._chunk({} if self.chat else "", _finish(text)), "fleet": _session(text)}]
-        if self.include_usage:
-            chunks.append({**self._chunk(""), "choices": [], "usage": _usage(text)})
-        return chunks
+    def last(self, text: GeneratedText, number: int = 0) -> dict[str, Any]:
+        """Return the chunk after all text of a choice."""
+        return {**self._chunk({} if self.chat else "", number, _finish(text)), "fleet": told_of(text)}
+
+    def end(self, texts: Sequence[GeneratedText]) -> list[dict[str, Any]]:
+        """Return the chunks after all choices."""
+        if not self.include_usage:
+            return []
+        return [{**self._chunk("", 0), "choices": [], "usage": usage_of(texts)}]
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.name, "object": kind, "created": self.created, "model": self.model}
 
-    def _chunk(self, content: dict[str, str] | str, finish: str | None = None) -> dict[str, Any]:
+    def _chunk(self, content: dict[str, str] | str, number: int, finish: str | None = None) -> dict[str, Any]:
         choice = {
-            "index": 0,
+            "index": number,
             "delta" if self.chat else "text": content,
             "logprobs": None,
             "finish_reason": finish,
@@ -80,26 +90,3 @@ class Reply:
 def _finish(text: GeneratedText) -> str:
     # Any other end is a failure, and answered as one.
     return _FINISH[text.reason]
-
-
-def _usage(text: GeneratedText) -> dict[str, int]:
-    prompt, written = len(text.request.prompt), len(text.generation.tokens)
-    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
-
-
-def _session(text: GeneratedText) -> dict[str, Any]:
-    """Return what OpenAI's shapes have no place for: how to find the session in the log, and how it went."""
-    counters, policy, choice = text.generation.counters, text.request.policy, text.generation.choice
-    return {
-        "session": text.generation.session.hex(),
-        "seed": policy.seed,
-        "mode": policy.mode.value,
-        "plan": choice and choice.plan,
-        "plan_reason": choice and choice.reason,
-        "streamed_tokens": counters.streamed,
-        "acceptance": counters.acceptance,
-        "rounds": counters.rounds,
-        "uplink_bytes": counters.uplink_bytes,
-        "downlink_bytes": counters.downlink_bytes,
-        "resumes": text.generation.resumes,
-    }

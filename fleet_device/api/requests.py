@@ -16,9 +16,12 @@ from fleet_runtime.validation import field_at, plain_sentence
 from schemas.bounds import MAX_TOKENS
 from schemas.policy import MAX_SEED, Mode
 
-__all__ = ["ChatRequest", "CompletionRequest", "TextRequest", "read_request"]
+__all__ = ["MOST_CHOICES", "ChatRequest", "CompletionRequest", "TextRequest", "read_request"]
 
 R = TypeVar("R", bound="TextRequest")
+
+MOST_CHOICES: Final = 8
+"""Texts of one request."""
 
 _MOST_STOPS: Final = 4
 _LONGEST_STOP: Final = 256
@@ -111,6 +114,7 @@ class TextRequest(_Model):
         mode: How drafts are verified (an extension).
         seed: The same seed, the same decisions; random if left out.
         stop: Strings before which the text ends.
+        n: How many texts to write; the seed of each is one more than that of the one before it.
         stream: Whether to send the text as it grows.
         stream_options: How.
     """
@@ -123,6 +127,7 @@ class TextRequest(_Model):
     mode: Mode | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     stop: Stops | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES, strict=True)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -130,6 +135,21 @@ class TextRequest(_Model):
     def include_usage(self) -> bool:
         """Whether a stream ends with the number of tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    def choices(self, defaults: DeviceSettings) -> "list[Self]":
+        """Return a request for each of the `n` texts, itself if that is one.
+
+        The first has the seed that was asked for, each further one the next number: in mode `coupled` any of them is
+        written again by a request with its seed.
+
+        Args:
+            defaults: For the seed; random where they have none.
+        """
+        count = self.n or 1
+        if count == 1:
+            return [self]
+        first = defaults.policy().seed if self.seed is None else self.seed
+        return [self.model_copy(update={"n": 1, "seed": (first + number) % (MAX_SEED + 1)}) for number in range(count)]
 
     def generate_request(self, codec: TextCodec, defaults: DeviceSettings) -> GenerateRequest:
         """Return what is to be written.

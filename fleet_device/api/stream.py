@@ -6,7 +6,7 @@ connection is alive.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,8 +23,11 @@ __all__ = ["HEARTBEAT_S", "Events", "EventsResponse", "Pause", "TextEvents"]
 
 _log = logging.getLogger(__name__)
 
-Events = asyncio.Queue[Piece | Delayed | GeneratedText | Failed]
-Happened = Piece | Delayed | GeneratedText | Failed | None
+Event = Piece | Delayed | GeneratedText | Failed
+Events = asyncio.Queue[tuple[int, Event]]
+"""What becomes of the choices of an answer, each with its number."""
+
+Happened = tuple[int, Event | None]
 Pause = Callable[[float], Awaitable[None]]
 
 HEARTBEAT_S: Final = 5.0
@@ -51,69 +54,82 @@ class EventsResponse(StreamingResponse):
 
 @dataclass(slots=True)
 class TextEvents:
-    """What becomes of one text, in order.
+    """What becomes of the choices of one answer, in order.
 
     Attributes:
         events: As the queue of texts tells them.
-        ticket: The text's place in it.
+        tickets: The places of the choices in it.
         pause: Sleeps for some seconds.
     """
 
     events: Events
-    ticket: Ticket
+    tickets: Sequence[Ticket]
     pause: Pause = asyncio.sleep
     _silent_s: float = 0.0
 
-    async def end(self) -> GeneratedText:
-        """Wait for the whole text.
+    async def end(self) -> list[GeneratedText]:
+        """Wait for all of the whole texts.
 
         Raises:
-            ApiProblem: It failed.
+            ApiProblem: One failed.
         """
-        while not isinstance(current := await self.events.get(), GeneratedText):
+        ended: dict[int, GeneratedText] = {}
+        while len(ended) < len(self.tickets):
+            number, current = await self.events.get()
             if isinstance(current, Failed):
                 raise problem_of(current.error)
-        return current
+            if isinstance(current, GeneratedText):
+                ended[number] = current
+        return [ended[number] for number in range(len(self.tickets))]
 
     async def first(self) -> Happened:
         """Wait for what happens first, but not for long: None if that is nothing.
 
         Raises:
-            ApiProblem: The text failed, so that the status can say so.
+            ApiProblem: A text failed, so that the status can say so.
         """
-        current = await self._next()
+        number, current = await self._next()
         if isinstance(current, Failed):
             raise problem_of(current.error)
-        return current
+        return number, current
 
     async def stream(self, reply: Reply, first: Happened) -> AsyncIterator[bytes]:
-        """Send the text as it grows. Whatever fails, the stream says so: its status is sent already."""
+        """Send the texts as they grow. Whatever fails, the stream says so: its status is sent already."""
         try:
-            for chunk in reply.first():
-                yield event(chunk)
-            current = first
-            while not isinstance(current, GeneratedText | Failed):
-                yield self._chunk(reply, current)
-                current = await self._next()
-            if isinstance(current, GeneratedText):
-                for chunk in reply.last(current):
+            for number in range(len(self.tickets)):
+                for chunk in reply.first(number):
                     yield event(chunk)
-                yield DONE
-            else:
-                # An error in the stream is what OpenAI's clients raise as one.
-                yield event(problem_of(current.error).body())
+            ended: list[GeneratedText] = []
+            number, current = first
+            while True:
+                if isinstance(current, Failed):
+                    # An error in the stream is what OpenAI's clients raise as one.
+                    yield event(problem_of(current.error).body())
+                    return
+                if isinstance(current, GeneratedText):
+                    yield event(reply.last(current, number))
+                    ended.append(current)
+                    if len(ended) == len(self.tickets):
+                        break
+                else:
+                    yield self._chunk(reply, number, current)
+                number, current = await self._next()
+            for chunk in reply.end(ended):
+                yield event(chunk)
+            yield DONE
         except Exception as error:  # noqa: BLE001 - a connection is not to be cut without a word
             _log.exception("A stream failed for a reason that should not be possible.")
             yield event(problem_of(error).body())
 
-    def _chunk(self, reply: Reply, current: Piece | Delayed | None) -> bytes:
+    def _chunk(self, reply: Reply, number: int, current: Piece | Delayed | None) -> bytes:
         match current:
             case Piece():
-                return event(reply.piece(current.text))
+                return event(reply.piece(current, number))
             case Delayed():
                 return comment(current.reason)
         # Why else nothing comes, the text's session says.
-        says_why = not self.ticket.begun and self._silent_s - HEARTBEAT_S < SAY_AFTER_S <= self._silent_s
+        waits = not any(ticket.begun for ticket in self.tickets)
+        says_why = waits and self._silent_s - HEARTBEAT_S < SAY_AFTER_S <= self._silent_s
         return comment(_QUEUED) if says_why else _ALIVE
 
     async def _next(self) -> Happened:
@@ -122,12 +138,12 @@ class TextEvents:
         beat = asyncio.ensure_future(self.pause(HEARTBEAT_S))
         try:
             await asyncio.wait({coming, beat}, return_when=asyncio.FIRST_COMPLETED)
-            current = coming.result() if coming.done() else None
+            number, current = coming.result() if coming.done() else (0, None)
         finally:
             beat.cancel()
             coming.cancel()
         self._silent_s = 0.0 if current is not None else self._silent_s + HEARTBEAT_S
-        return current
+        return number, current
 
 
 def comment(sentence: str) -> bytes:

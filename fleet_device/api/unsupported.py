@@ -22,7 +22,6 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "logit_bias": ({},),
     "logprobs": (False,),
     "modalities": (["text"],),
-    "n": (1,),
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "presence_penalty": (0, 0.0),

@@ -49,7 +49,19 @@ def test_a_chat_is_answered_in_openai_shape(make: Make) -> None:
             "finish_reason": "stop",
         }
     ]
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    assert body["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 3,
+        "total_tokens": 6,
+        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": 3,
+            "rejected_prediction_tokens": 1,
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+        },
+        "fleet": {"cached": 0, "drafted": 4, "accepted": 3, "streamed": 0, "forced": 0, "unverified": 0},
+    }
     assert body["fleet"]["session"] == SESSION.hex()
     assert body["fleet"]["acceptance"] == 0.75
 
@@ -83,6 +95,42 @@ def test_a_stream_tells_the_usage_in_a_last_chunk_if_asked(make: Make) -> None:
     assert all(chunk["usage"] is None for chunk in others)
     assert last["choices"] == []
     assert last["usage"]["completion_tokens"] == 3
+
+
+def test_several_choices_are_written_with_a_seed_each(make: Make) -> None:
+    agent = ScriptedAgent()
+    app, _ = make(agent)
+    body = chat(app, n=3, seed=7).json()
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert {choice["message"]["content"] for choice in body["choices"]} == {"t1 t2 t3 "}
+    assert sorted(asked["policy"].seed for asked in agent.asked) == [7, 8, 9]
+    assert [own["seed"] for own in body["fleet"]["choices"]] == [7, 8, 9]
+    assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (3, 9)
+
+
+def test_several_choices_are_streamed_each_under_its_number(make: Make) -> None:
+    app, _ = make()
+    *got, last = chunks(chat(app, n=2, stream=True, stream_options={"include_usage": True}))
+    for number in (0, 1):
+        own = [chunk["choices"][0] for chunk in got if chunk["choices"][0]["index"] == number]
+        assert "".join(choice["delta"].get("content", "") for choice in own) == "t1 t2 t3 "
+        assert [choice["finish_reason"] for choice in own].count("stop") == 1
+    assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 6)
+
+
+def test_where_one_choice_has_no_place_in_the_queue_none_is_written(make: Make) -> None:
+    agent = ScriptedAgent(gate=threading.Semaphore(0))
+    app, backend = make(agent, waiting=1)
+    response = chat(app, n=3)
+    assert (response.status_code, error(response)["code"]) == (429, "queue_full")
+    assert int(response.headers["retry-after"]) >= 1
+    until(lambda: (backend.queue.writing, backend.queue.waiting) == (0, 0))
+    assert len(backend.cancelled) == 2
+
+
+def test_more_choices_than_the_device_takes_at_all_are_refused(make: Make) -> None:
+    app, _ = make(api_waiting=2)
+    assert error(chat(app, n=4))["param"] == "n"
 
 
 def test_a_completion_streams_text(make: Make) -> None:

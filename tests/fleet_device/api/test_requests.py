@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from fleet_device.api.problems import ApiProblem
 from fleet_device.api.requests import ChatRequest, CompletionRequest, read_request
 from schemas.bounds import MAX_TOKENS
+from schemas.policy import MAX_SEED
 from tests.support.memory_device import TalkingDrafter, settings
 
 USER = {"role": "user", "content": "t1"}
@@ -26,8 +27,6 @@ def completion(**fields: Any) -> CompletionRequest:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"n": 2},
-        {"n": True},
         {"logprobs": True},
         {"logprobs": 0},
         {"top_logprobs": 3},
@@ -44,6 +43,17 @@ def test_what_the_device_cannot_do_is_refused_by_name(fields: dict[str, Any]) ->
         chat(**fields)
     assert caught.value.status == 400
     assert caught.value.param == next(iter(fields))
+
+
+def test_each_choice_has_the_next_seed() -> None:
+    assert [choice.seed for choice in chat(n=3, seed=7).choices(settings())] == [7, 8, 9]
+    assert [choice.seed for choice in chat(n=2).choices(settings(seed=40))] == [40, 41]
+    assert [choice.seed for choice in chat(n=2, seed=MAX_SEED).choices(settings())] == [MAX_SEED, 0]
+    drawn = [choice.seed for choice in chat(n=2).choices(settings(seed=None))]
+    assert drawn[0] is not None
+    assert drawn[1] == (drawn[0] + 1) % (MAX_SEED + 1)
+    alone = chat(seed=7)
+    assert alone.choices(settings()) == [alone]
 
 
 def test_what_asks_for_nothing_is_taken() -> None:
@@ -74,6 +84,9 @@ def test_what_asks_for_nothing_is_taken() -> None:
         ({"messages": [{**USER, "tool_calls": [{"id": "1"}]}]}, "messages.0.tool_calls"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, None),
         ({"logpobs": True}, "logpobs"),
+        ({"n": 0}, "n"),
+        ({"n": 9}, "n"),
+        ({"n": True}, "n"),
     ],
 )
 def test_what_is_wrong_is_named(fields: dict[str, Any], param: str | None) -> None:

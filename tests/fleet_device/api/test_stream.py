@@ -190,7 +190,7 @@ def test_a_queue_that_is_given_up_ends_streams_with_an_error(make: Make) -> None
 
 def test_a_mistake_of_our_own_in_a_stream_is_an_event_too(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     app, _ = make(ScriptedAgent())
-    monkeypatch.setattr("fleet_device.api.replies._session", lambda _text: 1 / 0)
+    monkeypatch.setattr("fleet_device.api.replies.told_of", lambda _text: 1 / 0)
     assert "internal_error" in last_error(complete(app, stream=True))
 
 

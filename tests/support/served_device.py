@@ -1,0 +1,81 @@
+"""A device that serves its API: through a real broker, at an edge over a language whose law is known."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fleet_device.api.server import listen
+from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
+from fleet_device.gateway import Gateway
+from fleet_device.service import DeviceService
+from fleet_device.settings import DeviceSettings
+from fleet_edge.verifiers.scripted import ScriptedVerifier
+from fleet_link.settings import BrokerSettings
+from fleet_testing.edge_thread import NO_QUOTAS
+from fleet_testing.scripted_language import CONTEXT, LANGUAGE, draft_language
+from tests.support.whole import FLEET, Whole
+
+
+class ReadingCodec(WordCodec):
+    """Reads any text: a word of the language is its token, another word is token 1."""
+
+    @property
+    def chat_template(self) -> str | None:
+        return "{% for message in messages %}{{ message.role }}: {{ message.content }} {% endfor %}"
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:  # noqa: ARG002
+        return [self._ids.get(word, 1) for word in text.split()]
+
+
+class ReadingDrafter(ScriptedDrafter):
+    """Drafts the language, and reads any text."""
+
+    def __init__(self) -> None:
+        draft = draft_language()
+        super().__init__(draft, LANGUAGE.words, context=CONTEXT, name="scripted")
+        self._codec = ReadingCodec(LANGUAGE.words)
+
+    def another(self) -> "ReadingDrafter":
+        return ReadingDrafter()
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A device at work.
+
+    Attributes:
+        url: Of its API, with the version.
+        gateway: The device.
+        whole: The system that it is part of.
+    """
+
+    url: str
+    gateway: Gateway
+    whole: Whole
+
+
+@contextmanager
+def served_device(port: int, folder: Path, **given: Any) -> Iterator[Served]:
+    """Run an edge and a device; on entry the device can write.
+
+    Args:
+        port: The broker's, on loopback.
+        folder: For the session log.
+        given: Settings of the device.
+    """
+    verifier = ScriptedVerifier(LANGUAGE, LANGUAGE.words, context=CONTEXT, name="scripted-target")
+    whole = Whole(port, folder, verifier, {"quotas": NO_QUOTAS})
+    fixed: dict[str, Any] = {"fleet": FLEET, "device": "device-1", "broker": BrokerSettings(port=port), "api_port": 0}
+    with whole.edge():
+        service = DeviceService(DeviceSettings.model_validate(fixed | given), ReadingDrafter())
+        gateway = Gateway(service)
+        sock = listen(0)
+        gateway.serve(sock)
+        gateway.start()
+        try:
+            assert service.edges.wait_online(10.0)
+            yield Served(f"{gateway.address}/v1", gateway, whole)
+        finally:
+            gateway.stop()

@@ -1,0 +1,171 @@
+"""The clients that applications really have: OpenAI's, and curl; through a real broker, over a scripted target."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+from openai.types.chat import ChatCompletionMessageParam
+
+from broker_config.processes.runner import MosquittoProcess
+from fleet_testing.scripted_language import reference_text
+from schemas.policy import Mode, SamplingPolicy
+from tests.support.served_device import ReadingDrafter, Served, served_device
+
+pytestmark = [pytest.mark.broker]
+
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "t1 t2 t3"}]
+COUPLED: Any = {"mode": "coupled", "top_k": 20}
+LENGTH = 24
+
+
+@pytest.fixture(scope="module")
+def served(mosquitto: MosquittoProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served_device(mosquitto.port, tmp_path_factory.mktemp("served")) as served:
+        yield served
+
+
+@pytest.fixture
+def client(served: Served) -> OpenAI:
+    return OpenAI(base_url=served.url, api_key="unused", max_retries=0, timeout=60.0)
+
+
+def expected(seed: int, length: int = LENGTH) -> str:
+    """Return the text that seed and target determine alone."""
+    codec = ReadingDrafter().codec
+    policy = SamplingPolicy(mode=Mode.COUPLED, temperature=0.7, top_k=20, top_p=0.95, seed=seed)
+    tokens = reference_text(codec.encode("user: t1 t2 t3 "), policy, length)
+    return b"".join(map(codec.piece, tokens)).decode()
+
+
+def test_a_chat_is_the_targets_own_text(client: OpenAI) -> None:
+    reply = client.chat.completions.create(
+        model="fleet", messages=MESSAGES, max_tokens=LENGTH, seed=5, extra_body=COUPLED
+    )
+    assert reply.choices[0].message.content == expected(5)
+    assert reply.choices[0].finish_reason == "length"
+    assert reply.model == "scripted-target"
+    usage = reply.usage
+    assert usage is not None
+    assert usage.prompt_tokens_details is not None
+    assert usage.completion_tokens_details is not None
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (4, LENGTH, 4 + LENGTH)
+    told: Any = usage.model_extra
+    written = told["fleet"]["streamed"] + told["fleet"]["accepted"]
+    assert 0 < written <= LENGTH
+    assert usage.completion_tokens_details.accepted_prediction_tokens == told["fleet"]["accepted"]
+
+
+def test_a_seed_gives_the_same_text_again_and_another_seed_another(client: OpenAI) -> None:
+    texts = [
+        client.chat.completions.create(
+            model="fleet", messages=MESSAGES, max_tokens=LENGTH, seed=seed, extra_body=COUPLED
+        ).choices[0].message.content
+        for seed in (7, 7, 8)
+    ]  # fmt: skip
+    assert texts == [expected(7), expected(7), expected(8)]
+    assert texts[0] != texts[2]
+
+
+def test_a_stream_is_the_same_text_in_pieces_with_its_usage(client: OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="fleet", messages=MESSAGES, max_tokens=LENGTH, seed=5, extra_body=COUPLED, stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    chunks = list(stream)
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(pieces) == expected(5)
+    assert sum(bool(piece) for piece in pieces) > 1
+    assert [chunk.usage.completion_tokens for chunk in chunks if chunk.usage] == [LENGTH]
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+
+
+def test_several_choices_have_the_seeds_that_follow(client: OpenAI) -> None:
+    reply = client.chat.completions.create(
+        model="fleet", messages=MESSAGES, max_tokens=LENGTH, seed=5, n=3, extra_body=COUPLED
+    )
+    assert [choice.message.content for choice in reply.choices] == [expected(5), expected(6), expected(7)]
+    stream = client.chat.completions.create(
+        model="fleet", messages=MESSAGES, max_tokens=LENGTH, seed=5, n=3, extra_body=COUPLED, stream=True
+    )
+    texts = ["", "", ""]
+    for chunk in stream:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [expected(5), expected(6), expected(7)]
+
+
+def test_a_text_ends_before_a_stop_string_that_lies_across_tokens(client: OpenAI) -> None:
+    whole = expected(5)
+    words = whole.split()
+    stop = (
+        f"{words[9][-1]} {words[10]} {words[11][:1]}"  # the end of a token, a whole one, and the beginning of another
+    )
+    reply = client.chat.completions.create(
+        model="fleet", messages=MESSAGES, max_tokens=LENGTH, seed=5, stop=[stop], extra_body=COUPLED
+    )
+    assert reply.choices[0].message.content == whole[: whole.index(stop)]
+    assert reply.choices[0].finish_reason == "stop"
+    stream = client.chat.completions.create(
+        model="fleet", messages=MESSAGES, max_tokens=LENGTH, seed=5, stop=[stop], extra_body=COUPLED, stream=True
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+    assert text == whole[: whole.index(stop)]
+
+
+def test_a_completion_goes_on_from_a_prompt(client: OpenAI) -> None:
+    reply = client.completions.create(
+        model="fleet", prompt="user: t1 t2 t3", max_tokens=LENGTH, seed=5, extra_body=COUPLED
+    )
+    assert reply.choices[0].text == expected(5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"n": 99}, "n"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"extra_body": {"max_token": 5}}, "max_token"),
+        ({"modalities": ["audio"]}, "modalities"),
+    ],
+)
+def test_what_is_not_served_is_an_error_that_names_it(client: OpenAI, fields: Any, param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="fleet", messages=MESSAGES, **fields)
+    assert caught.value.param == param
+    assert param in str(caught.value)
+
+
+def test_a_full_queue_is_a_rate_limit_with_a_time(mosquitto: MosquittoProcess, tmp_path: Path) -> None:
+    with served_device(mosquitto.port, tmp_path, device="device-2", texts_at_once=1, api_waiting=0) as served:
+        client = OpenAI(base_url=served.url, api_key="unused", max_retries=0, timeout=60.0)
+        with client.chat.completions.create(model="fleet", messages=MESSAGES, max_tokens=3000, stream=True) as stream:
+            next(iter(stream))
+            with pytest.raises(openai.RateLimitError) as caught:
+                client.chat.completions.create(model="fleet", messages=MESSAGES)
+    assert int(caught.value.response.headers["retry-after"]) >= 1
+    assert caught.value.code == "queue_full"
+
+
+def test_curl_gets_the_same(served: Served) -> None:
+    body = {"messages": MESSAGES, "max_tokens": LENGTH, "seed": 5, **COUPLED}
+    command = [
+        "curl", "--silent", "--show-error", "--no-buffer", "--max-time", "60", f"{served.url}/chat/completions",
+        "-H", "Content-Type: application/json", "-d",
+    ]  # fmt: skip
+    plain = subprocess.run([*command, json.dumps(body)], capture_output=True, text=True, check=True).stdout
+    assert json.loads(plain)["choices"][0]["message"]["content"] == expected(5)
+    stream = subprocess.run(
+        [*command, json.dumps({**body, "stream": True})], capture_output=True, text=True, check=True
+    ).stdout
+    lines = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    deltas = [json.loads(line)["choices"][0]["delta"].get("content", "") for line in lines[:-1]]
+    assert "".join(deltas) == expected(5)
