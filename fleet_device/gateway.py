@@ -12,6 +12,7 @@ from typing import Any
 
 from fleet_device.api.app import create_app
 from fleet_device.api.server import ApiServer, listen
+from fleet_device.api.status.journal import Journal
 from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.waiting import OnWait
 from fleet_device.drafters.contract import TextCodec
@@ -62,6 +63,7 @@ class Gateway:
             on_idle=lambda: self.ask(Asked.IDLE),
         )
         self._server: ApiServer | None = None
+        self._journal = Journal(texts=self._settings.status_texts, now=service.now)
 
     @property
     def address(self) -> str | None:
@@ -185,9 +187,15 @@ class Gateway:
             },
         }
 
+    def status(self) -> dict[str, Any]:
+        """Return how the device is and what it has written, as JSON values."""
+        return {**self.health(), **self._journal.json()}
+
     def _write(
         self, request: GenerateRequest, on_piece: OnPiece, on_wait: OnWait, cancellation: Cancellation
     ) -> GeneratedText:
         if (missing := self.absence()) is not None:
             raise EdgeUnavailable(missing)
-        return self._service.write(request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation)
+        text = self._service.write(request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation)
+        self._journal.note(text)
+        return text

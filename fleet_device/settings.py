@@ -165,6 +165,16 @@ class DeviceSettings(Settings):
         le=1000,
     )
 
+    status_texts: int = setting(
+        0,
+        "Latest texts that the status page shows, to everybody who may use the local API; 0 shows none.",
+        unit="texts",
+        since="0.2",
+        rare=True,
+        ge=0,
+        le=100,
+    )
+
     def policy(self) -> SamplingPolicy:
         """Return the sampling policy, with a fresh seed unless one is set."""
         return SamplingPolicy(

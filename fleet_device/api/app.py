@@ -21,6 +21,7 @@ from fleet_device.api.guard import Guard
 from fleet_device.api.problems import ApiProblem, problem_of
 from fleet_device.api.replies import Reply
 from fleet_device.api.requests import ChatRequest, CompletionRequest, TextRequest, read_request
+from fleet_device.api.status.page import status_routes
 from fleet_device.api.stream import Events, EventsResponse, Pause, TextEvents
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import DeviceError, EdgeUnavailable
@@ -56,6 +57,9 @@ class Backend(Protocol):
     def health(self) -> dict[str, Any]:
         """Return how the device is, as JSON values."""
 
+    def status(self) -> dict[str, Any]:
+        """Return how the device is and what it has written, as JSON values, for the status page."""
+
 
 def create_app(
     backend: Backend,
@@ -81,6 +85,7 @@ def create_app(
             Route("/v1/models", api.models),
             Route("/v1/models/{name:path}", api.model),
             Route("/healthz", api.health),
+            *status_routes(backend.status),
         ],
         middleware=[Middleware(Guard, token=token)],
         exception_handlers={

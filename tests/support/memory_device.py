@@ -21,6 +21,7 @@ from schemas.control import EdgeState, Presence, encode_json
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
+from tests.support.device_status import device_status
 from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, MemoryFleet
 
 SESSION = bytes(range(8))
@@ -204,6 +205,9 @@ class ScriptedBackend:
 
     def health(self) -> dict[str, Any]:
         return {"status": "waiting" if self.missing else "ok", "reason": self.missing}
+
+    def status(self) -> dict[str, Any]:
+        return device_status()
 
     def _write(
         self,

@@ -23,6 +23,7 @@ from fleet_device.texts.queue import Failed, Listener, Ticket
 from tests.fuzz.frames import Frame, pack, unpack
 from tests.fuzz.harness import Finding
 from tests.fuzz.mutation import Bytes, cross_frames, mutate_frames, mutate_json
+from tests.support.device_status import device_status
 from tests.support.memory_device import ScriptedAgent
 from tests.support.memory_fleet import DRAFT, END, FLEET
 
@@ -108,6 +109,9 @@ class _Backend:
     def health(self) -> dict[str, Any]:
         return {"status": "waiting" if self.missing else "ok", "reason": self.missing}
 
+    def status(self) -> dict[str, Any]:
+        return device_status()
+
 
 class ApiTarget:
     """The ASGI application, once with a token and once without."""
@@ -152,7 +156,7 @@ class ApiTarget:
         host, kind = Frame(HEADER, b"host\x00127.0.0.1:8321"), Frame(HEADER, b"content-type\x00application/json")
         for path, body in _BODIES:
             yield b"\x00" + pack([Frame(PATH, path), host, kind, Frame(BODY, json.dumps(body).encode())])
-        for path in (b"/v1/models", b"/v1/models/toy-target", b"/v1/models/a/b%2Fc", b"/healthz", b"/"):
+        for path in (b"/v1/models", b"/v1/models/toy-target", b"/v1/models/a/b%2Fc", b"/healthz", b"/", b"/status"):
             yield b"\x01" + pack([Frame(PATH, path), host])
         token = Frame(HEADER, b"authorization\x00Bearer secret-token-0123456789")
         yield bytes([TOKEN_ASKED | 1]) + pack([Frame(PATH, b"/v1/models"), host, token])
@@ -227,9 +231,10 @@ def _check(sent: list[dict[str, Any]], first: int) -> None:
     if status == REDIRECT or first & 7 == _METHODS.index("HEAD"):
         return
     if headers[b"content-type"].startswith(b"text/event-stream"):
-        for line in body.decode().split("\n\n")[:-1]:
-            if line != "data: [DONE]":
-                json.loads(line.removeprefix("data: "))
+        _check_events(body)
+        return
+    if headers[b"content-type"].startswith(b"text/html"):
+        _check_page(status, headers)
         return
     value = json.loads(body.decode())
     health = status == 503 and set(value) == {"status", "reason"}
@@ -237,6 +242,17 @@ def _check(sent: list[dict[str, Any]], first: int) -> None:
         raise Finding(f"an error of another shape: {body[:300]!r}")
     if len(body) > 1 << 16:
         raise Finding(f"an answer of {len(body)} bytes")
+
+
+def _check_events(body: bytes) -> None:
+    for line in body.decode().split("\n\n")[:-1]:
+        if line != "data: [DONE]":
+            json.loads(line.removeprefix("data: "))
+
+
+def _check_page(status: int, headers: dict[bytes, bytes]) -> None:
+    if status != 200 or b"content-security-policy" not in headers:
+        raise Finding(f"a page of status {status} with the headers {sorted(headers)}")
 
 
 def _mutated(frame: Frame, rng: random.Random, plain: Bytes) -> Frame:
