@@ -15,6 +15,7 @@ _BENCHMARKS: Final = {
     "capacity": "Write for 1 to 64 devices, by this system and others: tokens per second, clients at a service level.",
     "clients": "Have several clients ask one device for texts at once: tokens of each, and how soon a text begins.",
     "conversation": "Talk for ten turns, begin alike on 32 devices: tokens computed at both ends, time to the first.",
+    "device-memory": "Ask a device a thousand times: its memory beside its model's file.",
     "engines": "Time a step of each verifier beside the raw engine under it: llama.cpp, or matrix products.",
     "faults": "Kill, stop, cut off and fill up what there is while devices write: are texts and log right, how soon?",
     "exactness": "Prove through a real mosquitto that texts follow the target's law, and that faults are caught.",

@@ -1,6 +1,7 @@
 """Device settings, from flags, the environment (`FLEET_DEVICE_…`, nested with `__`) and TOML."""
 
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
@@ -14,7 +15,7 @@ from schemas.codec import MAX_DRAFT_BYTES
 from schemas.names import Name
 from schemas.policy import MAX_SEED, MAX_TOP_K, Mode, SamplingPolicy, random_seed
 
-__all__ = ["AUTO", "DeviceSettings", "DraftLength", "read_draft_length"]
+__all__ = ["AUTO", "DeviceSettings", "DraftLength", "Truncate", "read_draft_length"]
 
 if TYPE_CHECKING:
     DrafterName = str
@@ -23,6 +24,22 @@ else:
 
 AUTO: Final = "auto"
 
+
+class Truncate(StrEnum):
+    """What is done with a prompt that is too long.
+
+    Attributes:
+        REFUSE: It is refused.
+        START: Its start is left out.
+        MIDDLE: Its middle is left out.
+    """
+
+    REFUSE = "refuse"
+    START = "start"
+    MIDDLE = "middle"
+
+
+MemoryBudget = Annotated[int, Field(ge=1, le=1 << 20)] | Literal["auto"]
 DraftLength = Annotated[int, Field(ge=0, le=MAX_DRAFT)] | Literal["auto"]
 
 _DRAFT_LENGTH: Final[TypeAdapter[int | Literal["auto"]]] = TypeAdapter(DraftLength)
@@ -92,7 +109,28 @@ class DeviceSettings(Settings):
         since="0.2",
     )
     threads: int = setting(1, "Threads of llama.cpp.", ge=1, le=1024)
-    context: int = setting(2048, "Most tokens in a sequence.", unit="tokens", rare=True, ge=16, le=1 << 20)
+    context: int = setting(
+        2048,
+        "Most tokens of a text with its prompt; less where the memory is too small for it.",
+        unit="tokens",
+        rare=True,
+        ge=16,
+        le=1 << 20,
+    )
+    memory_mb: MemoryBudget = setting(
+        AUTO,
+        "Most memory for the draft model's keys, values and buffers, of all texts at once and beside its weights: "
+        "context and batch become smaller to fit; `auto` takes half of what is free.",
+        unit="megabytes",
+        since="0.2",
+        rare=True,
+    )
+    truncate: Truncate = setting(
+        Truncate.REFUSE,
+        "What is done with a prompt that is too long for the context: refused, or cut at its start or in its middle; "
+        "of a chat the oldest turns are dropped first, and its template stays whole.",
+        since="0.2",
+    )
     texts_at_once: int = setting(
         2,
         "Most texts that are written at once, each with memory for a context of its own; 2 suits a small device, whose "

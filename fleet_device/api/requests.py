@@ -8,7 +8,7 @@ from pydantic_core import from_json
 from fleet_device.api.problems import ApiProblem
 from fleet_device.api.unsupported import supported
 from fleet_device.drafters.contract import TextCodec
-from fleet_device.settings import DeviceSettings
+from fleet_device.settings import DeviceSettings, Truncate
 from fleet_device.texts.chat import ChatMessage
 from fleet_device.texts.generate import GenerateRequest
 from fleet_device.texts.prompt import Prompt, prepare_request
@@ -115,6 +115,7 @@ class TextRequest(_Model):
         seed: The same seed, the same decisions; random if left out.
         stop: Strings before which the text ends.
         n: How many texts to write; the seed of each is one more than that of the one before it.
+        truncate: What is done with a prompt that is too long (an extension).
         stream: Whether to send the text as it grows.
         stream_options: How.
     """
@@ -128,6 +129,7 @@ class TextRequest(_Model):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     stop: Stops | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES, strict=True)] | None = None
+    truncate: Truncate | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -172,6 +174,7 @@ class TextRequest(_Model):
             mode=self.mode,
             seed=self.seed,
             stop=self.stop,
+            truncate=self.truncate,
         )(codec)
 
     @property

@@ -18,6 +18,7 @@ def open_context(
     batch: int,
     threads: int,
     flash_attention: bool,
+    small_keys: bool = False,
 ) -> Any:  # noqa: ANN401 - a native pointer
     """Make a context.
 
@@ -31,6 +32,7 @@ def open_context(
         flash_attention: Whether to use it. On a processor it looks at one key at a time for each query and head, unless
             64 tokens are computed at once: behind 1,000 tokens the next one then takes twice as long as without it,
             and 24 take seven times as long.
+        small_keys: Whether keys are kept in q8_0, in about half of float16's memory.
 
     Raises:
         DrafterError: llama.cpp cannot make it.
@@ -44,6 +46,8 @@ def open_context(
     parameters.n_threads = parameters.n_threads_batch = threads
     kinds = native.LLAMA_FLASH_ATTN_TYPE_ENABLED, native.LLAMA_FLASH_ATTN_TYPE_DISABLED
     parameters.flash_attn_type = kinds[0] if flash_attention else kinds[1]
+    if small_keys:
+        parameters.type_k = native.GGML_TYPE_Q8_0
     # A sliding window that has dropped old keys could not be rolled back.
     parameters.swa_full = True
     parameters.no_perf = True

@@ -9,6 +9,7 @@ Several texts at once have a sequence each in one context, and take turns: a tur
 """
 
 import ctypes
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -23,17 +24,22 @@ from fleet_device.drafters.contract import DrafterError, common_prefix, require_
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.kept_sequences import LEAST_KEPT, KeptSequence, KeptSequences, is_other_text
 from fleet_device.drafters.llama_context import open_context
+from fleet_device.drafters.memory_plan import automatic_budget, plan_memory
 from fleet_device.drafters.model_source import locate_model
-from fleet_device.drafters.requirements import require_memory, require_truncatable
-from fleet_device.settings import DeviceSettings
+from fleet_device.drafters.requirements import require_memory, require_truncatable, sizes_of
+from fleet_device.settings import AUTO, DeviceSettings
 from fleet_runtime.available_memory import available_memory
 from fleet_runtime.llama.library import library, native_reason
+from fleet_runtime.llama.mapping import give_back_mapped
 from fleet_runtime.turns import Turns
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
 __all__ = ["LlamaCppDrafter", "LlamaCppSettings", "load"]
 
+_log = logging.getLogger(__name__)
+
+_MEGA = 1_000_000
 _SPARE = 4  # times as much memory as a copy takes has to be free for it
 
 _MOST_DEFAULT_THREADS = 4  # a draft token is bound by memory: more threads only wait for each other
@@ -56,6 +62,8 @@ class LlamaCppSettings:
         batch: Most tokens computed at once, in prefill.
         gpu_layers: How many layers to put on a GPU; -1 for all.
         sequences: How many texts can be written at once.
+        memory_bytes: Most that keys, values and buffers take: context and batch become smaller to fit. None for no
+            bound but what is free: a context that does not fit is refused.
     """
 
     path: Path
@@ -65,6 +73,7 @@ class LlamaCppSettings:
     batch: int = 256
     gpu_layers: int = 0
     sequences: int = 1
+    memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -105,10 +114,25 @@ class _Native:
         try:
             require_truncatable(self.model)
             trained = self.library.llama_model_n_ctx_train(self.model.handle)
-            self.context = min(settings.context, trained) if trained > 0 else settings.context
-            self.batch_size = min(settings.batch, self.context)
+            wanted = min(settings.context, trained) if trained > 0 else settings.context
+            plan = plan_memory(
+                sizes_of(self.model),
+                context=wanted,
+                batch=settings.batch,
+                sequences=self.sequences,
+                budget=settings.memory_bytes,
+            )
+            self.context, self.batch_size = plan.context, plan.batch
             if settings.gpu_layers == 0:
                 require_memory(self.model, self.context, sequences=self.sequences)
+            if self.context < wanted:
+                _log.warning(
+                    "The draft model's context is %d tokens instead of %d: more do not fit into %.0f MB of memory. "
+                    "Raise 'memory_mb', or set fewer 'texts_at_once'.",
+                    self.context,
+                    wanted,
+                    (settings.memory_bytes or 0) / 1e6,
+                )
             self.handle = open_context(
                 self.model,
                 name=self.name,
@@ -117,12 +141,15 @@ class _Native:
                 batch=self.batch_size,
                 threads=settings.threads or default_threads(),
                 flash_attention=self.model.on_gpu,
+                small_keys=plan.small_keys,
             )
         except DrafterError:
             self.model.close()
             raise
         self.memory = self.library.llama_get_memory(self.handle)
-        self.kept = KeptSequences(self.context)
+        self.kept = KeptSequences(plan.kept)
+        # Weights that llama.cpp has laid out anew for this processor are not looked at in the file again.
+        give_back_mapped(settings.path)
         self._batch = self.library.llama_batch_init(self.batch_size, 0, 1)
         view = np.ctypeslib.as_array
         self._tokens = view(self._batch.token, (self.batch_size,))
@@ -372,6 +399,10 @@ def load(settings: DeviceSettings) -> LlamaCppDrafter:
         DrafterError: It cannot be found or loaded.
     """
     located = locate_model(settings.model, folder=settings.models_dir)
+    if settings.memory_mb == AUTO:
+        budget = automatic_budget(available_memory(), located.path.stat().st_size) if not settings.gpu_layers else None
+    else:
+        budget = settings.memory_mb * _MEGA
     return LlamaCppDrafter(
         LlamaCppSettings(
             path=located.path,
@@ -380,5 +411,6 @@ def load(settings: DeviceSettings) -> LlamaCppDrafter:
             context=settings.context,
             gpu_layers=settings.gpu_layers,
             sequences=settings.texts_at_once,
+            memory_bytes=budget,
         )
     )

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.memory_plan import ModelSizes
 
-__all__ = ["available_memory", "require_memory", "require_truncatable"]
+__all__ = ["available_memory", "require_memory", "require_truncatable", "sizes_of"]
 
 _MEMINFO = Path("/proc/meminfo")
 
@@ -23,6 +24,17 @@ def available_memory(meminfo: Path = _MEMINFO) -> int | None:
 
 
 _MEGA = 1_000_000
+
+
+def sizes_of(model: GgufModel) -> ModelSizes:
+    """Return what of a model decides on its memory."""
+    return ModelSizes(
+        token_kv_bytes=model.token_kv_bytes,
+        rows=model.rows,
+        width=model.width,
+        heads=model.heads,
+        key_width=model.key_width,
+    )
 
 
 def require_truncatable(model: GgufModel) -> None:

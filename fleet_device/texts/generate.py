@@ -1,7 +1,7 @@
 """Generates a text on request; shared by the command line, the local API and the self-test."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fleet_device.client.agent import Generation
@@ -13,10 +13,11 @@ from fleet_device.session.origins import CommittedTokens, TokenOrigin
 from fleet_device.texts.decoding import Detokenizer
 from fleet_device.texts.piece import Piece, TokenText
 from fleet_device.texts.stop_strings import StopStrings
+from fleet_device.texts.truncation import Shorten
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 
-__all__ = ["GenerateRequest", "GeneratedText", "OnPiece", "TextGenerator", "generate_text"]
+__all__ = ["GenerateRequest", "GeneratedText", "OnPiece", "TextGenerator", "fit_prompt", "generate_text"]
 
 OnPiece = Callable[[Piece], None]
 """Told of the text as it grows."""
@@ -47,12 +48,14 @@ class GenerateRequest:
         policy: Sampling, with the seed.
         max_new_tokens: Most tokens to write.
         stop: Strings before which the text ends.
+        shorten: Makes the prompt shorter where the context cannot hold it; None where it is refused then.
     """
 
     prompt: tuple[int, ...]
     policy: SamplingPolicy
     max_new_tokens: int
     stop: tuple[str, ...] = ()
+    shorten: Shorten | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,30 @@ class GeneratedText:
         return len(self.tokens) / (self.generation.wall_ms / 1e3) if self.generation.wall_ms else 0.0
 
 
+def fit_prompt(request: GenerateRequest, context: int) -> GenerateRequest:
+    """Return a request whose prompt leaves room for text in a context: as it is, or made shorter if that was asked for.
+
+    Room is left for the tokens that are asked for, at most half of the context.
+
+    Raises:
+        PromptTooLong: There is no room for the prompt, and it is not to be made shorter, or cannot be.
+    """
+    prompt = request.prompt
+    if request.shorten is not None:
+        most = context - min(max(1, request.max_new_tokens), context // 2)
+        if len(prompt) <= most:
+            return request
+        shorter = request.shorten(max(1, most))
+        if shorter is not None and 0 < len(shorter) < context:
+            return replace(request, prompt=tuple(shorter))
+    if len(prompt) < context:
+        return request
+    how = "Shorten it, or raise the setting 'context'"
+    if request.shorten is None:
+        how += ", or have it cut by the setting 'truncate'"
+    raise PromptTooLong(f"The prompt has {len(prompt)} tokens; the draft model holds {context} with the text. {how}.")
+
+
 def generate_text(
     agent: TextGenerator,
     drafter: Drafter,
@@ -127,12 +154,8 @@ def generate_text(
         PromptTooLong: The draft model has no room for the prompt.
         DeviceError, DrafterError: See `Agent.generate`.
     """
+    request = fit_prompt(request, drafter.context)
     room = drafter.context - len(request.prompt)
-    if room < 1:
-        raise PromptTooLong(
-            f"The prompt has {len(request.prompt)} tokens; the draft model holds {drafter.context} with the text. "
-            "Shorten it, or raise the setting 'context'."
-        )
     stream, stops, pieces, origins = (
         Detokenizer(drafter.codec),
         StopStrings(request.stop),

@@ -1,15 +1,17 @@
 """Prompts and options: from a text, a chat or token ids, to the request for a text."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, TypedDict, Unpack
 
 from pydantic import ValidationError
 
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import InvalidRequest
-from fleet_device.settings import DeviceSettings
+from fleet_device.settings import DeviceSettings, Truncate
 from fleet_device.texts.chat import ChatMessage, encode_chat
 from fleet_device.texts.generate import GenerateRequest
+from fleet_device.texts.truncation import shorten_chat, shorten_text, shorten_tokens
 from schemas.bounds import MAX_TOKENS
 from schemas.policy import Mode, SamplingPolicy
 
@@ -17,6 +19,9 @@ __all__ = ["Prompt", "TextOptions", "prepare_request"]
 
 Prompt = str | Sequence[ChatMessage | Mapping[str, str]] | Sequence[int]
 """A text, the messages of a chat (`{"role": "user", "content": "…"}`), or token ids."""
+
+_Encode = Callable[[TextCodec], Sequence[int]]
+_Shorten = Callable[[TextCodec, int, Truncate], Sequence[int] | None]
 
 _SAMPLING: Final = ("mode", "temperature", "top_k", "top_p", "seed")
 
@@ -33,6 +38,7 @@ class TextOptions(TypedDict, total=False):
         mode: How drafts are verified: `residual` or `coupled`.
         seed: 0 to 2^64 - 1; random for each text if neither this nor the setting is given.
         stop: A string, or several, before the first of which the text ends.
+        truncate: What is done with a prompt that is too long for the context: `refuse`, `start` or `middle`.
     """
 
     raw: bool
@@ -43,6 +49,7 @@ class TextOptions(TypedDict, total=False):
     mode: Mode | str | None
     seed: int | None
     stop: str | Sequence[str] | None
+    truncate: Truncate | str | None
 
 
 def prepare_request(
@@ -67,28 +74,49 @@ def prepare_request(
     """
     if unknown := sorted(set(options) - TextOptions.__annotations__.keys()):
         raise InvalidRequest(f"There is no option {unknown[0]!r}; there are {', '.join(TextOptions.__annotations__)}.")
-    encode = _encoder(prompt, raw=options.get("raw", False))
+    encode, shorten = _encoder(prompt, raw=options.get("raw", False))
+    how = _truncate(defaults, options.get("truncate"))
     policy, stop = _policy(defaults, options), _stops(options.get("stop"))
     limit = options.get("max_new_tokens")
     most = defaults.max_new_tokens if limit is None else _limit(limit)
-    return lambda codec: GenerateRequest(tuple(encode(codec)), policy, most, stop)
+
+    def prepare(codec: TextCodec) -> GenerateRequest:
+        cut = None if how is Truncate.REFUSE else lambda tokens: shorten(codec, tokens, how)
+        return GenerateRequest(tuple(encode(codec)), policy, most, stop, cut)
+
+    return prepare
 
 
-def _encoder(prompt: object, *, raw: bool) -> Callable[[TextCodec], Sequence[int]]:
+def _encoder(prompt: object, *, raw: bool) -> tuple[_Encode, _Shorten]:
+    """Return what makes tokens of a prompt, and what makes fewer of it."""
     if isinstance(prompt, str):
-        return (lambda codec: codec.encode(prompt)) if raw else _chat_encoder([ChatMessage("user", prompt)])
+        if not raw:
+            return _chat_encoder([ChatMessage("user", prompt)])
+        return lambda codec: codec.encode(prompt), lambda codec, most, how: shorten_text(codec, prompt, most, how)
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
         raise InvalidRequest(
             f"The prompt is a {type(prompt).__name__}; give a text, a list of chat messages, or a list of token ids."
         )
     if all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in prompt):
         ids = tuple(prompt)
-        return lambda _codec: ids
+        return lambda _codec: ids, lambda _codec, most, how: shorten_tokens(ids, most, how)
     return _chat_encoder([_message(each) for each in prompt])
 
 
-def _chat_encoder(messages: Sequence[ChatMessage]) -> Callable[[TextCodec], Sequence[int]]:
-    return lambda codec: encode_chat(codec, messages)
+def _chat_encoder(messages: Sequence[ChatMessage]) -> tuple[_Encode, _Shorten]:
+    return (
+        lambda codec: encode_chat(codec, messages),
+        lambda codec, most, how: shorten_chat(partial(encode_chat, codec), messages, most, how),
+    )
+
+
+def _truncate(defaults: DeviceSettings, value: object) -> Truncate:
+    if value is None:
+        return defaults.truncate
+    try:
+        return Truncate(str(value))
+    except ValueError:
+        raise InvalidRequest("The option 'truncate' cannot be used: it is refuse, start or middle.") from None
 
 
 def _message(message: object) -> ChatMessage:

@@ -125,6 +125,16 @@ class GgufFile:
         return next((kind for kind, applies in kinds.items() if applies(self.handle)), None)
 
     @property
+    def width(self) -> int:
+        """Numbers of a token's state."""
+        return int(self._library.llama_model_n_embd(self.handle))
+
+    @property
+    def key_width(self) -> int:
+        """Numbers of one head's key."""
+        return self._number("attention.key_length") or self.width // self.heads
+
+    @property
     def token_kv_bytes(self) -> int:
         """Bytes of a token's keys and values in float16, all layers; an upper bound where layers differ."""
         native, handle = self._library, self.handle
