@@ -23,13 +23,14 @@ from fleet_device.client.inbox import Inbox
 from fleet_device.client.retry import Timeouts
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.registry import load_drafter
-from fleet_device.errors import EdgeUnavailable, SessionRefused
+from fleet_device.errors import ConfigurationError, EdgeUnavailable, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.settings import DeviceSettings
 from fleet_link.errors import PublishRejected
 from fleet_link.link import Link, Outcome
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
+from fleet_link.tls.certificate import certificate_name
 from fleet_runtime.available_memory import available_memory
 from schemas.control import Telemetry, encode_json
 from schemas.reasons import RefusalCode
@@ -149,6 +150,11 @@ class Doctor:
             if not self._running.broker.connected:
                 raise EdgeUnavailable(str(self._running.reason))
             return f"Device {settings.device}, which runs, is connected to {where}."
+        if (name := certificate_name(settings.broker.certificate)) not in (None, settings.device):
+            raise ConfigurationError(
+                f"Not connected to {where}: the broker would take this device for {name!r}, whose certificate it has, "
+                f"and send that one away; correct 'device', or enrol {settings.device!r}."
+            )
         link = self._link = self.make_link(settings.broker.link(settings.device, will=None))
         if self._drafter is None:
             self._inbox.subscribe(link, fleet=settings.fleet, device=settings.device)

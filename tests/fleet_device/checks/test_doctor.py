@@ -20,6 +20,7 @@ from schemas.topics import Topic, build
 from schemas.vocabulary import Vocabulary
 from tests.support.memory_device import STARTED, TalkingDrafter, at_work, settings
 from tests.support.memory_fleet import DRAFT, EDGE, FLEET, MemoryFleet
+from tests.support.tls_fleet import enrol, new_authority
 
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
 
@@ -207,6 +208,22 @@ def test_beside_a_device_that_runs_that_one_is_asked_and_the_broker_is_left_alon
     diagnosis = patient.run()
     assert status(diagnosis)["broker"] == "failed"
     assert sentence(diagnosis, "broker") == "The broker is away."
+
+
+def test_the_place_of_another_whose_certificate_it_has_is_not_taken(model: Path, tmp_path: Path) -> None:
+    files = enrol(new_authority(tmp_path / "ca"), "device-7", tmp_path / "files")
+    fleet = MemoryFleet()
+    announce(fleet)
+    broker = {"ca": files.ca, "certificate": files.certificate, "key": files.key}
+    with at_work(fleet):
+        patient = doctor(fleet, model, broker=broker)
+        patient.now = lambda: datetime.now(UTC)
+        diagnosis = patient.run()
+    assert status(diagnosis) == {
+        "broker": "failed", "certificate": "failed", "edge": "skipped", "vocabulary": "skipped"
+    }  # fmt: skip
+    assert "would take this device for 'device-7'" in sentence(diagnosis, "broker")
+    assert patient._link is None
 
 
 @contextmanager
