@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from fleet_cli.demo.brokers import Place, demo_broker
+from fleet_cli.demo.chat import run_chat
 from fleet_cli.demo.options import check_report_file, check_settings, draft_model, target_model
 from fleet_cli.demo.processes import Child, DeviceEvent, device_process, edge_process
 from fleet_cli.demo.prompts import read_prompts
@@ -65,6 +66,9 @@ def demo_command(
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of the target model: auto, float32 or bfloat16.")] = "auto",
     show_text: Annotated[bool, typer.Option("--show-text", help="Stream the texts.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Talk with the large model as device-1, in place of the devices' texts.")
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the report as JSON; - for standard output.")
     ] = None,
@@ -73,6 +77,10 @@ def demo_command(
     console = Console(stderr=json_file is not None and str(json_file) == "-")
     texts = read_prompts(prompts)
     check_report_file(json_file)
+    if chat and (raw or json_file is not None):
+        raise CommandError(
+            "With --chat there is neither a report nor a prompt to continue; leave --json and --raw out."
+        )
     # Measuring which engine is faster takes longer than the demo.
     engine = engine or ("torch" if target is None else "auto")
     model, target = draft_model(draft, models_dir), target_model(target, models_dir, engine=engine)
@@ -100,6 +108,10 @@ def demo_command(
             *([] if stream is None else ["--stream" if stream else "--no-stream"]),
             *(["--raw"] if raw else []),
         ]  # fmt: skip
+        if chat:
+            if code := run_chat(names[0], [*shared, *place.arguments(names[0])]):
+                raise typer.Exit(code)
+            return
         started = time.monotonic()
         events: queue.SimpleQueue[DeviceEvent] = queue.SimpleQueue()
         watch = stack.enter_context(Watch(console, max_new_tokens, show_text))
@@ -121,6 +133,7 @@ def demo_command(
     )
     _show(report, console, json_file, results if show_text else {})
     console.print(f"The sessions are in {db}: fleet admin sessions --db {db}", markup=False, highlight=False)
+    console.print("Talk with the large model: make demo ARGS=--chat, or fleet demo --chat", highlight=False)
     failed = [f"{name}: {child.cause}" for name, child in children.items() if name not in results]
     if failed:
         raise CommandError(f"{len(failed)} of {devices} devices did not finish. {failed[0]}")

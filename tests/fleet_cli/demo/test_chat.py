@@ -1,0 +1,34 @@
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from fleet_cli.demo import chat
+from fleet_cli.main import main
+
+
+def test_while_the_chat_runs_ctrl_c_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = signal.getsignal(signal.SIGINT), list[Any]()
+
+    def run(command: list[str], **_: object) -> "subprocess.CompletedProcess[str]":
+        seen.append((command[3:], signal.getsignal(signal.SIGINT)))
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert chat.run_chat("device-1", ["--fleet", "demo"]) == 3
+    arguments = ["device", "chat", "--device", "device-1", "--api-port", "0", "--fleet", "demo"]
+    assert seen == [(arguments, signal.SIG_IGN)]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("also", [["--json", "-"], ["--raw"]])
+def test_a_chat_makes_no_report_and_continues_no_prompt(
+    also: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fleet", "demo", "--chat", *also])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert leaving.value.code == 2
+    assert "leave --json and --raw out" in capsys.readouterr().err

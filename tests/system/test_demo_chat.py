@@ -1,0 +1,31 @@
+"""`fleet demo --chat`: the whole fleet on this machine, and a conversation through it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny_gguf import tiny_gguf
+
+
+@pytest.mark.broker
+def test_a_conversation_goes_through_broker_and_edge_and_remembers_what_was_said(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "tiny.gguf")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "fleet_cli.main", "demo", "--chat", "--draft", str(path), "--target", str(path), "--engine", "llama.cpp", "--devices", "1",
+            "--max-new-tokens", "24", "--seed", "5", "--db", f"sqlite:///{tmp_path / 'fleet.sqlite3'}",
+        ],
+        input="the teeth\nthe teeth\n/stats\n",
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\d+ drafted and accepted", done.stderr), done.stderr
+    assert "all answers     2 with" in done.stderr
+    assert "conversation    2 turns" in done.stderr
