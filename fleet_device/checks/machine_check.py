@@ -8,7 +8,7 @@ from typing import Final
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.model_source import locate_model
 from fleet_device.errors import ConfigurationError
-from fleet_device.settings import DeviceSettings
+from fleet_device.settings import AUTO, DeviceSettings
 from fleet_runtime.available_memory import available_memory
 
 __all__ = ["check_memory", "check_threads"]
@@ -24,7 +24,7 @@ _READS_WEIGHTS: Final = "llama.cpp"
 def check_memory(settings: DeviceSettings, available: Callable[[], int | None] = available_memory) -> str:
     """Return how much memory is free, and how much the draft model's file takes.
 
-    The keys and values of the context come on top; whether they fit too, the model's loading says.
+    Keys and values come on top; how large a context they leave room for, the model's loading says.
 
     Args:
         settings: The device's.
@@ -48,8 +48,9 @@ def check_memory(settings: DeviceSettings, available: Callable[[], int | None] =
             f"{free / _MEGA:,.0f} MB are free: end other programs, or set 'model' to a smaller one."
         )
     return (
-        f"{known}; the draft model takes {needed / _MEGA:,.0f} MB ({size / _MEGA:,.0f} MB its file), and the keys and "
-        f"values of a context of {settings.context:,} tokens."
+        f"{known}; the draft model takes {needed / _MEGA:,.0f} MB ({size / _MEGA:,.0f} MB its file), and "
+        f"{_budget(settings)} for keys, values and buffers of {settings.texts_at_once} texts of up to "
+        f"{settings.context:,} tokens."
     )
 
 
@@ -79,6 +80,12 @@ def check_threads(
         f"{settings.threads} thread{'s' * (settings.threads != 1)} for drafting on {there} core{'s' * (there != 1)}; "
         f"the load of the last minute is {load():.1f}."
     )
+
+
+def _budget(settings: DeviceSettings) -> str:
+    """Return what may be taken beside the weights; the context becomes smaller to fit."""
+    budget = settings.memory_mb
+    return "half of what is left then" if budget == AUTO else f"at most {budget:,} MB (setting 'memory_mb')"
 
 
 def _size(path: Path) -> int:

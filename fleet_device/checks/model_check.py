@@ -34,7 +34,7 @@ def check_drafting(drafter: Drafter, clock: Callable[[], float]) -> str:
     Raises:
         DrafterError: It cannot draft.
     """
-    what = f"{drafter.name} ({drafter.quantization}, {drafter.vocabulary})"
+    what = f"{drafter.name} ({drafter.quantization}, {drafter.vocabulary}, context {drafter.context:,} tokens)"
     drafter.reset(probe_prompt(drafter))
     drafter.next(PROBE_POLICY)  # the prompt
     times = []

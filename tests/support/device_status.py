@@ -17,7 +17,7 @@ def device_status(**given: Any) -> dict[str, Any]:
         "drafter": {"name": "toy", "quantization": "Q4_0", "context": 2048},
         "broker": {"host": "127.0.0.1", "port": 1883, "connected": True},
         "edges": [{"edge": "edge-1", "presence": "online", "target": "toy-target", "software": "9.9"}],
-        "sessions": {"writing": True, "waiting": 2, "ended": 3, "tokens": 1234},
+        "sessions": {"writing": 1, "at_once": 2, "waiting": 2, "ended": 3, "tokens": 1234},
         "today": {"date": "2026-01-03", "texts": 2, "tokens": 1000},
         "acceptance": 0.815,
         "round_trip_ms": 41.7,
