@@ -70,7 +70,7 @@ class LlamaCppSettings:
     name: str = ""
     threads: int = 0
     context: int = 4096
-    batch: int = 256
+    batch: int = 128  # llama.cpp's buffers grow with it, and no prompt is computed faster with more
     gpu_layers: int = 0
     sequences: int = 1
     memory_bytes: int | None = None

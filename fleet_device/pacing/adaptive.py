@@ -116,10 +116,12 @@ class AdaptivePacing:
         longest = min(longest, _LONGEST)
         waiting, ahead = (self.conditions(window, ahead=ahead) for ahead in (False, True))
         own = ahead if plan.ahead else waiting
+        if prospect.alone and not plan.stream:
+            plan, own = Plan(0), waiting  # what is to be drafted else
         if plan.stream:
             rate = 1.0 / self._streamed.at(0) if self._streamed.known else float("inf")
         else:
-            rate = own.worth(replace(plan, tokens=max(1, self._typical)) if plan.may_stop else plan)
+            rate = own.worth(replace(plan, tokens=self._typical) if plan.may_stop else plan)
         return (
             best_repetition(
                 prospect,

@@ -187,11 +187,8 @@ class SuffixDrafter:
     # What the plan of a draft needs
 
     def prospect(self, policy: SamplingPolicy) -> Prospect | None:
-        """Return what a draft from here on promises if it is made from earlier text; None if nothing is found.
-
-        Where there is no model, there is nothing to choose: None.
-        """
-        if self._model is None or not self._tokens:
+        """Return what a draft from here on promises if it is made from earlier text; None if nothing is found."""
+        if not self._tokens:
             return None
         started = self._clock()
         end, stands, all_stand = self._tokens[-LONGEST:], 1.0, list[float]()
@@ -206,7 +203,7 @@ class SuffixDrafter:
         # It is found twice: for the prospect, and when it is drawn.
         self._found_s = _mean(self._found_s, 2.0 * (self._clock() - started) / len(all_stand))
         catch_up_s = self._catch_up_s or _CATCH_UP_SHARE * self._token_s
-        return Prospect(tuple(all_stand), self._found_s, catch_up_s)
+        return Prospect(tuple(all_stand), self._found_s, catch_up_s, alone=self._model is None)
 
     def take(self, *, repeats: bool, least: float = 0.0) -> None:
         """Begin a draft.

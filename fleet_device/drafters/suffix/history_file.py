@@ -55,7 +55,11 @@ class HistoryFile:
         """Return the texts, the oldest first; as far as the file is whole."""
         try:
             with self.path.open("rb") as file:
-                data = file.read(2 * self._most_bytes + len(self._header))
+                if os.fstat(file.fileno()).st_size > 2 * self._most_bytes:
+                    _log.warning("The history %s is longer than 'history_mb' allows now; it is deleted.", self.path)
+                    self.path.unlink()
+                    return []
+                data = file.read(2 * self._most_bytes)
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -79,7 +83,9 @@ class HistoryFile:
                 if size == 0:
                     self._make_way()
                     record = self._header + record
-                os.write(descriptor, record)  # one call: what is cut off is the end
+                if os.write(descriptor, record) < len(record):  # the disk is full
+                    os.ftruncate(descriptor, size)
+                    return
                 too_long = size + len(record) > self._most_bytes
                 if too_long:
                     self._replace(self._newer_half())

@@ -13,11 +13,13 @@ class Prospect:
         stands: Of each, the chance that it is accepted with all before it; falling.
         token_s: Time to find one (seconds).
         catch_up_s: Time that the draft model takes later to read a token that it has not drafted (seconds).
+        alone: Whether there is no draft model that could draft in its place.
     """
 
     stands: tuple[float, ...]
     token_s: float
     catch_up_s: float
+    alone: bool = False
 
     def acceptance(self, tokens: int) -> float:
         """Return the chance of each of the first tokens to be accepted after those before it, on geometric average."""

@@ -65,6 +65,16 @@ def test_a_device_that_chooses_takes_it_once_it_has_measured() -> None:
     assert not pacing.weigh(plan, UNSURE, longest=16, window=1).repeats
 
 
+def test_without_a_model_what_is_unsure_is_not_drafted_at_all() -> None:
+    pacing = AdaptivePacing(ahead=False)
+    for _ in range(5):
+        pacing.learn(outcome())
+    plan = pacing.plan(longest=16, window=1)
+    hardly = Prospect((0.02,), token_s=0.0001, catch_up_s=0.0, alone=True)
+    assert pacing.weigh(plan, hardly, longest=16, window=1) == Plan(0)
+    assert pacing.weigh(plan, replace(SURE, alone=True), longest=16, window=1).tokens > 4
+
+
 def test_what_becomes_of_it_says_nothing_of_the_model() -> None:
     pacing = AdaptivePacing(ahead=False)
     for _ in range(5):

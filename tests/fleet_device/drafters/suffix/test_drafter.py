@@ -136,13 +136,15 @@ def test_a_draft_from_earlier_text_ends_where_it_would_hardly_stand() -> None:
     assert drafted == REPORT[8:11]
 
 
-def test_there_is_no_prospect_where_nothing_is_alike_nor_where_there_is_no_model() -> None:
+def test_there_is_no_prospect_where_nothing_is_alike_and_it_says_whether_there_is_a_model() -> None:
     drafter = before(Model(), history_of(REPORT))
     drafter.reset([1, 2, 3])
     assert drafter.prospect(POLICY) is None
-    drafter = alone(history_of(REPORT))
-    drafter.reset([1, 12, 13])
-    assert drafter.prospect(POLICY) is None
+    for each, without_model in ((drafter, False), (alone(history_of(REPORT)), True)):
+        each.reset([1, 12, 13])
+        prospect = each.prospect(POLICY)
+        assert prospect is not None
+        assert prospect.alone == without_model
 
 
 def test_what_is_final_says_how_far_it_is_trusted() -> None:

@@ -104,6 +104,17 @@ def test_a_damaged_file_costs_what_is_damaged_and_a_sentence(
     assert not caplog.messages
 
 
+def test_a_file_from_when_more_was_allowed_is_deleted_with_a_sentence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    history = open_history(tmp_path)
+    for _ in range(20):
+        history.remember([], TEXT)
+    assert open_history(tmp_path, most_bytes=1000).tokens == 0
+    assert any("'history_mb'" in message for message in caplog.messages)
+    assert not list(tmp_path.iterdir())
+
+
 def test_any_bytes_can_stand_in_the_file(tmp_path: Path) -> None:
     rng = random.Random(9)
     open_history(tmp_path).remember([], TEXT)
