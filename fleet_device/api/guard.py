@@ -5,6 +5,7 @@ name of its own that it lets resolve to 127.0.0.1; such a request carries that n
 under the right name cannot be read by the page, since no CORS header is sent, nor can it send JSON without asking.
 """
 
+import base64
 import hmac
 from typing import Final
 
@@ -17,6 +18,11 @@ __all__ = ["Guard"]
 
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _OPEN: Final = "/healthz"
+
+_SHOWN: Final = frozenset({"/", "/status"})
+_READS: Final = frozenset({"GET", "HEAD"})
+"""What a browser shows: it can send no bearer token, but asks its user for a password, and the token is taken as that.
+From then on it sends it with whatever a page of another origin has it ask for here: it counts for reading alone."""
 
 
 class Guard:
@@ -45,16 +51,35 @@ class Guard:
             return ApiProblem(421, "This API answers only under the names 127.0.0.1 and localhost.", code="wrong_host")
         if self._token is None or scope["path"] == _OPEN:
             return None
-        kind, _, given = headers.get("authorization", "").partition(" ")
+        shown = scope["path"] in _SHOWN and scope["method"] in _READS
         # In constant time: how long the comparison takes must not tell how much of a guess was right.
-        if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), self._token):
+        if hmac.compare_digest(_given(headers.get("authorization", ""), password=shown), self._token):
             return None
         return ApiProblem(
             401,
             "A bearer token is required: send the device's api_token as the API key.",
             code="invalid_api_key",
-            headers={"WWW-Authenticate": "Bearer"},
+            headers={"WWW-Authenticate": 'Basic realm="fleet device", charset="UTF-8"' if shown else "Bearer"},
         )
+
+
+def _given(authorization: str, *, password: bool) -> bytes:
+    """Return the token in an Authorization header; empty if there is none.
+
+    Args:
+        authorization: The header.
+        password: Whether it may be the password of a browser's user.
+    """
+    kind, _, given = authorization.partition(" ")
+    raw = given.strip().encode("latin-1")
+    if kind.lower() == "bearer":
+        return raw
+    if not password or kind.lower() != "basic":
+        return b""
+    try:
+        return base64.b64decode(raw, validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
 
 
 def _name(host: str) -> str:

@@ -1,3 +1,4 @@
+import base64
 from collections.abc import Iterator
 
 import pytest
@@ -42,6 +43,21 @@ def test_without_the_token_nothing_but_health_is_served(app: Starlette, given: s
     assert (response.status_code, error(response)["code"]) == (401, "invalid_api_key")
     assert "sesame" not in response.text
     assert ask(app, "GET", "/healthz", headers=headers if given != "Bearer s\u00e9same" else {}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/status"])
+def test_a_browser_is_asked_for_the_token_as_a_password_where_it_only_reads(app: Starlette, path: str) -> None:
+    def status(word: str, path: str = path, method: str = "GET") -> int:
+        basic = base64.b64encode(f"anybody:{word}".encode()).decode()
+        return ask(app, method, path, headers={"Authorization": f"Basic {basic}"}).status_code
+
+    assert ask(app, "GET", path).headers["www-authenticate"].startswith("Basic ")
+    assert (status("sesame"), status("sesame", method="HEAD")) == (200, 200)
+    assert (status("wrong"), status("sesame:"), status("")) == (401, 401, 401)
+    assert (status("sesame", method="POST"), status("sesame", path="/v1/models")) == (401, 401)
+    for malformed in ("Basic", "Basic \u00e9", "Basic a===", "Basic " + base64.b64encode(b"sesame").decode()):
+        raw = {"Authorization": malformed.encode("latin-1")}
+        assert ask(app, "GET", path, headers=raw).status_code == 401  # type: ignore[arg-type] - bytes, for the é
 
 
 def test_with_the_token_everything_is_served(app: Starlette) -> None:
