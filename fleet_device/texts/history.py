@@ -7,6 +7,10 @@ from fleet_device.texts.chat import ChatMessage
 
 __all__ = ["ChatHistory"]
 
+_FILLED, _OF = 3, 4
+"""Where turns are dropped, the rest fills three quarters of the room at most, as long as one turn is left: another
+beginning has to be computed anew at both ends, and that must not happen at every turn from then on."""
+
 Count = Callable[[Sequence[ChatMessage]], int]
 """Returns the number of tokens of a chat, up to where the assistant begins to write."""
 
@@ -62,13 +66,18 @@ class ChatHistory:
             PromptTooLong: The messages are too long; no turn was dropped.
             DrafterError: The messages cannot be made into tokens.
         """
+        fitting: tuple[int, int, list[ChatMessage]] | None = None  # turns dropped, tokens, messages
         for dropped in range(len(self._turns) + 1 if drop else 1):
             messages = self._messages(question, self._turns[dropped:])
             tokens = count(messages)
-            if tokens <= room:
-                del self._turns[:dropped]
-                self.prompt_tokens = tokens
-                return messages, dropped
+            if tokens <= room and (fitting is None or dropped < len(self._turns)):
+                fitting = dropped, tokens, messages
+            if fitting is not None and (not dropped or tokens * _OF <= room * _FILLED):
+                break
+        if fitting is not None:
+            dropped, self.prompt_tokens, messages = fitting
+            del self._turns[:dropped]
+            return messages, dropped
         if drop or not self._turns:
             raise PromptTooLong(
                 f"The message has {tokens:,} tokens with what comes before it, and the context has room for {room:,}: "

@@ -31,11 +31,31 @@ def test_all_that_was_said_goes_with_a_new_message() -> None:
     assert (dropped, history.turns, history.prompt_tokens) == (0, 2, 9)
 
 
-def test_the_oldest_turns_are_dropped_as_far_as_needed_and_the_system_s_message_stays() -> None:
+@pytest.mark.parametrize(
+    ("room", "dropped"),
+    [
+        (15, 0),  # 2 words of the system, 4 turns of 3, and one more
+        (14, 2),  # 9 words fill three quarters of the room at most, 12 do not
+        (8, 3),
+        (6, 3),  # three quarters would be none, and one turn is better than none
+        (5, 4),
+    ],
+)
+def test_the_oldest_turns_are_dropped_some_at_a_time_and_the_system_s_message_stays(room: int, dropped: int) -> None:
     history = talked(4, "be kind")
-    messages, dropped = history.ask("q4", count=words, room=7, drop=True)
-    assert contents(messages) == ["s:be kind", "u:q3", "a:a3 b3", "u:q4"]
-    assert (dropped, history.turns) == (3, 1)
+    messages, told = history.ask("q4", count=words, room=room, drop=True)
+    kept = [content for turn in range(dropped, 4) for content in (f"u:q{turn}", f"a:a{turn} b{turn}")]
+    assert contents(messages) == ["s:be kind", *kept, "u:q4"]
+    assert (told, history.turns, history.prompt_tokens) == (dropped, 4 - dropped, words(messages))
+
+
+def test_after_a_drop_the_next_turns_keep_the_beginning() -> None:
+    history, drops = talked(6), 0
+    for turn in range(20):
+        _, dropped = history.ask(f"q{turn}", count=words, room=25, drop=True)
+        history.answered(f"q{turn}", "a b")
+        drops += dropped > 0
+    assert drops <= 7  # not 20
 
 
 @pytest.mark.parametrize(("turns", "drop", "words_of"), [(4, False, "begin a new one"), (4, True, "shorten it")])
