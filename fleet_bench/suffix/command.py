@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, default=Path("models/smollm2-135m"))
     parser.add_argument("--draft", default="Q4_0", help="quantization of the draft model (default: %(default)s)")
     parser.add_argument("--reports", type=int, default=200, help="texts of one form (default: %(default)s)")
-    parser.add_argument("--questions", type=int, default=48, help=f"other texts, at most {len(QUESTIONS)}")
+    parser.add_argument("--questions", type=int, default=32, help=f"other texts, at most {len(QUESTIONS)}")
     parser.add_argument("--tokens", type=int, default=64, help="of each text, at most (default: %(default)s)")
     parser.add_argument("--stream", action="store_true", help="let devices have the edge write, where they choose so")
     parser.add_argument("--without-model", action="store_true", help="also measure a device that has no draft model")

@@ -23,6 +23,7 @@ from fleet_device.client.refusals import Refusals, RefusedUntil
 from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.client.waiting import Waiting
 from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.suffix.drafter import SuffixDrafter
 from fleet_device.drafters.suffix.prospect import Prospect
 from fleet_device.errors import SessionRefused
 from fleet_device.pacing.contract import Choice, DraftOutcome, FixedPacing, Pacing, Plan
@@ -256,10 +257,15 @@ class Device:
         retry = RetryState(Timeouts(NEVER_S, NEVER_S, verdict_s=0.0, close_s=NEVER_S, retry_s=0.0), clock)
         refusals = Refusals(retry, RefusedUntil(clock))
         outbound = Outbound(self.link, FLEET, self.name, self.inbox, self.padding)
+        model = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,))
+        drafter = SuffixDrafter.before(model, None) if isinstance(self.pacing, ChangingPacing) else model
+        drafts = DraftSequence(self.session, drafter, clock)
         self.driver = SessionDriver(
             session=self.session,
-            drafts=DraftSequence(self.session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), clock),
-            pacing=SessionPacing(self.session, self.pacing or FixedPacing(self.length, self.ahead), clock),
+            drafts=drafts,
+            pacing=SessionPacing(
+                self.session, self.pacing or FixedPacing(self.length, self.ahead), clock, source=drafts.source
+            ),
             outbound=outbound,
             inbox=self.inbox,
             retry=retry,

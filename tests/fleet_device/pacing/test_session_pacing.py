@@ -2,6 +2,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.suffix.drafter import SuffixDrafter
+from fleet_device.drafters.suffix.history import History
 from fleet_device.drafters.suffix.prospect import Prospect
 from fleet_device.pacing.contract import Choice, DraftOutcome, Plan
 from fleet_device.pacing.session_pacing import SessionPacing
@@ -200,3 +202,32 @@ def test_a_draft_ends_where_the_pacing_says_so_and_only_if_its_plan_allows() -> 
     assert sum(scene.session.chances) >= 1.0
     assert scene.pacing.goes_on(Plan(8))
     assert not scene.pacing.goes_on(Plan(8, may_stop=True))
+
+
+def test_where_earlier_text_promises_something_it_is_weighed_and_counted_apart() -> None:
+    scene = Scene()
+    history = History(memory_bytes=100_000)
+    prompt = scene.session.request.prompt
+    model = scene.drafter
+    source = SuffixDrafter.before(model, history)
+    source.reset(prompt)
+    scene.pacing.source = source
+    assert not scene.pacing.plan().repeats
+    assert not scene.pupil.prospects
+    history.remember(prompt, [2, 3, 4, 2, 3, 4])
+    source.reset([*prompt, 2, 3])
+    plan = scene.pacing.plan()
+    assert plan.repeats
+    assert source.repeats
+    assert plan.tokens == len(scene.pupil.prospects[0].stands)
+    scene.drafter = source  # type: ignore[assignment]
+    scene.draw(1)
+    first = scene.send(more=False)
+    scene.judge(first, 1)
+    counters = scene.session.counters
+    assert (counters.suffix_drafted, counters.suffix_tested, counters.suffix_accepted) == (1, 1, 1)
+    source.take(repeats=False)
+    scene.draw(2)
+    scene.judge(scene.send(more=False), 1)
+    assert (counters.suffix_drafted, counters.drafted, counters.tested) == (1, 3, 3)
+    assert [outcome.repeats for outcome in scene.pupil.outcomes] == [True, False]
