@@ -11,9 +11,12 @@ earlier texts alone, and how far it is trusted from committed text.
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
-from dssd.distribution import Dist
+import numpy as np
+
+from dssd.distribution import Dist, Ids
 from fleet_device.drafters.contract import Drafter, DrafterError, TextCodec, common_prefix, require_tokens
 from fleet_device.drafters.suffix.guess import Guess, Trust, make_guess
 from fleet_device.drafters.suffix.history import History
@@ -146,8 +149,9 @@ class SuffixDrafter:
         return self._codec
 
     def reset(self, tokens: Sequence[int]) -> None:
-        """Begin a new sequence."""
+        """Begin a new sequence; the model drafts, until a draft is taken from earlier text."""
         require_tokens(tokens, self._vocabulary)
+        self.take(repeats=False)
         if self._model is not None:
             self._model.reset(tokens)
         common = common_prefix(self._tokens, tokens)
@@ -169,7 +173,15 @@ class SuffixDrafter:
         """Return the distribution of the source whose turn it is; None from earlier text that says nothing."""
         if self.repeats or self._model is None:
             return self._look_up(policy)
-        return self._ask(self._model, policy)
+        return self._ask(partial(self._model.next, policy))
+
+    def next_allowed(self, policy: SamplingPolicy, allowed: Ids) -> Dist | None:
+        """Return what `next` does, of the tokens that are allowed (int64 ids, rising)."""
+        model = self._model
+        if model is None or self.repeats or not hasattr(model, "next_allowed"):
+            dist = self.next(policy)
+            return None if dist is None else _restrict(dist, allowed)
+        return self._ask(partial(model.next_allowed, policy, allowed))
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from `length` on."""
@@ -276,10 +288,10 @@ class SuffixDrafter:
         self._stands *= self._trust.of(guess)
         return None if self._stands < self._least else guess.dist
 
-    def _ask(self, model: Drafter, policy: SamplingPolicy) -> Dist | None:
+    def _ask(self, model: Callable[[], Dist | None]) -> Dist | None:
         unread = len(self._tokens) - self._read
         started = self._clock()
-        dist = model.next(policy)
+        dist = model()
         took_s = self._clock() - started
         self._read = len(self._tokens)
         if unread <= _CAUGHT_UP:
@@ -290,6 +302,13 @@ class SuffixDrafter:
         if self._token_s and unread <= _MOST_MEASURED:
             self._catch_up_s = _mean(self._catch_up_s, late_s / (unread - 1))
         return dist
+
+
+def _restrict(dist: Dist, allowed: Ids) -> Dist | None:
+    """Return a distribution over those of its tokens that are allowed; None if none is."""
+    kept = np.isin(dist.ids, allowed)
+    probs = dist.probs[kept]
+    return Dist(dist.ids[kept], (probs / probs.sum()).astype(np.float32).astype(np.float64)) if kept.any() else None
 
 
 def _mean(mean: float, value: float) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from dssd.distribution import Dist, point_mass
@@ -209,3 +210,20 @@ def test_its_name_and_quantization_are_the_models() -> None:
     drafter = SuffixDrafter.before(model, None)
     assert (drafter.name, drafter.quantization, drafter.context) == (model.name, model.quantization, model.context)
     assert alone().name == "suffix"
+
+
+def test_of_what_followed_only_what_is_allowed_is_drafted() -> None:
+    drafter = alone(history_of([5, 6, 7, 8], [5, 6, 9, 8], [5, 6, 7, 8]))
+    drafter.reset([1, 5, 6])
+    dist = drafter.next_allowed(POLICY, np.array([8, 9]))
+    assert dist is not None
+    assert (dist.ids.tolist(), dist.probs.tolist()) == ([9], [1.0])
+    assert drafter.next_allowed(POLICY, np.array([8])) is None
+
+
+def test_a_new_sequence_is_the_models_until_a_draft_is_taken_from_earlier_text() -> None:
+    drafter = before(Model(), history_of(REPORT))
+    drafter.reset([1, 12, 13])
+    drafter.take(repeats=True)
+    drafter.reset([1, 12, 13, 14])
+    assert follower(drafter) == 0
