@@ -69,7 +69,9 @@ def init_command(
     typer.echo(f"Made a broker for the fleet {broker.fleet} in {directory}. Run it and an edge, each in a terminal:\n")
     for command in _services(directory, broker):
         typer.echo(f"    {shlex.join(command)}")
-    typer.echo("\nThen have the edge checked, and a text written:\n")
+    typer.echo(
+        "\nThen have the edge checked and a text written, look for what is wrong, or talk with the large model:\n"
+    )
     for command in _trials(directory, broker, names):
         typer.echo(f"    {shlex.join(command)}")
     typer.echo(f"\nSettings of all edges and devices are in {directory / SETTINGS}, keys in {directory / IDENTITIES}.")
@@ -220,3 +222,5 @@ def _trials(directory: Path, broker: Broker, devices: Sequence[str]) -> Iterator
     for name in devices[:1]:
         config = str(_settings_file(directory, name))
         yield ["fleet", "device", "generate", "--config", config, "Why is the sky blue?"]
+        yield ["fleet", "device", "doctor", "--config", config]
+        yield ["fleet", "device", "chat", "--config", config]

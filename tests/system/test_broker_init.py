@@ -34,7 +34,13 @@ def folder(tmp_path: Path) -> Path:
 def started(command: list[str], folder: Path) -> "subprocess.Popen[str]":
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env={**os.environ, "PATH": path}
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PATH": path},
     )
 
 
@@ -48,9 +54,9 @@ def service(command: list[str], folder: Path) -> Iterator["subprocess.Popen[str]
         process.communicate(timeout=30)
 
 
-def run(command: list[str], folder: Path) -> str:
+def run(command: list[str], folder: Path, typed: str = "") -> str:
     process = started(command, folder)
-    out, errors = process.communicate(timeout=180)
+    out, errors = process.communicate(typed, timeout=180)
     assert process.returncode == 0, out + errors
     return out
 
@@ -58,7 +64,7 @@ def run(command: list[str], folder: Path) -> str:
 def test_its_commands_run_as_printed(folder: Path) -> None:
     made = run(["fleet", "broker", "init", "own broker", "--devices", "2", *free_ports()], folder)
     commands = [shlex.split(line) for line in made.splitlines() if line.startswith("    ")]
-    broker, edge, selftest, generate = commands
+    broker, edge, selftest, generate, doctor, chat = commands
     assert (edge[:3], selftest[:3]) == (["fleet", "edge", "run"], ["fleet", "edge", "selftest"])
     with ExitStack() as stack:
         stack.enter_context(service(broker, folder))
@@ -67,4 +73,6 @@ def test_its_commands_run_as_printed(folder: Path) -> None:
         assert wait_for_event(running.stdout, Event.ONLINE) is not None
         assert run(selftest, folder).count("ok ") == 4
         assert run(generate, folder).strip()
+        assert [line.split()[0] for line in run(doctor, folder).splitlines()] == ["ok"] * 8
+        assert run(chat, folder, "Say one word.\n").strip()
         assert running.poll() is None
