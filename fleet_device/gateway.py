@@ -163,6 +163,7 @@ class Gateway:
                 "name": service.drafter.name,
                 "quantization": service.drafter.quantization,
                 "context": service.drafter.context,
+                "vocabulary": str(service.drafter.vocabulary),
             },
             "broker": {
                 "host": settings.broker.host,
@@ -174,6 +175,7 @@ class Gateway:
                     "edge": state.edge,
                     "presence": state.presence.value,
                     "target": state.target,
+                    "vocabulary": state.vocabulary,
                     "software": state.software,
                 }
                 for state in service.edges.known()

@@ -130,7 +130,7 @@ class Doctor:
         if self._running is not None:
             free = self.available()
             known = "The system does not say how much memory is free" if free is None else f"{free / 1e6:,.0f} MB free"
-            return f"{known} beside device {self.settings.device}, which runs."
+            return f"{known} beside {self.settings.device}, which runs."
         return check_memory(self.settings, self.available)
 
     def _model(self) -> str:
@@ -138,7 +138,7 @@ class Doctor:
             drafter = self._running.drafter
             return (
                 f"{drafter.name} ({drafter.quantization}) with a context of {drafter.context:,} tokens is "
-                f"loaded by device {self.settings.device}, which runs."
+                f"loaded by {self.settings.device}, which runs."
             )
         self._drafter = self.load(self.settings)
         return check_drafting(self._drafter, self.clock)
@@ -149,7 +149,7 @@ class Doctor:
         if self._running is not None:
             if not self._running.broker.connected:
                 raise EdgeUnavailable(str(self._running.reason))
-            return f"Device {settings.device}, which runs, is connected to {where}."
+            return f"{settings.device}, which runs, is connected to {where}."
         if (name := certificate_name(settings.broker.certificate)) not in (None, settings.device):
             raise ConfigurationError(
                 f"Not connected to {where}: the broker would take this device for {name!r}, whose certificate it has, "
@@ -220,14 +220,16 @@ class Doctor:
         online = [f"{each.edge} with {each.target}" for each in running.online]
         if not online:
             raise EdgeUnavailable(str(running.reason))
-        return f"Device {self.settings.device}, which runs, sees online: {'; '.join(online)}."
+        return f"Online, as {self.settings.device} sees it, which runs: {'; '.join(online)}."
 
     def _vocabulary(self) -> str:
-        if self._drafter is None:
-            raise NotApplicable(
-                "The device that runs has loaded the model; its edge refuses texts of another's tokens."
-            )
-        found = check_vocabulary(self._drafter.vocabulary, self._inbox.edges.online(), drafter=self._drafter.name)
+        if self._running is not None:
+            drafter = self._running.drafter
+            if drafter.vocabulary is None:
+                raise NotApplicable("The device that runs is of an earlier release and does not tell its vocabulary.")
+            return check_vocabulary(drafter.vocabulary, self._running.online, drafter=drafter.name)
+        assert self._drafter is not None
+        found = check_vocabulary(str(self._drafter.vocabulary), self._inbox.edges.online(), drafter=self._drafter.name)
         if self._refusal is not None:
             raise self._refusal
         return found

@@ -1,14 +1,29 @@
 """Edges as checks see them: which are online, with which vocabulary."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from fleet_device.client.presence import EdgePresences
 from fleet_device.errors import EdgeUnavailable
-from schemas.control import EdgeState
 from schemas.version import VERSION
-from schemas.vocabulary import Vocabulary
 
-__all__ = ["check_online", "check_vocabulary"]
+__all__ = ["EdgeVocabulary", "check_online", "check_vocabulary"]
+
+
+class EdgeVocabulary(Protocol):
+    """An edge that is online, as its state tells it."""
+
+    @property
+    def edge(self) -> str:
+        """Its name."""
+
+    @property
+    def target(self) -> str:
+        """Its model's name."""
+
+    @property
+    def vocabulary(self) -> str | None:
+        """Size and the head of the fingerprint; None if that is not known."""
 
 
 def check_online(edges: EdgePresences, fleet: str, *, wait_s: float) -> str:
@@ -30,18 +45,17 @@ def check_online(edges: EdgePresences, fleet: str, *, wait_s: float) -> str:
     return f"Online: {'; '.join(online)}. This device has software {VERSION}."
 
 
-def check_vocabulary(vocabulary: Vocabulary, edges: Sequence[EdgeState], *, drafter: str) -> str:
+def check_vocabulary(ours: str, edges: Sequence[EdgeVocabulary], *, drafter: str) -> str:
     """Return which edges have the draft model's vocabulary.
 
     Args:
-        vocabulary: The draft model's, or the one that it drafts for.
+        ours: The draft model's vocabulary, or the one that it drafts for: size and the head of the fingerprint.
         edges: Those that are online.
         drafter: The draft model's name.
 
     Raises:
         EdgeUnavailable: One has another; it will refuse this device's texts.
     """
-    ours = str(vocabulary)
     for state in edges:
         if state.vocabulary != ours:
             raise EdgeUnavailable(

@@ -22,6 +22,7 @@ class _Drafter(BaseModel):
     name: str
     quantization: str
     context: int
+    vocabulary: str | None = None  # not told by an earlier release
 
 
 class _Broker(BaseModel):
@@ -32,6 +33,7 @@ class _Edge(BaseModel):
     edge: str
     presence: str
     target: str
+    vocabulary: str | None = None
 
 
 class RunningDevice(BaseModel):

@@ -54,7 +54,7 @@ def render_status(status: Mapping[str, Any]) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": _figure, "moment": _moment}
+    environment.filters |= {"figure": _figure, "moment": _moment, "number": _number}
     return environment.from_string(_file("page.html"))
 
 
@@ -78,6 +78,11 @@ def _file(name: str) -> str:
 def _figure(value: float | None, digits: int, unit: str) -> str:
     """Return a number with its unit, or that there is none yet."""
     return "not measured yet" if value is None else f"{value:,.{digits}f} {unit}"
+
+
+def _number(value: int, what: str) -> str:
+    """Return how many there are of something."""
+    return f"{value:,} {what}{'s' * (value != 1)}"
 
 
 def _moment(time: str) -> str:

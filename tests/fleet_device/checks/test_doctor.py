@@ -193,15 +193,19 @@ def test_beside_a_device_that_runs_that_one_is_asked_and_the_broker_is_left_alon
     health = {
         "device": "device-1",
         "reason": None,
-        "drafter": {"name": "toy", "quantization": "Q4_0", "context": 2048},
+        "drafter": {"name": "toy", "quantization": "Q4_0", "context": 2048, "vocabulary": "6 tokens, aa"},
         "broker": {"connected": True},
-        "edges": [{"edge": "edge-1", "presence": "online", "target": "toy-target"}],
+        "edges": [{"edge": "edge-1", "presence": "online", "target": "toy-target", "vocabulary": "6 tokens, aa"}],
     }
     patient.running = lambda _port, _name: RunningDevice.model_validate(health)
     diagnosis = patient.run()
-    assert status(diagnosis) == {"certificate": "skipped", "clock": "skipped", "vocabulary": "skipped"}
+    assert status(diagnosis) == {"certificate": "skipped", "clock": "skipped"}
     assert diagnosis.ok
     assert patient._link is None
+    older = {**health, "drafter": {"name": "toy", "quantization": "Q4_0", "context": 2048}}
+    patient = doctor(fleet, model)
+    patient.running = lambda _port, _name: RunningDevice.model_validate(older)
+    assert status(patient.run())["vocabulary"] == "skipped"
     away = {**health, "reason": "The broker is away.", "broker": {"connected": False}, "edges": []}
     patient = doctor(fleet, model)
     patient.running = lambda _port, _name: RunningDevice.model_validate(away)
@@ -251,7 +255,7 @@ def answering(body: bytes) -> Iterator[int]:
 
 HEALTH = (
     b'{"device": "device-1", "reason": "No edge.", "edges": [], "broker": {"connected": true, "host": "h"},'
-    b' "drafter": {"name": "toy", "quantization": "Q4_0", "context": 9}, "status": "waiting"}'
+    b' "drafter": {"name": "toy", "quantization": "Q4_0", "context": 9, "vocabulary": "v"}, "status": "waiting"}'
 )
 
 

@@ -95,7 +95,7 @@ def test_the_page_says_how_the_device_is(app: Starlette) -> None:
         "Plan ahead: Drafting ahead 31.0 tokens/s with 5 a draft.",
         "Queue 1 of at most 2 texts being written, 2 waiting",
         "Today, 2026-01-03 1,000 tokens in 2 texts",
-        "Since 2026-01-02 00:00 1,234 tokens in 3 texts",
+        "Since 2026-01-02 00:00 UTC 1,234 tokens in 3 texts",
     ):
         assert part in said, part
     assert "Last texts" not in said
