@@ -29,6 +29,7 @@ __all__ = [
     "choose_form",
     "correct",
     "dense",
+    "probability_of",
     "samples",
     "sparse",
 ]
@@ -169,6 +170,21 @@ def correct(form: DownlinkForm, quantized: QuantizedDist, *, policy: SamplingPol
         vocabulary has it is the caller's to check.
     """
     return RULES[Form(form.kind)].correct(form, quantized, policy, position)
+
+
+def probability_of(form: object, token: int) -> float:
+    """Return p of a token that was drawn from a form.
+
+    Raises:
+        ValueError: It is none of the form's.
+    """
+    match form:
+        case Sparse() | Samples():
+            return form.probs[form.ids.index(token)]
+        case Dense():
+            return float(np.frombuffer(form.probs, dtype="<f4")[token])
+        case _:
+            raise ValueError("what has come is no form of p")
 
 
 def _correct_from(p: Dist, quantized: QuantizedDist, policy: SamplingPolicy, position: int) -> int:

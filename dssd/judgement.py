@@ -7,6 +7,7 @@ from dssd.counter_rng import Purpose, random_uniform
 from dssd.coupling import coupled_token
 from dssd.distribution import Dist
 from dssd.residual import accepts, draw
+from schemas.logprobs import TokenLogprobs
 from schemas.policy import Mode, SamplingPolicy
 
 __all__ = ["Judgement", "judge", "write"]
@@ -21,12 +22,14 @@ class Judgement:
         rejected: Whether the token after the head was rejected, so that all behind it is void.
         token: The token that the edge itself drew after the head: the bonus token, or in coupled mode the correction.
         p: The target's distribution at a rejection in residual mode, from which the device draws.
+        logprobs: Of the head, the token and the rejection, if they are asked for.
     """
 
     accepted: int
     rejected: bool
     token: int | None = None
     p: Dist | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
     @property
     def tested(self) -> int:

@@ -135,6 +135,10 @@ class Gateway:
         """Give a text up; see `TextQueue.cancel`."""
         self._texts.cancel(ticket)
 
+    def spell(self, token: int) -> bytes:
+        """Return the bytes of a token; none for control tokens."""
+        return self._service.codec.piece(token)
+
     def targets(self) -> tuple[str, ...]:
         """Return the names of the large models that are there."""
         return tuple(dict.fromkeys(state.target for state in self._service.edges.online()))

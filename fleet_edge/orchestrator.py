@@ -242,4 +242,5 @@ def _case(work: Work) -> Case:
         base=session.committed,
         bonus=session.wants_token_after(work.chain),
         written=drafts[0].write is not None,
+        logprobs=session.logprobs,
     )

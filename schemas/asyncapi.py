@@ -14,6 +14,7 @@ from schemas import codec
 from schemas.cbor_schema import on_the_wire
 from schemas.control import MAX_CONTROL_BYTES, DeviceState, EdgeState, Telemetry
 from schemas.downlink import FORMS
+from schemas.logprobs import Logprobs
 from schemas.messages import PROTOCOL, Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
 from schemas.topics import ROOT, TREE, Role, Rule, Topic
 
@@ -55,10 +56,14 @@ VERDICT_LAYOUT: Final = (
     "base",
     "written",
     "price",
+    "logprobs",
 )
 
 _LAYOUTS: Final[Mapping[type[BaseModel], Sequence[str]]] = {Draft: DRAFT_LAYOUT, Verdict: VERDICT_LAYOUT}
-_OPTIONAL: Final[Mapping[str, Sequence[str]]] = {"Draft": ("tried", "write"), "Verdict": ("base", "written", "price")}
+_OPTIONAL: Final[Mapping[str, Sequence[str]]] = {
+    "Draft": ("tried", "write"),
+    "Verdict": ("base", "written", "price", "logprobs"),
+}
 """Fields of arrays that need not be there."""
 
 _BOUNDS: Final[Mapping[type[BaseModel], int]] = {
@@ -171,7 +176,9 @@ def _schemas() -> dict[str, Any]:
     _, schema = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )
-    layouts = {model.__name__: layout for model, layout in _LAYOUTS.items()}
+    layouts = {model.__name__: layout for model, layout in _LAYOUTS.items()} | {
+        "Logprobs": tuple(Logprobs.model_fields)
+    }
     return on_the_wire(schema["$defs"], layouts, optional=_OPTIONAL)
 
 

@@ -30,7 +30,10 @@ _FILLING: Final = {
     "format": "binary",
     "description": "Fills the message up; neither it nor what stands behind it is read.",
 }
-_PROBABILITIES: Final = "Probabilities as a typed array (RFC 8746): a byte string with tag 85, float32, little-endian."
+_PROBABILITIES: Final = (
+    "Probabilities, or their logarithms, as a typed array (RFC 8746): a byte string with tag 85, float32, "
+    "little-endian."
+)
 
 
 def on_the_wire(

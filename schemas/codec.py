@@ -13,9 +13,10 @@ import cbor2
 import numpy as np
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from schemas.cbor import load, pack_counts, pack_ids
+from schemas.cbor import load, pack_counts, pack_ids, pack_probabilities
 from schemas.downlink import DownlinkForm, UnknownForm, pack_form, unpack_form
 from schemas.errors import MalformedMessage
+from schemas.logprobs import Logprobs
 from schemas.messages import PROTOCOL, Close, Draft, Open, SessionReply, Verdict
 from schemas.padding import pad
 
@@ -45,6 +46,7 @@ MAX_VERDICT_BYTES: Final = 1 << 20
 
 _DRAFT_FIELDS = 9
 _VERDICT_FIELDS = 7
+_LOGPROBS_FIELDS = 3
 
 M = TypeVar("M", bound=BaseModel)
 _REPLY: TypeAdapter[SessionReply] = TypeAdapter(SessionReply)
@@ -104,7 +106,7 @@ def decode_draft(payload: bytes) -> Draft:
 
 
 def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDICT_BYTES) -> bytes:
-    """Return [handle, round, accepted, next, finish, queue_ms, compute_ms(, base, written(, price(, padding)))].
+    """Return [handle, round, accepted, next, finish, queue_ms, compute_ms(, base, written(, price(, logprobs)))].
 
     Args:
         verdict: The message.
@@ -120,10 +122,11 @@ def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDIC
         _half(verdict.queue_ms),
         _half(verdict.compute_ms),
     ]
-    if verdict.written is not None:
-        fields += [verdict.base, pack_ids(verdict.written)]
-    if verdict.price is not None:
-        fields += [verdict.price] if verdict.written is not None else [None, None, verdict.price]
+    written = None if verdict.written is None else pack_ids(verdict.written)
+    optional = [verdict.base, written, verdict.price, _pack_logprobs(verdict.logprobs)]
+    while optional and optional[-1] is None:
+        optional.pop()
+    fields += optional
     plain = cbor2.dumps(fields, canonical=True)  # writes a float in the fewest bytes that hold it
     return pad(plain, bucket=padding, most=most)
 
@@ -137,7 +140,7 @@ def decode_verdict(payload: bytes) -> Verdict:
     """
     fields = _array(payload, bound=MAX_VERDICT_BYTES, least=_VERDICT_FIELDS)
     handle, round_, accepted, following, finish, queue_ms, compute_ms = fields[:_VERDICT_FIELDS]
-    base, written, price = _optional(fields, _VERDICT_FIELDS, 3)
+    base, written, price, logprobs = _optional(fields, _VERDICT_FIELDS, 4)
     return _validated(
         Verdict,
         {
@@ -151,6 +154,7 @@ def decode_verdict(payload: bytes) -> Verdict:
             "base": base,
             "written": written,
             "price": price,
+            "logprobs": _unpack_logprobs(logprobs),
         },
     )
 
@@ -249,6 +253,21 @@ def _unpack_next(following: object) -> object:
     if form is None:
         raise MalformedMessage("The verdict has neither a token nor a form of the target distribution.")
     return form
+
+
+def _pack_logprobs(logprobs: Logprobs | None) -> object:
+    if logprobs is None:
+        return None
+    return [pack_probabilities(logprobs.own), pack_ids(logprobs.ids), pack_probabilities(logprobs.values)]
+
+
+def _unpack_logprobs(packed: object) -> object:
+    if packed is None:
+        return None
+    if not isinstance(packed, list) or len(packed) < _LOGPROBS_FIELDS:
+        raise MalformedMessage("The verdict's log-probabilities are not three typed arrays.")
+    own, ids, values = packed[:_LOGPROBS_FIELDS]
+    return {"own": own, "ids": ids, "values": values}
 
 
 def _counts(packed: object) -> list[int] | None:

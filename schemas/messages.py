@@ -34,6 +34,7 @@ from schemas.bounds import (
     Tokens,
 )
 from schemas.downlink import DownlinkForm, TokenId, UnknownForm
+from schemas.logprobs import MAX_TOP_LOGPROBS, Logprobs
 from schemas.names import Name
 from schemas.policy import SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode, unknown_as
@@ -64,6 +65,7 @@ class Open(_Message):
         prompt: Token ids.
         max_new_tokens: Most tokens to write.
         resume: All tokens committed so far, if the session was opened before.
+        logprobs: Asks for the target's log-probabilities of all tokens, and of so many of the likeliest at each place.
     """
 
     kind: Literal["open"] = "open"
@@ -77,6 +79,7 @@ class Open(_Message):
     prompt: Tokens
     max_new_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS, strict=True)]
     resume: Tokens | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
 
 
 class Opened(_Message):
@@ -94,6 +97,7 @@ class Opened(_Message):
         window: Most drafts under way at once.
         lease_s: Seconds of silence after which the edge forgets the session.
         end_tokens: Ids that end the text.
+        logprobs: As asked; None where the edge tells no log-probabilities.
     """
 
     kind: Literal["opened"] = "opened"
@@ -108,6 +112,7 @@ class Opened(_Message):
     window: Annotated[int, Field(ge=1, le=MAX_WINDOW, strict=True)]
     lease_s: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
     end_tokens: Annotated[tuple[TokenId, ...], Field(fail_fast=True)]
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
 
 
 class Refused(_Message):
@@ -184,6 +189,7 @@ class Verdict(_Message):
         written: The text from `base` on, as far as it is written; None in the answer to a draft.
         price: What one more token of a draft costs other texts now, in hundredths of a token that they are written;
             None where that is next to nothing. A token that is less likely to stand is not worth drafting.
+        logprobs: Where they were asked for: of the accepted head and of `next`, or of `written`.
     """
 
     handle: U16
@@ -196,6 +202,7 @@ class Verdict(_Message):
     base: Position | None = None
     written: Tokens | None = None
     price: Annotated[int, Field(ge=1, le=100, strict=True)] | None = None
+    logprobs: Logprobs | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -283,6 +290,8 @@ class Closed(_Message):
         mean_batch: Mean number of sessions verified in one step, this one counted in, over the rounds that verified.
         queue_ms: Sum over rounds.
         compute_ms: Sum over rounds.
+        reused: Tokens of the prompt, and of a text that was resumed, that the edge had computed before; None if the
+            edge does not tell.
     """
 
     kind: Literal["closed"] = "closed"
@@ -294,6 +303,7 @@ class Closed(_Message):
     mean_batch: Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
     queue_ms: Milliseconds
     compute_ms: Milliseconds
+    reused: U32 | None = None
 
 
 SessionReply = Annotated[Opened | Refused | Closed | Fault, Field(discriminator="kind")]

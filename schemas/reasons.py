@@ -54,6 +54,7 @@ class RefusalCode(StrEnum):
     BUSY = "busy"
     DRAINING = "draining"
     QUOTA = "over-quota"  # of the device, not of the edge: `retry_s` says when it is worth asking again
+    LOGPROBS = "logprobs"  # the edge cannot tell them exactly
     FENCED = "fenced"  # the device has misbehaved, or an administrator has shut it out; likewise
     OTHER = "other"  # a newer release's, or one that the sentence tells best
 

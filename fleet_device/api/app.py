@@ -48,6 +48,9 @@ class Backend(Protocol):
     def cancel(self, ticket: Ticket) -> None:
         """Give a text up; see `TextQueue.cancel`."""
 
+    def spell(self, token: int) -> bytes:
+        """Return the bytes of a token; none for control tokens."""
+
     def targets(self) -> tuple[str, ...]:
         """Return the names of the large models that are there."""
 
@@ -162,7 +165,7 @@ class _Api:
             )
 
         def listen(number: int, each: Piece | Delayed | GeneratedText | Failed) -> None:
-            if isinstance(each, Piece) and not each.text:
+            if isinstance(each, Piece) and not each.text and asked.most_logprobs is None:
                 return  # a chunk without text would tell the client nothing
             loop.call_soon_threadsafe(events.put_nowait, (number, each))
 
@@ -204,6 +207,7 @@ class _Api:
             created=int(self.wall_clock()),
             model=targets[0] if targets else "",
             include_usage=asked.include_usage,
+            spell=None if asked.most_logprobs is None else self.backend.spell,
         )
 
 

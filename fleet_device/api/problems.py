@@ -29,6 +29,7 @@ _THE_APPLICATIONS: Final = {
     RefusalCode.PROMPT_TOO_LONG: "prompt",
     RefusalCode.TOKEN: "prompt",
     RefusalCode.MAX_NEW_TOKENS: "max_tokens",
+    RefusalCode.LOGPROBS: "logprobs",
 }
 _PASSING: Final = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
 _OF_THE_DEVICE: Final = frozenset({RefusalCode.QUOTA, RefusalCode.FENCED})

@@ -2,9 +2,17 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+from fleet_device.api.logprobs import (
+    Spell,
+    Told,
+    chat_logprobs,
+    completion_logprobs,
+    pieces_of,
+    spelled_tokens,
+)
 from fleet_device.api.usage import told_of, usage_of
 from fleet_device.texts.generate import GeneratedText
 from fleet_device.texts.piece import Piece
@@ -33,6 +41,7 @@ class Reply:
         created: Unix seconds.
         model: The model's name.
         include_usage: Whether chunks have a `usage`.
+        spell: Returns the bytes of a token; None where no log-probabilities are asked for.
     """
 
     chat: bool
@@ -40,13 +49,16 @@ class Reply:
     created: int
     model: str
     include_usage: bool = False
+    spell: Spell | None = None
+    _shown: dict[int, int] = field(default_factory=dict)  # characters of each choice in chunks that are sent
 
     def whole(self, texts: Sequence[GeneratedText]) -> dict[str, Any]:
         """Return the answer in one, with a choice for each text."""
         choices = []
         for number, text in enumerate(texts):
             content = {"message": {"role": "assistant", "content": text.text}} if self.chat else {"text": text.text}
-            choices.append({"index": number, **content, "logprobs": None, "finish_reason": _finish(text)})
+            told = None if self.spell is None else self._logprobs(spelled_tokens(text, self.spell), self.spell)
+            choices.append({"index": number, **content, "logprobs": told, "finish_reason": _finish(text)})
         kind = "chat.completion" if self.chat else "text_completion"
         own = [told_of(text) for text in texts]
         fleet = own[0] if len(own) == 1 else {**own[0], "choices": own}
@@ -58,7 +70,12 @@ class Reply:
 
     def piece(self, piece: Piece, number: int = 0) -> dict[str, Any]:
         """Return a chunk of text."""
-        return self._chunk({"content": piece.text} if self.chat else piece.text, number)
+        chunk = self._chunk({"content": piece.text} if self.chat else piece.text, number)
+        if self.spell is not None and piece.parts:
+            before = self._shown.get(number, 0)
+            self._shown[number] = before + len(piece.text)
+            chunk["choices"][0]["logprobs"] = self._logprobs(pieces_of(piece.parts), self.spell, offset=before)
+        return chunk
 
     def last(self, text: GeneratedText, number: int = 0) -> dict[str, Any]:
         """Return the chunk after all text of a choice."""
@@ -69,6 +86,9 @@ class Reply:
         if not self.include_usage:
             return []
         return [{**self._chunk("", 0), "choices": [], "usage": usage_of(texts)}]
+
+    def _logprobs(self, tokens: Sequence[Told], spell: Spell, *, offset: int = 0) -> dict[str, Any]:
+        return chat_logprobs(tokens, spell) if self.chat else completion_logprobs(tokens, spell, offset=offset)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.name, "object": kind, "created": self.created, "model": self.model}

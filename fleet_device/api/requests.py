@@ -14,6 +14,7 @@ from fleet_device.texts.generate import GenerateRequest
 from fleet_device.texts.prompt import Prompt, prepare_request
 from fleet_runtime.validation import field_at, plain_sentence
 from schemas.bounds import MAX_TOKENS
+from schemas.logprobs import MAX_TOP_LOGPROBS
 from schemas.policy import MAX_SEED, Mode
 
 __all__ = ["MOST_CHOICES", "ChatRequest", "CompletionRequest", "TextRequest", "read_request"]
@@ -175,6 +176,7 @@ class TextRequest(_Model):
             seed=self.seed,
             stop=self.stop,
             truncate=self.truncate,
+            logprobs=self.most_logprobs,
         )(codec)
 
     @property
@@ -182,23 +184,44 @@ class TextRequest(_Model):
         """Most tokens to write."""
         return self.max_tokens
 
+    @property
+    def most_logprobs(self) -> int | None:
+        """Of how many of the likeliest tokens log-probabilities are asked for; None if of none at all."""
+        return None
+
     def text_prompt(self) -> Prompt:
         """Return what is to be continued or answered."""
         raise NotImplementedError
 
 
 class ChatRequest(TextRequest):
-    """`POST /v1/chat/completions`."""
+    """`POST /v1/chat/completions`.
+
+    Attributes:
+        messages: The chat.
+        max_completion_tokens: The newer name of `max_tokens`.
+        logprobs: Whether to tell the log-probability of each token.
+        top_logprobs: And of so many of the likeliest at its place.
+    """
 
     messages: Annotated[tuple[Message, ...], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: TokenLimit | None = None
+    logprobs: Annotated[bool, Field(strict=True)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
             raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
         return self
+
+    @property
+    def most_logprobs(self) -> int | None:
+        """Of how many of the likeliest tokens log-probabilities are asked for; None if of none at all."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def token_limit(self) -> int | None:
@@ -215,6 +238,12 @@ class CompletionRequest(TextRequest):
     """`POST /v1/completions`."""
 
     prompt: Annotated[str | tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_prompt)]
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
+
+    @property
+    def most_logprobs(self) -> int | None:
+        """Of how many of the likeliest tokens log-probabilities are asked for; None if of none at all."""
+        return self.logprobs
 
     def text_prompt(self) -> Prompt:
         """Return the text, or its token ids."""

@@ -20,7 +20,7 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "logit_bias": ({},),
-    "logprobs": (False,),
+    "logprobs": (False,),  # of other requests than those that have it
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "prediction": (),

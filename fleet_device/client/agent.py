@@ -126,6 +126,7 @@ class Agent:
         on_tokens: Callable[[CommittedTokens], bool | None] = lambda _tokens: None,
         on_wait: OnWait = lambda _sentence: None,
         cancellation: Cancellation | None = None,
+        logprobs: int | None = None,
     ) -> Generation:
         """Write a text, beside as many others as there are sequences `beside`; a caller too many waits.
 
@@ -137,6 +138,8 @@ class Agent:
                 end for the application, by a stop string say.
             on_wait: Told why no text comes, once for each wait that lasts, on this thread.
             cancellation: Ends the session early.
+            logprobs: Asks for the target's log-probabilities of all tokens, and of so many of the likeliest at each
+                place; `on_tokens` is told them.
 
         Raises:
             SessionRefused: The edge declined.
@@ -154,6 +157,7 @@ class Agent:
                 vocabulary=lane.drafter.vocabulary,
                 draft_model=lane.drafter.name,
                 quantization=lane.drafter.quantization,
+                logprobs=logprobs,
             )
             self._refused.check(self.timeouts.open_s)
             session = DeviceSession(request, window=self.window)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from dssd.proposal import Proposal
 from fleet_device.errors import ProtocolViolation
+from schemas.logprobs import TokenLogprobs
 from schemas.messages import Draft, Verdict
 from schemas.reasons import Finish
 
@@ -66,6 +67,10 @@ class DecidedDraft:
         """Return the proposal that was rejected, or None if the whole draft stands."""
         accepted = self.verdict.accepted
         return self.sent.proposals[accepted] if accepted < len(self.draft.tokens) else None
+
+    def logprobs(self) -> tuple[TokenLogprobs, ...]:
+        """Return what the edge has told of log-probabilities: of the head, and of what follows it."""
+        return () if self.verdict.logprobs is None else self.verdict.logprobs.tokens()
 
     def bonus(self) -> tuple[int, ...]:
         """Return the token that the edge drew after a draft that stands: one, or none if the next draft begins there.

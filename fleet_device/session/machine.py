@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from dssd.distribution import Dist
+from dssd.downlink import probability_of
+from dssd.logprobs import logprobs_of_correction
 from dssd.proposal import propose
-from fleet_device.errors import ProtocolViolation
+from fleet_device.errors import ProtocolViolation, SessionRefused
 from fleet_device.session.counters import SessionCounters
 from fleet_device.session.in_flight import DecidedDraft, DraftsInFlight
 from fleet_device.session.origins import CommittedTokens, TokenOrigin
@@ -20,9 +22,10 @@ from fleet_device.session.states import SessionEvent, SessionState, next_state
 from fleet_device.session.streaming import Streaming
 from schemas.bounds import MAX_WINDOW
 from schemas.digest import EMPTY, extend_digest
+from schemas.logprobs import TokenLogprobs
 from schemas.messages import Close, Closed, Draft, Open, Opened, Verdict
 from schemas.policy import Mode
-from schemas.reasons import EndReason, Finish
+from schemas.reasons import EndReason, Finish, RefusalCode
 
 __all__ = ["DeviceSession", "VerdictEffect"]
 
@@ -39,6 +42,7 @@ class VerdictEffect:
         request: A further draft message to send at once: more samples are needed, or text that was lost.
         decided: The draft and its verdict.
         streamed: Whether the edge has written the tokens by itself.
+        logprobs: Of `tokens`, where they were asked for.
     """
 
     tokens: tuple[int, ...] = ()
@@ -47,18 +51,19 @@ class VerdictEffect:
     request: Draft | None = None
     decided: DecidedDraft | None = field(default=None, compare=False)
     streamed: bool = False
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
     @property
     def committed(self) -> CommittedTokens:
         """The newly committed tokens, each with where it comes from."""
         if self.streamed or self.decided is None:
-            return CommittedTokens(self.tokens, (TokenOrigin.STREAMED,) * len(self.tokens))
+            return CommittedTokens(self.tokens, (TokenOrigin.STREAMED,) * len(self.tokens), self.logprobs)
         draft, verdict = self.decided.draft, self.decided.verdict
         drafted = 0 if draft.tried is not None else verdict.accepted
         corrects = draft.tried is not None or verdict.accepted < len(draft.tokens)
         last = TokenOrigin.CORRECTED if corrects else TokenOrigin.BONUS
         origins = (TokenOrigin.DRAFTED,) * drafted + (last,) * (len(self.tokens) - drafted)
-        return CommittedTokens(self.tokens, origins)
+        return CommittedTokens(self.tokens, origins, self.logprobs)
 
 
 @dataclass(slots=True)
@@ -148,6 +153,11 @@ class DeviceSession:
         self.opened, self.granted, self._asking = opened, True, None
         self._epoch, self._first = 0, True
         self._heard = False
+        if self.request.logprobs is not None and opened.logprobs is None:
+            raise SessionRefused(
+                RefusalCode.LOGPROBS,
+                f"Edge {opened.edge!r} tells no log-probabilities; update it, or ask without `logprobs`.",
+            )
         return True
 
     def on_undelivered(self) -> None:
@@ -378,13 +388,15 @@ class DeviceSession:
             self._rejection = Rejection(rejected, position=valid)
             self._move(SessionEvent.REJECTED)
             effect = self._correct(decided)
-            return VerdictEffect(head + effect.tokens, valid, effect.correction, effect.request, decided)
+            told = self._told(decided.logprobs()[: len(head)], head) + effect.logprobs
+            return VerdictEffect(head + effect.tokens, valid, effect.correction, effect.request, decided, logprobs=told)
         bonus = decided.bonus()
         self._commit(bonus)
         if not self._drafts.drafts:
             self._move(SessionEvent.ALL_DECIDED)
         self._finish(decided.verdict.finish)
-        return VerdictEffect(head + bonus, valid, bonus[0] if bonus else None, decided=decided)
+        told = self._told(decided.logprobs(), head + bonus)
+        return VerdictEffect(head + bonus, valid, bonus[0] if bonus else None, decided=decided, logprobs=told)
 
     def _take_streamed(self, verdict: Verdict, stream: Streaming) -> list[VerdictEffect]:
         """Take a piece of what the edge writes by itself."""
@@ -414,6 +426,9 @@ class DeviceSession:
     def _take_piece(self, verdict: Verdict, stream: Streaming) -> list[VerdictEffect]:
         assert self.opened is not None
         new = stream.news(verdict, text=self.committed, end_tokens=self.opened.end_tokens)
+        rows = () if verdict.logprobs is None else verdict.logprobs.tokens()
+        told = self._told(rows, verdict.written or ())
+        told = told[len(told) - len(new) :]
         answered = stream.stops and verdict.round == stream.request.round
         if not new and not answered and verdict.finish is Finish.NO:
             return []
@@ -426,7 +441,7 @@ class DeviceSession:
         if self.ended is None and (answered or (not stream.stops and len(self.committed) >= stream.until)):
             self._streaming = None
             self._move(SessionEvent.STREAM_OVER)
-        return [VerdictEffect(new, len(self.committed), streamed=True)]
+        return [VerdictEffect(new, len(self.committed), streamed=True, logprobs=told)]
 
     def _take_unstreamed(self, verdict: Verdict) -> list[VerdictEffect]:
         """Take the verdict of an edge that does not write by itself: to it the request was an empty draft."""
@@ -434,11 +449,12 @@ class DeviceSession:
             raise ProtocolViolation("The edge was asked to write, and has written nothing.")
         self.counters.rounds += 1
         self.counters.streamed += 1
+        told = self._told(() if verdict.logprobs is None else verdict.logprobs.tokens(), (verdict.next,))
         self._commit((verdict.next,))
         self._streaming = None
         self._move(SessionEvent.STREAM_OVER)
         self._finish(verdict.finish)
-        return [VerdictEffect((verdict.next,), len(self.committed), streamed=True)]
+        return [VerdictEffect((verdict.next,), len(self.committed), streamed=True, logprobs=told)]
 
     def _correct(self, decided: DecidedDraft) -> VerdictEffect:
         """Draw the correction, or ask for more samples."""
@@ -450,13 +466,37 @@ class DeviceSession:
             request = self._message(base=valid, digest=self._digest, tried=rejection.tried)
             self._drafts.sent(request)
             return VerdictEffect(valid=valid, request=request, decided=decided)
+        told = self._told_correction(decided, rejection, token)
         if rejection.device_draws:
             self._fix = token
         self._rejection = None
         self._move(SessionEvent.CORRECTED)
         self._commit((token,))
         self._finish(verdict.finish)
-        return VerdictEffect((token,), valid, token, decided=decided)
+        return VerdictEffect((token,), valid, token, decided=decided, logprobs=told)
+
+    def _told(self, rows: tuple[TokenLogprobs, ...], tokens: Sequence[int]) -> tuple[TokenLogprobs, ...]:
+        """Return the log-probabilities of some tokens, none where none were asked for.
+
+        Raises:
+            ProtocolViolation: The edge has told those of more tokens, or of fewer.
+        """
+        if self.request.logprobs is None:
+            return ()
+        if len(rows) != len(tokens):
+            raise ProtocolViolation(
+                f"The edge has told the log-probabilities of {len(rows)} tokens, not of {len(tokens)}."
+            )
+        return rows
+
+    def _told_correction(self, decided: DecidedDraft, rejection: Rejection, token: int) -> tuple[TokenLogprobs, ...]:
+        """Return the log-probabilities of a correction; see `schemas.logprobs` on those that the device draws."""
+        before = 0 if decided.draft.tried is not None else decided.verdict.accepted
+        told = self._told(decided.logprobs()[before:], (token,))
+        if not told or not rejection.device_draws:
+            return told
+        probability = probability_of(decided.verdict.next, token)
+        return (logprobs_of_correction(told[0], probability, policy=self.request.policy),)
 
     def _commit(self, tokens: Sequence[int]) -> None:
         size = self.request.vocabulary.size

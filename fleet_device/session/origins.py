@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import overload
 
+from schemas.logprobs import TokenLogprobs
+
 __all__ = ["CommittedTokens", "TokenOrigin"]
 
 
@@ -35,10 +37,12 @@ class CommittedTokens(Sequence[int]):
     Attributes:
         ids: The token ids.
         origins: Of each of them.
+        logprobs: Of each of them, where they were asked for.
     """
 
     ids: tuple[int, ...]
     origins: tuple[TokenOrigin, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
     def __post_init__(self) -> None:
         """Hold the two against each other."""

@@ -28,6 +28,7 @@ class SessionRequest:
         vocabulary: The draft model's.
         draft_model: Its name.
         quantization: Of its weights.
+        logprobs: Asks for the target's log-probabilities of all tokens, and of so many of the likeliest at each place.
     """
 
     session: bytes
@@ -37,6 +38,7 @@ class SessionRequest:
     vocabulary: Vocabulary
     draft_model: str
     quantization: str
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.prompt) > MAX_TOKENS:
@@ -67,4 +69,5 @@ class SessionRequest:
             prompt=self.prompt,
             max_new_tokens=self.max_new_tokens,
             resume=tuple(text) if attempt else None,
+            logprobs=self.logprobs,
         )

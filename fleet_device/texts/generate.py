@@ -14,6 +14,7 @@ from fleet_device.texts.decoding import Detokenizer
 from fleet_device.texts.piece import Piece, TokenText
 from fleet_device.texts.stop_strings import StopStrings
 from fleet_device.texts.truncation import Shorten
+from schemas.logprobs import TokenLogprobs
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 
@@ -35,6 +36,7 @@ class TextGenerator(Protocol):
         on_tokens: Callable[[CommittedTokens], bool | None],
         on_wait: OnWait,
         cancellation: Cancellation | None,
+        logprobs: int | None,
     ) -> Generation:
         """Write a text; see `Agent.generate`."""
 
@@ -49,6 +51,8 @@ class GenerateRequest:
         max_new_tokens: Most tokens to write.
         stop: Strings before which the text ends.
         shorten: Makes the prompt shorter where the context cannot hold it; None where it is refused then.
+        logprobs: Asks for the large model's log-probabilities of all tokens, and of so many of the likeliest at each
+            place.
     """
 
     prompt: tuple[int, ...]
@@ -56,6 +60,7 @@ class GenerateRequest:
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     shorten: Shorten | None = field(default=None, compare=False, repr=False)
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,8 @@ class GeneratedText:
         stopped: Whether a stop string ended it.
         generation: The session behind it.
         origins: Where each of its tokens comes from.
+        logprobs: The large model's log-probabilities of each of its tokens, before any shaping, and of the likeliest
+            ones at its place; None if they were not asked for.
     """
 
     request: GenerateRequest
@@ -75,6 +82,7 @@ class GeneratedText:
     stopped: bool
     generation: Generation
     origins: tuple[TokenOrigin, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
     @property
     def reason(self) -> EndReason:
@@ -156,21 +164,25 @@ def generate_text(
     """
     request = fit_prompt(request, drafter.context)
     room = drafter.context - len(request.prompt)
-    stream, stops, pieces, origins = (
+    stream, stops, pieces, origins, logprobs = (
         Detokenizer(drafter.codec),
         StopStrings(request.stop),
         list[str](),
         list[TokenOrigin](),
+        list[TokenLogprobs](),
     )
 
     def on_tokens(tokens: CommittedTokens) -> bool:
         parts = tuple(
-            TokenText(token, origin, stops.feed(stream.feed((token,))))
-            for token, origin in zip(tokens.ids, tokens.origins, strict=True)
+            TokenText(token, origin, stops.feed(stream.feed((token,))), told)
+            for token, origin, told in zip(
+                tokens.ids, tokens.origins, tokens.logprobs or (None,) * len(tokens.ids), strict=True
+            )
         )
         piece = Piece("".join(part.text for part in parts), len(parts), parts)
         pieces.append(piece.text)
         origins.extend(tokens.origins)
+        logprobs.extend(tokens.logprobs)
         on_piece(piece)
         return stops.found
 
@@ -181,9 +193,11 @@ def generate_text(
         on_tokens=on_tokens,
         on_wait=on_wait,
         cancellation=cancellation,
+        logprobs=request.logprobs,
     )
     rest = stops.finish()
     pieces.append(rest)
     if rest:
         on_piece(Piece(rest, 0))
-    return GeneratedText(request, "".join(pieces), stops.found, generation, tuple(origins))
+    told = None if request.logprobs is None else tuple(logprobs)
+    return GeneratedText(request, "".join(pieces), stops.found, generation, tuple(origins), told)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from fleet_device.session.origins import TokenOrigin
+from schemas.logprobs import TokenLogprobs
 
 __all__ = ["Piece", "TokenText"]
 
@@ -16,11 +17,13 @@ class TokenText:
         origin: Where it comes from.
         text: What it adds to the text. Empty if it ends inside a character, or in what may become a stop string: the
             token that decides on that adds the rest.
+        logprobs: The large model's log-probabilities at its place, if they were asked for.
     """
 
     token: int
     origin: TokenOrigin
     text: str
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)

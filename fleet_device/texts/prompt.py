@@ -13,6 +13,7 @@ from fleet_device.texts.chat import ChatMessage, encode_chat
 from fleet_device.texts.generate import GenerateRequest
 from fleet_device.texts.truncation import shorten_chat, shorten_text, shorten_tokens
 from schemas.bounds import MAX_TOKENS
+from schemas.logprobs import MAX_TOP_LOGPROBS
 from schemas.policy import Mode, SamplingPolicy
 
 __all__ = ["Prompt", "TextOptions", "prepare_request"]
@@ -39,6 +40,8 @@ class TextOptions(TypedDict, total=False):
         seed: 0 to 2^64 - 1; random for each text if neither this nor the setting is given.
         stop: A string, or several, before the first of which the text ends.
         truncate: What is done with a prompt that is too long for the context: `refuse`, `start` or `middle`.
+        logprobs: 0 to 20: the large model's log-probabilities of all tokens, and of so many of the likeliest at each
+            place.
     """
 
     raw: bool
@@ -50,6 +53,7 @@ class TextOptions(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str] | None
     truncate: Truncate | str | None
+    logprobs: int | None
 
 
 def prepare_request(
@@ -79,10 +83,11 @@ def prepare_request(
     policy, stop = _policy(defaults, options), _stops(options.get("stop"))
     limit = options.get("max_new_tokens")
     most = defaults.max_new_tokens if limit is None else _limit(limit)
+    logprobs = _logprobs(options.get("logprobs"))
 
     def prepare(codec: TextCodec) -> GenerateRequest:
         cut = None if how is Truncate.REFUSE else lambda tokens: shorten(codec, tokens, how)
-        return GenerateRequest(tuple(encode(codec)), policy, most, stop, cut)
+        return GenerateRequest(tuple(encode(codec)), policy, most, stop, cut, logprobs)
 
     return prepare
 
@@ -145,6 +150,14 @@ def _limit(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS:
         return value
     raise InvalidRequest(f"The option 'max_new_tokens' cannot be used: it is a number from 0 to {MAX_TOKENS}.")
+
+
+def _logprobs(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOP_LOGPROBS:
+        return value
+    raise InvalidRequest(f"The option 'logprobs' cannot be used: it is a number from 0 to {MAX_TOP_LOGPROBS}.")
 
 
 def _stops(value: object) -> tuple[str, ...]:

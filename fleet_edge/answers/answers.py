@@ -19,10 +19,13 @@ from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard.guard import Guard
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.sessions.stream import Stream
 from fleet_edge.sessions.waiting import ReceivedDraft
 from fleet_edge.store.records.segments import LeaveReason
+from schemas.bounds import MAX_TOKENS
 from schemas.codec import encode_verdict
 from schemas.downlink import DownlinkForm
+from schemas.logprobs import Logprobs, TokenLogprobs
 from schemas.messages import Close, Draft, Open, Verdict
 from schemas.reasons import Action, EndReason, FaultCode, Finish
 
@@ -30,6 +33,11 @@ __all__ = ["Answers"]
 
 _LEAST_PRICE: Final = 0.05
 """A draft token that costs others less than that, in tokens, is none that a device need think twice about."""
+
+_VERDICT_BYTES: Final = 256
+"""Of a verdict beside what it carries of the text, at most."""
+
+_ID_BYTES: Final = 4
 
 _TOKEN: Final = "token"  # noqa: S105 - how the log calls a verdict's `next` that is no form of p
 
@@ -126,35 +134,37 @@ class Answers:
         assert stream is not None
         self.guard.spend(session.device, sum(len(result.tokens) for result in results))
         # If the device has asked again meanwhile, it was sent this in answer; for the log it comes to the same.
-        payload = None if stream.sent >= session.committed else self._piece(session, timing)
+        payloads = [] if stream.sent >= session.committed else self._pieces(session, timing)
+        size = sum(map(len, payloads))
         session.counters += SegmentCounters(
             rounds=1,
-            downlink_bytes=0 if payload is None else len(payload),
+            downlink_bytes=size,
             queue_ms=timing.queue_ms,
             compute_ms=timing.compute_ms,
             batch_sum=timing.batch,
             prefill_ms=timing.prefill_ms,
         )
-        if payload is not None:
+        for payload in payloads:
             self.publisher.verdict(session.device, payload)
-            if not stream.logged:
-                stream.logged = True
-                self.recorder.written(session, stream, timing, downlink_bytes=len(payload))
+        if payloads and not stream.logged:
+            stream.logged = True
+            self.recorder.written(session, stream, timing, downlink_bytes=size)
 
     def written_again(self, session: EdgeSession) -> None:
         """Send what a device lacks of a text that the edge writes no further."""
         stream = session.stream
         assert stream is not None
-        payload = self._piece(session, DraftTiming())
-        session.counters += SegmentCounters(downlink_bytes=len(payload))
-        self._send_more(session, stream.request, payload)
+        for payload in self._pieces(session, DraftTiming()):
+            session.counters += SegmentCounters(downlink_bytes=len(payload))
+            self._send_more(session, stream.request, payload)
 
     def more_samples(self, session: EdgeSession, arrived: ReceivedDraft) -> None:
         """Send further samples of the last rejection from memory, where p is kept until the device has corrected it."""
         p, tried = session.rejected, arrived.draft.tried
         assert p is not None
         assert tried is not None
-        result = DraftResult(arrived, accepted=0, tested=0, token=None, p=p, finish=Finish.NO)
+        told = session.rejected_logprobs
+        result = DraftResult(arrived, accepted=0, tested=0, token=None, p=p, finish=Finish.NO, logprobs=told)
         timing = DraftTiming(queue_ms=max(0.0, self.clock() - arrived.at) * 1e3)
         payload = self._answer(session, result, self._choose_form(session, p, tried=tried), timing)
         session.counters += SegmentCounters(resampled=1)
@@ -241,6 +251,7 @@ class Answers:
                 finish=result.finish,
                 queue_ms=timing.queue_ms,
                 compute_ms=timing.compute_ms,
+                logprobs=_told(result.logprobs),
                 price=None if timing.price < _LEAST_PRICE else min(100, round(timing.price * 100)),
             ),
             padding=self.padding,
@@ -259,21 +270,33 @@ class Answers:
         self.recorder.judged(session, result, timing, form=kind, downlink_bytes=len(payload))
         return payload
 
-    def _piece(self, session: EdgeSession, timing: DraftTiming) -> bytes:
-        """Make a verdict of what a stream's device was not sent."""
+    def _pieces(self, session: EdgeSession, timing: DraftTiming) -> list[bytes]:
+        """Make a verdict of what a stream's device was not sent; several where log-probabilities fill a packet."""
         stream = session.stream
         assert stream is not None
+        if session.logprobs is None:
+            return [self._piece(session, stream, timing, most=MAX_TOKENS)]
+        room = self.publisher.max_verdict_bytes - _VERDICT_BYTES
+        most = max(1, room // (_ID_BYTES + session.logprobs_bytes))
+        pieces = [self._piece(session, stream, timing, most=most)]
+        while stream.sent < session.committed:
+            pieces.append(self._piece(session, stream, timing, most=most))
+        return pieces
+
+    def _piece(self, session: EdgeSession, stream: Stream, timing: DraftTiming, *, most: int) -> bytes:
         base = stream.sent
+        written = session.take_written(stream, at=self.clock(), most=most)
         return encode_verdict(
             Verdict(
                 handle=session.handle,
                 round=stream.request.round,
                 accepted=0,
-                finish=session.finish,
+                finish=session.finish if stream.sent >= session.committed else Finish.NO,
                 queue_ms=timing.queue_ms,
                 compute_ms=timing.compute_ms,
                 base=base,
-                written=session.take_written(stream, at=self.clock()),
+                written=written,
+                logprobs=_told(session.logprobs_from(base, len(written))),
             ),
             padding=self.padding,
             most=self.publisher.max_verdict_bytes,
@@ -294,7 +317,11 @@ class Answers:
             policy=session.policy,
             position=session.committed,
             vocabulary_size=session.limits.vocabulary,
-            max_bytes=self.publisher.max_form_bytes,
+            max_bytes=self.publisher.max_form_bytes - (session.limits.max_draft + 1) * session.logprobs_bytes,
             form=self.form,
             tried=tried,
         )
+
+
+def _told(logprobs: Sequence[TokenLogprobs]) -> Logprobs | None:
+    return Logprobs.of(logprobs) if logprobs else None

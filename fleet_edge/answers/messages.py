@@ -30,6 +30,7 @@ def opened(session: EdgeSession, *, edge: str, target: str, lease_s: float) -> O
         window=session.limits.window,
         lease_s=lease_s,
         end_tokens=tuple(sorted(session.limits.end_tokens)),
+        logprobs=session.logprobs,
     )
 
 
@@ -62,6 +63,7 @@ def closed(session: EdgeSession, reason: EndReason) -> Closed:
         mean_batch=counters.mean_batch or 0.0,
         queue_ms=counters.queue_ms,
         compute_ms=counters.compute_ms,
+        reused=counters.reused_tokens,
     )
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dssd.distribution import Dist, shape
 from dssd.judgement import Judgement, judge, write
+from fleet_edge.batching.logprobs import tell_logprobs
 from fleet_edge.batching.shaping import ShapedRows, shape_rows
 from fleet_edge.verifiers.contract import Logits
 from schemas.policy import SamplingPolicy
@@ -38,6 +39,7 @@ class Case:
         base: Position of the first draft token.
         bonus: Whether a token is due after an accepted draft.
         written: Whether the edge writes by itself: a guess stands if it is the token that would be written anyway.
+        logprobs: Of so many of the likeliest tokens at each place the log-probabilities are told; None tells none.
     """
 
     tokens: tuple[int, ...]
@@ -46,6 +48,7 @@ class Case:
     base: int
     bonus: bool
     written: bool = False
+    logprobs: int | None = None
 
     @property
     def rows(self) -> int:
@@ -89,7 +92,7 @@ def judge_tensor(logits: "torch.Tensor", cases: Sequence[Case]) -> list[Judgemen
     whole = [
         row
         for place, case in enumerate(cases)
-        if place not in among
+        if place not in among or case.logprobs is not None
         for row in range(starts[place], starts[place] + case.rows)
     ]
     shaped, rows = shape_groups(logits, groups, whole)
@@ -148,7 +151,11 @@ def _decide_all(
         for place in group.places:
             dist_at[place] = _bounded(rows, offset)
             offset += cases[place].rows
-    return [_decide(case, at) for case, at in zip(cases, dist_at, strict=True)]
+    decided = [_decide(case, at) for case, at in zip(cases, dist_at, strict=True)]
+    return [
+        each if each is None or case.logprobs is None else tell_logprobs(each, case, row_at, start)
+        for each, case, start in zip(decided, cases, starts, strict=False)
+    ]
 
 
 def _bounded(shaped: ShapedRows, offset: int) -> Callable[[int], Dist]:

@@ -49,6 +49,12 @@ def grant(message: Open, *, target: TargetInfo, offer: SessionOffer) -> SessionL
             f"The edge knows the {target.most_top_k} most likely tokens of the target model {target.name} and no more; "
             f"ask for top_k from 1 to {target.most_top_k}, or for temperature 0.",
         )
+    if message.logprobs is not None and target.most_top_k is not None:
+        raise OpenRefused(
+            RefusalCode.LOGPROBS,
+            f"The edge knows the {target.most_top_k} most likely tokens of the target model {target.name} and no more, "
+            "so that it cannot tell exact log-probabilities; ask without `logprobs`.",
+        )
     resumed = message.resume or ()
     if not message.prompt:
         raise OpenRefused(RefusalCode.PROMPT_EMPTY, "The prompt is empty; give at least one token.")

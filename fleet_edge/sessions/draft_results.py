@@ -10,6 +10,7 @@ from dssd.distribution import Dist
 from dssd.judgement import Judgement
 from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.waiting import ReceivedDraft
+from schemas.logprobs import TokenLogprobs
 from schemas.reasons import Finish
 
 __all__ = ["DraftResult", "split_judgement"]
@@ -26,6 +27,7 @@ class DraftResult:
         token: The token after the head, drawn by the edge.
         p: Or the distribution at the rejection.
         finish: Whether the text ends.
+        logprobs: Of `tokens`, and of the rejection, if they are asked for.
     """
 
     arrived: ReceivedDraft
@@ -34,6 +36,7 @@ class DraftResult:
     token: int | None
     p: Dist | None
     finish: Finish
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -62,7 +65,7 @@ def split_judgement(
         A part for each draft that was decided on; those behind a rejection or the end of the text are void.
     """
     settled = []
-    left = judgement.accepted
+    left, told = judgement.accepted, 0
     for place, arrived in enumerate(chain):
         drafted = arrived.draft.tokens
         head = drafted[:left]
@@ -74,7 +77,9 @@ def split_judgement(
         new = head if token is None else (*head, token)
         committed += len(new)
         finish = limits.finish(new, committed=committed)
-        settled.append(DraftResult(arrived, len(head), len(head) + rejected, token, p, finish))
+        rows = judgement.logprobs[told : told + len(new) + (p is not None)]
+        told += len(rows)
+        settled.append(DraftResult(arrived, len(head), len(head) + rejected, token, p, finish, rows))
         if rejected or finish is not Finish.NO:
             break
     return settled

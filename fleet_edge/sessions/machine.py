@@ -20,12 +20,16 @@ from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.rounds import Rounds
 from fleet_edge.sessions.stream import Stream
 from fleet_edge.sessions.waiting import ReceivedDraft, WaitingDrafts
+from schemas.bounds import MAX_TOKENS
 from schemas.digest import EMPTY, extend_digest
+from schemas.logprobs import TokenLogprobs
 from schemas.messages import Close, Draft, Open
 from schemas.policy import SamplingPolicy
 from schemas.reasons import Action, FaultCode, Finish
 
 __all__ = ["DraftReceipt", "EdgeSession"]
+
+_ID_BYTES, _FLOAT_BYTES = 4, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,9 @@ class EdgeSession:
         tokens: Prompt and committed text.
         prompt_length: Where the text begins.
         counters: What has been counted since the Open: of drafts here, of answers by whoever gives them.
+        logprobs: Of so many of the likeliest tokens at each place the device asks for the log-probabilities; None: of
+            none, nor of the text's own.
+        told: The text's own, where they are asked for; the end of it, as far as it was written here.
         recent: How much of its latest drafts was accepted.
         finished: Whether the text has ended; drafts are void then.
     """
@@ -70,11 +77,14 @@ class EdgeSession:
     tokens: list[int]
     prompt_length: int
     counters: SegmentCounters = field(default_factory=SegmentCounters)
+    logprobs: int | None = None
+    told: list[TokenLogprobs] = field(default_factory=list)
     recent: RecentAcceptance = field(default_factory=RecentAcceptance)
     finished: bool = False
     _epoch: int = 0
     _digest: int = EMPTY
     _rejected: Dist | None = None
+    _rejected_logprobs: tuple[TokenLogprobs, ...] = ()
     _requests: int = 0  # of further samples, since the rejection
     _failure: DraftFault | None = None
     _stream: Stream | None = None
@@ -99,6 +109,7 @@ class EdgeSession:
             limits=limits,
             tokens=[*message.prompt, *resumed],
             prompt_length=len(message.prompt),
+            logprobs=message.logprobs,
             _digest=extend_digest(EMPTY, resumed),
         )
 
@@ -108,9 +119,19 @@ class EdgeSession:
         return len(self.tokens) - self.prompt_length
 
     @property
+    def logprobs_bytes(self) -> int:
+        """Bytes that the log-probabilities of one token take on the wire, at most."""
+        return 0 if self.logprobs is None else _FLOAT_BYTES + (_ID_BYTES + _FLOAT_BYTES) * self.logprobs
+
+    @property
     def rejected(self) -> Dist | None:
         """The target's distribution at the last rejection, while its correction is awaited."""
         return self._rejected
+
+    @property
+    def rejected_logprobs(self) -> tuple[TokenLogprobs, ...]:
+        """What the device was told of log-probabilities there, if it asks for them."""
+        return self._rejected_logprobs
 
     # Arrival
 
@@ -206,10 +227,12 @@ class EdgeSession:
         for part in settled:
             self._waiting.remove(part.arrived)
             self._extend(part.tokens)
+            self.told.extend(part.logprobs[: len(part.tokens)])
             self.counters += SegmentCounters(tokens=len(part.tokens), accepted=part.accepted, tested=part.tested)
             self.recent.count(tested=part.tested, accepted=part.accepted)
             if part.rejected:
                 self._reject(part.p)
+                self._rejected_logprobs = part.logprobs[len(part.tokens) :]
             if part.finish is not Finish.NO:
                 self._finish()
         return settled
@@ -246,6 +269,7 @@ class EdgeSession:
         result = self._stream.result(arrived, judgement, limits=self.limits, committed=self.committed)
         written = len(result.tokens)
         self._extend(result.tokens)
+        self.told.extend(result.logprobs)
         self.counters += SegmentCounters(
             tokens=written, streamed=written, guessed=len(arrived.draft.tokens), guessed_right=result.accepted
         )
@@ -253,11 +277,25 @@ class EdgeSession:
             self._finish()
         return result
 
-    def take_written(self, stream: Stream, *, at: float) -> tuple[int, ...]:
-        """Return the text that the device was not sent yet; from now (monotonic seconds) on it was."""
-        begin, stream.sent, stream.sent_at = stream.sent, self.committed, at
+    def take_written(self, stream: Stream, *, at: float, most: int = MAX_TOKENS) -> tuple[int, ...]:
+        """Return the text that the device was not sent yet, its beginning; from now (monotonic seconds) on it was.
+
+        Args:
+            stream: The device's request.
+            at: Now.
+            most: Tokens.
+        """
+        begin, stream.sent_at = stream.sent, at
+        stream.sent = min(self.committed, begin + most)
         self._rounds.answered(stream.request.round)
-        return tuple(self.tokens[self.prompt_length + begin :])
+        return tuple(self.tokens[self.prompt_length + begin : self.prompt_length + stream.sent])
+
+    def logprobs_from(self, position: int, number: int) -> tuple[TokenLogprobs, ...]:
+        """Return those of some tokens of the text; none where the device does not ask for them."""
+        if self.logprobs is None:
+            return ()
+        first = len(self.told) - (self.committed - position)
+        return tuple(self.told[first : first + number])
 
     def close(self, message: Close) -> None:
         """Take the device's last correction, if no draft carried it, and end."""
@@ -352,6 +390,8 @@ class EdgeSession:
 
     def _commit(self, tokens: Sequence[int]) -> None:
         self._extend(tokens)
+        # The device's own corrections: it has what there is to tell of them.
+        self.told.extend(self._rejected_logprobs[: len(tokens)])
         self.counters += SegmentCounters(tokens=len(tokens))
 
     def _extend(self, tokens: Sequence[int]) -> None:

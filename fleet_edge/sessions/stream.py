@@ -85,4 +85,4 @@ class Stream:
         head = arrived.draft.tokens[:right]
         tokens = head if token is None else (*head, token)
         finish = limits.finish(tokens, committed=committed + len(tokens))
-        return DraftResult(arrived, right, right, token, None, finish)
+        return DraftResult(arrived, right, right, token, None, finish, judgement.logprobs[: len(tokens)])

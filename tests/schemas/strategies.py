@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from schemas.bounds import MAX_DRAFT
 from schemas.downlink import Dense, Samples, Sparse
+from schemas.logprobs import Logprobs
 from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode
@@ -76,6 +77,18 @@ def dense_forms(draw: st.DrawFn) -> Dense:
     return Dense(probs=(b"\x00\x00\x00\x00" * (size - 1)) + b"\x00\x00\x80\x3f")
 
 
+@st.composite
+def logprobs(draw: st.DrawFn) -> Logprobs:
+    number, most = draw(st.integers(1, 17)), draw(st.integers(0, 20))
+    several = number * most
+    values = st.floats(-9999, 0, width=32)
+    return Logprobs(
+        own=tuple(draw(st.lists(values, min_size=number, max_size=number))),
+        ids=tuple(draw(st.lists(TOKEN, min_size=several, max_size=several))),
+        values=tuple(draw(st.lists(values, min_size=several, max_size=several))),
+    )
+
+
 def verdicts() -> st.SearchStrategy[Verdict]:
     # Times travel in half precision, so only what that holds comes back as it was.
     times = st.floats(0, 65504, width=16)
@@ -90,6 +103,7 @@ def verdicts() -> st.SearchStrategy[Verdict]:
         base=POSITION,
         written=st.lists(TOKEN, max_size=50).map(tuple),
         price=st.none() | st.integers(1, 100),
+        logprobs=st.none() | logprobs(),
     )
     return written | st.builds(
         Verdict,
@@ -101,6 +115,7 @@ def verdicts() -> st.SearchStrategy[Verdict]:
         queue_ms=times,
         compute_ms=times,
         price=st.none() | st.integers(1, 100),
+        logprobs=st.none() | logprobs(),
     )
 
 
@@ -117,6 +132,7 @@ def opens() -> st.SearchStrategy[Open]:
         prompt=tokens,
         max_new_tokens=st.integers(0, 1 << 17),
         resume=st.none() | tokens,
+        logprobs=st.none() | st.integers(0, 20),
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from schemas.asyncapi import DRAFT_LAYOUT, MESSAGES, VERDICT_LAYOUT, document
 from schemas.codec import encode_draft, encode_verdict
+from schemas.logprobs import Logprobs
 from schemas.messages import Draft, Verdict
 from schemas.reasons import Finish
 from schemas.topics import TREE, Role, Topic, build
@@ -58,6 +59,9 @@ def test_every_reference_leads_somewhere() -> None:
             here = here[part]
 
 
+TOLD = Logprobs(own=(-0.5,), ids=(4, 5), values=(-0.5, -1.5))
+
+
 def test_the_layouts_are_those_of_the_encoded_arrays() -> None:
     draft = Draft(handle=1, round=2, epoch=3, base=4, fix=5, tokens=(), counts=(), more=True, digest=6)
     array = cbor2.loads(encode_draft(draft))
@@ -71,7 +75,7 @@ def test_the_layouts_are_those_of_the_encoded_arrays() -> None:
     verdict = Verdict(handle=1, round=2, accepted=3, next=9, finish=Finish.LENGTH, queue_ms=0.5, compute_ms=0.25)
     there = verdict.model_dump(exclude_none=True)
     assert dict(zip(VERDICT_LAYOUT, cbor2.loads(encode_verdict(verdict)), strict=False)) == there
-    written = Verdict(handle=1, round=2, accepted=0, base=3, written=(4,), price=7)
+    written = Verdict(handle=1, round=2, accepted=0, base=3, written=(4,), price=7, logprobs=TOLD)
     assert dict(zip(VERDICT_LAYOUT, cbor2.loads(encode_verdict(written)), strict=True))["base"] == 3
 
 
@@ -90,7 +94,14 @@ def test_no_binary_message_has_a_plain_array_of_numbers() -> None:
             return own + [found for key, item in value.items() if key != "x-cbor-items" for found in arrays(item)]
         return [found for item in value for found in arrays(item)] if isinstance(value, list) else []
 
-    assert {array["title"] for array in arrays(SCHEMAS)} == {"Draft", "Verdict", "Sparse", "Samples", "Dense"}
+    assert {array["title"] for array in arrays(SCHEMAS)} == {
+        "Draft",
+        "Verdict",
+        "Sparse",
+        "Samples",
+        "Dense",
+        "Logprobs",
+    }
 
 
 WIDTHS = {69: 2, 70: 4, 85: 4}

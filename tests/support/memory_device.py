@@ -144,8 +144,10 @@ class ScriptedAgent:
         on_tokens: Callable[[CommittedTokens], bool | None] = lambda _tokens: None,
         on_wait: Callable[[str], None] = lambda _reason: None,
         cancellation: Cancellation | None = None,
+        logprobs: int | None = None,
     ) -> Generation:
         self.asked.append({"prompt": tuple(prompt), "policy": policy, "max_new_tokens": max_new_tokens})
+        del logprobs
         self.started.set()
         tokens: list[int] = []
         reason = self.reason
@@ -196,6 +198,9 @@ class ScriptedBackend:
     def cancel(self, ticket: Ticket) -> None:
         self.cancelled.append(ticket)
         self.queue.cancel(ticket)
+
+    def spell(self, token: int) -> bytes:
+        return self.drafter.codec.piece(token)
 
     def targets(self) -> tuple[str, ...]:
         return () if self.missing else ("toy-target",)

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
 from broker_config.processes.runner import MosquittoProcess
-from fleet_testing.scripted_language import reference_text
+from fleet_testing.scripted_language import LANGUAGE, reference_text
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.served_device import ReadingDrafter, Served, served_device
 
@@ -169,3 +170,62 @@ def test_curl_gets_the_same(served: Served) -> None:
     assert lines[-1] == "[DONE]"
     deltas = [json.loads(line)["choices"][0]["delta"].get("content", "") for line in lines[:-1]]
     assert "".join(deltas) == expected(5)
+
+
+def exact_logprobs(tokens: list[int]) -> np.ndarray:
+    """Return the target's log-probabilities along a text, before shaping: `[tokens, vocabulary]`."""
+    prefix = ReadingDrafter().codec.encode("user: t1 t2 t3 ")
+    rows = []
+    for place in range(len(tokens)):
+        logits = LANGUAGE.logits([*prefix, *tokens[:place]]).astype(np.float64)
+        rows.append(logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max())
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("mode", ["residual", "coupled"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("plan", ["drafts", "ahead", "alone"])
+def test_logprobs_are_the_targets_before_shaping(
+    mosquitto: MosquittoProcess, tmp_path: Path, plan: str, mode: str, stream: bool
+) -> None:
+    """Each token's, accepted, corrected, drawn by the edge or written by it, and those of the likeliest."""
+    given: Any = {
+        "drafts": {"draft_length": 4},
+        "ahead": {"draft_length": 3, "ahead": True},
+        "alone": {"draft_length": 4, "stream": True},
+    }[plan]
+    with served_device(mosquitto.port, tmp_path, device=f"{plan}-{mode}-{stream}".lower(), **given) as served:
+        client = OpenAI(base_url=served.url, api_key="unused", max_retries=0, timeout=60.0)
+        asked: Any = {
+            "model": "fleet", "messages": MESSAGES, "max_tokens": 40, "seed": 5, "logprobs": True, "top_logprobs": 3,
+            "extra_body": {"mode": mode, "top_k": 20},
+        }  # fmt: skip
+        if stream:
+            choices = [chunk.choices[0] for chunk in client.chat.completions.create(stream=True, **asked)]
+            told = [each for choice in choices if choice.logprobs for each in choice.logprobs.content or ()]
+        else:
+            reply = client.chat.completions.create(**asked)
+            assert reply.choices[0].logprobs is not None
+            told = reply.choices[0].logprobs.content or []
+    assert len(told) == 40
+    words = list(LANGUAGE.words)
+    tokens = [words.index(each.token.strip()) for each in told]
+    exact = exact_logprobs(tokens)
+    for place, (each, token) in enumerate(zip(told, tokens, strict=True)):
+        assert each.logprob == pytest.approx(exact[place, token], abs=1e-4)
+        assert each.bytes == list(f"{words[token]} ".encode())
+        assert [top.logprob for top in each.top_logprobs] == pytest.approx(
+            sorted(exact[place], reverse=True)[:3], abs=1e-4
+        )
+
+
+def test_a_completion_has_logprobs_in_its_own_shape(client: OpenAI) -> None:
+    reply = client.completions.create(
+        model="fleet", prompt="user: t1 t2 t3", max_tokens=8, seed=5, logprobs=2, extra_body=COUPLED
+    )
+    told = reply.choices[0].logprobs
+    assert told is not None
+    assert "".join(told.tokens or ()) == reply.choices[0].text == expected(5, 8)
+    assert [len(top) for top in told.top_logprobs or ()] == [2] * 8
+    assert told.text_offset is not None
+    assert [reply.choices[0].text[place:].split()[0] for place in told.text_offset] == expected(5, 8).split()

@@ -27,9 +27,6 @@ def completion(**fields: Any) -> CompletionRequest:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"logprobs": True},
-        {"logprobs": 0},
-        {"top_logprobs": 3},
         {"tools": [{"type": "function"}]},
         {"tool_choice": "required"},
         {"response_format": {"type": "json_object"}},
@@ -85,6 +82,9 @@ def test_what_asks_for_nothing_is_taken() -> None:
         ({"max_tokens": 1, "max_completion_tokens": 2}, None),
         ({"logpobs": True}, "logpobs"),
         ({"n": 0}, "n"),
+        ({"logprobs": 0}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 3}, None),
         ({"n": 9}, "n"),
         ({"n": True}, "n"),
     ],

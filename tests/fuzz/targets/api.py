@@ -100,6 +100,9 @@ class _Backend:
     def cancel(self, ticket: Ticket) -> None:
         ticket.cancellation.cancel()
 
+    def spell(self, token: int) -> bytes:
+        return _Codec(template=self.template).piece(token)
+
     def targets(self) -> tuple[str, ...]:
         return () if self.missing else ("toy-target",)
 

@@ -11,7 +11,7 @@ __all__ = ["READERS"]
 _RETRY_S: Final = before._maybe(before._real(0.0))
 _REFUSAL: Final = before._word(
     *("malformed", "protocol", "vocabulary-mismatch", "prompt-empty", "prompt-too-long", "token-out-of-vocabulary"),
-    *("max-new-tokens", "busy", "draining", "over-quota", "fenced"),
+    *("max-new-tokens", "busy", "draining", "over-quota", "logprobs", "fenced"),
     otherwise="other",
 )
 _FAULT: Final = before._word(
@@ -26,7 +26,10 @@ _CHANGED: Final[Mapping[str, Mapping[str, before.Check]]] = {
         "action": before._word("resume", "wait", "give-up", otherwise="give-up"),
         "retry_s": _RETRY_S,
     },
+    "opened": {"logprobs": before._whole(0, 21)},
+    "closed": {"reused": before._U32},
 }
+_ADDED: Final = {"refused": "retry_s", "fault": "retry_s", "opened": "logprobs", "closed": "reused"}
 
 
 def _read_reply(payload: bytes) -> Any:
@@ -37,14 +40,39 @@ def _read_reply(payload: bytes) -> Any:
     known, optional = before._MAPS[kind]
     return {
         "kind": kind,
-        **before._map(value, {**known, **_CHANGED[kind]}, optional={**optional, "retry_s": None}),
+        **before._map(value, {**known, **_CHANGED[kind]}, optional={**optional, _ADDED[kind]: None}),
     }
+
+
+def _read_open(payload: bytes) -> Any:
+    value = before._cbor(payload, 1 << 20)
+    before._need(type(value) is dict and value.get("kind") == "open", "no Open")
+    known, optional = before._MAPS["open"]
+    return {"kind": "open", **before._map(value, {**known, "logprobs": _TOP}, optional={**optional, "logprobs": None})}
 
 
 _WRITE: Final = before._maybe(before._whole(0, (1 << 17) + 1))
 _BASE: Final = before._maybe(before._POSITION)
 _PRICE: Final = before._maybe(before._whole(1, 101))
 _WRITTEN: Final = before._maybe(before._ids(1 << 17))
+_TOP: Final = before._whole(0, 21)
+
+
+def _floats(value: Any) -> list[float]:
+    before._need(type(value) is tuple and value[0] == 85, "not a typed array of float32")
+    return list(value[1])
+
+
+def _logprobs(value: Any) -> Any:
+    if value is None:
+        return None
+    before._need(type(value) is list and len(value) >= 3, "not log-probabilities")
+    own, ids, values = _floats(value[0]), before._ids(1 << 18)(value[1]), _floats(value[2])
+    before._need(len(own) > 0 and len(ids) == len(values), "not as many ids as log-probabilities")
+    before._need(len(ids) % len(own) == 0 and len(ids) <= 20 * len(own), "not as many for each place")
+    before._need(all(abs(each) <= 1e6 for each in own), "no log-probability")
+    before._need(all(-9999.0 <= each <= 1e-3 for each in values), "no log-probability")
+    return {"own": own, "ids": ids, "values": values}
 
 
 def _behind(payload: bytes, bound: int, first: int, known: Mapping[str, before.Check]) -> Any:
@@ -63,7 +91,9 @@ def _read_draft(payload: bytes) -> Any:
 
 def _read_verdict(payload: bytes) -> Any:
     verdict = before.READERS["verdict"](payload)
-    verdict |= _behind(payload, 1 << 20, 7, {"base": _BASE, "written": _WRITTEN, "price": _PRICE})
+    verdict |= _behind(
+        payload, 1 << 20, 7, {"base": _BASE, "written": _WRITTEN, "price": _PRICE, "logprobs": _logprobs}
+    )
     written = verdict["written"] is not None
     before._need(written is (verdict["base"] is not None), "written where, or what?")
     before._need(not written or (verdict["accepted"] == 0 and verdict["next"] is None), "two answers in one")
@@ -82,6 +112,7 @@ _PLAN: Final = before._maybe(before._LABEL)
 READERS: Final[Mapping[str, Callable[[bytes], Any]]] = {
     **before.READERS,
     "Telemetry": _read_telemetry,
+    "open": _read_open,
     "reply": _read_reply,
     "draft": _read_draft,
     "verdict": _read_verdict,

@@ -1,0 +1,97 @@
+"""Log-probabilities on request, over the memory broker: losses, resumes, and an edge of another release."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fleet_device.errors import ProtocolViolation, SessionRefused
+from fleet_device.pacing.contract import FixedPacing
+from fleet_device.session.origins import CommittedTokens
+from schemas.logprobs import TokenLogprobs
+from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import RefusalCode
+from schemas.topics import Topic
+from tests.support.memory_fleet import TARGET, ChangingPacing, MemoryFleet
+from tests.support.newer_release import rewrite
+from tests.support.scripted_edge import LoneDevice
+
+LENGTH = 40
+
+
+def written(device: LoneDevice, *, mode: Mode = Mode.RESIDUAL, most: int = 2) -> tuple[list[int], list[TokenLogprobs]]:
+    """Write a text; return its tokens and what was told of each."""
+    tokens, told = list[int](), list[TokenLogprobs]()
+
+    def take(new: CommittedTokens) -> None:
+        tokens.extend(new.ids)
+        told.extend(new.logprobs)
+
+    device.broker.pump()
+    policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=6)
+    device.agent.generate((1, 2), policy=policy, max_new_tokens=LENGTH, on_tokens=take, logprobs=most)
+    return tokens, told
+
+
+def assert_exact(tokens: list[int], told: list[TokenLogprobs]) -> None:
+    assert len(tokens) == len(told) > 0
+    for place, (token, each) in enumerate(zip(tokens, told, strict=True)):
+        logits = TARGET.logits((1, 2, *tokens[:place])).astype(np.float64)
+        exact = logits - np.log(np.exp(logits).sum())
+        assert each.logprob == pytest.approx(exact[token], abs=1e-4)
+        assert each.values == pytest.approx(sorted(exact, reverse=True)[:2], abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("mode", [Mode.RESIDUAL, Mode.COUPLED])
+def test_whatever_is_drafted_or_written_and_however_often_the_edge_restarts(seed: int, mode: Mode) -> None:
+    fleet = MemoryFleet()
+    device = LoneDevice(fleet, pacing=ChangingPacing(random.Random(seed)))
+    restarts = iter((15, 40))
+    at = next(restarts)
+
+    def disturb(taken: int) -> None:
+        nonlocal at
+        if taken >= at:
+            at = next(restarts, 1 << 30)
+            fleet.restart_edge()
+
+    device.inbox.on_take = disturb
+    assert_exact(*written(device, mode=mode))
+
+
+def test_none_are_told_where_none_are_asked_for() -> None:
+    device = LoneDevice(MemoryFleet(), pacing=FixedPacing(3))
+    device.broker.pump()
+    told: list[Any] = []
+    policy = SamplingPolicy(seed=6)
+    device.agent.generate(
+        (1, 2), policy=policy, max_new_tokens=8, on_tokens=lambda tokens: told.append(tokens.logprobs) and None
+    )
+    assert set(told) == {()}
+
+
+def test_an_edge_that_does_not_know_the_question_is_named() -> None:
+    fleet = MemoryFleet()
+
+    def older(topic: Topic, content: Any) -> Any:
+        if topic is Topic.OPEN:
+            content.pop("logprobs")
+        return content
+
+    rewrite(fleet.broker, older)
+    with pytest.raises(SessionRefused, match="tells no log-probabilities; update it, or ask without") as caught:
+        written(LoneDevice(fleet))
+    assert caught.value.code is RefusalCode.LOGPROBS
+
+
+def test_an_edge_that_tells_too_few_is_found_out() -> None:
+    fleet = MemoryFleet()
+
+    def forgetful(topic: Topic, content: Any) -> Any:
+        return content[:10] if topic is Topic.VERDICT else content
+
+    rewrite(fleet.broker, forgetful)
+    with pytest.raises(ProtocolViolation, match="log-probabilities of 0 tokens"):
+        written(LoneDevice(fleet))
