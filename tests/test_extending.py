@@ -18,6 +18,7 @@ KINDS = {
     "counter of the session log",
     "setting and its flag",
     "metric",
+    "check of the doctor",
     "scheduling policy",
 }
 

@@ -164,6 +164,9 @@ class ApiTarget:
         token = Frame(HEADER, b"authorization\x00Bearer secret-token-0123456789")
         yield bytes([TOKEN_ASKED | 1]) + pack([Frame(PATH, b"/v1/models"), host, token])
         yield bytes([TOKEN_ASKED | 1]) + pack([Frame(PATH, b"/v1/models"), host])
+        password = Frame(HEADER, b"authorization\x00Basic YTpzZWNyZXQtdG9rZW4tMDEyMzQ1Njc4OQ==")
+        for path in (b"/", b"/status", b"/v1/models"):
+            yield bytes([TOKEN_ASKED | 1]) + pack([Frame(PATH, path), host, password])
         yield bytes([NO_EDGE]) + pack([Frame(PATH, _COMPLETION), host, kind, Frame(BODY, b'{"prompt":"t1"}')])
         yield bytes([NO_TEMPLATE]) + pack(
             [Frame(PATH, _CHAT), host, kind, Frame(BODY, b'{"messages":[{"role":"user","content":"t1"}]}')]
