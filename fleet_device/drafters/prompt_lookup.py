@@ -132,7 +132,7 @@ class PromptLookupDrafter:
             raise DrafterError(f"Prompt lookup's context of {self._lookup.context} tokens is full.")
         match = self._index.find(self._index.tokens)
         # The first of the longest is the latest.
-        return None if match is None else point_mass(int(match.followers[match.alike.argmax()]))
+        return None if match is None else point_mass(match.followers[match.alike.index(max(match.alike))])
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from `length` on."""

@@ -14,11 +14,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-import numpy as np
-
 from dssd.distribution import Dist, Ids
 from fleet_device.drafters.contract import Drafter, DrafterError, TextCodec, common_prefix, require_tokens
-from fleet_device.drafters.suffix.guess import Guess, Trust, make_guess
+from fleet_device.drafters.suffix.guess import Guess, Trust, make_guess, restrict
 from fleet_device.drafters.suffix.history import History
 from fleet_device.drafters.suffix.index import LONGEST, SuffixIndex
 from fleet_device.drafters.suffix.prospect import Prospect
@@ -60,6 +58,7 @@ class SuffixDrafter:
         clock: Monotonic seconds.
 
     Attributes:
+        model: As given.
         repeats: Whether the next token is drafted from earlier text.
     """
 
@@ -73,8 +72,8 @@ class SuffixDrafter:
         history: History | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self.model = model
         self.repeats = model is None
-        self._model = model
         self._owns = True
         self._vocabulary = vocabulary
         self._codec = codec
@@ -92,15 +91,13 @@ class SuffixDrafter:
 
     @classmethod
     def before(cls, model: Drafter, history: History | None) -> "SuffixDrafter":
-        """Return one that stands before a draft model."""
+        """Stand before a draft model."""
         return cls(model, vocabulary=model.vocabulary, codec=model.codec, context=model.context, history=history)
 
     def another(self) -> "SuffixDrafter | None":
         """Return a further sequence, over the same history; None where the model has no room for one."""
-        model = self._model
-        if model is None:
-            further = None
-        elif (further := getattr(model, "another", lambda: None)()) is None:
+        further = getattr(self.model, "another", lambda: None)()
+        if further is None and self.model is not None:
             return None
         another = SuffixDrafter(
             further,
@@ -115,23 +112,18 @@ class SuffixDrafter:
 
     def known(self, tokens: Sequence[int]) -> int:
         """Return with how many of these tokens what the model has read begins."""
-        known = getattr(self._model, "known", None)
+        known = getattr(self.model, "known", None)
         return int(known(tokens)) if callable(known) else common_prefix(self._tokens, tokens)
-
-    @property
-    def model(self) -> Drafter | None:
-        """The draft model."""
-        return self._model
 
     @property
     def name(self) -> str:
         """The draft model's, for the log."""
-        return "suffix" if self._model is None else self._model.name
+        return "suffix" if self.model is None else self.model.name
 
     @property
     def quantization(self) -> str:
         """The draft model's."""
-        return "none" if self._model is None else self._model.quantization
+        return "none" if self.model is None else self.model.quantization
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -141,7 +133,7 @@ class SuffixDrafter:
     @property
     def context(self) -> int:
         """The draft model's."""
-        return self._context if self._model is None else self._model.context
+        return self._context if self.model is None else self.model.context
 
     @property
     def codec(self) -> TextCodec:
@@ -152,8 +144,8 @@ class SuffixDrafter:
         """Begin a new sequence; the model drafts, until a draft is taken from earlier text."""
         require_tokens(tokens, self._vocabulary)
         self.take(repeats=False)
-        if self._model is not None:
-            self._model.reset(tokens)
+        if self.model is not None:
+            self.model.reset(tokens)
         common = common_prefix(self._tokens, tokens)
         self._read = min(self._read, common)
         other = common < self._final or not self._final
@@ -165,34 +157,34 @@ class SuffixDrafter:
     def extend(self, tokens: Sequence[int]) -> None:
         """Append tokens."""
         require_tokens(tokens, self._vocabulary)
-        if self._model is not None:
-            self._model.extend(tokens)
+        if self.model is not None:
+            self.model.extend(tokens)
         self._append(tokens)
 
     def next(self, policy: SamplingPolicy) -> Dist | None:
         """Return the distribution of the source whose turn it is; None from earlier text that says nothing."""
-        if self.repeats or self._model is None:
+        if self.repeats or self.model is None:
             return self._look_up(policy)
-        return self._ask(partial(self._model.next, policy))
+        return self._ask(partial(self.model.next, policy))
 
     def next_allowed(self, policy: SamplingPolicy, allowed: Ids) -> Dist | None:
         """Return what `next` does, of the tokens that are allowed (int64 ids, rising)."""
-        model = self._model
+        model = self.model
         if model is None or self.repeats or not hasattr(model, "next_allowed"):
             dist = self.next(policy)
-            return None if dist is None else _restrict(dist, allowed)
+            return None if dist is None else restrict(dist, allowed)
         return self._ask(partial(model.next_allowed, policy, allowed))
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from `length` on."""
-        if self._model is not None:
-            self._model.truncate(length)
+        if self.model is not None:
+            self.model.truncate(length)
         self._cut(length)
 
     def close(self) -> None:
         """Free the model, or the vocabulary's file."""
-        if self._model is not None:
-            self._model.close()
+        if self.model is not None:
+            self.model.close()
         elif self._owns and callable(close := getattr(self._codec, "close", None)):
             close()
 
@@ -215,7 +207,7 @@ class SuffixDrafter:
         # It is found twice: for the prospect, and when it is drawn.
         self._found_s = _mean(self._found_s, 2.0 * (self._clock() - started) / len(all_stand))
         catch_up_s = self._catch_up_s or _CATCH_UP_SHARE * self._token_s
-        return Prospect(tuple(all_stand), self._found_s, catch_up_s, alone=self._model is None)
+        return Prospect(tuple(all_stand), self._found_s, catch_up_s, alone=self.model is None)
 
     def take(self, *, repeats: bool, least: float = 0.0) -> None:
         """Begin a draft.
@@ -224,7 +216,7 @@ class SuffixDrafter:
             repeats: Whether it is made from earlier text; where there is no model, it always is.
             least: Chance to stand that a token from earlier text must have, or the draft ends before it.
         """
-        self.repeats = repeats or self._model is None
+        self.repeats = repeats or self.model is None
         self._stands, self._least = 1.0, least
 
     def observe(self, length: int) -> None:
@@ -302,13 +294,6 @@ class SuffixDrafter:
         if self._token_s and unread <= _MOST_MEASURED:
             self._catch_up_s = _mean(self._catch_up_s, late_s / (unread - 1))
         return dist
-
-
-def _restrict(dist: Dist, allowed: Ids) -> Dist | None:
-    """Return a distribution over those of its tokens that are allowed; None if none is."""
-    kept = np.isin(dist.ids, allowed)
-    probs = dist.probs[kept]
-    return Dist(dist.ids[kept], (probs / probs.sum()).astype(np.float32).astype(np.float64)) if kept.any() else None
 
 
 def _mean(mean: float, value: float) -> float:

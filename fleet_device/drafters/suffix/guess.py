@@ -11,13 +11,11 @@ from typing import Final
 
 import numpy as np
 
-from dssd.distribution import Dist, point_mass
+from dssd.distribution import Dist, Ids, point_mass
 from fleet_device.drafters.suffix.index import Match
 from schemas.policy import SamplingPolicy
 
-__all__ = ["Guess", "Trust", "make_guess"]
-
-_MOST_ALIKE: Final = 30  # tokens: a place that is so many less alike counts for nothing
+__all__ = ["Guess", "Trust", "make_guess", "restrict"]
 
 _ALIKE: Final = (4, 8, 16)
 _AGREED: Final = (0.5, 0.8, 0.999)
@@ -37,35 +35,55 @@ class Guess:
     """What may follow.
 
     Attributes:
-        dist: From which a token is drawn.
+        tokens: By falling probability, ties by rising id.
+        probs: Of each.
         kind: Of the guess, for `Trust`.
     """
 
-    dist: Dist
+    tokens: Sequence[int]
+    probs: Sequence[float]
     kind: int
 
     @property
     def likeliest(self) -> int:
         """The token of the largest probability."""
-        return int(self.dist.ids[0])
+        return self.tokens[0]
+
+    @property
+    def dist(self) -> Dist:
+        """The distribution that a token is drawn from."""
+        if len(self.tokens) == 1:
+            return point_mass(self.tokens[0])
+        rounded = np.array(self.probs, dtype=np.float32).astype(np.float64)
+        return Dist(np.array(self.tokens, dtype=np.int64), rounded)
+
+    def probability(self, token: int) -> float:
+        """Return how likely a token is drawn."""
+        return self.probs[self.tokens.index(token)] if token in self.tokens else 0.0
 
 
 def make_guess(matches: Sequence[Match], policy: SamplingPolicy) -> Guess:
     """Return the guess that follows from at least one match; where the policy is greedy, of a certain token."""
-    followers = np.concatenate([match.followers for match in matches])
-    alike = np.concatenate([match.alike for match in matches])
-    most = int(alike.max())
-    weights = np.exp2(np.maximum(alike - most, -_MOST_ALIKE).astype(np.float64))
-    ids, inverse = np.unique(followers, return_inverse=True)
-    sums = np.bincount(inverse, weights=weights)
-    probs = sums / sums.sum()
-    order = np.lexsort((ids, -probs))
-    agreed = float(probs[order[0]])
-    kind = _kind(most, agreed, int((alike == most).sum()))
-    if policy.greedy or len(ids) == 1:
-        return Guess(point_mass(int(ids[order[0]])), kind)
-    rounded = probs[order].astype(np.float32).astype(np.float64)
-    return Guess(Dist(ids[order].astype(np.int64), rounded), kind)
+    most = max(max(match.alike) for match in matches)
+    sums: dict[int, float] = {}
+    places = 0
+    for match in matches:
+        for token, alike in zip(match.followers, match.alike, strict=True):
+            sums[token] = sums.get(token, 0.0) + 2.0 ** (alike - most)
+            places += alike == most
+    tokens = sorted(sums, key=lambda token: (-sums[token], token))
+    total = sum(sums.values())
+    kind = _kind(most, sums[tokens[0]] / total, places)
+    if policy.greedy:
+        return Guess(tokens[:1], (1.0,), kind)
+    return Guess(tokens, [sums[token] / total for token in tokens], kind)
+
+
+def restrict(dist: Dist, allowed: Ids) -> Dist | None:
+    """Return a distribution over those of its tokens that are allowed; None if none is."""
+    kept = np.isin(dist.ids, allowed)
+    probs = dist.probs[kept]
+    return Dist(dist.ids[kept], (probs / probs.sum()).astype(np.float32).astype(np.float64)) if kept.any() else None
 
 
 def _place(bounds: Sequence[float], value: float) -> int:
@@ -100,4 +118,4 @@ class Trust:
         """Take note of the token that was committed where a guess was made."""
         kept = 1.0 - 1.0 / _REMEMBERED
         self._guessed[guess.kind] = kept * self._guessed[guess.kind] + 1.0
-        self._right[guess.kind] = kept * self._right[guess.kind] + guess.dist.probability(token)
+        self._right[guess.kind] = kept * self._right[guess.kind] + guess.probability(token)

@@ -6,9 +6,10 @@ appended last can be taken back, exactly. (A suffix tree, as in SuffixDecoding, 
 in several times the memory.)
 """
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from typing import Final
 
 import numpy as np
@@ -22,11 +23,14 @@ LENGTHS: Final = (2, 4, 8)
 LONGEST: Final = 16
 """Most tokens that are compared; a longer agreement says no more."""
 
-_LOOKED_AT: Final = 24
+_LOOKED_AT: Final = 16
 """Places of a chain that are compared, the latest first."""
 
 _FIRST: Final = 256
 """Tokens for which there is room at first."""
+
+_FEW: Final = 8
+"""Places up to which they are chained one by one, which is faster then."""
 
 _NONE: Final = -1
 _WORD: Final = (1 << 64) - 1
@@ -44,12 +48,12 @@ class Match:
     """What followed where the sequence read as it does at its end.
 
     Attributes:
-        followers: int32 `[places]`, the tokens that followed, the latest place first.
-        alike: int64 `[places]`, how many tokens before each are the same as at the end, at most `LONGEST`.
+        followers: The tokens that followed, the latest place first; at least one.
+        alike: Of each, how many tokens before it are the same as at the end, at most the longest that is compared.
     """
 
-    followers: Ints
-    alike: NDArray[np.int64]
+    followers: list[int]
+    alike: list[int]
 
 
 class SuffixIndex:
@@ -110,12 +114,7 @@ class SuffixIndex:
         length = max(length, 0)
         if length >= self._length:
             return
-        for number, size in enumerate(self._lengths):
-            first = max(length, size)
-            if first < self._length:
-                slots, latest, before = self._slots(number, first, self._length), self._latest[number], self._before
-                # Of the places under one hash, the earliest that goes says what the latest was before it.
-                latest[slots[::-1]] = before[number][first : self._length][::-1]  # assigned in order: that comes last
+        self._unlink(length, self._length)
         self._length = length
 
     def find(self, end: Sequence[int] | Ints) -> Match | None:
@@ -124,54 +123,67 @@ class SuffixIndex:
         Args:
             end: The tokens to go on from; only the last `longest` matter.
         """
-        tail = np.asarray(end[-self._longest :], dtype=np.int32)
-        for number in range(len(self._lengths) - 1, -1, -1):
-            size = self._lengths[number]
-            if len(tail) < size:
-                continue
-            slot = self._slot(tail[len(tail) - size :])
-            places = self._chain(number, slot)
-            if not len(places):
-                continue
-            alike = self._alike(places, tail)
-            enough = alike >= size
-            if enough.any():
-                return Match(self._tokens[places[enough]], alike[enough])
+        tail = [int(token) for token in end[-self._longest :]]
+        whole = np.array(tail, dtype=np.int32).tobytes() if len(tail) == self._longest else None
+        tail.reverse()
+        slots = self._slots_of(tail)
+        for number in range(len(slots) - 1, -1, -1):
+            found = self._alike(number, slots[number], tail, whole)
+            if found:
+                return Match([self._view[place] for place, _ in found], [alike for _, alike in found])
         return None
 
-    def _chain(self, number: int, slot: int) -> NDArray[np.int64]:
-        places: list[int] = []
-        place, before = int(self._latest[number][slot]), self._before[number]
-        while place >= 0 and len(places) < _LOOKED_AT:
-            places.append(place)
-            place = int(before[place])
-        found = np.array(places, dtype=np.int64)
-        return found[self._tokens[found] >= 0] if places else found
+    def _alike(self, number: int, slot: int, tail: Sequence[int], whole: bytes | None) -> list[tuple[int, int]]:
+        """Return places of a chain that are as much alike as its hash wants, each with how much that is.
 
-    def _alike(self, places: NDArray[np.int64], tail: Ints) -> NDArray[np.int64]:
-        back = np.arange(1, len(tail) + 1)
-        at = places[:, None] - back  # [places, tokens]
-        same = (self._tokens[np.maximum(at, 0)] == tail[::-1]) & (at >= 0)
-        count: NDArray[np.int64] = np.cumprod(same, axis=1).sum(axis=1)
-        return count
+        Args:
+            number: Of the chains.
+            slot: Of the chain.
+            tail: The tokens to be found before a place, the last first.
+            whole: Their memory, if they are as many as are compared: in texts that repeat themselves all are alike.
+        """
+        size, tokens, before = self._lengths[number], self._view, self._befores[number]
+        last, first, found = tail[0], tail[size - 1], []
+        place = self._latests[number][slot]
+        for _ in range(_LOOKED_AT):
+            if place < 0:
+                break
+            # Other tokens may have the same hash; most are told by two of theirs.
+            if tokens[place - 1] == last and tokens[place - size] == first and tokens[place] >= 0:
+                alike, most = 1, min(place, len(tail))
+                if whole is not None and self._bytes[4 * (place - most) : 4 * place] == whole:
+                    alike = most
+                while alike < most and tokens[place - 1 - alike] == tail[alike]:
+                    alike += 1
+                if alike >= size:
+                    found.append((place, alike))
+            place = before[place]
+        return found
 
     def _make_room(self, capacity: int) -> None:
         self._tokens: Ints = np.zeros(capacity, dtype=np.int32)
         self._before = [np.full(capacity, _NONE, dtype=np.int32) for _ in self._lengths]
         self._bits = max(4, (capacity - 1).bit_length() - 1)  # half as many hashes as tokens, to as many
         self._latest = [np.full(1 << self._bits, _NONE, dtype=np.int32) for _ in self._lengths]
+        # The same memory, for single numbers: they are read and written several times as fast.
+        self._view: memoryview[int] = self._tokens.data
+        self._bytes = self._view.cast("B")
+        self._befores: list[memoryview[int]] = [each.data for each in self._before]
+        self._latests: list[memoryview[int]] = [each.data for each in self._latest]
 
     def _link(self, first: int, last: int) -> None:
         """Chain the places from `first` to before `last`."""
+        if last - first <= _FEW:
+            for place in range(first, last):
+                for number, slot in enumerate(self._slots_of(self._tail(place))):
+                    self._befores[number][place] = self._latests[number][slot]
+                    self._latests[number][slot] = place
+            return
         for number, size in enumerate(self._lengths):
             begin = max(first, size)
             if begin >= last:
                 continue
             latest, before = self._latest[number], self._before[number]
-            if last - begin == 1:  # as fast as can be: this is what happens at each token
-                slot = self._slot(self._tokens[begin - size : begin])
-                before[begin], latest[slot] = latest[slot], begin
-                continue
             slots, places = self._slots(number, begin, last), np.arange(begin, last, dtype=np.int32)
             order = np.argsort(slots, kind="stable")
             slots, places = slots[order], places[order]
@@ -181,20 +193,41 @@ class SuffixIndex:
             before[places] = previous
             latest[slots] = places  # assigned in order: the latest comes last
 
+    def _unlink(self, first: int, last: int) -> None:
+        """Take the places from `first` to before `last`, which is the end, out of their chains."""
+        if last - first <= _FEW:
+            for place in range(last - 1, first - 1, -1):
+                for number, slot in enumerate(self._slots_of(self._tail(place))):
+                    self._latests[number][slot] = self._befores[number][place]
+            return
+        for number, size in enumerate(self._lengths):
+            begin = max(first, size)
+            if begin < last:
+                slots, latest, before = self._slots(number, begin, last), self._latest[number], self._before[number]
+                # Of the places under one hash, the earliest that goes says what the latest was before it.
+                latest[slots[::-1]] = before[begin:last][::-1]  # assigned in order: that comes last
+
+    def _tail(self, place: int) -> list[int]:
+        """Return the tokens before a place that are hashed, the last first."""
+        tail = self._view[max(0, place - self._lengths[-1]) : place].tolist()
+        tail.reverse()
+        return tail
+
+    def _slots_of(self, tail: Sequence[int]) -> list[int]:
+        """Return the hashes of the last tokens, for as many lengths as there are tokens for.
+
+        Args:
+            tail: The tokens, the last first.
+        """
+        products = [*accumulate(map(mul, tail, self._plain_weights))]
+        shift = 64 - self._bits
+        return [(products[size - 1] & _WORD) >> shift for size in self._lengths if size <= len(products)]
+
     def _slots(self, number: int, first: int, last: int) -> NDArray[np.int64]:
         """Return the hashes of the tokens before the places from `first` to before `last`."""
         size = self._lengths[number]
         windows = np.lib.stride_tricks.sliding_window_view(self._tokens[first - size : last - 1], size)
-        return self._hash(number, windows)
-
-    def _slot(self, window: Ints) -> int:
-        """Return the hash of some tokens."""
-        mixed = sum(map(operator.mul, window.tolist(), self._plain_weights)) & _WORD
-        return int(mixed >> (64 - self._bits))
-
-    def _hash(self, number: int, windows: Ints) -> NDArray[np.int64]:
-        size = self._lengths[number]
-        products = windows.astype(np.int64).view(np.uint64) * self._weights[:size]
+        products = windows[:, ::-1].astype(np.int64).view(np.uint64) * self._weights[:size]
         mixed = products.sum(axis=1, dtype=np.uint64)
         hashes: NDArray[np.int64] = (mixed >> np.uint64(64 - self._bits)).astype(np.int64)
         return hashes

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from fleet_device.drafters.suffix.guess import Trust, make_guess
@@ -9,7 +8,7 @@ POLICY = SamplingPolicy(temperature=1.0, seed=1)
 
 
 def match(followers: list[int], alike: list[int]) -> Match:
-    return Match(np.array(followers, dtype=np.int32), np.array(alike))
+    return Match(followers, alike)
 
 
 def test_what_followed_is_guessed_with_its_counts() -> None:

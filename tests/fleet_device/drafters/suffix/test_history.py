@@ -30,7 +30,7 @@ def test_what_was_written_is_found_also_by_the_next_run(tmp_path: Path) -> None:
     open_history(folder).remember([1, 2, 3], TEXT)
     match = open_history(folder).find([2, 3, 100, 101])
     assert match is not None
-    assert match.followers.tolist() == [102]
+    assert match.followers == [102]
 
 
 def test_nobody_else_may_read_the_file(tmp_path: Path) -> None:
