@@ -13,6 +13,7 @@ from fleet_cli.device.generate import _interrupt
 from fleet_cli.main import _Formatter, main
 from fleet_device.api.server import listen
 from fleet_device.drafters.suffix.history_file import HistoryFile
+from fleet_device.settings import DeviceSettings
 from fleet_runtime.events import Event
 from schemas.errors import FleetError
 from schemas.vocabulary import Vocabulary
@@ -73,6 +74,26 @@ def test_a_prompt_can_come_from_standard_input_but_not_be_empty(device: Run, mon
     assert err == "fleet: Standard input is empty; give the text to write about.\n"
     assert device("generate", "")[0] == 2
     assert device("generate", "hello", "--stop", "")[0] == 2
+
+
+def test_a_chat_gives_its_one_text_all_the_memory_and_does_not_take_a_running_device_s_place(
+    device: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def refuse(port: int, _name: str) -> None:
+        if port == 1:
+            raise FleetError("It runs already.")
+
+    def open_device(settings: DeviceSettings) -> None:
+        asked.append((settings.texts_at_once, settings.api_port))
+        raise FleetError("Enough.")
+
+    monkeypatch.setattr("fleet_cli.device.chat.command.refuse_beside_running", refuse)
+    monkeypatch.setattr("fleet_cli.device.chat.command.Device", open_device)
+    assert device("chat", "--api-port", "1")[::2] == (2, "fleet: It runs already.\n")
+    assert device("chat", "--api-port", "0")[::2] == (2, "fleet: Enough.\n")
+    assert asked == [(1, 0)]
 
 
 def test_a_self_test_that_fails_has_exit_code_1_and_says_what_failed(device: Run) -> None:

@@ -109,6 +109,8 @@ def chat_command(
     a message.
     """
     refuse_beside_running(settings.api_port, settings.device)
+    # A conversation is one text at a time: its context gets all the memory.
+    settings = settings.model_copy(update={"texts_at_once": 1})
     try:
         with Device(settings) as device:
             talk(device, system=system, drop=when_full is _WhenFull.DROP)
