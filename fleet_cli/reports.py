@@ -83,6 +83,7 @@ def show_device(
 def show_sessions(title: str, found: "Sequence[SessionView]", *, wide: bool = False) -> None:
     """List sessions."""
     digits = _telling_digits([view.session for view in found])
+    offline = any(view.device_unverified for view in found)
     columns: list[Column[SessionView]] = [
         Column("session", lambda view: view.session, brief=lambda view: view.session[:digits]),
         Column("device", lambda view: view.device, folds=True),
@@ -99,6 +100,7 @@ def show_sessions(title: str, found: "Sequence[SessionView]", *, wide: bool = Fa
         Column("guessed right", lambda view: view.counted.guessed_right, wide=True),
         Column("tokens/s", lambda view: view.counted.tokens_per_s, narrow="tokens\n/s"),
         Column("acceptance", lambda view: view.counted.acceptance, narrow=_ACCEPTANCE, digits=3),
+        Column("unverified", lambda view: view.device_unverified, narrow="unveri-\nfied", wide=not offline),
         Column("rounds", lambda view: view.counted.rounds, wide=True),
         Column("mean batch", lambda view: view.counted.mean_batch, wide=True),
         Column("up B/token", lambda view: view.counted.uplink_bytes_per_token, wide=True),
@@ -229,6 +231,7 @@ def _facts(found: "SessionView") -> list[tuple[str, object]]:
         ("closed (UTC)", found.closed_at),
         ("ended", found.reason or "open"),
         ("tokens at the end", found.final_tokens),
+        ("of that unverified (device)", found.device_unverified),
         ("tokens streamed (edge)", found.counted.streamed),
         ("of that guessed right (edge)", found.counted.guessed_right),
         ("guesses (edge)", found.counted.guessed),

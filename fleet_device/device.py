@@ -135,8 +135,9 @@ class Device:
     def generate(self, prompt: Prompt, **options: Unpack[TextOptions]) -> GeneratedText:
         """Write a text, and return it when it is whole.
 
-        A broker or an edge that goes away meanwhile does not end it: the device resumes as soon as one is back, for up
-        to `resume_s` seconds.
+        A broker or an edge that goes away meanwhile ends it after `offline_s` seconds, unless another edge is there.
+        With `offline="wait"` the device goes on as soon as one is back, for up to `resume_s` seconds; with
+        `offline="local"` the draft model goes on alone, and the result's `verified` is False.
 
         Args:
             prompt: A text, the messages of a chat, or token ids.
@@ -144,7 +145,7 @@ class Device:
 
         Raises:
             InvalidRequest: The prompt or an option cannot be used.
-            EdgeUnavailable: No edge answers within `open_s` seconds.
+            EdgeUnavailable: No edge answers, and the text is not to go on alone.
             SessionRefused: The edge declined the text; `code` says why.
             SessionFailed: The text could not be brought to its end.
             ProtocolViolation: The edge answered something that no correct edge answers.
@@ -154,7 +155,7 @@ class Device:
             DeviceClosed: The device is not open.
             TextCancelled: It was closed meanwhile.
         """
-        with self.stream(prompt, **options) as stream:
+        with self._begin(prompt, revisable=True, **options) as stream:
             return stream.result()
 
     def stream(self, prompt: Prompt, **options: Unpack[TextOptions]) -> TextStream:
@@ -170,9 +171,7 @@ class Device:
             InvalidRequest: The prompt or an option cannot be used.
             DeviceClosed: The device is not open.
         """
-        encode = prepare_request(prompt, self.settings, **options)
-        opened = self._require_open()
-        return TextStream(opened.texts, lambda: encode(opened.service.codec))
+        return self._begin(prompt, revisable=False, **options)
 
     def count_tokens(self, prompt: Prompt, *, raw: bool = False) -> int:
         """Return how many tokens a prompt has, chat template included: with the text they share the model's context.
@@ -214,6 +213,11 @@ class Device:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _begin(self, prompt: Prompt, *, revisable: bool, **options: Unpack[TextOptions]) -> TextStream:
+        encode = prepare_request(prompt, self.settings, revisable=revisable, **options)
+        opened = self._require_open()
+        return TextStream(opened.texts, lambda: encode(opened.service.codec))
 
     def _require_open(self) -> _Open:
         if (opened := self._open) is None:

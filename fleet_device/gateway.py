@@ -17,6 +17,7 @@ from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.waiting import OnWait
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import EdgeUnavailable
+from fleet_device.offline import OfflinePolicy
 from fleet_device.service import DeviceService
 from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece
 from fleet_device.texts.queue import Listener, TextQueue, Ticket
@@ -200,7 +201,7 @@ class Gateway:
     def _write(
         self, request: GenerateRequest, on_piece: OnPiece, on_wait: OnWait, cancellation: Cancellation
     ) -> GeneratedText:
-        if (missing := self.absence()) is not None:
+        if request.outages.policy is OfflinePolicy.FAIL and (missing := self.absence()) is not None:
             raise EdgeUnavailable(missing)
         text = self._service.write(request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation)
         self._journal.note(text)

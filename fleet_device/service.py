@@ -12,6 +12,7 @@ from fleet_device.client.agent import Agent
 from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.inbox import Inbox
 from fleet_device.client.presence import EdgePresences
+from fleet_device.client.reports import UnverifiedReports
 from fleet_device.client.retry import Timeouts
 from fleet_device.client.telemetry import DeviceTotals
 from fleet_device.client.waiting import OnWait
@@ -75,6 +76,7 @@ class DeviceService:
     texts_at_once: int = field(init=False)
     _counting: threading.Lock = field(default_factory=threading.Lock)
     _link: Link = field(init=False)
+    _reports: UnverifiedReports = field(init=False)
     _presence: Presence = Presence.ONLINE
     _stopping: threading.Event = field(default_factory=threading.Event)
     _connecting: threading.Thread | None = None
@@ -83,6 +85,7 @@ class DeviceService:
     def __post_init__(self) -> None:
         settings = self.settings
         self.since = self.now()
+        self._reports = UnverifiedReports(settings.offline_log)
         self.codec = ConversationCodec(self.drafter.codec)
         will = Will(self._topic(Topic.STATE), encode_json(self._state(Presence.OFFLINE)))
         further = sequences_of(self.drafter, settings.texts_at_once)[1:]
@@ -105,6 +108,7 @@ class DeviceService:
             padding=settings.padding,
             window=settings.window,
             beside=[(drafter, make_pacing(settings)) for drafter in further],
+            reports=self._reports,
         )
         self.agent.attach()
         # Said anew after every reconnect: meanwhile the broker has said for us that we are gone.
@@ -138,6 +142,7 @@ class DeviceService:
         Raises:
             ConnectFailed: The broker cannot be reached; the service is stopped.
         """
+        self._reports.start()
         try:
             self._link.start(timeout_s=_CONNECT_S)
         except BaseException:
@@ -147,6 +152,7 @@ class DeviceService:
 
     def start_patiently(self) -> None:
         """Connect as soon as the broker can be reached, on a thread: a gateway may boot before its network."""
+        self._reports.start()
         self._connecting = threading.Thread(target=self._connect, name="connect", daemon=True)
         self._connecting.start()
 
@@ -162,6 +168,7 @@ class DeviceService:
             if self._connecting is not None:
                 self._connecting.join()
                 self._link.stop()  # it may just have been about to start
+            self._reports.stop()
             self.drafter.close()
 
     def drain(self) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 
 from fleet_device.drafters.registry import DRAFTERS
+from fleet_device.offline import OfflinePolicy, Outages
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.fields import Settings, setting
 from schemas.bounds import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW
@@ -186,6 +187,41 @@ class DeviceSettings(Settings):
     resume_s: float = setting(
         120.0, "Longest wait for an edge to take a session over again.", unit="seconds", rare=True, gt=0
     )
+    offline: OfflinePolicy = setting(
+        OfflinePolicy.FAIL,
+        "What becomes of a text for which no edge answers: `fail` ends it with an error, `wait` goes on as soon as an "
+        "edge is back, `local` goes on with the draft model alone and marks what it writes as unverified.",
+        since="0.2",
+    )
+    rejoin: bool = setting(
+        False,  # noqa: FBT003 - a default
+        "Whether an edge that is back verifies the rest of a text that went on without one; what is unverified is "
+        "replaced if nobody has read it yet, and stands otherwise.",
+        since="0.2",
+    )
+    offline_s: float = setting(
+        2.0,
+        "Time without a broker, or without an edge that is online, after which `offline` applies.",
+        unit="seconds",
+        since="0.2",
+        rare=True,
+        ge=0,
+    )
+    answer_s: float = setting(
+        15.0,
+        "Longest silence of an edge that says it is online, after which `offline` applies; longer than `verdict_s`, so "
+        "that another edge is asked first.",
+        unit="seconds",
+        since="0.2",
+        rare=True,
+        gt=0,
+    )
+    offline_log: Path = setting(
+        Path("fleet-unverified.db"),
+        "File that keeps, until an edge has logged them, the counts and times of texts written without one.",
+        since="0.2",
+        rare=True,
+    )
     verdict_s: float = setting(10.0, "Wait before an unanswered draft is repeated.", unit="seconds", rare=True, gt=0)
     drain_s: float = setting(
         10.0, "Time that the open text has to end when the device is asked to stop.", unit="seconds", rare=True, ge=0
@@ -212,6 +248,15 @@ class DeviceSettings(Settings):
         ge=0,
         le=100,
     )
+
+    def outages(self) -> Outages:
+        """Return what a text does when no edge answers."""
+        return Outages(
+            policy=self.offline,
+            rejoin=self.rejoin,
+            after_s=self.offline_s,
+            answer_s=self.answer_s,
+        )
 
     def policy(self) -> SamplingPolicy:
         """Return the sampling policy, with a fresh seed unless one is set."""

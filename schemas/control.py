@@ -90,6 +90,8 @@ class Telemetry(_Control):
         draft_ms_per_token: Mean, or None before the first.
         round_trip_ms: Smoothed time from draft to verdict, or None before the first.
         streamed: Of the tokens, written by edges alone, as the device has asked them to.
+        unverified: Of the tokens, those at the ends of texts that do not follow the target's law: written while no edge
+            answered, or behind that.
         plan: How the device writes now, or None before the first text.
     """
 
@@ -101,6 +103,7 @@ class Telemetry(_Control):
     round_trip_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     streamed: Annotated[int, Field(ge=0, strict=True)] | None = None
     plan: Annotated[str, Field(max_length=16)] | None = None
+    unverified: Annotated[int, Field(ge=0, strict=True)] | None = None
 
 
 def encode_json(message: _Control) -> bytes:

@@ -256,6 +256,9 @@ class Close(_Message):
         draft_ms: Spent in the draft model.
         wait_ms: Spent waiting for verdicts.
         wall_ms: From Open to Close.
+        unverified: Tokens at the end of the text that do not follow the target's law: the device has written on without
+            an edge, or an edge behind that. None of a text that was verified whole.
+        age_s: Seconds since the text ended, if this is told later than that.
     """
 
     kind: Literal["close"] = "close"
@@ -275,6 +278,8 @@ class Close(_Message):
     draft_ms: Milliseconds
     wait_ms: Milliseconds
     wall_ms: Milliseconds
+    unverified: U32 | None = None
+    age_s: Seconds | None = None
 
 
 class Closed(_Message):

@@ -14,6 +14,7 @@ from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.events_flag import with_events
 from fleet_cli.settings_flags import with_settings
 from fleet_device.device import Device
+from fleet_device.offline import OfflinePolicy
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText
 from fleet_runtime.events import Event, EventStream
@@ -77,7 +78,7 @@ def _write(
     with Device(settings) as device, device.stream(asked, raw=raw, stop=stop) as stream, _interrupt(stream.cancel):
         stream.on_wait = lambda reason: show(Event.WAITING, reason=reason)
         logging.getLogger(_TELLS_WAITS).setLevel(logging.ERROR)  # `show` does so, or is told not to
-        if not device.wait_for_edge(_EDGE_S):
+        if settings.offline is OfflinePolicy.WAIT and not device.wait_for_edge(_EDGE_S):
             _say(f"No edge of fleet {settings.fleet!r} is online; waiting {settings.open_s:.0f} s for one …")
         request = stream.request()
         show(Event.START, prompt_tokens=len(request.prompt), seed=request.policy.seed)
@@ -126,6 +127,8 @@ def _result(device: str, vocabulary: int, text: GeneratedText) -> dict[str, Any]
         "tokens_per_s": tokens / (generation.wall_ms / 1e3) if generation.wall_ms else 0.0,
         "plan": choice and choice.plan,
         "plan_reason": choice and choice.reason,
+        "verified": text.verified,
+        "unverified": text.unverified,
         "streamed": counters.streamed,
         "acceptance": counters.acceptance,
         "rounds": counters.rounds,
@@ -151,8 +154,9 @@ def _result(device: str, vocabulary: int, text: GeneratedText) -> dict[str, Any]
 def _summary(result: dict[str, Any]) -> str:
     acceptance = "none" if result["acceptance"] is None else f"{result['acceptance']:.2f}"
     mean_draft = "" if result["mean_draft"] is None else f" of {result['mean_draft']:.1f} tokens"
+    unverified = f"{result['unverified']} of them UNVERIFIED, " if result["unverified"] else ""
     return (
-        f"[{result['tokens']} tokens, {result['tokens_per_s']:.1f} tokens/s, acceptance {acceptance}, "
+        f"[{result['tokens']} tokens, {unverified} {result['tokens_per_s']:.1f} tokens/s, acceptance {acceptance}, "
         f"{result['rounds']} rounds{mean_draft}, {result['uplink_bytes']} bytes up, {result['downlink_bytes']} down, "
         f"ended by {result['finish']}, session {result['session']}]"
     )
@@ -160,11 +164,12 @@ def _summary(result: dict[str, Any]) -> str:
 
 def _stats(result: dict[str, Any]) -> str:
     first_s = "none" if result["first_token_s"] is None else f"{result['first_token_s']:.2f} s"
-    drafted = result["tokens"] - result["streamed"]
+    drafted = max(0, result["tokens"] - result["streamed"] - result["unverified"])
     return "\n".join(
         (
             f"  plan at the end   {result['plan']}: {result['plan_reason']}",
             f"  tokens            {result['streamed']} written by the edge alone, {drafted} by way of drafts",
+            f"  unverified        {result['unverified']} tokens, written while no edge answered, or behind such",
             f"  drafted           {result['drafted']} tokens; {result['tested']} tested, {result['accepted']} accepted",
             f"  from earlier text {result['suffix_drafted']} of these; {result['suffix_tested']} tested, "  # noqa: ISC004
             f"{result['suffix_accepted']} accepted",

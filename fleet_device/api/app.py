@@ -19,12 +19,13 @@ from starlette.routing import Route
 
 from fleet_device.api.guard import Guard
 from fleet_device.api.problems import ApiProblem, problem_of
-from fleet_device.api.replies import Reply
+from fleet_device.api.replies import VERIFIED_HEADER, Reply
 from fleet_device.api.requests import ChatRequest, CompletionRequest, TextRequest, read_request
 from fleet_device.api.status.page import status_routes
 from fleet_device.api.stream import Events, EventsResponse, Pause, TextEvents
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import DeviceError, EdgeUnavailable
+from fleet_device.offline import OfflinePolicy
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText, GenerateRequest
 from fleet_device.texts.queue import Delayed, Failed, Listener, Piece, Ticket
@@ -141,7 +142,8 @@ class _Api:
         return {"id": name, "object": "model", "created": int(self.backend.since.timestamp()), "owned_by": "fleet"}
 
     async def _text(self, request: Request, asked: TextRequest) -> Response:
-        if (missing := self.backend.absence()) is not None:
+        policy = self.settings.offline if asked.offline is None else asked.offline
+        if policy is OfflinePolicy.FAIL and (missing := self.backend.absence()) is not None:
             raise EdgeUnavailable(missing)
         events = Events()
         tickets = self._submit(asked, events)
@@ -149,7 +151,9 @@ class _Api:
         try:
             async with self._until_disconnect(request, tickets):
                 if not asked.stream:
-                    return JSONResponse(reply.whole(await text.end()))
+                    texts = await text.end()
+                    verified = all(each.verified for each in texts)
+                    return JSONResponse(reply.whole(texts), headers={VERIFIED_HEADER: str(verified).lower()})
                 first = await text.first()
         except BaseException:
             self._cancel(tickets)

@@ -18,7 +18,10 @@ from fleet_device.texts.generate import GeneratedText
 from fleet_device.texts.piece import Piece
 from schemas.reasons import EndReason
 
-__all__ = ["DONE", "Reply", "event"]
+__all__ = ["DONE", "VERIFIED_HEADER", "Reply", "event"]
+
+VERIFIED_HEADER: Final = "X-Fleet-Verified"
+"""Header of an answer in one: whether all of its text follows the large model's law, `true` or `false`."""
 
 DONE: Final = b"data: [DONE]\n\n"
 """The end of a stream."""
@@ -69,13 +72,13 @@ class Reply:
         return [self._chunk({"role": "assistant", "content": ""}, number)] if self.chat else []
 
     def piece(self, piece: Piece, number: int = 0) -> dict[str, Any]:
-        """Return a chunk of text."""
+        """Return a chunk of text; one that does not follow the large model's law says so."""
         chunk = self._chunk({"content": piece.text} if self.chat else piece.text, number)
         if self.spell is not None and piece.parts:
             before = self._shown.get(number, 0)
             self._shown[number] = before + len(piece.text)
             chunk["choices"][0]["logprobs"] = self._logprobs(pieces_of(piece.parts), self.spell, offset=before)
-        return chunk
+        return chunk if piece.verified else {**chunk, "fleet": {"verified": False}}
 
     def last(self, text: GeneratedText, number: int = 0) -> dict[str, Any]:
         """Return the chunk after all text of a choice."""

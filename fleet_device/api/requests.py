@@ -8,6 +8,7 @@ from pydantic_core import from_json
 from fleet_device.api.problems import ApiProblem
 from fleet_device.api.unsupported import supported
 from fleet_device.drafters.contract import TextCodec
+from fleet_device.offline import OfflinePolicy
 from fleet_device.settings import DeviceSettings, Truncate
 from fleet_device.texts.chat import ChatMessage
 from fleet_device.texts.generate import GenerateRequest
@@ -117,6 +118,8 @@ class TextRequest(_Model):
         stop: Strings before which the text ends.
         n: How many texts to write; the seed of each is one more than that of the one before it.
         truncate: What is done with a prompt that is too long (an extension).
+        offline: What becomes of the text when no edge answers (an extension).
+        rejoin: Whether an edge that is back verifies the rest of a text that went on without one (an extension).
         stream: Whether to send the text as it grows.
         stream_options: How.
     """
@@ -131,6 +134,8 @@ class TextRequest(_Model):
     stop: Stops | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES, strict=True)] | None = None
     truncate: Truncate | None = None
+    offline: OfflinePolicy | None = None
+    rejoin: bool | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -177,6 +182,9 @@ class TextRequest(_Model):
             stop=self.stop,
             truncate=self.truncate,
             logprobs=self.most_logprobs,
+            offline=self.offline,
+            rejoin=self.rejoin,
+            revisable=not self.stream,
         )(codec)
 
     @property

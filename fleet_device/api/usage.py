@@ -17,7 +17,7 @@ def usage_of(texts: Sequence[GeneratedText]) -> dict[str, Any]:
     - `accepted`: of these, accepted by the large model. They are in the text.
     - `streamed`: tokens that the edge wrote by itself.
     - `forced`: tokens that a grammar left no choice for.
-    - `unverified`: tokens that no large model has seen, since no edge answered.
+    - `unverified`: tokens that do not follow the large model's law, since no edge answered when they came, or before.
     - `cached`: tokens of the prompt that the edge had computed before, for each choice.
     """
     prompt, written = len(texts[0].request.prompt), sum(len(text.tokens) for text in texts)
@@ -41,7 +41,7 @@ def usage_of(texts: Sequence[GeneratedText]) -> dict[str, Any]:
             "accepted": accepted,
             "streamed": sum(each.streamed for each in counters),
             "forced": sum(getattr(each, "forced", 0) for each in counters),
-            "unverified": sum(getattr(text, "unverified", 0) for text in texts),
+            "unverified": sum(text.unverified for text in texts),
         },
     }
 
@@ -51,6 +51,8 @@ def told_of(text: GeneratedText) -> dict[str, Any]:
     counters, policy, choice = text.generation.counters, text.request.policy, text.generation.choice
     return {
         "session": text.generation.session.hex(),
+        "verified": text.verified,
+        "unverified_tokens": text.unverified,
         "seed": policy.seed,
         "mode": policy.mode.value,
         "plan": choice and choice.plan,

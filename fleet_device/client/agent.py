@@ -3,19 +3,23 @@
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.handles import Handles
-from fleet_device.client.inbox import Inbox, Wake
+from fleet_device.client.inbox import Event, Inbox, Wake
 from fleet_device.client.lanes import Lane, Lanes
+from fleet_device.client.outage import Absence, Outage
 from fleet_device.client.outbound import Outbound
 from fleet_device.client.refusals import Refusals, RefusedUntil
+from fleet_device.client.reports import UnverifiedReports
 from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.client.unconfirmed import UnconfirmedCloses
 from fleet_device.client.waiting import OnWait, Waiting
 from fleet_device.drafters.contract import Drafter
+from fleet_device.offline import Outages
 from fleet_device.pacing.contract import Choice, Pacing
 from fleet_device.pacing.session_pacing import RoundTrips, SessionPacing
 from fleet_device.session.counters import SessionCounters
@@ -24,11 +28,13 @@ from fleet_device.session.origins import CommittedTokens
 from fleet_device.session.request import SessionRequest
 from fleet_link.link import Link
 from schemas.bounds import MAX_WINDOW, SESSION_BYTES
-from schemas.messages import Closed
+from schemas.messages import Close, Closed
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 
 __all__ = ["Agent", "Generation"]
+
+_WAIT: Final = Outages()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,8 @@ class Generation:
         edge: Who verified the end of it.
         round_trips: From sending a draft to its verdict.
         choice: The plan that was followed at its end, and why.
+        unverified: Tokens at the end of the text that do not follow the target's law: the device has written on without
+            an edge, or an edge behind that.
     """
 
     session: bytes
@@ -62,6 +70,7 @@ class Generation:
     edge: str | None = None
     round_trips: RoundTrips = field(default_factory=RoundTrips)
     choice: Choice | None = None
+    unverified: int = 0
 
     @property
     def mean_draft(self) -> float | None:
@@ -85,6 +94,7 @@ class Agent:
         padding: Drafts are filled up to a multiple of so many bytes; 0 leaves them as they are.
         window: Most drafts of a text under way at once, whatever an edge grants.
         beside: Further sequences of the draft model, each with a pacing of its own: so many texts more at once.
+        reports: Keeps what is to be told of texts that ended without an edge; without it, some are kept in memory.
     """
 
     link: Link
@@ -98,23 +108,29 @@ class Agent:
     padding: int = 0
     window: int = MAX_WINDOW
     beside: Sequence[tuple[Drafter, Pacing]] = ()
+    reports: UnverifiedReports | None = None
     _lanes: Lanes = field(init=False)
     _handles: Handles = field(default_factory=Handles)
     _outbound: Outbound = field(init=False)
     _unconfirmed: UnconfirmedCloses = field(init=False)
     _refused: RefusedUntil = field(init=False)
+    _absence: Absence = field(init=False)
 
     def __post_init__(self) -> None:
         """Put together what outlives a text."""
         self._outbound = Outbound(self.link, self.fleet, self.device, self.inbox, self.padding)
         self._unconfirmed = UnconfirmedCloses(self._outbound.close)
         self._refused = RefusedUntil(self.clock)
+        self._absence = Absence(self.clock)
         further = [Lane(drafter, pacing, self.inbox.beside()) for drafter, pacing in self.beside]
         self._lanes = Lanes([Lane(self.drafter, None, self.inbox), *further])
 
     def attach(self) -> None:
         """Subscribe; once, before the link is started."""
-        self.inbox.listener = self._unconfirmed.on_event
+        self.inbox.listener = self._on_event
+        if self.reports is not None:
+            self.reports.send = self._outbound.close
+            self.reports.ready = lambda: self._outbound.connected and bool(self.inbox.edges.online())
         self.inbox.subscribe(self.link, fleet=self.fleet, device=self.device)
 
     def generate(
@@ -127,6 +143,8 @@ class Agent:
         on_wait: OnWait = lambda _sentence: None,
         cancellation: Cancellation | None = None,
         logprobs: int | None = None,
+        outages: Outages = _WAIT,
+        on_void: Callable[[int], None] = lambda _length: None,
     ) -> Generation:
         """Write a text, beside as many others as there are sequences `beside`; a caller too many waits.
 
@@ -140,6 +158,8 @@ class Agent:
             cancellation: Ends the session early.
             logprobs: Asks for the target's log-probabilities of all tokens, and of so many of the likeliest at each
                 place; `on_tokens` is told them.
+            outages: What is done when no edge answers.
+            on_void: Told, on this thread, that of a text that may be revised only so many tokens stand.
 
         Raises:
             SessionRefused: The edge declined.
@@ -160,7 +180,7 @@ class Agent:
                 logprobs=logprobs,
             )
             self._refused.check(self.timeouts.open_s)
-            session = DeviceSession(request, window=self.window)
+            session = DeviceSession(request, window=self.window, revisable=outages.revisable and outages.rejoin)
             pacing = self.pacing if lane.pacing is None else lane.pacing
             outbound = replace(self._outbound, inbox=lane.inbox)
             retry = RetryState(self.timeouts, self.clock)
@@ -168,6 +188,7 @@ class Agent:
                 retry.hold(left_s)
             refusals = Refusals(retry, self._refused)
             cancellation = cancellation or Cancellation()
+            waiting = Waiting(session, outbound, self.inbox.edges, retry, refusals, self.clock, on_wait)
             driver = SessionDriver(
                 session=session,
                 drafts=DraftSequence(session, lane.drafter, self.clock),
@@ -176,9 +197,12 @@ class Agent:
                 inbox=lane.inbox,
                 retry=retry,
                 refusals=refusals,
-                waiting=Waiting(session, outbound, self.inbox.edges, retry, refusals, self.clock, on_wait),
+                waiting=waiting,
+                outage=Outage(waiting, self._absence, outages),
                 clock=self.clock,
                 on_tokens=on_tokens,
+                on_void=self._forgetting(request.session, on_void),
+                on_alone=self._keep_under_way,
                 cancellation=cancellation,
                 claim=lambda handle: self._handles.claim(request.session, handle),
             )
@@ -190,8 +214,8 @@ class Agent:
                 self._handles.release(request.session)
                 if (source := driver.drafts.source) is not None:
                     source.remember(request.prompt, session.committed)
-                if driver.said is not None and driver.closed is None and session.granted:
-                    self._unconfirmed.keep(driver.said)
+                if driver.said is not None and driver.closed is None:
+                    self._keep(driver.said, granted=session.granted)
             return Generation(
                 session=request.session,
                 tokens=tuple(session.committed),
@@ -205,4 +229,31 @@ class Agent:
                 edge=session.opened.edge if session.opened else None,
                 round_trips=driver.pacing.round_trips,
                 choice=pacing.choice(),
+                unverified=session.unverified,
             )
+
+    def _keep(self, close: Close, *, granted: bool) -> None:
+        """Keep a Close that no edge has confirmed, to be said again."""
+        if close.unverified and self.reports is not None:
+            self.reports.keep(close)
+        elif close.unverified or granted:
+            self._unconfirmed.keep(close)
+
+    def _keep_under_way(self, close: Close) -> None:
+        if self.reports is not None:
+            self.reports.keep(close, under_way=True)
+
+    def _forgetting(self, session: bytes, on_void: Callable[[int], None]) -> Callable[[int], None]:
+        """Return what forgets a session's report where nothing unverified is left of the text."""
+
+        def void(length: int) -> None:
+            if self.reports is not None:
+                self.reports.forget(session)
+            on_void(length)
+
+        return void
+
+    def _on_event(self, event: Event) -> None:
+        self._unconfirmed.on_event(event)
+        if self.reports is not None:
+            self.reports.on_event(event)

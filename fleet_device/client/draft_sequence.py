@@ -66,6 +66,23 @@ class DraftSequence:
         session.counters.draft_ms += (self.clock() - started) * 1e3
         return True
 
+    def write_alone(self) -> int | None:
+        """Write the next token of the text without an edge.
+
+        Returns:
+            Its id; None if the drafter has no idea, and nothing was written.
+        """
+        session, drafter = self.session, self.drafter
+        started = self.clock()
+        q = drafter.next(session.request.policy)
+        if q is None:
+            return None
+        token = session.write_alone(q)
+        if session.ended is None:
+            drafter.extend((token,))
+        session.counters.draft_ms += (self.clock() - started) * 1e3
+        return token
+
     def _observe(self) -> None:
         """Let what drafts from earlier text learn from what is committed."""
         if (source := self.source) is not None:

@@ -7,7 +7,8 @@ time, so that tests can drive it without threads or sleeping.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.draft_sequence import DraftSequence
@@ -19,15 +20,17 @@ from fleet_device.client.inbox import (
     ReceivedVerdict,
     Undelivered,
 )
+from fleet_device.client.outage import Outage
 from fleet_device.client.outbound import Outbound
 from fleet_device.client.refusals import Refusals
 from fleet_device.client.retry import RetryState
 from fleet_device.client.waiting import Waiting
-from fleet_device.errors import SessionRefused
+from fleet_device.errors import EdgeUnavailable, SessionRefused
+from fleet_device.offline import OfflinePolicy
 from fleet_device.pacing.contract import Plan
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.origins import CommittedTokens
+from fleet_device.session.origins import CommittedTokens, TokenOrigin
 from fleet_device.session.states import SessionState
 from schemas.control import Presence
 from schemas.messages import Close, Closed, Draft, Fault, Opened, Refused
@@ -37,6 +40,12 @@ from schemas.topics import Topic
 __all__ = ["SessionDriver"]
 
 _log = logging.getLogger(__name__)
+
+# A text that goes on without an edge asks for one so often, and pauses for so long until one has taken it.
+_REJOIN_EVERY_S: Final = 5.0
+_REJOIN_WITHIN_S: Final = 1.0
+
+_KEPT_EVERY: Final = 64  # tokens without an edge
 
 
 @dataclass(slots=True)
@@ -52,8 +61,11 @@ class SessionDriver:
         retry: How long it has waited, and how long it waits.
         refusals: What edges have declined.
         waiting: Why no text comes.
+        outage: Whether any edge answers.
         clock: Monotonic seconds.
         on_tokens: Told of newly committed tokens; returns True if the text has come to its end for the application.
+        on_void: Told that of the text no more stands than so many tokens: an edge goes on from there.
+        on_alone: Told, as the text grows without an edge, what is to be said of it should it never be ended.
         cancellation: Ends the session early.
         claim: Takes the handle that an edge has given, unless another text of this device has it.
         started: When it began.
@@ -71,8 +83,11 @@ class SessionDriver:
     retry: RetryState
     refusals: Refusals
     waiting: Waiting
+    outage: Outage
     clock: Callable[[], float]
     on_tokens: Callable[[CommittedTokens], bool | None] = lambda _tokens: None
+    on_void: Callable[[int], None] = lambda _length: None
+    on_alone: Callable[[Close], None] = lambda _close: None
     cancellation: Cancellation = field(default_factory=Cancellation)
     claim: Callable[[int], bool] = lambda _handle: True
     started: float = field(init=False)
@@ -84,6 +99,10 @@ class SessionDriver:
     _asked: int = 0  # tokens that the edge was last asked to write by itself
     _behind: bool = False  # the drafter has not seen what the edge has written by itself
     _close_until: float | None = None  # the edge's last word is waited for until then
+    _outage: str = ""  # why the text goes on without an edge, or was last about to
+    _rejoining: bool = False  # an edge is asked for that text; until one has taken it, it can go on without
+    _rejoin_at: float = 0.0  # when one is asked for next; while one is, how long that may take
+    _soonest: float = 0.0  # when one may be asked for because it says that it is there
 
     def __post_init__(self) -> None:
         """Begin to count the time."""
@@ -105,7 +124,8 @@ class SessionDriver:
             if self._close_until is None:
                 interrupted = isinstance(error, KeyboardInterrupt)
                 self.session.cancel(EndReason.CANCELLED if interrupted else EndReason.FAILED)
-                if self.session.granted or (self.session.asked and not isinstance(error, SessionRefused)):
+                refused = isinstance(error, SessionRefused)
+                if self.session.granted or self.session.unverified or (self.session.asked and not refused):
                     self.send_close()  # also if no edge has answered: one may yet take the Open that was sent
             raise
 
@@ -123,6 +143,8 @@ class SessionDriver:
             self._begin_to_close()
         elif (event := self.inbox.take()) is not None:
             self._handle(event)
+        elif self.session.local:
+            self._write_alone()
         elif self.session.may_send and not self.retry.holding:
             self._draft()
         else:
@@ -133,7 +155,8 @@ class SessionDriver:
         """Return how long to wait for what arrives next before `on_quiet` (seconds)."""
         if self._close_until is not None:
             return max(0.0, self._close_until - self.clock())
-        return min(self.retry.quiet_s(opened=self._opened), self.waiting.quiet_s())
+        quiet_s = min(self.retry.quiet_s(opened=self._opened), self.waiting.quiet_s(), self.outage.quiet_s())
+        return max(0.0, min(quiet_s, self._rejoin_at - self.clock())) if self._rejoining else quiet_s
 
     def on_quiet(self) -> None:
         """Nothing came in time: ask again, or give up.
@@ -144,10 +167,14 @@ class SessionDriver:
         if self._close_until is not None:
             self.done = self.done or self.clock() >= self._close_until
             return
-        self.waiting.look()
         if self.waiting.may_go_elsewhere():
+            self.waiting.look()
             self._leave()
-        elif self.retry.may_ask_again(opened=self._opened):
+            return
+        self._look()
+        if self.session.local or self.session.ended is not None:
+            return
+        if self.retry.may_ask_again(opened=self._opened):
             self._repeat()
 
     def resume(self, cause: str = "the edge went away.", *, silent: bool = False) -> None:
@@ -173,9 +200,14 @@ class SessionDriver:
         Args:
             to_any: The edge that had it went away before it answered: another is to write the end down.
         """
-        close = self.session.close(wall_ms=(self.clock() - self.started) * 1e3)
-        self.said = close.model_copy(update={"edge": None, "handle": None}) if to_any else close
+        self.said = self._close_to_any() if to_any else self._close()
         self.outbound.close(self.said)
+
+    def _close(self) -> Close:
+        return self.session.close(wall_ms=(self.clock() - self.started) * 1e3)
+
+    def _close_to_any(self) -> Close:
+        return self._close().model_copy(update={"edge": None, "handle": None})
 
     @property
     def _opened(self) -> bool:
@@ -219,6 +251,9 @@ class SessionDriver:
         if self._close_until is not None:
             self._handle_closing(event)
             return
+        if self.session.local:
+            self._handle_alone(event)
+            return
         match event:
             case ReceivedVerdict():
                 self._verdict(event)
@@ -232,7 +267,7 @@ class SessionDriver:
                 self._undelivered(topic)
             case _:
                 pass  # woken up, to look at the cancellation
-        self.waiting.look()  # here too: an edge may send without end, and answer nothing
+        self._look()  # here too: an edge may send without end, and answer nothing
 
     def _verdict(self, received: ReceivedVerdict) -> None:
         session = self.session
@@ -247,7 +282,7 @@ class SessionDriver:
             if effect.tokens:
                 self.waiting.grown()
                 self.first_at = self.first_at or self.clock()
-                if self.on_tokens(effect.committed):
+                if self.on_tokens(self._told(effect.committed)):
                     session.cancel(EndReason.STOP)
                     return
             if effect.streamed:
@@ -258,6 +293,12 @@ class SessionDriver:
                 self._send_draft(effect.request)
         if session.ended is None and session.may_renew_stream and not self.retry.holding:
             self._renew_stream()
+
+    def _told(self, tokens: CommittedTokens) -> CommittedTokens:
+        """Return what is told of tokens that an edge has verified: nothing follows the law behind unverified ones."""
+        if not self.session.unverified:
+            return tokens
+        return replace(tokens, origins=(TokenOrigin.UNVERIFIED,) * len(tokens))
 
     def _renew_stream(self) -> None:
         """Ask the edge to write on, or to stop, well before it has written what it was asked for."""
@@ -277,14 +318,11 @@ class SessionDriver:
     def _reply(self, reply: Opened | Refused | Fault | Closed) -> None:
         session = self.session
         match reply:
-            case Opened() if session.on_opened(reply):
-                self.refusals.last = None
-                self.refusals.until.lift()
-                self.retry.answered(tokens=0)
-                self._plan, self._behind = None, False
-                self.drafts.rewind()
-                if not self.claim(reply.handle):
-                    self.resume("another text of this device has the same handle.")
+            case Opened():
+                self._take_grant(reply)
+            case Refused() if self._rejoining and reply.session == session.request.session:
+                self._go_alone(reply.sentence)
+                self._rejoin_at += reply.retry_s or 0.0
             case Refused() if reply.session == session.request.session and session.opened is None:
                 self.refusals.postpone(reply)
                 session.on_postponed()
@@ -302,10 +340,27 @@ class SessionDriver:
             case _:
                 pass
 
+    def _take_grant(self, opened: Opened) -> None:
+        length = len(self.session.committed)
+        if not self.session.on_opened(opened):
+            return
+        self.refusals.last = None
+        self.refusals.until.lift()
+        self.retry.answered(tokens=0)
+        self._rejoining = False
+        self._plan, self._behind = None, False
+        if len(self.session.committed) < length:
+            self.on_void(len(self.session.committed))
+        self.drafts.rewind()
+        if not self.claim(opened.handle):
+            self.resume("another text of this device has the same handle.")
+
     def _undelivered(self, topic: Topic) -> None:
         """Nobody listens where a message went: the edge is away."""
         if topic is Topic.OPEN:
             self.session.on_undelivered()
+            if self._rejoining:
+                self._go_alone(self._outage)
         elif topic is Topic.DRAFT and self._opened:
             self.resume()
 
@@ -327,6 +382,72 @@ class SessionDriver:
         assert opened is not None
         _log.warning("Edge %s does not answer; the session goes on at another.", opened.edge)
         self.resume("the edge does not answer.", silent=True)
+
+    # Without an edge
+
+    def _look(self) -> None:
+        """See whether an edge answers, and do as is asked for if none does.
+
+        Raises:
+            DeviceError: The text is to fail then; or it waits, and all that there was to wait is over.
+        """
+        if self._rejoining:
+            if not self.outbound.connected or self.clock() >= self._rejoin_at:
+                self._go_alone(self._outage)
+        elif (cause := self.outage.cause()) is None:
+            self.waiting.look()
+        elif self.outage.settings.policy is OfflinePolicy.LOCAL:
+            _log.warning("The text goes on without an edge: %s", cause)
+            self._go_alone(cause)
+        else:
+            raise self.refusals.last or EdgeUnavailable(cause)
+
+    def _go_alone(self, cause: str) -> None:
+        self._outage, self._rejoining, self._rejoin_at = cause, False, self.clock() + _REJOIN_EVERY_S
+        self._soonest = self.clock() + _REJOIN_WITHIN_S
+        self._plan, self._behind = None, False
+        self.retry.rest()
+        self.session.go_local(self.drafts.drafter.codec.end_tokens)
+        self.drafts.rewind()
+
+    def _write_alone(self) -> None:
+        """Write a token without an edge, or ask for one that is back."""
+        if self.clock() >= self._rejoin_at and self._rejoin():
+            return
+        session = self.session
+        if len(session.request.prompt) + len(session.committed) >= self.drafts.drafter.context:
+            session.cancel(EndReason.LENGTH)
+            return
+        token = self.drafts.write_alone()
+        if token is None:
+            raise EdgeUnavailable(
+                f"{self._outage} The drafter {self.drafts.drafter.name!r} cannot go on alone: it has no model; set "
+                "drafter = 'llama.cpp', or offline = 'wait'."
+            )
+        if session.ended is None and session.unverified % _KEPT_EVERY == 1:
+            self.on_alone(session.close_if_lost(wall_ms=(self.clock() - self.started) * 1e3))
+        self.first_at = self.first_at or self.clock()
+        self.waiting.grown()
+        if self.on_tokens(CommittedTokens((token,), (TokenOrigin.UNVERIFIED,))):
+            session.cancel(EndReason.STOP)
+
+    def _handle_alone(self, event: Event) -> None:
+        match event:
+            case ConnectionChanged(up=True) | EdgeStateChanged(presence=Presence.ONLINE):
+                self._rejoin_at = min(self._rejoin_at, self._soonest)
+            case _:
+                pass  # what an edge says of a grant that is void, or a wake-up to look at the cancellation
+
+    def _rejoin(self) -> bool:
+        """Ask for an edge that verifies the rest, if the text is to have one; return whether that was done."""
+        self._rejoin_at = self.clock() + _REJOIN_EVERY_S
+        if not self.outage.may_rejoin():
+            return False
+        self._rejoining = True
+        self._rejoin_at = self.clock() + _REJOIN_WITHIN_S
+        self.retry.resumes += 1
+        self._open()
+        return True
 
     # Sending
 
@@ -354,6 +475,10 @@ class SessionDriver:
 
     def _begin_to_close(self) -> None:
         """Close, and wait shortly for the edge's last word."""
+        if self.session.unverified and self.session.opened is None:
+            self.said, self.done = self._close_to_any(), True  # the caller keeps it until an edge is there
+            self._close_until = self.clock()
+            return
         if self.session.asked:
             self.send_close()
         self._close_until = self.clock() + self.retry.timeouts.close_s

@@ -126,7 +126,16 @@ class RetryState:
             delay_s = _FIRST_DELAY_S * 2.0 ** (self._in_vain - _AT_ONCE - 1)
             self._hold_until(self.clock() + min(delay_s, self.timeouts.retry_s))
 
+    def rest(self) -> None:
+        """Nothing is asked for any more: the text goes on without an edge."""
+        self.owed, self._asks = False, 0
+
     # Waiting
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since an answer of any kind, as long as one is owed."""
+        return self.clock() - self._silent_since
 
     @property
     def holding(self) -> bool:

@@ -27,6 +27,7 @@ class DeviceTotals:
     _tested: int = 0
     _accepted: int = 0
     _streamed: int = 0
+    _unverified: int = 0
     _drafted: int = 0
     _drafts: int = 0
     _draft_ms: float = 0.0
@@ -40,6 +41,7 @@ class DeviceTotals:
         self._tested += counters.tested
         self._accepted += counters.accepted
         self._streamed += counters.streamed
+        self._unverified += generation.unverified
         self._drafted += counters.drafted
         self._drafts += generation.drafts
         self._draft_ms += counters.draft_ms
@@ -52,6 +54,7 @@ class DeviceTotals:
             draft_ms_per_token=self._draft_ms / self._drafted if self._drafted else None,
             round_trip_ms=self._round_trip_ms,
             streamed=self._streamed,
+            unverified=self._unverified or None,
             plan=generation.choice and generation.choice.plan,
         )
 

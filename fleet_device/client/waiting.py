@@ -93,10 +93,16 @@ class Waiting:
         opened = self.session.opened
         if opened is None or not self.outbound.connected:
             return False
-        prompt = len(self.session.request.prompt) + opened.position if self.session.first_under_way else 0
-        if not self.retry.is_silent(longer=max(1.0, prompt / _PROMPT_TOKENS)):
+        if not self.retry.is_silent(longer=self.patience):
             return False
         return any(state.edge != opened.edge for state in self.edges.online())
+
+    @property
+    def patience(self) -> float:
+        """How many times as long as usual the edge may take: longer for a prompt that it has to compute."""
+        opened = self.session.opened
+        prompt = len(self.session.request.prompt) + opened.position if opened and self.session.first_under_way else 0
+        return max(1.0, prompt / _PROMPT_TOKENS)
 
     @property
     def _waits(self) -> bool:

@@ -5,7 +5,7 @@ the text is `committed`; behind it stand the drafts in flight. A rejection voids
 ends; until it is corrected nothing is drafted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 
 from dssd.distribution import Dist
@@ -20,6 +20,7 @@ from fleet_device.session.rejection import Rejection
 from fleet_device.session.request import SessionRequest
 from fleet_device.session.states import SessionEvent, SessionState, next_state
 from fleet_device.session.streaming import Streaming
+from fleet_device.session.text_bounds import TextBounds
 from schemas.bounds import MAX_WINDOW
 from schemas.digest import EMPTY, extend_digest
 from schemas.logprobs import TokenLogprobs
@@ -79,16 +80,23 @@ class DeviceSession:
         state: Where the session stands.
         granted: Whether any edge has taken the session so far.
         window: Most drafts under way at once, whatever the edge grants.
+        revisable: Whether tokens that no edge has verified are replaced once an edge has the session again; otherwise
+            they stand, and the text goes on behind them.
+        verified: Tokens of the text that follow the target's law, if the draft model has written on alone: what stands
+            behind them does not, even where an edge has verified it since. None while all of the text does.
     """
 
     request: SessionRequest
     window: int = MAX_WINDOW
+    revisable: bool = False
+    verified: int | None = None
     committed: list[int] = field(default_factory=list)
     counters: SessionCounters = field(default_factory=SessionCounters)
     ended: EndReason | None = None
     opened: Opened | None = None
     state: SessionState = SessionState.NEW
     granted: bool = False
+    _bounds: TextBounds = field(init=False)
     _attempt: int = -1
     _asking: Open | None = None  # the last Open, until an edge has answered it or the text has changed
     _epoch: int = 0
@@ -101,6 +109,10 @@ class DeviceSession:
     _rejection: Rejection | None = None
     _streaming: Streaming | None = None
 
+    def __post_init__(self) -> None:
+        """Take the text's bounds from the request, until an edge names them."""
+        self._bounds = TextBounds(self.request.max_new_tokens)
+
     # Opening and resuming
 
     @property
@@ -112,10 +124,9 @@ class DeviceSession:
         """Return the Open to send, first or again; whatever was under way is void, and so are answers to older ones."""
         self._move(SessionEvent.OPEN)
         self._attempt += 1
-        self.opened = None
-        self._drafts.void()
-        self._fix = self._rejection = self._streaming = None
-        self._asking = self.request.open(attempt=self._attempt, text=self.committed)
+        self._let_go()
+        text = self.committed[: self.verified] if self.revisable else self.committed
+        self._asking = self.request.open(attempt=self._attempt, text=text)
         return self._asking
 
     def open_again(self) -> Open:
@@ -141,16 +152,18 @@ class DeviceSession:
         asking = self._asking
         if asking is None or (opened.session, opened.attempt) != (asking.session, asking.attempt):
             return False
-        if opened.position != len(self.committed):
-            raise ProtocolViolation(
-                f"The edge resumes at token {opened.position}, the device has {len(self.committed)}."
-            )
+        position = len(asking.resume or ())
+        if opened.position != position:
+            raise ProtocolViolation(f"The edge resumes at token {opened.position}, the device has {position}.")
         if opened.max_new_tokens > self.request.max_new_tokens:
             raise ProtocolViolation(
                 f"The edge grants {opened.max_new_tokens} tokens; {self.request.max_new_tokens} were asked for."
             )
         self._move(SessionEvent.GRANTED)
         self.opened, self.granted, self._asking = opened, True, None
+        self._bounds = TextBounds(opened.max_new_tokens, opened.end_tokens)
+        if position < len(self.committed):
+            self._revise(position)
         self._epoch, self._first = 0, True
         self._heard = False
         if self.request.logprobs is not None and opened.logprobs is None:
@@ -173,9 +186,7 @@ class DeviceSession:
     def suspend(self) -> None:
         """Let go of the grant: the session is opened again later, and whatever was under way is void."""
         self._move(SessionEvent.POSTPONED)
-        self.opened = self._asking = None
-        self._drafts.void()
-        self._fix = self._rejection = self._streaming = None
+        self._let_go()
 
     def concerns(self, closed: Closed) -> bool:
         """Whether an edge's last word is about the session as it stands.
@@ -188,6 +199,43 @@ class DeviceSession:
         if closed.attempt is None or self.opened is None:
             return True
         return closed.attempt == self.opened.attempt and (closed.rounds > 0 or not self._heard)
+
+    # Without an edge
+
+    @property
+    def local(self) -> bool:
+        """Whether the draft model writes alone."""
+        return self.state is SessionState.LOCAL
+
+    @property
+    def unverified(self) -> int:
+        """Tokens at the end of the text that do not follow the target's law."""
+        return 0 if self.verified is None else len(self.committed) - self.verified
+
+    def go_local(self, end_tokens: Collection[int]) -> None:
+        """Go on without an edge; whatever was under way is void.
+
+        Args:
+            end_tokens: Ids that end the text, if no edge has named them.
+        """
+        self._move(SessionEvent.WENT_LOCAL)
+        self._let_go()
+        self._bounds = self._bounds.without_edge(end_tokens)
+        self._finish(Finish.NO)  # where nothing is left to be written
+
+    def write_alone(self, q: Dist) -> int:
+        """Draw the next token of the text from the draft model's distribution, and return it; no edge verifies it.
+
+        It is drawn as a draft's token is: with the same random numbers, in coupled mode with the noise of both ends.
+        """
+        if not self.local:
+            raise ValueError("an edge has the session")
+        token = propose(q, policy=self.request.policy, position=len(self.committed)).token
+        if self.verified is None:
+            self.verified = len(self.committed)
+        self._commit((token,))
+        self._finish(Finish.NO)
+        return token
 
     # Drafting
 
@@ -348,19 +396,39 @@ class DeviceSession:
         """
         if self.ended is None:
             raise ValueError("the session has not ended")
+        return self._close_as(self.ended, wall_ms=wall_ms)
+
+    def close_if_lost(self, *, wall_ms: float) -> Close:
+        """Return the Close of a text that is never ended, as it stands."""
+        return self._close_as(EndReason.FAILED, wall_ms=wall_ms)
+
+    # Within
+
+    def _close_as(self, reason: EndReason, *, wall_ms: float) -> Close:
         return Close(
             session=self.request.session,
             handle=self.opened.handle if self.opened else None,
             edge=self.opened.edge if self.opened else None,
-            reason=self.ended,
+            reason=reason,
             tokens=len(self.committed),
             fix=self._fix,
             digest=self._digest,
             wall_ms=wall_ms,
+            unverified=self.unverified or None,
             **{name: value for name, value in asdict(self.counters).items() if name in Close.model_fields},
         )
 
-    # Within
+    def _let_go(self) -> None:
+        """Void the grant, and whatever was under way."""
+        self.opened = self._asking = None
+        self._drafts.void()
+        self._fix = self._rejection = self._streaming = None
+
+    def _revise(self, position: int) -> None:
+        """Void what no edge has verified: an edge goes on from here."""
+        del self.committed[position:]
+        self._digest = extend_digest(EMPTY, self.committed)
+        self.verified = None
 
     def _move(self, event: SessionEvent) -> None:
         self.state = next_state(self.state, event)
@@ -502,8 +570,7 @@ class DeviceSession:
         size = self.request.vocabulary.size
         if any(token >= size for token in tokens):
             raise ProtocolViolation("The edge sent a token outside the vocabulary.")
-        assert self.opened is not None
-        most = self.opened.max_new_tokens
+        most = self._bounds.tokens
         if len(self.committed) + len(tokens) > most:
             raise ProtocolViolation(f"The edge goes on behind the {most} tokens that it has granted.")
         self.committed.extend(tokens)
@@ -511,8 +578,7 @@ class DeviceSession:
 
     def _finish(self, finish: Finish) -> None:
         """End the text if the edge says so, or if the device's own correction ends it."""
-        assert self.opened is not None
-        if finish is Finish.STOP or (self.committed and self.committed[-1] in self.opened.end_tokens):
+        if finish is Finish.STOP or (self.committed and self._bounds.ends_with(self.committed[-1])):
             self.cancel(EndReason.STOP)
-        elif finish is Finish.LENGTH or len(self.committed) >= self.opened.max_new_tokens:
+        elif finish is Finish.LENGTH or len(self.committed) >= self._bounds.tokens:
             self.cancel(EndReason.LENGTH)

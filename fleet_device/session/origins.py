@@ -19,7 +19,7 @@ class TokenOrigin(StrEnum):
         BONUS: The edge drew it behind a draft that it accepted whole.
         STREAMED: The edge wrote it by itself.
         FORCED: A grammar allowed no other.
-        UNVERIFIED: The draft model wrote it alone, no edge being there.
+        UNVERIFIED: The draft model wrote it alone, no edge being there; or it stands behind such a token.
     """
 
     DRAFTED = "drafted"

@@ -68,6 +68,6 @@ class SessionRequest:
             policy=self.policy,
             prompt=self.prompt,
             max_new_tokens=self.max_new_tokens,
-            resume=tuple(text) if attempt else None,
+            resume=tuple(text) if attempt or text else None,
             logprobs=self.logprobs,
         )

@@ -13,7 +13,8 @@
                    │   │                           │  rejected     ▲
                    │   │                           └───────────────┘
                    │   │                                   DRAFTING ◀──▶ STREAMING: stream asked, stream over
-                   │   └── open, from any state but ENDED: again, or to resume, maybe by way of POSTPONED
+                   │   ├── open, from any state but ENDED: again, or to resume, maybe by way of POSTPONED
+                   │   ├── went local, from any state but ENDED ──▶ LOCAL, and from there open, to rejoin
                    └────── ended, from any state ──▶ ENDED
 
 A session that is opened again goes on with the text that is committed; whatever was in flight is void.
@@ -36,6 +37,7 @@ class SessionState(Enum):
     AWAITING_VERDICT = auto()  # drafts are in flight, and none may follow before a verdict
     STREAMING = auto()  # the edge writes by itself, as asked
     CORRECTING = auto()  # a rejected token's place is empty until a correction is drawn
+    LOCAL = auto()  # the draft model writes alone: no edge answers
     ENDED = auto()
 
 
@@ -53,6 +55,7 @@ class SessionEvent(Enum):
     CORRECTED = auto()
     STREAM_ASKED = auto()  # the edge was asked to write by itself, or to go on, or to stop
     STREAM_OVER = auto()  # it has written what it was asked for
+    WENT_LOCAL = auto()  # no edge answers, and the text is to go on all the same
     ENDED = auto()
 
 
@@ -66,7 +69,11 @@ _GRANTED: Final = (
 
 TRANSITIONS: Final[dict[tuple[SessionState, SessionEvent], SessionState]] = {
     (SessionState.NEW, SessionEvent.OPEN): SessionState.OPENING,
-    **{(state, SessionEvent.OPEN): SessionState.OPENING for state in (*_UNGRANTED, *_GRANTED)},
+    **{(state, SessionEvent.OPEN): SessionState.OPENING for state in (*_UNGRANTED, *_GRANTED, SessionState.LOCAL)},
+    **{
+        (state, SessionEvent.WENT_LOCAL): SessionState.LOCAL
+        for state in (SessionState.NEW, *_UNGRANTED, *_GRANTED, SessionState.LOCAL)
+    },
     **{(state, SessionEvent.UNDELIVERED): SessionState.UNDELIVERED for state in _UNGRANTED},
     **{(state, SessionEvent.POSTPONED): SessionState.POSTPONED for state in (*_UNGRANTED, *_GRANTED)},
     **{(state, SessionEvent.GRANTED): SessionState.DRAFTING for state in _UNGRANTED},

@@ -7,8 +7,9 @@ from typing import Protocol
 from fleet_device.client.agent import Generation
 from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.waiting import OnWait
-from fleet_device.drafters.contract import Drafter
+from fleet_device.drafters.contract import Drafter, TextCodec
 from fleet_device.errors import PromptTooLong
+from fleet_device.offline import Outages
 from fleet_device.session.origins import CommittedTokens, TokenOrigin
 from fleet_device.texts.decoding import Detokenizer
 from fleet_device.texts.piece import Piece, TokenText
@@ -37,6 +38,8 @@ class TextGenerator(Protocol):
         on_wait: OnWait,
         cancellation: Cancellation | None,
         logprobs: int | None,
+        outages: Outages,
+        on_void: Callable[[int], None],
     ) -> Generation:
         """Write a text; see `Agent.generate`."""
 
@@ -53,6 +56,7 @@ class GenerateRequest:
         shorten: Makes the prompt shorter where the context cannot hold it; None where it is refused then.
         logprobs: Asks for the large model's log-probabilities of all tokens, and of so many of the likeliest at each
             place.
+        outages: What is done when no edge answers.
     """
 
     prompt: tuple[int, ...]
@@ -61,6 +65,7 @@ class GenerateRequest:
     stop: tuple[str, ...] = ()
     shorten: Shorten | None = field(default=None, compare=False, repr=False)
     logprobs: int | None = None
+    outages: Outages = field(default_factory=Outages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,16 @@ class GeneratedText:
     def tokens(self) -> tuple[int, ...]:
         """The text's token ids, those of a stop string included."""
         return self.generation.tokens
+
+    @property
+    def unverified(self) -> int:
+        """Tokens at the end of the text that do not follow the large model's law: no edge answered when they came."""
+        return self.generation.unverified
+
+    @property
+    def verified(self) -> bool:
+        """Whether all of the text follows the large model's law."""
+        return not self.unverified
 
     @property
     def session(self) -> str:
@@ -164,27 +179,11 @@ def generate_text(
     """
     request = fit_prompt(request, drafter.context)
     room = drafter.context - len(request.prompt)
-    stream, stops, pieces, origins, logprobs = (
-        Detokenizer(drafter.codec),
-        StopStrings(request.stop),
-        list[str](),
-        list[TokenOrigin](),
-        list[TokenLogprobs](),
-    )
+    text = _GrowingText(drafter.codec, request.stop)
 
     def on_tokens(tokens: CommittedTokens) -> bool:
-        parts = tuple(
-            TokenText(token, origin, stops.feed(stream.feed((token,))), told)
-            for token, origin, told in zip(
-                tokens.ids, tokens.origins, tokens.logprobs or (None,) * len(tokens.ids), strict=True
-            )
-        )
-        piece = Piece("".join(part.text for part in parts), len(parts), parts)
-        pieces.append(piece.text)
-        origins.extend(tokens.origins)
-        logprobs.extend(tokens.logprobs)
-        on_piece(piece)
-        return stops.found
+        on_piece(text.feed(tokens))
+        return text.stops.found
 
     generation = agent.generate(
         request.prompt,
@@ -194,10 +193,59 @@ def generate_text(
         on_wait=on_wait,
         cancellation=cancellation,
         logprobs=request.logprobs,
+        outages=request.outages,
+        on_void=text.cut,
     )
-    rest = stops.finish()
-    pieces.append(rest)
-    if rest:
-        on_piece(Piece(rest, 0))
-    told = None if request.logprobs is None else tuple(logprobs)
-    return GeneratedText(request, "".join(pieces), stops.found, generation, tuple(origins), told)
+    if rest := text.finish():
+        on_piece(Piece(rest, 0, verified=text.verified))
+    told = None if request.logprobs is None else tuple(text.logprobs)
+    return GeneratedText(request, "".join(text.pieces), text.stops.found, generation, tuple(text.origins), told)
+
+
+class _GrowingText:
+    """A text as it grows, with what is needed to take back its end."""
+
+    def __init__(self, codec: TextCodec, stop: Sequence[str]) -> None:
+        self._codec, self._stop = codec, stop
+        self._tokens: list[int] = []
+        self.origins: list[TokenOrigin] = []
+        self.logprobs: list[TokenLogprobs] = []
+        self._begin()
+
+    def feed(self, tokens: CommittedTokens) -> Piece:
+        """Add tokens; return what can be given out now."""
+        parts = tuple(
+            TokenText(token, origin, self.stops.feed(self._stream.feed((token,))), told)
+            for token, origin, told in zip(
+                tokens.ids, tokens.origins, tokens.logprobs or (None,) * len(tokens.ids), strict=True
+            )
+        )
+        self._tokens += tokens.ids
+        self.origins += tokens.origins
+        self.logprobs += tokens.logprobs
+        piece = Piece("".join(part.text for part in parts), len(parts), parts, verified=self.verified)
+        self.pieces.append(piece.text)
+        return piece
+
+    @property
+    def verified(self) -> bool:
+        """Whether the text follows the large model's law as far as it has grown."""
+        return not self.origins or self.origins[-1] is not TokenOrigin.UNVERIFIED
+
+    def cut(self, length: int) -> None:
+        """Keep no more than so many tokens."""
+        kept = CommittedTokens(
+            tuple(self._tokens[:length]), tuple(self.origins[:length]), tuple(self.logprobs[:length])
+        )
+        self._tokens, self.origins, self.logprobs = [], [], []
+        self._begin()
+        self.feed(kept)
+
+    def finish(self) -> str:
+        """Return what was held back because it might have become a stop string."""
+        self.pieces.append(self.stops.finish())
+        return self.pieces[-1]
+
+    def _begin(self) -> None:
+        self._stream, self.stops = Detokenizer(self._codec), StopStrings(self._stop)
+        self.pieces: list[str] = []

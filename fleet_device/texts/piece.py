@@ -34,8 +34,10 @@ class Piece:
         text: Empty if the tokens complete no text that can be given out yet.
         tokens: How many are behind it.
         parts: These tokens. None where what was held back is given out at the end of a text.
+        verified: Whether all of it follows the large model's law.
     """
 
     text: str
     tokens: int
     parts: tuple[TokenText, ...] = field(default=(), compare=False)
+    verified: bool = True

@@ -1,6 +1,7 @@
 """Prompts and options: from a text, a chat or token ids, to the request for a text."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypedDict, Unpack
 
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import InvalidRequest
+from fleet_device.offline import OfflinePolicy, Outages
 from fleet_device.settings import DeviceSettings, Truncate
 from fleet_device.texts.chat import ChatMessage, encode_chat
 from fleet_device.texts.generate import GenerateRequest
@@ -42,6 +44,8 @@ class TextOptions(TypedDict, total=False):
         truncate: What is done with a prompt that is too long for the context: `refuse`, `start` or `middle`.
         logprobs: 0 to 20: the large model's log-probabilities of all tokens, and of so many of the likeliest at each
             place.
+        offline: What becomes of the text when no edge answers: `fail`, `wait` or `local`.
+        rejoin: Whether an edge that is back verifies the rest of a text that went on without one.
     """
 
     raw: bool
@@ -54,10 +58,12 @@ class TextOptions(TypedDict, total=False):
     stop: str | Sequence[str] | None
     truncate: Truncate | str | None
     logprobs: int | None
+    offline: OfflinePolicy | str | None
+    rejoin: bool | None
 
 
 def prepare_request(
-    prompt: Prompt, defaults: DeviceSettings, **options: Unpack[TextOptions]
+    prompt: Prompt, defaults: DeviceSettings, *, revisable: bool = False, **options: Unpack[TextOptions]
 ) -> Callable[[TextCodec], GenerateRequest]:
     """Check what is asked for, and return what makes it a request with token ids.
 
@@ -67,6 +73,7 @@ def prepare_request(
     Args:
         prompt: See `Prompt`.
         defaults: For the options that are left out.
+        revisable: Whether nobody reads the text before its end.
         options: See `TextOptions`.
 
     Returns:
@@ -84,10 +91,13 @@ def prepare_request(
     limit = options.get("max_new_tokens")
     most = defaults.max_new_tokens if limit is None else _limit(limit)
     logprobs = _logprobs(options.get("logprobs"))
+    outages = _outages(defaults, options, revisable=revisable)
+    if logprobs is not None and outages.policy is OfflinePolicy.LOCAL:
+        outages = replace(outages, policy=OfflinePolicy.FAIL)  # nobody there knows what the target thinks of a token
 
     def prepare(codec: TextCodec) -> GenerateRequest:
         cut = None if how is Truncate.REFUSE else lambda tokens: shorten(codec, tokens, how)
-        return GenerateRequest(tuple(encode(codec)), policy, most, stop, cut, logprobs)
+        return GenerateRequest(tuple(encode(codec)), policy, most, stop, cut, logprobs, outages)
 
     return prepare
 
@@ -144,6 +154,18 @@ def _policy(defaults: DeviceSettings, options: TextOptions) -> SamplingPolicy:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise InvalidRequest(f"The option {first['loc'][0]!r} cannot be used: {first['msg']}.") from None
+
+
+def _outages(defaults: DeviceSettings, options: TextOptions, *, revisable: bool) -> Outages:
+    outages, policy, rejoin = defaults.outages(), options.get("offline"), options.get("rejoin")
+    try:
+        policy = outages.policy if policy is None else OfflinePolicy(policy)
+    except ValueError:
+        raise InvalidRequest(f"The option 'offline' cannot be used: it is {', '.join(OfflinePolicy)}.") from None
+    if not isinstance(rejoin, bool | None):
+        raise InvalidRequest("The option 'rejoin' cannot be used: it is True or False.")
+    rejoin = outages.rejoin if rejoin is None else rejoin
+    return replace(outages, policy=policy, rejoin=rejoin, revisable=revisable)
 
 
 def _limit(value: object) -> int:

@@ -218,10 +218,12 @@ class Answers:
 
     def closed_elsewhere(self, device: str, message: Close) -> None:
         """Confirm the end of a session that this edge does not know: the device's own counters are the record."""
-        self.guard.strike(device, FaultCode.UNKNOWN_SESSION)
-        if self.guard.may_answer(device):
-            reply = messages.closed_elsewhere(message)
-            self.recorder.ended_elsewhere(device, message, then=lambda: self.publisher.reply(device, reply))
+        if not message.unverified:  # what was written without an edge, none can know; the recorder bounds its number
+            self.guard.strike(device, FaultCode.UNKNOWN_SESSION)
+            if not self.guard.may_answer(device):
+                return
+        reply = messages.closed_elsewhere(message)
+        self.recorder.ended_elsewhere(device, message, then=lambda: self.publisher.reply(device, reply))
 
     def ended(self, session: EdgeSession, reason: EndReason, *, message: Close | None = None) -> None:
         """Log the end of a session whose device knows of it."""

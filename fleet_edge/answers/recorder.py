@@ -5,7 +5,7 @@ Reads sessions and changes nothing of them. Never blocks: the writer takes the r
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
 from fleet_edge.answers.device_rates import DeviceRates
@@ -30,6 +30,11 @@ __all__ = ["Recorder", "Sink"]
 
 # Each minute, and what a device has open at most, by default: one that came back to a restarted edge closes them all.
 _REPORTS: Final = 8
+
+# Each minute: texts that a device has written without an edge, of which it tells when one is back. Those that are over
+# it tells later.
+_UNVERIFIED: Final = 30
+_LONGEST_AGE_S: Final = 366 * 86_400.0
 
 # Of a device, logged each minute. Twenty rounds a second are more than a device drafts; further samples are rare, and
 # of drafts that are hardly ever accepted a sample is enough.
@@ -72,6 +77,7 @@ class Recorder:
     _segments: dict[int, int] = field(default_factory=dict)
     _states: DeviceStates = field(init=False)
     _reported: DeviceRates = field(default_factory=lambda: DeviceRates(_REPORTS))
+    _unverified: DeviceRates = field(default_factory=lambda: DeviceRates(_UNVERIFIED))
     _rounds: DeviceRates = field(default_factory=lambda: DeviceRates(_ROUNDS))
     _seldom: DeviceRates = field(default_factory=lambda: DeviceRates(_SELDOM))
 
@@ -264,10 +270,11 @@ class Recorder:
             then: Called, on any thread, once this cannot be lost any more, or is not to be kept.
         """
         at = self.now()
-        if not self._reported.admit(device, at):
+        if not (self._unverified if message.unverified else self._reported).admit(device, at):
             sentence = "The device closes more sessions that this edge does not know than it can have had."
             self.event(kind="close", code="unknown-session", sentence=sentence, device=device, session=message.session)
-            then()
+            if not message.unverified:  # which its device keeps, and says again until it is confirmed
+                then()
             return
         self.sink.put(
             CloseReported(
@@ -276,7 +283,7 @@ class Recorder:
                 reason=message.reason,
                 tokens=message.tokens,
                 counters=DeviceCounters.of(message),
-                at=at,
+                at=at - timedelta(seconds=min(message.age_s or 0.0, _LONGEST_AGE_S)),
             ),
             then=then,
         )

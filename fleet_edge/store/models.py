@@ -182,6 +182,7 @@ class SessionRow(Base):
     device_draft_ms: Mapped[float | None]
     device_wait_ms: Mapped[float | None]
     device_wall_ms: Mapped[float | None]
+    device_unverified: Mapped[int | None]
 
 
 class SegmentRow(Base):
@@ -256,6 +257,7 @@ class ReportedCloseRow(Base):
     device_draft_ms: Mapped[float]
     device_wait_ms: Mapped[float]
     device_wall_ms: Mapped[float]
+    device_unverified: Mapped[int] = mapped_column(server_default="0")
 
 
 class EventRow(Base):

@@ -77,6 +77,7 @@ class SessionView:
     device_draft_ms: float | None
     device_wait_ms: float | None
     device_wall_ms: float | None
+    device_unverified: int | None
 
     @property
     def device_acceptance(self) -> float | None:

@@ -12,6 +12,7 @@ from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.registry import load_drafter
 from fleet_device.errors import ConfigurationError, EdgeUnavailable, TextCancelled
 from fleet_device.gateway import Asked, Gateway
+from fleet_device.offline import OfflinePolicy, Outages
 from fleet_device.texts.generate import GenerateRequest
 from fleet_link.errors import ConnectFailed
 from schemas.control import DeviceState, Presence, decode_json
@@ -174,7 +175,7 @@ def test_the_gateway_refuses_texts_while_nobody_could_write_them() -> None:
         failures.append(event)
         failed.set()
 
-    served.submit(lambda _codec: REQUEST, listen)
+    served.submit(lambda _codec: replace(REQUEST, outages=Outages(policy=OfflinePolicy.FAIL)), listen)
     assert failed.wait(10.0)
     assert isinstance(getattr(failures[0], "error", None), EdgeUnavailable)
     assert served.health()["status"] == "waiting"

@@ -7,6 +7,7 @@ from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.inbox import Inbox
+from fleet_device.client.outage import Absence, Outage
 from fleet_device.client.outbound import Outbound
 from fleet_device.client.refusals import Refusals, RefusedUntil
 from fleet_device.client.retry import RetryState, Timeouts
@@ -136,7 +137,8 @@ class ModelDevice:
             inbox=self._inbox,
             retry=retry,
             refusals=refusals,
-            waiting=Waiting(session, self._outbound, self._inbox.edges, retry, refusals, self.clock),
+            waiting=(waiting := Waiting(session, self._outbound, self._inbox.edges, retry, refusals, self.clock)),
+            outage=Outage(waiting, Absence(self.clock)),
             clock=self.clock,
             on_tokens=written.extend,
             cancellation=Cancellation(),

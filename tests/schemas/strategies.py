@@ -149,6 +149,8 @@ def closes() -> st.SearchStrategy[Close]:
         draft_ms=MILLISECONDS,
         wait_ms=MILLISECONDS,
         wall_ms=MILLISECONDS,
+        unverified=st.none() | U32,
+        age_s=st.none() | MILLISECONDS,
         **dict.fromkeys(counts, U32),
     )
 

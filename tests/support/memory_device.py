@@ -1,7 +1,7 @@
 """A device over a memory broker with a scripted edge, and a device without either: for the layers above the agent."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,6 +10,7 @@ from typing import Any
 from fleet_device.client.agent import Generation
 from fleet_device.client.cancellation import Cancellation
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
+from fleet_device.offline import Outages
 from fleet_device.service import DeviceService
 from fleet_device.session.counters import SessionCounters
 from fleet_device.session.origins import CommittedTokens, TokenOrigin
@@ -122,6 +123,9 @@ class ScriptedAgent:
         reason: Of the end.
         gate: Waited for before each batch; a cancellation wakes it up.
         late: Why it is, if it is to say so.
+        alone: Numbers of the batches that no edge verifies.
+        void: Batch after which an edge goes on behind the first one, if the text may be revised.
+        outages: What each call was to do in an outage.
         asked: The keyword arguments of each call.
         ended: How each call that returned did.
     """
@@ -131,6 +135,9 @@ class ScriptedAgent:
     reason: EndReason = EndReason.STOP
     gate: threading.Semaphore | None = None
     late: str | None = None
+    alone: Collection[int] = ()
+    void: int | None = None
+    outages: list[Outages] = field(default_factory=list)
     started: threading.Event = field(default_factory=threading.Event)
     asked: list[dict[str, Any]] = field(default_factory=list)
     ended: list[EndReason] = field(default_factory=list)
@@ -145,31 +152,45 @@ class ScriptedAgent:
         on_wait: Callable[[str], None] = lambda _reason: None,
         cancellation: Cancellation | None = None,
         logprobs: int | None = None,
+        outages: Outages = Outages(),  # noqa: B008 - it is frozen
+        on_void: Callable[[int], None] = lambda _length: None,
     ) -> Generation:
         self.asked.append({"prompt": tuple(prompt), "policy": policy, "max_new_tokens": max_new_tokens})
+        self.outages.append(outages)
         del logprobs
         self.started.set()
         tokens: list[int] = []
+        verified: int | None = None
         reason = self.reason
         cancellation = cancellation or Cancellation()
         with cancellation.waking(self._wake):
             if self.late is not None:
                 on_wait(self.late)
-            for batch in self.batches:
+            for number, batch in enumerate(self.batches):
                 if self.gate is not None:
                     assert self.gate.acquire(timeout=10.0)
                 if cancellation.requested:
                     reason = EndReason.CANCELLED
                     break
+                if number in self.alone and verified is None:
+                    verified = len(tokens)
                 tokens.extend(batch)
-                if on_tokens(committed(batch)):
+                told = committed(batch)
+                if verified is not None:
+                    told = CommittedTokens(told.ids, (TokenOrigin.UNVERIFIED,) * len(batch))
+                if on_tokens(told):
                     reason = EndReason.STOP
                     break
+                if number == self.void and outages.revisable:
+                    del tokens[len(self.batches[0]) :]
+                    verified = None
+                    on_void(len(tokens))
         if self.error is not None:
             raise self.error
         self.ended.append(reason)
         counters = SessionCounters(drafted=4, tested=4, accepted=3, rounds=2, uplink_bytes=50, downlink_bytes=20)
-        return Generation(SESSION, tuple(tokens), reason, counters, None, 100.0, 10.0, 0, 1)
+        unverified = 0 if verified is None else len(tokens) - verified
+        return Generation(SESSION, tuple(tokens), reason, counters, None, 100.0, 10.0, 0, 1, unverified=unverified)
 
     def _wake(self) -> None:
         if self.gate is not None:

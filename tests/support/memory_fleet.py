@@ -17,6 +17,7 @@ from dssd.downlink import Form
 from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.inbox import ConnectionChanged, Event, Inbox, ReceivedVerdict
+from fleet_device.client.outage import Absence, Outage
 from fleet_device.client.outbound import Outbound
 from fleet_device.client.presence import EdgePresences
 from fleet_device.client.refusals import Refusals, RefusedUntil
@@ -270,7 +271,8 @@ class Device:
             inbox=self.inbox,
             retry=retry,
             refusals=refusals,
-            waiting=Waiting(self.session, outbound, EdgePresences(), retry, refusals, clock),
+            waiting=(waiting := Waiting(self.session, outbound, EdgePresences(), retry, refusals, clock)),
+            outage=Outage(waiting, Absence(clock)),
             clock=clock,
         )
 

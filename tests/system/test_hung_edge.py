@@ -19,6 +19,7 @@ from fleet_bench.shared.processes import Program
 from fleet_device.api.server import listen
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.gateway import Gateway
+from fleet_device.offline import OfflinePolicy
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_link.settings import BrokerSettings
@@ -70,7 +71,13 @@ class Stream:
         self.finish: str | None = None
         self.done, self.error = False, ""
         settings = DeviceSettings(
-            fleet=FLEET, device=name, broker=BrokerSettings(port=port), verdict_s=1.0, draft_length=4, api_port=0
+            fleet=FLEET,
+            device=name,
+            broker=BrokerSettings(port=port),
+            verdict_s=1.0,
+            draft_length=4,
+            api_port=0,
+            offline=OfflinePolicy.WAIT,
         )
         self._gateway = Gateway(DeviceService(settings, self.drafter))
         self._gateway.serve(listen(0))

@@ -55,6 +55,7 @@ class Merge:
         self._touch_device = inserts.upsert(DeviceRow, least=("first_seen_at",), greatest=("seen_at",))
         self._touch_edge = inserts.upsert(EdgeRow, least=("first_seen_at",), greatest=("seen_at",))
         self._touch_session = inserts.upsert(SessionRow, least=("opened_at",), greatest=("last_at", "last_segment"))
+        self._alone = inserts.upsert(SessionRow)
         self._touch_segment = inserts.upsert(SegmentRow, greatest=("duration_ms",))
         self._progress = inserts.upsert(SegmentRow, greatest=("duration_ms", *SEGMENT_COUNTERS))
         self._round = inserts.upsert(RoundRow)
@@ -134,6 +135,10 @@ class Merge:
         """Keep what devices report, and end by it the sessions of the batch that it concerns."""
         reported = sorted(_only(records, CloseReported), key=attrgetter("session", "device", "at"))
         _run(connection, self._reported, [parameters.reported(r) for r in reported])
+        alone = [r for r in reported if r.counters.unverified]
+        seen = parameters.spans((r.device, r.at) for r in alone)
+        _run(connection, self._touch_device, parameters.seen("device", seen))
+        _run(connection, self._alone, [parameters.written_alone(r) for r in alone])
         touched = {(r.session, r.device) for r in records if isinstance(r, _OfSession | CloseReported)}
         if not touched:
             return

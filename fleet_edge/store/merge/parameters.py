@@ -105,6 +105,13 @@ def reported(record: CloseReported) -> Parameters:
     return {"session": record.session, "device": record.device, **told, **counters}
 
 
+def written_alone(record: CloseReported) -> Parameters:
+    """Return the session of a text that was written without an edge; no segment is older than its own."""
+    opened_at = record.at - _MILLISECOND * record.counters.wall_ms
+    key = {"session": record.session, "device": record.device}
+    return key | {"opened_at": opened_at, "last_at": record.at, "last_segment": 0}
+
+
 def _values(record: Record) -> Parameters:
     """Return a record's fields: they are immutable, and so need not be copied as `dataclasses.asdict` does."""
     names, values = _READERS[type(record)]

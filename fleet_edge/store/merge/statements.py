@@ -58,6 +58,7 @@ DEVICE_COUNTERS: Final = (
     "draft_ms",
     "wait_ms",
     "wall_ms",
+    "unverified",
 )
 
 

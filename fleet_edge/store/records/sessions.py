@@ -32,6 +32,8 @@ class DeviceCounters:
         draft_ms: Spent in the draft model.
         wait_ms: Spent waiting for verdicts.
         wall_ms: From Open to Close.
+        unverified: Of the tokens, those at the end that do not follow the target's law: the device has written on
+            without an edge, or an edge behind that.
     """
 
     tokens: int
@@ -44,6 +46,7 @@ class DeviceCounters:
     draft_ms: float
     wait_ms: float
     wall_ms: float
+    unverified: int = 0  # what was spooled before it existed has none
 
     @classmethod
     def of(cls, close: Close) -> Self:
@@ -59,6 +62,7 @@ class DeviceCounters:
             draft_ms=close.draft_ms,
             wait_ms=close.wait_ms,
             wall_ms=close.wall_ms,
+            unverified=close.unverified or 0,
         )
 
 
@@ -134,7 +138,7 @@ class CloseReported:
     """A device closed a session that the edge does not serve: the edge has restarted, or there never was one.
 
     It ends the device's session of that id for good, if one was granted. Until then it waits in a table of its own,
-    where it makes no session.
+    where it makes no session; but a text that the device has written without an edge is one of its own.
 
     Attributes:
         session: 16 lower-case hexadecimal characters, as the device says.
@@ -142,7 +146,8 @@ class CloseReported:
         reason: How the session ended, as the device says.
         tokens: Committed in the whole session, as the device says.
         counters: The device's own.
-        at: When the Close came (UTC, aware). Of several the latest wins.
+        at: When the Close came, or when the text ended if the device has told that later (UTC, aware). Of several the
+            latest wins.
     """
 
     session: str

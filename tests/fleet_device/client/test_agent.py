@@ -116,12 +116,12 @@ class Scene:
             prompt, policy=policy, max_new_tokens=most, on_tokens=on_tokens, cancellation=cancellation
         )
 
-    def say(self, presence: Presence) -> None:
-        """Publish the edge's retained state."""
-        state = EdgeState(presence=presence, software="1", edge=EDGE, target="toy", vocabulary="6", since=START)
+    def say(self, presence: Presence, *, edge: str = EDGE) -> None:
+        """Publish an edge's retained state."""
+        state = EdgeState(presence=presence, software="1", edge=edge, target="toy", vocabulary="6", since=START)
         link = MemoryLink(self.fleet.broker, "edge-voice")
         link.start(timeout_s=1.0)
-        link.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=EDGE), encode_json(state), retain=True)
+        link.publish(build(Topic.EDGE_STATE, fleet=FLEET, edge=edge), encode_json(state), retain=True)
         link.stop()
 
     def tell(self, message: Fault | Closed) -> None:

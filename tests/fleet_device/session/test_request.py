@@ -40,7 +40,11 @@ def test_long_names_of_models_are_cut() -> None:
     assert (len(asked.draft_model), len(asked.quantization)) == (200, 200)
 
 
-@pytest.mark.parametrize(("attempt", "text", "resume"), [(0, [4], None), (1, [], ()), (1, [4, 5], (4, 5))])
-def test_every_open_but_the_first_tells_the_text(attempt: int, text: list[int], resume: tuple[int, ...] | None) -> None:
+@pytest.mark.parametrize(
+    ("attempt", "text", "resume"), [(0, [], None), (0, [4], (4,)), (1, [], ()), (1, [4, 5], (4, 5))]
+)
+def test_every_open_but_the_first_of_an_empty_text_tells_the_text(
+    attempt: int, text: list[int], resume: tuple[int, ...] | None
+) -> None:
     asked = terms().open(attempt=attempt, text=text)
     assert (asked.attempt, asked.resume, asked.prompt, asked.max_new_tokens) == (attempt, resume, (1, 2), 20)

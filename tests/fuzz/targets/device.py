@@ -14,6 +14,7 @@ import cbor2
 from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.inbox import Inbox, Undelivered
+from fleet_device.client.outage import Absence, Outage
 from fleet_device.client.outbound import Outbound
 from fleet_device.client.refusals import Refusals, RefusedUntil
 from fleet_device.client.retry import RetryState, Timeouts
@@ -130,7 +131,8 @@ def _driver(first: int, link: StubLink, clock: Clock) -> SessionDriver:
         inbox=inbox,
         retry=retry,
         refusals=refusals,
-        waiting=Waiting(session, outbound, inbox.edges, retry, refusals, clock),
+        waiting=(waiting := Waiting(session, outbound, inbox.edges, retry, refusals, clock)),
+        outage=Outage(waiting, Absence(clock)),
         clock=clock,
     )
 

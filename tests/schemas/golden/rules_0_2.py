@@ -100,10 +100,19 @@ def _read_verdict(payload: bytes) -> Any:
     return verdict
 
 
+def _read_close(payload: bytes) -> Any:
+    value = before._cbor(payload, 1024)
+    before._need(type(value) is dict and value.get("kind") == "close", "no Close")
+    known, optional = before._MAPS["close"]
+    known = {**known, "unverified": before._maybe(before._U32), "age_s": _RETRY_S}
+    return {"kind": "close", **before._map(value, known, optional={**optional, "unverified": None, "age_s": None})}
+
+
 def _read_telemetry(payload: bytes) -> Any:
     before._need(len(payload) <= 64 << 10, "too large")
-    known = {**before._STATES["Telemetry"], "streamed": before._maybe(before._whole(0, 1 << 63)), "plan": _PLAN}
-    optional = {**before._MAY_LACK, "streamed": None, "plan": None}
+    whole = before._maybe(before._whole(0, 1 << 63))
+    known = {**before._STATES["Telemetry"], "streamed": whole, "plan": _PLAN, "unverified": whole}
+    optional = {**before._MAY_LACK, "streamed": None, "plan": None, "unverified": None}
     return before._map(json.loads(payload), known, optional=optional)
 
 
@@ -113,6 +122,7 @@ READERS: Final[Mapping[str, Callable[[bytes], Any]]] = {
     **before.READERS,
     "Telemetry": _read_telemetry,
     "open": _read_open,
+    "close": _read_close,
     "reply": _read_reply,
     "draft": _read_draft,
     "verdict": _read_verdict,

@@ -1,0 +1,314 @@
+"""A text whose edge goes away in its middle: what each policy makes of it."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+
+from dssd.proposal import propose
+from fleet_device.client.agent import Generation
+from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.errors import EdgeUnavailable
+from fleet_device.offline import OfflinePolicy, Outages
+from fleet_device.session.origins import CommittedTokens, TokenOrigin
+from schemas.control import Presence
+from schemas.messages import Close
+from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import EndReason
+from tests.fleet_device.client.test_agent import PROMPT, SEED, Scene, expected
+from tests.support.memory_fleet import DRAFT, END, ChangingPacing, possible, terms
+
+AFTER_S, ANSWER_S = 2.0, 4.0
+FAIL = Outages(policy=OfflinePolicy.FAIL, after_s=AFTER_S, answer_s=ANSWER_S)
+LOCAL = replace(FAIL, policy=OfflinePolicy.LOCAL)
+REJOIN = replace(LOCAL, rejoin=True)
+MOST = 40
+
+
+class Text:
+    """What its reader has been told of a text."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.verified: list[bool] = []
+        self.voided: list[int] = []
+        self.at: Callable[[int], None] = lambda _length: None
+
+    @property
+    def reads_verified(self) -> bool:
+        return all(self.verified)
+
+    def on_tokens(self, tokens: CommittedTokens) -> None:
+        self.tokens += tokens.ids
+        self.verified += [origin is not TokenOrigin.UNVERIFIED for origin in tokens.origins]
+        self.at(len(self.tokens))
+
+    def on_void(self, length: int) -> None:
+        self.voided.append(length)
+        del self.tokens[length:], self.verified[length:]
+
+
+def write(scene: Scene, outages: Outages, text: Text | None = None, *, mode: Mode = Mode.COUPLED) -> Generation:
+    text = text or Text()
+    policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=SEED)
+    done = scene.agent.generate(
+        PROMPT,
+        policy=policy,
+        max_new_tokens=MOST,
+        on_tokens=text.on_tokens,
+        outages=outages,
+        on_void=text.on_void,
+    )
+    assert text.tokens == list(done.tokens)
+    assert text.verified == [True] * (len(done.tokens) - done.unverified) + [False] * done.unverified
+    return done
+
+
+def end_edge(scene: Scene, *, says: bool = True) -> None:
+    """Let the edge go away, with its last word or hanging."""
+    scene.inbox.edge_works = False
+    if says:
+        scene.fleet._link.stop()
+        scene.say(Presence.OFFLINE)
+
+
+def bring_back(scene: Scene) -> None:
+    scene.fleet.restart_edge()
+    scene.inbox.edge_works = True
+    scene.say(Presence.ONLINE)
+    scene.fleet.settle()
+
+
+def alone(tokens: Sequence[int], *, mode: Mode = Mode.COUPLED) -> int:
+    """Return the token that the draft model writes behind a text, by the text's own random numbers."""
+    policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=SEED)
+    drafter = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,))
+    drafter.reset((*PROMPT, *tokens))
+    q = drafter.next(policy)
+    assert q is not None
+    return propose(q, policy=policy, position=len(tokens)).token
+
+
+@pytest.mark.parametrize("way", ["says so", "hangs", "broker"])
+def test_a_text_fails_within_seconds(way: str) -> None:
+    scene = Scene()
+    ends = {
+        "says so": lambda: end_edge(scene),
+        "hangs": lambda: end_edge(scene, says=False),
+        "broker": scene.fleet.broker.go_down,
+    }
+    scene.when(3, ends[way])
+    before = scene.fleet.clock()
+    with pytest.raises(EdgeUnavailable) as caught:
+        write(scene, FAIL)
+    limit_s = ANSWER_S if way == "hangs" else AFTER_S
+    assert limit_s <= scene.fleet.clock() - before <= limit_s + 1.0
+    assert ("broker has not been reachable" if way == "broker" else "answered") in str(caught.value)
+
+
+def test_nobody_there_from_the_beginning_is_told_within_seconds_and_the_next_time_at_once() -> None:
+    scene = Scene()
+    end_edge(scene)
+    for limit_s in (AFTER_S, 0.0):
+        before = scene.fleet.clock()
+        with pytest.raises(EdgeUnavailable, match="No edge of fleet"):
+            write(scene, FAIL)
+        assert limit_s <= scene.fleet.clock() - before <= limit_s + 1.0
+
+
+def test_an_outage_that_is_shorter_is_no_outage() -> None:
+    for outages in (FAIL, LOCAL):
+        scene = Scene()
+
+        def happen(wait: int, scene: Scene = scene) -> None:
+            if wait == 3:
+                end_edge(scene)
+            elif wait == 4:
+                scene.fleet.clock.seconds += AFTER_S / 2
+                bring_back(scene)
+
+        scene.inbox.before_wait = happen
+        done = write(scene, outages)
+        assert (done.tokens, done.unverified, done.resumes) == (expected(), 0, 1)
+
+
+def test_to_wait_is_what_is_done_without_a_policy() -> None:
+    scene = Scene()
+
+    def happen(wait: int) -> None:
+        if wait == 3:
+            end_edge(scene)
+        elif wait == 16:
+            bring_back(scene)
+
+    scene.inbox.before_wait = happen
+    before = scene.fleet.clock()
+    done = write(scene, replace(FAIL, policy=OfflinePolicy.WAIT))
+    assert scene.fleet.clock() - before > ANSWER_S
+    assert (done.tokens, done.unverified) == (expected(), 0)
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("way", ["says so", "hangs", "broker"])
+def test_the_draft_model_goes_on_alone_and_says_so(way: str, mode: Mode) -> None:
+    scene, text = Scene(), Text()
+    ends = {
+        "says so": lambda: end_edge(scene),
+        "hangs": lambda: end_edge(scene, says=False),
+        "broker": scene.fleet.broker.go_down,
+    }
+    scene.when(5, ends[way])
+    before = scene.fleet.clock()
+    done = write(scene, LOCAL, text, mode=mode)
+    limit_s = ANSWER_S if way == "hangs" else AFTER_S
+    assert limit_s <= scene.fleet.clock() - before <= limit_s + 1.0
+    verified = len(done.tokens) - done.unverified
+    assert 0 < verified < len(done.tokens)
+    assert done.reason is (EndReason.STOP if done.tokens[-1] == END else EndReason.LENGTH)
+    for position in range(verified, len(done.tokens)):
+        assert done.tokens[position] == alone(done.tokens[:position], mode=mode)
+    if mode is Mode.COUPLED:
+        assert done.tokens[:verified] == expected()[:verified]
+
+
+def test_a_drafter_without_a_model_cannot_go_on_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+    monkeypatch.setattr(scene.agent.drafter, "next", lambda _policy: None)
+    scene.when(3, lambda: end_edge(scene))
+    with pytest.raises(EdgeUnavailable, match="cannot go on alone: it has no model"):
+        write(scene, LOCAL)
+
+
+def test_another_edge_that_is_there_goes_on_whatever_the_policy() -> None:
+    for outages in (FAIL, LOCAL):
+        scene = Scene()
+
+        def happen(wait: int, scene: Scene = scene) -> None:
+            if wait == 3:  # the one says that it is gone while the other is there
+                scene.fleet.settings = scene.fleet.settings.model_copy(update={"edge": "edge-2"})
+                scene.fleet.restart_edge()
+                scene.say(Presence.OFFLINE)
+                scene.say(Presence.ONLINE, edge="edge-2")
+
+        scene.inbox.before_wait = happen
+        done = write(scene, outages)
+        assert (done.tokens, done.unverified, done.edge) == (expected(), 0, "edge-2")
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_what_nobody_has_read_is_replaced_when_an_edge_is_back(mode: Mode) -> None:
+    scene, text = Scene(), Text()
+    scene.when(5, lambda: end_edge(scene))
+    written: list[bool] = []
+
+    def at(_length: int) -> None:
+        if text.verified[-1:] == [False] and not written:
+            written.append(True)
+            scene.fleet.clock.seconds += 1.5
+            bring_back(scene)
+
+    text.at = at
+    done = write(scene, replace(REJOIN, revisable=True), text, mode=mode)
+    assert written
+    assert len(text.voided) == 1
+    assert (done.unverified, done.resumes) == (0, 2)
+    assert possible(terms(SEED, max_new_tokens=MOST), done.tokens)
+    if mode is Mode.COUPLED:
+        assert done.tokens == expected()
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_what_was_read_stands_and_an_edge_goes_on_behind_it(mode: Mode) -> None:
+    scene, text = Scene(), Text()
+    scene.when(5, lambda: end_edge(scene))
+    met: list[int] = []
+
+    def at(_length: int) -> None:
+        if text.verified[-1:] == [False] and not met:
+            met.append(text.verified.index(False))
+            scene.fleet.clock.seconds += 1.5
+            bring_back(scene)
+
+    text.at = at
+    done = write(scene, REJOIN, text, mode=mode)
+    assert done.edge is not None
+    assert done.closed is not None
+    assert not text.voided
+    assert done.unverified == len(done.tokens) - met[0] > 1, (
+        "what stands behind an unverified token follows no law either"
+    )
+
+
+def test_an_edge_that_is_back_for_a_moment_does_not_stop_a_text() -> None:
+    scene, text = Scene(), Text()
+    scene.when(5, lambda: end_edge(scene))
+
+    def at(_length: int) -> None:
+        if not text.reads_verified:
+            scene.fleet.clock.seconds += 1.5
+            scene.say(Presence.ONLINE)  # and nobody is there
+            scene.fleet.broker.pump()
+
+    text.at = at
+    done = write(scene, replace(REJOIN, revisable=True), text)
+    assert done.unverified
+    assert not text.voided
+    for position in range(len(done.tokens) - done.unverified, len(done.tokens)):
+        assert done.tokens[position] == alone(done.tokens[:position])
+
+
+def test_the_end_of_a_text_that_went_on_alone_is_told_when_an_edge_is_back() -> None:
+    scene, said = Scene(), list[Close]()
+    scene.when(5, lambda: end_edge(scene))
+    done = write(scene, LOCAL)
+    (kept,) = scene.agent._unconfirmed._closes.values()
+    said.append(kept)
+    assert (kept.session, kept.tokens, kept.unverified) == (done.session, len(done.tokens), done.unverified)
+    assert (kept.edge, kept.handle) == (None, None)
+
+
+class Weather:
+    """Outages at random places, of random lengths: of the edge, or of the broker."""
+
+    def __init__(self, scene: Scene, rng: random.Random) -> None:
+        self.scene, self.rng, self.up = scene, rng, True
+
+    def may_change(self, chance: float) -> None:
+        if self.rng.random() >= chance:
+            return
+        broker = self.scene.fleet.broker
+        if not self.up:
+            if not broker.up:
+                broker.come_up()
+            bring_back(self.scene)
+        elif self.rng.random() < 0.5:
+            end_edge(self.scene)
+        else:
+            broker.go_down(forget_retained=False)
+        self.up = not self.up
+
+    def pass_time(self) -> None:
+        """While the draft model writes a token alone."""
+        self.scene.fleet.clock.seconds += self.rng.choice((0.0, 0.4, 1.5))
+        self.may_change(0.2)
+        self.scene.fleet.broker.pump()
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_whatever_happens_the_verified_head_follows_the_target(seed: int) -> None:
+    rng = random.Random(seed)
+    scene, text = Scene(pacing=ChangingPacing(random.Random(seed))), Text()
+    weather = Weather(scene, rng)
+    scene.inbox.before_wait = lambda _wait: weather.may_change(0.25)
+    text.at = lambda _length: None if text.reads_verified else weather.pass_time()
+    outages = replace(LOCAL, rejoin=rng.random() < 0.7, revisable=rng.random() < 0.5)
+    done = write(scene, outages, text)
+    verified = len(done.tokens) - done.unverified
+    assert done.reason is (EndReason.STOP if done.tokens[-1] == END else EndReason.LENGTH)
+    assert done.unverified or len(done.tokens) == MOST
+    assert done.tokens[:verified] == expected()[:verified]
+    assert outages.rejoin or all(
+        done.tokens[position] == alone(done.tokens[:position]) for position in range(verified, len(done.tokens))
+    )
+    assert (outages.rejoin and outages.revisable) or not text.voided

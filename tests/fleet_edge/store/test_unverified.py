@@ -1,0 +1,48 @@
+"""Texts that a device has written without an edge, in the session log."""
+
+import itertools
+from dataclasses import replace
+
+from fleet_edge.store import queries
+from fleet_edge.store.database import Store
+from fleet_edge.store.records.record import Record
+from tests.fleet_edge.store import samples
+from tests.fleet_edge.store.rows import all_rows, clear
+from tests.fleet_edge.store.samples import COUNTERS, OTHER, SESSION, START, after
+
+ALONE = replace(COUNTERS, unverified=25, wall_ms=2000.0)
+
+
+def test_a_text_of_which_no_edge_knew_is_a_session_and_is_one_however_often_it_is_told(store: Store) -> None:
+    told = samples.reported(session=OTHER, counters=ALONE, at=after(10))
+    for batch in ([told], [told, told], [replace(told, at=after(11))]):
+        store.apply(batch)
+    (session,) = all_rows(store)["sessions"]
+    assert (session["session"], session["device_unverified"], session["reason"]) == (OTHER, 25, told.reason.value)
+    assert (session["opened_at"], session["tokens"]) == (after(8), told.tokens)
+    with store.engine.connect() as connection:
+        (view,) = queries.sessions(connection, queries.SessionFilter(), limit=5)
+    assert (view.device_unverified, view.counted.tokens, view.edge) == (25, 0, None)
+
+
+def test_a_text_that_lost_its_edge_is_the_session_that_it_was_in_any_order(store: Store) -> None:
+    records: list[Record] = [
+        samples.opened(),
+        samples.progress(),
+        samples.closed(counters=None, at=after(20)),
+        samples.reported(session=SESSION, counters=ALONE, at=after(15)),
+    ]
+    seen = []
+    for order in itertools.permutations(records):
+        for record in order:
+            store.apply([record])
+        seen.append(all_rows(store)["sessions"])
+        clear(store)
+    assert all(rows == seen[0] for rows in seen)
+    (session,) = seen[0]
+    assert (session["device_unverified"], session["opened_at"], session["target"]) == (25, START, "SmolLM2")
+
+
+def test_an_end_without_such_tokens_still_makes_no_session(store: Store) -> None:
+    store.apply([samples.reported(session=OTHER)])
+    assert all_rows(store)["sessions"] == []
