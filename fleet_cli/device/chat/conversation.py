@@ -154,17 +154,22 @@ class Conversation:
             self._terminal.note("[Stopped.]")
 
     def _write(self, messages: Sequence[ChatMessage]) -> GeneratedText:
-        begun = False
+        shown = ""
         with self._talker.stream(messages) as stream, _stopping(stream):
             stream.on_wait = lambda reason: self._terminal.note(f"[Waiting: {printable(reason)}]")
             try:
                 for piece in stream.pieces():
-                    begun = begun or bool(piece.text)
+                    shown += piece.text
                     self._terminal.write(self._painter.paint(piece))
-                return stream.result()
+                text = stream.result()
             finally:
-                if begun:
+                if shown:
                     self._terminal.write("\n")
+        if text.text != shown:
+            # What was written without an edge may be taken back when one is there again.
+            self._terminal.note("[Unverified tokens were taken back; the whole answer is now:]")
+            self._terminal.write(f"{printable(text.text)}\n")
+        return text
 
     def _tell_dropped(self, dropped: int) -> None:
         if dropped:

@@ -3,12 +3,15 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from fleet_cli.device.chat.colours import Painter
 from fleet_cli.device.chat.conversation import Conversation
 from fleet_device.errors import EdgeUnavailable, SessionRefused
+from fleet_device.texts.generate import GeneratedText, generate_text
 from fleet_device.texts.history import ChatHistory
 from schemas.reasons import EndReason, RefusalCode
 from tests.support.memory_device import ScriptedAgent, TalkingDrafter
@@ -165,6 +168,19 @@ def test_why_an_answer_is_late_and_that_it_was_cut_are_told(talk: Talk) -> None:
     assert script.notes == [
         "[Waiting: The edge is away.]", "[The answer was cut after 3 tokens: see 'max_new_tokens'.]"
     ]  # fmt: skip
+
+
+def test_an_answer_of_which_the_end_was_taken_back_is_shown_as_it_is_now(
+    talk: Talk, talkers: list[ScriptedTalker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mended(*given: Any, **named: Any) -> GeneratedText:
+        return replace(generate_text(*given, **named), text="t1 t2 t4 \x1b")
+
+    monkeypatch.setattr("tests.support.scripted_talker.generate_text", mended)
+    script = talk("t1", "t2")
+    assert script.shown == "t1 t2 t3 \nt1 t2 t4 \ufffd\n" * 2
+    assert script.notes == ["[Unverified tokens were taken back; the whole answer is now:]"] * 2
+    assert asked(talkers[0], 1)[1] == "assistant:t1 t2 t4 \x1b"
 
 
 class Interrupting(Script):
