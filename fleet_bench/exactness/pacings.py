@@ -59,7 +59,7 @@ class MixingPacing:
     def learn(self, outcome: DraftOutcome) -> None:
         """Learn nothing."""
 
-    def streamed(self, tokens: int, seconds: float) -> None:
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0, price: float = 0.0) -> None:
         """Learn nothing."""
 
 
@@ -98,5 +98,5 @@ class TurningPacing:
     def learn(self, outcome: DraftOutcome) -> None:
         """Learn nothing."""
 
-    def streamed(self, tokens: int, seconds: float) -> None:
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0, price: float = 0.0) -> None:
         """Learn nothing."""

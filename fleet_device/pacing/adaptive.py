@@ -69,6 +69,7 @@ class AdaptivePacing:
     _typical: int = _FIRST  # tokens of a draft that may end sooner
     _times: dict[bool, Times] = field(default_factory=dict)  # by whether the draft was made ahead
     _streamed: Trend = field(default_factory=Trend)  # time between tokens that the edge writes by itself
+    _stream_step: Trend = field(default_factory=Trend)  # of the edge, meanwhile
     _way: bool | None = None  # of the last outcome
     _last: Plan | None = None
     _longest: int = _FIRST  # of the last plan
@@ -119,7 +120,7 @@ class AdaptivePacing:
         if prospect.alone and not plan.stream:
             plan, own = Plan(0), waiting  # what is to be drafted else
         if plan.stream:
-            rate = 1.0 / self._streamed.at(0) if self._streamed.known else float("inf")
+            rate = 1.0 / self._streamed_s() if self._streamed.known else float("inf")
         else:
             rate = own.worth(replace(plan, tokens=self._typical) if plan.may_stop else plan)
         return (
@@ -170,10 +171,13 @@ class AdaptivePacing:
         self._bonus = stands and not outcome.ahead
         self._alone = not (stands and outcome.ahead)
 
-    def streamed(self, tokens: int, seconds: float) -> None:
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0, price: float = 0.0) -> None:
         """Take note of what the edge has written by itself."""
         if tokens:
             self._streamed.add(seconds / tokens)
+            if step_s:
+                self._stream_step.add(step_s)
+            self._price = price
 
     def choice(self) -> Choice:
         """Return the plan that is followed now, and what each way promises."""
@@ -184,7 +188,7 @@ class AdaptivePacing:
             None if self.ahead else ways[0],
             None if self.ahead is False else ways[1],
             longest=self._longest,
-            streamed_s=0.0 if self.stream is False else self._streamed.at(0),
+            streamed_s=0.0 if self.stream is False else self._streamed_s(),
         )
         first = Plan(_FIRST) if self.stream is False else Plan(_FIRST_STREAMED, stream=True)
         return Choice((self._last or first).name, reason)
@@ -207,7 +211,7 @@ class AdaptivePacing:
         if self.stream is not None or not self._streamed.known:
             return None
         stay = _STAY if self._last is not None and self._last.stream else 1.0
-        drafted = conditions.worth(best) * self._streamed.at(0)  # for each token that the edge would write
+        drafted = conditions.worth(best) * self._streamed_s()  # for each token that the edge would write
         if _WORTH * drafted > stay:
             return None
         # What drafting would bring is old: it is tried again, the more rarely the less it has promised, since to turn
@@ -227,16 +231,37 @@ class AdaptivePacing:
             ahead: While the device drafts ahead, or else while it waits.
         """
         times = self._expected(ahead=ahead)
+        # While the edge writes, its steps are as they are now, whatever they were when a draft was verified last.
+        compute = self._stream_step if self._writing and self._stream_step.known else times.compute
         return Conditions(
             acceptance=self._acceptance.rate,
             token_s=times.token.at(0),
             beside_s=max(_INSTANT_S, times.beside.at(0)),
             beside_token_s=times.beside.slope,
-            compute_s=max(0.0, times.compute.at(0)),
+            compute_s=max(0.0, compute.at(0)),
             compute_token_s=times.compute.slope,
             window=window,
             price=self._price,
         )
+
+    @property
+    def _writing(self) -> bool:
+        """Whether the edge writes by itself, but for a draft now and then."""
+        return self._last is not None and self._last.stream
+
+    def _streamed_s(self) -> float:
+        """Return the time between tokens if the edge wrote by itself now; 0 if it never has.
+
+        Where the device drafts, that was measured some time ago, at another load: it has changed as the edge's steps
+        have. And it is no more than an empty draft takes, which brings a token as well, and has to be asked for.
+        """
+        measured = self._streamed.at(0)
+        if self._writing or self._way is None or not measured:
+            return measured
+        then, now = self._stream_step.at(0), self._times[self._way].compute.at(0)
+        if then > 0.0 and now > 0.0:
+            measured *= now / then
+        return min(measured, self.conditions(self._window).answer_s(0))
 
     def _expected(self, *, ahead: bool) -> Times:
         """Return what drafting one way would take now.

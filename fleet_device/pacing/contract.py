@@ -126,12 +126,14 @@ class Pacing(Protocol):
     def learn(self, outcome: DraftOutcome) -> None:
         """Take note of a verdict; in the order of the drafts."""
 
-    def streamed(self, tokens: int, seconds: float) -> None:
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0, price: float = 0.0) -> None:
         """Take note of what the edge has written by itself.
 
         Args:
             tokens: How many have come.
             seconds: Since the last ones, while the edge wrote without a pause.
+            step_s: The edge's step that has made the last of them; 0 if that is not known.
+            price: As in `DraftOutcome`.
         """
 
     def choice(self) -> Choice:
@@ -173,7 +175,7 @@ class FixedPacing:
     def learn(self, outcome: DraftOutcome) -> None:
         """Learn nothing."""
 
-    def streamed(self, tokens: int, seconds: float) -> None:
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0, price: float = 0.0) -> None:
         """Learn nothing."""
 
     def choice(self) -> Choice:

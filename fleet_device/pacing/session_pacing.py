@@ -120,7 +120,10 @@ class SessionPacing:
         now, before = self.clock(), self._piece_at
         # The first piece has come all the way from the request; so has the next after the edge had to be asked again.
         if before is not None:
-            self.pacing.streamed(len(effect.tokens), now - before)
+            step_s, price = (
+                (0.0, 0) if effect.piece is None else (effect.piece.compute_ms / 1e3, effect.piece.price or 0)
+            )
+            self.pacing.streamed(len(effect.tokens), now - before, step_s=step_s, price=price / 100)
         self._piece_at = now if self.session.streaming else None
 
     def _learn(self, decided: DecidedDraft) -> None:

@@ -44,6 +44,7 @@ class VerdictEffect:
         decided: The draft and its verdict.
         streamed: Whether the edge has written the tokens by itself.
         logprobs: Of `tokens`, where they were asked for.
+        piece: The verdict that has brought them then.
     """
 
     tokens: tuple[int, ...] = ()
@@ -53,6 +54,7 @@ class VerdictEffect:
     decided: DecidedDraft | None = field(default=None, compare=False)
     streamed: bool = False
     logprobs: tuple[TokenLogprobs, ...] = ()
+    piece: Verdict | None = field(default=None, compare=False)
 
     @property
     def committed(self) -> CommittedTokens:
@@ -509,7 +511,7 @@ class DeviceSession:
         if self.ended is None and (answered or (not stream.stops and len(self.committed) >= stream.until)):
             self._streaming = None
             self._move(SessionEvent.STREAM_OVER)
-        return [VerdictEffect(new, len(self.committed), streamed=True, logprobs=told)]
+        return [VerdictEffect(new, len(self.committed), streamed=True, logprobs=told, piece=verdict)]
 
     def _take_unstreamed(self, verdict: Verdict) -> list[VerdictEffect]:
         """Take the verdict of an edge that does not write by itself: to it the request was an empty draft."""

@@ -254,7 +254,7 @@ class Answers:
                 queue_ms=timing.queue_ms,
                 compute_ms=timing.compute_ms,
                 logprobs=_told(result.logprobs),
-                price=None if timing.price < _LEAST_PRICE else min(100, round(timing.price * 100)),
+                price=_price(timing),
             ),
             padding=self.padding,
             most=self.publisher.max_verdict_bytes,
@@ -299,6 +299,7 @@ class Answers:
                 base=base,
                 written=written,
                 logprobs=_told(session.logprobs_from(base, len(written))),
+                price=_price(timing),
             ),
             padding=self.padding,
             most=self.publisher.max_verdict_bytes,
@@ -327,3 +328,7 @@ class Answers:
 
 def _told(logprobs: Sequence[TokenLogprobs]) -> Logprobs | None:
     return Logprobs.of(logprobs) if logprobs else None
+
+
+def _price(timing: DraftTiming) -> int | None:
+    return None if timing.price < _LEAST_PRICE else min(100, round(timing.price * 100))

@@ -229,7 +229,7 @@ class ChangingPacing:
     def learn(self, outcome: DraftOutcome) -> None:
         del outcome
 
-    def streamed(self, tokens: int, seconds: float) -> None:
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0, price: float = 0.0) -> None:
         del tokens, seconds
 
 

@@ -311,6 +311,39 @@ def test_drafts_that_pay_are_drafted_and_others_are_not() -> None:
     assert sum(not plan.stream for plan in plans[20:]) < 10
 
 
+def begun_on_a_busy_edge(*, step_s: float) -> AdaptivePacing:
+    """Return a pacing that has seen the edge write slowly, and is about to draft."""
+    pacing = AdaptivePacing(ahead=False, stream=None)
+    pacing.plan(longest=LONGEST, window=WINDOW)
+    for _ in range(8):
+        pacing.streamed(1, 0.4, step_s=step_s)
+    return pacing
+
+
+@pytest.mark.parametrize("step_s", [0.35, 0.0])
+def test_what_was_measured_on_a_busy_edge_does_not_count_on_one_that_is_not(step_s: float) -> None:
+    """It is reckoned with the edge's steps of now; where those of then are not known, with an empty draft's time."""
+    pacing = begun_on_a_busy_edge(step_s=step_s)
+    for _ in range(50):
+        plan = pacing.plan(longest=LONGEST, window=WINDOW)
+        if plan.stream:
+            return
+        pacing.learn(
+            DraftOutcome(tokens=plan.tokens, ahead=False, accepted=0, token_s=0.013, answer_s=0.12, compute_s=0.1)
+        )
+    pytest.fail("It still drafts, though nothing is accepted and the edge writes three times as quickly.")
+
+
+def test_the_price_of_a_token_is_learnt_from_what_the_edge_writes_as_well() -> None:
+    """Half of the drafts stand, and each token is one that another text goes without."""
+    pacing = begun_on_a_busy_edge(step_s=0.35)
+    for _ in range(64):
+        pacing.streamed(4, 0.4, step_s=0.1, price=1.0)
+    under = pacing.conditions(WINDOW)
+    assert under.price == 1.0
+    assert under.worth(Plan(4)) < under.worth(Plan(0))
+
+
 def test_what_was_forbidden_is_not_chosen() -> None:
     place = {"acceptance": 0.1, "token_s": 0.05, "round_trip_s": 0.1, "streamed_s": 0.01}
     plans, _ = live_with_streaming(AdaptivePacing(stream=False), 100, **place)

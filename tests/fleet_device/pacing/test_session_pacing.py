@@ -42,7 +42,7 @@ class Pupil:
     def learn(self, outcome: DraftOutcome) -> None:
         self.outcomes.append(outcome)
 
-    def streamed(self, tokens: int, seconds: float) -> None:
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0, price: float = 0.0) -> None:  # noqa: ARG002
         self.pieces.append((tokens, seconds))
 
 

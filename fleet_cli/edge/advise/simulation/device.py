@@ -252,7 +252,8 @@ class _Writing:
         self._counts.pieces += 1
         self._counts.streamed += new
         if new and self._piece_at is not None:
-            self._pacing.streamed(new, self._env.now - self._piece_at)
+            since_s = self._env.now - self._piece_at
+            self._pacing.streamed(new, since_s, step_s=written.compute_s, price=written.price)
         self._grow(new)
         until = request.base + request.tokens
         stops = request.tokens == 0

@@ -68,6 +68,7 @@ class SimulatedEdge:
         self._delay = BatchingDelay(scenario.limits.gather_share)
         self._cost = StepCost(max_guess=scenario.limits.max_guess)
         self._wake = env.event()
+        self._last_step = 0.0, 0.0  # what it took, and its price of a token
         self._held: dict[int, Session] = {}
         self._messages = 0  # since the last step began
         self._steps = 0
@@ -192,6 +193,7 @@ class SimulatedEdge:
         verified = committed = 0
         # Verdicts carry it in hundredths; it is that of the steps before.
         price = round(self._cost.price_to_others(sum(bool(work.verified) for work in works)), 2)
+        self._last_step = now - began, price
         for work in works:
             session = work.session
             if session.key not in self._sessions:
@@ -250,7 +252,7 @@ class SimulatedEdge:
         if stream is None:
             return
         base, stream.sent, stream.sent_at = stream.sent, session.committed, self._env.now
-        self._tell(Written(session.key, base, session.committed - base, stream.request), place=place)
+        self._tell(Written(session.key, base, session.committed - base, stream.request, *self._last_step), place=place)
 
     def _tell(self, message: ToDevice, *, place: int = 1) -> None:
         self._messages += 1

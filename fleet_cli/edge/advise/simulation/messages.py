@@ -123,12 +123,16 @@ class Written:
         base: Position of the first token.
         tokens: How many.
         request: That it answers.
+        compute_s: Of the step that has made the last of them.
+        price: As in a verdict.
     """
 
     session: int
     base: int
     tokens: int
     request: Write
+    compute_s: float = 0.0
+    price: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
