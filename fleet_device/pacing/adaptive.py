@@ -217,6 +217,8 @@ class AdaptivePacing:
         # What drafting would bring is old: it is tried again, the more rarely the less it has promised, since to turn
         # costs round trips.
         self._untried += 1.0
+        if not self._writing:
+            self._begin_writing()
         self._last = Plan(STREAMED, stream=True)
         if self._untried * drafted**4 < _EXPLORE_STREAMING:
             return self._last
@@ -249,6 +251,18 @@ class AdaptivePacing:
         """Whether the edge writes by itself, but for a draft now and then."""
         return self._last is not None and self._last.stream
 
+    def _begin_writing(self) -> None:
+        """Let what was expected be soon replaced by what shows: of what the edge writes, and of drafts behind that."""
+        if measured := self._streamed.at(0):
+            self._streamed = self._streamed.faded(self._streamed_s() / measured)
+        self._stream_step = self._stream_step.faded(self._step_ratio())
+        self._times = {way: times.faded() for way, times in self._times.items()}
+
+    def _step_ratio(self) -> float:
+        """Return what the edge's steps take now, in those of when it wrote last; 1 where that is not known."""
+        then, now = self._stream_step.at(0), self._times[self._way].compute.at(0) if self._way in self._times else 0.0
+        return now / then if then > 0.0 and now > 0.0 else 1.0
+
     def _streamed_s(self) -> float:
         """Return the time between tokens if the edge wrote by itself now; 0 if it never has.
 
@@ -258,10 +272,7 @@ class AdaptivePacing:
         measured = self._streamed.at(0)
         if self._writing or self._way is None or not measured:
             return measured
-        then, now = self._stream_step.at(0), self._times[self._way].compute.at(0)
-        if then > 0.0 and now > 0.0:
-            measured *= now / then
-        return min(measured, self.conditions(self._window).answer_s(0))
+        return min(measured * self._step_ratio(), self.conditions(self._window).answer_s(0))
 
     def _expected(self, *, ahead: bool) -> Times:
         """Return what drafting one way would take now.

@@ -105,15 +105,15 @@ class Trend:
         self._tokens_tokens = kept * self._tokens_tokens + tokens * tokens
         self._tokens_seconds = kept * self._tokens_seconds + tokens * seconds
 
-    def faded(self) -> "Trend":
-        """Return a trend that expects the same, and is soon convinced of something else."""
+    def faded(self, factor: float = 1.0) -> "Trend":
+        """Return a trend that expects the same times so much, and is soon convinced of something else."""
         left = min(1.0, _FADED / self._weight) if self.known else 0.0
         return Trend(
             left * self._weight,
             left * self._tokens,
-            left * self._seconds,
+            left * factor * self._seconds,
             left * self._tokens_tokens,
-            left * self._tokens_seconds,
+            left * factor * self._tokens_seconds,
         )
 
     @property
