@@ -217,13 +217,16 @@ class AdaptivePacing:
         # What drafting would bring is old: it is tried again, the more rarely the less it has promised, since to turn
         # costs round trips.
         self._untried += 1.0
+        # An empty draft would teach nothing.
+        trial = best if best.tokens else replace(best, tokens=1)
+        promised = conditions.worth(trial) * self._streamed_s()
         if not self._writing:
             self._begin_writing()
         self._last = Plan(STREAMED, stream=True)
-        if self._untried * drafted**4 < _EXPLORE_STREAMING:
+        if self._untried * promised**4 < _EXPLORE_STREAMING:
             return self._last
         self._untried = 0.0
-        return best
+        return trial
 
     def conditions(self, window: int, *, ahead: bool = False) -> Conditions:
         """Return what has been measured.

@@ -344,6 +344,15 @@ def test_the_price_of_a_token_is_learnt_from_what_the_edge_writes_as_well() -> N
     assert under.worth(Plan(4)) < under.worth(Plan(0))
 
 
+def test_a_trial_is_never_an_empty_draft() -> None:
+    """Which would bring a token, as the edge does by itself, and teach nothing."""
+    costly = {"token_s": 0.05, "round_trip_s": 0.02, "streamed_s": 0.02}
+    plans, _ = live_with_streaming(AdaptivePacing(ahead=False, stream=None), 3000, acceptance=0.05, **costly)
+    trials = [plan for plan in plans[20:] if not plan.stream]
+    assert 0 < len(trials) < 60
+    assert all(plan.tokens for plan in trials)
+
+
 def test_what_was_forbidden_is_not_chosen() -> None:
     place = {"acceptance": 0.1, "token_s": 0.05, "round_trip_s": 0.1, "streamed_s": 0.01}
     plans, _ = live_with_streaming(AdaptivePacing(stream=False), 100, **place)
