@@ -230,7 +230,7 @@ class ChangingPacing:
         del outcome
 
     def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0, price: float = 0.0) -> None:
-        del tokens, seconds
+        del tokens, seconds, step_s, price
 
 
 @dataclass
