@@ -196,7 +196,7 @@ class Gateway:
 
     def status(self) -> dict[str, Any]:
         """Return how the device is and what it has written, as JSON values."""
-        return {**self.health(), **self._journal.json()}
+        return {**self.health(), "offline": self._settings.offline.value, **self._journal.json()}
 
     def _write(
         self, request: GenerateRequest, on_piece: OnPiece, on_wait: OnWait, cancellation: Cancellation

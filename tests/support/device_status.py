@@ -19,6 +19,8 @@ def device_status(**given: Any) -> dict[str, Any]:
         "edges": [{"edge": "edge-1", "presence": "online", "target": "toy-target", "software": "9.9"}],
         "sessions": {"writing": 1, "at_once": 2, "waiting": 2, "ended": 3, "tokens": 1234},
         "today": {"date": "2026-01-03", "texts": 2, "tokens": 1000},
+        "offline": "fail",
+        "unverified": 0,
         "acceptance": 0.815,
         "round_trip_ms": 41.7,
         "mean_draft": 4.25,

@@ -26,6 +26,7 @@ class _Entry:
     tokens: int
     tokens_per_s: float
     reason: str
+    unverified: int
     text: str
 
 
@@ -59,7 +60,13 @@ class Journal:
             if self._entries is not None:
                 self._entries.appendleft(
                     _Entry(
-                        ended, text.session, len(text.tokens), text.tokens_per_s, text.reason.value, text.text[:_SHOWN]
+                        ended,
+                        text.session,
+                        len(text.tokens),
+                        text.tokens_per_s,
+                        text.reason.value,
+                        text.unverified,
+                        text.text[:_SHOWN],
                     )
                 )
 
@@ -73,6 +80,7 @@ class Journal:
                 "today": {"date": today.isoformat(), "texts": self._texts_today, "tokens": self._tokens_today},
                 "acceptance": latest.get("acceptance"),
                 "round_trip_ms": latest.get("round_trip_ms"),
+                "unverified": latest.get("unverified") or 0,
                 "mean_draft": latest.get("mean_draft"),
                 "draft_ms_per_token": latest.get("draft_ms_per_token"),
                 "plan": latest.get("plan"),
@@ -86,6 +94,7 @@ class Journal:
                         "tokens": each.tokens,
                         "tokens_per_s": each.tokens_per_s,
                         "finish": each.reason,
+                        "unverified": each.unverified,
                         "text": each.text,
                     }
                     for each in self._entries

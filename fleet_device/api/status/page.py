@@ -17,12 +17,19 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from fleet_device.offline import OfflinePolicy
 from fleet_runtime.terminal import printable
 
 __all__ = ["REFRESH_S", "render_status", "status_routes"]
 
 REFRESH_S: Final = 5
 """Seconds after which a browser asks for the page again."""
+
+_OFFLINE: Final[Mapping[str, str]] = {
+    OfflinePolicy.FAIL: "texts fail",
+    OfflinePolicy.WAIT: "texts wait",
+    OfflinePolicy.LOCAL: "the draft model goes on alone, unverified",
+}
 
 _TO_THE_MINUTE: Final = 16  # characters
 
@@ -48,7 +55,13 @@ def status_routes(status: Callable[[], Mapping[str, Any]]) -> list[Route]:
 
 def render_status(status: Mapping[str, Any]) -> str:
     """Return the page."""
-    return _template().render(status=_readable(status), style=Markup(_style()), refresh_s=REFRESH_S)  # noqa: S704 - ours
+    readable = _readable(status)
+    return _template().render(
+        status=readable,
+        offline=_OFFLINE.get(readable["offline"], readable["offline"]),
+        style=Markup(_style()),  # noqa: S704 - ours
+        refresh_s=REFRESH_S,
+    )
 
 
 @cache

@@ -56,7 +56,7 @@ def test_the_latest_texts_are_kept_only_as_many_as_are_asked_for() -> None:
     ]
     assert kept[0] == {
         "ended": now.time.isoformat(timespec="seconds"), "session": SESSION.hex(), "tokens": 3, "tokens_per_s": 30.0,
-        "finish": "stop", "text": "t1 t2 t3 ",
+        "finish": "stop", "unverified": 0, "text": "t1 t2 t3 ",
     }  # fmt: skip
 
 

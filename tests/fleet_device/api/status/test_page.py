@@ -92,6 +92,7 @@ def test_the_page_says_how_the_device_is(app: Starlette) -> None:
         "Edge edge-1 online, toy-target, software 9.9",
         "Round trip 42 ms from a draft to its verdict",
         "Acceptance 0.81 of the draft tokens that were tested",
+        "While no edge answers texts fail Plan",
         "Plan ahead: Drafting ahead 31.0 tokens/s with 5 a draft.",
         "Queue 1 of at most 2 texts being written, 2 waiting",
         "Today, 2026-01-03 1,000 tokens in 2 texts",
@@ -128,14 +129,25 @@ def test_before_the_first_text_and_without_an_edge_the_page_says_so() -> None:
 def test_texts_are_shown_only_where_the_operator_allows_it() -> None:
     text = {
         "ended": "2026-01-03T10:00:00+00:00", "session": "00ff", "tokens": 12, "tokens_per_s": 8.25,
-        "finish": "stop", "text": "The sky is blue.",
+        "finish": "stop", "unverified": 0, "text": "The sky is blue.",
     }  # fmt: skip
     said = words(render_status(device_status(last_texts=[text])))
     assert "2026-01-03 10:00 · 12 tokens, 8.2 tokens/s, stop · session 00ff The sky is blue." in said
 
 
+def test_unverified_tokens_are_shown_as_such() -> None:
+    text = {
+        "ended": "2026-01-03T10:00:00+00:00", "session": "00ff", "tokens": 12, "tokens_per_s": 8.25,
+        "finish": "stop", "unverified": 1, "text": "The sky is blue.",
+    }  # fmt: skip
+    page = render_status(device_status(offline="local", unverified=1234, last_texts=[text]))
+    said = words(page)
+    assert "the draft model goes on alone, unverified; 1,234 tokens unverified since the start" in said
+    assert "stop, 1 token unverified · session 00ff" in said
+
+
 def test_whatever_a_text_or_a_name_says_is_text() -> None:
-    text = {"ended": "", "session": "", "tokens": 1, "tokens_per_s": 1.0, "finish": "", "text": ""}
+    text = {"ended": "", "session": "", "tokens": 1, "tokens_per_s": 1.0, "finish": "", "unverified": 1, "text": ""}
     plain = device_status(reason="x", last_texts=[text])
     page, usual = Elements(render_status(poisoned(plain))), Elements(render_status(plain))
     # But for the classes of words that are good or bad, which a hostile word is not.
