@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from broker_config.broker import Broker
+from broker_config.processes.runner import MosquittoProcess
 from fleet_device.api.server import listen
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
 from fleet_device.gateway import Gateway
@@ -57,25 +59,25 @@ class Served:
 
 
 @contextmanager
-def served_device(port: int, folder: Path, **given: Any) -> Iterator[Served]:
-    """Run an edge and a device; on entry the device can write.
+def served_device(folder: Path, **given: Any) -> Iterator[Served]:
+    """Run a broker, an edge and a device; on entry the device can write.
 
     Args:
-        port: The broker's, on loopback.
         folder: For the session log.
         given: Settings of the device.
     """
     verifier = ScriptedVerifier(LANGUAGE, LANGUAGE.words, context=CONTEXT, name="scripted-target")
-    whole = Whole(port, folder, verifier, {"quotas": NO_QUOTAS})
-    fixed: dict[str, Any] = {"fleet": FLEET, "device": "device-1", "broker": BrokerSettings(port=port), "api_port": 0}
-    with whole.edge():
-        service = DeviceService(DeviceSettings.model_validate(fixed | given), ReadingDrafter())
-        gateway = Gateway(service)
-        sock = listen(0)
-        gateway.serve(sock)
-        gateway.start()
-        try:
-            assert service.edges.wait_online(10.0)
-            yield Served(f"{gateway.address}/v1", gateway, whole)
-        finally:
-            gateway.stop()
+    with MosquittoProcess(Broker(fleet=FLEET)) as broker:
+        whole = Whole(broker.port, folder, verifier, {"quotas": NO_QUOTAS})
+        fixed: dict[str, Any] = {"fleet": FLEET, "broker": BrokerSettings(port=broker.port), "api_port": 0}
+        with whole.edge():
+            service = DeviceService(DeviceSettings.model_validate(fixed | given), ReadingDrafter())
+            gateway = Gateway(service)
+            sock = listen(0)
+            gateway.serve(sock)
+            gateway.start()
+            try:
+                assert service.edges.wait_online(10.0)
+                yield Served(f"{gateway.address}/v1", gateway, whole)
+            finally:
+                gateway.stop()

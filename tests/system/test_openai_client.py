@@ -12,7 +12,6 @@ import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
-from broker_config.processes.runner import MosquittoProcess
 from fleet_testing.scripted_language import LANGUAGE, reference_text
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.served_device import ReadingDrafter, Served, served_device
@@ -25,8 +24,8 @@ LENGTH = 24
 
 
 @pytest.fixture(scope="module")
-def served(mosquitto: MosquittoProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served_device(mosquitto.port, tmp_path_factory.mktemp("served")) as served:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with served_device(tmp_path_factory.mktemp("served")) as served:
         yield served
 
 
@@ -144,8 +143,8 @@ def test_what_is_not_served_is_an_error_that_names_it(client: OpenAI, fields: An
     assert param in str(caught.value)
 
 
-def test_a_full_queue_is_a_rate_limit_with_a_time(mosquitto: MosquittoProcess, tmp_path: Path) -> None:
-    with served_device(mosquitto.port, tmp_path, device="device-2", texts_at_once=1, api_waiting=0) as served:
+def test_a_full_queue_is_a_rate_limit_with_a_time(tmp_path: Path) -> None:
+    with served_device(tmp_path, device="device-2", texts_at_once=1, api_waiting=0) as served:
         client = OpenAI(base_url=served.url, api_key="unused", max_retries=0, timeout=60.0)
         with client.chat.completions.create(model="fleet", messages=MESSAGES, max_tokens=3000, stream=True) as stream:
             next(iter(stream))
@@ -185,16 +184,14 @@ def exact_logprobs(tokens: list[int]) -> np.ndarray:
 @pytest.mark.parametrize("mode", ["residual", "coupled"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("plan", ["drafts", "ahead", "alone"])
-def test_logprobs_are_the_targets_before_shaping(
-    mosquitto: MosquittoProcess, tmp_path: Path, plan: str, mode: str, stream: bool
-) -> None:
+def test_logprobs_are_the_targets_before_shaping(tmp_path: Path, plan: str, mode: str, stream: bool) -> None:
     """Each token's, accepted, corrected, drawn by the edge or written by it, and those of the likeliest."""
     given: Any = {
         "drafts": {"draft_length": 4},
         "ahead": {"draft_length": 3, "ahead": True},
         "alone": {"draft_length": 4, "stream": True},
     }[plan]
-    with served_device(mosquitto.port, tmp_path, device=f"{plan}-{mode}-{stream}".lower(), **given) as served:
+    with served_device(tmp_path, device=f"{plan}-{mode}-{stream}".lower(), **given) as served:
         client = OpenAI(base_url=served.url, api_key="unused", max_retries=0, timeout=60.0)
         asked: Any = {
             "model": "fleet", "messages": MESSAGES, "max_tokens": 40, "seed": 5, "logprobs": True, "top_logprobs": 3,
