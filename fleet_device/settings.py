@@ -230,6 +230,13 @@ class DeviceSettings(Settings):
     api_token: SecretStr | None = setting(
         None, "Bearer token that applications must send; left out, none is asked for.", rare=True, min_length=1
     )
+    applications: Path | None = setting(
+        None,
+        "File of the applications that may use the local API, each with a key and quotas, as `fleet device app` writes "
+        "it; left out, no key is asked for but `api_token`.",
+        since="0.2",
+        rare=True,
+    )
     api_waiting: int = setting(
         8,
         "Most requests that wait while as many texts are being written as can be at once.",

@@ -3,6 +3,7 @@
 import typer
 
 from fleet_cli import enroll
+from fleet_cli.device.app import app as applications
 from fleet_cli.device.chat import chat_command
 from fleet_cli.device.doctor import doctor_command
 from fleet_cli.device.forget import forget_command
@@ -19,4 +20,5 @@ app.command("chat")(chat_command)
 app.command("doctor")(doctor_command)
 app.command("selftest")(selftest_command)
 app.command("forget")(forget_command)
+app.add_typer(applications, name="app", help="Applications that may use the local API: their keys and quotas.")
 enroll.register(app)

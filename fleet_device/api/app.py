@@ -19,10 +19,12 @@ from starlette.routing import Route
 
 from fleet_device.api.guard import Guard
 from fleet_device.api.problems import ApiProblem, problem_of
+from fleet_device.api.quotas import ApplicationQuotas, Counted
 from fleet_device.api.replies import VERIFIED_HEADER, Reply
 from fleet_device.api.requests import ChatRequest, CompletionRequest, TextRequest, read_request
 from fleet_device.api.status.page import status_routes
 from fleet_device.api.stream import Events, EventsResponse, Pause, TextEvents
+from fleet_device.applications import Application, ApplicationsFile
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import DeviceError, EdgeUnavailable
 from fleet_device.offline import OfflinePolicy
@@ -70,6 +72,7 @@ def create_app(
     settings: DeviceSettings,
     *,
     wall_clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] = time.monotonic,
     pause: Pause = asyncio.sleep,
 ) -> Starlette:
     """Return the API as an ASGI application.
@@ -78,9 +81,12 @@ def create_app(
         backend: The device.
         settings: Defaults of the requests, and the token to ask for.
         wall_clock: Unix seconds.
+        clock: Monotonic seconds.
         pause: Sleeps for some seconds.
     """
-    api = _Api(backend, settings, wall_clock, pause)
+    api = _Api(backend, settings, wall_clock, pause, ApplicationQuotas(clock))
+    named = settings.applications
+    applications = None if named is None else ApplicationsFile(named.expanduser())
     token = settings.api_token.get_secret_value() if settings.api_token else None
     return Starlette(
         routes=[
@@ -88,10 +94,11 @@ def create_app(
             Route("/v1/completions", api.completion, methods=["POST"]),
             Route("/v1/models", api.models),
             Route("/v1/models/{name:path}", api.model),
+            Route("/v1/embeddings", api.embeddings, methods=["POST"]),
             Route("/healthz", api.health),
             *status_routes(backend.status),
         ],
-        middleware=[Middleware(Guard, token=token)],
+        middleware=[Middleware(Guard, token=token, applications=applications)],
         exception_handlers={
             ApiProblem: _answer_problem,
             HTTPException: _answer_http,
@@ -118,12 +125,17 @@ class _Api:
     settings: DeviceSettings
     wall_clock: Callable[[], float]
     pause: Pause
+    quotas: ApplicationQuotas
 
     async def chat(self, request: Request) -> Response:
         return await self._text(request, read_request(ChatRequest, await _body(request)))
 
     async def completion(self, request: Request) -> Response:
         return await self._text(request, read_request(CompletionRequest, await _body(request)))
+
+    async def embeddings(self, _request: Request) -> Response:
+        sentence = "A device writes texts and makes no embeddings: its edge's large model answers with tokens alone."
+        raise ApiProblem(404, sentence, code="unsupported_endpoint")
 
     async def models(self, _request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model(name) for name in self.backend.targets()]})
@@ -146,7 +158,7 @@ class _Api:
         if policy is OfflinePolicy.FAIL and (missing := self.backend.absence()) is not None:
             raise EdgeUnavailable(missing)
         events = Events()
-        tickets = self._submit(asked, events)
+        tickets = self._submit(asked, events, getattr(request.state, "application", None))
         reply, text = self._reply(asked), TextEvents(events, tickets, self.pause)
         try:
             async with self._until_disconnect(request, tickets):
@@ -160,7 +172,7 @@ class _Api:
             raise
         return EventsResponse(text.stream(reply, first), at_end=lambda: self._cancel(tickets))
 
-    def _submit(self, asked: TextRequest, events: Events) -> list[Ticket]:
+    def _submit(self, asked: TextRequest, events: Events, application: Application | None) -> list[Ticket]:
         """Ask for all choices, or for none: where the queue has no room for one, those before it are given up."""
         loop, most = asyncio.get_running_loop(), self.settings.texts_at_once + self.settings.api_waiting
         if (asked.n or 1) > most:
@@ -168,17 +180,22 @@ class _Api:
                 400, f"The device takes at most {most} texts at a time, {asked.n} are asked for.", param="n"
             )
 
+        counted = Counted(application, self.quotas)
+
         def listen(number: int, each: Piece | Delayed | GeneratedText | Failed) -> None:
+            counted.note(each)
             if isinstance(each, Piece) and not each.text and asked.most_logprobs is None:
                 return  # a chunk without text would tell the client nothing
             loop.call_soon_threadsafe(events.put_nowait, (number, each))
 
         tickets: list[Ticket] = []
+        counted.begin(asked.n or 1)
         try:
             for number, choice in enumerate(asked.choices(self.settings)):
                 prepare = partial(choice.generate_request, defaults=self.settings)
                 tickets.append(self.backend.submit(prepare, partial(listen, number)))
         except BaseException:
+            counted.give_back((asked.n or 1) - len(tickets))
             self._cancel(tickets)
             raise
         return tickets

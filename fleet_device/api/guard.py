@@ -13,6 +13,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fleet_device.api.problems import ApiProblem
+from fleet_device.applications import ApplicationsFile
+from fleet_device.errors import ConfigurationError
 
 __all__ = ["Guard"]
 
@@ -31,11 +33,13 @@ class Guard:
     Args:
         app: What it guards.
         token: What to ask for as a bearer token, if anything.
+        applications: Whose keys are taken too; whose request it is stands in its `state.application`.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str | None) -> None:
+    def __init__(self, app: ASGIApp, *, token: str | None, applications: ApplicationsFile | None = None) -> None:
         self._app = app
         self._token = token.encode() if token is not None else None
+        self._applications = applications
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or turn it away."""
@@ -49,15 +53,26 @@ class Guard:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or _name(hosts[0]) not in _LOOPBACK:
             return ApiProblem(421, "This API answers only under the names 127.0.0.1 and localhost.", code="wrong_host")
-        if self._token is None or scope["path"] == _OPEN:
+        if (self._token is None and self._applications is None) or scope["path"] == _OPEN:
             return None
         shown = scope["path"] in _SHOWN and scope["method"] in _READS
         # In constant time: how long the comparison takes must not tell how much of a guess was right.
-        if hmac.compare_digest(_given(headers.get("authorization", ""), password=shown), self._token):
+        given = _given(headers.get("authorization", ""), password=shown)
+        if self._token is not None and hmac.compare_digest(given, self._token):
             return None
+        if self._applications is not None:
+            try:
+                application = self._applications.find(given)
+            except ConfigurationError as error:
+                return ApiProblem(503, str(error), kind="api_error", code="applications")
+            if application is not None:
+                scope.setdefault("state", {})["application"] = application
+                return None
         return ApiProblem(
             401,
-            "A bearer token is required: send the device's api_token as the API key.",
+            "A bearer token is required: send the device's api_token as the API key."
+            if self._applications is None
+            else "A bearer token is required: send the application's key, which `fleet device app add` has printed.",
             code="invalid_api_key",
             headers={"WWW-Authenticate": 'Basic realm="fleet device", charset="UTF-8"' if shown else "Bearer"},
         )

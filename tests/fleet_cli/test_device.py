@@ -12,6 +12,7 @@ from fleet_cli.device import generate
 from fleet_cli.device.generate import _interrupt
 from fleet_cli.main import _Formatter, main
 from fleet_device.api.server import listen
+from fleet_device.applications import ApplicationsFile
 from fleet_device.drafters.suffix.history_file import HistoryFile
 from fleet_device.settings import DeviceSettings
 from fleet_runtime.events import Event
@@ -181,3 +182,18 @@ def test_the_history_is_deleted_on_request(device: Run, tmp_path: Path) -> None:
     assert "is deleted" in out
     assert not list(folder.iterdir())
     assert "Nothing was kept" in device("forget", "--history-dir", str(folder))[1]
+
+
+def test_applications_are_added_listed_and_removed(device: Run, tmp_path: Path) -> None:
+    where = ["--applications", str(tmp_path / "applications.json")]
+    assert "There are none" in device("app", "list", *where)[1]
+    code, key, _ = device("app", "add", "alarms", "--tokens-per-min", "500", *where)
+    assert (code, key.count("\n")) == (0, 1)
+    assert ApplicationsFile(tmp_path / "applications.json").find(key.strip().encode()) is not None
+    assert "alarms already" not in key
+    assert "already" in device("app", "add", "alarms", *where)[2]
+    listed = device("app", "list", *where)[1]
+    assert listed.splitlines()[1].split() == ["alarms", "500", "-", "-"]
+    assert "no name for an application" in device("app", "add", "a b", *where)[2]
+    assert device("app", "remove", "alarms", *where)[0] == 0
+    assert "There is no application" in device("app", "remove", "alarms", *where)[2]

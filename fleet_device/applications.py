@@ -1,0 +1,156 @@
+"""Applications on a device: who may use the local API, each with a key of its own, and how much.
+
+They are in a file that `fleet device app` writes. It holds the SHA-256 of each key, not the key: a key has 256 random
+bits, so that nothing can be guessed from that. A device notices a changed file by itself.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fleet_device.errors import ConfigurationError
+
+__all__ = ["MAX_APPLICATION_NAME", "Application", "Applications", "ApplicationsFile", "new_key"]
+
+MAX_APPLICATION_NAME: Final = 40
+_MOST_BYTES: Final = 1 << 20
+_PREFIX: Final = "fleet-"
+
+_Rate = Annotated[int, Field(ge=1, le=1_000_000_000, strict=True)]
+
+
+class Application(BaseModel):
+    """One of them.
+
+    Attributes:
+        name: In the session log and in errors.
+        sha256: Of its key, hexadecimal.
+        tokens_per_min: Most tokens that it uses in a minute, of prompts and texts; None is no bound.
+        tokens_per_day: Likewise in a day.
+        texts_at_once: Most of its texts that are written or wait; None is no bound.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_APPLICATION_NAME)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    tokens_per_min: _Rate | None = None
+    tokens_per_day: _Rate | None = None
+    texts_at_once: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = None
+
+
+class Applications(BaseModel):
+    """What the file holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    applications: Annotated[tuple[Application, ...], Field(max_length=1000)] = ()
+
+
+def new_key() -> tuple[str, str]:
+    """Return a fresh key, and its SHA-256 for the file."""
+    key = _PREFIX + secrets.token_urlsafe(32)
+    return key, _digest(key.encode())
+
+
+@dataclass(slots=True)
+class ApplicationsFile:
+    """The file; one that is not there names no application.
+
+    Attributes:
+        path: Where.
+    """
+
+    path: Path
+    _seen: tuple[int, int, int] | None = None
+    _by_digest: dict[str, Application] | None = None
+
+    def read(self) -> Applications:
+        """Return what it holds.
+
+        Raises:
+            ConfigurationError: It cannot be read, or is no such file.
+        """
+        try:
+            with self.path.open("rb") as file:
+                raw = file.read(_MOST_BYTES + 1)
+            return Applications.model_validate(json.loads(raw))
+        except FileNotFoundError:
+            return Applications()
+        except OSError as error:
+            raise ConfigurationError(
+                f"The file of applications {self.path} cannot be read: {error.strerror or error}."
+            ) from error
+        except (ValidationError, ValueError, RecursionError) as error:
+            raise ConfigurationError(
+                f"{self.path} is no file of applications; make one with `fleet device app add`."
+            ) from error
+
+    def find(self, key: bytes) -> Application | None:
+        """Return the application that has a key; the file is read again if it has changed.
+
+        Raises:
+            ConfigurationError: As for `read`.
+        """
+        seen = self._look()
+        if self._by_digest is None or seen != self._seen:
+            self._by_digest = {each.sha256: each for each in self.read().applications}
+            self._seen = seen
+        # A digest is looked up, so that the time it takes tells nothing of the key.
+        return self._by_digest.get(_digest(key))
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[list[Application]]:
+        """Change the list that is given; it is written when the context ends well, whole or not at all.
+
+        Raises:
+            ConfigurationError: The file cannot be read or written.
+        """
+        found = list(self.read().applications)
+        yield found
+        content = Applications(applications=tuple(found)).model_dump_json(indent=2, exclude_none=True) + "\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+            try:
+                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                _keep_owner(self.path, Path(name))
+                Path(name).replace(self.path)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise ConfigurationError(
+                f"The file of applications {self.path} cannot be written: {error.strerror or error}."
+            ) from error
+
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _keep_owner(old: Path, new: Path) -> None:
+    """Leave a file to whom the one that it replaces belongs, and as readable: the device may be another user."""
+    with contextlib.suppress(OSError):
+        found = old.stat()
+        new.chmod(found.st_mode & 0o777)
+        os.chown(new, found.st_uid, found.st_gid)
+
+
+def _digest(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()
