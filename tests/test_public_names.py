@@ -49,7 +49,7 @@ def test_the_public_names_are_these_and_each_is_documented(package: str, names: 
     [
         ("fleet_device.Device", "close count_tokens drafter from_config generate open stream wait_for_edge"),
         ("fleet_device.TextStream", "cancel close pieces request result"),
-        ("fleet_device.GeneratedText", "acceptance reason seed session tokens tokens_per_s"),
+        ("fleet_device.GeneratedText", "acceptance reason seed session tokens tokens_per_s unverified verified"),
         ("fleet_edge.Edge", "check drain from_config run stop target"),
         (
             "fleet_edge.SessionLog",

@@ -321,6 +321,6 @@ def test_a_body_that_is_no_bearable_json_is_refused(
 
 def test_unknown_paths_and_methods_are_answered_in_openai_shape(make: Make) -> None:
     app, _ = make()
-    assert error(ask(app, "GET", "/v1/embeddings"))["code"] == "not_found"
+    assert error(ask(app, "GET", "/v1/images"))["code"] == "not_found"
     wrong = ask(app, "GET", "/v1/completions")
     assert (wrong.status_code, error(wrong)["code"]) == (405, "method_not_allowed")
