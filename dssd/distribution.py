@@ -45,19 +45,23 @@ def point_mass(token: int) -> Dist:
     return Dist(np.array([token], dtype=np.int64), np.ones(1))
 
 
-def shape(logits: NDArray[Any], policy: SamplingPolicy) -> Dist:
+def shape(logits: NDArray[Any], policy: SamplingPolicy, *, allowed: Ids | None = None) -> Dist:
     """Turn logits into the distribution that the policy samples from.
 
-    In this order: divide by the temperature, keep the `top_k` largest, softmax, keep the smallest head whose mass
-    reaches `top_p`, renormalise. Temperature 0 keeps the largest alone, ties by lower id.
+    In this order: take out what is not allowed, divide by the temperature, keep the `top_k` largest, softmax, keep the
+    smallest head whose mass reaches `top_p`, renormalise. Temperature 0 keeps the largest alone, ties by lower id.
 
     Args:
         logits: `[vocabulary]`, any float type. Minus infinity is allowed and means impossible.
         policy: What to do.
+        allowed: int64 ids that a grammar allows, rising; all others are impossible. None allows all.
 
     Raises:
         ValueError: The logits hold NaN or plus infinity, or are all minus infinity.
     """
+    if allowed is not None:
+        dist = shape(np.asarray(logits)[allowed], policy)
+        return Dist(allowed[dist.ids], dist.probs)
     scores = np.asarray(logits, dtype=np.float64)
     best = int(np.argmax(scores))  # the first of equals; NaN wins, so it is caught here
     if not np.isfinite(scores[best]):

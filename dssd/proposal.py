@@ -20,12 +20,14 @@ class Proposal:
         count: 65,536 times the probability with which it was drawn; None in coupled mode.
         quantized: What it was drawn from, kept for the correction; None in coupled mode.
         chance: Probability of the token before quantization: how sure the draft model is. It is no part of the law.
+        forced: Whether a grammar allows no other token there, so that no model was asked.
     """
 
     token: int
     count: int | None = None
     quantized: QuantizedDist | None = None
     chance: float = 1.0
+    forced: bool = False
 
 
 def propose(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:

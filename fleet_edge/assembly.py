@@ -18,10 +18,12 @@ from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import Intake, IntakeQueue
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.admission import SessionOffer
+from fleet_edge.sessions.grammars import Grammars
 from fleet_edge.sessions.table import SessionTable
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.contract import Verifier
+from fleet_edge.verifiers.contract import KnowsTokens, Verifier
 from fleet_link.link import Link
+from fleet_runtime.grammar.compiler import GrammarCompiler
 
 __all__ = ["assemble"]
 
@@ -87,7 +89,14 @@ def assemble(
         clock,
         offer=SessionOffer(settings.max_draft, settings.window, settings.max_new_tokens),
         grace_s=settings.grace_s,
+        grammars=Grammars(_compiler(verifier), inbox.put),
     )
     link.screen(guard.accepts)
     Intake(inbox, clock).subscribe(link, fleet=settings.fleet, edge=settings.edge)
     return Orchestrator(inbox, handlers, sessions, scheduler, answers, clock, piece_s=settings.piece_s)
+
+
+def _compiler(verifier: Verifier) -> GrammarCompiler | None:
+    """Return what compiles grammars for a target whose tokens and whole rows are known."""
+    whole = verifier.info.most_top_k is None
+    return GrammarCompiler(verifier.grammar_tokenizer) if whole and isinstance(verifier, KnowsTokens) else None

@@ -41,6 +41,7 @@ class SegmentCounters:
         streamed: Of `tokens`, written by the edge itself because the device has asked it to.
         guessed: Tokens that the edge has guessed of what it writes by itself, and computed with the token before them.
         guessed_right: Of these, those that it has written: so many steps it was spared.
+        forced: Of `tokens`, those that the text's grammar left no choice about, corrections left out.
     """
 
     tokens: int = 0
@@ -60,6 +61,7 @@ class SegmentCounters:
     streamed: int = 0
     guessed: int = 0
     guessed_right: int = 0
+    forced: int = 0
 
     def __add__(self, other: "SegmentCounters") -> "SegmentCounters":
         sums = map(add, _values(self), _values(other))

@@ -15,6 +15,8 @@ from fleet_edge.guard.fences import SharedFences
 from fleet_edge.guard.guard import FenceBegun, Guard, OverQuota
 from fleet_edge.intake import Malformed, ReceivedMessage
 from fleet_edge.sessions.admission import SessionOffer, grant
+from fleet_edge.sessions.constraint import Constraint
+from fleet_edge.sessions.grammars import Grammars
 from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
@@ -29,6 +31,8 @@ from schemas.topics import Topic
 __all__ = ["MessageHandlers"]
 
 _log = logging.getLogger(__name__)
+
+_ENDING = "The edge is shutting down; try again shortly."
 
 
 @dataclass(slots=True)
@@ -49,6 +53,7 @@ class MessageHandlers:
         grace_s: Seconds that a device has to come back after the broker has declared it gone.
         draining: Whether new sessions are refused.
         away: Why no session can be verified, if that has lasted; new ones are refused meanwhile.
+        grammars: Prepares the grammars of texts that have one.
     """
 
     edge: str
@@ -64,6 +69,7 @@ class MessageHandlers:
     grace_s: float = 15.0
     draining: bool = False
     away: str = ""
+    grammars: Grammars = field(default_factory=Grammars)
 
     def receive(self, arrival: ReceivedMessage) -> None:
         """Take one message."""
@@ -128,12 +134,40 @@ class MessageHandlers:
         if old is not None and message.attempt == old.attempt:
             self.answers.opened_again(old)  # delivered twice
             return
+        if self.grammars.waits(device, message):
+            return  # likewise, before it was granted
         try:
-            limits = self._limits(device, message)
+            limits, constraint = self._limits(device, message), None
+            if message.policy.grammar is not None and (constraint := self.grammars.at_once(message)) is None:
+                self.grammars.prepare(
+                    device, message, lambda found: self._prepared(device, message, size, limits, found)
+                )
+                return
+        except OpenRefused as error:
+            self.answers.refused(device, message, error)
+            return
+        self._begin(device, message, size, limits, constraint)
+
+    def _prepared(
+        self, device: str, message: Open, size: int, limits: SessionLimits, found: Constraint | OpenRefused
+    ) -> None:
+        """The grammar of an Open is there, or cannot be used."""
+        if isinstance(found, OpenRefused):
+            self.answers.refused(device, message, found)
+        elif self.draining or self.away:
+            self.answers.refused(device, message, OpenRefused(RefusalCode.DRAINING, _ENDING))
+        else:
+            self._begin(device, message, size, limits, found)
+
+    def _begin(
+        self, device: str, message: Open, size: int, limits: SessionLimits, constraint: Constraint | None
+    ) -> None:
+        old = self.sessions.named(device, message.session)
+        try:
             if old is not None:
                 self.answers.left(old, LeaveReason.RESUMED)
                 self._forget(old, resumed=True)
-            session = self.sessions.add(message, device=device, limits=limits, now=self.clock())
+            session = self.sessions.add(message, device=device, limits=limits, now=self.clock(), constraint=constraint)
         except OpenRefused as error:
             self.answers.refused(device, message, error)
             return
@@ -144,7 +178,7 @@ class MessageHandlers:
 
     def _limits(self, device: str, message: Open) -> SessionLimits:
         if self.draining:
-            raise OpenRefused(RefusalCode.DRAINING, "The edge is shutting down; try again shortly.")
+            raise OpenRefused(RefusalCode.DRAINING, _ENDING)
         if self.away:
             raise OpenRefused(RefusalCode.DRAINING, "The edge cannot reach its large model; try again shortly.")
         limits = grant(message, target=self.scheduler.target, offer=self.offer)
@@ -186,6 +220,7 @@ class MessageHandlers:
                 self.answers.left(session, LeaveReason.RESUMED)
                 self._forget(session)
             return
+        self.grammars.forget(device, message.session)
         if session is None:
             self.answers.closed_elsewhere(device, message)  # a repeat, or an edge that has restarted
             return

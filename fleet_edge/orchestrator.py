@@ -157,7 +157,8 @@ class Orchestrator:
         session = work.session
         if judgement is None:
             self.scheduler.evict(session)  # nobody is to go on from it
-            return give_up(work, "The target model's logits are not numbers.")
+            failure = "" if session.constraint is None else session.constraint.failure
+            return give_up(work, failure or "The target model's logits are not numbers.")
         try:
             results = session.settle(work.chain, judgement)
             self.scheduler.judged(work, committed=sum(len(result.tokens) for result in results))
@@ -243,4 +244,6 @@ def _case(work: Work) -> Case:
         bonus=session.wants_token_after(work.chain),
         written=drafts[0].write is not None,
         logprobs=session.logprobs,
+        constraint=session.constraint,
+        text=() if session.constraint is None else session.text,
     )

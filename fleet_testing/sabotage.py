@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from dssd.distribution import Dist
+from dssd.distribution import Dist, shape
 from dssd.downlink import correct
 from dssd.judgement import Judgement, write
 from dssd.proposal import Proposal, propose
@@ -19,6 +19,7 @@ from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.drafters.common_tokens import CommonTokens
 from fleet_edge import orchestrator
 from fleet_edge.batching.judging import Case
+from fleet_edge.sessions.constraint import Constraint
 from fleet_edge.verifiers.contract import Item
 from fleet_testing.toy_pair import TEMPERATURE, ToyPair
 from schemas.downlink import DownlinkForm
@@ -37,6 +38,9 @@ class Sabotage(StrEnum):
         GUESS_SHIFTED: The edge draws what it writes behind a guess with the random numbers of the position before.
         INVERTED: The edge accepts with probability q/p instead of p/q.
         LIKELIEST: The device takes the likeliest token from earlier text, and reports that it was drawn by counts.
+        MASKED_HALF: The edge masks p by the grammar where it draws, and only tests with p as it is elsewhere.
+        MASKED_LATE: The edge masks p by the grammar behind top_k and top_p, in place of before them.
+        MASK_NOT_RENORMALISED: The edge masks p by the grammar, and what is left does not sum to 1.
         MISREPORTED: The device reports a q that it did not draw from.
         NO_RESIDUAL: The device draws the correction from p instead of max(0, p - q).
         NOT_RENORMALISED: The device draws among the tokens that it has in common with the target, and reports their
@@ -55,6 +59,9 @@ class Sabotage(StrEnum):
     GUESS_SHIFTED = "guess-shifted"
     INVERTED = "inverted"
     LIKELIEST = "likeliest"
+    MASKED_HALF = "masked-half"
+    MASKED_LATE = "masked-late"
+    MASK_NOT_RENORMALISED = "mask-not-renormalised"
     MISREPORTED = "misreported"
     NO_RESIDUAL = "no-residual"
     NOT_RENORMALISED = "not-renormalised"
@@ -169,6 +176,40 @@ def _case_unshaped(work: Any) -> Case:  # noqa: ANN401 - the scheduler's Work
 _case: Final = orchestrator._case  # noqa: SLF001 - sabotage reaches inside
 
 
+class _TestedAsItIs(Dist):
+    """A masked distribution that is tested against what it was before."""
+
+    __slots__ = ("before",)
+    before: Dist
+
+    def probability(self, token: int) -> float:
+        return self.before.probability(token) if token in self.ids else 0.0
+
+
+def _kept(dist: Dist, allowed: Any) -> Dist:  # noqa: ANN401 - an array
+    kept = np.isin(dist.ids, allowed)
+    return Dist(dist.ids[kept], dist.probs[kept]) if kept.any() else Dist(allowed[:1], np.ones(1))
+
+
+def _mask_wrongly(kind: Sabotage, stack: ExitStack) -> None:
+    """Have the edge apply grammars as it must not."""
+    masked = Constraint.shape
+
+    def changed(self: Constraint, row: Any, policy: SamplingPolicy, *, text: Sequence[int]) -> Dist:  # noqa: ANN401
+        right = masked(self, row, policy, text=text)
+        whole = shape(row, policy)
+        if kind is Sabotage.MASKED_HALF:
+            half = _TestedAsItIs(right.ids, right.probs)
+            object.__setattr__(half, "before", whole)
+            return half
+        late = _kept(whole, self.matcher.allowed(text))
+        if kind is Sabotage.MASKED_LATE:
+            return Dist(late.ids, late.probs / late.probs.sum())
+        return late
+
+    stack.enter_context(patch.object(Constraint, "shape", changed))
+
+
 def _rows_before(rows: int) -> list[int]:
     return [max(0, row - 1) for row in range(rows)]
 
@@ -229,6 +270,8 @@ def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
         stack.enter_context(patch("fleet_edge.batching.judging.write", _write_keeping))
     elif kind is Sabotage.GUESS_SHIFTED:
         stack.enter_context(patch("fleet_edge.batching.judging.write", _write_shifted))
+    elif kind in (Sabotage.MASKED_HALF, Sabotage.MASKED_LATE, Sabotage.MASK_NOT_RENORMALISED):
+        _mask_wrongly(kind, stack)
     elif kind is Sabotage.SHIFTED:
         _shift_llama(stack)
         _change_answers(_shift, stack)

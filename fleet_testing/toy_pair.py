@@ -14,6 +14,7 @@ from fleet_device.drafters.suffix.history import History
 from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
 from fleet_testing.markov import MarkovScript
 from fleet_testing.toy_transformer import ToyTransformer
+from schemas.grammar import Grammar
 from schemas.policy import Mode, SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
@@ -124,7 +125,11 @@ class ToyPair:
         return UnlikeVocabularyDrafter(own, Vocabulary.of(words), WordCodec(words, END_TOKENS))
 
 
-def policy(mode: Mode, seed: int, *, greedy: bool = False) -> SamplingPolicy:
-    """Return the proof's sampling policy: every step of the shaping takes effect, or none where it is greedy."""
+def policy(mode: Mode, seed: int, *, greedy: bool = False, grammar: Grammar | None = None) -> SamplingPolicy:
+    """Return the proof's sampling policy: every step of the shaping takes effect, or none where it is greedy.
+
+    Given a grammar, which leaves few tokens at each place, it keeps fewer.
+    """
     temperature = 0.0 if greedy else TEMPERATURE
-    return SamplingPolicy(mode=mode, temperature=temperature, top_k=TOP_K, top_p=0.93, seed=seed)
+    top_k, top_p = (TOP_K, 0.93) if grammar is None else (2, 0.85)
+    return SamplingPolicy(mode=mode, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, grammar=grammar)

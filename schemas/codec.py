@@ -163,6 +163,8 @@ def encode_open(message: Open) -> bytes:
     """Return the map of an Open, its token ids packed."""
     fields = message.model_dump(exclude_none=True)
     fields["policy"]["mode"] = message.policy.mode.value
+    if message.policy.grammar is not None:
+        fields["policy"]["grammar"]["kind"] = message.policy.grammar.kind.value
     return _dump_map(fields)
 
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.grammar import Grammar
+
 __all__ = ["MAX_TOP_K", "Mode", "SamplingPolicy", "random_seed"]
 
 MAX_SEED = 2**64 - 1
@@ -41,6 +43,7 @@ class SamplingPolicy(BaseModel):
         top_k: Keeps the k largest logits; 0 keeps all.
         top_p: Keeps the smallest head whose mass reaches this; 1 keeps all.
         seed: Key of the random numbers; the same seed and policy give the same decisions.
+        grammar: What the text must look like: before all else, tokens that it rules out are impossible. None: anything.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -50,6 +53,7 @@ class SamplingPolicy(BaseModel):
     top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K, strict=True)] = 50
     top_p: Annotated[float, Field(gt=0.0, le=1.0, strict=True)] = 0.95
     seed: Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)] = Field(default_factory=random_seed)
+    grammar: Grammar | None = None
 
     @property
     def greedy(self) -> bool:

@@ -56,6 +56,7 @@ class RefusalCode(StrEnum):
     QUOTA = "over-quota"  # of the device, not of the edge: `retry_s` says when it is worth asking again
     LOGPROBS = "logprobs"  # the edge cannot tell them exactly
     FENCED = "fenced"  # the device has misbehaved, or an administrator has shut it out; likewise
+    GRAMMAR = "grammar"  # it cannot be read, takes too long, does not fit the text, or is not served here
     OTHER = "other"  # a newer release's, or one that the sentence tells best
 
 

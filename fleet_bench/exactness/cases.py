@@ -8,7 +8,9 @@ from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_testing.sabotage import Sabotage
 from fleet_testing.toy_engines import ToyEngine, pair_of
+from fleet_testing.toy_grammar import GRAMMAR
 from fleet_testing.toy_pair import GUESSABLE, PROMPT, ToyPair
+from schemas.grammar import Grammar
 from schemas.policy import Mode
 
 __all__ = ["CASES", "FAULTS", "Case"]
@@ -33,6 +35,7 @@ class Case:
         suffix: Whether drafts are also made from what was written before, in turns with the draft model.
         engine: What computes the target.
         greedy: Whether the most likely token is taken.
+        constrained: Whether texts have a grammar.
         sabotage: What is done wrong.
     """
 
@@ -47,6 +50,7 @@ class Case:
     suffix: bool = False
     engine: ToyEngine = ToyEngine.SCRIPTED
     greedy: bool = False
+    constrained: bool = False
     sabotage: Sabotage = Sabotage.NONE
 
     @property
@@ -61,6 +65,7 @@ class Case:
         ahead = f" suffix{ahead}" if self.suffix else ahead
         unlike = " unlike" if self.unlike else ""
         greedy = " greedy" if self.greedy else ""
+        greedy = f"{greedy} grammar" if self.constrained else greedy
         engine = "" if self.engine is ToyEngine.SCRIPTED else f" {self.engine.value}"
         fault = "" if self.sabotage is Sabotage.NONE else f" fault:{self.sabotage.value}"
         return f"{self.mode.value}{form}{ahead}{unlike}{greedy}{engine}{fault}"
@@ -75,6 +80,11 @@ class Case:
         """The languages."""
         pair = pair_of(self.engine, unlike=self.unlike)
         return replace(pair, suffix=self.suffix)
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """Of each text."""
+        return GRAMMAR if self.constrained else None
 
     def pacing(self) -> Pacing:
         """Return the pacing of one device."""
@@ -124,6 +134,12 @@ CASES = (
     *(Case(Mode.RESIDUAL, Form.AUTO, 1, ahead=True, engine=engine) for engine in _ENGINES),
     *(Case(Mode.COUPLED, Form.AUTO, None, stream=True, engine=engine) for engine in _ENGINES),
     *(Case(Mode.RESIDUAL, Form.AUTO, 2, greedy=True, engine=engine) for engine in _ENGINES),
+    *(Case(mode, form, 2, constrained=True) for mode, form in _WAYS),
+    *(Case(mode, Form.AUTO, 1, ahead=True, constrained=True) for mode in Mode),
+    *(Case(mode, Form.AUTO, 2, unlike=True, constrained=True) for mode in Mode),
+    *(Case(mode, Form.AUTO, length, stream=True, constrained=True) for length in (3, None) for mode in Mode),
+    Case(Mode.RESIDUAL, Form.AUTO, None, constrained=True),
+    Case(Mode.RESIDUAL, Form.AUTO, 2, greedy=True, constrained=True),
 )
 
 FAULTS = (
@@ -153,4 +169,16 @@ FAULTS = (
     ),
     Case(Mode.COUPLED, Form.AUTO, 2, engine=ToyEngine.VLLM, sabotage=Sabotage.TEMPERED_TWICE),
     *(Case(Mode.RESIDUAL, Form.AUTO, 2, greedy=True, engine=engine, sabotage=Sabotage.SHIFTED) for engine in _ENGINES),
+    *(
+        Case(Mode.RESIDUAL, Form.AUTO, 2, constrained=True, sabotage=sabotage)
+        for sabotage in (Sabotage.MASKED_HALF, Sabotage.MASKED_LATE)
+    ),
+    *(
+        Case(mode, Form.AUTO, 3, stream=True, constrained=True, sabotage=sabotage)
+        for mode, sabotage in (
+            (Mode.RESIDUAL, Sabotage.MASK_NOT_RENORMALISED),
+            (Mode.RESIDUAL, Sabotage.MASKED_LATE),
+            (Mode.COUPLED, Sabotage.MASKED_LATE),
+        )
+    ),
 )

@@ -5,7 +5,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from fleet_testing.markov import MarkovScript
+from fleet_testing.toy_grammar import joint_given_grammar
 from fleet_testing.toy_pair import END_TOKENS, PROMPT, ToyPair, policy
+from schemas.grammar import Grammar
 from schemas.policy import Mode
 
 __all__ = ["LENGTH", "Law", "fold_ends", "law"]
@@ -16,7 +19,14 @@ LENGTH: Final = 3
 """Tokens of a text."""
 
 
-def law(mode: Mode, pair: ToyPair | None = None, *, greedy: bool = False, prompt: Sequence[int] = PROMPT) -> Law:
+def law(
+    mode: Mode,
+    pair: ToyPair | None = None,
+    *,
+    greedy: bool = False,
+    prompt: Sequence[int] = PROMPT,
+    grammar: Grammar | None = None,
+) -> Law:
     """Return the joint law of a text, `[size] * LENGTH`.
 
     Args:
@@ -24,8 +34,13 @@ def law(mode: Mode, pair: ToyPair | None = None, *, greedy: bool = False, prompt
         pair: The languages; the standard ones by default.
         greedy: Whether the most likely token is taken.
         prompt: Of the text.
+        grammar: The toy grammar, if the texts have it.
     """
     target = (pair or ToyPair.standard()).target
+    if grammar is not None:
+        assert isinstance(target, MarkovScript)
+        given = policy(mode, 0, greedy=greedy, grammar=grammar)
+        return joint_given_grammar(target, prompt, length=LENGTH, policy=given, end=END_TOKENS[0])
     return fold_ends(target.joint(prompt, length=LENGTH, policy=policy(mode, 0, greedy=greedy)), END_TOKENS)
 
 

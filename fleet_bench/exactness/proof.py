@@ -70,6 +70,7 @@ class Result:
             "suffix": self.case.suffix,
             "engine": self.case.engine.value,
             "greedy": self.case.greedy,
+            "constrained": self.case.constrained,
             "fault": self.case.sabotage.value,
             "sessions": self.sessions,
             "p_value": self.p,
@@ -89,7 +90,7 @@ def prove(case: Case, *, port: int, sessions: int, first_seed: int, devices: int
             port=port,
             fleet=FLEET,
             pair=case.pair,
-            policy=partial(policy, case.mode, greedy=case.greedy),
+            policy=partial(policy, case.mode, greedy=case.greedy, grammar=case.grammar),
             pacing=case.pacing,
             sessions=sessions,
             length=LENGTH,
@@ -99,7 +100,7 @@ def prove(case: Case, *, port: int, sessions: int, first_seed: int, devices: int
             sabotage=case.sabotage,
             on_progress=on_progress or (lambda _done: None),
         )
-    expected = law(case.mode, case.pair, greedy=case.greedy, prompt=case.prompt).ravel()
+    expected = law(case.mode, case.pair, greedy=case.greedy, prompt=case.prompt, grammar=case.grammar).ravel()
     counts = tally.counts.ravel()
     return Result(
         case=case,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fleet_device.client.cancellation import Cancellation
+from fleet_device.client.constraint import DraftConstraint
 from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.handles import Handles
@@ -18,7 +19,8 @@ from fleet_device.client.reports import UnverifiedReports
 from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.client.unconfirmed import UnconfirmedCloses
 from fleet_device.client.waiting import OnWait, Waiting
-from fleet_device.drafters.contract import Drafter
+from fleet_device.drafters.contract import Drafter, KnowsTokens
+from fleet_device.errors import SessionRefused
 from fleet_device.offline import Outages
 from fleet_device.pacing.contract import Choice, Pacing
 from fleet_device.pacing.session_pacing import RoundTrips, SessionPacing
@@ -27,10 +29,13 @@ from fleet_device.session.machine import DeviceSession
 from fleet_device.session.origins import CommittedTokens
 from fleet_device.session.request import SessionRequest
 from fleet_link.link import Link
+from fleet_runtime.grammar.compiler import GrammarCompiler
+from fleet_runtime.grammar.errors import GrammarError, GrammarUnavailable
+from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.bounds import MAX_WINDOW, SESSION_BYTES
 from schemas.messages import Close, Closed
 from schemas.policy import SamplingPolicy
-from schemas.reasons import EndReason
+from schemas.reasons import EndReason, RefusalCode
 
 __all__ = ["Agent", "Generation"]
 
@@ -115,6 +120,7 @@ class Agent:
     _unconfirmed: UnconfirmedCloses = field(init=False)
     _refused: RefusedUntil = field(init=False)
     _absence: Absence = field(init=False)
+    _grammars: GrammarCompiler = field(init=False)
 
     def __post_init__(self) -> None:
         """Put together what outlives a text."""
@@ -124,6 +130,7 @@ class Agent:
         self._absence = Absence(self.clock)
         further = [Lane(drafter, pacing, self.inbox.beside()) for drafter, pacing in self.beside]
         self._lanes = Lanes([Lane(self.drafter, None, self.inbox), *further])
+        self._grammars = GrammarCompiler(self._grammar_tokenizer)
 
     def attach(self) -> None:
         """Subscribe; once, before the link is started."""
@@ -179,6 +186,7 @@ class Agent:
                 quantization=lane.drafter.quantization,
                 logprobs=logprobs,
             )
+            constraint = self._constraint(policy)
             self._refused.check(self.timeouts.open_s)
             session = DeviceSession(request, window=self.window, revisable=outages.revisable and outages.rejoin)
             pacing = self.pacing if lane.pacing is None else lane.pacing
@@ -191,7 +199,7 @@ class Agent:
             waiting = Waiting(session, outbound, self.inbox.edges, retry, refusals, self.clock, on_wait)
             driver = SessionDriver(
                 session=session,
-                drafts=DraftSequence(session, lane.drafter, self.clock),
+                drafts=DraftSequence(session, lane.drafter, self.clock, constraint),
                 pacing=SessionPacing(session, pacing, self.clock),
                 outbound=outbound,
                 inbox=lane.inbox,
@@ -257,3 +265,22 @@ class Agent:
         self._unconfirmed.on_event(event)
         if self.reports is not None:
             self.reports.on_event(event)
+
+    def _constraint(self, policy: SamplingPolicy) -> DraftConstraint | None:
+        """Return the constraint of a text that has a grammar.
+
+        Raises:
+            SessionRefused: The grammar cannot be used; no edge was asked.
+        """
+        if policy.grammar is None:
+            return None
+        try:
+            return DraftConstraint(self._grammars.matcher(policy.grammar))
+        except GrammarError as error:
+            raise SessionRefused(RefusalCode.GRAMMAR, str(error)) from None
+
+    def _grammar_tokenizer(self) -> GrammarTokenizer:
+        codec = self.drafter.codec
+        if not isinstance(codec, KnowsTokens):
+            raise GrammarUnavailable(f"The draft model {self.drafter.name} does not say what its tokens read.")
+        return codec.grammar_tokenizer()

@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dssd.distribution import Dist, point_mass
+from fleet_device.client.constraint import DraftConstraint
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
 from fleet_device.session.machine import DeviceSession, VerdictEffect
+from fleet_device.session.origins import CommittedTokens
+from schemas.bounds import MAX_DRAFT
 
 __all__ = ["DraftSequence"]
 
@@ -21,11 +25,13 @@ class DraftSequence:
         session: Whose text it drafts for; counts the time that the draft model takes.
         drafter: The draft model.
         clock: Monotonic seconds.
+        constraint: The text's grammar, if it has one.
     """
 
     session: DeviceSession
     drafter: Drafter
     clock: Callable[[], float]
+    constraint: DraftConstraint | None = None
 
     def rewind(self) -> None:
         """Bring the drafter to the end of the committed text."""
@@ -45,21 +51,36 @@ class DraftSequence:
         """What drafts from earlier text, if the drafter does."""
         return self.drafter if isinstance(self.drafter, SuffixDrafter) else None
 
+    def committed(self, effect: VerdictEffect, *, begin: int) -> CommittedTokens:
+        """Return what a verdict has committed, each token with where it comes from.
+
+        Args:
+            effect: Of the verdict.
+            begin: Length of the text before it.
+        """
+        if self.constraint is None:
+            return effect.committed
+        return self.constraint.origins(self.session.committed, effect.committed, begin=begin)
+
     def draft(self, limit: int) -> bool:
         """Draft one token.
 
         Args:
-            limit: Tokens that the draft may have.
+            limit: Tokens that the draft may have, those not counted that a grammar forces: they cost no time.
 
         Returns:
             False if none is to be drafted, so that the target writes the next one alone: the draft is long enough, the
             draft model's context ends here, or the drafter has no idea.
         """
-        session, drafter = self.session, self.drafter
-        if not session.room(limit) or len(session.request.prompt) + session.position >= drafter.context:
+        session, drafter, constraint = self.session, self.drafter, self.constraint
+        if constraint is not None and self._draft_forced(constraint):
+            return True
+        most = limit if constraint is None else limit + session.forced
+        if not session.room(most) or len(session.request.prompt) + session.position >= drafter.context:
             return False
         started = self.clock()
-        q = drafter.next(session.request.policy)
+        policy = session.request.policy
+        q = drafter.next(policy) if constraint is None else constraint.next(drafter, policy, text=session.ahead)
         if q is None:
             return False
         drafter.extend((session.propose(q),))
@@ -72,9 +93,9 @@ class DraftSequence:
         Returns:
             Its id; None if the drafter has no idea, and nothing was written.
         """
-        session, drafter = self.session, self.drafter
+        session, drafter, constraint = self.session, self.drafter, self.constraint
         started = self.clock()
-        q = drafter.next(session.request.policy)
+        q = drafter.next(session.request.policy) if constraint is None else self._alone(constraint)
         if q is None:
             return None
         token = session.write_alone(q)
@@ -83,7 +104,30 @@ class DraftSequence:
         session.counters.draft_ms += (self.clock() - started) * 1e3
         return token
 
+    def _alone(self, constraint: DraftConstraint) -> Dist | None:
+        """Return the draft model's distribution of the next token given the grammar; it is not asked where one must."""
+        text = self.session.committed
+        token = constraint.forced(text)
+        return (
+            constraint.next(self.drafter, self.session.request.policy, text=text)
+            if token is None
+            else point_mass(token)
+        )
+
     def _observe(self) -> None:
         """Let what drafts from earlier text learn from what is committed."""
         if (source := self.source) is not None:
             source.observe(len(self.session.request.prompt) + len(self.session.committed))
+
+    def _draft_forced(self, constraint: DraftConstraint) -> bool:
+        """Draft the token that must come next, if that is certain and the edge takes a draft so long."""
+        session, drafter = self.session, self.drafter
+        if not session.room(MAX_DRAFT) or len(session.request.prompt) + session.position >= drafter.context:
+            return False
+        started = self.clock()
+        token = constraint.forced(session.ahead)
+        if token is not None:
+            session.propose_forced(token)
+            drafter.extend((token,))  # computed with what follows, if the draft model is asked for more
+        session.counters.draft_ms += (self.clock() - started) * 1e3
+        return token is not None

@@ -239,7 +239,8 @@ class SessionDriver:
         if self._behind:
             self._behind = False
             self.drafts.rewind()
-        if self.pacing.goes_on(self._plan) and self.drafts.draft(self._plan.tokens):
+        # What a grammar forces is drafted all the same where the pacing wants no more.
+        if self.drafts.draft(self._plan.tokens if self.pacing.goes_on(self._plan) else 0):
             return
         draft = self.pacing.send(ahead=self._plan.ahead)
         self._plan = None
@@ -273,6 +274,7 @@ class SessionDriver:
         session = self.session
         if session.opened is not None and received.verdict.handle == session.opened.handle:
             session.counters.downlink_bytes += received.size
+        begin = len(session.committed)
         effects = session.on_verdict(received.verdict)
         self.pacing.learn(effects)
         for effect in effects:
@@ -282,9 +284,10 @@ class SessionDriver:
             if effect.tokens:
                 self.waiting.grown()
                 self.first_at = self.first_at or self.clock()
-                if self.on_tokens(self._told(effect.committed)):
+                if self.on_tokens(self._told(self.drafts.committed(effect, begin=begin))):
                     session.cancel(EndReason.STOP)
                     return
+                begin += len(effect.tokens)
             if effect.streamed:
                 self._behind = True
             else:

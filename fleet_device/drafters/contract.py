@@ -1,14 +1,24 @@
 """Drafter contract: what a session needs of a draft model, and of its vocabulary's text side."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from dssd.distribution import Dist
+from dssd.distribution import Dist, Ids
+from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.errors import FleetError
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["Drafter", "DrafterError", "ModelNotFound", "TextCodec", "common_prefix", "require_tokens"]
+__all__ = [
+    "Drafter",
+    "DrafterError",
+    "DraftsConstrained",
+    "KnowsTokens",
+    "ModelNotFound",
+    "TextCodec",
+    "common_prefix",
+    "require_tokens",
+]
 
 
 class DrafterError(FleetError):
@@ -49,6 +59,18 @@ class TextCodec(Protocol):
 
     def piece(self, token: int) -> bytes:
         """Return the UTF-8 bytes of a token, maybe half a character; nothing for control tokens."""
+
+
+@runtime_checkable
+class KnowsTokens(Protocol):
+    """A `TextCodec` that says what its tokens read, so that texts may have grammars."""
+
+    def grammar_tokenizer(self) -> GrammarTokenizer:
+        """Return the vocabulary as grammars need it. Takes a second.
+
+        Raises:
+            GrammarUnavailable: A library is missing.
+        """
 
 
 class Drafter(Protocol):
@@ -109,6 +131,19 @@ class Drafter(Protocol):
 
     def close(self) -> None:
         """Free the model. May be called again."""
+
+
+@runtime_checkable
+class DraftsConstrained(Protocol):
+    """A `Drafter` that shapes only what is allowed. One that does not is asked for all, and what it says is cut."""
+
+    def next_allowed(self, policy: SamplingPolicy, allowed: Ids) -> Dist | None:
+        """Return what `next` does, with all other tokens impossible before anything is shaped.
+
+        Args:
+            policy: The session's.
+            allowed: int64 ids, rising; at least one.
+        """
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

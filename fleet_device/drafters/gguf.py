@@ -3,15 +3,12 @@
 With `vocabulary_only` the weights stay on disk: that is all that drafting by prompt lookup needs.
 """
 
-import ctypes
 import functools
 
 from fleet_device.drafters.contract import DrafterError
 from fleet_runtime.llama.gguf_file import GgufFile
 
 __all__ = ["GgufModel"]
-
-_PIECE_BYTES = 256
 
 
 class GgufModel(GgufFile):
@@ -56,28 +53,3 @@ class GgufModel(GgufFile):
     def stored_text(self, token: int) -> str:
         """Return the string that the file has for a token, control tokens among them."""
         return self._stored(token).decode("utf-8", "replace")
-
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Return the token ids of a text; see `TextCodec`."""
-        raw = text.encode("utf-8", "replace")
-        room = len(raw) + 8  # a token has at least a byte; the rest is for those that are added
-        while True:
-            tokens = (self._library.llama_token * room)()
-            count = self._library.llama_tokenize(self._vocab, raw, len(raw), tokens, room, not special, special)
-            if count >= 0:
-                return list(tokens[:count])
-            if -count <= room:
-                raise DrafterError(f"A text of {len(raw)} bytes is too long to tokenize.")
-            room = -count
-
-    def piece(self, token: int) -> bytes:
-        """Return the bytes of a token; see `TextCodec`."""
-        if not 0 <= token < self.vocabulary.size:
-            raise DrafterError(f"Token {token} is outside the vocabulary of {self.path.name}.")
-        room = _PIECE_BYTES
-        while True:
-            buffer = ctypes.create_string_buffer(room)  # one for each call: several texts are written at once
-            count: int = self._library.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)  # noqa: FBT003
-            if count >= 0:
-                return ctypes.string_at(buffer, count)
-            room = -count

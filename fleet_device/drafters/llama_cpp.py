@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dssd.distribution import Dist, shape
+from dssd.distribution import Dist, Ids, shape
 from fleet_device.drafters.contract import DrafterError, common_prefix, require_tokens
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.kept_sequences import LEAST_KEPT, KeptSequence, KeptSequences, is_other_text
@@ -280,6 +280,13 @@ class LlamaCppDrafter:
 
     def next(self, policy: SamplingPolicy) -> Dist:
         """Compute what is pending and shape the last row."""
+        return self._next(policy)
+
+    def next_allowed(self, policy: SamplingPolicy, allowed: Ids) -> Dist:
+        """Likewise, of the tokens that are allowed."""
+        return self._next(policy, allowed)
+
+    def _next(self, policy: SamplingPolicy, allowed: Ids | None = None) -> Dist:
         native, length = self._native, len(self._tokens)
         if not length:
             raise DrafterError("The draft model has nothing to go on: the sequence is empty.")
@@ -304,7 +311,7 @@ class LlamaCppDrafter:
             # Within the turn: the next computation overwrites the row.
             logits = np.ctypeslib.as_array(row, (self._model.rows,))[: self.vocabulary.size]
             try:
-                return shape(logits, policy)
+                return shape(logits, policy, allowed=allowed)
             except ValueError as error:
                 raise DrafterError(f"The draft model {native.name} computes nonsense: {error}") from error
 

@@ -5,8 +5,9 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from dssd.distribution import Dist, shape
+from dssd.distribution import Dist, Ids, shape
 from fleet_device.drafters.contract import DrafterError, TextCodec, require_tokens
+from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
@@ -66,6 +67,10 @@ class WordCodec:
     def piece(self, token: int) -> bytes:
         """Return the word with a space after it."""
         return f"{self._words[token]} ".encode()
+
+    def grammar_tokenizer(self) -> GrammarTokenizer:
+        """Return the words for grammars, each with its space."""
+        return GrammarTokenizer.of_words([f"{word} " for word in self._words], end_tokens=self.end_tokens)
 
 
 class ScriptedDrafter:
@@ -143,6 +148,13 @@ class ScriptedDrafter:
 
     def next(self, policy: SamplingPolicy) -> Dist:
         """Shape the script's row for the sequence."""
+        return self._next(policy)
+
+    def next_allowed(self, policy: SamplingPolicy, allowed: Ids) -> Dist:
+        """Likewise, of the tokens that are allowed."""
+        return self._next(policy, allowed)
+
+    def _next(self, policy: SamplingPolicy, allowed: Ids | None = None) -> Dist:
         if not self._tokens:
             raise DrafterError("The scripted drafter has nothing to go on: the sequence is empty.")
         if len(self._tokens) > self._context:
@@ -153,7 +165,7 @@ class ScriptedDrafter:
                 f"The script gives logits of shape {row.shape} for a vocabulary of {self._vocabulary.size}."
             )
         try:
-            return shape(row, policy)
+            return shape(row, policy, allowed=allowed)
         except ValueError as error:
             raise DrafterError(f"The script gives nonsense: {error}") from error
 

@@ -6,9 +6,9 @@ ends; until it is corrected nothing is drafted.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
-from dssd.distribution import Dist
+from dssd.distribution import Dist, point_mass
 from dssd.downlink import probability_of
 from dssd.logprobs import logprobs_of_correction
 from dssd.proposal import propose
@@ -65,7 +65,9 @@ class VerdictEffect:
         drafted = 0 if draft.tried is not None else verdict.accepted
         corrects = draft.tried is not None or verdict.accepted < len(draft.tokens)
         last = TokenOrigin.CORRECTED if corrects else TokenOrigin.BONUS
-        origins = (TokenOrigin.DRAFTED,) * drafted + (last,) * (len(self.tokens) - drafted)
+        forced = [proposal.forced for proposal in self.decided.sent.proposals[:drafted]]
+        heads = tuple(TokenOrigin.FORCED if each else TokenOrigin.DRAFTED for each in forced)
+        origins = heads + (last,) * (len(self.tokens) - drafted)
         return CommittedTokens(self.tokens, origins, self.logprobs)
 
 
@@ -282,6 +284,22 @@ class DeviceSession:
         proposal = propose(q, policy=self.request.policy, position=self.position)
         self._drafts.building.append(proposal)
         return proposal.token
+
+    def propose_forced(self, token: int) -> None:
+        """Take a token into the draft beside which a grammar allows no other: its probability is 1, whoever drafts."""
+        proposal = propose(point_mass(token), policy=self.request.policy, position=self.position)
+        self._drafts.building.append(replace(proposal, forced=True))
+
+    @property
+    def ahead(self) -> list[int]:
+        """The text with all that is under way or being built behind it."""
+        building = (proposal.token for proposal in self._drafts.building)
+        return [*self.committed, *self._drafts.tokens, *building]
+
+    @property
+    def forced(self) -> int:
+        """Of the draft being built, the tokens that a grammar has forced."""
+        return sum(proposal.forced for proposal in self._drafts.building)
 
     def send(self, *, more: bool = False, at: float = 0.0, draft_s: float = 0.0) -> Draft:
         """Close the draft being built and return the message.

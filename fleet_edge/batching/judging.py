@@ -2,7 +2,8 @@
 
 For policies with a bounded support (greedy, or top_k) all rows are shaped at once, in numpy or, where they lie on
 another device, in torch. Other policies need a row's whole vocabulary, so they are shaped row by row by the reference
-law, and only as far as drafts are accepted. The decision itself is `dssd.judgement.judge`, so twin and law can differ
+law, and only as far as drafts are accepted; so are those of texts that have a grammar, which is followed along the
+draft. The decision itself is `dssd.judgement.judge`, so twin and law can differ
 in shaping alone; a property test holds the two together.
 """
 
@@ -19,6 +20,7 @@ from dssd.distribution import Dist, shape
 from dssd.judgement import Judgement, judge, write
 from fleet_edge.batching.logprobs import tell_logprobs
 from fleet_edge.batching.shaping import ShapedRows, shape_rows
+from fleet_edge.sessions.constraint import Constraint
 from fleet_edge.verifiers.contract import Logits
 from schemas.policy import SamplingPolicy
 
@@ -40,6 +42,8 @@ class Case:
         bonus: Whether a token is due after an accepted draft.
         written: Whether the edge writes by itself: a guess stands if it is the token that would be written anyway.
         logprobs: Of so many of the likeliest tokens at each place the log-probabilities are told; None tells none.
+        constraint: The text's grammar, if it has one.
+        text: The text before the draft; where there is a grammar.
     """
 
     tokens: tuple[int, ...]
@@ -49,6 +53,8 @@ class Case:
     bonus: bool
     written: bool = False
     logprobs: int | None = None
+    constraint: Constraint | None = None
+    text: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -64,7 +70,8 @@ def judge_batch(logits: Logits, cases: Sequence[Case]) -> list[Judgement | None]
         cases: What to decide.
 
     Returns:
-        A judgement for each; None where the target's logits are not numbers. Nothing in them refers to the logits.
+        A judgement for each; None where the target's logits are not numbers, or the grammar cannot go on, which its
+        constraint then tells. Nothing in them refers to the logits.
     """
     if isinstance(logits, np.ndarray):
         return judge_array(logits, cases)
@@ -123,7 +130,7 @@ def _grouped(cases: Sequence[Case], size: int) -> tuple[list[int], list[_Group]]
     by_support: dict[int, list[int]] = defaultdict(list)
     for place, case in enumerate(cases):
         support = 1 if case.policy.greedy else case.policy.top_k
-        if 0 < support < size:
+        if 0 < support < size and case.constraint is None:
             by_support[support].append(place)
     groups = [
         _Group(
@@ -145,7 +152,7 @@ def _decide_all(
     *,
     row_at: Callable[[int], NDArray[np.float32]],
 ) -> list[Judgement | None]:
-    dist_at = [_unbounded(row_at, start, case.policy) for start, case in zip(starts, cases, strict=False)]
+    dist_at = [_unbounded(row_at, start, case) for start, case in zip(starts, cases, strict=False)]
     for group, rows in zip(groups, shaped, strict=True):
         offset = 0
         for place in group.places:
@@ -162,16 +169,24 @@ def _bounded(shaped: ShapedRows, offset: int) -> Callable[[int], Dist]:
     return lambda number: shaped.row(offset + number)
 
 
-def _unbounded(
-    row_at: Callable[[int], NDArray[np.float32]], offset: int, policy: SamplingPolicy
-) -> Callable[[int], Dist]:
-    return lambda number: shape(row_at(offset + number), policy)
+def _unbounded(row_at: Callable[[int], NDArray[np.float32]], offset: int, case: Case) -> Callable[[int], Dist]:
+    constraint = case.constraint
+    if constraint is None:
+        return lambda number: shape(row_at(offset + number), case.policy)
+    text, tokens = case.text, case.tokens
+
+    def constrained(number: int) -> Dist:
+        return constraint.shape(row_at(offset + number), case.policy, text=(*text, *tokens[:number]))
+
+    return constrained
 
 
 def _decide(case: Case, at: Callable[[int], Dist]) -> Judgement | None:
     try:
         if case.written:
-            return write(at, case.tokens, policy=case.policy, base=case.base)
-        return judge(at, case.tokens, case.counts, policy=case.policy, base=case.base, bonus=case.bonus)
+            judged = write(at, case.tokens, policy=case.policy, base=case.base)
+        else:
+            judged = judge(at, case.tokens, case.counts, policy=case.policy, base=case.base, bonus=case.bonus)
     except ValueError:
         return None
+    return judged if case.constraint is None else case.constraint.count(judged)

@@ -14,8 +14,9 @@ from dssd.judgement import Judgement
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, desync
 from fleet_edge.sessions.acceptance import RecentAcceptance
+from fleet_edge.sessions.constraint import Constraint
 from fleet_edge.sessions.draft_results import DraftResult, split_judgement
-from fleet_edge.sessions.guesses import Guesses
+from fleet_edge.sessions.guesses import MAX_GUESS, Guesses
 from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.rounds import Rounds
 from fleet_edge.sessions.stream import Stream
@@ -66,6 +67,7 @@ class EdgeSession:
         told: The text's own, where they are asked for; the end of it, as far as it was written here.
         recent: How much of its latest drafts was accepted.
         finished: Whether the text has ended; drafts are void then.
+        constraint: The grammar that the policy holds, if there is one.
     """
 
     handle: int
@@ -81,6 +83,7 @@ class EdgeSession:
     told: list[TokenLogprobs] = field(default_factory=list)
     recent: RecentAcceptance = field(default_factory=RecentAcceptance)
     finished: bool = False
+    constraint: Constraint | None = None
     _epoch: int = 0
     _digest: int = EMPTY
     _rejected: Dist | None = None
@@ -97,7 +100,9 @@ class EdgeSession:
         self._rounds = Rounds(self.limits.window)
 
     @classmethod
-    def from_open(cls, message: Open, *, handle: int, device: str, limits: SessionLimits) -> "EdgeSession":
+    def from_open(
+        cls, message: Open, *, handle: int, device: str, limits: SessionLimits, constraint: Constraint | None = None
+    ) -> "EdgeSession":
         """Begin, or go on where `message.resume` ends."""
         resumed = message.resume or ()
         return cls(
@@ -110,6 +115,7 @@ class EdgeSession:
             tokens=[*message.prompt, *resumed],
             prompt_length=len(message.prompt),
             logprobs=message.logprobs,
+            constraint=constraint,
             _digest=extend_digest(EMPTY, resumed),
         )
 
@@ -122,6 +128,11 @@ class EdgeSession:
     def logprobs_bytes(self) -> int:
         """Bytes that the log-probabilities of one token take on the wire, at most."""
         return 0 if self.logprobs is None else _FLOAT_BYTES + (_ID_BYTES + _FLOAT_BYTES) * self.logprobs
+
+    @property
+    def text(self) -> tuple[int, ...]:
+        """What is committed, without the prompt."""
+        return tuple(self.tokens[self.prompt_length :])
 
     @property
     def rejected(self) -> Dist | None:
@@ -194,7 +205,7 @@ class EdgeSession:
         if (ready := self.ready) is None:
             return ()
         if ready.draft.write is not None:
-            return (ready if guesses is None else self._with_guesses(ready, guesses, most=most),)
+            return (self._with_guesses(ready, guesses, most=most),)
         return self._waiting.chain(base=self.committed, digest=self._digest, most=most)
 
     def wants_token_after(self, chain: Sequence[ReceivedDraft]) -> bool:
@@ -235,6 +246,7 @@ class EdgeSession:
                 self._rejected_logprobs = part.logprobs[len(part.tokens) :]
             if part.finish is not Finish.NO:
                 self._finish()
+        self.counters += SegmentCounters(forced=judgement.forced)
         return settled
 
     # Writing alone
@@ -251,17 +263,31 @@ class EdgeSession:
             return Finish.NO
         return self.limits.finish(self.tokens[-1:], committed=self.committed)
 
-    def _with_guesses(self, ready: ReceivedDraft, guesses: Callable[[float], int], *, most: int) -> ReceivedDraft:
+    def _with_guesses(
+        self, ready: ReceivedDraft, guesses: Callable[[float], int] | None, *, most: int
+    ) -> ReceivedDraft:
         """Put behind a stream's text what is likely to follow, as far as that pays and the device has asked."""
         assert self._stream is not None
-        if self._guesses is None:
-            self._guesses = Guesses()
         # The token behind the guesses is to be wanted too.
         room = max(0, min(most, self._stream.until - self.committed) - 1)
+        if self.constraint is not None:
+            # What is right for certain costs less in this step than in one of its own.
+            forced = self.constraint.guess(self.text, min(room, MAX_GUESS))
+            if forced := self._before_end(forced):
+                return replace(ready, draft=ready.draft.model_copy(update={"tokens": forced}))
+        if guesses is None:
+            return ready
+        if self._guesses is None:
+            self._guesses = Guesses()
         # What follows is looked up even if it is not to be used: that tells how often it would have been right.
         found = self._guesses.next(self.tokens, ends=self.limits.end_tokens)
         tokens = found[: min(room, guesses(self._guesses.rate))]
         return replace(ready, draft=ready.draft.model_copy(update={"tokens": tokens})) if tokens else ready
+
+    def _before_end(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the tokens before an end token: nothing is written behind that, which comes by itself."""
+        end = next((place for place, token in enumerate(tokens) if token in self.limits.end_tokens), len(tokens))
+        return tokens[:end]
 
     def _settle_written(self, arrived: ReceivedDraft, judgement: Judgement) -> DraftResult:
         """Commit what the edge has written by itself, as far as the device still asks for it."""
@@ -271,7 +297,11 @@ class EdgeSession:
         self._extend(result.tokens)
         self.told.extend(result.logprobs)
         self.counters += SegmentCounters(
-            tokens=written, streamed=written, guessed=len(arrived.draft.tokens), guessed_right=result.accepted
+            tokens=written,
+            streamed=written,
+            guessed=len(arrived.draft.tokens),
+            guessed_right=result.accepted,
+            forced=min(judgement.forced, written),
         )
         if result.finish is not Finish.NO:
             self._finish()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fleet_edge.errors import DraftFault, OpenRefused
+from fleet_edge.sessions.constraint import Constraint
 from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.machine import EdgeSession
 from schemas.messages import Open
@@ -63,7 +64,9 @@ class SessionTable:
         handle = self._by_name.get((device, session))
         return None if handle is None else self._by_handle[handle].session
 
-    def add(self, message: Open, *, device: str, limits: SessionLimits, now: float) -> EdgeSession:
+    def add(
+        self, message: Open, *, device: str, limits: SessionLimits, now: float, constraint: Constraint | None = None
+    ) -> EdgeSession:
         """Open a session; one of the same name is replaced.
 
         Raises:
@@ -79,7 +82,9 @@ class SessionTable:
                 RefusalCode.BUSY,
                 f"The device has {self.most_per_device} sessions open already; close one, or let its lease end.",
             )
-        session = EdgeSession.from_open(message, handle=self._free_handle(), device=device, limits=limits)
+        session = EdgeSession.from_open(
+            message, handle=self._free_handle(), device=device, limits=limits, constraint=constraint
+        )
         self._by_handle[session.handle] = _Lease(session, now + self.lease_s)
         self._by_name[device, session.session] = session.handle
         return session

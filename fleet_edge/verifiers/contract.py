@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.errors import FleetError
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CapacityExceeded",
     "Item",
+    "KnowsTokens",
     "Logits",
     "RunsElsewhere",
     "SequenceFailed",
@@ -192,6 +194,18 @@ class Verifier(Protocol):
 
         A lower bound: a verifier that rounds lengths up may have room for several times as many, if they are few
         sequences'.
+        """
+
+
+@runtime_checkable
+class KnowsTokens(Protocol):
+    """A verifier that can say what its target's tokens read, so that texts may have grammars."""
+
+    def grammar_tokenizer(self) -> GrammarTokenizer:
+        """Return the vocabulary as grammars need it. Takes a second; callable on any thread, while a step is computed.
+
+        Raises:
+            GrammarUnavailable: A library is missing, or there is no tokenizer that it can use.
         """
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo, VerifierError
 from fleet_edge.verifiers.sequences import SequenceTable
+from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.vocabulary import Vocabulary
 
 __all__ = ["RowScript", "Script", "ScriptedVerifier"]
@@ -56,6 +57,7 @@ class ScriptedVerifier:
         if budget_tokens < 1:
             raise VerifierError(f"A budget of {budget_tokens} tokens serves nothing; give at least {context}.")
         self._script = script
+        self._words = tuple(words)
         self._budget = budget_tokens
         self._info = TargetInfo(name, Vocabulary.of(words), context, end_tokens, least_tokens=least_tokens)
         self._table = SequenceTable(context=context, vocabulary=len(words))
@@ -65,6 +67,10 @@ class ScriptedVerifier:
     def info(self) -> TargetInfo:
         """The script's identity and limits."""
         return self._info
+
+    def grammar_tokenizer(self) -> GrammarTokenizer:
+        """Return the words for grammars, each with a space behind it, as devices write them."""
+        return GrammarTokenizer.of_words([f"{word} " for word in self._words], end_tokens=self._info.end_tokens)
 
     def open(self, sequence: int) -> None:
         """Begin a sequence with nothing computed."""

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from fleet_runtime.llama.errors import LlamaError
 from fleet_runtime.llama.library import library, native_reason
 from fleet_runtime.llama.thread import NativeThread
@@ -21,6 +22,7 @@ _MAGIC: Final = b"GGUF"
 _GUESSED: Final = 1024  # llama.cpp's bit for a file type that the file does not state
 _METADATA_BYTES: Final = 128
 _FLOAT16: Final = 2
+_PIECE_BYTES: Final = 256
 
 
 class GgufFile:
@@ -156,6 +158,45 @@ class GgufFile:
         """All ids that end a text or a turn, as llama.cpp finds them."""
         is_end, vocab = self._library.llama_vocab_is_eog, self._vocab
         return tuple(token for token in range(self.vocabulary.size) if is_end(vocab, token))
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the token ids of a text. Callable on any thread.
+
+        Args:
+            text: Any.
+            special: Whether control tokens are recognised in it, and none is put before it.
+        """
+        raw = text.encode("utf-8", "replace")
+        room = len(raw) + 8  # a token has at least a byte; the rest is for those that are added
+        while True:
+            tokens = (self._library.llama_token * room)()
+            count = self._library.llama_tokenize(self._vocab, raw, len(raw), tokens, room, not special, special)
+            if count >= 0:
+                return list(tokens[:count])
+            if -count <= room:
+                raise self.error(f"A text of {len(raw)} bytes is too long to tokenize.")
+            room = -count
+
+    def piece(self, token: int) -> bytes:
+        """Return the UTF-8 bytes of a token, maybe half a character; nothing for control tokens. From any thread."""
+        if not 0 <= token < self.vocabulary.size:
+            raise self.error(f"Token {token} is outside the vocabulary of {self.path.name}.")
+        room = _PIECE_BYTES
+        while True:
+            buffer = ctypes.create_string_buffer(room)  # one for each call: several texts are written at once
+            count: int = self._library.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)  # noqa: FBT003
+            if count >= 0:
+                return ctypes.string_at(buffer, count)
+            room = -count
+
+    def grammar_tokenizer(self) -> GrammarTokenizer:
+        """Return the vocabulary for grammars. Callable on any thread.
+
+        Raises:
+            GrammarUnavailable: llguidance is not installed.
+        """
+        pieces = [self.piece(token) for token in range(self.vocabulary.size)]
+        return GrammarTokenizer.of_pieces(pieces, end_tokens=self.end_tokens, encode=self.encode)
 
     def close(self) -> None:
         """Free the native memory."""

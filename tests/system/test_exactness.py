@@ -42,6 +42,12 @@ IN_SMALL = {
     "coupled llama.cpp fault:shifted",
     "residual auto vllm fault:tempered-twice",
     "residual auto sglang fault:cut-short",
+    "residual sparse grammar",
+    "coupled streamed grammar",
+    "residual drafted and streamed in turns grammar",
+    "residual auto grammar fault:masked-half",
+    "residual streamed grammar fault:mask-not-renormalised",
+    "residual auto grammar fault:masked-late",
 }
 
 

@@ -21,6 +21,7 @@ from fleet_edge.verifiers.llama_cpp.streams import Place, StreamTable, plan_stre
 from fleet_edge.verifiers.llama_cpp.target import GgufTarget
 from fleet_edge.verifiers.llama_cpp.trial import measure_call_tokens, run_trial
 from fleet_edge.verifiers.sequences import SequenceTable
+from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 
 __all__ = ["LlamaCppVerifier"]
 
@@ -94,6 +95,10 @@ class LlamaCppVerifier:
         """Memory taken for keys and values; never more than the budget."""
         shape = self._plan.shape
         return len(self._streams.slabs) * shape.streams * shape.cells * self._target.token_kv_bytes
+
+    def grammar_tokenizer(self) -> GrammarTokenizer:
+        """Return the file's vocabulary for grammars."""
+        return self._target.grammar_tokenizer()
 
     def open(self, sequence: int) -> None:
         """Begin a sequence with nothing computed."""

@@ -38,19 +38,22 @@ class Target:
     Attributes:
         model: A transformers causal language model in evaluation mode.
         info: What the rest of the edge must know of it.
+        source: Where it was loaded from, as `load_target` takes it; None if that is not known.
     """
 
     model: Any
     info: TargetInfo
+    source: str | Path | None = None
 
     @classmethod
-    def of(cls, model: Any, *, name: str, tokens: list[str]) -> "Target":  # noqa: ANN401
+    def of(cls, model: Any, *, name: str, tokens: list[str], source: str | Path | None = None) -> "Target":  # noqa: ANN401
         """Describe a model.
 
         Args:
             model: A transformers causal language model.
             name: For the log.
             tokens: What is stored for every row of its vocabulary.
+            source: Where it was loaded from.
 
         Raises:
             UnsupportedModel: The tokenizer is another model's, or the model has no known context.
@@ -69,7 +72,7 @@ class Target:
             end_tokens=end_tokens(getattr(model, "generation_config", None), model.config),
             runs_on=describe(model.device, model.dtype),
         )
-        return cls(model.eval(), info)
+        return cls(model.eval(), info, source)
 
 
 def load_target(source: str | Path, *, dtype: str = "auto", device: str = "cpu") -> Target:
@@ -105,7 +108,8 @@ def load_target(source: str | Path, *, dtype: str = "auto", device: str = "cpu")
             model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise VerifierError(f"The target model does not fit on device {device}: {_first_line(error)}") from error
-    return Target.of(model, name=_name(path) if path.exists() else str(source), tokens=tokens)
+    name = _name(path) if path.exists() else str(source)
+    return Target.of(model, name=name, tokens=tokens, source=source)
 
 
 def target_tokens(source: str | Path) -> list[str]:

@@ -4,16 +4,18 @@ Reading them from `tokenizer.json` or from the GGUF takes a fraction of the time
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFReader
 
 from fleet_edge.verifiers.contract import UnsupportedModel
+from fleet_runtime.grammar.errors import GrammarUnavailable
+from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.vocabulary import MAX_VOCABULARY
 
-__all__ = ["gguf_tokens", "repository_tokens"]
+__all__ = ["gguf_tokens", "grammar_tokenizer", "repository_tokens"]
 
 _TOKENS_KEY = "tokenizer.ggml.tokens"
 
@@ -66,6 +68,40 @@ def repository_tokens(name: str) -> list[str]:
         raise UnsupportedModel(
             f"The target model {name} has no tokenizer; put its tokenizer.json beside the weights."
         ) from error
+
+
+def grammar_tokenizer(source: str | Path | None, *, vocabulary: int, end_tokens: Sequence[int]) -> GrammarTokenizer:
+    """Return a target's vocabulary for grammars.
+
+    Args:
+        source: A folder, a GGUF or a repository; None if that is not known.
+        vocabulary: Number of tokens, padding left out.
+        end_tokens: Ids that end a text.
+
+    Raises:
+        GrammarUnavailable: There is no tokenizer that grammars can use.
+    """
+    if source is None:
+        raise GrammarUnavailable("The target was not loaded from files, so that its tokens are not known to grammars.")
+    path = Path(source).expanduser()
+    found = None if path.is_file() else _file(str(path if path.is_dir() else source), "tokenizer.json")
+    text = _fast_tokenizer(path) if found is None else found.read_text(encoding="utf-8")
+    return GrammarTokenizer.of_tokenizer_json(text, vocabulary=vocabulary, end_tokens=end_tokens)
+
+
+def _fast_tokenizer(path: Path) -> str:
+    """Return a tokenizer as the text of a `tokenizer.json`, made from what files there are."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415 - takes seconds
+
+    try:
+        file = {"gguf_file": path.name} if path.is_file() else {}
+        tokenizer = AutoTokenizer.from_pretrained(path.parent if path.is_file() else path, **file)
+    except Exception as error:  # whatever a tokenizer that is not there raises
+        raise GrammarUnavailable(f"The tokenizer of {path} cannot be loaded, which grammars need.") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise GrammarUnavailable(f"The tokenizer of {path} is none that grammars can use; add its tokenizer.json.")
+    text: str = tokenizer.backend_tokenizer.to_str()
+    return text
 
 
 def _file(name: str, file: str) -> Path | None:

@@ -21,8 +21,10 @@ from fleet_edge.verifiers.packed.layout import Part, lay_out
 from fleet_edge.verifiers.packed.slabs import SlabMemory
 from fleet_edge.verifiers.packed.step import PackedStep
 from fleet_edge.verifiers.packed.target import Target
+from fleet_edge.verifiers.packed.tokens import grammar_tokenizer
 from fleet_edge.verifiers.packed.trial import run_trial
 from fleet_edge.verifiers.sequences import SequenceTable
+from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 
 __all__ = ["PackedVerifier"]
 
@@ -48,6 +50,7 @@ class PackedVerifier:
             VerifierError: The budget is too small to serve.
         """
         self._model: Any = target.model
+        self._source = target.source
         self._device: torch.device = target.model.device
         memory = SlabMemory(
             inspect_model(self._model),
@@ -69,6 +72,11 @@ class PackedVerifier:
     def allocated_bytes(self) -> int:
         """Memory taken for keys and values, empty slots included; never more than the budget."""
         return self._store.allocated_bytes
+
+    def grammar_tokenizer(self) -> GrammarTokenizer:
+        """Return the vocabulary of the target's files for grammars."""
+        vocabulary = self._info.vocabulary.size
+        return grammar_tokenizer(self._source, vocabulary=vocabulary, end_tokens=self._info.end_tokens)
 
     def open(self, sequence: int) -> None:
         """Begin a sequence with nothing computed."""

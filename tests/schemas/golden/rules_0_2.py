@@ -11,7 +11,7 @@ __all__ = ["READERS"]
 _RETRY_S: Final = before._maybe(before._real(0.0))
 _REFUSAL: Final = before._word(
     *("malformed", "protocol", "vocabulary-mismatch", "prompt-empty", "prompt-too-long", "token-out-of-vocabulary"),
-    *("max-new-tokens", "busy", "draining", "over-quota", "logprobs", "fenced"),
+    *("max-new-tokens", "busy", "draining", "over-quota", "logprobs", "fenced", "grammar"),
     otherwise="other",
 )
 _FAULT: Final = before._word(
@@ -44,11 +44,28 @@ def _read_reply(payload: bytes) -> Any:
     }
 
 
+def _grammar(value: Any) -> Any:
+    before._need(type(value) is dict and set(value) <= {"kind", "text"}, "not a grammar that can be understood")
+    before._need(value.get("kind") in ("json-schema", "json-object", "regex", "lark"), "an unknown kind of grammar")
+    text = value.get("text", "")
+    before._need(type(text) is str and len(text.encode()) <= 1 << 16, "too large a grammar")
+    return {"kind": value["kind"], "text": text}
+
+
 def _read_open(payload: bytes) -> Any:
     value = before._cbor(payload, 1 << 20)
+    held = value.get("policy") if type(value) is dict and value.get("kind") == "open" else None
     before._need(type(value) is dict and value.get("kind") == "open", "no Open")
     known, optional = before._MAPS["open"]
-    return {"kind": "open", **before._map(value, {**known, "logprobs": _TOP}, optional={**optional, "logprobs": None})}
+    known, optional = {**known, "logprobs": _TOP}, {**optional, "logprobs": None}
+    if type(held) is not dict or "grammar" not in held:
+        return {"kind": "open", **before._map(value, known, optional=optional)}
+
+    def policy(found: Any) -> Any:
+        rest = {name: each for name, each in found.items() if name != "grammar"}
+        return before._policy(rest) | {"grammar": _grammar(found["grammar"])}
+
+    return {"kind": "open", **before._map(value, {**known, "policy": policy}, optional=optional)}
 
 
 _WRITE: Final = before._maybe(before._whole(0, (1 << 17) + 1))
