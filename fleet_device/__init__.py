@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fleet_link.errors import ConnectFailed
     from fleet_runtime.settings import SettingsError
     from schemas.errors import FleetError
+    from schemas.grammar import Grammar
 
 __all__ = [
     "ChatError",
@@ -44,6 +45,7 @@ __all__ = [
     "EdgeUnavailable",
     "FleetError",
     "GeneratedText",
+    "Grammar",
     "InvalidRequest",
     "Prompt",
     "PromptTooLong",
@@ -72,6 +74,7 @@ if not TYPE_CHECKING:
             "EdgeUnavailable": "fleet_device.errors",
             "FleetError": "schemas.errors",
             "GeneratedText": "fleet_device.texts.generate",
+            "Grammar": "schemas.grammar",
             "InvalidRequest": "fleet_device.errors",
             "Prompt": "fleet_device.texts.prompt",
             "PromptTooLong": "fleet_device.errors",

@@ -13,7 +13,7 @@ from schemas.errors import FleetError
 
 DEVICE = [
     "ChatError", "ChatMessage", "ConnectFailed", "Device", "DeviceClosed", "DeviceError", "DeviceSettings",
-    "DrafterError", "EdgeUnavailable", "FleetError", "GeneratedText", "InvalidRequest", "Prompt",
+    "DrafterError", "EdgeUnavailable", "FleetError", "GeneratedText", "Grammar", "InvalidRequest", "Prompt",
     "PromptTooLong", "ProtocolViolation", "SessionFailed", "SessionRefused", "SettingsError", "TextCancelled",
     "TextOptions", "TextStream", "TokenOrigin",
 ]  # fmt: skip

@@ -6,19 +6,23 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fleet_cli.device.grammar import read_grammar
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.events_flag import with_events
 from fleet_cli.settings_flags import with_settings
 from fleet_device.device import Device
 from fleet_device.offline import OfflinePolicy
+from fleet_device.session.origins import TokenOrigin
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText
 from fleet_runtime.events import Event, EventStream
 from fleet_runtime.terminal import json_text, printable
+from schemas.grammar import Grammar
 from schemas.reasons import EndReason
 
 __all__ = ["generate_command"]
@@ -42,16 +46,20 @@ def generate_command(
         bool, typer.Option("--stats", help="Say at the end how the text was written, and why so, on standard error.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+    json_schema: Annotated[Path | None, typer.Option(help="Write JSON of this schema: a file.")] = None,
+    regex: Annotated[str | None, typer.Option(help="Write what this regular expression matches as a whole.")] = None,
+    lark: Annotated[Path | None, typer.Option(help="Write what this Lark grammar allows: a file.")] = None,
     events: EventStream,
 ) -> None:
     """Write one text and leave. Ctrl-C ends it where it is."""
     if stop and not all(stop):
         raise CommandError("--stop is empty; give the string before which the text shall end.")
+    grammar = read_grammar(json_schema=json_schema, regex=regex, lark=lark)
     asked = _read_prompt(prompt)
     show: Show = events.write if events else _silent if as_json else _print
     try:
         events.write(Event.LOADING, model=settings.model)
-        text, vocabulary = _write(settings, asked, raw=raw, stop=tuple(stop or ()), show=show)
+        text, vocabulary = _write(settings, asked, raw=raw, stop=tuple(stop or ()), grammar=grammar, show=show)
         result = _result(settings.device, vocabulary, text)
         if events:
             events.write(Event.END, **result)
@@ -72,10 +80,14 @@ def generate_command(
 
 
 def _write(
-    settings: DeviceSettings, asked: str, *, raw: bool, stop: tuple[str, ...], show: Show
+    settings: DeviceSettings, asked: str, *, raw: bool, stop: tuple[str, ...], grammar: Grammar | None, show: Show
 ) -> tuple[GeneratedText, int]:
     """Write the text; return it with the vocabulary's size."""
-    with Device(settings) as device, device.stream(asked, raw=raw, stop=stop) as stream, _interrupt(stream.cancel):
+    with (
+        Device(settings) as device,
+        device.stream(asked, raw=raw, stop=stop, grammar=grammar) as stream,
+        _interrupt(stream.cancel),
+    ):
         stream.on_wait = lambda reason: show(Event.WAITING, reason=reason)
         logging.getLogger(_TELLS_WAITS).setLevel(logging.ERROR)  # `show` does so, or is told not to
         if settings.offline is OfflinePolicy.WAIT and not device.wait_for_edge(_EDGE_S):
@@ -130,6 +142,7 @@ def _result(device: str, vocabulary: int, text: GeneratedText) -> dict[str, Any]
         "verified": text.verified,
         "unverified": text.unverified,
         "streamed": counters.streamed,
+        "forced": text.origins.count(TokenOrigin.FORCED),
         "acceptance": counters.acceptance,
         "rounds": counters.rounds,
         "mean_draft": generation.mean_draft,

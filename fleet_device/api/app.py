@@ -229,6 +229,7 @@ class _Api:
             model=targets[0] if targets else "",
             include_usage=asked.include_usage,
             spell=None if asked.most_logprobs is None else self.backend.spell,
+            tools=asked.tool_calls(),
         )
 
 

@@ -24,12 +24,13 @@ __all__ = ["ApiProblem", "problem_of"]
 _RETRY_S: Final = 2
 _TOO_MANY: Final = 429
 
-_THE_APPLICATIONS: Final = {
+_THE_APPLICATIONS: Final[Mapping[RefusalCode, str | None]] = {
     RefusalCode.PROMPT_EMPTY: "prompt",
     RefusalCode.PROMPT_TOO_LONG: "prompt",
     RefusalCode.TOKEN: "prompt",
     RefusalCode.MAX_NEW_TOKENS: "max_tokens",
     RefusalCode.LOGPROBS: "logprobs",
+    RefusalCode.GRAMMAR: None,  # of response_format, tools or grammar
 }
 _PASSING: Final = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
 _OF_THE_DEVICE: Final = frozenset({RefusalCode.QUOTA, RefusalCode.FENCED})

@@ -3,9 +3,19 @@
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from fleet_device.api.problems import ApiProblem
+from fleet_device.api.structured import (
+    NamedFunction,
+    ResponseFormat,
+    Tool,
+    ToolChoice,
+    format_grammar,
+    tool_grammar,
+    tool_prompt,
+)
+from fleet_device.api.tool_calls import ToolCalls
 from fleet_device.api.unsupported import supported
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.offline import OfflinePolicy
@@ -15,6 +25,7 @@ from fleet_device.texts.generate import GenerateRequest
 from fleet_device.texts.prompt import Prompt, prepare_request
 from fleet_runtime.validation import field_at, plain_sentence
 from schemas.bounds import MAX_TOKENS
+from schemas.grammar import Grammar
 from schemas.logprobs import MAX_TOP_LOGPROBS
 from schemas.policy import MAX_SEED, Mode
 
@@ -88,12 +99,56 @@ class StreamOptions(_Model):
     include_obfuscation: bool = False
 
 
-class Message(_Model):
-    """One message of a chat."""
+class CalledFunction(_Model):
+    """A function that the assistant has called."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    name: str
+    arguments: str
+
+
+class ToolCall(_Model):
+    """A call in an earlier answer."""
+
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Message(_Model):
+    """One message of a chat.
+
+    Attributes:
+        role: Whose.
+        content: Its text; an answer that only calls functions may lack it.
+        name: Ignored.
+        tool_calls: What an earlier answer has called.
+        tool_call_id: Which call a message of the role `tool` answers.
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str, BeforeValidator(_content)]
     name: str | None = None
+    tool_calls: tuple[ToolCall, ...] | None = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only a message of the assistant has tool_calls")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("a message of the role tool has a tool_call_id, and no other has one")
+        return self
+
+    def plain(self) -> ChatMessage:
+        """Return it as a chat template knows it, calls and their results in words."""
+        roles = {"developer": "system", "tool": "user"}  # the newer name of the same role; and who brings a result
+        content = self.content
+        for call in self.tool_calls or ():
+            called = f'{{"name": {to_json(call.function.name).decode()}, "arguments": {call.function.arguments}}}'
+            content = f"{content}\n{called}" if content else called
+        if self.role == "tool":
+            content = f"The function returned: {content}"
+        return ChatMessage(roles.get(self.role, self.role), content)
 
     @model_validator(mode="before")
     @classmethod
@@ -101,6 +156,8 @@ class Message(_Model):
         # Applications send answers back as they got them, with fields that say "none of this".
         if not isinstance(value, dict):
             return value
+        if value.get("tool_calls") and value.get("content") is None:
+            value = value | {"content": ""}
         return {key: inner for key, inner in value.items() if key in cls.model_fields or inner not in (None, [])}
 
 
@@ -122,6 +179,7 @@ class TextRequest(_Model):
         rejoin: Whether an edge that is back verifies the rest of a text that went on without one (an extension).
         stream: Whether to send the text as it grows.
         stream_options: How.
+        grammar: What the text must look like: `{"kind": "regex" | "lark" | "json-schema", "text": "…"}` (an extension).
     """
 
     model: str | None = None
@@ -138,6 +196,7 @@ class TextRequest(_Model):
     rejoin: bool | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    grammar: Grammar | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -185,7 +244,16 @@ class TextRequest(_Model):
             offline=self.offline,
             rejoin=self.rejoin,
             revisable=not self.stream,
+            grammar=self.text_grammar(),
         )(codec)
+
+    def text_grammar(self) -> Grammar | None:
+        """Return what the text must look like."""
+        return self.grammar
+
+    def tool_calls(self) -> ToolCalls | None:
+        """Return how the text is one of calls of functions; None where it cannot be."""
+        return None
 
     @property
     def token_limit(self) -> int | None:
@@ -210,12 +278,23 @@ class ChatRequest(TextRequest):
         max_completion_tokens: The newer name of `max_tokens`.
         logprobs: Whether to tell the log-probability of each token.
         top_logprobs: And of so many of the likeliest at its place.
+        response_format: What the answer must look like.
+        tools: Functions that may be called.
+        tool_choice: Whether one is: `auto` by default where there are some.
     """
 
     messages: Annotated[tuple[Message, ...], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: TokenLimit | None = None
     logprobs: Annotated[bool, Field(strict=True)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[tuple[Tool, ...], Field(max_length=128, fail_fast=True)] | None = None
+    tool_choice: ToolChoice | None = None
+
+    @model_validator(mode="after")
+    def _one_grammar(self) -> Self:
+        self.text_grammar()
+        return self
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
@@ -238,8 +317,42 @@ class ChatRequest(TextRequest):
 
     def text_prompt(self) -> Prompt:
         """Return the messages, for the model's chat template."""
-        roles = {"developer": "system"}  # the newer name of the same role
-        return [ChatMessage(roles.get(each.role, each.role), each.content) for each in self.messages]
+        plain = [each.plain() for each in self.messages]
+        if not self._calls:
+            return plain
+        said = tool_prompt(self.tools or (), self._choice)
+        if plain[0].role == "system":
+            return [ChatMessage("system", f"{plain[0].content}\n\n{said}"), *plain[1:]]
+        return [ChatMessage("system", said), *plain]
+
+    @property
+    def _choice(self) -> ToolChoice:
+        return self.tool_choice or "auto"
+
+    @property
+    def _calls(self) -> bool:
+        return bool(self.tools) and self._choice != "none"
+
+    def text_grammar(self) -> Grammar | None:
+        """Return what the text must look like.
+
+        Raises:
+            ValueError: Two things are asked for at once, or a tool that is none.
+        """
+        if not self.tools and self._choice not in ("none", "auto"):
+            raise ValueError("tool_choice asks for a call, and there are no tools")
+        asked = (self.grammar, format_grammar(self.response_format), tool_grammar(self.tools or (), self._choice))
+        found = [each for each in asked if each is not None]
+        if len(found) > 1:
+            raise ValueError("of grammar, response_format and tools one alone can be served; leave the others out")
+        return found[0] if found else None
+
+    def tool_calls(self) -> ToolCalls | None:
+        """Return how the text is one of calls of functions; None where it cannot be."""
+        if not self._calls:
+            return None
+        choice = self._choice
+        return ToolCalls(choice.function.name if isinstance(choice, NamedFunction) else None, choice == "auto")
 
 
 class CompletionRequest(TextRequest):

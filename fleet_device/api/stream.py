@@ -106,13 +106,12 @@ class TextEvents:
                     # An error in the stream is what OpenAI's clients raise as one.
                     yield event(problem_of(current.error).body())
                     return
+                for sent in self._sent(reply, number, current):
+                    yield sent
                 if isinstance(current, GeneratedText):
-                    yield event(reply.last(current, number))
                     ended.append(current)
                     if len(ended) == len(self.tickets):
                         break
-                else:
-                    yield self._chunk(reply, number, current)
                 number, current = await self._next()
             for chunk in reply.end(ended):
                 yield event(chunk)
@@ -121,16 +120,19 @@ class TextEvents:
             _log.exception("A stream failed for a reason that should not be possible.")
             yield event(problem_of(error).body())
 
-    def _chunk(self, reply: Reply, number: int, current: Piece | Delayed | None) -> bytes:
+    def _sent(self, reply: Reply, number: int, current: Piece | Delayed | GeneratedText | None) -> list[bytes]:
+        """Return what is to be sent of what has happened."""
         match current:
             case Piece():
-                return event(reply.piece(current, number))
+                return [event(chunk) for chunk in reply.pieces(current, number)]
+            case GeneratedText():
+                return [event(chunk) for chunk in reply.last(current, number)]
             case Delayed():
-                return comment(current.reason)
+                return [comment(current.reason)]
         # Why else nothing comes, the text's session says.
         waits = not any(ticket.begun for ticket in self.tickets)
         says_why = waits and self._silent_s - HEARTBEAT_S < SAY_AFTER_S <= self._silent_s
-        return comment(_QUEUED) if says_why else _ALIVE
+        return [comment(_QUEUED) if says_why else _ALIVE]
 
     async def _next(self) -> Happened:
         """Wait for what happens next; None if nothing has for `HEARTBEAT_S`."""

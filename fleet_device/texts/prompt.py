@@ -15,6 +15,7 @@ from fleet_device.texts.chat import ChatMessage, encode_chat
 from fleet_device.texts.generate import GenerateRequest
 from fleet_device.texts.truncation import shorten_chat, shorten_text, shorten_tokens
 from schemas.bounds import MAX_TOKENS
+from schemas.grammar import Grammar
 from schemas.logprobs import MAX_TOP_LOGPROBS
 from schemas.policy import Mode, SamplingPolicy
 
@@ -26,7 +27,7 @@ Prompt = str | Sequence[ChatMessage | Mapping[str, str]] | Sequence[int]
 _Encode = Callable[[TextCodec], Sequence[int]]
 _Shorten = Callable[[TextCodec, int, Truncate], Sequence[int] | None]
 
-_SAMPLING: Final = ("mode", "temperature", "top_k", "top_p", "seed")
+_SAMPLING: Final = ("mode", "temperature", "top_k", "top_p", "seed", "grammar")
 
 
 class TextOptions(TypedDict, total=False):
@@ -46,6 +47,7 @@ class TextOptions(TypedDict, total=False):
             place.
         offline: What becomes of the text when no edge answers: `fail`, `wait` or `local`.
         rejoin: Whether an edge that is back verifies the rest of a text that went on without one.
+        grammar: What the text must look like; anything if left out.
     """
 
     raw: bool
@@ -60,6 +62,7 @@ class TextOptions(TypedDict, total=False):
     logprobs: int | None
     offline: OfflinePolicy | str | None
     rejoin: bool | None
+    grammar: Grammar | None
 
 
 def prepare_request(

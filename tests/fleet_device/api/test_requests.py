@@ -14,6 +14,8 @@ from schemas.policy import MAX_SEED
 from tests.support.memory_device import TalkingDrafter, settings
 
 USER = {"role": "user", "content": "t1"}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 
 
 def chat(**fields: Any) -> ChatRequest:
@@ -27,9 +29,7 @@ def completion(**fields: Any) -> CompletionRequest:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"tools": [{"type": "function"}]},
-        {"tool_choice": "required"},
-        {"response_format": {"type": "json_object"}},
+        {"functions": [{"name": "f"}]},
         {"frequency_penalty": 0.5},
         {"logit_bias": {"1": 5}},
         {"audio": {"voice": "a"}},
@@ -74,11 +74,30 @@ def test_what_asks_for_nothing_is_taken() -> None:
         ({"stop": ""}, "stop.0"),
         ({"stream_options": {"x": 1}}, "stream_options.x"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
+        ({"messages": [{**USER, "tool_call_id": "1"}]}, "messages.0"),
+        ({"messages": [{**USER, "tool_calls": [CALL]}]}, "messages.0"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "messages.0.content"),
-        ({"messages": [{**USER, "tool_calls": [{"id": "1"}]}]}, "messages.0.tool_calls"),
+        ({"messages": [{**USER, "tool_calls": [{"id": "1"}]}]}, "messages.0.tool_calls.0.function"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+        ({"tool_choice": "required"}, None),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, None),
+        ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice"),
+        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, None),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema",
+        ),
+        ({"grammar": {"kind": "gbnf", "text": "x"}}, "grammar.kind"),
+        ({"grammar": {"kind": "regex", "text": "x" * 70_000}}, "grammar.text"),
+        ({"grammar": {"kind": "regex", "text": "é" * 40_000}}, "grammar.text"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": "x" * 70_000}}}}, None),
         ({"max_tokens": 1, "max_completion_tokens": 2}, None),
         ({"logpobs": True}, "logpobs"),
         ({"n": 0}, "n"),
@@ -182,7 +201,10 @@ def test_whatever_comes_is_a_request_or_a_problem(body: bytes) -> None:
         (
             ChatRequest,
             {"messages": [{"role": "king", "content": "x"}]},
-            "The parameter 'messages.0.role' cannot be used: it must be 'system', 'developer', 'user' or 'assistant'.",
+            (
+                "The parameter 'messages.0.role' cannot be used: it must be 'system', 'developer', 'user', 'assistant' "
+                "or 'tool'."
+            ),
         ),
         (
             ChatRequest,
