@@ -220,7 +220,7 @@ class Agent:
                     driver.run()
             finally:
                 self._handles.release(request.session)
-                if (source := driver.drafts.source) is not None:
+                if (source := driver.drafts.source) is not None and not session.unverified:
                     source.remember(request.prompt, session.committed)
                 if driver.said is not None and driver.closed is None:
                     self._keep(driver.said, granted=session.granted)

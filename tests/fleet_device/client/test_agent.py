@@ -17,6 +17,8 @@ from fleet_device.client.inbox import ConnectionChanged, Event, Inbox
 from fleet_device.client.retry import Timeouts
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.drafters.suffix.drafter import SuffixDrafter
+from fleet_device.drafters.suffix.history import History
 from fleet_device.errors import EdgeUnavailable, ProtocolViolation, SessionFailed, SessionRefused
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Pacing, Plan
@@ -769,3 +771,17 @@ def test_texts_follow_the_target_while_the_pacing_finds_its_way(mode: Mode) -> N
     assert p_value(counts.ravel(), law.ravel()) > ALARM
     assert len(pacing.plans) > 3
     assert pacing.ways == {False, True}
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_what_an_agent_has_written_it_drafts_again_and_the_text_is_the_same(length: int) -> None:
+    scene = Scene(pacing=FixedPacing(length))
+    history = History(memory_bytes=100_000)
+    drafter = SuffixDrafter.before(scene.agent.drafter, history)
+    scene.agent = Agent(scene.link, FLEET, "device-1", drafter, scene.pacing, scene.fleet.clock, PATIENCE, scene.inbox)
+    written = [scene.generate() for _ in range(4)]
+    assert len({text.tokens for text in written}) == 1
+    assert history.tokens > 4 * len(written[0].tokens)
+    first, last = written[0].counters, written[-1].counters
+    assert last.suffix_accepted > first.suffix_accepted
+    assert last.suffix_accepted > 10
