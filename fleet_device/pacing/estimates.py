@@ -1,5 +1,6 @@
 """Estimates: what a device makes of its measurements, the old ones forgotten bit by bit, a wild one not believed."""
 
+import math
 from bisect import bisect
 from dataclasses import dataclass, field
 from typing import Final
@@ -26,6 +27,12 @@ _TYPICAL: Final = 4
 _TESTED_HORIZON: Final = 128
 """Tested tokens that are remembered, about."""
 
+_LATELY: Final = 32
+"""Tested tokens that count as the latest, about."""
+
+_SURPRISE: Final = 2.5
+"""Standard deviations by which the latest differ from all where acceptance has changed."""
+
 _SURE: Final = (0.1, 0.25, 0.4, 0.6, 0.8, 0.95)
 """Where the probability of a drawn token parts those that are counted together."""
 
@@ -39,16 +46,36 @@ _MOST: Final = 0.995
 
 @dataclass(slots=True)
 class Acceptance:
-    """How likely a draft token is accepted."""
+    """How likely a draft token is accepted.
+
+    That differs from text to text, and within one. So the latest tokens are counted beside all that are remembered, and
+    where the two differ by more than chance would have it, the latest alone are believed.
+    """
 
     _tested: float = _PRIOR_TOKENS
     _accepted: float = _PRIOR * _PRIOR_TOKENS
+    _lately_tested: float = 0.0
+    _lately_accepted: float = 0.0
 
     def add(self, *, tested: int, accepted: int) -> None:
         """Take a verdict."""
         kept = (1.0 - 1.0 / _TESTED_HORIZON) ** tested
         self._tested = kept * self._tested + tested
         self._accepted = kept * self._accepted + accepted
+        kept = (1.0 - 1.0 / _LATELY) ** tested
+        self._lately_tested = kept * self._lately_tested + tested
+        self._lately_accepted = kept * self._lately_accepted + accepted
+        if self._changed:
+            self._tested, self._accepted = self._lately_tested, self._lately_accepted
+
+    @property
+    def _changed(self) -> bool:
+        if self._lately_tested < _LATELY / 2:
+            return False
+        rate = self._accepted / self._tested
+        # Of a rate near 0 or 1 even one token to the contrary is news, and none is proof.
+        deviation = math.sqrt(max(rate * (1.0 - rate), 1.0 / _LATELY) / self._lately_tested)
+        return abs(self._lately_accepted / self._lately_tested - rate) > _SURPRISE * deviation
 
     @property
     def rate(self) -> float:
