@@ -14,6 +14,7 @@ from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.prompt_lookup import Lookup, PromptLookupDrafter
 from fleet_device.drafters.registry import DRAFTERS, NO_DRAFTER, load_drafter
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
+from fleet_device.drafters.suffix.drafter import SuffixDrafter
 from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
 from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
@@ -40,7 +41,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(
-    params=[*DRAFTERS, "llama.cpp in small batches", "prompt-lookup of short matches", "scripted", "unlike"]
+    params=[
+        *DRAFTERS,
+        "llama.cpp in small batches",
+        "llama.cpp beside suffix",
+        "prompt-lookup of short matches",
+        "scripted",
+        "unlike",
+    ]
 )
 def make(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Callable[[], Drafter]]:
     made: list[Drafter] = []
@@ -50,6 +58,9 @@ def make(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Callable[[], Dr
         match request.param:
             case name if name in DRAFTERS:
                 drafter = load_drafter(DeviceSettings(drafter=name, model=str(tiny), context=CONTEXT))
+            case "llama.cpp beside suffix":
+                drafter = load_drafter(DeviceSettings(suffix=True, model=str(tiny), context=CONTEXT))
+                assert isinstance(drafter, SuffixDrafter)
             case "llama.cpp in small batches":
                 drafter = LlamaCppDrafter(LlamaCppSettings(tiny, threads=1, context=CONTEXT, batch=16))
             case "scripted":
