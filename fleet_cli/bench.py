@@ -23,6 +23,7 @@ _BENCHMARKS: Final = {
     "hostile": "Attack a fleet as one of its own devices: what the honest ones keep, what the edge and its log bear.",
     "latency": "Write for one device over lines of any length and width, by this system and others: tokens per second.",
     "memory": "Let an edge write thousands of short texts: its memory beside its weights and its budget.",
+    "offline": "Pull the edge away in mid-answer, under each policy: how soon texts go on or fail, and what is logged.",
     "overhead": "Measure what an edge costs beside its model: time of a verdict, verdicts a second, where time goes.",
     "overlap": "Let the edge write for 16 and 64 devices: for which share of the time its engine computes nothing.",
     "pacing": "Write under fixed plans and under chosen ones, near the edge and far from it: tokens per second.",

@@ -71,6 +71,11 @@ class Gateway:
         """Where the API is; None if it is turned off."""
         return self._server.address if self._server else None
 
+    @property
+    def unreported(self) -> int:
+        """Texts written without an edge of which the session log has not been told yet."""
+        return self._service.unreported
+
     def ask(self, what: Asked) -> None:
         """Ask for the end; from a signal handler or any thread."""
         self._asked.put(what)

@@ -132,6 +132,11 @@ class DeviceService:
         return self._link.connected
 
     @property
+    def unreported(self) -> int:
+        """Texts written without an edge of which the session log has not been told yet."""
+        return len(self._reports)
+
+    @property
     def state_topic(self) -> str:
         """Where this device's state is retained."""
         return self._topic(Topic.STATE)
