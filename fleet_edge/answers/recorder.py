@@ -237,8 +237,7 @@ class Recorder:
                 session=session.session.hex(),
                 segment=self._segments.pop(session.handle),
                 reason=reason,
-                # A device that ends a text early does so before it has heard of all that is verified of it.
-                tokens=session.committed if message is None else min(session.committed, message.tokens),
+                tokens=session.committed if message is None else _final_tokens(session, message),
                 counters=DeviceCounters.of(message) if message else None,
                 at=self.now(),
                 device=session.device,
@@ -327,3 +326,11 @@ class Recorder:
     def _traced(self, session: EdgeSession) -> bool:
         # By the session's own random name, so that it is traced in every segment or in none.
         return int.from_bytes(session.session[:4], "big") < self.trace_share * (1 << 32)
+
+
+def _final_tokens(session: EdgeSession, message: Close) -> int:
+    """Return the tokens of a text that its device has ended."""
+    if message.unverified:  # the edge cannot know of them
+        return message.tokens
+    # A device that ends a text early does so before it has heard of all that is verified of it.
+    return min(session.committed, message.tokens)
