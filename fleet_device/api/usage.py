@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from fleet_device.session.origins import TokenOrigin
 from fleet_device.texts.generate import GeneratedText
 
 __all__ = ["told_of", "usage_of"]
@@ -40,7 +41,7 @@ def usage_of(texts: Sequence[GeneratedText]) -> dict[str, Any]:
             "drafted": sum(each.drafted for each in counters),
             "accepted": accepted,
             "streamed": sum(each.streamed for each in counters),
-            "forced": sum(getattr(each, "forced", 0) for each in counters),
+            "forced": sum(text.origins.count(TokenOrigin.FORCED) for text in texts),
             "unverified": sum(text.unverified for text in texts),
         },
     }

@@ -43,11 +43,9 @@ IN_SMALL = {
     "residual auto vllm fault:tempered-twice",
     "residual auto sglang fault:cut-short",
     "residual sparse grammar",
-    "coupled streamed grammar",
     "residual drafted and streamed in turns grammar",
     "residual auto grammar fault:masked-half",
     "residual streamed grammar fault:mask-not-renormalised",
-    "residual auto grammar fault:masked-late",
 }
 
 

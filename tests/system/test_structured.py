@@ -1,0 +1,156 @@
+"""Structured texts through a real mosquitto, with a real vocabulary and a language that makes no sense.
+
+What the target says is drawn by lot, so that nothing but the grammar keeps a text to its schema.
+"""
+
+import functools
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from broker_config.broker import Broker
+from fleet_bench.structured.schemas import SCHEMAS
+from fleet_device.client.agent import Agent
+from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.errors import SessionRefused
+from fleet_device.pacing.contract import FixedPacing, Pacing
+from fleet_device.session.origins import TokenOrigin
+from fleet_device.texts.generate import GeneratedText, GenerateRequest, generate_text
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.scripted import ScriptedVerifier
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import BrokerSettings
+from fleet_runtime.grammar.tokenizer import GrammarTokenizer
+from fleet_testing.edge_thread import NO_QUOTAS, edge_thread
+from schemas.grammar import Grammar
+from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import EndReason, RefusalCode
+from tests.support.brokers import StartBroker
+
+pytestmark = [pytest.mark.broker, pytest.mark.models]
+
+VOCABULARY = Path("models/smollm2-135m/Q4_0.gguf")
+
+
+class Lots:
+    """A language drawn by lot: each text has its own logits."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def logits(self, prefix: Sequence[int]) -> NDArray[Any]:
+        seed = hash((len(prefix), *prefix[-3:])) % (1 << 32)
+        return np.random.default_rng(seed).standard_normal(self.size, dtype=np.float32) * 3
+
+
+class Target(ScriptedVerifier):
+    def __init__(self, file: GgufModel) -> None:
+        super().__init__(Lots(file.vocabulary.size), file.strings, end_tokens=file.end_tokens)
+        self._file = file
+
+    def grammar_tokenizer(self) -> GrammarTokenizer:
+        return self._file.grammar_tokenizer()
+
+
+class Draft(ScriptedDrafter):
+    def __init__(self, file: GgufModel) -> None:
+        super().__init__(Lots(file.vocabulary.size), file.strings, end_tokens=file.end_tokens)
+        self._codec = file  # type: ignore[assignment]
+
+
+class Vocabulary(GgufModel):
+    """A file whose tokens are prepared for grammars once."""
+
+    @functools.cache  # noqa: B019 - there is one
+    def grammar_tokenizer(self) -> GrammarTokenizer:
+        return super().grammar_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def file() -> Iterator[GgufModel]:
+    model = Vocabulary(VOCABULARY, vocabulary_only=True)
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def agents(file: GgufModel, start_mosquitto: StartBroker) -> Iterator[Any]:
+    broker = start_mosquitto(Broker(fleet="structured"))
+    settings = EdgeSettings(
+        fleet="structured", edge="edge-1", broker=BrokerSettings(port=broker.port), quotas=NO_QUOTAS
+    )
+    links: list[PahoLink] = []
+
+    def make(pacing: Pacing) -> Agent:
+        link = PahoLink(BrokerSettings(port=broker.port).link(f"device-{len(links)}", will=None))
+        agent = Agent(link, "structured", f"device-{len(links)}", Draft(file), pacing, time.monotonic)
+        agent.attach()
+        link.start(timeout_s=10.0)
+        links.append(link)
+        return agent
+
+    with edge_thread(settings, Target(file)):
+        yield make
+        for link in links:
+            link.stop()
+
+
+def write(agent: Agent, grammar: Grammar | None, *, mode: Mode = Mode.RESIDUAL, seed: int = 1) -> GeneratedText:
+    policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=40, top_p=0.95, seed=seed, grammar=grammar)
+    return generate_text(agent, agent.drafter, GenerateRequest((1, 2, 3), policy, 600))
+
+
+PLANS = {"drafted": FixedPacing(4), "streamed": FixedPacing(32, stream=True), "ahead": FixedPacing(2, ahead=True)}
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_whatever_the_model_says_each_text_keeps_to_its_schema(agents: Any, plan: Pacing) -> None:
+    agent = agents(plan)
+    for number, (name, (_, schema)) in enumerate(SCHEMAS.items()):
+        mode = Mode.COUPLED if number % 2 else Mode.RESIDUAL
+        text = write(agent, Grammar.json_schema(schema), mode=mode, seed=number)
+        assert text.reason is EndReason.STOP, name
+        jsonschema.validate(json.loads(text.text), schema)
+        assert text.origins.count(TokenOrigin.FORCED) > 0, name
+
+
+def test_with_the_same_seed_a_coupled_text_is_the_same_whoever_writes_it(agents: Any) -> None:
+    schema = Grammar.json_schema(SCHEMAS["reading"][1])
+    texts = {write(agents(plan), schema, mode=Mode.COUPLED, seed=5).text for plan in PLANS.values()}
+    assert len(texts) == 1
+
+
+def test_regular_expressions_and_lark_are_kept_to(agents: Any) -> None:
+    agent = agents(FixedPacing(4))
+    assert write(agent, Grammar.regex("(yes|no), [0-9]{3} times")).text[:4] in ("yes,", "no, ")
+    lark = 'start: "<" WORD ("," WORD)~1..2 ">"\nWORD: /[a-z]{1,6}/\n'
+    text = write(agent, Grammar.lark(lark)).text
+    assert text[0] + text[-1] == "<>"
+    assert 1 <= text.count(",") <= 2
+
+
+def test_a_grammar_that_cannot_be_used_ends_in_one_sentence_and_the_device_writes_on(agents: Any) -> None:
+    agent = agents(FixedPacing(4))
+    with pytest.raises(SessionRefused, match=r"^The grammar cannot be used: .*uniqueItems") as refused:
+        write(agent, Grammar.json_schema({"type": "array", "uniqueItems": True}))
+    assert refused.value.code is RefusalCode.GRAMMAR
+    assert write(agent, Grammar.regex("a{3}")).text == "aaa"
+
+
+def test_what_the_edge_cannot_use_it_refuses_too_whatever_the_device_thinks_of_it(
+    agents: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = agents(FixedPacing(4))
+    monkeypatch.setattr(Agent, "_constraint", lambda _self, _policy: None)
+    with pytest.raises(SessionRefused, match="cannot be used") as refused:
+        write(agent, Grammar.regex("("))
+    assert refused.value.code is RefusalCode.GRAMMAR
+    assert write(agent, Grammar.regex("b{3}c?")).text in ("bbb", "bbbc")  # drafted in vain, and written by the edge
