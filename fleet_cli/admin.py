@@ -124,7 +124,7 @@ def session(
 @app.command()
 def stats(
     since: Since = None,
-    by: Annotated[str | None, typer.Option(metavar="device|draft|edge", help="Add up separately.")] = None,
+    by: Annotated[str | None, typer.Option(metavar="device|draft|edge|app", help="Add up separately.")] = None,
     db: Database = _DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,

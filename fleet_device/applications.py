@@ -18,10 +18,10 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleet_device.errors import ConfigurationError
+from schemas.bounds import MAX_APP_NAME
 
-__all__ = ["MAX_APPLICATION_NAME", "Application", "Applications", "ApplicationsFile", "new_key"]
+__all__ = ["Application", "Applications", "ApplicationsFile", "new_key"]
 
-MAX_APPLICATION_NAME: Final = 40
 _MOST_BYTES: Final = 1 << 20
 _PREFIX: Final = "fleet-"
 
@@ -41,7 +41,7 @@ class Application(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_APPLICATION_NAME)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=MAX_APP_NAME)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     tokens_per_min: _Rate | None = None
     tokens_per_day: _Rate | None = None

@@ -182,7 +182,7 @@ class SessionLog:
 
         Args:
             since: Of segments opened at or after.
-            by: `device`, `draft` or `edge` adds up separately.
+            by: `device`, `draft`, `edge` or `app` adds up separately.
 
         Returns:
             A tally by name, the most tokens first; without `by` the one name `all`.

@@ -8,6 +8,7 @@ from schemas.downlink import TokenId
 from schemas.printable import PRINTABLE
 
 __all__ = [
+    "MAX_APP_NAME",
     "MAX_DRAFT",
     "MAX_LABEL",
     "MAX_SENTENCE",
@@ -16,6 +17,7 @@ __all__ = [
     "SESSION_BYTES",
     "U16",
     "U32",
+    "AppName",
     "Count",
     "Label",
     "Milliseconds",
@@ -37,6 +39,7 @@ MAX_TOKENS = 1 << 17
 
 MAX_SENTENCE = 500
 MAX_LABEL = 200
+MAX_APP_NAME = 40
 SESSION_BYTES = 8
 MAX_POSITION = 1 << 20
 QUANTIZED_TOTAL = 1 << 16
@@ -50,4 +53,5 @@ Tokens = Annotated[tuple[TokenId, ...], Field(max_length=MAX_TOKENS, fail_fast=T
 Milliseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
 Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
 Sentence = Annotated[str, Field(max_length=MAX_SENTENCE, strict=True), PRINTABLE]
+AppName = Annotated[str, Field(min_length=1, max_length=MAX_APP_NAME, strict=True), PRINTABLE]
 Label = Annotated[str, Field(max_length=MAX_LABEL, strict=True), PRINTABLE]

@@ -24,6 +24,7 @@ from schemas.bounds import (
     MAX_WINDOW,
     U16,
     U32,
+    AppName,
     Count,
     Label,
     Milliseconds,
@@ -66,6 +67,7 @@ class Open(_Message):
         max_new_tokens: Most tokens to write.
         resume: All tokens committed so far, if the session was opened before.
         logprobs: Asks for the target's log-probabilities of all tokens, and of so many of the likeliest at each place.
+        app: Application of the device that the text is for, for the log.
     """
 
     kind: Literal["open"] = "open"
@@ -80,6 +82,7 @@ class Open(_Message):
     max_new_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS, strict=True)]
     resume: Tokens | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
+    app: AppName | None = None
 
 
 class Opened(_Message):

@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, Protocol
@@ -192,7 +192,7 @@ class _Api:
         counted.begin(asked.n or 1)
         try:
             for number, choice in enumerate(asked.choices(self.settings)):
-                prepare = partial(choice.generate_request, defaults=self.settings)
+                prepare = partial(_prepare, choice, self.settings, None if application is None else application.name)
                 tickets.append(self.backend.submit(prepare, partial(listen, number)))
         except BaseException:
             counted.give_back((asked.n or 1) - len(tickets))
@@ -231,6 +231,10 @@ class _Api:
             spell=None if asked.most_logprobs is None else self.backend.spell,
             tools=asked.tool_calls(),
         )
+
+
+def _prepare(asked: TextRequest, defaults: DeviceSettings, app: str | None, codec: TextCodec) -> GenerateRequest:
+    return replace(asked.generate_request(codec, defaults), app=app)
 
 
 async def _body(request: Request) -> bytes:

@@ -150,6 +150,7 @@ class Agent:
         on_wait: OnWait = lambda _sentence: None,
         cancellation: Cancellation | None = None,
         logprobs: int | None = None,
+        app: str | None = None,
         outages: Outages = _WAIT,
         on_void: Callable[[int], None] = lambda _length: None,
     ) -> Generation:
@@ -165,6 +166,7 @@ class Agent:
             cancellation: Ends the session early.
             logprobs: Asks for the target's log-probabilities of all tokens, and of so many of the likeliest at each
                 place; `on_tokens` is told them.
+            app: Application that the text is for, for the session log.
             outages: What is done when no edge answers.
             on_void: Told, on this thread, that of a text that may be revised only so many tokens stand.
 
@@ -185,6 +187,7 @@ class Agent:
                 draft_model=lane.drafter.name,
                 quantization=lane.drafter.quantization,
                 logprobs=logprobs,
+                app=app,
             )
             constraint = self._constraint(policy)
             self._refused.check(self.timeouts.open_s)

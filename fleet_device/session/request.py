@@ -29,6 +29,7 @@ class SessionRequest:
         draft_model: Its name.
         quantization: Of its weights.
         logprobs: Asks for the target's log-probabilities of all tokens, and of so many of the likeliest at each place.
+        app: Application that the text is for, for the session log.
     """
 
     session: bytes
@@ -39,6 +40,7 @@ class SessionRequest:
     draft_model: str
     quantization: str
     logprobs: int | None = None
+    app: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.prompt) > MAX_TOKENS:
@@ -70,4 +72,5 @@ class SessionRequest:
             max_new_tokens=self.max_new_tokens,
             resume=tuple(text) if attempt or text else None,
             logprobs=self.logprobs,
+            app=self.app,
         )

@@ -38,6 +38,7 @@ class TextGenerator(Protocol):
         on_wait: OnWait,
         cancellation: Cancellation | None,
         logprobs: int | None,
+        app: str | None,
         outages: Outages,
         on_void: Callable[[int], None],
     ) -> Generation:
@@ -57,6 +58,7 @@ class GenerateRequest:
         logprobs: Asks for the large model's log-probabilities of all tokens, and of so many of the likeliest at each
             place.
         outages: What is done when no edge answers.
+        app: Application that it is for, for the session log.
     """
 
     prompt: tuple[int, ...]
@@ -66,6 +68,7 @@ class GenerateRequest:
     shorten: Shorten | None = field(default=None, compare=False, repr=False)
     logprobs: int | None = None
     outages: Outages = field(default_factory=Outages)
+    app: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +196,7 @@ def generate_text(
         on_wait=on_wait,
         cancellation=cancellation,
         logprobs=request.logprobs,
+        app=request.app,
         outages=request.outages,
         on_void=text.cut,
     )

@@ -129,6 +129,7 @@ class Recorder:
                 segment=segment_number(at),
                 device=session.device,
                 edge=self.edge,
+                app=message.app,
                 draft_model=message.draft_model,
                 quantization=message.quantization,
                 target=target,

@@ -154,6 +154,7 @@ class SessionRow(Base):
 
     session: Mapped[str] = mapped_column(primary_key=True)
     device: Mapped[str] = mapped_column(ForeignKey("devices.device"), primary_key=True)
+    app: Mapped[str | None]
     opened_at: Mapped[datetime]
     last_at: Mapped[datetime]
     last_segment: Mapped[int]
@@ -199,6 +200,7 @@ class SegmentRow(Base):
     session: Mapped[str] = mapped_column(primary_key=True)
     segment: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     device: Mapped[str]
+    app: Mapped[str | None]
     edge: Mapped[str | None] = mapped_column(ForeignKey("edges.edge"))
     draft_model: Mapped[str | None]
     quantization: Mapped[str | None]

@@ -1,4 +1,4 @@
-"""Totals over segments: a whole fleet, or by device, draft model or edge."""
+"""Totals over segments: a whole fleet, or by device, draft model, edge or application."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -25,6 +25,7 @@ class Grouping(StrEnum):
     DEVICE = "device"
     DRAFT = "draft"
     EDGE = "edge"
+    APP = "app"
 
 
 # Written out rather than bound: PostgreSQL would take two parameters for different expressions.
@@ -33,6 +34,10 @@ _NAMES: Final[dict[Grouping | None, ColumnElement[str | None]]] = {
     Grouping.DEVICE: type_coerce(SegmentRow.device, Text),
     Grouping.DRAFT: SegmentRow.draft_model + literal_column("' '") + SegmentRow.quantization,
     Grouping.EDGE: type_coerce(SegmentRow.edge, Text),
+    # By device too: each gives its applications names of its own.
+    Grouping.APP: type_coerce(
+        SegmentRow.device + literal_column("' '") + func.coalesce(SegmentRow.app, literal_column("'-'")), Text
+    ),
 }
 
 
@@ -40,7 +45,8 @@ def stats(connection: Connection, *, since: datetime | None = None, by: Grouping
     """Add up segments opened at or after `since`, in one pass over them.
 
     Returns:
-        A tally by name (of the device, the edge, or the draft model with its quantization), the most tokens first;
+        A tally by name (of the device, the edge, the draft model with its quantization, or the device with its
+        application, `-` for none), the most tokens first;
         without `by` the one name `all`.
     """
     name = _NAMES[by].label("name")

@@ -50,6 +50,7 @@ class SessionView:
 
     session: str
     device: str
+    app: str | None
     edge: str | None
     draft_model: str | None
     quantization: str | None

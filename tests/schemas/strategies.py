@@ -133,6 +133,7 @@ def opens() -> st.SearchStrategy[Open]:
         max_new_tokens=st.integers(0, 1 << 17),
         resume=st.none() | tokens,
         logprobs=st.none() | st.integers(0, 20),
+        app=st.none() | NAME.map(lambda name: name[:40]),
     )
 
 

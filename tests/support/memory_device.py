@@ -128,6 +128,7 @@ class ScriptedAgent:
         outages: What each call was to do in an outage.
         asked: The keyword arguments of each call.
         ended: How each call that returned did.
+        apps: Applications that they were for.
     """
 
     batches: Sequence[Sequence[int]] = ((1, 2), (3,))
@@ -141,6 +142,7 @@ class ScriptedAgent:
     started: threading.Event = field(default_factory=threading.Event)
     asked: list[dict[str, Any]] = field(default_factory=list)
     ended: list[EndReason] = field(default_factory=list)
+    apps: list[str | None] = field(default_factory=list)
 
     def generate(
         self,
@@ -152,12 +154,14 @@ class ScriptedAgent:
         on_wait: Callable[[str], None] = lambda _reason: None,
         cancellation: Cancellation | None = None,
         logprobs: int | None = None,
+        app: str | None = None,
         outages: Outages = Outages(),  # noqa: B008 - it is frozen
         on_void: Callable[[int], None] = lambda _length: None,
     ) -> Generation:
         self.asked.append({"prompt": tuple(prompt), "policy": policy, "max_new_tokens": max_new_tokens})
         self.outages.append(outages)
         del logprobs
+        self.apps.append(app)
         self.started.set()
         tokens: list[int] = []
         verified: int | None = None

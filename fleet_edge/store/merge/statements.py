@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 SESSION_DESCRIPTION: Final = (
+    "app",
     "draft_model",
     "quantization",
     "target",
@@ -38,6 +39,7 @@ SESSION_DESCRIPTION: Final = (
     "max_new_tokens",
 )
 SEGMENT_DESCRIPTION: Final = (
+    "app",
     "edge",
     "draft_model",
     "quantization",

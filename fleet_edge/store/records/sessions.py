@@ -88,6 +88,7 @@ class SessionOpened:
         resumed_tokens: Committed before this segment.
         open_bytes: Payload of the Open.
         at: When (UTC, aware).
+        app: Application of the device that it is for, if the device says so.
     """
 
     session: str
@@ -107,6 +108,7 @@ class SessionOpened:
     resumed_tokens: int
     open_bytes: int
     at: datetime
+    app: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

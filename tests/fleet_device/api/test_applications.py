@@ -57,6 +57,7 @@ def test_each_application_is_let_in_by_its_key_and_nobody_else_is(place: Place) 
     one, other = place.add("one"), place.add("other")
     app = place.app()
     assert [chat(app, key).status_code for key in (one, other)] == [200, 200]
+    assert place.backends[0].agent.apps == ["one", "other"]
     for wrong in (None, "", "wrong", one[:-1], one + "x"):
         response = chat(app, wrong)
         assert (response.status_code, error(response)["code"]) == (401, "invalid_api_key")

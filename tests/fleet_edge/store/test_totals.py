@@ -46,6 +46,15 @@ def test_every_counter_is_stored_added_up_and_rolled_up(store: Store) -> None:
         assert getattr(total, name) == getattr(hour.counted, name) == 2 * number, name
 
 
+def test_usage_adds_up_by_application_of_each_device(store: Store) -> None:
+    for number, (app, tokens) in enumerate([("alarms", 10), ("alarms", 5), (None, 3)]):
+        own = {"session": f"{number:016x}", "segment": SEGMENT + number}
+        store.apply([samples.opened(**own, app=app), samples.progress(**own, tokens=tokens)])
+    with store.engine.connect() as connection:
+        found = totals.stats(connection, by=Grouping.APP)
+    assert {name: tally.tokens for name, tally in found.items()} == {"sensor-1 alarms": 15, "sensor-1 -": 3}
+
+
 def test_a_session_resumed_at_one_edge_counts_there_once(store: Store) -> None:
     again = {"session": SESSION, "segment": segment_number(after(50))}
     store.apply([samples.opened(), samples.opened(**again, at=after(50))])

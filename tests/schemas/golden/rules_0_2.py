@@ -57,7 +57,8 @@ def _read_open(payload: bytes) -> Any:
     held = value.get("policy") if type(value) is dict and value.get("kind") == "open" else None
     before._need(type(value) is dict and value.get("kind") == "open", "no Open")
     known, optional = before._MAPS["open"]
-    known, optional = {**known, "logprobs": _TOP}, {**optional, "logprobs": None}
+    known = {**known, "logprobs": _TOP, "app": _app}
+    optional = {**optional, "logprobs": None, "app": None}
     if type(held) is not dict or "grammar" not in held:
         return {"kind": "open", **before._map(value, known, optional=optional)}
 
@@ -73,6 +74,11 @@ _BASE: Final = before._maybe(before._POSITION)
 _PRICE: Final = before._maybe(before._whole(1, 101))
 _WRITTEN: Final = before._maybe(before._ids(1 << 17))
 _TOP: Final = before._whole(0, 21)
+
+
+def _app(value: Any) -> str:
+    before._need(type(value) is str and 0 < len(value) <= 40, "no name of an application")
+    return str(before._LABEL(value))
 
 
 def _floats(value: Any) -> list[float]:
