@@ -12,17 +12,22 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+import openai
 import pytest
 from numpy.typing import NDArray
 
 from broker_config.broker import Broker
 from fleet_bench.structured.schemas import SCHEMAS
+from fleet_device.api.server import listen
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import SessionRefused
+from fleet_device.gateway import Gateway
 from fleet_device.pacing.contract import FixedPacing, Pacing
+from fleet_device.service import DeviceService
 from fleet_device.session.origins import TokenOrigin
+from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText, GenerateRequest, generate_text
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
@@ -34,6 +39,7 @@ from schemas.grammar import Grammar
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason, RefusalCode
 from tests.support.brokers import StartBroker
+from tests.support.whole import FLEET, Whole
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]
 
@@ -64,6 +70,9 @@ class Draft(ScriptedDrafter):
     def __init__(self, file: GgufModel) -> None:
         super().__init__(Lots(file.vocabulary.size), file.strings, end_tokens=file.end_tokens)
         self._codec = file  # type: ignore[assignment]
+
+    def another(self) -> "Draft":
+        return Draft(self._codec)  # type: ignore[arg-type]
 
 
 class Vocabulary(GgufModel):
@@ -154,3 +163,70 @@ def test_what_the_edge_cannot_use_it_refuses_too_whatever_the_device_thinks_of_i
         write(agent, Grammar.regex("("))
     assert refused.value.code is RefusalCode.GRAMMAR
     assert write(agent, Grammar.regex("b{3}c?")).text in ("bbb", "bbbc")  # drafted in vain, and written by the edge
+
+
+@pytest.fixture
+def client(file: GgufModel, start_mosquitto: StartBroker, tmp_path: Path) -> Iterator[openai.OpenAI]:
+    broker = start_mosquitto(Broker(fleet=FLEET))
+    whole = Whole(broker.port, tmp_path, Target(file), {"quotas": NO_QUOTAS})
+    with whole.edge():
+        settings = DeviceSettings(fleet=FLEET, device="gateway", broker=BrokerSettings(port=broker.port), api_port=0)
+        service = DeviceService(settings, Draft(file))
+        gateway = Gateway(service)
+        gateway.serve(listen(0))
+        gateway.start()
+        try:
+            assert service.edges.wait_online(10.0)
+            yield openai.OpenAI(base_url=f"{gateway.address}/v1", api_key="unused", max_retries=0, timeout=60.0)
+        finally:
+            gateway.stop()
+
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Bonn", "Rom"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+ASKED: Any = {"model": "fleet", "messages": [{"role": "user", "content": "How is the weather?"}], "max_tokens": 200}
+
+
+def test_openais_client_gets_what_it_asks_for(client: openai.OpenAI) -> None:
+    schema = SCHEMAS["reading"][1]
+    format_: Any = {"type": "json_schema", "json_schema": {"name": "reading", "schema": schema, "strict": True}}
+    reply = client.chat.completions.create(**ASKED, response_format=format_)
+    jsonschema.validate(json.loads(reply.choices[0].message.content or ""), schema)
+    assert reply.choices[0].finish_reason == "stop"
+    assert reply.usage is not None
+    told: Any = reply.usage.model_extra
+    assert told["fleet"]["forced"] > 0
+
+
+def test_openais_client_is_called_back(client: openai.OpenAI) -> None:
+    weather, other = WEATHER, {"type": "function", "function": {"name": "other"}}
+    for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
+        tools = [weather] if choice == "required" else [weather, other]
+        reply = client.chat.completions.create(**ASKED, tools=tools, tool_choice=choice)
+        (call,) = reply.choices[0].message.tool_calls or ()
+        assert (reply.choices[0].finish_reason, reply.choices[0].message.content) == ("tool_calls", None)
+        jsonschema.validate(json.loads(call.function.arguments), weather["function"]["parameters"])
+        assert call.function.name == "weather"
+    with client.chat.completions.stream(**ASKED, tools=[weather], tool_choice="required") as stream:
+        final = stream.get_final_completion()
+    (streamed,) = final.choices[0].message.tool_calls or ()
+    jsonschema.validate(json.loads(streamed.function.arguments), weather["function"]["parameters"])
+
+
+def test_openais_client_is_told_what_cannot_be(client: openai.OpenAI) -> None:
+    format_: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {"type": "string"}}}}
+    with pytest.raises(openai.BadRequestError, match=r"The grammar cannot be used: .*not") as caught:
+        client.chat.completions.create(**ASKED, response_format=format_)
+    assert caught.value.code == "grammar"
+    with pytest.raises(openai.BadRequestError, match="there are no tools"):
+        client.chat.completions.create(**ASKED, tool_choice="required")
