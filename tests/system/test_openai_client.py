@@ -12,6 +12,8 @@ import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
+from fleet_device.applications import Application, ApplicationsFile, new_key
+from fleet_edge import SessionLog
 from fleet_testing.scripted_language import LANGUAGE, reference_text
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.served_device import ReadingDrafter, Served, served_device
@@ -226,3 +228,24 @@ def test_a_completion_has_logprobs_in_its_own_shape(client: OpenAI) -> None:
     assert [len(top) for top in told.top_logprobs or ()] == [2] * 8
     assert told.text_offset is not None
     assert [reply.choices[0].text[place:].split()[0] for place in told.text_offset] == expected(5, 8).split()
+
+
+def test_an_application_is_known_by_its_key_and_its_usage_is_in_the_log(tmp_path: Path) -> None:
+    file = ApplicationsFile(tmp_path / "applications.json")
+    key, digest = new_key()
+    with file.changing() as applications:
+        applications.append(Application(name="alarms", sha256=digest, tokens_per_min=LENGTH + 4))
+    with served_device(tmp_path, applications=file.path) as served:
+        stranger = OpenAI(base_url=served.url, api_key="wrong", max_retries=0, timeout=60.0)
+        with pytest.raises(openai.AuthenticationError, match="fleet device app add"):
+            stranger.models.list()
+        client = OpenAI(base_url=served.url, api_key=key, max_retries=0, timeout=60.0)
+        reply = client.chat.completions.create(
+            model="fleet", messages=MESSAGES, max_tokens=LENGTH, seed=5, extra_body=COUPLED
+        )
+        assert reply.choices[0].message.content == expected(5)
+        with pytest.raises(openai.RateLimitError, match="'alarms' has used its 28 tokens per minute"):
+            client.chat.completions.create(model="fleet", messages=MESSAGES)
+    assert served.whole.rows("SELECT app, tokens FROM segments") == [{"app": "alarms", "tokens": LENGTH}]
+    [(name, tally)] = SessionLog(served.whole.db).stats(by="app").items()
+    assert (name, tally.tokens) == ("device-1 alarms", LENGTH)
