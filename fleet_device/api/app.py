@@ -22,8 +22,9 @@ from fleet_device.api.problems import ApiProblem, problem_of
 from fleet_device.api.quotas import ApplicationQuotas, Counted
 from fleet_device.api.replies import VERIFIED_HEADER, Reply
 from fleet_device.api.requests import ChatRequest, CompletionRequest, TextRequest, read_request
+from fleet_device.api.responses import ResponseReply, read_responses_request, stream_response
 from fleet_device.api.status.page import status_routes
-from fleet_device.api.stream import Events, EventsResponse, Pause, TextEvents
+from fleet_device.api.stream import Events, EventsResponse, Happened, Pause, TextEvents
 from fleet_device.applications import Application, ApplicationsFile
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import DeviceError, EdgeUnavailable
@@ -94,6 +95,7 @@ def create_app(
             Route("/v1/completions", api.completion, methods=["POST"]),
             Route("/v1/models", api.models),
             Route("/v1/models/{name:path}", api.model),
+            Route("/v1/responses", api.response, methods=["POST"]),
             Route("/v1/embeddings", api.embeddings, methods=["POST"]),
             Route("/healthz", api.health),
             *status_routes(backend.status),
@@ -133,6 +135,18 @@ class _Api:
     async def completion(self, request: Request) -> Response:
         return await self._text(request, read_request(CompletionRequest, await _body(request)))
 
+    async def response(self, request: Request) -> Response:
+        asked = read_responses_request(await _body(request))
+        targets = self.backend.targets()
+        name, model = secrets.token_hex(12), targets[0] if targets else ""
+        reply = ResponseReply(name, int(self.wall_clock()), model, asked)
+        return await self._answer(
+            request,
+            asked,
+            whole=lambda texts: reply.whole(texts[0]),
+            stream=lambda text, first: stream_response(reply, text, first),
+        )
+
     async def embeddings(self, _request: Request) -> Response:
         sentence = "A device writes texts and makes no embeddings: its edge's large model answers with tokens alone."
         raise ApiProblem(404, sentence, code="unsupported_endpoint")
@@ -154,23 +168,36 @@ class _Api:
         return {"id": name, "object": "model", "created": int(self.backend.since.timestamp()), "owned_by": "fleet"}
 
     async def _text(self, request: Request, asked: TextRequest) -> Response:
+        reply = self._reply(asked)
+        return await self._answer(
+            request, asked, whole=reply.whole, stream=lambda text, first: text.stream(reply, first)
+        )
+
+    async def _answer(
+        self,
+        request: Request,
+        asked: TextRequest,
+        *,
+        whole: Callable[[list[GeneratedText]], dict[str, Any]],
+        stream: Callable[[TextEvents, Happened], AsyncIterator[bytes]],
+    ) -> Response:
         policy = self.settings.offline if asked.offline is None else asked.offline
         if policy is OfflinePolicy.FAIL and (missing := self.backend.absence()) is not None:
             raise EdgeUnavailable(missing)
         events = Events()
         tickets = self._submit(asked, events, getattr(request.state, "application", None))
-        reply, text = self._reply(asked), TextEvents(events, tickets, self.pause)
+        text = TextEvents(events, tickets, self.pause)
         try:
             async with self._until_disconnect(request, tickets):
                 if not asked.stream:
                     texts = await text.end()
                     verified = all(each.verified for each in texts)
-                    return JSONResponse(reply.whole(texts), headers={VERIFIED_HEADER: str(verified).lower()})
+                    return JSONResponse(whole(texts), headers={VERIFIED_HEADER: str(verified).lower()})
                 first = await text.first()
         except BaseException:
             self._cancel(tickets)
             raise
-        return EventsResponse(text.stream(reply, first), at_end=lambda: self._cancel(tickets))
+        return EventsResponse(stream(text, first), at_end=lambda: self._cancel(tickets))
 
     def _submit(self, asked: TextRequest, events: Events, application: Application | None) -> list[Ticket]:
         """Ask for all choices, or for none: where the queue has no room for one, those before it are given up."""

@@ -88,7 +88,7 @@ class TextEvents:
         Raises:
             ApiProblem: A text failed, so that the status can say so.
         """
-        number, current = await self._next()
+        number, current = await self.next()
         if isinstance(current, Failed):
             raise problem_of(current.error)
         return number, current
@@ -112,13 +112,22 @@ class TextEvents:
                     ended.append(current)
                     if len(ended) == len(self.tickets):
                         break
-                number, current = await self._next()
+                number, current = await self.next()
             for chunk in reply.end(ended):
                 yield event(chunk)
             yield DONE
         except Exception as error:  # noqa: BLE001 - a connection is not to be cut without a word
             _log.exception("A stream failed for a reason that should not be possible.")
             yield event(problem_of(error).body())
+
+    def comment_or(self, current: Piece | Delayed | None, piece: Callable[[str], bytes]) -> bytes:
+        """Return what is to be sent of what has happened, a piece as `piece` makes it."""
+        match current:
+            case Piece():
+                return piece(current.text)
+            case Delayed():
+                return comment(current.reason)
+        return self._alive()
 
     def _sent(self, reply: Reply, number: int, current: Piece | Delayed | GeneratedText | None) -> list[bytes]:
         """Return what is to be sent of what has happened."""
@@ -129,12 +138,15 @@ class TextEvents:
                 return [event(chunk) for chunk in reply.last(current, number)]
             case Delayed():
                 return [comment(current.reason)]
+        return [self._alive()]
+
+    def _alive(self) -> bytes:
         # Why else nothing comes, the text's session says.
         waits = not any(ticket.begun for ticket in self.tickets)
         says_why = waits and self._silent_s - HEARTBEAT_S < SAY_AFTER_S <= self._silent_s
-        return [comment(_QUEUED) if says_why else _ALIVE]
+        return comment(_QUEUED) if says_why else _ALIVE
 
-    async def _next(self) -> Happened:
+    async def next(self) -> Happened:
         """Wait for what happens next; None if nothing has for `HEARTBEAT_S`."""
         coming = asyncio.ensure_future(self.events.get())
         beat = asyncio.ensure_future(self.pause(HEARTBEAT_S))

@@ -249,3 +249,22 @@ def test_an_application_is_known_by_its_key_and_its_usage_is_in_the_log(tmp_path
     assert served.whole.rows("SELECT app, tokens FROM segments") == [{"app": "alarms", "tokens": LENGTH}]
     [(name, tally)] = SessionLog(served.whole.db).stats(by="app").items()
     assert (name, tally.tokens) == ("device-1 alarms", LENGTH)
+
+
+def test_a_response_whole_and_streamed(client: OpenAI) -> None:
+    asked: Any = {
+        "model": "fleet",
+        "input": "t1 t2 t3",
+        "max_output_tokens": LENGTH,
+        "extra_body": {**COUPLED, "seed": 5},
+    }
+    whole = client.responses.create(**asked)
+    assert whole.output_text == expected(5)
+    assert whole.usage is not None
+    assert whole.usage.output_tokens == LENGTH
+    with client.responses.stream(**asked) as stream:
+        pieces = [each.delta for each in stream if each.type == "response.output_text.delta"]
+    assert "".join(pieces) == expected(5)
+    assert len(pieces) > 1
+    with pytest.raises(openai.BadRequestError, match="no response is stored here"):
+        client.responses.create(model="fleet", input="t1", previous_response_id=whole.id)

@@ -1,0 +1,283 @@
+"""Responses: `POST /v1/responses`, OpenAI's newer request for a text, as far as it is one: text in, text out.
+
+It is read as a chat, and answered in its own shapes. Nothing is stored, so that no response can be gone on from by its
+name: an application sends what was said before with its next request, as it does in a chat.
+"""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pydantic_core import from_json
+
+from fleet_device.api.problems import ApiProblem, problem_of
+from fleet_device.api.requests import ChatRequest, read_request
+from fleet_device.api.stream import Happened, TextEvents
+from fleet_device.api.usage import told_of, usage_of
+from fleet_device.texts.generate import GeneratedText
+from fleet_device.texts.queue import Failed
+from schemas.reasons import EndReason
+
+__all__ = ["ResponseReply", "read_responses_request", "stream_response"]
+
+_SAME: Final = frozenset(
+    ("model", "temperature", "top_p", "top_k", "mode", "seed", "stream", "truncate", "offline", "rejoin", "grammar")
+)
+"""Parameters that a chat has by the same name."""
+
+_NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
+    "background": (False,),
+    "conversation": (),
+    "include": ([],),
+    "max_tool_calls": (),
+    "parallel_tool_calls": (True, False),
+    "previous_response_id": (),
+    "prompt": (),
+    "reasoning": ({},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "stream_options": ({}, {"include_obfuscation": False}, {"include_obfuscation": True}),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
+}
+"""Parameters that are not served, with the values that ask for nothing."""
+
+_IGNORED: Final = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
+_PARTS: Final = frozenset({"input_text", "output_text", "text"})
+
+
+def read_responses_request(body: bytes) -> ChatRequest:
+    """Read a request's body as the chat that it is.
+
+    Raises:
+        ApiProblem: It is none; the sentence names the first thing that is wrong.
+    """
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiProblem(400, f"The body is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ApiProblem(400, "The body is not a JSON object.")
+    chat = _chat(value)
+    try:
+        return read_request(ChatRequest, json.dumps(chat).encode())
+    except ApiProblem as problem:
+        named = {"messages": "input", "max_completion_tokens": "max_output_tokens", "response_format": "text"}
+        first = (problem.param or "").partition(".")[0]
+        if first not in named:
+            raise
+        raise ApiProblem(
+            problem.status, str(problem).replace(first, named[first]), code=problem.code, param=named[first]
+        ) from problem
+
+
+def _chat(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body of the chat that a request is."""
+    chat: dict[str, Any] = {"messages": _messages(asked.get("input"), asked.get("instructions"))}
+    for name, given in asked.items():
+        if name in _SAME:
+            chat[name] = given
+        elif name == "max_output_tokens":
+            chat["max_completion_tokens"] = given
+        elif name == "text":
+            chat |= _text(given)
+        elif name in _NEUTRAL:
+            _require_nothing(name, given)
+        elif name not in _IGNORED | {"input", "instructions"}:
+            raise ApiProblem(400, f"There is no parameter {name[:100]!r}.", code="unknown_parameter", param=name[:100])
+    return chat
+
+
+def _require_nothing(name: str, given: object) -> None:
+    if given is None or any(given == neutral and type(given) is type(neutral) for neutral in _NEUTRAL[name]):
+        return
+    why = (
+        "no response is stored here; send what was said before as input"
+        if name in ("previous_response_id", "conversation")
+        else "leave it out"
+    )
+    raise ApiProblem(
+        400,
+        f"The parameter {name!r} is not supported with that value: {why}.",
+        code="unsupported_parameter",
+        param=name,
+    )
+
+
+def _text(given: object) -> dict[str, Any]:
+    """Return what a chat calls the format of the answer."""
+    if given is None:
+        return {}
+    if not isinstance(given, dict) or set(given) - {"format", "verbosity"}:
+        raise ApiProblem(400, "The parameter 'text' cannot be used: it has a format, and no more.", param="text")
+    form = given.get("format")
+    if given.get("verbosity") not in (None, "medium"):
+        raise ApiProblem(
+            400, "The parameter 'text.verbosity' is not supported; leave it out.",
+            code="unsupported_parameter", param="text.verbosity",
+        )  # fmt: skip
+    if isinstance(form, dict) and form.get("type") == "json_schema":
+        return {
+            "response_format": {"type": "json_schema", "json_schema": {k: v for k, v in form.items() if k != "type"}}
+        }
+    return {} if form is None else {"response_format": form}
+
+
+def _messages(given: object, instructions: object) -> list[dict[str, Any]]:
+    if instructions is not None and not isinstance(instructions, str):
+        raise ApiProblem(400, "The parameter 'instructions' cannot be used: it must be text.", param="instructions")
+    system = [{"role": "system", "content": instructions}] if instructions else []
+    if isinstance(given, str):
+        return [*system, {"role": "user", "content": given}]
+    if not isinstance(given, list) or not given:
+        raise ApiProblem(
+            400, "The parameter 'input' cannot be used: it is a text, or a list of messages.", param="input"
+        )
+    return system + [_message(each) for each in given]
+
+
+def _message(given: object) -> dict[str, Any]:
+    if not isinstance(given, dict) or given.get("type", "message") != "message":
+        kind = given.get("type") if isinstance(given, dict) else None
+        what = f"an item of type {kind!r}"[:100] if isinstance(kind, str) else "an item that is none"
+        raise ApiProblem(400, f"The parameter 'input' cannot be used: {what} is not supported.", param="input")
+    content = given.get("content")
+    if isinstance(content, list):
+        content = [
+            {**part, "type": "text"} if isinstance(part, dict) and part.get("type") in _PARTS else part
+            for part in content
+        ]
+    return {"role": given.get("role"), "content": content}
+
+
+@dataclass(slots=True)
+class ResponseReply:
+    """The shapes of one response.
+
+    Attributes:
+        name: Its id, after the prefix.
+        created: Unix seconds.
+        model: The model's name.
+        asked: What it answers.
+    """
+
+    name: str
+    created: int
+    model: str
+    asked: ChatRequest
+    _events: int = field(default=0)
+
+    def whole(self, text: GeneratedText) -> dict[str, Any]:
+        """Return the response in one."""
+        cut = text.reason is EndReason.LENGTH
+        usage = usage_of([text])
+        return {
+            **self._head("incomplete" if cut else "completed"),
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "output": [self._item(text.text, "incomplete" if cut else "completed")],
+            "usage": {
+                "input_tokens": usage["prompt_tokens"],
+                "input_tokens_details": {"cached_tokens": usage["prompt_tokens_details"]["cached_tokens"]},
+                "output_tokens": usage["completion_tokens"],
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": usage["total_tokens"],
+                "fleet": usage["fleet"],
+            },
+            "fleet": told_of(text),
+        }
+
+    def first(self) -> list[bytes]:
+        """Return the events before any text."""
+        place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
+        begun = self._head("in_progress") | {"output": [], "usage": None, "incomplete_details": None}
+        empty = {**self._item("", "in_progress"), "content": []}
+        return [
+            self._event("response.created", response=begun),
+            self._event("response.in_progress", response=begun),
+            self._event("response.output_item.added", output_index=0, item=empty),
+            self._event("response.content_part.added", **place, part=_part("")),
+        ]
+
+    def piece(self, text: str) -> bytes:
+        """Return the event of more text."""
+        place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
+        return self._event("response.output_text.delta", **place, delta=text, logprobs=[])
+
+    def last(self, text: GeneratedText) -> list[bytes]:
+        """Return the events after all text."""
+        whole = self.whole(text)
+        place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
+        return [
+            self._event("response.output_text.done", **place, text=text.text, logprobs=[]),
+            self._event("response.content_part.done", **place, part=_part(text.text)),
+            self._event("response.output_item.done", output_index=0, item=whole["output"][0]),
+            self._event(f"response.{whole['status']}", response=whole),
+        ]
+
+    def failed(self, error: Exception) -> bytes:
+        """Return the event of a failure."""
+        problem = problem_of(error)
+        return self._event("error", code=problem.code, message=str(problem), param=problem.param)
+
+    @property
+    def _item_id(self) -> str:
+        return f"msg_{self.name}"
+
+    def _head(self, status: str) -> dict[str, Any]:
+        return {
+            "id": f"resp_{self.name}",
+            "object": "response",
+            "created_at": self.created,
+            "status": status,
+            "error": None,
+            "instructions": None,
+            "max_output_tokens": self.asked.token_limit,
+            "model": self.model,
+            "parallel_tool_calls": False,
+            "previous_response_id": None,
+            "temperature": self.asked.temperature,
+            "top_p": self.asked.top_p,
+            "tool_choice": "none",
+            "tools": [],
+            "truncation": "disabled",
+            "store": False,
+            "metadata": {},
+        }
+
+    def _item(self, text: str, status: str) -> dict[str, Any]:
+        return {
+            "type": "message",
+            "id": self._item_id,
+            "status": status,
+            "role": "assistant",
+            "content": [_part(text)],
+        }
+
+    def _event(self, kind: str, **content: Any) -> bytes:  # noqa: ANN401 - JSON
+        body = {"type": kind, "sequence_number": self._events, **content}
+        self._events += 1
+        return f"event: {kind}\ndata: ".encode() + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+
+
+def _part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+async def stream_response(reply: ResponseReply, text: TextEvents, first: Happened) -> AsyncIterator[bytes]:
+    """Send a response as it grows. Whatever fails, the stream says so: its status is sent already."""
+    for sent in reply.first():
+        yield sent
+    _, current = first
+    while True:
+        if isinstance(current, Failed):
+            yield reply.failed(current.error)
+            return
+        if isinstance(current, GeneratedText):
+            for sent in reply.last(current):
+                yield sent
+            return
+        yield text.comment_or(current, reply.piece)
+        _, current = await text.next()
