@@ -93,7 +93,12 @@ def test_the_page_names_every_topic_and_every_field() -> None:
             named = set(re.findall(r"\w+", text))
             assert set(model.model_fields) <= named, (model.__name__, set(model.model_fields) - named)
     assert set(SamplingPolicy.model_fields) <= set(re.findall(r"\w+", section("Open, up")))
-    assert f"[{', '.join(VERDICT_LAYOUT)}]".replace(", base, written, price", "(, base, written(, price))") in PAGE
+    assert (
+        f"[{', '.join(VERDICT_LAYOUT)}]".replace(
+            ", base, written, price, logprobs", "(, base, written(, price(, logprobs)))"
+        )
+        in PAGE
+    )
     assert f"[{', '.join(DRAFT_LAYOUT)}]".replace(", tried, write", "(, tried, write)") in PAGE
 
 

@@ -85,8 +85,8 @@ def _maker(grammar: Grammar, tokenizer: GrammarTokenizer) -> Callable[[], Gramma
             initial_lexer_fuel=1_000_000,  # some 20 ms
             max_grammar_size=100_000,  # symbols
             max_lexer_states=50_000,  # up to 2 kB each
-            step_lexer_fuel=200_000,  # some 15 ms
-            step_max_items=50_000,  # some 3 ms
+            step_lexer_fuel=50_000,  # some 4 ms
+            step_max_items=20_000,  # some 1 ms
             verbose_errors=False,
         )
         first = llguidance.LLMatcher(tokenizer.native, source, log_level=0, limits=limits)
