@@ -115,7 +115,7 @@ class Site:
         match way:
             case "killed":
                 self._edge.kill()
-                self._edge.wait()
+                self._edge.communicate()
             case "stopped":
                 self._edge.send_signal(signal.SIGSTOP)
             case "cut":

@@ -3,21 +3,25 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from dssd.proposal import propose
 from fleet_device.client.agent import Generation
+from fleet_device.client.reports import UnverifiedReports
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import EdgeUnavailable
 from fleet_device.offline import OfflinePolicy, Outages
 from fleet_device.session.origins import CommittedTokens, TokenOrigin
+from fleet_edge.store.records.sessions import CloseReported
 from schemas.control import Presence
 from schemas.messages import Close
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from tests.fleet_device.client.test_agent import PROMPT, SEED, Scene, expected
 from tests.support.memory_fleet import DRAFT, END, ChangingPacing, possible, terms
+from tests.support.waiting import until
 
 AFTER_S, ANSWER_S = 2.0, 4.0
 FAIL = Outages(policy=OfflinePolicy.FAIL, after_s=AFTER_S, answer_s=ANSWER_S)
@@ -293,6 +297,25 @@ class Weather:
         self.scene.fleet.clock.seconds += self.rng.choice((0.0, 0.4, 1.5))
         self.may_change(0.2)
         self.scene.fleet.broker.pump()
+
+
+def test_the_session_log_is_told_once_when_an_edge_is_back(tmp_path: Path) -> None:
+    scene = Scene()
+    reports = scene.agent.reports = UnverifiedReports(tmp_path / "unverified.db")
+    scene.agent.attach()
+    reports.start()
+    scene.when(5, lambda: end_edge(scene))
+    done = write(scene, LOCAL)
+    assert len(reports) == 1
+    bring_back(scene)
+    until(lambda: scene.fleet.settle() or len(reports) == 0)
+    scene.say(Presence.ONLINE)
+    scene.fleet.settle()
+    reports.stop()
+    told = {record.session: record for record in scene.fleet.sink.of(CloseReported)}
+    assert set(told) == {done.session.hex()}
+    record = told[done.session.hex()]
+    assert (record.tokens, record.counters.unverified) == (len(done.tokens), done.unverified)
 
 
 @pytest.mark.parametrize("seed", range(24))

@@ -1,5 +1,6 @@
 """What reaches the session log of a device that floods: little, whatever the guard lets through."""
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -27,11 +28,11 @@ class Scene:
         self.sink = Sink()
         self.recorder = Recorder(self.sink, "edge-1", lambda: self.at)
 
-    def close(self, number: int) -> None:
+    def close(self, number: int, *, then: Callable[[], None] = lambda: None, **fields: object) -> None:
         told = {name: getattr(COUNTERS, name) for name in COUNTERS.__slots__}
         named = {"session": number.to_bytes(8, "big"), "handle": None, "digest": 0}
-        message = Close.model_validate({**named, "reason": EndReason.STOP, **told})
-        self.recorder.ended_elsewhere("sensor-1", message, then=lambda: None)
+        message = Close.model_validate({**named, "reason": EndReason.STOP, **told, **fields})
+        self.recorder.ended_elsewhere("sensor-1", message, then=then)
 
 
 @pytest.fixture
@@ -50,6 +51,22 @@ def test_a_flood_of_closes_of_sessions_that_never_were_leaves_little_behind(scen
     scene.at += timedelta(minutes=1)
     scene.close(300)
     assert len(scene.sink.of(CloseReported)) == 9
+
+
+def test_texts_written_without_an_edge_are_all_kept_those_over_the_rate_later(scene: Scene) -> None:
+    confirmed: list[int] = []
+    waiting = list(range(100))
+    minutes = 0
+    while waiting:
+        for number in list(waiting):
+            scene.close(number, then=lambda number=number: confirmed.append(number), unverified=5, age_s=3600.0)
+        waiting = [number for number in waiting if number not in confirmed]
+        scene.at += timedelta(minutes=1)
+        minutes += 1
+    reported = scene.sink.of(CloseReported)
+    assert (len(reported), len({record.session for record in reported}), minutes) == (100, 100, 4)
+    assert {record.counters.unverified for record in reported} == {5}
+    assert all(record.at <= scene.at - timedelta(hours=1) for record in reported)
 
 
 def test_a_flood_of_states_is_two_records(scene: Scene) -> None:
