@@ -14,7 +14,7 @@ from fleet_device.pacing.throughput import Conditions
 
 __all__ = ["best_repetition"]
 
-_BETTER: Final = 1.05
+_BETTER: Final = 1.1
 """By how much it must promise more: its chances are estimates, and a change of plans costs something."""
 
 _MOST_ACCEPTED: Final = 0.995

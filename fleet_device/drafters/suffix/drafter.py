@@ -28,6 +28,10 @@ __all__ = ["SuffixDrafter"]
 _HARDLY: Final = 0.2
 """Chance to stand below which a prospect is not followed on."""
 
+_FIRST: Final = 0.4
+"""Chance that a prospect's first token must have: in texts that do not repeat, what is less sure than that is mostly
+wrong, and a draft that falls costs more than its time."""
+
 _LONGEST_PROSPECT: Final = 16
 
 _HORIZON: Final = 16.0
@@ -198,7 +202,7 @@ class SuffixDrafter:
         end, stands, all_stand = self._tokens[-LONGEST:], 1.0, list[float]()
         while len(all_stand) < _LONGEST_PROSPECT and (guess := self._guess(end, policy)) is not None:
             stands *= self._trust.of(guess)
-            if stands < _HARDLY:
+            if stands < (_HARDLY if all_stand else _FIRST):
                 break
             all_stand.append(stands)
             end.append(guess.likeliest)

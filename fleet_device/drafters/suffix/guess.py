@@ -22,7 +22,7 @@ _AGREED: Final = (0.5, 0.8, 0.999)
 _PLACES: Final = (2, 5)
 """Where the tokens that are alike, the share of the likeliest follower, and the number of places part the kinds."""
 
-_ALIKE_SHARE: Final = (0.35, 0.55, 0.75, 0.85)
+_ALIKE_SHARE: Final = (0.2, 0.5, 0.75, 0.85)
 """What a guess is trusted at first, by the tokens that are alike, if all places agree."""
 
 _PRIOR_GUESSES: Final = 4.0
