@@ -44,6 +44,7 @@ MOST_UNEQUAL: Final = 1.5
 _CONTEXT: Final = 1024
 _ONLINE_S: Final = 60.0
 _BUSY: Final = 429
+_AGAIN_S: Final = 0.5  # after a text that has failed
 
 
 @dataclass(slots=True)
@@ -55,12 +56,14 @@ class Client:
         texts: Ended.
         first_ms: From asking to the first piece of text, for each text.
         turned_away: Requests that the queue had no room for.
+        failed: Texts that failed.
     """
 
     tokens: int = 0
     texts: int = 0
     first_ms: list[float] = field(default_factory=list)
     turned_away: int = 0
+    failed: int = 0
 
 
 def fairness(clients: Sequence[Client]) -> float:
@@ -101,8 +104,8 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--draft", default="Q4_0", help="quantization of the draft model (default: %(default)s)")
     parser.add_argument("--clients", type=int, default=8, help="at the same time (default: %(default)s)")
     parser.add_argument("--at-once", type=int, default=2, help="texts that the device writes at once")
-    parser.add_argument("--tokens", type=int, default=32, help="of each text, at most (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=16, help="of each text, at most (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of each measurement (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     arguments = parser.parse_args(argv)
     if min(arguments.clients, arguments.at_once, arguments.tokens) < 1 or arguments.seconds <= 0:
@@ -126,6 +129,7 @@ def _measure(count: int, arguments: argparse.Namespace, folder: Path) -> dict[st
                 broker=BrokerSettings(port=broker.port),
                 context=_CONTEXT,
                 texts_at_once=arguments.at_once,
+                api_port=0,  # the benchmark serves a port of its own
                 api_waiting=count,
                 max_new_tokens=arguments.tokens,
             )
@@ -144,6 +148,7 @@ def _measure(count: int, arguments: argparse.Namespace, folder: Path) -> dict[st
         "tokens": [client.tokens for client in clients],
         "texts": [client.texts for client in clients],
         "turned_away": sum(client.turned_away for client in clients),
+        "failed": sum(client.failed for client in clients),
         "max_min_tokens": fairness(clients),
         "tokens_per_s": tokens / took_s,
         "first_ms_median": median(firsts) if firsts else None,
@@ -174,7 +179,9 @@ def _write(
         over.wait(seconds)
         over.set()
         took_s = time.monotonic() - began
-        counted = [Client(each.tokens, each.texts, list(each.first_ms), each.turned_away) for each in clients]
+        counted = [
+            Client(each.tokens, each.texts, list(each.first_ms), each.turned_away, each.failed) for each in clients
+        ]
         gateway.ask(Asked.STOP)
     finally:
         gateway.stop()
@@ -197,7 +204,8 @@ def _ask(client: Client, port: int, number: int, over: threading.Event, codec: T
                 client.turned_away += 1
                 over.wait(float(answer.headers["Retry-After"]))
                 continue
-            _read_text(client, answer, over, codec, asked=asked)
+            if not _read_text(client, answer, over, codec, asked=asked):
+                over.wait(_AGAIN_S)
         except (OSError, http.client.HTTPException):
             if not over.is_set():
                 raise
@@ -207,23 +215,26 @@ def _ask(client: Client, port: int, number: int, over: threading.Event, codec: T
 
 def _read_text(
     client: Client, answer: http.client.HTTPResponse, over: threading.Event, codec: TextCodec, *, asked: float
-) -> None:
+) -> bool:
+    """Count a text as it comes; return whether it has not failed."""
     first = True
     for line in answer:
         text = line.decode().removeprefix("data: ").strip()
         if over.is_set():
-            return
+            return True
         if not text.startswith("{"):
             continue
         chunk = json.loads(text)
         if "error" in chunk:
-            raise BenchError(chunk["error"]["message"])
+            client.failed += 1
+            return False
         for piece in [choice["delta"].get("content") for choice in chunk["choices"]]:
             client.tokens += len(codec.encode(piece)) if piece else 0
             if piece and first:
                 first = False
                 client.first_ms.append((time.monotonic() - asked) * 1e3)
     client.texts += 1
+    return True
 
 
 def _show(row: dict[str, Any]) -> None:
@@ -232,7 +243,7 @@ def _show(row: dict[str, Any]) -> None:
     print(
         f"{row['clients']} clients, {row['at_once']} texts at once: {row['tokens_per_s']:.1f} tokens/s in all, tokens "
         f"{min(row['tokens'])} to {max(row['tokens'])} each (max/min {row['max_min_tokens']:.2f}), first token after "
-        f"{first} (median), {most} at most, {row['turned_away']} requests turned away",
+        f"{first} (median), {most} at most, {row['turned_away']} requests turned away, {row['failed']} texts failed",
         flush=True,
     )
 
