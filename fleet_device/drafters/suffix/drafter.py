@@ -90,6 +90,7 @@ class SuffixDrafter:
         self._final = 0  # tokens that cannot be taken back, and that the trust has been told of
         self._stands, self._least = 1.0, 0.0  # of the draft from earlier text that is being made
         self._read = 0  # tokens that the model has read
+        self._skipped = 0  # tokens that were drafted in its place since then
         self._token_s, self._catch_up_s, self._caught_up_s = 0.0, 0.0, 0.0
         self._found_s = 0.0  # to find a token
 
@@ -163,6 +164,8 @@ class SuffixDrafter:
         require_tokens(tokens, self._vocabulary)
         if self.model is not None:
             self.model.extend(tokens)
+        if self.repeats:
+            self._skipped += len(tokens)
         self._append(tokens)
 
     def next(self, policy: SamplingPolicy) -> Dist | None:
@@ -291,10 +294,12 @@ class SuffixDrafter:
         took_s = self._clock() - started
         self._read = len(self._tokens)
         if unread <= _CAUGHT_UP:
-            self._token_s = _mean(self._token_s, took_s / max(1, unread))
+            self._token_s, self._skipped = _mean(self._token_s, took_s / max(1, unread)), 0
             return dist
         late_s = max(0.0, took_s - self._token_s) if self._token_s else took_s * (unread - 1) / unread
-        self._caught_up_s += late_s
+        # The rest is the model's own: it reads what the edge has written too where it drafts alone.
+        self._caught_up_s += late_s * min(1.0, self._skipped / (unread - 1))
+        self._skipped = 0
         if self._token_s and unread <= _MOST_MEASURED:
             self._catch_up_s = _mean(self._catch_up_s, late_s / (unread - 1))
         return dist

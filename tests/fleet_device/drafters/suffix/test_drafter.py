@@ -196,7 +196,12 @@ def test_what_the_model_reads_late_is_no_part_of_its_time_for_a_token() -> None:
         drafter.next(POLICY)
         drafter.extend([3])
     drafter.caught_up_s()
+    drafter.extend(REPORT[9:18])  # which the edge has written
+    drafter.next(POLICY)
+    assert drafter.caught_up_s() == 0.0
+    drafter.take(repeats=True)
     drafter.extend(REPORT[:9])
+    drafter.take(repeats=False)
     drafter.next(POLICY)
     assert drafter.caught_up_s() == pytest.approx(9 * 0.004, abs=0.004)
     assert drafter.caught_up_s() == 0.0
