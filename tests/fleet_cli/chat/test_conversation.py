@@ -54,6 +54,14 @@ def talkers() -> Iterator[list[ScriptedTalker]]:
 Talk = Callable[..., Script]
 
 
+@pytest.fixture(autouse=True)
+def _interrupts() -> Iterator[None]:
+    """Have SIGINT do what it does at a terminal: whoever runs the tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def talk(talkers: list[ScriptedTalker]) -> Talk:
     """Return a function that has lines typed and returns the terminal."""

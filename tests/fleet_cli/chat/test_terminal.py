@@ -42,7 +42,8 @@ class Screen:
 def on_terminal() -> Iterator[Screen]:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.chat_program"],
+        # Whoever runs the tests in the background has SIGINT ignored, and so would the program.
+        ["env", "--default-signal=INT", sys.executable, "-m", "tests.support.chat_program"],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
