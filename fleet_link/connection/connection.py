@@ -204,7 +204,10 @@ class Connection:
         """
         sock = self._live_socket()
         if sock.wants_write:
+            clogged = sock.clogged
             sock.flush()
+            if clogged and not sock.clogged:
+                timeout_s = 0.0  # there is room for what waits to be sent
         rest_s = 0.0 if sock.pending else max(0.0, self._read_at - self._clock())
         readable, writable = wait(
             sock,

@@ -14,6 +14,8 @@ from paho.mqtt.client import Client
 
 from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
+from fleet_link import paho_link
+from fleet_link.connection import polling
 from fleet_link.connection.mqtt_client import make_client
 from fleet_link.errors import NotConnected
 from fleet_link.link import Link, Message, Outcome
@@ -251,6 +253,21 @@ def test_a_broker_that_answers_nothing_any_more_is_connected_to_anew(
             until(lambda number=number: len(broker.identifiers()) > number)  # type: ignore[misc]
             broker.send(puback(broker.identifiers()[number]))
         until(lambda: len(outcomes) == 3)
+        link.stop()
+
+
+def test_what_does_not_fit_into_one_write_is_sent_as_soon_as_there_is_room(
+    links: list[Link], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paho_link, "POLL_S", 60.0)
+    monkeypatch.setattr(polling, "MAX_POLL_S", 60.0)
+    with ScriptedBroker(connack()) as broker:
+        link = make(broker.port, queue_messages=1000, queue_bytes=1 << 27)
+        links.append(link)
+        link.start(timeout_s=START_S)
+        for _ in range(200):
+            link.publish("a", bytes(16_000), qos=0)
+        until(lambda: len(broker.publishes()) == 200)
         link.stop()
 
 
