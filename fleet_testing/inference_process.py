@@ -20,7 +20,7 @@ from fleet_testing.scripted_language import CONTEXT, LANGUAGE
 __all__ = ["ServerProcess", "inference_process", "main", "write_tokenizer"]
 
 _SPARE: Final = 8  # positions that a server keeps for itself
-_STOP_S: Final = 60.0
+_STOP_S: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,12 @@ def inference_process(api: str, *, port: int = 0) -> Iterator[ServerProcess]:
     finally:
         process.send_signal(signal.SIGCONT)  # where it was stopped
         process.terminate()
-        process.communicate(timeout=_STOP_S)
+        try:
+            process.communicate(timeout=_STOP_S)
+        except subprocess.TimeoutExpired:
+            # What it was asked while it was stopped it computes first, however much that is.
+            process.kill()
+            process.communicate()
 
 
 def write_tokenizer(folder: Path) -> Path:
