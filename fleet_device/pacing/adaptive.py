@@ -175,9 +175,9 @@ class AdaptivePacing:
         """Take note of what the edge has written by itself."""
         if tokens:
             self._streamed.add(seconds / tokens)
-            if step_s:
+            if step_s:  # else it was sent again, from memory: nothing is known of now
                 self._stream_step.add(step_s)
-            self._price = price
+                self._price = price
 
     def choice(self) -> Choice:
         """Return the plan that is followed now, and what each way promises."""

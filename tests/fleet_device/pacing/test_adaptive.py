@@ -339,6 +339,7 @@ def test_the_price_of_a_token_is_learnt_from_what_the_edge_writes_as_well() -> N
     pacing = begun_on_a_busy_edge(step_s=0.35)
     for _ in range(64):
         pacing.streamed(4, 0.4, step_s=0.1, price=1.0)
+    pacing.streamed(4, 0.4)  # what is sent again from memory says nothing of it
     under = pacing.conditions(WINDOW)
     assert under.price == 1.0
     assert under.worth(Plan(4)) < under.worth(Plan(0))
