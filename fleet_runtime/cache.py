@@ -13,9 +13,10 @@ from typing import Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from fleet_runtime.folders import standard_folder
+
 __all__ = ["cache_folder", "read_cache", "write_cache"]
 
-_FOLDER: Final = "dssd-fleet"
 _MOST_BYTES: Final = 1 << 20
 
 Content = TypeVar("Content", bound=BaseModel)
@@ -23,16 +24,7 @@ Content = TypeVar("Content", bound=BaseModel)
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
     """Return the folder of cache files, which need not exist; None for a user without a home."""
-    given = environment.get("CACHE_DIRECTORY", "").partition(":")[0]
-    if given:
-        return Path(given)
-    base = environment.get("XDG_CACHE_HOME", "")
-    if base and Path(base).is_absolute():  # others are to be ignored, as the XDG specification says
-        return Path(base) / _FOLDER
-    try:
-        return Path.home() / ".cache" / _FOLDER
-    except RuntimeError:
-        return None
+    return standard_folder(environment, service="CACHE_DIRECTORY", user="XDG_CACHE_HOME", default=".cache")
 
 
 def read_cache(path: Path, content: type[Content]) -> Content | None:

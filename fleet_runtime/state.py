@@ -7,22 +7,12 @@ It is the folder that systemd gives a service for it (`STATE_DIRECTORY`), else `
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+
+from fleet_runtime.folders import standard_folder
 
 __all__ = ["state_folder"]
-
-_FOLDER: Final = "dssd-fleet"
 
 
 def state_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
     """Return the folder, which need not exist; None for a user without a home."""
-    given = environment.get("STATE_DIRECTORY", "").partition(":")[0]
-    if given:
-        return Path(given)
-    base = environment.get("XDG_STATE_HOME", "")
-    if base and Path(base).is_absolute():  # others are to be ignored, as the XDG specification says
-        return Path(base) / _FOLDER
-    try:
-        return Path.home() / ".local" / "state" / _FOLDER
-    except RuntimeError:
-        return None
+    return standard_folder(environment, service="STATE_DIRECTORY", user="XDG_STATE_HOME", default=".local/state")
