@@ -41,6 +41,7 @@ COMMANDS: Final = {
 
 _OURS: Final = frozenset(
     {
+        "fleet_admin",
         "fleet_bench",
         "broker_config",
         "dssd",

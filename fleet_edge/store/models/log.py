@@ -1,26 +1,20 @@
-"""Tables of the session log.
+"""Tables of the session log: devices, edges, sessions, events, fences, rollups.
 
 Columns that only one kind of record knows are nullable: an end may be replayed before its Open, and then
 makes the row that the Open completes. What a device says of a session of which no edge has told yet waits apart, in
-`reported_closes`. Unset means "that record has not come", never zero. Column types behave
-alike on SQLite and PostgreSQL.
+`reported_closes`. Unset means "that record has not come", never zero.
 """
 
 from dataclasses import fields
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, ClassVar, Final
+from datetime import datetime
 
-from sqlalchemy import BigInteger, DateTime, Dialect, Double, ForeignKey, ForeignKeyConstraint, Index, MetaData, Text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy import BigInteger, Double, ForeignKey, ForeignKeyConstraint, Index
+from sqlalchemy.orm import Mapped, mapped_column
 
 from fleet_edge.counters import SegmentCounters
+from fleet_edge.store.models.base import Base, Seed
 
 __all__ = [
-    "REVISION",
-    "Base",
-    "CleanText",
     "DeviceRow",
     "EdgeRow",
     "EventRow",
@@ -29,84 +23,9 @@ __all__ = [
     "ReportedCloseRow",
     "RollupRow",
     "RoundRow",
-    "Seed",
     "SegmentRow",
     "SessionRow",
-    "UtcDateTime",
 ]
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An instant, always UTC: SQLite keeps no zone and PostgreSQL answers in the connection's."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Turn an aware time into UTC."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError("A time without a time zone cannot be stored.")
-        return value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Give a stored time its zone."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class CleanText(TypeDecorator[str]):
-    """Text as any database takes it: labels come from devices, and PostgreSQL refuses NUL characters."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """Replace what cannot be stored; also strips string enums, which psycopg would store by name."""
-        if value is None:
-            return None
-        return str(value).replace("\0", "?").encode("utf-8", "replace").decode("utf-8")
-
-
-class Seed(TypeDecorator[int]):
-    """An unsigned 64-bit integer, which no SQL integer type holds, as decimal text."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: int | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        """Write it in decimal."""
-        return None if value is None else str(value)
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> int | None:  # noqa: ARG002
-        """Read it back."""
-        return None if value is None else int(value)
-
-
-_MIGRATIONS: Final = Path(__file__).parent / "migrations" / "versions"
-
-REVISION: Final = max(path.name[1:5] for path in _MIGRATIONS.glob("r[0-9][0-9][0-9][0-9]_*.py"))
-"""The migration that these tables correspond to: the last file's number, known without Alembic."""
-
-
-class Base(DeclarativeBase):
-    """What all tables share: types by annotation, and constraint names that do not depend on the database."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map: ClassVar[dict[type, type[TypeEngine[Any]]]] = {
-        str: CleanText,
-        int: BigInteger,
-        float: Double,
-        datetime: UtcDateTime,
-    }
 
 
 class DeviceRow(Base):

@@ -1,0 +1,1 @@
+"""What an administrator runs: settings and commands from afar, alerts, the dashboard."""

@@ -1,0 +1,18 @@
+"""`fleet admin …`: what an administrator reads and does."""
+
+import importlib
+from typing import Final
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="admin", help="Read the session log: devices, sessions, rounds, totals; fence devices.", no_args_is_help=True
+)
+
+# Each has a function `register(app)` that adds its commands.
+_PARTS: Final = ("log", "fences")
+
+for _part in _PARTS:
+    importlib.import_module(f"{__name__}.{_part}").register(app)

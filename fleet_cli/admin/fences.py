@@ -1,0 +1,58 @@
+"""`fleet admin fence|unfence|fenced`: shut a device out, and let it in again."""
+
+from typing import Annotated
+
+import typer
+
+from fleet_cli import reports
+from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Wide, open_log
+from fleet_cli.tables import cell, print_json
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (fence, unfence, fenced):
+        app.command()(command)
+
+
+def fence(
+    name: Annotated[str, typer.Argument(metavar="DEVICE")],
+    duration: Annotated[
+        str | None, typer.Option("--for", help="For so long: 90s, 30m, 2h, 7d; otherwise until it is lifted.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="A sentence for whoever wonders.")] = "",
+    db: Database = DEFAULT_DB,
+) -> None:
+    """Shut a device out: within seconds the edges drop what it sends."""
+    with open_log(db) as log:
+        from fleet_edge.store.errors import NotFound
+
+        held = log.fence(name, duration=duration, reason=reason)
+        try:
+            log.device(name)
+        except NotFound:
+            typer.echo(f"fleet: No device {name} has been seen yet; it is fenced all the same.", err=True)
+    until = "until it is lifted" if held.until_at is None else f"until {cell(held.until_at)} UTC"
+    typer.echo(f"{name} is fenced {until}; fleet admin unfence {name} lets it in again.")
+
+
+def unfence(name: Annotated[str, typer.Argument(metavar="DEVICE")], db: Database = DEFAULT_DB) -> None:
+    """Let a device in again, whoever has fenced it."""
+    with open_log(db) as log:
+        held = log.unfence(name)
+    if held is None:
+        typer.echo(f"{name} was not fenced, as far as the log knows; any fence up to now is lifted.")
+    else:
+        typer.echo(f"{name} was fenced by {cell(held.by)} and is let in again: {cell(held.reason)}")
+
+
+def fenced(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = False) -> None:
+    """List the devices that are fenced now."""
+    with open_log(db) as log:
+        found = log.fences()
+    if as_json:
+        print_json(found)
+    else:
+        reports.show_fences(found, wide=wide)

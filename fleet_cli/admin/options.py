@@ -1,0 +1,47 @@
+"""Options that the commands of `fleet admin` share, and the session log that they open."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fleet_cli.errors import CommandError
+from fleet_runtime.times import read_time
+
+if TYPE_CHECKING:
+    from fleet_edge.session_log import SessionLog
+
+__all__ = ["DEFAULT_DB", "AsJson", "Database", "Since", "Wide", "open_log", "time_of"]
+
+Database = Annotated[
+    str, typer.Option("--db", envvar="FLEET_DB", help="sqlite:///PATH or postgresql://USER@HOST/NAME.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON rather than tables.")]
+Wide = Annotated[bool, typer.Option("--wide", help="All columns, however wide the terminal is.")]
+Since = Annotated[str | None, typer.Option(help="Opened since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")]
+DEFAULT_DB = "sqlite:///fleet.sqlite3"
+
+
+def time_of(option: str, text: str | None) -> datetime | None:
+    """Read the time that an option gives.
+
+    Raises:
+        CommandError: It is none.
+    """
+    if text is None:
+        return None
+    try:
+        return read_time(text, now=datetime.now(UTC))
+    except ValueError as error:
+        raise CommandError(f"{option}: {error}") from error
+
+
+def open_log(url: str) -> "SessionLog":
+    """Open the database; all that goes wrong with it becomes one sentence, which `fleet` prints."""
+    try:
+        from fleet_edge.session_log import SessionLog
+    except ModuleNotFoundError as error:
+        raise CommandError(
+            f"The package {error.name!r} is missing; install this one with the extra 'admin'."
+        ) from error
+    return SessionLog(url)
