@@ -133,12 +133,9 @@ class Answers:
         stream = session.stream
         assert stream is not None
         self.guard.spend(session.device, sum(len(result.tokens) for result in results))
-        # If the device has asked again meanwhile, it was sent this in answer; for the log it comes to the same.
+        # If the device has asked again meanwhile, it was sent this in answer.
         payloads = [] if stream.sent >= session.committed else self._pieces(session, timing)
-        size = sum(map(len, payloads))
         session.counters += SegmentCounters(
-            rounds=1,
-            downlink_bytes=size,
             queue_ms=timing.queue_ms,
             compute_ms=timing.compute_ms,
             batch_sum=timing.batch,
@@ -148,14 +145,13 @@ class Answers:
             self.publisher.verdict(session.device, payload)
         if payloads and not stream.logged:
             stream.logged = True
-            self.recorder.written(session, stream, timing, downlink_bytes=size)
+            self.recorder.written(session, stream, timing, downlink_bytes=sum(map(len, payloads)))
 
     def written_again(self, session: EdgeSession) -> None:
         """Send what a device lacks of a text that the edge writes no further."""
         stream = session.stream
         assert stream is not None
         for payload in self._pieces(session, DraftTiming()):
-            session.counters += SegmentCounters(downlink_bytes=len(payload))
             self._send_more(session, stream.request, payload)
 
     def more_samples(self, session: EdgeSession, arrived: ReceivedDraft) -> None:
@@ -286,9 +282,9 @@ class Answers:
         return pieces
 
     def _piece(self, session: EdgeSession, stream: Stream, timing: DraftTiming, *, most: int) -> bytes:
-        base = stream.sent
+        base, sent = stream.sent, session.sent
         written = session.take_written(stream, at=self.clock(), most=most)
-        return encode_verdict(
+        payload = encode_verdict(
             Verdict(
                 handle=session.handle,
                 round=stream.request.round,
@@ -304,6 +300,9 @@ class Answers:
             padding=self.padding,
             most=self.publisher.max_verdict_bytes,
         )
+        # As the device counts: a piece in which nothing is new to it is no round, whatever it answers.
+        session.counters += SegmentCounters(rounds=int(session.sent > sent), downlink_bytes=len(payload))
+        return payload
 
     def _send_more(self, session: EdgeSession, draft: Draft, payload: bytes) -> None:
         """Send what a device could ask for without end, as far as its quota goes."""

@@ -68,6 +68,7 @@ class EdgeSession:
         recent: How much of its latest drafts was accepted.
         finished: Whether the text has ended; drafts are void then.
         constraint: The grammar that the policy holds, if there is one.
+        sent: Position up to which the device was ever sent the text.
     """
 
     handle: int
@@ -84,6 +85,7 @@ class EdgeSession:
     recent: RecentAcceptance = field(default_factory=RecentAcceptance)
     finished: bool = False
     constraint: Constraint | None = None
+    sent: int = 0
     _epoch: int = 0
     _digest: int = EMPTY
     _rejected: Dist | None = None
@@ -181,6 +183,7 @@ class EdgeSession:
     def remember(self, round_: int, payload: bytes) -> None:
         """Keep a verdict's bytes for repeats."""
         self._rounds.remember(round_, payload)
+        self.sent = self.committed
 
     # Verification
 
@@ -317,6 +320,7 @@ class EdgeSession:
         """
         begin, stream.sent_at = stream.sent, at
         stream.sent = min(self.committed, begin + most)
+        self.sent = max(self.sent, stream.sent)
         self._rounds.answered(stream.request.round)
         return tuple(self.tokens[self.prompt_length + begin : self.prompt_length + stream.sent])
 
@@ -400,6 +404,7 @@ class EdgeSession:
             raise desync("The request to write stands on another text than the edge's.")
         self._waiting.void()
         until = min(draft.base + write, self.limits.max_new_tokens)
+        self.sent = max(self.sent, draft.base)
         sent_at = -math.inf if stream is None else stream.sent_at
         self._stream = Stream(
             draft, until=until, sent=draft.base, due_at=arrived.at, sent_at=sent_at, size=arrived.size

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.verifiers.contract import Item, Logits, TargetAway
 from schemas.codec import encode_draft
 from schemas.digest import EMPTY, extend_digest
@@ -60,6 +61,11 @@ class Scene:
     def lengths(self) -> list[int]:
         return [len(piece) for piece in self.pieces()]
 
+    def session(self) -> EdgeSession:
+        session = self.fleet.edge.sessions.named(self.device.name, self.device.terms.session)
+        assert session is not None
+        return session
+
 
 def test_the_first_token_is_sent_at_once_and_then_as_many_as_come_in_a_piece_s_time(
     monkeypatch: pytest.MonkeyPatch,
@@ -111,6 +117,23 @@ def test_a_request_to_stop_is_answered_with_all_that_was_written(monkeypatch: py
     assert scene.lengths() == [2]
 
 
+def test_each_piece_with_something_new_is_a_round_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the device counts them, whichever of its messages a piece answers, and if the session then goes elsewhere."""
+    scene = Scene(monkeypatch)
+    scene.ask(0, base=0, write=LENGTH)
+    for _ in range(3):
+        scene.fleet.step()
+    scene.ask(1, base=1, write=0)
+    scene.fleet.edge._take(0.0)
+    assert (scene.lengths(), scene.session().counters.rounds) == ([1, 2], 2)
+    scene.ask(1, base=1, write=0)  # which it repeats
+    scene.fleet.settle()
+    assert (scene.lengths(), scene.session().counters.rounds) == ([2], 2)
+    scene.ask(2, base=3, write=4)
+    scene.fleet.settle()
+    assert (sum(scene.lengths()), scene.session().counters.tokens) == (4, 7)
+
+
 def test_what_waits_is_sent_where_the_next_step_fails_for_want_of_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(monkeypatch)
     scene.ask(0, base=0, write=LENGTH)
@@ -124,8 +147,7 @@ def test_what_waits_is_sent_where_the_next_step_fails_for_want_of_the_target(mon
     scene.fleet.step()
     scene.fleet.step()
     assert sum(scene.lengths()) >= 1
-    session = scene.fleet.edge.sessions.named(scene.device.name, scene.device.terms.session)
-    assert session is not None
+    session = scene.session()
     assert session.stream is not None
     assert session.stream.sent == session.committed
 
