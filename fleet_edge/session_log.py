@@ -19,9 +19,10 @@ from typing import Self, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from fleet_edge.store import fences, queries, totals
+from fleet_edge.store import fences, queries, rollouts, totals
 from fleet_edge.store.database import open_existing, open_for_reading
-from fleet_edge.store.errors import InvalidQuery, StoreUnavailable
+from fleet_edge.store.errors import InvalidQuery, NotFound, StoreUnavailable
+from fleet_edge.store.rollouts import MachineRelease, MachineRollout, Rollout
 from fleet_edge.store.views import (
     DeviceView,
     EventView,
@@ -36,6 +37,7 @@ from fleet_runtime.times import read_duration, read_time
 from schemas.errors import InvalidName
 from schemas.names import check_name
 from schemas.policy import Mode
+from schemas.printable import printable_line
 from schemas.reasons import EndReason
 
 __all__ = ["SessionLog", "Time"]
@@ -49,8 +51,8 @@ E = TypeVar("E", bound=StrEnum)
 class SessionLog:
     """A session log, open to read: nothing is created or migrated. May be used by several threads.
 
-    Only `fence` and `unfence` write, each over a connection of its own. Close the log, use it as a context manager, or
-    drop it.
+    Only `fence`, `unfence` and `record_rollouts` write, each over a connection of its own. Close the log, use it as a
+    context manager, or drop it.
 
     Every method raises `StoreUnavailable` if the database does not answer.
 
@@ -238,6 +240,52 @@ class SessionLog:
         """
         with self._writing() as connection:
             return fences.lift_fences(connection, _name(device), now=self._now())
+
+    def rollouts(self, *, since: Time | None = None, limit: int = 100) -> list[Rollout]:
+        """Return what was rolled out, back or off, the latest first.
+
+        Args:
+            since: Begun at or after.
+            limit: At most so many.
+
+        Raises:
+            InvalidQuery: The time is none, or the limit is below 1.
+        """
+        if limit < 1:
+            raise InvalidQuery(f"The limit is {limit}; it must be at least 1.")
+        after = self._time("since", since)
+        with self._reading() as connection:
+            return rollouts.rollouts(connection, since=after, limit=limit)
+
+    def rollout(self, rollout: str) -> list[MachineRollout]:
+        """Return what one rollout did to each of its machines, by name.
+
+        Raises:
+            NotFound: There is none of that id.
+        """
+        with self._reading() as connection:
+            found = rollouts.machines_of(connection, rollout)
+        if not found:
+            raise NotFound(f"There is no rollout {printable_line(rollout)[:60]}.")
+        return found
+
+    def releases(self) -> list[MachineRelease]:
+        """Return the release that each machine should run beside the one that it runs, by kind and name."""
+        with self._reading() as connection:
+            return rollouts.releases(connection)
+
+    def record_rollouts(self, machines: Sequence[MachineRollout], *, stopped: bool = False) -> None:
+        """Write what a rollout does to machines, and an event for each that is done.
+
+        Args:
+            machines: A row each; the same row again changes nothing.
+            stopped: Whether their rollouts are over: machines that still wait were not touched.
+
+        Raises:
+            StoreError: The database may not be written.
+        """
+        with self._writing() as connection:
+            rollouts.record_rollouts(connection, machines, stopped=stopped)
 
     def close(self) -> None:
         """Close all connections."""

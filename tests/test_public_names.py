@@ -53,7 +53,10 @@ def test_the_public_names_are_these_and_each_is_documented(package: str, names: 
         ("fleet_edge.Edge", "check drain from_config run stop target"),
         (
             "fleet_edge.SessionLog",
-            "close device devices events fence fences hours rounds segments session sessions stats unfence",
+            (
+                "close device devices events fence fences hours record_rollouts releases rollout rollouts rounds "
+                "segments session sessions stats unfence"
+            ),
         ),
     ],
 )

@@ -13,6 +13,7 @@ from fleet_edge.store.models.log import (
     SegmentRow,
     SessionRow,
 )
+from fleet_edge.store.models.rollouts import RolloutRow
 
 __all__ = [
     "REVISION",
@@ -23,6 +24,7 @@ __all__ = [
     "FenceLiftRow",
     "FenceRow",
     "ReportedCloseRow",
+    "RolloutRow",
     "RollupRow",
     "RoundRow",
     "SegmentRow",

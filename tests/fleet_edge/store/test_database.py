@@ -132,9 +132,7 @@ def test_events_of_earlier_releases_happened_once(database_url: str) -> None:
 
 def test_a_reader_of_a_database_that_no_edge_has_brought_up_to_date_is_told_what_to_do(database_url: str) -> None:
     _filled_by_release_0_1(database_url)
-    with pytest.raises(
-        StoreError, match=f"has schema 0001 and this software reads {REVISION}; run the same version"
-    ):
+    with pytest.raises(StoreError, match=f"has schema 0001 and this software reads {REVISION}; run the same version"):
         open_for_reading(database_url)
 
 

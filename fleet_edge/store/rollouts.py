@@ -1,0 +1,304 @@
+"""Rollouts: what was rolled out to which machine, when, by whom, and what came of it; written by the playbooks.
+
+A playbook writes a row for each machine when it begins, and completes it when the machine is done. Rows are named by
+rollout and machine, so that writing one again changes nothing.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy import Connection, Select, and_, delete, func, insert, select, update
+
+from fleet_edge.store.merge.merge import Merge
+from fleet_edge.store.models import DeviceRow, EdgeRow, RolloutRow
+from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records.fences import ADMINISTRATOR
+
+__all__ = [
+    "ENDED",
+    "MachineRelease",
+    "MachineRollout",
+    "Rollout",
+    "RolloutAction",
+    "RolloutOutcome",
+    "machines_of",
+    "record_rollouts",
+    "releases",
+    "rollouts",
+]
+
+_EVENTS: Final = uuid.UUID("6f3f5d1e-0a6b-4b44-9a55-0d3a4c1f7b20")
+"""Namespace of the events' ids: the same word on a machine is one event, however often it is written."""
+
+_KEPT: Final = 500
+"""Rollouts, the latest; those before are deleted as a new one is written."""
+
+
+class RolloutAction(StrEnum):
+    """What a playbook was to do."""
+
+    SITE = "site"
+    ROLLOUT = "rollout"
+    ROLLBACK = "rollback"
+    DECOMMISSION = "decommission"
+
+
+class RolloutOutcome(StrEnum):
+    """What came of it on a machine."""
+
+    WAITING = "waiting"  # its turn has not come, or it is not done yet
+    PROVEN = "proven"  # the release runs, and has passed its proof
+    UNCHANGED = "unchanged"  # it ran already
+    WENT_BACK = "went-back"  # the release failed its proof; the one before runs, and is proven
+    FAILED = "failed"  # nobody has proven what runs now
+    UNTOUCHED = "untouched"  # another machine failed first
+    REMOVED = "removed"  # the fleet was taken off it
+
+
+ENDED: Final = frozenset(RolloutOutcome) - {RolloutOutcome.WAITING}
+_RUNS_AS_WANTED: Final = frozenset({RolloutOutcome.PROVEN, RolloutOutcome.UNCHANGED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineRollout:
+    """One machine in one rollout.
+
+    Attributes:
+        rollout: Which rollout.
+        host: The machine, as the inventory names it.
+        kind: `device` or `edge`.
+        name: The name under which it speaks at the broker.
+        action: What was to be done.
+        wanted: The release that it was to run: version and digest of the configuration. None where there is to be none.
+        found: The release that ran before, if one did.
+        running: The release that ran at the end, if one did.
+        started_at: When the rollout began (aware).
+        ended_at: When this machine was done; None while it is not.
+        outcome: What came of it.
+        sentence: Why, where it failed.
+        who: The user that ran the playbook.
+    """
+
+    rollout: str
+    host: str
+    kind: str
+    name: str
+    action: str
+    wanted: str | None
+    found: str | None
+    running: str | None
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: str
+    sentence: str
+    who: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A rollout as a whole.
+
+    Attributes:
+        rollout: Its id.
+        action: What was to be done.
+        who: The user that ran the playbook.
+        started_at: When it began (aware).
+        ended_at: When the last machine was done; None while one is not.
+        wanted: The release of its machines, if it was one and the same.
+        machines: How many.
+        outcomes: How many machines by outcome; those that none had are left out.
+    """
+
+    rollout: str
+    action: str
+    who: str
+    started_at: datetime
+    ended_at: datetime | None
+    wanted: str | None
+    machines: int
+    outcomes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineRelease:
+    """The release that a machine should run, beside the one that it runs.
+
+    Attributes:
+        kind: `device` or `edge`.
+        name: The name under which it speaks at the broker.
+        host: The machine, as the inventory names it.
+        wanted: The release that the latest rollout was to bring.
+        running: The release that ran when that rollout was done with the machine, or before it.
+        software: The version that the machine itself says at the broker; None if it was never seen.
+        rollout: The latest rollout.
+        outcome: What came of it.
+        since: When that was (aware).
+    """
+
+    kind: str
+    name: str
+    host: str
+    wanted: str | None
+    running: str | None
+    software: str | None
+    rollout: str
+    outcome: str
+    since: datetime
+
+    @property
+    def drift(self) -> bool:
+        """Whether it runs another release than it should, or says that it runs another version."""
+        if self.wanted is None:
+            return False
+        version = self.wanted.rpartition("-")[0]
+        return self.running != self.wanted or (self.software is not None and self.software != version)
+
+
+def record_rollouts(connection: Connection, machines: Sequence[MachineRollout], *, stopped: bool = False) -> None:
+    """Write what became of machines, in the transaction that `connection` is in.
+
+    Args:
+        connection: Of a database with this version's tables.
+        machines: A row each; the latest word on a machine holds, but for one that is done and would wait again.
+        stopped: Whether their rollouts are over: machines that still wait were not touched.
+    """
+    for machine in machines:
+        _write(connection, machine)
+    events = [_event(machine) for machine in machines if machine.outcome != RolloutOutcome.WAITING]
+    Merge(connection.dialect.name).apply(connection, events)
+    if stopped:
+        for rollout, at in {machine.rollout: machine.ended_at or machine.started_at for machine in machines}.items():
+            connection.execute(
+                update(RolloutRow)
+                .where(RolloutRow.rollout == rollout, RolloutRow.outcome == RolloutOutcome.WAITING.value)
+                .values(outcome=RolloutOutcome.UNTOUCHED.value, running=RolloutRow.found, ended_at=at)
+            )
+    _forget_old(connection)
+
+
+def rollouts(connection: Connection, *, since: datetime | None, limit: int) -> list[Rollout]:
+    """Return rollouts, the latest first."""
+    begun = func.min(RolloutRow.started_at)
+    latest = select(RolloutRow.rollout).group_by(RolloutRow.rollout).order_by(begun.desc(), RolloutRow.rollout)
+    if since is not None:
+        latest = latest.having(begun >= since)
+    ids = list(connection.scalars(latest.limit(limit)))
+    grouped: dict[str, list[MachineRollout]] = {rollout: [] for rollout in ids}
+    for machine in _machines(connection, select(RolloutRow).where(RolloutRow.rollout.in_(ids))):
+        grouped[machine.rollout].append(machine)
+    return [_whole(rollout, grouped[rollout]) for rollout in ids]
+
+
+def machines_of(connection: Connection, rollout: str) -> list[MachineRollout]:
+    """Return the machines of a rollout, by name; none if there is no such rollout."""
+    return _machines(connection, select(RolloutRow).where(RolloutRow.rollout == rollout))
+
+
+def releases(connection: Connection) -> list[MachineRelease]:
+    """Return for each machine the release that it should run beside the one that it runs, by kind and name."""
+    newest = (
+        select(RolloutRow.kind, RolloutRow.name, func.max(RolloutRow.started_at).label("at"))
+        .group_by(RolloutRow.kind, RolloutRow.name)
+        .subquery()
+    )
+    same = and_(
+        RolloutRow.kind == newest.c.kind, RolloutRow.name == newest.c.name, RolloutRow.started_at == newest.c.at
+    )
+    found = _machines(connection, select(RolloutRow).join(newest, same))
+    devices = connection.execute(select(DeviceRow.device, DeviceRow.software))
+    edges = connection.execute(select(EdgeRow.edge, EdgeRow.software))
+    said = {("device", row.device): row.software for row in devices}
+    said |= {("edge", row.edge): row.software for row in edges}
+    by_name = {(machine.kind, machine.name): machine for machine in found}
+    return [_release(machine, said.get(key)) for key, machine in sorted(by_name.items())]
+
+
+def _release(machine: MachineRollout, software: str | None) -> MachineRelease:
+    running = machine.running if machine.outcome in ENDED else machine.found
+    return MachineRelease(
+        kind=machine.kind,
+        name=machine.name,
+        host=machine.host,
+        wanted=machine.wanted,
+        running=running,
+        software=software,
+        rollout=machine.rollout,
+        outcome=machine.outcome,
+        since=machine.ended_at or machine.started_at,
+    )
+
+
+def _machines(connection: Connection, query: Select[Any]) -> list[MachineRollout]:
+    columns = RolloutRow.__table__.columns
+    rows = connection.execute(query.with_only_columns(*columns).order_by(RolloutRow.kind, RolloutRow.name))
+    return [MachineRollout(**row) for row in rows.mappings()]
+
+
+def _whole(rollout: str, machines: Sequence[MachineRollout]) -> Rollout:
+    outcomes: dict[str, int] = {}
+    for machine in machines:
+        outcomes[machine.outcome] = outcomes.get(machine.outcome, 0) + 1
+    ends = [machine.ended_at for machine in machines]
+    wanted = {machine.wanted for machine in machines}
+    return Rollout(
+        rollout=rollout,
+        action=machines[0].action,
+        who=machines[0].who,
+        started_at=min(machine.started_at for machine in machines),
+        ended_at=None if None in ends else max(end for end in ends if end is not None),
+        wanted=wanted.pop() if len(wanted) == 1 else None,
+        machines=len(machines),
+        outcomes=outcomes,
+    )
+
+
+def _write(connection: Connection, machine: MachineRollout) -> None:
+    here = and_(RolloutRow.rollout == machine.rollout, RolloutRow.host == machine.host)
+    known = connection.execute(select(RolloutRow.outcome, RolloutRow.found).where(here)).one_or_none()
+    row: dict[str, Any] = {
+        field.name: str(value) if isinstance(value := getattr(machine, field.name), StrEnum) else value
+        for field in fields(machine)
+    }
+    if known is None:
+        connection.execute(insert(RolloutRow).values(**row))
+    elif machine.outcome != RolloutOutcome.WAITING:
+        del row["started_at"]
+        row["found"] = row["found"] or known.found
+        connection.execute(update(RolloutRow).where(here).values(**row))
+
+
+def _event(machine: MachineRollout) -> EventLogged:
+    named = f"{machine.rollout}/{machine.host}/{machine.outcome}"
+    return EventLogged(
+        id=uuid.uuid5(_EVENTS, named).hex,
+        edge=machine.name if machine.kind == "edge" else ADMINISTRATOR,
+        device=machine.name if machine.kind == "device" else None,
+        session=None,
+        kind="rollout",
+        code=str(machine.outcome),
+        sentence=_sentence(machine),
+        at=machine.ended_at or machine.started_at,
+    )
+
+
+def _sentence(machine: MachineRollout) -> str:
+    said = {
+        RolloutOutcome.PROVEN: f"{machine.running} was rolled out, and is proven.",
+        RolloutOutcome.UNCHANGED: f"{machine.running} runs already.",
+        RolloutOutcome.WENT_BACK: f"{machine.wanted} failed its proof; {machine.running} runs again.",
+        RolloutOutcome.FAILED: f"{machine.wanted} failed, and what runs now is not proven.",
+        RolloutOutcome.REMOVED: "The fleet was taken off this machine.",
+    }.get(RolloutOutcome(machine.outcome), f"The {machine.action} did not come to this machine.")
+    return f"{said} {machine.sentence}".strip()
+
+
+def _forget_old(connection: Connection) -> None:
+    begun = func.min(RolloutRow.started_at)
+    old = select(RolloutRow.rollout).group_by(RolloutRow.rollout).order_by(begun.desc(), RolloutRow.rollout)
+    gone = list(connection.scalars(old.offset(_KEPT).limit(_KEPT)))
+    if gone:
+        connection.execute(delete(RolloutRow).where(RolloutRow.rollout.in_(gone)))

@@ -1,0 +1,93 @@
+"""`fleet admin rollout record|rollouts|releases`: what a playbook writes, and what an operator reads of it."""
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet_cli.main import main
+from fleet_edge.store.database import open_store
+
+Run = Callable[..., tuple[int, str, str]]
+ROW = {
+    "rollout": "20260101T120000-ab",
+    "host": "gateway-07",
+    "kind": "device",
+    "action": "rollout",
+    "wanted": "0.2.0-bbbbbbbb",
+    "found": "0.1.0-aaaaaaaa",
+    "outcome": "waiting",
+    "who": "ada",
+}
+DONE = {**ROW, "outcome": "went-back", "running": "0.1.0-aaaaaaaa", "sentence": "It \x1b[2J drafts\nnonsense."}
+
+
+@pytest.fixture
+def admin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs `fleet admin` on an empty log and returns exit code, output and complaint."""
+    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
+    open_store(url).close()
+    monkeypatch.setenv("FLEET_DB", url)
+
+    def run(*arguments: str, given: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fleet", "admin", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        said = capsys.readouterr()
+        return int(leaving.value.code or 0), said.out, said.err
+
+    return run
+
+
+def as_json(outcome: tuple[int, str, str]) -> Any:
+    code, output, complaint = outcome
+    assert code == 0, complaint
+    return json.loads(output)
+
+
+def test_what_is_recorded_is_read_again(admin: Run) -> None:
+    assert admin("rollout", "record", given=json.dumps([ROW]).encode())[0] == 0
+    assert admin("rollout", "record", "--stopped", given=json.dumps([DONE]).encode())[0] == 0
+    [rollout] = as_json(admin("rollouts", "--json"))
+    assert (rollout["outcomes"], rollout["machines"], rollout["who"]) == ({"went-back": 1}, 1, "ada")
+    [machine] = as_json(admin("rollouts", ROW["rollout"], "--json"))
+    assert (machine["name"], machine["outcome"], machine["sentence"]) == (
+        "gateway-07",
+        "went-back",
+        "It \x1b[2J drafts nonsense.",
+    )
+    _, table, _ = admin("rollouts", ROW["rollout"])
+    assert "\x1b" not in table
+    assert "drafts nonsense." in table
+    [release] = as_json(admin("releases", "--json", "--drift"))
+    assert (release["wanted"], release["running"], release["drift"]) == ("0.2.0-bbbbbbbb", "0.1.0-aaaaaaaa", True)
+    assert "gateway-07" in admin("releases")[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (b"", "is no JSON array of machines"),
+        (b"{}", "is no JSON array of machines"),
+        (json.dumps([{**ROW, "kind": "toaster"}]).encode(), "at 0.kind: Input should be 'device' or 'edge'"),
+        (json.dumps([{**ROW, "colour": "red"}]).encode(), "at 0.colour: Extra inputs are not permitted"),
+        (json.dumps([{**ROW, "started_at": "2026-01-01T00:00:00"}]).encode(), "at 0.started_at"),
+        (json.dumps([ROW] * 10_001).encode(), "at most 10000 items"),
+        (b" " * 4_000_001, "has more than 4,000,000 bytes"),
+    ],
+)
+def test_what_is_no_machine_ends_in_a_sentence(admin: Run, given: bytes, sentence: str) -> None:
+    code, _, complaint = admin("rollout", "record", given=given)
+    assert (code, complaint.count("\n")) == (2, 1)
+    assert sentence in complaint
+    assert as_json(admin("rollouts", "--json")) == []
+
+
+def test_an_unknown_rollout_ends_in_a_sentence(admin: Run) -> None:
+    code, _, complaint = admin("rollouts", "r9")
+    assert (code, complaint) == (2, "fleet: There is no rollout r9.\n")
