@@ -16,6 +16,7 @@ from fleet_edge.guard.fences import SharedFences
 from fleet_edge.guard.guard import Guard
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import Intake, IntakeQueue
+from fleet_edge.metrics.figures import Figures
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.admission import SessionOffer
 from fleet_edge.sessions.grammars import Grammars
@@ -66,14 +67,16 @@ def assemble(
         goal=VerdictGoal(settings.verdict_ms / 1e3),
     )
     recorder = Recorder(sink, settings.edge, now, settings.trace_share)
+    figures = Figures(clock)
     answers = Answers(
         edge=settings.edge,
         target=scheduler.target.name,
         lease_s=settings.lease_s,
-        publisher=Publisher(link, settings.fleet),
+        publisher=Publisher(link, settings.fleet, figures),
         recorder=recorder,
         clock=clock,
         guard=guard,
+        figures=figures,
         form=settings.form,
         padding=settings.padding,
     )

@@ -73,6 +73,7 @@ class MessageHandlers:
 
     def receive(self, arrival: ReceivedMessage) -> None:
         """Take one message."""
+        self.answers.figures.uplink_bytes += arrival.size
         match arrival.message:
             case Draft() as draft:
                 self._draft(arrival.device, draft, arrival)
@@ -230,6 +231,7 @@ class MessageHandlers:
 
     def _state(self, device: str, state: DeviceState) -> None:
         self.recorder.device_seen(device, state)
+        self.answers.figures.heard(device, state.presence)
         self.expiry.note(device, state.certificate_until)
         if state.presence is Presence.OFFLINE:
             self.sessions.shorten(device, expires=self.clock() + self.grace_s)

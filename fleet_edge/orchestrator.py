@@ -93,6 +93,11 @@ class Orchestrator:
         self._tell(answers)
         return True
 
+    def waiting(self) -> int:
+        """Return how many sessions have something to be computed that is not under way."""
+        computing = set() if self._running is None else {work.session.handle for work in self._running.batch.works}
+        return sum(session.handle not in computing and session.ready is not None for session in self.sessions)
+
     def rest(self) -> None:
         """See a step that has begun to its end, tell what was decided, and begin no other."""
         if self._running is not None:
@@ -146,6 +151,12 @@ class Orchestrator:
             return self._failed(running.batch, error)
         self._step_s = judged.times.ended - judged.times.started
         self.scheduler.computed(running.batch, judged.times)
+        self.answers.figures.stepped(
+            self._step_s,
+            sessions=judged.times.sessions,
+            tokens=sum(len(work.item.tokens) for work in running.batch.works),
+            prefilled=sum(work.prefilled for work in running.batch.works),
+        )
         return [
             self._settle(work, judgement, judged.times)
             for work, judgement in zip(running.batch.verifications, judged.judgements, strict=True)

@@ -14,6 +14,7 @@ from fleet_edge.availability import Availability
 from fleet_edge.drain import hand_over
 from fleet_edge.intake import Intake, leave_opens
 from fleet_edge.jobs import Jobs, JobSettings
+from fleet_edge.metrics.observer import EdgeObserver
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
@@ -27,6 +28,8 @@ from fleet_link.link import Link, Outcome, Will
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
 from fleet_link.tls.certificate import certificate_end
+from fleet_runtime.metrics.exposition import require_library
+from fleet_runtime.metrics.server import MetricsServer
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.topics import Topic, build
 from schemas.version import VERSION
@@ -53,6 +56,7 @@ class EdgeService:
         now: The wall clock (UTC).
         orchestrator: Its loop, once started.
         writer: The session log's, once started.
+        metrics: Where they are served, once started; None if nowhere.
     """
 
     settings: EdgeSettings
@@ -62,6 +66,7 @@ class EdgeService:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     orchestrator: Orchestrator = field(init=False)
     writer: Writer = field(init=False)
+    metrics: MetricsServer | None = field(default=None, init=False)
     _link: Link = field(init=False)
     _store: ReopeningStore = field(init=False)
     _jobs: Jobs = field(init=False)
@@ -81,6 +86,7 @@ class EdgeService:
             StoreError: The database cannot be used as it is configured, or the spool cannot.
             ConnectFailed: The broker cannot be reached.
             PublishRejected: It does not let this edge speak, under its name or in its fleet.
+            MetricsError: Metrics are to be served and cannot be.
         """
         settings = self.settings
         self._since = self.now()
@@ -124,6 +130,7 @@ class EdgeService:
         try:
             self._link.start(timeout_s=10.0)
             self._wait_for_welcome()
+            self._serve_metrics()
         except BaseException:
             self._link.stop()
             self.writer.close(_CLOSE_S)
@@ -178,6 +185,8 @@ class EdgeService:
             Number of sessions that were handed over.
         """
         orchestrator = self.orchestrator
+        if self.metrics is not None:
+            self.metrics.stop()
         self._take_no_opens()
         orchestrator.take_last(wait_s=_IDLE_S)
         left = hand_over(orchestrator.sessions, answers=orchestrator.answers, scheduler=orchestrator.scheduler)
@@ -193,6 +202,25 @@ class EdgeService:
             self._jobs.stop()  # last: a chore that hangs must keep neither the devices waiting nor the log open
             self._store.close()
         return left
+
+    def observer(self) -> EdgeObserver:
+        """Return what looks at this edge from other threads; once it is started."""
+        return EdgeObserver(
+            fleet=self.settings.fleet,
+            edge=self.settings.edge,
+            orchestrator=self.orchestrator,
+            writer=self.writer,
+            link=self._link,
+        )
+
+    def _serve_metrics(self) -> None:
+        settings = self.settings.metrics
+        if settings.address is None:
+            return
+        require_library()
+        self.metrics = MetricsServer(settings.address, self.observer().pages(), token=settings.token())
+        self.metrics.start()
+        _log.info("Metrics are at %s/metrics.", self.metrics.url)
 
     def _look_for_target(self) -> None:
         """Be offline to the devices while the target model has been away for long, as an edge that has stopped is."""

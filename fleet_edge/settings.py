@@ -13,6 +13,7 @@ from fleet_edge.verifiers.registry import AUTO, VERIFIERS
 from fleet_edge.verifiers.remote.settings import RemoteSettings
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.fields import Settings, setting
+from fleet_runtime.metrics.settings import MetricsSettings
 from schemas.bounds import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW
 from schemas.names import Name
 
@@ -186,3 +187,4 @@ class EdgeSettings(Settings):
     remote: RemoteSettings = Field(default_factory=RemoteSettings)
     quotas: QuotaSettings = Field(default_factory=QuotaSettings)
     fence: FenceSettings = Field(default_factory=FenceSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)

@@ -4,6 +4,7 @@ Whatever a session's device is told is made, counted, published and recorded her
 session is recorded first, and told when no crash can undo the record.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +18,7 @@ from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard.guard import Guard
+from fleet_edge.metrics.figures import Figures
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.stream import Stream
@@ -31,6 +33,8 @@ from schemas.reasons import Action, EndReason, FaultCode, Finish
 
 __all__ = ["Answers"]
 
+_log = logging.getLogger(__name__)
+
 _LEAST_PRICE: Final = 0.05
 """A draft token that costs others less than that, in tokens, is none that a device need think twice about."""
 
@@ -40,6 +44,10 @@ _VERDICT_BYTES: Final = 256
 _ID_BYTES: Final = 4
 
 _TOKEN: Final = "token"  # noqa: S105 - how the log calls a verdict's `next` that is no form of p
+_WRITTEN: Final = "written"
+_AGAIN: Final = "again"
+_NOTHING: Final = "none"
+"""Of what else the bytes of verdicts are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +62,7 @@ class Answers:
         recorder: Writes the log.
         clock: Monotonic seconds.
         guard: Keeps the quotas: of what a device is told of its faults, and of what it is sent again.
+        figures: Count, for the metrics.
         form: Downlink form of p; by default the smallest for each p.
         padding: Verdicts are filled up to a multiple of so many bytes; 0 leaves them as they are.
     """
@@ -65,6 +74,7 @@ class Answers:
     recorder: Recorder
     clock: Callable[[], float]
     guard: Guard
+    figures: Figures
     form: Form = Form.AUTO
     padding: int = 0
 
@@ -79,6 +89,7 @@ class Answers:
             size: Its payload bytes.
         """
         self.recorder.opened(session, message, target=self.target, size=size)
+        self.figures.opened(session, resumed=message.resume is not None)
         self.opened_again(session)
 
     def opened_again(self, session: EdgeSession) -> None:
@@ -89,6 +100,7 @@ class Answers:
     def refused(self, device: str, message: Open, error: OpenRefused) -> None:
         """Refuse an Open, and log it. A device that is refused all the time is told so now and then."""
         reply = messages.refused(message, error)
+        self.figures.refusals[reply.code.value] += 1
         if self.guard.may_answer(device):
             self.publisher.reply(device, reply, qos=0)
         self.recorder.event(
@@ -108,7 +120,8 @@ class Answers:
         form = None if result.p is None else self._choose_form(session, result.p)
         payload = self._answer(session, result, form, timing)
         self.guard.spend(session.device, len(result.tokens))
-        self.publisher.verdict(session.device, payload)
+        self.figures.judged(session, result, timing)
+        self.publisher.verdict(session.device, payload, form=_kind(result, form) or _NOTHING)
         if session.recent.collapsed:
             sentence = (
                 f"Of this session's latest drafts {session.recent.share:.0%} is accepted: the draft model does not "
@@ -141,8 +154,9 @@ class Answers:
             batch_sum=timing.batch,
             prefill_ms=timing.prefill_ms,
         )
+        self.figures.written(session, timing)
         for payload in payloads:
-            self.publisher.verdict(session.device, payload)
+            self.publisher.verdict(session.device, payload, form=_WRITTEN)
         if payloads and not stream.logged:
             stream.logged = True
             self.recorder.written(session, stream, timing, downlink_bytes=sum(map(len, payloads)))
@@ -185,6 +199,7 @@ class Answers:
             draft: If it could be read.
         """
         reply = messages.fault(draft, error)
+        self.figures.faults[reply.code.value] += 1
         self.guard.strike(device, error.code)
         if self.guard.may_answer(device):
             self.publisher.reply(device, reply, qos=0)
@@ -199,6 +214,7 @@ class Answers:
     def told(self, device: str, fault: DraftFault) -> None:
         """Tell a device what the guard has decided of all that it sends, and log it."""
         reply = messages.fault(None, fault)
+        self.figures.faults[reply.code.value] += 1
         self.publisher.reply(device, reply, qos=0)
         self.recorder.event(kind="quota", code=reply.code.value, sentence=reply.sentence, device=device)
 
@@ -210,6 +226,7 @@ class Answers:
         A device that is not told keeps its Close and says it again, so that the log ends as the device does.
         """
         reply = messages.closed(session, reason)
+        self._over(session, reason)
         self.recorder.ended(session, reason, message, then=lambda: self.publisher.reply(session.device, reply))
 
     def closed_elsewhere(self, device: str, message: Close) -> None:
@@ -223,10 +240,12 @@ class Answers:
 
     def ended(self, session: EdgeSession, reason: EndReason, *, message: Close | None = None) -> None:
         """Log the end of a session whose device knows of it."""
+        self._over(session, reason)
         self.recorder.ended(session, reason, message)
 
     def left(self, session: EdgeSession, reason: LeaveReason) -> None:
         """Log that a session goes on elsewhere, or under another handle."""
+        self.figures.left(session)
         self.recorder.left(session, reason)
 
     def progress(self, session: EdgeSession) -> None:
@@ -234,6 +253,30 @@ class Answers:
         self.recorder.progress(session)
 
     # Within
+
+    def _over(self, session: EdgeSession, reason: EndReason) -> None:
+        """Count a session that has ended, and say so in the edge's own log."""
+        self.figures.closed(session, reason.value)
+        counted = session.counters
+        _log.info(
+            "Session %s of %s has ended (%s): %d tokens, %d of %d draft tokens accepted, %d rounds.",
+            session.session.hex(),
+            session.device,
+            reason.value,
+            session.committed,
+            counted.accepted,
+            counted.tested,
+            counted.rounds,
+            extra={
+                "session": session.session.hex(),
+                "device": session.device,
+                "reason": reason.value,
+                "tokens": session.committed,
+                "accepted": counted.accepted,
+                "tested": counted.tested,
+                "rounds": counted.rounds,
+            },
+        )
 
     def _answer(
         self, session: EdgeSession, result: DraftResult, form: DownlinkForm | None, timing: DraftTiming
@@ -264,8 +307,7 @@ class Answers:
             batch_sum=timing.batch,
             prefill_ms=timing.prefill_ms,
         )
-        kind = form.kind if form is not None else None if result.token is None else _TOKEN
-        self.recorder.judged(session, result, timing, form=kind, downlink_bytes=len(payload))
+        self.recorder.judged(session, result, timing, form=_kind(result, form), downlink_bytes=len(payload))
         return payload
 
     def _pieces(self, session: EdgeSession, timing: DraftTiming) -> list[bytes]:
@@ -307,7 +349,7 @@ class Answers:
     def _send_more(self, session: EdgeSession, draft: Draft, payload: bytes) -> None:
         """Send what a device could ask for without end, as far as its quota goes."""
         if self.guard.may_repeat(session.device, len(payload)):
-            self.publisher.verdict(session.device, payload)
+            self.publisher.verdict(session.device, payload, form=_AGAIN)
             return
         sentence = "The device asks for verdicts again faster than it may; it waits a second."
         fault = DraftFault(FaultCode.QUOTA, Action.WAIT, sentence, retry_s=1.0)
@@ -323,6 +365,13 @@ class Answers:
             form=self.form,
             tried=tried,
         )
+
+
+def _kind(result: DraftResult, form: DownlinkForm | None) -> str | None:
+    """Return how the log calls what a verdict carries beside the number of tokens accepted; None for nothing."""
+    if form is not None:
+        return form.kind
+    return None if result.token is None else _TOKEN
 
 
 def _told(logprobs: Sequence[TokenLogprobs]) -> Logprobs | None:

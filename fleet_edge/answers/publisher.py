@@ -3,8 +3,9 @@
 import logging
 from dataclasses import dataclass
 
+from fleet_edge.metrics.figures import Figures
 from fleet_link.errors import LinkError
-from fleet_link.link import Link
+from fleet_link.link import Link, OutcomeHandler
 from schemas.codec import MAX_VERDICT_BYTES, encode_reply
 from schemas.messages import SessionReply
 from schemas.topics import TREE, Topic, build
@@ -25,10 +26,17 @@ TOPIC_OVERHEAD = 256
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
-    """Sends to devices. A message that the link cannot take is logged: the device repeats what was not answered."""
+    """Sends to devices. A message that the link cannot take is logged: the device repeats what was not answered.
+
+    Attributes:
+        link: To the broker.
+        fleet: The fleet's name.
+        figures: Count, for the metrics.
+    """
 
     link: Link
     fleet: str
+    figures: Figures
 
     @property
     def max_form_bytes(self) -> int:
@@ -42,18 +50,34 @@ class Publisher:
 
     def reply(self, device: str, message: SessionReply, *, qos: int = 1) -> None:
         """Send an Opened, Refused, Closed or Fault."""
+        payload = encode_reply(message)
+        self.figures.replied(len(payload))
         self._publish(
             build(Topic.SESSION, fleet=self.fleet, device=device),
-            encode_reply(message),
+            payload,
             content_type=_SESSION.content_type,
             qos=qos,
         )
 
-    def verdict(self, device: str, payload: bytes) -> None:
-        """Send a verdict's bytes, before replies that wait."""
+    def verdict(self, device: str, payload: bytes, *, form: str) -> None:
+        """Send a verdict's bytes, before replies that wait.
+
+        Args:
+            device: Whom to.
+            payload: The verdict.
+            form: What its bytes are counted as.
+        """
+        self.figures.downlink_bytes[form] += len(payload)
         topic = build(Topic.VERDICT, fleet=self.fleet, device=device)
         # No content type: its bytes would outweigh a coupled verdict.
-        self._publish(topic, payload, expiry_s=_VERDICT.expiry_s, alias=True, priority=True)
+        self._publish(
+            topic,
+            payload,
+            expiry_s=_VERDICT.expiry_s,
+            alias=True,
+            priority=True,
+            on_outcome=self.figures.probe(),
+        )
 
     def _publish(
         self,
@@ -65,6 +89,7 @@ class Publisher:
         alias: bool = False,
         qos: int = 1,
         priority: bool = False,
+        on_outcome: OutcomeHandler | None = None,
     ) -> None:
         try:
             self.link.publish(
@@ -75,6 +100,7 @@ class Publisher:
                 expiry_s=expiry_s,
                 alias=alias,
                 priority=priority,
+                on_outcome=on_outcome,
             )
         except LinkError as error:
             _log.warning("Not sent to %s: %s", topic, error)

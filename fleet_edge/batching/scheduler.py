@@ -7,7 +7,7 @@ after eviction and verification differ in nothing but whether rows of logits are
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fleet_edge.batching.background import BackgroundWork
 from fleet_edge.batching.delay import BatchingDelay
@@ -22,9 +22,29 @@ from fleet_edge.sessions.waiting import ReceivedDraft
 from fleet_edge.verifiers.contract import Logits, TargetInfo, Verifier
 from fleet_edge.verifiers.prefix_cache import PrefixCache, PrefixSharing
 
-__all__ = ["Scheduler"]
+__all__ = ["KvMemory", "Scheduler"]
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class KvMemory:
+    """How the memory for keys and values is used, in tokens.
+
+    Attributes:
+        computed: Of open sessions.
+        retained: Of ended ones; they make room when others need it.
+        free: For which there is room beside both.
+    """
+
+    computed: int = 0
+    retained: int = 0
+    free: int = 0
+
+    @property
+    def whole(self) -> int:
+        """All of it."""
+        return self.computed + self.retained + self.free
 
 
 class Scheduler:
@@ -70,12 +90,33 @@ class Scheduler:
         self._evicted: set[int] = set()  # and not computed since
         self._clock = 0
         self._computing = False
+        self._memory = KvMemory()
         self._later: deque[Callable[[], None]] = deque()  # what the verifier is to be told when the step has ended
 
     @property
     def target(self) -> TargetInfo:
         """The target model that sessions are verified with."""
         return self._verifier.info
+
+    @property
+    def memory(self) -> "KvMemory":
+        """The memory for keys and values as it was when `note_memory` last looked."""
+        return self._memory
+
+    def note_memory(self, sessions: Iterable[EdgeSession], *, then: Callable[[], None]) -> None:
+        """Look how much of the memory for keys and values is used, as soon as no step is computed.
+
+        Args:
+            sessions: Those that are open.
+            then: Called when that is known.
+        """
+
+        def look() -> None:
+            computed = sum(self._verifier.computed(each.handle) for each in sessions if each.handle in self._used)
+            self._memory = KvMemory(computed, self._verifier.retained_tokens, self._verifier.capacity())
+            then()
+
+        self._between_steps(look)
 
     def away(self) -> str:
         """Return why the target model cannot compute now, in a sentence; empty if it can."""

@@ -55,6 +55,9 @@ class WriterCounters:
         dropped: Lost, because memory and spool were full.
         queued: In memory now.
         away: Whether the database did not answer when last asked.
+        stuck: Whether neither database nor spool took what was to be written last.
+        spool_bytes: Size of the spool.
+        lag_s: Seconds since the database last held all that was put.
     """
 
     written: int
@@ -64,6 +67,9 @@ class WriterCounters:
     dropped: int
     queued: int
     away: bool
+    stuck: bool
+    spool_bytes: int
+    lag_s: float
 
 
 _log = logging.getLogger(__name__)
@@ -118,6 +124,7 @@ class Writer:
         self._away = False
         self._refused = False
         self._retry_at = float("-inf")
+        self._complete_at = monotonic()
 
     def start(self) -> Self:
         """Begin to write."""
@@ -155,7 +162,15 @@ class Writer:
                 dropped=self._mailbox.dropped,
                 queued=len(self._mailbox),
                 away=self._away,
+                stuck=self._stuck,
+                spool_bytes=self._spool.size,
+                lag_s=self._lag_s(),
             )
+
+    def _lag_s(self) -> float:
+        if not len(self._mailbox) and self._spool.empty and not self._away:
+            return 0.0
+        return max(0.0, self._monotonic() - self._complete_at)
 
     def close(self, timeout_s: float) -> bool:
         """Write or spool what was put, end the threads, and close the spool. Idempotent.
@@ -186,11 +201,15 @@ class Writer:
         Returns:
             Whether the spool gave something, and so may have more.
         """
+        began = self._monotonic()
         batch: Sequence[Record] = self._mailbox.take(self._settings.batch_records)
         if batch and self._answers():
             batch = self._commit(batch)
         self._stuck = bool(batch) and not self._to_spool(batch)
         replayed = self._answers() and not self._spool.empty and self._replay()
+        if not self._away and not self._stuck and self._spool.empty:
+            # What was put since the batch was taken is younger than that.
+            self._complete_at = began
         self._report_drops()
         return replayed
 

@@ -14,6 +14,7 @@ from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard.guard import Guard
 from fleet_edge.guard.quotas import QuotaSettings
 from fleet_edge.guard.strikes import FenceSettings
+from fleet_edge.metrics.figures import Figures
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.segments import LeaveReason, RoundJudged, SegmentLeft, SegmentProgress
 from fleet_edge.store.records.sessions import SessionClosed, SessionOpened
@@ -48,14 +49,16 @@ class Exchange:
         device.subscribe(build(Topic.VERDICT, fleet=FLEET, device="device-1"), self._hear_verdict)
         for each in (link, device):
             each.start(timeout_s=1.0)
+        figures = Figures(self.clock)
         self.answers = Answers(
             edge=EDGE,
             target="toy-target",
             lease_s=60.0,
-            publisher=Publisher(link, FLEET),
+            publisher=Publisher(link, FLEET, figures),
             recorder=Recorder(self.sink, EDGE, self.clock.now),
             clock=self.clock,
             guard=Guard(QuotaSettings(), FenceSettings(), clock=self.clock),
+            figures=figures,
             form=form,
         )
         self.session = edge_session(**message)

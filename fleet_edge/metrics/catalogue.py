@@ -1,0 +1,85 @@
+"""Catalogue of an edge's metrics: every name, what it means, and its labels.
+
+Names follow those that vLLM and llama.cpp share, with a prefix of our own. No metric has a label for a device or a
+session: those are in the session log.
+"""
+
+from typing import Final
+
+from fleet_runtime.metrics.family import PREFIX, Kind, Metric
+
+__all__ = ["CATALOGUE"]
+
+
+def _counter(name: str, meaning: str, *labels: str) -> Metric:
+    return Metric(PREFIX + name, Kind.COUNTER, meaning, labels)
+
+
+def _gauge(name: str, meaning: str, *labels: str) -> Metric:
+    return Metric(PREFIX + name, Kind.GAUGE, meaning, labels)
+
+
+def _histogram(name: str, meaning: str) -> Metric:
+    return Metric(PREFIX + name, Kind.HISTOGRAM, meaning)
+
+
+# Drafts
+
+NUM_DRAFTS = _counter("spec_decode_num_drafts_total", "Drafts with at least one token that were judged.")
+NUM_DRAFT_TOKENS = _counter("spec_decode_num_draft_tokens_total", "Draft tokens of those drafts.")
+NUM_TESTED = _counter("spec_decode_num_tested_tokens_total", "Draft tokens that were accepted or rejected.")
+NUM_ACCEPTED = _counter("spec_decode_num_accepted_tokens_total", "Draft tokens that were accepted.")
+ACCEPTED_PER_POS = _counter(
+    "spec_decode_num_accepted_tokens_per_pos_total", "Accepted draft tokens by their place in the draft.", "position"
+)
+
+# Sessions
+
+RUNNING = _gauge("num_requests_running", "Open sessions.")
+WAITING = _gauge("num_requests_waiting", "Open sessions with a draft, or a token to write, that waits for a step.")
+SUCCESS = _counter("request_success_total", "Sessions that ended, by how they ended.", "reason")
+REFUSALS = _counter("refusals_total", "Opens that were refused, by code.", "code")
+FAULTS = _counter("faults_total", "Messages of devices that could not be served, by code.", "code")
+DROPPED = _counter("dropped_messages_total", "Messages of devices that were dropped because the inbox was full.")
+DEVICES = _gauge("devices", "Devices whose state this edge has heard, by their last word.", "state")
+
+# Tokens
+
+PROMPT_TOKENS = _counter("prompt_tokens_total", "Tokens of the prompts of new sessions.")
+CACHED_TOKENS = _counter("cached_prompt_tokens_total", "Tokens of prompts and texts taken over, not computed.")
+PREFILL_TOKENS = _counter("prefill_tokens_total", "Tokens of prompts and texts computed for what comes behind them.")
+GENERATION_TOKENS = _counter(
+    "generation_tokens_total", "Tokens by which texts grew: drafted by devices, or written by this edge.", "plan"
+)
+
+# Times
+
+FIRST_TOKEN = _histogram("time_to_first_token_seconds", "From the grant of a session to its first verified token.")
+INTER_TOKEN = _histogram("inter_token_latency_seconds", "Mean time between the tokens of two answers of a session.")
+QUEUE_TIME = _histogram("request_queue_time_seconds", "From a draft's arrival to its step, prompts left out.")
+STEP = _histogram("step_seconds", "Time of a forward pass with the decisions on its drafts.")
+BATCH_SESSIONS = _histogram("batch_sessions", "Sessions verified in a forward pass.")
+BATCH_TOKENS = _histogram("batch_tokens", "New tokens in a forward pass.")
+LINK_ROUND_TRIP = _histogram(
+    "link_round_trip_seconds", "From publishing a verdict to the broker's acknowledgement, of one a second."
+)
+
+# Resources
+
+KV_USAGE = _gauge("kv_cache_usage_ratio", "Of the memory for keys and values, the share that open sessions hold.")
+KV_RETAINED = _gauge("kv_cache_retained_ratio", "The share that ended sessions hold, which makes room when needed.")
+UPLINK_BYTES = _counter("uplink_bytes_total", "Payload bytes of what devices have sent to this edge.")
+DOWNLINK_BYTES = _counter("downlink_bytes_total", "Payload bytes sent to devices, by what they carry.", "form")
+LINK_EVENTS = _counter("link_events_total", "What has happened to the connection to the broker.", "event")
+BROKER_UP = _gauge("broker_connected", "Whether the broker answers (1) or not (0).")
+TARGET_UP = _gauge("target_available", "Whether the large model can compute (1) or is away (0).")
+DRAINING = _gauge("draining", "Whether this edge ends its sessions and takes no new ones (1).")
+STORE_RECORDS = _counter("store_records_total", "Records of the session log, by what has become of them.", "outcome")
+STORE_QUEUE = _gauge("store_queue_records", "Records in memory that wait to be written.")
+SPOOL_RECORDS = _gauge("store_spool_records", "Records in the spool that were put there since the start.")
+SPOOL_BYTES = _gauge("store_spool_bytes", "Size of the spool.")
+STORE_LAG = _gauge("store_lag_seconds", "Time since the session log last held all that this edge had to write.")
+INFO = _gauge("build_info", "Software of this edge; the value is always 1.", "version", "fleet", "edge", "target")
+
+CATALOGUE: Final[tuple[Metric, ...]] = tuple(each for each in list(globals().values()) if isinstance(each, Metric))
+"""All of them, in the order above."""

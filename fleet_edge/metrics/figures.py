@@ -1,0 +1,203 @@
+"""Figures of an edge: what it counts of all sessions together while it verifies.
+
+Counting is a few additions for each answer and each step, on the orchestrator's thread; nobody is asked for a lock but
+for replies, which other threads send too. What is counted is read from any thread, and may then be an answer behind.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from fleet_edge.batching.timing import DraftTiming
+from fleet_edge.sessions.draft_results import DraftResult
+from fleet_edge.sessions.machine import EdgeSession
+from fleet_runtime.metrics.family import Histogram
+from schemas.bounds import MAX_DRAFT
+from schemas.control import Presence
+from schemas.reasons import EndReason, FaultCode, RefusalCode
+
+__all__ = ["Figures"]
+
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_SESSIONS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+_TOKENS: Final = (1.0, 4.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0)
+
+_MOST_DEVICES: Final = 65_536
+"""Whoever may publish states must not fill the memory."""
+
+_PROBE_EVERY_S: Final = 1.0
+
+DRAFT, STREAM = "draft", "stream"
+"""Plans, as an edge can tell them apart: tokens of judged drafts with what follows them, and tokens that it writes."""
+
+
+def _none_of(codes: Iterable[StrEnum]) -> Counter[str]:
+    """Begin at 0 with all that can be counted: from nothing to one is no rise that Prometheus sees."""
+    return Counter({code.value: 0 for code in codes})
+
+
+def _seconds() -> Histogram:
+    return Histogram(_SECONDS)
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What was counted of an open session.
+
+    Attributes:
+        since: When its first token began to be waited for, or its last was sent (monotonic seconds).
+        committed: Length of its text then.
+        reused: Its tokens taken over until then.
+        begun: Whether it has a token since it was opened here.
+    """
+
+    since: float
+    committed: int
+    reused: int = 0
+    begun: bool = False
+
+
+@dataclass(slots=True)
+class Figures:
+    """What an edge has counted since it started; counters only rise.
+
+    Attributes:
+        clock: Monotonic seconds.
+        drafts: Judged drafts with tokens.
+        draft_tokens: Of these.
+        tested: Draft tokens accepted or rejected.
+        accepted: Draft tokens accepted.
+        accepted_lengths: How many drafts had exactly so many tokens accepted, by that number.
+        prompt_tokens: Of the prompts of new sessions.
+        prefill_tokens: Of prompts and texts, computed for what follows.
+        cached_tokens: Of prompts and texts, taken over.
+        generation_tokens: By plan.
+        ended: Sessions by how they ended.
+        refusals: By code.
+        faults: By code.
+        uplink_bytes: Payload received.
+        downlink_bytes: Payload sent, by what it carries.
+        first_token: Seconds.
+        inter_token: Seconds.
+        queue_time: Seconds.
+        step: Seconds.
+        batch_sessions: Verified in a step.
+        batch_tokens: Computed in a step.
+        link_round_trip: Seconds.
+        presence: Of each device, its last word.
+    """
+
+    clock: Callable[[], float]
+    drafts: int = 0
+    draft_tokens: int = 0
+    tested: int = 0
+    accepted: int = 0
+    accepted_lengths: list[int] = field(default_factory=lambda: [0] * (MAX_DRAFT + 1))
+    prompt_tokens: int = 0
+    prefill_tokens: int = 0
+    cached_tokens: int = 0
+    generation_tokens: Counter[str] = field(default_factory=lambda: Counter({DRAFT: 0, STREAM: 0}))
+    ended: Counter[str] = field(default_factory=lambda: _none_of(EndReason))
+    refusals: Counter[str] = field(default_factory=lambda: _none_of(RefusalCode))
+    faults: Counter[str] = field(default_factory=lambda: _none_of(FaultCode))
+    uplink_bytes: int = 0
+    downlink_bytes: Counter[str] = field(default_factory=Counter)
+    first_token: Histogram = field(default_factory=_seconds)
+    inter_token: Histogram = field(default_factory=_seconds)
+    queue_time: Histogram = field(default_factory=_seconds)
+    step: Histogram = field(default_factory=_seconds)
+    batch_sessions: Histogram = field(default_factory=lambda: Histogram(_SESSIONS))
+    batch_tokens: Histogram = field(default_factory=lambda: Histogram(_TOKENS))
+    link_round_trip: Histogram = field(default_factory=_seconds)
+    presence: dict[str, Presence] = field(default_factory=dict)
+    _open: dict[int, _Progress] = field(default_factory=dict)  # by handle
+    _replies: threading.Lock = field(default_factory=threading.Lock)
+    _probe_at: float = 0.0
+
+    # Sessions
+
+    def opened(self, session: EdgeSession, *, resumed: bool) -> None:
+        """A session begins here, or goes on here."""
+        self._open[session.handle] = _Progress(self.clock(), session.committed)
+        if not resumed:
+            self.prompt_tokens += session.prompt_length
+
+    def judged(self, session: EdgeSession, result: DraftResult, timing: DraftTiming) -> None:
+        """A verdict on a draft was given."""
+        drafted = len(result.arrived.draft.tokens)
+        if drafted:
+            self.drafts += 1
+            self.draft_tokens += drafted
+            self.tested += result.tested
+            self.accepted += result.accepted
+            self.accepted_lengths[min(result.accepted, MAX_DRAFT)] += 1
+        self.queue_time.observe(timing.queue_ms / 1e3)
+        self._grew(session, DRAFT)
+
+    def written(self, session: EdgeSession, timing: DraftTiming) -> None:
+        """Tokens that the edge has written by itself were sent, or are about to be."""
+        self.queue_time.observe(timing.queue_ms / 1e3)
+        self._grew(session, STREAM)
+
+    def closed(self, session: EdgeSession, reason: str) -> None:
+        """A session has ended."""
+        self.ended[reason] += 1
+        self.left(session)
+
+    def left(self, session: EdgeSession) -> None:
+        """A session is open here no longer."""
+        progress = self._open.pop(session.handle, None)
+        if progress is not None:  # corrections that came after the last verdict
+            self.generation_tokens[DRAFT] += max(0, session.committed - progress.committed)
+
+    def _grew(self, session: EdgeSession, plan: str) -> None:
+        """Count the tokens by which a session's text has grown since it was last counted, and what they took."""
+        progress = self._open.get(session.handle)
+        if progress is None:
+            return
+        if (reused := session.counters.reused_tokens) > progress.reused:
+            self.cached_tokens += reused - progress.reused
+            progress.reused = reused
+        new = session.committed - progress.committed
+        if new <= 0:
+            return
+        now = self.clock()
+        self.generation_tokens[plan] += new
+        if progress.begun:
+            self.inter_token.observe((now - progress.since) / new, new)
+        else:
+            self.first_token.observe(now - progress.since)
+        progress.since, progress.committed, progress.begun = now, session.committed, True
+
+    # Steps
+
+    def stepped(self, seconds: float, *, sessions: int, tokens: int, prefilled: int) -> None:
+        """A forward pass was computed."""
+        self.step.observe(seconds)
+        self.batch_tokens.observe(tokens)
+        self.prefill_tokens += prefilled
+        if sessions:
+            self.batch_sessions.observe(sessions)
+
+    # Messages
+
+    def replied(self, size: int) -> None:
+        """A reply was sent to a device. From any thread."""
+        with self._replies:
+            self.downlink_bytes["reply"] += size
+
+    def heard(self, device: str, presence: Presence) -> None:
+        """A device has published its state."""
+        if device in self.presence or len(self.presence) < _MOST_DEVICES:
+            self.presence[device] = presence
+
+    def probe(self) -> "Callable[[object], None] | None":
+        """Return what measures the link's round trip when called with the broker's answer; None but once a second."""
+        began = self.clock()
+        if began < self._probe_at:
+            return None
+        self._probe_at = began + _PROBE_EVERY_S
+        return lambda _outcome: self.link_round_trip.observe(self.clock() - began)
