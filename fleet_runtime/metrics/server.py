@@ -165,8 +165,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self.local and _name(self.headers.get("Host", "")) not in _LOOPBACK:
             self._answer(HTTPStatus.MISDIRECTED_REQUEST, "This endpoint answers under a loopback name alone.\n")
             return
-        path = self.path.partition("?")[0]
-        trusted = self._trusted()
+        try:
+            self._serve(self.path.partition("?")[0], trusted=self._trusted())
+        except OSError:
+            raise  # the client's connection
+        except Exception:  # noqa: BLE001 - logged with its traceback
+            _log.exception("What was asked of the metrics' endpoint could not be made.")
+            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, "It could not be made; the program's log says why.\n")
+
+    def _serve(self, path: str, *, trusted: bool) -> None:
         if path == "/healthz":
             self._tell(self.pages.alive(), trusted=trusted)
         elif path == "/readyz":

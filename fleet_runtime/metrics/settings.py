@@ -60,16 +60,18 @@ class MetricsSettings(BaseModel):
 
     listen: str = setting(
         "",
-        "Address and port of `/metrics`, `/healthz` and `/readyz`, such as `127.0.0.1:9464`; empty serves none. Beyond "
-        "loopback `metrics.token_file` is needed.",
+        "Address and port of `/metrics`, `/healthz` and `/readyz`, such as `127.0.0.1:9464`, beyond loopback only with "
+        "`metrics.token_file`; empty serves none.",
         since="0.2",
         rare=True,
+        in_flags=False,
     )
     token_file: Path | None = setting(
         None,
         "File whose one line is the bearer token that whoever reads the metrics sends.",
         since="0.2",
         rare=True,
+        in_flags=False,
     )
 
     @field_validator("listen")

@@ -1,0 +1,171 @@
+"""A whole edge that writes, as its metrics tell of it."""
+
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from fleet_edge.metrics.catalogue import CATALOGUE
+from fleet_edge.metrics.observer import EdgeObserver
+from fleet_edge.metrics.page import PAGE, with_table
+from fleet_link.link import Message
+from fleet_testing.memory_link import MemoryLink
+from schemas.topics import Topic, build
+from tests.support.memory_edges import LENGTH, POLICY, PROMPT, RunningEdge, Site
+from tests.support.memory_fleet import FLEET
+from tests.support.waiting import until
+
+LISTEN = {"metrics": {"listen": "127.0.0.1:0"}}
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    with site.broker.running():
+        yield site
+
+
+def ask(edge: RunningEdge, path: str) -> tuple[int, str]:
+    assert edge.service.metrics is not None
+    connection = http.client.HTTPConnection(edge.service.metrics.url.removeprefix("http://"), timeout=10)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def scrape(edge: RunningEdge) -> Samples:
+    status, text = ask(edge, "/metrics")
+    assert status == 200
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def of(samples: Samples, name: str, **labels: str) -> float:
+    return samples["dssd_" + name, tuple(sorted(labels.items()))]
+
+
+def test_what_a_text_came_to_is_what_the_log_says(site: Site) -> None:
+    with site.edge(**LISTEN) as edge, site.device(stream=False) as device:
+        before = scrape(edge)
+        done = device.agent.generate(PROMPT, policy=POLICY, max_new_tokens=LENGTH)
+        until(lambda: site.rows("SELECT reason FROM sessions") == [{"reason": "length"}])
+        after = scrape(edge)
+    (row,) = site.rows("SELECT * FROM segments")
+    assert of(before, "num_requests_running") == 0
+    assert of(after, "spec_decode_num_accepted_tokens_total") == row["accepted"] == done.counters.accepted > 0
+    assert of(after, "spec_decode_num_tested_tokens_total") == row["tested"]
+    drafts = of(after, "spec_decode_num_drafts_total")
+    assert 0 < drafts <= row["rounds"]
+    places = [
+        value for (name, _), value in after.items() if name == "dssd_spec_decode_num_accepted_tokens_per_pos_total"
+    ]
+    assert sum(places) == row["accepted"]
+    assert places == sorted(places, reverse=True)
+    assert of(after, "generation_tokens_total", plan="draft") == LENGTH
+    assert of(after, "generation_tokens_total", plan="stream") == 0
+    assert of(after, "prompt_tokens_total") == len(PROMPT)
+    assert of(after, "request_success_total", reason="length") == 1
+    assert of(after, "request_success_total", reason="failed") == 0
+    assert of(after, "time_to_first_token_seconds_count") == 1
+    assert of(after, "inter_token_latency_seconds_count") < LENGTH
+    assert of(after, "request_queue_time_seconds_count") == row["rounds"]
+    assert of(after, "batch_sessions_count") <= of(after, "step_seconds_count")
+    forms = [value for (name, _), value in after.items() if name == "dssd_downlink_bytes_total"]
+    assert sum(forms) > row["downlink_bytes"]  # the replies too
+    assert of(after, "uplink_bytes_total") > row["uplink_bytes"]
+    assert of(after, "broker_connected") == 1
+    assert of(after, "devices", state="online") == 1
+
+
+def test_what_the_edge_writes_by_itself_is_told_apart(site: Site) -> None:
+    with site.edge(**LISTEN) as edge, site.device(stream=True) as device:
+        device.agent.generate(PROMPT, policy=POLICY, max_new_tokens=LENGTH)
+        after = scrape(edge)
+    assert of(after, "generation_tokens_total", plan="stream") == LENGTH
+    assert of(after, "spec_decode_num_drafts_total") == 0
+    assert of(after, "downlink_bytes_total", form="written") > 0
+
+
+def test_faults_and_refusals_are_counted_by_code_from_nought(site: Site) -> None:
+    with site.edge(**LISTEN) as edge:
+        link = MemoryLink(site.broker, "hostile")
+        answers: list[Message] = []
+        link.subscribe(build(Topic.SESSION, fleet=FLEET, device="hostile"), answers.append)
+        link.start(timeout_s=1.0)
+        assert of(scrape(edge), "faults_total", code="malformed") == 0
+        link.publish(build(Topic.OPEN, fleet=FLEET, device="hostile"), b"nonsense")
+        until(lambda: bool(answers))
+        assert of(scrape(edge), "faults_total", code="malformed") == 1
+        assert of(scrape(edge), "refusals_total", code="busy") == 0
+
+
+def test_an_edge_is_ready_until_it_drains_or_its_log_is_stuck(site: Site) -> None:
+    with site.edge(**LISTEN) as edge:
+        assert ask(edge, "/healthz")[0] == 200
+        assert ask(edge, "/readyz")[0] == 200
+        edge.service.writer._stuck = True
+        edge.service.orchestrator.handlers.draining = True
+        status, body = ask(edge, "/readyz")
+        edge.service.writer._stuck = False
+    assert status == 503
+    failing = {name: said for name, said in json.loads(body)["checks"].items() if said != "ok"}
+    assert failing == {
+        "session_log": "Neither the database nor the spool takes records.",
+        "draining": "The edge takes no new sessions.",
+    }
+
+
+def test_a_loop_that_hangs_is_neither_alive_nor_ready_and_still_measured(site: Site) -> None:
+    with site.edge(**LISTEN) as edge:
+        service, go_on = edge.service, threading.Event()
+        seen = service.observer()
+        hung = EdgeObserver(
+            fleet=seen.fleet,
+            edge=seen.edge,
+            orchestrator=seen.orchestrator,
+            writer=seen.writer,
+            link=seen.link,
+            answer_s=0.05,
+        )
+        service.orchestrator.inbox.put(lambda: bool(go_on.wait(30)) and None)
+        try:
+            assert not hung.alive().well
+            assert hung.ready().checks == {"loop": "The edge's loop has not answered within 0.05 s."}
+            names = {family.metric.name for family in hung.families()}
+        finally:
+            go_on.set()
+        assert seen.alive().well
+    assert "dssd_broker_connected" in names
+    assert "dssd_num_requests_running" not in names
+
+
+def test_every_metric_of_the_catalogue_is_served(site: Site) -> None:
+    with site.edge(**LISTEN) as edge, site.device() as device:
+        device.agent.generate(PROMPT, policy=POLICY, max_new_tokens=LENGTH)
+        edge.service.observer().look()
+        served = {family.metric for family in edge.service.observer().families()}
+    assert served == set(CATALOGUE)
+
+
+def test_the_catalogue_names_each_metric_once_and_no_device() -> None:
+    names = [each.name for each in CATALOGUE]
+    assert len(set(names)) == len(names)
+    assert all(name.startswith("dssd_") for name in names)
+    assert not {"device", "session"} & {label for each in CATALOGUE for label in each.labels}
+    assert all(each.name.endswith("_total") == (each.kind == "counter") for each in CATALOGUE)
+
+
+def test_the_page_has_the_catalogue() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert with_table(text) == text, "write it anew: python -m fleet_edge.metrics.page"
