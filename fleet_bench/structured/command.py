@@ -1,7 +1,8 @@
 """Structured benchmark: texts of ten JSON schemas beside free ones on the same prompts, through a real broker and edge.
 
 Every structured text is parsed, and validated against its schema by another library than the one that constrained it.
-Free and structured texts of a prompt alternate, with the same device, edge and seed; both have the same longest length.
+Free and structured texts of a prompt alternate, with the same device, edge and seed; a free text is asked for as many
+tokens as the structured text before it had, so that neither has more of what a text costs once, as its prompt does.
 Devices draft with the real draft model and pace themselves as they do by default.
 """
 
@@ -131,7 +132,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--free", type=int, default=10, metavar="N", help="free texts of its prompt (default: %(default)s)"
     )
     parser.add_argument("--tokens", type=int, default=400, help="of a text, at most (default: %(default)s)")
-    parser.add_argument("--free-tokens", type=int, default=64, help="of a free text, at most (default: %(default)s)")
     parser.add_argument("--mode", type=Mode, choices=list(Mode), default=Mode.RESIDUAL, help="(default: %(default)s)")
     parser.add_argument(
         "--plan", choices=["adaptive", "draft", "stream"], default="adaptive", help="(default: %(default)s)"
@@ -180,7 +180,7 @@ def _measure(arguments: argparse.Namespace, port: int, drafter: CountingDrafter)
                     print(f"{name}, seed {number}: {wrong}: {text.text!r}", file=sys.stderr)
                 if number < arguments.free:
                     text, calls = _write(
-                        agent, drafter, prompt, arguments, seed=number, grammar=None, tokens=arguments.free_tokens
+                        agent, drafter, prompt, arguments, seed=number, grammar=None, tokens=len(text.tokens)
                     )
                     found["free"].add(text, calls=calls)
     finally:
