@@ -223,7 +223,7 @@ class Agent:
                     driver.run()
             finally:
                 self._handles.release(request.session)
-                if (source := driver.drafts.source) is not None and not session.unverified:
+                if (source := driver.drafts.source) is not None and not session.text.unverified:
                     source.remember(request.prompt, session.committed)
                 if driver.said is not None and driver.closed is None:
                     self._keep(driver.said, granted=session.granted)
@@ -240,7 +240,7 @@ class Agent:
                 edge=session.opened.edge if session.opened else None,
                 round_trips=driver.pacing.round_trips,
                 choice=pacing.choice(),
-                unverified=session.unverified,
+                unverified=session.text.unverified,
             )
 
     def _keep(self, close: Close, *, granted: bool) -> None:

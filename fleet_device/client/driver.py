@@ -125,7 +125,7 @@ class SessionDriver:
                 interrupted = isinstance(error, KeyboardInterrupt)
                 self.session.cancel(EndReason.CANCELLED if interrupted else EndReason.FAILED)
                 refused = isinstance(error, SessionRefused)
-                if self.session.granted or self.session.unverified or (self.session.asked and not refused):
+                if self.session.granted or self.session.text.unverified or (self.session.asked and not refused):
                     self.send_close()  # also if no edge has answered: one may yet take the Open that was sent
             raise
 
@@ -299,7 +299,7 @@ class SessionDriver:
 
     def _told(self, tokens: CommittedTokens) -> CommittedTokens:
         """Return what is told of tokens that an edge has verified: nothing follows the law behind unverified ones."""
-        if not self.session.unverified:
+        if not self.session.text.unverified:
             return tokens
         return replace(tokens, origins=(TokenOrigin.UNVERIFIED,) * len(tokens))
 
@@ -427,7 +427,7 @@ class SessionDriver:
                 f"{self._outage} The drafter {self.drafts.drafter.name!r} cannot go on alone: it has no model; set "
                 "drafter = 'llama.cpp', or offline = 'wait'."
             )
-        if session.ended is None and session.unverified % _KEPT_EVERY == 1:
+        if session.ended is None and session.text.unverified % _KEPT_EVERY == 1:
             self.on_alone(session.close_if_lost(wall_ms=(self.clock() - self.started) * 1e3))
         self.first_at = self.first_at or self.clock()
         self.waiting.grown()
@@ -478,7 +478,7 @@ class SessionDriver:
 
     def _begin_to_close(self) -> None:
         """Close, and wait shortly for the edge's last word."""
-        if self.session.unverified and self.session.opened is None:
+        if self.session.text.unverified and self.session.opened is None:
             self.said, self.done = self._close_to_any(), True  # the caller keeps it until an edge is there
             self._close_until = self.clock()
             return

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
 from fleet_device.pacing.contract import DraftOutcome, Pacing, Plan
+from fleet_device.session.effect import VerdictEffect
 from fleet_device.session.in_flight import DecidedDraft
-from fleet_device.session.machine import DeviceSession, VerdictEffect
+from fleet_device.session.machine import DeviceSession
 from schemas.messages import Draft
 
 __all__ = ["RoundTrips", "SessionPacing"]

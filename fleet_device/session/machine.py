@@ -14,61 +14,21 @@ from dssd.logprobs import logprobs_of_correction
 from dssd.proposal import propose
 from fleet_device.errors import ProtocolViolation, SessionRefused
 from fleet_device.session.counters import SessionCounters
+from fleet_device.session.effect import VerdictEffect
 from fleet_device.session.in_flight import DecidedDraft, DraftsInFlight
-from fleet_device.session.origins import CommittedTokens, TokenOrigin
 from fleet_device.session.rejection import Rejection
 from fleet_device.session.request import SessionRequest
 from fleet_device.session.states import SessionEvent, SessionState, next_state
 from fleet_device.session.streaming import Streaming
+from fleet_device.session.text import Text
 from fleet_device.session.text_bounds import TextBounds
 from schemas.bounds import MAX_WINDOW
-from schemas.digest import EMPTY, extend_digest
 from schemas.logprobs import TokenLogprobs
 from schemas.messages import Close, Closed, Draft, Open, Opened, Verdict
 from schemas.policy import Mode
 from schemas.reasons import EndReason, Finish, RefusalCode
 
-__all__ = ["DeviceSession", "VerdictEffect"]
-
-
-@dataclass(frozen=True, slots=True)
-class VerdictEffect:
-    """What a verdict has done.
-
-    Attributes:
-        tokens: Newly committed.
-        valid: Length of the text that the drafter proposed itself and that still stands.
-        correction: The token behind it that the drafter has not seen, drawn by the edge or in its name: the drafter's
-            sequence is to be cut to `valid` and to go on with it. None where the drafter has nothing to learn.
-        request: A further draft message to send at once: more samples are needed, or text that was lost.
-        decided: The draft and its verdict.
-        streamed: Whether the edge has written the tokens by itself.
-        logprobs: Of `tokens`, where they were asked for.
-        piece: The verdict that has brought them then.
-    """
-
-    tokens: tuple[int, ...] = ()
-    valid: int = 0
-    correction: int | None = None
-    request: Draft | None = None
-    decided: DecidedDraft | None = field(default=None, compare=False)
-    streamed: bool = False
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    piece: Verdict | None = field(default=None, compare=False)
-
-    @property
-    def committed(self) -> CommittedTokens:
-        """The newly committed tokens, each with where it comes from."""
-        if self.streamed or self.decided is None:
-            return CommittedTokens(self.tokens, (TokenOrigin.STREAMED,) * len(self.tokens), self.logprobs)
-        draft, verdict = self.decided.draft, self.decided.verdict
-        drafted = 0 if draft.tried is not None else verdict.accepted
-        corrects = draft.tried is not None or verdict.accepted < len(draft.tokens)
-        last = TokenOrigin.CORRECTED if corrects else TokenOrigin.BONUS
-        forced = [proposal.forced for proposal in self.decided.sent.proposals[:drafted]]
-        heads = tuple(TokenOrigin.FORCED if each else TokenOrigin.DRAFTED for each in forced)
-        origins = heads + (last,) * (len(self.tokens) - drafted)
-        return CommittedTokens(self.tokens, origins, self.logprobs)
+__all__ = ["DeviceSession"]
 
 
 @dataclass(slots=True)
@@ -77,7 +37,6 @@ class DeviceSession:
 
     Attributes:
         request: What the device asks for.
-        committed: The text.
         counters: What the device counts; times are the caller's to add.
         ended: How the text has ended, or None.
         opened: The edge's grant, while there is one.
@@ -86,26 +45,22 @@ class DeviceSession:
         window: Most drafts under way at once, whatever the edge grants.
         revisable: Whether tokens that no edge has verified are replaced once an edge has the session again; otherwise
             they stand, and the text goes on behind them.
-        verified: Tokens of the text that follow the target's law, if the draft model has written on alone: what stands
-            behind them does not, even where an edge has verified it since. None while all of the text does.
+        text: What is committed.
     """
 
     request: SessionRequest
     window: int = MAX_WINDOW
     revisable: bool = False
-    verified: int | None = None
-    committed: list[int] = field(default_factory=list)
+    text: Text = field(init=False)
     counters: SessionCounters = field(default_factory=SessionCounters)
     ended: EndReason | None = None
     opened: Opened | None = None
     state: SessionState = SessionState.NEW
     granted: bool = False
-    _bounds: TextBounds = field(init=False)
     _attempt: int = -1
     _asking: Open | None = None  # the last Open, until an edge has answered it or the text has changed
     _epoch: int = 0
     _round: int = 0
-    _digest: int = EMPTY
     _fix: int | None = None
     _first: bool = True  # no draft was sent since the session was opened
     _heard: bool = False  # a verdict has come since
@@ -115,7 +70,12 @@ class DeviceSession:
 
     def __post_init__(self) -> None:
         """Take the text's bounds from the request, until an edge names them."""
-        self._bounds = TextBounds(self.request.max_new_tokens)
+        self.text = Text(self.request.vocabulary.size, TextBounds(self.request.max_new_tokens))
+
+    @property
+    def committed(self) -> list[int]:
+        """The committed text's tokens."""
+        return self.text.tokens
 
     # Opening and resuming
 
@@ -129,7 +89,7 @@ class DeviceSession:
         self._move(SessionEvent.OPEN)
         self._attempt += 1
         self._let_go()
-        text = self.committed[: self.verified] if self.revisable else self.committed
+        text = self.committed[: self.text.verified] if self.revisable else self.committed
         self._asking = self.request.open(attempt=self._attempt, text=text)
         return self._asking
 
@@ -165,9 +125,9 @@ class DeviceSession:
             )
         self._move(SessionEvent.GRANTED)
         self.opened, self.granted, self._asking = opened, True, None
-        self._bounds = TextBounds(opened.max_new_tokens, opened.end_tokens)
+        self.text.bounds = TextBounds(opened.max_new_tokens, opened.end_tokens)
         if position < len(self.committed):
-            self._revise(position)
+            self.text.revise(position)
         self._epoch, self._first = 0, True
         self._heard = False
         if self.request.logprobs is not None and opened.logprobs is None:
@@ -211,11 +171,6 @@ class DeviceSession:
         """Whether the draft model writes alone."""
         return self.state is SessionState.LOCAL
 
-    @property
-    def unverified(self) -> int:
-        """Tokens at the end of the text that do not follow the target's law."""
-        return 0 if self.verified is None else len(self.committed) - self.verified
-
     def go_local(self, end_tokens: Collection[int]) -> None:
         """Go on without an edge; whatever was under way is void.
 
@@ -224,7 +179,7 @@ class DeviceSession:
         """
         self._move(SessionEvent.WENT_LOCAL)
         self._let_go()
-        self._bounds = self._bounds.without_edge(end_tokens)
+        self.text.go_on_alone(end_tokens)
         self._finish(Finish.NO)  # where nothing is left to be written
 
     def write_alone(self, q: Dist) -> int:
@@ -235,9 +190,7 @@ class DeviceSession:
         if not self.local:
             raise ValueError("an edge has the session")
         token = propose(q, policy=self.request.policy, position=len(self.committed)).token
-        if self.verified is None:
-            self.verified = len(self.committed)
-        self._commit((token,))
+        self.text.commit_unverified(token)
         self._finish(Finish.NO)
         return token
 
@@ -314,7 +267,7 @@ class DeviceSession:
         residual = self.request.policy.mode is Mode.RESIDUAL
         draft = self._message(
             base=len(self.committed) + len(ahead),
-            digest=extend_digest(self._digest, ahead),
+            digest=self.text.digest_with(ahead),
             fix=self._fix,
             tokens=tuple(proposal.token for proposal in proposals),
             counts=tuple(p.count for p in proposals if p.count is not None) if residual else None,
@@ -368,7 +321,7 @@ class DeviceSession:
         tokens = min(tokens, self.opened.max_new_tokens - len(self.committed))
         request = self._message(
             base=len(self.committed),
-            digest=self._digest,
+            digest=self.text.digest,
             fix=self._fix,
             counts=() if residual else None,
             write=tokens,
@@ -432,9 +385,9 @@ class DeviceSession:
             reason=reason,
             tokens=len(self.committed),
             fix=self._fix,
-            digest=self._digest,
+            digest=self.text.digest,
             wall_ms=wall_ms,
-            unverified=self.unverified or None,
+            unverified=self.text.unverified or None,
             **{name: value for name, value in asdict(self.counters).items() if name in Close.model_fields},
         )
 
@@ -443,12 +396,6 @@ class DeviceSession:
         self.opened = self._asking = None
         self._drafts.void()
         self._fix = self._rejection = self._streaming = None
-
-    def _revise(self, position: int) -> None:
-        """Void what no edge has verified: an edge goes on from here."""
-        del self.committed[position:]
-        self._digest = extend_digest(EMPTY, self.committed)
-        self.verified = None
 
     def _move(self, event: SessionEvent) -> None:
         self.state = next_state(self.state, event)
@@ -464,7 +411,7 @@ class DeviceSession:
         if decided.draft.tried is not None:
             return self._correct(decided)
         head = decided.head()
-        self._commit(head)
+        self.text.commit(head)
         self.counters.accepted += len(head)
         self.counters.tested += len(head)
         valid = len(self.committed)
@@ -479,7 +426,7 @@ class DeviceSession:
             told = self._told(decided.logprobs()[: len(head)], head) + effect.logprobs
             return VerdictEffect(head + effect.tokens, valid, effect.correction, effect.request, decided, logprobs=told)
         bonus = decided.bonus()
-        self._commit(bonus)
+        self.text.commit(bonus)
         if not self._drafts.drafts:
             self._move(SessionEvent.ALL_DECIDED)
         self._finish(decided.verdict.finish)
@@ -523,7 +470,7 @@ class DeviceSession:
         self.counters.rounds += bool(new)
         self.counters.streamed += len(new)
         stream.first = False
-        self._commit(new)
+        self.text.commit(new)
         self._finish(verdict.finish)
         # What was written before a request to stop reached the edge goes beyond the place where it was made.
         if self.ended is None and (answered or (not stream.stops and len(self.committed) >= stream.until)):
@@ -538,7 +485,7 @@ class DeviceSession:
         self.counters.rounds += 1
         self.counters.streamed += 1
         told = self._told(() if verdict.logprobs is None else verdict.logprobs.tokens(), (verdict.next,))
-        self._commit((verdict.next,))
+        self.text.commit((verdict.next,))
         self._streaming = None
         self._move(SessionEvent.STREAM_OVER)
         self._finish(verdict.finish)
@@ -551,7 +498,7 @@ class DeviceSession:
         token = rejection.correction(verdict.next, policy=self.request.policy)
         if token is None:
             rejection.ask_again()
-            request = self._message(base=valid, digest=self._digest, tried=rejection.tried)
+            request = self._message(base=valid, digest=self.text.digest, tried=rejection.tried)
             self._drafts.sent(request)
             return VerdictEffect(valid=valid, request=request, decided=decided)
         told = self._told_correction(decided, rejection, token)
@@ -559,7 +506,7 @@ class DeviceSession:
             self._fix = token
         self._rejection = None
         self._move(SessionEvent.CORRECTED)
-        self._commit((token,))
+        self.text.commit((token,))
         self._finish(verdict.finish)
         return VerdictEffect((token,), valid, token, decided=decided, logprobs=told)
 
@@ -586,19 +533,8 @@ class DeviceSession:
         probability = probability_of(decided.verdict.next, token)
         return (logprobs_of_correction(told[0], probability, policy=self.request.policy),)
 
-    def _commit(self, tokens: Sequence[int]) -> None:
-        size = self.request.vocabulary.size
-        if any(token >= size for token in tokens):
-            raise ProtocolViolation("The edge sent a token outside the vocabulary.")
-        most = self._bounds.tokens
-        if len(self.committed) + len(tokens) > most:
-            raise ProtocolViolation(f"The edge goes on behind the {most} tokens that it has granted.")
-        self.committed.extend(tokens)
-        self._digest = extend_digest(self._digest, tokens)
-
     def _finish(self, finish: Finish) -> None:
         """End the text if the edge says so, or if the device's own correction ends it."""
-        if finish is Finish.STOP or (self.committed and self._bounds.ends_with(self.committed[-1])):
-            self.cancel(EndReason.STOP)
-        elif finish is Finish.LENGTH or len(self.committed) >= self._bounds.tokens:
-            self.cancel(EndReason.LENGTH)
+        reason = self.text.end(finish)
+        if reason is not None:
+            self.cancel(reason)

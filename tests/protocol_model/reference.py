@@ -8,8 +8,8 @@ from dssd.downlink import Form, choose_form, correct
 from dssd.judgement import judge
 from dssd.proposal import propose
 from dssd.quantized import QuantizedDist, quantize
+from fleet_device.session.effect import VerdictEffect
 from fleet_device.session.in_flight import DecidedDraft
-from fleet_device.session.machine import VerdictEffect
 from fleet_device.session.request import SessionRequest
 from schemas.digest import EMPTY, extend_digest
 from schemas.downlink import Dense, Samples, Sparse

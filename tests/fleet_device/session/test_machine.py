@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from dssd.distribution import Dist, point_mass
 from fleet_device.errors import ProtocolViolation
-from fleet_device.session.machine import DeviceSession, VerdictEffect
+from fleet_device.session.effect import VerdictEffect
+from fleet_device.session.machine import DeviceSession
 from fleet_device.session.request import SessionRequest
 from schemas.digest import EMPTY, extend_digest
 from schemas.downlink import Dense, Samples, Sparse
@@ -412,4 +413,4 @@ def test_whatever_an_edge_answers_nothing_but_a_violation_is_raised(mode: Mode, 
     except ProtocolViolation:
         return
     assert all(token < 10 for token in session.committed)
-    assert session._digest == extend_digest(EMPTY, session.committed)
+    assert session.text.digest == extend_digest(EMPTY, session.committed)
