@@ -8,13 +8,14 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jsonschema
 import numpy as np
 import openai
 import pytest
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
 from broker_config.broker import Broker
 from fleet_bench.structured.schemas import SCHEMAS
@@ -230,3 +231,26 @@ def test_openais_client_is_told_what_cannot_be(client: openai.OpenAI) -> None:
     assert caught.value.code == "grammar"
     with pytest.raises(openai.BadRequestError, match="there are no tools"):
         client.chat.completions.create(**ASKED, tool_choice="required")
+
+
+class Reading(BaseModel):
+    """A meter's reading."""
+
+    sensor: Literal["inlet", "outlet"]
+    celsius: Annotated[int, Field(ge=-40, le=120)]
+    alarm: bool
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_langchain_gets_objects(client: openai.OpenAI, method: str) -> None:
+    langchain_openai = pytest.importorskip("langchain_openai")
+    model = langchain_openai.ChatOpenAI(base_url=str(client.base_url), api_key="unused", model="fleet", max_tokens=200)
+    read = model.with_structured_output(Reading, method=method)
+    found = [read.invoke("What does the sensor say?") for _ in range(4)]
+    assert all(isinstance(each, Reading) for each in found)
+    assert len({each.celsius for each in found}) > 1  # by lot: nothing but the schema says what there is
+
+
+def test_a_response_is_structured_too(client: openai.OpenAI) -> None:
+    parsed = client.responses.parse(model="fleet", input="How is the weather?", text_format=Reading)
+    assert isinstance(parsed.output_parsed, Reading)
