@@ -8,9 +8,11 @@
         print(session.session, session.counted.acceptance)
 """
 
+import uuid
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import TracebackType
@@ -19,12 +21,19 @@ from typing import Self, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from fleet_edge.store import fences, queries, rollouts, totals
+from fleet_edge.event_codes import Severity, severity_of
+from fleet_edge.store import edge_queries, event_queries, fences, queries, rollouts, totals
 from fleet_edge.store.database import open_existing, open_for_reading
 from fleet_edge.store.errors import InvalidQuery, NotFound, StoreUnavailable
+from fleet_edge.store.event_queries import EventFilter, EventGrouping
+from fleet_edge.store.merge.merge import merge_for
+from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records.fences import ADMINISTRATOR
 from fleet_edge.store.rollouts import MachineRelease, MachineRollout, Rollout
 from fleet_edge.store.views import (
     DeviceView,
+    EdgeView,
+    EventCount,
     EventView,
     FenceView,
     HourView,
@@ -51,8 +60,8 @@ E = TypeVar("E", bound=StrEnum)
 class SessionLog:
     """A session log, open to read: nothing is created or migrated. May be used by several threads.
 
-    Only `fence`, `unfence` and `record_rollouts` write, each over a connection of its own. Close the log, use it as a
-    context manager, or drop it.
+    Only `fence`, `unfence`, `record_event` and `record_rollouts` write, each over a connection of its own. Close the
+    log, use it as a context manager, or drop it.
 
     Every method raises `StoreUnavailable` if the database does not answer.
 
@@ -157,27 +166,147 @@ class SessionLog:
         with self._reading() as connection:
             return queries.hours(connection, device, limit=limit)
 
-    def events(self, *, device: str | None = None, session: str | None = None, limit: int = 20) -> list[EventView]:
-        """Return refusals, faults and restarts of a device or of a session, the latest first.
+    def events(
+        self,
+        *,
+        since: Time | None = None,
+        until: Time | None = None,
+        device: str | Sequence[str] | None = None,
+        edge: str | None = None,
+        session: str | None = None,
+        kind: str | None = None,
+        code: str | None = None,
+        severity: Severity | str | None = None,
+        who: str | None = None,
+        limit: int = 100,
+    ) -> list[EventView]:
+        """Return what happened, the latest first; what is left out admits all.
 
         Args:
-            device: Of this device; beside a session: whose it is.
+            since: That went on at or after this.
+            until: That began before.
+            device: Of this device, or of one of these; beside a session: whose it is.
+            edge: Logged by this edge.
             session: Of this session, by its id or enough of its beginning. Events of one minute, device and code are
                 one, which names the first session.
+            kind: What it is about; `fleet_edge.event_codes` has all there are.
+            code: What it is.
+            severity: At least so grave.
+            who: Done by this person.
             limit: At most so many.
 
         Raises:
-            InvalidQuery: Neither is given.
+            InvalidQuery: A time or the severity is none, or the limit is below 1.
             NotFound: There is no such session.
             StoreError: There are several.
         """
+        if limit < 1:
+            raise InvalidQuery(f"The limit is {limit}; it must be at least 1.")
+        chosen = EventFilter(
+            since=self._time("since", since),
+            until=self._time("until", until),
+            devices=(device,) if isinstance(device, str) else tuple(device or ()),
+            edge=edge,
+            kind=kind,
+            code=code,
+            severity=_member(Severity, severity),
+            who=who,
+        )
         with self._reading() as connection:
             if session is not None:
-                found = queries.session(connection, session, device=device)
-                return queries.events_of_session(connection, found.session, device=found.device, limit=limit)
-            if device is not None:
-                return queries.events_of_device(connection, device, limit=limit)
-        raise InvalidQuery("Events are those of a device or of a session; name one of them.")
+                owner = chosen.devices[0] if chosen.devices else None
+                found = queries.session(connection, session, device=owner)
+                chosen = replace(chosen, session=found.session, devices=(found.device,))
+            return event_queries.events(connection, chosen, limit=limit)
+
+    def event_counts(
+        self,
+        *,
+        by: Sequence[EventGrouping | str] = ("kind", "code"),
+        since: Time | None = None,
+        until: Time | None = None,
+        device: str | Sequence[str] | None = None,
+        edge: str | None = None,
+        kind: str | None = None,
+        code: str | None = None,
+        severity: Severity | str | None = None,
+        limit: int = 100,
+    ) -> list[EventCount]:
+        """Return how often what happened, the most frequent first.
+
+        Args:
+            by: What is counted separately: `kind`, `code`, `severity`, `edge`, `device`, `day`.
+            since: As `events` has it; likewise the others.
+            until: Likewise.
+            device: Likewise.
+            edge: Likewise.
+            kind: Likewise.
+            code: Likewise.
+            severity: Likewise.
+            limit: At most so many counts.
+
+        Raises:
+            InvalidQuery: As `events`, or `by` is something else.
+        """
+        if limit < 1:
+            raise InvalidQuery(f"The limit is {limit}; it must be at least 1.")
+        grouping = [group for each in by if (group := _member(EventGrouping, each)) is not None]
+        chosen = EventFilter(
+            since=self._time("since", since),
+            until=self._time("until", until),
+            devices=(device,) if isinstance(device, str) else tuple(device or ()),
+            edge=edge,
+            kind=kind,
+            code=code,
+            severity=_member(Severity, severity),
+        )
+        with self._reading() as connection:
+            return event_queries.event_counts(connection, chosen, by=grouping, limit=limit)
+
+    def record_event(
+        self,
+        *,
+        kind: str,
+        code: str,
+        sentence: str,
+        who: str | None = None,
+        device: str | None = None,
+        severity: Severity | None = None,
+        edge: str = ADMINISTRATOR,
+    ) -> None:
+        """Write an event: what an administrator, or a program of the administrator's, has done or found.
+
+        Args:
+            kind: What it is about; `fleet_edge.event_codes` has all there are.
+            code: What it is.
+            sentence: The same for a person.
+            who: Which person did it.
+            device: Whom it concerns, if it is one device.
+            severity: How grave it is; by default as `fleet_edge.event_codes` says.
+            edge: Who logs it.
+
+        Raises:
+            StoreError: The database may not be written.
+        """
+        record = EventLogged(
+            id=uuid.uuid4().hex,
+            edge=edge,
+            device=device,
+            session=None,
+            kind=kind,
+            code=code,
+            sentence=sentence,
+            at=self._now(),
+            who=who,
+            severity=severity or severity_of(kind, code),
+        )
+        with self._writing() as connection:
+            merge_for(connection.dialect.name).apply(connection, [record])
+
+    def edges(self) -> list[EdgeView]:
+        """Return all edges with their latest load, by name."""
+        with self._reading() as connection:
+            return edge_queries.edges(connection)
 
     def stats(self, *, since: Time | None = None, by: str | None = None) -> dict[str, Tally]:
         """Add up what the edges counted.

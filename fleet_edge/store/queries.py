@@ -7,6 +7,7 @@ index. What adds up is in `totals`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -19,17 +20,15 @@ from sqlalchemy import (
 )
 
 from fleet_edge.store.errors import NotFound, StoreError
-from fleet_edge.store.models import DeviceRow, EventRow, RollupRow, RoundRow, SegmentRow, SessionRow
+from fleet_edge.store.models import DeviceRow, RollupRow, RoundRow, SegmentRow, SessionRow
 from fleet_edge.store.records.segments import segment_time
 from fleet_edge.store.totals import SUMMED, tally
-from fleet_edge.store.views import DeviceView, EventView, HourView, RoundView, SegmentView, SessionView, Tally
+from fleet_edge.store.views import DeviceView, HourView, RoundView, SegmentView, SessionView, Tally
 
 __all__ = [
     "SessionFilter",
     "device",
     "devices",
-    "events_of_device",
-    "events_of_session",
     "hours",
     "rounds",
     "segments",
@@ -38,6 +37,23 @@ __all__ = [
 ]
 
 _ID_LENGTH: Final = 16
+_OF_DEVICE: Final = (
+    "device",
+    "presence",
+    "software",
+    "draft_model",
+    "quantization",
+    "first_seen_at",
+    "seen_at",
+    "silent_since",
+    "presence_since",
+    "certificate_until",
+    "telemetry_at",
+    "plan",
+    "round_trip_ms",
+    "told_acceptance",
+    "draft_ms_per_token",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +143,10 @@ def segments(connection: Connection, session: str, *, device: str) -> list[Segme
             SegmentView(
                 opened_at=segment_time(row["segment"]),
                 counted=tally(row, sessions=1, segments=1),
-                **{name: row[name] for name in (*told, "open_bytes", "reason", "closed_at")},
+                **{
+                    name: row[name]
+                    for name in (*told, "open_bytes", "reason", "closed_at", "first_token_ms", "gap_p95_ms")
+                },
             )
         )
     return views
@@ -144,20 +163,6 @@ def rounds(connection: Connection, session: str, *, device: str) -> list[RoundVi
     ]
 
 
-def events_of_device(connection: Connection, device: str, *, limit: int) -> list[EventView]:
-    """Return what was logged of a device, the latest first."""
-    return _events(connection, select(EventRow).where(EventRow.device == device), limit=limit)
-
-
-def events_of_session(connection: Connection, session: str, *, device: str, limit: int) -> list[EventView]:
-    """Return what was logged of a device's session (full id), the latest first.
-
-    Events of one minute are one row, which names the session that was the first of them.
-    """
-    own = (EventRow.session == session, EventRow.device == device)
-    return _events(connection, select(EventRow).where(*own), limit=limit)
-
-
 def hours(connection: Connection, device: str, *, limit: int) -> list[HourView]:
     """Return a device's hourly rollups, the latest first."""
     query = select(RollupRow).where(RollupRow.device == device).order_by(RollupRow.hour.desc()).limit(limit)
@@ -170,14 +175,7 @@ def hours(connection: Connection, device: str, *, limit: int) -> list[HourView]:
 def _devices() -> Select[Any]:
     of_device = SessionRow.device == DeviceRow.device
     return select(
-        DeviceRow.device,
-        DeviceRow.presence,
-        DeviceRow.software,
-        DeviceRow.draft_model,
-        DeviceRow.quantization,
-        DeviceRow.first_seen_at,
-        DeviceRow.seen_at,
-        DeviceRow.silent_since,
+        *(getattr(DeviceRow, name) for name in _OF_DEVICE),
         select(func.count()).select_from(SessionRow).where(of_device).scalar_subquery().label("sessions"),
         select(func.max(SessionRow.opened_at)).where(of_device).scalar_subquery().label("last_session_at"),
     )
@@ -220,12 +218,9 @@ def _session_views(connection: Connection, rows: Sequence[RowMapping]) -> list[S
                 edge=next((s["edge"] for s in reversed(own) if s["edge"]), None),
                 final_tokens=row["tokens"],
                 counted=Tally(sessions=1, segments=len(own), **sums),
+                first_token_ms=next((s["first_token_ms"] for s in own if s["first_token_ms"] is not None), None),
+                gap_p95_ms=max(own, key=itemgetter("tokens"))["gap_p95_ms"] if own else None,
                 **{name: value for name, value in row.items() if name not in unlike},
             )
         )
     return views
-
-
-def _events(connection: Connection, query: Select[Any], *, limit: int) -> list[EventView]:
-    rows = connection.execute(query.order_by(EventRow.at.desc()).limit(limit)).mappings()
-    return [EventView(**{name: value for name, value in row.items() if name != "id"}) for row in rows]

@@ -30,7 +30,7 @@ from fleet_edge.store.records.fences import DeviceFenced, FenceLifted
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import RoundJudged, SegmentLeft, SegmentProgress
 from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
-from fleet_edge.store.records.sightings import DeviceSeen, EdgeSeen
+from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
 
 __all__ = ["MAX_LINE_BYTES", "Spool", "from_line", "to_line"]
 
@@ -42,6 +42,8 @@ _KINDS: Final[dict[str, TypeAdapter[Record]]] = {
     for kind in (
         DeviceSeen,
         EdgeSeen,
+        DeviceTold,
+        EdgeLoad,
         SessionOpened,
         SegmentProgress,
         RoundJudged,

@@ -5,7 +5,18 @@ from datetime import datetime
 
 from fleet_edge.counters import SegmentCounters, share
 
-__all__ = ["DeviceView", "EventView", "FenceView", "HourView", "RoundView", "SegmentView", "SessionView", "Tally"]
+__all__ = [
+    "DeviceView",
+    "EdgeView",
+    "EventCount",
+    "EventView",
+    "FenceView",
+    "HourView",
+    "RoundView",
+    "SegmentView",
+    "SessionView",
+    "Tally",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +41,14 @@ class Tally(SegmentCounters):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceView:
-    """A device. `presence` is its last word; `silent_since` is set once nothing came for long."""
+    """A device. `presence` is its last word; `silent_since` is set once nothing came for long.
+
+    Attributes:
+        presence_since: Since when it has that presence, if an edge has seen it change.
+        certificate_until: End of its certificate, as it says.
+        telemetry_at: When it told what follows: `plan`, how it writes; `round_trip_ms`, from a draft to its verdict;
+            `told_acceptance`, since it started; `draft_ms_per_token`, of its draft model.
+    """
 
     device: str
     presence: str | None
@@ -40,13 +58,27 @@ class DeviceView:
     first_seen_at: datetime
     seen_at: datetime
     silent_since: datetime | None
+    presence_since: datetime | None
+    certificate_until: datetime | None
+    telemetry_at: datetime | None
+    plan: str | None
+    round_trip_ms: float | None
+    told_acceptance: float | None
+    draft_ms_per_token: float | None
     sessions: int
     last_session_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionView:
-    """A session. Fields are None where the record that tells them has not come; `reason` None means open."""
+    """A session. Fields are None where the record that tells them has not come; `reason` None means open.
+
+    Attributes:
+        end_code: Why it ended so, as programs read it, where that is more than the reason says.
+        end_sentence: The same for a person.
+        first_token_ms: From the Open to the first committed token, at the edge; of the first segment that has one.
+        gap_p95_ms: 95th percentile of the time between two tokens; of the segment with most tokens.
+    """
 
     session: str
     device: str
@@ -79,6 +111,10 @@ class SessionView:
     device_wait_ms: float | None
     device_wall_ms: float | None
     device_unverified: int | None
+    end_code: str | None
+    end_sentence: str | None
+    first_token_ms: float | None
+    gap_p95_ms: float | None
 
     @property
     def device_acceptance(self) -> float | None:
@@ -109,6 +145,8 @@ class SegmentView:
     open_bytes: int | None
     reason: str | None
     closed_at: datetime | None
+    first_token_ms: float | None
+    gap_p95_ms: float | None
     counted: Tally
 
 
@@ -134,8 +172,9 @@ class RoundView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventView:
-    """What happened to a device within a minute, from `at` to `last_at`, `count` times."""
+    """What happened within a minute, from `at` to `last_at`, `count` times; `who` is a person, if one did it."""
 
+    id: str
     at: datetime
     last_at: datetime
     count: int
@@ -144,7 +183,63 @@ class EventView:
     session: str | None
     kind: str
     code: str
+    severity: str
+    who: str | None
     sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventCount:
+    """How often something happened, by whatever was asked for; what was not asked for is None."""
+
+    kind: str | None
+    code: str | None
+    severity: str | None
+    edge: str | None
+    device: str | None
+    day: str | None
+    events: int
+    times: int
+    last_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeView:
+    """An edge with its latest load, which is of `load_at`; None where it has not said so.
+
+    Attributes:
+        batch_sessions: Mean number of sessions verified in one step, over the last seconds.
+        step_ms: Mean time of a step.
+        queue_ms: Mean wait of a draft for its step.
+        kv_usage: Of the memory for keys and values, the part in use, 0 to 1.
+        spooled_records: Records of the session log that wait on disk.
+    """
+
+    edge: str
+    presence: str | None
+    presence_since: datetime | None
+    software: str | None
+    target: str | None
+    vocabulary: str | None
+    certificate_until: datetime | None
+    first_seen_at: datetime
+    seen_at: datetime
+    load_at: datetime | None
+    open_sessions: int | None
+    most_sessions: int | None
+    batch_sessions: float | None
+    step_ms: float | None
+    queue_ms: float | None
+    tokens_per_s: float | None
+    kv_usage: float | None
+    spooled_records: int | None
+
+    @property
+    def free_sessions(self) -> int | None:
+        """Sessions that it may still open."""
+        if self.most_sessions is None or self.open_sessions is None:
+            return None
+        return max(0, self.most_sessions - self.open_sessions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

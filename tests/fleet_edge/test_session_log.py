@@ -102,7 +102,9 @@ def test_totals_whole_or_by_name(log: SessionLog) -> None:
         lambda log: log.sessions(limit=0),
         lambda log: log.stats(by="country"),
         lambda log: log.stats(since=""),
-        lambda log: log.events(),
+        lambda log: log.events(severity="dreadful"),
+        lambda log: log.events(limit=0),
+        lambda log: log.event_counts(by=["country"]),
     ],
 )
 def test_a_question_that_makes_no_sense_is_answered_in_a_sentence(

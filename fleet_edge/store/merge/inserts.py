@@ -7,8 +7,9 @@ from sqlalchemy import and_, case, func, null, or_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import Insert
 
+from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.store.merge.statements import DEVICE_COUNTERS
-from fleet_edge.store.models import Base, DeviceRow, FenceLiftRow, FenceRow, ReportedCloseRow, SessionRow
+from fleet_edge.store.models import Base, DeviceRow, FenceLiftRow, FenceRow, ReportedCloseRow, SegmentRow, SessionRow
 
 if TYPE_CHECKING:
     from sqlalchemy.sql import ColumnElement
@@ -44,15 +45,30 @@ class Inserts:
         if row is SessionRow:
             # A later segment reopens the session: it ends as its last segment does. What its device has ended stays so.
             reopened = and_(new["last_segment"] > table.c["last_segment"], table.c["device_counted_at"].is_(None))
-            for name in ("reason", "closed_at", "tokens"):
+            for name in ("reason", "closed_at", "tokens", "end_code", "end_sentence"):
                 changes[name] = case((reopened, null()), else_=table.c[name])
         return statement.on_conflict_do_update(index_elements=key, set_=changes)
+
+    def progress(self) -> Insert:
+        """Return an insert of what a segment has counted so far; its latencies are those told with most tokens."""
+        table, statement = SegmentRow.__table__, self._insert(SegmentRow)
+        new, old = statement.excluded, table.c
+        more = new["tokens"] > old["tokens"]
+        latencies = {
+            name: case((more, func.coalesce(new[name], old[name])), else_=func.coalesce(old[name], new[name]))
+            for name in ("first_token_ms", "gap_p95_ms")
+        }
+        counters = {name: self._greatest(old[name], new[name]) for name in ("duration_ms", *SEGMENT_COUNTERS)}
+        return statement.on_conflict_do_update(
+            index_elements=[column.name for column in table.primary_key], set_=counters | latencies
+        )
 
     def latest_close(self) -> Insert:
         """Return an insert that yields only to a later Close of the same session by the same device."""
         statement, table = self._insert(ReportedCloseRow), ReportedCloseRow.__table__
         new = statement.excluded
-        told = ("closed_at", "reason", "tokens", *(f"device_{name}" for name in DEVICE_COUNTERS))
+        ends = ("closed_at", "reason", "tokens", "end_code", "end_sentence")
+        told = (*ends, *(f"device_{name}" for name in DEVICE_COUNTERS))
         return statement.on_conflict_do_update(
             index_elements=["session", "device"],
             set_={name: new[name] for name in told},

@@ -5,12 +5,11 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter, itemgetter
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from sqlalchemy import Connection, select
 from sqlalchemy.sql.dml import Insert, Update
 
-from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.store.merge import parameters
 from fleet_edge.store.merge.inserts import Inserts
 from fleet_edge.store.merge.parameters import Parameters
@@ -21,7 +20,10 @@ from fleet_edge.store.merge.statements import (
     DESCRIBE_SEGMENT,
     DESCRIBE_SESSION,
     DEVICE_COUNTERS,
+    DEVICE_PRESENCE_SINCE,
     DEVICE_STATE,
+    DEVICE_TELEMETRY,
+    EDGE_LOAD,
     EDGE_STATE,
     SEGMENT_DESCRIPTION,
     SESSION_DESCRIPTION,
@@ -33,7 +35,7 @@ from fleet_edge.store.records.fences import DeviceFenced, FenceLifted
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import RoundJudged, SegmentLeft, SegmentProgress, segment_time
 from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
-from fleet_edge.store.records.sightings import DeviceSeen, EdgeSeen
+from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
 
 __all__ = ["Merge", "merge_for"]
 
@@ -41,6 +43,10 @@ _OfSession = SessionOpened | SegmentProgress | RoundJudged | SegmentLeft | Sessi
 R = TypeVar("R", bound=Record)
 
 _log = logging.getLogger(__name__)
+
+_TELEMETRY: Final = set_latest(DeviceRow, "device", DEVICE_TELEMETRY, at="telemetry_at")
+_LOAD: Final = set_latest(EdgeRow, "edge", EDGE_LOAD, at="load_at")
+_END: Final = ("reason", "tokens", "code", "sentence")
 
 
 class Merge:
@@ -57,7 +63,7 @@ class Merge:
         self._touch_session = inserts.upsert(SessionRow, least=("opened_at",), greatest=("last_at", "last_segment"))
         self._alone = inserts.upsert(SessionRow)
         self._touch_segment = inserts.upsert(SegmentRow, greatest=("duration_ms",))
-        self._progress = inserts.upsert(SegmentRow, greatest=("duration_ms", *SEGMENT_COUNTERS))
+        self._progress = inserts.progress()
         self._round = inserts.upsert(RoundRow)
         self._event = inserts.upsert(EventRow, greatest=("count", "last_at"))
         self._reported = inserts.latest_close()
@@ -70,8 +76,12 @@ class Merge:
         self._make_rows(connection, records)
         states = _only(records, DeviceSeen)
         _run(connection, set_latest(DeviceRow, "device", DEVICE_STATE), [parameters.state(r, r.device) for r in states])
+        changed = [parameters.presence_since(r) for r in states if r.presence_since is not None]
+        _run(connection, DEVICE_PRESENCE_SINCE, changed)
+        _run(connection, _TELEMETRY, [parameters.telemetry(r) for r in _only(records, DeviceTold)])
         edges = _only(records, EdgeSeen)
         _run(connection, set_latest(EdgeRow, "edge", EDGE_STATE), [parameters.state(r, r.edge) for r in edges])
+        _run(connection, _LOAD, [parameters.load(r) for r in _only(records, EdgeLoad)])
         opened = _only(records, SessionOpened)
         _run(connection, DESCRIBE_SESSION, [parameters.bound(r, SESSION_DESCRIPTION) for r in opened])
         _run(connection, DESCRIBE_SEGMENT, [parameters.bound(r, SEGMENT_DESCRIPTION) for r in opened])
@@ -80,9 +90,8 @@ class Merge:
         closed = _only(records, SessionClosed)
         ends: list[SegmentLeft | SessionClosed] = [*_only(records, SegmentLeft), *closed]
         _run(connection, CLOSE_SEGMENT, [parameters.bound(r, ("reason",)) for r in ends])
-        _run(
-            connection, CLOSE_SESSION, [parameters.bound(r, ("reason", "tokens")) for r in closed if r.counters is None]
-        )
+        by_edge = [parameters.bound(r, _END) for r in closed if r.counters is None]
+        _run(connection, CLOSE_SESSION, by_edge)
         _run(connection, CLOSE_BY_DEVICE, [parameters.closed_by_device(r) for r in closed if r.counters is not None])
         self._apply_reported(connection, records)
         _run(connection, self._round, [parameters.judged_round(r) for r in _only(records, RoundJudged)])
@@ -95,9 +104,9 @@ class Merge:
 
     def _make_rows(self, connection: Connection, records: Sequence[Record]) -> None:
         """Make the rows that the records belong to, one statement a row however many records there are."""
-        seen = [r for r in records if isinstance(r, DeviceSeen | _OfSession)]
+        seen = [r for r in records if isinstance(r, DeviceSeen | DeviceTold | _OfSession)]
         devices = parameters.spans((r.device, r.at) for r in seen if r.device is not None)
-        edges = parameters.spans((r.edge, r.at) for r in records if isinstance(r, EdgeSeen | SessionOpened))
+        edges = parameters.spans((r.edge, r.at) for r in records if isinstance(r, EdgeSeen | EdgeLoad | SessionOpened))
         of_session = [r for r in records if isinstance(r, _OfSession)]
         segments = parameters.spans(((r.session, r.device or "", r.segment), r.at) for r in of_session)
         sessions: dict[tuple[str, str], Parameters] = {}
@@ -151,6 +160,8 @@ class Merge:
                 "b_at": row["closed_at"],
                 "b_reason": row["reason"],
                 "b_tokens": row["tokens"],
+                "b_code": row["end_code"],
+                "b_sentence": row["end_sentence"],
                 **{f"b_device_{name}": row[f"device_{name}"] for name in DEVICE_COUNTERS},
             }
             for row in sorted(rows, key=itemgetter("session", "device"))

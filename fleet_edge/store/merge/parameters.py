@@ -6,13 +6,13 @@ from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any, Final, TypeVar, get_args
 
-from fleet_edge.store.merge.statements import DEVICE_COUNTERS, DEVICE_STATE, EDGE_STATE
+from fleet_edge.store.merge.statements import DEVICE_COUNTERS, DEVICE_STATE, EDGE_LOAD, EDGE_STATE
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.fences import DeviceFenced
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import RoundJudged, SegmentLeft, SegmentProgress, segment_time
 from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
-from fleet_edge.store.records.sightings import DeviceSeen, EdgeSeen
+from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
 
 __all__ = [
     "Parameters",
@@ -21,12 +21,15 @@ __all__ = [
     "event",
     "fence",
     "judged_round",
+    "load",
+    "presence_since",
     "progress",
     "reported",
     "seen",
     "since_open",
     "spans",
     "state",
+    "telemetry",
 ]
 
 Parameters = dict[str, Any]
@@ -67,6 +70,23 @@ def state(record: DeviceSeen | EdgeSeen, key: str) -> Parameters:
     return {"b_key": key, "b_at": record.at, **{f"b_{name}": getattr(record, name) for name in names}}
 
 
+def presence_since(record: DeviceSeen) -> Parameters:
+    """Return since when a device has its presence."""
+    return {"b_key": record.device, "b_presence_since": record.presence_since}
+
+
+def telemetry(record: DeviceTold) -> Parameters:
+    """Return what a device tells of itself."""
+    told = _values(record)
+    key = {"b_key": told.pop("device"), "b_told_acceptance": told.pop("acceptance")}
+    return key | {f"b_{name}": value for name, value in told.items()}
+
+
+def load(record: EdgeLoad) -> Parameters:
+    """Return what an edge does."""
+    return {"b_key": record.edge, "b_at": record.at, **{f"b_{name}": getattr(record, name) for name in EDGE_LOAD}}
+
+
 def progress(record: SegmentProgress) -> Parameters:
     """Return a segment's counters."""
     values = _values(record)
@@ -95,13 +115,14 @@ def fence(record: DeviceFenced) -> Parameters:
 def closed_by_device(record: SessionClosed) -> Parameters:
     """Return how a session ended, with its device's own counters."""
     counters = {f"b_device_{name}": getattr(record.counters, name) for name in DEVICE_COUNTERS}
-    return {**bound(record, ("reason", "tokens")), **counters}
+    return {**bound(record, ("reason", "tokens", "code", "sentence")), **counters}
 
 
 def reported(record: CloseReported) -> Parameters:
     """Return a Close that waits for its session."""
     counters = {f"device_{name}": getattr(record.counters, name) for name in DEVICE_COUNTERS}
-    told = {"reason": record.reason, "tokens": record.tokens, "closed_at": record.at}
+    why = {"end_code": record.code, "end_sentence": record.sentence}
+    told = {"reason": record.reason, "tokens": record.tokens, "closed_at": record.at, **why}
     return {"session": record.session, "device": record.device, **told, **counters}
 
 

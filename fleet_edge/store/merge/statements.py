@@ -9,7 +9,7 @@ from typing import Final
 from sqlalchemy import bindparam, or_, update
 from sqlalchemy.sql.dml import Update
 
-from fleet_edge.store.models import Base, SegmentRow, SessionRow
+from fleet_edge.store.models import Base, DeviceRow, SegmentRow, SessionRow
 
 __all__ = [
     "CLOSE_BY_DEVICE",
@@ -18,7 +18,10 @@ __all__ = [
     "DESCRIBE_SEGMENT",
     "DESCRIBE_SESSION",
     "DEVICE_COUNTERS",
+    "DEVICE_PRESENCE_SINCE",
     "DEVICE_STATE",
+    "DEVICE_TELEMETRY",
+    "EDGE_LOAD",
     "EDGE_STATE",
     "SEGMENT_DESCRIPTION",
     "SESSION_DESCRIPTION",
@@ -47,8 +50,19 @@ SEGMENT_DESCRIPTION: Final = (
     "resumed_tokens",
     "open_bytes",
 )
-DEVICE_STATE: Final = ("presence", "software", "draft_model", "quantization")
-EDGE_STATE: Final = ("presence", "software", "target", "vocabulary")
+DEVICE_STATE: Final = ("presence", "software", "draft_model", "quantization", "certificate_until")
+EDGE_STATE: Final = ("presence", "software", "target", "vocabulary", "certificate_until", "presence_since")
+DEVICE_TELEMETRY: Final = ("plan", "round_trip_ms", "told_acceptance", "draft_ms_per_token")
+EDGE_LOAD: Final = (
+    "open_sessions",
+    "most_sessions",
+    "batch_sessions",
+    "step_ms",
+    "queue_ms",
+    "tokens_per_s",
+    "kv_usage",
+    "spooled_records",
+)
 DEVICE_COUNTERS: Final = (
     "tokens",
     "rounds",
@@ -64,15 +78,23 @@ DEVICE_COUNTERS: Final = (
 )
 
 
-def set_latest(row: type[Base], key: str, names: Sequence[str]) -> Update:
-    """Return an update that yields only to a later state."""
+def set_latest(row: type[Base], key: str, names: Sequence[str], *, at: str = "state_at") -> Update:
+    """Return an update that yields only to a later state, whose time is in the column `at`."""
     table = row.__table__
     return (
         update(row)
         .where(table.c[key] == bindparam("b_key"))
-        .where(or_(table.c["state_at"].is_(None), table.c["state_at"] < bindparam("b_at")))
-        .values({"state_at": bindparam("b_at"), **{name: bindparam(f"b_{name}") for name in names}})
+        .where(or_(table.c[at].is_(None), table.c[at] < bindparam("b_at")))
+        .values({at: bindparam("b_at"), **{name: bindparam(f"b_{name}") for name in names}})
     )
+
+
+DEVICE_PRESENCE_SINCE = (
+    update(DeviceRow)
+    .where(DeviceRow.device == bindparam("b_key"))
+    .where(or_(DeviceRow.presence_since.is_(None), DeviceRow.presence_since < bindparam("b_presence_since")))
+    .values(presence_since=bindparam("b_presence_since"))
+)
 
 
 _OF_SESSION: Final = (SessionRow.session == bindparam("b_session"), SessionRow.device == bindparam("b_device"))
@@ -99,7 +121,13 @@ CLOSE_SESSION = (
     update(SessionRow)
     .where(*_OF_SESSION, SessionRow.last_segment == bindparam("b_segment"), SessionRow.device_counted_at.is_(None))
     .where(or_(SessionRow.closed_at.is_(None), SessionRow.closed_at < bindparam("b_at")))
-    .values(reason=bindparam("b_reason"), closed_at=bindparam("b_at"), tokens=bindparam("b_tokens"))
+    .values(
+        reason=bindparam("b_reason"),
+        closed_at=bindparam("b_at"),
+        tokens=bindparam("b_tokens"),
+        end_code=bindparam("b_code"),
+        end_sentence=bindparam("b_sentence"),
+    )
 )
 CLOSE_BY_DEVICE = (
     update(SessionRow)
@@ -111,6 +139,8 @@ CLOSE_BY_DEVICE = (
             "closed_at": bindparam("b_at"),
             "tokens": bindparam("b_tokens"),
             "device_counted_at": bindparam("b_at"),
+            "end_code": bindparam("b_code"),
+            "end_sentence": bindparam("b_sentence"),
             **{f"device_{name}": bindparam(f"b_device_{name}") for name in DEVICE_COUNTERS},
         }
     )

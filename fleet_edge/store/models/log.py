@@ -42,10 +42,17 @@ class DeviceRow(Base):
     first_seen_at: Mapped[datetime]
     seen_at: Mapped[datetime]
     silent_since: Mapped[datetime | None]
+    presence_since: Mapped[datetime | None]
+    certificate_until: Mapped[datetime | None]
+    telemetry_at: Mapped[datetime | None]
+    plan: Mapped[str | None]
+    round_trip_ms: Mapped[float | None]
+    told_acceptance: Mapped[float | None]
+    draft_ms_per_token: Mapped[float | None]
 
 
 class EdgeRow(Base):
-    """An edge and its latest state."""
+    """An edge, its latest state, and its latest load."""
 
     __tablename__ = "edges"
 
@@ -57,6 +64,17 @@ class EdgeRow(Base):
     state_at: Mapped[datetime | None]
     first_seen_at: Mapped[datetime]
     seen_at: Mapped[datetime]
+    presence_since: Mapped[datetime | None]
+    certificate_until: Mapped[datetime | None]
+    load_at: Mapped[datetime | None]
+    open_sessions: Mapped[int | None]
+    most_sessions: Mapped[int | None]
+    batch_sessions: Mapped[float | None]
+    step_ms: Mapped[float | None]
+    queue_ms: Mapped[float | None]
+    tokens_per_s: Mapped[float | None]
+    kv_usage: Mapped[float | None]
+    spooled_records: Mapped[int | None]
 
 
 class SessionRow(Base):
@@ -103,6 +121,8 @@ class SessionRow(Base):
     device_wait_ms: Mapped[float | None]
     device_wall_ms: Mapped[float | None]
     device_unverified: Mapped[int | None]
+    end_code: Mapped[str | None]
+    end_sentence: Mapped[str | None]
 
 
 class SegmentRow(Base):
@@ -129,6 +149,8 @@ class SegmentRow(Base):
     reason: Mapped[str | None]
     closed_at: Mapped[datetime | None]
     duration_ms: Mapped[float]  # from Open to the last record
+    first_token_ms: Mapped[float | None]
+    gap_p95_ms: Mapped[float | None]
 
 
 class RoundRow(Base):
@@ -179,13 +201,19 @@ class ReportedCloseRow(Base):
     device_wait_ms: Mapped[float]
     device_wall_ms: Mapped[float]
     device_unverified: Mapped[int] = mapped_column(server_default="0")
+    end_code: Mapped[str | None]
+    end_sentence: Mapped[str | None]
 
 
 class EventRow(Base):
     """What happened to a device in a minute, and how often. No foreign keys: a session may never have been."""
 
     __tablename__ = "events"
-    __table_args__ = (Index(None, "at"), Index(None, "session"), Index(None, "device", "at"))
+    __table_args__ = (
+        Index(None, "at"),
+        Index(None, "session"),
+        *(Index(None, name, "at") for name in ("device", "kind", "code", "edge", "severity")),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     edge: Mapped[str]
@@ -197,6 +225,8 @@ class EventRow(Base):
     at: Mapped[datetime]
     count: Mapped[int] = mapped_column(server_default="1")
     last_at: Mapped[datetime | None]  # set in every row; SQLite cannot add a column that must be
+    who: Mapped[str | None]
+    severity: Mapped[str] = mapped_column(server_default="info")
 
 
 class FenceRow(Base):

@@ -35,12 +35,16 @@ class SegmentProgress(SegmentCounters):
         segment: As opened.
         at: When this was so (UTC, aware).
         device: As opened; None in what was spooled before records told it.
+        first_token_ms: From the Open to the first committed token, once there is one.
+        gap_p95_ms: 95th percentile of the time between two tokens, once there are two verdicts.
     """
 
     session: str
     segment: int
     at: datetime
     device: str | None = None
+    first_token_ms: float | None = None
+    gap_p95_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

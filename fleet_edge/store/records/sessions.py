@@ -124,6 +124,8 @@ class SessionClosed:
         counters: The device's own, or None if no Close came (a lost device).
         at: When (UTC, aware). Of several ends of one segment the latest wins.
         device: As opened; None in what was spooled before records told it.
+        code: Why it ended so, as programs read it, where that is more than the reason says.
+        sentence: The same for a person.
     """
 
     session: str
@@ -133,6 +135,8 @@ class SessionClosed:
     counters: DeviceCounters | None
     at: datetime
     device: str | None = None
+    code: str | None = None
+    sentence: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +154,8 @@ class CloseReported:
         counters: The device's own.
         at: When the Close came, or when the text ended if the device has told that later (UTC, aware). Of several the
             latest wins.
+        code: Why it ended so, as the device says.
+        sentence: The same for a person.
     """
 
     session: str
@@ -158,3 +164,5 @@ class CloseReported:
     tokens: int
     counters: DeviceCounters
     at: datetime
+    code: str | None = None
+    sentence: str | None = None

@@ -9,7 +9,7 @@ from fleet_edge.store.records.fences import DeviceFenced
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import LeaveReason, RoundJudged, SegmentLeft, SegmentProgress, segment_number
 from fleet_edge.store.records.sessions import CloseReported, DeviceCounters, SessionClosed, SessionOpened
-from fleet_edge.store.records.sightings import DeviceSeen, EdgeSeen
+from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
 from schemas.control import Presence
 from schemas.policy import Mode
 from schemas.reasons import EndReason
@@ -55,6 +55,29 @@ def edge_seen(**changes: Any) -> EdgeSeen:
         edge="edge-1", presence=Presence.ONLINE, software="0.1.0", target="SmolLM2", vocabulary="49152", at=START
     )
     return replace(seen, **changes)
+
+
+def device_told(**changes: Any) -> DeviceTold:
+    told = DeviceTold(
+        device="sensor-1", at=START, plan="ahead", round_trip_ms=42.0, acceptance=0.7, draft_ms_per_token=13.0
+    )
+    return replace(told, **changes)
+
+
+def edge_load(**changes: Any) -> EdgeLoad:
+    load = EdgeLoad(
+        edge="edge-1",
+        at=START,
+        open_sessions=3,
+        most_sessions=4096,
+        batch_sessions=2.5,
+        step_ms=40.0,
+        queue_ms=2.0,
+        tokens_per_s=60.0,
+        kv_usage=0.25,
+        spooled_records=0,
+    )
+    return replace(load, **changes)
 
 
 def opened(**changes: Any) -> SessionOpened:

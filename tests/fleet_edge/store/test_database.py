@@ -17,6 +17,7 @@ from fleet_edge.store import migrate, queries, totals
 from fleet_edge.store.database import open_for_reading, open_store
 from fleet_edge.store.engine import connect_engine, parse_url
 from fleet_edge.store.errors import StoreError, StoreUnavailable
+from fleet_edge.store.event_queries import EventFilter, events
 from fleet_edge.store.models import REVISION, Base
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.postgres import PostgresServer
@@ -126,8 +127,9 @@ def test_events_of_earlier_releases_happened_once(database_url: str) -> None:
         connection.execute(text(f"INSERT INTO events ({names}) VALUES ({logged})"))
     engine.dispose()
     with open_store(database_url) as store, store.engine.connect() as connection:
-        [event] = queries.events_of_device(connection, "sensor-1", limit=5)
+        [event] = events(connection, EventFilter(devices=("sensor-1",)), limit=5)
     assert (event.count, event.at, event.last_at) == (1, samples.START, samples.START)
+    assert (event.severity, event.who) == ("warning", None)
 
 
 def test_a_reader_of_a_database_that_no_edge_has_brought_up_to_date_is_told_what_to_do(database_url: str) -> None:

@@ -12,7 +12,7 @@ from fleet_edge.store.errors import RecordRejected
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import LeaveReason, segment_number, segment_time
-from fleet_edge.store.records.sightings import EdgeSeen
+from fleet_edge.store.records.sightings import EdgeLoad, EdgeSeen
 from schemas.control import Presence
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
@@ -139,7 +139,8 @@ def _streams(draw: st.DrawFn) -> list[Record]:
             for step in range(draw(st.integers(0, 3))):
                 tokens += draw(st.integers(0, 5))
                 when = at + timedelta(seconds=step + 1)
-                records.append(samples.progress(**key, tokens=tokens, queue_ms=1.5 * tokens, at=when))
+                told = {"first_token_ms": 7.0 if tokens else None, "gap_p95_ms": 0.5 * tokens if tokens else None}
+                records.append(samples.progress(**key, tokens=tokens, queue_ms=1.5 * tokens, at=when, **told))
                 records.append(samples.judged(**key, round=step, base=tokens, at=when))
             for end in range(draw(st.integers(0, 2))):
                 counters = replace(samples.COUNTERS, tokens=end) if draw(st.booleans()) else None
@@ -148,12 +149,16 @@ def _streams(draw: st.DrawFn) -> list[Record]:
                 if draw(st.booleans()):
                     records.append(samples.left(**key, reason=draw(st.sampled_from(LeaveReason)), at=when))
                     continue
-                records.append(samples.closed(**key, reason=reason, counters=counters, tokens=end, at=when))
+                why = {"code": f"end-{end}", "sentence": "It failed."} if reason is EndReason.FAILED else {}
+                records.append(samples.closed(**key, reason=reason, counters=counters, tokens=end, at=when, **why))
         for _ in range(draw(st.integers(0, 2))):
             presence = draw(st.sampled_from(Presence))
             tick = next(ticks)
-            records.append(samples.device_seen(device=device, presence=presence, at=after(tick)))
+            since = {"presence_since": after(tick) if draw(st.booleans()) else None}
+            records.append(samples.device_seen(device=device, presence=presence, at=after(tick), **since))
+            records.append(samples.device_told(device=device, plan=f"plan-{tick}", at=after(tick)))
             records.append(samples.edge_seen(target=f"target-{tick}", at=after(tick)))
+            records.append(samples.edge_load(open_sessions=tick, at=after(tick)))
             records.append(samples.event(id=f"event-{tick}", count=tick, last_at=after(2 * tick), at=after(tick)))
         for _ in range(draw(st.integers(0, 2))):
             # Of its own session or of the other one, by its owner or another device, at any time.
@@ -202,7 +207,7 @@ def test_whatever_another_device_does_under_a_sessions_id_changes_nothing_of_it(
     forgeries = [
         replace(record, device="forger", at=record.at + later, **_shifted(record))
         for record in forged
-        if not isinstance(record, EdgeSeen | EventLogged)
+        if not isinstance(record, EdgeSeen | EdgeLoad | EventLogged)
     ]
     chance = random.Random(seed)
     mixed = [*stream, *forgeries]  # type: ignore[list-item]

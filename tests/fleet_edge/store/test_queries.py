@@ -30,7 +30,7 @@ def test_a_session_sums_its_segments_and_stands_beside_its_devices_count(connect
     assert view.network_ms == 900.0 - 20.0 - 400.0
 
 
-def test_segments_rounds_and_events_of_a_session_come_in_order(connection: Connection) -> None:
+def test_segments_and_rounds_of_a_session_come_in_order(connection: Connection) -> None:
     segments = queries.segments(connection, SESSION, device="sensor-1")
     assert [(segment.edge, segment.reason, segment.resumed_tokens) for segment in segments] == [
         ("edge-1", "lost", 0),
@@ -41,9 +41,6 @@ def test_segments_rounds_and_events_of_a_session_come_in_order(connection: Conne
         (0, 0),
         (7, 20),
     ]
-    events = queries.events_of_session(connection, SESSION, device="sensor-1", limit=5)
-    assert [event.code for event in events] == ["desync"]
-    assert [event.code for event in queries.events_of_device(connection, "sensor-1", limit=5)] == ["desync"]
     assert queries.rounds(connection, OTHER, device="sensor-2") == []
 
 
