@@ -161,7 +161,8 @@ class Gateway:
             reason: str | None = "The thread that writes texts has ended; see the log, and restart the device."
         else:
             reason = self.absence()
-            status = "draining" if self._texts.closed else "ok" if reason is None else "waiting"
+            absent = "local" if settings.offline is OfflinePolicy.LOCAL else "waiting"
+            status = "draining" if self._texts.closed else "ok" if reason is None else absent
         return {
             "status": status,
             "reason": reason,

@@ -5,7 +5,9 @@ from functools import partial
 from pathlib import Path
 
 from fleet_device.drafters.model_source import locate_model
+from fleet_device.drafters.registry import MODEL_DRAFTER
 from fleet_device.errors import ConfigurationError
+from fleet_device.offline import OfflinePolicy
 from fleet_device.settings import DeviceSettings
 from fleet_runtime.preflight import check_all
 
@@ -27,6 +29,7 @@ def preflight(settings: DeviceSettings, *, serves: bool) -> None:
     checks: dict[str, Callable[[], object]] = {
         "model": partial(locate_model, settings.model, folder=settings.models_dir),
         "target_vocabulary": partial(_check_vocabulary, settings.target_vocabulary),
+        "offline": partial(_check_writes_alone, settings),
         **{name: partial(_check_readable, path) for name, path in files.items() if path is not None},
     }
     if serves and settings.api_port:
@@ -38,6 +41,14 @@ def _check_vocabulary(path: Path | None) -> None:
     if path is not None and not path.expanduser().is_file():
         raise ConfigurationError(
             f"There is no file {path}; make it of the target's GGUF with 'fleet models vocabulary', and copy it here."
+        )
+
+
+def _check_writes_alone(settings: DeviceSettings) -> None:
+    if settings.offline is OfflinePolicy.LOCAL and settings.drafter != MODEL_DRAFTER:
+        raise ConfigurationError(
+            f"The drafter {settings.drafter!r} has no model that could go on alone; set drafter = {MODEL_DRAFTER!r}, "
+            "or offline to 'wait' or 'fail'."
         )
 
 

@@ -121,6 +121,10 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     return ApiProblem(error.status_code, sentence, code=code, headers=error.headers).response()
 
 
+_ABLE: Final = frozenset({"ok", "local"})
+"""States of a device that can write a text now."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Api:
     backend: Backend
@@ -162,7 +166,7 @@ class _Api:
 
     async def health(self, _request: Request) -> Response:
         health = self.backend.health()
-        return JSONResponse(health, 200 if health["status"] == "ok" else 503)
+        return JSONResponse(health, 200 if health["status"] in _ABLE else 503)
 
     def _model(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": int(self.backend.since.timestamp()), "owned_by": "fleet"}

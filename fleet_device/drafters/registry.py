@@ -13,13 +13,16 @@ if TYPE_CHECKING:
     from fleet_device.drafters.contract import Drafter
     from fleet_device.settings import DeviceSettings
 
-__all__ = ["DRAFTERS", "NO_DRAFTER", "load_drafter"]
+__all__ = ["DRAFTERS", "MODEL_DRAFTER", "NO_DRAFTER", "load_drafter"]
+
+MODEL_DRAFTER: Final = "llama.cpp"
+"""The one with a model of its own, which can also write a text alone."""
 
 NO_DRAFTER: Final = "none"
 
 DRAFTERS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "llama.cpp": "fleet_device.drafters.llama_cpp:load",
+        MODEL_DRAFTER: "fleet_device.drafters.llama_cpp:load",
         "suffix": "fleet_device.drafters.suffix.loading:load",
         "prompt-lookup": "fleet_device.drafters.prompt_lookup:load",
         NO_DRAFTER: "fleet_device.drafters.none:load",

@@ -49,3 +49,10 @@ def test_all_that_cannot_work_is_told_at_once(tmp_path: Path) -> None:
 def test_a_port_that_is_not_served_on_may_be_taken(model: Path) -> None:
     with listen(0) as taken:
         preflight(settings(model, api_port=taken.getsockname()[1]), serves=False)
+
+
+@pytest.mark.parametrize("drafter", ["none", "prompt-lookup", "suffix"])
+def test_a_drafter_without_a_model_cannot_go_on_alone(model: Path, drafter: str) -> None:
+    with pytest.raises(SettingsError, match=f"{drafter}' has no model that could go on alone.*setting 'offline'"):
+        preflight(settings(model, drafter=drafter, offline="local"), serves=False)
+    preflight(settings(model, drafter=drafter, offline="wait"), serves=False)

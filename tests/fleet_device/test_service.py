@@ -2,6 +2,7 @@ import json
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
@@ -159,8 +160,8 @@ def test_a_text_cancelled_before_any_edge_answered_leaves_no_session_open() -> N
     assert len(fleet.edge.sessions) == 0
 
 
-def gateway(fleet: MemoryFleet) -> Gateway:
-    return Gateway(memory_service(fleet, drain_s=30.0))
+def gateway(fleet: MemoryFleet, **given: Any) -> Gateway:
+    return Gateway(memory_service(fleet, drain_s=30.0, **given))
 
 
 def test_the_gateway_refuses_texts_while_nobody_could_write_them() -> None:
@@ -181,6 +182,14 @@ def test_the_gateway_refuses_texts_while_nobody_could_write_them() -> None:
     assert served.health()["status"] == "waiting"
     served.ask(Asked.STOP)
     served.run()
+    served.stop()
+
+
+def test_a_gateway_that_goes_on_alone_says_so_while_nobody_answers() -> None:
+    fleet = MemoryFleet()
+    fleet.broker.up = False
+    served = gateway(fleet, offline="local")
+    assert (served.health()["status"], bool(served.health()["reason"])) == ("local", True)
     served.stop()
 
 

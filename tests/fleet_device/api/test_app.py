@@ -237,6 +237,13 @@ def test_without_broker_or_edge_the_answer_is_503_at_once(make: Make) -> None:
     assert (health.status_code, health.json()["status"]) == (503, "waiting")
 
 
+def test_a_device_that_can_write_alone_is_healthy_without_an_edge(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, backend = make(ScriptedAgent())
+    monkeypatch.setattr(backend, "health", lambda: {"status": "local", "reason": "No edge is online."})
+    health = ask(app, "GET", "/healthz")
+    assert (health.status_code, health.json()["reason"]) == (200, "No edge is online.")
+
+
 def test_beyond_the_queue_the_answer_is_429_with_retry_after(make: Make) -> None:
     agent = ScriptedAgent(gate=threading.Semaphore(0))
     app, backend = make(agent, waiting=0)
