@@ -11,9 +11,11 @@ depends_on = None
 
 def upgrade() -> None:
     _rollouts()
+    _create_accounts()
 
 
 def downgrade() -> None:
+    _drop_accounts()
     op.drop_table("rollouts")
 
 
@@ -38,3 +40,45 @@ def _rollouts() -> None:
     )
     op.create_index("ix_rollouts_started_at", "rollouts", ["started_at"])
     op.create_index("ix_rollouts_kind_name_started_at", "rollouts", ["kind", "name", "started_at"])
+
+
+def _create_accounts() -> None:
+    op.create_table(
+        "accounts",
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("role", sa.Text(), nullable=False),
+        sa.Column("password", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("account", name=op.f("pk_accounts")),
+    )
+    op.create_table(
+        "api_keys",
+        sa.Column("fingerprint", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("role", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("used_at", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("fingerprint", name=op.f("pk_api_keys")),
+    )
+    op.create_index(op.f("ix_api_keys_account"), "api_keys", ["account"], unique=False)
+    op.create_table(
+        "logins",
+        sa.Column("fingerprint", sa.Text(), nullable=False),
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("address", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("fingerprint", name=op.f("pk_logins")),
+    )
+    op.create_index(op.f("ix_logins_account"), "logins", ["account"], unique=False)
+    op.create_index(op.f("ix_logins_expires_at"), "logins", ["expires_at"], unique=False)
+
+
+def _drop_accounts() -> None:
+    op.drop_table("logins")
+    op.drop_table("api_keys")
+    op.drop_table("accounts")

@@ -1,0 +1,1 @@
+"""Accounts of the dashboard: passwords, roles, logins of browsers, keys of programs."""

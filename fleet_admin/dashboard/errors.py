@@ -1,0 +1,35 @@
+"""Exceptions of the dashboard.
+
+::
+
+    DashboardError              anything that the operator has to put right
+    ├── AccountError            an account, a password or a key that cannot be as it is asked for
+    └── Problem                 a request that is not served, with its HTTP status
+"""
+
+from schemas.errors import FleetError
+
+__all__ = ["AccountError", "DashboardError", "Problem"]
+
+
+class DashboardError(FleetError):
+    """Base of all errors of the dashboard. Its text is one sentence for the user."""
+
+
+class AccountError(DashboardError):
+    """An account, a password or a key that cannot be as it is asked for."""
+
+
+class Problem(DashboardError):  # noqa: N818 - reads as what it says
+    """A request that is not served.
+
+    Args:
+        status: The HTTP status.
+        sentence: What is wrong, and what to do.
+        retry_after_s: When to come back, in seconds, if that is known.
+    """
+
+    def __init__(self, status: int, sentence: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.retry_after_s = retry_after_s

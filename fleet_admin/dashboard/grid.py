@@ -1,0 +1,212 @@
+"""Grid: a table of rows that a page filters by column, sorts, pages through, and gives as CSV.
+
+All of it is in the address, so that a view can be kept and passed on: `?f_draft=Q4&sort=-tokens&columns=device,tokens`.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, Generic, TypeVar
+
+from fleet_admin.dashboard.errors import Problem
+
+__all__ = ["Column", "Grid", "GridView", "matches"]
+
+T = TypeVar("T")
+
+_PAGE: Final = 100
+_NONE: Final = "-"
+_NUMBERS: Final = frozenset({"count", "figure", "percent", "ms", "bytes", "days"})
+_COMPARISONS: Final[Mapping[str, Callable[[float, float], bool]]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+    "=": operator.eq,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[T]):
+    """A column.
+
+    Attributes:
+        key: In the address and in CSV.
+        heading: For people, with the unit.
+        value: Takes the column's value from a row.
+        kind: How it is shown; see `rendering.shown`.
+        link: The address that a cell leads to.
+        common: Whether it is shown unless others are chosen.
+        meaning: A sentence for who wonders.
+        state: Whether a value is a state, which is shown with a colour of its own.
+    """
+
+    key: str
+    heading: str
+    value: Callable[[T], Any]
+    kind: str = "text"
+    link: Callable[[T], str] | None = None
+    common: bool = True
+    meaning: str = ""
+    state: bool = False
+
+    @property
+    def numeric(self) -> bool:
+        """Whether it is set to the right, and filtered by size."""
+        return self.kind in _NUMBERS
+
+
+@dataclass(frozen=True, slots=True)
+class GridView(Generic[T]):
+    """What of a grid is shown.
+
+    Attributes:
+        columns: Shown, from left to right.
+        every: All that there are.
+        rows: Of this page.
+        found: All rows that the filters meet, in order.
+        total: Rows before filtering.
+        filters: What was asked for, by column.
+        sort: The column that it is sorted by, with a `-` before it where the largest come first.
+        page: Number of this page, from 1.
+        pages: Number of pages.
+    """
+
+    columns: tuple[Column[T], ...]
+    every: tuple[Column[T], ...]
+    rows: Sequence[T]
+    found: Sequence[T] = field(repr=False)
+    total: int
+    filters: Mapping[str, str]
+    sort: str
+    page: int
+    pages: int
+
+    @property
+    def headings(self) -> list[str]:
+        """Of the CSV."""
+        return [column.key for column in self.columns]
+
+    def lines(self) -> list[list[object]]:
+        """Return the rows of the CSV: all that were found."""
+        return [[column.value(row) for column in self.columns] for row in self.found]
+
+
+class Grid(Generic[T]):
+    """A table's columns, and how they are chosen by.
+
+    Args:
+        columns: All that there are; the first is always shown.
+        sort: By which it is sorted at first.
+    """
+
+    def __init__(self, columns: Sequence[Column[T]], *, sort: str) -> None:
+        self.columns = tuple(columns)
+        self._by_key = {column.key: column for column in columns}
+        self._sort = sort
+
+    def view(self, rows: Sequence[T], query: Mapping[str, tuple[str, ...]]) -> GridView[T]:
+        """Choose, sort and cut rows as a query asks.
+
+        Raises:
+            Problem: The query cannot be understood.
+        """
+        filters = {
+            column.key: text
+            for column in self.columns
+            if (text := _last(query, f"f_{column.key}"))
+        }
+        found = [row for row in rows if all(matches(self._by_key[key], row, text) for key, text in filters.items())]
+        sort = _last(query, "sort") or self._sort
+        column = self._by_key.get(sort.removeprefix("-"))
+        if column is None:
+            raise Problem(400, f"There is no column {sort[:40]!r} to sort by.")
+        found = _sorted(found, column, falling=sort.startswith("-"))
+        pages = max(1, -(-len(found) // _PAGE))
+        page = min(_number(_last(query, "page") or "1"), pages)
+        return GridView(
+            columns=self._chosen(query.get("columns", ())),
+            every=self.columns,
+            rows=found[(page - 1) * _PAGE : page * _PAGE],
+            found=found,
+            total=len(rows),
+            filters=filters,
+            sort=sort,
+            page=page,
+            pages=pages,
+        )
+
+    def _chosen(self, asked: Sequence[str]) -> tuple[Column[T], ...]:
+        keys = {key for text in asked for key in text.split(",") if key}
+        if unknown := sorted(keys - self._by_key.keys()):
+            raise Problem(400, f"There is no column {unknown[0][:40]!r}; there are {', '.join(self._by_key)}.")
+        first = self.columns[0].key
+        return tuple(each for each in self.columns if (each.key in keys if keys else each.common) or each.key == first)
+
+
+def matches(column: Column[T], row: T, text: str) -> bool:
+    """Return whether a row's value is one that a filter asks for.
+
+    Args:
+        column: Whose value.
+        row: Of which row.
+        text: For numbers `5`, `>5`, `<=0.5`, `3..5`, shares in percent; for texts a part, `=` before a whole one; `!`
+            before either turns it round; `-` for none.
+
+    Raises:
+        Problem: A number is asked for that is none.
+    """
+    if text.startswith("!") and len(text) > 1:
+        return not matches(column, row, text[1:])
+    value = column.value(row)
+    if text == _NONE:
+        return value is None or value == ""
+    if value is None:
+        return False
+    if column.numeric:
+        return _within(value * 100 if column.kind == "percent" else value, text, column)
+    if isinstance(value, datetime):
+        return value.isoformat(" ").startswith(text)
+    if text.startswith("="):
+        return str(value).casefold() == text[1:].casefold()
+    return text.casefold() in str(value).casefold()
+
+
+def _within(value: float, text: str, column: Column[T]) -> bool:
+    try:
+        low, dots, high = text.partition("..")
+        if dots:
+            return float(low or "-inf") <= value <= float(high or "inf")
+        for sign, compare in _COMPARISONS.items():
+            if text.startswith(sign):
+                return compare(value, float(text.removeprefix(sign)))
+        return float(text) == value
+    except ValueError:
+        raise Problem(
+            400, f"The column {column.heading} is chosen by a number: 5, >5, <=5, 3..5, or - for none."
+        ) from None
+
+
+def _sorted(rows: Sequence[T], column: Column[T], *, falling: bool) -> list[T]:
+    """Return rows in order; those without a value come last either way."""
+    having = [row for row in rows if column.value(row) is not None]
+    having.sort(key=lambda row: _order(column.value(row)), reverse=falling)
+    return having + [row for row in rows if column.value(row) is None]
+
+
+def _order(value: Any) -> Any:  # noqa: ANN401 - of all kinds
+    return value.casefold() if isinstance(value, str) else value
+
+
+def _last(query: Mapping[str, tuple[str, ...]], name: str) -> str:
+    text = query.get(name, ("",))[-1].strip()
+    if len(text) > 100:  # noqa: PLR2004 - longer than any name
+        raise Problem(400, f"The field {name[:40]} has more than 100 characters; shorten it.")
+    return text
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < 1:  # noqa: PLR2004
+        raise Problem(400, "The page is a number from 1.")
+    return int(text)

@@ -1,0 +1,15 @@
+"""Registry of all pages, in the order of the menu. A page that is added stands here and nowhere else."""
+
+from typing import Final
+
+from fleet_admin.dashboard.pages import account, devices, login, overview
+from fleet_admin.dashboard.pages.page import Page
+
+__all__ = ["PAGES"]
+
+PAGES: Final[tuple[Page, ...]] = (
+    *overview.PAGES,
+    *devices.PAGES,
+    *account.PAGES,
+    *login.PAGES,
+)

@@ -1,0 +1,141 @@
+"""Dashboard settings, from flags, the environment (`FLEET_DASHBOARD_…`) and TOML."""
+
+import ipaddress
+from pathlib import Path
+from typing import ClassVar, Final, Self
+
+from pydantic import model_validator
+
+from fleet_admin.dashboard.accounts.roles import Role
+from fleet_runtime.fields import Settings, setting
+
+__all__ = ["DashboardSettings", "Network", "listen_address", "networks"]
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_MOST_PORT: Final = 65_535
+
+
+class DashboardSettings(Settings):
+    """All settings of one dashboard."""
+
+    variable_prefix: ClassVar[str] = "FLEET_DASHBOARD_"
+
+    db: str = setting(
+        "sqlite:///fleet.sqlite3",
+        "URL of the session log: `sqlite:///PATH` or `postgresql://USER@HOST/NAME`.",
+        since="0.2",
+        in_errors=False,
+        min_length=1,
+    )
+    listen: str = setting(
+        "127.0.0.1:8400",
+        "Address and port of the pages. Beyond this machine, `certificate` and `key` are needed, or a proxy.",
+        since="0.2",
+    )
+    names: str = setting(
+        "",
+        "Names and addresses under which browsers ask for the pages, with commas; those of this machine alone are "
+        "known by themselves. Requests under another name are refused.",
+        since="0.2",
+    )
+    certificate: Path | None = setting(None, "TLS certificate with its chain, PEM.", since="0.2")
+    key: Path | None = setting(None, "Private key of the certificate, PEM.", since="0.2")
+    proxies: str = setting(
+        "",
+        "Addresses or networks of reverse proxies, with commas, whose X-Forwarded-For and X-Forwarded-Proto are believed.",
+        since="0.2",
+        rare=True,
+    )
+    proxy_account: str = setting(
+        "",
+        "Header in which the proxies say whose request it is, such as X-Forwarded-User; empty: nobody is logged in so.",
+        since="0.2",
+        rare=True,
+    )
+    proxy_role: Role | None = setting(
+        None, "Role of those whom the proxies name and who have no account; without it they are refused.", since="0.2",
+        rare=True,
+    )  # fmt: skip
+    idle_h: float = setting(
+        8.0, "Silence after which a browser has to log in again.", unit="hours", since="0.2", rare=True, gt=0, le=720
+    )
+    login_h: float = setting(
+        168.0, "Time after which it has to in any case.", unit="hours", since="0.2", rare=True, gt=0, le=8_760
+    )
+    threads: int = setting(
+        8, "Requests that are worked on at once; a third of them for one account.", since="0.2", rare=True, ge=3, le=64
+    )
+    answer_s: float = setting(
+        20.0, "Longest time for one answer.", unit="seconds", since="0.2", rare=True, ge=1, le=600
+    )
+    watchers: int = setting(
+        100, "Pages that are kept up to date at once; others are loaded anew by hand.", since="0.2", rare=True, ge=1,
+        le=10_000,
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _can_work(self) -> Self:
+        """Refuse what would send passwords over a network in the clear."""
+        host, _ = listen_address(self.listen)
+        networks(self.proxies)
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together; give both, or neither")
+        if self.proxy_account and not self.proxies:
+            raise ValueError("proxy_account needs proxies: whoever else sends the header could be anybody")
+        if not _loopback(host) and self.certificate is None and not self.proxies:
+            raise ValueError(
+                f"listen is {self.listen}, which other machines reach: passwords would pass over the network in the "
+                "clear; give certificate and key, or name the proxies that do TLS, or listen on 127.0.0.1"
+            )
+        if not _loopback(host) and not self.allowed_names():
+            raise ValueError(
+                f"listen is {self.listen}: say in names under which names browsers ask for the pages, so that no "
+                "page of another name can read them"
+            )
+        return self
+
+    def allowed_names(self) -> frozenset[str]:
+        """Return the names under which the pages answer, beside those of this machine."""
+        return frozenset(each.strip().lower() for each in self.names.split(",") if each.strip())
+
+    def trusted(self) -> tuple[Network, ...]:
+        """Return the networks of the proxies."""
+        return networks(self.proxies)
+
+
+def listen_address(text: str) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT`; brackets around an IPv6 address are taken off.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    host, colon, port = text.strip().rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > _MOST_PORT:
+        raise ValueError(f"listen is {text[:60]!r}; it must be an address and a port, such as 127.0.0.1:8400")
+    host = host.removeprefix("[").removesuffix("]")
+    if host != "localhost":
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise ValueError(f"listen is {text[:60]!r}; its first part must be an address, not a name") from None
+    return host, int(port)
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """Return addresses and networks that stand between commas.
+
+    Raises:
+        ValueError: One is neither.
+    """
+    found = []
+    for each in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            found.append(ipaddress.ip_network(each, strict=False))
+        except ValueError:
+            raise ValueError(f"proxies holds {each[:60]!r}, which is neither an address nor a network") from None
+    return tuple(found)
+
+
+def _loopback(host: str) -> bool:
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
