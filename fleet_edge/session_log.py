@@ -325,6 +325,11 @@ class SessionLog:
         with self._reading() as connection:
             return totals.stats(connection, since=after, by=grouping)
 
+    def latest(self) -> datetime | None:
+        """Return when the log last heard of a session, a device or an event; None if of nothing yet. Cheap."""
+        with self._reading() as connection:
+            return queries.latest(connection)
+
     def fences(self) -> list[FenceView]:
         """Return the devices that are fenced now, by name."""
         with self._reading() as connection:

@@ -112,11 +112,7 @@ class Grid(Generic[T]):
         Raises:
             Problem: The query cannot be understood.
         """
-        filters = {
-            column.key: text
-            for column in self.columns
-            if (text := _last(query, f"f_{column.key}"))
-        }
+        filters = {column.key: text for column in self.columns if (text := _last(query, f"f_{column.key}"))}
         found = [row for row in rows if all(matches(self._by_key[key], row, text) for key, text in filters.items())]
         sort = _last(query, "sort") or self._sort
         column = self._by_key.get(sort.removeprefix("-"))
@@ -166,11 +162,9 @@ def matches(column: Column[T], row: T, text: str) -> bool:
         return False
     if column.numeric:
         return _within(value * 100 if column.kind == "percent" else value, text, column)
-    if isinstance(value, datetime):
-        return value.isoformat(" ").startswith(text)
-    if text.startswith("="):
-        return str(value).casefold() == text[1:].casefold()
-    return text.casefold() in str(value).casefold()
+    said = value.isoformat(" ") if isinstance(value, datetime) else str(value)
+    whole = text.startswith("=")
+    return said.casefold() == text[1:].casefold() if whole else text.casefold() in said.casefold()
 
 
 def _within(value: float, text: str, column: Column[T]) -> bool:

@@ -1,6 +1,6 @@
 """Rendering: templates with everything escaped, and figures, times and shares as people read them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Final
@@ -55,25 +55,9 @@ def shown(value: Any, kind: str = "text", *, now: datetime | None = None) -> str
     """
     if value is None or value == "":
         return ABSENT
-    match kind:
-        case "count":
-            return f"{value:,.0f}"
-        case "figure":
-            return f"{value:,.1f}"
-        case "percent":
-            return f"{100 * value:.1f} %"
-        case "ms":
-            return f"{value:,.0f} ms" if value >= 10 else f"{value:,.1f} ms"  # noqa: PLR2004 - two digits are enough
-        case "bytes":
-            return _bytes(value)
-        case "days":
-            return f"{value:,.0f} d"
-        case "moment":
-            return moment(value)
-        case "ago":
-            return ago(value, now=now)
-        case _:
-            return str(value)
+    if kind == "ago":
+        return ago(value, now=now)
+    return _FORMS[kind](value)
 
 
 def moment(value: datetime | None) -> str:
@@ -101,3 +85,15 @@ def _bytes(value: float) -> str:
             return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
         value /= _KIB
     raise AssertionError
+
+
+_FORMS: Final[Mapping[str, Callable[[Any], str]]] = {
+    "text": str,
+    "count": lambda value: f"{value:,.0f}",
+    "figure": lambda value: f"{value:,.1f}",
+    "percent": lambda value: f"{100 * value:.1f} %",
+    "ms": lambda value: f"{value:,.0f} ms" if value >= 10 else f"{value:,.1f} ms",  # noqa: PLR2004 - two digits do
+    "bytes": _bytes,
+    "days": lambda value: f"{value:,.0f} d",
+    "moment": moment,
+}

@@ -6,11 +6,10 @@ import threading
 from typing import Final
 
 import uvicorn
-from starlette.types import ASGIApp
 
 from fleet_admin.dashboard.app import create_app
 from fleet_admin.dashboard.errors import DashboardError
-from fleet_admin.dashboard.services import open_services
+from fleet_admin.dashboard.services import Services, open_services
 from fleet_admin.dashboard.settings import DashboardSettings, listen_address
 
 __all__ = ["DashboardServer"]
@@ -25,7 +24,7 @@ class DashboardServer:
 
     Args:
         settings: Of the dashboard.
-        app: What is served; the dashboard if left out.
+        services: What its pages are made of; opened as the settings say if left out.
 
     Attributes:
         address: Where it is, as a URL.
@@ -35,9 +34,8 @@ class DashboardServer:
         StoreError: The database cannot be opened.
     """
 
-    def __init__(self, settings: DashboardSettings, *, app: ASGIApp | None = None) -> None:
-        if app is None:
-            app = create_app(open_services(settings))
+    def __init__(self, settings: DashboardSettings, *, services: Services | None = None) -> None:
+        app = create_app(services or open_services(settings))
         host, port = listen_address(settings.listen)
         config = uvicorn.Config(
             app,
@@ -57,7 +55,9 @@ class DashboardServer:
         try:
             config.load()
         except (OSError, ValueError) as error:
-            raise DashboardError(f"The certificate {settings.certificate} and its key cannot be used: {error}.") from error
+            raise DashboardError(
+                f"The certificate {settings.certificate} and its key cannot be used: {error}."
+            ) from error
         self._sock = _listen(host, port)
         scheme = "https" if settings.certificate else "http"
         shown = f"[{host}]" if ":" in host else host
@@ -83,7 +83,11 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        what = "is in use: stop what listens there" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        what = (
+            "is in use: stop what listens there"
+            if error.errno == errno.EADDRINUSE
+            else f"cannot be used ({error.strerror})"
+        )
         raise DashboardError(f"The dashboard's address {host}:{port} {what}, or listen elsewhere.") from error
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

@@ -43,7 +43,8 @@ class DashboardSettings(Settings):
     key: Path | None = setting(None, "Private key of the certificate, PEM.", since="0.2")
     proxies: str = setting(
         "",
-        "Addresses or networks of reverse proxies, with commas, whose X-Forwarded-For and X-Forwarded-Proto are believed.",
+        "Addresses or networks of reverse proxies, with commas, whose X-Forwarded-For and X-Forwarded-Proto are "
+        "believed.",
         since="0.2",
         rare=True,
     )

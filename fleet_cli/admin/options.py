@@ -1,5 +1,7 @@
 """Options that the commands of `fleet admin` share, and the session log that they open."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +13,7 @@ from fleet_runtime.times import read_time
 if TYPE_CHECKING:
     from fleet_edge.session_log import SessionLog
 
-__all__ = ["DEFAULT_DB", "AsJson", "Database", "Since", "Wide", "open_log", "time_of"]
+__all__ = ["DEFAULT_DB", "AsJson", "Database", "Since", "Wide", "needs_extra", "open_log", "time_of"]
 
 Database = Annotated[
     str, typer.Option("--db", envvar="FLEET_DB", help="sqlite:///PATH or postgresql://USER@HOST/NAME.")
@@ -20,6 +22,25 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON rather than tab
 Wide = Annotated[bool, typer.Option("--wide", help="All columns, however wide the terminal is.")]
 Since = Annotated[str | None, typer.Option(help="Opened since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")]
 DEFAULT_DB = "sqlite:///fleet.sqlite3"
+
+
+@contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """Turn a package that is not installed into a sentence.
+
+    Args:
+        name: The extra that brings it.
+
+    Raises:
+        CommandError: It is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise CommandError(
+            f"The package {error.name!r} is missing; install this one with the extra {name!r}: "
+            f"pip install 'dssd-fleet[{name}]'"
+        ) from error
 
 
 def time_of(option: str, text: str | None) -> datetime | None:

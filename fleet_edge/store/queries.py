@@ -30,6 +30,7 @@ __all__ = [
     "device",
     "devices",
     "hours",
+    "latest",
     "rounds",
     "segments",
     "session",
@@ -170,6 +171,13 @@ def hours(connection: Connection, device: str, *, limit: int) -> list[HourView]:
         HourView(hour=row["hour"], counted=tally(row, sessions=row["sessions"], segments=row["segments"]))
         for row in connection.execute(query).mappings()
     ]
+
+
+def latest(connection: Connection) -> datetime | None:
+    """Return when the log last heard of anything."""
+    heard = (SessionRow.last_at, DeviceRow.seen_at, EventRow.at)
+    times = (connection.scalar(select(func.max(column))) for column in heard)
+    return max((each for each in times if each is not None), default=None)
 
 
 def _devices() -> Select[Any]:

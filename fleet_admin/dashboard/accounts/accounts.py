@@ -62,7 +62,9 @@ class Accounts:
         with self._database.begin() as connection:
             rows = connection.execute(select(AccountRow.__table__).order_by(AccountRow.account)).mappings().all()
         return [
-            Account(row["account"], Role(row["role"]), row["password"] is not None, row["created_at"], row["changed_at"])
+            Account(
+                row["account"], Role(row["role"]), row["password"] is not None, row["created_at"], row["changed_at"]
+            )
             for row in rows
         ]
 

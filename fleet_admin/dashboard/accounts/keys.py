@@ -55,9 +55,7 @@ class ApiKeys:
         now: The wall clock (aware).
     """
 
-    def __init__(
-        self, database: AccountDatabase, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
+    def __init__(self, database: AccountDatabase, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._database = database
         self._now = now
 

@@ -58,7 +58,9 @@ class Live:
             Problem: Too many pages are watched.
         """
         if self._watching.total() >= self._most or self._watching[account] >= _OF_ONE:
-            raise Problem(503, "Too many pages are kept up to date; this one is when others are closed.", retry_after_s=60)
+            raise Problem(
+                503, "Too many pages are kept up to date; this one is when others are closed.", retry_after_s=60
+            )
         return StreamingResponse(self._events(account), media_type="text/event-stream")
 
     async def _events(self, account: str) -> AsyncIterator[bytes]:
@@ -71,8 +73,9 @@ class Live:
             yield b"retry: 5000\n\n"
             while self._clock() - began < _LONGEST_S:
                 async with self._changed:
-                    await self._changed.wait_for(lambda: self._number != seen)
-                seen = self._number
+                    if self._number == seen:
+                        await self._changed.wait()
+                    seen = self._number
                 yield f"event: change\ndata: {seen}\n\n".encode()
         finally:
             self._watching[account] -= 1

@@ -1,4 +1,4 @@
-"""Workers: threads on which pages are made, shared out so that one slow question or one busy account blocks nobody else.
+"""Workers: threads on which pages are made, shared out: one slow question or one busy account blocks nobody else.
 
 A thread that a question holds beyond its time is not given to others before the database has answered; the database's
 own time-outs end that.

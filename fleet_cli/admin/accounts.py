@@ -1,0 +1,156 @@
+"""`fleet admin user|key …`: who may use the dashboard, and the keys of programs."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fleet_admin.dashboard.accounts.roles import Role
+from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, needs_extra
+from fleet_cli.errors import CommandError
+from fleet_cli.tables import Column, print_json, print_table
+from fleet_runtime.times import read_duration
+
+if TYPE_CHECKING:
+    from fleet_admin.dashboard.accounts.accounts import Account, Accounts
+    from fleet_admin.dashboard.accounts.keys import ApiKey, ApiKeys
+
+__all__ = ["register"]
+
+_PasswordFile = Annotated[
+    Path | None, typer.Option(help="File whose first line is the password; asked for on the terminal if left out.")
+]
+_Name = Annotated[str, typer.Argument(metavar="NAME")]
+
+_users = typer.Typer(no_args_is_help=True)
+_keys = typer.Typer(no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these groups."""
+    app.add_typer(_users, name="user", help="Accounts of the dashboard.")
+    app.add_typer(_keys, name="key", help="API keys of the dashboard.")
+
+
+@_users.command("add")
+def add_user(
+    name: _Name,
+    role: Annotated[Role, typer.Option(help="Look, or also act.")] = Role.VIEWER,
+    password_file: _PasswordFile = None,
+    no_password: Annotated[
+        bool, typer.Option("--no-password", help="Known by a proxy's header or by API keys alone.")
+    ] = False,
+    db: Database = DEFAULT_DB,
+) -> None:
+    """Add an account."""
+    accounts = _accounts(db)
+    accounts.add(name, role=role, password=None if no_password else _password(password_file))
+    typer.echo(f"The account {name} may {'look and act' if role is Role.OPERATOR else 'look'}.")
+
+
+@_users.command("list")
+def list_users(db: Database = DEFAULT_DB, as_json: AsJson = False) -> None:
+    """List the accounts."""
+    found = _accounts(db).list()
+    if as_json:
+        print_json(found)
+        return
+    columns: list[Column[Account]] = [
+        Column("account", lambda each: each.name),
+        Column("role", lambda each: each.role.value),
+        Column("password", lambda each: each.has_password),
+        Column("made", lambda each: each.created_at),
+        Column("changed", lambda each: each.changed_at),
+    ]
+    print_table("Accounts", columns, found)
+
+
+@_users.command("remove")
+def remove_user(name: _Name, db: Database = DEFAULT_DB) -> None:
+    """Remove an account, its keys and its logins."""
+    _accounts(db).remove(name)
+    typer.echo(f"The account {name} is removed; its browsers and keys are no longer let in.")
+
+
+@_users.command("password")
+def change_password(name: _Name, password_file: _PasswordFile = None, db: Database = DEFAULT_DB) -> None:
+    """Give an account another password; its browsers have to log in again."""
+    _accounts(db).set_password(name, _password(password_file))
+    typer.echo(f"The account {name} has another password.")
+
+
+@_users.command("role")
+def change_role(name: _Name, role: Annotated[Role, typer.Argument()], db: Database = DEFAULT_DB) -> None:
+    """Give an account another role; its browsers have to log in again."""
+    _accounts(db).set_role(name, role)
+    typer.echo(f"The account {name} may {'look and act' if role is Role.OPERATOR else 'look'}.")
+
+
+@_keys.command("add")
+def add_key(
+    name: _Name,
+    account: Annotated[str, typer.Option(help="Whose it is.")],
+    role: Annotated[Role, typer.Option(help="What it may do; never more than its account.")] = Role.VIEWER,
+    lasts: Annotated[str | None, typer.Option(help="For so long: 30d, 365d; until it is removed if left out.")] = None,
+    db: Database = DEFAULT_DB,
+) -> None:
+    """Make a key, and print it this once."""
+    try:
+        duration = None if lasts is None else read_duration(lasts)
+    except (ValueError, OverflowError) as error:
+        raise CommandError(f"--lasts: {error}") from error
+    typer.echo(_api_keys(db).add(name, account=account, role=role, lasts=duration))
+
+
+@_keys.command("list")
+def list_keys(db: Database = DEFAULT_DB, as_json: AsJson = False) -> None:
+    """List the keys, by their fingerprints' beginnings."""
+    found = _api_keys(db).list()
+    if as_json:
+        print_json(found)
+        return
+    columns: list[Column[ApiKey]] = [
+        Column("id", lambda each: each.id),
+        Column("name", lambda each: each.name),
+        Column("account", lambda each: each.account),
+        Column("role", lambda each: each.role.value),
+        Column("made", lambda each: each.created_at),
+        Column("until", lambda each: each.expires_at),
+        Column("last used", lambda each: each.used_at),
+    ]
+    print_table("API keys", columns, found)
+
+
+@_keys.command("remove")
+def remove_key(key_id: Annotated[str, typer.Argument(metavar="ID")], db: Database = DEFAULT_DB) -> None:
+    """Take a key back."""
+    removed = _api_keys(db).remove(key_id)
+    typer.echo(f"The key {removed.name} of {removed.account} is no longer taken.")
+
+
+def _accounts(db: str) -> "Accounts":
+    with needs_extra("dashboard"):
+        from fleet_admin.dashboard.accounts.accounts import Accounts
+        from fleet_admin.dashboard.accounts.database import AccountDatabase
+
+    return Accounts(AccountDatabase(db))
+
+
+def _api_keys(db: str) -> "ApiKeys":
+    with needs_extra("dashboard"):
+        from fleet_admin.dashboard.accounts.database import AccountDatabase
+        from fleet_admin.dashboard.accounts.keys import ApiKeys
+
+    return ApiKeys(AccountDatabase(db))
+
+
+def _password(file: Path | None) -> str:
+    if file is None:
+        if not sys.stdin.isatty():
+            raise CommandError("There is no terminal to ask for the password on; give a file with --password-file.")
+        return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True))
+    try:
+        return file.read_text(encoding="utf-8").partition("\n")[0]
+    except (OSError, UnicodeError) as error:
+        raise CommandError(f"The password cannot be read from {file}: {error}.") from error

@@ -1,0 +1,160 @@
+"""Dashboard over a filled log: in process for most tests, served and in a browser for some."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from argon2 import PasswordHasher
+from httpx import Response
+from starlette.testclient import TestClient
+
+from fleet_admin.dashboard.accounts.roles import Role
+from fleet_admin.dashboard.accounts.secrets import Passwords
+from fleet_admin.dashboard.app import create_app
+from fleet_admin.dashboard.server import DashboardServer
+from fleet_admin.dashboard.services import Services, open_services
+from fleet_admin.dashboard.settings import DashboardSettings
+from tests.fleet_admin.dashboard.fleet_log import fill
+from tests.support.chromium import Chromium, Tab, chromium_path
+from tests.support.needs import missing
+
+NOW = datetime(2026, 3, 5, 12, 0, tzinfo=UTC)
+PASSWORD = "correct horse battery"
+BASE = "http://127.0.0.1"
+CSRF = re.compile(r'name="csrf" value="([0-9a-f]{64})"')
+
+
+@dataclass(slots=True)
+class Clock:
+    """Both clocks, in one hand."""
+
+    now: datetime = NOW
+    monotonic: float = 0.0
+
+
+@dataclass(slots=True)
+class Browser:
+    """What a browser does, without one: keeps cookies, follows nothing by itself, fills forms in."""
+
+    client: TestClient
+
+    def get(self, path: str, **headers: str) -> Response:
+        return self.client.get(path, headers=headers)
+
+    def csrf(self, path: str) -> str:
+        found = CSRF.search(self.get(path).text)
+        assert found, path
+        return found[1]
+
+    def post(self, path: str, *, of: str = "/account", **fields: str | list[str]) -> Response:
+        """Send a form of the page `of`."""
+        return self.client.post(path, data={"csrf": self.csrf(of), **fields}, headers={"origin": BASE})
+
+    def log_in(self, account: str, password: str = PASSWORD, next_path: str = "") -> Response:
+        return self.post("/login", of="/login", account=account, password=password, next=next_path)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(scope="session")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("dashboard") / "fleet.sqlite3"
+    fill(f"sqlite:///{path}", now=NOW)
+    return path
+
+
+@pytest.fixture
+def url(tmp_path: Path, filled: Path) -> str:
+    """Return a filled database of the test's own."""
+    shutil.copy(filled, tmp_path / "fleet.sqlite3")
+    return f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
+
+
+@pytest.fixture
+def make_services(url: str, clock: Clock) -> Callable[..., Services]:
+    def make(**settings: object) -> Services:
+        services = open_services(
+            DashboardSettings(db=url, **settings),
+            now=lambda: clock.now,
+            clock=lambda: clock.monotonic,
+            # As cheap as they come: what a check costs is argon2's business.
+            passwords=Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)),
+        )
+        services.accounts.add("olga", role=Role.OPERATOR, password=PASSWORD)
+        services.accounts.add("victor", role=Role.VIEWER, password=PASSWORD)
+        return services
+
+    return make
+
+
+@pytest.fixture
+def services(make_services: Callable[..., Services]) -> Services:
+    return make_services()
+
+
+@pytest.fixture
+def browsers(services: Services) -> Callable[[], Browser]:
+    """Return a function that makes a browser without cookies."""
+    app = create_app(services)
+    return lambda: Browser(TestClient(app, base_url=BASE, follow_redirects=False, raise_server_exceptions=False))
+
+
+@pytest.fixture
+def stranger(browsers: Callable[[], Browser]) -> Browser:
+    return browsers()
+
+
+@pytest.fixture
+def operator(browsers: Callable[[], Browser]) -> Browser:
+    browser = browsers()
+    assert browser.log_in("olga").status_code == 303
+    return browser
+
+
+@pytest.fixture
+def viewer(browsers: Callable[[], Browser]) -> Browser:
+    browser = browsers()
+    assert browser.log_in("victor").status_code == 303
+    return browser
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Chromium]:
+    if chromium_path() is None:
+        missing("Chromium is not installed: apt install chromium.")
+    with Chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def served(services: Services) -> Iterator[str]:
+    """Return the address of a dashboard that is served."""
+    settings = services.settings.model_copy(update={"listen": "127.0.0.1:0"})
+    server = DashboardServer(settings, services=services)
+    yield server.address.rstrip("/")
+    server.stop()
+
+
+@pytest.fixture
+def log_in_tab(served: str, chromium: Chromium) -> Callable[..., Tab]:
+    """Return a function that opens a tab in which somebody is logged in."""
+
+    def open_tab(account: str = "olga", *, width: int = 1280, height: int = 800, dark: bool = False) -> Tab:
+        tab = chromium.tab(width=width, height=height, dark=dark)
+        tab.goto(f"{served}/login")
+        tab.evaluate(
+            f"document.querySelector('[name=account]').value = '{account}';"
+            f"document.querySelector('[name=password]').value = '{PASSWORD}'"
+        )
+        tab.after_load(lambda: tab.evaluate("document.querySelector('form').requestSubmit()"))
+        tab.complaints.clear()
+        return tab
+
+    return open_tab

@@ -1,0 +1,103 @@
+"""Pages in Chromium: nothing is complained of, nothing comes from elsewhere, everybody can use them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fleet_admin.dashboard.pages.registry import PAGES
+from fleet_edge.store.database import open_store
+from tests.fleet_admin.dashboard.conftest import NOW
+from tests.fleet_edge.store import samples
+from tests.support.chromium import Chromium, Tab
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chromium")]
+
+PATHS = [page.path for page in PAGES if page.method == "GET" and "{" not in page.path and page.path != "/login"]
+SHOTS = os.environ.get("FLEET_SCREENSHOTS")
+"""A folder to put pictures of all pages into, for who wants to look at them."""
+
+
+def keep(tab: Tab, path: str, name: str) -> None:
+    if SHOTS:
+        page = path.partition("?")[0].strip("/").replace("/", "-") or "overview"
+        tab.screenshot(Path(SHOTS) / f"{page}-{name}.png", whole=True)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_page_is_as_it_should_be(log_in_tab: Callable[..., Tab], served: str, path: str) -> None:
+    tab = log_in_tab()
+    for name, width, height in (("wide", 1280, 800), ("phone", 390, 800)):
+        tab.size(width, height)
+        tab.goto(served + path)
+        tab.until("document.getElementById('pulse').textContent.startsWith('Kept')")
+        keep(tab, path, name)
+        assert tab.axe() == []
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate("document.title") != "broken"
+    assert [text for text in tab.complaints if "[DOM]" not in text] == []
+    assert [url for url in tab.requested if not url.startswith((served, "about:", "data:"))] == []
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_page_can_be_read_in_the_dark(log_in_tab: Callable[..., Tab], served: str, path: str) -> None:
+    tab = log_in_tab(dark=True)
+    tab.goto(served + path)
+    keep(tab, path, "dark")
+    assert tab.axe() == []
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 22, 29)"
+
+
+def test_the_login_is_for_everybody(chromium: Chromium, served: str) -> None:
+    tab = chromium.tab(width=390)
+    tab.goto(f"{served}/login")
+    assert tab.axe() == []
+    assert tab.evaluate("document.activeElement.name") == "account"
+
+
+def test_slash_goes_to_the_filter_and_the_skip_link_to_the_content(log_in_tab: Callable[..., Tab], served: str) -> None:
+    tab = log_in_tab()
+    tab.goto(f"{served}/devices")
+    tab.key("Tab")
+    assert tab.evaluate("document.activeElement.className") == "skip"
+    tab.key("/")
+    assert tab.evaluate("document.activeElement.name") == "f_device"
+    assert tab.evaluate("document.activeElement.value") == ""
+    for letter in "evil":
+        tab.key(letter)
+    tab.after_load(lambda: tab.key("Enter"))
+    assert tab.evaluate("document.querySelectorAll('#live tbody tr').length") == 1
+
+
+def test_no_name_of_a_device_gets_out_of_its_cell(log_in_tab: Callable[..., Tab], served: str) -> None:
+    tab = log_in_tab()
+    tab.goto(f"{served}/devices?f_device=evil")
+    assert "<img src=x" in tab.evaluate("document.querySelector('#live tbody').innerText")
+    assert tab.evaluate("document.querySelectorAll('#live img, #live script').length") == 0
+
+
+def test_a_script_within_a_page_would_not_run(log_in_tab: Callable[..., Tab], served: str) -> None:
+    """What the policy is for, should an escape be forgotten."""
+    tab = log_in_tab()
+    tab.goto(served)
+    tab.evaluate(
+        "document.body.insertAdjacentHTML('beforeend', `<img src=x onerror=\"document.title='broken'\">`);"
+        "const made = document.createElement('script'); made.textContent = \"document.title='broken'\";"
+        "document.body.append(made)"
+    )
+    tab.until("document.querySelector('body > img').complete")
+    assert tab.evaluate("document.title") != "broken"
+    assert any("Content Security Policy" in text for text in tab.complaints)
+
+
+def test_a_page_follows_the_log(log_in_tab: Callable[..., Tab], served: str, url: str) -> None:
+    tab = log_in_tab()
+    tab.goto(f"{served}/devices")
+    tab.until("document.getElementById('pulse').textContent.startsWith('Kept')")
+    tab.evaluate("document.querySelector('.filters details').open = true; window.here = true")
+    with open_store(url) as store:
+        store.apply([samples.device_seen(device="newcomer", at=NOW)])
+    tab.until("document.querySelector('#live tbody').innerText.includes('newcomer')")
+    # The page itself was not loaded anew: what somebody types stays.
+    assert tab.evaluate("window.here && document.querySelector('.filters details').open")

@@ -1,0 +1,98 @@
+from dataclasses import dataclass
+
+import pytest
+
+from fleet_admin.dashboard.errors import Problem
+from fleet_admin.dashboard.grid import Column, Grid, matches
+from fleet_admin.dashboard.web.csv import csv_cell
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str | None
+    share: float | None = None
+    tokens: int = 0
+
+
+NAME: Column[Row] = Column("name", "name", lambda row: row.name)
+SHARE: Column[Row] = Column("share", "share", lambda row: row.share, kind="percent")
+TOKENS: Column[Row] = Column("tokens", "tokens", lambda row: row.tokens, kind="count", common=False)
+GRID: Grid[Row] = Grid((NAME, SHARE, TOKENS), sort="name")
+ROWS = [Row("beta", 0.5, 3), Row("Alpha", 0.25, 20), Row("gamma", None, 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("lph", True),
+        ("ALPHA", True),
+        ("=alpha", True),
+        ("=alph", False),
+        ("!lph", False),
+        ("!=beta", True),
+        ("-", False),
+    ],
+)
+def test_a_text_is_chosen_by_a_part_of_it(text: str, holds: bool) -> None:
+    assert matches(NAME, Row("Alpha"), text) is holds
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("50", True),
+        (">49.9", True),
+        (">50", False),
+        ("<=50", True),
+        ("40..60", True),
+        ("..40", False),
+        ("60..", False),
+        ("!50", False),
+    ],
+)
+def test_a_share_is_chosen_in_percent(text: str, holds: bool) -> None:
+    assert matches(SHARE, Row("x", 0.5), text) is holds
+
+
+def test_none_is_chosen_by_a_dash_and_by_nothing_else() -> None:
+    assert matches(SHARE, Row("x"), "-")
+    assert not matches(SHARE, Row("x"), "<5")
+    assert matches(SHARE, Row("x"), "!50")
+
+
+def test_a_number_that_is_none_is_told() -> None:
+    with pytest.raises(Problem, match="by a number"):
+        matches(SHARE, Row("x", 0.5), ">many")
+
+
+def test_rows_are_sorted_without_regard_to_capitals_and_those_without_a_value_come_last() -> None:
+    assert [row.name for row in GRID.view(ROWS, {}).rows] == ["Alpha", "beta", "gamma"]
+    assert [row.name for row in GRID.view(ROWS, {"sort": ("-share",)}).rows] == ["beta", "Alpha", "gamma"]
+    assert [row.name for row in GRID.view(ROWS, {"sort": ("share",)}).rows] == ["Alpha", "beta", "gamma"]
+
+
+def test_columns_are_chosen_and_the_first_is_always_there() -> None:
+    assert [column.key for column in GRID.view(ROWS, {}).columns] == ["name", "share"]
+    assert [column.key for column in GRID.view(ROWS, {"columns": ("tokens",)}).columns] == ["name", "tokens"]
+
+
+@pytest.mark.parametrize(
+    "query", [{"sort": ("secret",)}, {"columns": ("a; drop table devices",)}, {"page": ("0",)}, {"page": ("x",)}]
+)
+def test_what_a_grid_does_not_have_is_refused(query: dict[str, tuple[str, ...]]) -> None:
+    with pytest.raises(Problem):
+        GRID.view(ROWS, query)
+
+
+def test_a_long_grid_has_pages_and_its_csv_has_all() -> None:
+    view = GRID.view([Row(f"n{number:04}") for number in range(250)], {"page": ("3",)})
+    assert (view.page, view.pages, len(view.rows), len(view.lines())) == (3, 3, 50, 250)
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_cell_of_a_csv_is_a_formula(text: str) -> None:
+    assert csv_cell(text) == f"'{text}"
+
+
+def test_a_number_in_a_csv_stays_one() -> None:
+    assert csv_cell(-1.5) == "-1.5"

@@ -1,0 +1,159 @@
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from fleet_admin.dashboard.accounts.roles import Role
+from fleet_admin.dashboard.errors import AccountError
+from fleet_admin.dashboard.pages.login import own_path
+from fleet_admin.dashboard.pages.registry import PAGES
+from fleet_admin.dashboard.services import Services
+from tests.fleet_admin.dashboard.conftest import BASE, PASSWORD, Browser, Clock
+
+SHOWN = [page.path for page in PAGES if page.method == "GET" and "{" not in page.path and page.path != "/login"]
+
+
+@pytest.mark.parametrize("path", [*SHOWN, "/devices/gateway-1", "/live", "/nothing-here"])
+def test_without_a_login_there_is_no_data(stranger: Browser, path: str) -> None:
+    answer = stranger.get(path)
+    assert answer.status_code == 303
+    assert answer.headers["location"].startswith("/login?next=%2F")
+    assert answer.text == ""
+
+
+def test_without_a_login_nothing_can_be_sent(stranger: Browser) -> None:
+    for page in PAGES:
+        if page.method == "POST" and page.path != "/login":
+            answer = stranger.client.post(page.path, data={"csrf": "x"}, headers={"origin": BASE})
+            assert answer.status_code == 401, page.path
+
+
+def test_health_is_told_to_anybody_and_tells_nothing(stranger: Browser) -> None:
+    assert stranger.get("/healthz").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("path", SHOWN)
+def test_a_viewer_sees_every_page(viewer: Browser, path: str) -> None:
+    assert viewer.get(path).status_code == 200
+
+
+def test_a_login_leads_to_where_one_wanted_to_go(stranger: Browser) -> None:
+    there = stranger.get("/devices?f_state=online").headers["location"]
+    assert stranger.get(there).status_code == 200
+    answer = stranger.log_in("victor", next_path="/devices?f_state=online")
+    assert answer.headers["location"] == "/devices?f_state=online"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "//evil.example",
+        "/\\evil.example",
+        "https://evil.example",
+        "javascript:alert(1)",
+        "",
+        "/a\\b",
+        "/x\r\nSet-Cookie: a=b",
+    ],
+)
+def test_a_login_leads_nowhere_else(stranger: Browser, text: str) -> None:
+    assert own_path(text) == "/"
+    assert stranger.log_in("victor", next_path=text).headers["location"] == "/"
+
+
+def test_a_wrong_password_and_an_unknown_name_are_told_alike(stranger: Browser) -> None:
+    wrong, unknown = stranger.log_in("victor", "not this one, no"), stranger.log_in("nobody", PASSWORD)
+    assert wrong.status_code == unknown.status_code == 403
+    assert "do not belong together" in wrong.text
+    assert "do not belong together" in unknown.text
+    assert stranger.get("/").status_code == 303
+
+
+def test_the_cookie_is_kept_from_scripts_and_is_new_with_each_login(stranger: Browser) -> None:
+    before = stranger.get("/login").headers["set-cookie"]
+    answer = stranger.log_in("victor")
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=lax" in cookie
+    assert cookie.partition(";")[0] != before.partition(";")[0]
+
+
+def test_a_cookie_that_an_attacker_has_set_is_worth_nothing_after_the_login(
+    browsers: Callable[[], Browser], stranger: Browser
+) -> None:
+    fixed = "attackers-own-cookie"
+    stranger.client.cookies.set("fleet", fixed, domain="127.0.0.1")
+    stranger.log_in("olga")
+    attacker = browsers()
+    attacker.client.cookies.set("fleet", fixed, domain="127.0.0.1")
+    assert attacker.get("/").status_code == 303
+
+
+def test_a_logout_ends_the_login_in_the_database_too(operator: Browser, browsers: Callable[[], Browser]) -> None:
+    stolen = operator.client.cookies["fleet"]
+    assert operator.post("/logout").status_code == 303
+    thief = browsers()
+    thief.client.cookies.set("fleet", stolen, domain="127.0.0.1")
+    assert thief.get("/").status_code == 303
+
+
+def test_a_login_ends_with_silence_and_in_any_case(viewer: Browser, clock: Clock) -> None:
+    for _ in range(27):
+        clock.now += timedelta(hours=6)
+        assert viewer.get("/account").status_code == 200
+    clock.now += timedelta(hours=7)
+    assert viewer.get("/account").status_code == 303
+
+
+def test_a_login_ends_with_eight_hours_of_silence(viewer: Browser, clock: Clock) -> None:
+    clock.now += timedelta(hours=8)
+    assert viewer.get("/account").status_code == 303
+
+
+def test_guessing_is_slowed_and_its_victim_is_not_shut_out(
+    browsers: Callable[[], Browser], services: Services, clock: Clock
+) -> None:
+    victim = browsers()
+    services.attempts.succeeded(address="10.0.0.7", account="olga")
+    guesser = browsers()
+    outcomes = [guesser.log_in("olga", f"guess number {number}").status_code for number in range(12)]
+    assert outcomes == [403] * 8 + [429] * 4
+    told = guesser.log_in("olga", "another guess")
+    assert told.headers["retry-after"] == "15"
+    # From where olga has logged in before, she still may.
+    assert services.attempts.take(address="10.0.0.7", account="olga") == 0
+    clock.monotonic += 15
+    assert victim.log_in("olga").status_code == 303
+
+
+def test_many_attempts_at_once_are_as_few_as_one_after_the_other(services: Services) -> None:
+    waits = [services.attempts.take(address=f"10.0.{number}.1", account="olga") for number in range(20)]
+    assert sum(wait == 0 for wait in waits) == 8
+
+
+def test_a_new_password_ends_all_other_logins(
+    operator: Browser, browsers: Callable[[], Browser], services: Services
+) -> None:
+    elsewhere = browsers()
+    elsewhere.log_in("olga")
+    other = "another good password"
+    answer = operator.post("/account/password", old=PASSWORD, new=other, again=other)
+    assert answer.status_code == 303
+    assert operator.get("/account").status_code == 200
+    assert elsewhere.get("/account").status_code == 303
+    assert services.accounts.check("olga", other)
+
+
+def test_a_removed_account_and_a_lesser_role_hold_at_once(operator: Browser, services: Services) -> None:
+    services.accounts.set_role("olga", Role.VIEWER)
+    assert operator.get("/").status_code == 303
+    operator.log_in("olga")
+    assert operator.post("/account/keys/add", name="k").status_code == 403
+    services.accounts.remove("olga")
+    assert operator.get("/").status_code == 303
+
+
+@pytest.mark.parametrize("password", ["short", "x" * 40, "vera-is-my-name", "p" * 300])
+def test_a_password_that_anybody_guesses_is_refused(services: Services, password: str) -> None:
+    with pytest.raises(AccountError):
+        services.accounts.add("vera-is-my-name", role=Role.VIEWER, password=password)

@@ -1,0 +1,204 @@
+"""Chromium without a window, over its debugging pipe: pages as a browser shows them, and what it complains of."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, Queue
+from types import TracebackType
+from typing import Any, Self
+
+AXE = Path(__file__).parent.parent / "fleet_admin" / "dashboard" / "vendor" / "axe.min.js"
+PATIENCE_S = 60
+
+
+def chromium_path() -> str | None:
+    """Return where Debian's Chromium is, if it is installed."""
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Chromium:
+    """A browser of its own profile; each `tab` begins with no cookies."""
+
+    def __init__(self) -> None:
+        path = chromium_path()
+        assert path is not None
+        self._profile = tempfile.mkdtemp(prefix="fleet-chromium-")
+        to_browser, self._write = os.pipe()
+        self._read, from_browser = os.pipe()
+        arguments = [
+            "--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--no-first-run", "--disable-gpu",
+            "--disable-dev-shm-usage", "--hide-scrollbars", "--force-color-profile=srgb", "--disable-extensions",
+            "--disable-background-networking", "--disable-component-update", "--no-proxy-server",
+            f"--user-data-dir={self._profile}", "about:blank",
+        ]  # fmt: skip
+        # The pipe is on the descriptors 3 and 4, and Popen keeps the numbers that they have here.
+        put = (
+            f"import fcntl, os, sys; ends = ({to_browser}, {from_browser});"
+            "a, b = (fcntl.fcntl(each, fcntl.F_DUPFD, 50) for each in ends);"
+            "os.dup2(a, 3); os.dup2(b, 4); os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", put, path, *arguments],
+            pass_fds=(to_browser, from_browser),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(to_browser)
+        os.close(from_browser)
+        self._answers: dict[int, Queue[dict[str, Any]]] = {}
+        self._tabs: dict[str, Tab] = {}
+        self._number = 0
+        self._lock = threading.Lock()
+        self._reader = threading.Thread(target=self._listen, daemon=True)
+        self._reader.start()
+
+    def tab(self, *, width: int = 1280, height: int = 800, dark: bool = False) -> "Tab":
+        """Open a tab in a context of its own."""
+        context = self.call("Target.createBrowserContext")["browserContextId"]
+        target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        tab = Tab(self, session)
+        self._tabs[session] = tab
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            tab.call(f"{domain}.enable")
+        tab.size(width, height)
+        tab.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
+        return tab
+
+    def call(self, method: str, *, session: str | None = None, **parameters: Any) -> dict[str, Any]:
+        """Call a method of the protocol and return its result."""
+        answer: Queue[dict[str, Any]] = Queue()
+        with self._lock:
+            self._number += 1
+            number = self._number
+            self._answers[number] = answer
+            message = {"id": number, "method": method, "params": parameters}
+            if session is not None:
+                message["sessionId"] = session
+            os.write(self._write, json.dumps(message).encode() + b"\0")
+        got = answer.get(timeout=PATIENCE_S)
+        assert "error" not in got, (method, got["error"])
+        result: dict[str, Any] = got["result"]
+        return result
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        os.close(self._write)
+        os.close(self._read)
+        shutil.rmtree(self._profile, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _listen(self) -> None:
+        kept = b""
+        while piece := os.read(self._read, 1 << 20):
+            *whole, kept = (kept + piece).split(b"\0")
+            for text in whole:
+                message = json.loads(text)
+                if "id" in message:
+                    self._answers.pop(message["id"]).put(message)
+                elif (tab := self._tabs.get(message.get("sessionId", ""))) is not None:
+                    tab.happened(message["method"], message["params"])
+
+
+@dataclass(slots=True)
+class Tab:
+    """A tab. `complaints` has what the browser refused or what failed in it: scripts, policies, resources."""
+
+    browser: Chromium
+    session: str
+    complaints: list[str] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
+    loaded: "Queue[None]" = field(default_factory=Queue)
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        return self.browser.call(method, session=self.session, **parameters)
+
+    def size(self, width: int, height: int) -> None:
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+
+    def happened(self, method: str, parameters: dict[str, Any]) -> None:
+        match method:
+            case "Page.loadEventFired":
+                self.loaded.put(None)
+            case "Network.requestWillBeSent":
+                self.requested.append(parameters["request"]["url"])
+            case "Log.entryAdded":
+                self.complaints.append(f"{parameters['entry']['text']} {parameters['entry'].get('url', '')}")
+            case "Runtime.exceptionThrown":
+                details = parameters["exceptionDetails"]
+                self.complaints.append(str(details.get("exception", {}).get("description", details["text"])))
+
+    def goto(self, url: str) -> None:
+        """Load a page, and wait until it is."""
+        self.after_load(lambda: self.call("Page.navigate", url=url))
+
+    def after_load(self, act: Callable[[], object]) -> None:
+        """Do something that loads a page, and wait until it is loaded."""
+        while True:
+            try:
+                self.loaded.get_nowait()
+            except Empty:
+                break
+        act()
+        self.loaded.get(timeout=PATIENCE_S)
+
+    def evaluate(self, expression: str) -> Any:
+        """Return the value of an expression in the page; a promise's is waited for."""
+        got = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in got, got["exceptionDetails"]
+        return got["result"].get("value")
+
+    def until(self, condition: str) -> None:
+        """Wait until an expression holds."""
+        check = f"() => Boolean({condition})"
+        self.evaluate(
+            f"new Promise((found, lost) => {{ const check = {check}; const began = Date.now();"
+            f"const look = () => check() ? found(true) : Date.now() - began > {PATIENCE_S * 1000 // 2} ?"
+            f" lost(new Error({json.dumps(condition)})) : setTimeout(look, 50); look(); }})"
+        )
+
+    def key(self, key: str) -> None:
+        """Press a key; a single character is typed."""
+        text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
+        codes = {"Tab": 9, "Enter": 13, "Escape": 27}
+        more = {"windowsVirtualKeyCode": codes[key]} if key in codes else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, **text, **more)
+        self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, **more)
+
+    def screenshot(self, path: Path, *, whole: bool = False) -> None:
+        got = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(base64.b64decode(got["data"]))
+
+    def axe(self) -> list[str]:
+        """Return what axe-core finds wrong with the page for people who cannot see it, or have no mouse."""
+        self.evaluate(AXE.read_text(encoding="utf-8") + ";0")
+        found = self.evaluate(
+            "axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'best-practice']})"
+            ".then(all => all.violations.flatMap(each => each.nodes.map(node =>"
+            " each.id + ': ' + node.html.slice(0, 200) + ' ' + (node.failureSummary || ''))))"
+        )
+        return list(found)
