@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from fleet_edge.store.errors import NotFound, StoreError
-from fleet_edge.store.models import DeviceRow, RollupRow, RoundRow, SegmentRow, SessionRow
+from fleet_edge.store.models import DeviceRow, EventRow, RollupRow, RoundRow, SegmentRow, SessionRow
 from fleet_edge.store.records.segments import segment_time
 from fleet_edge.store.totals import SUMMED, tally
 from fleet_edge.store.views import DeviceView, HourView, RoundView, SegmentView, SessionView, Tally
