@@ -10,8 +10,8 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -68,9 +68,11 @@ class ApplicationsFile:
 
     Attributes:
         path: Where.
+        quotas: Those that hold in place of the file's, by the application's name and the quota's.
     """
 
     path: Path
+    quotas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     _seen: tuple[int, int, int] | None = None
     _by_digest: dict[str, Application] | None = None
 
@@ -106,7 +108,9 @@ class ApplicationsFile:
             self._by_digest = {each.sha256: each for each in self.read().applications}
             self._seen = seen
         # A digest is looked up, so that the time it takes tells nothing of the key.
-        return self._by_digest.get(_digest(key))
+        found = self._by_digest.get(_digest(key))
+        others = None if found is None else self.quotas.get(found.name)
+        return found if found is None or not others else found.model_copy(update=dict(others))
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[list[Application]]:

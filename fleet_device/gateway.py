@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Final
 
 from fleet_device.api.app import create_app
 from fleet_device.api.server import ApiServer, listen
@@ -19,6 +19,9 @@ from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import EdgeUnavailable
 from fleet_device.offline import OfflinePolicy
 from fleet_device.service import DeviceService
+from fleet_device.steering.log_tail import LogTail
+from fleet_device.steering.remote_settings import RemoteSettings
+from fleet_device.steering.steering import Steering
 from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece
 from fleet_device.texts.queue import Listener, TextQueue, Ticket
 from schemas.version import VERSION
@@ -26,6 +29,8 @@ from schemas.version import VERSION
 __all__ = ["Asked", "Gateway"]
 
 _log = logging.getLogger(__name__)
+
+_DRAINED: Final = "The device's administrator has it take no new texts for now; ask again later, or another device."
 
 
 class Asked(Enum):
@@ -35,11 +40,13 @@ class Asked(Enum):
         STOP: End at once.
         DRAIN: End when the open text has ended, or when its time is over; asked again, at once.
         IDLE: From within: nothing is left to write.
+        RELOAD: From afar: end like `DRAIN`, and begin anew.
     """
 
     STOP = auto()
     DRAIN = auto()
     IDLE = auto()
+    RELOAD = auto()
 
 
 class Gateway:
@@ -47,11 +54,24 @@ class Gateway:
 
     Args:
         service: Not started yet.
+        remote: What an administrator can set from afar; without it, or where the settings do not let him, nobody
+            listens.
+        log_tail: What has been logged.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, service: DeviceService, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        service: DeviceService,
+        *,
+        remote: RemoteSettings | None = None,
+        log_tail: LogTail | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._service = service
+        self._reloads = False
+        self._log_tail = log_tail or LogTail()
+        self._remote = remote
         self._settings = service.settings
         self._clock = clock
         # A SimpleQueue, since signal handlers put into it.
@@ -65,6 +85,11 @@ class Gateway:
         )
         self._server: ApiServer | None = None
         self._journal = Journal(texts=self._settings.status_texts, now=service.now)
+        self._steering: Steering | None = None
+        if remote is not None and self._settings.steering:
+            remote.on_change(service.take_settings)
+            self._steering = Steering(remote, self, service.link, now=service.now)
+            self._steering.attach()
 
     @property
     def address(self) -> str | None:
@@ -88,12 +113,15 @@ class Gateway:
         """
         if self._settings.api_port:
             self.serve(listen(self._settings.api_port))
+        if self._steering is not None:
+            self._steering.start()
         self._service.start_patiently()
         self._texts.start()
 
     def serve(self, sock: socket.socket) -> None:
         """Serve the API on a socket that listens."""
-        self._server = ApiServer(create_app(self, self._settings), sock)
+        applications = None if self._remote is None else self._remote.applications
+        self._server = ApiServer(create_app(self, self._settings, applications=applications), sock)
         self._server.start()
 
     def run(
@@ -106,6 +134,7 @@ class Gateway:
             on_drain: Called once if it begins with a drain, with the number of texts that are still to be written.
         """
         asked = self._asked.get()
+        self._reloads = asked is Asked.RELOAD
         on_end()
         if asked is Asked.STOP:
             return
@@ -116,7 +145,19 @@ class Gateway:
         _log.info("Draining: %d texts.", left)
         on_drain(left)
         with contextlib.suppress(queue.Empty):
-            self._asked.get(timeout=max(0.0, deadline - self._clock()))  # whatever it is: nothing keeps us any longer
+            # Whatever it is: nothing keeps us any longer.
+            self._noted(self._asked.get(timeout=max(0.0, deadline - self._clock())))
+
+    @property
+    def reloads(self) -> bool:
+        """Whether it has ended to begin anew, and nobody has asked for its end since."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._noted(self._asked.get_nowait())
+        return self._reloads
+
+    def _noted(self, asked: Asked) -> None:
+        self._reloads = self._reloads and asked not in {Asked.STOP, Asked.DRAIN}
 
     def stop(self) -> None:
         """Give up what is not written, say goodbye, and release everything."""
@@ -124,7 +165,43 @@ class Gateway:
         self._texts.join()
         if self._server is not None:
             self._server.stop()
+        if self._steering is not None:
+            self._steering.stop()
         self._service.stop()
+
+    # From afar: what commands act on
+
+    @property
+    def service(self) -> DeviceService:
+        """The device's service."""
+        return self._service
+
+    @property
+    def log_tail(self) -> LogTail:
+        """What has been logged."""
+        return self._log_tail
+
+    def hold(self, *, drain: bool) -> int:
+        """Take no new texts, or begin none, until `resume`; return how many are still to be written."""
+        self._texts.hold(_DRAINED if drain else "")
+        self._service.drain()
+        return self._texts.waiting + self._texts.writing
+
+    def resume(self) -> bool:
+        """Take texts again, unless the device is ending; return whether it did not."""
+        held = self._texts.held or bool(self._texts.refusal)
+        if held and not self._texts.closed:
+            self._texts.resume()
+            self._service.resume()
+        return held
+
+    def reload(self) -> None:
+        """End like a drain, to begin anew."""
+        self.ask(Asked.RELOAD)
+
+    def settings_report(self) -> dict[str, Any]:
+        """Return the settings as an administrator sees them, as JSON values."""
+        return {} if self._remote is None else self._remote.report().model_dump(mode="json")
 
     # Backend
 
@@ -162,7 +239,8 @@ class Gateway:
         else:
             reason = self.absence()
             absent = "local" if settings.offline is OfflinePolicy.LOCAL else "waiting"
-            status = "draining" if self._texts.closed else "ok" if reason is None else absent
+            held = self._texts.closed or self._texts.held or self._texts.refusal
+            status = "draining" if held else "ok" if reason is None else absent
         return {
             "status": status,
             "reason": reason,

@@ -3,8 +3,8 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Self
 
@@ -45,6 +45,8 @@ _CLOSE_S: Final = 2.0
 # Between the attempts of a device that waits for its network.
 _TIDY_S: Final = 60.0  # at least, between two times at which free memory is given back
 _AGAIN_S: Final = 5.0
+
+_PACING: Final = frozenset({"draft_length", "ahead", "stream"})
 
 
 @dataclass(slots=True)
@@ -98,12 +100,7 @@ class DeviceService:
             self.drafter,
             make_pacing(settings),
             self.clock,
-            Timeouts(
-                open_s=settings.open_s,
-                resume_s=settings.resume_s,
-                verdict_s=settings.verdict_s,
-                close_s=_CLOSE_S,
-            ),
+            _timeouts(settings),
             Inbox(),
             padding=settings.padding,
             window=settings.window,
@@ -176,10 +173,36 @@ class DeviceService:
             self._reports.stop()
             self.drafter.close()
 
+    @property
+    def link(self) -> Link:
+        """To the broker, for whatever else this device listens to."""
+        return self._link
+
+    def link_counters(self) -> dict[str, int]:
+        """Return what the link has counted, by name."""
+        return asdict(self._link.counters)
+
     def drain(self) -> None:
         """Tell the fleet that this device takes no new texts."""
         self._presence = Presence.DRAINING
         self.announce()
+
+    def resume(self) -> None:
+        """Tell the fleet that this device takes texts again."""
+        self._presence = Presence.ONLINE
+        self.announce()
+
+    def take_settings(self, changed: Collection[str]) -> None:
+        """Take settings into use that have changed since the device was started; texts under way keep to the old ones.
+
+        Args:
+            changed: Their names.
+        """
+        settings, agent = self.settings, self.agent
+        if not _PACING.isdisjoint(changed):
+            agent.repace(lambda: make_pacing(settings))
+        agent.timeouts = _timeouts(settings)
+        agent.padding, agent.window = settings.padding, settings.window
 
     def absence(self) -> str | None:
         """Return what is missing to write a text, in a sentence; None if nothing is."""
@@ -282,3 +305,7 @@ class DeviceService:
             )
         except LinkError:
             return  # states are said again after the reconnect, telemetry is not worth keeping
+
+
+def _timeouts(settings: DeviceSettings) -> Timeouts:
+    return Timeouts(open_s=settings.open_s, resume_s=settings.resume_s, verdict_s=settings.verdict_s, close_s=_CLOSE_S)

@@ -5,7 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
-from pydantic import Field, SecretStr, TypeAdapter, ValidationError
+from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_validator
 
 from fleet_device.drafters.registry import DRAFTERS
 from fleet_device.offline import OfflinePolicy, Outages
@@ -40,6 +40,7 @@ class Truncate(StrEnum):
     MIDDLE = "middle"
 
 
+LogLevel = Literal["debug", "info", "warning", "error"]
 MemoryBudget = Annotated[int, Field(ge=1, le=1 << 20)] | Literal["auto"]
 DraftLength = Annotated[int, Field(ge=0, le=MAX_DRAFT)] | Literal["auto"]
 
@@ -246,6 +247,30 @@ class DeviceSettings(Settings):
         le=1000,
     )
 
+    steering: bool = setting(
+        True,  # noqa: FBT003 - a default
+        "Whether an administrator may set what this device does, and give it commands, from afar.",
+        since="0.2",
+    )
+    steering_fixed: str = setting(
+        "",
+        "Settings that stay as they are configured here, whatever is wanted from afar: names with commas between.",
+        since="0.2",
+        rare=True,
+    )
+    steering_dir: Path | None = setting(
+        None,
+        "Folder that keeps what was set from afar; left out, one in the state folder (`STATE_DIRECTORY`, "
+        "`$XDG_STATE_HOME/dssd-fleet`, or `~/.local/state/dssd-fleet`).",
+        since="0.2",
+        rare=True,
+    )
+    log_level: LogLevel | None = setting(
+        None,
+        "From which severity on the log is written; left out, `warning`, or `info` with `--verbose`.",
+        since="0.2",
+        rare=True,
+    )
     status_texts: int = setting(
         0,
         "Latest texts that the status page shows, to everybody who may use the local API; 0 shows none.",
@@ -255,6 +280,18 @@ class DeviceSettings(Settings):
         ge=0,
         le=100,
     )
+
+    @field_validator("steering_fixed")
+    @classmethod
+    def _known(cls, names: str) -> str:
+        for name in filter(None, map(str.strip, names.split(","))):
+            if name not in cls.model_fields and not name.startswith("quota."):
+                raise ValueError(f"there is no setting {name[:60]!r}")
+        return names
+
+    def stays(self) -> frozenset[str]:
+        """Return the settings that are not to be set from afar."""
+        return frozenset(filter(None, map(str.strip, self.steering_fixed.split(","))))
 
     def outages(self) -> Outages:
         """Return what a text does when no edge answers."""

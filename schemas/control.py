@@ -14,15 +14,26 @@ from schemas.names import Name
 from schemas.printable import PRINTABLE
 from schemas.reasons import unknown_as
 
-__all__ = ["MAX_CONTROL_BYTES", "DeviceState", "EdgeState", "Presence", "Telemetry", "decode_json", "encode_json"]
+__all__ = [
+    "MAX_CONTROL_BYTES",
+    "ControlMessage",
+    "DeviceState",
+    "EdgeState",
+    "Presence",
+    "Telemetry",
+    "decode_json",
+    "encode_json",
+]
 
 MAX_CONTROL_BYTES = 64 << 10
 
 Label = Annotated[str, Field(max_length=200), PRINTABLE]
-C = TypeVar("C", bound="_Control")
+C = TypeVar("C", bound="ControlMessage")
 
 
-class _Control(BaseModel):
+class ControlMessage(BaseModel):
+    """Base of all control messages: what a newer release has added is passed over."""
+
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
@@ -37,7 +48,7 @@ class Presence(StrEnum):
     OFFLINE = "offline"
 
 
-class DeviceState(_Control):
+class DeviceState(ControlMessage):
     """A device's retained state.
 
     Attributes:
@@ -57,7 +68,7 @@ class DeviceState(_Control):
     certificate_until: AwareDatetime | None = None
 
 
-class EdgeState(_Control):
+class EdgeState(ControlMessage):
     """An edge's retained state.
 
     Attributes:
@@ -79,7 +90,7 @@ class EdgeState(_Control):
     certificate_until: AwareDatetime | None = None
 
 
-class Telemetry(_Control):
+class Telemetry(ControlMessage):
     """A device's counters since it started, for dashboards; the session log is the record.
 
     Attributes:
@@ -106,7 +117,7 @@ class Telemetry(_Control):
     unverified: Annotated[int, Field(ge=0, strict=True)] | None = None
 
 
-def encode_json(message: _Control) -> bytes:
+def encode_json(message: ControlMessage) -> bytes:
     """Return the message as UTF-8 JSON."""
     return message.model_dump_json(exclude_none=True).encode()
 

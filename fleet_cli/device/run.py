@@ -1,15 +1,20 @@
 """`fleet device run`: the device as a service."""
 
+import logging
 import signal
 import sys
 
 from fleet_cli.events_flag import with_events
 from fleet_cli.settings_flags import with_settings
+from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.registry import load_drafter
 from fleet_device.gateway import Asked, Gateway
 from fleet_device.preflight import preflight
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
+from fleet_device.steering.log_tail import LogTail
+from fleet_device.steering.remote_settings import RemoteSettings
+from fleet_device.steering.starting import apply_log_level, load_steered
 from fleet_runtime.events import Event, EventStream
 from fleet_runtime.repetition import hold_back_repetition
 from fleet_runtime.systemd import Systemd
@@ -25,9 +30,35 @@ def run_command(settings: DeviceSettings, *, events: EventStream) -> None:
     SIGTERM lets the open text end first; SIGINT does not, nor does a second SIGTERM.
     """
     hold_back_repetition()
-    preflight(settings, serves=True)
-    events.write(Event.LOADING, model=settings.model)
-    service = DeviceService(settings, load_drafter(settings))
+    tail, usual = LogTail(), logging.getLogger().level
+    logging.getLogger().addHandler(tail)
+    unit, watched = Systemd.from_environment(), list[Gateway]()
+    unit.watch(lambda: [each.health() for each in watched])
+    try:
+        while _run_once(settings, tail, usual, unit=unit, watched=watched, events=events):
+            events.write(Event.STOPPED)
+    finally:
+        unit.close()
+        logging.getLogger().removeHandler(tail)
+    events.write(Event.STOPPED)
+
+
+def _run_once(
+    own: DeviceSettings, tail: LogTail, usual: int, *, unit: Systemd, watched: list[Gateway], events: EventStream
+) -> bool:
+    """Serve until the end; return whether the device is to begin anew, as its administrator has asked from afar."""
+    remote = RemoteSettings.of(own)
+
+    def load(settings: DeviceSettings) -> Drafter:
+        preflight(settings, serves=True)
+        events.write(Event.LOADING, model=settings.model)
+        return load_drafter(settings)
+
+    drafter = load_steered(remote, load)
+    settings = remote.settings
+    apply_log_level(settings, usual)
+    remote.on_change(lambda _changed: apply_log_level(settings, usual))
+    service = DeviceService(settings, drafter)
     broker = settings.broker
 
     def tell_connection(up: bool) -> None:
@@ -37,10 +68,9 @@ def run_command(settings: DeviceSettings, *, events: EventStream) -> None:
             events.write(Event.OFFLINE)
 
     service.on_connection(tell_connection)
-    gateway = Gateway(service)
+    gateway = Gateway(service, remote=remote, log_tail=tail)
     signal.signal(signal.SIGINT, lambda *_: gateway.ask(Asked.STOP))
     signal.signal(signal.SIGTERM, lambda *_: gateway.ask(Asked.DRAIN))
-    unit = Systemd.from_environment()
     try:
         gateway.start()
         served = gateway.address or "no API"
@@ -59,9 +89,18 @@ def run_command(settings: DeviceSettings, *, events: EventStream) -> None:
                 flush=True,
             )
         unit.ready(f"Device {settings.device} of fleet {settings.fleet}: {served}.")
-        unit.watch(gateway.health)
-        gateway.run(on_end=unit.stopping, on_drain=lambda texts: events.write(Event.DRAINING, texts=texts))
+        watched[:] = [gateway]
+        gateway.run(
+            on_end=lambda: _tell_end(gateway, unit), on_drain=lambda texts: events.write(Event.DRAINING, texts=texts)
+        )
     finally:
         gateway.stop()
-        unit.close()
-    events.write(Event.STOPPED)
+        # Until there is another one to ask, a signal ends the process, as before the first.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return gateway.reloads
+
+
+def _tell_end(gateway: Gateway, unit: Systemd) -> None:
+    if not gateway.reloads:
+        unit.stopping()

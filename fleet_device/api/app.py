@@ -72,6 +72,7 @@ def create_app(
     backend: Backend,
     settings: DeviceSettings,
     *,
+    applications: ApplicationsFile | None = None,
     wall_clock: Callable[[], float] = time.time,
     clock: Callable[[], float] = time.monotonic,
     pause: Pause = asyncio.sleep,
@@ -81,13 +82,15 @@ def create_app(
     Args:
         backend: The device.
         settings: Defaults of the requests, and the token to ask for.
+        applications: Those that may use it; without it, as the settings name their file.
         wall_clock: Unix seconds.
         clock: Monotonic seconds.
         pause: Sleeps for some seconds.
     """
     api = _Api(backend, settings, wall_clock, pause, ApplicationQuotas(clock))
     named = settings.applications
-    applications = None if named is None else ApplicationsFile(named.expanduser())
+    if applications is None and named is not None:
+        applications = ApplicationsFile(named.expanduser())
     token = settings.api_token.get_secret_value() if settings.api_token else None
     return Starlette(
         routes=[

@@ -132,6 +132,10 @@ class Agent:
         self._lanes = Lanes([Lane(self.drafter, None, self.inbox), *further])
         self._grammars = GrammarCompiler(self._grammar_tokenizer)
 
+    def repace(self, make: Callable[[], Pacing]) -> None:
+        """Give the texts that are yet to begin new pacings: what the old ones have learned is forgotten."""
+        self._lanes.repace(make)
+
     def attach(self) -> None:
         """Subscribe; once, before the link is started."""
         self.inbox.listener = self._on_event
@@ -193,7 +197,7 @@ class Agent:
             self._refused.check(self.timeouts.open_s)
             session = DeviceSession(request, window=self.window, revisable=outages.revisable and outages.rejoin)
             pacing = self.pacing if lane.pacing is None else lane.pacing
-            outbound = replace(self._outbound, inbox=lane.inbox)
+            outbound = replace(self._outbound, inbox=lane.inbox, padding=self.padding)
             retry = RetryState(self.timeouts, self.clock)
             if (left_s := self._refused.left_s) > 0.0:
                 retry.hold(left_s)

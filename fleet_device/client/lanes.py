@@ -1,7 +1,7 @@
 """Lanes of an agent: what each of the texts that are written at once has for itself."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from fleet_device.pacing.contract import Pacing
 __all__ = ["Lane", "Lanes"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Lane:
     """One of them. Texts that take turns in it go on from each other's keys and values, and from what was measured.
 
@@ -36,6 +36,7 @@ class Lanes:
     """
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
+        self._all = tuple(lanes)
         self._free = list(lanes)  # the one unused for longest first
         self._changed = threading.Condition()
 
@@ -56,3 +57,9 @@ class Lanes:
             with self._changed:
                 self._free.append(lane)
                 self._changed.notify()
+
+    def repace(self, make: Callable[[], Pacing]) -> None:
+        """Give every lane a new pacing of its own; texts under way keep theirs."""
+        with self._changed:
+            for lane in self._all:
+                lane.pacing = make()

@@ -113,7 +113,8 @@ class TextQueue:
         self._on_idle = on_idle
         self._waiting: deque[Ticket] = deque()
         self._current: dict[Ticket, float] = {}  # the texts under way, and when they were begun, by the clock
-        self._closed = self._broken = False
+        self._closed = self._broken = self._held = False
+        self._refusal = ""
         self._usual_s: float | None = None
         self._done = 0
         self._changed = threading.Condition()
@@ -151,6 +152,28 @@ class TextQueue:
         """Whether a thread that writes has ended before its time: nothing is written any more."""
         return self._broken
 
+    @property
+    def held(self) -> bool:
+        """Whether no text is begun for now."""
+        return self._held
+
+    @property
+    def refusal(self) -> str:
+        """Why no more requests are taken for now, in a sentence; empty if they are."""
+        return self._refusal
+
+    def hold(self, refusal: str = "") -> None:
+        """Take no more requests for now, and say so, or, without a refusal, begin none of those that wait."""
+        with self._changed:
+            self._refusal, self._held = refusal, not refusal
+            self._changed.notify_all()
+
+    def resume(self) -> None:
+        """Take requests, and begin them."""
+        with self._changed:
+            self._refusal, self._held = "", False
+            self._changed.notify_all()
+
     def start(self) -> None:
         """Begin to write."""
         for thread in self._threads:
@@ -161,7 +184,7 @@ class TextQueue:
 
         Raises:
             TextQueueFull: Too many wait.
-            TextCancelled: The queue is closed.
+            TextCancelled: The queue is closed, or takes no requests for now.
         """
         ticket = Ticket(prepare, listener)
         with self._changed:
@@ -169,7 +192,9 @@ class TextQueue:
                 raise TextCancelled(_BROKEN)
             if self._closed:
                 raise TextCancelled("The device is shutting down and takes no new texts.")
-            free = self.at_once - len(self._current)
+            if self._refusal:
+                raise TextCancelled(self._refusal)
+            free = 0 if self._held else self.at_once - len(self._current)
             if self._most is not None and len(self._waiting) >= self._most + free:
                 raise TextQueueFull(self._most, at_once=self.at_once, retry_after_s=self._retry_after_s())
             self._waiting.append(ticket)
@@ -236,7 +261,7 @@ class TextQueue:
     def _serve_all(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
+                self._changed.wait_for(lambda: (self._waiting and not self._held) or self._closed)
                 if not self._waiting:
                     break
                 ticket = self._waiting.popleft()

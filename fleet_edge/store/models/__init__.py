@@ -15,22 +15,34 @@ from fleet_edge.store.models.log import (
     SessionRow,
 )
 from fleet_edge.store.models.rollouts import RolloutRow
+from fleet_edge.store.models.steering import (
+    AuditRow,
+    CommandRow,
+    LabelRow,
+    ReportedSettingsRow,
+    WantedSettingsRow,
+)
 
 __all__ = [
     "REVISION",
     "AccountRow",
     "ApiKeyRow",
+    "AuditRow",
     "Base",
+    "CommandRow",
     "DeviceRow",
     "EdgeRow",
     "EventRow",
     "FenceLiftRow",
     "FenceRow",
     "LoginRow",
+    "LabelRow",
     "ReportedCloseRow",
+    "ReportedSettingsRow",
     "RolloutRow",
     "RollupRow",
     "RoundRow",
     "SegmentRow",
     "SessionRow",
+    "WantedSettingsRow",
 ]

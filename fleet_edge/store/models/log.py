@@ -49,6 +49,7 @@ class DeviceRow(Base):
     round_trip_ms: Mapped[float | None]
     told_acceptance: Mapped[float | None]
     draft_ms_per_token: Mapped[float | None]
+    retired_at: Mapped[datetime | None]  # out of service, as the administrator says
 
 
 class EdgeRow(Base):

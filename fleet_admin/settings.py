@@ -1,0 +1,23 @@
+"""Settings of an administrator's programs, from flags, the environment (`FLEET_ADMIN_…`, nested with `__`) and TOML."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from fleet_link.settings import BrokerSettings
+from fleet_runtime.fields import Settings, setting
+from schemas.names import Name
+
+__all__ = ["AdminSettings"]
+
+
+class AdminSettings(Settings):
+    """Where an administrator's programs find the fleet, and who they are there."""
+
+    variable_prefix: ClassVar[str] = "FLEET_ADMIN_"
+
+    fleet: Name = setting("fleet", "Name of the fleet.", since="0.2")
+    name: Name = setting(
+        "monitor", "Name of this monitor; its identity at the broker, and no other program's.", since="0.2"
+    )
+    broker: BrokerSettings = Field(default_factory=BrokerSettings)

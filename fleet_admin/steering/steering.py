@@ -1,0 +1,471 @@
+"""Steering of a fleet: sets what devices do, gives them commands, and keeps who has done it.
+
+::
+
+    from fleet_admin.settings import AdminSettings
+    from fleet_admin.steering import Actor, Selection, Steering
+
+    with Steering.open(AdminSettings(), "sqlite:///fleet.sqlite3") as steering:
+        for result in steering.set({"temperature": 0.2}, Selection(labels=("hall_a",)), actor=Actor("alice")):
+            print(result.device, result.state, result.sentence)
+
+What cannot be recorded does not happen: the database is written before a device is told anything.
+"""
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Final, Self
+
+from fleet_admin.settings import AdminSettings
+from fleet_admin.steering.answers import Answers
+from fleet_admin.steering.errors import SteeringError
+from fleet_admin.steering.judging import device_view, outcome_of
+from fleet_admin.steering.log import SteeringEvent, SteeringLog
+from fleet_admin.steering.selection import KnownDevice, Selection
+from fleet_admin.steering.values import check_change, needs_reload
+from fleet_admin.steering.views import (
+    Actor,
+    CommandResult,
+    DeviceSettingsView,
+    SetResult,
+    SettingsChange,
+)
+from fleet_admin.steering.wire import SteeringWire
+from fleet_edge.event_codes import EventKind
+from fleet_edge.store.steering.audit import AuditEntry
+from fleet_edge.store.steering.commands import SILENT
+from fleet_link.link import Link
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import LinkSettings
+from schemas.control import Presence
+from schemas.steering import MAX_SETTINGS, MAX_VERSION, CommandRequest, DesiredSettings, SettingValue
+
+__all__ = ["COMMANDS", "Steering"]
+
+COMMANDS: Final[Mapping[str, float]] = {
+    "self-test": 60.0,
+    "reload": 10.0,
+    "drain": 10.0,
+    "pause": 10.0,
+    "resume": 10.0,
+    "log-tail": 15.0,
+    "support-bundle": 20.0,
+}
+"""Seconds that a command is given unless its sender says otherwise, by its name."""
+
+_MOST_S: Final = 600.0
+_WAIT_S: Final = 10.0
+_RECORD_S: Final = 2.0
+_OFFLINE: Final = "offline"
+_ASKED: Final = "asked"
+
+# Codes of events, as `fleet_edge.event_codes` has them.
+_CODES: Final[Mapping[SettingState, str]] = {
+    SettingState.IN_FORCE: "applied",
+    SettingState.NEEDS_RESTART: "applied",
+    SettingState.REFUSED: "refused",
+    SettingState.WAITING: "wanted",
+    SettingState.SILENT: "wanted",
+}
+_ENDS: Final[Mapping[str, str]] = {"ok": "done", "failed": "failed", "refused": "refused", SILENT: "timed-out"}
+
+
+class Steering:
+    """A monitor at work. May be used by several threads.
+
+    Args:
+        log: Where it is kept.
+        wire: To the devices; not started.
+        now: The wall clock (UTC).
+        clock: Monotonic seconds.
+
+    Attributes:
+        log: Labels, commands and the audit log, which need no broker.
+    """
+
+    def __init__(
+        self,
+        log: SteeringLog,
+        wire: SteeringWire,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.log = log
+        self._wire = wire
+        self._now = now
+        self._clock = clock
+        self._setting = threading.Lock()
+        self._ended = threading.Event()
+        self._recorder: threading.Thread | None = None
+
+    @classmethod
+    def open(cls, settings: AdminSettings, db: str, *, make_link: Callable[[LinkSettings], Link] = PahoLink) -> Self:
+        """Return a monitor as the settings say, not started.
+
+        Raises:
+            StoreError: The database cannot be opened.
+        """
+        link = make_link(settings.broker.link(settings.name, will=None))
+        return cls(SteeringLog(db), SteeringWire(link, fleet=settings.fleet, name=settings.name))
+
+    def start(self, *, records: bool = False) -> None:
+        """Connect, and hear what the broker keeps.
+
+        Args:
+            records: Whether to keep what devices report for as long as this runs, as a dashboard does.
+
+        Raises:
+            ConnectFailed: The broker cannot be reached.
+            SteeringError: It does not let this monitor speak.
+        """
+        try:
+            self._wire.start()
+        except BaseException:
+            self.stop()
+            raise
+        if records:
+            self._recorder = threading.Thread(target=self._record, name="steering", daemon=True)
+            self._recorder.start()
+
+    def stop(self) -> None:
+        """End. Idempotent."""
+        self._ended.set()
+        if self._recorder is not None:
+            self._recorder.join()
+        self._wire.stop()
+        self.log.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answers."""
+        return self._wire.connected
+
+    # Whom
+
+    def known(self, *, edges: bool = False) -> dict[str, KnownDevice]:
+        """Return the devices that the log or the broker knows, by name; the broker's word is the later one."""
+        found = self.log.known(edges=edges)
+        for device, state in self._wire.states().items():
+            of_log = found.get(device, KnownDevice(device=device))
+            found[device] = replace(
+                of_log,
+                presence=state.presence,
+                software=state.software,
+                draft_model=state.draft_model,
+                silent=state.presence is Presence.OFFLINE,
+            )
+        return found
+
+    def choose(self, selection: Selection) -> list[str]:
+        """Return the devices that a selection means.
+
+        Raises:
+            SteeringError: It means none, or one that nobody knows.
+        """
+        return selection.choose(self.known(edges=selection.edge is not None))
+
+    # Settings
+
+    def preview(
+        self, changes: Mapping[str, SettingValue], selection: Selection, *, unset: Collection[str] = ()
+    ) -> list[SettingsChange]:
+        """Return what a change would do to each device that it concerns; nothing is changed.
+
+        Raises:
+            SteeringError: Nobody is chosen, or a setting cannot be set so.
+        """
+        check_change(changes, unset)
+        known = self.known(edges=selection.edge is not None)
+        desired, reported, kept = self._wire.desired(), self._wire.reported(), self.log.wanted()
+        found = []
+        for device in selection.choose(known):
+            before = desired[device].values if device in desired else kept[device].values if device in kept else {}
+            versions = (
+                desired[device].version if device in desired else 0,
+                reported[device].version if device in reported else 0,
+                kept[device].version if device in kept else 0,
+            )
+            refused = (
+                reported[device].refused if device in reported and reported[device].version == max(versions) else {}
+            )
+            # What it has refused is wanted no more, unless it is again: it would refuse all else with it.
+            dropped = tuple(name for name in refused if name in before and name not in changes)
+            wanted = {
+                name: value
+                for name, value in {**before, **changes}.items()
+                if name not in unset and name not in dropped
+            }
+            concerned = (*changes, *unset)
+            if len(wanted) > MAX_SETTINGS:
+                raise SteeringError(f"{len(wanted)} settings are wanted of {device}; {MAX_SETTINGS} can be.")
+            found.append(
+                SettingsChange(
+                    device=device,
+                    presence=known[device].presence,
+                    version=min(max(versions) + 1, MAX_VERSION),
+                    before={name: before[name] for name in concerned if name in before},
+                    after=dict(changes),
+                    wanted=wanted,
+                    dropped=dropped,
+                    needs_restart=tuple(name for name in concerned if needs_reload(name)),
+                )
+            )
+        return found
+
+    def set(
+        self,
+        changes: Mapping[str, SettingValue],
+        selection: Selection,
+        *,
+        actor: Actor,
+        unset: Collection[str] = (),
+        wait_s: float = _WAIT_S,
+    ) -> Iterator[SetResult]:
+        """Want settings of devices, and tell of each what becomes of them, as they answer.
+
+        Args:
+            changes: Values by name; what else is wanted of a device stays.
+            selection: Whom it concerns.
+            actor: Who wants it.
+            unset: Settings that are no longer wanted: the device's own hold again.
+            wait_s: Longest wait for the devices that are there.
+
+        Raises:
+            SteeringError: Nobody is chosen, or a setting cannot be set so; nothing is changed.
+            StoreUnavailable: It cannot be recorded; nothing is changed.
+        """
+        with self._setting:  # two changes at once would be of one version
+            planned = self.preview(changes, selection, unset=unset)
+            entries = self._want(planned, actor=actor)
+        return self._results(planned, entries, actor=actor, wait_s=wait_s)
+
+    def unset(
+        self, names: Collection[str], selection: Selection, *, actor: Actor, wait_s: float = _WAIT_S
+    ) -> Iterator[SetResult]:
+        """Take back what was wanted; see `set`."""
+        return self.set({}, selection, actor=actor, unset=names, wait_s=wait_s)
+
+    def wanted_and_reported(self, devices: Collection[str] | None = None) -> list[DeviceSettingsView]:
+        """Return the settings of all devices, or of some, as they are wanted and as they have been reported."""
+        self._keep_fresh()
+        known, desired, reported = self.known(), self._wire.desired(), self._wire.reported()
+        kept, heard = self.log.wanted(), self.log.reported()
+        names = known.keys() | desired.keys() | reported.keys() | kept.keys()
+        return [
+            device_view(
+                device,
+                known.get(device),
+                desired=desired.get(device),
+                reported=reported.get(device),
+                kept=kept.get(device),
+                heard=heard.get(device),
+            )
+            for device in sorted(names if devices is None else names & set(devices))
+        ]
+
+    def _want(self, planned: Sequence[SettingsChange], *, actor: Actor) -> dict[str, str]:
+        """Record what is wanted, and tell the devices; return the ids of the entries in the audit log."""
+        now = self._now()
+        wanted = {
+            each.device: DesiredSettings(version=each.version, values=dict(each.wanted), who=actor.who[:100], at=now)
+            for each in planned
+        }
+        entries = [
+            AuditEntry(
+                who=actor.who,
+                action="set" if each.after else "unset",
+                subject=each.device,
+                before=_shown(each.before),
+                after=_shown(each.after),
+                outcome=_ASKED,
+                source=actor.source,
+            )
+            for each in planned
+        ]
+        ids = self.log.keep_wanted(wanted, entries)
+        for device, settings in wanted.items():
+            self._wire.want(device, settings)
+        return dict(zip(wanted, ids, strict=True))
+
+    def _results(
+        self, planned: Sequence[SettingsChange], entries: Mapping[str, str], *, actor: Actor, wait_s: float
+    ) -> Iterator[SetResult]:
+        deadline = self._clock() + wait_s
+        there = {each.device: each for each in planned if each.presence not in {None, Presence.OFFLINE}}
+        done: dict[str, SetResult] = {}
+        for each in planned:
+            if each.device not in there:
+                done[each.device] = outcome_of(each, None)
+                yield done[each.device]
+
+        def answered() -> list[str]:
+            reported = self._wire.reported()
+            return [
+                device
+                for device, each in there.items()
+                if device not in done
+                and (self._wire.rejected(device) or (device in reported and reported[device].version >= each.version))
+            ]
+
+        try:
+            while len(done) < len(planned) and (left_s := deadline - self._clock()) > 0:
+                for device in self._wire.wait(answered, left_s):
+                    rejected = self._wire.rejected(device)
+                    done[device] = outcome_of(there[device], self._wire.reported().get(device), rejected=rejected)
+                    yield done[device]
+            for device in there.keys() - done.keys():
+                done[device] = outcome_of(there[device], None)
+                yield done[device]
+        finally:
+            self._keep_fresh()
+            self.log.end_audit({entries[device]: f"{each.state}: {each.sentence}" for device, each in done.items()})
+            self.log.note(
+                [
+                    _told(each.device, EventKind.CONFIG, _CODES[each.state], each.sentence, actor)
+                    for each in done.values()
+                ]
+            )
+
+    # Commands
+
+    def command(
+        self,
+        name: str,
+        selection: Selection,
+        *,
+        actor: Actor,
+        arguments: Mapping[str, SettingValue] | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[CommandResult]:
+        """Give devices a command, and tell what each answers, as they answer.
+
+        Args:
+            name: One of `COMMANDS`.
+            selection: To whom.
+            actor: Who gives it.
+            arguments: By name.
+            timeout_s: Seconds that it is given; None: as the command usually takes.
+
+        Raises:
+            SteeringError: There is no such command, nobody is chosen, or the time is none; nothing is sent.
+            StoreUnavailable: It cannot be recorded; nothing is sent.
+        """
+        if name not in COMMANDS:
+            raise SteeringError(f"There is no command {name[:40]!r}; there are {', '.join(COMMANDS)}.")
+        limit_s = COMMANDS[name] if timeout_s is None else timeout_s
+        if not 0 < limit_s <= _MOST_S:
+            raise SteeringError(f"A command can be given up to {_MOST_S:.0f} s, not {limit_s:.0f} s.")
+        known = self.known(edges=selection.edge is not None)
+        chosen = selection.choose(known)
+        there = [each for each in chosen if known[each].presence not in {None, Presence.OFFLINE}]
+        deadline = self._now() + timedelta(seconds=limit_s)
+        requests = {
+            device: CommandRequest(
+                id=secrets.token_hex(8),
+                command=name,
+                arguments=dict(arguments or {}),
+                deadline=deadline,
+                who=actor.who[:100],
+            )
+            for device in there
+        }
+        said = json.dumps(dict(arguments)) if arguments else None
+        entries = [
+            AuditEntry(
+                who=actor.who,
+                action=f"command {name}",
+                subject=device,
+                after=said,
+                outcome=_ASKED if device in requests else "offline: not sent",
+                source=actor.source,
+            )
+            for device in chosen
+        ]
+        ids = self.log.keep_commands(requests, entries, batch=secrets.token_hex(8))
+        return self._answers(name, chosen, requests, dict(zip(chosen, ids, strict=True)), actor=actor, limit_s=limit_s)
+
+    def _answers(
+        self,
+        name: str,
+        chosen: Sequence[str],
+        requests: Mapping[str, CommandRequest],
+        entries: Mapping[str, str],
+        *,
+        actor: Actor,
+        limit_s: float,
+    ) -> Iterator[CommandResult]:
+        began = self._clock()
+        answers = Answers(requests, self._clock)
+        results: dict[str, CommandResult] = {}
+        try:
+            for device, request in requests.items():
+                self._wire.command(device, request, answers.listener(device))
+            for device in chosen:
+                if device not in requests:
+                    results[device] = CommandResult(
+                        device=device, id="", outcome=_OFFLINE, sentence="The device is offline; nothing was sent."
+                    )
+                    yield results[device]
+            while answers.missing and (left_s := began + limit_s + 1.0 - self._clock()) > 0:
+                for result in self._wire.wait(answers.take, left_s):
+                    results[result.device] = result
+                    yield result
+            for device in sorted(answers.missing):
+                results[device] = CommandResult(
+                    device=device,
+                    id=requests[device].id,
+                    outcome=SILENT,
+                    sentence=f"The device has not answered within {limit_s:.0f} s.",
+                )
+                yield results[device]
+        finally:
+            for device, request in requests.items():
+                self._wire.end_command(device, request.id)
+            ended = {each.id: (each.outcome, each.sentence) for each in results.values() if each.id}
+            self.log.end_commands(ended)
+            self.log.end_audit(
+                {entries[each.device]: f"{each.outcome}: {each.sentence}" for each in results.values() if each.id}
+            )
+            self.log.note(
+                [
+                    _told(each.device, EventKind.COMMAND, _ENDS[each.outcome], f"{name}: {each.sentence}", actor)
+                    for each in results.values()
+                    if each.id
+                ]
+            )
+
+    # Devices that go
+
+    def retire(self, device: str, *, undo: bool = False, actor: Actor) -> None:
+        """Take a device out of service, or put it back; see `SteeringLog.retire`. Nothing is wanted of it any more."""
+        self.log.retire(device, undo=undo, actor=actor)
+        if not undo:
+            self._wire.forget(device)
+
+    def _record(self) -> None:
+        while not self._ended.wait(_RECORD_S):
+            self._keep_fresh()
+
+    def _keep_fresh(self) -> None:
+        self.log.keep_reported(self._wire.take_fresh())
+
+
+def _told(device: str, kind: EventKind, code: str, sentence: str, actor: Actor) -> SteeringEvent:
+    return SteeringEvent(device=device, kind=kind, code=code, sentence=sentence, who=actor.who)
+
+
+def _shown(values: Mapping[str, SettingValue]) -> str | None:
+    return json.dumps(values) if values else None

@@ -1,0 +1,222 @@
+"""Wire of steering: what a monitor hears of devices and says to them, over one link."""
+
+import json
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
+
+from fleet_admin.steering.errors import SteeringError
+from fleet_link.errors import LinkError
+from fleet_link.link import Link, Message, Outcome
+from schemas.control import DeviceState, decode_json, encode_json
+from schemas.errors import CodecError, TopicError
+from schemas.steering import CommandRequest, CommandResponse, DesiredSettings, ReportedSettings
+from schemas.topics import COMMAND_EXPIRY_S, TREE, Topic, build, parse, wildcard
+
+__all__ = ["SteeringWire"]
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CONNECT_S: Final = 10.0
+_MOST_DEVICES: Final = 100_000
+"""Devices of which something is remembered: only the fleet's own get so far, and there are limits to them as well."""
+
+_RULES: Final = {rule.topic: rule for rule in TREE}
+
+
+class SteeringWire:
+    """What devices have said, kept up to date on the link's thread. May be used by several threads.
+
+    Args:
+        link: Of a monitor; not started.
+        fleet: The fleet's name.
+        name: The monitor's.
+    """
+
+    def __init__(self, link: Link, *, fleet: str, name: str) -> None:
+        self._link = link
+        self._fleet = fleet
+        self._name = name
+        self._changed = threading.Condition()
+        self._states: dict[str, DeviceState] = {}
+        self._desired: dict[str, DesiredSettings] = {}
+        self._reported: dict[str, ReportedSettings] = {}
+        self._fresh: dict[str, ReportedSettings] = {}
+        self._answers: dict[str, Callable[[CommandResponse], None]] = {}
+        self._marks: set[str] = set()
+        self._rejected: dict[str, int] = {}
+        for topic, qos in (
+            # What is kept for thousands of devices comes at once: at QoS 1 some brokers drop what overruns their queue.
+            (Topic.STATE, 0),
+            (Topic.CONFIG_DESIRED, 0),
+            (Topic.CONFIG_REPORTED, 0),
+            (Topic.COMMAND_RESPONSE, 1),
+        ):
+            link.subscribe(wildcard(topic, fleet=fleet), self._hear, qos=qos)
+
+    def start(self) -> None:
+        """Connect, and return when all that the broker keeps has come.
+
+        Raises:
+            ConnectFailed: The broker cannot be reached.
+            SteeringError: It does not let this monitor speak, or does not answer.
+        """
+        self._link.start(timeout_s=_CONNECT_S)
+        # What this monitor says to itself comes behind what the broker has kept: then all of that has come.
+        mark = secrets.token_hex(8)
+        topic = build(Topic.CONFIG_DESIRED, fleet=self._fleet, device=self._name)
+        self._publish(topic, json.dumps({"mark": mark}).encode(), retain=False)
+        with self._changed:
+            self._changed.wait_for(lambda: mark in self._marks or topic in self._rejected, _CONNECT_S)
+            if topic in self._rejected:
+                raise SteeringError(
+                    f"The broker does not let {self._name!r} write settings; give the identity of a monitor of this "
+                    "fleet (--name, --broker-certificate)."
+                )
+            if mark not in self._marks:
+                raise SteeringError(
+                    f"What {self._name!r} says does not come back from the broker within {_CONNECT_S:.0f} s; see that "
+                    "the name is one of the broker's monitors, and that no other program uses it."
+                )
+            self._marks.clear()
+
+    def stop(self) -> None:
+        """End."""
+        self._link.stop()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answers."""
+        return self._link.connected
+
+    def states(self) -> Mapping[str, DeviceState]:
+        """Return the last word of each device on itself."""
+        with self._changed:
+            return dict(self._states)
+
+    def desired(self) -> Mapping[str, DesiredSettings]:
+        """Return what the broker keeps as wanted of each device."""
+        with self._changed:
+            return dict(self._desired)
+
+    def reported(self) -> Mapping[str, ReportedSettings]:
+        """Return what each device has said of its settings."""
+        with self._changed:
+            return dict(self._reported)
+
+    def take_fresh(self) -> Mapping[str, ReportedSettings]:
+        """Return what devices have said of their settings since this was asked last."""
+        with self._changed:
+            fresh, self._fresh = self._fresh, {}
+            return fresh
+
+    def wait(self, ready: Callable[[], T], timeout_s: float) -> T:
+        """Return what `ready` returns once that is true, or after so many seconds; asked after all that is heard."""
+        with self._changed:
+            return self._changed.wait_for(ready, timeout_s)
+
+    def want(self, device: str, settings: DesiredSettings) -> None:
+        """Want settings of a device; the broker keeps them for it.
+
+        Raises:
+            SteeringError: They do not fit into a message, or the link takes no more.
+        """
+        self._publish(build(Topic.CONFIG_DESIRED, fleet=self._fleet, device=device), encode_json(settings), retain=True)
+
+    def forget(self, device: str) -> None:
+        """Have the broker keep nothing more as wanted of a device."""
+        self._publish(build(Topic.CONFIG_DESIRED, fleet=self._fleet, device=device), b"", retain=True)
+        with self._changed:
+            self._desired.pop(device, None)
+
+    def rejected(self, device: str) -> bool:
+        """Whether the broker has refused to pass on what was wanted of a device."""
+        return build(Topic.CONFIG_DESIRED, fleet=self._fleet, device=device) in self._rejected
+
+    def command(self, device: str, request: CommandRequest, answer: Callable[[CommandResponse], None]) -> None:
+        """Send a command; `answer` is told, on the link's thread, of each part of what the device says.
+
+        Raises:
+            SteeringError: The link takes no more.
+        """
+        with self._changed:
+            self._answers[f"{device}/{request.id}"] = answer
+        topic = build(Topic.COMMAND_REQUEST, fleet=self._fleet, device=device)
+        self._publish(topic, encode_json(request), retain=False, expiry_s=COMMAND_EXPIRY_S)
+
+    def end_command(self, device: str, command: str) -> None:
+        """Listen no more for what a device says to a command."""
+        with self._changed:
+            self._answers.pop(f"{device}/{command}", None)
+
+    def _publish(self, topic: str, payload: bytes, *, retain: bool, expiry_s: int | None = None) -> None:
+        try:
+            self._link.publish(
+                topic,
+                payload,
+                retain=retain,
+                expiry_s=expiry_s,
+                content_type="application/json",
+                on_outcome=self._note,
+            )
+        except LinkError as error:
+            raise SteeringError(f"The broker cannot be told now: {error}") from error
+
+    def _note(self, outcome: Outcome) -> None:
+        if not outcome.accepted:
+            with self._changed:
+                self._rejected[outcome.topic] = outcome.reason
+                self._changed.notify_all()
+
+    def _hear(self, message: Message) -> None:
+        try:
+            address = parse(message.topic)
+        except TopicError:
+            return
+        device = address.device
+        if device is None or address.fleet != self._fleet:
+            return
+        with self._changed:
+            try:
+                self._take(address.topic, device, message.payload)
+            except CodecError as error:
+                _log.debug("A message of %s is not looked at: %s", device, error)
+            self._changed.notify_all()
+
+    def _take(self, topic: Topic, device: str, payload: bytes) -> None:
+        match topic:
+            case Topic.STATE:
+                _keep(self._states, device, decode_json(DeviceState, payload) if payload else None)
+            case Topic.CONFIG_DESIRED if device == self._name:
+                self._marks.add(_mark_of(payload))
+            case Topic.CONFIG_DESIRED:
+                _keep(self._desired, device, decode_json(DesiredSettings, payload) if payload else None)
+            case Topic.CONFIG_REPORTED:
+                reported = decode_json(ReportedSettings, payload) if payload else None
+                _keep(self._reported, device, reported)
+                _keep(self._fresh, device, reported)
+            case Topic.COMMAND_RESPONSE:
+                response = decode_json(CommandResponse, payload)
+                if (answer := self._answers.get(f"{device}/{response.id}")) is not None:
+                    answer(response)
+            case _:
+                return
+
+
+def _keep(known: dict[str, T], device: str, value: T | None) -> None:
+    if value is None:
+        known.pop(device, None)
+    elif device in known or len(known) < _MOST_DEVICES:
+        known[device] = value
+
+
+def _mark_of(payload: bytes) -> str:
+    try:
+        found = json.loads(payload)
+    except (ValueError, RecursionError):
+        return ""
+    return str(found.get("mark", ""))[:32] if isinstance(found, dict) else ""

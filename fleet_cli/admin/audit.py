@@ -1,0 +1,106 @@
+"""`fleet admin label|labels|retire|audit`: words for devices, devices out of service, and who did what."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fleet_cli.admin.actor import Acting, actor_of, steering_log
+from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Wide
+from fleet_cli.tables import Column, cell, print_json, print_table
+
+if TYPE_CHECKING:
+    from fleet_edge.store.steering.views import AuditView
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (label, labels, retire, audit):
+        app.command()(command)
+
+
+def label(
+    devices: Annotated[list[str], typer.Argument(metavar="DEVICE…")],
+    add: Annotated[list[str] | None, typer.Option("--add", help="Label to give; may be given several times.")] = None,
+    remove: Annotated[list[str] | None, typer.Option("--remove", help="Label to take off; likewise.")] = None,
+    acting: Acting = None,
+    db: Database = DEFAULT_DB,
+) -> None:
+    """Give devices labels, or take them off: `fleet admin label gateway-7 gateway-8 --add hall_a`."""
+    with steering_log(db) as log:
+        found = log.label(devices, add=add or (), remove=remove or (), actor=actor_of(acting))
+        unseen = sorted(set(devices) - {name for name, each in log.known().items() if each.presence is not None})
+    for name in unseen:
+        typer.echo(f"fleet: No device {name} has been seen yet; it is labelled all the same.", err=True)
+    for device, words in found.items():
+        typer.echo(f"{device}: {' '.join(words) or 'no label'}")
+
+
+def labels(
+    only: Annotated[list[str] | None, typer.Option("--label", help="Devices with this label alone.")] = None,
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """List the labels, and the devices that have them."""
+    with steering_log(db) as log:
+        found: dict[str, list[str]] = {}
+        for device, words in log.labels().items():
+            for word in words:
+                found.setdefault(word, []).append(device)
+    rows = [(word, found[word]) for word in sorted(found) if not only or word in only]
+    if as_json:
+        print_json(dict(rows))
+        return
+    columns: list[Column[tuple[str, list[str]]]] = [
+        Column("label", lambda row: row[0]),
+        Column("devices", lambda row: len(row[1])),
+        Column("", lambda row: ", ".join(row[1]), folds=True),
+    ]
+    print_table(f"Labels: {len(rows)}", columns, rows, wide=wide)
+
+
+def retire(
+    device: Annotated[str, typer.Argument(metavar="DEVICE")],
+    undo: Annotated[bool, typer.Option("--undo", help="Put it back into service.")] = False,
+    acting: Acting = None,
+    db: Database = DEFAULT_DB,
+) -> None:
+    """Take a device out of service: it is chosen only by its name from now on. Its records stay."""
+    with steering_log(db) as log:
+        log.retire(device, undo=undo, actor=actor_of(acting))
+    if undo:
+        typer.echo(f"{cell(device)} is in service again.")
+    else:
+        typer.echo(f"{cell(device)} is retired. Its certificate is still good: `fleet broker revoke` ends that.")
+
+
+def audit(
+    since: Annotated[str | None, typer.Option(help="Since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")] = None,
+    until: Annotated[str | None, typer.Option(help="Before: as --since.")] = None,
+    who: Annotated[str | None, typer.Option(help="By this user or account.")] = None,
+    subject: Annotated[str | None, typer.Option(help="Concerning this device.")] = None,
+    action: Annotated[str | None, typer.Option(help="This action: set, fence, label, command reload.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many, the latest first.")] = 50,
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """List what administrators have changed: who, when, what, whom, and what came of it."""
+    with steering_log(db) as log:
+        found = log.audit(since=since, until=until, who=who, subject=subject, action=action, limit=limit)
+    if as_json:
+        print_json(found)
+        return
+    columns: list[Column[AuditView]] = [
+        Column("at (UTC)", lambda each: each.at),
+        Column("who", lambda each: each.who, folds=True),
+        Column("action", lambda each: each.action),
+        Column("subject", lambda each: each.subject, folds=True),
+        Column("before", lambda each: each.before or None, folds=True),
+        Column("after", lambda each: each.after or None, folds=True),
+        Column("outcome", lambda each: each.outcome, folds=True),
+        Column("from", lambda each: each.source or None, folds=True, wide=True),
+    ]
+    print_table(f"Actions: {len(found)}", columns, found, wide=wide)
