@@ -286,7 +286,7 @@ class DeviceSettings(Settings):
     def _known(cls, names: str) -> str:
         for name in filter(None, map(str.strip, names.split(","))):
             if name not in cls.model_fields and not name.startswith("quota."):
-                raise ValueError(f"there is no setting {name[:60]!r}")
+                raise ValueError(f"it must be names of settings with commas between, and none is called {name[:60]!r}")
         return names
 
     def stays(self) -> frozenset[str]:

@@ -26,14 +26,16 @@ from fleet_admin.steering.answers import Answers
 from fleet_admin.steering.errors import SteeringError
 from fleet_admin.steering.judging import device_view, outcome_of
 from fleet_admin.steering.log import SteeringEvent, SteeringLog
+from fleet_admin.steering.planning import plan_changes
 from fleet_admin.steering.selection import KnownDevice, Selection
-from fleet_admin.steering.values import check_change, needs_reload
+from fleet_admin.steering.values import check_change
 from fleet_admin.steering.views import (
     Actor,
     CommandResult,
     DeviceSettingsView,
     SetResult,
     SettingsChange,
+    SettingState,
 )
 from fleet_admin.steering.wire import SteeringWire
 from fleet_edge.event_codes import EventKind
@@ -43,7 +45,7 @@ from fleet_link.link import Link
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
 from schemas.control import Presence
-from schemas.steering import MAX_SETTINGS, MAX_VERSION, CommandRequest, DesiredSettings, SettingValue
+from schemas.steering import CommandRequest, DesiredSettings, SettingValue
 
 __all__ = ["COMMANDS", "Steering"]
 
@@ -189,41 +191,14 @@ class Steering:
         """
         check_change(changes, unset)
         known = self.known(edges=selection.edge is not None)
-        desired, reported, kept = self._wire.desired(), self._wire.reported(), self.log.wanted()
-        found = []
-        for device in selection.choose(known):
-            before = desired[device].values if device in desired else kept[device].values if device in kept else {}
-            versions = (
-                desired[device].version if device in desired else 0,
-                reported[device].version if device in reported else 0,
-                kept[device].version if device in kept else 0,
-            )
-            refused = (
-                reported[device].refused if device in reported and reported[device].version == max(versions) else {}
-            )
-            # What it has refused is wanted no more, unless it is again: it would refuse all else with it.
-            dropped = tuple(name for name in refused if name in before and name not in changes)
-            wanted = {
-                name: value
-                for name, value in {**before, **changes}.items()
-                if name not in unset and name not in dropped
-            }
-            concerned = (*changes, *unset)
-            if len(wanted) > MAX_SETTINGS:
-                raise SteeringError(f"{len(wanted)} settings are wanted of {device}; {MAX_SETTINGS} can be.")
-            found.append(
-                SettingsChange(
-                    device=device,
-                    presence=known[device].presence,
-                    version=min(max(versions) + 1, MAX_VERSION),
-                    before={name: before[name] for name in concerned if name in before},
-                    after=dict(changes),
-                    wanted=wanted,
-                    dropped=dropped,
-                    needs_restart=tuple(name for name in concerned if needs_reload(name)),
-                )
-            )
-        return found
+        return plan_changes(
+            [known[device] for device in selection.choose(known)],
+            changes,
+            unset=unset,
+            desired=self._wire.desired(),
+            reported=self._wire.reported(),
+            kept=self.log.wanted(),
+        )
 
     def set(
         self,
