@@ -30,6 +30,7 @@ from fleet_edge.store.merge.merge import merge_for
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.fences import ADMINISTRATOR
 from fleet_edge.store.rollouts import MachineRelease, MachineRollout, Rollout
+from fleet_edge.store.steering.audit import AuditEntry, record_audit
 from fleet_edge.store.views import (
     DeviceView,
     EdgeView,
@@ -335,13 +336,23 @@ class SessionLog:
         with self._reading() as connection:
             return list(fences.read_fences(connection, now=self._now()).active.values())
 
-    def fence(self, device: str, *, duration: str | timedelta | None = None, reason: str = "") -> FenceView:
+    def fence(
+        self,
+        device: str,
+        *,
+        duration: str | timedelta | None = None,
+        reason: str = "",
+        who: str = ADMINISTRATOR,
+        source: str = "",
+    ) -> FenceView:
         """Fence a device: within seconds all edges that write to this database drop what it sends.
 
         Args:
             device: Its name; it need not have been seen yet.
             duration: For how long (`90s`, `30m`, `2h`, `7d`, or a timedelta); None: until it is lifted.
             reason: A sentence for the log, and for whoever wonders.
+            who: Who does it, for the audit log.
+            source: From where, likewise.
 
         Returns:
             The fence that holds: this one, or one by an edge that ends later.
@@ -359,11 +370,19 @@ class SessionLog:
         said = reason.strip() or "The administrator has fenced the device."
         with self._writing() as connection:
             held = fences.fence_device(connection, _name(device), until=until, reason=said, now=now)
+            ends = "until it is lifted" if until is None else f"until {until:%Y-%m-%d %H:%M:%S} UTC"
+            entry = AuditEntry(who=who, action="fence", subject=device, after=f"{ends}: {said}", source=source)
+            record_audit(connection, [entry], now=now)
         assert held is not None  # it ends after `now`
         return held
 
-    def unfence(self, device: str) -> FenceView | None:
+    def unfence(self, device: str, *, who: str = ADMINISTRATOR, source: str = "") -> FenceView | None:
         """Lift all fences of a device, those included of which the log has not heard yet.
+
+        Args:
+            device: Its name.
+            who: Who does it, for the audit log.
+            source: From where, likewise.
 
         Returns:
             The fence that was in force, if one was.
@@ -372,8 +391,13 @@ class SessionLog:
             InvalidQuery: The name is none.
             StoreError: The database may not be written.
         """
+        now = self._now()
         with self._writing() as connection:
-            return fences.lift_fences(connection, _name(device), now=self._now())
+            held = fences.lift_fences(connection, _name(device), now=now)
+            before = None if held is None else f"fenced by {held.by}: {held.reason}"
+            entry = AuditEntry(who=who, action="unfence", subject=device, before=before, source=source)
+            record_audit(connection, [entry], now=now)
+        return held
 
     def rollouts(self, *, since: Time | None = None, limit: int = 100) -> list[Rollout]:
         """Return what was rolled out, back or off, the latest first.

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from fleet_cli import reports
+from fleet_cli.admin.actor import Acting, actor_of
 from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Wide, open_log
 from fleet_cli.tables import cell, print_json
 
@@ -23,13 +24,15 @@ def fence(
         str | None, typer.Option("--for", help="For so long: 90s, 30m, 2h, 7d; otherwise until it is lifted.")
     ] = None,
     reason: Annotated[str, typer.Option(help="A sentence for whoever wonders.")] = "",
+    acting: Acting = None,
     db: Database = DEFAULT_DB,
 ) -> None:
     """Shut a device out: within seconds the edges drop what it sends."""
+    actor = actor_of(acting)
     with open_log(db) as log:
         from fleet_edge.store.errors import NotFound
 
-        held = log.fence(name, duration=duration, reason=reason)
+        held = log.fence(name, duration=duration, reason=reason, who=actor.who, source=actor.source)
         try:
             log.device(name)
         except NotFound:
@@ -38,10 +41,13 @@ def fence(
     typer.echo(f"{name} is fenced {until}; fleet admin unfence {name} lets it in again.")
 
 
-def unfence(name: Annotated[str, typer.Argument(metavar="DEVICE")], db: Database = DEFAULT_DB) -> None:
+def unfence(
+    name: Annotated[str, typer.Argument(metavar="DEVICE")], acting: Acting = None, db: Database = DEFAULT_DB
+) -> None:
     """Let a device in again, whoever has fenced it."""
+    actor = actor_of(acting)
     with open_log(db) as log:
-        held = log.unfence(name)
+        held = log.unfence(name, who=actor.who, source=actor.source)
     if held is None:
         typer.echo(f"{name} was not fenced, as far as the log knows; any fence up to now is lifted.")
     else:

@@ -15,6 +15,8 @@ from pydantic import ValidationError
 
 from fleet_device.applications import Application
 from fleet_device.drafters.contract import ModelNotFound
+from fleet_device.drafters.registry import MODEL_DRAFTER
+from fleet_device.offline import OfflinePolicy
 from fleet_device.settings import DeviceSettings
 from fleet_runtime.fields import fields_of
 from fleet_runtime.validation import plain_sentence
@@ -134,7 +136,7 @@ def check_values(
 def _validated(base: DeviceSettings, plain: Mapping[str, SettingValue]) -> tuple[DeviceSettings | None, dict[str, str]]:
     """Return the settings with these values, or why each of them that cannot be used cannot."""
     try:
-        return DeviceSettings.model_validate({**base.model_dump(), **plain}), {}
+        checked = DeviceSettings.model_validate({**base.model_dump(), **plain})
     except ValidationError as error:
         known = {field.name: field for field in fields_of(DeviceSettings)}
         wrong = {}
@@ -145,6 +147,10 @@ def _validated(base: DeviceSettings, plain: Mapping[str, SettingValue]) -> tuple
                 what = plain_sentence(each) if own else f"it must be {known[name].kind}"
                 wrong[name] = f"{shown_value(plain[name])} cannot be used: {what}."
         return None, wrong or dict.fromkeys(plain, "The settings do not go together.")
+    if checked.offline is OfflinePolicy.LOCAL and checked.drafter != MODEL_DRAFTER:
+        why = f"The drafter {checked.drafter!r} has no model that could go on alone with offline = 'local'."
+        return None, {name: why for name in ("offline", "drafter") if name in plain}
+    return checked, {}
 
 
 def shown_value(value: object) -> str:
