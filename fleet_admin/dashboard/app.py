@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from fleet_admin.dashboard.api.routes import api_routes
 from fleet_admin.dashboard.errors import AccountError, Problem
 from fleet_admin.dashboard.pages.page import Page
 from fleet_admin.dashboard.pages.registry import PAGES
@@ -22,7 +23,7 @@ from fleet_admin.dashboard.web.assets import asset_route
 from fleet_admin.dashboard.web.gate import API, Gate
 from fleet_admin.dashboard.web.live import Live
 from fleet_admin.dashboard.web.workers import Workers
-from fleet_edge.store.errors import InvalidQuery, NotFound, StoreUnavailable
+from fleet_edge.store.errors import InvalidQuery, NotFound, StoreError, StoreUnavailable
 from schemas.errors import FleetError
 
 __all__ = ["create_app"]
@@ -34,6 +35,7 @@ _STATUS: Final[tuple[tuple[type[FleetError], int], ...]] = (
     (InvalidQuery, 400),
     (AccountError, 400),
     (StoreUnavailable, 503),
+    (StoreError, 409),  # several of what was asked for
 )
 
 
@@ -53,6 +55,7 @@ def create_app(services: Services) -> Starlette:
     return Starlette(
         routes=[
             *(_route(page, services=services, workers=workers, menu=menu) for page in PAGES),
+            *api_routes(services, workers, now=services.now),
             Route("/live", watch),
             Route("/healthz", healthy),
             asset_route(),

@@ -52,6 +52,8 @@ def parse_values(encoded: bytes, *, what: str) -> Values:
         pairs = parse_qsl(encoded.decode("ascii"), keep_blank_values=True, max_num_fields=_MOST_FIELDS, errors="strict")
     except ValueError:
         raise Problem(400, f"The {what} cannot be read; send it as a browser's form does.") from None
+    if any("\0" in name or "\0" in value for name, value in pairs):
+        raise Problem(400, f"The {what} holds a NUL character, which no name has.")
     values: dict[str, list[str]] = {}
     for name, value in pairs:
         values.setdefault(name, []).append(value)

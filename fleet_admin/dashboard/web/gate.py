@@ -130,6 +130,8 @@ class Gate:
     async def _admit(self, scope: Scope, receive: Receive, origin: Origin) -> Admission:
         if not origin.named(self._names):
             raise Problem(421, "This dashboard does not answer under that name; its setting `names` lists its names.")
+        if "\0" in scope["path"]:
+            raise Problem(400, "The path holds a NUL character, which no name has.")
         query = parse_values(scope.get("query_string", b""), what="query")
         request, method, path = Request(scope), scope["method"], scope["path"]
         cookie = request.cookies.get(cookie_name(secure=origin.secure), "")
