@@ -6,14 +6,16 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
+from fleet_admin.dashboard.acts import ACTS
 from fleet_admin.dashboard.device_states import device_state
 from fleet_admin.dashboard.grid import Column, Grid
 from fleet_admin.dashboard.pages.page import Page
 from fleet_admin.dashboard.visit import Visit
+from fleet_admin.dashboard.web.body import Values
 from fleet_admin.dashboard.web.csv import csv_response
 from fleet_edge.store.views import DeviceView
 
-__all__ = ["PAGES"]
+__all__ = ["PAGES", "chosen_devices"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +49,18 @@ def show(visit: Visit) -> Response:
     view = _GRID.view(_rows(visit), visit.admission.query)
     if visit.query("format") == "csv":
         return csv_response("devices", view.headings, view.lines())
-    return visit.page("devices.html", title="Devices", view=view)
+    return visit.page("devices.html", title="Devices", view=view, acts=ACTS)
+
+
+def chosen_devices(visit: Visit, query: Values) -> list[str]:
+    """Return the names of the devices that a filter meets."""
+    return sorted(row.device.device for row in _GRID.view(_rows(visit), query).found)
 
 
 def _rows(visit: Visit) -> list[_Row]:
     log = visit.services.log
     fenced = {each.device for each in log.fences()}
-    return [_Row(each, device_state(each, fenced=each.device in fenced)) for each in log.devices()]
+    return [_Row(each, device_state(each, fenced=each.device in fenced, now=visit.now)) for each in log.devices()]
 
 
 PAGES: Final = (Page("/devices", "Devices", show, menu=True),)

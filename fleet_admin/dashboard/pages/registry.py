@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from fleet_admin.dashboard.pages import account, devices, login, overview
+from fleet_admin.dashboard.pages import account, acting, device, devices, login, overview
 from fleet_admin.dashboard.pages.page import Page
 
 __all__ = ["PAGES"]
@@ -10,6 +10,8 @@ __all__ = ["PAGES"]
 PAGES: Final[tuple[Page, ...]] = (
     *overview.PAGES,
     *devices.PAGES,
+    *device.PAGES,
+    *acting.PAGES,
     *account.PAGES,
     *login.PAGES,
 )

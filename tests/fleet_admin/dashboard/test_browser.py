@@ -14,7 +14,10 @@ from tests.support.chromium import Chromium, Tab
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chromium")]
 
-PATHS = [page.path for page in PAGES if page.method == "GET" and "{" not in page.path and page.path != "/login"]
+NAMED = ["/devices/gateway-1", "/devices/evil"]
+"""Pages with a name in their path."""
+
+PATHS = NAMED + [page.path for page in PAGES if page.method == "GET" and "{" not in page.path and page.path != "/login"]
 SHOTS = os.environ.get("FLEET_SCREENSHOTS")
 """A folder to put pictures of all pages into, for who wants to look at them."""
 
@@ -101,3 +104,31 @@ def test_a_page_follows_the_log(log_in_tab: Callable[..., Tab], served: str, url
     tab.until("document.querySelector('#live tbody').innerText.includes('newcomer')")
     # The page itself was not loaded anew: what somebody types stays.
     assert tab.evaluate("window.here && document.querySelector('.filters details').open")
+
+
+def test_devices_are_ticked_and_acted_on(log_in_tab: Callable[..., Tab], served: str) -> None:
+    tab = log_in_tab()
+    tab.goto(f"{served}/devices?f_device=gateway")
+    tab.evaluate("document.querySelector('[data-all]').click()")
+    tab.after_load(lambda: tab.evaluate("document.getElementById('act').requestSubmit()"))
+    assert "this meets 4 devices" in tab.evaluate("document.body.innerText")
+    keep(tab, "/acting", "wide")
+    assert tab.axe() == []
+    tab.after_load(lambda: tab.evaluate("document.querySelector('main form').requestSubmit()"))
+    assert "4 done" in tab.evaluate("document.body.innerText")
+    keep(tab, "/acted", "wide")
+    assert tab.axe() == []
+
+
+def test_a_chart_is_drawn_and_kept_when_the_page_follows_the_log(log_in_tab: Callable[..., Tab], served: str) -> None:
+    tab = log_in_tab()
+    tab.goto(f"{served}/devices/gateway-1")
+    tab.until("document.querySelectorAll('.chart canvas').length == 2")
+    tab.evaluate("document.querySelector('.chart canvas').kept = true")
+    tab.evaluate(
+        "window.swapped = 0; document.addEventListener('htmx:after:swap', () => window.swapped++);"
+        "document.body.dispatchEvent(new CustomEvent('fleet:change'))"
+    )
+    tab.until("window.swapped > 0")
+    assert tab.evaluate("document.querySelectorAll('.chart canvas').length") == 2
+    assert tab.evaluate("document.querySelector('.chart canvas').kept")

@@ -1,0 +1,52 @@
+"""One device: what it is, what it did in each hour, its sessions and events."""
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from starlette.responses import Response
+
+from fleet_admin.dashboard.acts import ACTS
+from fleet_admin.dashboard.device_states import device_state, state_since
+from fleet_admin.dashboard.pages.page import Page
+from fleet_admin.dashboard.series import series
+from fleet_admin.dashboard.visit import Visit
+from fleet_edge.store.views import HourView
+
+__all__ = ["PAGES"]
+
+_HOURS: Final = 72
+_SESSIONS: Final = 20
+_EVENTS: Final = 30
+
+
+def show(visit: Visit) -> Response:
+    """Show the device."""
+    log, name = visit.services.log, visit.path("device")
+    device = log.device(name)
+    fence = next((each for each in log.fences() if each.device == name), None)
+    hours = [each for each in log.hours(name, limit=_HOURS) if each.hour >= visit.now - timedelta(hours=_HOURS)]
+    state = device_state(device, fenced=fence is not None, now=visit.now)
+    return visit.page(
+        "device.html",
+        title=name,
+        device=device,
+        acts=ACTS,
+        state_word=state,
+        since=state_since(device, state),
+        fence=fence,
+        sessions=log.sessions(device=name, limit=_SESSIONS),
+        events=log.events(device=name, limit=_EVENTS),
+        tokens=series(
+            hours, _hour, [("tokens", lambda each: float(each.counted.tokens))], unit="an hour", kind="count"
+        ),
+        acceptance=series(
+            hours, _hour, [("acceptance", lambda each: each.counted.acceptance)], unit="%", kind="percent"
+        ),
+    )
+
+
+def _hour(each: HourView) -> datetime:
+    return each.hour
+
+
+PAGES: Final = (Page("/devices/{device}", "Device", show),)
