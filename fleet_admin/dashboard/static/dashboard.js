@@ -33,7 +33,15 @@ function draw(element) {
     legend: { show: data.lines.length > 1 },
     scales: { y: { range: (_plot, low, high) => [Math.min(low, 0), high > low ? high * 1.05 : low + 1] } },
     axes: [
-      { stroke: ink, grid, ticks: grid },
+      {
+        stroke: ink, grid, ticks: grid,
+        // Seconds between ticks, the hours, and the date where it changes.
+        values: [
+          [86400, "{YYYY}-{MM}-{DD}", null, null, null, null, null, null, 1],
+          [60, "{HH}:{mm}", null, null, "\n{YYYY}-{MM}-{DD}", null, null, null, 1],
+          [1, "{HH}:{mm}:{ss}", null, null, "\n{YYYY}-{MM}-{DD}", null, null, null, 1],
+        ],
+      },
       { stroke: ink, grid, ticks: grid, size: 56, values: (_plot, ticks) => ticks.map((each) => each.toLocaleString("en")) },
     ],
     tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1e3), "Etc/UTC"),
