@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 from schemas import codec
 from schemas.cbor_schema import on_the_wire
-from schemas.control import MAX_CONTROL_BYTES, DeviceState, EdgeState, Telemetry
+from schemas.control import MAX_CONTROL_BYTES, Alert, DeviceState, EdgeState, Telemetry
 from schemas.downlink import FORMS
 from schemas.logprobs import Logprobs
 from schemas.messages import PROTOCOL, Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
@@ -29,6 +29,7 @@ MESSAGES: Final[Mapping[Topic, Sequence[type[BaseModel]]]] = {
     Topic.SESSION: (Opened, Refused, Closed, Fault),
     Topic.VERDICT: (Verdict,),
     Topic.EDGE_STATE: (EdgeState,),
+    Topic.ALERT: (Alert,),
 }
 """Which messages a topic carries. A topic that is not here is reserved: its messages are not defined yet."""
 
@@ -72,7 +73,7 @@ _BOUNDS: Final[Mapping[type[BaseModel], int]] = {
     Close: codec.MAX_CLOSE_BYTES,
     Verdict: codec.MAX_VERDICT_BYTES,
     **dict.fromkeys((Opened, Refused, Closed, Fault), codec.MAX_REPLY_BYTES),
-    **dict.fromkeys((DeviceState, EdgeState, Telemetry), MAX_CONTROL_BYTES),
+    **dict.fromkeys((DeviceState, EdgeState, Telemetry, Alert), MAX_CONTROL_BYTES),
 }
 
 _CBOR: Final = (

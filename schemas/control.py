@@ -16,6 +16,8 @@ from schemas.reasons import unknown_as
 
 __all__ = [
     "MAX_CONTROL_BYTES",
+    "Alert",
+    "AlertState",
     "ControlMessage",
     "DeviceState",
     "EdgeState",
@@ -115,6 +117,45 @@ class Telemetry(ControlMessage):
     streamed: Annotated[int, Field(ge=0, strict=True)] | None = None
     plan: Annotated[str, Field(max_length=16)] | None = None
     unverified: Annotated[int, Field(ge=0, strict=True)] | None = None
+
+
+class AlertState(StrEnum):
+    """Whether an alert holds. One that this release does not know is read as `OPEN`: somebody had better look."""
+
+    OPEN = "open"
+    CLEARED = "cleared"
+
+
+class Alert(ControlMessage):
+    """Something that is wrong with a fleet, when it begins and when it is over.
+
+    Attributes:
+        id: The alert's; the same when it is over. Who hears it twice passes it over by id and state.
+        fleet: Its name, if whoever tells of it knows.
+        rule: Which rule has found it.
+        subject: Of whom: a device, an edge, or an edge and a code.
+        device: The device, if it concerns one.
+        severity: `warning` or `critical`.
+        state: Whether it holds, or is over.
+        sentence: What is wrong, and what to do.
+        value: What was measured, if it is a number.
+        threshold: What it is held against.
+        since: When it began (UTC).
+        at: When this was so (UTC).
+    """
+
+    id: Annotated[str, Field(max_length=64), PRINTABLE]
+    fleet: Name | None = None
+    rule: Annotated[str, Field(max_length=64), PRINTABLE]
+    subject: Label
+    device: Name | None = None
+    severity: Annotated[str, Field(max_length=16), PRINTABLE]
+    state: Annotated[AlertState, unknown_as(AlertState.OPEN)]
+    sentence: Annotated[str, Field(max_length=2000), PRINTABLE]
+    value: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    since: AwareDatetime
+    at: AwareDatetime
 
 
 def encode_json(message: ControlMessage) -> bytes:

@@ -41,6 +41,7 @@ class Topic(StrEnum):
     COMMAND_REQUEST = "command/request"
     COMMAND_RESPONSE = "command/response"
     EDGE_STATE = "_edge"
+    ALERT = "_alert"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ TREE: Final[tuple[Rule, ...]] = (
     Rule(Topic.COMMAND_REQUEST, "{device}/command/request", _MONITOR, _DEVICE, expiry_s=COMMAND_EXPIRY_S),
     Rule(Topic.COMMAND_RESPONSE, "{device}/command/response", _DEVICE, _MONITOR),
     Rule(Topic.EDGE_STATE, "_edge/{edge}/state", _EDGE, _ALL, retained=True),
+    Rule(Topic.ALERT, "_alert", _MONITOR, _MONITOR),
 )
 
 # Topics whose names are known already: they come and go with every message.

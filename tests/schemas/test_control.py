@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from schemas.control import MAX_CONTROL_BYTES, DeviceState, EdgeState, Presence, Telemetry, decode_json, encode_json
+from schemas.control import (
+    MAX_CONTROL_BYTES,
+    Alert,
+    DeviceState,
+    EdgeState,
+    Presence,
+    Telemetry,
+    decode_json,
+    encode_json,
+)
 from schemas.errors import CodecError, MalformedMessage, MessageTooLarge
 
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)
@@ -76,6 +85,6 @@ def test_a_message_above_its_bound_is_refused_unread() -> None:
 
 @given(st.binary(max_size=60))
 def test_random_bytes_raise_nothing_but_the_codecs_own_error(payload: bytes) -> None:
-    for model in (DeviceState, EdgeState, Telemetry):
+    for model in (Alert, DeviceState, EdgeState, Telemetry):
         with pytest.raises(CodecError):
             decode_json(model, payload)

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from schemas import bounds, cbor, codec, control, downlink, grammar, messages, policy, reasons, vocabulary
 from schemas.asyncapi import MESSAGES
-from schemas.control import DeviceState, EdgeState, Presence, Telemetry, decode_json, encode_json
+from schemas.control import Alert, AlertState, DeviceState, EdgeState, Presence, Telemetry, decode_json, encode_json
 from tests.schemas.golden import rules_0_1, rules_0_2
 from tests.schemas.strategies import LABEL, NAME, closes, drafts, opens, replies, verdicts
 
@@ -41,7 +41,7 @@ CODECS: Final[Mapping[str, tuple[Callable[[bytes], Any], Callable[..., bytes]]]]
     "verdict": (codec.decode_verdict, codec.encode_verdict),
     **{
         model.__name__: (lambda payload, model=model: decode_json(model, payload), encode_json)
-        for model in (DeviceState, EdgeState, Telemetry)
+        for model in (Alert, DeviceState, EdgeState, Telemetry)
     },
 }
 
@@ -102,6 +102,8 @@ def test_what_this_release_makes_of_it_is_read_by_every_releases_rules(
 ) -> None:
     decode, encode = CODECS[message["reads"]]
     decoded = decode(payload_of(message))
+    if message["reads"] not in RULES[reader]:
+        return  # younger, and on a topic that an older release does not subscribe to
     read = RULES[reader][message["reads"]](encode(decoded))
     expected = fields_of(message)
     shared = set(read) & set(expected) - younger_words(
@@ -134,6 +136,20 @@ RANDOM: Final[Mapping[str, st.SearchStrategy[Any]]] = {
     "verdict": verdicts(),
     "DeviceState": st.builds(DeviceState, draft_model=LABEL, quantization=LABEL, **STATES),
     "EdgeState": st.builds(EdgeState, edge=NAME, target=LABEL, vocabulary=LABEL, **STATES),
+    "Alert": st.builds(
+        Alert,
+        id=LABEL.map(lambda text: text[:64]),
+        fleet=st.none() | NAME,
+        rule=LABEL.map(lambda text: text[:64]),
+        subject=LABEL,
+        device=st.none() | NAME,
+        severity=st.sampled_from(("warning", "critical")),
+        state=st.sampled_from(AlertState),
+        sentence=LABEL,
+        value=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+        since=STATES["since"],
+        at=STATES["since"],
+    ),
     "Telemetry": st.builds(
         Telemetry, sessions=COUNT, tokens=COUNT, acceptance=SHARE, draft_ms_per_token=SHARE, round_trip_ms=SHARE
     ),
@@ -148,6 +164,8 @@ def test_whatever_this_release_writes_is_read_by_every_releases_rules(
     reads: str, reader: str, data: st.DataObject
 ) -> None:
     """A word that an older release lacks comes back as what it reads instead: such are left out of its messages."""
+    if reads not in RULES[reader]:
+        return  # younger, and on a topic that an older release does not subscribe to
     message = data.draw(RANDOM[reads])
     assume(not younger_words(message, reader))
     _, encode = CODECS[reads]
@@ -159,7 +177,9 @@ def test_whatever_this_release_writes_is_read_by_every_releases_rules(
 @pytest.mark.parametrize("release", GOLDEN)
 def test_every_kind_mode_form_and_end_is_there(release: str) -> None:
     found = [CODECS[message["reads"]][0](payload_of(message)) for message in GOLDEN[release]["message"]]
-    assert {type(message) for message in found} == {model for models in MESSAGES.values() for model in models}
+    kinds, known = {type(message) for message in found}, {model for models in MESSAGES.values() for model in models}
+    assert kinds <= known
+    assert release != LATEST or kinds == known
     opened = {(message.policy.mode, message.resume is None) for message in found if isinstance(message, messages.Open)}
     assert len(opened) == 4
     judged = [message for message in found if isinstance(message, messages.Verdict)]

@@ -43,6 +43,7 @@ def test_the_topics_are_those_that_were_agreed() -> None:
         "dssd/v1/fleet/device-1/command/request",
         "dssd/v1/fleet/device-1/command/response",
         "dssd/v1/fleet/_edge/edge-1/state",
+        "dssd/v1/fleet/_alert",
     ]
 
 
@@ -176,7 +177,7 @@ def test_who_speaks_where_is_what_was_agreed() -> None:
     """One letter here decides whether a device could give verdicts or command its neighbours."""
     spoken = {role: {rule.topic for rule in TREE if role in rule.writers} for role in Role}
     assert spoken[Role.EDGE] == {Topic.SESSION, Topic.VERDICT, Topic.EDGE_STATE}
-    assert spoken[Role.MONITOR] == {Topic.CONFIG_DESIRED, Topic.COMMAND_REQUEST}
+    assert spoken[Role.MONITOR] == {Topic.CONFIG_DESIRED, Topic.COMMAND_REQUEST, Topic.ALERT}
     assert spoken[Role.DEVICE] == set(Topic) - spoken[Role.EDGE] - spoken[Role.MONITOR]
 
 

@@ -1,6 +1,7 @@
 """Tables of the database; importing this package registers all of them."""
 
 from fleet_edge.store.models.accounts import AccountRow, ApiKeyRow, LoginRow
+from fleet_edge.store.models.alerts import AlertLeaseRow, AlertRow
 from fleet_edge.store.models.base import REVISION, Base
 from fleet_edge.store.models.log import (
     DeviceRow,
@@ -26,6 +27,8 @@ from fleet_edge.store.models.steering import (
 __all__ = [
     "REVISION",
     "AccountRow",
+    "AlertLeaseRow",
+    "AlertRow",
     "ApiKeyRow",
     "AuditRow",
     "Base",

@@ -1,6 +1,7 @@
 """How release 0.2 reads messages: as 0.1 does, and when to ask again after a refusal or a fault."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -141,8 +142,31 @@ def _read_telemetry(payload: bytes) -> Any:
 
 _PLAN: Final = before._maybe(before._LABEL)
 
+_ALERT: Final[Mapping[str, before.Check]] = {
+    "id": before._text(64),
+    "fleet": before._maybe(before._name),
+    "rule": before._text(64),
+    "subject": before._LABEL,
+    "device": before._maybe(before._name),
+    "severity": before._text(16),
+    "state": before._word("open", "cleared", otherwise="open"),
+    "sentence": before._text(2000),
+    "value": before._maybe(before._real(-math.inf)),
+    "threshold": before._maybe(before._real(-math.inf)),
+    "since": before._instant,
+    "at": before._instant,
+}
+_ALERT_MAY_LACK: Final = dict.fromkeys(("fleet", "device", "value", "threshold"))
+
+
+def _read_alert(payload: bytes) -> Any:
+    before._need(len(payload) <= 64 << 10, "too large")
+    return before._map(json.loads(payload), _ALERT, optional=_ALERT_MAY_LACK)
+
+
 READERS: Final[Mapping[str, Callable[[bytes], Any]]] = {
     **before.READERS,
+    "Alert": _read_alert,
     "Telemetry": _read_telemetry,
     "open": _read_open,
     "close": _read_close,

@@ -1,0 +1,182 @@
+"""Facts that the rules look at, read from the session log: few queries, each served by an index and bounded."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+from sqlalchemy import Connection, RowMapping, func, select
+
+from fleet_admin.alerts.settings import AlertSettings
+from fleet_edge.store.models import DeviceRow, EdgeRow, EventRow, RoundRow, SegmentRow
+from fleet_edge.store.records.segments import segment_number
+
+__all__ = ["Acceptance", "DeviceFacts", "EdgeFacts", "Facts", "read_facts"]
+
+_MOST_ROUNDS: Final = 2000
+"""Of an edge: enough for a 95th percentile, and few enough to be read every few seconds."""
+
+_RECENT: Final = timedelta(minutes=5)
+_HOUR, _DAY = timedelta(hours=1), timedelta(hours=24)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """A device.
+
+    Attributes:
+        name: Its own.
+        presence: Its last word.
+        seen_at: When it was last heard of.
+        silent_since: Since when it counts as silent, though it has not said goodbye.
+        certificate_until: End of its certificate, if known.
+    """
+
+    name: str
+    presence: str | None
+    seen_at: datetime
+    silent_since: datetime | None = None
+    certificate_until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeFacts:
+    """An edge.
+
+    Attributes:
+        name: Its own.
+        presence: Its last word.
+        seen_at: When the log last had something of it.
+        load_at: When it last told its load; None if it never has.
+        certificate_until: End of its certificate, if known.
+        kv_usage: Share of its memory for keys and values.
+        spooled_records: In its spool.
+        queue_ms: Of the latest verdicts, in no order.
+        step_ms: Likewise.
+    """
+
+    name: str
+    presence: str | None
+    seen_at: datetime
+    load_at: datetime | None = None
+    certificate_until: datetime | None = None
+    kv_usage: float | None = None
+    spooled_records: int | None = None
+    queue_ms: Sequence[float] = ()
+    step_ms: Sequence[float] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """Draft tokens of a device, tested and accepted, in the latest hour and in the 24 before."""
+
+    tested_hour: int
+    accepted_hour: int
+    tested_day: int
+    accepted_day: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known at one moment.
+
+    Attributes:
+        now: That moment (aware).
+        devices: All of them.
+        edges: Likewise.
+        acceptance: By device.
+        refusals: Refused sessions by edge and code, within the window.
+        faults: Likewise.
+        skews: Devices whose clock was found wrong within the window, with the sentence about it.
+    """
+
+    now: datetime
+    devices: Sequence[DeviceFacts] = ()
+    edges: Sequence[EdgeFacts] = ()
+    acceptance: Mapping[str, Acceptance] = field(default_factory=dict)
+    refusals: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    faults: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    skews: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_facts(connection: Connection, settings: AlertSettings, *, now: datetime) -> Facts:
+    """Return the facts at `now` (aware)."""
+    window = now - timedelta(minutes=settings.window_min)
+    return Facts(
+        now=now,
+        devices=[_device(row) for row in connection.execute(select(DeviceRow.__table__)).mappings()],
+        edges=list(_edges(connection, now)),
+        acceptance=_acceptance(connection, now),
+        refusals=_counts(connection, "refused", window),
+        faults=_counts(connection, "fault", window),
+        skews=_skews(connection, window),
+    )
+
+
+def _device(row: RowMapping) -> DeviceFacts:
+    return DeviceFacts(
+        name=row["device"],
+        presence=row["presence"],
+        seen_at=row["seen_at"],
+        silent_since=row["silent_since"],
+        certificate_until=row.get("certificate_until"),
+    )
+
+
+def _edges(connection: Connection, now: datetime) -> Iterator[EdgeFacts]:
+    for row in connection.execute(select(EdgeRow.__table__).order_by(EdgeRow.edge)).mappings().all():
+        latest = (
+            select(RoundRow.queue_ms, RoundRow.compute_ms)
+            .join(SegmentRow, (SegmentRow.session == RoundRow.session) & (SegmentRow.segment == RoundRow.segment))
+            .where(RoundRow.at >= now - _RECENT, SegmentRow.edge == row["edge"], RoundRow.batch > 0)
+            .order_by(RoundRow.at.desc())
+            .limit(_MOST_ROUNDS)
+        )
+        rounds = connection.execute(latest).all()
+        yield EdgeFacts(
+            name=row["edge"],
+            presence=row["presence"],
+            seen_at=row["seen_at"],
+            load_at=row.get("load_at"),
+            certificate_until=row.get("certificate_until"),
+            kv_usage=row.get("kv_usage"),
+            spooled_records=row.get("spooled_records"),
+            queue_ms=[each.queue_ms for each in rounds],
+            step_ms=[each.compute_ms for each in rounds],
+        )
+
+
+def _acceptance(connection: Connection, now: datetime) -> dict[str, Acceptance]:
+    day, hour = _tested(connection, now - _DAY), _tested(connection, now - _HOUR)
+    return {
+        device: Acceptance(*hour[device], tested - hour[device][0], accepted - hour[device][1])
+        for device, (tested, accepted) in day.items()
+        if device in hour
+    }
+
+
+def _tested(connection: Connection, since: datetime) -> dict[str, tuple[int, int]]:
+    sums = (
+        select(SegmentRow.device, func.sum(SegmentRow.tested), func.sum(SegmentRow.accepted))  # type: ignore[attr-defined]
+        .where(SegmentRow.segment >= segment_number(since))
+        .group_by(SegmentRow.device)
+    )
+    return {device: (int(tested), int(accepted)) for device, tested, accepted in connection.execute(sums)}
+
+
+def _counts(connection: Connection, kind: str, since: datetime) -> dict[tuple[str, str], int]:
+    found = (
+        select(EventRow.edge, EventRow.code, func.sum(EventRow.count))
+        .where(EventRow.at >= since, EventRow.kind == kind)
+        .group_by(EventRow.edge, EventRow.code)
+    )
+    return {(edge, code): int(count) for edge, code, count in connection.execute(found)}
+
+
+def _skews(connection: Connection, since: datetime) -> dict[str, str]:
+    found = (
+        select(EventRow.device, EventRow.sentence)
+        .where(EventRow.at >= since, EventRow.kind == "clock", EventRow.device.is_not(None))
+        .order_by(EventRow.at)
+    )
+    return {str(device): sentence for device, sentence in connection.execute(found)}

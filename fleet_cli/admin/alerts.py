@@ -1,0 +1,138 @@
+"""`fleet admin alerts`: what is wrong with the fleet; looked for, acknowledged, cleared."""
+
+import os
+import pwd
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Wide
+from fleet_cli.errors import CommandError
+from fleet_cli.tables import Column, cell, print_json, print_table
+
+if TYPE_CHECKING:
+    from fleet_admin.alerts.alerts import Alerts
+    from fleet_admin.alerts.settings import AlertSettings
+    from fleet_admin.alerts.views import AlertView
+
+__all__ = ["open_alerts", "register"]
+
+_MOST: Final = 1000
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(alerts)
+
+
+def alerts(
+    everything: Annotated[bool, typer.Option("--all", help="Those too that are over, the latest first.")] = False,
+    ack: Annotated[str | None, typer.Option(metavar="ID", help="Say that you take care of this one.")] = None,
+    clear: Annotated[
+        str | None, typer.Option(metavar="ID", help="End this one; what is still wrong makes a new one.")
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look for alerts until interrupted, and have them told.")
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", envvar="FLEET_ALERTS_CONFIG", help="TOML file: thresholds, and who is told."),
+    ] = None,
+    who: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Who you are, if not this user.")] = None,
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """List the alerts that are open; acknowledge or clear one; look for new ones."""
+    if sum((ack is not None, clear is not None, watch)) > 1:
+        raise CommandError("Give one of --ack, --clear and --watch.")
+    if watch:
+        _watch(db, config, as_json=as_json)
+        return
+    with open_alerts(db, read_only=ack is None and clear is None) as book:
+        if ack is not None:
+            alert = book.acknowledge(ack, who=who or _user())
+            typer.echo(f"{cell(alert.acknowledged_by)} takes care of {alert.id[:8]}: {cell(alert.sentence)}")
+            return
+        if clear is not None:
+            alert = book.clear(clear, who=who or _user())
+            typer.echo(f"{alert.id[:8]} is cleared: {cell(alert.sentence)}")
+            return
+        found = book.list(open=None if everything else True, limit=_MOST)
+    if as_json:
+        print_json(found)
+    elif found:
+        print_table(f"Alerts: {len(found)}", _COLUMNS, found, wide=wide)
+    else:
+        typer.echo("No alert is open." if not everything else "There are no alerts.")
+
+
+_COLUMNS: "Final[list[Column[AlertView]]]" = [
+    Column("id", lambda alert: alert.id[:8]),
+    Column("severity", lambda alert: alert.severity),
+    Column("rule", lambda alert: alert.rule),
+    Column("subject", lambda alert: alert.subject),
+    Column("since", lambda alert: alert.since_at),
+    Column("over", lambda alert: alert.cleared_at),
+    Column("acknowledged by", lambda alert: alert.acknowledged_by),
+    Column("what", lambda alert: alert.sentence, folds=True),
+]
+
+
+def open_alerts(url: str, *, read_only: bool) -> "Alerts":
+    """Open the alerts of a session log.
+
+    Raises:
+        CommandError: A package is missing.
+    """
+    try:
+        from fleet_admin.alerts.alerts import Alerts
+    except ModuleNotFoundError as error:
+        raise CommandError(
+            f"The package {error.name!r} is missing; install this one with the extra 'admin'."
+        ) from error
+    return Alerts(url, read_only=read_only)
+
+
+def load_alert_settings(config: Path | None) -> "AlertSettings":
+    """Return the settings of alerts, from a TOML file and the environment."""
+    from fleet_admin.alerts.settings import AlertSettings
+    from fleet_runtime.settings import load_settings
+
+    return load_settings(AlertSettings, config=config, flags={})
+
+
+def _watch(db: str, config: Path | None, *, as_json: bool) -> None:
+    from fleet_admin.alerts.running import RunningAlerts
+
+    settings = load_alert_settings(config)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+
+    def show(alert: "AlertView") -> None:
+        if as_json:
+            print_json(alert)
+        else:
+            state = alert.severity if alert.open else "over"
+            typer.echo(f"{cell(alert.last_at)} {state} {alert.id[:8]} {alert.rule}: {cell(alert.sentence)}")
+
+    with open_alerts(db, read_only=False) as book, RunningAlerts(book, settings) as running:
+        for alert in book.open():
+            show(alert)
+        typer.echo(f"Looking every {settings.every_s:g} s until interrupted.", err=True)
+        while not stop.is_set():
+            for alert in running.step():
+                show(alert)
+            stop.wait(settings.every_s)
+
+
+def _user() -> str:
+    """Return who runs this, as the machine knows him."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"

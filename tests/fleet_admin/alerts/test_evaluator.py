@@ -1,0 +1,229 @@
+"""Alerts from their first sign to their end, in a real database, with a clock that the test moves."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from fleet_admin.alerts.alerts import Alerts
+from fleet_admin.alerts.errors import NoSuchAlert
+from fleet_admin.alerts.evaluator import DATABASE_AWAY, Evaluator
+from fleet_admin.alerts.facts import DeviceFacts, EdgeFacts, Facts
+from fleet_admin.alerts.settings import AlertSettings
+from fleet_edge.store.database import open_store
+from fleet_edge.store.errors import StoreUnavailable
+from schemas.control import Alert, AlertState
+
+START = datetime(2026, 5, 1, 12, tzinfo=UTC)
+SETTINGS = AlertSettings(hold_s=60, clear_s=120)
+OPEN, CLEARED = AlertState.OPEN, AlertState.CLEARED
+
+
+@dataclass
+class World:
+    """A database, and edges whose memory is as full as the test says."""
+
+    url: str
+    at: datetime = START
+    kv: dict[str, float] = field(default_factory=dict)
+    certificate: timedelta | None = None
+    told: list[Alert] = field(default_factory=list)
+    broken: bool = False
+
+    def __post_init__(self) -> None:
+        self.alerts = Alerts(self.url, now=lambda: self.at)
+        self.evaluator = self.another("first")
+
+    def another(self, holder: str, **settings: Any) -> Evaluator:
+        return Evaluator(
+            self.alerts,
+            SETTINGS.model_copy(update=settings),
+            tell=self.told.append,
+            holder=holder,
+            now=lambda: self.at,
+            read=self._read,
+        )
+
+    def look(self, seconds: float = 0.0, **kv: float) -> list[tuple[str, bool]] | None:
+        """Let time pass, and look; return whose alerts have changed, and whether they are open."""
+        self.at += timedelta(seconds=seconds)
+        self.kv = kv or self.kv
+        changed = self.evaluator.step()
+        return None if changed is None else [(each.subject, each.open) for each in changed]
+
+    def rows(self, query: str) -> list[Any]:
+        engine = create_engine(self.url)
+        try:
+            with engine.connect() as connection:
+                return [tuple(row) for row in connection.execute(text(query))]
+        finally:
+            engine.dispose()
+
+    def _read(self, _connection: object, _settings: AlertSettings, *, now: datetime) -> Facts:
+        if self.broken:
+            raise StoreUnavailable("It is away.")
+        edges = [
+            EdgeFacts(name=name.replace("_", "-"), presence="online", seen_at=now, kv_usage=value)
+            for name, value in self.kv.items()
+        ]
+        until = None if self.certificate is None else now + self.certificate
+        devices = [DeviceFacts(name="gateway-1", presence="online", seen_at=now, certificate_until=until)]
+        return Facts(now=now, edges=edges, devices=devices)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
+    open_store(url).close()
+    world = World(url)
+    yield world
+    world.alerts.close()
+
+
+def test_what_is_wrong_for_long_enough_is_one_alert_until_it_is_right_for_long_enough(world: World) -> None:
+    assert world.look(edge_1=0.95) == []
+    assert world.look(59) == []
+    assert world.look(1) == [("edge-1", True)]
+    assert world.look(60, edge_1=0.97) == []
+    (alert,) = world.alerts.open()
+    assert (alert.rule, alert.since_at, alert.last_at, alert.value) == ("kv-full", START, world.at, 0.97)
+    assert world.look(10, edge_1=0.5) == []
+    assert world.look(119) == []
+    assert world.look(1) == [("edge-1", False)]
+    assert world.alerts.open() == []
+    (over,) = world.alerts.list()
+    assert (over.id, over.cleared_at, over.cleared_by) == (alert.id, world.at, None)
+    assert [(each.state, each.id) for each in world.told] == [(OPEN, alert.id), (CLEARED, alert.id)]
+
+
+def test_what_is_wrong_now_and_then_is_no_alert(world: World) -> None:
+    for _ in range(10):
+        world.look(30, edge_1=0.95)
+        world.look(30, edge_1=0.5)
+    assert world.alerts.list() == []
+
+
+def test_what_wavers_at_its_threshold_is_one_alert(world: World) -> None:
+    world.look(edge_1=0.95)
+    world.look(60)
+    for _ in range(20):
+        world.look(60, edge_1=0.89)  # below the threshold, and not clearly
+        world.look(60, edge_1=0.91)
+        world.look(60, edge_1=0.5)  # clearly, and not for long
+    assert len(world.told) == 1
+    (alert,) = world.alerts.list()
+    assert alert.open
+
+
+def test_a_subject_of_which_nothing_can_be_said_is_right(world: World) -> None:
+    world.look(edge_1=0.95, edge_2=0.95)
+    assert world.look(60) == [("edge-1", True), ("edge-2", True)]
+    world.kv = {"edge_2": 0.95}
+    assert world.look() == []
+    assert world.look(120) == [("edge-1", False)]
+
+
+def test_what_becomes_graver_is_told_again_and_stays_one_alert(world: World) -> None:
+    world.certificate = timedelta(days=20)
+    world.look()
+    world.look(60)
+    world.certificate = timedelta(days=5)
+    world.look(60)
+    world.look(60)
+    assert [(each.subject, each.severity) for each in world.told] == [
+        ("gateway-1", "warning"),
+        ("gateway-1", "critical"),
+    ]
+    assert len({each.id for each in world.told}) == len(world.alerts.list()) == 1
+    assert world.told[0].device == "gateway-1"
+
+
+def test_one_evaluates_at_a_time_and_another_takes_over(world: World) -> None:
+    second = world.another("second")
+    world.look(edge_1=0.95)
+    assert second.step() is None
+    world.look(30)
+    assert second.step() is None
+    world.look(30)
+    world.at += timedelta(seconds=61)
+    assert second.step() == []  # the first has not looked for more than four times 15 s
+    assert world.look() is None
+    world.at += timedelta(seconds=30)
+    second.step()
+    assert len(world.alerts.list()) == len(world.told) == 1
+
+
+def test_a_lease_of_a_holder_whose_clock_was_far_ahead_does_not_hold(world: World) -> None:
+    ahead = world.another("ahead")
+    world.at += timedelta(days=365)
+    assert ahead.step() == []
+    world.at = START
+    assert world.look() == []
+
+
+def test_somebody_takes_care_and_somebody_clears(world: World) -> None:
+    world.look(edge_1=0.95)
+    world.look(60)
+    (alert,) = world.alerts.open()
+    world.at += timedelta(minutes=1)
+    noted = world.alerts.acknowledge(alert.id[:6], who="ada")
+    assert (noted.acknowledged_by, noted.acknowledged_at, noted.open) == ("ada", world.at, True)
+    assert world.alerts.acknowledge(alert.id, who="bob").acknowledged_by == "ada"
+    cleared = world.alerts.clear(alert.id, who="bob")
+    assert (cleared.cleared_by, cleared.open) == ("bob", False)
+    assert world.alerts.clear(alert.id, who="eve").cleared_by == "bob"
+    assert world.look(15) == [("edge-1", True)]  # it is wrong still
+    (again,) = world.alerts.open()
+    assert again.id != alert.id
+    assert world.rows("SELECT code, device, count(*) FROM events WHERE kind = 'alert' GROUP BY code ORDER BY code") == [
+        ("alert-acknowledged", None, 1),
+        ("alert-cleared", None, 1),
+        ("alert-opened", None, 2),
+    ]
+
+
+def test_an_id_that_names_none_or_several_is_refused_in_a_sentence(world: World) -> None:
+    world.look(**{f"edge_{number}": 0.95 for number in range(40)})
+    world.look(60)
+    for wrong in ("", "%", "_", "zz", "'; DROP TABLE alerts; --", "0" * 32):
+        with pytest.raises(NoSuchAlert):
+            world.alerts.get(wrong)
+    with pytest.raises(NoSuchAlert, match="Several"):
+        world.alerts.get(Counter(alert.id[0] for alert in world.alerts.open()).most_common(1)[0][0])
+    assert len(world.alerts.list(rule="kv-full", subject="edge-7")) == 1
+
+
+def test_what_is_long_over_is_forgotten(world: World) -> None:
+    world.look(edge_1=0.95)
+    world.look(60)
+    world.look(60, edge_1=0.5)
+    world.look(120)
+    world.look(364 * 86_400)
+    assert len(world.alerts.list()) == 1
+    world.look(2 * 86_400)
+    assert world.alerts.list() == []
+
+
+def test_a_database_that_is_away_is_told_though_it_holds_no_alert(world: World) -> None:
+    world.broken = True
+    assert world.look() is None
+    assert world.look(59) is None
+    assert world.told == []
+    world.look(1)
+    world.look(60)
+    world.broken = False
+    world.look(60)
+    assert [(each.rule, each.state) for each in world.told] == [(DATABASE_AWAY, OPEN), (DATABASE_AWAY, CLEARED)]
+    assert world.told[0].id == world.told[1].id
+
+
+def test_no_more_are_open_than_there_is_room_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fleet_admin.alerts.book.MOST_OPEN", 5)
+    world.look(**{f"edge_{number}": 0.95 for number in range(40)})
+    world.look(60)
+    assert len(world.alerts.open()) == 5

@@ -1,0 +1,185 @@
+"""Each rule: what makes it wrong, what does not, what is right again, and what lies between."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from fleet_admin.alerts.facts import Acceptance, DeviceFacts, EdgeFacts, Facts
+from fleet_admin.alerts.rules import RULES, Reading, readings
+from fleet_admin.alerts.settings import AlertSettings
+from fleet_admin.alerts.views import Severity
+
+NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
+SETTINGS = AlertSettings()
+
+DEVICE = DeviceFacts(name="gateway-1", presence="online", seen_at=NOW)
+EDGE = EdgeFacts(name="edge-1", presence="online", seen_at=NOW)
+
+
+def read(rule: str, facts: Facts, settings: AlertSettings = SETTINGS) -> Reading | None:
+    """Return what one rule says of the one subject that the facts have."""
+    found = [reading for name, reading in readings(facts, settings) if name == rule]
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+def device(**changed: Any) -> Facts:
+    return Facts(now=NOW, devices=[replace(DEVICE, **changed)])
+
+
+def edge(**changed: Any) -> Facts:
+    return Facts(now=NOW, edges=[replace(EDGE, **changed)])
+
+
+def of_drafts(hour: float, day: float, *, tokens: int = 1000) -> Facts:
+    return Facts(
+        now=NOW, acceptance={"gateway-1": Acceptance(tokens, round(hour * tokens), 10_000, round(day * 10_000))}
+    )
+
+
+def refused(count: int) -> Facts:
+    return Facts(now=NOW, refusals={("edge-1", "busy"): count})
+
+
+def faulty(count: int) -> Facts:
+    return Facts(now=NOW, faults={("edge-1", "malformed"): count})
+
+
+WRONG = {
+    "device-silent": [
+        device(presence="offline", seen_at=NOW - 16 * MINUTE),
+        device(silent_since=NOW - MINUTE, seen_at=NOW - 16 * MINUTE),
+    ],
+    "acceptance-low": [of_drafts(0.3, 0.6)],
+    "clock-wrong": [Facts(now=NOW, skews={"gateway-1": "Its clock is ahead by an hour."})],
+    "edge-offline": [edge(presence="offline", seen_at=NOW - 2 * MINUTE)],
+    "queue-long": [edge(queue_ms=[10.0] * 94 + [600.0] * 6)],
+    "step-long": [edge(step_ms=[10.0] * 94 + [1001.0] * 6)],
+    "kv-full": [edge(kv_usage=0.91)],
+    "spool-grows": [edge(spooled_records=1000)],
+    "database-lags": [edge(load_at=NOW - 3 * MINUTE)],
+    "certificate-ends": [
+        edge(certificate_until=NOW + 29 * DAY),
+        device(certificate_until=NOW + 6 * DAY),
+        device(certificate_until=NOW - DAY),
+    ],
+    "refusals": [refused(20)],
+    "faults": [faulty(50)],
+}
+RIGHT = {
+    "device-silent": [
+        device(),
+        device(presence="offline", seen_at=NOW - 14 * MINUTE),
+        device(seen_at=NOW - 16 * MINUTE),  # nothing to say, and not marked as silent
+    ],
+    "acceptance-low": [of_drafts(0.6, 0.6), of_drafts(0.9, 0.6)],
+    "edge-offline": [edge(), edge(presence="draining")],
+    "queue-long": [edge(queue_ms=[10.0] * 95 + [600.0] * 5)],
+    "step-long": [edge(step_ms=[10.0] * 100)],
+    "kv-full": [edge(kv_usage=0.8)],
+    "spool-grows": [edge(spooled_records=0)],
+    "database-lags": [edge(load_at=NOW - MINUTE)],
+    "certificate-ends": [device(certificate_until=NOW + 31 * DAY)],
+    "refusals": [refused(5)],
+    "faults": [faulty(10)],
+}
+BETWEEN = {
+    "acceptance-low": [of_drafts(0.43, 0.6)],  # at 0.42 it would be wrong
+    "edge-offline": [edge(presence="offline", seen_at=NOW - MINUTE / 2)],
+    "queue-long": [edge(queue_ms=[490.0] * 50)],
+    "step-long": [edge(step_ms=[950.0] * 50)],
+    "kv-full": [edge(kv_usage=0.88)],
+    "spool-grows": [edge(spooled_records=990)],
+    "database-lags": [edge(load_at=NOW - 115 * MINUTE / 60)],
+    "refusals": [refused(18)],
+    "faults": [faulty(48)],
+}
+SILENT = {
+    "device-silent": [device(presence="offline", seen_at=NOW - 15 * DAY)],
+    "acceptance-low": [of_drafts(0.1, 0.6, tokens=400), Facts(now=NOW, acceptance={"x": Acceptance(1000, 1, 0, 0)})],
+    "edge-offline": [edge(presence="offline", seen_at=NOW - 15 * DAY)],
+    "queue-long": [edge(queue_ms=[9000.0] * 19)],
+    "step-long": [edge()],
+    "kv-full": [edge(), edge(kv_usage=1.0, presence="offline")],
+    "spool-grows": [edge()],
+    "database-lags": [edge(), edge(load_at=NOW - DAY, presence="offline")],
+    "certificate-ends": [device(), device(certificate_until=NOW, seen_at=NOW - 15 * DAY)],
+}
+OFF = {
+    "device-silent": "silent_min",
+    "acceptance-low": "acceptance_share",
+    "clock-wrong": "skew_s",
+    "edge-offline": "edge_away_s",
+    "queue-long": "queue_p95_ms",
+    "step-long": "step_p95_ms",
+    "kv-full": "kv_share",
+    "spool-grows": "spool_records",
+    "database-lags": "lag_s",
+    "certificate-ends": "certificate_days",
+    "refusals": "refusals",
+    "faults": "faults",
+}
+
+
+def each(table: dict[str, list[Facts]]) -> pytest.MarkDecorator:
+    cases = [(rule, facts) for rule, found in table.items() for facts in found]
+    return pytest.mark.parametrize(("rule", "facts"), cases, ids=[rule for rule, _ in cases])
+
+
+def test_every_rule_is_held_here() -> None:
+    names = [rule.name for rule in RULES]
+    assert names == list(WRONG) == list(OFF)
+    assert set(RIGHT) | {"clock-wrong"} == set(names)
+
+
+@each(WRONG)
+def test_it_is_wrong_and_says_so_in_a_sentence(rule: str, facts: Facts) -> None:
+    reading = read(rule, facts)
+    assert reading is not None
+    assert (reading.wrong, reading.right) == (True, False)
+    assert reading.sentence.endswith(".")
+    assert reading.subject.split()[0] in {"edge-1", "gateway-1"}
+    assert (reading.device is not None) == (reading.subject == "gateway-1")
+
+
+@each(RIGHT)
+def test_it_is_right(rule: str, facts: Facts) -> None:
+    reading = read(rule, facts)
+    assert reading is not None
+    assert (reading.wrong, reading.right) == (False, True)
+
+
+@each(BETWEEN)
+def test_it_stays_what_it_was(rule: str, facts: Facts) -> None:
+    reading = read(rule, facts)
+    assert reading is not None
+    assert (reading.wrong, reading.right) == (False, False)
+
+
+@each(SILENT)
+def test_nothing_can_be_said(rule: str, facts: Facts) -> None:
+    assert read(rule, facts) is None
+
+
+@each(WRONG)
+def test_a_threshold_of_nought_turns_it_off(rule: str, facts: Facts) -> None:
+    assert read(rule, facts, AlertSettings.model_validate({OFF[rule]: 0})) is None
+
+
+def test_a_certificate_in_its_last_week_is_critical() -> None:
+    for days, severity in ((8, Severity.WARNING), (6, Severity.CRITICAL), (-1, Severity.CRITICAL)):
+        reading = read("certificate-ends", device(certificate_until=NOW + days * DAY))
+        assert reading is not None
+        assert reading.severity is severity
+    assert "has ended" in reading.sentence
+
+
+def test_a_hostile_name_or_code_stays_what_it_is() -> None:
+    hostile = "x'; DROP TABLE alerts; --\n\x1b[31m{value}"
+    reading = read("faults", Facts(now=NOW, faults={("edge-1", hostile): 100}))
+    assert reading is not None
+    assert repr(hostile) in reading.sentence
+    assert read("queue-long", edge(name="{edge.name.__class__}", queue_ms=[600.0] * 100)) is not None
