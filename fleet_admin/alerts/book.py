@@ -10,7 +10,8 @@ from sqlalchemy import Connection, Row, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from fleet_admin.alerts.errors import NoSuchAlert
-from fleet_admin.alerts.views import AlertView, Severity
+from fleet_admin.alerts.views import AlertSeverity, AlertView
+from fleet_edge.event_codes import EventKind, Severity, severity_of
 from fleet_edge.store.merge.merge import merge_for
 from fleet_edge.store.models import AlertLeaseRow, AlertRow
 from fleet_edge.store.records.events import EventLogged
@@ -103,7 +104,9 @@ def acknowledge(connection: Connection, alert: AlertView, *, who: str, now: date
         .values(acknowledged_at=now, acknowledged_by=who)
     )
     if changed.rowcount:
-        _log(connection, alert, code="alert-acknowledged", sentence=f"{who} takes care of: {alert.sentence}", now=now)
+        _log(
+            connection, alert, code="acknowledged", sentence=f"{who} takes care of: {alert.sentence}", now=now, who=who
+        )
     return find(connection, alert.id)
 
 
@@ -123,7 +126,7 @@ def clear(connection: Connection, alert: AlertView, *, now: datetime, who: str |
     )
     if changed.rowcount:
         how = "It is over" if who is None else f"{who} has cleared it"
-        _log(connection, alert, code="alert-cleared", sentence=f"{how}: {alert.sentence}", now=now)
+        _log(connection, alert, code="cleared", sentence=f"{how}: {alert.sentence}", now=now, who=who)
     return find(connection, alert.id)
 
 
@@ -158,7 +161,7 @@ def see(
     before = connection.execute(select(AlertRow.id, AlertRow.severity).where(*held)).first()
     if before is not None:
         connection.execute(update(AlertRow).where(AlertRow.id == before.id).values(**last))
-        graver = sighting.severity == Severity.CRITICAL and before.severity != Severity.CRITICAL
+        graver = sighting.severity == AlertSeverity.CRITICAL and before.severity != AlertSeverity.CRITICAL
         return find(connection, before.id) if graver else None
     crowd = select(AlertRow.id).where(AlertRow.cleared_at.is_(None)).limit(1).offset(MOST_OPEN - 1)
     if connection.execute(crowd).first() is not None:
@@ -173,7 +176,7 @@ def see(
     }
     connection.execute(insert(AlertRow).values(**row))
     alert = find(connection, str(row["id"]))
-    _log(connection, alert, code="alert-opened", sentence=alert.sentence, now=now)
+    _log(connection, alert, code="opened", sentence=alert.sentence, now=now)
     return alert
 
 
@@ -214,15 +217,21 @@ def _view(row: Row[Any]) -> AlertView:
     return AlertView(**row._mapping)  # noqa: SLF001 - the public name of a row's fields
 
 
-def _log(connection: Connection, alert: AlertView, *, code: str, sentence: str, now: datetime) -> None:
+def _log(
+    connection: Connection, alert: AlertView, *, code: str, sentence: str, now: datetime, who: str | None = None
+) -> None:
     event = EventLogged(
         id=uuid.uuid4().hex,
         edge=ADMINISTRATOR,
         device=alert.device,
         session=None,
-        kind="alert",
+        kind=EventKind.ALERT.value,
         code=code,
         sentence=sentence,
         at=now,
+        who=who,
+        severity=Severity.ERROR
+        if alert.severity == AlertSeverity.CRITICAL and code == "opened"
+        else severity_of(EventKind.ALERT, code),
     )
     merge_for(connection.dialect.name).apply(connection, [event])

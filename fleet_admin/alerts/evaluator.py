@@ -21,7 +21,7 @@ from fleet_admin.alerts.facts import Facts, read_facts
 from fleet_admin.alerts.notice import notice_of
 from fleet_admin.alerts.rules import Reading, readings
 from fleet_admin.alerts.settings import AlertSettings
-from fleet_admin.alerts.views import AlertView, Severity
+from fleet_admin.alerts.views import AlertSeverity, AlertView
 from fleet_edge.store.errors import StoreUnavailable
 from schemas.control import Alert, AlertState
 
@@ -160,7 +160,7 @@ class Evaluator:
                 fleet=self.settings.fleet,
                 rule=DATABASE_AWAY,
                 subject="database",
-                severity=Severity.CRITICAL.value,
+                severity=AlertSeverity.CRITICAL.value,
                 state=AlertState.OPEN,
                 sentence="The session log's database cannot be reached; edges keep what they write in their spools.",
                 since=self._away_since,

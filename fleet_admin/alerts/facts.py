@@ -8,6 +8,7 @@ from typing import Final
 from sqlalchemy import Connection, RowMapping, func, select
 
 from fleet_admin.alerts.settings import AlertSettings
+from fleet_edge.event_codes import EventKind
 from fleet_edge.store.models import DeviceRow, EdgeRow, EventRow, RoundRow, SegmentRow
 from fleet_edge.store.records.segments import segment_number
 
@@ -107,8 +108,8 @@ def read_facts(connection: Connection, settings: AlertSettings, *, now: datetime
         devices=[_device(row) for row in connection.execute(select(DeviceRow.__table__)).mappings()],
         edges=list(_edges(connection, now)),
         acceptance=_acceptance(connection, now),
-        refusals=_counts(connection, "refused", window),
-        faults=_counts(connection, "fault", window),
+        refusals=_counts(connection, EventKind.REFUSED, window),
+        faults=_counts(connection, EventKind.FAULT, window),
         skews=_skews(connection, window),
     )
 
@@ -119,7 +120,7 @@ def _device(row: RowMapping) -> DeviceFacts:
         presence=row["presence"],
         seen_at=row["seen_at"],
         silent_since=row["silent_since"],
-        certificate_until=row.get("certificate_until"),
+        certificate_until=row["certificate_until"],
     )
 
 
@@ -137,10 +138,10 @@ def _edges(connection: Connection, now: datetime) -> Iterator[EdgeFacts]:
             name=row["edge"],
             presence=row["presence"],
             seen_at=row["seen_at"],
-            load_at=row.get("load_at"),
-            certificate_until=row.get("certificate_until"),
-            kv_usage=row.get("kv_usage"),
-            spooled_records=row.get("spooled_records"),
+            load_at=row["load_at"],
+            certificate_until=row["certificate_until"],
+            kv_usage=row["kv_usage"],
+            spooled_records=row["spooled_records"],
             queue_ms=[each.queue_ms for each in rounds],
             step_ms=[each.compute_ms for each in rounds],
         )
@@ -164,10 +165,10 @@ def _tested(connection: Connection, since: datetime) -> dict[str, tuple[int, int
     return {device: (int(tested), int(accepted)) for device, tested, accepted in connection.execute(sums)}
 
 
-def _counts(connection: Connection, kind: str, since: datetime) -> dict[tuple[str, str], int]:
+def _counts(connection: Connection, kind: EventKind, since: datetime) -> dict[tuple[str, str], int]:
     found = (
         select(EventRow.edge, EventRow.code, func.sum(EventRow.count))
-        .where(EventRow.at >= since, EventRow.kind == kind)
+        .where(EventRow.at >= since, EventRow.kind == kind.value)
         .group_by(EventRow.edge, EventRow.code)
     )
     return {(edge, code): int(count) for edge, code, count in connection.execute(found)}
@@ -176,7 +177,12 @@ def _counts(connection: Connection, kind: str, since: datetime) -> dict[tuple[st
 def _skews(connection: Connection, since: datetime) -> dict[str, str]:
     found = (
         select(EventRow.device, EventRow.sentence)
-        .where(EventRow.at >= since, EventRow.kind == "clock", EventRow.device.is_not(None))
+        .where(
+            EventRow.at >= since,
+            EventRow.kind == EventKind.DEVICE.value,
+            EventRow.code == "clock-wrong",
+            EventRow.device.is_not(None),
+        )
         .order_by(EventRow.at)
     )
     return {str(device): sentence for device, sentence in connection.execute(found)}

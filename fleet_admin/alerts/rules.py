@@ -12,7 +12,7 @@ from typing import Final
 
 from fleet_admin.alerts.facts import DeviceFacts, EdgeFacts, Facts
 from fleet_admin.alerts.settings import AlertSettings
-from fleet_admin.alerts.views import Severity
+from fleet_admin.alerts.views import AlertSeverity
 from fleet_edge.counters import share
 from schemas.control import Presence
 
@@ -41,7 +41,7 @@ class Reading:
     sentence: str
     wrong: bool
     right: bool
-    severity: Severity = Severity.WARNING
+    severity: AlertSeverity = AlertSeverity.WARNING
     value: float | None = None
     threshold: float | None = None
     device: str | None = None
@@ -145,7 +145,7 @@ def _edge_away(facts: Facts, settings: AlertSettings) -> Iterator[Reading]:
                 "(journalctl -u fleet-edge).",
                 wrong=offline and age > timedelta(seconds=settings.edge_away_s),
                 right=not offline,
-                severity=Severity.CRITICAL,
+                severity=AlertSeverity.CRITICAL,
                 value=age.total_seconds(),
                 threshold=settings.edge_away_s,
             )
@@ -221,7 +221,7 @@ def _database_lags(facts: Facts, settings: AlertSettings) -> Iterator[Reading]:
                 "it writes waits in its spool; look at the way from it to the database.",
                 wrong=wrong,
                 right=right,
-                severity=Severity.CRITICAL,
+                severity=AlertSeverity.CRITICAL,
                 value=lag_s,
                 threshold=settings.lag_s,
             )
@@ -245,7 +245,7 @@ def _certificate_ends(facts: Facts, settings: AlertSettings) -> Iterator[Reading
             "renew`.",
             wrong=wrong,
             right=not wrong,
-            severity=Severity.CRITICAL if days < settings.certificate_critical_days else Severity.WARNING,
+            severity=AlertSeverity.CRITICAL if days < settings.certificate_critical_days else AlertSeverity.WARNING,
             value=days,
             threshold=settings.certificate_days,
             device=name if isinstance(machine, DeviceFacts) else None,

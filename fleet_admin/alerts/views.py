@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-__all__ = ["AlertView", "Severity"]
+__all__ = ["AlertSeverity", "AlertView"]
 
 
-class Severity(StrEnum):
+class AlertSeverity(StrEnum):
     """How soon somebody has to look."""
 
     WARNING = "warning"

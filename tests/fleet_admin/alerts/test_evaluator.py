@@ -180,10 +180,10 @@ def test_somebody_takes_care_and_somebody_clears(world: World) -> None:
     assert world.look(15) == [("edge-1", True)]  # it is wrong still
     (again,) = world.alerts.open()
     assert again.id != alert.id
-    assert world.rows("SELECT code, device, count(*) FROM events WHERE kind = 'alert' GROUP BY code ORDER BY code") == [
-        ("alert-acknowledged", None, 1),
-        ("alert-cleared", None, 1),
-        ("alert-opened", None, 2),
+    assert world.rows("SELECT code, who, count(*) FROM events WHERE kind = 'alert' GROUP BY code ORDER BY code") == [
+        ("acknowledged", "ada", 1),
+        ("cleared", "bob", 1),
+        ("opened", None, 2),
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 from fleet_admin.alerts.facts import Acceptance, DeviceFacts, EdgeFacts, Facts
 from fleet_admin.alerts.rules import RULES, Reading, readings
 from fleet_admin.alerts.settings import AlertSettings
-from fleet_admin.alerts.views import Severity
+from fleet_admin.alerts.views import AlertSeverity
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
@@ -170,7 +170,7 @@ def test_a_threshold_of_nought_turns_it_off(rule: str, facts: Facts) -> None:
 
 
 def test_a_certificate_in_its_last_week_is_critical() -> None:
-    for days, severity in ((8, Severity.WARNING), (6, Severity.CRITICAL), (-1, Severity.CRITICAL)):
+    for days, severity in ((8, AlertSeverity.WARNING), (6, AlertSeverity.CRITICAL), (-1, AlertSeverity.CRITICAL)):
         reading = read("certificate-ends", device(certificate_until=NOW + days * DAY))
         assert reading is not None
         assert reading.severity is severity
