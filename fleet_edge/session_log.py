@@ -142,11 +142,25 @@ class SessionLog:
             found = queries.session(connection, session, device=device)
             return queries.segments(connection, found.session, device=found.device)
 
-    def rounds(self, session: str, *, device: str | None = None) -> list[RoundView]:
-        """Return a session's verdicts, in order; none unless it was traced. Takes and raises what `session` does."""
+    def rounds(
+        self, session: str, *, device: str | None = None, skip: int = 0, limit: int | None = None
+    ) -> list[RoundView]:
+        """Return a session's verdicts, in order; none unless it was traced. Otherwise as `session`.
+
+        Args:
+            session: Its id, or enough of its beginning.
+            device: Whose it is.
+            skip: So many of the first are left out.
+            limit: At most so many; None: all.
+
+        Raises:
+            InvalidQuery: The numbers cannot be.
+        """
+        if skip < 0 or (limit is not None and limit < 1):
+            raise InvalidQuery("Rounds are left out from 0 on, and at least 1 is returned.")
         with self._reading() as connection:
             found = queries.session(connection, session, device=device)
-            return queries.rounds(connection, found.session, device=found.device)
+            return queries.rounds(connection, found.session, device=found.device, skip=skip, limit=limit)
 
     def devices(self) -> list[DeviceView]:
         """Return all devices, by name."""

@@ -38,6 +38,9 @@ __all__ = [
 ]
 
 _ID_LENGTH: Final = 16
+_ALL: Final = 2**31
+"""Rows, more than there are: SQLite has no OFFSET without LIMIT."""
+
 _OF_DEVICE: Final = (
     "device",
     "presence",
@@ -153,11 +156,23 @@ def segments(connection: Connection, session: str, *, device: str) -> list[Segme
     return views
 
 
-def rounds(connection: Connection, session: str, *, device: str) -> list[RoundView]:
-    """Return the rounds of a device's session (full id), in order; none unless it was traced."""
+def rounds(
+    connection: Connection, session: str, *, device: str, skip: int = 0, limit: int | None = None
+) -> list[RoundView]:
+    """Return the rounds of a device's session (full id), in order; none unless it was traced.
+
+    Args:
+        connection: To the database.
+        session: Its id.
+        device: Whose it is.
+        skip: So many of the first are left out.
+        limit: At most so many; None: all.
+    """
     own = select(SegmentRow.segment).where(SegmentRow.session == session, SegmentRow.device == device)
     chosen = (RoundRow.session == session, RoundRow.segment.in_(own))
     query = select(RoundRow).where(*chosen).order_by(RoundRow.segment, RoundRow.round)
+    if skip or limit is not None:
+        query = query.offset(skip).limit(_ALL if limit is None else limit)
     return [
         RoundView(**{name: value for name, value in row.items() if name != "session"})
         for row in connection.execute(query).mappings()

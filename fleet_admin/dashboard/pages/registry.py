@@ -2,7 +2,18 @@
 
 from typing import Final
 
-from fleet_admin.dashboard.pages import account, acting, device, devices, login, overview
+from fleet_admin.dashboard.pages import (
+    account,
+    acting,
+    device,
+    devices,
+    edges,
+    login,
+    overview,
+    rollouts,
+    session,
+    sessions,
+)
 from fleet_admin.dashboard.pages.page import Page
 
 __all__ = ["PAGES"]
@@ -12,6 +23,10 @@ PAGES: Final[tuple[Page, ...]] = (
     *devices.PAGES,
     *device.PAGES,
     *acting.PAGES,
+    *edges.PAGES,
+    *sessions.PAGES,
+    *session.PAGES,
+    *rollouts.PAGES,
     *account.PAGES,
     *login.PAGES,
 )

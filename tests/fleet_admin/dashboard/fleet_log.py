@@ -1,11 +1,13 @@
 """Filled session log for the dashboard's tests: a small fleet with some history, and names that try to break out."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import segment_number
+from fleet_edge.store.rollouts import MachineRollout, RolloutOutcome, record_rollouts
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
@@ -13,6 +15,8 @@ from tests.fleet_edge.store import samples
 HOSTILE = (
     '<img src=x onerror="document.title=\'broken\'">\'"--><script>document.title="broken"</script>\u202e\x1b[2J=1+1'
 )
+EVIL = "ee" * 8
+ROLLOUT = "20260305-090000"
 DEVICES = ("gateway-1", "gateway-2", "gateway-3", "gateway-4")
 
 
@@ -20,6 +24,8 @@ def fill(url: str, *, now: datetime) -> None:
     """Write sessions of the last day, the latest a minute old."""
     with open_store(url) as store:
         store.apply(records(now))
+        with store.engine.begin() as connection:
+            record_rollouts(connection, rollouts(now), stopped=True)
         housekeeping.roll_up(store.engine, since=now - timedelta(days=2), now=now)
 
 
@@ -27,6 +33,8 @@ def records(now: datetime) -> list[Record]:
     found: list[Record] = [
         samples.edge_seen(at=now - timedelta(minutes=1)),
         samples.edge_seen(edge="edge-2", at=now - timedelta(minutes=2)),
+        samples.edge_load(at=now - timedelta(seconds=10)),
+        samples.edge_load(edge="edge-2", at=now - timedelta(minutes=30), spooled_records=40),
     ]
     for number, device in enumerate(DEVICES):
         seen = now - timedelta(minutes=1 + 3 * number)
@@ -36,6 +44,31 @@ def records(now: datetime) -> list[Record]:
     found += session("gateway-1", at=now - timedelta(minutes=1), number=999, ended=False)
     found += hostile(now)
     return found
+
+
+def rollouts(now: datetime) -> list[MachineRollout]:
+    """Return a rollout that was stopped after its first machine had failed."""
+    at = now - timedelta(hours=3)
+    made = [
+        MachineRollout(
+            rollout=ROLLOUT,
+            host=f"host-{number}",
+            kind="device",
+            name=device,
+            action="rollout",
+            wanted="0.3.0-abcdef",
+            found="0.2.0-abcdef",
+            running="0.2.0-abcdef",
+            started_at=at,
+            ended_at=None,
+            outcome=RolloutOutcome.WAITING,
+            sentence="",
+            who="olga",
+        )
+        for number, device in enumerate(DEVICES)
+    ]
+    failed = replace(made[0], outcome=RolloutOutcome.WENT_BACK, ended_at=at + timedelta(minutes=2), sentence=HOSTILE)
+    return [*made, failed]
 
 
 def session(device: str, *, at: datetime, number: int, ended: bool = True) -> list[Record]:
@@ -52,9 +85,17 @@ def session(device: str, *, at: datetime, number: int, ended: bool = True) -> li
 
 def hostile(now: datetime) -> list[Record]:
     """What a device may say of itself, and what an edge may quote of it."""
+    at = now - timedelta(minutes=4)
+    own = {"session": EVIL, "segment": segment_number(at), "device": "evil"}
     return [
         samples.device_seen(
             device="evil", draft_model=HOSTILE, quantization=HOSTILE, software=HOSTILE, at=now - timedelta(minutes=3)
+        ),
+        samples.opened(**own, at=at, app=HOSTILE, draft_model=HOSTILE, quantization=HOSTILE, target=HOSTILE),
+        samples.judged(**own, at=at + timedelta(seconds=1), form=HOSTILE),
+        samples.closed(**own, at=at + timedelta(seconds=3), reason=EndReason.FAILED, code=HOSTILE, sentence=HOSTILE),
+        samples.event(
+            id="evil-2", device="evil", session=EVIL, code=HOSTILE, sentence=HOSTILE, at=at + timedelta(seconds=2)
         ),
         samples.event(
             id="evil-1", device="evil", session=None, code=HOSTILE, sentence=HOSTILE, at=now - timedelta(minutes=3)

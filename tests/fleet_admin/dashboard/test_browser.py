@@ -9,12 +9,19 @@ import pytest
 from fleet_admin.dashboard.pages.registry import PAGES
 from fleet_edge.store.database import open_store
 from tests.fleet_admin.dashboard.conftest import NOW
+from tests.fleet_admin.dashboard.fleet_log import EVIL, ROLLOUT
 from tests.fleet_edge.store import samples
 from tests.support.chromium import Chromium, Tab
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chromium")]
 
-NAMED = ["/devices/gateway-1", "/devices/evil"]
+NAMED = [
+    "/devices/gateway-1",
+    "/devices/evil",
+    f"/sessions/{999:016x}?device=gateway-1",
+    f"/sessions/{EVIL}",
+    f"/rollouts/{ROLLOUT}",
+]
 """Pages with a name in their path."""
 
 PATHS = NAMED + [page.path for page in PAGES if page.method == "GET" and "{" not in page.path and page.path != "/login"]

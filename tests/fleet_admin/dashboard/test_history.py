@@ -1,0 +1,180 @@
+"""Pages of what has happened: edges, sessions, one session, rollouts."""
+
+import csv
+import dataclasses
+import io
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from fleet_admin.dashboard.timeline import bars, scale
+from fleet_edge.store.database import open_store
+from fleet_edge.store.records.record import Record
+from fleet_edge.store.records.segments import segment_number
+from fleet_edge.store.views import RoundView, SessionView
+from tests.fleet_admin.dashboard.conftest import NOW, Browser
+from tests.fleet_admin.dashboard.fleet_log import EVIL, HOSTILE, ROLLOUT
+from tests.fleet_edge.store import samples
+
+IDS = re.compile(r'href="/sessions/([0-9a-f]{16})\?device=')
+TRACED = f"/sessions/{1:016x}?device=gateway-1"
+
+
+def write(url: str, records: list[Record]) -> None:
+    with open_store(url) as store:
+        store.apply(records)
+
+
+def lines(browser: Browser, path: str) -> list[dict[str, str]]:
+    answer = browser.get(path)
+    assert answer.status_code == 200
+    assert "attachment" in answer.headers["content-disposition"]
+    return list(csv.DictReader(io.StringIO(answer.text)))
+
+
+def test_an_edge_whose_load_is_old_does_not_count_as_free(viewer: Browser) -> None:
+    found = {line["edge"]: line for line in lines(viewer, "/edges?format=csv")}
+    assert (found["edge-1"]["state"], found["edge-1"]["free"]) == ("online", "4093")
+    assert (found["edge-2"]["state"], found["edge-2"]["free"], found["edge-2"]["spool"]) == ("silent", "", "40")
+
+
+def test_sessions_are_chosen_by_device_edge_and_end(viewer: Browser) -> None:
+    of_device = lines(viewer, "/sessions?format=csv&device=gateway-1")
+    assert {line["device"] for line in of_device} == {"gateway-1"}
+    running = lines(viewer, "/sessions?format=csv&reason=running")
+    assert [line["session"] for line in running] == [f"{999:016x}"]
+    of_edge = lines(viewer, "/sessions?format=csv&edge=edge-2&since=3h")
+    assert {line["edge"] for line in of_edge} == {"edge-2"}
+    assert len(of_edge) < len(lines(viewer, "/sessions?format=csv&edge=edge-2"))
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["reason=nothing", "mode=x", "since=yesterday", "from=x", "from=1", "from=-1_0", f"from={'9' * 25}_0", "from=٣_0"],
+)
+def test_what_sessions_cannot_be_chosen_by_is_told(viewer: Browser, query: str) -> None:
+    assert viewer.get(f"/sessions?{query}").status_code == 400
+
+
+def test_pages_of_sessions_hold_each_once_also_where_many_began_at_once(viewer: Browser, url: str) -> None:
+    at = NOW - timedelta(days=2)
+    made = [
+        samples.opened(session=f"{number:016x}", segment=segment_number(at), device="crowd", at=at)
+        for number in range(5_000, 5_250)
+    ]
+    write(url, [*made])
+    path, seen = "/sessions?device=crowd", list[str]()
+    for _ in range(4):
+        page = viewer.get(path).text
+        seen += IDS.findall(page)
+        older = re.search(r'rel="next" href="([^"]+)"', page)
+        if older is None:
+            break
+        path = older[1].replace("&amp;", "&")
+    assert len(seen) == 250
+    assert len(set(seen)) == 250
+    assert len({line["session"] for line in lines(viewer, "/sessions?device=crowd&format=csv")}) == 250
+
+
+def test_a_session_shows_its_rounds_page_by_page(viewer: Browser, url: str) -> None:
+    at = NOW - timedelta(days=1)
+    own = {"session": f"{7_000:016x}", "segment": segment_number(at), "device": "gateway-1"}
+    rounds = [samples.judged(**own, round=number, at=at + timedelta(seconds=number)) for number in range(1, 121)]
+    write(url, [samples.opened(**own, at=at), *rounds])
+    shown = list[int]()
+    path = f"/sessions/{own['session']}"
+    for _ in range(4):
+        page = viewer.get(path).text
+        shown += [int(each) for each in re.findall(r'<tr><td class="number">(\d+)</td>', page)]
+        later = re.search(r'rel="next" href="([^"]+)"', page)
+        if later is None:
+            break
+        path = later[1]
+    assert shown == list(range(1, 121))
+
+
+def test_a_session_that_is_not_there_and_one_that_several_have_are_told(viewer: Browser, url: str) -> None:
+    assert viewer.get("/sessions/ffffffffffffffff").status_code == 404
+    assert viewer.get("/sessions/..%2f..%2fetc").status_code == 404
+    assert viewer.get("/sessions/'%20OR%201=1%20--").status_code == 404
+    at = NOW - timedelta(days=1)
+    for device in ("twin-1", "twin-2"):
+        write(url, [samples.opened(session="aa" * 8, segment=segment_number(at), device=device, at=at)])
+    assert viewer.get(f"/sessions/{'aa' * 8}").status_code == 400
+    assert viewer.get(f"/sessions/{'aa' * 8}?device=twin-2").status_code == 200
+    assert viewer.get(f"{TRACED}&first=0").status_code == 400
+    assert viewer.get(f"{TRACED}&first=99999").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/sessions", f"/sessions/{EVIL}", f"/rollouts/{ROLLOUT}", "/edges", "/rollouts"])
+def test_what_devices_and_playbooks_say_stays_text(viewer: Browser, path: str) -> None:
+    page = viewer.get(path).text
+    assert "<img src=x" not in page
+    assert "<script>" not in page
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+
+
+def test_no_cell_of_sessions_is_a_formula(viewer: Browser, url: str) -> None:
+    at = NOW - timedelta(days=3)
+    write(url, [samples.opened(session="bb" * 8, segment=segment_number(at), device="sums", app="=1+1", at=at)])
+    assert lines(viewer, "/sessions?device=sums&format=csv")[0]["app"] == "'=1+1"
+
+
+def test_a_rollout_says_what_became_of_each_machine(viewer: Browser) -> None:
+    whole = lines(viewer, "/rollouts?format=csv")
+    assert (whole[0]["rollout"], whole[0]["state"], whole[0]["machines"]) == (ROLLOUT, "went back", "4")
+    machines = lines(viewer, f"/rollouts/{ROLLOUT}?format=csv")
+    assert [line["outcome"] for line in machines] == ["went back", "untouched", "untouched", "untouched"]
+    assert machines[0]["why"].endswith(HOSTILE[-5:])
+    releases = lines(viewer, "/rollouts/releases?format=csv&f_drift=differs")
+    assert [line["name"] for line in releases] == ["gateway-1", "gateway-2", "gateway-3", "gateway-4"]
+    assert viewer.get("/rollouts/none-such").status_code == 404
+
+
+def _round(number: int, at: datetime, **changes: float) -> RoundView:
+    fields: dict[str, float] = {"queue_ms": 2.0, "prefill_ms": 0.0, "compute_ms": 40.0, **changes}
+    return RoundView(
+        segment=1, round=number, base=0, drafted=5, tested=5, accepted=5, batch=1, uplink_bytes=1, downlink_bytes=1,
+        form=None, at=at, **fields,
+    )  # fmt: skip
+
+
+class TestTimeline:
+    BEGIN = datetime(2026, 3, 4, tzinfo=UTC)
+
+    def laid(self, *after_s: float, draft_ms: float | None = 60.0) -> list[list[tuple[str, float, float]]]:
+        session = _session(drafted=10, draft_ms=draft_ms)
+        rounds = [_round(number, self.BEGIN + timedelta(seconds=each)) for number, each in enumerate(after_s)]
+        found = bars(rounds, session=session, before=self.BEGIN)
+        return [[(each.kind, each.begin_ms, each.length_ms) for each in bar.stretches] for bar in found]
+
+    def test_what_is_between_verdict_and_draft_is_drafting_and_link(self) -> None:
+        assert self.laid(0.1)[0] == [
+            ("draft", 0.0, 30.0),
+            ("link", 30.0, 28.0),
+            ("queue", 58.0, 2.0),
+            ("compute", 60.0, 40.0),
+        ]
+
+    def test_drafting_takes_no_longer_than_there_was_time_for(self) -> None:
+        assert self.laid(0.052)[0][:2] == [("draft", 0.0, 10.0), ("queue", 10.0, 2.0)]
+
+    def test_without_the_devices_word_drafting_and_link_are_one(self) -> None:
+        assert self.laid(0.1, draft_ms=None)[0][0] == ("away", 0.0, 58.0)
+
+    def test_nobody_waits_for_a_draft_that_was_made_ahead(self) -> None:
+        second = self.laid(0.1, 0.13)[1]
+        assert second == [("queue", 88.0, 2.0), ("compute", 90.0, 40.0)]
+
+    def test_a_picture_of_nothing_has_a_length(self) -> None:
+        begin, length = scale([])
+        assert begin == 0.0
+        assert length > 0.0
+
+
+def _session(*, drafted: int, draft_ms: float | None) -> SessionView:
+    fields: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(SessionView))
+    return SessionView(**{**fields, "device_drafted": drafted, "device_draft_ms": draft_ms})
