@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from schemas.errors import FleetError
+from schemas.version import VERSION
 
-__all__ = ["Check", "Checklist", "NotApplicable"]
+__all__ = ["Check", "CheckReport", "Checklist", "NotApplicable"]
 
 
 class NotApplicable(FleetError):  # noqa: N818 - reads as what it says
@@ -41,6 +42,27 @@ class Check:
         """Return it as JSON values."""
         found = {name: value for name, value in asdict(self).items() if name != "skipped"}
         return {**found, "ms": round(self.ms, 1), "status": self.status}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """What all checks found; a report of one kind adds what it is about.
+
+    Attributes:
+        checks: In order.
+    """
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return all(check.ok for check in self.checks)
+
+    def json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        about = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "checks"}
+        return {"ok": self.ok, "software": VERSION, **about, "checks": [check.json() for check in self.checks]}
 
 
 @dataclass(slots=True)

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from fleet_device.checks.certificate_check import check_certificate, check_clock, moments_of
-from fleet_device.checks.checklist import Check, Checklist, NotApplicable
+from fleet_device.checks.checklist import Check, Checklist, CheckReport, NotApplicable
 from fleet_device.checks.edges import check_online, check_vocabulary
 from fleet_device.checks.machine_check import check_memory, check_threads
 from fleet_device.checks.model_check import PROBE_POLICY, check_drafting, probe_prompt
@@ -35,7 +35,6 @@ from fleet_runtime.available_memory import available_memory
 from schemas.control import Telemetry, encode_json
 from schemas.reasons import RefusalCode
 from schemas.topics import Topic, build
-from schemas.version import VERSION
 
 __all__ = ["CHECKS", "Diagnosis", "Doctor"]
 
@@ -48,31 +47,15 @@ _ECHOES: Final = 5
 _TIMEOUTS: Final = Timeouts(open_s=10.0, resume_s=10.0, verdict_s=10.0, close_s=2.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """What was found.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis(CheckReport):
+    """What the doctor found.
 
     Attributes:
         device: Whose.
-        checks: In order.
     """
 
     device: str
-    checks: tuple[Check, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return all(check.ok for check in self.checks)
-
-    def json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return {
-            "ok": self.ok,
-            "software": VERSION,
-            "device": self.device,
-            "checks": [check.json() for check in self.checks],
-        }
 
 
 @dataclass(slots=True)
@@ -124,7 +107,7 @@ class Doctor:
                 self._link.stop()
             if self._drafter is not None:
                 self._drafter.close()
-        return Diagnosis(settings.device, checks.finish())
+        return Diagnosis(device=settings.device, checks=checks.finish())
 
     def _memory(self) -> str:
         if self._running is not None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_device.checks.checklist import Check, Checklist
+from fleet_device.checks.checklist import Check, Checklist, CheckReport
 from fleet_device.client.agent import Agent, Generation
 from fleet_device.client.inbox import Inbox
 from fleet_device.client.presence import EdgePresences
@@ -62,31 +62,15 @@ class Question:
     tokens: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
-class EdgeReport:
-    """What was found.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeReport(CheckReport):
+    """What was found of an edge.
 
     Attributes:
         edge: Whose.
-        checks: In order.
     """
 
     edge: str
-    checks: tuple[Check, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether the edge is fit to verify."""
-        return all(check.ok for check in self.checks)
-
-    def json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return {
-            "ok": self.ok,
-            "software": VERSION,
-            "edge": self.edge,
-            "checks": [check.json() for check in self.checks],
-        }
 
 
 class _Suggestion:
@@ -136,7 +120,7 @@ class EdgeCheck:
             checks.check(self._edge)
             checks.check(lambda: self._rejection(agent))
             checks.check(lambda: self._acceptance(agent))
-        return EdgeReport(self.question.edge, checks.finish())
+        return EdgeReport(edge=self.question.edge, checks=checks.finish())
 
     @contextmanager
     def _agent(self) -> Iterator[Agent]:

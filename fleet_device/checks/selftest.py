@@ -5,10 +5,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from fleet_device.api.server import listen
-from fleet_device.checks.checklist import Check, Checklist
+from fleet_device.checks.checklist import Check, Checklist, CheckReport
 from fleet_device.checks.edges import check_online
 from fleet_device.checks.model_check import check_drafting, probe_prompt
 from fleet_device.drafters.contract import Drafter
@@ -22,7 +22,6 @@ from fleet_link.link import Link, Outcome
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
 from schemas.reasons import EndReason
-from schemas.version import VERSION
 
 __all__ = ["Report", "SelfTest"]
 
@@ -32,37 +31,19 @@ _ECHOES: Final = 5
 _WAIT_S: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What all checks found.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report(CheckReport):
+    """What the self-test found.
 
     Attributes:
         device: Whose.
-        checks: In order.
         acceptance: Of the text that was written; None if there was none, or no draft in it.
         tokens_per_s: Likewise.
     """
 
     device: str
-    checks: tuple[Check, ...]
     acceptance: float | None
     tokens_per_s: float | None
-
-    @property
-    def ok(self) -> bool:
-        """Whether the device is fit to write."""
-        return all(check.ok for check in self.checks)
-
-    def json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return {
-            "ok": self.ok,
-            "software": VERSION,
-            "device": self.device,
-            "checks": [check.json() for check in self.checks],
-            "acceptance": self.acceptance,
-            "tokens_per_s": self.tokens_per_s,
-        }
 
 
 @dataclass(slots=True)
@@ -100,7 +81,12 @@ class SelfTest:
         finally:
             for each in drafter:
                 each.close()
-        return Report(self.settings.device, checks.finish(), self._acceptance, self._tokens_per_s)
+        return Report(
+            device=self.settings.device,
+            checks=checks.finish(),
+            acceptance=self._acceptance,
+            tokens_per_s=self._tokens_per_s,
+        )
 
     def _configuration(self) -> str:
         settings = self.settings

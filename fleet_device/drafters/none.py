@@ -9,6 +9,7 @@ from dssd.distribution import Dist
 from fleet_device.drafters.contract import DrafterError, TextCodec, require_tokens
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.model_source import locate_model
+from fleet_device.drafters.without_weights import WithoutWeights
 from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
@@ -16,7 +17,7 @@ from schemas.vocabulary import Vocabulary
 __all__ = ["NoDrafter", "load"]
 
 
-class NoDrafter:
+class NoDrafter(WithoutWeights):
     """A `Drafter` that never has an idea.
 
     Args:
@@ -26,42 +27,14 @@ class NoDrafter:
     """
 
     def __init__(self, vocabulary: Vocabulary, codec: TextCodec, *, context: int) -> None:
-        self._vocabulary = vocabulary
-        self._codec = codec
-        self._context = context
+        super().__init__(vocabulary, codec, context=context, name="none")
         self._length = 0
-        self._owns = True
 
     def another(self) -> "NoDrafter":
         """Return a further sequence."""
         other = NoDrafter(self._vocabulary, self._codec, context=self._context)
         other._owns = False
         return other
-
-    @property
-    def name(self) -> str:
-        """For the log."""
-        return "none"
-
-    @property
-    def quantization(self) -> str:
-        """There are no weights."""
-        return "none"
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """As given."""
-        return self._vocabulary
-
-    @property
-    def context(self) -> int:
-        """As given."""
-        return self._context
-
-    @property
-    def codec(self) -> TextCodec:
-        """As given."""
-        return self._codec
 
     def reset(self, tokens: Sequence[int]) -> None:
         """Begin a new sequence."""
@@ -84,11 +57,6 @@ class NoDrafter:
     def truncate(self, length: int) -> None:
         """Forget all tokens from `length` on."""
         self._length = min(self._length, max(length, 0))
-
-    def close(self) -> None:
-        """Free the vocabulary's file, if it is one."""
-        if self._owns and isinstance(self._codec, GgufModel):
-            self._codec.close()
 
 
 def load(settings: DeviceSettings) -> NoDrafter:

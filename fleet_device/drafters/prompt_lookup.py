@@ -15,6 +15,7 @@ from fleet_device.drafters.contract import DrafterError, TextCodec, common_prefi
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.model_source import locate_model
 from fleet_device.drafters.suffix.index import SuffixIndex
+from fleet_device.drafters.without_weights import WithoutWeights
 from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
@@ -43,7 +44,7 @@ class Lookup:
             raise DrafterError("Prompt lookup needs 1 <= shortest <= longest and a context of at least 1 token.")
 
 
-class PromptLookupDrafter:
+class PromptLookupDrafter(WithoutWeights):
     """A `Drafter` that repeats what the sequence itself has shown.
 
     Args:
@@ -61,11 +62,8 @@ class PromptLookupDrafter:
         *,
         name: str = "prompt-lookup",
     ) -> None:
-        self._vocabulary = vocabulary
-        self._codec = codec
         self._lookup = lookup or Lookup()
-        self._name = name
-        self._owns = True
+        super().__init__(vocabulary, codec, context=self._lookup.context, name=name)
         # Hashed by the fewest tokens of a match, and by twice as many as often as that is no more than the most.
         shortest, longest = self._lookup.shortest, self._lookup.longest
         lengths = [shortest << doubled for doubled in range(longest.bit_length()) if shortest << doubled <= longest]
@@ -86,31 +84,6 @@ class PromptLookupDrafter:
         other = PromptLookupDrafter(self._vocabulary, self._codec, self._lookup, name=self._name)
         other._owns = False
         return other
-
-    @property
-    def name(self) -> str:
-        """For the log."""
-        return self._name
-
-    @property
-    def quantization(self) -> str:
-        """There are no weights."""
-        return "none"
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """As given."""
-        return self._vocabulary
-
-    @property
-    def context(self) -> int:
-        """As given."""
-        return self._lookup.context
-
-    @property
-    def codec(self) -> TextCodec:
-        """As given."""
-        return self._codec
 
     def reset(self, tokens: Sequence[int]) -> None:
         """Begin a new sequence."""
@@ -137,11 +110,6 @@ class PromptLookupDrafter:
     def truncate(self, length: int) -> None:
         """Forget all tokens from `length` on."""
         self._index.truncate(length)
-
-    def close(self) -> None:
-        """Free the vocabulary's file, if it is one."""
-        if self._owns and isinstance(self._codec, GgufModel):
-            self._codec.close()
 
 
 def load(settings: DeviceSettings) -> PromptLookupDrafter:

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from dssd.distribution import Dist, Ids, shape
-from fleet_device.drafters.contract import DrafterError, TextCodec, require_tokens
+from fleet_device.drafters.contract import DrafterError, require_tokens
+from fleet_device.drafters.without_weights import WithoutWeights
 from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
@@ -73,7 +74,7 @@ class WordCodec:
         return GrammarTokenizer.of_words([f"{word} " for word in self._words], end_tokens=self.end_tokens)
 
 
-class ScriptedDrafter:
+class ScriptedDrafter(WithoutWeights):
     """A `Drafter` that reads its logits from a script.
 
     Args:
@@ -93,11 +94,8 @@ class ScriptedDrafter:
         end_tokens: tuple[int, ...] = (),
         name: str = "scripted",
     ) -> None:
+        super().__init__(Vocabulary.of(words), WordCodec(words, end_tokens), context=context, name=name)
         self._script = script
-        self._vocabulary = Vocabulary.of(words)
-        self._codec = WordCodec(words, end_tokens)
-        self._context = context
-        self._name = name
         self._words = words
         self._tokens: list[int] = []
 
@@ -110,31 +108,6 @@ class ScriptedDrafter:
             end_tokens=self._codec.end_tokens,
             name=self._name,
         )
-
-    @property
-    def name(self) -> str:
-        """As given."""
-        return self._name
-
-    @property
-    def quantization(self) -> str:
-        """There are no weights."""
-        return "none"
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """Over the words."""
-        return self._vocabulary
-
-    @property
-    def context(self) -> int:
-        """As given."""
-        return self._context
-
-    @property
-    def codec(self) -> TextCodec:
-        """Words and spaces."""
-        return self._codec
 
     def reset(self, tokens: Sequence[int]) -> None:
         """Begin a new sequence."""

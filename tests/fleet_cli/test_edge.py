@@ -41,7 +41,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[EdgeCheck]:
 
     def run(check: EdgeCheck) -> EdgeReport:
         asked.append(check)
-        return EdgeReport(check.question.edge, ())
+        return EdgeReport(edge=check.question.edge, checks=())
 
     monkeypatch.setattr(EdgeCheck, "run", run)
     return asked
