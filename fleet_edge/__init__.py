@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         SegmentView,
         SessionView,
         Tally,
+        UsageView,
     )
     from fleet_edge.verifiers.contract import VerifierError
     from fleet_link.errors import ConnectFailed
@@ -49,6 +50,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "Tally",
+    "UsageView",
     "VerifierError",
 ]
 
@@ -75,6 +77,7 @@ if not TYPE_CHECKING:
             "StoreError": "fleet_edge.store.errors",
             "StoreUnavailable": "fleet_edge.store.errors",
             "Tally": "fleet_edge.store.views",
+            "UsageView": "fleet_edge.store.views",
             "VerifierError": "fleet_edge.verifiers.contract",
         },
     )

@@ -15,18 +15,15 @@ from fleet_edge.store import housekeeping
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.errors import StoreError
 from fleet_edge.store.fences import Fences
+from fleet_edge.store.rollups.grains import Grain, floor
+from fleet_edge.store.rollups.rolling import roll_up
 from fleet_runtime.memory import give_back_free_memory
-from schemas.errors import FleetError
 
-__all__ = ["JobSettings", "Jobs", "JobsError"]
+__all__ = ["JobSettings", "Jobs"]
 
 _log = logging.getLogger(__name__)
 
 _ABANDONED_CHUNK: Final = 1000
-
-
-class JobsError(FleetError):
-    """Settings that contradict each other. The text is one sentence for the user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +42,11 @@ class JobSettings:
         abandoned_after: Without a record until such a session counts as lost; well above a lease and a
             database outage.
         rollup_every_s: Between rollups.
-        rollup_window: How far back rollups are made anew, for late records. Less than `keep_sessions`.
         purge_every_s: Between purges.
         keep_rounds: Age at which traced rounds are deleted.
-        keep_sessions: Age at which sessions and events are deleted; rollups stay.
+        keep_sessions: Age at which sessions and events are deleted, by whole days; rollups stay.
+        keep_hourly: Age at which rollups by the hour are deleted; those by the day stay.
+        keep_daily: Age at which rollups by the day are deleted; those by the month stay for good.
         keep_reported: Age at which a device's Close of a session that its edge did not serve is deleted; well above a
             database outage.
         most_reported: Such Closes kept of one device.
@@ -66,10 +64,11 @@ class JobSettings:
     abandoned_every_s: float = 300.0
     abandoned_after: timedelta = timedelta(hours=6)
     rollup_every_s: float = 300.0
-    rollup_window: timedelta = timedelta(days=2)
     purge_every_s: float = 3600.0
     keep_rounds: timedelta = timedelta(days=14)
     keep_sessions: timedelta = timedelta(days=180)
+    keep_hourly: timedelta = timedelta(days=14)
+    keep_daily: timedelta = timedelta(days=400)
     keep_reported: timedelta = timedelta(days=7)
     most_reported: int = 1000
     purge_chunk: int = 1000
@@ -89,9 +88,6 @@ class Jobs:
         apply_fences: Takes the fences that the session log knows of. Called from a thread of ours.
         settings: Intervals and ages.
         now: Aware clock.
-
-    Raises:
-        JobsError: The settings would roll up hours that are already purged.
     """
 
     def __init__(
@@ -111,9 +107,6 @@ class Jobs:
         self._now = now
         self._stopping = threading.Event()
         self._waiting: set[str] = set()
-        # A rollup of half-purged hours would replace what they came to by less. An hour is the grain of both.
-        if self._settings.keep_sessions < self._settings.rollup_window + timedelta(hours=1):
-            raise JobsError("Sessions must be kept at least an hour longer than the window of the rollups.")
         self._chores: Mapping[str, tuple[float, Callable[[], object]]] = {
             "expire-leases": (self._settings.lease_every_s, expire_leases),
             "flush-progress": (self._settings.progress_every_s, flush_progress),
@@ -180,15 +173,25 @@ class Jobs:
             _log.info("%d sessions that no edge serves any more were closed as lost.", closed)
 
     def _roll_up(self) -> None:
-        now = self._now()
-        housekeeping.roll_up(self._store.engine, since=now - self._settings.rollup_window, now=now)
+        roll_up(self._store.engine, now=self._now(), enough=self._stopping.is_set)
 
     def _purge(self) -> None:
         now, keep, engine = self._now(), self._settings, self._store.engine
         enough = self._stopping.is_set  # a purge may take longer than an edge has to end
+        # What is not rolled up yet would be in no total.
+        roll_up(engine, now=now, enough=enough)
         rounds = housekeeping.purge_rounds(engine, before=now - keep.keep_rounds, chunk=keep.purge_chunk, enough=enough)
-        oldest = now - keep.keep_sessions
-        sessions = housekeeping.purge_sessions(engine, before=oldest, chunk=keep.purge_chunk, enough=enough)
+        oldest = floor(Grain.DAY, now - keep.keep_sessions)
+        sessions = housekeeping.purge_sessions(
+            engine, before=housekeeping.rolled_up_until(engine, oldest), chunk=keep.purge_chunk, enough=enough
+        )
+        housekeeping.purge_rollups(
+            engine,
+            hours_before=floor(Grain.DAY, now - keep.keep_hourly),
+            days_before=floor(Grain.MONTH, now - keep.keep_daily),
+            chunk=keep.purge_chunk,
+            enough=enough,
+        )
         events = housekeeping.purge_events(engine, before=oldest, chunk=keep.purge_chunk, enough=enough)
         housekeeping.purge_reported(
             engine,

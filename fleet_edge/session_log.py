@@ -31,6 +31,7 @@ from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.fences import ADMINISTRATOR
 from fleet_edge.store.rollouts import MachineRelease, MachineRollout, Rollout
 from fleet_edge.store.steering.audit import AuditEntry, record_audit
+from fleet_edge.store.rollups.distribution import Distribution
 from fleet_edge.store.views import (
     DeviceView,
     EdgeView,
@@ -42,6 +43,7 @@ from fleet_edge.store.views import (
     SegmentView,
     SessionView,
     Tally,
+    UsageView,
 )
 from fleet_runtime.times import read_duration, read_time
 from schemas.errors import InvalidName
@@ -165,7 +167,7 @@ class SessionLog:
     def devices(self) -> list[DeviceView]:
         """Return all devices, by name."""
         with self._reading() as connection:
-            return queries.devices(connection)
+            return queries.devices(connection, now=self._now())
 
     def device(self, name: str) -> DeviceView:
         """Return one device.
@@ -174,7 +176,7 @@ class SessionLog:
             NotFound: There is none of that name.
         """
         with self._reading() as connection:
-            return queries.device(connection, name)
+            return queries.device(connection, name, now=self._now())
 
     def hours(self, device: str, *, limit: int = 24) -> list[HourView]:
         """Return what a device did in each hour, the latest first."""
@@ -323,22 +325,100 @@ class SessionLog:
         with self._reading() as connection:
             return edge_queries.edges(connection)
 
-    def stats(self, *, since: Time | None = None, by: str | None = None) -> dict[str, Tally]:
-        """Add up what the edges counted.
+    def stats(self, *, since: Time | None = None, until: Time | None = None, by: str | None = None) -> dict[str, Tally]:
+        """Add up what the edges counted, of what is purged too.
 
         Args:
-            since: Of segments opened at or after.
-            by: `device`, `draft`, `edge` or `app` adds up separately.
+            since: Of segments opened at or after. Where segments are purged, of the hour, day or month that it is in.
+            until: Of segments opened before; likewise.
+            by: `device`, `draft`, `edge`, `app`, `hour`, `day` or `month` adds up separately.
 
         Returns:
-            A tally by name, the most tokens first; without `by` the one name `all`.
+            A tally by name, the most tokens first, or by time; without `by` the one name `all`.
 
         Raises:
-            InvalidQuery: The time is none, or `by` is something else.
+            InvalidQuery: A time is none, or `by` is something else.
         """
-        grouping, after = _member(totals.Grouping, by), self._time("since", since)
+        grouping = _member(totals.Grouping, by)
+        period = totals.Period(since=self._time("since", since), until=self._time("until", until))
         with self._reading() as connection:
-            return totals.stats(connection, since=after, by=grouping)
+            return totals.stats(connection, period=period, by=grouping)
+
+    def usage(
+        self,
+        *,
+        since: Time | None = None,
+        until: Time | None = None,
+        by: Sequence[str] = (),
+        grain: str | None = None,
+        device: str | Sequence[str] | None = None,
+        edge: str | None = None,
+        app: str | None = None,
+    ) -> list[UsageView]:
+        """Add up what the edges counted, of what is purged too, separately for each combination of some dimensions.
+
+        Args:
+            since: As `stats`.
+            until: As `stats`.
+            by: Of `device`, `edge`, `app`, `draft_model`, `quantization`.
+            grain: `hour`, `day` or `month` adds up separately too; where only coarser rollups are left, these.
+            device: Of this device, or of one of these.
+            edge: Of segments at this edge.
+            app: Of this application, of whichever device.
+
+        Returns:
+            What there is, in the order of time and then the most tokens first.
+
+        Raises:
+            InvalidQuery: A time, a dimension or a grain is none.
+        """
+        chosen = {
+            totals.Dimension.DEVICE: (device,) if isinstance(device, str) else device,
+            totals.Dimension.EDGE: None if edge is None else (edge,),
+            totals.Dimension.APP: None if app is None else (app,),
+        }
+        period = totals.Period(
+            since=self._time("since", since),
+            until=self._time("until", until),
+            chosen={name: tuple(values) for name, values in chosen.items() if values is not None},
+        )
+        dimensions, length = [_known(totals.Dimension, name) for name in by], _member(totals.Grain, grain)
+        with self._reading() as connection:
+            found = totals.usage(connection, period=period, by=dimensions, grain=length)
+        names = [dimension.value for dimension in dimensions]
+        return sorted(
+            found,
+            key=lambda view: (
+                view.start or datetime.min.replace(tzinfo=UTC),
+                -view.counted.tokens,
+                *(getattr(view, name) or "" for name in names),
+            ),
+        )
+
+    def latencies(
+        self, *, since: Time | None = None, until: Time | None = None, edge: str | None = None
+    ) -> dict[str, Distribution]:
+        """Return how what segments measure (ms) is distributed, by measure, of what is purged too.
+
+        Args:
+            since: As `stats`.
+            until: As `stats`.
+            edge: Of segments at this edge.
+
+        Raises:
+            InvalidQuery: A time is none.
+        """
+        period = totals.Period(
+            since=self._time("since", since),
+            until=self._time("until", until),
+            chosen=None if edge is None else {totals.Dimension.EDGE: (edge,)},
+        )
+        with self._reading() as connection:
+            found = totals.latencies(connection, period=period)
+        return {
+            measure.value: Distribution.total(own for (_, name), own in found.items() if name is measure)
+            for measure in totals.Measure
+        }
 
     def latest(self) -> datetime | None:
         """Return when the log last heard of a session, a device or an event; None if of nothing yet. Cheap."""
@@ -506,8 +586,10 @@ def _name(device: str) -> str:
 
 
 def _member(kind: type[E], value: str | None) -> E | None:
-    if value is None:
-        return None
+    return None if value is None else _known(kind, value)
+
+
+def _known(kind: type[E], value: str) -> E:
     try:
         return kind(value)
     except ValueError:

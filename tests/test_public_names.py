@@ -20,7 +20,7 @@ DEVICE = [
 EDGE = [
     "ConnectFailed", "DeviceView", "Edge", "EdgeError", "EdgeSettings", "EventView", "FenceView", "FleetError",
     "HourView", "InvalidQuery", "NotFound", "RoundView", "SegmentView", "SessionLog", "SessionView", "SettingsError",
-    "StoreError", "StoreUnavailable", "Tally", "VerifierError",
+    "StoreError", "StoreUnavailable", "Tally", "UsageView", "VerifierError",
 ]  # fmt: skip
 
 # Their modules are what other packages of ours import; there is nothing to import from the packages themselves.
@@ -54,8 +54,8 @@ def test_the_public_names_are_these_and_each_is_documented(package: str, names: 
         (
             "fleet_edge.SessionLog",
             (
-                "close device devices edges event_counts events fence fences hours latest record_event "
-                "record_rollouts releases rollout rollouts rounds segments session sessions stats unfence"
+                "close device devices edges event_counts events fence fences hours latencies latest record_event "
+                "record_rollouts releases rollout rollouts rounds segments session sessions stats unfence usage"
             ),
         ),
     ],

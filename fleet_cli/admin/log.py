@@ -15,6 +15,7 @@ __all__ = ["register"]
 
 _EVENTS: Final = 20
 _HOURS: Final = 24
+_GROUPINGS: Final = ("device", "draft", "edge", "app", "hour", "day", "month")  # of `totals`, which loads SQLAlchemy
 
 
 def register(app: typer.Typer) -> None:
@@ -109,17 +110,20 @@ def session(
 
 def stats(
     since: Since = None,
-    by: Annotated[str | None, typer.Option(metavar="device|draft|edge|app", help="Add up separately.")] = None,
+    until: Annotated[str | None, typer.Option(help="Opened before: as --since.")] = None,
+    by: Annotated[
+        str | None, typer.Option(metavar="device|draft|edge|app|hour|day|month", help="Add up separately.")
+    ] = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
 ) -> None:
     """Add up what the edges counted."""
-    after = time_of("--since", since)
-    if by not in {None, "device", "draft", "edge"}:
-        raise CommandError(f"--by takes device, draft or edge, not {cell(by)!r}.")
+    after, before = time_of("--since", since), time_of("--until", until)
+    if by not in {None, *_GROUPINGS}:
+        raise CommandError(f"--by takes {', '.join(_GROUPINGS[:-1])} or {_GROUPINGS[-1]}, not {cell(by)!r}.")
     with open_log(db) as log:
-        found = log.stats(since=after, by=by)
+        found = log.stats(since=after, until=before, by=by)
     if as_json:
         print_json(found)
     else:

@@ -1,5 +1,6 @@
 """Database of the session log: opened to write by an edge, or to read by an administrator."""
 
+import secrets
 from collections.abc import Sequence
 from datetime import datetime
 from types import TracebackType
@@ -45,6 +46,7 @@ class Store:
         self.engine = engine
         self.name = name
         self._merge = merge_for(engine.dialect.name)
+        self._writer = secrets.token_hex(8)
 
     def apply(self, records: Sequence[Record]) -> None:
         """Merge records in one transaction; safe to repeat, in any order. Callable from any thread.
@@ -55,7 +57,7 @@ class Store:
         """
         try:
             with self.engine.begin() as connection:
-                self._merge.apply(connection, records)
+                self._merge.apply(connection, records, writer=self._writer)
         except (DataError, IntegrityError) as error:
             self._check_schema()
             raise _rejected(error.orig or error) from error

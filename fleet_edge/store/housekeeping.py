@@ -1,19 +1,19 @@
-"""Housekeeping of the session log: rollups, purges, lost sessions; jobs call these now and then.
+"""Housekeeping of the session log: purges, lost sessions, silent devices; jobs call these now and then.
 
 All of it may run twice, or in two processes, or be cut short: the next run does the rest.
 """
 
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, Table, and_, delete, func, or_, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.models import (
     Base,
     DeviceRow,
+    DistributionRow,
     EventRow,
     FenceLiftRow,
     FenceRow,
@@ -23,9 +23,10 @@ from fleet_edge.store.models import (
     SegmentRow,
     SessionRow,
 )
-from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.records.sessions import SessionClosed
-from fleet_edge.store.totals import SUMMED
+from fleet_edge.store.rollups.grains import Grain, ceiling, floor
+from fleet_edge.store.rollups.marks import Mark, Marks, raise_mark
+from fleet_edge.store.rollups.rolling import Enough
 from schemas.control import Presence
 from schemas.reasons import EndReason
 
@@ -35,13 +36,11 @@ __all__ = [
     "purge_events",
     "purge_fences",
     "purge_reported",
+    "purge_rollups",
     "purge_rounds",
     "purge_sessions",
-    "roll_up",
+    "rolled_up_until",
 ]
-
-_HOUR: Final = timedelta(hours=1)
-_HOUR_US: Final = 3_600_000_000
 
 
 def mark_silent(engine: Engine, *, now: datetime, silent_after: timedelta) -> int:
@@ -94,61 +93,60 @@ def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: time
     return len(found)
 
 
-def roll_up(engine: Engine, *, since: datetime, now: datetime) -> int:
-    """Sum each device's segments by the hour of their Open, from the hour of `since` to that of `now`.
-
-    Recomputed as a whole, so a late record is taken in. Sessions of that time MUST NOT have been purged.
-
-    Returns:
-        Number of rows written.
-    """
-    hour = (SegmentRow.segment // _HOUR_US).label("hour")
-    first = segment_number(since) // _HOUR_US * _HOUR_US
-    sums = (
-        select(
-            hour,
-            SegmentRow.device,
-            func.count(SegmentRow.session.distinct()).label("sessions"),
-            func.count().label("segments"),
-            *(func.sum(getattr(SegmentRow, name)).label(name) for name in SUMMED),
-        )
-        .where(SegmentRow.edge.is_not(None))
-        .where(SegmentRow.segment >= first, SegmentRow.segment <= segment_number(now))
-        .group_by(hour, SegmentRow.device)
-        .order_by(hour, SegmentRow.device)
-    )
-    insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
-    put = insert(RollupRow)
-    put_all = put.on_conflict_do_update(
-        index_elements=["hour", "device"],
-        set_={name: put.excluded[name] for name in ("sessions", "segments", *SUMMED)},
-    )
-    with engine.begin() as connection:
-        rows = [dict(row) for row in connection.execute(sums).mappings()]
-        for row in rows:
-            row["hour"] = datetime.fromtimestamp(row["hour"] * _HOUR.total_seconds(), UTC)
-        if rows:
-            connection.execute(put_all, rows)
-    return len(rows)
-
-
-Enough = Callable[[], bool]
-"""Asked between two transactions: whether to leave the rest to the next run."""
-
-
 def purge_rounds(engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False) -> int:
     """Delete rounds judged before a time, `chunk` in a transaction; return how many."""
     return _purge(engine, RoundRow, RoundRow.at < before, chunk=chunk, enough=enough)
 
 
+def rolled_up_until(engine: Engine, before: datetime) -> datetime:
+    """Return the beginning of the first day, up to `before`, of which not all is rolled up."""
+    with engine.connect() as connection:
+        stale = Marks.read(connection).stale
+    return min(before, floor(Grain.DAY, stale[0])) if stale else before
+
+
 def purge_sessions(engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False) -> int:
-    """Delete sessions last heard of before a time, with segments and rounds; return how many sessions."""
+    """Delete sessions last heard of before a time, with segments and rounds; return how many sessions.
+
+    What is not rolled up by then will be in no total.
+    """
+    with engine.begin() as connection:
+        raise_mark(connection, Mark.SEGMENTS_FROM, ceiling(Grain.DAY, before))
     return _purge(engine, SessionRow, SessionRow.last_at < before, chunk=chunk, enough=enough)
 
 
 def purge_events(engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False) -> int:
     """Delete events logged before a time; return how many."""
     return _purge(engine, EventRow, EventRow.at < before, chunk=chunk, enough=enough)
+
+
+def purge_rollups(
+    engine: Engine, *, hours_before: datetime, days_before: datetime, chunk: int, enough: Enough = lambda: False
+) -> int:
+    """Delete rollups by the hour and by the day before these times, but for those of which nothing coarser is made.
+
+    Args:
+        engine: To write.
+        hours_before: Beginning of a day (UTC).
+        days_before: Beginning of a month (UTC).
+        chunk: Rows deleted in one transaction.
+        enough: Whether to leave the rest to the next run.
+
+    Returns:
+        Number of rows.
+    """
+    deleted = 0
+    for grain, before, kept, made in (
+        (Grain.HOUR, hours_before, Mark.HOURS_FROM, Mark.DAYS_UNTIL),
+        (Grain.DAY, days_before, Mark.DAYS_FROM, Mark.MONTHS_UNTIL),
+    ):
+        with engine.begin() as connection:
+            end = min(before, Marks.read(connection).at[made])
+            raise_mark(connection, kept, end)
+        for row in (RollupRow, DistributionRow):
+            old = and_(row.grain == grain, row.start < end)
+            deleted += _purge(engine, row, old, chunk=chunk, enough=enough)
+    return deleted
 
 
 def purge_reported(engine: Engine, *, before: datetime, most: int, chunk: int, enough: Enough = lambda: False) -> int:

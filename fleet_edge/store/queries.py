@@ -1,13 +1,15 @@
 """Queries of an administrator on the session log.
 
-Reads only. Every query is served by an index and bounded by a limit, but for `devices`, which counts sessions in an
-index. What adds up is in `totals`.
+Reads only. Every query is served by an index and bounded by a limit, but for `devices`, which has a row for each. What
+adds up is in `totals`.
 """
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from operator import itemgetter
+from itertools import islice
+from operator import attrgetter, itemgetter
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -17,11 +19,16 @@ from sqlalchemy import (
     Select,
     func,
     select,
+    text,
 )
 
+from fleet_edge.store import totals
 from fleet_edge.store.errors import NotFound, StoreError
 from fleet_edge.store.models import DeviceRow, EventRow, RollupRow, RoundRow, SegmentRow, SessionRow
 from fleet_edge.store.records.segments import segment_time
+from fleet_edge.store.rollups.grains import DAY, HOUR, Grain, floor
+from fleet_edge.store.rollups.marks import Mark, Marks
+from fleet_edge.store.rollups.sums import Dimension
 from fleet_edge.store.totals import SUMMED, tally
 from fleet_edge.store.views import DeviceView, HourView, RoundView, SegmentView, SessionView, Tally
 
@@ -83,27 +90,40 @@ class SessionFilter:
     open: bool = False
 
 
-def devices(connection: Connection) -> list[DeviceView]:
-    """Return all devices, by name."""
-    return [DeviceView(**row) for row in connection.execute(_devices().order_by(DeviceRow.device)).mappings()]
+def devices(connection: Connection, *, now: datetime) -> list[DeviceView]:
+    """Return all devices, by name.
+
+    Args:
+        connection: To the database.
+        now: From which the last hours are counted back (aware).
+    """
+    return _device_views(connection, _devices().order_by(DeviceRow.device), now=now, names=None)
 
 
-def device(connection: Connection, name: str) -> DeviceView:
-    """Return one device.
+def device(connection: Connection, name: str, *, now: datetime) -> DeviceView:
+    """Return one device; otherwise as `devices`.
 
     Raises:
         NotFound: There is none of that name.
     """
-    row = connection.execute(_devices().where(DeviceRow.device == name)).mappings().one_or_none()
-    if row is None:
+    found = _device_views(connection, _devices().where(DeviceRow.device == name), now=now, names=(name,))
+    if not found:
         raise NotFound(f"There is no device {name!r} in the session log; 'devices' lists those there are.")
-    return DeviceView(**row)
+    return found[0]
 
 
 def sessions(connection: Connection, chosen: SessionFilter, *, limit: int) -> list[SessionView]:
     """Return sessions, the latest opened first."""
     query = select(SessionRow).where(*_conditions(chosen)).order_by(SessionRow.opened_at.desc()).limit(limit)
-    return _session_views(connection, connection.execute(query).mappings().all())
+    if chosen.edge is None:
+        return _session_views(connection, connection.execute(query).mappings().all())
+    # Those that it has served last are in an index, and those few that went on elsewhere in another.
+    last = connection.execute(query.where(SessionRow.edge == chosen.edge)).mappings().all()
+    own = (SegmentRow.session == SessionRow.session, SegmentRow.device == SessionRow.device)
+    served = select(SegmentRow.session).where(*own, SegmentRow.edge == chosen.edge).exists()
+    left = query.where(text("sessions.moved"), SessionRow.edge != chosen.edge, served)
+    both = heapq.merge(last, connection.execute(left).mappings().all(), key=itemgetter("opened_at"), reverse=True)
+    return _session_views(connection, list(islice(both, limit)))
 
 
 def session(connection: Connection, prefix: str, *, device: str | None = None) -> SessionView:
@@ -180,12 +200,14 @@ def rounds(
 
 
 def hours(connection: Connection, device: str, *, limit: int) -> list[HourView]:
-    """Return a device's hourly rollups, the latest first."""
-    query = select(RollupRow).where(RollupRow.device == device).order_by(RollupRow.hour.desc()).limit(limit)
-    return [
-        HourView(hour=row["hour"], counted=tally(row, sessions=row["sessions"], segments=row["segments"]))
-        for row in connection.execute(query).mappings()
-    ]
+    """Return what a device did in the latest hours in which it did something, the latest first."""
+    rolled = select(RollupRow.start).where(RollupRow.device == device, RollupRow.grain == Grain.HOUR)
+    starts = connection.scalars(rolled.distinct().order_by(RollupRow.start.desc()).limit(limit)).all()
+    first = starts[-1] if len(starts) == limit else Marks.read(connection).at[Mark.HOURS_FROM]
+    period = totals.Period(since=first, chosen={Dimension.DEVICE: (device,)})
+    found = totals.usage(connection, period=period, grain=Grain.HOUR)
+    views = [HourView(hour=view.start, counted=view.counted) for view in found if view.start is not None]
+    return sorted(views, key=attrgetter("hour"), reverse=True)[:limit]
 
 
 def latest(connection: Connection) -> datetime | None:
@@ -197,21 +219,46 @@ def latest(connection: Connection) -> datetime | None:
 
 def _devices() -> Select[Any]:
     of_device = SessionRow.device == DeviceRow.device
-    return select(
+    columns: list[Any] = [
         *(getattr(DeviceRow, name) for name in _OF_DEVICE),
-        select(func.count()).select_from(SessionRow).where(of_device).scalar_subquery().label("sessions"),
         select(func.max(SessionRow.opened_at)).where(of_device).scalar_subquery().label("last_session_at"),
-    )
+        select(func.max(SessionRow.last_at)).where(of_device).scalar_subquery().label("last_verdict_at"),
+    ]
+    return select(*columns)
+
+
+def _device_views(
+    connection: Connection, query: Select[Any], *, now: datetime, names: Sequence[str] | None
+) -> list[DeviceView]:
+    """Add to each device what it came to of late."""
+
+    def counted(since: datetime | None, *columns: str) -> dict[str | None, Tally]:
+        period = totals.Period(since=since, chosen=None if names is None else {Dimension.DEVICE: names})
+        found = totals.usage(connection, period=period, by=(Dimension.DEVICE,), columns=columns)
+        return {view.device: view.counted for view in found}
+
+    ever, today = counted(None), counted(floor(Grain.DAY, now), "tokens")
+    hour, day = (counted(now - age, "tested", "accepted") for age in (HOUR, DAY))
+    views = []
+    for row in connection.execute(query).mappings():
+        name = row["device"]
+        views.append(
+            DeviceView(
+                sessions=ever[name].sessions if name in ever else 0,
+                acceptance_1h=hour[name].acceptance if name in hour else None,
+                acceptance_24h=day[name].acceptance if name in day else None,
+                tokens_today=today[name].tokens if name in today else 0,
+                **row,
+            )
+        )
+    return views
 
 
 def _conditions(chosen: SessionFilter) -> list[ColumnElement[bool]]:
+    """Return what is asked for, but for the edge."""
     conditions: list[ColumnElement[bool]] = []
     if chosen.devices:
         conditions.append(SessionRow.device.in_(chosen.devices))
-    if chosen.edge is not None:
-        own = (SegmentRow.session == SessionRow.session, SegmentRow.device == SessionRow.device)
-        served = select(SegmentRow.session).where(*own, SegmentRow.edge == chosen.edge)
-        conditions.append(served.exists())
     if chosen.reason is not None:
         conditions.append(SessionRow.reason == chosen.reason)
     if chosen.mode is not None:
@@ -226,19 +273,18 @@ def _conditions(chosen: SessionFilter) -> list[ColumnElement[bool]]:
 
 
 def _session_views(connection: Connection, rows: Sequence[RowMapping]) -> list[SessionView]:
-    """Add to each session what its segments sum to, and its last edge."""
+    """Add to each session what its segments sum to."""
     found = select(SegmentRow).where(SegmentRow.session.in_([row["session"] for row in rows]))
     by_session: dict[tuple[str, str], list[RowMapping]] = {}
     for segment in connection.execute(found.order_by(SegmentRow.segment)).mappings():
         by_session.setdefault((segment["session"], segment["device"]), []).append(segment)
-    unlike = {"last_segment", "described_by", "device_counted_at", "tokens"}
+    unlike = {"last_segment", "described_by", "device_counted_at", "tokens", "edge_segment", "moved"}
     views = []
     for row in rows:
         own = by_session.get((row["session"], row["device"]), [])
         sums: dict[str, Any] = {name: sum(segment[name] for segment in own) for name in SUMMED}
         views.append(
             SessionView(
-                edge=next((s["edge"] for s in reversed(own) if s["edge"]), None),
                 final_tokens=row["tokens"],
                 counted=Tally(sessions=1, segments=len(own), **sums),
                 first_token_ms=next((s["first_token_ms"] for s in own if s["first_token_ms"] is not None), None),

@@ -1,22 +1,37 @@
-"""Totals over segments: a whole fleet, or by device, draft model, edge or application."""
+"""Totals over a period: a whole fleet, or by device, draft model, edge, application, or time."""
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Label, RowMapping, Text, func, literal_column, select, type_coerce
+from sqlalchemy import Connection, RowMapping
 
-from fleet_edge.counters import SEGMENT_COUNTERS
-from fleet_edge.store.models import SegmentRow
-from fleet_edge.store.records.segments import segment_number
-from fleet_edge.store.views import Tally
+from fleet_edge.store.rollups.cover import Piece, cover
+from fleet_edge.store.rollups.distribution import Distribution
+from fleet_edge.store.rollups.distributions import Measure, distributions
+from fleet_edge.store.rollups.grains import Grain, floor
+from fleet_edge.store.rollups.marks import Marks
+from fleet_edge.store.rollups.sums import COUNTED, SUMMED, Dimension, sums, time_of_hour
+from fleet_edge.store.views import Tally, UsageView
 
-__all__ = ["SUMMED", "Grouping", "stats", "tally"]
+__all__ = ["SUMMED", "Dimension", "Grain", "Grouping", "Measure", "Period", "latencies", "stats", "tally", "usage"]
 
-SUMMED: Final = ("duration_ms", *SEGMENT_COUNTERS)
-"""Columns of a segment that add up."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Period:
+    """A time, and what of it is meant; everything left out admits all.
+
+    Attributes:
+        since: Opened at or after (aware).
+        until: Opened before (aware).
+        chosen: Values admitted of a dimension.
+    """
+
+    since: datetime | None = None
+    until: datetime | None = None
+    chosen: Mapping[Dimension, Sequence[str]] | None = None
 
 
 class Grouping(StrEnum):
@@ -26,64 +41,120 @@ class Grouping(StrEnum):
     DRAFT = "draft"
     EDGE = "edge"
     APP = "app"
+    HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
 
 
-# Written out rather than bound: PostgreSQL would take two parameters for different expressions.
-_NAMES: Final[dict[Grouping | None, ColumnElement[str | None]]] = {
-    None: literal_column("'all'"),
-    Grouping.DEVICE: type_coerce(SegmentRow.device, Text),
-    Grouping.DRAFT: SegmentRow.draft_model + literal_column("' '") + SegmentRow.quantization,
-    Grouping.EDGE: type_coerce(SegmentRow.edge, Text),
+_DIMENSIONS: Final[Mapping[Grouping, tuple[Dimension, ...]]] = {
+    Grouping.DEVICE: (Dimension.DEVICE,),
+    Grouping.DRAFT: (Dimension.DRAFT_MODEL, Dimension.QUANTIZATION),
+    Grouping.EDGE: (Dimension.EDGE,),
     # By device too: each gives its applications names of its own.
-    Grouping.APP: type_coerce(
-        SegmentRow.device + literal_column("' '") + func.coalesce(SegmentRow.app, literal_column("'-'")), Text
-    ),
+    Grouping.APP: (Dimension.DEVICE, Dimension.APP),
 }
+_GRAINS: Final = {Grouping.HOUR: Grain.HOUR, Grouping.DAY: Grain.DAY, Grouping.MONTH: Grain.MONTH}
+_TYPES: Final = {field.name: float if field.type is float else int for field in fields(Tally)}
 
 
-def stats(connection: Connection, *, since: datetime | None = None, by: Grouping | None = None) -> dict[str, Tally]:
-    """Add up segments opened at or after `since`, in one pass over them.
+def stats(connection: Connection, *, period: Period | None = None, by: Grouping | None = None) -> dict[str, Tally]:
+    """Add up the segments that were opened within a period.
 
     Returns:
-        A tally by name (of the device, the edge, the draft model with its quantization, or the device with its
-        application, `-` for none), the most tokens first;
-        without `by` the one name `all`.
+        A tally by name (of the device, the edge, the draft model with its quantization, the device with its
+        application, `-` for what is not known, or the beginning of the hour, day or month), the most tokens first, or
+        by time; without `by` the one name `all`.
     """
-    name = _NAMES[by].label("name")
-    chosen: list[ColumnElement[bool]] = [SegmentRow.edge.is_not(None)]  # its Open has come
-    if since is not None:
-        chosen.append(SegmentRow.segment >= segment_number(since))
-    sums = (func.sum(getattr(SegmentRow, column)).label(column) for column in SUMMED)
-    query = select(name, func.count().label("segments"), *sums).where(*chosen)
-    if by is not None:
-        query = query.group_by(name)
-    resumed = _resumed(connection, name, chosen)
-    tallies = {
-        row["name"]: tally(row, sessions=row["segments"] - resumed.get(row["name"], 0), segments=row["segments"])
-        for row in connection.execute(query).mappings()
-    }
-    return dict(sorted(tallies.items(), key=lambda item: (-item[1].tokens, item[0])))
+    if by is None:
+        [total] = usage(connection, period=period)
+        return {"all": total.counted}
+    grain = _GRAINS.get(by)
+    found = usage(connection, period=period, by=_DIMENSIONS.get(by, ()), grain=grain)
+    named = {_name(view, by): view.counted for view in found}
+    if grain is not None:
+        return dict(sorted(named.items()))
+    return dict(sorted(named.items(), key=lambda item: (-item[1].tokens, item[0])))
 
 
-def _resumed(connection: Connection, name: Label[Any], chosen: Sequence[ColumnElement[bool]]) -> dict[str, int]:
-    """Return by name how many segments are not the first of their session there.
+def _name(view: UsageView, by: Grouping) -> str:
+    if view.start is not None:
+        return f"{view.start:%Y-%m-%d %H:%M}" if by is Grouping.HOUR else f"{view.start:%Y-%m-%d}"
+    return " ".join(getattr(view, name) or "-" for name in _DIMENSIONS[by])
 
-    Few sessions have several segments, and the key's index finds them; counting distinct sessions would sort all.
+
+def usage(
+    connection: Connection,
+    *,
+    period: Period | None = None,
+    by: Sequence[Dimension] = (),
+    grain: Grain | None = None,
+    columns: Sequence[str] = SUMMED,
+) -> list[UsageView]:
+    """Add up the segments that were opened within a period, separately for each combination of some dimensions.
+
+    The rows of months, days and hours that are rolled up are read, and segments for the rest alone; so it is exact at
+    any time, and quick over any time.
+
+    Args:
+        connection: To the database.
+        period: When, and what of it.
+        by: What is told apart.
+        grain: Also told apart, hour by hour, day by day or month by month; where only coarser rollups are left, these.
+        columns: Of `SUMMED`, what is added up; the rest is zero.
+
+    Returns:
+        One view for each combination that there is, in no order; without `by` and `grain` always one.
     """
-    several = select(SegmentRow.session).where(*chosen).group_by(SegmentRow.session).having(func.count() > 1)
-    visits = (
-        select(name, SegmentRow.session, func.count().label("segments"))
-        .where(*chosen, SegmentRow.session.in_(several))
-        .group_by(SegmentRow.session, SegmentRow.device, *([] if name.element is _NAMES[None] else [name]))
-        .subquery()
-    )
-    query = select(visits.c.name, func.sum(visits.c.segments - 1)).group_by(visits.c.name)
-    return {row[0]: int(row[1]) for row in connection.execute(query)}
+    period = period or Period()
+    chosen = tuple((period.chosen or {}).items())
+    pieces = cover(Marks.read(connection), since=period.since, until=period.until, finest=grain or Grain.MONTH)
+    names = (*COUNTED, *columns)
+    added: dict[tuple[Any, ...], list[Any]] = {}
+    for piece in pieces:
+        timed = grain is not None
+        start_of = _start_of(piece, grain)
+        for row in connection.execute(sums(piece, by=by, timed=timed, chosen=chosen, columns=columns)):
+            place = len(row) - len(names)
+            key = (start_of(row[0]), *row[1:place]) if timed else tuple(row[:place])
+            known = added.get(key)
+            # A sum over no rows is NULL.
+            values = [value or 0 for value in row[place:]]
+            added[key] = values if known is None else [one + other for one, other in zip(known, values, strict=True)]
+    if not added and not by and grain is None:
+        added[()] = [0] * len(names)
+    at_edges = Dimension.EDGE in by or Dimension.EDGE in (period.chosen or {})
+    return [_view(key, by, dict(zip(names, values, strict=True)), at_edges=at_edges) for key, values in added.items()]
 
 
-def tally(row: RowMapping, *, sessions: int, segments: int) -> Tally:
-    """Read the summed columns of a row."""
+def _start_of(piece: Piece, grain: Grain | None) -> Callable[[Any], datetime]:
+    """Return what makes the start of a row the start of the hour, day or month that is asked for."""
+    if grain is None or piece.grain is grain:
+        return lambda start: start
+    if piece.grain is None:
+        return lambda number: floor(grain, time_of_hour(number))
+    return lambda start: floor(grain, start)
+
+
+def _view(key: Sequence[Any], by: Sequence[Dimension], row: dict[str, Any], *, at_edges: bool) -> UsageView:
+    timed = len(key) > len(by)
+    names = dict(zip(by, key[1:] if timed else key, strict=True))
+    told = {name.value: names.get(name) or None for name in Dimension}
+    sessions = int(row["visits" if at_edges else "sessions"])
+    counted = tally(row, sessions=sessions, segments=int(row["segments"]))
+    return UsageView(start=key[0] if timed else None, **told, counted=counted)
+
+
+def latencies(connection: Connection, *, period: Period | None = None) -> dict[tuple[str, Measure], Distribution]:
+    """Return how what segments measure is distributed over a period, by edge and measure; only edges can be chosen."""
+    period = period or Period()
+    pieces = cover(Marks.read(connection), since=period.since, until=period.until)
+    found = distributions(connection, pieces)
+    edges = (period.chosen or {}).get(Dimension.EDGE)
+    return {key: own for key, own in found.items() if edges is None or key[0] in edges}
+
+
+def tally(row: Mapping[str, Any] | RowMapping, *, sessions: int, segments: int) -> Tally:
+    """Read the summed columns of a row; those that it lacks are zero."""
     # A sum over no rows is NULL, and PostgreSQL sums integers to decimals.
-    types = {field.name: float if field.type is float else int for field in fields(Tally)}
-    sums: dict[str, Any] = {name: types[name](row[name] or 0) for name in SUMMED}
+    sums: dict[str, Any] = {name: _TYPES[name](row.get(name) or 0) for name in SUMMED}
     return Tally(sessions=sessions, segments=segments, **sums)

@@ -16,6 +16,7 @@ __all__ = [
     "SegmentView",
     "SessionView",
     "Tally",
+    "UsageView",
 ]
 
 
@@ -48,6 +49,12 @@ class DeviceView:
         certificate_until: End of its certificate, as it says.
         telemetry_at: When it told what follows: `plan`, how it writes; `round_trip_ms`, from a draft to its verdict;
             `told_acceptance`, since it started; `draft_ms_per_token`, of its draft model.
+        sessions: That edges have served, those included that are purged.
+        last_session_at: When the latest of those that are kept was opened.
+        last_verdict_at: When an edge last wrote of one of them: a verdict, or its end.
+        acceptance_1h: Of the segments opened within the last hour.
+        acceptance_24h: Of the segments opened within the last 24 hours.
+        tokens_today: Committed in segments opened since midnight (UTC).
     """
 
     device: str
@@ -67,6 +74,10 @@ class DeviceView:
     draft_ms_per_token: float | None
     sessions: int
     last_session_at: datetime | None
+    last_verdict_at: datetime | None
+    acceptance_1h: float | None
+    acceptance_24h: float | None
+    tokens_today: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,4 +271,20 @@ class HourView:
     """What a device's segments of one hour came to."""
 
     hour: datetime
+    counted: Tally
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageView:
+    """What the segments of a period came to that have some of this in common; None: not told apart, or not known.
+
+    `counted.sessions` are those that were opened in the period, or that came to the edge then.
+    """
+
+    start: datetime | None
+    device: str | None
+    edge: str | None
+    app: str | None
+    draft_model: str | None
+    quantization: str | None
     counted: Tally

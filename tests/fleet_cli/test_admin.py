@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from fleet_cli.main import main
-from fleet_edge.store import housekeeping
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records.segments import segment_number
+from fleet_edge.store.rollups.rolling import roll_up
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
-from tests.fleet_edge.store.samples import SESSION, START, after
+from tests.fleet_edge.store.samples import SESSION, after
 
 OTHER = "ff00000000000001"
 Run = Callable[..., tuple[int, str, str]]
@@ -38,7 +38,7 @@ def url(tmp_path: Path) -> str:
                 samples.opened(**other, device="sensor-2", mode=Mode.COUPLED, at=recent),
             ]
         )
-        housekeeping.roll_up(store.engine, since=START, now=after(60))
+        roll_up(store.engine, now=after(60))
     return url
 
 
@@ -199,7 +199,7 @@ def test_stats_add_up(admin: Run) -> None:
         (("session", "zzz"), "'zzz' is not the beginning of a session id"),
         (("sessions", "--since", "yesterday"), "--since: 'yesterday' is neither an age"),
         (("sessions", "--until", "999999999d"), "--until: '999999999d' is neither an age"),
-        (("stats", "--by", "moon"), "--by takes device, draft or edge, not 'moon'"),
+        (("stats", "--by", "moon"), "--by takes device, draft, edge, app, hour, day or month, not 'moon'"),
         (("stats", "--db", "sqlite:////nowhere/at/all.sqlite3"), "The folder /nowhere/at of the database"),
         (("stats", "--db", "nonsense"), "The database URL cannot be read"),
     ],

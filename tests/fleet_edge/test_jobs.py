@@ -1,15 +1,16 @@
 import logging
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from fleet_edge.jobs import Jobs, JobsError, JobSettings
+from fleet_edge.jobs import Jobs, JobSettings
 from fleet_edge.store.database import SessionStore, Store, open_store
 from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.reopening import ReopeningStore
+from fleet_edge.store.rollups.rolling import roll_up
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import after
@@ -72,7 +73,6 @@ def test_chores_go_by_the_clock_and_the_ages_they_are_given(store: Store) -> Non
     )
     settings = JobSettings(
         silent_after=timedelta(minutes=30),
-        rollup_window=timedelta(days=2),
         keep_rounds=timedelta(hours=23),
         keep_sessions=timedelta(days=30),
     )
@@ -82,7 +82,11 @@ def test_chores_go_by_the_clock_and_the_ages_they_are_given(store: Store) -> Non
     assert rows["devices"][0]["silent_since"] == after(3601)
     assert [row["session"] for row in rows["sessions"]] == [samples.SESSION]
     assert (rows["rounds"], rows["events"]) == ([], [])
-    assert len(rows["rollups"]) == 1
+    assert {(row["grain"], row["start"]) for row in rows["rollups"]} == {
+        ("hour", samples.START.replace(minute=0)),
+        ("day", datetime(2026, 1, 23, tzinfo=UTC)),
+        ("month", datetime(2026, 1, 1, tzinfo=UTC)),
+    }, "the hours of long ago are purged, their day stays"
 
 
 def test_a_chore_that_fails_is_logged_and_leaves_the_others_be(store: Store, caplog: pytest.LogCaptureFixture) -> None:
@@ -151,18 +155,13 @@ def test_stopping_does_not_wait_for_a_long_purge(store: Store) -> None:
     for number in range(5):
         key = {"session": f"{number:016x}", "segment": segment_number(after(-400 * 86400 + number))}
         store.apply([samples.opened(**key, at=after(-400 * 86400 + number))])
+    roll_up(store.engine, now=after(0))
     jobs = _jobs(store, settings=JobSettings(purge_chunk=1))
     jobs.stop()  # while it purges, say: it looks between two chunks
     assert jobs.run("purge")
     assert len(all_rows(store)["sessions"]) == 4
     assert _jobs(store, settings=JobSettings(purge_chunk=1)).run("purge")
     assert all_rows(store)["sessions"] == []
-
-
-def test_sessions_must_outlive_the_window_of_the_rollups(store: Store) -> None:
-    settings = JobSettings(rollup_window=timedelta(days=2), keep_sessions=timedelta(days=2))
-    with pytest.raises(JobsError, match="at least an hour longer"):
-        _jobs(store, settings=settings)
 
 
 def test_a_database_that_stays_away_is_told_once_and_then_again_when_it_was_back(

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from fleet_edge import InvalidQuery, NotFound, SessionLog, StoreError, StoreUnavailable
-from fleet_edge.store import housekeeping
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records.fences import ADMINISTRATOR
 from fleet_edge.store.records.segments import segment_number
+from fleet_edge.store.rollups.rolling import roll_up
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
@@ -39,7 +39,7 @@ def url(tmp_path: Path) -> str:
                 samples.opened(**other, device="sensor-2", mode=Mode.COUPLED, at=at),
             ]
         )
-        housekeeping.roll_up(store.engine, since=START, now=after(60))
+        roll_up(store.engine, now=after(60))
     return url
 
 

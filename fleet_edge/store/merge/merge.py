@@ -26,6 +26,7 @@ from fleet_edge.store.merge.statements import (
     EDGE_LOAD,
     EDGE_STATE,
     SEGMENT_DESCRIPTION,
+    SERVE_SESSION,
     SESSION_DESCRIPTION,
     set_latest,
 )
@@ -36,6 +37,8 @@ from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import RoundJudged, SegmentLeft, SegmentProgress, segment_time
 from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
 from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
+from fleet_edge.store.rollups.grains import Grain, floor
+from fleet_edge.store.rollups.marks import mark_stale
 
 __all__ = ["Merge", "merge_for"]
 
@@ -70,8 +73,14 @@ class Merge:
         self._fence = inserts.latest_fence()
         self._lift = inserts.latest_lift()
 
-    def apply(self, connection: Connection, records: Sequence[Record]) -> None:
-        """Merge the records, in the transaction that `connection` is in."""
+    def apply(self, connection: Connection, records: Sequence[Record], *, writer: str = "other") -> None:
+        """Merge the records, in the transaction that `connection` is in.
+
+        Args:
+            connection: In a transaction.
+            records: What is merged.
+            writer: Who writes, of all that write segments at a time.
+        """
         records = _with_devices(connection, records)
         self._make_rows(connection, records)
         states = _only(records, DeviceSeen)
@@ -84,6 +93,7 @@ class Merge:
         _run(connection, _LOAD, [parameters.load(r) for r in _only(records, EdgeLoad)])
         opened = _only(records, SessionOpened)
         _run(connection, DESCRIBE_SESSION, [parameters.bound(r, SESSION_DESCRIPTION) for r in opened])
+        _run(connection, SERVE_SESSION, [parameters.bound(r, ("edge",)) for r in opened])
         _run(connection, DESCRIBE_SEGMENT, [parameters.bound(r, SEGMENT_DESCRIPTION) for r in opened])
         progress = _only(records, SegmentProgress)
         _run(connection, self._progress, [parameters.progress(r) for r in progress])
@@ -101,6 +111,8 @@ class Merge:
         _run(connection, self._fence, [parameters.fence(r) for r in fences])
         lifts = sorted(_only(records, FenceLifted), key=attrgetter("device", "at"))
         _run(connection, self._lift, [{"device": r.device, "lifted_at": r.at, "lifted_by": r.by} for r in lifts])
+        hours = {floor(Grain.HOUR, segment_time(r.segment)) for r in records if isinstance(r, _OfSession)}
+        mark_stale(connection, hours, writer=writer)
 
     def _make_rows(self, connection: Connection, records: Sequence[Record]) -> None:
         """Make the rows that the records belong to, one statement a row however many records there are."""

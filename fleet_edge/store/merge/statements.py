@@ -6,7 +6,7 @@ Parameters of updates are named `b_<column>`: they must differ from the columns'
 from collections.abc import Sequence
 from typing import Final
 
-from sqlalchemy import bindparam, or_, update
+from sqlalchemy import bindparam, case, or_, true, update
 from sqlalchemy.sql.dml import Update
 
 from fleet_edge.store.models import Base, DeviceRow, SegmentRow, SessionRow
@@ -24,6 +24,7 @@ __all__ = [
     "EDGE_LOAD",
     "EDGE_STATE",
     "SEGMENT_DESCRIPTION",
+    "SERVE_SESSION",
     "SESSION_DESCRIPTION",
     "set_latest",
 ]
@@ -104,6 +105,18 @@ DESCRIBE_SESSION = (
     .where(*_OF_SESSION)
     .where(or_(SessionRow.described_by.is_(None), SessionRow.described_by > bindparam("b_segment")))
     .values({"described_by": bindparam("b_segment"), **{name: bindparam(f"b_{name}") for name in SESSION_DESCRIPTION}})
+)
+# Whichever of two edges is told of last finds the other.
+_ELSEWHERE: Final = SessionRow.edge != bindparam("b_edge")
+_LATER: Final = or_(SessionRow.edge_segment.is_(None), SessionRow.edge_segment < bindparam("b_segment"))
+SERVE_SESSION = (
+    update(SessionRow)
+    .where(*_OF_SESSION, or_(_LATER, _ELSEWHERE))
+    .values(
+        moved=case((_ELSEWHERE, true()), else_=SessionRow.moved),
+        edge=case((_LATER, bindparam("b_edge")), else_=SessionRow.edge),
+        edge_segment=case((_LATER, bindparam("b_segment")), else_=SessionRow.edge_segment),
+    )
 )
 DESCRIBE_SEGMENT = (
     update(SegmentRow)

@@ -10,7 +10,6 @@ from fleet_edge.store.models.log import (
     FenceLiftRow,
     FenceRow,
     ReportedCloseRow,
-    RollupRow,
     RoundRow,
     SegmentRow,
     SessionRow,
@@ -23,6 +22,7 @@ from fleet_edge.store.models.steering import (
     ReportedSettingsRow,
     WantedSettingsRow,
 )
+from fleet_edge.store.models.rollups import DistributionRow, RollupMarkRow, RollupRow, StaleHourRow
 
 __all__ = [
     "REVISION",
@@ -34,6 +34,7 @@ __all__ = [
     "Base",
     "CommandRow",
     "DeviceRow",
+    "DistributionRow",
     "EdgeRow",
     "EventRow",
     "FenceLiftRow",
@@ -43,9 +44,11 @@ __all__ = [
     "ReportedCloseRow",
     "ReportedSettingsRow",
     "RolloutRow",
+    "RollupMarkRow",
     "RollupRow",
     "RoundRow",
     "SegmentRow",
     "SessionRow",
     "WantedSettingsRow",
+    "StaleHourRow",
 ]

@@ -1,18 +1,17 @@
-"""Tables of the session log: devices, edges, sessions, events, fences, rollups.
+"""Tables of the session log: devices, edges, sessions, events, fences.
 
 Columns that only one kind of record knows are nullable: an end may be replayed before its Open, and then
 makes the row that the Open completes. What a device says of a session of which no edge has told yet waits apart, in
 `reported_closes`. Unset means "that record has not come", never zero.
 """
 
-from dataclasses import fields
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Double, ForeignKey, ForeignKeyConstraint, Index
+from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from fleet_edge.counters import SegmentCounters
 from fleet_edge.store.models.base import Base, Seed
+from fleet_edge.store.models.rollups import add_counters
 
 __all__ = [
     "DeviceRow",
@@ -21,7 +20,6 @@ __all__ = [
     "FenceLiftRow",
     "FenceRow",
     "ReportedCloseRow",
-    "RollupRow",
     "RoundRow",
     "SegmentRow",
     "SessionRow",
@@ -88,6 +86,9 @@ class SessionRow(Base):
         Index(None, "reason", "opened_at"),
         Index(None, "device", "last_at"),
         Index(None, "last_at"),
+        Index(None, "edge", "opened_at"),
+        # The few that an edge other than their last has served too.
+        Index("ix_sessions_moved", "opened_at", sqlite_where=text("moved"), postgresql_where=text("moved")),
     )
 
     session: Mapped[str] = mapped_column(primary_key=True)
@@ -124,6 +125,9 @@ class SessionRow(Base):
     device_unverified: Mapped[int | None]
     end_code: Mapped[str | None]
     end_sentence: Mapped[str | None]
+    edge: Mapped[str | None]  # of the latest segment whose Open has come
+    edge_segment: Mapped[int | None]  # that segment
+    moved: Mapped[bool] = mapped_column(server_default=false())  # whether several edges have served it
 
 
 class SegmentRow(Base):
@@ -255,20 +259,4 @@ class FenceLiftRow(Base):
     lifted_by: Mapped[str]
 
 
-class RollupRow(Base):
-    """The segments that a device opened in one hour, their counters summed; outlives the sessions it was made from."""
-
-    __tablename__ = "rollups"
-    __table_args__ = (Index(None, "device", "hour"),)
-
-    hour: Mapped[datetime] = mapped_column(primary_key=True)
-    device: Mapped[str] = mapped_column(ForeignKey("devices.device"), primary_key=True)
-    sessions: Mapped[int]
-    segments: Mapped[int]
-    duration_ms: Mapped[float]
-
-
-for _table in (SegmentRow, RollupRow):
-    for _counter in fields(SegmentCounters):
-        _type = Double if _counter.type is float else BigInteger
-        setattr(_table, _counter.name, mapped_column(_type, nullable=False, server_default="0"))
+add_counters(SegmentRow)

@@ -5,6 +5,7 @@ from fleet_edge.store import housekeeping, queries
 from fleet_edge.store.database import Store
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import segment_number
+from fleet_edge.store.rollups.rolling import roll_up
 from schemas.control import Presence
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
@@ -62,10 +63,10 @@ def test_a_session_that_no_edge_serves_is_lost_until_its_true_end_arrives(store:
 
 def test_rollups_are_by_hour_and_device_and_take_late_records_in(store: Store) -> None:
     store.apply([*_session(1, 0), *_session(2, 60), *_session(3, 1800), *_session(4, 0, device="sensor-2")])
-    for _ in range(2):
-        assert housekeeping.roll_up(store.engine, since=START, now=after(3600)) == 3
+    assert roll_up(store.engine, now=after(3600)) == 2
+    assert roll_up(store.engine, now=after(3600)) == 0
     hour = START.replace(minute=0)
-    rows = {(row["device"], row["hour"]): row for row in all_rows(store)["rollups"]}
+    rows = {(row["device"], row["start"]): row for row in all_rows(store)["rollups"]}
     assert set(rows) == {
         ("sensor-1", hour),
         ("sensor-1", hour + timedelta(hours=1)),
@@ -74,7 +75,7 @@ def test_rollups_are_by_hour_and_device_and_take_late_records_in(store: Store) -
     first = rows["sensor-1", hour]
     assert (first["sessions"], first["tokens"], first["duration_ms"]) == (2, 40, 4000.0)
     store.apply([samples.progress(session=f"{1:016x}", tokens=50, at=after(9))])
-    housekeeping.roll_up(store.engine, since=START, now=after(3600))
+    roll_up(store.engine, now=after(3600))
     with store.engine.connect() as connection:
         views = queries.hours(connection, "sensor-1", limit=5)
     assert [(view.hour, view.counted.tokens) for view in views] == [(hour + timedelta(hours=1), 20), (hour, 70)]
@@ -96,7 +97,7 @@ def test_a_purge_takes_what_is_old_in_chunks_and_leaves_the_rest(store: Store) -
 
 def test_a_purged_session_takes_its_rounds_along_and_leaves_its_rollup(store: Store) -> None:
     store.apply(_session(1, 0))
-    housekeeping.roll_up(store.engine, since=START, now=after(10))
+    roll_up(store.engine, now=after(10))
     housekeeping.purge_sessions(store.engine, before=after(100), chunk=10)
     rows = all_rows(store)
     assert (rows["sessions"], rows["segments"], rows["rounds"]) == ([], [], [])

@@ -84,13 +84,16 @@ def test_the_limit_keeps_the_latest(connection: Connection) -> None:
 
 
 def test_devices_tell_of_their_sessions(connection: Connection) -> None:
-    found = {view.device: view for view in queries.devices(connection)}
+    found = {view.device: view for view in queries.devices(connection, now=after(7300))}
     assert [(name, view.sessions) for name, view in found.items()] == [("idle", 0), ("sensor-1", 1), ("sensor-2", 2)]
     assert found["sensor-2"].last_session_at == after(7200)
     assert found["idle"].last_session_at is None
-    assert queries.device(connection, "sensor-1") == found["sensor-1"]
+    assert (found["sensor-2"].last_verdict_at, found["sensor-2"].tokens_today) == (after(7200), 7)
+    assert (found["sensor-2"].acceptance_1h, found["sensor-2"].acceptance_24h) == (None, 15 / 20)
+    assert found["sensor-1"].acceptance_24h == (15 + 5) / 40
+    assert queries.device(connection, "sensor-1", now=after(7300)) == found["sensor-1"]
     with pytest.raises(NotFound, match="no device 'nobody'"):
-        queries.device(connection, "nobody")
+        queries.device(connection, "nobody", now=after(7300))
 
 
 def test_a_segment_that_another_device_opened_is_not_counted_to_the_session(store: Store) -> None:

@@ -1,12 +1,13 @@
 from sqlalchemy import Connection
 
 from fleet_edge.counters import SEGMENT_COUNTERS
-from fleet_edge.store import housekeeping, queries, totals
+from fleet_edge.store import queries, totals
 from fleet_edge.store.database import Store
 from fleet_edge.store.records.segments import segment_number
-from fleet_edge.store.totals import Grouping
+from fleet_edge.store.rollups.rolling import roll_up
+from fleet_edge.store.totals import Grouping, Period
 from tests.fleet_edge.store import samples
-from tests.fleet_edge.store.samples import OTHER, SEGMENT, SESSION, START, after
+from tests.fleet_edge.store.samples import OTHER, SEGMENT, SESSION, after
 
 
 def test_stats_add_up_whole_and_by_name(connection: Connection) -> None:
@@ -23,7 +24,7 @@ def test_stats_add_up_whole_and_by_name(connection: Connection) -> None:
     }
     by_edge = totals.stats(connection, by=Grouping.EDGE)
     assert {name: tally.sessions for name, tally in by_edge.items()} == {"edge-1": 3, "edge-2": 1}
-    assert totals.stats(connection, since=after(3600))["all"].tokens == 7
+    assert totals.stats(connection, period=Period(since=after(3600)))["all"].tokens == 7
 
 
 def test_every_counter_is_stored_added_up_and_rolled_up(store: Store) -> None:
@@ -36,7 +37,7 @@ def test_every_counter_is_stored_added_up_and_rolled_up(store: Store) -> None:
         samples.progress(**other, **counted),
     )
     store.apply(records)
-    housekeeping.roll_up(store.engine, since=START, now=after(60))
+    roll_up(store.engine, now=after(60))
     with store.engine.connect() as connection:
         total = totals.stats(connection)["all"]
         [hour] = queries.hours(connection, "sensor-1", limit=5)
@@ -62,7 +63,8 @@ def test_a_session_resumed_at_one_edge_counts_there_once(store: Store) -> None:
         for by in (None, *Grouping):
             [tally] = totals.stats(connection, by=by).values()
             assert (tally.sessions, tally.segments) == (1, 2)
-        assert totals.stats(connection, since=after(10))["all"].sessions == 1
+        later = totals.stats(connection, period=Period(since=after(10)))["all"]
+        assert (later.sessions, later.segments) == (0, 1), "a session belongs to the time in which it was opened"
 
 
 def test_stats_of_nothing_are_zero_and_have_no_rates(store: Store) -> None:

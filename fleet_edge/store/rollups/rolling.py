@@ -1,0 +1,202 @@
+"""Rolling up: makes the rollups of stale hours, of days and months that have ended, and of those that came late.
+
+Each hour is one short transaction, in which what was stale when it was read is taken off the list; if it was written
+meanwhile, it stays there. Any number of edges may do so at once, and any of them be cut short.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, and_, delete, func, literal, or_, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import aliased
+
+from fleet_edge.store.models import Base, DistributionRow, RollupMarkRow, RollupRow, SegmentRow, StaleHourRow
+from fleet_edge.store.models.base import UtcDateTime
+from fleet_edge.store.records.segments import segment_number, segment_time
+from fleet_edge.store.rollups.distributions import of_rollups, of_segments
+from fleet_edge.store.rollups.grains import HOUR, Grain, floor, following
+from fleet_edge.store.rollups.marks import BEGINNING, Mark, Marks, mark_stale, raise_mark
+from fleet_edge.store.rollups.sums import COUNTED, KEY, SUMMED, Dimension, opened_in, segment_sums
+
+__all__ = ["Enough", "roll_up"]
+
+_log = logging.getLogger(__name__)
+
+_ATTEMPTS: Final = 3  # to write an hour as it was read; segments are written all the time
+_WRITER: Final = "rolling"
+_FINER: Final = {Grain.DAY: Grain.HOUR, Grain.MONTH: Grain.DAY}
+_UNTIL: Final = {Grain.DAY: Mark.DAYS_UNTIL, Grain.MONTH: Mark.MONTHS_UNTIL}
+
+Enough = Callable[[], bool]
+"""Asked between two transactions: whether to leave the rest to the next run."""
+
+
+def roll_up(engine: Engine, *, now: datetime, enough: Enough = lambda: False) -> int:
+    """Make the rollups of all stale hours, and of the days and months that have ended.
+
+    Args:
+        engine: To write.
+        now: The time, which tells what has ended (aware).
+        enough: Whether to leave the rest to the next run.
+
+    Returns:
+        Number of hours made.
+    """
+    with engine.begin() as connection:
+        _forget_purged(connection)
+        stale = Marks.read(connection).stale
+    made = 0
+    for hour in stale:
+        if enough():
+            return made
+        made += _make_hour(engine, hour)
+    for grain in (Grain.DAY, Grain.MONTH):
+        while not enough() and _make_next(engine, grain, now=now):
+            pass
+    return made
+
+
+def _forget_purged(connection: Connection) -> None:
+    """Take hours off the list of which segments are purged: made anew, they would come to less than they did."""
+    late = StaleHourRow.hour < Marks.read(connection).at[Mark.SEGMENTS_FROM]
+    forgotten = connection.execute(delete(StaleHourRow).where(late)).rowcount
+    if forgotten:
+        _log.warning("Records of %d hours came so late that they are in no total: the hours are purged.", forgotten)
+
+
+def _make_hour(engine: Engine, hour: datetime) -> bool:
+    """Make an hour; return False if another edge has done so meanwhile, or it is written all the time."""
+    for _ in range(_ATTEMPTS):
+        # Read outside of the transaction that writes, which holds SQLite's only lock.
+        with engine.connect() as connection:
+            seen = _stale(connection, hour)
+            rows = _rows(connection, hour, hour + HOUR)
+            spread = _spread(connection, hour, hour + HOUR)
+        if not seen:
+            return False
+        with engine.connect() as connection:
+            at = _held_marks(connection)
+            if hour < at[Mark.SEGMENTS_FROM] or _take_off(connection, hour, seen) < len(seen):
+                continue
+            _put(connection, RollupRow, rows, grain=Grain.HOUR, start=hour)
+            _put(connection, DistributionRow, spread, grain=Grain.HOUR, start=hour)
+            for grain, mark in _UNTIL.items():
+                # The day and the month of the hour had been made.
+                if hour < at[mark]:
+                    _make(connection, grain, floor(grain, hour))
+            _mark_later(connection, hour)
+            connection.commit()
+        return True
+    return False
+
+
+def _stale(connection: Connection, hour: datetime) -> Sequence[Any]:
+    query = select(StaleHourRow.writer, StaleHourRow.changes).where(StaleHourRow.hour == hour)
+    return connection.execute(query.order_by(StaleHourRow.writer)).all()
+
+
+def _take_off(connection: Connection, hour: datetime, seen: Sequence[Any]) -> int:
+    """Take off the list what has not been written since it was seen; return how much that is."""
+    unchanged = or_(*(and_(StaleHourRow.writer == row.writer, StaleHourRow.changes == row.changes) for row in seen))
+    return connection.execute(delete(StaleHourRow).where(StaleHourRow.hour == hour, unchanged)).rowcount
+
+
+def _rows(connection: Connection, start: datetime, end: datetime) -> list[dict[str, Any]]:
+    """Return what the segments sum to that were opened within a time, without the grain and its beginning."""
+    query = segment_sums(start, end, by=tuple(Dimension), timed=False)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def _put(
+    connection: Connection, row: type[Base], rows: Sequence[dict[str, Any]], *, grain: Grain, start: datetime
+) -> None:
+    if rows:
+        told = {"grain": grain, "start": start}
+        connection.execute(_replacing(_insert(connection, row)), [told | own for own in rows])
+
+
+def _insert(connection: Connection, row: type[Base]) -> sqlite.Insert | postgresql.Insert:
+    return sqlite.insert(row) if connection.dialect.name == "sqlite" else postgresql.insert(row)
+
+
+def _replacing(insert: sqlite.Insert | postgresql.Insert) -> sqlite.Insert | postgresql.Insert:
+    """Return an insert that replaces the row that it finds."""
+    table = insert.table
+    names = [column.name for column in table.columns if not column.primary_key]
+    return insert.on_conflict_do_update(
+        index_elements=[column.name for column in table.primary_key],
+        set_={name: insert.excluded[name] for name in names},
+    )
+
+
+def _spread(connection: Connection, start: datetime, end: datetime) -> list[dict[str, Any]]:
+    found = of_segments(connection, start, end)
+    return [{"edge": edge, "measure": measure, "counts": str(own)} for (edge, measure), own in found.items()]
+
+
+def _mark_later(connection: Connection, hour: datetime) -> None:
+    """Mark the hours in which sessions of this one go on: their segments there are not the sessions' first any more."""
+    later = aliased(SegmentRow)
+    goes_on = and_(later.session == SegmentRow.session, later.device == SegmentRow.device)
+    query = select(later.segment).join(SegmentRow, goes_on)
+    query = query.where(*opened_in(hour, hour + HOUR), later.segment >= segment_number(hour + HOUR))
+    hours = {floor(Grain.HOUR, segment_time(segment)) for segment in connection.scalars(query)}
+    mark_stale(connection, hours, writer=_WRITER)
+
+
+def _held_marks(connection: Connection) -> Mapping[Mark, datetime]:
+    """Return the marks, which stay as they are until the transaction ends."""
+    connection.execute(select(RollupMarkRow.name).order_by(RollupMarkRow.name).with_for_update())
+    return Marks.read(connection).at
+
+
+def _make_next(engine: Engine, grain: Grain, *, now: datetime) -> bool:
+    """Make the next day or month that has ended and is not made; return whether there was one."""
+    ended, mark = floor(grain, now), _UNTIL[grain]
+    with engine.begin() as connection:
+        raise_mark(connection, mark, BEGINNING)
+        until = _held_marks(connection)[mark]
+        finer = (RollupRow.grain == _FINER[grain], RollupRow.start >= until, RollupRow.start < ended)
+        first = connection.scalar(select(func.min(RollupRow.start)).where(*finer))
+        if first is None:
+            raise_mark(connection, mark, ended)
+            return False
+        start = floor(grain, first)
+        _make(connection, grain, start)
+        raise_mark(connection, mark, following(grain, start))
+    return True
+
+
+def _make(connection: Connection, grain: Grain, start: datetime) -> None:
+    """Make a day of its hours, or of its segments where the hours are purged, or a month of its days."""
+    at, end = Marks.read(connection).at, following(grain, start)
+    if start >= at[Mark.HOURS_FROM if grain is Grain.DAY else Mark.DAYS_FROM]:
+        _sum_finer(connection, grain, start, end)
+        finer = of_rollups(connection, _FINER[grain], start, end)
+        spread = [{"edge": edge, "measure": measure, "counts": str(own)} for (edge, measure), own in finer.items()]
+        _put(connection, DistributionRow, spread, grain=grain, start=start)
+    elif grain is Grain.DAY and start >= at[Mark.SEGMENTS_FROM]:
+        _put(connection, RollupRow, _rows(connection, start, end), grain=grain, start=start)
+        _put(connection, DistributionRow, _spread(connection, start, end), grain=grain, start=start)
+    else:
+        _log.warning("The %s of %s is not made anew: what it was made of is purged.", grain, start.date())
+
+
+def _sum_finer(connection: Connection, grain: Grain, start: datetime, end: datetime) -> None:
+    dimensions = [getattr(RollupRow, name) for name in Dimension]
+    added = [*COUNTED, *SUMMED]
+    sums = (
+        select(
+            literal(grain.value),
+            literal(start, UtcDateTime),
+            *dimensions,
+            *(func.sum(getattr(RollupRow, name)) for name in added),
+        )
+        .where(RollupRow.grain == _FINER[grain], RollupRow.start >= start, RollupRow.start < end)
+        .group_by(*dimensions)
+    )
+    insert = _insert(connection, RollupRow)
+    connection.execute(_replacing(insert.from_select([*KEY, *added], sums)))
