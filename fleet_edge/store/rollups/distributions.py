@@ -19,14 +19,14 @@ __all__ = ["Measure", "distributions", "of_rollups", "of_segments"]
 class Measure(StrEnum):
     """What is measured once in each segment, in milliseconds."""
 
-    FIRST_TOKEN = "first_token"  # from its Open to the first token
+    FIRST_TOKEN = "first_token"  # noqa: S105 - from its Open to the first token
     GAP = "gap"  # between tokens, not exceeded by 95 %
     QUEUE = "queue"  # mean of its rounds
     STEP = "step"  # mean of its rounds in which something was verified
 
 
 def _columns() -> dict[Measure, tuple[ColumnElement[float], ColumnElement[int]]]:
-    """Return what each measure is the quotient of, if both are there. Counters' columns are known to no type checker."""
+    """Return what each measure is the quotient of, if both are there. A type checker knows no counter."""
     row: Any = SegmentRow
     return {
         Measure.FIRST_TOKEN: (row.first_token_ms, literal_column("1")),
