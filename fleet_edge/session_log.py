@@ -30,8 +30,8 @@ from fleet_edge.store.merge.merge import merge_for
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.fences import ADMINISTRATOR
 from fleet_edge.store.rollouts import MachineRelease, MachineRollout, Rollout
-from fleet_edge.store.steering.audit import AuditEntry, record_audit
 from fleet_edge.store.rollups.distribution import Distribution
+from fleet_edge.store.steering.audit import AuditEntry, record_audit
 from fleet_edge.store.views import (
     DeviceView,
     EdgeView,

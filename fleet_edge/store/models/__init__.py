@@ -15,6 +15,7 @@ from fleet_edge.store.models.log import (
     SessionRow,
 )
 from fleet_edge.store.models.rollouts import RolloutRow
+from fleet_edge.store.models.rollups import DistributionRow, RollupMarkRow, RollupRow, StaleHourRow
 from fleet_edge.store.models.steering import (
     AuditRow,
     CommandRow,
@@ -22,7 +23,6 @@ from fleet_edge.store.models.steering import (
     ReportedSettingsRow,
     WantedSettingsRow,
 )
-from fleet_edge.store.models.rollups import DistributionRow, RollupMarkRow, RollupRow, StaleHourRow
 
 __all__ = [
     "REVISION",
@@ -49,6 +49,6 @@ __all__ = [
     "RoundRow",
     "SegmentRow",
     "SessionRow",
-    "WantedSettingsRow",
     "StaleHourRow",
+    "WantedSettingsRow",
 ]
