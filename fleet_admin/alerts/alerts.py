@@ -20,6 +20,7 @@ from fleet_admin.alerts import book
 from fleet_admin.alerts.views import AlertView
 from fleet_edge.store.database import open_existing
 from fleet_edge.store.errors import StoreUnavailable
+from fleet_edge.store.steering.audit import AuditEntry, record_audit
 
 __all__ = ["Alerts"]
 
@@ -79,15 +80,25 @@ class Alerts:
         with self.connection() as connection:
             return book.find(connection, alert)
 
-    def acknowledge(self, alert: str, *, who: str) -> AlertView:
+    def acknowledge(self, alert: str, *, who: str, source: str = "") -> AlertView:
         """Note that somebody takes care of an alert; the first one counts. Takes and raises what `get` does."""
         with self.connection() as connection:
-            return book.acknowledge(connection, book.find(connection, alert), who=who, now=self._now())
+            found = book.acknowledge(connection, book.find(connection, alert), who=who, now=self._now())
+            self._audit(connection, found, who=who, action="alert acknowledge", source=source)
+            return found
 
-    def clear(self, alert: str, *, who: str) -> AlertView:
+    def clear(self, alert: str, *, who: str, source: str = "") -> AlertView:
         """End an alert; what is still wrong makes a new one. Takes and raises what `get` does."""
         with self.connection() as connection:
-            return book.clear(connection, book.find(connection, alert), who=who, now=self._now())
+            found = book.clear(connection, book.find(connection, alert), who=who, now=self._now())
+            self._audit(connection, found, who=who, action="alert clear", source=source)
+            return found
+
+    def _audit(self, connection: Connection, alert: AlertView, *, who: str, action: str, source: str) -> None:
+        entry = AuditEntry(
+            who=who, action=action, subject=f"{alert.id[:8]} {alert.subject}", after=alert.sentence, source=source
+        )
+        record_audit(connection, [entry], now=self._now())
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:

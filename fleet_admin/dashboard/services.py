@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from fleet_admin.alerts.alerts import Alerts
 from fleet_admin.dashboard.accounts.accounts import Accounts
 from fleet_admin.dashboard.accounts.attempts import Attempts
 from fleet_admin.dashboard.accounts.database import AccountDatabase
@@ -25,6 +26,7 @@ class Services:
     Attributes:
         settings: Of the dashboard.
         log: The session log.
+        alerts: What is wrong, in the same database.
         accounts: Who may look.
         logins: Browsers that are logged in.
         keys: Programs that may ask.
@@ -36,6 +38,7 @@ class Services:
 
     settings: DashboardSettings
     log: SessionLog
+    alerts: Alerts
     accounts: Accounts
     logins: Logins
     keys: ApiKeys
@@ -61,6 +64,7 @@ def open_services(
     return Services(
         settings=settings,
         log=SessionLog(settings.db, now=now),
+        alerts=Alerts(settings.db, now=now),
         accounts=Accounts(database, passwords=passwords, now=now),
         logins=Logins(
             database, idle=timedelta(hours=settings.idle_h), longest=timedelta(hours=settings.login_h), now=now

@@ -2,18 +2,8 @@
 
 from typing import Final
 
-from fleet_admin.dashboard.pages import (
-    account,
-    acting,
-    device,
-    devices,
-    edges,
-    login,
-    overview,
-    rollouts,
-    session,
-    sessions,
-)
+from fleet_admin.dashboard.pages import account, acting, device, devices, login, overview
+from fleet_admin.dashboard.pages.log import alerts, edges, rollouts, session, sessions
 from fleet_admin.dashboard.pages.page import Page
 
 __all__ = ["PAGES"]
@@ -27,6 +17,7 @@ PAGES: Final[tuple[Page, ...]] = (
     *sessions.PAGES,
     *session.PAGES,
     *rollouts.PAGES,
+    *alerts.PAGES,
     *account.PAGES,
     *login.PAGES,
 )

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from fleet_admin.alerts import book
+from fleet_admin.alerts.book import Sighting
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records.record import Record
@@ -17,6 +19,10 @@ HOSTILE = (
 )
 EVIL = "ee" * 8
 ROLLOUT = "20260305-090000"
+ALERTS = (
+    Sighting(rule="device-silent", subject="evil", device="evil", severity="warning", sentence=HOSTILE, value=20.0),
+    Sighting(rule="edge-away", subject="edge-2", severity="critical", sentence="The edge edge-2 is offline."),
+)
 DEVICES = ("gateway-1", "gateway-2", "gateway-3", "gateway-4")
 
 
@@ -26,6 +32,8 @@ def fill(url: str, *, now: datetime) -> None:
         store.apply(records(now))
         with store.engine.begin() as connection:
             record_rollouts(connection, rollouts(now), stopped=True)
+            for sighting in ALERTS:
+                book.see(connection, sighting, since=now - timedelta(minutes=20), now=now - timedelta(minutes=1))
         housekeeping.roll_up(store.engine, since=now - timedelta(days=2), now=now)
 
 
