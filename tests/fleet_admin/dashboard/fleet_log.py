@@ -5,11 +5,11 @@ from datetime import datetime, timedelta
 
 from fleet_admin.alerts import book
 from fleet_admin.alerts.book import Sighting
-from fleet_edge.store import housekeeping
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.rollouts import MachineRollout, RolloutOutcome, record_rollouts
+from fleet_edge.store.rollups.rolling import roll_up
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
@@ -34,7 +34,7 @@ def fill(url: str, *, now: datetime) -> None:
             record_rollouts(connection, rollouts(now), stopped=True)
             for sighting in ALERTS:
                 book.see(connection, sighting, since=now - timedelta(minutes=20), now=now - timedelta(minutes=1))
-        housekeeping.roll_up(store.engine, since=now - timedelta(days=2), now=now)
+        roll_up(store.engine, now=now)
 
 
 def records(now: datetime) -> list[Record]:
