@@ -16,13 +16,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleet_edge.event_codes import Severity, severity_of
-from fleet_edge.store import edge_queries, event_queries, fences, queries, rollouts, totals
+from fleet_edge.store import edge_queries, event_queries, export, fences, queries, rollouts, totals
 from fleet_edge.store.database import open_existing, open_for_reading
 from fleet_edge.store.errors import InvalidQuery, NotFound, StoreUnavailable
 from fleet_edge.store.event_queries import EventFilter, EventGrouping
@@ -419,6 +419,31 @@ class SessionLog:
             measure.value: Distribution.total(own for (_, name), own in found.items() if name is measure)
             for measure in totals.Measure
         }
+
+    def export_columns(self, what: str) -> tuple[str, ...]:
+        """Return the names of the columns of `export_rows`.
+
+        Raises:
+            InvalidQuery: There is no such thing.
+        """
+        return export.columns(_known(export.Exported, what))
+
+    def export_rows(
+        self, what: str, *, since: Time | None = None, until: Time | None = None
+    ) -> Iterator[tuple[Any, ...]]:
+        """Return all rows of a kind within a time, the earliest first, in bounded memory however many they are.
+
+        Args:
+            what: `sessions` (with their segments' counters summed), `segments`, `rounds` or `events`.
+            since: Opened, judged or logged at or after.
+            until: Likewise before.
+
+        Raises:
+            InvalidQuery: A time is none, or there is no such thing.
+        """
+        kind = _known(export.Exported, what)
+        after, before = self._time("since", since), self._time("until", until)
+        return export.rows(self._reading, kind, since=after, until=before)
 
     def latest(self) -> datetime | None:
         """Return when the log last heard of a session, a device or an event; None if of nothing yet. Cheap."""

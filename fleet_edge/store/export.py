@@ -1,0 +1,163 @@
+"""Export: all rows of a kind within a time, page by page, in bounded memory.
+
+Each page is a transaction of its own, so that neither a writer nor the database's own tidying waits for a reader of
+millions of rows. What is written meanwhile may be in it or not.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from operator import itemgetter
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, select
+
+from fleet_edge.store.models import EventRow, RoundRow, SegmentRow, SessionRow
+from fleet_edge.store.records.segments import segment_number
+from fleet_edge.store.rollups.sums import SUMMED
+
+__all__ = ["PAGE_ROWS", "Exported", "Page", "columns", "rows"]
+
+PAGE_ROWS: Final = 2000
+"""Rows in memory at a time."""
+
+
+class Exported(StrEnum):
+    """What is exported."""
+
+    SESSIONS = "sessions"  # with their segments' counters summed
+    SEGMENTS = "segments"
+    ROUNDS = "rounds"
+    EVENTS = "events"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """Where rows of a kind are.
+
+    Attributes:
+        columns: What is read.
+        order: Columns that order them, of which an index begins with the first; together they are unique.
+        at: What `since` and `until` are compared with.
+        number: Whether that is a segment's number.
+    """
+
+    columns: tuple[Any, ...]
+    order: tuple[Any, ...]
+    at: Any
+    number: bool = False
+
+
+Page = Callable[[], AbstractContextManager[Connection]]
+"""Opens a connection for one page."""
+
+_INTERNAL: Final = frozenset({"last_segment", "described_by", "device_counted_at", "edge_segment", "moved"})
+
+
+def _all_of(row: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a mapped class
+    return tuple(column for column in row.__table__.columns if column.name not in _INTERNAL)
+
+
+_SOURCES: Final = {
+    Exported.SESSIONS: _Source(
+        columns=_all_of(SessionRow),
+        order=(SessionRow.opened_at, SessionRow.session, SessionRow.device),
+        at=SessionRow.opened_at,
+    ),
+    Exported.SEGMENTS: _Source(
+        columns=_all_of(SegmentRow),
+        order=(SegmentRow.segment, SegmentRow.session),
+        at=SegmentRow.segment,
+        number=True,
+    ),
+    Exported.ROUNDS: _Source(
+        columns=_all_of(RoundRow),
+        order=(RoundRow.at, RoundRow.session, RoundRow.segment, RoundRow.round),
+        at=RoundRow.at,
+    ),
+    Exported.EVENTS: _Source(columns=_all_of(EventRow), order=(EventRow.at, EventRow.id), at=EventRow.at),
+}
+_OF_SEGMENTS: Final = ("segments", *SUMMED)
+
+
+def columns(what: Exported) -> tuple[str, ...]:
+    """Return the names of the columns, in the order in which `rows` gives them.
+
+    A session's `tokens` are those of its whole text, its `committed` those that edges have counted.
+    """
+    own = tuple(column.name for column in _SOURCES[what].columns)
+    if what is not Exported.SESSIONS:
+        return own
+    return (*own, *("committed" if name == "tokens" else name for name in _OF_SEGMENTS))
+
+
+def rows(
+    connect: Page,
+    what: Exported,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    page_rows: int = PAGE_ROWS,
+) -> Iterator[tuple[Any, ...]]:
+    """Return all rows of a kind within a time, the earliest first.
+
+    Args:
+        connect: Opens a connection to the database.
+        what: Which.
+        since: Opened, judged or logged at or after (aware).
+        until: Likewise before.
+        page_rows: Rows in memory at a time.
+    """
+    source = _SOURCES[what]
+    limits = _limits(source, since, until)
+    keys = itemgetter(*range(len(source.columns), len(source.columns) + len(source.order)))
+    after: tuple[Any, ...] | None = None
+    while True:
+        query = select(*source.columns, *(column.label(f"key_{place}") for place, column in enumerate(source.order)))
+        query = query.where(*limits).order_by(*source.order).limit(page_rows)
+        if after is not None:
+            query = query.where(_behind(source.order, after))
+        with connect() as connection:
+            found = connection.execute(query).all()
+            counted = _counted(connection, found) if what is Exported.SESSIONS else {}
+        for row in found:
+            own = tuple(row[: len(source.columns)])
+            yield (*own, *counted.get((own[0], own[1]), _NOTHING)) if what is Exported.SESSIONS else own
+        if len(found) < page_rows:
+            return
+        after = keys(found[-1])
+
+
+_NOTHING: Final = (0,) * len(_OF_SEGMENTS)
+
+
+def _limits(source: _Source, since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:
+    limits: list[ColumnElement[bool]] = []
+    if since is not None:
+        limits.append(source.at >= (segment_number(since) if source.number else since))
+    if until is not None:
+        limits.append(source.at < (segment_number(until) if source.number else until))
+    return limits
+
+
+def _behind(order: Sequence[Any], after: Sequence[Any]) -> ColumnElement[bool]:
+    """Return the condition for rows behind a key. Its first part alone bounds an index."""
+    either: list[ColumnElement[bool]] = []
+    for place, (column, value) in enumerate(zip(order, after, strict=True)):
+        same = (own == known for own, known in zip(order[:place], after[:place], strict=True))
+        either.append(and_(*same, column > value))
+    return and_(order[0] >= after[0], or_(*either))
+
+
+def _counted(connection: Connection, found: Sequence[Row[Any]]) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """Return what the segments of sessions sum to, by session and device."""
+    sums = [func.count(), *(func.sum(getattr(SegmentRow, name)) for name in SUMMED)]
+    query: Select[Any] = select(*[SegmentRow.session, SegmentRow.device, *sums])
+    own = query.where(SegmentRow.session.in_([row[0] for row in found]))
+    kinds = (int, *(float if name.endswith("_ms") else int for name in SUMMED))
+    return {
+        (row[0], row[1]): tuple(kind(value) for kind, value in zip(kinds, row[2:], strict=True))
+        for row in connection.execute(own.group_by(SegmentRow.session, SegmentRow.device))
+    }
