@@ -16,6 +16,7 @@ from schemas.control import MAX_CONTROL_BYTES, Alert, DeviceState, EdgeState, Te
 from schemas.downlink import FORMS
 from schemas.logprobs import Logprobs
 from schemas.messages import PROTOCOL, Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
+from schemas.steering import CommandRequest, CommandResponse, DesiredSettings, ReportedSettings
 from schemas.topics import ROOT, TREE, Role, Rule, Topic
 
 __all__ = ["DRAFT_LAYOUT", "MESSAGES", "VERDICT_LAYOUT", "document"]
@@ -28,6 +29,10 @@ MESSAGES: Final[Mapping[Topic, Sequence[type[BaseModel]]]] = {
     Topic.TELEMETRY: (Telemetry,),
     Topic.SESSION: (Opened, Refused, Closed, Fault),
     Topic.VERDICT: (Verdict,),
+    Topic.CONFIG_DESIRED: (DesiredSettings,),
+    Topic.CONFIG_REPORTED: (ReportedSettings,),
+    Topic.COMMAND_REQUEST: (CommandRequest,),
+    Topic.COMMAND_RESPONSE: (CommandResponse,),
     Topic.EDGE_STATE: (EdgeState,),
     Topic.ALERT: (Alert,),
 }
@@ -74,6 +79,7 @@ _BOUNDS: Final[Mapping[type[BaseModel], int]] = {
     Verdict: codec.MAX_VERDICT_BYTES,
     **dict.fromkeys((Opened, Refused, Closed, Fault), codec.MAX_REPLY_BYTES),
     **dict.fromkeys((DeviceState, EdgeState, Telemetry, Alert), MAX_CONTROL_BYTES),
+    **dict.fromkeys((DesiredSettings, ReportedSettings, CommandRequest, CommandResponse), MAX_CONTROL_BYTES),
 }
 
 _CBOR: Final = (

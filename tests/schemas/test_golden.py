@@ -17,9 +17,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from schemas import bounds, cbor, codec, control, downlink, grammar, messages, policy, reasons, vocabulary
+from schemas import bounds, cbor, codec, control, downlink, grammar, messages, policy, reasons, steering, vocabulary
 from schemas.asyncapi import MESSAGES
 from schemas.control import Alert, AlertState, DeviceState, EdgeState, Presence, Telemetry, decode_json, encode_json
+from schemas.steering import CommandOutcome, CommandRequest, CommandResponse, DesiredSettings, ReportedSettings
 from tests.schemas.golden import rules_0_1, rules_0_2
 from tests.schemas.strategies import LABEL, NAME, closes, drafts, opens, replies, verdicts
 
@@ -33,6 +34,8 @@ RULES: Final[Mapping[str, Mapping[str, Callable[[bytes], Any]]]] = {
 GOLDEN: Final = {release: tomllib.loads((FOLDER / f"{release}.toml").read_text(encoding="utf-8")) for release in RULES}
 LATEST: Final = list(RULES)[-1]
 
+STEERING: Final = (DesiredSettings, ReportedSettings, CommandRequest, CommandResponse)
+
 CODECS: Final[Mapping[str, tuple[Callable[[bytes], Any], Callable[..., bytes]]]] = {
     "open": (codec.decode_open, codec.encode_open),
     "reply": (codec.decode_reply, codec.encode_reply),
@@ -41,7 +44,7 @@ CODECS: Final[Mapping[str, tuple[Callable[[bytes], Any], Callable[..., bytes]]]]
     "verdict": (codec.decode_verdict, codec.encode_verdict),
     **{
         model.__name__: (lambda payload, model=model: decode_json(model, payload), encode_json)
-        for model in (Alert, DeviceState, EdgeState, Telemetry)
+        for model in (Alert, DeviceState, EdgeState, Telemetry, *STEERING)
     },
 }
 
@@ -73,6 +76,8 @@ def spelled(value: Any) -> Any:
             return value.hex()
         case tuple() | list():
             return [spelled(part) for part in value]
+        case dict():
+            return {name: spelled(part) for name, part in value.items()}
         case _:
             return value
 
@@ -127,6 +132,12 @@ STATES: Final = {
     "software": LABEL,
     "since": st.datetimes(timezones=st.just(UTC)),
 }
+SETTING = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=80)
+VALUE = st.booleans() | st.integers(-1000, 1 << 63) | st.floats(-1e9, 1e9) | LABEL
+VALUES = st.dictionaries(SETTING, VALUE, max_size=8)
+MOMENT = st.datetimes(timezones=st.just(UTC))
+VERSION = st.integers(1, (1 << 53) - 1)
+COMMAND_ID = st.from_regex("[0-9a-f]{8,32}", fullmatch=True)
 COUNT, SHARE = st.integers(0, 1 << 40), st.none() | st.floats(0, 1)
 RANDOM: Final[Mapping[str, st.SearchStrategy[Any]]] = {
     "open": opens(),
@@ -150,14 +161,38 @@ RANDOM: Final[Mapping[str, st.SearchStrategy[Any]]] = {
         since=STATES["since"],
         at=STATES["since"],
     ),
+    "DesiredSettings": st.builds(DesiredSettings, version=VERSION, values=VALUES, who=LABEL, at=st.none() | MOMENT),
+    "ReportedSettings": st.builds(
+        ReportedSettings,
+        version=VERSION,
+        applied=VERSION,
+        values=VALUES,
+        refused=st.dictionaries(SETTING, LABEL, max_size=4),
+        needs_restart=st.lists(SETTING, max_size=4),
+        fixed=st.lists(SETTING, max_size=4),
+        at=st.none() | MOMENT,
+    ),
+    "CommandRequest": st.builds(
+        CommandRequest, id=COMMAND_ID, command=LABEL.filter(bool), arguments=VALUES, deadline=MOMENT, who=LABEL
+    ),
+    "CommandResponse": st.builds(
+        CommandResponse,
+        id=COMMAND_ID,
+        outcome=st.sampled_from(CommandOutcome),
+        sentence=LABEL,
+        result=st.none() | LABEL,
+        part=st.integers(0, 3),
+        parts=st.integers(4, 32),
+    ),
     "Telemetry": st.builds(
         Telemetry, sessions=COUNT, tokens=COUNT, acceptance=SHARE, draft_ms_per_token=SHARE, round_trip_ms=SHARE
     ),
 }
 
 
-@pytest.mark.parametrize("reader", RULES)
-@pytest.mark.parametrize("reads", CODECS)
+@pytest.mark.parametrize(
+    ("reads", "reader"), [(reads, reader) for reader, rules in RULES.items() for reads in CODECS if reads in rules]
+)
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
 def test_whatever_this_release_writes_is_read_by_every_releases_rules(
@@ -192,7 +227,9 @@ def test_every_kind_mode_form_and_end_is_there(release: str) -> None:
 @pytest.mark.parametrize("release", GOLDEN)
 def test_no_word_of_a_release_is_lost_or_means_another(release: str) -> None:
     for name, words in GOLDEN[release]["words"].items():
-        (kind,) = (getattr(module, name) for module in (reasons, control, grammar, policy) if hasattr(module, name))
+        (kind,) = (
+            getattr(module, name) for module in (reasons, control, grammar, policy, steering) if hasattr(module, name)
+        )
         assert set(words) <= {member.value for member in kind}
         assert release != LATEST or set(words) == {member.value for member in kind}
 
@@ -200,7 +237,7 @@ def test_no_word_of_a_release_is_lost_or_means_another(release: str) -> None:
 @pytest.mark.parametrize("release", GOLDEN)
 def test_a_bound_stands_as_long_as_the_protocol(release: str) -> None:
     """Raised, an older peer would not read what we send; lowered, we would not read what it sends."""
-    modules = (bounds, messages, codec, control, downlink, cbor, grammar, vocabulary)
+    modules = (bounds, messages, codec, control, downlink, cbor, grammar, vocabulary, steering)
     for name, expected in GOLDEN[release]["bounds"].items():
         assert {getattr(module, name) for module in modules if hasattr(module, name)} == {expected}, name
 

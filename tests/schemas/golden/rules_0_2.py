@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -140,6 +141,91 @@ def _read_telemetry(payload: bytes) -> Any:
     return before._map(json.loads(payload), known, optional=optional)
 
 
+def _setting(value: Any) -> Any:
+    before._need(type(value) in (bool, int, float, str), "neither a truth, a number nor a text")
+    if type(value) is str:
+        before._need(len(value) <= 300, "a text of more than 300 characters")
+    elif type(value) is not bool:
+        before._need(-(2**53) < value < 2**64 and value == value, "a number out of range")
+    return value
+
+
+def _table(of: before.Check, most: int) -> before.Check:
+    def check(value: Any) -> dict[str, Any]:
+        before._need(type(value) is dict and len(value) <= most, f"not a table of at most {most}")
+        before._need(all(1 <= len(name) <= 80 for name in value), "a name that is none")
+        return {name: of(each) for name, each in value.items()}
+
+    return check
+
+
+def _names(value: Any) -> list[str]:
+    before._need(type(value) is list and len(value) <= 64, "not a list of at most 64")
+    before._need(all(type(name) is str and 1 <= len(name) <= 80 for name in value), "a name that is none")
+    return list(value)
+
+
+def _command_id(value: Any) -> str:
+    before._need(type(value) is str and re.fullmatch("[0-9a-f]{8,32}", value) is not None, "not the id of a command")
+    return str(value)
+
+
+_VERSION: Final = before._whole(0, 1 << 53)
+_SENTENCE, _WHO = before._text(500), before._text(100)
+_STEERING: Final[Mapping[str, tuple[Mapping[str, before.Check], Mapping[str, Any]]]] = {
+    "DesiredSettings": (
+        {
+            "version": before._whole(1, 1 << 53),
+            "values": _table(_setting, 64),
+            "who": _WHO,
+            "at": before._maybe(before._instant),
+        },
+        {"who": "", "at": None},
+    ),
+    "ReportedSettings": (
+        {
+            "version": _VERSION,
+            "applied": _VERSION,
+            "values": _table(_setting, 64),
+            "refused": _table(_SENTENCE, 64),
+            "needs_restart": _names,
+            "fixed": _names,
+            "at": before._maybe(before._instant),
+        },
+        {"refused": {}, "needs_restart": [], "fixed": [], "at": None},
+    ),
+    "CommandRequest": (
+        {
+            "id": _command_id,
+            "command": before._text(40),
+            "arguments": _table(_setting, 8),
+            "deadline": before._instant,
+            "who": _WHO,
+        },
+        {"arguments": {}, "who": ""},
+    ),
+    "CommandResponse": (
+        {
+            "id": _command_id,
+            "outcome": before._word("ok", "refused", otherwise="failed"),
+            "sentence": _SENTENCE,
+            "result": before._maybe(before._text(8192)),
+            "part": before._whole(0, 32),
+            "parts": before._whole(1, 33),
+        },
+        {"result": None, "part": 0, "parts": 1},
+    ),
+}
+
+
+def _read_steering(payload: bytes, kind: str) -> Any:
+    before._need(len(payload) <= 64 << 10, "too large")
+    known, optional = _STEERING[kind]
+    read = before._map(json.loads(payload), known, optional=optional)
+    before._need(kind != "CommandResponse" or read["part"] < read["parts"], "a part that is beyond the last")
+    return read
+
+
 _PLAN: Final = before._maybe(before._LABEL)
 
 _ALERT: Final[Mapping[str, before.Check]] = {
@@ -173,5 +259,6 @@ READERS: Final[Mapping[str, Callable[[bytes], Any]]] = {
     "reply": _read_reply,
     "draft": _read_draft,
     "verdict": _read_verdict,
+    **{kind: lambda payload, kind=kind: _read_steering(payload, kind) for kind in _STEERING},
 }
 """From a payload to its fields, by the kind that 0.2.toml gives as `reads`. They raise `Unreadable`."""
