@@ -146,7 +146,7 @@ def _setting(value: Any) -> Any:
     if type(value) is str:
         before._need(len(value) <= 300, "a text of more than 300 characters")
     elif type(value) is not bool:
-        before._need(-(2**53) < value < 2**64 and value == value, "a number out of range")
+        before._need(-(2**53) < value < 2**64, "a number out of range")
     return value
 
 
