@@ -1,0 +1,265 @@
+"""Settings from afar: taken whole or refused whole, by version, kept over a restart."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet_device.applications import Application, ApplicationsFile, new_key
+from fleet_device.settings import DeviceSettings
+from fleet_device.steering.catalogue import STEERABLE, Effect, check_values, effect_of, quota_of
+from fleet_device.steering.kept import kept_file
+from fleet_device.steering.remote_settings import RemoteSettings
+from fleet_device.steering.starting import load_steered
+from fleet_runtime.errors import SettingsError
+from schemas.steering import DesiredSettings
+
+
+def own(tmp_path: Path, **given: Any) -> DeviceSettings:
+    (tmp_path / "models" / "small").mkdir(parents=True, exist_ok=True)
+    for quantization in ("Q4_0", "Q2_K"):
+        (tmp_path / "models" / "small" / f"{quantization}.gguf").touch()
+    fields = {"models_dir": tmp_path / "models", "model": "small:Q4_0", "steering_dir": tmp_path / "state"}
+    return DeviceSettings.model_validate(fields | given)
+
+
+def remote(settings: DeviceSettings) -> RemoteSettings:
+    return RemoteSettings.of(settings)
+
+
+def wanted(version: int, **values: Any) -> DesiredSettings:
+    return DesiredSettings(version=version, values=values, who="alice")
+
+
+def test_what_is_wanted_holds_at_once_and_is_reported(tmp_path: Path) -> None:
+    it = remote(own(tmp_path))
+    heard: list[set[str]] = []
+    it.on_change(lambda changed: heard.append(set(changed)))
+    assert it.consider(wanted(1, temperature=0.25, draft_length=3, offline="wait"))
+    assert (it.settings.temperature, it.settings.draft_length, it.settings.offline.value) == (0.25, 3, "wait")
+    assert heard == [{"temperature", "draft_length", "offline"}]
+    report = it.report()
+    assert (report.version, report.applied, report.refused, report.needs_restart) == (1, 1, {}, ())
+    assert (report.values["temperature"], report.values["offline"], report.values["top_k"]) == (0.25, "wait", 50)
+
+
+def test_an_invalid_setting_changes_nothing_and_says_why(tmp_path: Path) -> None:
+    it = remote(own(tmp_path))
+    it.consider(wanted(1, temperature=0.25))
+    before = it.settings.model_copy()
+    heard: list[object] = []
+    it.on_change(heard.append)
+    assert it.consider(wanted(2, temperature=0.5, top_k=-1, made_up=1, api_port=1))
+    assert it.settings == before
+    assert heard == []
+    report = it.report()
+    assert (report.version, report.applied, report.values["temperature"]) == (2, 1, 0.25)
+    assert set(report.refused) == {"top_k", "made_up", "api_port"}
+    assert report.refused["top_k"] == "-1 cannot be used: it must be a whole number from 0 to 1000000."
+    assert "the device's own" in report.refused["api_port"]
+    assert "no setting 'made_up'" in report.refused["made_up"]
+
+
+def test_what_is_wanted_no_more_is_the_devices_own_again(tmp_path: Path) -> None:
+    it = remote(own(tmp_path, temperature=0.4))
+    it.consider(wanted(1, temperature=0.25, top_k=5))
+    it.consider(wanted(2, top_k=5))
+    assert (it.settings.temperature, it.settings.top_k) == (0.4, 5)
+    it.consider(wanted(3))
+    assert it.settings == own(tmp_path, temperature=0.4)
+
+
+def test_older_versions_are_passed_over_and_of_two_with_one_version_the_later_holds(
+    tmp_path: Path,
+) -> None:
+    it = remote(own(tmp_path))
+    assert it.consider(wanted(5, top_k=5))
+    assert not it.consider(wanted(4, top_k=4))
+    assert not it.consider(wanted(5, top_k=5))
+    assert it.settings.top_k == 5
+    assert it.consider(wanted(5, top_k=6))
+    assert it.settings.top_k == 6
+
+
+def test_what_was_taken_and_what_was_refused_survives_a_restart(tmp_path: Path) -> None:
+    it = remote(own(tmp_path))
+    it.consider(wanted(1, top_k=5))
+    it.consider(wanted(2, top_k=-5))
+    again = remote(own(tmp_path))
+    assert again.settings.top_k == 5
+    report = again.report()
+    assert (report.version, report.applied, list(report.refused)) == (2, 1, ["top_k"])
+    assert not again.consider(wanted(1, top_k=7))
+    assert again.settings.top_k == 5
+
+
+@given(steps=st.lists(st.tuples(st.integers(1, 6), st.sampled_from([-1, 1, 2, 3]), st.booleans()), max_size=12))
+def test_versions_never_fall_and_what_holds_was_valid(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, int, bool]]
+) -> None:
+    folder = tmp_path_factory.mktemp("versions")
+    it, considered, holds = remote(own(folder)), 0, 50
+    latest = None
+    for version, top_k, restarts in steps:
+        if restarts:
+            it = remote(own(folder))
+        it.consider(wanted(version, top_k=top_k))
+        if version >= considered and (version, top_k) != latest:
+            considered, latest = version, (version, top_k)
+            holds = top_k if top_k >= 0 else holds
+        report = it.report()
+        assert (report.version, it.settings.top_k, report.values["top_k"]) == (considered, holds, holds)
+        assert report.applied <= report.version
+        assert bool(report.refused) == (latest is not None and latest[1] < 0)
+
+
+def test_a_damaged_or_foreign_file_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = kept_file(own(tmp_path))
+    assert file is not None
+    file.parent.mkdir()
+    for content in (
+        '{"taken": {"version": -1}}',
+        "[]",
+        "{",
+        '{"taken":{"version":1,"values":{"x":[1]}}}',
+        "\0" * 300_000,
+    ):
+        file.write_text(content)
+        assert remote(own(tmp_path)).settings == own(tmp_path)
+        assert "goes on without it" in caplog.text
+        caplog.clear()
+
+
+def test_what_was_set_before_and_cannot_be_any_more_is_left_out_and_reported(tmp_path: Path) -> None:
+    it = remote(own(tmp_path))
+    it.consider(wanted(1, top_k=5, threads=2))
+    again = remote(own(tmp_path, steering_fixed="threads"))
+    assert (again.settings.top_k, again.settings.threads) == (5, 1)
+    assert list(again.report().refused) == ["threads"]
+
+
+def test_a_device_that_listens_to_nobody_keeps_to_its_own(tmp_path: Path) -> None:
+    remote(own(tmp_path)).consider(wanted(1, top_k=5))
+    assert remote(own(tmp_path, steering=False)).settings.top_k == 50
+
+
+def test_fixed_settings_are_refused_and_named(tmp_path: Path) -> None:
+    it = remote(own(tmp_path, steering_fixed="top_k, threads"))
+    it.consider(wanted(1, top_k=5))
+    report = it.report()
+    assert (report.fixed, it.settings.top_k) == (("threads", "top_k"), 50)
+    assert "steering_fixed" in report.refused["top_k"]
+
+
+def test_a_model_is_taken_into_use_with_the_next_start(tmp_path: Path) -> None:
+    it = remote(own(tmp_path))
+    it.consider(wanted(1, model="small:Q2_K", top_k=5))
+    assert (it.settings.model, it.settings.top_k) == ("small:Q4_0", 5)
+    assert it.report().needs_restart == ("model",)
+    again = remote(own(tmp_path))
+    assert again.settings.model == "small:Q2_K"
+    assert again.report().needs_restart == ()
+
+
+@pytest.mark.parametrize(
+    "model", ["/etc/passwd", "../models/small", "owner/name:file.gguf", "other.gguf", "a\\b", "small:Q8_0", "none", 5]
+)
+def test_from_afar_only_prepared_models_that_are_there_can_be_named(tmp_path: Path, model: object) -> None:
+    (tmp_path / "other.gguf").touch()
+    it = remote(own(tmp_path))
+    it.consider(wanted(1, model=model))
+    assert list(it.report().refused) == ["model"]
+
+
+def test_a_device_whose_model_does_not_load_goes_back_and_says_so(tmp_path: Path) -> None:
+    def load(settings: DeviceSettings) -> str:
+        if settings.model == "small:Q2_K" or settings.threads > 4:
+            raise SettingsError("The file is damaged.")
+        return settings.model
+
+    it = remote(own(tmp_path))
+    assert load_steered(it, load) == "small:Q4_0"  # type: ignore[arg-type, comparison-overlap]
+    it.consider(wanted(1, threads=2))
+    again = remote(own(tmp_path))
+    load_steered(again, load)  # type: ignore[arg-type]
+    again.consider(wanted(2, threads=2, model="small:Q2_K", top_k=7))
+    third = remote(own(tmp_path))
+    assert load_steered(third, load) == "small:Q4_0"  # type: ignore[arg-type, comparison-overlap]
+    assert (third.settings.model, third.settings.threads) == ("small:Q4_0", 2), "it goes back to what it last ran with"
+    report = third.report()
+    assert (report.version, report.applied, set(report.refused)) == (2, 1, {"threads", "model"})
+    assert "The file is damaged." in report.refused["model"]
+    fourth = remote(own(tmp_path))
+    load_steered(fourth, load)  # type: ignore[arg-type]
+    assert set(fourth.report().refused) == {"threads", "model"}, "and still says so after another restart"
+
+
+def test_a_device_that_does_not_load_with_its_own_settings_fails(tmp_path: Path) -> None:
+    def load(settings: DeviceSettings) -> Any:
+        raise SettingsError(f"No {settings.model}.")
+
+    with pytest.raises(SettingsError, match="No small:Q4_0"):
+        load_steered(remote(own(tmp_path)), load)
+
+
+def test_quotas_of_applications_hold_at_once(tmp_path: Path) -> None:
+    key, digest = new_key()
+    file = ApplicationsFile(tmp_path / "apps.json")
+    with file.changing() as found:
+        found.append(Application(name="chat", sha256=digest, tokens_per_min=100))
+    it = remote(own(tmp_path, applications=tmp_path / "apps.json"))
+    it.consider(DesiredSettings(version=1, values={"quota.chat.tokens_per_min": 7, "quota.chat.texts_at_once": 1}))
+    assert it.applications is not None
+    application = it.applications.find(key.encode())
+    assert application is not None
+    assert (application.tokens_per_min, application.texts_at_once, application.tokens_per_day) == (7, 1, None)
+    assert it.report().values["quota.chat.tokens_per_min"] == 7
+    it.consider(DesiredSettings(version=2, values={}))
+    application = it.applications.find(key.encode())
+    assert application is not None
+    assert application.tokens_per_min == 100
+    for version, value in (("quota.other.tokens_per_min", 7), ("quota.chat.tokens_per_min", 0)):
+        it.consider(DesiredSettings(version=it.report().version + 1, values={version: value}))
+        assert list(it.report().refused) == [version]
+
+
+def test_a_disk_that_is_full_is_told_and_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "state").write_text("a file where a folder should be")
+    it = remote(own(tmp_path))
+    it.consider(wanted(1, top_k=5))
+    assert it.settings.top_k == 5
+    assert "lost at a restart" in caplog.text
+
+
+def test_what_is_kept_is_for_the_devices_user_alone(tmp_path: Path) -> None:
+    it = remote(own(tmp_path))
+    it.consider(wanted(1, top_k=5))
+    file = kept_file(own(tmp_path))
+    assert file is not None
+    assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert json.loads(file.read_text())["taken"] == {"version": 1, "values": {"top_k": 5}}
+
+
+def test_the_catalogue_names_settings_and_none_that_are_the_devices_own() -> None:
+    assert set(STEERABLE) <= set(DeviceSettings.model_fields)
+    private = {"fleet", "device", "broker", "models_dir", "api_port", "api_token", "applications", "status_texts"}
+    assert not private & set(STEERABLE)
+    assert not [name for name in STEERABLE if name.startswith("steering") or name.endswith(("_dir", "_log"))]
+    assert (effect_of("model"), effect_of("top_k"), effect_of("broker")) == (Effect.RELOAD, Effect.NOW, None)
+    assert quota_of("quota.a.b.tokens_per_day") == ("a.b", "tokens_per_day")
+    for name in ("quota.tokens_per_day", "quota..tokens_per_day", "quota.a.other", "a.tokens_per_day"):
+        assert quota_of(name) is None
+
+
+def test_settings_that_do_not_go_together_are_refused() -> None:
+    checked = check_values({"drafter": "none", "offline": "local"}, DeviceSettings())
+    assert set(checked.refused) == {"drafter", "offline"}
+    assert set(check_values({"drafter": "none"}, DeviceSettings()).values) == {"drafter"}
+
+
+def test_a_fixed_setting_that_there_is_not_is_told_at_the_start() -> None:
+    with pytest.raises(ValueError, match="none is called 'thread'"):
+        DeviceSettings(steering_fixed="thread")
