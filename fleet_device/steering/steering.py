@@ -2,8 +2,8 @@
 
 import contextlib
 import logging
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
@@ -23,13 +23,9 @@ __all__ = ["Steering"]
 _log = logging.getLogger(__name__)
 
 _MOST_WAITING: Final = 16
-"""Messages that wait to be looked at; what comes beyond is dropped. The broker keeps the latest wanted settings."""
+"""Commands that wait to be looked at; what comes beyond is dropped. Of wanted settings only the latest wait."""
 
 _RULES: Final = {rule.topic: rule for rule in TREE}
-
-
-class _Reconnected:
-    """The broker can be reached again."""
 
 
 class Steering:
@@ -63,15 +59,17 @@ class Steering:
             )
         }
         self._commands = Commands(device, self._respond, now=now)
-        self._waiting: queue.Queue[Message | _Reconnected | None] = queue.Queue(_MOST_WAITING)
+        self._changed = threading.Condition()
+        self._wanted: Message | None = None
+        self._asked: deque[Message] = deque()
+        self._reports = self._drops = self._ending = False
         self._thread: threading.Thread | None = None
 
     def attach(self) -> None:
         """Subscribe; once, before the link is started."""
         self._link.subscribe(self._topics[Topic.CONFIG_DESIRED], self._hear)
         self._link.subscribe(self._topics[Topic.COMMAND_REQUEST], self._hear, retained=False)
-        # Said anew after every reconnect: the broker may have forgotten what it kept.
-        self._link.on_connection(lambda up: self._put(_Reconnected()) if up else None)
+        self._link.on_connection(self._note_connection)
 
     def start(self) -> None:
         """Begin to do what is wanted."""
@@ -80,44 +78,63 @@ class Steering:
 
     def stop(self) -> None:
         """End; a command that runs is left to itself."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
         if self._thread is not None:
-            self._waiting.put(None)
             self._thread.join()
 
     def report(self) -> None:
         """Publish the settings that hold, to be kept by the broker."""
         self._publish(Topic.CONFIG_REPORTED, self._settings.report())
 
-    def _hear(self, message: Message) -> None:
-        if message.payload:  # nothing is what takes a kept message from the broker
-            self._put(message)
+    def _note_connection(self, up: bool) -> None:
+        with self._changed:
+            self._reports = self._reports or up  # said anew: the broker may have forgotten what it kept
+            self._changed.notify_all()
 
-    def _put(self, what: Message | _Reconnected) -> None:
-        try:
-            self._waiting.put_nowait(what)
-        except queue.Full:
-            _log.warning("An administrator's message is dropped: %d wait already.", _MOST_WAITING)
+    def _hear(self, message: Message) -> None:
+        if not message.payload:
+            return  # it takes a kept message from the broker, and says nothing
+        with self._changed:
+            if message.topic == self._topics[Topic.CONFIG_DESIRED]:
+                self._wanted = message
+            elif len(self._asked) < _MOST_WAITING:
+                self._asked.append(message)
+            elif not self._drops:
+                self._drops = True
+                _log.warning("Commands are dropped: %d wait already.", _MOST_WAITING)
+            self._changed.notify_all()
 
     def _work(self) -> None:
-        while (what := self._waiting.get()) is not None:
+        while not self._ending:
+            with self._changed:
+                self._changed.wait_for(lambda: self._wanted or self._asked or self._reports or self._ending)
+                wanted, self._wanted = self._wanted, None
+                asked = self._asked.popleft() if self._asked else None
+                reports, self._reports = self._reports, False
+                self._drops = self._drops and bool(self._asked)
             try:
-                self._look_at(what)
+                if wanted is not None and self._look_at(wanted):
+                    reports = True  # also of what was passed over: its sender waits for an answer
+                if reports:
+                    self.report()
+                if asked is not None:
+                    self._look_at(asked)
             except Exception:  # noqa: BLE001 - whatever it is, the next one is looked at
                 _log.exception("An administrator's message failed for a reason that should not be possible.")
 
-    def _look_at(self, what: Message | _Reconnected) -> None:
-        if isinstance(what, _Reconnected):
-            self.report()
-            return
+    def _look_at(self, message: Message) -> bool:
+        """Do what a message asks for; return whether it could be read."""
         try:
-            if what.topic == self._topics[Topic.COMMAND_REQUEST]:
-                self._commands.take(decode_json(CommandRequest, what.payload))
-                return
-            self._settings.consider(decode_json(DesiredSettings, what.payload))
+            if message.topic == self._topics[Topic.COMMAND_REQUEST]:
+                self._commands.take(decode_json(CommandRequest, message.payload))
+            else:
+                self._settings.consider(decode_json(DesiredSettings, message.payload))
         except CodecError as error:
-            _log.warning("An administrator's message on %s is not looked at: %s", what.topic, error)
-            return
-        self.report()  # also of what was passed over: its sender waits for an answer
+            _log.warning("An administrator's message on %s is not looked at: %s", message.topic, error)
+            return False
+        return True
 
     def _respond(self, response: CommandResponse) -> None:
         self._publish(Topic.COMMAND_RESPONSE, response)

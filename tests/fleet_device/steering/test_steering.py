@@ -183,18 +183,28 @@ def test_what_is_no_message_changes_nothing(device: Steered, payload: bytes, cap
     assert device.applied(1).values["top_k"] == 9
 
 
-def test_a_flood_of_messages_is_dropped_beyond_a_bound_and_the_latest_hold(
+def test_of_a_flood_of_wanted_settings_the_latest_hold(device: Steered) -> None:
+    with device.remote._changing:  # the thread that looks at them waits
+        for version in range(1, 200):
+            device.monitor.want(version, top_k=version)
+        device.monitor.want(200, top_k=7)
+    assert device.applied(200).values["top_k"] == 7
+
+
+def test_a_flood_of_commands_is_dropped_beyond_a_bound_and_told_once(
     device: Steered, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with device.remote._changing:  # the thread that looks at them waits
-        for version in range(1, 60):
-            device.monitor.want(version, top_k=version)
-        until(lambda: "is dropped" in caplog.text)
-    device.monitor.want(100, top_k=7)
-    # It may have been dropped as well; a reconnect brings what the broker keeps.
-    device.monitor.fleet.broker.kill(DEVICE)
-    device.monitor.fleet.broker.revive(DEVICE)
-    assert device.applied(100).values["top_k"] == 7
+    with device.remote._changing:
+        device.monitor.want(1, top_k=7)
+        until(lambda: device.gateway._steering._wanted is None)  # type: ignore[union-attr]
+        for number in range(100):
+            deadline = datetime.now(UTC) + timedelta(seconds=30)
+            request = CommandRequest(id=f"{number:016x}", command="resume", deadline=deadline)
+            device.monitor.link.publish(topic(Topic.COMMAND_REQUEST), encode_json(request))
+        until(lambda: "are dropped" in caplog.text)
+    assert device.applied(1).values["top_k"] == 7
+    assert device.monitor.command("resume").outcome.value in {"ok", "refused"}
+    assert caplog.text.count("are dropped") == 1
 
 
 def test_a_drained_device_takes_nothing_until_it_is_resumed(device: Steered) -> None:
