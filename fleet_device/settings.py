@@ -271,6 +271,12 @@ class DeviceSettings(Settings):
         since="0.2",
         rare=True,
     )
+    log_format: Literal["plain", "json"] = setting(
+        "plain",
+        "How the log is written: `plain` lines, or `json`, an object a line, with what is below a warning too.",
+        since="0.2",
+        rare=True,
+    )
     status_texts: int = setting(
         0,
         "Latest texts that the status page shows, to everybody who may use the local API; 0 shows none.",

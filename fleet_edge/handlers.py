@@ -94,7 +94,12 @@ class MessageHandlers:
     def expire(self) -> None:
         """End the sessions whose lease has run out."""
         for session in self.sessions.expired(self.clock()):
-            _log.info("Session %s of %s is lost: its lease ran out.", session.session.hex(), session.device)
+            _log.info(
+                "Session %s of %s is lost: its lease ran out.",
+                session.session.hex(),
+                session.device,
+                extra={"session": session.session.hex(), "device": session.device},
+            )
             self.answers.closed(session, EndReason.LOST)
             self._forget(session)
 
@@ -123,7 +128,7 @@ class MessageHandlers:
     def apply_fences(self, fences: Fences) -> None:
         """Bring what this edge knows of fences in step with the session log."""
         for device in self.fences.apply(fences):
-            _log.warning("%s is shut out: %s", device, fences.active[device].reason)
+            _log.warning("%s is shut out: %s", device, fences.active[device].reason, extra={"device": device})
             self._end_sessions(device)
 
     # By kind
@@ -259,7 +264,7 @@ class MessageHandlers:
     def _fenced(self, fence: FenceBegun) -> None:
         at = self.fences.begun(fence)
         reason = "It has sent too much that is malformed, unknown or above its quotas."
-        _log.warning("%s is shut out for %.0f s: %s", fence.device, fence.for_s, reason)
+        _log.warning("%s is shut out for %.0f s: %s", fence.device, fence.for_s, reason, extra={"device": fence.device})
         self.recorder.fenced(
             fence.device,
             at=at,

@@ -184,6 +184,12 @@ class EdgeSettings(Settings):
     keep_sessions_days: float = setting(
         365.0, "How long sessions are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
     )
+    log_format: Literal["plain", "json"] = setting(
+        "plain",
+        "How the log is written: `plain` lines, or `json`, an object a line, with what is below a warning too.",
+        since="0.2",
+        rare=True,
+    )
     remote: RemoteSettings = Field(default_factory=RemoteSettings)
     quotas: QuotaSettings = Field(default_factory=QuotaSettings)
     fence: FenceSettings = Field(default_factory=FenceSettings)

@@ -16,10 +16,13 @@ from fleet_device.steering.log_tail import LogTail
 from fleet_device.steering.remote_settings import RemoteSettings
 from fleet_device.steering.starting import apply_log_level, load_steered
 from fleet_runtime.events import Event, EventStream
+from fleet_runtime.json_log import write_log_as
 from fleet_runtime.repetition import hold_back_repetition
 from fleet_runtime.systemd import Systemd
 
 __all__ = ["run_command"]
+
+_log = logging.getLogger(__name__)
 
 
 @with_events(outlives_reader=True)
@@ -29,6 +32,7 @@ def run_command(settings: DeviceSettings, *, events: EventStream) -> None:
 
     SIGTERM lets the open text end first; SIGINT does not, nor does a second SIGTERM.
     """
+    write_log_as(settings.log_format, fleet=settings.fleet, device=settings.device)
     hold_back_repetition()
     tail, usual = LogTail(), logging.getLogger().level
     logging.getLogger().addHandler(tail)
@@ -81,13 +85,14 @@ def _run_once(
             model=service.drafter.name,
             api=gateway.address,
         )
-        if not events:
-            print(
-                f"Device {settings.device} of fleet {settings.fleet}, draft model {service.drafter.name}, "
-                f"broker {broker.host}:{broker.port}: {served}.",
-                file=sys.stderr,
-                flush=True,
-            )
+        sentence = (
+            f"Device {settings.device} of fleet {settings.fleet}, draft model {service.drafter.name}, "
+            f"broker {broker.host}:{broker.port}: {served}."
+        )
+        if settings.log_format == "json":
+            _log.info(sentence)
+        elif not events:
+            print(sentence, file=sys.stderr, flush=True)
         unit.ready(f"Device {settings.device} of fleet {settings.fleet}: {served}.")
         watched[:] = [gateway]
         gateway.run(

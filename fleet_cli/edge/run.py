@@ -1,5 +1,6 @@
 """`fleet edge run`: the edge as a service."""
 
+import logging
 import sys
 
 from fleet_cli.events_flag import with_events
@@ -8,11 +9,14 @@ from fleet_edge.edge import Edge
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.engine import parse_url, shown
 from fleet_runtime.events import Event, EventStream
+from fleet_runtime.json_log import write_log_as
 from fleet_runtime.memory import use_one_heap
 from fleet_runtime.repetition import hold_back_repetition
 from fleet_runtime.systemd import Systemd
 
 __all__ = ["run_command"]
+
+_log = logging.getLogger(__name__)
 
 
 @with_events(outlives_reader=True)
@@ -22,12 +26,15 @@ def run_command(settings: EdgeSettings, *, events: EventStream) -> None:
 
     A second SIGTERM ends it at once too. What is open then goes on at another edge, or here when this one is back.
     """
+    write_log_as(settings.log_format, fleet=settings.fleet, edge=settings.edge)
     hold_back_repetition()
     use_one_heap()  # before there are threads
     running, unit = Edge(settings), Systemd.from_environment()
 
     def say(sentence: str) -> None:
-        if not events:
+        if settings.log_format == "json":
+            _log.info(sentence)
+        elif not events:
             print(sentence, file=sys.stderr, flush=True)
 
     def tell() -> None:

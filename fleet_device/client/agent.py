@@ -1,5 +1,6 @@
 """Agent of a device: writes texts with the fleet's large model, one or several at once."""
 
+import logging
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,8 @@ from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason, RefusalCode
 
 __all__ = ["Agent", "Generation"]
+
+_log = logging.getLogger(__name__)
 
 _WAIT: Final = Outages()
 
@@ -231,7 +234,7 @@ class Agent:
                     source.remember(request.prompt, session.committed)
                 if driver.said is not None and driver.closed is None:
                     self._keep(driver.said, granted=session.granted)
-            return Generation(
+            generation = Generation(
                 session=request.session,
                 tokens=tuple(session.committed),
                 reason=session.ended or EndReason.FAILED,
@@ -246,6 +249,8 @@ class Agent:
                 choice=pacing.choice(),
                 unverified=session.text.unverified,
             )
+            _log_end(generation)
+            return generation
 
     def _keep(self, close: Close, *, granted: bool) -> None:
         """Keep a Close that no edge has confirmed, to be said again."""
@@ -291,3 +296,29 @@ class Agent:
         if not isinstance(codec, KnowsTokens):
             raise GrammarUnavailable(f"The draft model {self.drafter.name} does not say what its tokens read.")
         return codec.grammar_tokenizer()
+
+
+def _log_end(generation: Generation) -> None:
+    """Say in the device's own log that a text has ended."""
+    counted = generation.counters
+    session, reason = generation.session.hex(), generation.reason.value
+    _log.info(
+        "Session %s has ended (%s): %d tokens, %d of %d draft tokens accepted, %d rounds, %d resumes.",
+        session,
+        reason,
+        len(generation.tokens),
+        counted.accepted,
+        counted.tested,
+        counted.rounds,
+        generation.resumes,
+        extra={
+            "session": session,
+            "edge": generation.edge,
+            "reason": reason,
+            "tokens": len(generation.tokens),
+            "accepted": counted.accepted,
+            "tested": counted.tested,
+            "rounds": counted.rounds,
+            "resumes": generation.resumes,
+        },
+    )

@@ -50,7 +50,12 @@ def give_up(work: Work, sentence: str) -> Outcome:
 
 def without_verdict(work: Work) -> Outcome:
     """Log the exception that is being handled, and give up its session: it must not stop the service of all others."""
-    _log.exception("A verdict for session %s could not be given.", work.session.session.hex())
+    session = work.session.session.hex()
+    _log.exception(
+        "A verdict for session %s could not be given.",
+        session,
+        extra={"session": session, "device": work.session.device},
+    )
     return give_up(work, "The edge could not give a verdict; its log says why.")
 
 
