@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from fleet_edge.answers.answers import Answers
-from fleet_edge.answers.recorder import Recorder
+from fleet_edge.answers.recorder import EndCause, Recorder
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.certificates import CertificateWatch
 from fleet_edge.errors import DraftFault, OpenRefused
+from fleet_edge.event_codes import EventKind
 from fleet_edge.guard.fences import SharedFences
 from fleet_edge.guard.guard import FenceBegun, Guard, OverQuota
 from fleet_edge.intake import Malformed, ReceivedMessage
@@ -23,7 +24,7 @@ from fleet_edge.sessions.table import SessionTable
 from fleet_edge.sessions.waiting import ReceivedDraft
 from fleet_edge.store.fences import Fences
 from fleet_edge.store.records.segments import LeaveReason
-from schemas.control import DeviceState, EdgeState, Presence
+from schemas.control import DeviceState, EdgeState, Presence, Telemetry
 from schemas.messages import Close, Draft, Open
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic
@@ -83,6 +84,8 @@ class MessageHandlers:
                 self._close(arrival.device, message)
             case DeviceState() as state:
                 self._state(arrival.device, state)
+            case Telemetry() as told:
+                self.recorder.device_told(arrival.device, told)
             case Malformed() as malformed:
                 self._malformed(arrival.device, malformed)
 
@@ -100,7 +103,7 @@ class MessageHandlers:
                 session.device,
                 extra={"session": session.session.hex(), "device": session.device},
             )
-            self.answers.closed(session, EndReason.LOST)
+            self.answers.closed(session, EndReason.LOST, cause=self._loss(session.device))
             self._forget(session)
 
     def flush(self) -> None:
@@ -109,7 +112,7 @@ class MessageHandlers:
             self.answers.progress(session)
         for device, number in self.guard.take_dropped().items():
             self.recorder.event(
-                kind="dropped",
+                kind=EventKind.DROPPED,
                 code=FaultCode.QUOTA.value,
                 sentence="Messages were dropped unread: the device was over its quotas, or shut out.",
                 device=device,
@@ -129,7 +132,7 @@ class MessageHandlers:
         """Bring what this edge knows of fences in step with the session log."""
         for device in self.fences.apply(fences):
             _log.warning("%s is shut out: %s", device, fences.active[device].reason, extra={"device": device})
-            self._end_sessions(device)
+            self._end_sessions(device, fences.active[device].reason)
 
     # By kind
 
@@ -179,8 +182,29 @@ class MessageHandlers:
             return
         if message.resume is None:
             self.scheduler.granted(now=self.clock())
+        else:
+            self._resumed(session, here=old is not None)
         self.scheduler.opened(session)
         self.answers.opened(session, message, size=size)
+
+    def _resumed(self, session: EdgeSession, *, here: bool) -> None:
+        code, where = ("resumed", "again here") if here else ("taken-over", "here, having begun elsewhere or earlier")
+        self.recorder.event(
+            kind=EventKind.SESSION,
+            code=code,
+            sentence=f"The text goes on {where}, at {session.committed} tokens.",
+            device=session.device,
+            session=session.session,
+        )
+
+    def _loss(self, device: str) -> EndCause:
+        if self.recorder.changes.presence(device) is Presence.OFFLINE:
+            sentence = f"The broker has lost the device, and it did not come back within {self.grace_s:g} s."
+            return EndCause("device-offline", sentence)
+        sentence = (
+            f"Nothing came of the device for {self.sessions.lease_s:g} s, though it does not say that it is gone."
+        )
+        return EndCause("device-silent", sentence)
 
     def _limits(self, device: str, message: Open) -> SessionLimits:
         if self.draining:
@@ -246,7 +270,14 @@ class MessageHandlers:
         for ending in self.expiry.due():
             _log.warning("%s", ending.sentence)
             device = None if ending.name == self.edge else ending.name
-            self.recorder.event(kind="certificate", code="ends-soon", sentence=ending.sentence, device=device)
+            code = "ended" if ending.days < 0 else "ends-soon"
+            self.recorder.event(
+                kind=EventKind.CERTIFICATE,
+                code=code,
+                sentence=ending.sentence,
+                device=device,
+                shared=device is not None,
+            )
 
     def _malformed(self, device: str, malformed: Malformed) -> None:
         if malformed.topic in (Topic.DRAFT, Topic.OPEN, Topic.CLOSE):
@@ -254,7 +285,7 @@ class MessageHandlers:
             self.answers.fault(device, error)
         else:
             self.guard.strike(device, FaultCode.MALFORMED)
-            self.recorder.event(kind="fault", code="malformed", sentence=malformed.sentence, device=device)
+            self.recorder.event(kind=EventKind.FAULT, code="malformed", sentence=malformed.sentence, device=device)
 
     def _over_quota(self, notice: OverQuota) -> None:
         sentence = f"The device sends more on {notice.topic.value} than it may; it waits {notice.retry_s:.1f} s."
@@ -273,15 +304,17 @@ class MessageHandlers:
             strikes=fence.strikes,
             level=fence.level,
         )
-        self._end_sessions(fence.device)
+        self._end_sessions(fence.device, reason)
         sentence = f"The device is shut out for {fence.for_s:.0f} s. {reason}"
+        self.recorder.event(kind=EventKind.FENCE, code="fenced", sentence=sentence, device=fence.device)
         self.answers.told(fence.device, DraftFault(FaultCode.QUOTA, Action.GIVE_UP, sentence, retry_s=fence.for_s))
 
-    def _end_sessions(self, device: str) -> None:
+    def _end_sessions(self, device: str, reason: str) -> None:
         """End the sessions of a device that is shut out: what they hold is the others'."""
         for session in self.sessions:
             if session.device == device:
-                self.answers.ended(session, EndReason.FAILED)
+                cause = EndCause("fenced", f"The device was shut out: {reason}")
+                self.answers.ended(session, EndReason.FAILED, cause=cause)
                 self._forget(session)
 
     def _forget(self, session: EdgeSession, *, resumed: bool = False) -> None:

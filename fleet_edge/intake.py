@@ -14,7 +14,7 @@ from typing import Final
 from fleet_link.link import Link, Message
 from fleet_runtime.fair_queue import FairQueue
 from schemas.codec import decode_close, decode_draft, decode_open
-from schemas.control import DeviceState, decode_json
+from schemas.control import DeviceState, Telemetry, decode_json
 from schemas.errors import CodecError, TopicError
 from schemas.messages import Close, Draft, Open
 from schemas.topics import Topic, parse, wildcard
@@ -49,7 +49,7 @@ class ReceivedMessage:
     """
 
     device: str
-    message: Open | Draft | Close | DeviceState | Malformed
+    message: Open | Draft | Close | DeviceState | Telemetry | Malformed
     size: int
     at: float
 
@@ -133,17 +133,18 @@ class IntakeQueue:
             return entries
 
 
-_DECODERS: dict[Topic, Callable[[bytes], Open | Draft | Close | DeviceState]] = {
+_DECODERS: dict[Topic, Callable[[bytes], Open | Draft | Close | DeviceState | Telemetry]] = {
     Topic.OPEN: decode_open,
     Topic.DRAFT: decode_draft,
     Topic.CLOSE: decode_close,
     Topic.STATE: lambda payload: decode_json(DeviceState, payload),
+    Topic.TELEMETRY: lambda payload: decode_json(Telemetry, payload),
 }
 
 
 def leave_opens(link: Link, *, fleet: str) -> None:
     """Take no more Opens: the broker gives them to the fleet's other edges, or tells the device that there is none."""
-    link.unsubscribe(_shared_opens(fleet))
+    link.unsubscribe(_shared(Topic.OPEN, fleet))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ class Intake:
     clock: Callable[[], float]
 
     def subscribe(self, link: Link, *, fleet: str, edge: str) -> None:
-        """Subscribe. An Open goes to one edge of the fleet, a draft to the edge that it names, the rest to all.
+        """Subscribe. Opens and telemetry go to one edge of the fleet, a draft to the one it names, the rest to all.
 
         Only states are meant to be retained: what a device leaves on its other topics is not asked for.
         """
@@ -167,10 +168,11 @@ class Intake:
         link.subscribe(wildcard(Topic.DRAFT, fleet=fleet, edge=edge), self.on_message, retained=False)
         link.subscribe(wildcard(Topic.CLOSE, fleet=fleet), self.on_message, retained=False)
         link.subscribe(wildcard(Topic.STATE, fleet=fleet), self.on_message)
+        link.subscribe(_shared(Topic.TELEMETRY, fleet), self.on_message, retained=False)
 
     def take_opens(self, link: Link, *, fleet: str) -> None:
         """Take Opens, or take them again after `leave_opens`."""
-        link.subscribe(_shared_opens(fleet), self.on_message, retained=False)
+        link.subscribe(_shared(Topic.OPEN, fleet), self.on_message, retained=False)
 
     def on_message(self, message: Message) -> None:
         """Take one message. An empty one is nobody's: so the broker tells that something kept there was cleared."""
@@ -184,7 +186,7 @@ class Intake:
             return
         if address.device is None or address.topic not in _DECODERS:
             return
-        decoded: Open | Draft | Close | DeviceState | Malformed
+        decoded: Open | Draft | Close | DeviceState | Telemetry | Malformed
         try:
             decoded = _DECODERS[address.topic](message.payload)
         except CodecError as error:
@@ -192,5 +194,5 @@ class Intake:
         self.inbox.put(ReceivedMessage(address.device, decoded, len(message.payload), at))
 
 
-def _shared_opens(fleet: str) -> str:
-    return f"$share/edges/{wildcard(Topic.OPEN, fleet=fleet)}"
+def _shared(topic: Topic, fleet: str) -> str:
+    return f"$share/edges/{wildcard(topic, fleet=fleet)}"

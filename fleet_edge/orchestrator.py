@@ -19,6 +19,7 @@ from fleet_edge.batching.judging import Case
 from fleet_edge.batching.planning import Batch, Work
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.timing import Step
+from fleet_edge.event_codes import EventKind
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import IntakeQueue, ReceivedMessage
 from fleet_edge.sessions.table import SessionTable
@@ -232,6 +233,8 @@ class Orchestrator:
     def _failed(self, batch: Batch, error: Exception) -> list[Outcome]:
         """A step failed as a whole: its sessions lose their keys and values, and those who wait are to be told."""
         _log.error("A step of %d sessions failed: %s", len(batch.items), error)
+        sentence = f"A step of {len(batch.items)} sessions failed: {error}"
+        self.handlers.recorder.event(kind=EventKind.TARGET, code="step-failed", sentence=sentence, device=None)
         for work in batch.works:
             if work.session in self.sessions:
                 self.scheduler.evict(work.session)

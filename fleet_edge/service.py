@@ -9,18 +9,25 @@ from datetime import UTC, datetime, timedelta
 from threading import Event, Lock
 from typing import Final
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from fleet_edge.assembly import assemble
 from fleet_edge.availability import Availability
 from fleet_edge.drain import hand_over
+from fleet_edge.event_codes import EventKind
 from fleet_edge.intake import Intake, leave_opens
 from fleet_edge.jobs import Jobs, JobSettings
+from fleet_edge.life_events import LifeEvents
 from fleet_edge.metrics.observer import EdgeObserver
 from fleet_edge.orchestrator import Orchestrator
+from fleet_edge.self_watch import SelfWatch
 from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.errors import StoreRefused, StoreUnavailable
+from fleet_edge.store.edge_queries import edge
+from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.reopening import ReopeningStore
 from fleet_edge.store.spool import Spool
+from fleet_edge.store.views import EdgeView
 from fleet_edge.store.writer import Writer
 from fleet_edge.verifiers.contract import Verifier
 from fleet_link.errors import LinkError, PublishRejected
@@ -72,6 +79,8 @@ class EdgeService:
     _jobs: Jobs = field(init=False)
     _since: datetime = field(init=False)
     _availability: Availability = field(init=False)
+    _life: LifeEvents = field(init=False)
+    _watch: SelfWatch = field(init=False)
     _presence: Presence = Presence.ONLINE
     _announcing: Lock = field(default_factory=Lock)
     _answered: Event = field(default_factory=Event)  # by the broker, to the first state
@@ -93,7 +102,9 @@ class EdgeService:
         self._store = ReopeningStore(settings.db)
         try:
             self._open_store()
-            self.writer = Writer(self._store, Spool(settings.spool)).start()
+            spool = Spool(settings.spool)
+            before = self._last_run() if spool.empty else None  # else its end may still wait there
+            self.writer = Writer(self._store, spool).start()
         except BaseException:
             self._store.close()
             raise
@@ -113,7 +124,7 @@ class EdgeService:
             self._store,
             expire_leases=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.expire),
             flush_progress=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.flush),
-            flush_log=self.orchestrator.handlers.recorder.flush,
+            flush_log=self._flush_log,
             warn_certificates=lambda: self.orchestrator.inbox.put(self.orchestrator.handlers.warn_certificates),
             apply_fences=lambda fences: self.orchestrator.inbox.put(
                 lambda: self.orchestrator.handlers.apply_fences(fences)
@@ -125,8 +136,11 @@ class EdgeService:
             ),
             now=self.now,
         )
-        # Said anew after every reconnect: meanwhile the broker has said for us that we are gone.
-        self._link.on_connection(lambda up: self._announce() if up else None)
+        recorder = self.orchestrator.handlers.recorder
+        self._life = LifeEvents(recorder, VERSION, self.verifier.info.name, self.clock)
+        self._watch = SelfWatch(self.observer(), recorder, settings.max_sessions, self.clock, self.now)
+        self.writer.tell = self._life.store
+        self._link.on_connection(self._connection)
         try:
             self._link.start(timeout_s=10.0)
             self._wait_for_welcome()
@@ -137,6 +151,7 @@ class EdgeService:
             self._store.close()
             raise
         self._jobs.start()
+        self._life.started(before)
 
     def run(
         self,
@@ -170,6 +185,7 @@ class EdgeService:
                 self._take_no_opens()
                 self._announce(Presence.DRAINING)
                 _log.info("Draining: %d open sessions.", len(self.orchestrator.sessions))
+                self._life.draining(len(self.orchestrator.sessions))
                 on_drain(len(self.orchestrator.sessions))
             if not len(self.orchestrator.sessions) or self.clock() >= deadline:
                 break
@@ -192,6 +208,7 @@ class EdgeService:
         left = hand_over(orchestrator.sessions, answers=orchestrator.answers, scheduler=orchestrator.scheduler)
         if left:
             _log.info("Handing over %d open sessions.", left)
+        self._life.stopped(left)
         try:
             self._announce(Presence.OFFLINE)
         finally:
@@ -234,11 +251,12 @@ class EdgeService:
             leave_opens(self._link, fleet=self.settings.fleet)
             left = hand_over(orchestrator.sessions, answers=orchestrator.answers, scheduler=orchestrator.scheduler)
             _log.error("The target model is away; handing over %d open sessions: %s", left, reason)
-            recorder.event(kind="target", code="target-away", sentence=reason, device=None)
+            recorder.event(kind=EventKind.TARGET, code="target-away", sentence=reason, device=None)
             self._announce(Presence.OFFLINE)
         else:
             _log.warning("The target model is back.")
-            recorder.event(kind="target", code="target-back", sentence="The target model is back.", device=None)
+            sentence = "The target model is back."
+            recorder.event(kind=EventKind.TARGET, code="target-back", sentence=sentence, device=None)
             Intake(orchestrator.inbox, self.clock).take_opens(self._link, fleet=self.settings.fleet)
             self._announce(Presence.ONLINE)
 
@@ -254,7 +272,26 @@ class EdgeService:
         self._rejected = None if outcome.accepted else PublishRejected(topic=outcome.topic, reason=outcome.reason)
         if self._rejected is not None and self._answered.is_set():
             _log.error("This edge's state is not known to its devices: %s", self._rejected)
+            self._life.state_rejected(str(self._rejected))
         self._answered.set()
+
+    def _connection(self, up: bool) -> None:
+        """Note that the broker is there, or gone. Called by the link's thread."""
+        self._life.link(up)
+        if up:  # said anew: meanwhile the broker has said for us that we are gone
+            self._announce()
+
+    def _flush_log(self) -> None:
+        self.orchestrator.handlers.recorder.flush()
+        self._watch.look()
+
+    def _last_run(self) -> EdgeView | None:
+        """Return what the session log knows of this edge's last run."""
+        try:
+            with self._store.engine.connect() as connection:
+                return edge(connection, self.settings.edge)
+        except (StoreError, SQLAlchemyError):
+            return None
 
     def _open_store(self) -> None:
         try:

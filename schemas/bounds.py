@@ -9,6 +9,7 @@ from schemas.printable import PRINTABLE
 
 __all__ = [
     "MAX_APP_NAME",
+    "MAX_CODE",
     "MAX_DRAFT",
     "MAX_LABEL",
     "MAX_SENTENCE",
@@ -18,6 +19,7 @@ __all__ = [
     "U16",
     "U32",
     "AppName",
+    "Code",
     "Count",
     "Label",
     "Milliseconds",
@@ -39,6 +41,7 @@ MAX_TOKENS = 1 << 17
 
 MAX_SENTENCE = 500
 MAX_LABEL = 200
+MAX_CODE = 40
 MAX_APP_NAME = 40
 SESSION_BYTES = 8
 MAX_POSITION = 1 << 20
@@ -52,6 +55,7 @@ SessionId = Annotated[bytes, Field(min_length=SESSION_BYTES, max_length=SESSION_
 Tokens = Annotated[tuple[TokenId, ...], Field(max_length=MAX_TOKENS, fail_fast=True)]
 Milliseconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
 Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False, strict=True)]
+Code = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=MAX_CODE, strict=True)]
 Sentence = Annotated[str, Field(max_length=MAX_SENTENCE, strict=True), PRINTABLE]
 AppName = Annotated[str, Field(min_length=1, max_length=MAX_APP_NAME, strict=True), PRINTABLE]
 Label = Annotated[str, Field(max_length=MAX_LABEL, strict=True), PRINTABLE]

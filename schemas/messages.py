@@ -25,6 +25,7 @@ from schemas.bounds import (
     U16,
     U32,
     AppName,
+    Code,
     Count,
     Label,
     Milliseconds,
@@ -262,6 +263,8 @@ class Close(_Message):
         unverified: Tokens at the end of the text that do not follow the target's law: the device has written on without
             an edge, or an edge behind that. None of a text that was verified whole.
         age_s: Seconds since the text ended, if this is told later than that.
+        code: Why it has failed, as programs read it, if it has.
+        sentence: The same for a person; nothing of the text, nor of its prompt.
     """
 
     kind: Literal["close"] = "close"
@@ -283,6 +286,8 @@ class Close(_Message):
     wall_ms: Milliseconds
     unverified: U32 | None = None
     age_s: Seconds | None = None
+    code: Code | None = None
+    sentence: Sentence | None = None
 
 
 class Closed(_Message):

@@ -12,6 +12,7 @@ from typing import Final
 
 from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.draft_sequence import DraftSequence
+from fleet_device.client.failure import UNFINISHED, with_cause
 from fleet_device.client.inbox import (
     ConnectionChanged,
     EdgeStateChanged,
@@ -97,6 +98,7 @@ class SessionDriver:
     done: bool = False
     _plan: Plan | None = None  # of the draft being built
     _asked: int = 0  # tokens that the edge was last asked to write by itself
+    _failure: BaseException | None = None  # that has ended the text
     _behind: bool = False  # the drafter has not seen what the edge has written by itself
     _close_until: float | None = None  # the edge's last word is waited for until then
     _outage: str = ""  # why the text goes on without an edge, or was last about to
@@ -122,6 +124,7 @@ class SessionDriver:
                     self._wait()
         except BaseException as error:
             if self._close_until is None:
+                self._failure = error
                 interrupted = isinstance(error, KeyboardInterrupt)
                 self.session.cancel(EndReason.CANCELLED if interrupted else EndReason.FAILED)
                 refused = isinstance(error, SessionRefused)
@@ -204,7 +207,7 @@ class SessionDriver:
         self.outbound.close(self.said)
 
     def _close(self) -> Close:
-        return self.session.close(wall_ms=(self.clock() - self.started) * 1e3)
+        return with_cause(self.session.close(wall_ms=(self.clock() - self.started) * 1e3), self._failure)
 
     def _close_to_any(self) -> Close:
         return self._close().model_copy(update={"edge": None, "handle": None})
@@ -428,7 +431,8 @@ class SessionDriver:
                 "drafter = 'llama.cpp', or offline = 'wait'."
             )
         if session.ended is None and session.text.unverified % _KEPT_EVERY == 1:
-            self.on_alone(session.close_if_lost(wall_ms=(self.clock() - self.started) * 1e3))
+            unfinished = session.close_if_lost(wall_ms=(self.clock() - self.started) * 1e3)
+            self.on_alone(unfinished.model_copy(update=UNFINISHED))
         self.first_at = self.first_at or self.clock()
         self.waiting.grown()
         if self.on_tokens(CommittedTokens((token,), (TokenOrigin.UNVERIFIED,))):

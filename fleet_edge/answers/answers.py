@@ -13,10 +13,11 @@ from dssd.distribution import Dist
 from dssd.downlink import Form, choose_form
 from fleet_edge.answers import messages
 from fleet_edge.answers.publisher import Publisher
-from fleet_edge.answers.recorder import Recorder
+from fleet_edge.answers.recorder import EndCause, Recorder
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
+from fleet_edge.event_codes import EventKind
 from fleet_edge.guard.guard import Guard
 from fleet_edge.metrics.figures import Figures
 from fleet_edge.sessions.draft_results import DraftResult
@@ -88,6 +89,7 @@ class Answers:
             message: The Open that it answers.
             size: Its payload bytes.
         """
+        session.times.begin(committed=session.committed, at=self.clock())
         self.recorder.opened(session, message, target=self.target, size=size)
         self.figures.opened(session, resumed=message.resume is not None)
         self.opened_again(session)
@@ -104,7 +106,11 @@ class Answers:
         if self.guard.may_answer(device):
             self.publisher.reply(device, reply, qos=0)
         self.recorder.event(
-            kind="refused", code=reply.code.value, sentence=reply.sentence, device=device, session=message.session
+            kind=EventKind.REFUSED,
+            code=reply.code.value,
+            sentence=reply.sentence,
+            device=device,
+            session=message.session,
         )
 
     # Drafts
@@ -120,6 +126,7 @@ class Answers:
         form = None if result.p is None else self._choose_form(session, result.p)
         payload = self._answer(session, result, form, timing)
         self.guard.spend(session.device, len(result.tokens))
+        session.times.grew(committed=session.committed, at=self.clock())
         self.figures.judged(session, result, timing)
         self.publisher.verdict(session.device, payload, form=_kind(result, form) or _NOTHING)
         if session.recent.collapsed:
@@ -128,7 +135,7 @@ class Answers:
                 "know such text, or the text is made so. Long drafts wait for those of others."
             )
             self.recorder.event(
-                kind="acceptance",
+                kind=EventKind.ACCEPTANCE,
                 code="acceptance-collapsed",
                 sentence=sentence,
                 device=session.device,
@@ -154,6 +161,7 @@ class Answers:
             batch_sum=timing.batch,
             prefill_ms=timing.prefill_ms,
         )
+        session.times.grew(committed=session.committed, at=self.clock())
         self.figures.written(session, timing)
         for payload in payloads:
             self.publisher.verdict(session.device, payload, form=_WRITTEN)
@@ -204,7 +212,7 @@ class Answers:
         if self.guard.may_answer(device):
             self.publisher.reply(device, reply, qos=0)
         self.recorder.event(
-            kind="fault",
+            kind=EventKind.FAULT,
             code=reply.code.value,
             sentence=reply.sentence,
             device=device,
@@ -216,18 +224,29 @@ class Answers:
         reply = messages.fault(None, fault)
         self.figures.faults[reply.code.value] += 1
         self.publisher.reply(device, reply, qos=0)
-        self.recorder.event(kind="quota", code=reply.code.value, sentence=reply.sentence, device=device)
+        self.recorder.event(kind=EventKind.QUOTA, code=reply.code.value, sentence=reply.sentence, device=device)
 
     # Ends
 
-    def closed(self, session: EdgeSession, reason: EndReason, *, message: Close | None = None) -> None:
+    def closed(
+        self, session: EdgeSession, reason: EndReason, *, message: Close | None = None, cause: EndCause | None = None
+    ) -> None:
         """Log the end of a session, and when that cannot be lost any more, confirm it to its device or tell of it.
 
         A device that is not told keeps its Close and says it again, so that the log ends as the device does.
+
+        Args:
+            session: Which.
+            reason: How.
+            message: The device's Close, if it sent one.
+            cause: Why, if the edge knows more than device and session do.
         """
         reply = messages.closed(session, reason)
         self._over(session, reason)
-        self.recorder.ended(session, reason, message, then=lambda: self.publisher.reply(session.device, reply))
+        cause = cause or _cause(session, reason, message)
+        self.recorder.ended(
+            session, reason, message, cause=cause, then=lambda: self.publisher.reply(session.device, reply)
+        )
 
     def closed_elsewhere(self, device: str, message: Close) -> None:
         """Confirm the end of a session that this edge does not know: the device's own counters are the record."""
@@ -238,10 +257,10 @@ class Answers:
         reply = messages.closed_elsewhere(message)
         self.recorder.ended_elsewhere(device, message, then=lambda: self.publisher.reply(device, reply))
 
-    def ended(self, session: EdgeSession, reason: EndReason, *, message: Close | None = None) -> None:
+    def ended(self, session: EdgeSession, reason: EndReason, *, cause: EndCause | None = None) -> None:
         """Log the end of a session whose device knows of it."""
         self._over(session, reason)
-        self.recorder.ended(session, reason, message)
+        self.recorder.ended(session, reason, None, cause=cause or _cause(session, reason, None))
 
     def left(self, session: EdgeSession, reason: LeaveReason) -> None:
         """Log that a session goes on elsewhere, or under another handle."""
@@ -376,6 +395,17 @@ def _kind(result: DraftResult, form: DownlinkForm | None) -> str | None:
 
 def _told(logprobs: Sequence[TokenLogprobs]) -> Logprobs | None:
     return Logprobs.of(logprobs) if logprobs else None
+
+
+def _cause(session: EdgeSession, reason: EndReason, message: Close | None) -> EndCause | None:
+    """Return why a session has failed, as its device says, or else as the edge has told it."""
+    if reason is not EndReason.FAILED:
+        return None
+    if message is not None and message.sentence:
+        return EndCause(message.code or "device", message.sentence)
+    if session.failure is not None:
+        return EndCause(session.failure.code.value, str(session.failure))
+    return None if message is None else EndCause("device", "The device gave the text up, and did not say why.")
 
 
 def _price(timing: DraftTiming) -> int | None:

@@ -1,30 +1,33 @@
-"""Device states on their way to the session log: at most one record a device and few seconds, and in the end the last.
+"""Device states and telemetry on their way to the session log: at most one record a device and some seconds.
 
-A device may publish its state as often as it likes. The first is written at once; of those that follow within seconds
-the last waits for `flush`.
+A device may publish as often as it likes. The first is written at once; of those that follow within seconds the last
+waits for `flush`.
 """
 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Generic, TypeVar
 
-from fleet_edge.store.records.sightings import DeviceSeen
+from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold
 
 __all__ = ["DeviceStates"]
 
+R = TypeVar("R", DeviceSeen, DeviceTold)
+
 
 @dataclass(slots=True)
-class _Latest:
+class _Latest(Generic[R]):
     """What was last written of a device, and what waits."""
 
     written_at: datetime
-    waiting: DeviceSeen | None = None
+    waiting: R | None = None
 
 
 @dataclass(slots=True)
-class DeviceStates:
-    """Writes device states, thinned out. Callable from any thread.
+class DeviceStates(Generic[R]):
+    """Writes one kind of record of devices, thinned out. Callable from any thread.
 
     Attributes:
         put: Takes records; MUST NOT block or raise.
@@ -32,14 +35,14 @@ class DeviceStates:
         most: Most devices remembered at once; a device that is not remembered is only written after the next `flush`.
     """
 
-    put: Callable[[DeviceSeen], object]
+    put: Callable[[R], object]
     every: timedelta = timedelta(seconds=5)
     most: int = 65_536
-    _latest: dict[str, _Latest] = field(default_factory=dict)
+    _latest: dict[str, _Latest[R]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def note(self, seen: DeviceSeen) -> None:
-        """Take a state; states of one device MUST come in order."""
+    def note(self, seen: R) -> None:
+        """Take a record; those of one device MUST come in order."""
         with self._lock:
             latest = self._latest.get(seen.device)
             if latest is not None and self._recent(latest, seen.at):
@@ -58,5 +61,5 @@ class DeviceStates:
                 elif not self._recent(latest, now):
                     del self._latest[device]
 
-    def _recent(self, latest: _Latest, at: datetime) -> bool:
+    def _recent(self, latest: _Latest[R], at: datetime) -> bool:
         return timedelta() <= at - latest.written_at < self.every  # not so if the clock was set back

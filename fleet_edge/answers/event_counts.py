@@ -5,6 +5,7 @@ count written when `flush` is called or the minute is over. So neither the datab
 what a device sends: 16 events a minute and device at most, whatever it does.
 """
 
+import hashlib
 import threading
 import uuid
 from collections import Counter
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from fleet_edge.event_codes import Severity, severity_of
 from fleet_edge.store.records.events import EventLogged
 
 __all__ = ["EventCounts"]
@@ -27,11 +29,16 @@ _Key = tuple[str | None, str, str]
 
 @dataclass(slots=True)
 class _Count:
-    """An event of the current minute; `id` is random, so that no two runs of an edge ever mean the same row."""
+    """An event of the current minute.
+
+    Its `id` is random, so that no two runs of an edge ever mean the same row; of what all edges see alike it is made
+    from that, so that all of them mean the same one.
+    """
 
     id: str
     sentence: str
     session: bytes | None
+    severity: Severity
     at: datetime
     last_at: datetime
     count: int = 0
@@ -71,16 +78,20 @@ class EventCounts:
         device: str | None,
         session: bytes | None = None,
         times: int = 1,
+        severity: Severity | None = None,
+        shared: bool = False,
     ) -> None:
         """Count what happened.
 
         Args:
-            kind: Class of event: `refused`, `fault`, `edge`.
-            code: Machine-readable cause. Few: what a device sends has no place in it.
+            kind: What it is about; `event_codes` has all there are.
+            code: What it is. What a device sends has no place in it.
             sentence: The same for a person; the minute's first is kept.
             device: Whom it concerns, if anyone.
             session: Which session it concerns, if any; the minute's first is kept.
             times: How often.
+            severity: How grave it is; by default as `event_codes` says.
+            shared: Whether all edges of the fleet see it alike: it is one event then.
         """
         with self._lock:
             at = self.now()
@@ -93,7 +104,9 @@ class EventCounts:
             key, sentence, session = self._place(device, kind, code, sentence, session)
             counted = self._counts.get(key)
             if counted is None:
-                counted = self._counts[key] = _Count(self.new_id(), sentence, session, at, at)
+                made = _shared_id(key, minute) if shared and key[1] != _OTHER else self.new_id()
+                grave = severity or severity_of(key[1], key[2])
+                counted = self._counts[key] = _Count(made, sentence, session, grave, at, at)
                 self._codes[key[0]] += 1
             counted.count += times
             counted.last_at = max(counted.last_at, at)
@@ -138,5 +151,10 @@ class EventCounts:
                 at=counted.at,
                 count=counted.count,
                 last_at=counted.last_at,
+                severity=counted.severity,
             )
         )
+
+
+def _shared_id(key: _Key, minute: int) -> str:
+    return hashlib.blake2b(repr((*key, minute)).encode(), digest_size=16).hexdigest()

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
+from fleet_edge.answers.device_changes import DeviceChanges
 from fleet_edge.answers.device_rates import DeviceRates
 from fleet_edge.answers.device_states import DeviceStates
 from fleet_edge.answers.event_counts import EventCounts
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SEGMENT_COUNTERS
+from fleet_edge.event_codes import EventKind, Severity
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.stream import Stream
@@ -20,12 +22,12 @@ from fleet_edge.store.records.fences import DeviceFenced
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import LeaveReason, RoundJudged, SegmentLeft, SegmentProgress, segment_number
 from fleet_edge.store.records.sessions import CloseReported, DeviceCounters, SessionClosed, SessionOpened
-from fleet_edge.store.records.sightings import DeviceSeen, EdgeSeen
-from schemas.control import DeviceState, EdgeState
+from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
+from schemas.control import DeviceState, EdgeState, Presence, Telemetry
 from schemas.messages import Close, Open
 from schemas.reasons import EndReason
 
-__all__ = ["Recorder", "Sink"]
+__all__ = ["EndCause", "Recorder", "Sink"]
 
 
 # Each minute, and what a device has open at most, by default: one that came back to a restarted edge closes them all.
@@ -34,6 +36,7 @@ _REPORTS: Final = 8
 # Each minute: texts that a device has written without an edge, of which it tells when one is back. Those that are over
 # it tells later.
 _UNVERIFIED: Final = 30
+_WORTH_AN_EVENT: Final = frozenset({EndReason.LOST, EndReason.FAILED})
 _LONGEST_AGE_S: Final = 366 * 86_400.0
 
 # Of a device, logged each minute. Twenty rounds a second are more than a device drafts; further samples are rare, and
@@ -41,7 +44,22 @@ _LONGEST_AGE_S: Final = 366 * 86_400.0
 _ROUNDS: Final = 1200
 _SELDOM: Final = 30
 
+_TELEMETRY_EVERY: Final = timedelta(seconds=30)
+
 _WRITTEN: Final = "written"
+
+
+@dataclass(frozen=True, slots=True)
+class EndCause:
+    """Why a session ended as it did, where that is more than the reason says.
+
+    Attributes:
+        code: As programs read it.
+        sentence: As people do.
+    """
+
+    code: str
+    sentence: str
 
 
 class Sink(Protocol):
@@ -67,6 +85,7 @@ class Recorder:
         now: The wall clock (UTC).
         trace_share: Fraction of sessions whose every round is logged.
         events: Counts what `event` is told.
+        changes: Knows what devices have last said.
     """
 
     sink: Sink
@@ -75,7 +94,10 @@ class Recorder:
     trace_share: float = 1.0
     events: EventCounts = field(init=False)
     _segments: dict[int, int] = field(default_factory=dict)
-    _states: DeviceStates = field(init=False)
+    changes: DeviceChanges = field(init=False)
+    _states: DeviceStates[DeviceSeen] = field(init=False)
+    _told: DeviceStates[DeviceTold] = field(init=False)
+    _presence: tuple[Presence, datetime] | None = None  # this edge's, and since when
     _reported: DeviceRates = field(default_factory=lambda: DeviceRates(_REPORTS))
     _unverified: DeviceRates = field(default_factory=lambda: DeviceRates(_UNVERIFIED))
     _rounds: DeviceRates = field(default_factory=lambda: DeviceRates(_ROUNDS))
@@ -83,15 +105,23 @@ class Recorder:
 
     def __post_init__(self) -> None:
         self.events = EventCounts(self.sink.put, self.edge, self.now)
+        self.changes = DeviceChanges(self.now)
         self._states = DeviceStates(self.sink.put)
+        self._told = DeviceStates(self.sink.put, every=_TELEMETRY_EVERY)
 
     def flush(self) -> None:
         """Write what was held back: counts of events, states of devices. Call it every few seconds, and at the end."""
         self.events.flush()
-        self._states.flush(self.now())
+        now = self.now()
+        self._states.flush(now)
+        self._told.flush(now)
 
     def device_seen(self, device: str, state: DeviceState) -> None:
-        """A device published its state; of many within seconds the last is written."""
+        """A device published its state; of many within seconds the last is written, and what is new is an event."""
+        change = self.changes.note(device, state)
+        for code, sentence in change.events:
+            # All edges hear it.
+            self.event(kind=EventKind.DEVICE, code=code, sentence=sentence, device=device, shared=True)
         self._states.note(
             DeviceSeen(
                 device=device,
@@ -100,11 +130,32 @@ class Recorder:
                 draft_model=state.draft_model,
                 quantization=state.quantization,
                 at=self.now(),
+                certificate_until=state.certificate_until,
+                presence_since=change.since,
             )
         )
 
+    def device_told(self, device: str, told: Telemetry) -> None:
+        """A device published its telemetry; of much within half a minute the last is written."""
+        self._told.note(
+            DeviceTold(
+                device=device,
+                at=self.now(),
+                plan=told.plan,
+                round_trip_ms=told.round_trip_ms,
+                acceptance=told.acceptance,
+                draft_ms_per_token=told.draft_ms_per_token,
+            )
+        )
+
+    def load(self, load: EdgeLoad) -> None:
+        """What this edge does. From any thread."""
+        self.sink.put(load)
+
     def edge_seen(self, state: EdgeState) -> None:
-        """This edge changed its own state."""
+        """This edge has told its own state."""
+        if self._presence is None or self._presence[0] is not state.presence:
+            self._presence = (state.presence, self.now())
         self.sink.put(
             EdgeSeen(
                 edge=state.edge,
@@ -113,6 +164,8 @@ class Recorder:
                 target=state.target,
                 vocabulary=state.vocabulary,
                 at=self.now(),
+                certificate_until=state.certificate_until,
+                presence_since=self._presence[1],
             )
         )
 
@@ -212,6 +265,8 @@ class Recorder:
                 segment=self._segments[session.handle],
                 at=self.now(),
                 device=session.device,
+                first_token_ms=session.times.first_token_ms,
+                gap_p95_ms=session.times.gap_p95_ms,
                 **{name: getattr(session.counters, name) for name in SEGMENT_COUNTERS},
             )
         )
@@ -222,6 +277,7 @@ class Recorder:
         reason: EndReason,
         message: Close | None,
         *,
+        cause: EndCause | None = None,
         then: Callable[[], None] | None = None,
     ) -> None:
         """A session ended, at the device's word or by its lease.
@@ -230,6 +286,7 @@ class Recorder:
             session: Which.
             reason: How.
             message: The device's Close, if it sent one.
+            cause: Why, where that is more than the reason says.
             then: Called, on any thread, once this cannot be lost any more.
         """
         self.progress(session)
@@ -242,9 +299,20 @@ class Recorder:
                 counters=DeviceCounters.of(message) if message else None,
                 at=self.now(),
                 device=session.device,
+                code=None if cause is None else cause.code,
+                sentence=None if cause is None else cause.sentence,
             ),
             then=then,
         )
+        if cause is not None and reason in _WORTH_AN_EVENT:
+            sentence = f"{cause.sentence} ({cause.code}; {session.committed} tokens were committed.)"
+            self.event(
+                kind=EventKind.SESSION,
+                code=reason.value,
+                sentence=sentence,
+                device=session.device,
+                session=session.session,
+            )
 
     def left(self, session: EdgeSession, reason: LeaveReason) -> None:
         """A session goes on, but not here or under another handle: its segment is complete."""
@@ -258,6 +326,14 @@ class Recorder:
                 device=session.device,
             )
         )
+        if reason is LeaveReason.HANDED_OVER:
+            self.event(
+                kind=EventKind.SESSION,
+                code="handed-over",
+                sentence=f"The edge gave the text up at {session.committed} tokens; it goes on elsewhere.",
+                device=session.device,
+                session=session.session,
+            )
 
     def ended_elsewhere(self, device: str, message: Close, *, then: Callable[[], None]) -> None:
         """A device closed a session that this edge does not know, having restarted; or one that never was.
@@ -272,7 +348,9 @@ class Recorder:
         at = self.now()
         if not (self._unverified if message.unverified else self._reported).admit(device, at):
             sentence = "The device closes more sessions that this edge does not know than it can have had."
-            self.event(kind="close", code="unknown-session", sentence=sentence, device=device, session=message.session)
+            self.event(
+                kind=EventKind.CLOSE, code="unknown-session", sentence=sentence, device=device, session=message.session
+            )
             if not message.unverified:  # which its device keeps, and says again until it is confirmed
                 then()
             return
@@ -283,6 +361,8 @@ class Recorder:
                 reason=message.reason,
                 tokens=message.tokens,
                 counters=DeviceCounters.of(message),
+                code=message.code if message.sentence else None,
+                sentence=message.sentence,
                 at=at - timedelta(seconds=min(message.age_s or 0.0, _LONGEST_AGE_S)),
             ),
             then=then,
@@ -297,9 +377,20 @@ class Recorder:
         device: str | None,
         session: bytes | None = None,
         times: int = 1,
+        severity: Severity | None = None,
+        shared: bool = False,
     ) -> None:
-        """Something worth a line happened. Callable from any thread."""
-        self.events.note(kind=kind, code=code, sentence=sentence, device=device, session=session, times=times)
+        """Something worth a line happened; `EventCounts.note` says what is what. Callable from any thread."""
+        self.events.note(
+            kind=kind,
+            code=code,
+            sentence=sentence,
+            device=device,
+            session=session,
+            times=times,
+            severity=severity,
+            shared=shared,
+        )
 
     def fenced(self, device: str, *, at: datetime, until: datetime, reason: str, strikes: float, level: int) -> None:
         """This edge has shut a device out."""

@@ -39,7 +39,7 @@ _TELL_FENCED_EVERY_S: Final = 10.0
 _MOST_STANDINGS: Final = 65_536
 _IDLE_S: Final = 600.0
 _ANSWERED: Final = frozenset({Topic.OPEN, Topic.DRAFT})
-_UP: Final = frozenset({Topic.OPEN, Topic.DRAFT, Topic.CLOSE, Topic.STATE})
+_UP: Final = frozenset({Topic.OPEN, Topic.DRAFT, Topic.CLOSE, Topic.STATE, Topic.TELEMETRY})
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,7 @@ class Standing:
             Topic.OPEN: _by_minute(opens, now, burst=_OPENS_BURST_MIN),
             Topic.CLOSE: _by_minute(opens, now, burst=_OPENS_BURST_MIN),
             Topic.STATE: _by_minute(quotas.states_per_min, now),
+            Topic.TELEMETRY: _by_minute(quotas.states_per_min, now),
         }
         self.uplink = TokenBucket(quotas.uplink_bytes_per_s, _UPLINK_BURST_S * quotas.uplink_bytes_per_s, now=now)
         self.opens = _by_minute(quotas.opens_per_min, now, burst=_OPENS_BURST_MIN)

@@ -20,6 +20,7 @@ from fleet_edge.sessions.guesses import MAX_GUESS, Guesses
 from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.rounds import Rounds
 from fleet_edge.sessions.stream import Stream
+from fleet_edge.sessions.token_times import TokenTimes
 from fleet_edge.sessions.waiting import ReceivedDraft, WaitingDrafts
 from schemas.bounds import MAX_TOKENS
 from schemas.digest import EMPTY, extend_digest
@@ -66,6 +67,7 @@ class EdgeSession:
             none, nor of the text's own.
         told: The text's own, where they are asked for; the end of it, as far as it was written here.
         recent: How much of its latest drafts was accepted.
+        times: When its tokens were committed, as far as whoever answers has told.
         finished: Whether the text has ended; drafts are void then.
         constraint: The grammar that the policy holds, if there is one.
         sent: Position up to which the device was ever sent the text.
@@ -83,6 +85,7 @@ class EdgeSession:
     logprobs: int | None = None
     told: list[TokenLogprobs] = field(default_factory=list)
     recent: RecentAcceptance = field(default_factory=RecentAcceptance)
+    times: TokenTimes = field(default_factory=TokenTimes)
     finished: bool = False
     constraint: Constraint | None = None
     sent: int = 0
@@ -337,6 +340,11 @@ class EdgeSession:
         if fix is not None and p is not None and message.tokens == self.committed + 1 and p.probability(fix) > 0.0:
             self._commit((fix,))
         self._finish()
+
+    @property
+    def failure(self) -> DraftFault | None:
+        """Why it ended without a text, if it did."""
+        return self._failure
 
     def fail(self, fault: DraftFault) -> None:
         """End without a text; whatever else is drafted is answered with the same fault."""

@@ -18,6 +18,7 @@ from typing import Protocol, Self
 
 from fleet_edge.store.errors import RecordRejected, SpoolFull, StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.mailbox import Mailbox
+from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.spool import Spool
 
@@ -95,6 +96,10 @@ class Writer:
         spool: Where records wait while it is away.
         settings: Batches and bounds.
         monotonic: Seconds, for the retry times.
+
+    Attributes:
+        tell: Told, on the writer's threads, what becomes of the database: a code of `event_codes` and a sentence. MUST
+            NOT block or raise.
     """
 
     def __init__(
@@ -124,6 +129,8 @@ class Writer:
         self._away = False
         self._refused = False
         self._retry_at = float("-inf")
+        self._away_since = 0.0
+        self.tell: Callable[[str, str], None] = lambda _code, _sentence: None
         self._complete_at = monotonic()
 
     def start(self) -> Self:
@@ -255,6 +262,8 @@ class Writer:
             with self._count:
                 self._rejected += 1
             _log.error("A %s record is left out of the session log: %s", type(batch[0]).__name__, error)
+            if not isinstance(batch[0], EventLogged):  # the event of one would be another
+                self.tell("record-refused", f"A {type(batch[0]).__name__} record is left out: {error}")
             self._settled(batch)
             return []
         with self._count:
@@ -264,6 +273,8 @@ class Writer:
         if self._away:
             self._away = self._refused = self._drops_reported = False
             _log.info("The session log is written again.")
+            seconds = self._monotonic() - self._away_since
+            self.tell("back", f"The session log is written again, after {seconds:.0f} s; what waited follows.")
         return []
 
     def _commit_singly(self, batch: Sequence[Record], *, replayed: bool) -> Sequence[Record]:
@@ -276,7 +287,10 @@ class Writer:
     def _rest(self, error: StoreUnavailable) -> None:
         self._retry_at = self._monotonic() + self._settings.retry_s
         refused = isinstance(error, StoreRefused)
+        if not self._away:
+            self._away_since = self._monotonic()
         if not self._away or refused > self._refused:
+            self.tell("refuses" if refused else "away", str(error))
             if refused:
                 _log.error("The session log waits in %s until this is put right: %s", self._spool.folder, error)
             else:
@@ -329,4 +343,5 @@ class Writer:
             self._drops_reported = True
             cause = self._spool_error or "more are put than can be written."
             _log.error("The session log loses records, %d so far: %s", dropped, cause)
+            self.tell("records-lost", f"The session log loses records, {dropped} so far: {cause}")
         self._known_drops = dropped

@@ -65,7 +65,7 @@ def test_an_empty_message_is_nobodys(intake: Intake, inbox: IntakeQueue) -> None
 @pytest.mark.parametrize(
     "name",
     [
-        "dssd/v1/fleet/device-1/up/telemetry",
+        "dssd/v1/fleet/device-1/command/response",
         "dssd/v1/fleet/_edge/edge-1/state",
         "dssd/v1/fleet/device-1/down/verdict",
         "nonsense",

@@ -152,6 +152,8 @@ def closes() -> st.SearchStrategy[Close]:
         wall_ms=MILLISECONDS,
         unverified=st.none() | U32,
         age_s=st.none() | MILLISECONDS,
+        code=st.none() | st.from_regex(r"[a-z][a-z0-9-]{0,39}", fullmatch=True),
+        sentence=st.none() | st.text(st.characters(codec="utf-8"), max_size=80),
         **dict.fromkeys(counts, U32),
     )
 

@@ -125,12 +125,19 @@ def _read_verdict(payload: bytes) -> Any:
     return verdict
 
 
+def _code(value: Any) -> Any:
+    before._need(type(value) is str and re.fullmatch(r"[a-z][a-z0-9-]{0,39}", value) is not None, "no code")
+    return value
+
+
 def _read_close(payload: bytes) -> Any:
     value = before._cbor(payload, 1024)
     before._need(type(value) is dict and value.get("kind") == "close", "no Close")
     known, optional = before._MAPS["close"]
     known = {**known, "unverified": before._maybe(before._U32), "age_s": _RETRY_S}
-    return {"kind": "close", **before._map(value, known, optional={**optional, "unverified": None, "age_s": None})}
+    known |= {"code": before._maybe(_code), "sentence": before._maybe(before._SENTENCE)}
+    younger = dict.fromkeys(("unverified", "age_s", "code", "sentence"))
+    return {"kind": "close", **before._map(value, known, optional={**optional, **younger})}
 
 
 def _read_telemetry(payload: bytes) -> Any:
