@@ -50,12 +50,13 @@ class LifeEvents:
         self._ended = True
         self._edge("stopped", f"The edge has ended as it was told to; {handed_over} sessions go on elsewhere.")
 
-    def link(self, up: bool) -> None:
+    def link(self, *, up: bool) -> None:
         """The broker was lost, or found again."""
         if self._ended:
             return
         with self._lock:
-            since, self._lost_at = self._lost_at, None if up else self.clock()
+            since = self._lost_at
+            self._lost_at = None if up else since or self.clock()
         if not up and since is None:
             self._told(EventKind.BROKER, "connection-lost", "The edge has lost the broker; no device can reach it.")
         elif up and since is not None:

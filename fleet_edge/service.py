@@ -277,7 +277,7 @@ class EdgeService:
 
     def _connection(self, up: bool) -> None:
         """Note that the broker is there, or gone. Called by the link's thread."""
-        self._life.link(up)
+        self._life.link(up=up)
         if up:  # said anew: meanwhile the broker has said for us that we are gone
             self._announce()
 

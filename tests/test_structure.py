@@ -17,3 +17,10 @@ def test_the_settings_page_is_current() -> None:
         [sys.executable, ROOT / "scripts/settings-page", "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_events_page_is_current() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/events-page", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -8,13 +8,14 @@ import cbor2
 import pytest
 
 from dssd.distribution import shape
+from fleet_edge.errors import DraftFault
 from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.segments import SegmentProgress
+from fleet_edge.store.records.segments import LeaveReason, SegmentProgress
 from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
-from fleet_edge.store.records.sightings import DeviceSeen
+from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold
 from fleet_testing.memory_link import MemoryLink
 from schemas.codec import decode_reply, decode_verdict, encode_close, encode_draft, encode_open
-from schemas.control import DeviceState, Presence, encode_json
+from schemas.control import DeviceState, Presence, Telemetry, encode_json
 from schemas.messages import Closed, Draft, Fault, Opened, Refused, Verdict
 from schemas.policy import Mode
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
@@ -293,7 +294,9 @@ def test_a_lease_that_runs_out_ends_the_session_as_lost_and_frees_its_memory(sce
     (closed,) = [reply for reply in scene.replies if isinstance(reply, Closed)]
     assert (closed.reason, closed.session) == (EndReason.LOST, scene.bad.terms.session)
     assert scene.fleet.verifier.capacity() > room
-    assert [record.reason for record in scene.fleet.sink.of(SessionClosed)] == [EndReason.LOST]
+    (record,) = scene.fleet.sink.of(SessionClosed)
+    assert (record.reason, record.code) == (EndReason.LOST, "device-silent")
+    assert ("bad", "session", "lost") in scene.events()
     scene.others_are_untouched()
 
 
@@ -328,7 +331,79 @@ def test_a_device_that_the_broker_declares_gone_has_a_grace_to_come_back(scene: 
     scene.fleet.clock.seconds += 2.0
     scene.fleet.edge.handlers.expire()
     assert len(scene.fleet.edge.sessions) == 1
+    assert [record.code for record in scene.fleet.sink.of(SessionClosed)] == ["device-offline"]
     scene.others_are_untouched()
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (
+            {"code": "drafter-error", "sentence": "The draft model is gone."},
+            ("drafter-error", "The draft model is gone."),
+        ),
+        ({"sentence": "It is \x1b[2J gone."}, ("device", "It is \N{REPLACEMENT CHARACTER}[2J gone.")),
+        ({}, ("device", "The device gave the text up, and did not say why.")),
+    ],
+)
+def test_a_text_that_fails_says_why(scene: Scene, told: dict[str, str], expected: tuple[str, str]) -> None:
+    scene.bad.session.cancel(EndReason.FAILED)
+    close = scene.bad.session.close(wall_ms=1.0).model_copy(update=told)
+    scene.send(encode_close(close), Topic.CLOSE)
+    (record,) = scene.fleet.sink.of(SessionClosed)
+    assert (record.reason, record.code, record.sentence) == (EndReason.FAILED, *expected)
+    assert scene.events() == [("bad", "session", "failed")]
+
+
+def test_what_the_edge_has_given_up_says_why_if_the_device_does_not(scene: Scene) -> None:
+    session = next(each for each in scene.fleet.edge.sessions if each.device == "bad")
+    session.fail(DraftFault(FaultCode.INTERNAL, Action.GIVE_UP, "The logits are not numbers."))
+    scene.bad.session.cancel(EndReason.FAILED)
+    scene.send(encode_close(scene.bad.session.close(wall_ms=1.0)), Topic.CLOSE)
+    (record,) = scene.fleet.sink.of(SessionClosed)
+    assert (record.code, record.sentence) == ("internal", "The logits are not numbers.")
+
+
+def test_a_text_that_ends_as_it_should_has_no_cause(scene: Scene) -> None:
+    run(scene.fleet, [scene.good, scene.bad], random.Random(0))
+    ends = [(record.reason, record.code) for record in scene.fleet.sink.of(SessionClosed)]
+    assert len(ends) == 2
+    assert {code for _, code in ends} == {None}
+    assert [code for _, _, code in scene.events()] == []
+
+
+def test_a_session_that_goes_on_is_told_where_it_was(scene: Scene) -> None:
+    scene.good.driver.resume()
+    scene.fleet.settle()
+    assert ("good", "session", "resumed") in scene.events()
+    for session in scene.fleet.edge.sessions:
+        scene.fleet.edge.answers.left(session, LeaveReason.HANDED_OVER)
+        scene.fleet.edge.sessions.remove(session)
+    scene.good.driver.resume()
+    scene.fleet.settle()
+    assert ("good", "session", "handed-over") in scene.events()
+    assert ("good", "session", "taken-over") in scene.events()
+
+
+def test_telemetry_is_kept_of_each_device_the_first_and_the_last_of_half_a_minute(scene: Scene) -> None:
+    link = MemoryLink(scene.fleet.broker, "told")
+    link.start(timeout_s=1.0)
+    for number in range(20):
+        told = Telemetry(sessions=number, tokens=0, round_trip_ms=float(number), plan="ahead")
+        link.publish(build(Topic.TELEMETRY, fleet=FLEET, device="bad"), encode_json(told))
+        scene.fleet.settle()
+    scene.fleet.edge.handlers.recorder.flush()
+    assert [(record.device, record.round_trip_ms) for record in scene.fleet.sink.of(DeviceTold)] == [
+        ("bad", 0.0),
+        ("bad", 19.0),
+    ]
+
+
+def test_first_token_and_gaps_are_those_of_the_edges_clock(scene: Scene) -> None:
+    run(scene.fleet, [scene.good], random.Random(0))
+    last = [record for record in scene.fleet.sink.of(SegmentProgress) if record.device == "good"][-1]
+    assert last.first_token_ms is not None
+    assert last.gap_p95_ms is not None
 
 
 def test_a_flush_logs_what_has_been_counted_so_far(scene: Scene) -> None:

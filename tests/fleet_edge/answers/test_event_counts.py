@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from fleet_edge.answers.event_counts import EventCounts
+from fleet_edge.event_codes import Severity
 from fleet_edge.store.database import Store, open_store
 from fleet_edge.store.records.events import EventLogged
 
@@ -132,3 +133,24 @@ def test_two_runs_of_an_edge_in_one_minute_do_not_overwrite_each_other(store: St
         )
     with store.engine.connect() as connection:
         assert connection.scalar(text("SELECT sum(count) FROM events")) == 8
+
+
+def test_what_all_edges_see_alike_is_one_event(store: Store) -> None:
+    for edge in ("edge-1", "edge-2"):
+        events = EventCounts(lambda record: store.apply([record]), edge, lambda: START)
+        usual = {"kind": "device", "code": "offline", "sentence": "It is gone."}
+        events.note(**usual, device="sensor-1", shared=True)
+        events.note(**usual, device="sensor-2", shared=True)
+    with store.engine.connect() as connection:
+        assert connection.execute(text("SELECT device, count FROM events ORDER BY device")).all() == [
+            ("sensor-1", 1),
+            ("sensor-2", 1),
+        ]
+
+
+def test_an_event_is_as_grave_as_the_table_says_or_whoever_logs_it() -> None:
+    scene = Scene()
+    scene.note(kind="edge", code="hangs")
+    scene.note(kind="alert", code="opened", severity=Severity.ERROR)
+    scene.note(kind="unheard", code="of")
+    assert [record.severity for record in scene.records] == [Severity.ERROR, Severity.ERROR, Severity.WARNING]

@@ -161,6 +161,8 @@ def test_records_wait_in_the_spool_while_the_database_is_away_and_come_back_once
 ) -> None:
     caplog.set_level(logging.INFO)
     writer = _writer(sink, spool, clock, retry_s=5.0)
+    told: list[tuple[str, str]] = []
+    writer.tell = lambda code, sentence: told.append((code, sentence))
     sink.away = True
     _put_all(writer, _rounds(0, 35))
     for _ in range(4):
@@ -178,6 +180,8 @@ def test_records_wait_in_the_spool_while_the_database_is_away_and_come_back_once
     counters = writer.counters
     assert (counters.written, counters.replayed, counters.spooled, counters.away) == (40, 40, 40, False)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert [code for code, _ in told] == ["away", "back"]
+    assert "after 5 s" in told[-1][1]
 
 
 def test_a_new_writer_replays_what_an_earlier_one_left(sink: FakeSink, tmp_path: Path, clock: FakeClock) -> None:
@@ -197,12 +201,17 @@ def test_a_record_that_can_never_be_stored_does_not_hold_up_the_others(
     sink: FakeSink, spool: Spool, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     writer = _writer(sink, spool, clock)
-    sink.refused = {samples.judged(round=3)}
-    _put_all(writer, _rounds(0, 10))
-    writer.step()
+    told: list[str] = []
+    writer.tell = lambda code, _sentence: told.append(code)
+    event = samples.event()
+    sink.refused = {samples.judged(round=3), event}
+    _put_all(writer, [*_rounds(0, 10), event])
+    while writer.counters.queued:
+        writer.step()
     assert sink.stored == Counter(record for record in _rounds(0, 10) if record not in sink.refused)
-    assert (writer.counters.written, writer.counters.rejected) == (9, 1)
+    assert (writer.counters.written, writer.counters.rejected) == (9, 2)
     assert "A RoundJudged record is left out" in caplog.text
+    assert told == ["record-refused"]  # not of an event, whose event would be another
 
 
 def test_a_hanging_commit_makes_a_full_mailbox_spill_and_loses_nothing(sink: FakeSink, tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""An edge's look at itself: its load, and a loop that hangs."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from fleet_edge.answers.recorder import Recorder
+from fleet_edge.batching.scheduler import KvMemory
+from fleet_edge.event_codes import EVENT_CODES
+from fleet_edge.metrics.figures import Figures
+from fleet_edge.metrics.observer import Look
+from fleet_edge.self_watch import SelfWatch
+from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records.sightings import EdgeLoad
+from tests.support.memory_fleet import Clock, Sink
+
+
+@dataclass
+class _Counters:
+    spooled: int = 9
+    replayed: int = 4
+
+
+@dataclass
+class _Writer:
+    counters: _Counters = field(default_factory=_Counters)
+
+
+class _Observer:
+    """What a loop says of itself, or not."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.edge, self.writer = "edge-1", _Writer()
+        self.figures, self.memory = Figures(clock), KvMemory(computed=25, retained=50, free=25)
+        self.answer: Look | None = Look(running=3, waiting=1, dropped=0, draining=False, away="")
+
+    def look(self) -> Look | None:
+        return self.answer
+
+
+class Scene:
+    """An edge that is watched."""
+
+    def __init__(self) -> None:
+        self.clock, self.sink = Clock(), Sink()
+        self.observer = _Observer(self.clock)
+        recorder = Recorder(self.sink, "edge-1", self.clock.now)
+        self.watch = SelfWatch(self.observer, recorder, 64, self.clock, self.clock.now)  # type: ignore[arg-type]
+
+    def look(self) -> None:
+        self.clock.seconds += 10.0
+        self.watch.look()
+
+    def codes(self) -> list[str]:
+        told = [(event.kind, event.code) for event in self.sink.of(EventLogged)]
+        assert set(told) <= {(each.kind, each.code) for each in EVENT_CODES}
+        return [code for _, code in told]
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def test_load_is_that_of_the_last_seconds(scene: Scene) -> None:
+    figures = scene.observer.figures
+    for _ in range(2):
+        figures.step.observe(0.04)
+        figures.batch_sessions.observe(3)
+        figures.queue_time.observe(0.002)
+        figures.generation_tokens["draft"] += 100
+        scene.look()
+    load = scene.sink.of(EdgeLoad)[-1]
+    assert (load.open_sessions, load.most_sessions, load.spooled_records) == (3, 64, 5)
+    assert (load.step_ms, load.batch_sessions, load.queue_ms) == (pytest.approx(40.0), 3.0, pytest.approx(2.0))
+    assert (load.tokens_per_s, load.kv_usage) == (pytest.approx(10.0), 0.25)
+    scene.look()
+    idle = scene.sink.of(EdgeLoad)[-1]
+    assert (idle.step_ms, idle.batch_sessions, idle.queue_ms, idle.tokens_per_s) == (None, None, None, 0.0)
+
+
+def test_a_loop_that_hangs_is_told_once_and_again_when_it_answers(scene: Scene) -> None:
+    answer, scene.observer.answer = scene.observer.answer, None
+    scene.look()
+    assert scene.codes() == []  # a machine that is busy
+    scene.look()
+    scene.look()
+    scene.observer.answer = answer
+    scene.look()
+    scene.look()
+    assert scene.codes() == ["hangs", "hangs-no-more"]
+    assert "after 30 s" in scene.sink.of(EventLogged)[-1].sentence
+
+
+def test_what_an_inbox_drops_is_counted(scene: Scene) -> None:
+    scene.observer.answer = Look(running=3, waiting=1, dropped=40, draining=False, away="")
+    scene.look()
+    scene.look()
+    assert [(event.code, event.count) for event in scene.sink.of(EventLogged)] == [("inbox-full", 40)]
