@@ -9,7 +9,6 @@ the other; with `--together` all have all.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import sys
@@ -22,10 +21,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-import llama_cpp
-
 from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
+from fleet_bench.capacity.raw_engine import RawEngine
+from fleet_bench.capacity.serving import Prompt
 from fleet_bench.shared.conditions import conditions
 from fleet_bench.shared.processes import Cores, on_cores
 from fleet_cli.demo.prompts import PROMPTS
@@ -49,87 +48,18 @@ _CELLS: Final = 256  # llama.cpp makes streams of a multiple of so many
 _START_S: Final = 10.0
 
 
-class RawEngine:
-    """llama.cpp alone: one context, a stream for each text, its own samplers."""
-
-    def __init__(self, path: Path, *, texts: int, cells: int, threads: int, flash: bool) -> None:
-        llama_cpp.llama_backend_init()
-        llama_cpp.llama_log_set(_quiet, ctypes.c_void_p(0))
-        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), llama_cpp.llama_model_default_params())
-        parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx, parameters.n_seq_max = texts * cells, texts
-        parameters.n_batch = parameters.n_ubatch = 512
-        parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.kv_unified = False
-        parameters.flash_attn_type = (
-            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )
-        self._context = llama_cpp.llama_init_from_model(self._model, parameters)
-        self._batch = llama_cpp.llama_batch_init(512, 0, 1)
-        self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
-
-    def write(self, prompts: Sequence[Sequence[int]], *, tokens: int) -> tuple[int, float]:
-        """Write a text for each prompt; return the tokens written, and the seconds that it took."""
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), False)  # noqa: FBT003 - a C function
-        samplers = [self._sampler(seed) for seed in range(len(prompts))]
-        started = time.perf_counter()
-        latest, lengths = {}, {}
-        for number, prompt in enumerate(prompts):
-            self._decode([(number, token, at, at == len(prompt) - 1) for at, token in enumerate(prompt)])
-            latest[number] = llama_cpp.llama_sampler_sample(samplers[number], self._context, -1)
-            lengths[number] = len(prompt)
-        written = dict.fromkeys(latest, 1)
-        while True:
-            going = [
-                number
-                for number, token in latest.items()
-                if written[number] < tokens and not llama_cpp.llama_vocab_is_eog(self._vocabulary, token)
-            ]
-            if not going:
-                break
-            self._decode([(number, latest[number], lengths[number], True) for number in going])
-            for place, number in enumerate(going):
-                latest[number] = llama_cpp.llama_sampler_sample(samplers[number], self._context, place)
-                lengths[number] += 1
-                written[number] += 1
-        seconds = time.perf_counter() - started
-        for sampler in samplers:
-            llama_cpp.llama_sampler_free(sampler)
-        return sum(written.values()), seconds
-
-    def close(self) -> None:
-        """Free model and context."""
-        llama_cpp.llama_batch_free(self._batch)
-        llama_cpp.llama_free(self._context)
-        llama_cpp.llama_model_free(self._model)
-
-    def _decode(self, entries: Sequence[tuple[int, int, int, bool]]) -> None:
-        batch = self._batch
-        batch.n_tokens = len(entries)
-        for place, (sequence, token, position, wanted) in enumerate(entries):
-            batch.token[place], batch.pos[place], batch.logits[place] = token, position, wanted
-            batch.n_seq_id[place], batch.seq_id[place][0] = 1, sequence
-        if llama_cpp.llama_decode(self._context, batch) != 0:
-            raise RuntimeError("llama.cpp cannot decode the batch")
-
-    @staticmethod
-    def _sampler(seed: int) -> Any:  # noqa: ANN401 - a pointer
-        chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        for part in (
-            llama_cpp.llama_sampler_init_top_k(_POLICY["top_k"]),
-            llama_cpp.llama_sampler_init_top_p(_POLICY["top_p"], 1),
-            llama_cpp.llama_sampler_init_temp(_POLICY["temperature"]),
-            llama_cpp.llama_sampler_init_dist(seed),
-        ):
-            llama_cpp.llama_sampler_chain_add(chain, part)
-        return chain
-
-
-def _say_nothing(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
-    pass
-
-
-_quiet: Final = llama_cpp.llama_log_callback(_say_nothing)
+def _write_raw(engine: RawEngine, prompts: Sequence[Sequence[int]], *, tokens: int) -> tuple[int, float]:
+    """Write a text for each prompt with the raw engine; return the tokens written, and the seconds that it took."""
+    started = time.perf_counter()
+    for slot, prompt in enumerate(prompts):
+        policy = SamplingPolicy(mode=Mode.RESIDUAL, seed=slot, **_POLICY)
+        engine.begin(slot, Prompt(tuple(prompt), policy, tokens))
+    written, open_texts = 0, len(prompts)
+    while open_texts:
+        for each in engine.step().values():
+            written += len(each.new)
+            open_texts -= each.ended
+    return written, time.perf_counter() - started
 
 
 class Devices:
@@ -228,8 +158,8 @@ def _measure(arguments: argparse.Namespace, port: int, codec: GgufModel, number:
         cells = -(-(max(map(len, prompts)) + arguments.tokens) // _CELLS) * _CELLS
         for flash, rates in raw.items():
             with on_cores(arguments.cores.edge):
-                engine = RawEngine(arguments.target, texts=number, cells=cells, threads=arguments.threads, flash=flash)
-                tokens, seconds = engine.write(prompts, tokens=arguments.tokens)
+                engine = RawEngine(arguments.target, slots=number, cells=cells, threads=arguments.threads, flash=flash)
+                tokens, seconds = _write_raw(engine, prompts, tokens=arguments.tokens)
                 engine.close()
             rates.append(tokens / seconds)
         devices = Devices(port, codec, number)

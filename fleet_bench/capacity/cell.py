@@ -22,10 +22,10 @@ from fleet_bench.capacity.devices import Devices
 from fleet_bench.capacity.local_process import CELLS, KV_BYTES
 from fleet_bench.capacity.rows import Row
 from fleet_bench.capacity.systems import DRAFT, RAW, THROUGH_BROKER
-from fleet_bench.capacity.tally import Client, Window
 from fleet_bench.capacity.timing import Timing
 from fleet_bench.shared.processes import BenchError, Cores
 from fleet_bench.shared.recordings import Recording
+from fleet_cli.edge.advise.service_level import Client, Window
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.pacing.contract import Pacing
 from fleet_testing.edge_process import edge_process

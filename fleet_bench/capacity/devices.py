@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from fleet_bench.capacity.arrivals import Arrival
-from fleet_bench.capacity.tally import Client, Text, Window
 from fleet_bench.capacity.timing import Timing, Warming
+from fleet_cli.edge.advise.service_level import Client, Text, Window
 from fleet_device.client.agent import Agent, Generation
 from fleet_device.client.cancellation import Cancellation
 from fleet_device.drafters.contract import TextCodec

@@ -75,6 +75,14 @@ class RawEngine:
         self._decode(entries)
         return {number: self._take(number, place) for place, (number, _, _, wanted) in enumerate(entries) if wanted}
 
+    def close(self) -> None:
+        """Free model and context."""
+        for slot in self._slots.values():
+            llama_cpp.llama_sampler_free(slot.sampler)
+        llama_cpp.llama_batch_free(self._batch)
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self._model)
+
     def _take(self, number: int, place: int) -> Written:
         slot = self._slots[number]
         slot.latest = llama_cpp.llama_sampler_sample(slot.sampler, self._context, place)

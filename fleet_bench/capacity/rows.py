@@ -6,7 +6,7 @@ from statistics import median
 from typing import Final
 
 from fleet_bench.capacity.arrivals import Arrivals
-from fleet_bench.capacity.tally import LEVEL, Client, Window
+from fleet_cli.edge.advise.service_level import LEVEL, Client, Window
 
 __all__ = ["HEAD", "Row", "line", "table"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fleet_bench.capacity.arrivals import Arrival
-from fleet_bench.capacity.tally import Client, Text, Window
 from fleet_bench.capacity.timing import Timing, Warming
+from fleet_cli.edge.advise.service_level import Client, Text, Window
 from schemas.policy import SamplingPolicy
 
 __all__ = ["CHUNK", "STEP", "Engine", "Prompt", "Written", "serve"]

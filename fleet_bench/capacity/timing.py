@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from fleet_bench.capacity.tally import Client, Window
+from fleet_cli.edge.advise.service_level import Client, Window
 
 __all__ = ["Timing", "Warming"]
 

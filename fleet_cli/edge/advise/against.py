@@ -7,9 +7,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, Field, ValidationError
 
+from fleet_cli.edge.advise.service_level import Level
 from fleet_cli.edge.advise.simulation.run import Outcome, simulate
 from fleet_cli.edge.advise.simulation.scenario import Plan, Scenario, Timing, auto, drafting, streaming
-from fleet_cli.edge.advise.simulation.tally import Level
 from fleet_cli.errors import CommandError
 from fleet_device.pacing.contract import Pacing
 from fleet_runtime.validation import plain_sentence

@@ -13,9 +13,9 @@ from fleet_cli.edge.advise.findings import find
 from fleet_cli.edge.advise.fleet import Assumptions, Need, need_of, sources, traffic_of
 from fleet_cli.edge.advise.report import as_json as to_json
 from fleet_cli.edge.advise.report import show_against, show_curve, show_findings, show_fleet
+from fleet_cli.edge.advise.service_level import Level
 from fleet_cli.edge.advise.simulation.run import simulate
 from fleet_cli.edge.advise.simulation.scenario import EdgeLimits, Scenario, auto
-from fleet_cli.edge.advise.simulation.tally import Level
 from fleet_cli.errors import ExitCode
 from fleet_cli.settings_flags import with_settings
 from fleet_edge.settings import EdgeSettings

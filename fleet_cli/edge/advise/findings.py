@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from fleet_cli.edge.advise.service_level import Level
 from fleet_cli.edge.advise.simulation.run import Outcome, simulate
 from fleet_cli.edge.advise.simulation.scenario import Plan as PlanOf
 from fleet_cli.edge.advise.simulation.scenario import Scenario, auto, drafting, streaming
-from fleet_cli.edge.advise.simulation.tally import Level
 from fleet_device.pacing.contract import Plan
 from fleet_device.pacing.throughput import Conditions
 

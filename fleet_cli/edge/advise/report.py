@@ -7,7 +7,7 @@ from fleet_cli.edge.advise.against import TOLERANCE, Compared
 from fleet_cli.edge.advise.drafts import Drafts
 from fleet_cli.edge.advise.findings import Capacity, Findings, Load
 from fleet_cli.edge.advise.fleet import Need, Traffic
-from fleet_cli.edge.advise.simulation.tally import Level
+from fleet_cli.edge.advise.service_level import Level
 from fleet_cli.tables import Column, plain, print_table
 from fleet_device.pacing.contract import Plan
 from fleet_edge.step_time.curve import StepCurve

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from fleet_bench.capacity.cell import in_process
-from fleet_bench.capacity.tally import Client, Window
 from fleet_bench.shared.processes import BenchError, Cores
+from fleet_cli.edge.advise.service_level import Client, Window
 from fleet_testing.toy_pair import END_TOKENS
 from fleet_testing.toy_transformer import ToyTransformer
 from schemas.policy import Mode, SamplingPolicy

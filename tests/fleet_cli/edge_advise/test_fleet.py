@@ -4,9 +4,9 @@ import pytest
 
 from fleet_cli.edge.advise.findings import find_capacity
 from fleet_cli.edge.advise.fleet import Assumptions, Traffic, need_of, traffic_of
+from fleet_cli.edge.advise.service_level import Level
 from fleet_cli.edge.advise.simulation.run import simulate
 from fleet_cli.edge.advise.simulation.scenario import EdgeLimits, Scenario, Timing, drafting, streaming
-from fleet_cli.edge.advise.simulation.tally import Level
 from schemas.policy import Mode
 from tests.fleet_cli.edge_advise.curves import AVX2, CHEAP_TOKENS
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from fleet_cli.edge.advise.findings import conditions_of
+from fleet_cli.edge.advise.service_level import Level
 from fleet_cli.edge.advise.simulation.run import Outcome, simulate
 from fleet_cli.edge.advise.simulation.scenario import (
     EdgeLimits,
@@ -15,7 +16,6 @@ from fleet_cli.edge.advise.simulation.scenario import (
     drafting,
     streaming,
 )
-from fleet_cli.edge.advise.simulation.tally import Level
 from fleet_device.pacing.contract import Plan as DraftPlan
 from fleet_edge.step_time.curve import StepCurve
 from tests.fleet_cli.edge_advise.curves import AVX2, CHEAP_TOKENS, constant
@@ -50,9 +50,9 @@ def test_every_text_is_written_to_its_end_and_not_beyond(plan: Plan, acceptance:
     outcome = simulate(
         scenario(devices=5, plan=plan, acceptance=acceptance, texts=3, text_tokens=50, pause_s=0.2, message_s=0.001)
     )
-    texts = [text for device in outcome.devices for text in device]
+    texts = [text for device in outcome.devices for text in device.texts]
     assert len(texts) == 15
-    assert [text.written for text in texts] == [50] * 15
+    assert [text.tokens for text in texts] == [50] * 15
     assert all(text.ended_at is not None for text in texts)
     # Each token is an accepted one, one that the target drew behind a draft, or one that the edge wrote by itself.
     counts = outcome.counts
@@ -70,11 +70,11 @@ def test_what_comes_twice_over_a_long_line_counts_once() -> None:
 def test_the_same_scenario_comes_to_the_same() -> None:
     given = scenario(devices=4, plan=auto, pause_s=0.3)
     first, again = simulate(given), simulate(given)
-    assert [[text.pieces for text in texts] for texts in first.devices] == [
-        [text.pieces for text in texts] for texts in again.devices
+    assert [[text.pieces for text in device.texts] for device in first.devices] == [
+        [text.pieces for text in device.texts] for device in again.devices
     ]
     other = simulate(replace(given, seed=1))
-    assert [text.pieces for text in other.devices[0]] != [text.pieces for text in first.devices[0]]
+    assert [text.pieces for text in other.devices[0].texts] != [text.pieces for text in first.devices[0].texts]
 
 
 def test_acceptance_comes_out_as_it_went_in() -> None:
@@ -89,16 +89,16 @@ def test_acceptance_comes_out_as_it_went_in() -> None:
 
 def rate(outcome: Outcome) -> float:
     """Return tokens a second behind the first piece, of one text."""
-    (text,) = outcome.devices[0]
+    (text,) = outcome.devices[0].texts
     (first_at, first), (last_at, _) = text.pieces[0], text.pieces[-1]
-    return (text.written - first) / (last_at - first_at)
+    return (text.tokens - first) / (last_at - first_at)
 
 
 def test_what_the_edge_writes_for_one_device_comes_every_step() -> None:
     outcome = simulate(scenario(plan=streaming, limits=AT_ONCE, texts=1, text_tokens=500, round_trip_s=0.05))
     assert rate(outcome) == pytest.approx(1000.0 / 13.0)
     # Open and answer, request and answer; the prompt is computed while the grant is under way, as far as it goes.
-    (text,) = outcome.devices[0]
+    (text,) = outcome.devices[0].texts
     assert text.pieces[0][0] - text.asked_at >= 0.1
 
 
@@ -137,7 +137,10 @@ def test_a_queue_of_single_tokens_waits_as_an_m_d_1_queue_does() -> None:
         )
     )
     waits = [
-        text.pieces[0][0] - text.asked_at - service_s for texts in outcome.devices for text in texts if text.pieces
+        text.pieces[0][0] - text.asked_at - service_s
+        for device in outcome.devices
+        for text in device.texts
+        if text.pieces
     ]
     assert len(waits) > 4000
     expected = load * service_s / (2 * (1 - load))
@@ -206,7 +209,7 @@ def test_guesses_that_are_right_save_steps_where_a_token_costs_little_and_are_le
 
 def test_texts_are_as_long_as_asked_for_with_guesses_too() -> None:
     outcome = simulate(scenario(devices=3, plan=streaming, guess_rate=0.7, limits=GUESSES, texts=2, text_tokens=70))
-    assert [text.written for texts in outcome.devices for text in texts] == [70] * 6
+    assert [text.tokens for device in outcome.devices for text in device.texts] == [70] * 6
     assert outcome.counts.streamed == outcome.tokens
 
 

@@ -7,7 +7,7 @@ from fleet_cli.edge.advise.simulation.messages import (
     Close,
     Draft,
     Open,
-    Text,
+    SimulatedText,
     ToDevice,
     ToEdge,
     Verdict,
@@ -60,7 +60,7 @@ class SimulatedDevice:
         env: "simpy.Environment",
         scenario: Scenario,
         pacing: Pacing,
-        arrivals: Iterator[tuple[float, int, Text]],
+        arrivals: Iterator[tuple[float, int, SimulatedText]],
         send: Callable[[ToEdge], None],
         counts: Counts,
     ) -> None:
@@ -72,7 +72,7 @@ class SimulatedDevice:
         self._counts = counts
         self._events: list[ToDevice] = []
         self._arrived = env.event()
-        self.texts: list[Text] = []
+        self.texts: list[SimulatedText] = []
         env.process(self._run())
 
     def take(self, message: ToDevice) -> None:
@@ -102,9 +102,9 @@ class SimulatedDevice:
             while getattr((yield from self._next()), "session", None) != number:
                 pass
 
-    def _write(self, number: int, text: Text) -> "Generator[simpy.Event, Any, None]":
+    def _write(self, number: int, text: SimulatedText) -> "Generator[simpy.Event, Any, None]":
         writing = _Writing(self._env, self._scenario, self._pacing, number, text, self._send, self._counts)
-        while writing.committed < text.tokens:
+        while writing.committed < text.length:
             if self._events:
                 writing.take(self._events.pop(0))
             elif writing.may_send:
@@ -122,7 +122,7 @@ class _Writing:
         scenario: Scenario,
         pacing: Pacing,
         number: int,
-        text: Text,
+        text: SimulatedText,
         send: Callable[[ToEdge], None],
         counts: Counts,
     ) -> None:
@@ -163,7 +163,7 @@ class _Writing:
             self._ask(plan.tokens)
             return
         longest = min(plan.tokens, limits.max_draft) - self._building
-        if min(longest, self._text.tokens - self._position) > 0 and self._goes_on(plan):
+        if min(longest, self._text.length - self._position) > 0 and self._goes_on(plan):
             token_s = self._scenario.draft_s * self._unread
             self._unread = 1
             yield self._env.timeout(token_s)
@@ -178,7 +178,7 @@ class _Writing:
         return not plan.may_stop or not chances or self._pacing.goes_on(chances)
 
     def _submit(self, plan: Plan) -> None:
-        room = len(self._in_flight) + 1 < self._scenario.limits.window and self._position < self._text.tokens
+        room = len(self._in_flight) + 1 < self._scenario.limits.window and self._position < self._text.length
         more = plan.ahead and self._building > 0 and room
         base = self._position - self._building
         draft = Draft(
@@ -202,7 +202,7 @@ class _Writing:
         if self._request is None:
             self._piece_at = None
         self._asked = tokens
-        self._request = Write(self._number, self.committed, min(tokens, self._text.tokens - self.committed))
+        self._request = Write(self._number, self.committed, min(tokens, self._text.length - self.committed))
         self._counts.requests += 1
         self._first = False
         self._send(self._request)
@@ -257,14 +257,14 @@ class _Writing:
         self._grow(new)
         until = request.base + request.tokens
         stops = request.tokens == 0
-        if self.committed >= self._text.tokens:
+        if self.committed >= self._text.length:
             return
         if (stops and written.request is request) or (not stops and self.committed >= until):
             self._request, self._piece_at, self._unread = None, None, 1
             return
         if new:
             self._piece_at = self._env.now
-        if not stops and until < self._text.tokens and (until - self.committed) * 2 <= self._asked:
+        if not stops and until < self._text.length and (until - self.committed) * 2 <= self._asked:
             limits = self._scenario.limits
             plan = self._pacing.plan(longest=limits.max_draft, window=limits.window)
             self._ask(plan.tokens if plan.stream else 0)

@@ -174,7 +174,7 @@ class SimulatedEdge:
         """Return how many tokens the edge guesses of what it writes by itself."""
         if session.stream is None or not session.text.guessed:
             return 0
-        room = min(session.stream.until, session.text.tokens) - session.committed - 1
+        room = min(session.stream.until, session.text.length) - session.committed - 1
         return max(0, min(room, self._cost.guesses(self._scenario.guess_rate, stable=False)))
 
     def _step_s(self, works: list[Work]) -> float:

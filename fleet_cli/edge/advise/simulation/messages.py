@@ -1,40 +1,43 @@
 """Messages of a simulation: as much of the protocol's as takes time or decides something."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-__all__ = ["Close", "Closed", "Draft", "Open", "Opened", "Text", "ToDevice", "ToEdge", "Verdict", "Write", "Written"]
+from fleet_cli.edge.advise.service_level import Text
+
+__all__ = [
+    "Close",
+    "Closed",
+    "Draft",
+    "Open",
+    "Opened",
+    "SimulatedText",
+    "ToDevice",
+    "ToEdge",
+    "Verdict",
+    "Write",
+    "Written",
+]
 
 
-@dataclass(slots=True)
-class Text:
-    """A text, and when what of it came to its device (seconds).
+@dataclass(slots=True, kw_only=True)
+class SimulatedText(Text):
+    """A text, with what decides on its drafts.
 
     Attributes:
         stands: By position, whether a draft token there is the target's own.
         prompt: Tokens of its prompt.
         guessed: By position, whether the edge would guess the token right; nowhere if empty.
-        asked_at: When it was asked for.
-        pieces: When tokens came, and how many.
-        ended_at: When it ended; None while it is under way.
     """
 
     stands: Sequence[bool]
     prompt: int
     guessed: Sequence[bool] = ()
-    asked_at: float = 0.0
-    pieces: list[tuple[float, int]] = field(default_factory=list)
-    ended_at: float | None = None
 
     @property
-    def tokens(self) -> int:
-        """How long it is to be."""
+    def length(self) -> int:
+        """How many tokens it is to have."""
         return len(self.stands)
-
-    @property
-    def written(self) -> int:
-        """How many tokens have come."""
-        return sum(tokens for _, tokens in self.pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Open:
     """A device asks for a session over a text."""
 
     session: int
-    text: Text
+    text: SimulatedText
 
 
 @dataclass(frozen=True, slots=True)

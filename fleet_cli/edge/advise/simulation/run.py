@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+from fleet_cli.edge.advise.service_level import Client, Level, Window
 from fleet_cli.edge.advise.simulation.device import Counts, SimulatedDevice
 from fleet_cli.edge.advise.simulation.edge import SimulatedEdge
-from fleet_cli.edge.advise.simulation.messages import Open, Text, ToDevice, ToEdge
+from fleet_cli.edge.advise.simulation.messages import Open, SimulatedText, ToDevice, ToEdge
 from fleet_cli.edge.advise.simulation.scenario import Scenario
-from fleet_cli.edge.advise.simulation.tally import Level, Window, gap_s, gets_level, pace, tokens_in
 from fleet_cli.errors import CommandError
 from fleet_device.pacing.contract import Pacing
 
@@ -29,7 +29,7 @@ class Outcome:
 
     Attributes:
         scenario: That was simulated.
-        devices: Texts of each.
+        devices: With the texts of each.
         window: What counts.
         counts: Of all devices, from the beginning.
         busy: Share of the time in which the edge computed.
@@ -38,7 +38,7 @@ class Outcome:
     """
 
     scenario: Scenario
-    devices: Sequence[Sequence[Text]]
+    devices: Sequence[Client]
     window: Window
     counts: Counts
     busy: float
@@ -48,38 +48,38 @@ class Outcome:
     @property
     def tokens_per_s(self) -> float:
         """Tokens a second of all devices together."""
-        return sum(tokens_in(texts, self.window) for texts in self.devices) / self.window.seconds
+        return sum(device.tokens(self.window) for device in self.devices) / self.window.seconds
 
     @property
     def pace(self) -> float:
         """Tokens a second while texts are written: the median over devices."""
-        return median(pace(texts, self.window) for texts in self.devices)
+        return median(device.pace(self.window) for device in self.devices)
 
     @property
     def gap_s(self) -> float | None:
         """Time between tokens at the 95th percentile (seconds): the median over devices."""
-        gaps = [gap for texts in self.devices if (gap := gap_s(texts, self.window)) is not None]
+        gaps = [gap for device in self.devices if (gap := device.gap_s(self.window)) is not None]
         return median(gaps) if gaps else None
 
     @property
     def first_s(self) -> float:
         """Time to the first token (seconds): the median over texts, a wait in vain as long as it was."""
         waits = [
-            (text.pieces[0][0] if text.pieces else self.window.end) - text.asked_at
-            for texts in self.devices
-            for text in texts
+            text.first_s(self.window.end)
+            for device in self.devices
+            for text in device.texts
             if text.asked_at < self.window.end
         ]
         return median(waits) if waits else 0.0
 
     def at_level(self, level: Level) -> int:
         """Return how many devices got a service level."""
-        return sum(gets_level(texts, self.window, level) for texts in self.devices)
+        return sum(device.at_level(self.window, level) for device in self.devices)
 
     @property
     def tokens(self) -> int:
         """All that were written, from the beginning."""
-        return sum(text.written for texts in self.devices for text in texts)
+        return sum(text.tokens for device in self.devices for text in device.texts)
 
     @property
     def streamed(self) -> float:
@@ -136,7 +136,7 @@ def simulate(scenario: Scenario, *, pacings: Sequence[Pacing] = ()) -> Outcome:
     window = _run(env, scenario, devices)
     return Outcome(
         scenario=scenario,
-        devices=[device.texts for device in devices],
+        devices=[Client([*device.texts]) for device in devices],
         window=window,
         counts=counts,
         busy=edge.busy_s / env.now if env.now else 0.0,
@@ -161,7 +161,7 @@ def _run(env: "simpy.Environment", scenario: Scenario, devices: Sequence[Simulat
     return Window(begin, begin + timing.window_s)
 
 
-def _arrivals(scenario: Scenario, place: int, numbers: Iterator[int]) -> Iterator[tuple[float, int, Text]]:
+def _arrivals(scenario: Scenario, place: int, numbers: Iterator[int]) -> Iterator[tuple[float, int, SimulatedText]]:
     """Return pause, number and text of a device's sessions; without end, unless texts are numbered."""
     rng = random.Random(f"{scenario.seed} {place}")  # noqa: S311 - a simulation
     guesses = random.Random(f"{scenario.seed} {place} guesses")  # noqa: S311 - likewise
@@ -170,4 +170,4 @@ def _arrivals(scenario: Scenario, place: int, numbers: Iterator[int]) -> Iterato
         pause_s = rng.expovariate(1.0 / scenario.pause_s) if scenario.pause_s > 0.0 else 0.0
         stands = [rng.random() < scenario.acceptance for _ in range(scenario.text_tokens)]
         guessed = [guesses.random() < scenario.guess_rate for _ in stands] if scenario.guess_rate > 0.0 else []
-        yield pause_s, next(numbers), Text(stands, scenario.prompt_tokens, guessed)
+        yield pause_s, next(numbers), SimulatedText(stands=stands, prompt=scenario.prompt_tokens, guessed=guessed)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from fleet_cli.edge.advise.simulation.messages import Draft, Text, Verdict, Write
+from fleet_cli.edge.advise.simulation.messages import Draft, SimulatedText, Verdict, Write
 
 __all__ = ["Session", "Stream"]
 
@@ -48,7 +48,7 @@ class Session:
     """
 
     key: int
-    text: Text
+    text: SimulatedText
     committed: int = 0
     computed: int = 0
     waiting: dict[int, tuple[Draft, float]] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Session:
     @property
     def finished(self) -> bool:
         """Whether the text has come to its end."""
-        return self.committed >= self.text.tokens
+        return self.committed >= self.text.length
 
     @property
     def backlog(self) -> int:
@@ -103,7 +103,7 @@ class Session:
     def take_write(self, request: Write, *, at: float) -> None:
         """A request to write has come."""
         self.waiting.clear()
-        until = min(request.base + request.tokens, self.text.tokens)
+        until = min(request.base + request.tokens, self.text.length)
         sent_at = -math.inf if self.stream is None else self.stream.sent_at
         self.stream = Stream(request, until=until, sent=request.base, due_at=at, sent_at=sent_at)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from fleet_bench.capacity.tally import Client, Level, Text, Window
+from fleet_cli.edge.advise.service_level import Client, Level, Text, Window
 
 WINDOW = Window(10.0, 20.0)
 LEVEL = Level(tokens_per_s=8.0, gap_s=0.25)

@@ -1,4 +1,4 @@
-"""Tally: what clients of an edge got within a window of time, and which of them got a service level."""
+"""Service level: what clients of an edge get within a window of time, and which of them get the level."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,11 +18,11 @@ class Level:
         gap_s: Most seconds between two tokens, at the 95th percentile.
     """
 
-    tokens_per_s: float
-    gap_s: float
+    tokens_per_s: float = 8.0
+    gap_s: float = 0.25
 
 
-LEVEL: Final = Level(tokens_per_s=8.0, gap_s=0.25)
+LEVEL: Final = Level()
 """About what one reads along with."""
 
 _QUANTILE: Final = 0.95
@@ -30,7 +30,7 @@ _QUANTILE: Final = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A time in which something is counted; monotonic seconds.
+    """A time in which something is counted; seconds by any one clock.
 
     Attributes:
         begin: Its first moment.
@@ -52,7 +52,7 @@ class Window:
 
 @dataclass(slots=True)
 class Text:
-    """A text of a client; monotonic seconds.
+    """A text of a client; seconds by any one clock.
 
     Attributes:
         asked_at: When it was asked for.
@@ -60,7 +60,7 @@ class Text:
         ended_at: When it ended; None while it is under way.
     """
 
-    asked_at: float
+    asked_at: float = 0.0
     pieces: list[tuple[float, int]] = field(default_factory=list)
     ended_at: float | None = None
 
