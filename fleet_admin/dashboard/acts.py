@@ -2,31 +2,23 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from fleet_admin.dashboard.errors import Problem
-from fleet_admin.dashboard.visit import Visit
+from fleet_admin.dashboard.jobs import Outcome
+from fleet_admin.dashboard.services import Services
+from fleet_admin.steering import Actor, Selection
+from fleet_admin.steering.values import read_assignments
 from schemas.errors import FleetError
 
-__all__ = ["ACTS", "MOST_DEVICES", "Act", "Outcome", "act_of"]
+__all__ = ["ACTS", "MOST_DEVICES", "Act", "act_of"]
 
 MOST_DEVICES: Final = 2_000
 """That one act may meet: more is done in pieces, or with `fleet admin`."""
 
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of an act at one device.
-
-    Attributes:
-        device: Its name.
-        state: In a word: `done`, `failed`, or what the device says.
-        sentence: The same in words.
-    """
-
-    device: str
-    state: str
-    sentence: str
+Run = Callable[[Services, Sequence[str], str, Actor], Iterator[Outcome]]
+"""Does something to devices, with an argument, in somebody's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,41 +31,101 @@ class Act:
         run: Does it to some devices, and tells of each what came of it.
         argument: What has to be told beside, if anything.
         example: Of that.
+        required: Whether the argument is.
         dangerous: Whether it takes something away.
+        live: Whether the devices have to be reached for it.
     """
 
     key: str
     words: str
-    run: Callable[[Visit, Sequence[str], str], Iterator[Outcome]]
+    run: Run
     argument: str = ""
     example: str = ""
+    required: bool = False
     dangerous: bool = False
+    live: bool = False
 
 
-def _fence(visit: Visit, devices: Sequence[str], argument: str) -> Iterator[Outcome]:
-    for device in devices:
-        try:
-            held = visit.services.log.fence(device, duration=argument or None, reason=f"By {visit.visitor.name}.")
-        except FleetError as error:
-            yield Outcome(device, "failed", str(error))
-            continue
-        until = "until it is lifted" if held.until_at is None else f"until {held.until_at:%Y-%m-%d %H:%M} UTC"
-        yield Outcome(device, "done", f"It is shut out {until}.")
+def _command(name: str, services: Services, devices: Sequence[str], _argument: str, actor: Actor) -> Iterator[Outcome]:
+    chosen = Selection(devices=tuple(devices))
+    for each in services.steering.reach().command(name, chosen, actor=actor):
+        yield Outcome(each.device, "done" if each.ok else each.outcome, each.sentence, each.result or "")
 
 
-def _unfence(visit: Visit, devices: Sequence[str], _argument: str) -> Iterator[Outcome]:
-    for device in devices:
-        try:
-            held = visit.services.log.unfence(device)
-        except FleetError as error:
-            yield Outcome(device, "failed", str(error))
-            continue
-        yield Outcome(device, "done", "It is let in again." if held else "It was not shut out.")
+def _set(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[Outcome]:
+    changes = read_assignments(argument.split())
+    chosen = Selection(devices=tuple(devices))
+    for each in services.steering.reach().set(changes, chosen, actor=actor):
+        yield Outcome(each.device, each.state.value, each.sentence)
+
+
+def _unset(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[Outcome]:
+    chosen = Selection(devices=tuple(devices))
+    for each in services.steering.reach().unset(argument.split(), chosen, actor=actor):
+        yield Outcome(each.device, each.state.value, each.sentence)
+
+
+def _label(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[Outcome]:
+    found = services.steering.log.label(devices, add=argument.split(), actor=actor)
+    return (Outcome(device, "done", f"Labels: {' '.join(labels) or 'none'}.") for device, labels in found.items())
+
+
+def _unlabel(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[Outcome]:
+    found = services.steering.log.label(devices, remove=argument.split(), actor=actor)
+    return (Outcome(device, "done", f"Labels: {' '.join(labels) or 'none'}.") for device, labels in found.items())
+
+
+def _each(one: Callable[[Services, str, str, Actor], str]) -> Run:
+    """Return an act that is done device by device, and whose failure at one does not stop it at the others."""
+
+    def run(services: Services, devices: Sequence[str], argument: str, actor: Actor) -> Iterator[Outcome]:
+        for device in devices:
+            try:
+                yield Outcome(device, "done", one(services, device, argument, actor))
+            except FleetError as error:
+                yield Outcome(device, "failed", str(error))
+
+    return run
+
+
+def _retire(services: Services, device: str, _argument: str, actor: Actor) -> str:
+    services.steering.log.retire(device, actor=actor)
+    return "It is out of service."
+
+
+def _restore(services: Services, device: str, _argument: str, actor: Actor) -> str:
+    services.steering.log.retire(device, undo=True, actor=actor)
+    return "It is in service."
+
+
+def _fence(services: Services, device: str, argument: str, actor: Actor) -> str:
+    held = services.log.fence(
+        device, duration=argument or None, reason=f"By {actor.who}.", who=actor.who, source=actor.source
+    )
+    until = "until it is lifted" if held.until_at is None else f"until {held.until_at:%Y-%m-%d %H:%M} UTC"
+    return f"It is shut out {until}."
+
+
+def _unfence(services: Services, device: str, _argument: str, actor: Actor) -> str:
+    held = services.log.unfence(device, who=actor.who, source=actor.source)
+    return "It was not shut out." if held is None else f"It is let in again; {held.by} had shut it out: {held.reason}"
 
 
 ACTS: Final = (
-    Act("fence", "Shut out", _fence, argument="For how long", example="2h", dangerous=True),
-    Act("unfence", "Let in again", _unfence),
+    Act("set", "Set", _set, argument="KEY=VALUE …", example="draft_length=4", required=True, live=True),
+    Act("unset", "Take settings back", _unset, argument="KEY …", example="draft_length", required=True, live=True),
+    Act("drain", "Drain", partial(_command, "drain"), live=True),
+    Act("pause", "Pause", partial(_command, "pause"), live=True),
+    Act("resume", "Resume", partial(_command, "resume"), live=True),
+    Act("reload", "Reload the model", partial(_command, "reload"), live=True),
+    Act("self-test", "Self-test", partial(_command, "self-test"), live=True),
+    Act("log-tail", "End of the log", partial(_command, "log-tail"), live=True),
+    Act("label", "Label", _label, argument="labels", example="hall_a", required=True),
+    Act("unlabel", "Take labels off", _unlabel, argument="labels", example="hall_a", required=True),
+    Act("fence", "Shut out", _each(_fence), argument="for how long", example="2h", dangerous=True),
+    Act("unfence", "Let in again", _each(_unfence)),
+    Act("retire", "Retire", _each(_retire), dangerous=True),
+    Act("restore", "Put back into service", _each(_restore)),
 )
 
 

@@ -23,6 +23,7 @@ from fleet_admin.dashboard.web.assets import asset_route
 from fleet_admin.dashboard.web.gate import API, Gate
 from fleet_admin.dashboard.web.live import Live
 from fleet_admin.dashboard.web.workers import Workers
+from fleet_admin.steering import SteeringError
 from fleet_edge.store.errors import InvalidQuery, NotFound, StoreError, StoreUnavailable
 from schemas.errors import FleetError
 
@@ -34,6 +35,7 @@ _STATUS: Final[tuple[tuple[type[FleetError], int], ...]] = (
     (NotFound, 404),
     (InvalidQuery, 400),
     (AccountError, 400),
+    (SteeringError, 400),
     (StoreUnavailable, 503),
     (StoreError, 409),  # several of what was asked for
 )

@@ -6,7 +6,7 @@ from typing import Final
 from fleet_edge.store.views import DeviceView
 from schemas.control import Presence
 
-__all__ = ["STATES", "device_state", "last_sign", "state_since"]
+__all__ = ["STATES", "days_left", "device_state", "last_sign", "state_since"]
 
 STATES: Final = ("online", "late", "draining", "silent", "fenced", "offline", "unknown")
 
@@ -40,3 +40,8 @@ def state_since(device: DeviceView, state: str) -> datetime | None:
     if state == "silent":
         return device.silent_since
     return last_sign(device) if state == "late" else device.presence_since
+
+
+def days_left(until: datetime | None, *, now: datetime) -> float | None:
+    """Return the days until a certificate ends; below 0 if it has."""
+    return None if until is None else (until - now) / timedelta(days=1)

@@ -35,7 +35,8 @@ class DashboardServer:
     """
 
     def __init__(self, settings: DashboardSettings, *, services: Services | None = None) -> None:
-        app = create_app(services or open_services(settings))
+        self._services = services or open_services(settings)
+        app = create_app(self._services)
         host, port = listen_address(settings.listen)
         config = uvicorn.Config(
             app,
@@ -65,6 +66,7 @@ class DashboardServer:
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._sock],), name="dashboard", daemon=True)
         self._thread.start()
+        self._services.steering.start()
 
     def wait(self) -> None:
         """Wait until it has been stopped."""
@@ -73,6 +75,7 @@ class DashboardServer:
 
     def stop(self) -> None:
         """Finish the answers under way, shortly, and end. Idempotent."""
+        self._services.steering.stop()
         self._server.should_exit = True
         self._thread.join()
         self._sock.close()

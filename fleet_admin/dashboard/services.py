@@ -12,8 +12,10 @@ from fleet_admin.dashboard.accounts.database import AccountDatabase
 from fleet_admin.dashboard.accounts.keys import ApiKeys
 from fleet_admin.dashboard.accounts.logins import Logins
 from fleet_admin.dashboard.accounts.secrets import Passwords
+from fleet_admin.dashboard.jobs import Jobs
 from fleet_admin.dashboard.said import Said
 from fleet_admin.dashboard.settings import DashboardSettings
+from fleet_admin.dashboard.steering import DashboardSteering
 from fleet_edge.session_log import SessionLog
 
 __all__ = ["Services", "open_services"]
@@ -32,6 +34,8 @@ class Services:
         keys: Programs that may ask.
         attempts: To log in.
         said: Sentences for the page after a form.
+        steering: Labels, the audit log, and, where the settings say so, devices.
+        jobs: Acts under way.
         now: The wall clock (aware).
         clock: Monotonic seconds.
     """
@@ -44,6 +48,8 @@ class Services:
     keys: ApiKeys
     attempts: Attempts
     said: Said
+    steering: DashboardSteering
+    jobs: Jobs
     now: Callable[[], datetime]
     clock: Callable[[], float] = field(repr=False)
 
@@ -72,6 +78,8 @@ def open_services(
         keys=ApiKeys(database, now=now),
         attempts=Attempts(clock),
         said=Said(),
+        steering=DashboardSteering(settings),
+        jobs=Jobs(),
         now=now,
         clock=clock,
     )

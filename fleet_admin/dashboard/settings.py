@@ -7,7 +7,9 @@ from typing import ClassVar, Final, Self
 from pydantic import model_validator
 
 from fleet_admin.dashboard.accounts.roles import Role
-from fleet_runtime.fields import Settings, setting
+from fleet_admin.settings import AdminSettings
+from fleet_runtime.fields import setting
+from schemas.names import Name
 
 __all__ = ["DashboardSettings", "Network", "listen_address", "networks"]
 
@@ -16,11 +18,19 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _MOST_PORT: Final = 65_535
 
 
-class DashboardSettings(Settings):
+class DashboardSettings(AdminSettings):
     """All settings of one dashboard."""
 
     variable_prefix: ClassVar[str] = "FLEET_DASHBOARD_"
 
+    name: Name = setting(
+        "dashboard", "Name of this monitor; its identity at the broker, and no other program's.", since="0.2"
+    )
+    steer: bool = setting(
+        False,  # noqa: FBT003 - a default
+        "Whether to connect to the broker, as a monitor, so that operators can give devices settings and commands.",
+        since="0.2",
+    )
     db: str = setting(
         "sqlite:///fleet.sqlite3",
         "URL of the session log: `sqlite:///PATH` or `postgresql://USER@HOST/NAME`.",

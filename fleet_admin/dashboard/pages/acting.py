@@ -1,17 +1,18 @@
-"""Acting on devices: first a preview of whom an act meets, then the act on exactly those, and what came of it."""
+"""Acting on devices: first a preview of whom an act meets, then the act on exactly those, and what comes of it."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
 from starlette.responses import Response
 
+from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.dashboard.acts import MOST_DEVICES, act_of
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.pages.devices import chosen_devices
 from fleet_admin.dashboard.pages.page import Page, action
 from fleet_admin.dashboard.visit import Visit
 from fleet_admin.dashboard.web.body import parse_values
+from fleet_admin.steering import Actor
 from schemas.errors import InvalidName
 from schemas.names import check_name
 
@@ -32,16 +33,40 @@ def preview(visit: Visit) -> Response:
         devices = _checked(visit.admission.form.get("device", ()))
     if not devices:
         raise Problem(400, "No device is chosen; tick some, or choose all that the filter meets.")
-    return visit.page("acting.html", title=act.words, act=act, argument=visit.form("argument"), devices=devices)
+    argument = " ".join(visit.form("argument").split())
+    if act.required and not argument:
+        raise Problem(400, f"{act.words}: say with what ({act.argument}), such as {act.example}.")
+    if not act.argument and argument:
+        raise Problem(400, f"{act.words} takes nothing beside; leave that field empty.")
+    absence = visit.services.steering.absence if act.live else ""
+    return visit.page(
+        "acting.html", title=act.words, act=act, argument=argument, devices=devices, problem=absence, absence=absence
+    )
 
 
 def act(visit: Visit) -> Response:
-    """Do it, and show what came of it at each device."""
+    """Begin it; a page of its own shows what comes of it."""
     wanted = act_of(visit.form("act"))
     devices = _checked(visit.admission.form.get("devices", ("",))[-1].split(","))
-    outcomes = sorted(wanted.run(visit, devices, visit.form("argument")), key=lambda each: each.device)
-    counts = Counter(each.state for each in outcomes)
-    return visit.page("acted.html", title=wanted.words, act=wanted, outcomes=outcomes, counts=counts)
+    services, argument, visitor = visit.services, visit.form("argument"), visit.visitor
+    if wanted.live:
+        services.steering.reach()
+    actor = Actor(visitor.name, visitor.address)
+    job = services.jobs.begin(
+        f"{wanted.words} {argument}".strip(),
+        who=visitor.name,
+        now=visit.now,
+        devices=len(devices),
+        steps=lambda: wanted.run(services, devices, argument, actor),
+    )
+    return visit.redirect(f"/acts/{job.id}")
+
+
+def show(visit: Visit) -> Response:
+    """Show what has come of an act so far."""
+    job = visit.services.jobs.find(visit.path("job"))
+    outcomes = sorted(job.outcomes, key=lambda each: (each.state == "done", each.device))
+    return visit.page("acted.html", title=job.words, job=job, outcomes=outcomes, problem=job.problem)
 
 
 def _checked(names: Sequence[str]) -> list[str]:
@@ -59,4 +84,8 @@ def _checked(names: Sequence[str]) -> list[str]:
         raise Problem(400, str(error)) from None
 
 
-PAGES: Final[tuple[Page, ...]] = (action("/devices/act", preview), action("/devices/act/do", act))
+PAGES: Final = (
+    action("/devices/act", preview),
+    action("/devices/act/do", act),
+    Page("/acts/{job}", "Act", show, role=Role.OPERATOR),
+)

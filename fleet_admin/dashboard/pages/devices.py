@@ -1,13 +1,14 @@
 """Devices: a table to filter, to choose columns of, and to save as CSV."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 from urllib.parse import quote
 
 from starlette.responses import Response
 
 from fleet_admin.dashboard.acts import ACTS
-from fleet_admin.dashboard.device_states import device_state
+from fleet_admin.dashboard.device_states import days_left, device_state, state_since
 from fleet_admin.dashboard.grid import Column, Grid
 from fleet_admin.dashboard.pages.page import Page
 from fleet_admin.dashboard.visit import Visit
@@ -22,6 +23,10 @@ __all__ = ["PAGES", "chosen_devices"]
 class _Row:
     device: DeviceView
     state: str
+    since: datetime | None
+    wanted: str | None
+    labels: str
+    certificate_days: float | None
 
 
 def _address(row: _Row) -> str:
@@ -32,12 +37,20 @@ _GRID: Final = Grid[_Row](
     (
         Column("device", "device", lambda row: row.device.device, link=_address),
         Column("state", "state", lambda row: row.state, state=True),
-        Column("seen", "seen", lambda row: row.device.seen_at, kind="ago"),
+        Column("since", "since", lambda row: row.since, kind="ago"),
+        Column("verdict", "last session", lambda row: row.device.last_session_at, kind="ago"),
         Column("draft", "draft model", lambda row: row.device.draft_model),
-        Column("quantization", "quantization", lambda row: row.device.quantization),
-        Column("release", "release", lambda row: row.device.software),
+        Column("quantization", "quantization", lambda row: row.device.quantization, common=False),
+        Column("release", "release", lambda row: row.device.software, meaning="That it runs, as it says itself."),
+        Column("wanted", "wanted", lambda row: row.wanted, meaning="The release that was last rolled out to it."),
+        Column("round_trip", "round trip", lambda row: row.device.round_trip_ms, kind="ms"),
+        Column("told", "acceptance told", lambda row: row.device.told_acceptance, kind="percent", common=False),
+        Column("plan", "plan", lambda row: row.device.plan),
         Column("sessions", "sessions", lambda row: row.device.sessions, kind="count"),
-        Column("last_session", "last session", lambda row: row.device.last_session_at, kind="ago"),
+        Column("certificate", "certificate", lambda row: row.certificate_days, kind="days", meaning="Days that it has left."),
+        Column("labels", "labels", lambda row: row.labels),
+        Column("seen", "state told", lambda row: row.device.seen_at, kind="ago", common=False),
+        Column("telemetry", "telemetry", lambda row: row.device.telemetry_at, kind="ago", common=False),
         Column("first_seen", "first seen", lambda row: row.device.first_seen_at, kind="moment", common=False),
     ),
     sort="device",
@@ -58,9 +71,25 @@ def chosen_devices(visit: Visit, query: Values) -> list[str]:
 
 
 def _rows(visit: Visit) -> list[_Row]:
-    log = visit.services.log
-    fenced = {each.device for each in log.fences()}
-    return [_Row(each, device_state(each, fenced=each.device in fenced, now=visit.now)) for each in log.devices()]
+    services = visit.services
+    fenced = {each.device for each in services.log.fences()}
+    labels = services.steering.log.labels()
+    wanted = {each.name: each.wanted for each in services.log.releases() if each.kind == "device"}
+    rows = []
+    for device in services.log.devices():
+        name = device.device
+        state = device_state(device, fenced=name in fenced, now=visit.now)
+        rows.append(
+            _Row(
+                device=device,
+                state=state,
+                since=state_since(device, state),
+                wanted=wanted.get(name),
+                labels=" ".join(labels.get(name, ())),
+                certificate_days=days_left(device.certificate_until, now=visit.now),
+            )
+        )
+    return rows
 
 
 PAGES: Final = (Page("/devices", "Devices", show, menu=True),)

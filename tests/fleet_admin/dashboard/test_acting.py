@@ -10,6 +10,15 @@ def fenced(services: Services) -> list[str]:
     return [each.device for each in services.log.fences()]
 
 
+def act(operator: Browser, services: Services, **fields: str) -> str:
+    """Do something, and return the page that says what came of it."""
+    answer = operator.post("/devices/act/do", of="/devices", **fields)
+    assert answer.status_code == 303
+    job = services.jobs.find(answer.headers["location"].removeprefix("/acts/"))
+    assert job.wait(30)
+    return operator.get(answer.headers["location"]).text
+
+
 def test_an_act_on_a_filter_is_previewed_and_meets_exactly_those(operator: Browser, services: Services) -> None:
     shown = operator.post(
         "/devices/act", of="/devices", whom="filter", query="f_device=gateway&f_release=0.1", act="fence", argument="2h"
@@ -19,23 +28,22 @@ def test_an_act_on_a_filter_is_previewed_and_meets_exactly_those(operator: Brows
     assert fenced(services) == []
     devices = re.search(r'name="devices" value="([^"]*)"', shown.text)
     assert devices
-    done = operator.post("/devices/act/do", of="/devices", act="fence", argument="2h", devices=devices[1])
-    assert done.status_code == 200
-    assert "1 done" in done.text
+    done = act(operator, services, act="fence", argument="2h", devices=devices[1])
+    assert "1 done" in done
     assert fenced(services) == ["gateway-2"]
 
 
 def test_an_act_on_ticked_devices(operator: Browser, services: Services) -> None:
     shown = operator.post("/devices/act", of="/devices", whom="ticked", device=["gateway-1", "gateway-3"], act="fence")
     assert "this meets 2 devices" in shown.text
-    operator.post("/devices/act/do", of="/devices", act="fence", devices="gateway-1,gateway-3")
+    act(operator, services, act="fence", devices="gateway-1,gateway-3")
     assert fenced(services) == ["gateway-1", "gateway-3"]
-    operator.post("/devices/act/do", of="/devices", act="unfence", devices="gateway-1")
+    act(operator, services, act="unfence", devices="gateway-1")
     assert fenced(services) == ["gateway-3"]
 
 
-def test_the_state_of_a_device_that_is_shut_out_is_shown(operator: Browser) -> None:
-    operator.post("/devices/act/do", of="/devices", act="fence", devices="gateway-1")
+def test_the_state_of_a_device_that_is_shut_out_is_shown(operator: Browser, services: Services) -> None:
+    act(operator, services, act="fence", devices="gateway-1")
     assert "state fenced" in operator.get("/devices/gateway-1").text
     assert "1 of 5" in operator.get("/devices?f_state=fenced").text
 
@@ -54,6 +62,8 @@ def test_a_viewer_is_neither_shown_nor_allowed_to_act(viewer: Browser, services:
     ("fields", "said"),
     [
         ({"act": "explode", "device": "gateway-1"}, "nothing called"),
+        ({"act": "set", "device": "gateway-1"}, "such as draft_length=4"),
+        ({"act": "drain", "device": "gateway-1", "argument": "now"}, "takes nothing beside"),
         ({"act": "fence"}, "No device is chosen"),
         ({"act": "fence", "device": "../x"}, "not a valid name"),
         ({"act": "fence", "whom": "filter", "query": "f_sessions=many"}, "chosen by a number"),
@@ -67,6 +77,26 @@ def test_what_cannot_be_done_is_said(operator: Browser, fields: dict[str, str | 
 
 
 def test_a_duration_that_is_none_is_told_for_each_device(operator: Browser, services: Services) -> None:
-    done = operator.post("/devices/act/do", of="/devices", act="fence", argument="soon", devices="gateway-1")
-    assert "state failed" in done.text
+    assert "state failed" in act(operator, services, act="fence", argument="soon", devices="gateway-1")
     assert fenced(services) == []
+
+
+def test_labels_and_retirement_need_no_broker_and_are_in_the_audit_log(operator: Browser, services: Services) -> None:
+    assert "Labels: hall_a." in act(operator, services, act="label", argument="hall_a", devices="gateway-1,gateway-2")
+    act(operator, services, act="unlabel", argument="hall_a", devices="gateway-2")
+    act(operator, services, act="retire", devices="gateway-3")
+    assert services.steering.log.labels() == {"gateway-1": ("hall_a",)}
+    assert services.steering.log.known()["gateway-3"].retired_at is not None
+    entries = [(each.who, each.action, each.subject) for each in services.steering.log.audit()]
+    assert sorted(entries) == [
+        ("olga", "label", "gateway-1"),
+        ("olga", "label", "gateway-2"),
+        ("olga", "label", "gateway-2"),
+        ("olga", "retire", "gateway-3"),
+    ]
+
+
+def test_what_needs_the_broker_says_that_there_is_none(operator: Browser) -> None:
+    shown = operator.post("/devices/act", of="/devices", device="gateway-1", act="drain")
+    assert "without --steer" in shown.text
+    assert operator.post("/devices/act/do", of="/devices", act="drain", devices="gateway-1").status_code == 503
