@@ -8,20 +8,23 @@ from schemas.control import Presence
 
 __all__ = ["STATES", "days_left", "device_state", "last_sign", "state_since"]
 
-STATES: Final = ("online", "late", "draining", "silent", "fenced", "offline", "unknown")
+STATES: Final = ("online", "late", "draining", "silent", "fenced", "offline", "retired", "unknown")
 
 _LATE: Final = timedelta(minutes=5)
 
 
-def device_state(device: DeviceView, *, fenced: bool, now: datetime) -> str:
+def device_state(device: DeviceView, *, fenced: bool, now: datetime, retired: bool = False) -> str:
     """Return a device's state.
 
     Returns:
-        `fenced`: shut out; `silent`: it says that it is online, and nothing has come for so long that a job has marked
-        it; `late`: nothing for some minutes; `online`, `draining` or `offline`: as it says; `unknown`: it never said.
+        `fenced`: shut out; `retired`: out of service; `silent`: it says that it is online, and nothing has come for so
+        long that a job has marked it; `late`: nothing for some minutes; `online`, `draining` or `offline`: as it says;
+        `unknown`: it never said.
     """
     if fenced:
         return "fenced"
+    if retired:
+        return "retired"
     if device.presence in {None, Presence.OFFLINE}:
         return device.presence or "unknown"
     if device.silent_since is not None:

@@ -7,7 +7,8 @@ from typing import Final
 
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.settings import DashboardSettings
-from fleet_admin.steering import Steering, SteeringLog
+from fleet_admin.steering import DeviceSettingsView, Steering, SteeringLog
+from fleet_admin.steering.judging import views_of_log
 from schemas.errors import FleetError
 
 __all__ = ["DashboardSteering"]
@@ -63,6 +64,15 @@ class DashboardSteering:
         if self._steering is None:
             raise Problem(503, self._why)
         return self._steering
+
+    def settings_of(self, device: str) -> DeviceSettingsView | None:
+        """Return a device's settings, wanted and reported: as the broker has them, or as the log last heard."""
+        steering = self._steering
+        if steering is not None and steering.connected:
+            found = steering.wanted_and_reported([device])
+        else:
+            found = views_of_log(self.log.known(), self.log.wanted(), self.log.reported(), devices=[device])
+        return found[0] if found else None
 
     def start(self) -> None:
         """Connect, in the background."""

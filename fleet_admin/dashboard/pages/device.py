@@ -6,7 +6,7 @@ from typing import Final
 from starlette.responses import Response
 
 from fleet_admin.dashboard.acts import ACTS
-from fleet_admin.dashboard.device_states import device_state, state_since
+from fleet_admin.dashboard.device_states import days_left, device_state, state_since
 from fleet_admin.dashboard.pages.page import Page
 from fleet_admin.dashboard.series import series
 from fleet_admin.dashboard.visit import Visit
@@ -17,6 +17,7 @@ __all__ = ["PAGES"]
 _HOURS: Final = 72
 _SESSIONS: Final = 20
 _EVENTS: Final = 30
+_COMMANDS: Final = 15
 
 
 def show(visit: Visit) -> Response:
@@ -25,7 +26,11 @@ def show(visit: Visit) -> Response:
     device = log.device(name)
     fence = next((each for each in log.fences() if each.device == name), None)
     hours = [each for each in log.hours(name, limit=_HOURS) if each.hour >= visit.now - timedelta(hours=_HOURS)]
-    state = device_state(device, fenced=fence is not None, now=visit.now)
+    steering = visit.services.steering
+    known = steering.log.known().get(name)
+    retired = known is not None and known.retired_at is not None
+    state = device_state(device, fenced=fence is not None, now=visit.now, retired=retired)
+    wanted = next((each for each in log.releases() if each.kind == "device" and each.name == name), None)
     return visit.page(
         "device.html",
         title=name,
@@ -34,6 +39,12 @@ def show(visit: Visit) -> Response:
         state_word=state,
         since=state_since(device, state),
         fence=fence,
+        labels=() if known is None else known.labels,
+        certificate_days=days_left(device.certificate_until, now=visit.now),
+        wanted=wanted,
+        settings=steering.settings_of(name),
+        absence=steering.absence,
+        commands=steering.log.commands(devices=[name], limit=_COMMANDS),
         sessions=log.sessions(device=name, limit=_SESSIONS),
         events=log.events(device=name, limit=_EVENTS),
         tokens=series(

@@ -47,7 +47,7 @@ _GRID: Final = Grid[_Row](
         Column("told", "acceptance told", lambda row: row.device.told_acceptance, kind="percent", common=False),
         Column("plan", "plan", lambda row: row.device.plan),
         Column("sessions", "sessions", lambda row: row.device.sessions, kind="count"),
-        Column("certificate", "certificate", lambda row: row.certificate_days, kind="days", meaning="Days that it has left."),
+        Column("certificate", "certificate", lambda row: row.certificate_days, kind="days", meaning="Days left."),
         Column("labels", "labels", lambda row: row.labels),
         Column("seen", "state told", lambda row: row.device.seen_at, kind="ago", common=False),
         Column("telemetry", "telemetry", lambda row: row.device.telemetry_at, kind="ago", common=False),
@@ -73,19 +73,21 @@ def chosen_devices(visit: Visit, query: Values) -> list[str]:
 def _rows(visit: Visit) -> list[_Row]:
     services = visit.services
     fenced = {each.device for each in services.log.fences()}
-    labels = services.steering.log.labels()
+    known = services.steering.log.known()
     wanted = {each.name: each.wanted for each in services.log.releases() if each.kind == "device"}
     rows = []
     for device in services.log.devices():
         name = device.device
-        state = device_state(device, fenced=name in fenced, now=visit.now)
+        chosen = known.get(name)
+        retired = chosen is not None and chosen.retired_at is not None
+        state = device_state(device, fenced=name in fenced, now=visit.now, retired=retired)
         rows.append(
             _Row(
                 device=device,
                 state=state,
                 since=state_since(device, state),
                 wanted=wanted.get(name),
-                labels=" ".join(labels.get(name, ())),
+                labels="" if chosen is None else " ".join(chosen.labels),
                 certificate_days=days_left(device.certificate_until, now=visit.now),
             )
         )

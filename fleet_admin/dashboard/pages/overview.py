@@ -18,7 +18,11 @@ def show(visit: Visit) -> Response:
     name, length = range_of(visit.query("range"))
     log = visit.services.log
     fenced = {each.device for each in log.fences()}
-    states = Counter(device_state(each, fenced=each.device in fenced, now=visit.now) for each in log.devices())
+    retired = {name for name, each in visit.services.steering.log.known().items() if each.retired_at is not None}
+    states = Counter(
+        device_state(each, fenced=each.device in fenced, now=visit.now, retired=each.device in retired)
+        for each in log.devices()
+    )
     total = log.stats(since=length)["all"]
     return visit.page(
         "overview.html",
