@@ -34,7 +34,7 @@ def device_state(device: DeviceView, *, fenced: bool, now: datetime, retired: bo
 
 def last_sign(device: DeviceView) -> datetime:
     """Return when anything last came from a device."""
-    times = (device.seen_at, device.last_session_at, device.telemetry_at)
+    times = (device.seen_at, device.last_verdict_at, device.telemetry_at)
     return max(each for each in times if each is not None)
 
 

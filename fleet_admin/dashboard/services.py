@@ -36,6 +36,7 @@ class Services:
         said: Sentences for the page after a form.
         steering: Labels, the audit log, and, where the settings say so, devices.
         jobs: Acts under way.
+        alerts: What is wrong now, and was.
         now: The wall clock (aware).
         clock: Monotonic seconds.
     """
@@ -50,6 +51,7 @@ class Services:
     said: Said
     steering: DashboardSteering
     jobs: Jobs
+    alerts: Alerts
     now: Callable[[], datetime]
     clock: Callable[[], float] = field(repr=False)
 
@@ -80,6 +82,7 @@ def open_services(
         said=Said(),
         steering=DashboardSteering(settings),
         jobs=Jobs(),
+        alerts=Alerts(settings.db, now=now),
         now=now,
         clock=clock,
     )

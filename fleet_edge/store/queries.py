@@ -223,6 +223,12 @@ def _devices() -> Select[Any]:
         *(getattr(DeviceRow, name) for name in _OF_DEVICE),
         select(func.max(SessionRow.opened_at)).where(of_device).scalar_subquery().label("last_session_at"),
         select(func.max(SessionRow.last_at)).where(of_device).scalar_subquery().label("last_verdict_at"),
+        select(SessionRow.edge)
+        .where(of_device)
+        .order_by(SessionRow.opened_at.desc())
+        .limit(1)
+        .scalar_subquery()
+        .label("last_edge"),
     ]
     return select(*columns)
 

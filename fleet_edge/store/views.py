@@ -51,6 +51,7 @@ class DeviceView:
             `told_acceptance`, since it started; `draft_ms_per_token`, of its draft model.
         sessions: That edges have served, those included that are purged.
         last_session_at: When the latest of those that are kept was opened.
+        last_edge: That has served this session last.
         last_verdict_at: When an edge last wrote of one of them: a verdict, or its end.
         acceptance_1h: Of the segments opened within the last hour.
         acceptance_24h: Of the segments opened within the last 24 hours.
@@ -74,6 +75,7 @@ class DeviceView:
     draft_ms_per_token: float | None
     sessions: int
     last_session_at: datetime | None
+    last_edge: str | None
     last_verdict_at: datetime | None
     acceptance_1h: float | None
     acceptance_24h: float | None

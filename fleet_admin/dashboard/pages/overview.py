@@ -1,40 +1,126 @@
 """Overview: how the fleet is, on one screen."""
 
 from collections import Counter
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from starlette.responses import Response
 
 from fleet_admin.dashboard.device_states import device_state
 from fleet_admin.dashboard.pages.page import Page
 from fleet_admin.dashboard.ranges import RANGES, range_of
+from fleet_admin.dashboard.series import series
 from fleet_admin.dashboard.visit import Visit
+from fleet_edge.counters import SegmentCounters
+from fleet_edge.store.views import EdgeView, UsageView
+from schemas.control import Presence
 
 __all__ = ["PAGES"]
+
+_HOURS: Final = timedelta(days=3)
+"""Up to which a range is drawn by the hour."""
+
+_MONTHS: Final = timedelta(days=100)
+_SECONDS: Final[Mapping[str, float]] = {"hour": 3_600.0, "day": 86_400.0, "month": 30.4 * 86_400.0}
+_ALERTS: Final = 8
+_LEAST: Final = timedelta(hours=6)
+"""That is drawn: an hour alone is a point."""
 
 
 def show(visit: Visit) -> Response:
     """Show the figures of a range of time."""
     name, length = range_of(visit.query("range"))
     log = visit.services.log
-    fenced = {each.device for each in log.fences()}
-    retired = {name for name, each in visit.services.steering.log.known().items() if each.retired_at is not None}
-    states = Counter(
-        device_state(each, fenced=each.device in fenced, now=visit.now, retired=each.device in retired)
-        for each in log.devices()
-    )
     total = log.stats(since=length)["all"]
+    latencies = log.latencies(since=length)
+    edges = log.edges()
+    alerts = visit.services.alerts.open(limit=200)
+    grain = "hour" if length <= _HOURS else "day" if length <= _MONTHS else "month"
     return visit.page(
         "overview.html",
         title="Overview",
         ranges=RANGES,
         range=name,
-        states=states,
+        states=_states(visit),
+        edges=Counter(_edge_state(each) for each in edges),
+        now=_load([each for each in edges if _is_fresh(each, visit.now)]),
         total=total,
         tokens_per_s=total.tokens / length.total_seconds(),
+        latencies=latencies,
+        alerts=alerts[:_ALERTS],
+        alerts_open=len(alerts),
+        critical=sum(each.severity == "critical" for each in alerts),
         by_draft=list(log.stats(since=length, by="draft").items())[:10],
         by_edge=list(log.stats(since=length, by="edge").items())[:10],
+        charts=_charts(log.usage(since=max(length, _LEAST), grain=grain), seconds=_SECONDS[grain], grain=grain),
     )
+
+
+def _charts(points: Sequence[UsageView], *, seconds: float, grain: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return what is drawn: a name, and its series."""
+
+    def drawn(lines: Mapping[str, Callable[[SegmentCounters], float | None]], unit: str, kind: str) -> dict[str, Any]:
+        values = [(name, _of_point(value)) for name, value in lines.items()]
+        return series(points, _start, values, unit=unit, kind=kind)
+
+    waits = {"queue": lambda each: each.queue_ms_per_round, "step": lambda each: each.compute_ms_per_round}
+    by = f"by the {grain}"
+    return [
+        ("Tokens", drawn({"tokens": lambda each: each.tokens / seconds}, f"a second, {by}", "figure")),
+        ("Acceptance", drawn({"acceptance": lambda each: each.acceptance}, f"%, {by}", "percent")),
+        ("Waits", drawn(waits, f"ms, the mean of a round, {by}", "figure")),
+        ("Batch", drawn({"sessions": lambda each: each.mean_batch}, f"sessions a step, {by}", "figure")),
+    ]
+
+
+def _of_point(value: Callable[[SegmentCounters], float | None]) -> Callable[[UsageView], float | None]:
+    return lambda point: value(point.counted)
+
+
+def _states(visit: Visit) -> Counter[str]:
+    log = visit.services.log
+    fenced = {each.device for each in log.fences()}
+    retired = {name for name, each in visit.services.steering.log.known().items() if each.retired_at is not None}
+    return Counter(
+        device_state(each, fenced=each.device in fenced, now=visit.now, retired=each.device in retired)
+        for each in log.devices()
+    )
+
+
+def _edge_state(edge: EdgeView) -> str:
+    return edge.presence or "unknown"
+
+
+def _is_fresh(edge: EdgeView, now: datetime) -> bool:
+    """Whether what an edge has told of its load still holds."""
+    told = edge.load_at is not None and now - edge.load_at < timedelta(minutes=2)
+    return told and edge.presence != Presence.OFFLINE
+
+
+def _load(edges: Iterable[EdgeView]) -> dict[str, float | None]:
+    """Return what the edges are doing now: sums, and the worst of what cannot be added up."""
+    found = list(edges)
+
+    def most(values: Iterable[float | None]) -> float | None:
+        return max((each for each in values if each is not None), default=None)
+
+    def summed(values: Iterable[float | None]) -> float | None:
+        known = [each for each in values if each is not None]
+        return sum(known) if known else None
+
+    return {
+        "tokens_per_s": summed(each.tokens_per_s for each in found),
+        "open_sessions": summed(each.open_sessions for each in found),
+        "queue_ms": most(each.queue_ms for each in found),
+        "batch": most(each.batch_sessions for each in found),
+        "kv_usage": most(each.kv_usage for each in found),
+    }
+
+
+def _start(each: UsageView) -> datetime:
+    assert each.start is not None  # a grain was asked for
+    return each.start
 
 
 PAGES: Final = (Page("/", "Overview", show, menu=True),)
