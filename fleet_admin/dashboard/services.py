@@ -36,14 +36,12 @@ class Services:
         said: Sentences for the page after a form.
         steering: Labels, the audit log, and, where the settings say so, devices.
         jobs: Acts under way.
-        alerts: What is wrong now, and was.
         now: The wall clock (aware).
         clock: Monotonic seconds.
     """
 
     settings: DashboardSettings
     log: SessionLog
-    alerts: Alerts
     accounts: Accounts
     logins: Logins
     keys: ApiKeys
@@ -72,7 +70,6 @@ def open_services(
     return Services(
         settings=settings,
         log=SessionLog(settings.db, now=now),
-        alerts=Alerts(settings.db, now=now),
         accounts=Accounts(database, passwords=passwords, now=now),
         logins=Logins(
             database, idle=timedelta(hours=settings.idle_h), longest=timedelta(hours=settings.login_h), now=now
