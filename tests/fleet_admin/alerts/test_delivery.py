@@ -1,0 +1,281 @@
+"""Webhook and courier: what is posted, to whom it is not, and servers that mean harm."""
+
+import hashlib
+import hmac
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from fleet_admin.alerts.courier import Courier
+from fleet_admin.alerts.errors import DeliveryFailed
+from fleet_admin.alerts.webhook import Webhook, check_url
+from schemas.control import Alert, AlertState, decode_json
+
+AT = datetime(2026, 5, 1, 12, tzinfo=UTC)
+ALERT = Alert(
+    id="5e551001",
+    fleet="north",
+    rule="kv-full",
+    subject="edge-1",
+    severity="warning",
+    state=AlertState.OPEN,
+    sentence="Sessions hold 95% of the memory.",
+    value=0.95,
+    threshold=0.9,
+    since=AT,
+    at=AT,
+)
+SECRET = b"0123456789abcdef0123456789abcdef"
+
+
+class Received:
+    """What a server was sent, and how it answers."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        self.answers: list[int] = []
+        self.location = ""
+
+
+@contextmanager
+def server(received: Received) -> Iterator[int]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received.requests.append((self.path, dict(self.headers), body))
+            self.send_response(received.answers.pop(0) if received.answers else 204)
+            if received.location:
+                self.send_header("Location", received.location)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield httpd.server_address[1]
+    finally:
+        httpd.shutdown()
+        thread.join()
+        httpd.server_close()
+
+
+@contextmanager
+def hostile(talk: Callable[[socket.socket], None]) -> Iterator[int]:
+    """Serve one connection after the other by `talk`."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            with client, suppress(OSError):
+                talk(client)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(10)
+
+
+def test_an_alert_is_posted_as_json_with_a_signature_that_whoever_has_the_secret_can_check() -> None:
+    received = Received()
+    with server(received) as port:
+        Webhook(f"http://127.0.0.1:{port}/fleet?x=1", secret=SECRET, clock=lambda: 1_777_777_777.9).send(ALERT)
+    ((path, headers, body),) = received.requests
+    assert path == "/fleet?x=1"
+    assert decode_json(Alert, body) == ALERT
+    assert json.loads(body)["since"] == "2026-05-01T12:00:00Z"
+    assert headers["X-Fleet-Timestamp"] == "1777777777"
+    assert headers["X-Fleet-Delivery"] == "5e551001-open"
+    expected = hmac.new(SECRET, b"1777777777." + body, hashlib.sha256).hexdigest()
+    assert headers["X-Fleet-Signature"] == f"sha256={expected}"
+    assert SECRET.decode() not in str(headers)
+
+
+def test_without_a_secret_nothing_is_signed() -> None:
+    received = Received()
+    with server(received) as port:
+        Webhook(f"http://127.0.0.1:{port}/").send(ALERT)
+    assert "X-Fleet-Signature" not in received.requests[0][1]
+
+
+@pytest.mark.parametrize("status", [301, 307, 400, 401, 500])
+def test_what_is_not_taken_failed(status: int) -> None:
+    received = Received()
+    received.answers = [status]
+    with server(received) as port, pytest.raises(DeliveryFailed, match=f"answers with {status}"):
+        Webhook(f"http://127.0.0.1:{port}/").send(ALERT)
+
+
+def test_a_redirect_leads_nowhere() -> None:
+    elsewhere, received = Received(), Received()
+    with server(elsewhere) as other, server(received) as port:
+        received.answers, received.location = [307], f"http://127.0.0.1:{other}/"
+        with pytest.raises(DeliveryFailed, match="redirects are not followed"):
+            Webhook(f"http://127.0.0.1:{port}/", secret=SECRET).send(ALERT)
+    assert not elsewhere.requests
+
+
+def _endless_headers(client: socket.socket) -> None:
+    client.sendall(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        client.sendall(b"X: " + b"y" * 60_000 + b"\r\n")
+
+
+def _endless_body(client: socket.socket) -> None:
+    client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        client.sendall(b"y" * 60_000)
+
+
+def _drip(client: socket.socket) -> None:
+    client.settimeout(0.05)
+    while True:
+        client.sendall(b"H")
+        try:
+            if not client.recv(60_000):
+                return
+        except TimeoutError:
+            continue
+
+
+def _silence(client: socket.socket) -> None:
+    while client.recv(60_000):
+        pass
+
+
+@pytest.mark.parametrize(
+    "talk", [_endless_headers, _drip, _silence, lambda client: client.sendall(b"\x00\xff\r\n\r\n")]
+)
+def test_a_server_that_means_harm_ends_in_a_sentence(talk: Callable[[socket.socket], None]) -> None:
+    with hostile(talk) as port, pytest.raises(DeliveryFailed, match="cannot be reached"):
+        Webhook(f"http://127.0.0.1:{port}/", longest_s=0.5).send(ALERT)
+
+
+def test_an_endless_body_is_not_read() -> None:
+    with hostile(_endless_body) as port:
+        Webhook(f"http://127.0.0.1:{port}/", longest_s=5.0).send(ALERT)
+
+
+def test_a_certificate_of_nobody_is_not_trusted() -> None:
+    with hostile(lambda client: client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")) as port, pytest.raises(DeliveryFailed):
+        Webhook(f"https://127.0.0.1:{port}/").send(ALERT)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://hooks.example/",
+        "http://127.0.0.1.hooks.example/",
+        "ftp://hooks.example/",
+        "hooks.example",
+        "https://",
+        "https://user:secret@hooks.example/",
+        "https://hooks.example/a b",
+        "https://hooks.example/\r\nX: y",
+        "https://hooks.example:port/",
+        "file:///etc/passwd",
+        "https://[::1",
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"must|no place"):
+        check_url(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://hooks.example/x?y=z", "http://localhost:8/", "http://[::1]:8/", "http://127.0.0.1/"]
+)
+def test_a_url_that_can(url: str) -> None:
+    check_url(url)
+
+
+class Fussy:
+    """A channel that refuses so many alerts before it takes one."""
+
+    name = "fussy"
+
+    def __init__(self, refuses: int) -> None:
+        self.refuses = refuses
+        self.attempts = 0
+        self.taken: list[str] = []
+        self.done = threading.Event()
+
+    def send(self, alert: Alert) -> None:
+        self.attempts += 1
+        if self.attempts <= self.refuses:
+            raise DeliveryFailed("Not now.")
+        self.taken.append(alert.id)
+        if alert.id == "last":
+            self.done.set()
+
+
+def numbered(name: str) -> Alert:
+    return ALERT.model_copy(update={"id": name})
+
+
+def test_what_is_not_taken_is_told_again_in_order_and_later_each_time() -> None:
+    pauses: list[float] = []
+    fussy = Fussy(3)
+
+    def pause(seconds: float) -> bool:
+        pauses.append(seconds)
+        return False
+
+    courier = Courier([fussy], pause=pause)
+    for name in ("first", "second", "last"):
+        courier.tell(numbered(name))
+    assert fussy.done.wait(10)
+    courier.close()
+    assert fussy.taken == ["first", "second", "last"]
+    assert pauses == [1.0, 2.0, 4.0]
+
+
+def test_what_is_never_taken_is_given_up_and_delays_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    never, other = Fussy(10**9), Fussy(0)
+    courier = Courier([never, other], pause=lambda _seconds: False)
+    courier.tell(numbered("one"))
+    courier.tell(numbered("last"))
+    assert other.done.wait(10)
+    courier.close()
+    assert never.attempts <= 40
+    assert "told no more: Not now." in caplog.text
+
+
+def test_a_channel_that_breaks_is_logged_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Fussy):
+        def send(self, alert: Alert) -> None:
+            if alert.id == "one":
+                raise RuntimeError
+            super().send(alert)
+
+    broken = Broken(0)
+    courier = Courier([broken])
+    courier.tell(numbered("one"))
+    courier.tell(numbered("last"))
+    assert broken.done.wait(10)
+    courier.close()
+    assert "could not be told to fussy" in caplog.text
+
+
+def test_the_end_does_not_wait_for_the_next_attempt() -> None:
+    fussy = Fussy(10**9)
+    courier = Courier([fussy])
+    courier.tell(numbered("one"))
+    courier.close(10)
+    assert fussy.attempts >= 1
