@@ -1,5 +1,6 @@
 """Facts that the rules look at, read from the session log: few queries, each served by an index and bounded."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -18,6 +19,7 @@ _MOST_ROUNDS: Final = 2000
 """Of an edge: enough for a 95th percentile, and few enough to be read every few seconds."""
 
 _RECENT: Final = timedelta(minutes=5)
+_LONGEST_CODE: Final = 64
 _HOUR, _DAY = timedelta(hours=1), timedelta(hours=24)
 
 
@@ -171,7 +173,10 @@ def _counts(connection: Connection, kind: EventKind, since: datetime) -> dict[tu
         .where(EventRow.at >= since, EventRow.kind == kind.value)
         .group_by(EventRow.edge, EventRow.code)
     )
-    return {(edge, code): int(count) for edge, code, count in connection.execute(found)}
+    counts = Counter[tuple[str, str]]()
+    for edge, code, count in connection.execute(found):
+        counts[edge, code[:_LONGEST_CODE]] += int(count)
+    return counts
 
 
 def _skews(connection: Connection, since: datetime) -> dict[str, str]:

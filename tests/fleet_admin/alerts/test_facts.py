@@ -1,0 +1,141 @@
+"""The facts as they are in a real database, SQLite and PostgreSQL alike."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from fleet_admin.alerts.alerts import Alerts
+from fleet_admin.alerts.evaluator import Evaluator
+from fleet_admin.alerts.facts import Acceptance, Facts, read_facts
+from fleet_admin.alerts.rules import readings
+from fleet_admin.alerts.settings import AlertSettings
+from fleet_edge.store.database import Store
+from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.records.record import Record
+from fleet_edge.store.records.segments import segment_number
+from schemas.control import Presence
+from tests.fleet_edge.store import samples
+
+NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
+SETTINGS = AlertSettings(hold_s=0, clear_s=0)
+
+
+def facts(store: Store, *records: Record) -> Facts:
+    store.apply(records)
+    with store.engine.connect() as connection:
+        return read_facts(connection, SETTINGS, now=NOW)
+
+
+def session(number: int, *, at: datetime, tested: int, accepted: int) -> list[Record]:
+    """Return the records of a session with rounds, of which the last was just before it ended."""
+    name, segment = f"{number:016x}", segment_number(at)
+    opened = replace(samples.opened(), session=name, segment=segment, at=at)
+    rounds = [
+        replace(
+            samples.judged(),
+            session=name,
+            segment=segment,
+            round=each,
+            queue_ms=10.0 * each,
+            compute_ms=float(each),
+            batch=2,
+            at=at,
+        )
+        for each in range(1, 31)
+    ]
+    progress = replace(samples.progress(), session=name, segment=segment, at=at, tested=tested, accepted=accepted)
+    return [opened, *rounds, progress]
+
+
+def event(kind: str, code: str, count: int, *, at: datetime = NOW - MINUTE, device: str = "sensor-1") -> EventLogged:
+    return EventLogged(
+        id=f"{kind}-{code}-{device}-{at.timestamp()}",
+        edge="edge-1",
+        device=device,
+        session=None,
+        kind=kind,
+        code=code,
+        sentence=f"{device}: {code}.",
+        at=at,
+        count=count,
+    )
+
+
+def test_an_empty_database_has_no_facts_and_no_alerts(store: Store) -> None:
+    found = facts(store)
+    assert not any((found.devices, found.edges, found.acceptance, found.refusals, found.faults, found.skews))
+    assert list(readings(found, SETTINGS)) == []
+
+
+def test_devices_and_edges_with_their_certificates_and_load(store: Store) -> None:
+    until = NOW + timedelta(days=3)
+    found = facts(
+        store,
+        samples.device_seen(at=NOW - HOUR, presence=Presence.OFFLINE, certificate_until=until),
+        samples.edge_seen(at=NOW - MINUTE, certificate_until=until),
+        samples.edge_load(at=NOW - MINUTE, kv_usage=0.95, spooled_records=7),
+    )
+    (device,), (edge,) = found.devices, found.edges
+    assert (device.name, device.presence, device.seen_at) == ("sensor-1", "offline", NOW - HOUR)
+    assert device.certificate_until == edge.certificate_until == until
+    assert (edge.name, edge.kv_usage, edge.spooled_records, edge.load_at) == ("edge-1", 0.95, 7, NOW - MINUTE)
+    assert not edge.queue_ms
+
+
+def test_rounds_of_five_minutes_and_acceptance_of_an_hour_against_the_day_before(store: Store) -> None:
+    found = facts(
+        store,
+        *session(1, at=NOW - 2 * MINUTE, tested=100, accepted=30),
+        *session(2, at=NOW - 10 * MINUTE, tested=10, accepted=5),
+        *session(3, at=NOW - 5 * HOUR, tested=1000, accepted=700),
+        *session(4, at=NOW - 30 * HOUR, tested=5000, accepted=5000),
+    )
+    (edge,) = found.edges
+    assert sorted(edge.queue_ms) == [10.0 * each for each in range(1, 31)]
+    assert sorted(edge.step_ms) == [float(each) for each in range(1, 31)]
+    assert found.acceptance == {"sensor-1": Acceptance(110, 35, 1000, 700)}
+
+
+def test_refusals_and_faults_by_code_and_clocks_by_device_within_the_window(store: Store) -> None:
+    found = facts(
+        store,
+        event("refused", "busy", 12),
+        event("refused", "busy", 9, device="sensor-2"),
+        event("refused", "busy", 1000, at=NOW - HOUR),
+        event("fault", "malformed", 3),
+        event("device", "clock-wrong", 1),
+        event("device", "other", 1, device="sensor-2"),
+    )
+    assert found.refusals == {("edge-1", "busy"): 21}
+    assert found.faults == {("edge-1", "malformed"): 3}
+    assert found.skews == {"sensor-1": "sensor-1: clock-wrong."}
+
+
+def test_from_the_log_to_an_alert_and_back(store: Store, database_url: str) -> None:
+    store.apply([samples.edge_load(at=NOW, kv_usage=0.95), samples.edge_seen(at=NOW)])
+    with Alerts(database_url, now=lambda: NOW) as alerts:
+        evaluator = Evaluator(alerts, SETTINGS, now=lambda: NOW)
+        opened = evaluator.step()
+        assert opened is not None
+        assert [(each.rule, each.subject) for each in opened] == [("kv-full", "edge-1")]
+        assert evaluator.step() == []
+        noted = alerts.acknowledge(opened[0].id, who="ada")
+        assert noted.acknowledged_by == "ada"
+        store.apply([samples.edge_load(at=NOW + MINUTE, kv_usage=0.5)])
+        cleared = evaluator.step()
+        assert cleared is not None
+        assert [each.open for each in cleared] == [False]
+        assert alerts.open() == []
+        other = Evaluator(alerts, SETTINGS, now=lambda: NOW, holder="another")
+        assert other.step() is None
+
+
+@pytest.mark.parametrize("hostile", ["'; DROP TABLE alerts; --", "%", "x" * 10_000, "é\x00"])
+def test_hostile_names_in_the_log_break_nothing(store: Store, database_url: str, hostile: str) -> None:
+    store.apply([event("refused", hostile, 100)])
+    with Alerts(database_url, now=lambda: NOW) as alerts:
+        (opened,) = Evaluator(alerts, SETTINGS, now=lambda: NOW).step() or []
+        assert opened.rule == "refusals"
+        assert alerts.list(subject=opened.subject) == [opened]
