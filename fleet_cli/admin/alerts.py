@@ -1,7 +1,5 @@
 """`fleet admin alerts`: what is wrong with the fleet; looked for, acknowledged, cleared."""
 
-import os
-import pwd
 import signal
 import threading
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from fleet_cli.admin.actor import Acting, actor_of
 from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Wide
 from fleet_cli.errors import CommandError
 from fleet_cli.tables import Column, cell, print_json, print_table
@@ -41,7 +40,7 @@ def alerts(
         Path | None,
         typer.Option(metavar="PATH", envvar="FLEET_ALERTS_CONFIG", help="TOML file: thresholds, and who is told."),
     ] = None,
-    who: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Who you are, if not this user.")] = None,
+    acting: Acting = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
@@ -52,13 +51,14 @@ def alerts(
     if watch:
         _watch(db, config, as_json=as_json)
         return
+    actor = actor_of(acting)
     with open_alerts(db, read_only=ack is None and clear is None) as book:
         if ack is not None:
-            alert = book.acknowledge(ack, who=who or _user())
+            alert = book.acknowledge(ack, who=actor.who, source=actor.source)
             typer.echo(f"{cell(alert.acknowledged_by)} takes care of {alert.id[:8]}: {cell(alert.sentence)}")
             return
         if clear is not None:
-            alert = book.clear(clear, who=who or _user())
+            alert = book.clear(clear, who=actor.who, source=actor.source)
             typer.echo(f"{alert.id[:8]} is cleared: {cell(alert.sentence)}")
             return
         found = book.list(open=None if everything else True, limit=_MOST)
@@ -128,11 +128,3 @@ def _watch(db: str, config: Path | None, *, as_json: bool) -> None:
             for alert in running.step():
                 show(alert)
             stop.wait(settings.every_s)
-
-
-def _user() -> str:
-    """Return who runs this, as the machine knows him."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return f"uid {os.getuid()}"

@@ -177,6 +177,8 @@ def test_somebody_takes_care_and_somebody_clears(world: World) -> None:
     cleared = world.alerts.clear(alert.id, who="bob")
     assert (cleared.cleared_by, cleared.open) == ("bob", False)
     assert world.alerts.clear(alert.id, who="eve").cleared_by == "bob"
+    assert world.rows("SELECT who, action FROM audit ORDER BY at")[0] == ("ada", "alert acknowledge")
+    assert ("bob", "alert clear") in world.rows("SELECT who, action FROM audit")
     assert world.look(15) == [("edge-1", True)]  # it is wrong still
     (again,) = world.alerts.open()
     assert again.id != alert.id

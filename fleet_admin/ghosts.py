@@ -1,0 +1,123 @@
+"""Ghosts: machines that the fleet's authority knows and the log does not, or the other way round."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+from fleet_edge.session_log import SessionLog
+from fleet_identity.index import Entry
+from fleet_identity.roles import IdentityRole
+from fleet_identity.status import CertificateState, CertificateStatus, certificate_statuses
+
+__all__ = ["Ghost", "GhostKind", "Sighted", "find_ghosts", "sighted_in"]
+
+
+class GhostKind(StrEnum):
+    """What is odd about a machine.
+
+    Attributes:
+        NEVER_SEEN: It has a certificate, and no edge has ever seen it.
+        NOT_ENROLLED: It was seen, and has no certificate of this authority that is in force.
+    """
+
+    NEVER_SEEN = "never-seen"
+    NOT_ENROLLED = "not-enrolled"
+
+
+@dataclass(frozen=True, slots=True)
+class Sighted:
+    """A machine that the log knows.
+
+    Attributes:
+        name: Its name.
+        role: A device or an edge.
+        seen_at: When it was last heard of.
+    """
+
+    name: str
+    role: IdentityRole
+    seen_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ghost:
+    """A machine that only one of the two knows.
+
+    Attributes:
+        name: Its name.
+        role: What it is, or was enrolled as.
+        kind: What is odd about it.
+        sentence: The same for a person, with what to do.
+        enrolled_at: When its certificate begins; None if it has none.
+        seen_at: When it was last heard of; None if never.
+    """
+
+    name: str
+    role: IdentityRole
+    kind: GhostKind
+    sentence: str
+    enrolled_at: datetime | None = None
+    seen_at: datetime | None = None
+
+
+_SPEAKING: Final = frozenset({IdentityRole.DEVICE, IdentityRole.EDGE})
+_IN_FORCE: Final = frozenset({CertificateState.VALID, CertificateState.DUE})
+
+
+def sighted_in(log: SessionLog) -> list[Sighted]:
+    """Return the devices and edges that the session log knows."""
+    devices = [Sighted(each.device, IdentityRole.DEVICE, each.seen_at) for each in log.devices()]
+    return devices + [Sighted(each.edge, IdentityRole.EDGE, each.seen_at) for each in log.edges()]
+
+
+def find_ghosts(entries: Sequence[Entry], sighted: Iterable[Sighted], *, now: datetime) -> list[Ghost]:
+    """Return the ghosts, those that were never seen first, each kind by name.
+
+    Args:
+        entries: The authority's certificates, oldest first.
+        sighted: Whom the log knows.
+        now: The time (aware).
+    """
+    known = {
+        (status.name, status.role): status
+        for status in certificate_statuses(entries, now=now)
+        if status.role in _SPEAKING
+    }
+    begun = {entry.serial: entry.not_before for entry in entries}
+    seen = {(each.name, each.role): each for each in sighted}
+    ghosts = [
+        Ghost(
+            name=name,
+            role=role,
+            kind=GhostKind.NEVER_SEEN,
+            sentence=f"The {role} {name} has a certificate until {status.not_after:%Y-%m-%d} and was never seen: put "
+            f"it into service, or revoke it (`fleet broker revoke {name}`).",
+            enrolled_at=begun[status.serial],
+        )
+        for (name, role), status in sorted(known.items())
+        if status.state in _IN_FORCE and (name, role) not in seen
+    ]
+    for (name, role), each in sorted(seen.items()):
+        status_or_none = known.get((name, role))
+        if status_or_none is None or status_or_none.state not in _IN_FORCE:
+            ghosts.append(
+                Ghost(
+                    name=name,
+                    role=role,
+                    kind=GhostKind.NOT_ENROLLED,
+                    sentence=f"The {role} {name} was seen last on {each.seen_at:%Y-%m-%d %H:%M} UTC, and "
+                    f"{_standing(status_or_none)}.",
+                    seen_at=each.seen_at,
+                )
+            )
+    return ghosts
+
+
+def _standing(status: CertificateStatus | None) -> str:
+    if status is None:
+        return "this authority has never given it a certificate: another authority has, or the broker asks for none"
+    if status.revoked_at is not None:
+        return f"its certificate was revoked on {status.revoked_at:%Y-%m-%d}"
+    return f"its certificate has ended on {status.not_after:%Y-%m-%d}"

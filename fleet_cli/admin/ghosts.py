@@ -1,0 +1,51 @@
+"""`fleet admin ghosts`: machines that are enrolled and were never seen, or were seen and are not enrolled."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Wide, open_log
+from fleet_cli.tables import Column, print_json, print_table
+
+if TYPE_CHECKING:
+    from fleet_admin.ghosts import Ghost
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(ghosts)
+
+
+def ghosts(
+    identities: Annotated[
+        Path, typer.Option("--identities", "--ca", envvar="FLEET_CA", help="The authority's folder.")
+    ],
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """List machines that the fleet's authority knows and the log does not, and the other way round."""
+    from fleet_admin.ghosts import find_ghosts, sighted_in
+    from fleet_cli.broker.identity_options import open_authority
+
+    entries = open_authority(identities, None).entries()
+    with open_log(db) as log:
+        found = find_ghosts(entries, sighted_in(log), now=datetime.now(UTC))
+    if as_json:
+        print_json(found)
+    elif found:
+        columns: list[Column[Ghost]] = [
+            Column("name", lambda ghost: ghost.name),
+            Column("role", lambda ghost: ghost.role),
+            Column("kind", lambda ghost: ghost.kind),
+            Column("enrolled", lambda ghost: ghost.enrolled_at),
+            Column("seen", lambda ghost: ghost.seen_at),
+            Column("what", lambda ghost: ghost.sentence, folds=True),
+        ]
+        print_table(f"Ghosts: {len(found)}", columns, found, wide=wide)
+    else:
+        typer.echo("There are none: every machine that is enrolled was seen, and every one that was seen is enrolled.")

@@ -1,0 +1,94 @@
+"""Ghosts: an authority's certificates against the machines that the log knows."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from fleet_admin.ghosts import GhostKind, Sighted, find_ghosts
+from fleet_edge.store.database import open_store
+from fleet_identity.authority import create_authority, issue
+from fleet_identity.index import Entry
+from fleet_identity.roles import IdentityRole
+from tests.fleet_edge.store import samples
+
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
+DEVICE, EDGE = IdentityRole.DEVICE, IdentityRole.EDGE
+
+
+def entry(
+    name: str, *, role: IdentityRole = DEVICE, days: float = 90, revoked: bool = False, serial: str = ""
+) -> Entry:
+    return Entry(
+        serial=serial or name,
+        name=name,
+        role=role,
+        hosts=(),
+        key_sha256=name,
+        not_before=NOW - timedelta(days=10),
+        not_after=NOW + timedelta(days=days),
+        pem="",
+        revoked_at=NOW - timedelta(days=1) if revoked else None,
+    )
+
+
+def seen(name: str, role: IdentityRole = DEVICE) -> Sighted:
+    return Sighted(name, role, NOW - timedelta(hours=1))
+
+
+def test_who_is_enrolled_and_was_seen_is_no_ghost() -> None:
+    entries = [entry("a"), entry("edge-1", role=EDGE), entry("due", days=3)]
+    assert find_ghosts(entries, [seen("a"), seen("edge-1", EDGE), seen("due")], now=NOW) == []
+
+
+def test_who_is_enrolled_and_was_never_seen() -> None:
+    entries = [
+        entry("a"),
+        entry("gone", revoked=True),
+        entry("over", days=-1),
+        entry("monitor", role=IdentityRole.MONITOR),
+        entry("broker", role=IdentityRole.BROKER),
+    ]
+    (ghost,) = find_ghosts(entries, [], now=NOW)
+    assert (ghost.name, ghost.kind, ghost.enrolled_at) == ("a", GhostKind.NEVER_SEEN, NOW - timedelta(days=10))
+
+
+@pytest.mark.parametrize(
+    ("entries", "why"),
+    [
+        ([], "never given it a certificate"),
+        ([entry("a", revoked=True)], "was revoked on 2026-04-30"),
+        ([entry("a", days=-1)], "has ended on 2026-04-30"),
+        ([entry("a"), entry("a", revoked=True, serial="2")], "was revoked"),
+        ([entry("a", role=EDGE)], "never given it a certificate"),
+    ],
+)
+def test_who_was_seen_and_is_not_enrolled(entries: list[Entry], why: str) -> None:
+    ghosts = [each for each in find_ghosts(entries, [seen("a")], now=NOW) if each.role is DEVICE]
+    (ghost,) = ghosts
+    assert (ghost.name, ghost.kind, ghost.seen_at) == ("a", GhostKind.NOT_ENROLLED, NOW - timedelta(hours=1))
+    assert why in ghost.sentence
+
+
+def test_a_renewed_certificate_counts() -> None:
+    assert find_ghosts([entry("a", days=-1), entry("a", serial="2")], [seen("a")], now=NOW) == []
+
+
+def test_the_command_over_a_real_authority_and_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from fleet_cli.admin.ghosts import ghosts  # noqa: PLC0415 - as the command line imports it
+
+    authority = create_authority(tmp_path / "ca", fleet="north", actor="test", kept=[("edge-1", EDGE)])
+    for name in ("sensor-1", "sensor-2"):
+        issue(authority, name, role=DEVICE, folder=tmp_path / name)
+    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
+    with open_store(url) as store:
+        store.apply([samples.device_seen(), samples.device_seen(device="stranger")])
+    ghosts(tmp_path / "ca", db=url, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert [(each["name"], each["kind"]) for each in found] == [
+        ("sensor-2", "never-seen"),
+        ("stranger", "not-enrolled"),
+    ]
+    ghosts(tmp_path / "ca", db=url)
+    assert "Ghosts: 2" in capsys.readouterr().out
