@@ -156,9 +156,12 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(EventKind.ALERT, "opened", _WARNING, "An alert's rule is met."),
     EventCode(EventKind.ALERT, "acknowledged", _INFO, "Somebody has taken note of an alert."),
     EventCode(EventKind.ALERT, "cleared", _INFO, "An alert's rule is met no more, or somebody has cleared it."),
-    EventCode(EventKind.ROLLOUT, "started", _INFO, "A release is being rolled out."),
-    EventCode(EventKind.ROLLOUT, "done", _INFO, "A release was rolled out."),
-    EventCode(EventKind.ROLLOUT, "failed", _ERROR, "A roll-out failed."),
+    EventCode(EventKind.ROLLOUT, "proven", _INFO, "A release was rolled out to a machine, or back, and is proven."),
+    EventCode(EventKind.ROLLOUT, "unchanged", _INFO, "A machine ran the release already that was rolled out."),
+    EventCode(EventKind.ROLLOUT, "went-back", _ERROR, "A release failed its proof; the one before runs again."),
+    EventCode(EventKind.ROLLOUT, "failed", _ERROR, "A roll-out failed, and nobody has proven what runs now."),
+    EventCode(EventKind.ROLLOUT, "untouched", _WARNING, "A roll-out stopped before it came to a machine."),
+    EventCode(EventKind.ROLLOUT, "removed", _INFO, "The fleet was taken off a machine."),
     EventCode(EventKind.OTHER, "other", _WARNING, "More kinds of event came in a minute than are told apart."),
 )
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Select, and_, delete, func, insert, select, update
 
+from fleet_edge.event_codes import EventKind, severity_of
 from fleet_edge.store.merge.merge import Merge
 from fleet_edge.store.models import DeviceRow, EdgeRow, RolloutRow
 from fleet_edge.store.records.events import EventLogged
@@ -278,10 +279,12 @@ def _event(machine: MachineRollout) -> EventLogged:
         edge=machine.name if machine.kind == "edge" else ADMINISTRATOR,
         device=machine.name if machine.kind == "device" else None,
         session=None,
-        kind="rollout",
+        kind=EventKind.ROLLOUT.value,
         code=str(machine.outcome),
         sentence=_sentence(machine),
         at=machine.ended_at or machine.started_at,
+        who=machine.who,
+        severity=severity_of(EventKind.ROLLOUT, machine.outcome),
     )
 
 

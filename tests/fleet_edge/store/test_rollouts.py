@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from fleet_edge.event_codes import EVENT_CODES, EventKind
 from fleet_edge.store import rollouts
 from fleet_edge.store.database import Store
 from fleet_edge.store.rollouts import MachineRollout, RolloutOutcome
@@ -92,9 +93,9 @@ def test_each_machine_that_is_done_is_an_event_of_its_device_or_edge(store: Stor
     device = done(at=after(6), outcome=RolloutOutcome.WENT_BACK, sentence="It drafts nonsense.")
     write(store, waiting("sensor-2"), edge, device)
     events = sorted(all_rows(store)["events"], key=lambda row: row["at"])
-    assert [(row["edge"], row["device"], row["kind"], row["code"]) for row in events] == [
-        ("edge-1", None, "rollout", "proven"),
-        ("the administrator", "sensor-1", "rollout", "went-back"),
+    assert [(row["edge"], row["device"], row["kind"], row["code"], row["who"], row["severity"]) for row in events] == [
+        ("edge-1", None, "rollout", "proven", "ada", "info"),
+        ("the administrator", "sensor-1", "rollout", "went-back", "ada", "error"),
     ]
     assert events[1]["sentence"] == f"{NEW} failed its proof; {OLD} runs again. It drafts nonsense."
 
@@ -129,3 +130,8 @@ def test_old_rollouts_are_deleted_as_new_ones_are_written(store: Store) -> None:
     with store.engine.connect() as connection:
         kept = [each.rollout for each in rollouts.rollouts(connection, since=None, limit=1000)]
     assert kept == [f"r{number}" for number in range(502, 2, -1)]
+
+
+def test_each_outcome_is_an_event_code() -> None:
+    codes = {each.code for each in EVENT_CODES if each.kind is EventKind.ROLLOUT}
+    assert codes == {outcome.value for outcome in RolloutOutcome} - {"waiting"}
