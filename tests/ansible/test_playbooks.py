@@ -31,7 +31,8 @@ def run(*command: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
 
 def test_all_playbooks_are_there() -> None:
     names = {path.stem for path in PLAYBOOKS}
-    assert names == {"site", "rollout", "rollback", "rotate_certs", "revoke", "decommission", "status"}
+    changes = {"site", "rollout", "rollback", "rotate_certs", "revoke", "decommission"}
+    assert names == changes | {"status", "backup", "restore_log", "controller"}
 
 
 def test_every_playbook_is_parsed_with_the_example_inventory(tmp_path: Path) -> None:

@@ -10,52 +10,43 @@ import os
 import platform
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 
-def main(files):
+def main(files: list[str]) -> None:
     """Print it."""
-    wanted = [(int(size), path) for size, _, path in (file.partition(":") for file in files)]
-    whole = [path for size, path in wanted if _size(path) == size]
-    print(json.dumps({**_python(), **_machine(), "whole": whole}))
-
-
-def _python():
-    try:
-        import ensurepip  # noqa: F401
-        import venv  # noqa: F401
-
-        whole = True
-    except ImportError:
-        whole = False
-    return {"tag": "cp%d%d" % sys.version_info[:2], "recent": sys.version_info >= (3, 11), "venv": whole}
-
-
-def _machine():
-    features, memory = "", 0
-    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-        for line in file:
-            if line.startswith(("flags", "Features")):
-                features = line.partition(":")[2]
-                break
-    with open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("MemTotal:"):
-                memory = int(line.split()[1]) * 1024
-    free = {}
-    for path in ("/opt", "/var"):
-        state = os.statvfs(path)
-        free[path] = {"bytes": state.f_bavail * state.f_frsize, "device": os.stat(path).st_dev}
-    return {
+    wanted = [(int(size), Path(path)) for size, _, path in (file.partition(":") for file in files)]
+    whole = [str(path) for size, path in wanted if path.is_file() and path.stat().st_size == size]
+    machine = {
+        "tag": f"cp{sys.version_info.major}{sys.version_info.minor}",
+        "recent": sys.version_info >= (3, 11),
+        "venv": None not in (find_spec("ensurepip"), find_spec("venv")),
         "architecture": platform.machine(),
         "glibc": platform.libc_ver()[1],
-        "features": sorted(set(features.split())),
-        "memory_bytes": memory,
+        "features": _features(),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "gpu_bytes": _gpu_bytes(),
-        "free": free,
+        "free": {path: _free(Path(path)) for path in ("/opt", "/var")},
+        "whole": whole,
     }
+    print(json.dumps(machine))
 
 
-def _gpu_bytes():
+def _features() -> list[str]:
+    """Return what the processor can do, in the kernel's words."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    found = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
+    return sorted(set(found.split()))
+
+
+def _free(folder: Path) -> dict[str, Any]:
+    state = os.statvfs(folder)
+    return {"bytes": state.f_bavail * state.f_frsize, "device": folder.stat().st_dev}
+
+
+def _gpu_bytes() -> list[int]:
     """Return the memory of each NVIDIA GPU."""
     ask = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
@@ -63,13 +54,6 @@ def _gpu_bytes():
         return [int(line) * 1048576 for line in done.stdout.split()]
     except (OSError, ValueError, subprocess.SubprocessError):
         return []
-
-
-def _size(path):
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
 
 
 main(sys.argv[1:])

@@ -1,0 +1,143 @@
+"""What is looked at before anything is sent: each thing that is missing ends in a sentence of its own.
+
+The tasks are run for real, by Ansible, on this machine; they change nothing.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TAG = f"{platform.machine()}-cp{sys.version_info.major}{sys.version_info.minor}"
+FACTS = {"glibc": "2.17", "features": [], "bytes": 1000, "installed_bytes": 2000}
+
+PLAYBOOK = [
+    {
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": False,
+        "tasks": [{"ansible.builtin.include_role": {"name": "common", "tasks_from": "preflight.yml"}}],
+    }
+]
+
+
+class Look:
+    """Runs the look at this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        (folder / "play.yml").write_text(json.dumps(PLAYBOOK))
+        self.bundle(FACTS)
+
+    def bundle(self, facts: dict[str, Any]) -> None:
+        """Make a bundle that needs a machine with these facts."""
+        bundles = self._folder / "bundles" / TAG
+        bundles.mkdir(parents=True, exist_ok=True)
+        (bundles / "dssd-fleet-9.9.9-device.tar").touch()
+        (bundles / "dssd-fleet-9.9.9-device.json").write_text(json.dumps(facts))
+
+    def __call__(self, **changes: Any) -> tuple[bool, str]:
+        given = {
+            "common_extra": "device",
+            "common_version": "9.9.9",
+            "common_bundles": str(self._folder / "bundles"),
+            "common_python": sys.executable,
+            "common_free_mb": 0,
+            "ansible_python_interpreter": sys.executable,
+            **changes,
+        }
+        done = subprocess.run(
+            [Path(sys.executable).parent / "ansible-playbook", "-i", "localhost,", self._folder / "play.yml"]
+            + ["-e", json.dumps(given)],
+            env={
+                **os.environ,
+                "ANSIBLE_ROLES_PATH": str(ROOT / "ansible" / "roles"),
+                "ANSIBLE_HOME": str(self._folder / "home"),
+                "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+                "ANSIBLE_NOCOLOR": "1",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode == 0, " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.fixture
+def look(tmp_path: Path) -> Look:
+    return Look(tmp_path)
+
+
+def a_model(size: int) -> list[dict[str, Any]]:
+    return [{"src": "/x/model.gguf", "dest": "/var/lib/fleet/models/0/model.gguf", "bytes": size, "checksum": "0"}]
+
+
+def test_a_machine_that_has_all_passes(look: Look) -> None:
+    passed, said = look(common_models=a_model(1000), common_memory_bytes=1000, common_memory_max="80%")
+    assert passed, said
+
+
+def test_a_python_that_has_no_bundle_is_named_with_what_to_do(look: Look) -> None:
+    passed, said = look(common_version="9.9.8")
+    assert not passed
+    assert "There is no bundle for localhost" in said
+    assert f"{TAG}/dssd-fleet-9.9.8-device.tar and .json are missing; make them on a machine like it with" in said
+
+
+def test_a_processor_that_the_bundle_was_not_compiled_for_is_refused(look: Look) -> None:
+    look.bundle({**FACTS, "features": ["sse9", "avx1024"]})
+    passed, said = look()
+    assert not passed
+    assert "its processor has no " in said
+    assert "avx1024" in said
+    assert "GGML_NATIVE=OFF" in said
+
+
+def test_an_older_c_library_is_refused(look: Look) -> None:
+    look.bundle({**FACTS, "glibc": "9.1"})
+    passed, said = look()
+    assert not passed
+    assert "and llama.cpp was compiled with 9.1. Make it on the oldest of these machines" in said
+
+
+def test_the_weights_are_counted_against_the_disk(look: Look) -> None:
+    terabytes = 400_000_000_000_000
+    passed, said = look(common_models=a_model(terabytes))
+    assert not passed
+    # Twice, since it is put together from its parts.
+    assert "the model 800000000, and 0 are to stay free; make room there." in said
+
+
+def test_a_model_that_is_there_takes_no_room(look: Look, tmp_path: Path) -> None:
+    there = tmp_path / "model.gguf"
+    there.write_bytes(b"x" * 10)
+    model = [{**a_model(10)[0], "dest": str(there)}]
+    passed, said = look(common_models=model, common_free_mb=0)
+    assert passed
+    assert "localhost: 0 MB are to come" in said
+
+
+@pytest.mark.parametrize("limit", ["", "80%", "2G", "infinity"])
+def test_the_weights_are_counted_against_the_memory(look: Look, limit: str) -> None:
+    passed, said = look(common_memory_bytes=400_000_000_000_000, common_memory_max=limit)
+    assert not passed
+    assert "which takes 400000000 MB with this model" in said
+
+
+def test_the_weights_are_counted_against_the_services_own_limit(look: Look) -> None:
+    assert look(common_memory_bytes=50_000_000, common_memory_max="64M")[0]
+    passed, said = look(common_memory_bytes=80_000_000, common_memory_max="64M")
+    assert not passed
+    assert "has 67 MB of memory for the service, which takes 80 MB" in said
+
+
+def test_an_edge_that_is_to_have_a_gpu_needs_one_with_room(look: Look) -> None:
+    passed, said = look(common_gpu_bytes=400_000_000_000_000)
+    assert not passed
+    assert "the service takes 400000000 MB of one" in said
