@@ -134,7 +134,13 @@ def check_command(
     from fleet_cli.models.pair.report import show, show_acceptance
 
     chosen = _prompts(prompts, each)
-    pair = check_pair(draft, target, models_dir=models_dir, target_vocabulary=target_vocabulary)
+    try:
+        pair = check_pair(draft, target, models_dir=models_dir, target_vocabulary=target_vocabulary)
+    except ModuleNotFoundError as error:
+        raise CommandError(
+            f"The package {error.name!r} is missing; install this one with the extra 'edge', and with 'device' too where "
+            "the vocabularies differ."
+        ) from error
     if not as_json:
         show(pair)
     acceptance = None

@@ -1,4 +1,4 @@
-"""What `docs/operations.md` tells an operator to type exists: commands with their options, playbooks, scripts."""
+"""What the pages for operators tell them to type exists: commands with their options, playbooks, scripts, variables."""
 
 import itertools
 import re
@@ -8,18 +8,23 @@ from typing import Any
 
 import pytest
 import typer.main
+import yaml
 
+from broker_config.broker import Broker
 from fleet_cli.commands import COMMANDS, add_commands
+from fleet_edge.settings import EdgeSettings
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "operations.md"
+PAGES = [ROOT / "docs" / name for name in ("operations.md", "example-fleet.md")]
 
 
 def commands() -> list[str]:
     """Return the commands of all indented or fenced blocks, with continued lines joined."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = "".join(page.read_text() for page in PAGES)
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in (re.sub(r"(^|\s)#.*$", "", line).strip() for line in lines) if line]
+    found = [line for line in (re.sub(r"(^|\s)#.*$", "", line).strip() for line in lines) if line]
+    return list(dict.fromkeys(found))
 
 
 FLEET = [line for line in commands() if re.match(r"(sudo (-u fleet )?)?(\S*/)?fleet ", line)]
@@ -36,6 +41,13 @@ def test_a_command_is_one_that_we_know(line: str) -> None:
     known = {
         "ansible-playbook",
         "ansible-vault",
+        "apt",
+        "createdb",
+        "createuser",
+        "git",
+        "pg_restore",
+        "python3",
+        "sha256sum",
         "cp",
         "export",
         "journalctl",
@@ -46,7 +58,7 @@ def test_a_command_is_one_that_we_know(line: str) -> None:
         "cd",
     }
     word = shlex.split(line)[0]
-    assert word in known or (ROOT / word).exists() or word.endswith("/fleet"), word
+    assert word in known or (ROOT / word).exists() or word.endswith(("/fleet", "/pip")), word
 
 
 @pytest.mark.parametrize("line", FLEET)
@@ -80,3 +92,18 @@ def test_a_playbook_is_there_and_knows_its_variables(line: str) -> None:
     for word, following in itertools.pairwise(words):
         if word == "-e":
             assert following.partition("=")[0] in text, following
+
+
+def test_the_examples_variables_are_those_that_the_roles_take() -> None:
+    [text] = re.findall(r"^```yaml\n(.*?)^```", PAGES[1].read_text(), flags=re.MULTILINE | re.DOTALL)
+    given = set(yaml.safe_load(text))
+    roles = "".join(path.read_text() for path in (ROOT / "ansible").rglob("*.yml"))
+    assert given
+    assert [name for name in given if not re.search(rf"\b{name}\b", roles)] == []
+
+
+def test_the_examples_settings_are_the_programs() -> None:
+    [text] = re.findall(r"^```yaml\n(.*?)^```", PAGES[1].read_text(), flags=re.MULTILINE | re.DOTALL)
+    given = yaml.safe_load(text)
+    assert EdgeSettings(**given["edge_settings"], kv_bytes=given["edge_kv_bytes"]).metrics.listen
+    assert set(given["broker_settings"]) <= set(Broker.model_fields)

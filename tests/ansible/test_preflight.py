@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow  # each starts Ansible
+
 TAG = f"{platform.machine()}-cp{sys.version_info.major}{sys.version_info.minor}"
 FACTS = {"glibc": "2.17", "features": [], "bytes": 1000, "installed_bytes": 2000}
 

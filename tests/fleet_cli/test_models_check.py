@@ -206,6 +206,21 @@ def test_the_command_says_whether_the_pair_fits(fleet: Run, tmp_path: Path) -> N
     assert (code, json.loads(output)["fits"]) == (1, False)
 
 
+def test_a_machine_without_the_extras_is_told_which(
+    fleet: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'gguf'", name="gguf")
+
+    monkeypatch.setattr("fleet_cli.models.pair.check.check_pair", missing)
+    code, _, complaint = fleet(tmp_path / "draft.gguf", tmp_path / "target.gguf")
+    assert code == 2
+    assert complaint == (
+        "fleet: The package 'gguf' is missing; install this one with the extra 'edge', and with 'device' too where the "
+        "vocabularies differ.\n"
+    )
+
+
 def test_what_a_file_says_cannot_steer_a_terminal(fleet: Run, tmp_path: Path) -> None:
     evil = [*tiny_rows()[:2], ("\x1b[2J", TokenType.CONTROL), *tiny_rows()[3:]]
     draft = family_gguf(tmp_path / "draft.gguf", SMALL, rows=evil)

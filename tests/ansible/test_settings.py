@@ -1,0 +1,74 @@
+"""What the roles write into edge.toml and device.toml is what those programs read, with sections too."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet_device.settings import DeviceSettings
+from fleet_edge.settings import EdgeSettings
+
+ROOT = Path(__file__).parents[2]
+GIVEN = {
+    "fleet_name": "north",
+    "fleet_version": "0.1.0",
+    "fleet_ca_dir": "/ca",
+    "fleet_ca_passphrase": "x",
+    "fleet_command": "fleet",
+    "fleet_broker_host": "broker.north.example",
+    "fleet_broker_port": 8883,
+    "fleet_draft_model": "/m/draft.gguf",
+    "fleet_target_model": "/m/target",
+    "device_model_path": "/var/lib/fleet/models/0/draft.gguf",
+    "edge_model_path": "/var/lib/fleet/models/0/target",
+}
+
+
+def rendered(kind: str, folder: Path, **settings: Any) -> dict[str, Any]:
+    """Return the file that the role of `kind` writes, as Ansible renders it."""
+    role = ROOT / "ansible" / "roles" / kind
+    template = role / "templates" / f"{kind}.toml.j2"
+    tasks = [
+        {"ansible.builtin.include_vars": str(role / "defaults" / "main.yml")},
+        {"ansible.builtin.template": {"src": str(template), "dest": str(folder / "out.toml")}},
+    ]
+    play = [{"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": tasks}]
+    (folder / "play.yml").write_text(json.dumps(play))
+    program = Path(sys.executable).parent / "ansible-playbook"
+    given = json.dumps({**GIVEN, **settings, "ansible_python_interpreter": sys.executable})
+    done = subprocess.run(
+        [program, "-i", "localhost,", folder / "play.yml", "-e", given],
+        env={**os.environ, "ANSIBLE_HOME": str(folder / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return tomllib.loads((folder / "out.toml").read_text())
+
+
+@pytest.mark.slow
+def test_an_edges_sections_are_read(tmp_path: Path) -> None:
+    settings = {
+        "metrics": {"listen": "127.0.0.1:9464"},
+        "quotas": {"new_tokens_per_min": 6000, "labels": {"hall_a.1": {"devices": ["press-*"], "kv_share": 0.2}}},
+        "padding": 64,
+    }
+    read = EdgeSettings(**rendered("edge", tmp_path, edge_settings=settings))
+    assert read.metrics.listen == "127.0.0.1:9464"
+    assert read.quotas.labels["hall_a.1"].kv_share == 0.2
+    assert (read.padding, read.broker.host) == (64, "broker.north.example")
+
+
+@pytest.mark.slow
+def test_a_devices_sections_are_read(tmp_path: Path) -> None:
+    settings = {"offline": "wait", "applications": {"scada": {"key_sha256": "0" * 64}}}
+    found = rendered("device", tmp_path, device_settings=settings)
+    assert found["applications"]["scada"] == {"key_sha256": "0" * 64}
+    read = DeviceSettings(**rendered("device", tmp_path, device_settings={"offline": "wait"}))
+    assert (read.offline, read.broker.port) == ("wait", 8883)
