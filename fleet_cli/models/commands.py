@@ -138,8 +138,8 @@ def check_command(
         pair = check_pair(draft, target, models_dir=models_dir, target_vocabulary=target_vocabulary)
     except ModuleNotFoundError as error:
         raise CommandError(
-            f"The package {error.name!r} is missing; install this one with the extra 'edge', and with 'device' too where "
-            "the vocabularies differ."
+            f"The package {error.name!r} is missing; install this one with the extra 'edge', and with 'device' too "
+            "where the vocabularies differ."
         ) from error
     if not as_json:
         show(pair)

@@ -54,9 +54,9 @@ class Look:
             "ansible_python_interpreter": sys.executable,
             **changes,
         }
+        program = Path(sys.executable).parent / "ansible-playbook"
         done = subprocess.run(
-            [Path(sys.executable).parent / "ansible-playbook", "-i", "localhost,", self._folder / "play.yml"]
-            + ["-e", json.dumps(given)],
+            [program, "-i", "localhost,", self._folder / "play.yml", "-e", json.dumps(given)],
             env={
                 **os.environ,
                 "ANSIBLE_ROLES_PATH": str(ROOT / "ansible" / "roles"),
