@@ -32,6 +32,7 @@ _BENCHMARKS: Final = {
     "remote": "Hold an edge over vLLM or SGLang against what the server writes by itself, and time its steps.",
     "reconnect": "Let a fleet lose its broker: how soon it is found again, and what finds it at once.",
     "round-trip": "Time a QoS 1 echo through mosquitto, with and without TCP_NODELAY.",
+    "steering": "Set and command a fleet of 100 devices: how soon all have it and say so.",
     "structured": "Texts of ten JSON schemas beside free ones: do all validate, and what do forced tokens bring?",
     "streaming": "Let the edge write by itself for 1 to 16 devices, beside raw llama.cpp: tokens per second.",
     "suffix": "Write reports of one form, and texts that do not repeat, with and without drafts from earlier text.",

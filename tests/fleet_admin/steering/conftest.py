@@ -1,0 +1,41 @@
+"""A database that an edge has made, and what an administrator does with it."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from fleet_admin.steering import Actor, SteeringLog
+from fleet_edge.store.database import open_store
+from fleet_edge.store.records.sightings import DeviceSeen
+
+NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
+ALICE = Actor("alice", "desk")
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """Return a database in which three devices have been seen."""
+    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
+    with open_store(url) as store:
+        store.apply(
+            [
+                DeviceSeen(
+                    device=f"gw-{number}",
+                    at=NOW,
+                    presence="online" if number != 3 else "offline",
+                    software="0.2",
+                    draft_model="small" if number == 1 else "large",
+                    quantization="Q4_0",
+                )
+                for number in (1, 2, 3)
+            ]
+        )
+    return url
+
+
+@pytest.fixture
+def log(url: str) -> Iterator[SteeringLog]:
+    with SteeringLog(url, now=lambda: NOW) as opened:
+        yield opened

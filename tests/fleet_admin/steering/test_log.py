@@ -1,0 +1,153 @@
+"""Labels, retired devices and the audit log, in the session log's database."""
+
+import sqlite3
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from fleet_admin.steering import SteeringError, SteeringLog
+from fleet_edge.session_log import SessionLog
+from fleet_edge.store.database import open_store
+from fleet_edge.store.errors import StoreError, StoreUnavailable
+from fleet_edge.store.records.sightings import DeviceSeen
+from fleet_edge.store.steering.audit import AuditEntry
+from schemas.steering import CommandRequest, DesiredSettings, ReportedSettings
+from tests.fleet_admin.steering.conftest import ALICE, NOW
+
+
+def test_labels_are_given_and_taken_off_and_who_did_it_is_kept(log: SteeringLog) -> None:
+    assert log.label(["gw-1", "gw-9"], add=["hall_a", "roof"], actor=ALICE) == {
+        "gw-1": ("hall_a", "roof"),
+        "gw-9": ("hall_a", "roof"),
+    }
+    assert log.label(["gw-1"], add=["hall_a"], remove=["roof", "never"], actor=ALICE) == {"gw-1": ("hall_a",)}
+    assert log.labels() == {"gw-1": ("hall_a",), "gw-9": ("hall_a", "roof")}
+    log.label(["gw-1"], add=["hall_a"], actor=ALICE)  # nothing changes, and nothing is told
+    found = [(each.who, each.action, each.subject, each.before, each.after, each.source) for each in log.audit()]
+    assert sorted(found) == [
+        ("alice", "label", "gw-1", "", "hall_a roof", "desk"),
+        ("alice", "label", "gw-1", "hall_a roof", "hall_a", "desk"),
+        ("alice", "label", "gw-9", "", "hall_a roof", "desk"),
+    ]
+
+
+@pytest.mark.parametrize("word", ["", "a b", "a/b", "+", "#", "a" * 64, "-a", "x\x1b[2J", "'; DROP TABLE labels; --"])
+def test_what_cannot_be_a_label_or_a_device_is_refused(log: SteeringLog, word: str) -> None:
+    for given in ({"devices": ["gw-1"], "add": [word]}, {"devices": [word], "add": ["a"]}):
+        with pytest.raises(SteeringError, match="not a valid name"):
+            log.label(actor=ALICE, **given)
+    assert log.labels() == {}
+
+
+def test_nothing_to_label_is_told(log: SteeringLog) -> None:
+    for given in ({"devices": [], "add": ["a"]}, {"devices": ["gw-1"]}):
+        with pytest.raises(SteeringError, match="Nothing is to be labelled"):
+            log.label(actor=ALICE, **given)
+
+
+def test_a_retired_device_is_out_of_service_until_it_is_put_back(log: SteeringLog) -> None:
+    log.keep_wanted({"gw-1": DesiredSettings(version=1, values={"top_k": 5})}, [])
+    log.keep_reported({"gw-1": ReportedSettings(version=1, applied=1, values={"top_k": 5})})
+    log.retire("gw-1", actor=ALICE)
+    assert log.known()["gw-1"].retired_at == NOW
+    assert (log.wanted(), log.reported()) == ({}, {})
+    log.retire("gw-1", undo=True, actor=ALICE)
+    assert log.known()["gw-1"].retired_at is None
+    with pytest.raises(SteeringError, match="No device gw-9 has been seen"):
+        log.retire("gw-9", actor=ALICE)
+    assert {(each.action, each.after) for each in log.audit()} == {("retire", "retired"), ("restore", "in service")}
+
+
+def test_an_edge_that_sees_a_retired_device_does_not_put_it_back(log: SteeringLog, url: str) -> None:
+    log.retire("gw-1", actor=ALICE)
+    with open_store(url) as store:
+        seen = {"software": "0.2", "draft_model": "small", "quantization": "Q4_0"}
+        store.apply([DeviceSeen(device="gw-1", at=NOW + timedelta(hours=1), presence="online", **seen)])
+    assert log.known()["gw-1"].retired_at == NOW
+
+
+def test_wanted_and_reported_settings_are_kept_the_latest_of_each_device(log: SteeringLog) -> None:
+    for version in (1, 2):
+        wanted = DesiredSettings(version=version, values={"top_k": version, "ahead": True}, who="alice", at=NOW)
+        log.keep_wanted({"gw-1": wanted, "gw-2": wanted}, [])
+        reported = ReportedSettings(
+            version=version,
+            applied=1,
+            values={"top_k": 1},
+            refused={"top_k": "No."},
+            needs_restart=("model",),
+            fixed=("threads",),
+            at=NOW,
+        )
+        log.keep_reported({"gw-1": reported})
+    kept = log.wanted()["gw-1"]
+    assert (kept.version, kept.values, kept.who, kept.at) == (2, {"top_k": 2, "ahead": True}, "alice", NOW)
+    said = log.reported()["gw-1"]
+    assert (said.version, said.applied, said.values, said.refused) == (2, 1, {"top_k": 1}, {"top_k": "No."})
+    assert (said.needs_restart, said.fixed, said.at, said.heard_at) == (("model",), ("threads",), NOW, NOW)
+
+
+def test_commands_are_kept_with_what_came_of_them(log: SteeringLog) -> None:
+    requests = {
+        f"gw-{number}": CommandRequest(
+            id=f"{number:016x}", command="log-tail", arguments={"lines": 5}, deadline=NOW, who="alice"
+        )
+        for number in (1, 2)
+    }
+    log.keep_commands(requests, [], batch="b")
+    log.end_commands({f"{1:016x}": ("ok", "5 lines.")})
+    found = {each.device: (each.outcome, each.sentence, each.arguments) for each in log.commands(batch="b")}
+    assert found == {"gw-1": ("ok", "5 lines.", {"lines": 5}), "gw-2": (None, None, {"lines": 5})}
+    assert [each.device for each in log.commands(devices=["gw-2"])] == ["gw-2"]
+    assert log.commands(since=NOW + timedelta(seconds=1)) == []
+
+
+def test_the_audit_log_is_searched_by_who_what_whom_and_when(log: SteeringLog) -> None:
+    ids = log.record(
+        [
+            AuditEntry(who="alice", action="set", subject="gw-1", before="a", after="b", outcome="asked"),
+            AuditEntry(who="bob", action="fence", subject="gw-2"),
+        ]
+    )
+    log.end_audit({ids[0]: "in force"})
+    assert [each.outcome for each in log.audit(who="alice")] == ["in force"]
+    assert [each.who for each in log.audit(subject="gw-2")] == ["bob"]
+    assert [each.who for each in log.audit(action="fence")] == ["bob"]
+    assert log.audit(until=NOW) == []
+    assert len(log.audit(since="1s")) == 2
+    assert len(log.audit(limit=1)) == 1
+    with pytest.raises(SteeringError, match="neither an age"):
+        log.audit(since="yesterday")
+
+
+def test_an_entry_is_one_printable_line_of_bounded_length(log: SteeringLog) -> None:
+    log.record([AuditEntry(who="a\nb\x1b[2J", action="set", subject="gw-1", after="x" * 10_000)])
+    [found] = log.audit()
+    assert found.who.isprintable()
+    assert len(found.after or "") == 2001
+
+
+def test_fences_are_in_the_audit_log(log: SteeringLog, url: str) -> None:
+    with SessionLog(url) as sessions:
+        sessions.fence("gw-1", duration="2h", reason="It floods.", who="bob", source="desk")
+        sessions.unfence("gw-1", who="bob")
+        sessions.unfence("gw-1")
+    last, lifted, fenced = log.audit()
+    assert (fenced.who, fenced.action, fenced.subject, fenced.source) == ("bob", "fence", "gw-1", "desk")
+    assert "It floods." in (fenced.after or "")
+    assert "It floods." in (lifted.before or "")
+    assert (last.who, last.before) == ("the administrator", None)
+
+
+def test_what_cannot_be_recorded_is_told(tmp_path: Path, url: str) -> None:
+    with pytest.raises(StoreError):
+        SteeringLog(f"sqlite:///{tmp_path / 'none.sqlite3'}")
+    with SteeringLog(url) as log:
+        other = sqlite3.connect(tmp_path / "fleet.sqlite3")
+        other.execute("DROP TABLE audit")
+        other.commit()
+        other.close()
+        with pytest.raises(StoreUnavailable, match="could not be written"):
+            log.label(["gw-1"], add=["a"], actor=ALICE)
+        assert log.labels() == {}, "nothing of it happens"

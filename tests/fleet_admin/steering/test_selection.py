@@ -1,0 +1,232 @@
+"""Whom a change concerns, what it would do, and how it is read."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from fleet_admin.steering import Selection, SteeringError
+from fleet_admin.steering.answers import Answers
+from fleet_admin.steering.judging import outcome_of
+from fleet_admin.steering.planning import plan_changes
+from fleet_admin.steering.selection import KnownDevice
+from fleet_admin.steering.values import check_change, read_assignments
+from fleet_admin.steering.views import SettingState
+from fleet_edge.store.steering.views import WantedView
+from schemas.control import Presence
+from schemas.steering import (
+    MAX_SETTINGS,
+    MAX_VERSION,
+    CommandOutcome,
+    CommandRequest,
+    CommandResponse,
+    DesiredSettings,
+    ReportedSettings,
+)
+
+NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
+KNOWN = {
+    each.device: each
+    for each in (
+        KnownDevice(device="a", presence=Presence.ONLINE, labels=("hall", "roof"), draft_model="small", edges=("e1",)),
+        KnownDevice(device="b", presence=Presence.ONLINE, labels=("hall",), draft_model="large", software="0.2"),
+        KnownDevice(device="c", presence=Presence.OFFLINE, silent=True, draft_model="small"),
+        KnownDevice(device="d", labels=("hall",), retired_at=NOW),
+    )
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        ({"devices": ("a",)}, ["a"]),
+        ({"devices": ("d",)}, ["d"]),
+        ({"labels": ("hall",)}, ["a", "b"]),
+        ({"labels": ("roof",), "devices": ("c",)}, ["a", "c"]),
+        ({"everything": True}, ["a", "b", "c"]),
+        ({"everything": True, "draft_model": "small"}, ["a", "c"]),
+        ({"draft_model": "small"}, ["a", "c"]),
+        ({"edge": "e1"}, ["a"]),
+        ({"software": "0.2"}, ["b"]),
+        ({"silent": True}, ["c"]),
+        ({"silent": False, "labels": ("hall",), "draft_model": "large"}, ["b"]),
+    ],
+)
+def test_whom_a_selection_means(given: dict[str, object], chosen: list[str]) -> None:
+    assert Selection(**given).choose(KNOWN) == chosen  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({}, "Nobody is chosen"),
+        ({"everything": True, "labels": ("hall",)}, "leave out --all"),
+        ({"devices": ("a b",)}, "not a valid name"),
+        ({"devices": ("nobody",)}, "No device 'nobody' is known"),
+        ({"labels": ("never",)}, "No device is chosen"),
+        ({"devices": ("a",), "silent": True}, "No device is chosen"),
+    ],
+)
+def test_a_selection_of_nobody_is_told(given: dict[str, object], why: str) -> None:
+    with pytest.raises(SteeringError, match=why):
+        Selection(**given).choose(KNOWN)  # type: ignore[arg-type]
+
+
+def wanted(version: int, **values: object) -> DesiredSettings:
+    return DesiredSettings.model_validate({"version": version, "values": values})
+
+
+def said(version: int, *, applied: int | None = None, **refused: str) -> ReportedSettings:
+    return ReportedSettings(
+        version=version, applied=version if applied is None else applied, values={}, refused=refused
+    )
+
+
+def plan(
+    desired: DesiredSettings | None = None,
+    reported: ReportedSettings | None = None,
+    kept: WantedView | None = None,
+    **changes: object,
+) -> object:
+    [found] = plan_changes(
+        [KNOWN["a"]],
+        changes,  # type: ignore[arg-type]
+        unset=(),
+        desired={} if desired is None else {"a": desired},
+        reported={} if reported is None else {"a": reported},
+        kept={} if kept is None else {"a": kept},
+    )
+    return found
+
+
+def test_a_change_keeps_what_else_is_wanted_and_has_the_next_version() -> None:
+    found = plan(wanted(4, top_k=5, ahead=True), said(4), top_k=7)
+    assert (found.version, found.wanted, found.before) == (5, {"top_k": 7, "ahead": True}, {"top_k": 5})  # type: ignore[attr-defined]
+
+
+def test_the_next_version_is_above_whatever_anybody_knows() -> None:
+    kept = WantedView(device="a", version=9, values={"ahead": True}, who="", at=NOW)
+    assert plan(wanted(4), said(6), kept, top_k=7).version == 10  # type: ignore[attr-defined]
+    assert plan(wanted(4), said(12), kept, top_k=7).version == 13  # type: ignore[attr-defined]
+    assert plan(None, None, kept, top_k=7).wanted == {"ahead": True, "top_k": 7}  # type: ignore[attr-defined]
+    assert plan(top_k=7).version == 1  # type: ignore[attr-defined]
+    with pytest.raises(SteeringError, match="as great as it can be"):
+        plan(None, said(MAX_VERSION), top_k=7)
+
+
+def test_what_was_refused_is_wanted_no_more_unless_it_is_given_again() -> None:
+    refused = said(4, applied=3, model="There is none.")
+    found = plan(wanted(4, model="x", top_k=5), refused, ahead=True)
+    assert (found.wanted, found.dropped) == ({"top_k": 5, "ahead": True}, ("model",))  # type: ignore[attr-defined]
+    again = plan(wanted(4, model="x", top_k=5), refused, model="y")
+    assert (again.wanted, again.dropped) == ({"model": "y", "top_k": 5}, ())  # type: ignore[attr-defined]
+    newer = plan(wanted(5, model="x"), refused, ahead=True)
+    assert newer.dropped == (), "it has not said anything of the newer one yet"  # type: ignore[attr-defined]
+
+
+def test_more_settings_than_a_message_holds_are_refused() -> None:
+    many = wanted(1, **{f"k{number}": 1 for number in range(MAX_SETTINGS)})
+    with pytest.raises(SteeringError, match="65 settings would be wanted of a"):
+        plan(many, top_k=5)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("top_k=5", 5),
+        ("temperature=0.5", 0.5),
+        ("ahead=true", True),
+        ("draft_length=auto", "auto"),
+        ("model= small:Q4_0 ", "small:Q4_0"),
+        ('model="5"', "5"),
+        ("model=a=b", "a=b"),
+        ("model=[1]", "[1]"),
+        ("model=null", "null"),
+    ],
+)
+def test_how_a_value_is_read(text: str, value: object) -> None:
+    [found] = read_assignments([text]).values()
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("texts", "why"),
+    [
+        (["top_k"], "write it as KEY=VALUE"),
+        (["=5"], "write it as KEY=VALUE"),
+        (["top_k=5", "top_k=6"], "given twice"),
+        (["model=" + "a" * 400], "longer than the 300 characters"),
+    ],
+)
+def test_what_is_no_assignment_is_told(texts: list[str], why: str) -> None:
+    with pytest.raises(SteeringError, match=why):
+        read_assignments(texts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "unset", "why"),
+    [
+        ({}, (), "Nothing is to be set"),
+        ({"top_k": 5}, ("top_k",), "set and taken back at once"),
+        ({"top_k": -5}, (), "top_k: -5 cannot be used: it must be a whole number from 0 to 1000000."),
+        ({"temprature": 1}, (), "maybe 'temperature' is meant"),
+        ({"broker.host": "x"}, (), "the device's own"),
+        ({"temperature": float("nan")}, (), "temperature"),
+        ({}, ("api_port",), "the device's own"),
+        ({}, ("nothing",), "no setting 'nothing'"),
+    ],
+)
+def test_what_no_device_would_take_is_told_at_once(
+    changes: dict[str, object], unset: tuple[str, ...], why: str
+) -> None:
+    with pytest.raises(SteeringError, match=why):
+        check_change(changes, unset)  # type: ignore[arg-type]
+
+
+def test_a_setting_that_is_taken_back_is_checked_by_its_name_alone() -> None:
+    check_change({}, ("model", "quota.chat.tokens_per_min", "top_k"))
+
+
+@pytest.mark.parametrize(
+    ("device", "reported", "state"),
+    [
+        ("a", None, SettingState.SILENT),
+        ("a", said(3), SettingState.SILENT),
+        ("a", said(4), SettingState.IN_FORCE),
+        ("a", said(5), SettingState.IN_FORCE),
+        ("a", said(4, applied=3, top_k="No."), SettingState.REFUSED),
+        ("a", said(4).model_copy(update={"needs_restart": ("model",)}), SettingState.NEEDS_RESTART),
+        ("c", None, SettingState.WAITING),
+        ("c", said(3), SettingState.WAITING),
+        ("d", None, SettingState.WAITING),
+    ],
+)
+def test_what_has_become_of_a_change(device: str, reported: ReportedSettings | None, state: SettingState) -> None:
+    [change] = plan_changes([KNOWN[device]], {"top_k": 5}, unset=(), desired={device: wanted(3)}, reported={}, kept={})
+    assert outcome_of(change, reported).state is state
+    assert outcome_of(change, reported, rejected=True).state is SettingState.REFUSED
+
+
+def response(part: int = 0, parts: int = 1, result: str | None = None) -> CommandResponse:
+    return CommandResponse(
+        id="0" * 16, outcome=CommandOutcome.OK, sentence="Done.", result=result, part=part, parts=parts
+    )
+
+
+def test_an_answer_is_put_together_of_its_parts_in_whatever_order_they_come_and_told_once() -> None:
+    request = CommandRequest(id="0" * 16, command="log-tail", deadline=NOW)
+    answers = Answers({"a": request, "b": request}, lambda: 5.0)
+    listen = answers.listener("a")
+    listen(response(2, 3, "c"))
+    listen(response(0, 3, "a"))
+    listen(response(0, 2, "x"))  # of another answer
+    assert answers.take() == []
+    listen(response(1, 3, "b"))
+    for part, text in enumerate("abc"):
+        listen(response(part, 3, text))  # delivered again
+    [found] = answers.take()
+    assert (found.device, found.result, found.ok) == ("a", "abc", True)
+    assert answers.take() == []
+    assert answers.missing == {"b"}
+    answers.listener("never-asked")(response())
+    answers.listener("b")(response())
+    assert [each.result for each in answers.take()] == [None]

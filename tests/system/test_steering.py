@@ -1,0 +1,175 @@
+"""Settings and commands from afar through a real mosquitto with the access rules that production gets."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from broker_config.broker import Broker
+from broker_config.processes.runner import MosquittoProcess
+from fleet_admin.settings import AdminSettings
+from fleet_admin.steering import Actor, Selection, SetResult, SettingState, Steering, SteeringError
+from fleet_edge.store.database import open_store
+from fleet_identity.roles import IdentityRole
+from fleet_link.errors import PublishRejected
+from fleet_link.link import publish_confirmed
+from fleet_link.settings import BrokerSettings
+from fleet_testing.steered_devices import steered_devices
+from schemas.control import encode_json
+from schemas.steering import (
+    CommandOutcome,
+    CommandRequest,
+    CommandResponse,
+    DesiredSettings,
+    ReportedSettings,
+)
+from schemas.topics import Topic, build
+from tests.support.brokers import StartBroker
+from tests.support.tls_fleet import FLEET, TlsFleet, tls_fleet
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.broker]
+
+ALICE = Actor("alice", "desk")
+ALL = Selection(everything=True)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[TlsFleet]:
+    with tls_fleet(tmp_path, edges=("edge-1",)) as running:
+        yield running
+
+
+def database(tmp_path: Path) -> str:
+    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
+    open_store(url).close()
+    return url
+
+
+def monitor(fleet: TlsFleet, url: str, name: str = "monitor") -> Steering:
+    broker = fleet.settings(fleet.enrol(name, IdentityRole.MONITOR))
+    return Steering.open(AdminSettings(fleet=FLEET, name=name, broker=broker), url)
+
+
+def reported(steering: Steering, devices: int) -> None:
+    until(lambda: sum(each.reported_version is not None for each in steering.wanted_and_reported()) >= devices)
+
+
+def states(results: Iterator[SetResult]) -> dict[str, SettingState]:
+    return {each.device: each.state for each in results}
+
+
+def test_a_fleet_is_set_and_commanded_and_all_of_it_is_recorded(fleet: TlsFleet, tmp_path: Path) -> None:
+    url, names = database(tmp_path), ["gw-1", "gw-2", "gw-3"]
+    brokers = {name: fleet.settings(fleet.enrol(name)) for name in names}
+    with (
+        steered_devices(names, fleet=FLEET, brokers=brokers, folder=tmp_path) as gateways,
+        monitor(fleet, url) as steering,
+    ):
+        reported(steering, 3)
+        steering.log.label(["gw-1", "gw-2"], add=["hall"], actor=ALICE)
+        in_hall = Selection(labels=("hall",))
+        assert states(steering.set({"top_k": 7}, in_hall, actor=ALICE)) == dict.fromkeys(
+            ("gw-1", "gw-2"), SettingState.IN_FORCE
+        )
+        assert [each.service.settings.top_k for each in gateways] == [7, 7, 50]
+        [refused] = steering.set({"model": "never:Q4_0"}, Selection(devices=("gw-1",)), actor=ALICE)
+        assert refused.state is SettingState.REFUSED
+        assert "No model never is prepared" in refused.sentence
+        assert gateways[0].service.settings.top_k == 7
+        answers = {each.device: each for each in steering.command("log-tail", ALL, actor=ALICE)}
+        assert {device: each.outcome for device, each in answers.items()} == dict.fromkeys(names, "ok")
+        found = {each.device: each for each in steering.wanted_and_reported()}
+        assert found["gw-1"].state is SettingState.REFUSED
+        assert (found["gw-2"].wanted, found["gw-3"].state) == ({"top_k": 7}, SettingState.NONE)
+        done = [(each.who, each.action, each.subject, each.outcome.partition(":")[0]) for each in steering.log.audit()]
+        assert ("alice", "set", "gw-2", "in force") in done
+        assert ("alice", "set", "gw-1", "refused") in done
+        assert ("alice", "command log-tail", "gw-3", "ok") in done
+        assert steering.log.reported()["gw-2"].values["top_k"] == 7
+        assert {each.outcome for each in steering.log.commands()} == {"ok"}
+        assert states(steering.unset(["top_k"], ALL, actor=ALICE)) == dict.fromkeys(names, SettingState.IN_FORCE)
+        assert [each.service.settings.top_k for each in gateways] == [50, 50, 50]
+
+
+def test_a_device_that_is_away_takes_what_was_wanted_when_it_is_back(fleet: TlsFleet, tmp_path: Path) -> None:
+    url, brokers = database(tmp_path), {"gw-1": fleet.settings(fleet.enrol("gw-1"))}
+    with steered_devices(["gw-1"], fleet=FLEET, brokers=brokers, folder=tmp_path), monitor(fleet, url) as steering:
+        reported(steering, 1)
+    with monitor(fleet, url) as steering:
+        assert states(steering.set({"top_k": 7}, ALL, actor=ALICE)) == {"gw-1": SettingState.WAITING}
+        [answer] = steering.command("self-test", ALL, actor=ALICE)
+        assert (answer.outcome, answer.id) == ("offline", "")
+        with steered_devices(["gw-1"], fleet=FLEET, brokers=brokers, folder=tmp_path) as [gateway]:
+            until(lambda: gateway.service.settings.top_k == 7)
+            until(lambda: steering.wanted_and_reported()[0].state is SettingState.IN_FORCE)
+
+
+def test_nobody_but_a_monitor_sets_or_commands_a_device_or_speaks_for_it(fleet: TlsFleet, tmp_path: Path) -> None:
+    """By what arrives: every message that must not pass is tried with the identities of those who may not send it."""
+    url = database(tmp_path)
+    brokers = {"gw-1": fleet.settings(fleet.enrol("gw-1"))}
+    deadline = datetime.now(UTC) + timedelta(seconds=60)
+    desired = encode_json(DesiredSettings(version=50, values={"top_k": 3}))
+    command = encode_json(CommandRequest(id="0" * 16, command="drain", deadline=deadline))
+    report = encode_json(ReportedSettings(version=90, applied=90, values={"top_k": 3}))
+    response = encode_json(CommandResponse(id="0" * 16, outcome=CommandOutcome.OK, sentence="Done."))
+    with (
+        steered_devices(["gw-1"], fleet=FLEET, brokers=brokers, folder=tmp_path) as [gateway],
+        monitor(fleet, url) as steering,
+    ):
+        reported(steering, 1)
+        for name, role in (("gw-2", IdentityRole.DEVICE), ("edge-1", IdentityRole.EDGE)):
+            link = fleet.link(fleet.enrol(name, role), name, port=fleet.broker.edge_port if name == "edge-1" else None)
+            link.start(timeout_s=10.0)
+            for topic, payload in (
+                (Topic.CONFIG_DESIRED, desired),
+                (Topic.COMMAND_REQUEST, command),
+                (Topic.CONFIG_REPORTED, report),
+                (Topic.COMMAND_RESPONSE, response),
+            ):
+                with pytest.raises(PublishRejected):
+                    publish_confirmed(
+                        link, build(topic, fleet=FLEET, device="gw-1"), payload, timeout_s=10.0, retain=True
+                    )
+            link.stop()
+        # The device's own words, and a monitor's, come behind all of that.
+        assert states(steering.set({"top_p": 0.5}, ALL, actor=ALICE)) == {"gw-1": SettingState.IN_FORCE}
+        [view] = [each for each in steering.wanted_and_reported() if each.device == "gw-1"]
+        assert (view.reported_version, gateway.service.settings.top_k) == (1, 50)
+        assert gateway.health()["status"] != "draining"
+
+
+def test_a_device_cannot_be_a_monitor(fleet: TlsFleet, tmp_path: Path) -> None:
+    url = database(tmp_path)
+    broker = fleet.settings(fleet.enrol("gw-7"))
+    steering = Steering.open(AdminSettings(fleet=FLEET, name="gw-7", broker=broker), url)
+    with pytest.raises(SteeringError, match="does not let 'gw-7' write settings"):
+        steering.start()
+
+
+def test_what_was_set_holds_after_a_restart_without_a_broker(start_mosquitto: StartBroker, tmp_path: Path) -> None:
+    url = database(tmp_path)
+    process: MosquittoProcess = start_mosquitto(Broker(fleet=FLEET))
+    place = BrokerSettings(port=process.port)
+    brokers = {"gw-1": place}
+    settings = AdminSettings(fleet=FLEET, broker=place)
+    with (
+        steered_devices(["gw-1"], fleet=FLEET, brokers=brokers, folder=tmp_path),
+        Steering.open(settings, url) as steering,
+    ):
+        reported(steering, 1)
+        assert states(steering.set({"top_k": 7}, ALL, actor=ALICE)) == {"gw-1": SettingState.IN_FORCE}
+    process.close()
+    with steered_devices(["gw-1"], fleet=FLEET, brokers=brokers, folder=tmp_path) as [gateway]:
+        assert gateway.service.settings.top_k == 7
+        # A broker that has forgotten everything: the device says what holds, and the next change is a later version.
+        again: MosquittoProcess = start_mosquitto(Broker(fleet=FLEET, port=process.port))
+        assert again.port == process.port
+        with Steering.open(settings, url) as steering:
+            reported(steering, 1)
+            until(lambda: steering.connected)
+            [result] = steering.set({"top_k": 8}, Selection(devices=("gw-1",)), actor=ALICE)
+            assert (result.version, result.state) == (2, SettingState.IN_FORCE)
+        assert gateway.service.settings.top_k == 8
