@@ -168,8 +168,9 @@ class SteeringLog:
                 )
                 for row in connection.execute(query)
             }
-        for device in labelled.keys() - found.keys():
-            found[device] = KnownDevice(device=device, labels=labelled[device])
+            steered = settings.known_devices(connection)
+        for device in (labelled.keys() | steered) - found.keys():
+            found[device] = KnownDevice(device=device, labels=labelled.get(device, ()))
         return found
 
     # Settings

@@ -16,7 +16,7 @@ from fleet_link.errors import PublishRejected
 from fleet_link.link import publish_confirmed
 from fleet_link.settings import BrokerSettings
 from fleet_testing.steered_devices import steered_devices
-from schemas.control import encode_json
+from schemas.control import Presence, encode_json
 from schemas.steering import (
     CommandOutcome,
     CommandRequest,
@@ -47,9 +47,12 @@ def database(tmp_path: Path) -> str:
     return url
 
 
-def monitor(fleet: TlsFleet, url: str, name: str = "monitor") -> Steering:
-    broker = fleet.settings(fleet.enrol(name, IdentityRole.MONITOR))
-    return Steering.open(AdminSettings(fleet=FLEET, name=name, broker=broker), url)
+def identity(fleet: TlsFleet) -> AdminSettings:
+    return AdminSettings(fleet=FLEET, broker=fleet.settings(fleet.enrol("monitor", IdentityRole.MONITOR)))
+
+
+def monitor(fleet: TlsFleet, url: str) -> Steering:
+    return Steering.open(identity(fleet), url)
 
 
 def reported(steering: Steering, devices: int) -> None:
@@ -94,10 +97,14 @@ def test_a_fleet_is_set_and_commanded_and_all_of_it_is_recorded(fleet: TlsFleet,
 
 
 def test_a_device_that_is_away_takes_what_was_wanted_when_it_is_back(fleet: TlsFleet, tmp_path: Path) -> None:
-    url, brokers = database(tmp_path), {"gw-1": fleet.settings(fleet.enrol("gw-1"))}
-    with steered_devices(["gw-1"], fleet=FLEET, brokers=brokers, folder=tmp_path), monitor(fleet, url) as steering:
+    url, settings = database(tmp_path), identity(fleet)
+    brokers = {"gw-1": fleet.settings(fleet.enrol("gw-1"))}
+    with (
+        steered_devices(["gw-1"], fleet=FLEET, brokers=brokers, folder=tmp_path),
+        Steering.open(settings, url) as steering,
+    ):
         reported(steering, 1)
-    with monitor(fleet, url) as steering:
+    with Steering.open(settings, url) as steering:
         assert states(steering.set({"top_k": 7}, ALL, actor=ALICE)) == {"gw-1": SettingState.WAITING}
         [answer] = steering.command("self-test", ALL, actor=ALICE)
         assert (answer.outcome, answer.id) == ("offline", "")
@@ -168,8 +175,7 @@ def test_what_was_set_holds_after_a_restart_without_a_broker(start_mosquitto: St
         again: MosquittoProcess = start_mosquitto(Broker(fleet=FLEET, port=process.port))
         assert again.port == process.port
         with Steering.open(settings, url) as steering:
-            reported(steering, 1)
-            until(lambda: steering.connected)
+            until(lambda: steering.known()["gw-1"].presence is Presence.ONLINE)
             [result] = steering.set({"top_k": 8}, Selection(devices=("gw-1",)), actor=ALICE)
             assert (result.version, result.state) == (2, SettingState.IN_FORCE)
         assert gateway.service.settings.top_k == 8

@@ -12,7 +12,7 @@ from fleet_edge.store.models import Base, ReportedSettingsRow, WantedSettingsRow
 from fleet_edge.store.steering.views import ReportedView, WantedView
 from schemas.steering import DesiredSettings, ReportedSettings
 
-__all__ = ["forget_settings", "keep_reported", "keep_wanted", "read_reported", "read_wanted"]
+__all__ = ["forget_settings", "keep_reported", "keep_wanted", "known_devices", "read_reported", "read_wanted"]
 
 
 def keep_wanted(connection: Connection, wanted: Mapping[str, DesiredSettings], *, now: datetime) -> None:
@@ -81,6 +81,15 @@ def read_reported(connection: Connection, *, devices: Collection[str] | None = N
         )
         for row in connection.execute(query.order_by(ReportedSettingsRow.device))
     }
+
+
+def known_devices(connection: Connection) -> frozenset[str]:
+    """Return the devices of which something is or was wanted, or that have reported."""
+    rows = [
+        *connection.scalars(select(WantedSettingsRow.device)),
+        *connection.scalars(select(ReportedSettingsRow.device)),
+    ]
+    return frozenset(rows)
 
 
 def forget_settings(connection: Connection, devices: Iterable[str]) -> None:
