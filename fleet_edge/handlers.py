@@ -10,6 +10,7 @@ from fleet_edge.answers.answers import Answers
 from fleet_edge.answers.recorder import EndCause, Recorder
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.certificates import CertificateWatch
+from fleet_edge.clocks import ClockWatch
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.event_codes import EventKind
 from fleet_edge.guard.fences import SharedFences
@@ -55,6 +56,7 @@ class MessageHandlers:
         draining: Whether new sessions are refused.
         away: Why no session can be verified, if that has lasted; new ones are refused meanwhile.
         grammars: Prepares the grammars of texts that have one.
+        clocks: Of the devices.
     """
 
     edge: str
@@ -71,6 +73,7 @@ class MessageHandlers:
     draining: bool = False
     away: str = ""
     grammars: Grammars = field(default_factory=Grammars)
+    clocks: ClockWatch = field(default_factory=ClockWatch)
 
     def receive(self, arrival: ReceivedMessage) -> None:
         """Take one message."""
@@ -262,6 +265,8 @@ class MessageHandlers:
         self.recorder.device_seen(device, state)
         self.answers.figures.heard(device, state.presence)
         self.expiry.note(device, state.certificate_until)
+        if wrong := self.clocks.note(device, state, now=self.recorder.now()):
+            self.recorder.event(kind=EventKind.DEVICE, code="clock-wrong", sentence=wrong, device=device)
         if state.presence is Presence.OFFLINE:
             self.sessions.shorten(device, expires=self.clock() + self.grace_s)
 

@@ -190,6 +190,12 @@ class EdgeSettings(Settings):
         since="0.2",
         rare=True,
     )
+    alerts: Path | None = setting(
+        None,
+        "TOML file of alert settings (docs/alerts.md); with it this edge looks for alerts unless another does.",
+        since="0.2",
+        rare=True,
+    )
     remote: RemoteSettings = Field(default_factory=RemoteSettings)
     quotas: QuotaSettings = Field(default_factory=QuotaSettings)
     fence: FenceSettings = Field(default_factory=FenceSettings)

@@ -7,13 +7,15 @@
             print(alert.severity, alert.subject, alert.sentence)
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleet_admin.alerts import book
@@ -33,6 +35,7 @@ class Alerts:
     Args:
         url: `sqlite:///PATH` or `postgresql://USER[:PASSWORD]@HOST/NAME`.
         read_only: Whether nothing is to be acknowledged, cleared or evaluated.
+        later: Whether the database is opened when it is first needed, and may not be there yet.
         now: The wall clock (aware).
 
     Raises:
@@ -41,9 +44,16 @@ class Alerts:
     """
 
     def __init__(
-        self, url: str, *, read_only: bool = False, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        url: str,
+        *,
+        read_only: bool = False,
+        later: bool = False,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._engine = open_existing(url, read_only=read_only)
+        self._open = partial(open_existing, url, read_only=read_only)
+        self._opening = threading.Lock()
+        self._engine = None if later else self._open()
         self._now = now
 
     def open(self, *, limit: int = 1000) -> list[AlertView]:
@@ -108,7 +118,7 @@ class Alerts:
             StoreUnavailable: The database did not do what it was asked.
         """
         try:
-            with self._engine.begin() as connection:
+            with self._opened().begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
             # The first line: the others repeat the statement.
@@ -116,7 +126,14 @@ class Alerts:
 
     def close(self) -> None:
         """Close all connections."""
-        self._engine.dispose()
+        if self._engine is not None:
+            self._engine.dispose()
+
+    def _opened(self) -> Engine:
+        with self._opening:
+            if self._engine is None:
+                self._engine = self._open()
+            return self._engine
 
     def __enter__(self) -> Self:
         return self

@@ -24,6 +24,7 @@ from fleet_admin.alerts.settings import AlertSettings
 from fleet_admin.alerts.views import AlertSeverity, AlertView
 from fleet_edge.store.errors import StoreUnavailable
 from schemas.control import Alert, AlertState
+from schemas.errors import FleetError
 
 __all__ = ["DATABASE_AWAY", "Evaluator", "default_holder"]
 
@@ -76,6 +77,8 @@ class Evaluator:
         while not stop.is_set():
             try:
                 self.step()
+            except FleetError as error:
+                _log.warning("The alerts could not be evaluated: %s", error)
             except Exception:  # noqa: BLE001 - logged with its traceback; the next look may succeed
                 _log.exception("The alerts could not be evaluated.")
             stop.wait(self.settings.every_s)

@@ -123,7 +123,7 @@ def _acceptance_low(facts: Facts, settings: AlertSettings) -> Iterator[Reading]:
 
 
 def _clock_wrong(facts: Facts, settings: AlertSettings) -> Iterator[Reading]:
-    if not settings.skew_s:
+    if not settings.clocks:
         return
     for device, sentence in facts.skews.items():
         yield Reading(subject=device, sentence=sentence, wrong=True, right=False, device=device)

@@ -134,13 +134,10 @@ class AlertSettings(Settings):
         ge=0,
         le=1 << 40,
     )
-    skew_s: float = setting(
-        30.0,
-        "Time by which a device's clock is ahead of the administrator's, or has gone back, that is an alert.",
-        unit="seconds",
+    clocks: bool = setting(
+        True,  # noqa: FBT003 - a default
+        "Whether a device's clock that is more than 30 s ahead of an edge's, or has gone back, is an alert.",
         since="0.2",
-        ge=0,
-        le=_MOST,
     )
     keep_days: float = setting(
         365.0, "How long alerts that are over are kept.", unit="days", since="0.2", rare=True, gt=0, le=36_500

@@ -49,6 +49,11 @@ class DashboardSettings(AdminSettings):
         "known by themselves. Requests under another name are refused.",
         since="0.2",
     )
+    alerts: Path | None = setting(
+        None,
+        "TOML file of alert settings (docs/alerts.md); with it the dashboard looks for alerts unless another does.",
+        since="0.2",
+    )
     certificate: Path | None = setting(None, "TLS certificate with its chain, PEM.", since="0.2")
     key: Path | None = setting(None, "Private key of the certificate, PEM.", since="0.2")
     proxies: str = setting(

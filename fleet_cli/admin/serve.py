@@ -6,6 +6,7 @@ import typer
 
 from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_cli.admin.options import needs_extra
+from fleet_cli.alerts import alerts_of
 from fleet_cli.settings_flags import with_settings
 
 __all__ = ["register"]
@@ -23,12 +24,16 @@ def serve(settings: DashboardSettings) -> None:
         from fleet_admin.dashboard.server import DashboardServer
         from fleet_admin.dashboard.services import open_services
 
-    services = open_services(settings)
+    services, alerts = open_services(settings), alerts_of(settings.alerts, settings.db)
     server = DashboardServer(settings, services=services)
     try:
         print(f"The dashboard is at {server.address}", file=sys.stderr, flush=True)
         if not services.accounts.list():
             print("Nobody can log in yet: fleet admin user add NAME --role operator", file=sys.stderr, flush=True)
+        if alerts is not None:
+            alerts.start()
         server.wait()
     finally:
+        if alerts is not None:
+            alerts.close()
         server.stop()

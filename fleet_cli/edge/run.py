@@ -3,6 +3,7 @@
 import logging
 import sys
 
+from fleet_cli.alerts import alerts_of
 from fleet_cli.events_flag import with_events
 from fleet_cli.settings_flags import with_settings
 from fleet_edge.edge import Edge
@@ -29,7 +30,7 @@ def run_command(settings: EdgeSettings, *, events: EventStream) -> None:
     write_log_as(settings.log_format, fleet=settings.fleet, edge=settings.edge)
     hold_back_repetition()
     use_one_heap()  # before there are threads
-    running, unit = Edge(settings), Systemd.from_environment()
+    running, unit, alerts = Edge(settings), Systemd.from_environment(), alerts_of(settings.alerts, settings.db)
 
     def say(sentence: str) -> None:
         if settings.log_format == "json":
@@ -57,14 +58,20 @@ def run_command(settings: EdgeSettings, *, events: EventStream) -> None:
         target = f"target {info.name}, {info.vocabulary}, context {info.context}, on {info.runs_on}"
         say(f"{online}: {target}, sessions in {database}.")
         unit.ready(f"{online}.")
+        if alerts is not None:
+            alerts.start()
 
     running.check()
     events.write(Event.LOADING, target=settings.target)
     say(f"Loading the target model {settings.target} …")
-    handed_over = running.run(
-        on_online=tell,
-        on_step=unit.alive,
-        on_end=unit.stopping,
-        on_drain=lambda sessions: events.write(Event.DRAINING, sessions=sessions),
-    )
+    try:
+        handed_over = running.run(
+            on_online=tell,
+            on_step=unit.alive,
+            on_end=unit.stopping,
+            on_drain=lambda sessions: events.write(Event.DRAINING, sessions=sessions),
+        )
+    finally:
+        if alerts is not None:
+            alerts.close()
     events.write(Event.STOPPED, handed_over=handed_over)

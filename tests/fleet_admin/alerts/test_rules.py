@@ -111,7 +111,7 @@ SILENT = {
 OFF = {
     "device-silent": "silent_min",
     "acceptance-low": "acceptance_share",
-    "clock-wrong": "skew_s",
+    "clock-wrong": "clocks",
     "edge-offline": "edge_away_s",
     "queue-long": "queue_p95_ms",
     "step-long": "step_p95_ms",
