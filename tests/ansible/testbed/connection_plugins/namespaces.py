@@ -53,7 +53,8 @@ class Connection(ConnectionBase):
 
     def _run(self, command: list[str], source: Any) -> tuple[int, bytes, bytes]:
         given = {"input": source} if isinstance(source, bytes) else {"stdin": source}
-        done = subprocess.run([*self._enter, *command], capture_output=True, check=False, **given)
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run([*self._enter, *command], capture_output=True, check=False, env=environment, **given)
         if done.returncode and b"nsenter: " in done.stderr:
             raise AnsibleConnectionFailure(f"The machine is gone: {done.stderr.decode().strip()}")
         return done.returncode, done.stdout, done.stderr
