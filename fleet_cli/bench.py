@@ -22,6 +22,7 @@ _BENCHMARKS: Final = {
     "fenced": "What the messages of a device that is shut out cost the edge, by thread, beside a bare reader.",
     "hostile": "Attack a fleet as one of its own devices: what the honest ones keep, what the edge and its log bear.",
     "latency": "Write for one device over lines of any length and width, by this system and others: tokens per second.",
+    "log": "Ask a session log of a million sessions all that is asked of one; export it; purge it beside a writer.",
     "memory": "Let an edge write thousands of short texts: its memory beside its weights and its budget.",
     "offline": "Pull the edge away in mid-answer, under each policy: how soon texts go on or fail, and what is logged.",
     "overhead": "Measure what an edge costs beside its model: time of a verdict, verdicts a second, where time goes.",

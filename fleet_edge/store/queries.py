@@ -28,7 +28,7 @@ from fleet_edge.store.models import DeviceRow, EventRow, RollupRow, RoundRow, Se
 from fleet_edge.store.records.segments import segment_time
 from fleet_edge.store.rollups.grains import DAY, HOUR, Grain, floor
 from fleet_edge.store.rollups.marks import Mark, Marks
-from fleet_edge.store.rollups.sums import Dimension
+from fleet_edge.store.rollups.sums import Dimension, by_row
 from fleet_edge.store.totals import SUMMED, tally
 from fleet_edge.store.views import DeviceView, HourView, RoundView, SegmentView, SessionView, Tally
 
@@ -119,8 +119,8 @@ def sessions(connection: Connection, chosen: SessionFilter, *, limit: int) -> li
         return _session_views(connection, connection.execute(query).mappings().all())
     # Those that it has served last are in an index, and those few that went on elsewhere in another.
     last = connection.execute(query.where(SessionRow.edge == chosen.edge)).mappings().all()
-    own = (SegmentRow.session == SessionRow.session, SegmentRow.device == SessionRow.device)
-    served = select(SegmentRow.session).where(*own, SegmentRow.edge == chosen.edge).exists()
+    own = (SegmentRow.session == SessionRow.session, by_row(SegmentRow.device) == SessionRow.device)
+    served = select(SegmentRow.session).where(*own, by_row(SegmentRow.edge) == chosen.edge).exists()
     left = query.where(text("sessions.moved"), SessionRow.edge != chosen.edge, served)
     both = heapq.merge(last, connection.execute(left).mappings().all(), key=itemgetter("opened_at"), reverse=True)
     return _session_views(connection, list(islice(both, limit)))

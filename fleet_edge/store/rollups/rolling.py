@@ -1,15 +1,17 @@
 """Rolling up: makes the rollups of stale hours, of days and months that have ended, and of those that came late.
 
-Each hour is one short transaction, in which what was stale when it was read is taken off the list; if it was written
-meanwhile, it stays there. Any number of edges may do so at once, and any of them be cut short.
+Each is one short transaction. An hour is taken off the list of what is stale once all is made that it is in, and stays
+there if it has been written meanwhile. Any number of edges may do so at once, and any of them be cut short.
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import cache
+from itertools import groupby
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, and_, delete, func, literal, or_, select
+from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, literal, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import aliased
 
@@ -19,7 +21,7 @@ from fleet_edge.store.records.segments import segment_number, segment_time
 from fleet_edge.store.rollups.distributions import of_rollups, of_segments
 from fleet_edge.store.rollups.grains import HOUR, Grain, floor, following
 from fleet_edge.store.rollups.marks import BEGINNING, Mark, Marks, mark_stale, raise_mark
-from fleet_edge.store.rollups.sums import COUNTED, KEY, SUMMED, Dimension, opened_in, segment_sums
+from fleet_edge.store.rollups.sums import COUNTED, KEY, SUMMED, Dimension, by_row, opened_in, segment_sums
 
 __all__ = ["Enough", "roll_up"]
 
@@ -32,6 +34,9 @@ _UNTIL: Final = {Grain.DAY: Mark.DAYS_UNTIL, Grain.MONTH: Mark.MONTHS_UNTIL}
 
 Enough = Callable[[], bool]
 """Asked between two transactions: whether to leave the rest to the next run."""
+
+_Seen = Sequence[Any]  # writers, and how often each had written
+_Hour = tuple[datetime, _Seen]
 
 
 def roll_up(engine: Engine, *, now: datetime, enough: Enough = lambda: False) -> int:
@@ -47,12 +52,18 @@ def roll_up(engine: Engine, *, now: datetime, enough: Enough = lambda: False) ->
     """
     with engine.begin() as connection:
         _forget_purged(connection)
-        stale = Marks.read(connection).stale
+        marks = Marks.read(connection)
+    late: list[_Hour] = []
     made = 0
-    for hour in stale:
+    for hour in marks.stale:
         if enough():
             return made
-        made += _make_hour(engine, hour)
+        seen = _make_hour(engine, hour, last=hour >= marks.at[Mark.DAYS_UNTIL])
+        made += bool(seen)
+        if seen and hour < marks.at[Mark.DAYS_UNTIL]:
+            late.append((hour, seen))
+    for month, hours in groupby(late, key=lambda own: floor(Grain.MONTH, own[0])):
+        _make_longer(engine, month, list(hours), enough=enough)
     for grain in (Grain.DAY, Grain.MONTH):
         while not enough() and _make_next(engine, grain, now=now):
             pass
@@ -67,8 +78,12 @@ def _forget_purged(connection: Connection) -> None:
         _log.warning("Records of %d hours came so late that they are in no total: the hours are purged.", forgotten)
 
 
-def _make_hour(engine: Engine, hour: datetime) -> bool:
-    """Make an hour; return False if another edge has done so meanwhile, or it is written all the time."""
+def _make_hour(engine: Engine, hour: datetime, *, last: bool) -> _Seen:
+    """Make an hour; it stays on the list until its day and month are made too, unless there is nothing more to make.
+
+    Returns:
+        What was on the list; nothing if another edge has made the hour meanwhile, or it is written all the time.
+    """
     for _ in range(_ATTEMPTS):
         # Read outside of the transaction that writes, which holds SQLite's only lock.
         with engine.connect() as connection:
@@ -76,32 +91,57 @@ def _make_hour(engine: Engine, hour: datetime) -> bool:
             rows = _rows(connection, hour, hour + HOUR)
             spread = _spread(connection, hour, hour + HOUR)
         if not seen:
-            return False
+            return ()
         with engine.connect() as connection:
-            at = _held_marks(connection)
-            if hour < at[Mark.SEGMENTS_FROM] or _take_off(connection, hour, seen) < len(seen):
+            if hour < _held_marks(connection)[Mark.SEGMENTS_FROM] or not _unchanged(connection, hour, seen):
                 continue
             _put(connection, RollupRow, rows, grain=Grain.HOUR, start=hour)
             _put(connection, DistributionRow, spread, grain=Grain.HOUR, start=hour)
-            for grain, mark in _UNTIL.items():
-                # The day and the month of the hour had been made.
-                if hour < at[mark]:
-                    _make(connection, grain, floor(grain, hour))
             _mark_later(connection, hour)
+            if last:
+                _take_off(connection, [(hour, seen)])
             connection.commit()
-        return True
-    return False
+        return seen
+    return ()
 
 
-def _stale(connection: Connection, hour: datetime) -> Sequence[Any]:
+def _make_longer(engine: Engine, month: datetime, hours: Sequence[_Hour], *, enough: Enough) -> None:
+    """Make the days and the month of hours that came late, and take the hours off the list."""
+    for day, own in groupby(hours, key=lambda hour: floor(Grain.DAY, hour[0])):
+        if enough():
+            return
+        with engine.begin() as connection:
+            at = _held_marks(connection)
+            _make(connection, Grain.DAY, day)
+            if month >= at[Mark.MONTHS_UNTIL]:
+                _take_off(connection, list(own))
+    with engine.begin() as connection:
+        if month < _held_marks(connection)[Mark.MONTHS_UNTIL]:
+            _make(connection, Grain.MONTH, month)
+            _take_off(connection, hours)
+
+
+def _stale(connection: Connection, hour: datetime) -> _Seen:
     query = select(StaleHourRow.writer, StaleHourRow.changes).where(StaleHourRow.hour == hour)
     return connection.execute(query.order_by(StaleHourRow.writer)).all()
 
 
-def _take_off(connection: Connection, hour: datetime, seen: Sequence[Any]) -> int:
-    """Take off the list what has not been written since it was seen; return how much that is."""
-    unchanged = or_(*(and_(StaleHourRow.writer == row.writer, StaleHourRow.changes == row.changes) for row in seen))
-    return connection.execute(delete(StaleHourRow).where(StaleHourRow.hour == hour, unchanged)).rowcount
+def _unchanged(connection: Connection, hour: datetime, seen: _Seen) -> bool:
+    """Return whether all that was seen is still on the list, and not written since; it stays so for the transaction."""
+    # An update, since SQLite knows no other lock.
+    update_none = update(StaleHourRow).where(_as_seen(hour, seen)).values(changes=StaleHourRow.changes)
+    return connection.execute(update_none).rowcount == len(seen)
+
+
+def _take_off(connection: Connection, hours: Sequence[_Hour]) -> None:
+    """Take off the list what has not been written since it was seen."""
+    for hour, seen in hours:
+        connection.execute(delete(StaleHourRow).where(_as_seen(hour, seen)))
+
+
+def _as_seen(hour: datetime, seen: _Seen) -> ColumnElement[bool]:
+    each = (and_(StaleHourRow.writer == row.writer, StaleHourRow.changes == row.changes) for row in seen)
+    return and_(StaleHourRow.hour == hour, or_(*each))
 
 
 def _rows(connection: Connection, start: datetime, end: datetime) -> list[dict[str, Any]]:
@@ -115,11 +155,16 @@ def _put(
 ) -> None:
     if rows:
         told = {"grain": grain, "start": start}
-        connection.execute(_replacing(_insert(connection, row)), [told | own for own in rows])
+        connection.execute(_replacement(row, connection.dialect.name), [told | own for own in rows])
 
 
-def _insert(connection: Connection, row: type[Base]) -> sqlite.Insert | postgresql.Insert:
-    return sqlite.insert(row) if connection.dialect.name == "sqlite" else postgresql.insert(row)
+@cache
+def _replacement(row: type[Base], dialect: str) -> sqlite.Insert | postgresql.Insert:
+    return _replacing(_insert(row, dialect))
+
+
+def _insert(row: type[Base], dialect: str) -> sqlite.Insert | postgresql.Insert:
+    return sqlite.insert(row) if dialect == "sqlite" else postgresql.insert(row)
 
 
 def _replacing(insert: sqlite.Insert | postgresql.Insert) -> sqlite.Insert | postgresql.Insert:
@@ -140,7 +185,7 @@ def _spread(connection: Connection, start: datetime, end: datetime) -> list[dict
 def _mark_later(connection: Connection, hour: datetime) -> None:
     """Mark the hours in which sessions of this one go on: their segments there are not the sessions' first any more."""
     later = aliased(SegmentRow)
-    goes_on = and_(later.session == SegmentRow.session, later.device == SegmentRow.device)
+    goes_on = and_(later.session == SegmentRow.session, by_row(later.device) == SegmentRow.device)
     query = select(later.segment).join(SegmentRow, goes_on)
     query = query.where(*opened_in(hour, hour + HOUR), later.segment >= segment_number(hour + HOUR))
     hours = {floor(Grain.HOUR, segment_time(segment)) for segment in connection.scalars(query)}
@@ -198,5 +243,5 @@ def _sum_finer(connection: Connection, grain: Grain, start: datetime, end: datet
         .where(RollupRow.grain == _FINER[grain], RollupRow.start >= start, RollupRow.start < end)
         .group_by(*dimensions)
     )
-    insert = _insert(connection, RollupRow)
+    insert = _insert(RollupRow, connection.dialect.name)
     connection.execute(_replacing(insert.from_select([*KEY, *added], sums)))

@@ -13,7 +13,7 @@ from fleet_edge.store.models import RollupRow, SegmentRow
 from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.rollups.cover import Piece
 
-__all__ = ["COUNTED", "KEY", "SUMMED", "Dimension", "opened_in", "segment_sums", "sums", "time_of_hour", "visited"]
+__all__ = ["COUNTED", "KEY", "SUMMED", "Dimension", "by_row", "opened_in", "segment_sums", "sums", "time_of_hour"]
 
 SUMMED: Final = ("duration_ms", *SEGMENT_COUNTERS)
 """Columns of a segment that add up."""
@@ -83,7 +83,7 @@ def segment_sums(
     """Return a query for what the segments that were opened within a time sum to; otherwise as `sums`."""
     own: dict[str, Any] = {name: _known(name) for name in by}
     hour = [_HOUR.label("start")] if timed else []
-    counted = {"sessions": func.sum(_first()), "visits": func.sum(visited()), "segments": func.count()}
+    counted = {"sessions": func.sum(_first()), "visits": func.sum(_visited()), "segments": func.count()}
     columns_read: list[Any] = [
         *hour,
         *(column.label(name) for name, column in (own | counted).items()),
@@ -100,15 +100,20 @@ def opened_in(start: datetime, end: datetime | None) -> list[ColumnElement[bool]
     return conditions if end is None else [*conditions, SegmentRow.segment < segment_number(end)]
 
 
+def by_row(column: Any) -> ColumnElement[str]:  # noqa: ANN401 - of a mapped class
+    """Return a text column that is compared row by row: an index that begins with it has too many rows of one value."""
+    return func.coalesce(column, _UNKNOWN)
+
+
 def time_of_hour(number: int) -> datetime:
     """Return when an hour begins of which `segment_sums` tells the number."""
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(hours=int(number))
 
 
-def visited() -> ColumnElement[int]:
+def _visited() -> ColumnElement[int]:
     """Return 1 for the first segment of a session at its edge, else 0."""
     earlier = aliased(SegmentRow)
-    return _none_before(earlier, earlier.edge == SegmentRow.edge)
+    return _none_before(earlier, by_row(earlier.edge) == SegmentRow.edge)
 
 
 def _first() -> ColumnElement[int]:
@@ -118,7 +123,7 @@ def _first() -> ColumnElement[int]:
 
 
 def _none_before(earlier: Any, condition: ColumnElement[bool]) -> ColumnElement[int]:  # noqa: ANN401 - an alias
-    same = (earlier.session == SegmentRow.session, earlier.device == SegmentRow.device)
+    same = (earlier.session == SegmentRow.session, by_row(earlier.device) == SegmentRow.device)
     found = select(earlier.session).where(*same, earlier.segment < SegmentRow.segment, condition)
     return case((found.exists(), literal_column("0")), else_=literal_column("1"))
 
