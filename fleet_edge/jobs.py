@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, TypedDict
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -15,8 +15,9 @@ from fleet_edge.store import housekeeping
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.errors import StoreError
 from fleet_edge.store.fences import Fences
+from fleet_edge.store.purging import Pause, give_back_space
 from fleet_edge.store.rollups.grains import Grain, floor
-from fleet_edge.store.rollups.rolling import roll_up
+from fleet_edge.store.rollups.rolling import Enough, roll_up
 from fleet_runtime.memory import give_back_free_memory
 
 __all__ = ["JobSettings", "Jobs"]
@@ -24,6 +25,13 @@ __all__ = ["JobSettings", "Jobs"]
 _log = logging.getLogger(__name__)
 
 _ABANDONED_CHUNK: Final = 1000
+_MB: Final = 1e6
+
+
+class _Pace(TypedDict):
+    chunk: int
+    enough: Enough
+    pause: Pause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,30 +185,26 @@ class Jobs:
 
     def _purge(self) -> None:
         now, keep, engine = self._now(), self._settings, self._store.engine
-        enough = self._stopping.is_set  # a purge may take longer than an edge has to end
+        # A purge may take longer than an edge has to end, and goes on beside the writer.
+        pace: _Pace = {"chunk": keep.purge_chunk, "enough": self._stopping.is_set, "pause": self._stopping.wait}
         # What is not rolled up yet would be in no total.
-        roll_up(engine, now=now, enough=enough)
-        rounds = housekeeping.purge_rounds(engine, before=now - keep.keep_rounds, chunk=keep.purge_chunk, enough=enough)
+        roll_up(engine, now=now, enough=self._stopping.is_set)
+        rounds = housekeeping.purge_rounds(engine, before=now - keep.keep_rounds, **pace)
         oldest = floor(Grain.DAY, now - keep.keep_sessions)
-        sessions = housekeeping.purge_sessions(
-            engine, before=housekeeping.rolled_up_until(engine, oldest), chunk=keep.purge_chunk, enough=enough
-        )
+        whole = housekeeping.rolled_up_until(engine, oldest)
+        sessions = housekeeping.purge_sessions(engine, before=whole, **pace)
         housekeeping.purge_rollups(
             engine,
             hours_before=floor(Grain.DAY, now - keep.keep_hourly),
             days_before=floor(Grain.MONTH, now - keep.keep_daily),
-            chunk=keep.purge_chunk,
-            enough=enough,
+            **pace,
         )
-        events = housekeeping.purge_events(engine, before=oldest, chunk=keep.purge_chunk, enough=enough)
-        housekeeping.purge_reported(
-            engine,
-            before=now - keep.keep_reported,
-            most=keep.most_reported,
-            chunk=keep.purge_chunk,
-            enough=enough,
-        )
-        housekeeping.purge_fences(engine, before=oldest, chunk=keep.purge_chunk, enough=enough)
+        events = housekeeping.purge_events(engine, before=oldest, **pace)
+        housekeeping.purge_reported(engine, before=now - keep.keep_reported, most=keep.most_reported, **pace)
+        housekeeping.purge_fences(engine, before=oldest, **pace)
+        given = give_back_space(engine, enough=self._stopping.is_set, pause=self._stopping.wait)
+        if given:
+            _log.info("The file of the session log is %.0f MB smaller.", given / _MB)
         if rounds or sessions or events:
             _log.info("Purged %d rounds, %d sessions and %d events by age.", rounds, sessions, events)
 

@@ -25,6 +25,7 @@ from fleet_edge.store import housekeeping
 from fleet_edge.store.database import open_store
 from fleet_edge.store.engine import parse_url, sqlite_path
 from fleet_edge.store.models import SessionRow
+from fleet_edge.store.purging import give_back_space
 
 __all__ = ["main"]
 
@@ -136,7 +137,8 @@ def _purge(url: str) -> dict[str, Any]:
     with open_store(url) as store:
         before = _size_mb(store.engine, url)
         begun = time.perf_counter()
-        purged = housekeeping.purge_sessions(store.engine, before=NOW, chunk=1000)
+        purged = housekeeping.purge_sessions(store.engine, before=NOW, chunk=1000, pause=time.sleep)
+        give_back_space(store.engine, pause=time.sleep)
         taken = time.perf_counter() - begun
         after = _size_mb(store.engine, url)
     out, _ = writer.communicate("")

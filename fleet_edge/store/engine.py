@@ -19,6 +19,7 @@ __all__ = ["connect_engine", "parse_url", "shown", "sqlite_path", "unavailable"]
 _BUSY_S: Final = 5.0
 _CONNECT_S: Final = 5
 _SQLITE_POOL: Final = 2  # connections that are kept: the writer's, and one for the jobs, which seldom coincide
+_JOURNAL_BYTES: Final = 16_000_000  # to which the write-ahead log is cut once all of it is in the file
 _STATEMENT_MS: Final = 30_000
 _SILENCE_MS: Final = 10_000
 _REFUSED_BY_SQLITE: Final = frozenset(
@@ -163,6 +164,7 @@ def _sqlite(path: Path, *, read_only: bool, create: bool) -> Engine:
         connection.execute("PRAGMA foreign_keys = ON")
         # With a write-ahead log a crash of the process loses nothing, a power cut at most the last commits.
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
         if read_only:
             connection.execute("PRAGMA query_only = ON")
 

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Table, and_, delete, func, or_, select, tuple_, update
+from sqlalchemy import Engine, and_, func, or_, select, update
 
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.models import (
-    Base,
     DeviceRow,
     DistributionRow,
     EventRow,
@@ -23,6 +22,7 @@ from fleet_edge.store.models import (
     SegmentRow,
     SessionRow,
 )
+from fleet_edge.store.purging import Pause, delete_rows, rest_not
 from fleet_edge.store.records.sessions import SessionClosed
 from fleet_edge.store.rollups.grains import Grain, ceiling, floor
 from fleet_edge.store.rollups.marks import Mark, Marks, raise_mark
@@ -93,9 +93,11 @@ def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: time
     return len(found)
 
 
-def purge_rounds(engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False) -> int:
+def purge_rounds(
+    engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False, pause: Pause = rest_not
+) -> int:
     """Delete rounds judged before a time, `chunk` in a transaction; return how many."""
-    return _purge(engine, RoundRow, RoundRow.at < before, chunk=chunk, enough=enough)
+    return delete_rows(engine, RoundRow, RoundRow.at < before, chunk=chunk, enough=enough, pause=pause)
 
 
 def rolled_up_until(engine: Engine, before: datetime) -> datetime:
@@ -105,23 +107,33 @@ def rolled_up_until(engine: Engine, before: datetime) -> datetime:
     return min(before, floor(Grain.DAY, stale[0])) if stale else before
 
 
-def purge_sessions(engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False) -> int:
+def purge_sessions(
+    engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False, pause: Pause = rest_not
+) -> int:
     """Delete sessions last heard of before a time, with segments and rounds; return how many sessions.
 
     What is not rolled up by then will be in no total.
     """
     with engine.begin() as connection:
         raise_mark(connection, Mark.SEGMENTS_FROM, ceiling(Grain.DAY, before))
-    return _purge(engine, SessionRow, SessionRow.last_at < before, chunk=chunk, enough=enough)
+    return delete_rows(engine, SessionRow, SessionRow.last_at < before, chunk=chunk, enough=enough, pause=pause)
 
 
-def purge_events(engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False) -> int:
+def purge_events(
+    engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False, pause: Pause = rest_not
+) -> int:
     """Delete events logged before a time; return how many."""
-    return _purge(engine, EventRow, EventRow.at < before, chunk=chunk, enough=enough)
+    return delete_rows(engine, EventRow, EventRow.at < before, chunk=chunk, enough=enough, pause=pause)
 
 
 def purge_rollups(
-    engine: Engine, *, hours_before: datetime, days_before: datetime, chunk: int, enough: Enough = lambda: False
+    engine: Engine,
+    *,
+    hours_before: datetime,
+    days_before: datetime,
+    chunk: int,
+    enough: Enough = lambda: False,
+    pause: Pause = rest_not,
 ) -> int:
     """Delete rollups by the hour and by the day before these times, but for those of which nothing coarser is made.
 
@@ -131,6 +143,7 @@ def purge_rollups(
         days_before: Beginning of a month (UTC).
         chunk: Rows deleted in one transaction.
         enough: Whether to leave the rest to the next run.
+        pause: Rests between transactions.
 
     Returns:
         Number of rows.
@@ -145,13 +158,17 @@ def purge_rollups(
             raise_mark(connection, kept, end)
         for row in (RollupRow, DistributionRow):
             old = and_(row.grain == grain, row.start < end)
-            deleted += _purge(engine, row, old, chunk=chunk, enough=enough)
+            deleted += delete_rows(engine, row, old, chunk=chunk, enough=enough, pause=pause)
     return deleted
 
 
-def purge_reported(engine: Engine, *, before: datetime, most: int, chunk: int, enough: Enough = lambda: False) -> int:
+def purge_reported(
+    engine: Engine, *, before: datetime, most: int, chunk: int, enough: Enough = lambda: False, pause: Pause = rest_not
+) -> int:
     """Delete what devices reported before a time, and of each device all but the latest `most`; return how many."""
-    deleted = _purge(engine, ReportedCloseRow, ReportedCloseRow.closed_at < before, chunk=chunk, enough=enough)
+    deleted = delete_rows(
+        engine, ReportedCloseRow, ReportedCloseRow.closed_at < before, chunk=chunk, enough=enough, pause=pause
+    )
     device = ReportedCloseRow.device
     with engine.connect() as connection:
         crowded = connection.scalars(select(device).group_by(device).having(func.count() > most)).all()
@@ -159,36 +176,25 @@ def purge_reported(engine: Engine, *, before: datetime, most: int, chunk: int, e
             latest = select(ReportedCloseRow.closed_at).where(device == name)
             last = connection.scalar(latest.order_by(ReportedCloseRow.closed_at.desc()).offset(most - 1).limit(1))
             surplus = and_(device == name, ReportedCloseRow.closed_at < last)
-            deleted += _purge(engine, ReportedCloseRow, surplus, chunk=chunk, enough=enough)
+            deleted += delete_rows(engine, ReportedCloseRow, surplus, chunk=chunk, enough=enough, pause=pause)
     return deleted
 
 
-def purge_fences(engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False) -> int:
+def purge_fences(
+    engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False, pause: Pause = rest_not
+) -> int:
     """Delete fences that ended or were lifted before a time, then the lifts that nothing needs; return how many.
 
     A lift stays as long as a fence that it lifted.
     """
     lift = select(FenceLiftRow.device).where(FenceLiftRow.device == FenceRow.device)
     lifted = lift.where(FenceLiftRow.lifted_at >= FenceRow.since_at, FenceLiftRow.lifted_at < before).exists()
-    fences = _purge(engine, FenceRow, or_(FenceRow.until_at < before, lifted), chunk=chunk, enough=enough)
+    fences = delete_rows(
+        engine, FenceRow, or_(FenceRow.until_at < before, lifted), chunk=chunk, enough=enough, pause=pause
+    )
     needed = select(FenceRow.device).where(FenceRow.device == FenceLiftRow.device).exists()
     unneeded = and_(FenceLiftRow.lifted_at < before, ~needed)
-    return fences + _purge(engine, FenceLiftRow, unneeded, chunk=chunk, enough=enough)
-
-
-def _purge(engine: Engine, row: type[Base], condition: ColumnElement[bool], *, chunk: int, enough: Enough) -> int:
-    """Delete in short transactions, so that the writer's lock is never held for long."""
-    table = row.__table__
-    assert isinstance(table, Table)
-    key = list(table.primary_key)
-    doomed = select(*key).where(condition).limit(chunk)
-    total = 0
-    while True:
-        with engine.begin() as connection:
-            deleted = connection.execute(delete(table).where(tuple_(*key).in_(doomed))).rowcount
-        total += deleted
-        if deleted < chunk or enough():
-            return total
+    return fences + delete_rows(engine, FenceLiftRow, unneeded, chunk=chunk, enough=enough, pause=pause)
 
 
 def _segments_of(sessions: Sequence[str]) -> Any:  # noqa: ANN401 - a Select of four columns

@@ -54,6 +54,8 @@ def migrate(
     """
     with _alone(path), engine.connect() as connection:
         if path:
+            # Kept in the file too, and settled with its first page: a purge can make the file smaller.
+            connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")
             # Kept in the file. Switching needs the file alone, and would fail rather than wait.
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
             # A table that another refers to is made anew and renamed; dropping the old one would delete by reference.
