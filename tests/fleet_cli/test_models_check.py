@@ -200,6 +200,8 @@ def test_the_command_says_whether_the_pair_fits(fleet: Run, tmp_path: Path) -> N
     assert (code, found["fits"], found["draft"]["layers"], found["target"]["form"]) == (0, True, 16, "folder")
     assert found["memory"]["device"]["kv_bytes_per_1000_tokens"] == 1000 * SMALL.kv_bytes
     assert [need["weights"] for need in found["memory"]["edge"]] == ["bfloat16", "float32"]
+    assert found["disk"]["device"] == draft.stat().st_size
+    assert found["disk"]["edge"] == sum(path.stat().st_size for path in target.iterdir())
     assert {finding["outcome"] for finding in found["findings"]} == {"fits"}
     other = family_gguf(tmp_path / "other.gguf", SMALL, rows=rows(first=9000, common=0))
     code, output, _ = fleet(other, target, "--json")

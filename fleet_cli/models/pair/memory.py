@@ -1,11 +1,12 @@
-"""Memory that a pair takes: weights, and keys and values by tokens of a text, at both ends."""
+"""Memory and disk that a pair takes: weights, keys and values by tokens of a text, and files, at both ends."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from fleet_cli.models.pair.facts import Form, ModelFacts
 
-__all__ = ["UNIT", "Need", "device_need", "edge_needs"]
+__all__ = ["UNIT", "Need", "device_need", "edge_needs", "file_bytes"]
 
 UNIT: Final = 1000
 """Tokens of a text, prompt included, that memory for keys and values is given for."""
@@ -43,6 +44,14 @@ def edge_needs(target: ModelFacts) -> list[Need]:
         for name, size in (("bfloat16", _HALF), ("float32", _WHOLE))
     ]
     return [_llama(target), *torch] if target.form is Form.GGUF else torch
+
+
+def file_bytes(model: ModelFacts) -> int:
+    """Return what a model's file, or all files of its folder, take on a disk."""
+    path = Path(model.source)
+    return (
+        path.stat().st_size if path.is_file() else sum(each.stat().st_size for each in path.iterdir() if each.is_file())
+    )
 
 
 def _llama(model: ModelFacts) -> Need:

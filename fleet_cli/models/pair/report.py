@@ -7,7 +7,7 @@ from fleet_cli.models.pair.acceptance import LONGEST_DRAFT, Acceptance
 from fleet_cli.models.pair.check import CheckedPair
 from fleet_cli.models.pair.facts import ModelFacts
 from fleet_cli.models.pair.findings import Finding
-from fleet_cli.models.pair.memory import UNIT, Need, device_need, edge_needs
+from fleet_cli.models.pair.memory import UNIT, Need, device_need, edge_needs, file_bytes
 from fleet_cli.tables import Column, print_table
 from schemas.printable import printable_line
 
@@ -59,6 +59,10 @@ def show(pair: CheckedPair) -> None:
         print(f"{finding.outcome:<8} {finding.aspect:<14} {printable_line(finding.sentence)}")
     rows = [("device", device_need(pair.draft)), *(("edge", need) for need in edge_needs(pair.target))]
     print_table("Memory", _NEEDS, rows)
+    draft, target = file_bytes(pair.draft) / _MEGA, file_bytes(pair.target) / _MEGA
+    print(
+        f"Disk: {draft:,.0f} MB on each device, {target:,.0f} MB on each edge; the largest file twice while it is sent."
+    )
     print("The pair does not fit." if pair.refused else "The pair fits.", flush=True)
 
 
@@ -82,6 +86,7 @@ def as_json(pair: CheckedPair, acceptance: Acceptance | None = None) -> dict[str
             "device": _need(device_need(pair.draft)),
             "edge": [_need(need) for need in edge_needs(pair.target)],
         },
+        "disk": {"device": file_bytes(pair.draft), "edge": file_bytes(pair.target)},
         "measured": None if acceptance is None else _acceptance(acceptance),
     }
 
