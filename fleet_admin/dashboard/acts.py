@@ -9,7 +9,8 @@ from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.jobs import Outcome
 from fleet_admin.dashboard.services import Services
 from fleet_admin.steering import Actor, Selection
-from fleet_admin.steering.values import read_assignments
+from fleet_admin.steering.values import check_change, read_assignments
+from fleet_runtime.times import read_duration
 from schemas.errors import FleetError
 
 __all__ = ["ACTS", "MOST_DEVICES", "Act", "act_of"]
@@ -33,6 +34,7 @@ class Act:
         example: Of that.
         required: Whether the argument is.
         dangerous: Whether it takes something away.
+        check: Raises a `FleetError` if the argument cannot be used, before anything is done.
         live: Whether the devices have to be reached for it.
     """
 
@@ -44,6 +46,23 @@ class Act:
     required: bool = False
     dangerous: bool = False
     live: bool = False
+    check: Callable[[str], object] = lambda _argument: None
+
+
+def _check_set(argument: str) -> None:
+    check_change(read_assignments(argument.split()), ())
+
+
+def _check_unset(argument: str) -> None:
+    check_change({}, argument.split())
+
+
+def _check_duration(argument: str) -> None:
+    try:
+        if argument:
+            read_duration(argument)
+    except (ValueError, OverflowError) as error:
+        raise Problem(400, str(error)) from None
 
 
 def _command(name: str, services: Services, devices: Sequence[str], _argument: str, actor: Actor) -> Iterator[Outcome]:
@@ -112,17 +131,17 @@ def _unfence(services: Services, device: str, _argument: str, actor: Actor) -> s
 
 
 ACTS: Final = (
-    Act("set", "Set", _set, argument="KEY=VALUE …", example="draft_length=4", required=True, live=True),
-    Act("unset", "Take settings back", _unset, argument="KEY …", example="draft_length", required=True, live=True),
+    Act("set", "Set", _set, "KEY=VALUE …", "draft_length=4", required=True, live=True, check=_check_set),
+    Act("unset", "Take settings back", _unset, "KEY …", "draft_length", required=True, live=True, check=_check_unset),
     Act("drain", "Drain", partial(_command, "drain"), live=True),
     Act("pause", "Pause", partial(_command, "pause"), live=True),
     Act("resume", "Resume", partial(_command, "resume"), live=True),
     Act("reload", "Reload the model", partial(_command, "reload"), live=True),
     Act("self-test", "Self-test", partial(_command, "self-test"), live=True),
     Act("log-tail", "End of the log", partial(_command, "log-tail"), live=True),
-    Act("label", "Label", _label, argument="labels", example="hall_a", required=True),
-    Act("unlabel", "Take labels off", _unlabel, argument="labels", example="hall_a", required=True),
-    Act("fence", "Shut out", _each(_fence), argument="for how long", example="2h", dangerous=True),
+    Act("label", "Label", _label, "labels", "hall_a", required=True),
+    Act("unlabel", "Take labels off", _unlabel, "labels", "hall_a", required=True),
+    Act("fence", "Shut out", _each(_fence), "for how long", "2h", dangerous=True, check=_check_duration),
     Act("unfence", "Let in again", _each(_unfence)),
     Act("retire", "Retire", _each(_retire), dangerous=True),
     Act("restore", "Put back into service", _each(_restore)),

@@ -21,6 +21,7 @@ def series(
     *,
     unit: str = "",
     kind: str = "figure",
+    between: tuple[datetime, datetime] | None = None,
 ) -> dict[str, Any]:
     """Return what the chart of a template takes.
 
@@ -29,6 +30,7 @@ def series(
         at: A point's time.
         lines: What is drawn.
         unit: Of all of them.
+        between: The time that is drawn, also where there are no points.
         kind: How the table shows a value; see `rendering.shown`. Shares are drawn in percent.
     """
     ordered = sorted(points, key=at)
@@ -41,6 +43,7 @@ def series(
             for (name, _), own in zip(lines, values, strict=True)
         ],
         "unit": unit,
+        "between": None if between is None else [int(each.timestamp()) for each in between],
         "table": [
             [moment(at(point))[:16], *(shown(own[number], kind) for own in values)]
             for number, point in reversed(list(enumerate(ordered)))

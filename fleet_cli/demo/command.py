@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fleet_cli.demo.brokers import Place, demo_broker
 from fleet_cli.demo.chat import run_chat
+from fleet_cli.demo.dashboard import run_dashboard
 from fleet_cli.demo.options import check_report_file, check_settings, draft_model, target_model
 from fleet_cli.demo.processes import Child, DeviceEvent, device_process, edge_process
 from fleet_cli.demo.prompts import read_prompts
@@ -69,6 +70,9 @@ def demo_command(
     chat: Annotated[
         bool, typer.Option("--chat", help="Talk with the large model as device-1, in place of the devices' texts.")
     ] = False,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Serve the dashboard after the table; the devices go on writing.")
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the report as JSON; - for standard output.")
     ] = None,
@@ -106,7 +110,6 @@ def demo_command(
             "--max-new-tokens", str(max_new_tokens), "--draft-length", draft_length, "--threads", "1",
             *([] if ahead is None else ["--ahead" if ahead else "--no-ahead"]),
             *([] if stream is None else ["--stream" if stream else "--no-stream"]),
-            *(["--raw"] if raw else []),
         ]  # fmt: skip
         if chat:
             if code := run_chat(names[0], [*shared, *place.arguments(names[0])]):
@@ -114,29 +117,42 @@ def demo_command(
             return
         started = time.monotonic()
         events: queue.SimpleQueue[DeviceEvent] = queue.SimpleQueue()
-        watch = stack.enter_context(Watch(console, max_new_tokens, show_text))
+        raw_flag = ["--raw"] if raw else []
         children = {}
-        for number, name in enumerate(names):
-            prompt = texts[number % len(texts)]
-            watch.add(name, prompt)
-            arguments = [*shared, *place.arguments(name), "--seed", str(first_seed + number), "--", prompt]
-            children[name] = stack.enter_context(device_process(name, arguments, events))
-        results = _follow(children, events, watch, edge=edge.child, place=place)
+        with Watch(console, max_new_tokens, show_text) as watch:
+            for number, name in enumerate(names):
+                prompt, seed_flag = texts[number % len(texts)], ["--seed", str(first_seed + number)]
+                watch.add(name, prompt)
+                arguments = [*shared, *raw_flag, *place.arguments(name), *seed_flag, "--", prompt]
+                children[name] = stack.enter_context(device_process(name, arguments, events))
+            results = _follow(children, events, watch, edge=edge.child, place=place)
         wall_s = time.monotonic() - started
-    report = Report(
-        place.name,
-        mode.value,
-        model,
-        edge.online["target"],
-        wall_s,
-        [device_row(result) for result in results.values()],
-    )
-    _show(report, console, json_file, results if show_text else {})
-    console.print(f"The sessions are in {db}: fleet admin sessions --db {db}", markup=False, highlight=False)
-    console.print("Talk with the large model: make demo ARGS=--chat, or fleet demo --chat", highlight=False)
-    failed = [f"{name}: {child.cause}" for name, child in children.items() if name not in results]
-    if failed:
-        raise CommandError(f"{len(failed)} of {devices} devices did not finish. {failed[0]}")
+        report = Report(
+            place.name,
+            mode.value,
+            model,
+            edge.online["target"],
+            wall_s,
+            [device_row(result) for result in results.values()],
+        )
+        _show(report, console, json_file, results if show_text else {})
+        console.print(f"The sessions are in {db}: fleet admin sessions --db {db}", markup=False, highlight=False)
+        console.print("Talk with the large model: make demo ARGS=--chat, or fleet demo --chat", highlight=False)
+        failed = [f"{name}: {child.cause}" for name, child in children.items() if name not in results]
+        if failed:
+            raise CommandError(f"{len(failed)} of {devices} devices did not finish. {failed[0]}")
+        if dashboard:
+            run_dashboard(
+                console,
+                place,
+                fleet=FLEET,
+                db=db,
+                folder=Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-demo-"))),
+                devices=names,
+                arguments=shared,
+                prompts=texts,
+                edge=edge.child,
+            )
 
 
 def _follow(

@@ -38,6 +38,7 @@ def preview(visit: Visit) -> Response:
         raise Problem(400, f"{act.words}: say with what ({act.argument}), such as {act.example}.")
     if not act.argument and argument:
         raise Problem(400, f"{act.words} takes nothing beside; leave that field empty.")
+    act.check(argument)
     absence = visit.services.steering.absence if act.live else ""
     return visit.page(
         "acting.html", title=act.words, act=act, argument=argument, devices=devices, problem=absence, absence=absence
@@ -66,7 +67,7 @@ def show(visit: Visit) -> Response:
     """Show what has come of an act so far."""
     job = visit.services.jobs.find(visit.path("job"))
     outcomes = sorted(job.outcomes, key=lambda each: (each.state == "done", each.device))
-    return visit.page("acted.html", title=job.words, job=job, outcomes=outcomes, problem=job.problem)
+    return visit.page("acted.html", title=job.words, job=job, outcomes=outcomes)
 
 
 def _checked(names: Sequence[str]) -> list[str]:

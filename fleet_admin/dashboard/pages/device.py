@@ -48,10 +48,20 @@ def show(visit: Visit) -> Response:
         sessions=log.sessions(device=name, limit=_SESSIONS),
         events=log.events(device=name, limit=_EVENTS),
         tokens=series(
-            hours, _hour, [("tokens", lambda each: float(each.counted.tokens))], unit="an hour", kind="count"
+            hours,
+            _hour,
+            [("tokens", lambda each: float(each.counted.tokens))],
+            unit="an hour",
+            kind="count",
+            between=(visit.now - timedelta(hours=_HOURS), visit.now),
         ),
         acceptance=series(
-            hours, _hour, [("acceptance", lambda each: each.counted.acceptance)], unit="%", kind="percent"
+            hours,
+            _hour,
+            [("acceptance", lambda each: each.counted.acceptance)],
+            unit="%",
+            kind="percent",
+            between=(visit.now - timedelta(hours=_HOURS), visit.now),
         ),
     )
 

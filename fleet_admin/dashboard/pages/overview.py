@@ -12,7 +12,7 @@ from fleet_admin.dashboard.pages.page import Page
 from fleet_admin.dashboard.ranges import RANGES, range_of
 from fleet_admin.dashboard.series import series
 from fleet_admin.dashboard.visit import Visit
-from fleet_edge.counters import SegmentCounters
+from fleet_edge.counters import share
 from fleet_edge.store.views import EdgeView, UsageView
 from schemas.control import Presence
 
@@ -36,6 +36,7 @@ def show(visit: Visit) -> Response:
     latencies = log.latencies(since=length)
     edges = log.edges()
     alerts = visit.services.alerts.open(limit=200)
+    drawn = max(length, _LEAST)
     grain = "hour" if length <= _HOURS else "day" if length <= _MONTHS else "month"
     return visit.page(
         "overview.html",
@@ -53,29 +54,33 @@ def show(visit: Visit) -> Response:
         critical=sum(each.severity == "critical" for each in alerts),
         by_draft=list(log.stats(since=length, by="draft").items())[:10],
         by_edge=list(log.stats(since=length, by="edge").items())[:10],
-        charts=_charts(log.usage(since=max(length, _LEAST), grain=grain), seconds=_SECONDS[grain], grain=grain),
+        charts=_charts(log.usage(since=drawn, grain=grain), between=(visit.now - drawn, visit.now), grain=grain),
     )
 
 
-def _charts(points: Sequence[UsageView], *, seconds: float, grain: str) -> list[tuple[str, dict[str, Any]]]:
+def _charts(
+    points: Sequence[UsageView], *, between: tuple[datetime, datetime], grain: str
+) -> list[tuple[str, dict[str, Any]]]:
     """Return what is drawn: a name, and its series."""
 
-    def drawn(lines: Mapping[str, Callable[[SegmentCounters], float | None]], unit: str, kind: str) -> dict[str, Any]:
-        values = [(name, _of_point(value)) for name, value in lines.items()]
-        return series(points, _start, values, unit=unit, kind=kind)
+    def drawn(lines: Mapping[str, Callable[[UsageView], float | None]], unit: str, kind: str) -> dict[str, Any]:
+        return series(points, _start, list(lines.items()), unit=f"{unit}, by the {grain}", kind=kind, between=between)
 
-    waits = {"queue": lambda each: each.queue_ms_per_round, "step": lambda each: each.compute_ms_per_round}
-    by = f"by the {grain}"
+    def tokens_per_s(each: UsageView) -> float | None:
+        # The first and the last are not whole.
+        lasted = min(_SECONDS[grain], (between[1] - max(_start(each), between[0])).total_seconds())
+        return share(each.counted.tokens, lasted)
+
+    waits: dict[str, Callable[[UsageView], float | None]] = {
+        "queue": lambda each: each.counted.queue_ms_per_round,
+        "step": lambda each: each.counted.compute_ms_per_round,
+    }
     return [
-        ("Tokens", drawn({"tokens": lambda each: each.tokens / seconds}, f"a second, {by}", "figure")),
-        ("Acceptance", drawn({"acceptance": lambda each: each.acceptance}, f"%, {by}", "percent")),
-        ("Waits", drawn(waits, f"ms, the mean of a round, {by}", "figure")),
-        ("Batch", drawn({"sessions": lambda each: each.mean_batch}, f"sessions a step, {by}", "figure")),
+        ("Tokens", drawn({"tokens": tokens_per_s}, "a second", "figure")),
+        ("Acceptance", drawn({"acceptance": lambda each: each.counted.acceptance}, "%", "percent")),
+        ("Waits", drawn(waits, "ms, the mean of a round", "figure")),
+        ("Batch", drawn({"sessions": lambda each: each.counted.mean_batch}, "sessions a step", "figure")),
     ]
-
-
-def _of_point(value: Callable[[SegmentCounters], float | None]) -> Callable[[UsageView], float | None]:
-    return lambda point: value(point.counted)
 
 
 def _states(visit: Visit) -> Counter[str]:

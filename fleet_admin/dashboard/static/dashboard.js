@@ -30,8 +30,8 @@ function draw(element) {
   const plot = new uPlot({
     width, height: 170,
     cursor: { drag: { x: false, y: false } },
-    legend: { show: data.lines.length > 1 },
-    scales: { y: { range: (_plot, low, high) => [Math.min(low, 0), high > low ? high * 1.05 : low + 1] } },
+    legend: { show: data.lines.length > 1, live: false },
+    scales: { x: data.between ? { range: () => data.between } : {}, y: { range: (_plot, low, high) => [Math.min(low, 0), high > low ? high * 1.05 : low + 1] } },
     axes: [
       {
         stroke: ink, grid, ticks: grid,
