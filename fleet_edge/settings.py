@@ -199,4 +199,10 @@ class EdgeSettings(Settings):
     remote: RemoteSettings = Field(default_factory=RemoteSettings)
     quotas: QuotaSettings = Field(default_factory=QuotaSettings)
     fence: FenceSettings = Field(default_factory=FenceSettings)
+    dashboard: str = setting(
+        "",
+        "Address and port of a dashboard within the edge, such as 127.0.0.1:8400; empty: none. All else of it is set "
+        "as for `fleet admin serve` (`FLEET_DASHBOARD_…`).",
+        since="0.2",
+    )
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)

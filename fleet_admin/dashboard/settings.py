@@ -2,9 +2,9 @@
 
 import ipaddress
 from pathlib import Path
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Final
 
-from pydantic import model_validator
+from pydantic import ValidationInfo, field_validator
 
 from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.settings import AdminSettings
@@ -38,11 +38,6 @@ class DashboardSettings(AdminSettings):
         in_errors=False,
         min_length=1,
     )
-    listen: str = setting(
-        "127.0.0.1:8400",
-        "Address and port of the pages. Beyond this machine, `certificate` and `key` are needed, or a proxy.",
-        since="0.2",
-    )
     names: str = setting(
         "",
         "Names and addresses under which browsers ask for the pages, with commas; those of this machine alone are "
@@ -55,7 +50,9 @@ class DashboardSettings(AdminSettings):
         since="0.2",
     )
     certificate: Path | None = setting(None, "TLS certificate with its chain, PEM.", since="0.2")
-    key: Path | None = setting(None, "Private key of the certificate, PEM.", since="0.2")
+    key: Path | None = setting(
+        None, "Private key of the certificate, PEM; left out, it is in the certificate's file.", since="0.2"
+    )
     proxies: str = setting(
         "",
         "Addresses or networks of reverse proxies, with commas, whose X-Forwarded-For and X-Forwarded-Proto are "
@@ -73,6 +70,11 @@ class DashboardSettings(AdminSettings):
         None, "Role of those whom the proxies name and who have no account; without it they are refused.", since="0.2",
         rare=True,
     )  # fmt: skip
+    listen: str = setting(
+        "127.0.0.1:8400",
+        "Address and port of the pages. Beyond this machine, `certificate` and `key` are needed, or a proxy.",
+        since="0.2",
+    )
     idle_h: float = setting(
         8.0, "Silence after which a browser has to log in again.", unit="hours", since="0.2", rare=True, gt=0, le=720
     )
@@ -90,26 +92,46 @@ class DashboardSettings(AdminSettings):
         le=10_000,
     )  # fmt: skip
 
-    @model_validator(mode="after")
-    def _can_work(self) -> Self:
+    @field_validator("key")
+    @classmethod
+    def _with_certificate(cls, key: Path | None, seen: ValidationInfo) -> Path | None:
+        if key is not None and seen.data.get("certificate", key) is None:
+            raise ValueError("a key without 'certificate'; set it too")
+        return key
+
+    @field_validator("proxies")
+    @classmethod
+    def _networks(cls, proxies: str) -> str:
+        networks(proxies)
+        return proxies
+
+    @field_validator("proxy_account")
+    @classmethod
+    def _from_proxies(cls, header: str, seen: ValidationInfo) -> str:
+        if header and not seen.data.get("proxies", header):
+            raise ValueError("whoever sends the header would be believed; set 'proxies' too")
+        return header
+
+    # After all that it depends on.
+    @field_validator("listen")
+    @classmethod
+    def _protected(cls, listen: str, seen: ValidationInfo) -> str:
         """Refuse what would send passwords over a network in the clear."""
-        host, _ = listen_address(self.listen)
-        networks(self.proxies)
-        if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key belong together; give both, or neither")
-        if self.proxy_account and not self.proxies:
-            raise ValueError("proxy_account needs proxies: whoever else sends the header could be anybody")
-        if not _loopback(host) and self.certificate is None and not self.proxies:
+        host, _ = listen_address(listen)
+        known = seen.data
+        if _loopback(host):
+            return listen
+        if known.get("certificate") is None and not known.get("proxies"):
             raise ValueError(
-                f"listen is {self.listen}, which other machines reach: passwords would pass over the network in the "
-                "clear; give certificate and key, or name the proxies that do TLS, or listen on 127.0.0.1"
+                "other machines reach that address, and passwords would pass over the network in the clear; set "
+                "'certificate' and 'key', or 'proxies' that do TLS, or listen on 127.0.0.1"
             )
-        if not _loopback(host) and not self.allowed_names():
+        if not known.get("names"):
             raise ValueError(
-                f"listen is {self.listen}: say in names under which names browsers ask for the pages, so that no "
-                "page of another name can read them"
+                "other machines reach that address; set 'names' to those under which browsers ask for the pages, so "
+                "that no page of another name can read them"
             )
-        return self
+        return listen
 
     def allowed_names(self) -> frozenset[str]:
         """Return the names under which the pages answer, beside those of this machine."""
@@ -128,13 +150,13 @@ def listen_address(text: str) -> tuple[str, int]:
     """
     host, colon, port = text.strip().rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > _MOST_PORT:
-        raise ValueError(f"listen is {text[:60]!r}; it must be an address and a port, such as 127.0.0.1:8400")
+        raise ValueError("it must be an address and a port, such as 127.0.0.1:8400")
     host = host.removeprefix("[").removesuffix("]")
     if host != "localhost":
         try:
             ipaddress.ip_address(host)
         except ValueError:
-            raise ValueError(f"listen is {text[:60]!r}; its first part must be an address, not a name") from None
+            raise ValueError("its first part must be an address, not a name: 127.0.0.1:8400") from None
     return host, int(port)
 
 
@@ -149,7 +171,7 @@ def networks(text: str) -> tuple[Network, ...]:
         try:
             found.append(ipaddress.ip_network(each, strict=False))
         except ValueError:
-            raise ValueError(f"proxies holds {each[:60]!r}, which is neither an address nor a network") from None
+            raise ValueError(f"{each[:60]!r} is neither an address nor a network") from None
     return tuple(found)
 
 

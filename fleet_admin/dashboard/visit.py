@@ -15,6 +15,7 @@ from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.rendering import render
 from fleet_admin.dashboard.services import Services
 from fleet_admin.dashboard.web.gate import CSRF_FIELD, Admission, cookie_name
+from fleet_admin.steering.views import Actor
 
 __all__ = ["Visit"]
 
@@ -50,6 +51,11 @@ class Visit:
         if self.admission.visitor is None:
             raise Problem(401, "Log in first.")
         return self.admission.visitor
+
+    @property
+    def actor(self) -> Actor:
+        """Who acts, for the audit log."""
+        return Actor(self.visitor.name, self.visitor.address)
 
     @property
     def may_act(self) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fleet_admin.dashboard.accounts.roles import Role
+from fleet_cli.admin.actor import Acting, actor_of
 from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, needs_extra
 from fleet_cli.errors import CommandError
 from fleet_cli.tables import Column, print_json, print_table
@@ -41,11 +42,12 @@ def add_user(
     no_password: Annotated[
         bool, typer.Option("--no-password", help="Known by a proxy's header or by API keys alone.")
     ] = False,
+    acting: Acting = None,
     db: Database = DEFAULT_DB,
 ) -> None:
     """Add an account."""
     accounts = _accounts(db)
-    accounts.add(name, role=role, password=None if no_password else _password(password_file))
+    accounts.add(name, role=role, password=None if no_password else _password(password_file), actor=actor_of(acting))
     typer.echo(f"The account {name} may {'look and act' if role is Role.OPERATOR else 'look'}.")
 
 
@@ -67,23 +69,27 @@ def list_users(db: Database = DEFAULT_DB, as_json: AsJson = False) -> None:
 
 
 @_users.command("remove")
-def remove_user(name: _Name, db: Database = DEFAULT_DB) -> None:
+def remove_user(name: _Name, acting: Acting = None, db: Database = DEFAULT_DB) -> None:
     """Remove an account, its keys and its logins."""
-    _accounts(db).remove(name)
+    _accounts(db).remove(name, actor=actor_of(acting))
     typer.echo(f"The account {name} is removed; its browsers and keys are no longer let in.")
 
 
 @_users.command("password")
-def change_password(name: _Name, password_file: _PasswordFile = None, db: Database = DEFAULT_DB) -> None:
+def change_password(
+    name: _Name, password_file: _PasswordFile = None, acting: Acting = None, db: Database = DEFAULT_DB
+) -> None:
     """Give an account another password; its browsers have to log in again."""
-    _accounts(db).set_password(name, _password(password_file))
+    _accounts(db).set_password(name, _password(password_file), actor=actor_of(acting))
     typer.echo(f"The account {name} has another password.")
 
 
 @_users.command("role")
-def change_role(name: _Name, role: Annotated[Role, typer.Argument()], db: Database = DEFAULT_DB) -> None:
+def change_role(
+    name: _Name, role: Annotated[Role, typer.Argument()], acting: Acting = None, db: Database = DEFAULT_DB
+) -> None:
     """Give an account another role; its browsers have to log in again."""
-    _accounts(db).set_role(name, role)
+    _accounts(db).set_role(name, role, actor=actor_of(acting))
     typer.echo(f"The account {name} may {'look and act' if role is Role.OPERATOR else 'look'}.")
 
 
@@ -93,6 +99,7 @@ def add_key(
     account: Annotated[str, typer.Option(help="Whose it is.")],
     role: Annotated[Role, typer.Option(help="What it may do; never more than its account.")] = Role.VIEWER,
     lasts: Annotated[str | None, typer.Option(help="For so long: 30d, 365d; until it is removed if left out.")] = None,
+    acting: Acting = None,
     db: Database = DEFAULT_DB,
 ) -> None:
     """Make a key, and print it this once."""
@@ -100,7 +107,7 @@ def add_key(
         duration = None if lasts is None else read_duration(lasts)
     except (ValueError, OverflowError) as error:
         raise CommandError(f"--lasts: {error}") from error
-    typer.echo(_api_keys(db).add(name, account=account, role=role, lasts=duration))
+    typer.echo(_api_keys(db).add(name, account=account, role=role, actor=actor_of(acting), lasts=duration))
 
 
 @_keys.command("list")
@@ -123,9 +130,11 @@ def list_keys(db: Database = DEFAULT_DB, as_json: AsJson = False) -> None:
 
 
 @_keys.command("remove")
-def remove_key(key_id: Annotated[str, typer.Argument(metavar="ID")], db: Database = DEFAULT_DB) -> None:
+def remove_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID")], acting: Acting = None, db: Database = DEFAULT_DB
+) -> None:
     """Take a key back."""
-    removed = _api_keys(db).remove(key_id)
+    removed = _api_keys(db).remove(key_id, actor=actor_of(acting))
     typer.echo(f"The key {removed.name} of {removed.account} is no longer taken.")
 
 

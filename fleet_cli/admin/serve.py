@@ -1,5 +1,6 @@
 """`fleet admin serve`: the dashboard."""
 
+import signal
 import sys
 
 import typer
@@ -7,6 +8,7 @@ import typer
 from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_cli.admin.options import needs_extra
 from fleet_cli.alerts import alerts_of
+from fleet_cli.errors import ExitCode
 from fleet_cli.settings_flags import with_settings
 
 __all__ = ["register"]
@@ -24,6 +26,8 @@ def serve(settings: DashboardSettings) -> None:
         from fleet_admin.dashboard.server import DashboardServer
         from fleet_admin.dashboard.services import open_services
 
+    # As Ctrl-C does: the answers under way are finished.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.DONE))
     services, alerts = open_services(settings), alerts_of(settings.alerts, settings.db)
     server = DashboardServer(settings, services=services)
     try:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.dashboard.settings import DashboardSettings
+from fleet_cli.admin.actor import actor_of
 from fleet_cli.demo.brokers import Place
 from fleet_cli.demo.processes import Child
 from fleet_cli.errors import CommandError
@@ -97,10 +98,10 @@ def run_dashboard(
 
 def _account(services: Any) -> str:  # noqa: ANN401 - the dashboard's, which is imported late
     """Make the demo's account anew; return its password."""
-    password = secrets.token_urlsafe(12)
+    password, actor = secrets.token_urlsafe(12), actor_of("demo")
     if services.accounts.role(_ACCOUNT) is not None:
-        services.accounts.remove(_ACCOUNT)
-    services.accounts.add(_ACCOUNT, role=Role.OPERATOR, password=password)
+        services.accounts.remove(_ACCOUNT, actor=actor)
+    services.accounts.add(_ACCOUNT, role=Role.OPERATOR, password=password, actor=actor)
     return password
 
 

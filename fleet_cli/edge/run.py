@@ -4,6 +4,7 @@ import logging
 import sys
 
 from fleet_cli.alerts import alerts_of
+from fleet_cli.edge.dashboard import edge_dashboard
 from fleet_cli.events_flag import with_events
 from fleet_cli.settings_flags import with_settings
 from fleet_edge.edge import Edge
@@ -57,21 +58,24 @@ def run_command(settings: EdgeSettings, *, events: EventStream) -> None:
         )
         target = f"target {info.name}, {info.vocabulary}, context {info.context}, on {info.runs_on}"
         say(f"{online}: {target}, sessions in {database}.")
+        if address := start_dashboard():
+            say(f"Its dashboard is at {address}.")
         unit.ready(f"{online}.")
         if alerts is not None:
             alerts.start()
 
-    running.check()
-    events.write(Event.LOADING, target=settings.target)
-    say(f"Loading the target model {settings.target} …")
-    try:
-        handed_over = running.run(
-            on_online=tell,
-            on_step=unit.alive,
-            on_end=unit.stopping,
-            on_drain=lambda sessions: events.write(Event.DRAINING, sessions=sessions),
-        )
-    finally:
-        if alerts is not None:
-            alerts.close()
-    events.write(Event.STOPPED, handed_over=handed_over)
+    with edge_dashboard(settings) as start_dashboard:
+        running.check()
+        events.write(Event.LOADING, target=settings.target)
+        say(f"Loading the target model {settings.target} …")
+        try:
+            handed_over = running.run(
+                on_online=tell,
+                on_step=unit.alive,
+                on_end=unit.stopping,
+                on_drain=lambda sessions: events.write(Event.DRAINING, sessions=sessions),
+            )
+        finally:
+            if alerts is not None:
+                alerts.close()
+        events.write(Event.STOPPED, handed_over=handed_over)

@@ -11,7 +11,9 @@ from fleet_admin.dashboard.accounts.database import AccountDatabase
 from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.dashboard.accounts.secrets import Passwords
 from fleet_admin.dashboard.errors import AccountError
+from fleet_admin.steering.views import Actor
 from fleet_edge.store.models import AccountRow, ApiKeyRow, LoginRow
+from fleet_edge.store.steering.audit import AuditEntry, record_audit
 from schemas.errors import InvalidName
 from schemas.names import check_name
 
@@ -74,13 +76,14 @@ class Accounts:
             found = connection.scalar(select(AccountRow.role).where(AccountRow.account == name))
         return None if found is None else Role(found)
 
-    def add(self, name: str, *, role: Role, password: str | None) -> None:
+    def add(self, name: str, *, role: Role, password: str | None, actor: Actor) -> None:
         """Add an account.
 
         Args:
             name: Its name, of letters, digits, '.', '_' and '-'.
             role: What it may do.
             password: Its password; None for one that a proxy or a key alone tells.
+            actor: Who adds it, for the audit log.
 
         Raises:
             AccountError: The name or the password cannot be, or there is such an account.
@@ -99,8 +102,9 @@ class Accounts:
                 raise AccountError(
                     f"There is an account {name} already; `fleet admin user password {name}` gives it another password."
                 ) from None
+            self._audit(connection, "account add", name, actor=actor, after=str(role))
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, *, actor: Actor) -> None:
         """Remove an account, its keys and its logins.
 
         Raises:
@@ -111,10 +115,11 @@ class Accounts:
             if removed:
                 connection.execute(delete(ApiKeyRow).where(ApiKeyRow.account == name))
                 connection.execute(delete(LoginRow).where(LoginRow.account == name))
+                self._audit(connection, "account remove", name, actor=actor)
         if not removed:
             raise AccountError(_unknown(name))
 
-    def set_password(self, name: str, password: str) -> None:
+    def set_password(self, name: str, password: str, *, actor: Actor) -> None:
         """Give an account another password; whoever is logged in under it no longer is.
 
         Raises:
@@ -123,8 +128,9 @@ class Accounts:
         hashed = self._passwords.hash(password, account=name)
         with self._database.begin() as connection:
             self._change(connection, name, password=hashed)
+            self._audit(connection, "account password", name, actor=actor)
 
-    def set_role(self, name: str, role: Role) -> None:
+    def set_role(self, name: str, role: Role, *, actor: Actor) -> None:
         """Give an account another role; whoever is logged in under it no longer is.
 
         Raises:
@@ -132,12 +138,17 @@ class Accounts:
         """
         with self._database.begin() as connection:
             self._change(connection, name, role=str(role))
+            self._audit(connection, "account role", name, actor=actor, after=str(role))
 
     def check(self, name: str, password: str) -> bool:
         """Return whether that is the account's password; takes as long where there is no such account."""
         with self._database.begin() as connection:
             known = connection.scalar(select(AccountRow.password).where(AccountRow.account == name))
         return self._passwords.check(password, known)
+
+    def _audit(self, connection: Connection, action: str, name: str, *, actor: Actor, after: str | None = None) -> None:
+        entry = AuditEntry(who=actor.who, action=action, subject=name, after=after, source=actor.source)
+        record_audit(connection, [entry], now=self._now())
 
     def _change(self, connection: Connection, name: str, **values: str) -> None:
         changed = connection.execute(

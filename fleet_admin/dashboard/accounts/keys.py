@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from fleet_admin.dashboard.accounts.database import AccountDatabase
 from fleet_admin.dashboard.accounts.roles import Role, Visitor
 from fleet_admin.dashboard.accounts.secrets import KEY_PREFIX, fingerprint, new_key
 from fleet_admin.dashboard.errors import AccountError
+from fleet_admin.steering.views import Actor
 from fleet_edge.store.models import AccountRow, ApiKeyRow
+from fleet_edge.store.steering.audit import AuditEntry, record_audit
 from schemas.errors import InvalidName
 from schemas.names import check_name
 
@@ -75,13 +77,14 @@ class ApiKeys:
             for row in rows
         ]
 
-    def add(self, name: str, *, account: str, role: Role, lasts: timedelta | None = None) -> str:
+    def add(self, name: str, *, account: str, role: Role, actor: Actor, lasts: timedelta | None = None) -> str:
         """Make a key.
 
         Args:
             name: What it is for.
             account: Whose it is.
             role: What it may do; never more than its account.
+            actor: Who makes it, for the audit log.
             lasts: For how long it is taken; None: until it is removed.
 
         Returns:
@@ -115,13 +118,16 @@ class ApiKeys:
                     f"The account {account} has {_MOST_OF_AN_ACCOUNT} keys; remove some that are no longer used."
                 )
             connection.execute(insert(ApiKeyRow).values(row))
+            shown = f"{role} {fingerprint(key)[:_SHOWN]}"
+            self._audit(connection, "key add", f"{account}/{name}", actor=actor, after=shown)
         return key
 
-    def remove(self, key_id: str, *, account: str | None = None) -> ApiKey:
+    def remove(self, key_id: str, *, actor: Actor, account: str | None = None) -> ApiKey:
         """Remove a key: it is no longer taken from now on.
 
         Args:
             key_id: As `ApiKey.id` has it.
+            actor: Who removes it, for the audit log.
             account: Whose it must be.
 
         Raises:
@@ -137,6 +143,7 @@ class ApiKeys:
                     ApiKeyRow.account == found[0].account,
                 )
             )
+            self._audit(connection, "key remove", f"{found[0].account}/{found[0].name}", actor=actor)
         return found[0]
 
     def find(self, key: str, *, address: str) -> Visitor | None:
@@ -161,3 +168,9 @@ class ApiKeys:
                 connection.execute(update(ApiKeyRow).where(own).values(used_at=now))
         held = Role.OPERATOR if Role(role) is Role(most) is Role.OPERATOR else Role.VIEWER
         return Visitor(account, held, "key", address)
+
+    def _audit(
+        self, connection: Connection, action: str, subject: str, *, actor: Actor, after: str | None = None
+    ) -> None:
+        entry = AuditEntry(who=actor.who, action=action, subject=subject, after=after, source=actor.source)
+        record_audit(connection, [entry], now=self._now())

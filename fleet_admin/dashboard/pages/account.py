@@ -33,7 +33,7 @@ def change_password(visit: Visit) -> Response:
     if new != again:
         return _page(visit, problem="The two new passwords differ.", status=400)
     try:
-        services.accounts.set_password(visitor.name, new)
+        services.accounts.set_password(visitor.name, new, actor=visit.actor)
     except AccountError as error:
         return _page(visit, problem=str(error), status=400)
     response = visit.redirect(_PATH, said="The password is changed; other browsers have to log in again.")
@@ -47,7 +47,9 @@ def add_key(visit: Visit) -> Response:
     try:
         lasts = read_duration(visit.form("lasts")) if visit.form("lasts") else None
         role = Role(visit.form("role", Role.VIEWER))
-        key = visit.services.keys.add(visit.form("name"), account=visitor.name, role=role, lasts=lasts)
+        key = visit.services.keys.add(
+            visit.form("name"), account=visitor.name, role=role, actor=visit.actor, lasts=lasts
+        )
     except (AccountError, ValueError, OverflowError) as error:
         return _page(visit, problem=str(error), status=400)
     # Not by way of another page: a secret should be in one answer alone.
@@ -57,7 +59,7 @@ def add_key(visit: Visit) -> Response:
 def remove_key(visit: Visit) -> Response:
     """Take a key back."""
     try:
-        removed = visit.services.keys.remove(visit.form("id"), account=visit.visitor.name)
+        removed = visit.services.keys.remove(visit.form("id"), account=visit.visitor.name, actor=visit.actor)
     except AccountError as error:
         return _page(visit, problem=str(error), status=404)
     return visit.redirect(_PATH, said=f"The key {removed.name} is no longer taken.")

@@ -12,7 +12,6 @@ from fleet_admin.dashboard.pages.devices import chosen_devices
 from fleet_admin.dashboard.pages.page import Page, action
 from fleet_admin.dashboard.visit import Visit
 from fleet_admin.dashboard.web.body import parse_values
-from fleet_admin.steering import Actor
 from schemas.errors import InvalidName
 from schemas.names import check_name
 
@@ -49,13 +48,12 @@ def act(visit: Visit) -> Response:
     """Begin it; a page of its own shows what comes of it."""
     wanted = act_of(visit.form("act"))
     devices = _checked(visit.admission.form.get("devices", ("",))[-1].split(","))
-    services, argument, visitor = visit.services, visit.form("argument"), visit.visitor
+    services, argument, actor = visit.services, visit.form("argument"), visit.actor
     if wanted.live:
         services.steering.reach()
-    actor = Actor(visitor.name, visitor.address)
     job = services.jobs.begin(
         f"{wanted.words} {argument}".strip(),
-        who=visitor.name,
+        who=actor.who,
         now=visit.now,
         devices=len(devices),
         steps=lambda: wanted.run(services, devices, argument, actor),

@@ -18,11 +18,13 @@ from fleet_admin.dashboard.app import create_app
 from fleet_admin.dashboard.server import DashboardServer
 from fleet_admin.dashboard.services import Services, open_services
 from fleet_admin.dashboard.settings import DashboardSettings
+from fleet_admin.steering import Actor
 from tests.fleet_admin.dashboard.fleet_log import fill
 from tests.support.chromium import Chromium, Tab, chromium_path
 from tests.support.needs import missing
 
 NOW = datetime(2026, 3, 5, 12, 0, tzinfo=UTC)
+ACTOR = Actor("tests")
 PASSWORD = "correct horse battery"
 BASE = "http://127.0.0.1"
 CSRF = re.compile(r'name="csrf" value="([0-9a-f]{64})"')
@@ -87,8 +89,8 @@ def make_services(url: str, clock: Clock) -> Callable[..., Services]:
             # As cheap as they come: what a check costs is argon2's business.
             passwords=Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)),
         )
-        services.accounts.add("olga", role=Role.OPERATOR, password=PASSWORD)
-        services.accounts.add("victor", role=Role.VIEWER, password=PASSWORD)
+        services.accounts.add("olga", role=Role.OPERATOR, password=PASSWORD, actor=ACTOR)
+        services.accounts.add("victor", role=Role.VIEWER, password=PASSWORD, actor=ACTOR)
         return services
 
     return make

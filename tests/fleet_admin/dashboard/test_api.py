@@ -11,7 +11,7 @@ from fleet_admin.dashboard.api.endpoints import ENDPOINTS
 from fleet_admin.dashboard.api.routes import PREFIX
 from fleet_admin.dashboard.app import create_app
 from fleet_admin.dashboard.services import Services
-from tests.fleet_admin.dashboard.conftest import BASE, Browser, Clock
+from tests.fleet_admin.dashboard.conftest import ACTOR, BASE, Browser, Clock
 
 READ = [each for each in ENDPOINTS if each.method == "GET"]
 WRITTEN = [each for each in ENDPOINTS if each.method != "GET"]
@@ -27,7 +27,7 @@ def client(services: Services) -> TestClient:
 @pytest.fixture
 def bearer(services: Services) -> Callable[..., dict[str, str]]:
     def make(role: Role, account: str = "olga", **more: Any) -> dict[str, str]:
-        key = services.keys.add("program", account=account, role=role, **more)
+        key = services.keys.add("program", account=account, role=role, **more, actor=ACTOR)
         return {"authorization": f"Bearer {key}"}
 
     return make
@@ -110,7 +110,7 @@ def test_a_key_that_has_run_out_or_was_removed_is_not_taken(
     assert client.get(f"{PREFIX}/edges", headers=headers).status_code == 401
     other = bearer(Role.VIEWER)
     assert client.get(f"{PREFIX}/edges", headers=other).status_code == 200
-    services.accounts.remove("olga")
+    services.accounts.remove("olga", actor=ACTOR)
     assert client.get(f"{PREFIX}/edges", headers=other).status_code == 401
 
 

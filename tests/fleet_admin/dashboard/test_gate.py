@@ -6,7 +6,7 @@ from starlette.testclient import TestClient
 from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.dashboard.app import create_app
 from fleet_admin.dashboard.services import Services
-from tests.fleet_admin.dashboard.conftest import BASE, Browser
+from tests.fleet_admin.dashboard.conftest import ACTOR, BASE, Browser
 
 
 def test_every_answer_forbids_what_is_not_ours(operator: Browser) -> None:
@@ -112,7 +112,7 @@ def test_a_proxy_that_is_trusted_says_who_asks(make_services: Callable[..., Serv
         _behind(services, address="10.1.2.3").get("/account", headers={**said, "X-Forwarded-User": "x"}).status_code
         == 303
     )
-    services.accounts.add("x", role=Role.VIEWER, password=None)
+    services.accounts.add("x", role=Role.VIEWER, password=None, actor=ACTOR)
     assert (
         _behind(services, address="10.1.2.3").get("/account", headers={**said, "X-Forwarded-User": "x"}).status_code
         == 200

@@ -1,5 +1,7 @@
+import re
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +10,7 @@ from fleet_admin.dashboard.errors import AccountError
 from fleet_admin.dashboard.pages.login import own_path
 from fleet_admin.dashboard.pages.registry import PAGES
 from fleet_admin.dashboard.services import Services
-from tests.fleet_admin.dashboard.conftest import BASE, PASSWORD, Browser, Clock
+from tests.fleet_admin.dashboard.conftest import ACTOR, BASE, PASSWORD, Browser, Clock
 
 SHOWN = [page.path for page in PAGES if page.method == "GET" and "{" not in page.path and page.path != "/login"]
 
@@ -145,15 +147,40 @@ def test_a_new_password_ends_all_other_logins(
 
 
 def test_a_removed_account_and_a_lesser_role_hold_at_once(operator: Browser, services: Services) -> None:
-    services.accounts.set_role("olga", Role.VIEWER)
+    services.accounts.set_role("olga", Role.VIEWER, actor=ACTOR)
     assert operator.get("/").status_code == 303
     operator.log_in("olga")
     assert operator.post("/account/keys/add", name="k").status_code == 403
-    services.accounts.remove("olga")
+    services.accounts.remove("olga", actor=ACTOR)
     assert operator.get("/").status_code == 303
 
 
 @pytest.mark.parametrize("password", ["short", "x" * 40, "vera-is-my-name", "p" * 300])
 def test_a_password_that_anybody_guesses_is_refused(services: Services, password: str) -> None:
     with pytest.raises(AccountError):
-        services.accounts.add("vera-is-my-name", role=Role.VIEWER, password=password)
+        services.accounts.add("vera-is-my-name", role=Role.VIEWER, password=password, actor=ACTOR)
+
+
+def test_what_is_done_with_accounts_and_keys_is_in_the_audit_log(operator: Browser, services: Services) -> None:
+    operator.post("/account/keys/add", name="grafana", role="viewer")
+    operator.post("/account/keys/remove", id=services.keys.list()[0].id)
+    other = "another good password"
+    operator.post("/account/password", old=PASSWORD, new=other, again=other)
+    entries = [(each.who, each.action, each.subject) for each in services.steering.log.audit(who="olga")]
+    assert sorted(entries) == [
+        ("olga", "account password", "olga"),
+        ("olga", "key add", "olga/grafana"),
+        ("olga", "key remove", "olga/grafana"),
+    ]
+    assert "account add" in {each.action for each in services.steering.log.audit(who="tests")}
+
+
+def test_neither_a_password_nor_a_key_is_ever_written_down(operator: Browser, services: Services, url: str) -> None:
+    page = operator.post("/account/keys/add", name="grafana", role="viewer")
+    key = re.search(r"fleet_[\w-]{43}", page.text)
+    assert key
+    content = b"".join(each.read_bytes() for each in Path(url.removeprefix("sqlite:///")).parent.iterdir())
+    assert services.keys.list()[0].id.encode() in content
+    assert key[0].encode() not in content
+    assert PASSWORD.encode() not in content
+    assert operator.client.cookies["fleet"].encode() not in content

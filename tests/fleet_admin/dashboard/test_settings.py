@@ -1,0 +1,110 @@
+import http.client
+import ssl
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import ValidationError
+
+from fleet_admin.dashboard.errors import DashboardError
+from fleet_admin.dashboard.server import DashboardServer
+from fleet_admin.dashboard.services import Services
+from fleet_admin.dashboard.settings import DashboardSettings
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"listen": "0.0.0.0:8400"}, "in the clear"),
+        ({"listen": "[::]:8400"}, "in the clear"),
+        ({"listen": "10.0.0.1:8400", "names": "fleet.example"}, "in the clear"),
+        ({"listen": "10.0.0.1:8400", "certificate": "c.pem"}, "'names'"),
+        ({"listen": "fleet.example:8400"}, "not a name"),
+        ({"listen": "127.0.0.1"}, "address and a port"),
+        ({"listen": "127.0.0.1:70000"}, "address and a port"),
+        ({"key": "k.pem"}, "'certificate'"),
+        ({"proxies": "proxy.example"}, "neither an address"),
+        ({"proxy_account": "X-User"}, "'proxies'"),
+    ],
+)
+def test_what_would_not_be_safe_is_refused(given: dict[str, str], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        DashboardSettings(**given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"listen": "127.0.0.1:0"},
+        {"listen": "[::1]:8400"},
+        {"listen": "localhost:8400"},
+        {"listen": "0.0.0.0:8400", "certificate": "c.pem", "key": "k.pem", "names": "fleet.example"},
+        {"listen": "10.0.0.1:8400", "proxies": "10.0.0.2, 10.1.0.0/16", "names": "fleet.example"},
+    ],
+)
+def test_what_is_safe_is_taken(given: dict[str, str]) -> None:
+    DashboardSettings(**given)
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate for 127.0.0.1, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "dashboard")])
+    begins = datetime.now(UTC) - timedelta(days=1)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(begins)
+        .not_valid_after(begins + timedelta(days=30))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / "c.pem", folder / "k.pem"
+    files[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    files[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return files
+
+
+def test_over_tls_the_cookie_never_leaves_it(make_services: Callable[..., Services], tmp_path: Path) -> None:
+    chain, key = certificate(tmp_path)
+    services = make_services(listen="127.0.0.1:0", certificate=chain, key=key)
+    server = DashboardServer(services.settings, services=services)
+    try:
+        assert server.address.startswith("https://127.0.0.1:")
+        port = int(server.address.rpartition(":")[2].strip("/"))
+        trusts = ssl.create_default_context(cafile=str(chain))
+        connection = http.client.HTTPSConnection("127.0.0.1", port, context=trusts)
+        connection.request("GET", "/login")
+        answer = connection.getresponse()
+        answer.read()
+        connection.close()
+        assert answer.status == 200
+        assert answer.headers["strict-transport-security"] == "max-age=31536000"
+        cookie = answer.headers["set-cookie"]
+        assert cookie.startswith("__Host-fleet=")
+        assert "; Secure" in cookie
+    finally:
+        server.stop()
+
+
+def test_a_port_that_is_in_use_and_a_certificate_that_is_none_are_told(
+    served: str, services: Services, tmp_path: Path
+) -> None:
+    taken = services.settings.model_copy(update={"listen": served.removeprefix("http://")})
+    with pytest.raises(DashboardError, match="is in use"):
+        DashboardServer(taken, services=services)
+    broken = tmp_path / "broken.pem"
+    broken.write_text("none")
+    settings = services.settings.model_copy(update={"certificate": broken, "key": broken})
+    with pytest.raises(DashboardError, match="cannot be used"):
+        DashboardServer(settings, services=services)
