@@ -10,7 +10,7 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 # Each has a function `register(app)` that adds its commands.
-_PARTS: Final = ("render", "check", "init", "watch", "identities")
+_PARTS: Final = ("render", "check", "init", "watch", "metrics", "identities")
 
 for _part in _PARTS:
     importlib.import_module(f"{__name__}.{_part}").register(app)

@@ -17,7 +17,7 @@ from fleet_link.paho_link import PahoLink
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.validation import field_at, plain_sentence
 
-__all__ = ["register", "watch"]
+__all__ = ["broker_settings", "register", "watch"]
 
 START_S: Final = 15.0
 GLANCE_S: Final = 0.5
@@ -41,7 +41,9 @@ def watch_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """Watch the broker as a monitor, and print a line when a queue, packet or connection limit is reached."""
-    link = PahoLink(_settings(host=host, port=port, ca=ca, certificate=certificate, key=key).link(name, will=None))
+    link = PahoLink(
+        broker_settings(host=host, port=port, ca=ca, certificate=certificate, key=key).link(name, will=None)
+    )
     seen: queue.SimpleQueue[LimitReached | None] = queue.SimpleQueue()
     watch(link, LimitWatch(), seen)
     link.start(timeout_s=START_S)
@@ -61,7 +63,12 @@ def watch_command(
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
-def _settings(**given: object) -> BrokerSettings:
+def broker_settings(**given: object) -> BrokerSettings:
+    """Return how a monitor reaches the broker, of the command's options.
+
+    Raises:
+        CommandError: They cannot work.
+    """
     try:
         return BrokerSettings.model_validate(given)
     except ValidationError as error:

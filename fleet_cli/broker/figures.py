@@ -1,0 +1,88 @@
+"""Figures of a mosquitto, as it tells them below `$SYS`, as metrics for Prometheus."""
+
+import math
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from fleet_link.link import Link, Message
+from fleet_runtime.metrics.exposition import exposition
+from fleet_runtime.metrics.family import PREFIX, Family, Kind, Metric
+from fleet_runtime.metrics.server import Health, Pages
+
+__all__ = ["BROKER_CATALOGUE", "BrokerFigures"]
+
+
+def _metric(name: str, kind: Kind, meaning: str) -> Metric:
+    return Metric(f"{PREFIX}broker_{name}", kind, meaning)
+
+
+_TOPICS: Final = {
+    "clients/connected": _metric("clients_connected", Kind.GAUGE, "Clients that are connected."),
+    "clients/maximum": _metric("clients_maximum", Kind.GAUGE, "Most clients that were connected at once."),
+    "subscriptions/count": _metric("subscriptions", Kind.GAUGE, "Subscriptions that are in force."),
+    "retained messages/count": _metric("retained_messages", Kind.GAUGE, "Messages that are kept."),
+    "store/messages/bytes": _metric("stored_bytes", Kind.GAUGE, "Payload of messages that wait or are kept."),
+    "heap/current": _metric("heap_bytes", Kind.GAUGE, "Memory in use."),
+    "uptime": _metric("uptime_seconds", Kind.GAUGE, "Time since the broker started."),
+    "messages/received": _metric("messages_received_total", Kind.COUNTER, "Packets that clients have sent."),
+    "messages/sent": _metric("messages_sent_total", Kind.COUNTER, "Packets that clients were sent."),
+    "publish/messages/dropped": _metric(
+        "publish_dropped_total", Kind.COUNTER, "Messages that were dropped because a client's queue was full."
+    ),
+    "bytes/received": _metric("bytes_received_total", Kind.COUNTER, "Bytes that clients have sent."),
+    "bytes/sent": _metric("bytes_sent_total", Kind.COUNTER, "Bytes that clients were sent."),
+}
+_UP: Final = _metric("up", Kind.GAUGE, "Whether the broker answers (1) or not (0).")
+
+BROKER_CATALOGUE: Final[tuple[Metric, ...]] = (_UP, *_TOPICS.values())
+"""All metrics of a broker."""
+
+_ROOT: Final = "$SYS/broker/"
+_NUMBER: Final = re.compile(rb"(\d{1,20}(?:\.\d{1,9})?)(?: seconds)?")
+
+
+@dataclass(slots=True)
+class BrokerFigures:
+    """What a broker says of itself.
+
+    Attributes:
+        link: To the broker, of a monitor: nobody else may read `$SYS`.
+    """
+
+    link: Link
+    _values: dict[str, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def subscribe(self) -> None:
+        """Ask for the figures."""
+        for topic in _TOPICS:
+            self.link.subscribe(_ROOT + topic, self.take, qos=0)
+
+    def take(self, message: Message) -> None:
+        """Take a figure; what is none is passed over."""
+        topic = message.topic.removeprefix(_ROOT)
+        found = _NUMBER.fullmatch(message.payload.strip())
+        if topic in _TOPICS and found is not None and math.isfinite(value := float(found[1])):
+            with self._lock:
+                self._values[topic] = value
+
+    def families(self) -> Iterator[Family]:
+        """Yield the metrics, those of which the broker has told."""
+        yield _UP.of(self.link.connected)
+        if not self.link.connected:
+            return  # what was is not what is
+        with self._lock:
+            values = dict(self._values)
+        for topic, value in values.items():
+            yield _TOPICS[topic].of(value)
+
+    def pages(self) -> Pages:
+        """Return what the endpoint serves."""
+        return Pages(lambda: exposition(self.families()), lambda: Health({}), self.ready)
+
+    def ready(self) -> Health:
+        """Tell whether there is something to tell."""
+        return Health({"broker": "" if self.link.connected else "The broker cannot be reached."})

@@ -1,0 +1,84 @@
+"""A broker's own figures as metrics: from a real mosquitto, and from one that says nonsense."""
+
+import http.client
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from broker_config.broker import Broker
+from fleet_cli.broker.figures import BROKER_CATALOGUE, BrokerFigures
+from fleet_cli.broker.watch import broker_settings
+from fleet_edge.metrics.catalogue import CATALOGUE
+from fleet_link.link import Message
+from fleet_link.paho_link import PahoLink
+from fleet_runtime.metrics.server import MetricsServer
+from fleet_runtime.metrics.settings import Address
+from fleet_testing.memory_broker import MemoryBroker
+from fleet_testing.memory_link import MemoryLink
+from tests.support.brokers import StartBroker
+from tests.support.waiting import until
+
+
+def told(figures: BrokerFigures) -> dict[str, float]:
+    return {family.metric.name: family.values[()] for family in figures.families()}
+
+
+@pytest.fixture
+def figures() -> BrokerFigures:
+    link = MemoryLink(MemoryBroker(), "monitor")
+    link.start(timeout_s=1.0)
+    return BrokerFigures(link)
+
+
+def test_numbers_are_taken_and_all_else_is_passed_over(figures: BrokerFigures) -> None:
+    for topic, payload in {
+        "$SYS/broker/clients/connected": b"12",
+        "$SYS/broker/uptime": b"3600 seconds",
+        "$SYS/broker/messages/sent": b"nan",
+        "$SYS/broker/messages/received": b"-1",
+        "$SYS/broker/heap/current": b"9" * 10_000,
+        "$SYS/broker/bytes/sent": b"\xff\x00",
+        "$SYS/broker/version": b"2",
+        "elsewhere": b"1",
+    }.items():
+        figures.take(Message(topic, payload))
+    assert told(figures) == {
+        "dssd_broker_up": 1.0,
+        "dssd_broker_clients_connected": 12.0,
+        "dssd_broker_uptime_seconds": 3600.0,
+    }
+
+
+def test_a_broker_that_is_away_has_no_figures(figures: BrokerFigures) -> None:
+    figures.take(Message("$SYS/broker/clients/connected", b"12"))
+    figures.link.stop()
+    assert told(figures) == {"dssd_broker_up": 0.0}
+    assert not figures.ready().well
+
+
+def test_no_name_is_an_edges_too() -> None:
+    names = [each.name for each in (*BROKER_CATALOGUE, *CATALOGUE)]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.broker
+def test_a_real_broker_tells_all_of_them(start_mosquitto: StartBroker) -> None:
+    mosquitto = start_mosquitto(Broker(sys_interval_s=1))
+    link = PahoLink(broker_settings(host="127.0.0.1", port=mosquitto.port).link("monitor", will=None))
+    figures = BrokerFigures(link)
+    figures.subscribe()
+    server = MetricsServer(Address("127.0.0.1", 0), figures.pages())
+    link.start(timeout_s=10.0)
+    server.start()
+    try:
+        until(lambda: len(told(figures)) == len(BROKER_CATALOGUE), patience_s=30.0)
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=10)
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+        connection.close()
+    finally:
+        server.stop()
+        link.stop()
+    read = {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
+    assert read["dssd_broker_clients_connected"] >= 1
+    assert read["dssd_broker_up"] == 1
