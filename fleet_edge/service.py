@@ -19,6 +19,7 @@ from fleet_edge.intake import Intake, leave_opens
 from fleet_edge.jobs import Jobs, JobSettings
 from fleet_edge.life_events import LifeEvents
 from fleet_edge.metrics.observer import EdgeObserver
+from fleet_edge.metrics.tracing import Tracing
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.self_watch import SelfWatch
 from fleet_edge.sessions.table import HANDLES
@@ -214,6 +215,8 @@ class EdgeService:
         finally:
             self._link.stop()
             orchestrator.handlers.recorder.flush()
+            if (tracing := orchestrator.answers.figures.tracing) is not None:
+                tracing.stop()
             if not self.writer.close(_CLOSE_S):
                 _log.error("Some records of the session log could be neither written nor spooled.")
             self._jobs.stop()  # last: a chore that hangs must keep neither the devices waiting nor the log open
@@ -231,7 +234,10 @@ class EdgeService:
         )
 
     def _serve_metrics(self) -> None:
-        settings = self.settings.metrics
+        settings, edge = self.settings.metrics, self.settings
+        if settings.traces:
+            target = self.verifier.info.name
+            self.orchestrator.answers.figures.tracing = Tracing.start(fleet=edge.fleet, edge=edge.edge, target=target)
         if settings.address is None:
             return
         require_library()

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 from fleet_edge.batching.timing import DraftTiming
+from fleet_edge.metrics.tracing import Tracing
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_runtime.metrics.family import Histogram
@@ -48,12 +49,14 @@ class _Progress:
     """What was counted of an open session.
 
     Attributes:
+        opened: When it was opened here (monotonic seconds).
         since: When its first token began to be waited for, or its last was sent (monotonic seconds).
         committed: Length of its text then.
         reused: Its tokens taken over until then.
         begun: Whether it has a token since it was opened here.
     """
 
+    opened: float
     since: float
     committed: int
     reused: int = 0
@@ -88,6 +91,7 @@ class Figures:
         batch_tokens: Computed in a step.
         link_round_trip: Seconds.
         presence: Of each device, its last word.
+        tracing: Is told of sessions and steps, if there is one.
     """
 
     clock: Callable[[], float]
@@ -113,6 +117,7 @@ class Figures:
     batch_tokens: Histogram = field(default_factory=lambda: Histogram(_TOKENS))
     link_round_trip: Histogram = field(default_factory=_seconds)
     presence: dict[str, Presence] = field(default_factory=dict)
+    tracing: Tracing | None = None
     _open: dict[int, _Progress] = field(default_factory=dict)  # by handle
     _replies: threading.Lock = field(default_factory=threading.Lock)
     _probe_at: float = 0.0
@@ -121,7 +126,8 @@ class Figures:
 
     def opened(self, session: EdgeSession, *, resumed: bool) -> None:
         """A session begins here, or goes on here."""
-        self._open[session.handle] = _Progress(self.clock(), session.committed)
+        now = self.clock()
+        self._open[session.handle] = _Progress(now, now, session.committed)
         if not resumed:
             self.prompt_tokens += session.prompt_length
 
@@ -145,6 +151,8 @@ class Figures:
     def closed(self, session: EdgeSession, reason: str) -> None:
         """A session has ended."""
         self.ended[reason] += 1
+        if self.tracing is not None and (progress := self._open.get(session.handle)) is not None:
+            self.tracing.session(session, reason=reason, seconds=self.clock() - progress.opened)
         self.left(session)
 
     def left(self, session: EdgeSession) -> None:
@@ -181,6 +189,8 @@ class Figures:
         self.prefill_tokens += prefilled
         if sessions:
             self.batch_sessions.observe(sessions)
+        if self.tracing is not None:
+            self.tracing.step(seconds, sessions=sessions, tokens=tokens)
 
     # Messages
 

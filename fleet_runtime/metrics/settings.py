@@ -74,6 +74,14 @@ class MetricsSettings(BaseModel):
         in_flags=False,
     )
 
+    traces: bool = setting(
+        False,  # noqa: FBT003 - a default
+        "Whether an edge sends a span for each session and step by OTLP, as the variables `OTEL_…` say.",
+        since="0.2",
+        rare=True,
+        in_flags=False,
+    )
+
     @field_validator("listen")
     @classmethod
     def _check_listen(cls, text: str) -> str:

@@ -1,0 +1,111 @@
+"""Traces of an edge for OpenTelemetry: a span for each session and for each step.
+
+Sent by OTLP over HTTP, where and how often OpenTelemetry's own variables say (`OTEL_EXPORTER_OTLP_ENDPOINT`,
+`OTEL_TRACES_SAMPLER`, …). A span is made when what it tells of is over, and handed to a thread that sends in batches:
+an edge does not wait for a collector, and loses spans rather than time.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from fleet_edge.sessions.machine import EdgeSession
+from fleet_runtime.metrics.errors import MetricsUnavailable
+from schemas.version import VERSION
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+__all__ = ["Tracing"]
+
+_SHUTDOWN_MS: Final = 2000
+_NANOSECONDS: Final = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Tracing:
+    """Makes spans. Called on the orchestrator's thread.
+
+    Attributes:
+        provider: Makes them, and has them sent.
+        target: The target model's name.
+        now_ns: Unix nanoseconds.
+    """
+
+    provider: "TracerProvider"
+    target: str
+    now_ns: Callable[[], int] = time.time_ns
+
+    @classmethod
+    def start(cls, *, fleet: str, edge: str, target: str, exporter: "SpanExporter | None" = None) -> "Tracing":
+        """Begin to send.
+
+        Args:
+            fleet: Its name.
+            edge: This edge's name.
+            target: The target model's name.
+            exporter: Where to; by default OTLP over HTTP, as OpenTelemetry's variables say.
+
+        Raises:
+            MetricsUnavailable: A library is missing.
+        """
+        try:
+            from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - optional
+            from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - likewise
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - likewise
+
+            if exporter is None:
+                from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415 - likewise
+                    OTLPSpanExporter,
+                )
+
+                exporter = OTLPSpanExporter()
+        except ModuleNotFoundError as error:
+            raise MetricsUnavailable(
+                f"Traces need the package {error.name!r}: install this one with the extra 'otel', or set "
+                "`metrics.traces` to false."
+            ) from error
+        named = {"service.name": "fleet-edge", "service.version": VERSION, "service.instance.id": edge}
+        provider = TracerProvider(resource=Resource.create({**named, "dssd.fleet": fleet}), shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+        return cls(provider, target)
+
+    def session(self, session: EdgeSession, *, reason: str, seconds: float) -> None:
+        """Tell of a session that has ended, so long after it was opened here."""
+        counted = session.counters
+        self._span(
+            "session",
+            seconds,
+            {
+                "gen_ai.operation.name": "text_completion",
+                "gen_ai.request.model": self.target,
+                "gen_ai.usage.input_tokens": session.prompt_length,
+                "gen_ai.usage.output_tokens": session.committed,
+                "gen_ai.response.finish_reasons": reason,
+                "dssd.device": session.device,
+                "dssd.session": session.session.hex(),
+                "dssd.rounds": counted.rounds,
+                "dssd.tested_tokens": counted.tested,
+                "dssd.accepted_tokens": counted.accepted,
+                "dssd.streamed_tokens": counted.streamed,
+                "dssd.queue_ms": counted.queue_ms,
+                "dssd.compute_ms": counted.compute_ms,
+            },
+        )
+
+    def step(self, seconds: float, *, sessions: int, tokens: int) -> None:
+        """Tell of a forward pass that has ended."""
+        self._span("step", seconds, {"dssd.batch_sessions": sessions, "dssd.batch_tokens": tokens})
+
+    def stop(self) -> None:
+        """Send what waits, shortly, and end."""
+        self.provider.force_flush(_SHUTDOWN_MS)
+        self.provider.shutdown()
+
+    def _span(self, name: str, seconds: float, attributes: dict[str, str | int | float]) -> None:
+        ended = self.now_ns()
+        started = ended - int(seconds * _NANOSECONDS)
+        tracer = self.provider.get_tracer("fleet_edge")
+        tracer.start_span(name, attributes=attributes, start_time=started).end(ended)

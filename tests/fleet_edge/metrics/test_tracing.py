@@ -1,0 +1,66 @@
+"""Spans of an edge that writes, as OpenTelemetry's own exporter in memory gets them."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from fleet_edge.metrics.tracing import Tracing
+from fleet_runtime.metrics.errors import MetricsUnavailable
+from tests.support.memory_edges import LENGTH, POLICY, PROMPT, Site
+from tests.support.waiting import until
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    with site.broker.running():
+        yield site
+
+
+def test_a_session_and_its_steps_are_spans(site: Site) -> None:
+    spans = InMemorySpanExporter()
+    with site.edge() as edge, site.device(stream=False) as device:
+        tracing = Tracing.start(fleet="north", edge="edge-1", target="scripted", exporter=spans)
+        edge.service.orchestrator.answers.figures.tracing = tracing
+        device.agent.generate(PROMPT, policy=POLICY, max_new_tokens=LENGTH)
+        until(lambda: site.rows("SELECT reason FROM sessions") == [{"reason": "length"}])
+    found = spans.get_finished_spans()
+    (session,) = [span for span in found if span.name == "session"]
+    steps = [span for span in found if span.name == "step"]
+    assert session.attributes is not None
+    assert session.attributes["gen_ai.usage.output_tokens"] == LENGTH
+    assert session.attributes["gen_ai.usage.input_tokens"] == len(PROMPT)
+    assert session.attributes["gen_ai.response.finish_reasons"] == "length"
+    assert session.attributes["dssd.device"] == "device-1"
+    assert session.resource.attributes["service.name"] == "fleet-edge"
+    assert session.resource.attributes["dssd.fleet"] == "north"
+    (row,) = site.rows("SELECT rounds FROM segments")
+    assert session.attributes["dssd.rounds"] == row["rounds"]
+    assert len(steps) >= row["rounds"] - 1
+    assert all(span.start_time <= span.end_time for span in found)
+
+
+def test_a_span_lasts_as_long_as_what_it_tells_of() -> None:
+    spans = InMemorySpanExporter()
+    tracing = Tracing.start(fleet="north", edge="edge-1", target="scripted", exporter=spans)
+    Tracing(tracing.provider, "scripted", now_ns=lambda: 5_000_000_000).step(0.25, sessions=3, tokens=12)
+    tracing.stop()
+    (span,) = spans.get_finished_spans()
+    assert (span.start_time, span.end_time) == (4_750_000_000, 5_000_000_000)
+    assert span.attributes == {"dssd.batch_sessions": 3, "dssd.batch_tokens": 12}
+
+
+def test_a_library_that_is_missing_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
+    with pytest.raises(MetricsUnavailable, match="install this one with the extra 'otel'"):
+        Tracing.start(fleet="north", edge="edge-1", target="scripted")
+
+
+def test_a_collector_that_is_away_keeps_no_edge_from_ending(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    with site.edge(metrics={"traces": True}), site.device() as device:
+        done = device.agent.generate(PROMPT, policy=POLICY, max_new_tokens=LENGTH)
+    assert len(done.tokens) == LENGTH
