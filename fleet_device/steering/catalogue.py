@@ -184,7 +184,7 @@ def _model_problem(value: SettingValue, locate: Callable[[str], object] | None) 
     """From afar only prepared models are named: neither files of the machine, nor what would have to be fetched."""
     if not isinstance(value, str):
         return f"{shown_value(value)} cannot be used: it must be text."
-    if PurePath(value).name != value or "/" in value or "\\" in value or value.lower().endswith(".gguf"):
+    if PurePath(value).name != value or "\\" in value or value.lower().endswith(".gguf"):
         return "From afar only a prepared model of the device's models_dir can be named, such as smollm2-135m:Q4_0."
     try:
         if locate is not None:

@@ -290,6 +290,7 @@ def test_a_support_bundle_tells_no_secret_and_no_text(tmp_path: Path) -> None:
     bundle = json.loads(text)
     assert bundle["settings"]["top_k"] == 50
     assert "SECRET" not in text
+    assert not {"api_token", "broker.password"} & set(bundle["settings"])
     assert shown[0]["text"]
     assert "last_texts" not in bundle["status"]
     assert shown[0]["text"] not in text

@@ -1,0 +1,159 @@
+"""`fleet admin set|unset|settings|command|commands|label|labels|retire|audit`, as an administrator types them."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker_config.broker import Broker
+from fleet_cli.main import main
+from fleet_device.gateway import Gateway
+from fleet_edge.store.database import open_store
+from fleet_link.settings import BrokerSettings
+from fleet_testing.steered_devices import steered_devices
+from tests.support.brokers import StartBroker
+from tests.support.waiting import until
+
+Run = Callable[..., tuple[int, str, str]]
+FLEET = "afar"
+
+
+@pytest.fixture
+def admin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs `fleet admin` on an empty log and returns exit code, output and complaint."""
+    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
+    open_store(url).close()
+    monkeypatch.setenv("FLEET_DB", url)
+    monkeypatch.setenv("FLEET_ADMIN_FLEET", FLEET)
+    monkeypatch.setattr("fleet_cli.broker.identity_options.operator", lambda: "ada")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fleet", "admin", *arguments])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        said = capsys.readouterr()
+        return int(leaving.value.code or 0), said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def devices(start_mosquitto: StartBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Gateway]]:
+    """Run two devices, that `fleet admin` reaches."""
+    mosquitto = start_mosquitto(Broker(fleet=FLEET))
+    monkeypatch.setenv("FLEET_ADMIN_BROKER__PORT", str(mosquitto.port))
+    place = BrokerSettings(port=mosquitto.port)
+    names = ("afar-1", "afar-2")
+    with steered_devices(names, fleet=FLEET, brokers=dict.fromkeys(names, place), folder=tmp_path) as running:
+        until(lambda: all(each.service.connected for each in running))
+        yield running
+
+
+def as_json(outcome: tuple[int, str, str], code: int = 0) -> Any:
+    found, output, complaint = outcome
+    assert found == code, complaint
+    return json.loads(output)
+
+
+def test_labels_are_given_listed_and_taken_off(admin: Run) -> None:
+    code, output, complaint = admin("label", "gw-1", "gw-2", "--add", "hall_a")
+    assert (code, output) == (0, "gw-1: hall_a\ngw-2: hall_a\n")
+    assert "No device gw-1 has been seen yet" in complaint
+    admin("label", "gw-2", "--remove", "hall_a", "--add", "roof")
+    assert as_json(admin("labels", "--json")) == {"hall_a": ["gw-1"], "roof": ["gw-2"]}
+    assert as_json(admin("labels", "--json", "--label", "roof")) == {"roof": ["gw-2"]}
+    assert "gw-1" in admin("labels")[1]
+
+
+def test_who_has_done_it_is_the_user_or_who_the_user_says_to_be(admin: Run) -> None:
+    admin("label", "gw-1", "--add", "hall_a")
+    admin("label", "gw-1", "--add", "roof", "--as", "grace")
+    admin("fence", "gw-1", "--as", "grace")
+    found = as_json(admin("audit", "--json"))
+    assert sorted((each["who"], each["action"]) for each in found) == [
+        ("ada", "label"),
+        ("grace (ada)", "fence"),
+        ("grace (ada)", "label"),
+    ]
+    assert [each["after"] for each in as_json(admin("audit", "--json", "--who", "ada"))] == ["hall_a"]
+    assert "grace (ada)" in admin("audit", "--subject", "gw-1", "--since", "1h")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("label", "gw-1"), "Nothing is to be labelled: name a device, and a label to add or to remove."),
+        (("label", "gw-1", "--add", "a b"), "'a b' is not a valid name"),
+        (("retire", "gw-9"), "No device gw-9 has been seen"),
+        (("set", "top_k", "--all"), "'top_k' is no setting; write it as KEY=VALUE."),
+        (("set", "top_k=5"), "Nobody is chosen: give --device, --label, --all"),
+        (("set", "top_k=5", "--all", "--port", "1"), "No broker listens at 127.0.0.1:1"),
+        (("settings", "--log-only", "--device", "gw-9"), "Nothing is known of a device 'gw-9'"),
+        (("audit", "--since", "soon"), "'soon' is neither an age such as 2h"),
+        (("commands", "--since", "soon"), "'soon' is neither an age such as 2h"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(admin: Run, arguments: tuple[str, ...], sentence: str) -> None:
+    code, output, complaint = admin(*arguments)
+    assert (code, output) == (2, "")
+    assert sentence in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_a_database_that_is_not_there_is_one_sentence(admin: Run, tmp_path: Path) -> None:
+    for command in (("audit",), ("set", "top_k=5", "--all"), ("label", "a", "--add", "b")):
+        code, _, complaint = admin(*command, "--db", f"sqlite:///{tmp_path / 'none'}")
+        assert (code, complaint.count("\n")) == (2, 1)
+
+
+@pytest.mark.broker
+def test_a_fleet_is_previewed_set_and_asked(admin: Run, devices: list[Gateway]) -> None:
+    planned = as_json(admin("set", "top_k=7", "--all", "--dry-run", "--json"))
+    assert [(each["device"], each["after"], each["version"]) for each in planned] == [
+        ("afar-1", {"top_k": 7}, 1),
+        ("afar-2", {"top_k": 7}, 1),
+    ]
+    assert "Nothing was changed" in admin("set", "top_k=7", "--all", "--dry-run")[1]
+    assert as_json(admin("audit", "--json")) == []
+    assert [each.service.settings.top_k for each in devices] == [50, 50]
+    found = as_json(admin("set", "top_k=7", "draft_length=3", "--all", "--json"))
+    assert {each["state"] for each in found} == {"in force"}
+    assert [each.service.settings.top_k for each in devices] == [7, 7]
+    [refused] = as_json(admin("set", "model=never:Q4_0", "--device", "afar-1", "--json"), code=1)
+    assert refused["state"] == "refused"
+    views = {each["device"]: each for each in as_json(admin("settings", "--json"))}
+    assert (views["afar-2"]["state"], views["afar-2"]["wanted"]) == ("in force", {"top_k": 7, "draft_length": 3})
+    table = admin("settings", "--device", "afar-1")[1]
+    assert "refused: No model never is prepared" in table
+    assert as_json(admin("settings", "--log-only", "--json"))[1]["values"]["top_k"] == 7
+    found = as_json(admin("unset", "top_k", "--all", "--json"))
+    assert {each["state"] for each in found} == {"in force"}
+    assert [each.service.settings.top_k for each in devices] == [50, 50]
+    code, _, complaint = admin("set", "top_k=-1", "--all")
+    assert (code, complaint) == (2, "fleet: top_k: -1 cannot be used: it must be a whole number from 0 to 1000000.\n")
+    code, _, complaint = admin("set", "top_k=1", "--device", "afar-3")
+    assert code == 2
+    assert "No device 'afar-3' is known" in complaint
+
+
+@pytest.mark.broker
+def test_a_fleet_is_commanded(admin: Run, devices: list[Gateway], tmp_path: Path) -> None:
+    found = as_json(admin("command", "pause", "--all", "--json"))
+    assert [each["outcome"] for each in found] == ["ok", "ok"]
+    assert {each.health()["status"] for each in devices} == {"draining"}
+    assert admin("command", "resume", "--all")[0] == 0
+    assert as_json(admin("command", "self-test", "--device", "afar-1", "--json"), code=1)[0]["outcome"] == "failed"
+    code, _, complaint = admin("command", "format", "--all")
+    assert (code, "There is no command 'format'" in complaint) == (2, True)
+    refused = as_json(admin("command", "drain", "--all", "--argument", "rows=5", "--json"), code=1)
+    assert {each["outcome"] for each in refused} == {"refused"}
+    assert admin("command", "support-bundle", "--device", "afar-1", "--out", str(tmp_path / "bundles"))[0] == 0
+    bundle = json.loads((tmp_path / "bundles" / "afar-1.support-bundle.txt").read_text())
+    assert bundle["settings"]["device"] == "afar-1"
+    given = as_json(admin("commands", "--json", "--device", "afar-1"))
+    assert [each["command"] for each in given][-2:] == ["resume", "pause"]
+    assert {each["outcome"] for each in given} == {"ok", "failed", "refused"}
+    assert "support-bundle" in admin("commands")[1]
