@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from fleet_device.api.guard import Guard
+from fleet_device.api.metrics import metrics_route
 from fleet_device.api.problems import ApiProblem, problem_of
 from fleet_device.api.quotas import ApplicationQuotas, Counted
 from fleet_device.api.replies import VERIFIED_HEADER, Reply
@@ -102,6 +103,7 @@ def create_app(
             Route("/v1/embeddings", api.embeddings, methods=["POST"]),
             Route("/healthz", api.health),
             *status_routes(backend.status),
+            metrics_route(backend.status),
         ],
         middleware=[Middleware(Guard, token=token, applications=applications)],
         exception_handlers={
