@@ -23,7 +23,7 @@ class Judgement:
         token: The token that the edge itself drew after the head: the bonus token, or in coupled mode the correction.
         p: The target's distribution at a rejection in residual mode, from which the device draws.
         logprobs: Of the head, the token and the rejection, if they are asked for.
-        forced: Of the head and the token, those that a grammar left no choice about.
+        forced: Of the head and the token, the places of those that a grammar left no choice about.
     """
 
     accepted: int
@@ -31,7 +31,7 @@ class Judgement:
     token: int | None = None
     p: Dist | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
-    forced: int = 0
+    forced: tuple[int, ...] = ()
 
     @property
     def tested(self) -> int:

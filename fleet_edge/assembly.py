@@ -6,6 +6,7 @@ from datetime import datetime
 from fleet_edge.answers.answers import Answers
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import Recorder, Sink
+from fleet_edge.answers.texts import Texts, token_bytes
 from fleet_edge.batching.background import BackgroundWork
 from fleet_edge.batching.delay import BatchingDelay
 from fleet_edge.batching.planning import Budget
@@ -66,7 +67,8 @@ def assemble(
         max_guess=settings.max_guess,
         goal=VerdictGoal(settings.verdict_ms / 1e3),
     )
-    recorder = Recorder(sink, settings.edge, now, settings.trace_share)
+    texts = Texts(sink.put, settings.store_text, token_bytes(verifier, settings.store_text))
+    recorder = Recorder(sink, settings.edge, now, settings.trace_share, texts)
     figures = Figures(clock)
     answers = Answers(
         edge=settings.edge,

@@ -52,6 +52,7 @@ class JobSettings:
         rollup_every_s: Between rollups.
         purge_every_s: Between purges.
         keep_rounds: Age at which traced rounds are deleted.
+        keep_texts: Age at which stored texts are deleted.
         keep_sessions: Age at which sessions and events are deleted, by whole days; rollups stay.
         keep_hourly: Age at which rollups by the hour are deleted; those by the day stay.
         keep_daily: Age at which rollups by the day are deleted; those by the month stay for good.
@@ -74,6 +75,7 @@ class JobSettings:
     rollup_every_s: float = 300.0
     purge_every_s: float = 3600.0
     keep_rounds: timedelta = timedelta(days=14)
+    keep_texts: timedelta = timedelta(days=30)
     keep_sessions: timedelta = timedelta(days=180)
     keep_hourly: timedelta = timedelta(days=14)
     keep_daily: timedelta = timedelta(days=400)
@@ -190,6 +192,7 @@ class Jobs:
         # What is not rolled up yet would be in no total.
         roll_up(engine, now=now, enough=self._stopping.is_set)
         rounds = housekeeping.purge_rounds(engine, before=now - keep.keep_rounds, **pace)
+        texts = housekeeping.purge_texts(engine, before=now - keep.keep_texts, **pace)
         oldest = floor(Grain.DAY, now - keep.keep_sessions)
         whole = housekeeping.rolled_up_until(engine, oldest)
         sessions = housekeeping.purge_sessions(engine, before=whole, **pace)
@@ -205,8 +208,14 @@ class Jobs:
         given = give_back_space(engine, enough=self._stopping.is_set, pause=self._stopping.wait)
         if given:
             _log.info("The file of the session log is %.0f MB smaller.", given / _MB)
-        if rounds or sessions or events:
-            _log.info("Purged %d rounds, %d sessions and %d events by age.", rounds, sessions, events)
+        if rounds or texts or sessions or events:
+            _log.info(
+                "Purged %d rounds, %d pieces of texts, %d sessions and %d events by age.",
+                rounds,
+                texts,
+                sessions,
+                events,
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -133,6 +133,7 @@ class EdgeService:
             settings=JobSettings(
                 lease_every_s=min(2.0, settings.lease_s / 4),
                 keep_rounds=timedelta(days=settings.keep_rounds_days),
+                keep_texts=timedelta(days=settings.keep_texts_days),
                 keep_sessions=timedelta(days=settings.keep_sessions_days),
             ),
             now=self.now,

@@ -22,7 +22,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleet_edge.event_codes import Severity, severity_of
-from fleet_edge.store import edge_queries, event_queries, export, fences, queries, rollouts, totals
+from fleet_edge.store import edge_queries, event_queries, export, fences, queries, rollouts, texts, totals
 from fleet_edge.store.database import open_existing, open_for_reading
 from fleet_edge.store.errors import InvalidQuery, NotFound, StoreUnavailable
 from fleet_edge.store.event_queries import EventFilter, EventGrouping
@@ -32,6 +32,7 @@ from fleet_edge.store.records.fences import ADMINISTRATOR
 from fleet_edge.store.rollouts import MachineRelease, MachineRollout, Rollout
 from fleet_edge.store.rollups.distribution import Distribution
 from fleet_edge.store.steering.audit import AuditEntry, record_audit
+from fleet_edge.store.texts import StoredText
 from fleet_edge.store.views import (
     DeviceView,
     EdgeView,
@@ -163,6 +164,13 @@ class SessionLog:
         with self._reading() as connection:
             found = queries.session(connection, session, device=device)
             return queries.rounds(connection, found.session, device=found.device, skip=skip, limit=limit)
+
+    def text(self, session: str, *, device: str | None = None) -> StoredText | None:
+        """Return what is stored of a session's text, None if nothing is. Takes and raises what `session` does."""
+        with self._reading() as connection:
+            found = queries.session(connection, session, device=device)
+            own = queries.segments(connection, found.session, device=found.device)
+            return texts.read_text(connection, found, own)
 
     def devices(self) -> list[DeviceView]:
         """Return all devices, by name."""

@@ -8,6 +8,7 @@ from pydantic import Field
 from dssd.downlink import Form
 from fleet_edge.guard.quotas import QuotaSettings
 from fleet_edge.guard.strikes import FenceSettings
+from fleet_edge.token_kinds import StoreText
 from fleet_edge.verifiers.prefix_cache import PrefixSharing
 from fleet_edge.verifiers.registry import AUTO, VERIFIERS
 from fleet_edge.verifiers.remote.settings import RemoteSettings
@@ -180,6 +181,16 @@ class EdgeSettings(Settings):
     trace_share: float = setting(1.0, "Fraction of the sessions whose every round is logged.", rare=True, ge=0, le=1)
     keep_rounds_days: float = setting(
         7.0, "How long logged rounds are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
+    )
+    store_text: StoreText = setting(
+        StoreText.NONE,
+        "What is stored of the texts in the session log: `none`; `hash`, how each token came about and a hash of the "
+        "text; `full`, the text too. Prompts are never stored (docs/texts.md).",
+        since="0.2",
+        rare=True,
+    )
+    keep_texts_days: float = setting(
+        30.0, "How long stored texts are kept.", unit="days", since="0.2", rare=True, gt=0, le=_MOST_DAYS
     )
     keep_sessions_days: float = setting(
         365.0, "How long sessions are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS

@@ -88,6 +88,7 @@ def sessions(
 def session(
     prefix: Annotated[str, typer.Argument(metavar="ID", help="The session's id, or enough of its beginning.")],
     rounds: Annotated[bool, typer.Option("--rounds", help="Also every round, if the session was traced.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Also what it has written, if an edge has stored that.")] = False,
     device: Annotated[str | None, typer.Option(help="Whose it is, if two devices have named one alike.")] = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
@@ -98,13 +99,19 @@ def session(
         found = log.session(prefix, device=device)
         segments = log.segments(found.session, device=found.device)
         traced = log.rounds(found.session, device=found.device) if rounds else []
+        stored = log.text(found.session, device=found.device) if text else None
         events = log.events(session=found.session, device=found.device, limit=_EVENTS)
     if as_json:
-        print_json({"session": found, "segments": segments, "events": events, **({"rounds": traced} if rounds else {})})
+        asked = {**({"rounds": traced} if rounds else {}), **({"text": stored} if text else {})}
+        print_json({"session": found, "segments": segments, "events": events, **asked})
         return
     reports.show_session(found, segments=segments, wide=wide)
     if rounds:
         reports.show_rounds(traced, wide=wide)
+    if text:
+        from fleet_cli.admin.texts import show_text
+
+        show_text(stored)
     reports.show_events(events, wide=wide)
 
 

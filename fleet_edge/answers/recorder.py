@@ -12,6 +12,7 @@ from fleet_edge.answers.device_changes import DeviceChanges
 from fleet_edge.answers.device_rates import DeviceRates
 from fleet_edge.answers.device_states import DeviceStates
 from fleet_edge.answers.event_counts import EventCounts
+from fleet_edge.answers.texts import Texts
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.event_codes import EventKind, Severity
@@ -84,6 +85,7 @@ class Recorder:
         edge: This edge's name.
         now: The wall clock (UTC).
         trace_share: Fraction of sessions whose every round is logged.
+        texts: Stores what the settings have stored of texts.
         events: Counts what `event` is told.
         changes: Knows what devices have last said.
     """
@@ -92,6 +94,7 @@ class Recorder:
     edge: str
     now: Callable[[], datetime]
     trace_share: float = 1.0
+    texts: Texts = field(default_factory=lambda: Texts(lambda _record: None))
     events: EventCounts = field(init=False)
     _segments: dict[int, int] = field(default_factory=dict)
     changes: DeviceChanges = field(init=False)
@@ -259,6 +262,7 @@ class Recorder:
 
     def progress(self, session: EdgeSession) -> None:
         """What the session has counted so far; absolute, so that it may be written at any time."""
+        self.texts.grew(session, segment=self._segments[session.handle], at=self.now())
         self.sink.put(
             SegmentProgress(
                 session=session.session.hex(),
@@ -290,12 +294,14 @@ class Recorder:
             then: Called, on any thread, once this cannot be lost any more.
         """
         self.progress(session)
+        tokens = session.committed if message is None else _final_tokens(session, message)
+        self.texts.ended(session, tokens=tokens, segment=self._segments[session.handle], at=self.now())
         self.sink.put(
             SessionClosed(
                 session=session.session.hex(),
                 segment=self._segments.pop(session.handle),
                 reason=reason,
-                tokens=session.committed if message is None else _final_tokens(session, message),
+                tokens=tokens,
                 counters=DeviceCounters.of(message) if message else None,
                 at=self.now(),
                 device=session.device,
@@ -317,6 +323,8 @@ class Recorder:
     def left(self, session: EdgeSession, reason: LeaveReason) -> None:
         """A session goes on, but not here or under another handle: its segment is complete."""
         self.progress(session)
+        segment = self._segments[session.handle]
+        self.texts.ended(session, tokens=session.committed, segment=segment, at=self.now())
         self.sink.put(
             SegmentLeft(
                 session=session.session.hex(),

@@ -55,9 +55,10 @@ class Constraint:
         return shape(row, policy, allowed=allowed)
 
     def count(self, judgement: Judgement) -> Judgement:
-        """Return a judgement with the number of forced tokens in it; the rows that it took were shaped just before."""
+        """Return a judgement with the forced tokens in it; the rows that it took were shaped just before."""
         forced, self._forced = self._forced, []
-        return replace(judgement, forced=sum(forced[: judgement.accepted + (judgement.token is not None)]))
+        decided = forced[: judgement.accepted + (judgement.token is not None)]
+        return replace(judgement, forced=tuple(place for place, each in enumerate(decided) if each))
 
     def guess(self, text: Sequence[int], most: int) -> tuple[int, ...]:
         """Return what must follow a text, as far as that is known at once; at most so many tokens."""

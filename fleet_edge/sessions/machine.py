@@ -17,6 +17,7 @@ from fleet_edge.sessions.acceptance import RecentAcceptance
 from fleet_edge.sessions.constraint import Constraint
 from fleet_edge.sessions.draft_results import DraftResult, split_judgement
 from fleet_edge.sessions.guesses import MAX_GUESS, Guesses
+from fleet_edge.sessions.kinds import CORRECTED, kinds_of, kinds_of_written
 from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.rounds import Rounds
 from fleet_edge.sessions.stream import Stream
@@ -62,6 +63,7 @@ class EdgeSession:
         limits: What was granted.
         tokens: Prompt and committed text.
         prompt_length: Where the text begins.
+        kinds: How each token of the text came into it, of those that were committed here; a character each.
         counters: What has been counted since the Open: of drafts here, of answers by whoever gives them.
         logprobs: Of so many of the likeliest tokens at each place the device asks for the log-probabilities; None: of
             none, nor of the text's own.
@@ -81,6 +83,7 @@ class EdgeSession:
     limits: SessionLimits
     tokens: list[int]
     prompt_length: int
+    kinds: bytearray = field(default_factory=bytearray)
     counters: SegmentCounters = field(default_factory=SegmentCounters)
     logprobs: int | None = None
     told: list[TokenLogprobs] = field(default_factory=list)
@@ -241,9 +244,11 @@ class EdgeSession:
         if chain[0].draft.write is not None:
             return [self._settle_written(chain[0], judgement)]
         settled = split_judgement(chain, judgement, limits=self.limits, committed=self.committed)
+        place = 0
         for part in settled:
             self._waiting.remove(part.arrived)
-            self._extend(part.tokens)
+            self._extend(part.tokens, kinds_of(part, place=place, forced=judgement.forced))
+            place += len(part.tokens)
             self.told.extend(part.logprobs[: len(part.tokens)])
             self.counters += SegmentCounters(tokens=len(part.tokens), accepted=part.accepted, tested=part.tested)
             self.recent.count(tested=part.tested, accepted=part.accepted)
@@ -252,7 +257,7 @@ class EdgeSession:
                 self._rejected_logprobs = part.logprobs[len(part.tokens) :]
             if part.finish is not Finish.NO:
                 self._finish()
-        self.counters += SegmentCounters(forced=judgement.forced)
+        self.counters += SegmentCounters(forced=len(judgement.forced))
         return settled
 
     # Writing alone
@@ -300,14 +305,14 @@ class EdgeSession:
         assert self._stream is not None
         result = self._stream.result(arrived, judgement, limits=self.limits, committed=self.committed)
         written = len(result.tokens)
-        self._extend(result.tokens)
+        self._extend(result.tokens, kinds_of_written(written, forced=judgement.forced))
         self.told.extend(result.logprobs)
         self.counters += SegmentCounters(
             tokens=written,
             streamed=written,
             guessed=len(arrived.draft.tokens),
             guessed_right=result.accepted,
-            forced=min(judgement.forced, written),
+            forced=sum(place < written for place in judgement.forced),
         )
         if result.finish is not Finish.NO:
             self._finish()
@@ -432,13 +437,14 @@ class EdgeSession:
         return extend_digest(EMPTY, self.tokens[self.prompt_length : self.prompt_length + position])
 
     def _commit(self, tokens: Sequence[int]) -> None:
-        self._extend(tokens)
+        self._extend(tokens, CORRECTED * len(tokens))
         # The device's own corrections: it has what there is to tell of them.
         self.told.extend(self._rejected_logprobs[: len(tokens)])
         self.counters += SegmentCounters(tokens=len(tokens))
 
-    def _extend(self, tokens: Sequence[int]) -> None:
+    def _extend(self, tokens: Sequence[int], kinds: bytes) -> None:
         self.tokens.extend(tokens)
+        self.kinds.extend(kinds)
         self._digest = extend_digest(self._digest, tokens)
 
     def _finish(self) -> None:

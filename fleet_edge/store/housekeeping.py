@@ -21,6 +21,7 @@ from fleet_edge.store.models import (
     RoundRow,
     SegmentRow,
     SessionRow,
+    TextRow,
 )
 from fleet_edge.store.purging import Pause, delete_rows, rest_not
 from fleet_edge.store.records.sessions import SessionClosed
@@ -39,6 +40,7 @@ __all__ = [
     "purge_rollups",
     "purge_rounds",
     "purge_sessions",
+    "purge_texts",
     "rolled_up_until",
 ]
 
@@ -98,6 +100,13 @@ def purge_rounds(
 ) -> int:
     """Delete rounds judged before a time, `chunk` in a transaction; return how many."""
     return delete_rows(engine, RoundRow, RoundRow.at < before, chunk=chunk, enough=enough, pause=pause)
+
+
+def purge_texts(
+    engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False, pause: Pause = rest_not
+) -> int:
+    """Delete pieces of texts stored before a time; return how many."""
+    return delete_rows(engine, TextRow, TextRow.at < before, chunk=chunk, enough=enough, pause=pause)
 
 
 def rolled_up_until(engine: Engine, before: datetime) -> datetime:

@@ -31,6 +31,7 @@ from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import RoundJudged, SegmentLeft, SegmentProgress
 from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
 from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
+from fleet_edge.store.records.texts import TextWritten
 
 __all__ = ["MAX_LINE_BYTES", "Spool", "from_line", "to_line"]
 
@@ -47,6 +48,7 @@ _KINDS: Final[dict[str, TypeAdapter[Record]]] = {
         SessionOpened,
         SegmentProgress,
         RoundJudged,
+        TextWritten,
         SegmentLeft,
         SessionClosed,
         CloseReported,

@@ -29,6 +29,10 @@ class GrammarTokenizer:
         self.vocabulary = vocabulary
         self.end_tokens = tuple(end_tokens)
 
+    def piece(self, token: int) -> bytes:
+        """Return what a token reads, maybe half a character; nothing for one that ends a text."""
+        return b"" if token in self.end_tokens else bytes(self.native.decode_bytes([token]))
+
     @classmethod
     def of_pieces(
         cls, pieces: Sequence[bytes], *, end_tokens: Sequence[int], encode: Callable[[str], Sequence[int]]

@@ -30,19 +30,29 @@ from fleet_edge.store.merge.statements import (
     SESSION_DESCRIPTION,
     set_latest,
 )
-from fleet_edge.store.models import DeviceRow, EdgeRow, EventRow, ReportedCloseRow, RoundRow, SegmentRow, SessionRow
+from fleet_edge.store.models import (
+    DeviceRow,
+    EdgeRow,
+    EventRow,
+    ReportedCloseRow,
+    RoundRow,
+    SegmentRow,
+    SessionRow,
+    TextRow,
+)
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.fences import DeviceFenced, FenceLifted
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import RoundJudged, SegmentLeft, SegmentProgress, segment_time
 from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
 from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
+from fleet_edge.store.records.texts import TextWritten
 from fleet_edge.store.rollups.grains import Grain, floor
 from fleet_edge.store.rollups.marks import mark_stale
 
 __all__ = ["Merge", "merge_for"]
 
-_OfSession = SessionOpened | SegmentProgress | RoundJudged | SegmentLeft | SessionClosed
+_OfSession = SessionOpened | SegmentProgress | RoundJudged | TextWritten | SegmentLeft | SessionClosed
 R = TypeVar("R", bound=Record)
 
 _log = logging.getLogger(__name__)
@@ -68,6 +78,7 @@ class Merge:
         self._touch_segment = inserts.upsert(SegmentRow, greatest=("duration_ms",))
         self._progress = inserts.progress()
         self._round = inserts.upsert(RoundRow)
+        self._text = inserts.upsert(TextRow)
         self._event = inserts.upsert(EventRow, greatest=("count", "last_at"))
         self._reported = inserts.latest_close()
         self._fence = inserts.latest_fence()
@@ -105,6 +116,7 @@ class Merge:
         _run(connection, CLOSE_BY_DEVICE, [parameters.closed_by_device(r) for r in closed if r.counters is not None])
         self._apply_reported(connection, records)
         _run(connection, self._round, [parameters.judged_round(r) for r in _only(records, RoundJudged)])
+        _run(connection, self._text, [parameters.text(r) for r in _only(records, TextWritten)])
         _run(connection, self._event, [parameters.event(r) for r in _only(records, EventLogged)])
         # Sorted for the same reason as in `_make_rows`.
         fences = sorted(_only(records, DeviceFenced), key=attrgetter("device", "by", "at"))

@@ -13,6 +13,7 @@ from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import RoundJudged, SegmentLeft, SegmentProgress, segment_time
 from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
 from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
+from fleet_edge.store.records.texts import TextWritten
 
 __all__ = [
     "Parameters",
@@ -30,6 +31,7 @@ __all__ = [
     "spans",
     "state",
     "telemetry",
+    "text",
 ]
 
 Parameters = dict[str, Any]
@@ -96,6 +98,13 @@ def progress(record: SegmentProgress) -> Parameters:
 
 def judged_round(record: RoundJudged) -> Parameters:
     """Return a round."""
+    values = _values(record)
+    del values["device"]  # its segment tells
+    return values
+
+
+def text(record: TextWritten) -> Parameters:
+    """Return a piece of a text."""
     values = _values(record)
     del values["device"]  # its segment tells
     return values

@@ -23,6 +23,7 @@ from fleet_edge.store.models.steering import (
     ReportedSettingsRow,
     WantedSettingsRow,
 )
+from fleet_edge.store.models.texts import TextRow
 
 __all__ = [
     "REVISION",
@@ -50,5 +51,6 @@ __all__ = [
     "SegmentRow",
     "SessionRow",
     "StaleHourRow",
+    "TextRow",
     "WantedSettingsRow",
 ]

@@ -5,6 +5,7 @@ from fleet_edge.store.records.fences import DeviceFenced, FenceLifted
 from fleet_edge.store.records.segments import RoundJudged, SegmentLeft, SegmentProgress
 from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
 from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
+from fleet_edge.store.records.texts import TextWritten
 
 __all__ = ["Record"]
 
@@ -16,6 +17,7 @@ Record = (
     | SessionOpened
     | SegmentProgress
     | RoundJudged
+    | TextWritten
     | SegmentLeft
     | SessionClosed
     | CloseReported

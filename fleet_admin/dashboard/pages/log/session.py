@@ -9,6 +9,7 @@ from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.pages.page import Page
 from fleet_admin.dashboard.timeline import STRETCHES, bars, scale
 from fleet_admin.dashboard.visit import Visit
+from fleet_admin.dashboard.written_text import WrittenText, written_text
 from fleet_edge.store.errors import NotFound, StoreError, StoreUnavailable
 from fleet_edge.store.views import RoundView, SegmentView, SessionView
 
@@ -52,6 +53,7 @@ def show(visit: Visit) -> Response:
         width=_WIDTH,
         length_ms=length_ms,
         stretches=[(kind, words) for kind, words in STRETCHES if any(bar.length_of(kind) for bar in laid)],
+        text=_text(visit, session),
         first=first,
         earlier=max(first - _ROUNDS, 1) if first > 1 else None,
         later=first + _ROUNDS if len(shown) > _ROUNDS else None,
@@ -66,6 +68,12 @@ def _find(visit: Visit) -> SessionView:
         raise
     except StoreError as error:
         raise Problem(400, str(error)) from error
+
+
+def _text(visit: Visit, session: SessionView) -> WrittenText | None:
+    """Return what is stored of the text; what it says is for operators."""
+    stored = visit.services.log.text(session.session, device=session.device)
+    return None if stored is None else written_text(stored, readable=visit.may_act)
 
 
 def _begin(before: list[RoundView], segments: list[SegmentView], session: SessionView) -> datetime:

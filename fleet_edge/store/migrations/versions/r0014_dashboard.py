@@ -12,9 +12,11 @@ depends_on = None
 def upgrade() -> None:
     _rollouts()
     _create_accounts()
+    _create_texts()
 
 
 def downgrade() -> None:
+    op.drop_table("texts")
     _drop_accounts()
     op.drop_table("rollouts")
 
@@ -76,6 +78,28 @@ def _create_accounts() -> None:
     )
     op.create_index(op.f("ix_logins_account"), "logins", ["account"], unique=False)
     op.create_index(op.f("ix_logins_expires_at"), "logins", ["expires_at"], unique=False)
+
+
+def _create_texts() -> None:
+    op.create_table(
+        "texts",
+        sa.Column("session", sa.Text(), nullable=False),
+        sa.Column("segment", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("start", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("kinds", sa.Text(), nullable=False),
+        sa.Column("ids", sa.Text(), nullable=True),
+        sa.Column("pieces", sa.Text(), nullable=True),
+        sa.Column("hash", sa.Text(), nullable=True),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["session", "segment"],
+            ["segments.session", "segments.segment"],
+            name=op.f("fk_texts_session_segment"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("session", "segment", "start", name=op.f("pk_texts")),
+    )
+    op.create_index(op.f("ix_texts_at"), "texts", ["at"], unique=False)
 
 
 def _drop_accounts() -> None:

@@ -1,0 +1,160 @@
+"""Texts on their way to the session log, as far as the settings have them stored: piece by piece, each once.
+
+A piece is written when it is long enough, and whatever there is at the end. So a crash loses a piece of each text, and
+a text costs a row for some hundred tokens.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.store.records.texts import TextWritten
+from fleet_edge.token_kinds import StoreText
+from fleet_edge.verifiers.contract import KnowsTokens, Verifier, VerifierError
+from fleet_runtime.grammar.errors import GrammarUnavailable
+
+__all__ = ["Texts", "token_bytes"]
+
+_log = logging.getLogger(__name__)
+
+_PIECE: Final = 256
+"""Tokens in a row, at most; what a session has not ended yet is written in rows as long as this."""
+
+_PIECE_BYTES: Final = 8_192
+"""Of what a row's tokens read: a line of the spool holds it in hexadecimal with room to spare."""
+
+
+@dataclass(slots=True)
+class Texts:
+    """Writes texts of one edge. Called on the orchestrator's thread.
+
+    Attributes:
+        put: Takes records; MUST NOT block or raise.
+        store: What is stored.
+        piece: Returns what a token reads; None if that is not known of the target.
+    """
+
+    put: Callable[[TextWritten], object]
+    store: StoreText = StoreText.NONE
+    piece: Callable[[int], bytes] | None = None
+    _written: dict[int, int] = field(default_factory=dict)  # by handle, the position up to which a text was written
+
+    def grew(self, session: EdgeSession, *, segment: int, at: datetime) -> None:
+        """Write what is new of a text, in whole pieces.
+
+        Args:
+            session: Whose.
+            segment: Its segment.
+            at: Now.
+        """
+        if self.store is not StoreText.FULL:
+            return
+        while session.committed - self._begin(session) >= _PIECE:
+            self._put(session, self._begin(session), session.committed, segment=segment, at=at)
+
+    def ended(self, session: EdgeSession, *, tokens: int, segment: int, at: datetime) -> None:
+        """Write the rest of a text that ends, or goes on elsewhere.
+
+        Args:
+            session: Whose.
+            tokens: Length of the text, as far as its device has it.
+            segment: Its segment.
+            at: Now.
+        """
+        begin, end = self._begin(session), min(tokens, session.committed)
+        if self.store is StoreText.HASH and end > begin:
+            self.put(self._hashed(session, begin, end, segment=segment, at=at))
+        while self.store is StoreText.FULL and begin < end:
+            begin = self._put(session, begin, end, segment=segment, at=at)
+        self._written.pop(session.handle, None)
+
+    def _begin(self, session: EdgeSession) -> int:
+        return self._written.get(session.handle, session.committed - len(session.kinds))
+
+    def _put(self, session: EdgeSession, begin: int, end: int, *, segment: int, at: datetime) -> int:
+        """Write a piece from `begin` on; return where it ends."""
+        tokens = session.text[begin : min(end, begin + _PIECE)]
+        pieces = None if self.piece is None else _fitting([self.piece(token) for token in tokens])
+        if pieces is not None:
+            tokens = tokens[: len(pieces)]
+        self.put(
+            self._record(
+                session,
+                begin,
+                begin + len(tokens),
+                segment=segment,
+                at=at,
+                ids=",".join(map(str, tokens)),
+                pieces=None if pieces is None else ",".join(piece.hex() for piece in pieces),
+            )
+        )
+        self._written[session.handle] = begin + len(tokens)
+        return begin + len(tokens)
+
+    def _hashed(self, session: EdgeSession, begin: int, end: int, *, segment: int, at: datetime) -> TextWritten:
+        digest = hashlib.sha256(f"{session.session.hex()}\n".encode())
+        assert self.piece is not None  # the settings' hash is of what the tokens read
+        for token in session.text[:end]:
+            digest.update(self.piece(token))
+        return self._record(session, begin, end, segment=segment, at=at, hash_=digest.hexdigest())
+
+    def _record(
+        self,
+        session: EdgeSession,
+        begin: int,
+        end: int,
+        *,
+        segment: int,
+        at: datetime,
+        ids: str | None = None,
+        pieces: str | None = None,
+        hash_: str | None = None,
+    ) -> TextWritten:
+        first = session.committed - len(session.kinds)
+        return TextWritten(
+            session=session.session.hex(),
+            segment=segment,
+            device=session.device,
+            start=begin,
+            kinds=session.kinds[begin - first : end - first].decode("ascii"),
+            ids=ids,
+            pieces=pieces,
+            hash=hash_,
+            at=at,
+        )
+
+
+def token_bytes(verifier: Verifier, store: StoreText) -> Callable[[int], bytes] | None:
+    """Return what says what a target's tokens read, where it is needed; None if it is not known.
+
+    Raises:
+        VerifierError: It is needed for the hash, and not known.
+    """
+    if store is StoreText.NONE:
+        return None
+    try:
+        if isinstance(verifier, KnowsTokens):
+            return verifier.grammar_tokenizer().piece
+        why = "Its engine does not tell."
+    except GrammarUnavailable as error:
+        why = str(error)
+    if store is StoreText.HASH:
+        raise VerifierError(
+            f"store_text is hash, and what the target's tokens read is not known; set it to full or none. {why}"
+        )
+    _log.warning("Texts are stored as token ids alone: what the target's tokens read is not known. %s", why)
+    return None
+
+
+def _fitting(pieces: Sequence[bytes]) -> Sequence[bytes]:
+    """Return as many pieces as a row holds, and one at least; of a single one that is too long its beginning."""
+    size = 0
+    for number, piece in enumerate(pieces):
+        size += len(piece)
+        if size > _PIECE_BYTES:
+            return pieces[:number] if number else [piece[:_PIECE_BYTES]]
+    return pieces

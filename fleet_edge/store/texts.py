@@ -1,0 +1,115 @@
+"""Stored texts: read back as one text, token by token, whichever edges have written it."""
+
+import codecs
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from sqlalchemy import Connection, RowMapping, select
+
+from fleet_edge.store.models import TextRow
+from fleet_edge.store.views import SegmentView, SessionView
+from fleet_edge.token_kinds import TokenKind
+
+__all__ = ["StoredText", "StoredToken", "read_text"]
+
+MOST_TOKENS: Final = 1 << 16
+"""Of a text that is read; no text has more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredToken:
+    """A token of a stored text.
+
+    Attributes:
+        kind: How it came into the text.
+        id: Its id; None if that is not stored.
+        text: What it reads, with the end of a character that tokens before it began; None if that is not stored.
+    """
+
+    kind: TokenKind
+    id: int | None
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredText:
+    """What is stored of a session's text.
+
+    Attributes:
+        tokens: In order; of those that no edge has stored, only the kind `UNKNOWN`.
+        hash: Of the whole text, where that is stored in its place: SHA-256 of the session's id, a newline and the text
+            in UTF-8, in hexadecimal.
+    """
+
+    tokens: tuple[StoredToken, ...]
+    hash: str | None
+
+    @property
+    def text(self) -> str | None:
+        """The text as a whole; None if parts of it are not stored."""
+        parts = [token.text for token in self.tokens if token.kind is not TokenKind.UNVERIFIED]
+        return None if not parts or None in parts else "".join(part for part in parts if part is not None)
+
+
+_UNKNOWN: Final = (TokenKind.UNKNOWN, None, None)
+_Raw = tuple[TokenKind, int | None, bytes | None]
+
+
+def read_text(connection: Connection, session: SessionView, segments: Sequence[SegmentView]) -> StoredText | None:
+    """Return what is stored of a session's text; None if nothing is.
+
+    Args:
+        connection: To the database.
+        session: Which.
+        segments: Its segments, in order.
+    """
+    numbers = [segment.segment for segment in segments]
+    query = (
+        select(TextRow.__table__)
+        .where(TextRow.session == session.session, TextRow.segment.in_(numbers))
+        .order_by(TextRow.segment, TextRow.start)
+    )
+    pieces: dict[int, list[RowMapping]] = {}
+    for row in connection.execute(query).mappings():
+        pieces.setdefault(row["segment"], []).append(row)
+    if not pieces:
+        return None
+    tokens: list[_Raw] = []
+    for segment in segments:
+        # The device goes on from what it has: what an edge had written beyond that is not part of the text.
+        _cut(tokens, segment.resumed_tokens or 0)
+        for row in pieces.get(segment.segment, ()):
+            _cut(tokens, min(row["start"], MOST_TOKENS))
+            tokens += islice(_tokens(row), MOST_TOKENS - len(tokens))
+    if session.reason is not None and session.final_tokens is not None:
+        verified = max(0, session.final_tokens - (session.device_unverified or 0))
+        _cut(tokens, min(verified, MOST_TOKENS))
+        tokens += [(TokenKind.UNVERIFIED, None, None)] * min(session.device_unverified or 0, MOST_TOKENS)
+    last = pieces[max(pieces)][-1]
+    return StoredText(tokens=tuple(_decoded(tokens)), hash=last["hash"])
+
+
+def _cut(tokens: list[_Raw], length: int) -> None:
+    """Make a text so long, with gaps where nothing is stored."""
+    del tokens[length:]
+    tokens += [_UNKNOWN] * (length - len(tokens))
+
+
+def _tokens(row: RowMapping) -> Iterable[_Raw]:
+    kinds = row["kinds"]
+    ids = row["ids"].split(",") if row["ids"] else [None] * len(kinds)
+    pieces = row["pieces"].split(",") if row["pieces"] is not None else [None] * len(kinds)
+    for kind, token, piece in zip(kinds, ids, pieces, strict=False):
+        known = TokenKind(kind) if kind in frozenset(TokenKind) else TokenKind.UNKNOWN
+        yield known, None if token is None else int(token), None if piece is None else bytes.fromhex(piece)
+
+
+def _decoded(tokens: Iterable[_Raw]) -> Iterable[StoredToken]:
+    """Turn bytes to text: a character that several tokens make up belongs to the last of them."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for kind, token, piece in tokens:
+        if piece is None:
+            decoder.reset()
+        yield StoredToken(kind=kind, id=token, text=None if piece is None else decoder.decode(piece))
