@@ -30,8 +30,9 @@ class GrammarTokenizer:
         self.end_tokens = tuple(end_tokens)
 
     def piece(self, token: int) -> bytes:
-        """Return what a token reads, maybe half a character; nothing for one that ends a text."""
-        return b"" if token in self.end_tokens else bytes(self.native.decode_bytes([token]))
+        """Return what a token reads, maybe half a character; nothing for one that ends a text or controls it."""
+        unread = token in self.end_tokens or self.native.is_special_token(token)
+        return b"" if unread else bytes(self.native.decode_bytes([token]))
 
     @classmethod
     def of_pieces(

@@ -71,6 +71,17 @@ def test_devices_are_listed(admin: Run) -> None:
     assert [device["device"] for device in _json(admin("devices", "--json"))] == ["sensor-1", "sensor-2"]
 
 
+def test_a_stored_text_is_shown_where_it_is_asked_for(admin: Run, url: str) -> None:
+    assert "is not stored" in admin("session", SESSION[:6], "--text")[1]
+    with open_store(url) as store:
+        store.apply([samples.text_written(pieces=",".join(each.encode().hex() for each in ("A", "\x1b[2J", "b", "c")))])
+    _, output, _ = admin("session", SESSION[:6], "--text")
+    assert output.rstrip().endswith("A\ufffd[2Jbc")
+    stored = _json(admin("session", SESSION[:6], "--text", "--json"))["text"]
+    assert [(token["kind"], token["id"]) for token in stored["tokens"]] == [("d", 11), ("d", 12), ("c", 13), ("b", 14)]
+    assert "text" not in _json(admin("session", SESSION[:6], "--json"))
+
+
 def test_a_label_from_a_device_can_neither_style_nor_move_the_terminal(admin: Run) -> None:
     _, output, _ = admin("devices")
     assert "[bold]\ufffd[2Jmodel" in output

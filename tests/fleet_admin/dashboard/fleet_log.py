@@ -101,7 +101,16 @@ def hostile(now: datetime) -> list[Record]:
         ),
         samples.opened(**own, at=at, app=HOSTILE, draft_model=HOSTILE, quantization=HOSTILE, target=HOSTILE),
         samples.judged(**own, at=at + timedelta(seconds=1), form=HOSTILE),
-        samples.closed(**own, at=at + timedelta(seconds=3), reason=EndReason.FAILED, code=HOSTILE, sentence=HOSTILE),
+        samples.text_written(
+            **own,
+            kinds="dcbfs",
+            ids="1,2,3,4,5",
+            pieces=",".join(each.encode().hex() for each in ("Secret ", HOSTILE, "\n", "& so", " on")),
+            at=at + timedelta(seconds=2),
+        ),
+        samples.closed(
+            **own, at=at + timedelta(seconds=3), reason=EndReason.FAILED, tokens=5, code=HOSTILE, sentence=HOSTILE
+        ),
         samples.event(
             id="evil-2", device="evil", session=EVIL, code=HOSTILE, sentence=HOSTILE, at=at + timedelta(seconds=2)
         ),

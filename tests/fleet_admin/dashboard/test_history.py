@@ -123,6 +123,21 @@ def test_no_cell_of_sessions_is_a_formula(viewer: Browser, url: str) -> None:
     assert lines(viewer, "/sessions?device=sums&format=csv")[0]["app"] == "'=1+1"
 
 
+def test_what_a_text_says_is_for_operators(viewer: Browser, operator: Browser, url: str) -> None:
+    seen, read = viewer.get(f"/sessions/{EVIL}").text, operator.get(f"/sessions/{EVIL}").text
+    assert 'title="drafted and accepted">Secret </span>' in read
+    assert "Secret" not in seen
+    for page in (seen, read):
+        assert '<span class="token drafted">1</span> drafted and accepted' in page
+        assert '<span class="token forced">1</span> forced by the grammar' in page
+        assert "<img src=x" not in page
+    at = NOW - timedelta(days=1)
+    own = {"session": "cc" * 8, "segment": segment_number(at), "device": "gateway-1"}
+    hashed = samples.text_written(**own, ids=None, pieces=None, hash="ab" * 32, at=at)
+    write(url, [samples.opened(**own, at=at), hashed])
+    assert "ab" * 32 in viewer.get(f"/sessions/{'cc' * 8}").text
+
+
 def test_a_rollout_says_what_became_of_each_machine(viewer: Browser) -> None:
     whole = lines(viewer, "/rollouts?format=csv")
     assert (whole[0]["rollout"], whole[0]["state"], whole[0]["machines"]) == (ROLLOUT, "went back", "4")

@@ -10,6 +10,7 @@ from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import LeaveReason, RoundJudged, SegmentLeft, SegmentProgress, segment_number
 from fleet_edge.store.records.sessions import CloseReported, DeviceCounters, SessionClosed, SessionOpened
 from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
+from fleet_edge.store.records.texts import TextWritten
 from schemas.control import Presence
 from schemas.policy import Mode
 from schemas.reasons import EndReason
@@ -141,6 +142,21 @@ def judged(**changes: Any) -> RoundJudged:
         compute_ms=40.0,
         at=after(1),
         device="sensor-1",
+    )
+    return replace(record, **changes)
+
+
+def text_written(**changes: Any) -> TextWritten:
+    record = TextWritten(
+        session=SESSION,
+        segment=SEGMENT,
+        device="sensor-1",
+        start=0,
+        kinds="ddcb",
+        ids="11,12,13,14",
+        pieces=",".join(piece.encode().hex() for piece in ("The", " sky", " is", " blue")),
+        hash=None,
+        at=after(2),
     )
     return replace(record, **changes)
 
