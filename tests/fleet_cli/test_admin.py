@@ -76,9 +76,9 @@ def test_a_stored_text_is_shown_where_it_is_asked_for(admin: Run, url: str) -> N
     with open_store(url) as store:
         store.apply([samples.text_written(pieces=",".join(each.encode().hex() for each in ("A", "\x1b[2J", "b", "c")))])
     _, output, _ = admin("session", SESSION[:6], "--text")
-    assert output.rstrip().endswith("A\ufffd[2Jbc")
-    stored = _json(admin("session", SESSION[:6], "--text", "--json"))["text"]
-    assert [(token["kind"], token["id"]) for token in stored["tokens"]] == [("d", 11), ("d", 12), ("c", 13), ("b", 14)]
+    assert "\nA\ufffd[2Jbc[16 tokens that no edge has stored]\n" in output
+    stored = _json(admin("session", SESSION[:6], "--text", "--json"))["text"]["tokens"][:4]
+    assert [(token["kind"], token["id"]) for token in stored] == [("d", 11), ("d", 12), ("c", 13), ("b", 14)]
     assert "text" not in _json(admin("session", SESSION[:6], "--json"))
 
 
