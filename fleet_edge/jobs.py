@@ -59,6 +59,7 @@ class JobSettings:
         keep_reported: Age at which a device's Close of a session that its edge did not serve is deleted; well above a
             database outage.
         most_reported: Such Closes kept of one device.
+        backup_look_s: Between looks whether a backup is due.
         memory_every_s: Between times at which free memory is given back to the machine.
         purge_chunk: Rows deleted in one transaction.
     """
@@ -82,6 +83,7 @@ class JobSettings:
     keep_reported: timedelta = timedelta(days=7)
     most_reported: int = 1000
     purge_chunk: int = 1000
+    backup_look_s: float = 300.0
     memory_every_s: float = 60.0
 
 
@@ -96,6 +98,7 @@ class Jobs:
         flush_log: Writes what the log holds back, the counts of events above all. Called from a thread of ours.
         warn_certificates: Tells of certificates that end soon. Called from a thread of ours.
         apply_fences: Takes the fences that the session log knows of. Called from a thread of ours.
+        back_up: Makes a backup if one is due. Called from a thread of ours. None: never.
         settings: Intervals and ages.
         now: Aware clock.
     """
@@ -109,6 +112,7 @@ class Jobs:
         flush_log: Callable[[], object],
         warn_certificates: Callable[[], object],
         apply_fences: Callable[[Fences], object],
+        back_up: Callable[[], object] | None = None,
         settings: JobSettings | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -128,6 +132,7 @@ class Jobs:
             "roll-up": (self._settings.rollup_every_s, self._roll_up),
             "purge": (self._settings.purge_every_s, self._purge),
             "give-back-memory": (self._settings.memory_every_s, give_back_free_memory),
+            **({} if back_up is None else {"back-up": (self._settings.backup_look_s, back_up)}),
         }
         self._scheduler = BackgroundScheduler(
             timezone=UTC,

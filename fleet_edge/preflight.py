@@ -5,6 +5,7 @@ from functools import partial
 from typing import Final
 
 from fleet_edge.settings import EdgeSettings
+from fleet_edge.store.backup import check_backups
 from fleet_edge.store.errors import SpoolInUse
 from fleet_edge.store.reopening import check_database
 from fleet_edge.store.spool import Spool
@@ -54,6 +55,7 @@ def preflight(settings: EdgeSettings, *, make_link: Callable[[LinkSettings], Lin
                 "target": partial(check_verifier, settings),
                 "db": partial(check_database, settings.db),
                 "spool": check_spool,
+                "backup_folder": partial(_check_backups, settings),
             },
         )
     except SettingsError as error:
@@ -68,6 +70,11 @@ def preflight(settings: EdgeSettings, *, make_link: Callable[[LinkSettings], Lin
             wrong = SettingsError(f"{wrong}\n{error}")
     if wrong is not None:
         raise wrong
+
+
+def _check_backups(settings: EdgeSettings) -> None:
+    if settings.backup_folder is not None:
+        check_backups(settings.db, settings.backup_folder)
 
 
 def _check_broker(settings: EdgeSettings, make_link: Callable[[LinkSettings], Link], *, timeout_s: float) -> None:

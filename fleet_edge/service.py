@@ -24,6 +24,7 @@ from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.self_watch import SelfWatch
 from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
+from fleet_edge.store.backup import back_up_into, is_due
 from fleet_edge.store.edge_queries import edge
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.reopening import ReopeningStore
@@ -135,7 +136,10 @@ class EdgeService:
                 keep_rounds=timedelta(days=settings.keep_rounds_days),
                 keep_texts=timedelta(days=settings.keep_texts_days),
                 keep_sessions=timedelta(days=settings.keep_sessions_days),
+                keep_hourly=timedelta(days=settings.keep_hourly_days),
+                keep_daily=timedelta(days=settings.keep_daily_days),
             ),
+            back_up=self._back_up if settings.backup_folder else None,
             now=self.now,
         )
         recorder = self.orchestrator.handlers.recorder
@@ -299,6 +303,13 @@ class EdgeService:
                 return edge(connection, self.settings.edge)
         except (StoreError, SQLAlchemyError):
             return None
+
+    def _back_up(self) -> None:
+        folder, every = self.settings.backup_folder, timedelta(hours=self.settings.backup_every_h)
+        assert folder is not None
+        if is_due(folder, every=every, now=self.now()):
+            made = back_up_into(self.settings.db, folder, keep=self.settings.backup_keep, now=self.now())
+            _log.info("The session log is backed up in %s.", made)
 
     def _open_store(self) -> None:
         try:

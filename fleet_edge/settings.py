@@ -195,6 +195,23 @@ class EdgeSettings(Settings):
     keep_sessions_days: float = setting(
         365.0, "How long sessions are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
     )
+    keep_hourly_days: float = setting(
+        14.0, "How long totals by the hour are kept.", since="0.2", unit="days", rare=True, ge=1, le=_MOST_DAYS
+    )
+    keep_daily_days: float = setting(
+        400.0,
+        "How long totals by the day are kept; those by the month stay.",
+        since="0.2",
+        unit="days",
+        rare=True,
+        ge=1,
+        le=_MOST_DAYS,
+    )
+    backup_folder: Path | None = setting(
+        None, "Folder for regular backups of a SQLite session log; none without it.", since="0.2", rare=True
+    )
+    backup_every_h: float = setting(24.0, "Between backups.", since="0.2", unit="hours", rare=True, ge=0.25, le=8760)
+    backup_keep: int = setting(14, "Backups kept, the latest.", since="0.2", rare=True, ge=1, le=10_000)
     log_format: Literal["plain", "json"] = setting(
         "plain",
         "How the log is written: `plain` lines, or `json`, an object a line, with what is below a warning too.",

@@ -12,7 +12,7 @@ app = typer.Typer(
 )
 
 # Each has a function `register(app)` that adds its commands.
-_PARTS: Final = ("log", "fences", "alerts", "ghosts", "rollouts", "steering", "audit", "serve", "accounts")
+_PARTS: Final = ("log", "fences", "alerts", "ghosts", "rollouts", "steering", "audit", "serve", "accounts", "backup")
 
 for _part in _PARTS:
     importlib.import_module(f"{__name__}.{_part}").register(app)

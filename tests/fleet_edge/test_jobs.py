@@ -179,3 +179,11 @@ def test_a_database_that_stays_away_is_told_once_and_then_again_when_it_was_back
     store.close()
     assert not jobs.run("read-fences")
     assert len(caplog.records) == 2
+
+
+def test_a_backup_is_looked_for_where_one_is_wanted(store: Store) -> None:
+    looked: list[int] = []
+    jobs = _jobs(store, back_up=lambda: looked.append(1))
+    assert jobs.run("back-up")
+    assert looked == [1]
+    assert "back-up" not in _jobs(store).names
