@@ -3,7 +3,7 @@
 from typing import Final
 
 from fleet_admin.dashboard.pages import account, acting, device, devices, login, overview
-from fleet_admin.dashboard.pages.log import alerts, edges, rollouts, session, sessions
+from fleet_admin.dashboard.pages.log import alerts, audit, edges, rollouts, session, sessions, usage
 from fleet_admin.dashboard.pages.page import Page
 
 __all__ = ["PAGES"]
@@ -16,8 +16,10 @@ PAGES: Final[tuple[Page, ...]] = (
     *edges.PAGES,
     *sessions.PAGES,
     *session.PAGES,
+    *usage.PAGES,
     *rollouts.PAGES,
     *alerts.PAGES,
+    *audit.PAGES,
     *account.PAGES,
     *login.PAGES,
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fleet_admin.dashboard.services import Services
 from fleet_admin.dashboard.timeline import bars, scale
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records.record import Record
@@ -121,6 +122,28 @@ def test_no_cell_of_sessions_is_a_formula(viewer: Browser, url: str) -> None:
     at = NOW - timedelta(days=3)
     write(url, [samples.opened(session="bb" * 8, segment=segment_number(at), device="sums", app="=1+1", at=at)])
     assert lines(viewer, "/sessions?device=sums&format=csv")[0]["app"] == "'=1+1"
+
+
+def test_usage_adds_up_by_what_is_asked_for(viewer: Browser) -> None:
+    by_device = {line["name"]: int(line["tokens"]) for line in lines(viewer, "/usage?by=device&format=csv")}
+    assert set(by_device) == {"evil", "gateway-1", "gateway-2", "gateway-3", "gateway-4"}
+    by_time = lines(viewer, "/usage?by=device&format=csv&over=time&range=24h")
+    assert sum(int(line["tokens"]) for line in by_time) == sum(by_device.values())
+    assert all(line["start"].endswith(":00:00+00:00") for line in by_time)
+    by_edge = lines(viewer, "/usage?by=edge&format=csv")
+    assert sum(int(line["tokens"]) for line in by_edge) == sum(by_device.values())
+    assert "edge-2" in viewer.get("/usage?by=edge&range=365d").text
+    for query in ("by=secret", "range=9d", "by=device&sort=nothing"):
+        assert viewer.get(f"/usage?{query}").status_code == 400
+
+
+def test_the_audit_log_says_who_did_what(operator: Browser, viewer: Browser, services: Services) -> None:
+    chosen = next(each.id for each in services.alerts.open() if each.subject == "edge-2")
+    operator.post("/alerts/acknowledge", of="/alerts", alert=chosen)
+    found = [line for line in lines(viewer, "/audit?format=csv") if line["action"] == "alert acknowledge"]
+    assert [(line["who"], line["subject"]) for line in found] == [("olga", f"{chosen[:8]} edge-2")]
+    assert lines(viewer, "/audit?format=csv&f_who=nobody") == []
+    assert "alert acknowledge" in viewer.get("/audit?range=1h").text
 
 
 def test_what_a_text_says_is_for_operators(viewer: Browser, operator: Browser, url: str) -> None:
