@@ -72,3 +72,22 @@ def test_a_devices_sections_are_read(tmp_path: Path) -> None:
     assert found["applications"]["scada"] == {"key_sha256": "0" * 64}
     read = DeviceSettings(**rendered("device", tmp_path, device_settings={"offline": "wait"}))
     assert (read.offline, read.broker.port) == ("wait", 8883)
+
+
+@pytest.mark.slow
+def test_an_edges_metrics_are_served_with_the_token_that_the_role_writes(tmp_path: Path) -> None:
+    none = rendered("edge", tmp_path)
+    assert "metrics" not in none
+    local = rendered("edge", tmp_path, edge_metrics_listen="127.0.0.1:9464")
+    assert local["metrics"] == {"listen": "127.0.0.1:9464"}
+    read = rendered(
+        "edge",
+        tmp_path,
+        edge_metrics_listen="10.0.0.5:9464",
+        edge_metrics_token="0123456789abcdef",
+        edge_settings={"metrics": {"traces": True}},
+    )
+    token = "/etc/fleet/credentials/metrics-token"
+    assert read["metrics"] == {"listen": "10.0.0.5:9464", "token_file": token, "traces": True}
+    assert "0123456789abcdef" not in str(read)
+    assert EdgeSettings.model_validate(read).metrics.address is not None
