@@ -208,6 +208,7 @@ class Jobs:
             **pace,
         )
         events = housekeeping.purge_events(engine, before=oldest, **pace)
+        housekeeping.purge_commands(engine, before=oldest, **pace)
         housekeeping.purge_reported(engine, before=now - keep.keep_reported, most=keep.most_reported, **pace)
         housekeeping.purge_fences(engine, before=oldest, **pace)
         given = give_back_space(engine, enough=self._stopping.is_set, pause=self._stopping.wait)

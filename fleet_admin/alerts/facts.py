@@ -85,7 +85,7 @@ class Facts:
 
     Attributes:
         now: That moment (aware).
-        devices: All of them.
+        devices: All that are in service.
         edges: Likewise.
         acceptance: By device.
         refusals: Refused sessions by edge and code, within the window.
@@ -105,9 +105,10 @@ class Facts:
 def read_facts(connection: Connection, settings: AlertSettings, *, now: datetime) -> Facts:
     """Return the facts at `now` (aware)."""
     window = now - timedelta(minutes=settings.window_min)
+    in_service = select(DeviceRow.__table__).where(DeviceRow.retired_at.is_(None))
     return Facts(
         now=now,
-        devices=[_device(row) for row in connection.execute(select(DeviceRow.__table__)).mappings()],
+        devices=[_device(row) for row in connection.execute(in_service).mappings()],
         edges=list(_edges(connection, now)),
         acceptance=_acceptance(connection, now),
         refusals=_counts(connection, EventKind.REFUSED, window),

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, and_, func, or_, select, update
 
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.models import (
+    CommandRow,
     DeviceRow,
     DistributionRow,
     EventRow,
@@ -34,6 +35,7 @@ from schemas.reasons import EndReason
 __all__ = [
     "close_abandoned",
     "mark_silent",
+    "purge_commands",
     "purge_events",
     "purge_fences",
     "purge_reported",
@@ -56,7 +58,7 @@ def mark_silent(engine: Engine, *, now: datetime, silent_after: timedelta) -> in
     mark = (
         update(DeviceRow)
         .where(DeviceRow.presence != Presence.OFFLINE.value, DeviceRow.silent_since.is_(None))
-        .where(DeviceRow.seen_at < limit, ~recent.exists())
+        .where(DeviceRow.seen_at < limit, DeviceRow.retired_at.is_(None), ~recent.exists())
         .values(silent_since=now)
     )
     with engine.begin() as connection:
@@ -133,6 +135,13 @@ def purge_events(
 ) -> int:
     """Delete events logged before a time; return how many."""
     return delete_rows(engine, EventRow, EventRow.at < before, chunk=chunk, enough=enough, pause=pause)
+
+
+def purge_commands(
+    engine: Engine, *, before: datetime, chunk: int, enough: Enough = lambda: False, pause: Pause = rest_not
+) -> int:
+    """Delete commands given before a time; return how many. The audit log keeps that they were."""
+    return delete_rows(engine, CommandRow, CommandRow.at < before, chunk=chunk, enough=enough, pause=pause)
 
 
 def purge_rollups(

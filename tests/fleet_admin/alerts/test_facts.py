@@ -14,6 +14,8 @@ from fleet_edge.store.database import Store
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import segment_number
+from fleet_edge.store.records.sightings import DeviceSeen
+from fleet_edge.store.steering.labels import retire
 from schemas.control import Presence
 from tests.fleet_edge.store import samples
 
@@ -139,3 +141,12 @@ def test_hostile_names_in_the_log_break_nothing(store: Store, database_url: str,
         (opened,) = Evaluator(alerts, SETTINGS, now=lambda: NOW).step() or []
         assert opened.rule == "refusals"
         assert alerts.list(subject=opened.subject) == [opened]
+
+
+def test_a_device_that_is_out_of_service_is_no_alert(store: Store) -> None:
+    seen = {"software": "0.2", "draft_model": "small", "quantization": "Q4_0"}
+    for name in ("in-service", "retired"):
+        store.apply([DeviceSeen(device=name, at=NOW, presence="offline", **seen)])
+    with store.engine.begin() as connection:
+        assert retire(connection, "retired", NOW)
+    assert [each.name for each in facts(store).devices] == ["in-service"]

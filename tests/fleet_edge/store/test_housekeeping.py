@@ -6,7 +6,10 @@ from fleet_edge.store.database import Store
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.rollups.rolling import roll_up
+from fleet_edge.store.steering.commands import keep_commands, read_commands
+from fleet_edge.store.steering.labels import retire
 from schemas.control import Presence
+from schemas.steering import CommandRequest
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import START, after
@@ -27,6 +30,7 @@ def test_only_online_devices_without_any_sign_are_marked_silent(store: Store) ->
     store.apply(
         [
             samples.device_seen(device="quiet"),
+            samples.device_seen(device="retired"),
             samples.device_seen(device="gone", presence=Presence.OFFLINE),
             samples.device_seen(device="fresh", at=after(880)),
             samples.device_seen(device="drafting"),
@@ -34,11 +38,23 @@ def test_only_online_devices_without_any_sign_are_marked_silent(store: Store) ->
             samples.progress(session=f"{1:016x}", device="drafting", at=after(890)),
         ]
     )
+    with store.engine.begin() as connection:
+        assert retire(connection, "retired", START)
     now = after(901)
     assert housekeeping.mark_silent(store.engine, now=now, silent_after=QUARTER) == 1
     assert housekeeping.mark_silent(store.engine, now=now, silent_after=QUARTER) == 0
     silent = {row["device"]: row["silent_since"] for row in all_rows(store)["devices"]}
-    assert silent == {"quiet": now, "gone": None, "fresh": None, "drafting": None}
+    assert silent == {"quiet": now, "gone": None, "fresh": None, "drafting": None, "retired": None}
+
+
+def test_old_commands_are_purged_and_the_others_stay(store: Store) -> None:
+    for number, at in enumerate((0, 100)):
+        request = CommandRequest(id=f"{number:016x}", command="drain", deadline=after(at))
+        with store.engine.begin() as connection:
+            keep_commands(connection, {"sensor-1": request}, batch="b", now=after(at))
+    assert housekeeping.purge_commands(store.engine, before=after(50), chunk=1) == 1
+    with store.engine.connect() as connection:
+        assert [each.id for each in read_commands(connection)] == [f"{1:016x}"]
 
 
 def test_a_device_that_is_heard_again_is_not_silent(store: Store) -> None:
