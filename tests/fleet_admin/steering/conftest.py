@@ -2,23 +2,24 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
 from fleet_admin.steering import Actor, SteeringLog
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records.sightings import DeviceSeen
+from tests.fleet_edge.store.conftest import database_url, empty_databases, postgres
+
+__all__ = ["database_url", "empty_databases", "postgres"]
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
 ALICE = Actor("alice", "desk")
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def url(database_url: str) -> str:
     """Return a database in which three devices have been seen."""
-    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
-    with open_store(url) as store:
+    with open_store(database_url) as store:
         store.apply(
             [
                 DeviceSeen(
@@ -32,7 +33,7 @@ def url(tmp_path: Path) -> str:
                 for number in (1, 2, 3)
             ]
         )
-    return url
+    return database_url
 
 
 @pytest.fixture

@@ -1,14 +1,15 @@
 """Labels, retired devices and the audit log, in the session log's database."""
 
-import sqlite3
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from fleet_admin.steering import SteeringError, SteeringLog
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store.database import open_store
+from fleet_edge.store.engine import parse_url
 from fleet_edge.store.errors import StoreError, StoreUnavailable
 from fleet_edge.store.records.sightings import DeviceSeen
 from fleet_edge.store.steering.audit import AuditEntry
@@ -143,11 +144,11 @@ def test_fences_are_in_the_audit_log(log: SteeringLog, url: str) -> None:
 def test_what_cannot_be_recorded_is_told(tmp_path: Path, url: str) -> None:
     with pytest.raises(StoreError):
         SteeringLog(f"sqlite:///{tmp_path / 'none.sqlite3'}")
+    engine = create_engine(parse_url(url))
     with SteeringLog(url) as log:
-        other = sqlite3.connect(tmp_path / "fleet.sqlite3")
-        other.execute("DROP TABLE audit")
-        other.commit()
-        other.close()
+        with engine.begin() as connection:
+            connection.execute(text("DROP TABLE audit"))
+        engine.dispose()
         with pytest.raises(StoreUnavailable, match="could not be written"):
             log.label(["gw-1"], add=["a"], actor=ALICE)
         assert log.labels() == {}, "nothing of it happens"
