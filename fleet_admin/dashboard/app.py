@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from fleet_admin.alerts.errors import NoSuchAlert
 from fleet_admin.dashboard.api.routes import api_routes
 from fleet_admin.dashboard.errors import AccountError, Problem
 from fleet_admin.dashboard.pages.page import Page
@@ -33,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 _STATUS: Final[tuple[tuple[type[FleetError], int], ...]] = (
     (NotFound, 404),
+    (NoSuchAlert, 404),
     (InvalidQuery, 400),
     (AccountError, 400),
     (SteeringError, 400),

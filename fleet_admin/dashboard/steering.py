@@ -62,7 +62,7 @@ class DashboardSteering:
             Problem: They cannot be reached now.
         """
         if self._steering is None:
-            raise Problem(503, self._why)
+            raise Problem(503 if self._settings.steer else 409, self._why)
         return self._steering
 
     def settings_of(self, device: str) -> DeviceSettingsView | None:

@@ -18,7 +18,7 @@ _PROBLEMS: Final = {
     "401": "There is no key, or it is not taken.",
     "403": "The key may look, and not do this.",
     "404": "There is nothing of that name.",
-    "409": "Several things begin so; name one of them.",
+    "409": "Several things begin so, or this dashboard is not set up for it.",
     "413": "The request is too large.",
     "415": "The body is no JSON.",
     "429": "Too much is under way for this account.",

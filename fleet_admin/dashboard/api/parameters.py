@@ -9,13 +9,18 @@ from schemas.policy import Mode
 from schemas.reasons import EndReason
 
 __all__ = [
+    "GivenCommand",
     "Limited",
     "NoParameters",
     "Period",
+    "WantedSettings",
+    "WhichAlerts",
+    "WhichAudit",
     "WhichEvents",
     "WhichOfDevice",
     "WhichSessions",
     "WhichStats",
+    "WhichUsage",
     "WhyFenced",
 ]
 
@@ -77,6 +82,55 @@ class WhichStats(Period):
     """What is added up separately."""
 
     by: Annotated[str | None, Field(pattern="^(device|draft|edge|app)$")] = None
+
+
+class WhichAlerts(Limited):
+    """Which alerts; what is left out admits all."""
+
+    open: bool | None = None
+    rule: Text | None = None
+    subject: Text | None = None
+
+
+class WhichUsage(Period):
+    """What is added up separately, and of what."""
+
+    until: Moment | None = None
+    by: Annotated[
+        str | None,
+        Field(
+            pattern="^(device|edge|app|draft_model|quantization)(,(device|edge|app|draft_model|quantization)){0,4}$",
+            description="Dimensions with commas: device, edge, app, draft_model, quantization.",
+        ),
+    ] = None
+    grain: Annotated[str | None, Field(pattern="^(hour|day|month)$")] = None
+    device: DeviceName | None = None
+    edge: DeviceName | None = None
+    app: Text | None = None
+
+
+class WhichAudit(Limited):
+    """Which actions of administrators; what is left out admits all."""
+
+    since: Moment | None = None
+    until: Moment | None = None
+    who: Text | None = None
+    subject: Text | None = None
+    action: Text | None = None
+
+
+class WantedSettings(NoParameters):
+    """Settings to give a device, and settings to take back."""
+
+    set: Annotated[dict[str, bool | int | float | str], Field(max_length=50)] = Field(default_factory=dict)
+    unset: Annotated[list[Text], Field(max_length=50)] = Field(default_factory=list)
+
+
+class GivenCommand(NoParameters):
+    """A command for a device."""
+
+    command: Text
+    arguments: Annotated[dict[str, bool | int | float | str], Field(max_length=20)] = Field(default_factory=dict)
 
 
 class WhyFenced(NoParameters):

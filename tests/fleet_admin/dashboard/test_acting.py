@@ -102,4 +102,4 @@ def test_labels_and_retirement_need_no_broker_and_are_in_the_audit_log(operator:
 def test_what_needs_the_broker_says_that_there_is_none(operator: Browser) -> None:
     shown = operator.post("/devices/act", of="/devices", device="gateway-1", act="drain")
     assert "without --steer" in shown.text
-    assert operator.post("/devices/act/do", of="/devices", act="drain", devices="gateway-1").status_code == 503
+    assert operator.post("/devices/act/do", of="/devices", act="drain", devices="gateway-1").status_code == 409
