@@ -1,0 +1,98 @@
+"""`fleet admin alerts`: what it lists, what it changes, and what it refuses in a sentence."""
+
+import json
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fleet_cli.admin import app
+from fleet_edge.store.database import open_store
+from schemas.control import Presence
+from schemas.errors import FleetError
+from tests.fleet_edge.store import samples
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """Return the URL of a log in which a device and an edge have been away for an hour."""
+    url, at = f"sqlite:///{tmp_path / 'fleet.sqlite3'}", datetime.now(UTC) - timedelta(hours=1)
+    with open_store(url) as store:
+        store.apply(
+            [
+                samples.device_seen(presence=Presence.OFFLINE, at=at),
+                samples.edge_seen(presence=Presence.OFFLINE, at=at),
+            ]
+        )
+    return url
+
+
+def run(*arguments: str) -> str:
+    done = RUNNER.invoke(app, arguments)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def watch(url: str, folder: Path) -> None:
+    """Look for alerts as the command does, until it has told of both, and interrupt it."""
+    (folder / "alerts.toml").write_text("hold_s = 0\nevery_s = 1\n")
+    program = [sys.executable, "-m", "fleet_cli.main", "admin", "alerts", "--watch", "--db", url]
+    with subprocess.Popen(
+        [*program, "--config", str(folder / "alerts.toml")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(2)]
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert sorted(line.split()[4].rstrip(":") for line in lines) == ["device-silent", "edge-offline"]
+
+
+def test_from_nothing_through_watching_to_acknowledged_and_cleared(url: str, tmp_path: Path) -> None:
+    assert run("alerts", "--db", url) == "No alert is open.\n"
+    assert run("alerts", "--all", "--db", url) == "There are no alerts.\n"
+    watch(url, tmp_path)
+    found = json.loads(run("alerts", "--json", "--db", url))
+    assert {(each["rule"], each["subject"]) for each in found} == {
+        ("device-silent", "sensor-1"),
+        ("edge-offline", "edge-1"),
+    }
+    assert "Alerts: 2" in run("alerts", "--db", url)
+    alert = found[0]["id"][:10]
+    assert "ada" in run("alerts", "--ack", alert, "--as", "ada", "--db", url)
+    assert "is cleared" in run("alerts", "--clear", alert, "--db", url)
+    assert len(json.loads(run("alerts", "--json", "--db", url))) == 1
+    assert len(json.loads(run("alerts", "--all", "--json", "--db", url))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--ack", "00", "--clear", "00"), "Give one of --ack, --clear and --watch"),
+        (("--ack", "00"), "There is no alert '00'"),
+        (("--clear", "../x"), "is no alert's id"),
+        (("--watch", "--config", "/nowhere/alerts.toml"), "alerts.toml"),
+    ],
+)
+def test_what_is_wrong_is_a_sentence(url: str, arguments: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(FleetError, match=sentence):
+        run("alerts", *arguments, "--db", url)
+
+
+def test_a_threshold_that_cannot_be_is_named_with_its_line(url: str, tmp_path: Path) -> None:
+    config = tmp_path / "alerts.toml"
+    config.write_text('kv_share = 2\nwebhook = "http://hooks.example/"\n')
+    with pytest.raises(FleetError) as caught:
+        run("alerts", "--watch", "--config", str(config), "--db", url)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert "'kv_share' = 2" in lines[0]
+    assert "must begin with https://" in lines[1]
