@@ -47,6 +47,12 @@ def show_devices(found: "Sequence[DeviceView]", *, wide: bool = False) -> None:
         Column("last session (UTC)", lambda view: view.last_session_at, wide=True),
         Column("last seen (UTC)", lambda view: view.seen_at, brief=lambda view: _minute(view.seen_at)),
         Column("silent since (UTC)", lambda view: view.silent_since, wide=True),
+        Column("presence since (UTC)", lambda view: view.presence_since, wide=True),
+        Column("plan", lambda view: view.plan, wide=True),
+        Column("round trip ms", lambda view: view.round_trip_ms, wide=True),
+        Column("acceptance 24 h", lambda view: view.acceptance_24h, wide=True, digits=3),
+        Column("tokens today", lambda view: view.tokens_today, wide=True),
+        Column("certificate until (UTC)", lambda view: view.certificate_until, wide=True),
     ]
     print_table(f"Devices: {len(found)}", columns, found, wide=wide)
 
@@ -64,7 +70,14 @@ def show_device(
         f"Device {cell(found.device)}",
         [
             ("presence", found.presence),
+            ("presence since (UTC)", found.presence_since),
             ("silent since (UTC)", found.silent_since),
+            ("certificate until (UTC)", found.certificate_until),
+            ("plan (device)", found.plan),
+            ("round trip ms (device)", found.round_trip_ms),
+            ("acceptance since its start (device)", _ratio(found.told_acceptance)),
+            ("draft ms/token (device)", found.draft_ms_per_token),
+            ("told by the device (UTC)", found.telemetry_at),
             ("software", found.software),
             ("draft model", found.draft_model),
             ("quantization", found.quantization),
@@ -106,7 +119,10 @@ def show_sessions(title: str, found: "Sequence[SessionView]", *, wide: bool = Fa
         Column("mean batch", lambda view: view.counted.mean_batch, wide=True),
         Column("up B/token", lambda view: view.counted.uplink_bytes_per_token, wide=True),
         Column("down B/token", lambda view: view.counted.downlink_bytes_per_token, wide=True),
+        Column("first token ms", lambda view: view.first_token_ms, wide=True),
+        Column("token gap p95 ms", lambda view: view.gap_p95_ms, wide=True),
         Column("ended", lambda view: view.reason or "open"),
+        Column("why", lambda view: view.end_sentence, folds=True, wide=not any(view.end_sentence for view in found)),
     ]
     print_table(title, columns, found, wide=wide)
 
@@ -126,7 +142,9 @@ def show_session(found: "SessionView", *, segments: "Sequence[SegmentView]", wid
         Column("tokens", lambda view: view.counted.tokens),
         Column("rounds", lambda view: view.counted.rounds),
         Column("acceptance", lambda view: view.counted.acceptance, narrow=_ACCEPTANCE, digits=3),
-        Column("open B", lambda view: view.open_bytes),
+        Column("open B", lambda view: view.open_bytes, wide=True),
+        Column("first token ms", lambda view: view.first_token_ms, narrow="first\ntoken ms"),
+        Column("token gap p95 ms", lambda view: view.gap_p95_ms, narrow="gap ms\np95"),
         Column("ended", lambda view: view.reason or "open"),
     ]
     print_table("Segments", columns, segments, wide=wide)
@@ -232,6 +250,9 @@ def _facts(found: "SessionView") -> list[tuple[str, object]]:
         ("opened (UTC)", found.opened_at),
         ("closed (UTC)", found.closed_at),
         ("ended", found.reason or "open"),
+        *([("why", f"{found.end_sentence} ({found.end_code})")] if found.end_sentence else []),
+        ("first token ms (edge)", found.first_token_ms),
+        ("token gap p95 ms (edge)", found.gap_p95_ms),
         ("tokens at the end", found.final_tokens),
         ("of that unverified (device)", found.device_unverified),
         ("tokens streamed (edge)", found.counted.streamed),

@@ -32,6 +32,7 @@ from fleet_edge.store.records.fences import ADMINISTRATOR
 from fleet_edge.store.rollouts import MachineRelease, MachineRollout, Rollout
 from fleet_edge.store.rollups.distribution import Distribution
 from fleet_edge.store.steering.audit import AuditEntry, record_audit
+from fleet_edge.store.steering.labels import devices_with_labels, read_labels
 from fleet_edge.store.texts import StoredText
 from fleet_edge.store.views import (
     DeviceView,
@@ -94,6 +95,8 @@ class SessionLog:
         reason: EndReason | str | None = None,
         mode: Mode | str | None = None,
         open: bool = False,  # noqa: A002 - as the log says it
+        model: str | None = None,
+        label: str | Sequence[str] | None = None,
         limit: int = 100,
     ) -> list[SessionView]:
         """Return sessions, the latest opened first; what is left out admits all.
@@ -106,6 +109,8 @@ class SessionLog:
             reason: Ended so.
             mode: Verified so.
             open: True for those that have not ended.
+            model: Drafted with this model.
+            label: Of devices that have this label, or one of these.
             limit: At most so many.
 
         Raises:
@@ -121,8 +126,15 @@ class SessionLog:
             since=self._time("since", since),
             until=self._time("until", until),
             open=open,
+            draft_model=model,
         )
         with self._reading() as connection:
+            if label is not None:
+                labelled = devices_with_labels(connection, (label,) if isinstance(label, str) else label)
+                names = labelled.intersection(chosen.devices) if chosen.devices else labelled
+                if not names:
+                    return []
+                chosen = replace(chosen, devices=tuple(sorted(names)))
             return queries.sessions(connection, chosen, limit=limit)
 
     def session(self, session: str, *, device: str | None = None) -> SessionView:
@@ -327,6 +339,26 @@ class SessionLog:
         )
         with self._writing() as connection:
             merge_for(connection.dialect.name).apply(connection, [record])
+
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Return the labels of each device that has any, by its name."""
+        with self._reading() as connection:
+            return read_labels(connection)
+
+    def ends(self, *, since: Time | None = None, until: Time | None = None) -> dict[str, int]:
+        """Return how many sessions did not end as they should, by reason, of those that are kept.
+
+        Args:
+            since: Opened at or after.
+            until: Opened before.
+
+        Raises:
+            InvalidQuery: A time is none.
+        """
+        after, before = self._time("since", since), self._time("until", until)
+        reasons = (EndReason.CANCELLED, EndReason.LOST, EndReason.FAILED)
+        with self._reading() as connection:
+            return queries.ends(connection, [reason.value for reason in reasons], since=after, until=before)
 
     def edges(self) -> list[EdgeView]:
         """Return all edges with their latest load, by name."""

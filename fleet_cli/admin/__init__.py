@@ -12,7 +12,23 @@ app = typer.Typer(
 )
 
 # Each has a function `register(app)` that adds its commands.
-_PARTS: Final = ("log", "fences", "alerts", "ghosts", "rollouts", "steering", "audit", "serve", "accounts", "backup")
+_PARTS: Final = (
+    "log",
+    "events",
+    "machines",
+    "usage",
+    "rankings",
+    "export",
+    "fences",
+    "alerts",
+    "ghosts",
+    "rollouts",
+    "steering",
+    "audit",
+    "serve",
+    "accounts",
+    "backup",
+)
 
 for _part in _PARTS:
     importlib.import_module(f"{__name__}.{_part}").register(app)

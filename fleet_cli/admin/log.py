@@ -1,6 +1,9 @@
 """`fleet admin devices|device|sessions|session|stats`: read the session log. Looking at a database creates none."""
 
-from typing import Annotated, Final
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -17,6 +20,33 @@ _EVENTS: Final = 20
 _HOURS: Final = 24
 _GROUPINGS: Final = ("device", "draft", "edge", "app", "hour", "day", "month")  # of `totals`, which loads SQLAlchemy
 
+_LAST: Final = datetime.max.replace(tzinfo=UTC)
+
+
+def _least(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+# The one to be looked at first comes first.
+_DEVICE_ORDERS: Final[dict[str, Callable[[Any], Any]]] = {
+    "name": lambda view: view.device,
+    "seen": lambda view: view.seen_at,
+    "sessions": lambda view: -view.sessions,
+    "tokens": lambda view: -view.tokens_today,
+    "acceptance": lambda view: _least(view.acceptance_24h),
+    "round-trip": lambda view: -(view.round_trip_ms or 0.0),
+    "draft-time": lambda view: -(view.draft_ms_per_token or 0.0),
+    "certificate": lambda view: view.certificate_until or _LAST,
+}
+_SESSION_ORDERS: Final[dict[str, Callable[[Any], Any]]] = {
+    "opened": lambda view: -view.opened_at.timestamp(),
+    "tokens": lambda view: -view.counted.tokens,
+    "speed": lambda view: _least(view.counted.tokens_per_s),
+    "acceptance": lambda view: _least(view.counted.acceptance),
+    "first-token": lambda view: -(view.first_token_ms or 0.0),
+    "gap": lambda view: -(view.gap_p95_ms or 0.0),
+}
+
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
@@ -24,10 +54,33 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def devices(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = False) -> None:
+def devices(
+    since: Annotated[str | None, typer.Option(help="Heard of since: 2h, 7d ago, or an ISO 8601 time (UTC).")] = None,
+    silent: Annotated[bool, typer.Option("--silent", help="Those that should be there and say nothing.")] = False,
+    model: Annotated[str | None, typer.Option(help="That draft with this model.")] = None,
+    version: Annotated[str | None, typer.Option(help="That run this release.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="With this label; may be given several times.")] = None,
+    sort: Annotated[str, typer.Option(metavar="|".join(_DEVICE_ORDERS), help="By what.")] = "name",
+    db: Database = DEFAULT_DB,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
     """List the devices."""
+    if sort not in _DEVICE_ORDERS:
+        raise CommandError(f"--sort takes {', '.join(_DEVICE_ORDERS)}, not {cell(sort)!r}.")
+    after = time_of("--since", since)
     with open_log(db) as log:
-        found = log.devices()
+        labels = log.labels() if label else {}
+        found = [
+            view
+            for view in log.devices()
+            if (after is None or view.seen_at >= after)
+            and (not silent or view.silent_since is not None)
+            and (model is None or view.draft_model == model)
+            and (version is None or view.software == version)
+            and (not label or set(labels.get(view.device, ())) & set(label))
+        ]
+    found.sort(key=_DEVICE_ORDERS[sort])
     if as_json:
         print_json(found)
     else:
@@ -59,6 +112,11 @@ def sessions(
     mode: Annotated[Mode | None, typer.Option(help="Verified so.")] = None,
     since: Since = None,
     until: Annotated[str | None, typer.Option(help="Opened before: as --since.")] = None,
+    model: Annotated[str | None, typer.Option(help="Drafted with this model.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Of devices with this label.")] = None,
+    sort: Annotated[
+        str, typer.Option(metavar="|".join(_SESSION_ORDERS), help="By what, of those that are found.")
+    ] = "opened",
     only_open: Annotated[bool, typer.Option("--open", help="Those that have not ended.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many, the latest first.")] = 50,
     db: Database = DEFAULT_DB,
@@ -66,6 +124,8 @@ def sessions(
     wide: Wide = False,
 ) -> None:
     """List sessions, the latest first."""
+    if sort not in _SESSION_ORDERS:
+        raise CommandError(f"--sort takes {', '.join(_SESSION_ORDERS)}, not {cell(sort)!r}.")
     after, before = time_of("--since", since), time_of("--until", until)
     with open_log(db) as log:
         found = log.sessions(
@@ -76,8 +136,11 @@ def sessions(
             reason=reason,
             mode=mode,
             open=only_open,
+            model=model,
+            label=label or None,
             limit=limit,
         )
+    found.sort(key=_SESSION_ORDERS[sort])
     more = f" (perhaps more: --limit {limit})" if len(found) == limit else ""
     if as_json:
         print_json(found)

@@ -36,6 +36,7 @@ __all__ = [
     "SessionFilter",
     "device",
     "devices",
+    "ends",
     "hours",
     "latest",
     "rounds",
@@ -79,6 +80,7 @@ class SessionFilter:
         since: Opened at or after (aware).
         until: Opened before (aware).
         open: True for those that have not ended.
+        draft_model: Drafted with this model.
     """
 
     devices: tuple[str, ...] = ()
@@ -88,6 +90,7 @@ class SessionFilter:
     since: datetime | None = None
     until: datetime | None = None
     open: bool = False
+    draft_model: str | None = None
 
 
 def devices(connection: Connection, *, now: datetime) -> list[DeviceView]:
@@ -154,6 +157,18 @@ def session(connection: Connection, prefix: str, *, device: str | None = None) -
     if len(rows) > 1:
         raise StoreError(f"Several sessions begin with {prefix}; give more of its characters.")
     return _session_views(connection, rows)[0]
+
+
+def ends(
+    connection: Connection, reasons: Sequence[str], *, since: datetime | None = None, until: datetime | None = None
+) -> dict[str, int]:
+    """Return how many sessions of those that are kept were opened within a time and ended so, by reason."""
+    found = {}
+    for reason in reasons:  # one range of an index each
+        query = select(func.count()).select_from(SessionRow)
+        of_time = _conditions(SessionFilter(reason=reason, since=since, until=until))
+        found[reason] = int(connection.scalar(query.where(*of_time)) or 0)
+    return found
 
 
 def segments(connection: Connection, session: str, *, device: str) -> list[SegmentView]:
@@ -269,6 +284,8 @@ def _conditions(chosen: SessionFilter) -> list[ColumnElement[bool]]:
         conditions.append(SessionRow.reason == chosen.reason)
     if chosen.mode is not None:
         conditions.append(SessionRow.mode == chosen.mode)
+    if chosen.draft_model is not None:
+        conditions.append(SessionRow.draft_model == chosen.draft_model)
     if chosen.since is not None:
         conditions.append(SessionRow.opened_at >= chosen.since)
     if chosen.until is not None:

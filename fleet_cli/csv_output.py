@@ -1,0 +1,36 @@
+"""CSV output: what a spreadsheet opens, and takes for text what a device has named.
+
+A cell that begins with one of `=`, `+`, `-`, `@` is a formula to spreadsheets. Names and labels come from devices: an
+apostrophe is put before such a one. Numbers are left as they are.
+"""
+
+import csv
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final, TextIO
+
+from schemas.printable import printable_line
+
+__all__ = ["csv_cell", "write_csv"]
+
+_FORMULA: Final = frozenset("=+-@\t\r")
+
+
+def csv_cell(value: object) -> object:
+    """Return a value as it stands in a cell: in one line, and no formula."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, datetime):
+        return value.isoformat()
+    text = printable_line(str(value))
+    return f"'{text}" if text[:1] in _FORMULA or str(value)[:1] in _FORMULA else text
+
+
+def write_csv(out: TextIO, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
+    """Write a heading and rows as they come; return how many rows."""
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    number = 0
+    for number, row in enumerate(rows, start=1):  # noqa: B007 - the last number is wanted
+        writer.writerow([csv_cell(value) for value in row])
+    return number
