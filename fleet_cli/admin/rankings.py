@@ -121,8 +121,8 @@ def compare(
         return
     columns: list[Column[_Compared]] = [
         Column("", lambda row: row.figure),
-        Column(_heading(periods[0]), lambda row: _number(row.before)),
-        Column(_heading(periods[1]), lambda row: _number(row.after)),
+        Column(_heading(periods[0]), lambda row: _number(row.figure, row.before)),
+        Column(_heading(periods[1]), lambda row: _number(row.figure, row.after)),
         Column("change", lambda row: _percent(row.change_percent)),
     ]
     print_table("Periods compared", columns, found, wide=wide)
@@ -235,8 +235,10 @@ def _heading(period: Period) -> str:
     return f"{cell(period.name)}\n{period.since:%m-%d %H:%M} to {period.until:%m-%d %H:%M}"
 
 
-def _number(value: float | None) -> object:
-    return int(value) if value is not None and float(value).is_integer() else value
+def _number(figure: str, value: float | None) -> str:
+    if figure == "acceptance":
+        return cell(value, digits=3)
+    return cell(int(value) if value is not None and float(value).is_integer() else value)
 
 
 def _percent(change: float | None) -> str:

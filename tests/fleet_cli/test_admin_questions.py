@@ -1,0 +1,262 @@
+"""What an administrator asks, as docs/administration.md answers it: each command is run on a filled log."""
+
+import csv
+import io
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet_cli.admin.events import follow
+from fleet_cli.csv_output import csv_cell
+from fleet_cli.main import main
+from fleet_edge import SessionLog
+from fleet_edge.event_codes import Severity
+from fleet_edge.store.database import open_store
+from fleet_edge.store.records.segments import LeaveReason, segment_number
+from fleet_edge.store.steering.labels import add_labels
+from schemas.reasons import EndReason
+from tests.fleet_edge.store import samples
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "administration.md"
+NOW = datetime.now(UTC)
+FAILED, MOVED, WHOLE = "aa00000000000001", "bb00000000000002", "cc00000000000003"
+Run = Callable[..., tuple[int, str, str]]
+
+# They talk to a broker, to an authority or without end; each is tested where it is made.
+ELSEWHERE = {"command", "ghosts", "settings"}
+
+
+def _session(name: str, at: datetime, *, device: str, **opened: Any) -> list[Any]:
+    key = {"session": name, "segment": segment_number(at), "device": device}
+    measured = {"first_token_ms": 350.0, "gap_p95_ms": 90.0}
+    return [
+        samples.opened(**key, at=at, **opened),
+        samples.progress(**key, at=at + timedelta(seconds=2), **measured),
+    ]
+
+
+def _end(name: str, at: datetime, *, device: str, **fields: Any) -> Any:
+    key = {"session": name, "segment": segment_number(at), "device": device}
+    return samples.closed(**key, at=at + timedelta(seconds=3), **fields)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a log of two devices and two edges, of today and of the week before."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('log') / 'fleet.sqlite3'}"
+    lately, before = NOW - timedelta(minutes=5), NOW - timedelta(days=9)
+    moved = {"session": MOVED, "segment": segment_number(lately), "device": "gateway-8"}
+    event = {"session": None, "edge": "edge-1", "at": lately, "last_at": lately}
+    with open_store(url) as store:
+        store.apply(
+            [
+                samples.device_seen(device="gateway-7", software="0.2.0", at=lately, presence_since=before),
+                samples.device_seen(device="gateway-8", at=before, certificate_until=NOW + timedelta(days=3)),
+                samples.device_told(device="gateway-7", at=lately),
+                samples.edge_seen(at=lately),
+                samples.edge_load(at=lately, kv_usage=0.5),
+                *_session(FAILED, lately, device="gateway-7", app="chat"),
+                _end(
+                    FAILED,
+                    lately,
+                    device="gateway-7",
+                    reason=EndReason.FAILED,
+                    code="drafter-error",
+                    sentence="The draft model is gone.",
+                ),
+                *_session(MOVED, lately, device="gateway-8", app="=HYPERLINK(1)"),
+                samples.left(**moved, reason=LeaveReason.HANDED_OVER, at=lately + timedelta(seconds=3)),
+                *_session(MOVED, lately + timedelta(seconds=9), device="gateway-8", edge="edge-2"),
+                *_session(WHOLE, before, device="gateway-8"),
+                samples.judged(session=WHOLE, segment=segment_number(before), device="gateway-8", at=before),
+                _end(WHOLE, before, device="gateway-8"),
+                samples.event(**event, id="1", device="gateway-7", kind="refused", code="busy", count=4),
+                samples.event(**event, id="2", device="gateway-7", code="internal", severity=Severity.ERROR),
+                samples.event(**event, id="3", device="gateway-8", kind="session", code="handed-over"),
+                samples.event(**event, id="4", device="gateway-8", kind="device", code="silent"),
+                samples.event(**event, id="5", device=None, kind="config", code="wanted", who="ada"),
+            ]
+        )
+        with store.engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE devices SET silent_since = seen_at WHERE device = 'gateway-8'")
+            add_labels(connection, {"gateway-8": ["hall_a", "north"]}, who="ada", now=NOW)
+    return url
+
+
+@pytest.fixture
+def admin(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs `fleet admin` and returns exit code, output and complaint."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fleet", "admin", *arguments])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        said = capsys.readouterr()
+        return int(leaving.value.code or 0), said.out, said.err
+
+    monkeypatch.setenv("FLEET_DB", url)
+    return run
+
+
+def _said(admin: Run, command: str) -> str:
+    code, output, complaint = admin(*shlex.split(command))
+    assert (code, complaint) == (0, ""), command
+    return output
+
+
+def _questions() -> list[tuple[str, str]]:
+    rows = re.findall(r"^\| (.+?) \| (.*`fleet admin .+) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    return [(question, command) for question, cell in rows for command in re.findall(r"`fleet admin ([^`]+)`", cell)]
+
+
+def test_the_page_answers_24_questions() -> None:
+    assert len({question for question, _ in _questions()}) == 24
+
+
+@pytest.mark.parametrize("command", [command for _, command in _questions()])
+def test_what_the_page_names_can_be_run(admin: Run, command: str) -> None:
+    name = command.split(maxsplit=1)[0]
+    if name in ELSEWHERE or "--follow" in command:
+        assert "Usage:" in _said(admin, f"{name} --help")
+        return
+    assert _said(admin, command.replace("SESSION", FAILED[:4]))
+
+
+@pytest.mark.parametrize(
+    ("command", "expected", "absent"),
+    [
+        ("devices --label hall_a", ["gateway-8"], ["gateway-7"]),
+        ("devices --silent", ["gateway-8", "silent"], ["gateway-7"]),
+        ("devices --version 0.2.0", ["gateway-7"], ["gateway-8"]),
+        ("devices --since 1h", ["gateway-7"], []),
+        ("sessions --label hall_a", [MOVED, WHOLE], [FAILED]),
+        ("sessions --reason failed", [FAILED, "The draft model is gone."], [MOVED]),
+        ("sessions --model nobodys", ["Sessions: 0"], [MOVED]),
+        (f"session {FAILED}", ["The draft model is gone. (drafter-error)", "350.0", "90.0"], []),
+        ("edges", ["edge-1", "50.0", "4,093"], []),
+        ("versions", ["0.2.0", "0.1.0"], []),
+        ("usage --by label", ["hall_a", "north", "—"], ["gateway-8"]),
+        ("usage --by app,device", ["chat", "gateway-7"], []),
+        ("usage --by month", [f"{NOW:%Y-%m}-01"], []),
+        ("usage --by device --label hall_a", ["gateway-8"], ["gateway-7"]),
+        ("trend --grain day --since 20d", ["0.750", "first token p50 ms"], []),
+        ("top --by refusals", ["gateway-7"], []),
+        ("top --label north", ["gateway-8"], ["gateway-7"]),
+        ("compare 14d..7d 7d", ["+100.0 %", "sessions failed"], []),
+        ("events --kind refused", ["busy", "gateway-7"], ["internal"]),
+        ("events --severity error", ["internal"], ["busy"]),
+        ("events --device gateway-8", ["handed-over", "silent"], ["busy"]),
+        ("events --who ada --wide", ["wanted", "ada"], ["busy"]),
+        ("events --count kind,code --severity error", ["fault", "internal"], ["busy"]),
+        ("events --count device --kind refused", ["gateway-7"], ["gateway-8"]),
+    ],
+)
+def test_answers_hold_what_was_asked_for(admin: Run, command: str, expected: list[str], absent: list[str]) -> None:
+    output = _said(admin, command)
+    assert [word for word in expected if word not in output] == [], output
+    assert [word for word in absent if word in output] == [], output
+
+
+@pytest.mark.parametrize(
+    ("command", "first"),
+    [
+        ("devices --sort certificate", "gateway-8"),
+        ("devices --sort round-trip", "gateway-7"),
+        ("top --by sessions --since 30d", "gateway-8"),
+        ("top --by errors", "gateway-7"),
+    ],
+)
+def test_what_is_to_be_looked_at_first_comes_first(admin: Run, command: str, first: str) -> None:
+    assert json.loads(_said(admin, f"{command} --json"))[0]["device"] == first
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("devices --sort size", "--sort takes name, seen, sessions"),
+        ("sessions --sort size", "--sort takes opened, tokens"),
+        ("usage --by country", "--by takes app, device, edge, model, label and one of hour, day, month, not 'country'"),
+        ("usage --by day,month", "not 'day,month'"),
+        ("trend --grain week", "--grain takes hour, day or month, not 'week'"),
+        ("events --severity dreadful", "--severity takes info, warning or error, not 'dreadful'"),
+        ("events --count moon", "--count takes kind, code"),
+        ("events --count kind --follow", "--count goes with neither --follow"),
+        ("events --until 1h --follow", "--until ends what --follow goes on with"),
+        ("compare yesterday tomorrow", "'tomorrow' is no period: take today"),
+        ("compare 2020-13 7d", "'2020-13' is no period"),
+        ("compare 7d..9d 7d", "is empty or has not begun"),
+        ("export sessions --format parquet", "Parquet is no text: give the file"),
+        ("export sessions --to /nowhere/at/all.csv", "The file /nowhere/at/all.csv cannot be written"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_sentence_and_exit_code_2(admin: Run, command: str, sentence: str) -> None:
+    code, output, complaint = admin(*shlex.split(command))
+    assert (code, output) == (2, "")
+    assert sentence in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_a_label_from_a_device_is_no_formula_to_a_spreadsheet(admin: Run) -> None:
+    rows = list(csv.DictReader(io.StringIO(_said(admin, "usage --by app --csv"))))
+    assert "'=HYPERLINK(1)" in {row["app"] for row in rows}
+    rows = list(csv.DictReader(io.StringIO(_said(admin, "export segments"))))
+    assert {row["app"] for row in rows} == {"chat", "'=HYPERLINK(1)", ""}
+    assert {float(row["first_token_ms"]) for row in rows} == {350.0}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("@SUM(1)", "'@SUM(1)"),
+        ("-1+2", "'-1+2"),
+        ("\t=1", "'\N{REPLACEMENT CHARACTER}=1"),
+        ("two\nlines", "two\N{REPLACEMENT CHARACTER}lines"),
+        ("a=b", "a=b"),
+        (-1.5, -1.5),
+        (None, None),
+    ],
+)
+def test_cells_are_one_line_and_no_formula(value: object, expected: object) -> None:
+    assert csv_cell(value) == expected
+
+
+@pytest.mark.parametrize("what", ["sessions", "segments", "rounds", "events", "usage"])
+def test_every_export_says_the_same_in_each_form(admin: Run, what: str, tmp_path: Path) -> None:
+    table = list(csv.DictReader(io.StringIO(_said(admin, f"export {what}"))))
+    lines = [json.loads(line) for line in _said(admin, f"export {what} --format jsonl").splitlines()]
+    assert len(table) == len(lines)
+    assert not lines or list(table[0]) == list(lines[0])
+    parquet = pytest.importorskip("pyarrow.parquet")
+    code, _, complaint = admin("export", what, "--format", "parquet", "--to", f"{tmp_path}/{what}.parquet")
+    assert (code, complaint) == (0, f"{len(lines)} rows of {what} are in {tmp_path}/{what}.parquet.\n")
+    rows = parquet.read_table(tmp_path / f"{what}.parquet").to_pylist()
+    told = [
+        {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
+        for row in rows
+    ]
+    assert told == [{**line, **({"seed": str(line["seed"])} if line.get("seed") else {})} for line in lines]
+
+
+def test_events_are_followed_each_once_the_earliest_first(url: str) -> None:
+    log = SessionLog(url)
+    looks = iter(range(3))
+
+    def pause() -> None:
+        if next(looks) == 0:
+            log.record_event(kind="command", code="sent", sentence="A self-test was asked for.", who="ada")
+        elif next(looks) > 1:
+            raise KeyboardInterrupt
+
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        seen += [seen.append(event) for event in follow(log, since=NOW - timedelta(hours=1), pause=pause)]
+    codes = [event.code for event in seen]
+    assert sorted(codes) == sorted(["busy", "internal", "handed-over", "silent", "wanted", "sent"])
+    assert codes[-1] == "sent"
