@@ -142,9 +142,9 @@ def show_session(found: "SessionView", *, segments: "Sequence[SegmentView]", wid
         Column("tokens", lambda view: view.counted.tokens),
         Column("rounds", lambda view: view.counted.rounds),
         Column("acceptance", lambda view: view.counted.acceptance, narrow=_ACCEPTANCE, digits=3),
-        Column("open B", lambda view: view.open_bytes, wide=True),
-        Column("first token ms", lambda view: view.first_token_ms, narrow="first\ntoken ms"),
-        Column("token gap p95 ms", lambda view: view.gap_p95_ms, narrow="gap ms\np95"),
+        Column("open B", lambda view: view.open_bytes),
+        Column("first token ms", lambda view: view.first_token_ms, wide=True),
+        Column("token gap p95 ms", lambda view: view.gap_p95_ms, wide=True),
         Column("ended", lambda view: view.reason or "open"),
     ]
     print_table("Segments", columns, segments, wide=wide)
