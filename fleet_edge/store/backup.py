@@ -117,7 +117,9 @@ def restore(backup: Path, url: str, *, replace: bool, now: datetime) -> Path | N
             copy.execute("PRAGMA journal_mode = DELETE")
     if aside is not None:
         _settle(path)
-        path.rename(aside)
+        for end in ("", "-wal", "-shm"):  # of a damaged one; what was settled has but its one file
+            if (part_of := path.with_name(path.name + end)).exists():
+                part_of.rename(aside.with_name(aside.name + end))
     new.rename(path)
     return aside
 
@@ -186,6 +188,8 @@ def _settle(path: Path) -> None:
             [mode] = connection.execute("PRAGMA journal_mode = DELETE").fetchone()
         except sqlite3.OperationalError:
             mode = "wal"
+        except sqlite3.DatabaseError:
+            return  # damaged, which may be why it is replaced: there is nothing to bring into it
     if mode != "delete":
         path.with_name(f"{path.name}.restored").unlink()
         raise StoreRefused(f"An edge or a dashboard has {path} open; stop it first.")

@@ -74,6 +74,22 @@ def test_a_restore_brings_back_what_was_and_puts_aside_what_is(url: str, path: P
     assert to.exists()
 
 
+def test_a_log_that_is_damaged_is_put_aside_too(url: str, path: Path, tmp_path: Path) -> None:
+    to = tmp_path / "copy.sqlite3"
+    with open_store(url) as store:
+        _session(store, 1)
+        before = all_rows(store)
+        backup.back_up(url, to)
+    damaged = b"This is no database. " * 1000
+    path.write_bytes(damaged)
+    path.with_name("fleet.sqlite3-wal").write_bytes(b"old")
+    aside = backup.restore(to, url, replace=True, now=START)
+    assert aside is not None
+    assert aside.read_bytes() == damaged
+    with open_store(url) as opened:
+        assert all_rows(opened) == before
+
+
 def test_a_restore_into_an_empty_place(url: str, path: Path, tmp_path: Path) -> None:
     with open_store(url) as store:
         _session(store, 1)
