@@ -15,6 +15,7 @@ from fleet_edge.store.database import open_store
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.views import RoundView, SessionView
+from schemas.control import Presence
 from tests.fleet_admin.dashboard.conftest import NOW, Browser
 from tests.fleet_admin.dashboard.fleet_log import EVIL, HOSTILE, ROLLOUT
 from tests.fleet_edge.store import samples
@@ -38,7 +39,17 @@ def lines(browser: Browser, path: str) -> list[dict[str, str]]:
 def test_an_edge_whose_load_is_old_does_not_count_as_free(viewer: Browser) -> None:
     found = {line["edge"]: line for line in lines(viewer, "/edges?format=csv")}
     assert (found["edge-1"]["state"], found["edge-1"]["free"]) == ("online", "4093")
+    assert found["edge-1"]["step"] == "40.0"
     assert (found["edge-2"]["state"], found["edge-2"]["free"], found["edge-2"]["spool"]) == ("silent", "", "40")
+
+
+@pytest.mark.parametrize(("presence", "free"), [(Presence.OFFLINE, ""), (Presence.DRAINING, "0")])
+def test_an_edge_that_takes_no_sessions_has_no_headroom(
+    viewer: Browser, url: str, presence: Presence, free: str
+) -> None:
+    write(url, [samples.edge_seen(presence=presence, at=NOW)])
+    found = {line["edge"]: line for line in lines(viewer, "/edges?format=csv")}
+    assert (found["edge-1"]["state"], found["edge-1"]["free"]) == (presence.value, free)
 
 
 def test_sessions_are_chosen_by_device_edge_and_end(viewer: Browser) -> None:
@@ -86,7 +97,7 @@ def test_a_session_shows_its_rounds_page_by_page(viewer: Browser, url: str) -> N
     write(url, [samples.opened(**own, at=at), *rounds])
     shown = list[int]()
     path = f"/sessions/{own['session']}"
-    for _ in range(4):
+    for _ in range(8):
         page = viewer.get(path).text
         shown += [int(each) for each in re.findall(r'<tr><td class="number">(\d+)</td>', page)]
         later = re.search(r'rel="next" href="([^"]+)"', page)

@@ -30,6 +30,13 @@ class _Row:
     certificate_days: float | None
     wanted: str | None
 
+    @property
+    def free(self) -> int | None:
+        """Sessions that it would still open now; None if that is not known."""
+        if not self.fresh:
+            return None
+        return 0 if self.edge.presence == Presence.DRAINING else self.edge.free_sessions
+
 
 def _sessions(row: _Row) -> str:
     return f"/sessions?{urlencode({'edge': row.edge.edge})}"
@@ -41,7 +48,7 @@ _GRID: Final = Grid[_Row](
         Column("state", "state", lambda row: row.state, state=True),
         Column("since", "since", lambda row: row.edge.presence_since, kind="ago"),
         Column("open", "open sessions", lambda row: row.edge.open_sessions if row.fresh else None, kind="count"),
-        Column("free", "could open", lambda row: row.edge.free_sessions if row.fresh else None, kind="count",
+        Column("free", "could open", lambda row: row.free, kind="count",
                meaning="Sessions that it may still open before it refuses one."),
         Column("tokens", "tokens/s", lambda row: row.edge.tokens_per_s if row.fresh else None, kind="figure"),
         Column("batch", "batch", lambda row: row.edge.batch_sessions if row.fresh else None, kind="figure",
@@ -80,7 +87,7 @@ def show(visit: Visit) -> Response:
         title="Edges",
         view=view,
         open_sessions=sum(each.open_sessions or 0 for each in fresh),
-        free=sum(each.free_sessions or 0 for each in fresh),
+        free=sum(row.free or 0 for row in rows),
         tokens_per_s=sum(each.tokens_per_s or 0.0 for each in fresh),
         fullest=max((each.kv_usage for each in fresh if each.kv_usage is not None), default=None),
         waiting=sum(row.edge.spooled_records or 0 for row in rows),
@@ -88,8 +95,9 @@ def show(visit: Visit) -> Response:
 
 
 def _row(edge: EdgeView, wanted: str | None, *, now: datetime) -> _Row:
-    fresh = edge.load_at is not None and now - edge.load_at < _FRESH
-    quiet = edge.presence != Presence.OFFLINE and edge.load_at is not None and not fresh
+    there = edge.presence != Presence.OFFLINE
+    fresh = there and edge.load_at is not None and now - edge.load_at < _FRESH
+    quiet = there and edge.load_at is not None and not fresh
     days = None if edge.certificate_until is None else (edge.certificate_until - now).total_seconds() / _DAY_S
     return _Row(edge, fresh, "silent" if quiet else edge.presence or "unknown", days, wanted)
 

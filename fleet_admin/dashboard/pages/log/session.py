@@ -15,7 +15,7 @@ from fleet_edge.store.views import RoundView, SegmentView, SessionView
 
 __all__ = ["PAGES"]
 
-_ROUNDS: Final = 50
+_ROUNDS: Final = 25
 _EVENTS: Final = 50
 _MOST_SEGMENTS: Final = 100
 _WIDTH: Final = 1_000
