@@ -10,8 +10,9 @@ from sqlalchemy import Connection, RowMapping, func, select
 
 from fleet_admin.alerts.settings import AlertSettings
 from fleet_edge.event_codes import EventKind
+from fleet_edge.store import totals
 from fleet_edge.store.models import DeviceRow, EdgeRow, EventRow, RoundRow, SegmentRow
-from fleet_edge.store.records.segments import segment_number
+from fleet_edge.store.rollups.sums import Dimension
 
 __all__ = ["Acceptance", "DeviceFacts", "EdgeFacts", "Facts", "read_facts"]
 
@@ -160,12 +161,9 @@ def _acceptance(connection: Connection, now: datetime) -> dict[str, Acceptance]:
 
 
 def _tested(connection: Connection, since: datetime) -> dict[str, tuple[int, int]]:
-    sums = (
-        select(SegmentRow.device, func.sum(SegmentRow.tested), func.sum(SegmentRow.accepted))  # type: ignore[attr-defined]
-        .where(SegmentRow.segment >= segment_number(since))
-        .group_by(SegmentRow.device)
-    )
-    return {device: (int(tested), int(accepted)) for device, tested, accepted in connection.execute(sums)}
+    period = totals.Period(since=since)
+    found = totals.usage(connection, period=period, by=(Dimension.DEVICE,), columns=("tested", "accepted"))
+    return {view.device: (view.counted.tested, view.counted.accepted) for view in found if view.device is not None}
 
 
 def _counts(connection: Connection, kind: EventKind, since: datetime) -> dict[tuple[str, str], int]:

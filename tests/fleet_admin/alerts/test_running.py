@@ -1,0 +1,126 @@
+"""Alerts at work beside another program: found on a thread, told over MQTT, and a database that comes later."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from fleet_admin.alerts.alerts import Alerts
+from fleet_admin.alerts.errors import DeliveryFailed
+from fleet_admin.alerts.publishing import BrokerChannel
+from fleet_admin.alerts.running import RunningAlerts
+from fleet_admin.alerts.settings import AlertSettings
+from fleet_edge.store.database import open_store
+from fleet_link.errors import ConnectFailed
+from fleet_link.link import Message
+from fleet_link.settings import LinkSettings
+from fleet_runtime.metrics.errors import MetricsError
+from fleet_testing.memory_broker import MemoryBroker
+from fleet_testing.memory_link import MemoryLink
+from schemas.control import Alert, AlertState, decode_json
+from schemas.topics import Topic, build
+from tests.fleet_edge.store import samples
+from tests.support.waiting import until
+
+AT = datetime(2026, 5, 1, 12, tzinfo=UTC)
+ALERT = Alert(
+    id="5e55",
+    rule="kv-full",
+    subject="edge-1",
+    severity="warning",
+    state=AlertState.OPEN,
+    sentence="Full.",
+    since=AT,
+    at=AT,
+)
+
+
+class Ears:
+    """A channel that remembers."""
+
+    name = "ears"
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, AlertState]] = []
+
+    def send(self, alert: Alert) -> None:
+        self.heard.append((alert.rule, alert.state))
+
+
+@contextmanager
+def listening(broker: MemoryBroker) -> Iterator[list[Alert]]:
+    heard: list[Alert] = []
+
+    def hear(message: Message) -> None:
+        assert not message.retained
+        heard.append(decode_json(Alert, message.payload))
+
+    link = MemoryLink(broker, "other-monitor")
+    link.subscribe(build(Topic.ALERT, fleet="north"), hear)
+    link.start(timeout_s=1.0)
+    yield heard
+    link.stop()
+
+
+def test_an_alert_is_published_and_confirmed() -> None:
+    broker = MemoryBroker()
+    with broker.running(), listening(broker) as heard:
+        channel = BrokerChannel(
+            AlertSettings(fleet="north"), make_link=lambda link: MemoryLink(broker, link.client_id, will=link.will)
+        )
+        channel.send(ALERT)
+        channel.send(ALERT.model_copy(update={"state": AlertState.CLEARED}))
+        until(lambda: len(heard) == 2)
+        channel.close()
+    assert [each.state for each in heard] == [AlertState.OPEN, AlertState.CLEARED]
+
+
+def test_a_broker_that_is_away_fails_and_is_tried_again() -> None:
+    class Away(MemoryLink):
+        def start(self, *, timeout_s: float) -> None:
+            raise ConnectFailed(f"The broker does not answer within {timeout_s:g} s.")
+
+    def make(link: LinkSettings) -> MemoryLink:
+        return Away(MemoryBroker(), link.client_id)
+
+    channel = BrokerChannel(AlertSettings(fleet="north"), make_link=make)
+    for _ in range(2):
+        with pytest.raises(DeliveryFailed):
+            channel.send(ALERT)
+    channel.close()
+
+
+def test_a_database_that_comes_later_is_opened_when_it_is_there(tmp_path: Path) -> None:
+    url, ears = f"sqlite:///{tmp_path / 'fleet.sqlite3'}", Ears()
+    running = RunningAlerts(Alerts(url, later=True), AlertSettings(hold_s=0, clear_s=0), channels=[ears])
+    try:
+        assert running.step() == []
+        until(lambda: ears.heard == [("database-away", AlertState.OPEN)])
+        with open_store(url) as store:
+            store.apply([samples.edge_load(at=datetime.now(UTC), kv_usage=0.95)])
+        assert [each.rule for each in running.step()] == ["kv-full"]
+        until(lambda: len(ears.heard) == 3)
+        assert ears.heard[1:] == [("database-away", AlertState.CLEARED), ("kv-full", AlertState.OPEN)]
+    finally:
+        running.close()
+
+
+def test_it_looks_on_a_thread_until_it_is_closed(tmp_path: Path) -> None:
+    url, ears = f"sqlite:///{tmp_path / 'fleet.sqlite3'}", Ears()
+    with open_store(url) as store:
+        store.apply([samples.edge_load(at=datetime.now(UTC), kv_usage=0.95)])
+    before = threading.active_count()
+    running = RunningAlerts(Alerts(url), AlertSettings(hold_s=0), channels=[ears]).start()
+    until(lambda: ("kv-full", AlertState.OPEN) in ears.heard)
+    running.close()
+    assert threading.active_count() == before
+
+
+def test_a_secret_that_cannot_be_read_is_told_before_anything_runs(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
+    settings = AlertSettings(webhook="https://hooks.example/", webhook_secret_file=tmp_path / "nowhere")
+    with pytest.raises(MetricsError, match="cannot be read"):
+        RunningAlerts(Alerts(url, later=True), settings)
