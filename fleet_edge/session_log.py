@@ -26,7 +26,6 @@ from fleet_edge.store import edge_queries, event_queries, export, fences, querie
 from fleet_edge.store.database import open_existing, open_for_reading
 from fleet_edge.store.errors import InvalidQuery, NotFound, StoreUnavailable
 from fleet_edge.store.event_queries import EventFilter, EventGrouping
-from fleet_edge.store.merge.merge import merge_for
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.fences import ADMINISTRATOR
 from fleet_edge.store.rollouts import MachineRelease, MachineRollout, Rollout
@@ -337,6 +336,9 @@ class SessionLog:
             who=who,
             severity=severity or severity_of(kind, code),
         )
+        # Whoever only reads does without.
+        from fleet_edge.store.merge.merge import merge_for  # noqa: PLC0415
+
         with self._writing() as connection:
             merge_for(connection.dialect.name).apply(connection, [record])
 
@@ -530,6 +532,8 @@ class SessionLog:
         with self._writing() as connection:
             held = fences.fence_device(connection, _name(device), until=until, reason=said, now=now)
             ends = "until it is lifted" if until is None else f"until {until:%Y-%m-%d %H:%M:%S} UTC"
+            from fleet_edge.store.steering.audit import AuditEntry, record_audit  # noqa: PLC0415 - only to write
+
             entry = AuditEntry(who=who, action="fence", subject=device, after=f"{ends}: {said}", source=source)
             record_audit(connection, [entry], now=now)
         assert held is not None  # it ends after `now`
@@ -554,6 +558,8 @@ class SessionLog:
         with self._writing() as connection:
             held = fences.lift_fences(connection, _name(device), now=now)
             before = None if held is None else f"fenced by {held.by}: {held.reason}"
+            from fleet_edge.store.steering.audit import AuditEntry, record_audit  # noqa: PLC0415 - only to write
+
             entry = AuditEntry(who=who, action="unfence", subject=device, before=before, source=source)
             record_audit(connection, [entry], now=now)
         return held

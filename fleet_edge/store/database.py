@@ -13,7 +13,6 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from fleet_edge.store.engine import connect_engine, parse_url, shown, sqlite_path, unavailable
 from fleet_edge.store.errors import RecordRejected, StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.fences import Fences, read_fences
-from fleet_edge.store.merge.merge import merge_for
 from fleet_edge.store.models import REVISION
 from fleet_edge.store.records.record import Record
 
@@ -45,6 +44,9 @@ class Store:
     def __init__(self, engine: Engine, *, name: str) -> None:
         self.engine = engine
         self.name = name
+        # Whoever only reads does without.
+        from fleet_edge.store.merge.merge import merge_for  # noqa: PLC0415
+
         self._merge = merge_for(engine.dialect.name)
         self._writer = secrets.token_hex(8)
 

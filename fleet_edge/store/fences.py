@@ -12,7 +12,6 @@ from typing import Final
 
 from sqlalchemy import Connection, or_, select
 
-from fleet_edge.store.merge.merge import Merge
 from fleet_edge.store.models import FenceLiftRow, FenceRow
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.fences import ADMINISTRATOR, DeviceFenced, FenceLifted
@@ -97,6 +96,9 @@ def lift_fences(connection: Connection, device: str, *, now: datetime) -> FenceV
 
 
 def _apply(connection: Connection, *records: DeviceFenced | FenceLifted | EventLogged) -> None:
+    # Whoever only reads does without.
+    from fleet_edge.store.merge.merge import Merge  # noqa: PLC0415
+
     Merge(connection.dialect.name).apply(connection, records)
 
 

@@ -14,7 +14,6 @@ from typing import Any, Final
 from sqlalchemy import Connection, Select, and_, delete, func, insert, select, update
 
 from fleet_edge.event_codes import EventKind, severity_of
-from fleet_edge.store.merge.merge import Merge
 from fleet_edge.store.models import DeviceRow, EdgeRow, RolloutRow
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.fences import ADMINISTRATOR
@@ -170,6 +169,9 @@ def record_rollouts(connection: Connection, machines: Sequence[MachineRollout], 
     for machine in machines:
         _write(connection, machine)
     events = [_event(machine) for machine in machines if machine.outcome != RolloutOutcome.WAITING]
+    # Whoever only reads does without.
+    from fleet_edge.store.merge.merge import Merge  # noqa: PLC0415
+
     Merge(connection.dialect.name).apply(connection, events)
     if stopped:
         for rollout, at in {machine.rollout: machine.ended_at or machine.started_at for machine in machines}.items():

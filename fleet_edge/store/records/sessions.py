@@ -8,11 +8,13 @@ sums.
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from schemas.messages import Close
 from schemas.policy import Mode
 from schemas.reasons import EndReason
+
+if TYPE_CHECKING:
+    from schemas.messages import Close
 
 __all__ = ["CloseReported", "DeviceCounters", "SessionClosed", "SessionOpened"]
 
@@ -49,7 +51,7 @@ class DeviceCounters:
     unverified: int = 0  # what was spooled before it existed has none
 
     @classmethod
-    def of(cls, close: Close) -> Self:
+    def of(cls, close: "Close") -> Self:
         """Take the counters out of a device's Close."""
         return cls(
             tokens=close.tokens,

@@ -7,9 +7,9 @@ from enum import StrEnum
 from typing import Self
 
 from sqlalchemy import Connection, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from fleet_edge.store.models import RollupMarkRow, StaleHourRow
+from fleet_edge.store.upserts import insert_into
 
 __all__ = ["BEGINNING", "Mark", "Marks", "mark_stale", "raise_mark"]
 
@@ -52,8 +52,8 @@ class Marks:
 
 def raise_mark(connection: Connection, mark: Mark, at: datetime) -> None:
     """Set a mark, unless it is there already."""
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    connection.execute(insert(RollupMarkRow).on_conflict_do_nothing(), {"name": mark, "at": BEGINNING})
+    insert = insert_into(RollupMarkRow, connection.dialect.name)
+    connection.execute(insert.on_conflict_do_nothing(), {"name": mark, "at": BEGINNING})
     rise = update(RollupMarkRow).where(RollupMarkRow.name == mark, RollupMarkRow.at < at).values(at=at)
     connection.execute(rise)
 
@@ -62,8 +62,7 @@ def mark_stale(connection: Connection, hours: Iterable[datetime], *, writer: str
     """Note that segments opened in these hours have been written."""
     rows = [{"hour": hour, "writer": writer, "changes": 1} for hour in sorted(hours)]
     if rows:
-        insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        put = insert(StaleHourRow).on_conflict_do_update(
+        put = insert_into(StaleHourRow, connection.dialect.name).on_conflict_do_update(
             index_elements=["hour", "writer"], set_={"changes": StaleHourRow.changes + 1}
         )
         connection.execute(put, rows)

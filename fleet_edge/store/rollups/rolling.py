@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from itertools import groupby
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Engine, and_, delete, func, literal, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import aliased
 
 from fleet_edge.store.models import Base, DistributionRow, RollupMarkRow, RollupRow, SegmentRow, StaleHourRow
@@ -22,6 +21,10 @@ from fleet_edge.store.rollups.distributions import of_rollups, of_segments
 from fleet_edge.store.rollups.grains import HOUR, Grain, floor, following
 from fleet_edge.store.rollups.marks import BEGINNING, Mark, Marks, mark_stale, raise_mark
 from fleet_edge.store.rollups.sums import COUNTED, KEY, SUMMED, Dimension, by_row, opened_in, segment_sums
+from fleet_edge.store.upserts import insert_into
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql, sqlite
 
 __all__ = ["Enough", "roll_up"]
 
@@ -159,15 +162,11 @@ def _put(
 
 
 @cache
-def _replacement(row: type[Base], dialect: str) -> sqlite.Insert | postgresql.Insert:
-    return _replacing(_insert(row, dialect))
+def _replacement(row: type[Base], dialect: str) -> "sqlite.Insert | postgresql.Insert":
+    return _replacing(insert_into(row, dialect))
 
 
-def _insert(row: type[Base], dialect: str) -> sqlite.Insert | postgresql.Insert:
-    return sqlite.insert(row) if dialect == "sqlite" else postgresql.insert(row)
-
-
-def _replacing(insert: sqlite.Insert | postgresql.Insert) -> sqlite.Insert | postgresql.Insert:
+def _replacing(insert: "sqlite.Insert | postgresql.Insert") -> "sqlite.Insert | postgresql.Insert":
     """Return an insert that replaces the row that it finds."""
     table = insert.table
     names = [column.name for column in table.columns if not column.primary_key]
@@ -243,5 +242,5 @@ def _sum_finer(connection: Connection, grain: Grain, start: datetime, end: datet
         .where(RollupRow.grain == _FINER[grain], RollupRow.start >= start, RollupRow.start < end)
         .group_by(*dimensions)
     )
-    insert = _insert(RollupRow, connection.dialect.name)
+    insert = insert_into(RollupRow, connection.dialect.name)
     connection.execute(_replacing(insert.from_select([*KEY, *added], sums)))
