@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -310,3 +311,34 @@ def test_events_are_shown_with_how_often_they_happened(admin: Run, url: str) -> 
     _, output, _ = admin("device", "sensor-1")
     assert "54,495" in output
     assert 54_495 in [event["count"] for event in _json(admin("device", "sensor-1", "--json"))["events"]]
+
+
+def test_reading_loads_nothing_that_is_heavy_and_not_needed(url: str) -> None:
+    code = (
+        "import sys; sys.argv = ['fleet', 'admin', 'devices', '--json', '--db', sys.argv[1]]\n"
+        "from fleet_cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'alembic', 'apscheduler', 'cryptography', 'httpx', 'numpy', 'paho', 'psycopg', 'torch'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, timeout=60, check=False)
+    assert json.loads(done.stdout)
+    assert done.stderr == "[]\n"
+
+
+def test_a_log_is_backed_up_and_put_back(admin: Run, url: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.sqlite3"
+    before = _json(admin("sessions", "--json"))
+    code, output, _ = admin("backup", "--to", str(copy))
+    assert (code, "checked" in output) == (0, True)
+    code, output, complaint = admin("backup", "--to", str(copy))
+    assert (code, output, "already; name another" in complaint) == (2, "", True)
+    Path(url.removeprefix("sqlite:///")).unlink()
+    code, output, _ = admin("restore", str(copy))
+    assert (code, "in its place" in output) == (0, True)
+    assert _json(admin("sessions", "--json")) == before
+    code, output, complaint = admin("restore", str(copy))
+    assert (code, output, "--replace puts it aside" in complaint) == (2, "", True)
+    code, output, _ = admin("compact")
+    assert (code, "MB after" in output) == (0, True)
