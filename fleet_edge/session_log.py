@@ -30,7 +30,6 @@ from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.fences import ADMINISTRATOR
 from fleet_edge.store.rollouts import MachineRelease, MachineRollout, Rollout
 from fleet_edge.store.rollups.distribution import Distribution
-from fleet_edge.store.steering.audit import AuditEntry, record_audit
 from fleet_edge.store.steering.labels import devices_with_labels, read_labels
 from fleet_edge.store.texts import StoredText
 from fleet_edge.store.views import (
