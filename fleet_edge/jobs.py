@@ -11,6 +11,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
+from fleet_edge.event_codes import EventKind
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.errors import StoreError
@@ -25,6 +26,7 @@ __all__ = ["JobSettings", "Jobs"]
 _log = logging.getLogger(__name__)
 
 _ABANDONED_CHUNK: Final = 1000
+_MINUTE: Final = timedelta(minutes=1)
 _MB: Final = 1e6
 
 
@@ -99,6 +101,7 @@ class Jobs:
         warn_certificates: Tells of certificates that end soon. Called from a thread of ours.
         apply_fences: Takes the fences that the session log knows of. Called from a thread of ours.
         back_up: Makes a backup if one is due. Called from a thread of ours. None: never.
+        tell: Takes what is an event, as `Recorder.event` does. Called from threads of ours.
         settings: Intervals and ages.
         now: Aware clock.
     """
@@ -113,6 +116,7 @@ class Jobs:
         warn_certificates: Callable[[], object],
         apply_fences: Callable[[Fences], object],
         back_up: Callable[[], object] | None = None,
+        tell: Callable[..., object] = lambda **_event: None,
         settings: JobSettings | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -121,6 +125,8 @@ class Jobs:
         self._now = now
         self._stopping = threading.Event()
         self._waiting: set[str] = set()
+        self._tell = tell
+        self._silent: frozenset[str] | None = None
         self._chores: Mapping[str, tuple[float, Callable[[], object]]] = {
             "expire-leases": (self._settings.lease_every_s, expire_leases),
             "flush-progress": (self._settings.progress_every_s, flush_progress),
@@ -169,16 +175,30 @@ class Jobs:
             _log.log(level, "The job %s could not be done and will be tried again: %s", name, _first_line(error))
             self._waiting.add(name)
             return False
-        except Exception:  # noqa: BLE001 - whatever one chore does, the others go on
+        except Exception as error:  # noqa: BLE001 - whatever one chore does, the others go on
             _log.exception("The job %s failed and will be tried again.", name)
+            sentence = (
+                f"The job {name} failed and will be tried again ({type(error).__name__}); the edge's log says more."
+            )
+            self._tell(kind=EventKind.EDGE, code="job-failed", sentence=sentence, device=None)
             return False
         self._waiting.discard(name)
         return True
 
     def _mark_silent(self) -> None:
-        marked = housekeeping.mark_silent(self._store.engine, now=self._now(), silent_after=self._settings.silent_after)
+        after, engine = self._settings.silent_after, self._store.engine
+        marked = housekeeping.mark_silent(engine, now=self._now(), silent_after=after)
         if marked:
-            _log.warning("%d online devices have fallen silent.", marked)
+            _log.warning("%d online devices have fallen silent.", len(marked))
+        sentence = (
+            f"Nothing has come of the device for {after / _MINUTE:g} minutes, and it has not said that it is gone."
+        )
+        for device in marked:
+            self._tell(kind=EventKind.DEVICE, code="silent", sentence=sentence, device=device, shared=True)
+        before, self._silent = self._silent, housekeeping.silent_devices(engine)
+        for device in sorted((before or frozenset()) - self._silent):
+            sentence = "The device, which was silent, has been heard again."
+            self._tell(kind=EventKind.DEVICE, code="heard-again", sentence=sentence, device=device, shared=True)
 
     def _close_abandoned(self) -> None:
         closed = housekeeping.close_abandoned(
@@ -186,6 +206,8 @@ class Jobs:
         )
         if closed:
             _log.info("%d sessions that no edge serves any more were closed as lost.", closed)
+            sentence = "Sessions that no edge serves any more were closed as lost."
+            self._tell(kind=EventKind.SESSION, code="abandoned", sentence=sentence, device=None, times=closed)
 
     def _roll_up(self) -> None:
         roll_up(self._store.engine, now=self._now(), enough=self._stopping.is_set)
@@ -222,6 +244,10 @@ class Jobs:
                 sessions,
                 events,
             )
+            sentence = (
+                f"Deleted by age: {rounds} rounds, {texts} pieces of texts, {sessions} sessions, {events} events."
+            )
+            self._tell(kind=EventKind.DATABASE, code="purged", sentence=sentence, device=None)
 
 
 def _first_line(error: Exception) -> str:

@@ -131,6 +131,7 @@ class EdgeService:
             apply_fences=lambda fences: self.orchestrator.inbox.put(
                 lambda: self.orchestrator.handlers.apply_fences(fences)
             ),
+            tell=self.orchestrator.handlers.recorder.event,
             settings=JobSettings(
                 lease_every_s=min(2.0, settings.lease_s / 4),
                 keep_rounds=timedelta(days=settings.keep_rounds_days),

@@ -44,14 +44,15 @@ __all__ = [
     "purge_sessions",
     "purge_texts",
     "rolled_up_until",
+    "silent_devices",
 ]
 
 
-def mark_silent(engine: Engine, *, now: datetime, silent_after: timedelta) -> int:
+def mark_silent(engine: Engine, *, now: datetime, silent_after: timedelta) -> list[str]:
     """Mark devices that say they are online, and of which nothing has come for `silent_after`.
 
     Returns:
-        Number of devices newly marked.
+        Devices newly marked: of several processes that look at once, one marks each.
     """
     limit = now - silent_after
     recent = select(SessionRow.session).where(SessionRow.device == DeviceRow.device, SessionRow.last_at >= limit)
@@ -60,9 +61,16 @@ def mark_silent(engine: Engine, *, now: datetime, silent_after: timedelta) -> in
         .where(DeviceRow.presence != Presence.OFFLINE.value, DeviceRow.silent_since.is_(None))
         .where(DeviceRow.seen_at < limit, DeviceRow.retired_at.is_(None), ~recent.exists())
         .values(silent_since=now)
+        .returning(DeviceRow.device)
     )
     with engine.begin() as connection:
-        return connection.execute(mark).rowcount
+        return sorted(connection.scalars(mark))
+
+
+def silent_devices(engine: Engine) -> frozenset[str]:
+    """Return the devices that are marked as silent."""
+    with engine.connect() as connection:
+        return frozenset(connection.scalars(select(DeviceRow.device).where(DeviceRow.silent_since.is_not(None))))
 
 
 def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: timedelta, limit: int = 1000) -> int:
@@ -90,6 +98,8 @@ def close_abandoned(store: SessionStore, *, now: datetime, abandoned_after: time
                 counters=None,
                 at=row.last_at,
                 device=row.device,
+                code="abandoned",
+                sentence=f"No edge has told of it for {abandoned_after / timedelta(hours=1):g} hours.",
             )
             for row in found
         ]

@@ -11,6 +11,7 @@ from fleet_edge.store.database import SessionStore, Store, open_store
 from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.reopening import ReopeningStore
 from fleet_edge.store.rollups.rolling import roll_up
+from schemas.control import Presence
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows
 from tests.fleet_edge.store.samples import after
@@ -187,3 +188,37 @@ def test_a_backup_is_looked_for_where_one_is_wanted(store: Store) -> None:
     assert jobs.run("back-up")
     assert looked == [1]
     assert "back-up" not in _jobs(store).names
+
+
+def test_devices_that_fall_silent_and_are_heard_again_are_told_once(store: Store) -> None:
+    told: list[tuple[str, str, str | None]] = []
+
+    def tell(**event: object) -> None:
+        told.append((f"{event['kind']}", f"{event['code']}", event["device"]))  # type: ignore[arg-type]
+
+    at = [after(901)]
+    jobs = _jobs(store, now=lambda: at[0], tell=tell)
+    store.apply([samples.device_seen(device="quiet"), samples.device_seen(device="gone", presence=Presence.OFFLINE)])
+    assert jobs.run("mark-silent")
+    assert jobs.run("mark-silent")
+    store.apply([samples.device_seen(device="quiet", at=after(902))])
+    assert jobs.run("mark-silent")
+    assert jobs.run("mark-silent")
+    assert told == [("device", "silent", "quiet"), ("device", "heard-again", "quiet")]
+
+
+def test_what_a_job_deletes_closes_or_cannot_do_is_told(store: Store) -> None:
+    told: list[str] = []
+    old = {"session": "bb" * 8, "segment": segment_number(after(-400 * 86400))}
+    store.apply([samples.opened(**old, at=after(-400 * 86400)), samples.opened()])
+
+    def fail() -> None:
+        raise ValueError("planted")
+
+    jobs = _jobs(store, now=lambda: after(86400), flush_log=fail, tell=lambda **event: told.append(event["code"]))
+    assert jobs.run("close-abandoned")
+    assert jobs.run("purge")
+    assert not jobs.run("flush-log")
+    assert told == ["abandoned", "purged", "job-failed"]
+    ends = {row["end_code"] for row in all_rows(store)["sessions"]}
+    assert ends == {"abandoned"}

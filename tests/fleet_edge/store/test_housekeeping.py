@@ -41,8 +41,8 @@ def test_only_online_devices_without_any_sign_are_marked_silent(store: Store) ->
     with store.engine.begin() as connection:
         assert retire(connection, "retired", START)
     now = after(901)
-    assert housekeeping.mark_silent(store.engine, now=now, silent_after=QUARTER) == 1
-    assert housekeeping.mark_silent(store.engine, now=now, silent_after=QUARTER) == 0
+    assert housekeeping.mark_silent(store.engine, now=now, silent_after=QUARTER) == ["quiet"]
+    assert housekeeping.mark_silent(store.engine, now=now, silent_after=QUARTER) == []
     silent = {row["device"]: row["silent_since"] for row in all_rows(store)["devices"]}
     assert silent == {"quiet": now, "gone": None, "fresh": None, "drafting": None, "retired": None}
 
