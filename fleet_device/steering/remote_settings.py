@@ -65,7 +65,13 @@ class RemoteSettings:
     @classmethod
     def of(cls, own: DeviceSettings) -> "RemoteSettings":
         """Return a device's settings with what was set from afar before."""
-        return cls(own, kept_file(own))
+        file = kept_file(own)
+        if file is None and own.steering:
+            _log.warning(
+                "There is no folder for what is set from afar, so that it is lost at a restart: this user has no home; "
+                "name one as steering_dir."
+            )
+        return cls(own, file)
 
     def on_change(self, listener: Changed) -> None:
         """Tell a listener of the settings that change while the device runs."""

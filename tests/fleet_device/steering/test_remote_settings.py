@@ -234,6 +234,16 @@ def test_a_disk_that_is_full_is_told_and_ends_nothing(tmp_path: Path, caplog: py
     assert "lost at a restart" in caplog.text
 
 
+def test_a_user_without_a_home_is_told_that_nothing_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleet_device.steering.kept.state_folder", lambda: None)
+    it = remote(own(tmp_path, steering_dir=None))
+    assert "lost at a restart" in caplog.text
+    it.consider(wanted(1, top_k=5))
+    assert it.settings.top_k == 5
+
+
 def test_what_is_kept_is_for_the_devices_user_alone(tmp_path: Path) -> None:
     it = remote(own(tmp_path))
     it.consider(wanted(1, top_k=5))

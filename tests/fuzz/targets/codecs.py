@@ -11,6 +11,7 @@ from schemas.control import DeviceState, EdgeState, Telemetry, decode_json, enco
 from schemas.downlink import UnknownForm
 from schemas.errors import CodecError
 from schemas.messages import Verdict
+from schemas.steering import CommandRequest, CommandResponse, DesiredSettings, ReportedSettings
 from tests.fuzz.harness import Finding
 from tests.fuzz.mutation import Bytes, mutate_cbor, mutate_json
 
@@ -25,9 +26,10 @@ DOWN: Final[tuple[Pair, ...]] = (
     (codec.decode_verdict, codec.encode_verdict),
     (codec.decode_reply, codec.encode_reply),
 )
+_STEERING: Final = (DesiredSettings, ReportedSettings, CommandRequest, CommandResponse)
+_CONTROL_MESSAGES: Final = (DeviceState, EdgeState, Telemetry, *_STEERING)
 CONTROL: Final[tuple[Pair, ...]] = tuple(
-    (lambda payload, model=model: decode_json(model, payload), encode_json)
-    for model in (DeviceState, EdgeState, Telemetry)
+    (lambda payload, model=model: decode_json(model, payload), encode_json) for model in _CONTROL_MESSAGES
 )
 _GOLDEN: Final = Path(__file__).resolve().parents[2] / "schemas" / "golden"
 
@@ -114,7 +116,7 @@ def codec_down() -> CodecTarget:
 
 def control() -> CodecTarget:
     """Return the target of JSON messages."""
-    return CodecTarget(CONTROL, ("DeviceState", "EdgeState", "Telemetry"), mutate_json, 1 << 16)
+    return CodecTarget(CONTROL, [model.__name__ for model in _CONTROL_MESSAGES], mutate_json, 1 << 16)
 
 
 def _check_sentence(text: str) -> None:
