@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleet_cli.admin.actor import Acting, actor_of, steering_log
+from fleet_admin.settings import AdminSettings
+from fleet_cli.admin.actor import Acting, actor_of, monitor, steering_log
 from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Wide
+from fleet_cli.settings_flags import with_settings
 from fleet_cli.tables import Column, cell, print_json, print_table
 
 if TYPE_CHECKING:
@@ -16,8 +18,9 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (label, labels, retire, audit):
+    for command in (label, labels, audit):
         app.command()(command)
+    app.command("retire")(retire_command)
 
 
 def label(
@@ -61,15 +64,27 @@ def labels(
     print_table(f"Labels: {len(rows)}", columns, rows, wide=wide)
 
 
-def retire(
+@with_settings(AdminSettings)
+def retire_command(
     device: Annotated[str, typer.Argument(metavar="DEVICE")],
+    *,
+    settings: AdminSettings,
     undo: Annotated[bool, typer.Option("--undo", help="Put it back into service.")] = False,
+    log_only: Annotated[
+        bool,
+        typer.Option("--log-only", help="Do not tell the broker, which then keeps what was wanted of the device."),
+    ] = False,
     acting: Acting = None,
     db: Database = DEFAULT_DB,
 ) -> None:
     """Take a device out of service: it is chosen only by its name from now on. Its records stay."""
-    with steering_log(db) as log:
-        log.retire(device, undo=undo, actor=actor_of(acting))
+    actor = actor_of(acting)
+    if log_only or undo:
+        with steering_log(db) as log:
+            log.retire(device, undo=undo, actor=actor)
+    else:
+        with monitor(settings, db) as steering:
+            steering.retire(device, actor=actor)
     if undo:
         typer.echo(f"{cell(device)} is in service again.")
     else:

@@ -14,6 +14,7 @@ from fleet_device.gateway import Gateway
 from fleet_edge.store.database import open_store
 from fleet_link.settings import BrokerSettings
 from fleet_testing.steered_devices import steered_devices
+from tests.fleet_edge.store import samples
 from tests.support.brokers import StartBroker
 from tests.support.waiting import until
 
@@ -87,7 +88,8 @@ def test_who_has_done_it_is_the_user_or_who_the_user_says_to_be(admin: Run) -> N
     [
         (("label", "gw-1"), "Nothing is to be labelled: name a device, and a label to add or to remove."),
         (("label", "gw-1", "--add", "a b"), "'a b' is not a valid name"),
-        (("retire", "gw-9"), "No device gw-9 has been seen"),
+        (("retire", "gw-9", "--log-only"), "No device gw-9 has been seen"),
+        (("retire", "gw-9", "--port", "1"), "No broker listens at 127.0.0.1:1"),
         (("set", "top_k", "--all"), "'top_k' is no setting; write it as KEY=VALUE."),
         (("set", "top_k=5"), "Nobody is chosen: give --device, --label, --all"),
         (("set", "top_k=5", "--all", "--port", "1"), "No broker listens at 127.0.0.1:1"),
@@ -157,3 +159,22 @@ def test_a_fleet_is_commanded(admin: Run, devices: list[Gateway], tmp_path: Path
     assert [each["command"] for each in given][-2:] == ["resume", "pause"]
     assert {each["outcome"] for each in given} == {"ok", "failed", "refused"}
     assert "support-bundle" in admin("commands")[1]
+
+
+@pytest.mark.broker
+def test_nothing_is_wanted_any_more_of_a_device_that_is_retired(
+    admin: Run, devices: list[Gateway], tmp_path: Path
+) -> None:
+    del devices
+    with open_store(f"sqlite:///{tmp_path / 'fleet.sqlite3'}") as store:
+        store.apply([samples.device_seen(device="afar-1")])
+    assert admin("set", "top_k=7", "--all")[0] == 0
+    assert admin("retire", "afar-1")[0] == 0
+    views = {each["device"]: each for each in as_json(admin("settings", "--json"))}
+    assert (views["afar-1"]["state"], views["afar-1"]["wanted_version"]) == ("none wanted", 0)
+    [planned] = as_json(admin("set", "top_p=0.5", "--all", "--dry-run", "--json"))
+    assert planned["device"] == "afar-2"
+    [planned] = as_json(admin("set", "top_p=0.5", "--device", "afar-1", "--dry-run", "--json"))
+    assert (planned["wanted"], planned["version"]) == ({"top_p": 0.5}, 2), "above what the device has reported"
+    assert admin("retire", "afar-1", "--undo")[0] == 0
+    assert len(as_json(admin("set", "top_p=0.5", "--all", "--dry-run", "--json"))) == 2
