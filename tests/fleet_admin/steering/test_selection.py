@@ -4,13 +4,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from fleet_admin.steering import Selection, SteeringError
+from fleet_admin.steering import Selection, SteeringError, steering
 from fleet_admin.steering.answers import Answers
 from fleet_admin.steering.judging import outcome_of
 from fleet_admin.steering.planning import plan_changes
 from fleet_admin.steering.selection import KnownDevice
 from fleet_admin.steering.values import check_change, read_assignments
 from fleet_admin.steering.views import SettingState
+from fleet_device.steering.actions import ACTIONS
+from fleet_edge.event_codes import EVENT_CODES, EventKind
 from fleet_edge.store.steering.views import WantedView
 from schemas.control import Presence
 from schemas.steering import (
@@ -230,3 +232,15 @@ def test_an_answer_is_put_together_of_its_parts_in_whatever_order_they_come_and_
     answers.listener("never-asked")(response())
     answers.listener("b")(response())
     assert [each.result for each in answers.take()] == [None]
+
+
+def test_what_is_logged_as_an_event_is_in_the_table_of_events() -> None:
+    known = {(each.kind, each.code) for each in EVENT_CODES}
+    assert {(EventKind.CONFIG, code) for code in steering._CODES.values()} <= known
+    assert {(EventKind.COMMAND, code) for code in steering._ENDS.values()} <= known
+    assert set(steering._CODES) == set(SettingState) - {SettingState.NONE}
+    assert set(steering._ENDS) == {*CommandOutcome, "silent"}
+
+
+def test_the_commands_that_can_be_given_are_those_that_devices_know() -> None:
+    assert set(steering.COMMANDS) == set(ACTIONS)
