@@ -90,7 +90,7 @@ def _bytes(value: float) -> str:
 _FORMS: Final[Mapping[str, Callable[[Any], str]]] = {
     "text": str,
     "count": lambda value: f"{value:,.0f}",
-    "figure": lambda value: f"{value:,.1f}",
+    "figure": lambda value: f"{value:,.2f}" if 0 < abs(value) < 1 else f"{value:,.1f}",
     "percent": lambda value: f"{100 * value:.1f} %",
     "ms": lambda value: f"{value:,.0f} ms" if value >= 10 else f"{value:,.1f} ms",  # noqa: PLR2004 - two digits do
     "bytes": _bytes,

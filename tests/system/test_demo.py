@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -144,3 +145,25 @@ def test_a_mistake_ends_in_a_sentence(arguments: list[str], said: str, tmp_path:
     last = done.stderr.strip().splitlines()[-1]
     assert said in last
     assert "Traceback" not in done.stderr
+
+
+def test_the_dashboard_is_over_a_fleet_that_goes_on_writing(tmp_path: Path, models_dir: Path) -> None:
+    command = [
+        *FLEET, "demo", "--dashboard", "--devices", "1", "--max-new-tokens", "8", "--models-dir", str(models_dir),
+        "--db", f"sqlite:///{tmp_path / 'fleet.sqlite3'}", "--broker", "mosquitto",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+        try:
+            assert demo.stdout is not None
+            said = next(line for line in demo.stdout if line.startswith("The dashboard is at"))
+            with urllib.request.urlopen(f"{said.split()[4]}login", timeout=30) as page:
+                assert b"Log in" in page.read()
+
+            def texts() -> int:
+                with closing(sqlite3.connect(tmp_path / "fleet.sqlite3")) as connection:
+                    return int(connection.execute("SELECT count(*) FROM sessions").fetchone()[0])
+
+            until(lambda: texts() >= 3, patience_s=120)
+        finally:
+            demo.send_signal(signal.SIGINT)
+        assert demo.wait(60) == 0

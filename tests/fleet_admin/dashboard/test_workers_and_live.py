@@ -1,0 +1,93 @@
+import asyncio
+import itertools
+import threading
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from fleet_admin.dashboard.errors import Problem
+from fleet_admin.dashboard.web import live as live_module
+from fleet_admin.dashboard.web.live import Live
+from fleet_admin.dashboard.web.workers import Workers
+
+
+def test_one_accounts_slow_questions_do_not_block_another() -> None:
+    async def check() -> None:
+        workers, over = Workers(threads=3, answer_s=30), threading.Event()
+        slow = [asyncio.create_task(workers.run(over.wait, account="slow")) for _ in range(5)]
+        await asyncio.sleep(0)
+        assert await asyncio.wait_for(workers.run(lambda: "at once", account="quick"), 10) == "at once"
+        assert not any(each.done() for each in slow)
+        over.set()
+        assert await asyncio.gather(*slow) == [True] * 5
+        workers.close()
+
+    asyncio.run(check())
+
+
+def test_what_an_account_asks_beyond_its_share_is_refused() -> None:
+    async def check() -> None:
+        workers, over = Workers(threads=3, answer_s=30), threading.Event()
+        asked = [asyncio.create_task(workers.run(over.wait, account="greedy")) for _ in range(9)]
+        await asyncio.sleep(0)
+        with pytest.raises(Problem, match="earlier questions") as refused:
+            await workers.run(lambda: None, account="greedy")
+        assert refused.value.status == 429
+        over.set()
+        await asyncio.gather(*asked)
+        await workers.run(lambda: None, account="greedy")
+        workers.close()
+
+    asyncio.run(check())
+
+
+def test_an_answer_that_takes_too_long_is_given_up_and_its_thread_is_not_given_away() -> None:
+    async def check() -> None:
+        workers, over = Workers(threads=3, answer_s=0.05), threading.Event()
+        with pytest.raises(Problem, match=r"more than 0\.05 s") as given_up:
+            await workers.run(over.wait, account="slow")
+        assert given_up.value.status == 503
+        # The account's one place is still taken: what it asks now waits in vain, and others do not.
+        with pytest.raises(Problem):
+            await workers.run(lambda: None, account="slow")
+        assert await workers.run(lambda: 1, account="quick") == 1
+        over.set()
+        workers.close()
+
+    asyncio.run(check())
+
+
+def test_pages_that_are_watched_are_bounded_and_hear_of_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "_LOOK_S", 0.0)
+    times = itertools.count(1)
+
+    async def check() -> None:
+        live = Live(lambda: datetime.fromtimestamp(next(times), UTC), most=2, clock=lambda: 0.0)
+        streams: list[AsyncIterator[Any]] = []
+        for account in ("a", "b"):
+            stream = live.response(account=account).body_iterator  # type: ignore[attr-defined]
+            assert "retry" in (await anext(stream)).decode()
+            streams.append(stream)
+        with pytest.raises(Problem, match="Too many pages"):
+            live.response(account="c")
+        assert (await anext(streams[0])).decode().startswith("event: change")
+        for stream in streams:
+            await stream.aclose()
+        live.response(account="c")
+
+    asyncio.run(check())
+
+
+def test_a_stream_ends_after_a_while_so_that_its_cookie_is_shown_again() -> None:
+    async def check() -> None:
+        now = [0.0]
+        live = Live(lambda: None, most=2, clock=lambda: now[0])
+        stream = live.response(account="a").body_iterator  # type: ignore[attr-defined]
+        await anext(stream)
+        now[0] = 601.0
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+
+    asyncio.run(check())

@@ -1,0 +1,105 @@
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fleet_cli.main import main
+from fleet_edge.store.database import open_store
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
+    open_store(url).close()
+    return url
+
+
+@pytest.fixture
+def admin(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs `fleet admin` and returns exit code, output and complaint."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fleet", "admin", *arguments])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        said = capsys.readouterr()
+        return int(leaving.value.code or 0), said.out, said.err
+
+    monkeypatch.setenv("FLEET_DB", url)
+    return run
+
+
+@pytest.fixture
+def password(tmp_path: Path) -> str:
+    file = tmp_path / "password"
+    file.write_text("correct horse battery\n")
+    return str(file)
+
+
+def test_an_account_from_its_beginning_to_its_end(admin: Run, password: str) -> None:
+    assert admin("user", "add", "anna", "--role", "operator", "--password-file", password)[0] == 0
+    assert admin("user", "add", "scraper", "--no-password")[0] == 0
+    _, listed, _ = admin("user", "list")
+    assert re.search(r"anna +operator +yes", listed)
+    assert re.search(r"scraper +viewer +no", listed)
+    assert admin("user", "role", "anna", "viewer")[0] == 0
+    assert admin("user", "password", "anna", "--password-file", password)[0] == 0
+    assert admin("user", "remove", "anna")[0] == 0
+    assert "anna" not in admin("user", "list")[1]
+    assert re.search(r"account remove +anna", admin("audit")[1])
+
+
+def test_a_key_is_printed_once(admin: Run, password: str) -> None:
+    admin("user", "add", "anna", "--password-file", password)
+    code, key, _ = admin("key", "add", "grafana", "--account", "anna", "--lasts", "90d")
+    assert code == 0
+    assert re.fullmatch(r"fleet_[\w-]{43}\n", key)
+    _, listed, _ = admin("key", "list")
+    assert key.strip() not in listed
+    key_id = re.search(r"[0-9a-f]{12}", listed)
+    assert key_id
+    assert admin("key", "remove", key_id[0])[0] == 0
+    assert "grafana" not in admin("key", "list")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("user", "add", "anna smith", "--no-password"), "not a valid name"),
+        (("user", "add", "anna"), "--password-file"),
+        (("user", "add", "anna", "--password-file", "/nowhere"), "cannot be read"),
+        (("user", "remove", "nobody"), "no account 'nobody'"),
+        (("key", "add", "k", "--account", "nobody"), "no account 'nobody'"),
+        (("key", "add", "k", "--account", "nobody", "--lasts", "soon"), "--lasts"),
+        (("key", "remove", "abc"), "no key 'abc'"),
+        (("serve", "--listen", "0.0.0.0:8400"), "in the clear"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    admin: Run, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False)
+    code, out, complaint = admin(*arguments)
+    assert (code, out) == (2, "")
+    assert said in complaint
+    assert len(complaint.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_dashboard_is_served_until_it_is_told_to_stop(url: str) -> None:
+    command = [sys.executable, "-m", "fleet_cli.main", "admin", "serve", "--db", url, "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        address = process.stderr.readline().rpartition(" ")[2].strip()
+        assert "fleet admin user add" in process.stderr.readline()
+        with urllib.request.urlopen(f"{address}login", timeout=30) as page:
+            assert b"Log in" in page.read()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
