@@ -2,14 +2,18 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from fleet_admin.alerts import book
+from fleet_admin.alerts.alerts import Alerts
 from fleet_admin.dashboard.pages.registry import PAGES
 from fleet_edge.store.database import open_store
 from tests.fleet_admin.dashboard.conftest import NOW
-from tests.fleet_admin.dashboard.fleet_log import EVIL, ROLLOUT
+from tests.fleet_admin.dashboard.fleet_log import ALERTS, EVIL, ROLLOUT
 from tests.fleet_edge.store import samples
 from tests.support.chromium import Chromium, Tab
 
@@ -139,3 +143,19 @@ def test_a_chart_is_drawn_and_kept_when_the_page_follows_the_log(log_in_tab: Cal
     tab.until("window.swapped > 0")
     assert tab.evaluate("document.querySelectorAll('.chart canvas').length") == 2
     assert tab.evaluate("document.querySelector('.chart canvas').kept")
+
+
+def test_a_ticked_alert_stays_ticked_when_the_log_goes_on(
+    log_in_tab: Callable[..., Tab], served: str, url: str
+) -> None:
+    tab = log_in_tab()
+    tab.goto(f"{served}/alerts")
+    tab.until("document.getElementById('pulse').textContent.startsWith('Kept')")
+    tab.evaluate("document.querySelector('#live [name=alert]').click(); window.here = true")
+    with Alerts(url) as alerts, alerts.connection() as connection:
+        book.see(connection, replace(ALERTS[1], subject="edge-9"), since=NOW - timedelta(hours=1), now=NOW)
+    with open_store(url) as store:
+        store.apply([samples.device_seen(device="newcomer", at=NOW)])
+    tab.until("document.querySelector('#live').innerText.includes('edge-9')")
+    ticked = "[...document.querySelectorAll('#live [name=alert]')].filter((each) => each.checked)"
+    assert tab.evaluate(f"{ticked}.map((each) => each.ariaLabel).join()") == "edge-2: edge-away"

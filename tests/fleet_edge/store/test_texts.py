@@ -63,6 +63,17 @@ def test_what_the_device_did_not_have_when_it_resumed_is_not_part_of_the_text(st
     assert stored.text == "The sky is grey."
 
 
+def test_of_a_text_that_went_on_where_nothing_is_stored_the_rest_is_a_gap(store: Store) -> None:
+    stored = read(
+        store,
+        samples.opened(),
+        samples.text_written(),
+        samples.opened(segment=LATER["segment"], at=after(60), edge="edge-2", resumed_tokens=2),
+        samples.closed(segment=LATER["segment"], at=after(62), tokens=5),
+    )
+    assert kinds(stored) == "dd???"
+
+
 def test_what_an_edge_has_not_stored_is_a_gap(store: Store) -> None:
     stored = read(
         store,
