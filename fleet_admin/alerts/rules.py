@@ -79,16 +79,15 @@ def _above(value: float, threshold: float, slack: float) -> tuple[bool, bool]:
 
 
 def _silent(facts: Facts, settings: AlertSettings) -> Iterator[Reading]:
-    if not settings.silent_min:
-        return
-    threshold = timedelta(minutes=settings.silent_min)
     for device in facts.devices:
-        age = facts.now - device.seen_at
-        if not _belongs(device, facts.now, settings):
-            continue
         offline = device.presence == Presence.OFFLINE
-        wrong = age > threshold and (offline or device.silent_since is not None)
+        # A device that is idle says nothing, and a broker tells soon enough of one whose connection is gone.
+        hours = settings.silent_min / 60.0 if offline else settings.idle_h
+        if not hours or not _belongs(device, facts.now, settings):
+            continue
+        threshold, age = timedelta(hours=hours), facts.now - device.seen_at
         how = "is offline" if offline else "says it is online, and nothing comes from it"
+        wrong = age > threshold and (offline or device.silent_since is not None)
         yield Reading(
             subject=device.name,
             sentence=f"The device {device.name} {how} since {_when(device.seen_at)}: look at its power, its network, "

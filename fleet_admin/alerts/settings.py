@@ -40,8 +40,17 @@ class AlertSettings(Settings):
     )
     silent_min: float = setting(
         15.0,
-        "Time after which a device that is offline, or of which nothing is heard, is an alert.",
+        "Time after which a device that is offline is an alert.",
         unit="minutes",
+        since="0.2",
+        ge=0,
+        le=100_000,
+    )
+    idle_h: float = setting(
+        24.0,
+        "Time after which a device that says it is online, and of which nothing is heard, is an alert; one that writes "
+        "no texts says nothing.",
+        unit="hours",
         since="0.2",
         ge=0,
         le=100_000,

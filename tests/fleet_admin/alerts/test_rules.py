@@ -51,7 +51,7 @@ def faulty(count: int) -> Facts:
 WRONG = {
     "device-silent": [
         device(presence="offline", seen_at=NOW - 16 * MINUTE),
-        device(silent_since=NOW - MINUTE, seen_at=NOW - 16 * MINUTE),
+        device(silent_since=NOW - DAY, seen_at=NOW - 1.1 * DAY),
     ],
     "acceptance-low": [of_drafts(0.3, 0.6)],
     "clock-wrong": [Facts(now=NOW, skews={"gateway-1": "Its clock is ahead by an hour."})],
@@ -73,7 +73,8 @@ RIGHT = {
     "device-silent": [
         device(),
         device(presence="offline", seen_at=NOW - 14 * MINUTE),
-        device(seen_at=NOW - 16 * MINUTE),  # nothing to say, and not marked as silent
+        device(silent_since=NOW - MINUTE, seen_at=NOW - 16 * MINUTE),  # nothing to write, and so nothing to say
+        device(seen_at=NOW - 1.1 * DAY),  # it was heard of since, in a session
     ],
     "acceptance-low": [of_drafts(0.6, 0.6), of_drafts(0.9, 0.6)],
     "edge-offline": [edge(), edge(presence="draining")],
@@ -109,7 +110,7 @@ SILENT = {
     "certificate-ends": [device(), device(certificate_until=NOW, seen_at=NOW - 15 * DAY)],
 }
 OFF = {
-    "device-silent": "silent_min",
+    "device-silent": "silent_min idle_h",
     "acceptance-low": "acceptance_share",
     "clock-wrong": "clocks",
     "edge-offline": "edge_away_s",
@@ -166,7 +167,8 @@ def test_nothing_can_be_said(rule: str, facts: Facts) -> None:
 
 @each(WRONG)
 def test_a_threshold_of_nought_turns_it_off(rule: str, facts: Facts) -> None:
-    assert read(rule, facts, AlertSettings.model_validate({OFF[rule]: 0})) is None
+    off = dict.fromkeys(OFF[rule].split(), 0)
+    assert read(rule, facts, AlertSettings.model_validate(off)) is None
 
 
 def test_a_certificate_in_its_last_week_is_critical() -> None:
