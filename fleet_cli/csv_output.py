@@ -14,16 +14,20 @@ from schemas.printable import printable_line
 __all__ = ["csv_cell", "write_csv"]
 
 _FORMULA: Final = frozenset("=+-@\t\r")
+_NUMBERS: Final = frozenset({int, float, bool, type(None)})
 
 
 def csv_cell(value: object) -> object:
     """Return a value as it stands in a cell: in one line, and no formula."""
-    if value is None or isinstance(value, bool | int | float):
+    kind = type(value)
+    if kind in _NUMBERS:  # millions of cells are asked for
         return value
     if isinstance(value, datetime):
         return value.isoformat()
-    text = printable_line(str(value))
-    return f"'{text}" if text[:1] in _FORMULA or str(value)[:1] in _FORMULA else text
+    text = value if isinstance(value, str) else str(value)
+    if text[:1] in _FORMULA:
+        return f"'{printable_line(text)}"
+    return text if text.isprintable() else printable_line(text)
 
 
 def write_csv(out: TextIO, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
