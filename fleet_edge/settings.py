@@ -185,7 +185,7 @@ class EdgeSettings(Settings):
     store_text: StoreText = setting(
         StoreText.NONE,
         "What is stored of the texts in the session log: `none`; `hash`, how each token came about and a hash of the "
-        "text; `full`, the text too. Prompts are never stored (docs/texts.md).",
+        "text; `full`, the text too; never prompts (docs/texts.md).",
         since="0.2",
         rare=True,
     )
@@ -229,8 +229,8 @@ class EdgeSettings(Settings):
     fence: FenceSettings = Field(default_factory=FenceSettings)
     dashboard: str = setting(
         "",
-        "Address and port of a dashboard within the edge, such as 127.0.0.1:8400; empty: none. All else of it is set "
-        "as for `fleet admin serve` (`FLEET_DASHBOARD_…`).",
+        "Address and port of a dashboard within the edge, such as 127.0.0.1:8400, or empty for none; all else of it is "
+        "set as for `fleet admin serve` (`FLEET_DASHBOARD_…`).",
         since="0.2",
     )
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
