@@ -143,7 +143,6 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(_DEVICE, "clock-wrong", _WARNING, "A device's clock is ahead of the edge's, or has gone back."),
     EventCode(EventKind.CERTIFICATE, "ends-soon", _WARNING, "A certificate ends soon and was not renewed."),
     EventCode(EventKind.CERTIFICATE, "ended", _ERROR, "A certificate has ended."),
-    EventCode(EventKind.IDENTITY, "issued", _INFO, "A machine was given a certificate."),
     EventCode(EventKind.IDENTITY, "revoked", _WARNING, "A machine's certificate was revoked."),
     EventCode(_CONFIG, "wanted", _INFO, "The administrator has set what devices are to run with."),
     EventCode(_CONFIG, "applied", _INFO, "A device runs with what is wanted of it."),

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from cryptography.hazmat.primitives import hashes
 
+from fleet_cli.admin.options import open_log
 from fleet_cli.broker.identity_options import (
     AsJson,
     CaFolder,
@@ -30,6 +31,7 @@ from fleet_identity.files import PUBLIC, make_folder, write_atomically
 from fleet_identity.requests import load_request
 from fleet_identity.roles import IdentityRole
 from fleet_identity.status import certificate_statuses
+from schemas.errors import FleetError
 
 __all__ = ["register"]
 
@@ -169,6 +171,9 @@ def revoke_command(
     unit: Unit = None,
     ca: CaFolder = DEFAULT_CA,
     passphrase_file: PassphraseFile = None,
+    db: Annotated[
+        str | None, typer.Option("--db", envvar="FLEET_DB", help="Session log that is told of it, as an event.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Revoke all certificates of these names, tell the broker, and end their sessions. May be said again."""
@@ -177,9 +182,26 @@ def revoke_command(
     access = broker_access(BrokerAccess.load(path), host=host, port=port, crl=crl, pid_file=pid_file, unit=unit)
     access.save(path)
     revocation = authority.revoke(tuple(dict.fromkeys(names)))
+    if db is not None:
+        _tell_log(db, names)
     show_revoked(
         revocation, enforce_revocation(revocation, access), crl=authority.folder.revocation_list, as_json=as_json
     )
+
+
+def _tell_log(db: str, names: list[str]) -> None:
+    """Write a revocation into the session log; it holds whether the log can be reached or not."""
+    try:
+        with open_log(db) as log:
+            from fleet_edge.event_codes import EventKind
+
+            for name in dict.fromkeys(names):
+                sentence = f"All certificates of {name} were revoked."
+                log.record_event(
+                    kind=EventKind.IDENTITY, code="revoked", sentence=sentence, device=name, who=operator()
+                )
+    except FleetError as error:
+        typer.echo(f"fleet: The revocation holds, but the session log does not know of it: {error}", err=True)
 
 
 def list_command(

@@ -15,6 +15,8 @@ from fleet_cli import enroll
 from fleet_cli.broker import identities
 from fleet_cli.errors import ExitCode
 from fleet_cli.main import main
+from fleet_edge import SessionLog
+from fleet_edge.store.database import open_store
 from schemas.errors import FleetError
 
 Run = Callable[..., tuple[int, str, str]]
@@ -221,3 +223,17 @@ def test_the_commands_are_fleets_own(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().err.strip() == (
         "fleet: There is no authority in /nowhere: make one with `fleet broker ca`, or correct --ca."
     )
+
+
+@pytest.mark.usefixtures("ca")
+def test_a_revocation_is_told_to_the_session_log_and_holds_without_it(run: Run, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
+    open_store(url).close()
+    run("issue", "edge-1", "--role", "edge")
+    assert run("revoke", "edge-1", "--db", url)[0] == 0
+    [event] = SessionLog(url).events()
+    assert (event.kind, event.code, event.device, event.severity) == ("identity", "revoked", "edge-1", "warning")
+    assert event.who
+    code, _, complaint = run("revoke", "edge-1", "--db", "sqlite:////nowhere/at/all.sqlite3")
+    assert code == 0
+    assert "The revocation holds, but the session log does not know of it" in complaint
