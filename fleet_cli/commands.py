@@ -28,7 +28,7 @@ class Command:
 
 
 COMMANDS: Final = {
-    "admin": Command("fleet_cli.admin", "admin", "Read the session database."),
+    "admin": Command("fleet_cli.admin", "admin", "See what a fleet does, and steer it."),
     "asyncapi": Command("fleet_cli.asyncapi", "dev", "Write the AsyncAPI document of all topics and messages."),
     "bench": Command("fleet_cli.bench", "dev", "Measure and prove what the project claims."),
     "broker": Command("fleet_cli.broker", "demo", "Set up the broker and the fleet's identities."),

@@ -7,9 +7,7 @@ import typer
 
 __all__ = ["app"]
 
-app = typer.Typer(
-    name="admin", help="Read the session log: devices, sessions, rounds, totals; fence devices.", no_args_is_help=True
-)
+app = typer.Typer(name="admin", help="See what a fleet does, and steer it.", no_args_is_help=True)
 
 # Each has a function `register(app)` that adds its commands.
 _PARTS: Final = (
