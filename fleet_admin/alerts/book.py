@@ -56,7 +56,7 @@ def alerts(
     since: datetime | None = None,
     limit: int = 100,
 ) -> list[AlertView]:
-    """Return alerts, the open ones first, then the latest.
+    """Return alerts: the open ones first, of these the critical ones, then the latest.
 
     Args:
         connection: Of a database with this version's tables.
@@ -75,7 +75,9 @@ def alerts(
         query = query.where(AlertRow.subject == subject)
     if since is not None:
         query = query.where(AlertRow.since_at >= since)
-    ordered = query.order_by(AlertRow.cleared_at.is_not(None), AlertRow.since_at.desc(), AlertRow.id).limit(limit)
+    is_over = AlertRow.cleared_at.is_not(None)
+    can_wait = or_(is_over, AlertRow.severity != AlertSeverity.CRITICAL)
+    ordered = query.order_by(is_over, can_wait, AlertRow.since_at.desc(), AlertRow.id).limit(limit)
     return [_view(row) for row in connection.execute(ordered)]
 
 

@@ -17,6 +17,7 @@ from fleet_edge.store.models import (
     EventRow,
     FenceLiftRow,
     FenceRow,
+    FleetRollupRow,
     ReportedCloseRow,
     RollupRow,
     RoundRow,
@@ -184,7 +185,7 @@ def purge_rollups(
         with engine.begin() as connection:
             end = min(before, Marks.read(connection).at[made])
             raise_mark(connection, kept, end)
-        for row in (RollupRow, DistributionRow):
+        for row in (RollupRow, FleetRollupRow, DistributionRow):
             old = and_(row.grain == grain, row.start < end)
             deleted += delete_rows(engine, row, old, chunk=chunk, enough=enough, pause=pause)
     return deleted

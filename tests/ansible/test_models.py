@@ -40,9 +40,9 @@ def play(folder: Path, tasks: str, **given: Any) -> tuple[bool, str]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> dict[str, Any]:
-    """Return a file of two and a half megabytes that is to be sent."""
+    """Return a file of two and a half megabytes that is to be sent; no other test's has its checksum, nor its names."""
     source = tmp_path / "model.gguf"
-    source.write_bytes(random.Random(0).randbytes(5 * MEGA // 2))
+    source.write_bytes(random.Random(str(tmp_path)).randbytes(5 * MEGA // 2))
     checksum = hashlib.sha256(source.read_bytes()).hexdigest()
     there = tmp_path / "there" / checksum[:16] / "model.gguf"
     return {"src": str(source), "dest": str(there), "bytes": source.stat().st_size, "checksum": checksum}

@@ -15,7 +15,7 @@ from fleet_edge.store.models.log import (
     SessionRow,
 )
 from fleet_edge.store.models.rollouts import RolloutRow
-from fleet_edge.store.models.rollups import DistributionRow, RollupMarkRow, RollupRow, StaleHourRow
+from fleet_edge.store.models.rollups import DistributionRow, FleetRollupRow, RollupMarkRow, RollupRow, StaleHourRow
 from fleet_edge.store.models.steering import (
     AuditRow,
     CommandRow,
@@ -40,6 +40,7 @@ __all__ = [
     "EventRow",
     "FenceLiftRow",
     "FenceRow",
+    "FleetRollupRow",
     "LabelRow",
     "LoginRow",
     "ReportedCloseRow",

@@ -136,8 +136,8 @@ class SegmentRow(Base):
     __tablename__ = "segments"
     __table_args__ = (
         ForeignKeyConstraint(["session", "device"], ["sessions.session", "sessions.device"], ondelete="CASCADE"),
+        # None by device: SQLite would look a session's segments up there, among all that its device ever had.
         Index(None, "segment"),
-        Index(None, "device", "segment"),
         Index(None, "edge", "segment"),
     )
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.store.models.base import Base
 
-__all__ = ["DistributionRow", "RollupMarkRow", "RollupRow", "StaleHourRow"]
+__all__ = ["DistributionRow", "FleetRollupRow", "RollupMarkRow", "RollupRow", "StaleHourRow"]
 
 
 class RollupRow(Base):
@@ -28,6 +28,23 @@ class RollupRow(Base):
     device: Mapped[str] = mapped_column(primary_key=True)
     edge: Mapped[str] = mapped_column(primary_key=True)
     app: Mapped[str] = mapped_column(primary_key=True)
+    draft_model: Mapped[str] = mapped_column(primary_key=True)
+    quantization: Mapped[str] = mapped_column(primary_key=True)
+    sessions: Mapped[int]
+    visits: Mapped[int]
+    segments: Mapped[int]
+    duration_ms: Mapped[float]
+
+
+class FleetRollupRow(Base):
+    """What the rollups of all devices come to: a fleet's course is read from few rows, however many devices it has."""
+
+    __tablename__ = "fleet_rollups"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    grain: Mapped[str] = mapped_column(primary_key=True)
+    start: Mapped[datetime] = mapped_column(primary_key=True)
+    edge: Mapped[str] = mapped_column(primary_key=True)
     draft_model: Mapped[str] = mapped_column(primary_key=True)
     quantization: Mapped[str] = mapped_column(primary_key=True)
     sessions: Mapped[int]
@@ -80,3 +97,4 @@ def add_counters(table: type[Base]) -> None:
 
 
 add_counters(RollupRow)
+add_counters(FleetRollupRow)

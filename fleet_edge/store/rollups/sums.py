@@ -9,11 +9,22 @@ from sqlalchemy import BigInteger, ColumnElement, Select, Text, case, func, lite
 from sqlalchemy.orm import aliased
 
 from fleet_edge.counters import SEGMENT_COUNTERS
-from fleet_edge.store.models import RollupRow, SegmentRow
+from fleet_edge.store.models import FleetRollupRow, RollupRow, SegmentRow
 from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.rollups.cover import Piece
 
-__all__ = ["COUNTED", "KEY", "SUMMED", "Dimension", "by_row", "opened_in", "segment_sums", "sums", "time_of_hour"]
+__all__ = [
+    "COUNTED",
+    "FLEET_DIMENSIONS",
+    "KEY",
+    "SUMMED",
+    "Dimension",
+    "by_row",
+    "opened_in",
+    "segment_sums",
+    "sums",
+    "time_of_hour",
+]
 
 SUMMED: Final = ("duration_ms", *SEGMENT_COUNTERS)
 """Columns of a segment that add up."""
@@ -35,6 +46,9 @@ class Dimension(StrEnum):
     DRAFT_MODEL = "draft_model"
     QUANTIZATION = "quantization"
 
+
+FLEET_DIMENSIONS: Final = (Dimension.EDGE, Dimension.DRAFT_MODEL, Dimension.QUANTIZATION)
+"""What is told apart where all devices are added up; applications are not, each device names its own."""
 
 KEY: Final = ("grain", "start", *Dimension)
 """The key of a rollup."""
@@ -60,14 +74,16 @@ def sums(
     """
     if piece.grain is None:
         return segment_sums(piece.start, piece.end, by=by, timed=timed, chosen=chosen, columns=columns)
-    own = [getattr(RollupRow, name) for name in by]
-    start = [RollupRow.start] if timed else []
-    added = (func.sum(getattr(RollupRow, name)).label(name) for name in (*COUNTED, *columns))
+    needed = {*by, *(name for name, _ in chosen)}
+    row = FleetRollupRow if needed <= {*FLEET_DIMENSIONS} else RollupRow
+    own = [getattr(row, name) for name in by]
+    start = [row.start] if timed else []
+    added = (func.sum(getattr(row, name)).label(name) for name in (*COUNTED, *columns))
     columns_read: list[Any] = [*start, *own, *added]
-    query = select(*columns_read).where(RollupRow.grain == piece.grain, RollupRow.start >= piece.start)
+    query = select(*columns_read).where(row.grain == piece.grain, row.start >= piece.start)
     if piece.end is not None:
-        query = query.where(RollupRow.start < piece.end)
-    query = query.where(*(getattr(RollupRow, name).in_(values) for name, values in chosen))
+        query = query.where(row.start < piece.end)
+    query = query.where(*(getattr(row, name).in_(values) for name, values in chosen))
     return query.group_by(*start, *own)
 
 

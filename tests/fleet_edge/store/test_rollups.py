@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 
 from fleet_edge.store import housekeeping, totals
 from fleet_edge.store.database import Store
-from fleet_edge.store.models import RollupRow
+from fleet_edge.store.models import FleetRollupRow, RollupRow
 from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.rollups import rolling
 from fleet_edge.store.rollups.cover import cover
@@ -142,9 +142,13 @@ def _stay(hours: float, *, session: int = 1, tokens: int = 5) -> Stay:
 
 
 def _rolled(store: Store, grain: Grain) -> dict[str, int]:
+    """Return the tokens of each device; those of all are kept beside them."""
     query = select(RollupRow.device, func.sum(RollupRow.__table__.c.tokens)).where(RollupRow.grain == grain)
+    all_tokens = select(func.sum(FleetRollupRow.__table__.c.tokens)).where(FleetRollupRow.grain == grain)
     with store.engine.connect() as connection:
-        return {name: int(tokens) for name, tokens in connection.execute(query.group_by(RollupRow.device))}
+        found = {name: int(tokens) for name, tokens in connection.execute(query.group_by(RollupRow.device))}
+        assert int(connection.scalar(all_tokens) or 0) == sum(found.values())
+    return found
 
 
 def test_a_session_whose_beginning_comes_late_is_counted_once_and_in_its_own_time(store: Store) -> None:

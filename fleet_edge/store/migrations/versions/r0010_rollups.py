@@ -45,6 +45,7 @@ _EDGES = (
 
 
 def upgrade() -> None:
+    op.drop_index(op.f("ix_segments_device_segment"), table_name="segments")
     _know_edges()
     op.create_table(
         "stale_hours",
@@ -70,6 +71,7 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     _keep_rollups()
+    _sum_devices()
 
 
 def _know_edges() -> None:
@@ -141,6 +143,30 @@ def _keep_rollups() -> None:
     )
 
 
+def _sum_devices() -> None:
+    """Add up the rollups that are kept; those of days that are made anew are added up then."""
+    dimensions = ("edge", "draft_model", "quantization")
+    op.create_table(
+        "fleet_rollups",
+        sa.Column("grain", sa.Text(), nullable=False),
+        sa.Column("start", sa.DateTime(timezone=True), nullable=False),
+        *(sa.Column(name, sa.Text(), nullable=False) for name in dimensions),
+        sa.Column("sessions", sa.BigInteger(), nullable=False),
+        sa.Column("visits", sa.BigInteger(), nullable=False),
+        sa.Column("segments", sa.BigInteger(), nullable=False),
+        sa.Column("duration_ms", sa.Double(), nullable=False),
+        *_counters(),
+        sa.PrimaryKeyConstraint("grain", "start", *dimensions, name=op.f("pk_fleet_rollups")),
+        sqlite_with_rowid=False,
+    )
+    key = f'grain, "start", {", ".join(dimensions)}'
+    names = ("sessions", "visits", "segments", "duration_ms", *_SUMS)
+    op.execute(
+        f"INSERT INTO fleet_rollups ({key}, {', '.join(names)})"
+        f" SELECT {key}, {', '.join(f'sum({name})' for name in names)} FROM rollups GROUP BY {key}"
+    )
+
+
 def _purged_until(connection: sa.Connection) -> datetime:
     """Return the first day of which, and of those after it, no segment can have been purged."""
     earliest = connection.scalar(sa.text("SELECT min(segment) FROM segments"))
@@ -193,7 +219,8 @@ def downgrade() -> None:
         ' GROUP BY "start", device'
     )
     op.drop_table("rollups_0010")
-    for table in ("distributions", "rollup_marks", "stale_hours"):
+    op.create_index(op.f("ix_segments_device_segment"), "segments", ["device", "segment"], unique=False)
+    for table in ("fleet_rollups", "distributions", "rollup_marks", "stale_hours"):
         op.drop_table(table)
     op.drop_index("ix_sessions_moved", table_name="sessions")
     op.drop_index(op.f("ix_sessions_edge_opened_at"), table_name="sessions")
