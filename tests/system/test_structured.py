@@ -244,13 +244,16 @@ class Reading(BaseModel):
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 def test_langchain_gets_objects(client: openai.OpenAI, method: str) -> None:
     langchain_openai = pytest.importorskip("langchain_openai")
-    model = langchain_openai.ChatOpenAI(base_url=str(client.base_url), api_key="unused", model="fleet", max_tokens=200)
-    read = model.with_structured_output(Reading, method=method)
-    found = [read.invoke("What does the sensor say?") for _ in range(4)]
+    found = []
+    for seed in range(4):  # in coupled mode the text is the seed's alone: one by lot might have blanks without end
+        given = {"model": "fleet", "max_tokens": 1000, "seed": seed, "extra_body": {"mode": "coupled"}}
+        model = langchain_openai.ChatOpenAI(base_url=str(client.base_url), api_key="unused", **given)
+        found.append(model.with_structured_output(Reading, method=method).invoke("What does the sensor say?"))
     assert all(isinstance(each, Reading) for each in found)
     assert len({each.celsius for each in found}) > 1  # by lot: nothing but the schema says what there is
 
 
 def test_a_response_is_structured_too(client: openai.OpenAI) -> None:
-    parsed = client.responses.parse(model="fleet", input="How is the weather?", text_format=Reading)
+    fixed: Any = {"max_output_tokens": 1000, "extra_body": {"mode": "coupled", "seed": 1}}
+    parsed = client.responses.parse(model="fleet", input="How is the weather?", text_format=Reading, **fixed)
     assert isinstance(parsed.output_parsed, Reading)
