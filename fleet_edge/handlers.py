@@ -254,6 +254,11 @@ class MessageHandlers:
                 self._forget(session)
             return
         self.grammars.forget(device, message.session)
+        if session is not None and message.edge is None and _is_behind(session, message):
+            # A repeated Open has come here too, or it was resumed elsewhere: what this edge knows is not its end.
+            self.answers.left(session, LeaveReason.RESUMED)
+            self._forget(session)
+            session = None
         if session is None:
             self.answers.closed_elsewhere(device, message)  # a repeat, or an edge that has restarted
             return
@@ -327,3 +332,9 @@ class MessageHandlers:
         if not resumed:
             self.scheduler.ended_text(now=self.clock())
         self.scheduler.forget(session)
+
+
+def _is_behind(session: EdgeSession, message: Close) -> bool:
+    """Whether the device has more verified text than this edge has given it."""
+    verified = message.tokens - (message.unverified or 0)
+    return verified > session.committed + (message.fix is not None)

@@ -10,7 +10,7 @@ import pytest
 from dssd.distribution import shape
 from fleet_edge.errors import DraftFault
 from fleet_edge.store.records.events import EventLogged
-from fleet_edge.store.records.segments import LeaveReason, SegmentProgress
+from fleet_edge.store.records.segments import LeaveReason, SegmentLeft, SegmentProgress
 from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
 from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold
 from fleet_testing.memory_link import MemoryLink
@@ -279,6 +279,17 @@ def test_a_close_of_another_edges_session_is_that_edges_business(scene: Scene) -
     assert scene.replies == []
     assert scene.fleet.sink.of(SessionClosed) == []
     assert len(scene.fleet.edge.sessions) == 1  # what was left here is forgotten
+    scene.others_are_untouched()
+
+
+def test_an_edge_that_knows_less_of_a_text_than_its_device_does_not_say_how_long_it_was(scene: Scene) -> None:
+    """A repeated Open has come here too, and the edge that had the text went away before it heard of its end."""
+    scene.bad.session.cancel(EndReason.LENGTH)
+    close = scene.bad.session.close(wall_ms=1.0)
+    scene.send(encode_close(close.model_copy(update={"edge": None, "handle": None, "tokens": 7})), Topic.CLOSE)
+    assert scene.fleet.sink.of(SessionClosed) == []
+    assert [record.reason for record in scene.fleet.sink.of(SegmentLeft)] == [LeaveReason.RESUMED]
+    assert [record.tokens for record in scene.fleet.sink.of(CloseReported)] == [7]
     scene.others_are_untouched()
 
 
