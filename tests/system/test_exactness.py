@@ -15,6 +15,7 @@ from tests.support.brokers import StartBroker
 SESSIONS = 1500
 EXHAUSTIVE_SESSIONS = 500
 FAULT_SESSIONS = 1000
+SUFFIX_FAULT_SESSIONS = 3000  # drafts depend on what a device happened to write before: at 1000, p is 1e-4 to 1e-20
 DEVICES = 8
 
 pytestmark = pytest.mark.broker
@@ -71,5 +72,6 @@ def test_texts_follow_the_target(case: Case, start_mosquitto: StartBroker) -> No
 def test_the_proof_catches_faults(case: Case, start_mosquitto: StartBroker) -> None:
     assert case.sabotage is not Sabotage.NONE
     broker = start_mosquitto(Broker(fleet=FLEET))
-    result = prove(case, port=broker.port, sessions=FAULT_SESSIONS, first_seed=99, devices=DEVICES)
+    sessions = SUFFIX_FAULT_SESSIONS if case.suffix else FAULT_SESSIONS
+    result = prove(case, port=broker.port, sessions=sessions, first_seed=99, devices=DEVICES)
     assert result.passed, result
