@@ -24,6 +24,7 @@ _BENCHMARKS: Final = {
     "latency": "Write for one device over lines of any length and width, by this system and others: tokens per second.",
     "log": "Ask a session log of a million sessions all that is asked of one; export it; purge it beside a writer.",
     "memory": "Let an edge write thousands of short texts: its memory beside its weights and its budget.",
+    "observability": "Write with log, metrics and dashboard, and without: tokens per second.",
     "offline": "Pull the edge away in mid-answer, under each policy: how soon texts go on or fail, and what is logged.",
     "overhead": "Measure what an edge costs beside its model: time of a verdict, verdicts a second, where time goes.",
     "overlap": "Let the edge write for 16 and 64 devices: for which share of the time its engine computes nothing.",

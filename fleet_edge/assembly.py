@@ -12,7 +12,6 @@ from fleet_edge.batching.delay import BatchingDelay
 from fleet_edge.batching.planning import Budget
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.verdict_goal import VerdictGoal
-from fleet_edge.certificates import CertificateWatch
 from fleet_edge.guard.fences import SharedFences
 from fleet_edge.guard.guard import Guard
 from fleet_edge.handlers import MessageHandlers
@@ -24,6 +23,7 @@ from fleet_edge.sessions.grammars import Grammars
 from fleet_edge.sessions.table import SessionTable
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import KnowsTokens, Verifier
+from fleet_edge.watch.certificates import CertificateWatch
 from fleet_link.link import Link
 from fleet_runtime.grammar.compiler import GrammarCompiler
 

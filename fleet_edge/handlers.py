@@ -9,10 +9,7 @@ from datetime import timedelta
 from fleet_edge.answers.answers import Answers
 from fleet_edge.answers.recorder import EndCause, Recorder
 from fleet_edge.batching.scheduler import Scheduler
-from fleet_edge.certificates import CertificateWatch
-from fleet_edge.clocks import ClockWatch
 from fleet_edge.errors import DraftFault, OpenRefused
-from fleet_edge.event_codes import EventKind
 from fleet_edge.guard.fences import SharedFences
 from fleet_edge.guard.guard import FenceBegun, Guard, OverQuota
 from fleet_edge.intake import Malformed, ReceivedMessage
@@ -23,8 +20,11 @@ from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
 from fleet_edge.sessions.waiting import ReceivedDraft
+from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.fences import Fences
 from fleet_edge.store.records.segments import LeaveReason
+from fleet_edge.watch.certificates import CertificateWatch
+from fleet_edge.watch.clocks import ClockWatch
 from schemas.control import DeviceState, EdgeState, Presence, Telemetry
 from schemas.messages import Close, Draft, Open
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode

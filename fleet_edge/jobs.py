@@ -11,10 +11,10 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
-from fleet_edge.event_codes import EventKind
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.errors import StoreError
+from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.fences import Fences
 from fleet_edge.store.purging import Pause, give_back_space
 from fleet_edge.store.rollups.grains import Grain, floor

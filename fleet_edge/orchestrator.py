@@ -19,10 +19,10 @@ from fleet_edge.batching.judging import Case
 from fleet_edge.batching.planning import Batch, Work
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.timing import Step
-from fleet_edge.event_codes import EventKind
 from fleet_edge.handlers import MessageHandlers
 from fleet_edge.intake import IntakeQueue, ReceivedMessage
 from fleet_edge.sessions.table import SessionTable
+from fleet_edge.store.event_codes import EventKind
 from fleet_edge.verifiers.contract import SequenceFailed, TargetAway, VerifierError
 
 __all__ = ["Orchestrator"]

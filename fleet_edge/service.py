@@ -12,26 +12,26 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleet_edge.assembly import assemble
-from fleet_edge.availability import Availability
 from fleet_edge.drain import hand_over
-from fleet_edge.event_codes import EventKind
 from fleet_edge.intake import Intake, leave_opens
 from fleet_edge.jobs import Jobs, JobSettings
-from fleet_edge.life_events import LifeEvents
 from fleet_edge.metrics.observer import EdgeObserver
+from fleet_edge.metrics.self_watch import SelfWatch
 from fleet_edge.metrics.tracing import Tracing
 from fleet_edge.orchestrator import Orchestrator
-from fleet_edge.self_watch import SelfWatch
 from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.backup import back_up_into, is_due
 from fleet_edge.store.edge_queries import edge
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
+from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.reopening import ReopeningStore
 from fleet_edge.store.spool import Spool
 from fleet_edge.store.views import EdgeView
 from fleet_edge.store.writer import Writer
 from fleet_edge.verifiers.contract import Verifier
+from fleet_edge.watch.availability import Availability
+from fleet_edge.watch.life_events import LifeEvents
 from fleet_link.errors import LinkError, PublishRejected
 from fleet_link.link import Link, Outcome, Will
 from fleet_link.paho_link import PahoLink

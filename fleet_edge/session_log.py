@@ -21,10 +21,10 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from fleet_edge.event_codes import Severity, severity_of
 from fleet_edge.store import edge_queries, event_queries, export, fences, queries, rollouts, texts, totals
 from fleet_edge.store.database import open_existing, open_for_reading
 from fleet_edge.store.errors import InvalidQuery, NotFound, StoreUnavailable
+from fleet_edge.store.event_codes import Severity, severity_of
 from fleet_edge.store.event_queries import EventFilter, EventGrouping
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.fences import ADMINISTRATOR
@@ -224,7 +224,7 @@ class SessionLog:
             edge: Logged by this edge.
             session: Of this session, by its id or enough of its beginning. Events of one minute, device and code are
                 one, which names the first session.
-            kind: What it is about; `fleet_edge.event_codes` has all there are.
+            kind: What it is about; `fleet_edge.store.event_codes` has all there are.
             code: What it is.
             severity: At least so grave.
             who: Done by this person.
@@ -312,12 +312,12 @@ class SessionLog:
         """Write an event: what an administrator, or a program of the administrator's, has done or found.
 
         Args:
-            kind: What it is about; `fleet_edge.event_codes` has all there are.
+            kind: What it is about; `fleet_edge.store.event_codes` has all there are.
             code: What it is.
             sentence: The same for a person.
             who: Which person did it.
             device: Whom it concerns, if it is one device.
-            severity: How grave it is; by default as `fleet_edge.event_codes` says.
+            severity: How grave it is; by default as `fleet_edge.store.event_codes` says.
             edge: Who logs it.
 
         Raises:

@@ -8,7 +8,7 @@ from pydantic import Field
 from dssd.downlink import Form
 from fleet_edge.guard.quotas import QuotaSettings
 from fleet_edge.guard.strikes import FenceSettings
-from fleet_edge.token_kinds import StoreText
+from fleet_edge.store.token_kinds import StoreText
 from fleet_edge.verifiers.prefix_cache import PrefixSharing
 from fleet_edge.verifiers.registry import AUTO, VERIFIERS
 from fleet_edge.verifiers.remote.settings import RemoteSettings

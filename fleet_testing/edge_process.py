@@ -1,13 +1,16 @@
 """Edge processes: `fleet edge run` with any arguments, and over a prepared target."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import VerifierError
 from fleet_runtime.events import Event, read_events
+from fleet_testing.edge_thread import NO_QUOTAS
 
 __all__ = ["edge_process", "real_edge"]
 
@@ -15,8 +18,13 @@ _STOP_S = 60.0
 
 
 @contextmanager
-def edge_process(arguments: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
+def edge_process(arguments: Sequence[str], *, quotas: bool = False) -> Iterator["subprocess.Popen[str]"]:
     """Run `fleet edge run` with the arguments; on entry it is online, on exit it has ended.
+
+    Args:
+        arguments: Its command line.
+        quotas: Whether devices have those of the settings. A benchmark's few devices write what a fleet does, and with
+            quotas it would measure these.
 
     Yields:
         The process, for whoever ends it otherwise than by SIGTERM.
@@ -25,7 +33,13 @@ def edge_process(arguments: Sequence[str]) -> Iterator["subprocess.Popen[str]"]:
         VerifierError: The edge did not start; its own sentence.
     """
     command = [sys.executable, "-m", "fleet_cli.main", "edge", "run", "--events", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    environment = dict(os.environ)
+    if not quotas:
+        environment |= {
+            f"{EdgeSettings.variable_prefix}QUOTAS__{name.upper()}": f"{NO_QUOTAS.model_dump()[name]:.0f}"
+            for name in sorted(NO_QUOTAS.model_fields_set)
+        }
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None
         for event in read_events(process.stdout):

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from fleet_admin.alerts.errors import NoSuchAlert
 from fleet_admin.alerts.views import AlertSeverity, AlertView
-from fleet_edge.event_codes import EventKind, Severity, severity_of
+from fleet_edge.store.event_codes import EventKind, Severity, severity_of
 from fleet_edge.store.merge.merge import merge_for
 from fleet_edge.store.models import AlertLeaseRow, AlertRow
 from fleet_edge.store.records.events import EventLogged

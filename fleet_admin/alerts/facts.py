@@ -9,8 +9,8 @@ from typing import Final
 from sqlalchemy import Connection, RowMapping, func, select
 
 from fleet_admin.alerts.settings import AlertSettings
-from fleet_edge.event_codes import EventKind
 from fleet_edge.store import totals
+from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.models import DeviceRow, EdgeRow, EventRow, RoundRow, SegmentRow
 from fleet_edge.store.rollups.sums import Dimension
 

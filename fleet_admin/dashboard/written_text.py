@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Final
 
 from fleet_edge.store.texts import StoredText, StoredToken
-from fleet_edge.token_kinds import TokenKind
+from fleet_edge.store.token_kinds import TokenKind
 
 __all__ = ["Run", "WrittenText", "written_text"]
 

@@ -14,9 +14,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from fleet_admin.steering.errors import SteeringError
 from fleet_admin.steering.selection import KnownDevice
 from fleet_admin.steering.views import Actor
-from fleet_edge.event_codes import EventKind, severity_of
 from fleet_edge.store.database import open_existing
 from fleet_edge.store.errors import StoreUnavailable
+from fleet_edge.store.event_codes import EventKind, severity_of
 from fleet_edge.store.merge.merge import Merge
 from fleet_edge.store.models import DeviceRow, SegmentRow
 from fleet_edge.store.records.events import EventLogged
@@ -32,14 +32,17 @@ from schemas.errors import InvalidName
 from schemas.names import check_name
 from schemas.steering import CommandRequest, DesiredSettings, ReportedSettings
 
-__all__ = ["SteeringEvent", "SteeringLog"]
+__all__ = ["ASKED", "SteeringEvent", "SteeringLog"]
+
+ASKED: Final = "asked"
+"""Outcome in the audit log of what devices have not answered yet."""
 
 _EDGE_DAY: Final = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SteeringEvent:
-    """What an administrator's wish or command has led to at a device, as `fleet_edge.event_codes` has it."""
+    """What an administrator's wish or command has led to at a device, as `fleet_edge.store.event_codes` has it."""
 
     device: str
     kind: EventKind

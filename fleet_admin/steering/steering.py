@@ -13,19 +13,17 @@ What cannot be recorded does not happen: the database is written before a device
 """
 
 import json
-import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final, Self
 
 from fleet_admin.settings import AdminSettings
-from fleet_admin.steering.answers import Answers
-from fleet_admin.steering.errors import SteeringError
+from fleet_admin.steering.commanding import Commanding, limit_of
 from fleet_admin.steering.judging import device_view, outcome_of
-from fleet_admin.steering.log import SteeringEvent, SteeringLog
+from fleet_admin.steering.log import ASKED, SteeringEvent, SteeringLog
 from fleet_admin.steering.planning import plan_changes
 from fleet_admin.steering.selection import KnownDevice, Selection
 from fleet_admin.steering.values import check_change
@@ -38,35 +36,20 @@ from fleet_admin.steering.views import (
     SettingState,
 )
 from fleet_admin.steering.wire import SteeringWire
-from fleet_edge.event_codes import EventKind
+from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.steering.audit import AuditEntry
-from fleet_edge.store.steering.commands import SILENT
 from fleet_link.link import Link
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
 from schemas.control import Presence
-from schemas.steering import CommandRequest, DesiredSettings, SettingValue
+from schemas.steering import DesiredSettings, SettingValue
 
-__all__ = ["COMMANDS", "Steering"]
+__all__ = ["Steering"]
 
-COMMANDS: Final[Mapping[str, float]] = {
-    "self-test": 60.0,
-    "reload": 10.0,
-    "drain": 10.0,
-    "pause": 10.0,
-    "resume": 10.0,
-    "log-tail": 15.0,
-    "support-bundle": 20.0,
-}
-"""Seconds that a command is given unless its sender says otherwise, by its name."""
-
-_MOST_S: Final = 600.0
 _WAIT_S: Final = 10.0
 _RECORD_S: Final = 2.0
-_OFFLINE: Final = "offline"
-_ASKED: Final = "asked"
 
-# Codes of events, as `fleet_edge.event_codes` has them.
+# Codes of events, as `fleet_edge.store.event_codes` has them.
 _CODES: Final[Mapping[SettingState, str]] = {
     SettingState.IN_FORCE: "applied",
     SettingState.NEEDS_RESTART: "applied",
@@ -74,7 +57,6 @@ _CODES: Final[Mapping[SettingState, str]] = {
     SettingState.WAITING: "wanted",
     SettingState.SILENT: "wanted",
 }
-_ENDS: Final[Mapping[str, str]] = {"ok": "done", "failed": "failed", "refused": "refused", SILENT: "timed-out"}
 
 
 class Steering:
@@ -105,6 +87,7 @@ class Steering:
         self._setting = threading.Lock()
         self._ended = threading.Event()
         self._recorder: threading.Thread | None = None
+        self._commands = Commanding(log, wire, now=now, clock=clock)
 
     @classmethod
     def open(cls, settings: AdminSettings, db: str, *, make_link: Callable[[LinkSettings], Link] = PahoLink) -> Self:
@@ -265,7 +248,7 @@ class Steering:
                 subject=each.device,
                 before=_shown(each.before),
                 after=_shown(each.after),
-                outcome=_ASKED,
+                outcome=ASKED,
                 source=actor.source,
             )
             for each in planned
@@ -309,7 +292,13 @@ class Steering:
             self.log.end_audit({entries[device]: f"{each.state}: {each.sentence}" for device, each in done.items()})
             self.log.note(
                 [
-                    _told(each.device, EventKind.CONFIG, _CODES[each.state], each.sentence, actor)
+                    SteeringEvent(
+                        device=each.device,
+                        kind=EventKind.CONFIG,
+                        code=_CODES[each.state],
+                        sentence=each.sentence,
+                        who=actor.who,
+                    )
                     for each in done.values()
                 ]
             )
@@ -328,7 +317,7 @@ class Steering:
         """Give devices a command, and tell what each answers, as they answer.
 
         Args:
-            name: One of `COMMANDS`.
+            name: One of `fleet_admin.steering.commanding.COMMANDS`.
             selection: To whom.
             actor: Who gives it.
             arguments: By name.
@@ -338,89 +327,10 @@ class Steering:
             SteeringError: There is no such command, nobody is chosen, or the time is none; nothing is sent.
             StoreUnavailable: It cannot be recorded; nothing is sent.
         """
-        if name not in COMMANDS:
-            raise SteeringError(f"There is no command {name[:40]!r}; there are {', '.join(COMMANDS)}.")
-        limit_s = COMMANDS[name] if timeout_s is None else timeout_s
-        if not 0 < limit_s <= _MOST_S:
-            raise SteeringError(f"A command can be given up to {_MOST_S:.0f} s, not {limit_s:.0f} s.")
+        limit_s = limit_of(name, timeout_s)
         known = self.known(edges=selection.edge is not None)
-        chosen = selection.choose(known)
-        there = [each for each in chosen if known[each].presence not in {None, Presence.OFFLINE}]
-        deadline = self._now() + timedelta(seconds=limit_s)
-        requests = {
-            device: CommandRequest(
-                id=secrets.token_hex(8),
-                command=name,
-                arguments=dict(arguments or {}),
-                deadline=deadline,
-                who=actor.who[:100],
-            )
-            for device in there
-        }
-        said = json.dumps(dict(arguments)) if arguments else None
-        entries = [
-            AuditEntry(
-                who=actor.who,
-                action=f"command {name}",
-                subject=device,
-                after=said,
-                outcome=_ASKED if device in requests else "offline: not sent",
-                source=actor.source,
-            )
-            for device in chosen
-        ]
-        ids = self.log.keep_commands(requests, entries, batch=secrets.token_hex(8))
-        return self._answers(name, chosen, requests, dict(zip(chosen, ids, strict=True)), actor=actor, limit_s=limit_s)
-
-    def _answers(
-        self,
-        name: str,
-        chosen: Sequence[str],
-        requests: Mapping[str, CommandRequest],
-        entries: Mapping[str, str],
-        *,
-        actor: Actor,
-        limit_s: float,
-    ) -> Iterator[CommandResult]:
-        began = self._clock()
-        answers = Answers(requests, self._clock)
-        results: dict[str, CommandResult] = {}
-        try:
-            for device, request in requests.items():
-                self._wire.command(device, request, answers.listener(device))
-            for device in chosen:
-                if device not in requests:
-                    results[device] = CommandResult(
-                        device=device, id="", outcome=_OFFLINE, sentence="The device is offline; nothing was sent."
-                    )
-                    yield results[device]
-            while answers.missing and (left_s := began + limit_s + 1.0 - self._clock()) > 0:
-                for result in self._wire.wait(answers.take, left_s):
-                    results[result.device] = result
-                    yield result
-            for device in sorted(answers.missing):
-                results[device] = CommandResult(
-                    device=device,
-                    id=requests[device].id,
-                    outcome=SILENT,
-                    sentence=f"The device has not answered within {limit_s:.0f} s.",
-                )
-                yield results[device]
-        finally:
-            for device, request in requests.items():
-                self._wire.end_command(device, request.id)
-            ended = {each.id: (each.outcome, each.sentence) for each in results.values() if each.id}
-            self.log.end_commands(ended)
-            self.log.end_audit(
-                {entries[each.device]: f"{each.outcome}: {each.sentence}" for each in results.values() if each.id}
-            )
-            self.log.note(
-                [
-                    _told(each.device, EventKind.COMMAND, _ENDS[each.outcome], f"{name}: {each.sentence}", actor)
-                    for each in results.values()
-                    if each.id
-                ]
-            )
+        chosen = {device: known[device] for device in selection.choose(known)}
+        return self._commands.give(name, chosen, actor=actor, arguments=dict(arguments or {}), limit_s=limit_s)
 
     # Devices that go
 
@@ -436,10 +346,6 @@ class Steering:
 
     def _keep_fresh(self) -> None:
         self.log.keep_reported(self._wire.take_fresh())
-
-
-def _told(device: str, kind: EventKind, code: str, sentence: str, actor: Actor) -> SteeringEvent:
-    return SteeringEvent(device=device, kind=kind, code=code, sentence=sentence, who=actor.who)
 
 
 def _shown(values: Mapping[str, SettingValue]) -> str | None:

@@ -14,30 +14,28 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from broker_config.broker import Broker
 from broker_config.errors import BrokerError
 from broker_config.processes.runner import MosquittoProcess
-from dssd.coupling import coupled_token
 from fleet_bench.overhead.measures import Answers, Saturation, answer_times, saturate
 from fleet_bench.overhead.played import PlayedSession, play
 from fleet_bench.overhead.report import Share, goals_of, lines_of, rows_of
 from fleet_bench.shared.conditions import conditions
 from fleet_bench.shared.ending import ending_cleanly
 from fleet_bench.shared.fleet_load import FleetLoad
-from fleet_bench.shared.laws import RecordedLaw, record_laws
+from fleet_bench.shared.laws import record_laws
 from fleet_bench.shared.metered_edge import SLEEP
 from fleet_bench.shared.processes import Cores, Program
 from fleet_cli.prompts import built_in, some
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.pacing.contract import FixedPacing
 from fleet_runtime.events import Event
-from fleet_testing.recorded_drafter import RecordedText
 from schemas.errors import FleetError
-from schemas.policy import Mode, SamplingPolicy
+from schemas.policy import Mode
 
 __all__ = ["main"]
 
@@ -190,7 +188,7 @@ def _over_a_model(arguments: argparse.Namespace, cores: Cores, broker: Mosquitto
         cache=arguments.models / "recordings",
         on_progress=_say,
     )
-    texts = [_text(laws.laws[n % len(laws.laws)], n % len(laws.laws)) for n in range(arguments.real_devices)]
+    texts = [laws.laws[n % len(laws.laws)].written(n % len(laws.laws)) for n in range(arguments.real_devices)]
     codec = GgufModel(target, vocabulary_only=True)
     ended: dict[str, Any] = {}
     with closing(codec), _edge(cores, broker.port, target=target, sample=ended):
@@ -201,13 +199,6 @@ def _over_a_model(arguments: argparse.Namespace, cores: Cores, broker: Mosquitto
             load.pace([FixedPacing(_REAL_DRAFT) for _ in texts])
             load.write(texts)
     return Share.of(f"{target.stem}, coupled", arguments.real_devices, ended)
-
-
-def _text(law: RecordedLaw, seed: int) -> RecordedText:
-    """Return the text that the target wrote when it was recorded."""
-    policy = SamplingPolicy(mode=Mode.COUPLED, temperature=0.7, top_k=50, top_p=0.95, seed=seed)
-    tokens = tuple(coupled_token(p, seed, place) for place, p in enumerate(law.target))
-    return replace(law.text(seed, Mode.COUPLED), policy=policy, tokens=tokens)
 
 
 @contextmanager

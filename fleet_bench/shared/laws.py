@@ -7,13 +7,14 @@ position its drafts are accepted as often as the models' own, without a model at
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dssd.coupling import coupled_token
 from dssd.distribution import Dist
 from fleet_bench.shared.recordings import key_of, policy_of, read_by_draft, write_by_target
 from fleet_cli.prompts import Prompt
@@ -50,6 +51,12 @@ class RecordedLaw:
         """
         policy = SamplingPolicy(mode=mode, temperature=_TEMPERATURE, top_k=_TOP_K, top_p=1.0, seed=seed)
         return RecordedText("", self.prompt, policy, (0,) * len(self.draft), self.draft)
+
+    def written(self, seed: int) -> RecordedText:
+        """Return it as what the target writes in coupled mode: devices that play it write that text again."""
+        policy = SamplingPolicy(mode=Mode.COUPLED, temperature=_TEMPERATURE, top_k=_TOP_K, top_p=0.95, seed=seed)
+        tokens = tuple(coupled_token(p, seed, place) for place, p in enumerate(self.target))
+        return replace(self.text(seed, Mode.COUPLED), policy=policy, tokens=tokens)
 
     @property
     def overlap(self) -> float:

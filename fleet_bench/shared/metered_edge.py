@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +12,8 @@ from fleet_bench.shared.sampler import StackSampler
 from fleet_edge import openmp  # noqa: F401 - before torch
 from fleet_edge.edge import Edge
 from fleet_edge.settings import EdgeSettings
+from fleet_edge.store.records.record import Record
+from fleet_edge.store.writer import Writer
 from fleet_edge.verifiers.contract import Item, Logits, Verifier
 from fleet_edge.verifiers.registry import load_verifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
@@ -56,6 +58,13 @@ class MeteredVerifier:
         return logits
 
 
+def _drop(_writer: Writer, _record: Record, *, urgent: bool = False, then: Callable[[], None] | None = None) -> None:
+    """Take a record as `Writer.put` does, and write nothing."""
+    del urgent
+    if then is not None:
+        then()
+
+
 def main() -> None:
     """Serve until SIGTERM; writes the event `online` when ready, and `stopped` with the steps at the end."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -67,6 +76,7 @@ def main() -> None:
     parser.add_argument("--step-ms", type=float, required=True)
     parser.add_argument("--session-ms", type=float, required=True)
     parser.add_argument("--threads", type=int, default=0, help="of the engine")
+    parser.add_argument("--no-log", action="store_true", help="drop what would be written to the session log")
     parser.add_argument("--sample", action="store_true", help="tell at the end where processor time went, by part")
     arguments = parser.parse_args()
     use_one_heap()
@@ -88,6 +98,8 @@ def main() -> None:
     else:
         metered = MeteredVerifier(load_verifier(settings))
     events = EventStream(sys.stdout, outlives_reader=True)
+    if arguments.no_log:
+        Writer.put = _drop  # type: ignore[method-assign] - an edge has no setting for that
     edge = Edge(settings, verifier=metered)
     sampler = StackSampler()
 

@@ -166,6 +166,7 @@ def _measure(arguments: argparse.Namespace, port: int, drafter: CountingDrafter)
         for name, (asked, schema) in SCHEMAS.items():
             prompt = tuple(encode_chat(drafter.codec, [ChatMessage("user", asked)]))
             found[name] = Tally()
+            print(f"{name}: {arguments.repeats} texts, {arguments.free} free ones …", file=sys.stderr, flush=True)
             grammar = Grammar.json_schema(schema)
             _write(agent, drafter, prompt, arguments, seed=0, grammar=grammar, tokens=8)  # prepared once at both ends
             for number in range(arguments.repeats):

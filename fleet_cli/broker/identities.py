@@ -193,7 +193,7 @@ def _tell_log(db: str, names: list[str]) -> None:
     """Write a revocation into the session log; it holds whether the log can be reached or not."""
     try:
         with open_log(db) as log:
-            from fleet_edge.event_codes import EventKind
+            from fleet_edge.store.event_codes import EventKind
 
             for name in dict.fromkeys(names):
                 sentence = f"All certificates of {name} were revoked."

@@ -24,6 +24,7 @@ from fleet_device.client.inbox import (
 from fleet_device.client.outage import Outage
 from fleet_device.client.outbound import Outbound
 from fleet_device.client.refusals import Refusals
+from fleet_device.client.rejoining import Rejoining
 from fleet_device.client.retry import RetryState
 from fleet_device.client.waiting import Waiting
 from fleet_device.errors import EdgeUnavailable, SessionRefused
@@ -41,10 +42,6 @@ from schemas.topics import Topic
 __all__ = ["SessionDriver"]
 
 _log = logging.getLogger(__name__)
-
-# A text that goes on without an edge asks for one so often, and pauses for so long until one has taken it.
-_REJOIN_EVERY_S: Final = 5.0
-_REJOIN_WITHIN_S: Final = 1.0
 
 _KEPT_EVERY: Final = 64  # tokens without an edge
 
@@ -101,14 +98,12 @@ class SessionDriver:
     _failure: BaseException | None = None  # that has ended the text
     _behind: bool = False  # the drafter has not seen what the edge has written by itself
     _close_until: float | None = None  # the edge's last word is waited for until then
-    _outage: str = ""  # why the text goes on without an edge, or was last about to
-    _rejoining: bool = False  # an edge is asked for that text; until one has taken it, it can go on without
-    _rejoin_at: float = 0.0  # when one is asked for next; while one is, how long that may take
-    _soonest: float = 0.0  # when one may be asked for because it says that it is there
+    _rejoining: Rejoining = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin to count the time."""
         self.started = self.clock()
+        self._rejoining = Rejoining(self.clock)
 
     def run(self) -> None:
         """Write the text to its end, and close.
@@ -159,7 +154,7 @@ class SessionDriver:
         if self._close_until is not None:
             return max(0.0, self._close_until - self.clock())
         quiet_s = min(self.retry.quiet_s(opened=self._opened), self.waiting.quiet_s(), self.outage.quiet_s())
-        return max(0.0, min(quiet_s, self._rejoin_at - self.clock())) if self._rejoining else quiet_s
+        return min(quiet_s, self._rejoining.left_s) if self._rejoining.asking else quiet_s
 
     def on_quiet(self) -> None:
         """Nothing came in time: ask again, or give up.
@@ -326,9 +321,8 @@ class SessionDriver:
         match reply:
             case Opened():
                 self._take_grant(reply)
-            case Refused() if self._rejoining and reply.session == session.request.session:
-                self._go_alone(reply.sentence)
-                self._rejoin_at += reply.retry_s or 0.0
+            case Refused() if self._rejoining.asking and reply.session == session.request.session:
+                self._go_alone(reply.sentence, pause_s=reply.retry_s or 0.0)
             case Refused() if reply.session == session.request.session and session.opened is None:
                 self.refusals.postpone(reply)
                 session.on_postponed()
@@ -353,7 +347,7 @@ class SessionDriver:
         self.refusals.last = None
         self.refusals.until.lift()
         self.retry.answered(tokens=0)
-        self._rejoining = False
+        self._rejoining.taken()
         self._plan, self._behind = None, False
         if len(self.session.committed) < length:
             self.on_void(len(self.session.committed))
@@ -365,8 +359,8 @@ class SessionDriver:
         """Nobody listens where a message went: the edge is away."""
         if topic is Topic.OPEN:
             self.session.on_undelivered()
-            if self._rejoining:
-                self._go_alone(self._outage)
+            if self._rejoining.asking:
+                self._go_alone(self._rejoining.cause)
         elif topic is Topic.DRAFT and self._opened:
             self.resume()
 
@@ -397,9 +391,9 @@ class SessionDriver:
         Raises:
             DeviceError: The text is to fail then; or it waits, and all that there was to wait is over.
         """
-        if self._rejoining:
-            if not self.outbound.connected or self.clock() >= self._rejoin_at:
-                self._go_alone(self._outage)
+        if self._rejoining.asking:
+            if not self.outbound.connected or self._rejoining.is_due:
+                self._go_alone(self._rejoining.cause)
         elif (cause := self.outage.cause()) is None:
             self.waiting.look()
         elif self.outage.settings.policy is OfflinePolicy.LOCAL:
@@ -408,9 +402,8 @@ class SessionDriver:
         else:
             raise self.refusals.last or EdgeUnavailable(cause)
 
-    def _go_alone(self, cause: str) -> None:
-        self._outage, self._rejoining, self._rejoin_at = cause, False, self.clock() + _REJOIN_EVERY_S
-        self._soonest = self.clock() + _REJOIN_WITHIN_S
+    def _go_alone(self, cause: str, *, pause_s: float = 0.0) -> None:
+        self._rejoining.alone(cause, pause_s=pause_s)
         self._plan, self._behind = None, False
         self.retry.rest()
         self.session.go_local(self.drafts.drafter.codec.end_tokens)
@@ -418,7 +411,7 @@ class SessionDriver:
 
     def _write_alone(self) -> None:
         """Write a token without an edge, or ask for one that is back."""
-        if self.clock() >= self._rejoin_at and self._rejoin():
+        if self._rejoining.is_due and self._rejoin():
             return
         session = self.session
         if len(session.request.prompt) + len(session.committed) >= self.drafts.drafter.context:
@@ -427,8 +420,8 @@ class SessionDriver:
         token = self.drafts.write_alone()
         if token is None:
             raise EdgeUnavailable(
-                f"{self._outage} The drafter {self.drafts.drafter.name!r} cannot go on alone: it has no model; set "
-                "drafter = 'llama.cpp', or offline = 'wait'."
+                f"{self._rejoining.cause} The drafter {self.drafts.drafter.name!r} cannot go on alone: it has no "
+                "model; set drafter = 'llama.cpp', or offline = 'wait'."
             )
         if session.ended is None and session.text.unverified % _KEPT_EVERY == 1:
             unfinished = session.close_if_lost(wall_ms=(self.clock() - self.started) * 1e3)
@@ -441,17 +434,16 @@ class SessionDriver:
     def _handle_alone(self, event: Event) -> None:
         match event:
             case ConnectionChanged(up=True) | EdgeStateChanged(presence=Presence.ONLINE):
-                self._rejoin_at = min(self._rejoin_at, self._soonest)
+                self._rejoining.hasten()
             case _:
                 pass  # what an edge says of a grant that is void, or a wake-up to look at the cancellation
 
     def _rejoin(self) -> bool:
         """Ask for an edge that verifies the rest, if the text is to have one; return whether that was done."""
-        self._rejoin_at = self.clock() + _REJOIN_EVERY_S
         if not self.outage.may_rejoin():
+            self._rejoining.put_off()
             return False
-        self._rejoining = True
-        self._rejoin_at = self.clock() + _REJOIN_WITHIN_S
+        self._rejoining.ask()
         self.retry.resumes += 1
         self._open()
         return True

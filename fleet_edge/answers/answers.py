@@ -17,13 +17,13 @@ from fleet_edge.answers.recorder import EndCause, Recorder
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
-from fleet_edge.event_codes import EventKind
 from fleet_edge.guard.guard import Guard
 from fleet_edge.metrics.figures import Figures
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.stream import Stream
 from fleet_edge.sessions.waiting import ReceivedDraft
+from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.records.segments import LeaveReason
 from schemas.bounds import MAX_TOKENS
 from schemas.codec import encode_verdict

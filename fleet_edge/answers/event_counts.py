@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from fleet_edge.event_codes import Severity, severity_of
+from fleet_edge.store.event_codes import Severity, severity_of
 from fleet_edge.store.records.events import EventLogged
 
 __all__ = ["EventCounts"]

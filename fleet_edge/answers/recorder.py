@@ -15,10 +15,10 @@ from fleet_edge.answers.event_counts import EventCounts
 from fleet_edge.answers.texts import Texts
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SEGMENT_COUNTERS
-from fleet_edge.event_codes import EventKind, Severity
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.stream import Stream
+from fleet_edge.store.event_codes import EventKind, Severity
 from fleet_edge.store.records.fences import DeviceFenced
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import LeaveReason, RoundJudged, SegmentLeft, SegmentProgress, segment_number

@@ -13,7 +13,7 @@ from typing import Final
 
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.store.records.texts import TextWritten
-from fleet_edge.token_kinds import StoreText
+from fleet_edge.store.token_kinds import StoreText
 from fleet_edge.verifiers.contract import KnowsTokens, Verifier, VerifierError
 from fleet_runtime.grammar.errors import GrammarUnavailable
 

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Final
 
 from fleet_edge.sessions.draft_results import DraftResult
-from fleet_edge.token_kinds import TokenKind
+from fleet_edge.store.token_kinds import TokenKind
 
 __all__ = ["CORRECTED", "kinds_of", "kinds_of_written"]
 

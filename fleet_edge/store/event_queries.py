@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Label, Text, cast, func, literal_column, select
 
-from fleet_edge.event_codes import Severity
+from fleet_edge.store.event_codes import Severity
 from fleet_edge.store.models import EventRow
 from fleet_edge.store.views import EventCount, EventView
 

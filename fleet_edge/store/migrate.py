@@ -16,8 +16,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, insert
 
-from fleet_edge.event_codes import EventKind, severity_of
 from fleet_edge.store.errors import StoreError
+from fleet_edge.store.event_codes import EventKind, severity_of
 from fleet_edge.store.models import REVISION, EventRow
 from schemas.version import VERSION
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Select, and_, delete, func, insert, select, update
 
-from fleet_edge.event_codes import EventKind, severity_of
+from fleet_edge.store.event_codes import EventKind, severity_of
 from fleet_edge.store.models import DeviceRow, EdgeRow, RolloutRow
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.fences import ADMINISTRATOR

@@ -9,8 +9,8 @@ from typing import Final
 from sqlalchemy import Connection, RowMapping, select
 
 from fleet_edge.store.models import TextRow
+from fleet_edge.store.token_kinds import TokenKind
 from fleet_edge.store.views import SegmentView, SessionView
-from fleet_edge.token_kinds import TokenKind
 
 __all__ = ["StoredText", "StoredToken", "read_text"]
 

@@ -17,8 +17,8 @@ from fleet_cli.admin.events import follow
 from fleet_cli.csv_output import csv_cell
 from fleet_cli.main import main
 from fleet_edge import SessionLog
-from fleet_edge.event_codes import Severity
 from fleet_edge.store.database import open_store
+from fleet_edge.store.event_codes import Severity
 from fleet_edge.store.records.segments import LeaveReason, segment_number
 from fleet_edge.store.steering.labels import add_labels
 from schemas.reasons import EndReason

@@ -13,8 +13,8 @@ __all__ = ["TextRow"]
 class TextRow(Base):
     """A piece of a text, from token `start` on; goes with its segment.
 
-    `kinds` has a character for each token (`fleet_edge.token_kinds`), `ids` their ids with commas, `pieces` their bytes
-    in hexadecimal with commas. Where only a hash is stored it is of the whole text up to the end of this piece.
+    `kinds` has a character for each token (`fleet_edge.store.token_kinds`), `ids` their ids with commas, `pieces` their
+    bytes in hexadecimal with commas. Where only a hash is stored it is of the whole text up to the end of this piece.
     """
 
     __tablename__ = "texts"

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from fleet_edge.event_codes import Severity
+from fleet_edge.store.event_codes import Severity
 
 __all__ = ["EventLogged"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventLogged:
-    """Something worth a line, and how often it happened; `fleet_edge.event_codes` has all there are.
+    """Something worth a line, and how often it happened; `fleet_edge.store.event_codes` has all there are.
 
     Attributes:
         id: Unique for good, so that a replay adds nothing, e.g. a random UUID's hexadecimal form. All records of one id

@@ -15,7 +15,7 @@ class TextWritten:
         segment: As opened.
         device: As opened.
         start: Position of its first token in the text.
-        kinds: `fleet_edge.token_kinds.TokenKind` of each token, a character each.
+        kinds: `fleet_edge.store.token_kinds.TokenKind` of each token, a character each.
         ids: Of the tokens, with commas; None if they are not to be stored.
         pieces: Of the tokens, the bytes in hexadecimal, with commas; None if they are not known, or not to be stored.
         hash: Of the whole text up to the end of this piece; None where the text itself is stored.

@@ -12,7 +12,7 @@ from fleet_admin.steering.selection import KnownDevice
 from fleet_admin.steering.values import check_change, read_assignments
 from fleet_admin.steering.views import SettingState
 from fleet_device.steering.actions import ACTIONS
-from fleet_edge.event_codes import EVENT_CODES, EventKind
+from fleet_edge.store.event_codes import EVENT_CODES, EventKind
 from fleet_edge.store.steering.views import WantedView
 from schemas.control import Presence
 from schemas.steering import (

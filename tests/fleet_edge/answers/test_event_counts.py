@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import text
 
 from fleet_edge.answers.event_counts import EventCounts
-from fleet_edge.event_codes import Severity
 from fleet_edge.store.database import Store, open_store
+from fleet_edge.store.event_codes import Severity
 from fleet_edge.store.records.events import EventLogged
 
 START = datetime(2026, 3, 4, 10, 30, tzinfo=UTC)

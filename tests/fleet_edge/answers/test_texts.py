@@ -11,7 +11,7 @@ from fleet_edge.sessions.kinds import kinds_of_written
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.store.records.texts import TextWritten
 from fleet_edge.store.spool import MAX_LINE_BYTES, to_line
-from fleet_edge.token_kinds import StoreText
+from fleet_edge.store.token_kinds import StoreText
 from fleet_edge.verifiers.contract import VerifierError
 from tests.fleet_edge.store.samples import START
 from tests.support.drafts import arrived, draft, edge_session

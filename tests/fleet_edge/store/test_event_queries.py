@@ -5,8 +5,8 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Connection
 
-from fleet_edge.event_codes import Severity
 from fleet_edge.store.database import Store
+from fleet_edge.store.event_codes import Severity
 from fleet_edge.store.event_queries import EventFilter, EventGrouping, event_counts, events
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import SESSION, after

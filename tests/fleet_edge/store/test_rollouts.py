@@ -4,9 +4,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from fleet_edge.event_codes import EVENT_CODES, EventKind
 from fleet_edge.store import rollouts
 from fleet_edge.store.database import Store
+from fleet_edge.store.event_codes import EVENT_CODES, EventKind
 from fleet_edge.store.rollouts import MachineRollout, RolloutOutcome
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows

@@ -8,7 +8,7 @@ from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import LeaveReason, segment_number
 from fleet_edge.store.spool import MAX_LINE_BYTES, from_line, to_line
 from fleet_edge.store.texts import StoredText, read_text
-from fleet_edge.token_kinds import TokenKind
+from fleet_edge.store.token_kinds import TokenKind
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.rows import all_rows

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_edge.event_codes import EVENT_CODES, EventKind, Severity, severity_of
+from fleet_edge.store.event_codes import EVENT_CODES, EventKind, Severity, severity_of
 from schemas.control import Presence
 from schemas.reasons import EndReason, FaultCode, RefusalCode
 

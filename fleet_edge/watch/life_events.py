@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 
 from fleet_edge.answers.recorder import Recorder
-from fleet_edge.event_codes import EventKind
+from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.views import EdgeView
 from schemas.control import Presence
 

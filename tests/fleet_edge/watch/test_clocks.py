@@ -4,8 +4,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from fleet_edge.clocks import ClockWatch
 from fleet_edge.store.records.events import EventLogged
+from fleet_edge.watch.clocks import ClockWatch
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.topics import Topic
 from tests.support.memory_fleet import START, Device, MemoryFleet, terms
