@@ -12,9 +12,15 @@ from fleet_edge.verifiers.contract import VerifierError
 from fleet_runtime.events import Event, read_events
 from fleet_testing.edge_thread import NO_QUOTAS
 
-__all__ = ["edge_process", "real_edge"]
+__all__ = ["edge_process", "quota_variables", "real_edge"]
 
 _STOP_S = 60.0
+
+
+def quota_variables() -> dict[str, str]:
+    """Return the environment variables that give an edge `NO_QUOTAS`."""
+    prefix = f"{EdgeSettings.variable_prefix}QUOTAS__"
+    return {f"{prefix}{name.upper()}": f"{NO_QUOTAS.model_dump()[name]:.0f}" for name in NO_QUOTAS.model_fields_set}
 
 
 @contextmanager
@@ -33,12 +39,7 @@ def edge_process(arguments: Sequence[str], *, quotas: bool = False) -> Iterator[
         VerifierError: The edge did not start; its own sentence.
     """
     command = [sys.executable, "-m", "fleet_cli.main", "edge", "run", "--events", *arguments]
-    environment = dict(os.environ)
-    if not quotas:
-        environment |= {
-            f"{EdgeSettings.variable_prefix}QUOTAS__{name.upper()}": f"{NO_QUOTAS.model_dump()[name]:.0f}"
-            for name in sorted(NO_QUOTAS.model_fields_set)
-        }
+    environment = os.environ | ({} if quotas else quota_variables())
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None
