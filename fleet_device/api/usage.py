@@ -19,6 +19,7 @@ def usage_of(texts: Sequence[GeneratedText]) -> dict[str, Any]:
     - `streamed`: tokens that the edge wrote by itself.
     - `forced`: tokens that a grammar left no choice for.
     - `unverified`: tokens that do not follow the large model's law, since no edge answered when they came, or before.
+    - `suffix_drafted`, `suffix_accepted`: of those drafted and accepted, those from earlier text.
     - `cached`: tokens of the prompt that the edge had computed before, for each choice.
     """
     prompt, written = len(texts[0].request.prompt), sum(len(text.tokens) for text in texts)
@@ -43,6 +44,8 @@ def usage_of(texts: Sequence[GeneratedText]) -> dict[str, Any]:
             "streamed": sum(each.streamed for each in counters),
             "forced": sum(text.origins.count(TokenOrigin.FORCED) for text in texts),
             "unverified": sum(text.unverified for text in texts),
+            "suffix_drafted": sum(each.suffix_drafted for each in counters),
+            "suffix_accepted": sum(each.suffix_accepted for each in counters),
         },
     }
 

@@ -60,7 +60,16 @@ def test_a_chat_is_answered_in_openai_shape(make: Make) -> None:
             "reasoning_tokens": 0,
             "audio_tokens": 0,
         },
-        "fleet": {"cached": 0, "drafted": 4, "accepted": 3, "streamed": 0, "forced": 0, "unverified": 0},
+        "fleet": {
+            "cached": 0,
+            "drafted": 4,
+            "accepted": 3,
+            "streamed": 0,
+            "forced": 0,
+            "unverified": 0,
+            "suffix_drafted": 0,
+            "suffix_accepted": 0,
+        },
     }
     assert body["fleet"]["session"] == SESSION.hex()
     assert body["fleet"]["acceptance"] == 0.75
