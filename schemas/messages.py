@@ -265,6 +265,7 @@ class Close(_Message):
         age_s: Seconds since the text ended, if this is told later than that.
         code: Why it has failed, as programs read it, if it has.
         sentence: The same for a person; nothing of the text, nor of its prompt.
+        app: Application of the device that the text was for, if no edge has been told of it by an Open.
     """
 
     kind: Literal["close"] = "close"
@@ -288,6 +289,7 @@ class Close(_Message):
     age_s: Seconds | None = None
     code: Code | None = None
     sentence: Sentence | None = None
+    app: AppName | None = None
 
 
 class Closed(_Message):

@@ -388,6 +388,7 @@ class DeviceSession:
             digest=self.text.digest,
             wall_ms=wall_ms,
             unverified=self.text.unverified or None,
+            app=None if self.granted else self.request.app,
             **{name: value for name, value in asdict(self.counters).items() if name in Close.model_fields},
         )
 

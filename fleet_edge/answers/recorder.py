@@ -371,6 +371,7 @@ class Recorder:
                 counters=DeviceCounters.of(message),
                 code=message.code if message.sentence else None,
                 sentence=message.sentence,
+                app=message.app,
                 at=at - timedelta(seconds=min(message.age_s or 0.0, _LONGEST_AGE_S)),
             ),
             then=then,

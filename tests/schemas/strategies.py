@@ -154,6 +154,7 @@ def closes() -> st.SearchStrategy[Close]:
         age_s=st.none() | MILLISECONDS,
         code=st.none() | st.from_regex(r"[a-z][a-z0-9-]{0,39}", fullmatch=True),
         sentence=st.none() | st.text(st.characters(codec="utf-8"), max_size=80),
+        app=st.none() | NAME.map(lambda name: name[:40]),
         **dict.fromkeys(counts, U32),
     )
 

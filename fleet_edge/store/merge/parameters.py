@@ -139,7 +139,7 @@ def written_alone(record: CloseReported) -> Parameters:
     """Return the session of a text that was written without an edge; no segment is older than its own."""
     opened_at = record.at - _MILLISECOND * record.counters.wall_ms
     key = {"session": record.session, "device": record.device}
-    return key | {"opened_at": opened_at, "last_at": record.at, "last_segment": 0}
+    return key | {"app": record.app, "opened_at": opened_at, "last_at": record.at, "last_segment": 0}
 
 
 def _values(record: Record) -> Parameters:

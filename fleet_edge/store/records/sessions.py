@@ -158,6 +158,7 @@ class CloseReported:
             latest wins.
         code: Why it ended so, as the device says.
         sentence: The same for a person.
+        app: The device's application that the text was for, of one that no edge has opened.
     """
 
     session: str
@@ -168,3 +169,4 @@ class CloseReported:
     at: datetime
     code: str | None = None
     sentence: str | None = None
+    app: str | None = None

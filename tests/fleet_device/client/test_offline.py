@@ -272,6 +272,20 @@ def test_the_end_of_a_text_that_went_on_alone_is_told_when_an_edge_is_back() -> 
     assert (kept.edge, kept.handle) == (None, None)
 
 
+@pytest.mark.parametrize("granted", [False, True])
+def test_the_end_says_for_which_application_the_text_was_unless_an_edge_knows(granted: bool) -> None:  # noqa: FBT001
+    scene = Scene()
+    if granted:
+        scene.when(5, lambda: end_edge(scene))
+    else:
+        end_edge(scene)
+    policy = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=5, top_p=0.93, seed=SEED)
+    scene.agent.generate(PROMPT, policy=policy, max_new_tokens=MOST, outages=LOCAL, app="meter")
+    (kept,) = scene.agent._unconfirmed._closes.values()
+    assert kept.unverified
+    assert kept.app == (None if granted else "meter")
+
+
 class Weather:
     """Outages at random places, of random lengths: of the edge, or of the broker."""
 

@@ -14,7 +14,7 @@ ALONE = replace(COUNTERS, unverified=25, wall_ms=2000.0)
 
 
 def test_a_text_of_which_no_edge_knew_is_a_session_and_is_one_however_often_it_is_told(store: Store) -> None:
-    told = samples.reported(session=OTHER, counters=ALONE, at=after(10))
+    told = replace(samples.reported(session=OTHER, counters=ALONE, at=after(10)), app="meter")
     for batch in ([told], [told, told], [replace(told, at=after(11))]):
         store.apply(batch)
     (session,) = all_rows(store)["sessions"]
@@ -22,7 +22,7 @@ def test_a_text_of_which_no_edge_knew_is_a_session_and_is_one_however_often_it_i
     assert (session["opened_at"], session["tokens"]) == (after(8), told.tokens)
     with store.engine.connect() as connection:
         (view,) = queries.sessions(connection, queries.SessionFilter(), limit=5)
-    assert (view.device_unverified, view.counted.tokens, view.edge) == (25, 0, None)
+    assert (view.device_unverified, view.counted.tokens, view.edge, view.app) == (25, 0, None, "meter")
 
 
 def test_a_text_that_lost_its_edge_is_the_session_that_it_was_in_any_order(store: Store) -> None:

@@ -136,7 +136,8 @@ def _read_close(payload: bytes) -> Any:
     known, optional = before._MAPS["close"]
     known = {**known, "unverified": before._maybe(before._U32), "age_s": _RETRY_S}
     known |= {"code": before._maybe(_code), "sentence": before._maybe(before._SENTENCE)}
-    younger = dict.fromkeys(("unverified", "age_s", "code", "sentence"))
+    known["app"] = before._maybe(_app)
+    younger = dict.fromkeys(("unverified", "age_s", "code", "sentence", "app"))
     return {"kind": "close", **before._map(value, known, optional={**optional, **younger})}
 
 
