@@ -273,7 +273,7 @@ def test_the_end_of_a_text_that_went_on_alone_is_told_when_an_edge_is_back() -> 
 
 
 @pytest.mark.parametrize("granted", [False, True])
-def test_the_end_says_for_which_application_the_text_was_unless_an_edge_knows(granted: bool) -> None:  # noqa: FBT001
+def test_the_end_says_for_which_application_the_text_was_unless_an_edge_knows(granted: bool) -> None:
     scene = Scene()
     if granted:
         scene.when(5, lambda: end_edge(scene))
