@@ -8,19 +8,17 @@ mean; their spread says what it is worth.
 """
 
 import argparse
+import itertools
 import json
 import os
-import re
 import socket
 import sys
 import tempfile
 import threading
-import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,15 +27,14 @@ import numpy as np
 from broker_config.broker import Broker
 from broker_config.errors import BrokerError
 from broker_config.processes.runner import MosquittoProcess
-from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.dashboard.services import open_services
 from fleet_admin.dashboard.settings import DashboardSettings
-from fleet_admin.steering import Actor
 from fleet_bench.shared.conditions import conditions
 from fleet_bench.shared.ending import ending_cleanly
 from fleet_bench.shared.fleet_load import FleetLoad
 from fleet_bench.shared.laws import record_laws
 from fleet_bench.shared.processes import Cores, Program, on_cores
+from fleet_bench.shared.viewer import Viewer
 from fleet_cli.prompts import built_in, some
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
@@ -54,11 +51,9 @@ _DRAFT: Final = 4
 _TOKENS: Final = 64
 _TEXTS: Final = 6
 _SCRAPE_S: Final = 1.0
-_PAGES: Final = ("/", "/devices", "/sessions", "/events", "/edges")
+_PAGES: Final = ("/", "/devices", "/sessions", "/edges", "/usage", "/alerts")
 _PAGE_S: Final = 2.0
 _START_S: Final = 120.0
-_CSRF: Final = re.compile(r'name="csrf" value="([0-9a-f]+)"')
-_PASSWORD: Final = "of a benchmark alone"  # noqa: S105 - of a database that ends with it
 
 
 @dataclass(slots=True)
@@ -71,7 +66,7 @@ class Reader:
         answered: How often it was answered.
     """
 
-    ask: Callable[[], None]
+    ask: Callable[[], object]
     every_s: float
     answered: int = 0
     _ended: threading.Event = field(default_factory=threading.Event)
@@ -91,41 +86,6 @@ class Reader:
         while not self._ended.wait(self.every_s):
             self.ask()
             self.answered += 1
-
-
-class Viewer:
-    """Somebody who has logged in to a dashboard and turns its pages.
-
-    Args:
-        address: Where it is.
-        db: Its database, for an account.
-    """
-
-    def __init__(self, address: str, db: str) -> None:
-        self._address = address
-        self._turned = 0
-        self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
-        open_services(DashboardSettings(db=db)).accounts.add(
-            "viewer", role=Role.VIEWER, password=_PASSWORD, actor=Actor("bench")
-        )
-        found = _CSRF.search(self._get("/login"))
-        assert found is not None
-        form = {"csrf": found[1], "account": "viewer", "password": _PASSWORD, "next": ""}
-        request = urllib.request.Request(  # noqa: S310 - on loopback
-            f"{address}/login", urllib.parse.urlencode(form).encode(), {"Origin": address}
-        )
-        with self._opener.open(request) as response:
-            response.read()
-
-    def turn(self) -> None:
-        """Load the next page."""
-        self._get(_PAGES[self._turned % len(_PAGES)])
-        self._turned += 1
-
-    def _get(self, path: str) -> str:
-        with self._opener.open(f"{self._address}{path}") as response:
-            text: str = response.read().decode()
-        return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -256,10 +216,11 @@ listen = "{metrics}"
     with ExitStack() as stack:
         with on_cores(cores.edge):
             stack.enter_context(edge_process(["--config", str(settings)]))
-        viewer = Viewer(f"http://{dashboard}", db)
+        viewer = Viewer(f"http://{dashboard}", open_services(DashboardSettings(db=db)))
+        paths = itertools.cycle(_PAGES)
         readers = {
             "metrics": Reader(lambda: _scrape(f"http://{metrics}/metrics"), _SCRAPE_S),
-            "pages": Reader(viewer.turn, _PAGE_S),
+            "pages": Reader(lambda: viewer.look(next(paths)), _PAGE_S),
         }
         for reader in readers.values():
             stack.enter_context(reader.reading())
