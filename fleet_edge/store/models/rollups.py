@@ -45,6 +45,7 @@ class FleetRollupRow(Base):
     grain: Mapped[str] = mapped_column(primary_key=True)
     start: Mapped[datetime] = mapped_column(primary_key=True)
     edge: Mapped[str] = mapped_column(primary_key=True)
+    app: Mapped[str] = mapped_column(primary_key=True)
     draft_model: Mapped[str] = mapped_column(primary_key=True)
     quantization: Mapped[str] = mapped_column(primary_key=True)
     sessions: Mapped[int]

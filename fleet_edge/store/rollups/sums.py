@@ -47,8 +47,8 @@ class Dimension(StrEnum):
     QUANTIZATION = "quantization"
 
 
-FLEET_DIMENSIONS: Final = (Dimension.EDGE, Dimension.DRAFT_MODEL, Dimension.QUANTIZATION)
-"""What is told apart where all devices are added up; applications are not, each device names its own."""
+FLEET_DIMENSIONS: Final = tuple(each for each in Dimension if each is not Dimension.DEVICE)
+"""What is told apart where all devices are added up: devices name their applications, most of a fleet alike."""
 
 KEY: Final = ("grain", "start", *Dimension)
 """The key of a rollup."""

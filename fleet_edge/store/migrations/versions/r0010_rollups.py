@@ -145,7 +145,7 @@ def _keep_rollups() -> None:
 
 def _sum_devices() -> None:
     """Add up the rollups that are kept; those of days that are made anew are added up then."""
-    dimensions = ("edge", "draft_model", "quantization")
+    dimensions = ("edge", "app", "draft_model", "quantization")
     op.create_table(
         "fleet_rollups",
         sa.Column("grain", sa.Text(), nullable=False),
