@@ -114,13 +114,10 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _measure(count: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    lavish = folder / "edge.toml"  # by its quotas one device opens 24 sessions a minute
-    lavish.write_text("[quotas]\nopens_per_min = 10000\n", encoding="utf-8")
     with MosquittoProcess(Broker(fleet=FLEET)) as broker:
         edge = [
             "--fleet", FLEET, "--port", str(broker.port), "--target", str(arguments.models / arguments.target),
             "--engine", "llama.cpp", "--context", str(_CONTEXT), "--threads", "1",
-            "--config", str(lavish),
             "--db", f"sqlite:///{folder}/log-{count}.sqlite3", "--spool", f"{folder}/spool-{count}",
         ]  # fmt: skip
         with edge_process(edge):

@@ -42,7 +42,6 @@ _GROWTH_MB: Final = 5.0
 _SAMPLES: Final = 100
 _STOP_S: Final = 30.0
 _ANSWER_S: Final = 300.0
-_QUOTAS: Final = "[quotas]\nopens_per_min = 1e6\nprompt_tokens_per_min = 1e9\nnew_tokens_per_min = 1e9\n"
 _WORDS: Final = ("pump", "valve", "pressure", "reading", "operator", "alarm", "shift", "water", "motor", "report")
 _TOKENS_A_WORD: Final = 1.2
 
@@ -106,10 +105,8 @@ def _draft(arguments: argparse.Namespace) -> Path:
 
 def _measure(arguments: argparse.Namespace) -> list[Resident]:
     with MosquittoProcess(Broker(fleet=FLEET)) as broker, tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "edge.toml"
-        config.write_text(_QUOTAS)
         edge = [
-            "--config", str(config), "--fleet", FLEET, "--port", str(broker.port),
+            "--fleet", FLEET, "--port", str(broker.port),
             "--target", str(arguments.models / "target-Q8_0.gguf"), "--engine", "llama.cpp",
             "--db", f"sqlite:///{folder}/log.sqlite3", "--spool", f"{folder}/spool",
         ]  # fmt: skip

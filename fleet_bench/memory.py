@@ -39,15 +39,6 @@ _MB: Final = 1e6
 _ALLOWED_MB: Final = {"llama.cpp": 100, "torch": 300}
 _SAMPLES: Final = 100
 _START_S: Final = 10.0
-_QUOTAS: Final = """
-[quotas]
-drafts_per_s = 1e6
-opens_per_min = 1e6
-states_per_min = 1e6
-prompt_tokens_per_min = 1e9
-new_tokens_per_min = 1e9
-uplink_bytes_per_s = 1e9
-"""
 _DTYPE_BYTES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _TORCH_BYTES: Final = {"float32": 4, "bfloat16": 2}
 
@@ -107,10 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     target = arguments.target or models / ("target" if arguments.engine == "torch" else "target-Q8_0.gguf")
     weights = weight_bytes(target, arguments.dtype) / _MB
     with MosquittoProcess(Broker(fleet=FLEET)) as broker, tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "edge.toml"
-        config.write_text(_QUOTAS)
         command = [
-            "--config", str(config), "--fleet", FLEET, "--port", str(broker.port), "--target", str(target),
+            "--fleet", FLEET, "--port", str(broker.port), "--target", str(target),
             "--engine", arguments.engine, "--dtype", arguments.dtype, "--kv-bytes", str(arguments.kv_bytes),
             "--context", str(arguments.context), "--db", f"sqlite:///{folder}/log.sqlite3",
             "--spool", f"{folder}/spool",

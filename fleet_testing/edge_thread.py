@@ -20,7 +20,12 @@ from fleet_link.paho_link import PahoLink
 __all__ = ["NO_QUOTAS", "NoLog", "edge_thread"]
 
 NO_QUOTAS: Final = QuotaSettings(
-    drafts_per_s=1e6, opens_per_min=1e6, prompt_tokens_per_min=1e9, new_tokens_per_min=1e9, uplink_bytes_per_s=1e9
+    drafts_per_s=1e6,
+    opens_per_min=1e6,
+    states_per_min=1e6,
+    prompt_tokens_per_min=1e9,
+    new_tokens_per_min=1e9,
+    uplink_bytes_per_s=1e9,
 )
 """Quotas that no benchmark reaches: few devices write all that an edge can."""
 

@@ -34,7 +34,6 @@ from fleet_testing.relay import Relay
 __all__ = ["Cell", "Place", "in_process"]
 
 FLEET: Final = "capacity"
-_NO_LIMIT: Final = "1e9"
 # What we set for our own processes: whoever runs the library alone does not.
 _OURS: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _LOAD_S: Final = 120.0
@@ -222,12 +221,8 @@ class Place(AbstractContextManager["Place"]):
     @contextmanager
     def _edge(self, port: int, form: Form) -> Iterator[int]:
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-            # All devices of the benchmark are honest, and few of them write all that an edge can.
-            quotas = Path(folder) / "edge.toml"
-            kinds = ("opens_per_min", "new_tokens_per_min", "prompt_tokens_per_min", "drafts_per_s")
-            quotas.write_text("[quotas]\n" + "".join(f"{kind} = {_NO_LIMIT}\n" for kind in kinds))
             flags = [
-                "--config", str(quotas), "--fleet", FLEET, "--port", str(port), "--target", str(self._target),
+                "--fleet", FLEET, "--port", str(port), "--target", str(self._target),
                 "--engine", "llama.cpp", "--context", str(CELLS - 1), "--kv-bytes", str(KV_BYTES),
                 "--threads", str(len(self._cores.edge)), "--form", form.value, "--prefix-sharing", "off",
                 "--stable-rows" if self._stable_rows else "--no-stable-rows",

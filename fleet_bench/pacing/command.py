@@ -157,11 +157,8 @@ def _fill(cell: Cell, arguments: argparse.Namespace, port: int, codec: GgufModel
 @contextmanager
 def _edge(target: Path, port: int, threads: int) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
-        quotas = Path(folder) / "edge.toml"
-        # All devices of the benchmark are honest, and few of them write all that an edge can.
-        quotas.write_text("[quotas]\nopens_per_min = 1e6\nnew_tokens_per_min = 1e9\nprompt_tokens_per_min = 1e9\n")
         flags = [
-            "--config", str(quotas), "--fleet", FLEET, "--port", str(port), "--target", str(target),
+            "--fleet", FLEET, "--port", str(port), "--target", str(target),
             "--engine", "llama.cpp", "--context", str(_CONTEXT), "--threads", str(threads),
             "--db", f"sqlite:///{folder}/log.sqlite3", "--spool", f"{folder}/spool",
         ]  # fmt: skip

@@ -23,11 +23,6 @@ __all__ = ["Job", "Servers", "running_fleet"]
 FLEET: Final = "remote"
 _START_S: Final = 10.0
 _CONTEXT: Final = 1024
-_QUOTAS: Final = "\n".join(
-    ["[quotas]"]
-    # A proof writes hundreds of short texts as fast as it can, from few devices.
-    + [f"{name} = 1e9" for name in ("opens_per_min", "prompt_tokens_per_min", "new_tokens_per_min", "drafts_per_s")]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +118,9 @@ def running_fleet(servers: Servers, draft: Path, *, devices: int, draft_length: 
     Raises:
         VerifierError: The edge did not start.
     """
-    config = folder / "edge.toml"
-    config.write_text(f"{_QUOTAS}\n", encoding="utf-8")
     with MosquittoProcess(Broker(fleet=FLEET)) as broker, ExitStack() as stack:
         arguments = [
-            "--config", str(config), "--fleet", FLEET, "--port", str(broker.port),
+            "--fleet", FLEET, "--port", str(broker.port),
             "--db", f"sqlite:///{folder}/log.sqlite3", "--spool", f"{folder}/spool",
             "--engine", "remote", "--api", servers.api, "--endpoints", servers.endpoints,
             "--target", str(servers.target), "--top-logprobs", str(servers.top),

@@ -38,7 +38,6 @@ __all__ = ["Written", "main", "ratio"]
 FLEET: Final = "suffix"
 MODEL, BOTH, SUFFIX = "model", "model and suffix", "suffix"
 KINDS: Final = ("reports", "questions")
-_QUOTAS: Final = "[quotas]\nopens_per_min = 1e6\nprompt_tokens_per_min = 1e9\nnew_tokens_per_min = 1e9\n"
 _RESAMPLED: Final = 1000
 _MOST_LOST: Final = 0.97
 _ONLINE_S: Final = 30.0
@@ -173,9 +172,8 @@ def _measure(arguments: argparse.Namespace, cores: Cores) -> list[Written]:
     with ExitStack() as stack:
         broker = stack.enter_context(MosquittoProcess(Broker(fleet=FLEET)))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (folder / "edge.toml").write_text(_QUOTAS)
         edge = [
-            "--config", str(folder / "edge.toml"), "--fleet", FLEET, "--port", str(broker.port),
+            "--fleet", FLEET, "--port", str(broker.port),
             "--target", str(arguments.models / "target-Q8_0.gguf"), "--engine", "llama.cpp",
             "--threads", str(len(cores.edge)), "--db", f"sqlite:///{folder}/log.sqlite3", "--spool", f"{folder}/spool",
         ]  # fmt: skip
