@@ -1,14 +1,11 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fleet_cli.main import main
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.rollups.rolling import roll_up
@@ -16,9 +13,9 @@ from schemas.policy import Mode
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.samples import SESSION, after
+from tests.support.admin_command import Run, as_json
 
 OTHER = "ff00000000000001"
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -43,33 +40,12 @@ def url(tmp_path: Path) -> str:
     return url
 
 
-@pytest.fixture
-def admin(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs `fleet admin` and returns exit code, output and complaint."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fleet", "admin", *arguments])
-        with pytest.raises(SystemExit) as leaving:
-            main()
-        said = capsys.readouterr()
-        return int(leaving.value.code or 0), said.out, said.err
-
-    monkeypatch.setenv("FLEET_DB", url)
-    return run
-
-
-def _json(outcome: tuple[int, str, str]) -> Any:
-    code, output, complaint = outcome
-    assert (code, complaint) == (0, "")
-    return json.loads(output)
-
-
 def test_devices_are_listed(admin: Run) -> None:
     code, output, _ = admin("devices")
     assert code == 0
     assert "sensor-1" in output
     assert "last seen (UTC)" in output
-    assert [device["device"] for device in _json(admin("devices", "--json"))] == ["sensor-1", "sensor-2"]
+    assert [device["device"] for device in as_json(admin("devices", "--json"))] == ["sensor-1", "sensor-2"]
 
 
 def test_a_stored_text_is_shown_where_it_is_asked_for(admin: Run, url: str) -> None:
@@ -78,9 +54,9 @@ def test_a_stored_text_is_shown_where_it_is_asked_for(admin: Run, url: str) -> N
         store.apply([samples.text_written(pieces=",".join(each.encode().hex() for each in ("A", "\x1b[2J", "b", "c")))])
     _, output, _ = admin("session", SESSION[:6], "--text")
     assert "\nA\ufffd[2Jbc[16 tokens that no edge has stored]\n" in output
-    stored = _json(admin("session", SESSION[:6], "--text", "--json"))["text"]["tokens"][:4]
+    stored = as_json(admin("session", SESSION[:6], "--text", "--json"))["text"]["tokens"][:4]
     assert [(token["kind"], token["id"]) for token in stored] == [("d", 11), ("d", 12), ("c", 13), ("b", 14)]
-    assert "text" not in _json(admin("session", SESSION[:6], "--json"))
+    assert "text" not in as_json(admin("session", SESSION[:6], "--json"))
 
 
 def test_a_label_from_a_device_can_neither_style_nor_move_the_terminal(admin: Run) -> None:
@@ -93,7 +69,7 @@ def test_a_device_is_shown_with_hours_sessions_and_events(admin: Run) -> None:
     _, output, _ = admin("device", "sensor-1")
     for expected in ("sensor-1", "Latest hours", SESSION, "desync", "The prefix differs."):
         assert expected in output
-    shown = _json(admin("device", "sensor-1", "--json"))
+    shown = as_json(admin("device", "sensor-1", "--json"))
     assert set(shown) == {"device", "hours", "sessions", "events"}
     assert shown["hours"][0]["counted"]["tokens"] == 20
     assert shown["sessions"][0]["counted"]["acceptance"] == 0.75
@@ -114,7 +90,7 @@ def test_a_device_is_shown_with_hours_sessions_and_events(admin: Run) -> None:
     ],
 )
 def test_sessions_are_filtered(admin: Run, arguments: tuple[str, ...], expected: list[str]) -> None:
-    assert [session["session"] for session in _json(admin("sessions", *arguments, "--json"))] == expected
+    assert [session["session"] for session in as_json(admin("sessions", *arguments, "--json"))] == expected
 
 
 def test_sessions_are_listed_with_their_rates(admin: Run) -> None:
@@ -176,7 +152,7 @@ def test_each_open_of_a_session_is_shown_with_what_it_computed_and_took_over(adm
     _, output, _ = admin("session", SESSION)
     segments = output[output.index("Segments") :]
     assert all(heading in segments for heading in ("prefilled", "reused"))
-    (segment,) = _json(admin("session", SESSION, "--json"))["segments"]
+    (segment,) = as_json(admin("session", SESSION, "--json"))["segments"]
     assert {"prefill_tokens", "reused_tokens"} <= segment["counted"].keys()
 
 
@@ -186,11 +162,11 @@ def test_a_session_is_shown_by_a_prefix_with_both_counts_and_its_rounds(admin: R
         assert expected in output
     _, output, _ = admin("session", OTHER[:2], "--rounds")
     assert "was not traced" in output
-    shown = _json(admin("session", SESSION[:5], "--json"))
+    shown = as_json(admin("session", SESSION[:5], "--json"))
     assert set(shown) == {"session", "segments", "events"}
     assert (shown["session"]["device_accepted"], shown["session"]["counted"]["accepted"]) == (30, 15)
     assert shown["session"]["opened_at"] == "2026-03-04T10:30:00+00:00"
-    assert _json(admin("session", SESSION, "--rounds", "--json"))["rounds"][0]["form"] == "sparse"
+    assert as_json(admin("session", SESSION, "--rounds", "--json"))["rounds"][0]["form"] == "sparse"
 
 
 def test_stats_add_up(admin: Run) -> None:
@@ -198,9 +174,9 @@ def test_stats_add_up(admin: Run) -> None:
     expectations = ("SmolLM2-135M Q4_0", "0.750", "Totals since 2026-01-01 00:00:00 UTC", "tokens/s per session")
     for expected in (*expectations, "queue ms/round", "prefill ms/round"):
         assert expected in output
-    assert _json(admin("stats", "--json"))["all"]["sessions"] == 2
-    assert list(_json(admin("stats", "--by", "device", "--json"))) == ["sensor-1", "sensor-2"]
-    assert list(_json(admin("stats", "--by", "edge", "--json"))) == ["edge-1"]
+    assert as_json(admin("stats", "--json"))["all"]["sessions"] == 2
+    assert list(as_json(admin("stats", "--by", "device", "--json"))) == ["sensor-1", "sensor-2"]
+    assert list(as_json(admin("stats", "--by", "edge", "--json"))) == ["edge-1"]
 
 
 @pytest.mark.parametrize(
@@ -253,23 +229,23 @@ def test_a_device_is_fenced_listed_and_let_in_again(admin: Run) -> None:
     code, output, complaint = admin("fence", "sensor-1", "--for", "1h", "--reason", "It \x1b[2J floods.")
     assert (code, complaint) == (0, "")
     assert "sensor-1 is fenced until 20" in output
-    [fence] = _json(admin("fenced", "--json"))
+    [fence] = as_json(admin("fenced", "--json"))
     assert (fence["device"], fence["by"], fence["strikes"]) == ("sensor-1", "the administrator", 0)
     _, output, _ = admin("fenced")
     assert "It \ufffd[2J floods." in output
     code, output, complaint = admin("unfence", "sensor-1")
     assert (code, complaint) == (0, "")
     assert "was fenced by the administrator and is let in again: It \ufffd[2J floods." in output
-    assert _json(admin("fenced", "--json")) == []
+    assert as_json(admin("fenced", "--json")) == []
     _, output, _ = admin("unfence", "sensor-1")
     assert "sensor-1 was not fenced" in output
-    assert [event["code"] for event in _json(admin("device", "sensor-1", "--json"))["events"]][:2] == ["lifted"] * 2
+    assert [event["code"] for event in as_json(admin("device", "sensor-1", "--json"))["events"]][:2] == ["lifted"] * 2
 
 
 def test_a_fence_without_an_end_lasts_until_it_is_lifted(admin: Run) -> None:
     _, output, _ = admin("fence", "sensor-1")
     assert "is fenced until it is lifted" in output
-    assert _json(admin("fenced", "--json"))[0]["until_at"] is None
+    assert as_json(admin("fenced", "--json"))[0]["until_at"] is None
 
 
 def test_a_device_that_was_never_seen_is_fenced_with_a_warning(admin: Run) -> None:
@@ -277,7 +253,7 @@ def test_a_device_that_was_never_seen_is_fenced_with_a_warning(admin: Run) -> No
     assert code == 0
     assert "newcomer is fenced" in output
     assert complaint == "fleet: No device newcomer has been seen yet; it is fenced all the same.\n"
-    assert [fence["device"] for fence in _json(admin("fenced", "--json"))] == ["newcomer"]
+    assert [fence["device"] for fence in as_json(admin("fenced", "--json"))] == ["newcomer"]
 
 
 @pytest.mark.parametrize(
@@ -310,7 +286,7 @@ def test_events_are_shown_with_how_often_they_happened(admin: Run, url: str) -> 
         store.apply([samples.event(id="many", count=54_495, last_at=after(50))])
     _, output, _ = admin("device", "sensor-1")
     assert "54,495" in output
-    assert 54_495 in [event["count"] for event in _json(admin("device", "sensor-1", "--json"))["events"]]
+    assert 54_495 in [event["count"] for event in as_json(admin("device", "sensor-1", "--json"))["events"]]
 
 
 def test_reading_loads_nothing_that_is_heavy_and_not_needed(url: str) -> None:
@@ -329,7 +305,7 @@ def test_reading_loads_nothing_that_is_heavy_and_not_needed(url: str) -> None:
 
 def test_a_log_is_backed_up_and_put_back(admin: Run, url: str, tmp_path: Path) -> None:
     copy = tmp_path / "copy.sqlite3"
-    before = _json(admin("sessions", "--json"))
+    before = as_json(admin("sessions", "--json"))
     code, output, _ = admin("backup", "--to", str(copy))
     assert (code, "checked" in output) == (0, True)
     code, output, complaint = admin("backup", "--to", str(copy))
@@ -337,7 +313,7 @@ def test_a_log_is_backed_up_and_put_back(admin: Run, url: str, tmp_path: Path) -
     Path(url.removeprefix("sqlite:///")).unlink()
     code, output, _ = admin("restore", str(copy))
     assert (code, "in its place" in output) == (0, True)
-    assert _json(admin("sessions", "--json")) == before
+    assert as_json(admin("sessions", "--json")) == before
     code, output, complaint = admin("restore", str(copy))
     assert (code, output, "--replace puts it aside" in complaint) == (2, "", True)
     code, output, _ = admin("compact")

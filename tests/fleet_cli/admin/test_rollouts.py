@@ -1,18 +1,11 @@
 """`fleet admin rollout record|rollouts|releases`: what a playbook writes, and what an operator reads of it."""
 
-import io
 import json
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fleet_cli.main import main
-from fleet_edge.store.database import open_store
+from tests.support.admin_command import Run, as_json
 
-Run = Callable[..., tuple[int, str, str]]
 ROW = {
     "rollout": "20260101T120000-ab",
     "host": "gateway-07",
@@ -24,30 +17,6 @@ ROW = {
     "who": "ada",
 }
 DONE = {**ROW, "outcome": "went-back", "running": "0.1.0-aaaaaaaa", "sentence": "It \x1b[2J drafts\nnonsense."}
-
-
-@pytest.fixture
-def admin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs `fleet admin` on an empty log and returns exit code, output and complaint."""
-    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
-    open_store(url).close()
-    monkeypatch.setenv("FLEET_DB", url)
-
-    def run(*arguments: str, given: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fleet", "admin", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
-        with pytest.raises(SystemExit) as leaving:
-            main()
-        said = capsys.readouterr()
-        return int(leaving.value.code or 0), said.out, said.err
-
-    return run
-
-
-def as_json(outcome: tuple[int, str, str]) -> Any:
-    code, output, complaint = outcome
-    assert code == 0, complaint
-    return json.loads(output)
 
 
 def test_what_is_recorded_is_read_again(admin: Run) -> None:

@@ -3,37 +3,11 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fleet_cli.main import main
-from fleet_edge.store.database import open_store
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
-    open_store(url).close()
-    return url
-
-
-@pytest.fixture
-def admin(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs `fleet admin` and returns exit code, output and complaint."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fleet", "admin", *arguments])
-        with pytest.raises(SystemExit) as leaving:
-            main()
-        said = capsys.readouterr()
-        return int(leaving.value.code or 0), said.out, said.err
-
-    monkeypatch.setenv("FLEET_DB", url)
-    return run
+from tests.support.admin_command import Run
 
 
 @pytest.fixture

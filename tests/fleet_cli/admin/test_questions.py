@@ -5,8 +5,6 @@ import io
 import json
 import re
 import shlex
-import sys
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ import pytest
 
 from fleet_cli.admin.events import follow
 from fleet_cli.csv_output import csv_cell
-from fleet_cli.main import main
 from fleet_edge import SessionLog
 from fleet_edge.store.database import open_store
 from fleet_edge.store.event_codes import Severity
@@ -23,11 +20,11 @@ from fleet_edge.store.records.segments import LeaveReason, segment_number
 from fleet_edge.store.steering.labels import add_labels
 from schemas.reasons import EndReason
 from tests.fleet_edge.store import samples
+from tests.support.admin_command import Run
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "administration.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "administration.md"
 NOW = datetime.now(UTC)
 FAILED, MOVED, WHOLE = "aa00000000000001", "bb00000000000002", "cc00000000000003"
-Run = Callable[..., tuple[int, str, str]]
 
 # They talk to a broker, to an authority or without end; each is tested where it is made.
 ELSEWHERE = {"command", "ghosts", "settings"}
@@ -88,21 +85,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
             connection.exec_driver_sql("UPDATE devices SET silent_since = seen_at WHERE device = 'gateway-8'")
             add_labels(connection, {"gateway-8": ["hall_a", "north"]}, who="ada", now=NOW)
     return url
-
-
-@pytest.fixture
-def admin(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs `fleet admin` and returns exit code, output and complaint."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fleet", "admin", *arguments])
-        with pytest.raises(SystemExit) as leaving:
-            main()
-        said = capsys.readouterr()
-        return int(leaving.value.code or 0), said.out, said.err
-
-    monkeypatch.setenv("FLEET_DB", url)
-    return run
 
 
 def _said(admin: Run, command: str) -> str:

@@ -1,44 +1,29 @@
 """`fleet admin set|unset|settings|command|commands|label|labels|retire|audit`, as an administrator types them."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from broker_config.broker import Broker
-from fleet_cli.main import main
 from fleet_device.gateway import Gateway
 from fleet_edge.store.database import open_store
 from fleet_link.settings import BrokerSettings
 from fleet_testing.steered_devices import steered_devices
 from tests.fleet_edge.store import samples
+from tests.support.admin_command import Run, as_json
 from tests.support.brokers import StartBroker
 from tests.support.waiting import until
 
-Run = Callable[..., tuple[int, str, str]]
 FLEET = "afar"
 
 
-@pytest.fixture
-def admin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs `fleet admin` on an empty log and returns exit code, output and complaint."""
-    url = f"sqlite:///{tmp_path / 'fleet.sqlite3'}"
-    open_store(url).close()
-    monkeypatch.setenv("FLEET_DB", url)
+@pytest.fixture(autouse=True)
+def _as_ada(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Administer the tests' fleet, as ada."""
     monkeypatch.setenv("FLEET_ADMIN_FLEET", FLEET)
     monkeypatch.setattr("fleet_cli.broker.identity_options.operator", lambda: "ada")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fleet", "admin", *arguments])
-        with pytest.raises(SystemExit) as leaving:
-            main()
-        said = capsys.readouterr()
-        return int(leaving.value.code or 0), said.out, said.err
-
-    return run
 
 
 @pytest.fixture
@@ -51,12 +36,6 @@ def devices(start_mosquitto: StartBroker, tmp_path: Path, monkeypatch: pytest.Mo
     with steered_devices(names, fleet=FLEET, brokers=dict.fromkeys(names, place), folder=tmp_path) as running:
         until(lambda: all(each.service.connected for each in running))
         yield running
-
-
-def as_json(outcome: tuple[int, str, str], code: int = 0) -> Any:
-    found, output, complaint = outcome
-    assert found == code, complaint
-    return json.loads(output)
 
 
 def test_labels_are_given_listed_and_taken_off(admin: Run) -> None:
