@@ -74,13 +74,10 @@ class WrittenTexts:
 
     @property
     def pace(self) -> float:
-        """Tokens a second of one device from its first piece to its last: the mean over texts, prompts left out."""
-        paces = [
-            (text.tokens - text.pieces[0][1]) / (text.pieces[-1][0] - text.pieces[0][0])
-            for text in self.texts
-            if len(text.pieces) > 1 and text.pieces[-1][0] > text.pieces[0][0]
-        ]
-        return float(np.mean(paces)) if paces else 0.0
+        """Tokens a second of one device from first piece to last, prompts left out: all tokens over all the time."""
+        texts = [text for text in self.texts if len(text.pieces) > 1]
+        seconds = sum(text.pieces[-1][0] - text.pieces[0][0] for text in texts)
+        return sum(text.tokens - text.pieces[0][1] for text in texts) / seconds if seconds else 0.0
 
     @property
     def first_token_s(self) -> float:

@@ -24,6 +24,9 @@ _FADED: Final = 2.0
 _TYPICAL: Final = 4
 """Draft length at which two trends are compared."""
 
+_LEAST_LEFT: Final = 0.2
+"""Of a time with tokens, for one without: a step reads the model's weights however little it computes."""
+
 _TESTED_HORIZON: Final = 128
 """Tested tokens that are remembered, about."""
 
@@ -40,7 +43,7 @@ _SHARED_TOKENS: Final = 4.0
 """Tested tokens that the acceptance of all counts for among those of like probability."""
 
 _PRIOR: Final = 0.7
-_PRIOR_TOKENS: Final = 6.0
+_PRIOR_TOKENS: Final = 3.0
 _MOST: Final = 0.995
 
 
@@ -81,6 +84,12 @@ class Acceptance:
     def rate(self) -> float:
         """Accepted of tested, below 1."""
         return min(_MOST, self._accepted / self._tested)
+
+    @property
+    def hoped(self) -> float:
+        """What the rate may well be: one standard error above what was counted."""
+        rate = self.rate
+        return min(_MOST, rate + math.sqrt(rate * (1.0 - rate) / self._tested))
 
 
 @dataclass(slots=True)
@@ -164,6 +173,13 @@ class Trend:
         if not self.known:
             return 0.0
         return self._mean + self.slope * (tokens - self._mean_tokens)
+
+    def without_tokens(self, slope: float) -> float:
+        """Return the expected seconds without tokens if each takes so long, whatever was measured of that.
+
+        A share of what was measured is left in any case.
+        """
+        return max(_LEAST_LEFT * self._mean, self._mean - slope * self._mean_tokens) if self.known else 0.0
 
     @property
     def _mean(self) -> float:

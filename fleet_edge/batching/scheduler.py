@@ -263,8 +263,12 @@ class Scheduler:
         """Take note of what a step took, if it computed nothing but what is decided on."""
         if not any(work.prefilled for work in batch.works):
             least = self._cost.least if any(work.item.stable for work in batch.works) else 1
-            tokens = sum(max(least, len(work.item.tokens)) for work in batch.works)
-            self._cost.stepped(step.ended - step.started, tokens=tokens, committed=self._committed)
+            self._cost.stepped(
+                step.ended - step.started,
+                texts=len(batch.works),
+                further=sum(max(0, len(work.item.tokens) - least) for work in batch.works),
+                committed=self._committed,
+            )
             self._committed = 0
 
     def _make_room(self, batch: Batch, sessions: Sequence[EdgeSession], *, now: float) -> None:

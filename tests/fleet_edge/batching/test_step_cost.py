@@ -13,9 +13,9 @@ def measured(
     """Steps of which some verify drafts of various lengths."""
     cost, rng = StepCost(least, most), random.Random(1)
     for number in range(200):
-        tokens = sessions * least + number % 5
-        seconds = (first_ms + token_ms * tokens) * 1e-3 * (1.0 + noise * rng.uniform(-1.0, 1.0))
-        cost.stepped(seconds, tokens=tokens, committed=sessions)
+        further = number % 5
+        seconds = (first_ms + token_ms * (sessions + further)) * 1e-3 * (1.0 + noise * rng.uniform(-1.0, 1.0))
+        cost.stepped(seconds, texts=sessions, further=further, committed=sessions)
     return cost
 
 
@@ -27,11 +27,32 @@ def test_what_a_token_more_costs_is_measured(noise: float) -> None:
     assert 3.5e-3 < cost.token_s < 6.0e-3
 
 
+def test_a_text_more_and_a_token_more_of_a_text_are_told_apart() -> None:
+    """A text costs 4 ms; had its cost gone into that of a token, devices would be told that drafts are dear."""
+    cost = StepCost(1, 8)
+    for number in range(200):
+        texts, further = 1 + number % 4, (number // 4) % 7
+        cost.stepped(0.010 + 0.004 * texts + 0.001 * further, texts=texts, further=further, committed=texts)
+    assert cost.token_s == pytest.approx(0.001, rel=0.2)
+    assert cost.growing_s is not None
+    assert 0.009 < cost.growing_s <= 0.013  # of 2.5 texts and 3 further tokens, held back a little
+
+
+def test_where_edges_only_write_texts_alone_are_told() -> None:
+    cost = StepCost(1, 8)
+    for number in range(200):
+        texts = 1 + number % 4
+        cost.stepped(0.010 + 0.004 * texts, texts=texts, further=0, committed=texts)
+    assert cost.token_s is None
+    assert cost.price_to_others(4) == 0.0
+    assert cost.growing_s == pytest.approx(0.010, rel=0.3)
+
+
 def test_steps_that_are_all_alike_tell_nothing() -> None:
     cost = StepCost(1, 8)
     assert cost.token_s is None
     for _ in range(100):
-        cost.stepped(0.02, tokens=4, committed=4)
+        cost.stepped(0.02, texts=4, further=0, committed=4)
     assert cost.token_s is None
     assert cost.guesses(0.4) == 0
     assert cost.guesses(0.9) == 8
@@ -41,9 +62,9 @@ def test_steps_that_are_all_alike_tell_nothing() -> None:
 def test_a_token_costs_nothing_less_than_nothing_and_no_more_than_the_mean_one() -> None:
     falling, steep = StepCost(1, 8), StepCost(1, 8)
     for number in range(200):
-        tokens = 1 + number % 5
-        falling.stepped(0.05 - 0.002 * tokens, tokens=tokens, committed=1)
-        steep.stepped(0.001 * tokens**3, tokens=tokens, committed=1)
+        further = number % 5
+        falling.stepped(0.05 - 0.002 * further, texts=1, further=further, committed=1)
+        steep.stepped(0.001 * (1 + further) ** 3, texts=1, further=further, committed=1)
     assert falling.token_s == 0.0
     assert steep.token_s is not None
     assert steep.price <= 1.0

@@ -214,7 +214,8 @@ class SimulatedEdge:
         if verified:
             self._delay.stepped(now - began)
             if not any(work.prompt for work in works):
-                self._cost.stepped(now - began, tokens=sum(work.verified for work in works), committed=committed)
+                further = sum(max(0, work.verified - 1) for work in works)
+                self._cost.stepped(now - began, texts=len(works), further=further, committed=committed)
             self.verified += verified
             self.steps += 1
         return outcomes
