@@ -114,10 +114,9 @@ class SessionLog:
         Raises:
             InvalidQuery: A time, a reason or a mode is none, or the limit is below 1.
         """
-        if limit < 1:
-            raise InvalidQuery(f"The limit is {limit}; it must be at least 1.")
+        _check_limit(limit)
         chosen = queries.SessionFilter(
-            devices=(device,) if isinstance(device, str) else tuple(device or ()),
+            devices=_several(device),
             edge=edge,
             reason=_member(EndReason, reason),
             mode=_member(Mode, mode),
@@ -235,12 +234,11 @@ class SessionLog:
             NotFound: There is no such session.
             StoreError: There are several.
         """
-        if limit < 1:
-            raise InvalidQuery(f"The limit is {limit}; it must be at least 1.")
+        _check_limit(limit)
         chosen = EventFilter(
             since=self._time("since", since),
             until=self._time("until", until),
-            devices=(device,) if isinstance(device, str) else tuple(device or ()),
+            devices=_several(device),
             edge=edge,
             kind=kind,
             code=code,
@@ -283,13 +281,12 @@ class SessionLog:
         Raises:
             InvalidQuery: As `events`, or `by` is something else.
         """
-        if limit < 1:
-            raise InvalidQuery(f"The limit is {limit}; it must be at least 1.")
+        _check_limit(limit)
         grouping = [group for each in by if (group := _member(EventGrouping, each)) is not None]
         chosen = EventFilter(
             since=self._time("since", since),
             until=self._time("until", until),
-            devices=(device,) if isinstance(device, str) else tuple(device or ()),
+            devices=_several(device),
             edge=edge,
             kind=kind,
             code=code,
@@ -573,8 +570,7 @@ class SessionLog:
         Raises:
             InvalidQuery: The time is none, or the limit is below 1.
         """
-        if limit < 1:
-            raise InvalidQuery(f"The limit is {limit}; it must be at least 1.")
+        _check_limit(limit)
         after = self._time("since", since)
         with self._reading() as connection:
             return rollouts.rollouts(connection, since=after, limit=limit)
@@ -646,6 +642,15 @@ class SessionLog:
             raise StoreUnavailable(f"The database could not be written: {str(error).partition(chr(10))[0]}") from error
         finally:
             engine.dispose()
+
+
+def _check_limit(limit: int) -> None:
+    if limit < 1:
+        raise InvalidQuery(f"The limit is {limit}; it must be at least 1.")
+
+
+def _several(device: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (device,) if isinstance(device, str) else tuple(device or ())
 
 
 def _name(device: str) -> str:
