@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from fleet_admin.steering import Selection, SteeringError, steering
+from fleet_admin.steering import Selection, SteeringError, commanding, steering
 from fleet_admin.steering.answers import Answers
 from fleet_admin.steering.judging import outcome_of
 from fleet_admin.steering.planning import plan_changes
@@ -237,10 +237,10 @@ def test_an_answer_is_put_together_of_its_parts_in_whatever_order_they_come_and_
 def test_what_is_logged_as_an_event_is_in_the_table_of_events() -> None:
     known = {(each.kind, each.code) for each in EVENT_CODES}
     assert {(EventKind.CONFIG, code) for code in steering._CODES.values()} <= known
-    assert {(EventKind.COMMAND, code) for code in steering._ENDS.values()} <= known
+    assert {(EventKind.COMMAND, code) for code in commanding._ENDS.values()} <= known
     assert set(steering._CODES) == set(SettingState) - {SettingState.NONE}
-    assert set(steering._ENDS) == {*CommandOutcome, "silent"}
+    assert set(commanding._ENDS) == {*CommandOutcome, "silent"}
 
 
 def test_the_commands_that_can_be_given_are_those_that_devices_know() -> None:
-    assert set(steering.COMMANDS) == set(ACTIONS)
+    assert set(commanding.COMMANDS) == set(ACTIONS)

@@ -7,14 +7,17 @@ import re
 import select
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from tests.support.chat_program import over_fleet
+from tests.support.waiting import until
 
 WAIT_S = 60.0
+AGAIN_S = 2.0
 COLOUR = re.compile("\x1b\\[[0-9;]+m")
 
 
@@ -29,12 +32,36 @@ class Screen:
     def type(self, keys: str) -> None:
         os.write(self._terminal, keys.encode())
 
-    def until(self, pattern: str) -> str:
-        """Read until something is shown; return all that was shown since the last time."""
+    def until(self, pattern: str, *, interrupting: bool = False) -> str:
+        """Read until something is shown; return all that was shown since the last time.
+
+        Args:
+            pattern: What.
+            interrupting: Press Ctrl-C, again where nothing comes of it, as one would: Python's readline misses a signal
+                that comes just before it waits for a key.
+        """
+        if interrupting:
+            self.type("\x03")
+        left = WAIT_S / AGAIN_S
         while (found := re.search(pattern, self._seen)) is None:
-            assert select.select([self._terminal], [], [], WAIT_S)[0], f"nothing more after {self._seen!r}"
+            if not select.select([self._terminal], [], [], AGAIN_S)[0]:
+                left -= 1
+                assert left > 0, f"nothing more after {self._seen!r}"
+                if interrupting:
+                    self.type("\x03")
+                continue
             self._seen += os.read(self._terminal, 1 << 16).decode()
         shown, self._seen = self._seen[: found.end()], self._seen[found.end() :]
+        return shown
+
+    def prompt(self) -> str:
+        """Read until the program waits for a line; return all that was shown since the last time.
+
+        What is typed between the prompt and the moment at which readline takes the terminal over is the terminal's own
+        business: of a Ctrl-D nothing would be left.
+        """
+        shown = self.until("> ")
+        until(lambda: not termios.tcgetattr(self._terminal)[3] & termios.ICANON)
         return shown
 
 
@@ -61,23 +88,23 @@ def on_terminal() -> Iterator[Screen]:
 
 def test_a_chat_streams_coloured_answers_stops_one_with_ctrl_c_and_ends_with_ctrl_d() -> None:
     with on_terminal() as screen:
-        assert "drafted here and accepted" in screen.until("> ")
+        assert "drafted here and accepted" in screen.prompt()
         screen.type("t1 t2\r")
-        answer = screen.until("> ")
+        answer = screen.prompt()
         assert "\x1b[32m" in answer  # drafted and accepted
         assert "\x1b[33m" in answer  # corrected
         assert re.search(r"(t\d ){4}", COLOUR.sub("", answer))
         screen.type("/stats\r")
-        assert re.search(r"\d+ drafted and accepted, \d+ corrected", screen.until("> "))
+        assert re.search(r"\d+ drafted and accepted, \d+ corrected", screen.prompt())
         screen.type("\x04")  # this one ends, and the other begins
-        screen.until("> ")
+        screen.prompt()
         screen.type("t1\r")
         screen.until("\x1b\\[36mt3 ")
         screen.type("\x03")
-        assert "[Stopped.]" in screen.until("> ")
-        screen.type("half a line\x03")
-        screen.until(r"Ctrl-D or /quit ends the chat")
-        screen.until("> ")
+        assert "[Stopped.]" in screen.prompt()
+        screen.type("half a line")
+        screen.until(r"Ctrl-D or /quit ends the chat", interrupting=True)
+        screen.prompt()
         screen.type("/quit\r")
         assert screen.process.wait(WAIT_S) == 0
 

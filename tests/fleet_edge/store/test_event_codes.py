@@ -10,7 +10,7 @@ from fleet_edge.store.event_codes import EVENT_CODES, EventKind, Severity, sever
 from schemas.control import Presence
 from schemas.reasons import EndReason, FaultCode, RefusalCode
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 KNOWN = {(each.kind, each.code) for each in EVENT_CODES}
 
 
