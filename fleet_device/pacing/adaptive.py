@@ -26,12 +26,6 @@ _LONGEST: Final = 16
 _WORTH: Final = 0.98
 """A plan nearly as good as the best will do if it is shorter or waits: others share the edge."""
 
-_BETTER: Final = 0.95
-"""What drafting counts for beside having the edge write, which costs both less and promises no more than it does."""
-
-_LOWER: Final = 0.9
-"""To what a price falls with each verdict that names a lower one."""
-
 _STAY: Final = 1.01
 """By how much the last plan is favoured, so that noise does not change it."""
 
@@ -51,6 +45,11 @@ _FIRST_STREAMED: Final = 8
 _EXPLORE_STREAMING: Final = 4.0
 """Every so many requests to write drafts are tried instead, where they may well be as good."""
 
+_LESS_OFTEN: Final = 1.5
+"""By how much rarer trials become with each that has shown nothing better."""
+
+_MOST_PATIENCE: Final = 24.0
+
 _TRIAL: Final = 3
 """Drafts of a trial that may well be better than having the edge write: one tells little, and to turn costs time."""
 
@@ -62,11 +61,7 @@ _INSTANT_S: Final = 1e-6
 
 @dataclass(slots=True)
 class AdaptivePacing:
-    """Maximises committed tokens a second, as they would be if all devices of the edge did as this one does.
-
-    Where others write at the same edge, each token of a draft makes the step longer for all that are in it. Who
-    reckoned with the step as it is would draft because the others do, and all would be slower than if the edge had
-    written alone. So a draft is taken to be drafted by all, and a plan to have the edge write to be everybody's.
+    """Maximises committed tokens a second, less those that other texts at the edge lose by it.
 
     Attributes:
         ahead: Whether to draft ahead of the verdict; None leaves it open.
@@ -89,9 +84,10 @@ class AdaptivePacing:
     _window: int = 1
     _plans: int = 0
     _untried: float = _EXPLORE_STREAMING  # requests to write since drafts were tried
+    _patience: float = _EXPLORE_STREAMING  # requests between trials, where drafts may well be as good
     _trying: int = 0  # drafts left of a trial
     _outcomes: int = 0
-    _price: float = 0.0  # of a token at the edge, as its last verdicts say
+    _price: float = 0.0  # of a token at the edge, as its last verdict says
     _bonus: bool = False  # the draft before stood whole, and the edge drew a token after it
     _alone: bool = True  # no draft was under way when the next one to be learnt of was sent
 
@@ -136,7 +132,7 @@ class AdaptivePacing:
         if plan.stream:
             rate = 1.0 / self._streamed_s() if self._streamed.known else float("inf")
         else:
-            rate = own.rate(replace(plan, tokens=self._typical) if plan.may_stop else plan)
+            rate = own.worth(replace(plan, tokens=self._typical) if plan.may_stop else plan)
         return (
             best_repetition(
                 prospect,
@@ -162,13 +158,14 @@ class AdaptivePacing:
         """Let a draft be longer where its tokens are sure, and end sooner where they are not.
 
         At the best rate that can be had on average, the time that one more token takes, at the device and at the edge,
-        would have brought so many tokens, rate times time: that is the chance to stand that it must have.
+        would have brought so many tokens, rate times time, and other texts lose its price: that is the chance to stand
+        that it must have.
         """
         if not best.tokens:
             return best
         token_s = conditions.token_s + conditions.beside_token_s + conditions.compute_token_s
         self._typical = best.tokens
-        self._worth = conditions.rate(best) * token_s
+        self._worth = conditions.worth(best) * token_s + conditions.price
         return Plan(min(longest, _STRETCH * best.tokens), may_stop=True)
 
     def learn(self, outcome: DraftOutcome) -> None:
@@ -179,7 +176,7 @@ class AdaptivePacing:
                 self._confidence.add(chance, accepted=place < outcome.accepted)
         if not outcome.opening:
             self._measure(outcome)
-        self._hear_price(outcome.price)
+        self._price = outcome.price
         stands = outcome.accepted == outcome.tokens
         self._bonus = stands and not outcome.ahead
         self._alone = not (stands and outcome.ahead)
@@ -190,11 +187,7 @@ class AdaptivePacing:
             self._streamed.add(seconds / tokens)
             if step_s:  # else it was sent again, from memory: nothing is known of now
                 self._stream_step.add(step_s)
-                self._hear_price(price)
-
-    def _hear_price(self, price: float) -> None:
-        """Take the price that a verdict names. A lower one is believed bit by bit: a step may have few texts in it."""
-        self._price = max(price, self._price * _LOWER)
+                self._price = price
 
     def choice(self) -> Choice:
         """Return the plan that is followed now, and what each way promises."""
@@ -228,8 +221,9 @@ class AdaptivePacing:
         if self.stream is not None or not self._streamed.known:
             return None
         stay = _STAY if self._last is not None and self._last.stream else 1.0
-        drafted = conditions.rate(best) * self._streamed_s()  # for each token that the edge would write
-        if _BETTER * drafted > stay:
+        drafted = conditions.worth(best) * self._streamed_s()  # for each token that the edge would write
+        if _WORTH * drafted > stay:
+            self._patience = _EXPLORE_STREAMING
             return None
         # What drafting would bring is old, or of few tokens: it is tried again, the more rarely the less may be hoped
         # for, since to turn costs round trips. An empty draft would teach nothing.
@@ -238,13 +232,13 @@ class AdaptivePacing:
             self._trying -= 1
             return trial
         self._untried += 1.0
-        hoped = replace(conditions, acceptance=self._acceptance.hoped).rate(trial) * self._streamed_s()
+        hoped = replace(conditions, acceptance=self._acceptance.hoped).worth(trial) * self._streamed_s()
         if not self._writing:
             self._begin_writing()
         self._last = Plan(STREAMED, stream=True)
-        if self._untried * hoped**4 < _EXPLORE_STREAMING:
+        if self._untried * hoped**4 < self._patience:
             return self._last
-        self._untried = 0.0
+        self._untried, self._patience = 0.0, min(_MOST_PATIENCE, _LESS_OFTEN * self._patience)
         self._trying = _TRIAL - 1 if hoped > 1.0 else 0
         return trial
 
@@ -256,33 +250,18 @@ class AdaptivePacing:
             ahead: While the device drafts ahead, or else while it waits.
         """
         times = self._expected(ahead=ahead)
-        own = Conditions(
+        # While the edge writes, its steps are as they are now, whatever they were when a draft was verified last.
+        compute = self._stream_step if self._writing and self._stream_step.known else times.compute
+        return Conditions(
             acceptance=self._acceptance.rate,
             token_s=times.token.at(0),
             beside_s=max(_INSTANT_S, times.beside.at(0)),
             beside_token_s=times.beside.slope,
-            compute_s=max(0.0, self._steps(times).at(0)),
+            compute_s=max(0.0, compute.at(0)),
             compute_token_s=times.compute.slope,
             window=window,
+            price=self._price,
         )
-        slope = times.compute.slope + self._others_token_s(own)
-        return replace(own, compute_s=self._steps(times).without_tokens(slope), compute_token_s=slope)
-
-    def _steps(self, times: Times) -> Trend:
-        """Return the edge's steps: while it writes as they are now, not as they were when it verified a draft."""
-        return self._stream_step if self._writing and self._stream_step.known else times.compute
-
-    def _others_token_s(self, own: Conditions) -> float:
-        """Return by how much a step becomes longer if each of the other texts in it has one more token, too.
-
-        The price is what one more token costs all of them, in tokens; so in the time between two tokens of this text,
-        taken to come as fast as those of the others, it is what one token of each costs.
-        """
-        if not self._price:
-            return 0.0
-        if self._last is None or self._last.stream:
-            return self._price * self._streamed.at(0)
-        return self._price / own.rate(self._last)
 
     @property
     def _writing(self) -> bool:
@@ -298,8 +277,7 @@ class AdaptivePacing:
 
     def _step_ratio(self) -> float:
         """Return what the edge's steps take now, in those of when it wrote last; 1 where that is not known."""
-        then = self._stream_step.at(0)
-        now = self.conditions(self._window, ahead=self._way).compute_s if self._way in self._times else 0.0
+        then, now = self._stream_step.at(0), self._times[self._way].compute.at(0) if self._way in self._times else 0.0
         return now / then if then > 0.0 and now > 0.0 else 1.0
 
     def _streamed_s(self) -> float:
@@ -363,10 +341,10 @@ def best_plan(
     """
     rates: dict[Plan, float] = {}
     if not ahead or not longest:
-        rates |= {plan: waiting.rate(plan) for plan in map(Plan, range(longest + 1))}
+        rates |= {plan: waiting.worth(plan) for plan in map(Plan, range(longest + 1))}
     if ahead is not False:
         plans = (Plan(tokens, ahead=True) for tokens in range(1, longest + 1))
-        rates |= {plan: trust * drafting_ahead.rate(plan) for plan in plans}
+        rates |= {plan: trust * drafting_ahead.worth(plan) for plan in plans}
     if last in rates:
         rates[last] *= _STAY
     enough = _WORTH * max(rates.values())

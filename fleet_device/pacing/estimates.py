@@ -24,9 +24,6 @@ _FADED: Final = 2.0
 _TYPICAL: Final = 4
 """Draft length at which two trends are compared."""
 
-_LEAST_LEFT: Final = 0.2
-"""Of a time with tokens, for one without: a step reads the model's weights however little it computes."""
-
 _TESTED_HORIZON: Final = 128
 """Tested tokens that are remembered, about."""
 
@@ -173,13 +170,6 @@ class Trend:
         if not self.known:
             return 0.0
         return self._mean + self.slope * (tokens - self._mean_tokens)
-
-    def without_tokens(self, slope: float) -> float:
-        """Return the expected seconds without tokens if each takes so long, whatever was measured of that.
-
-        A share of what was measured is left in any case.
-        """
-        return max(_LEAST_LEFT * self._mean, self._mean - slope * self._mean_tokens) if self.known else 0.0
 
     @property
     def _mean(self) -> float:

@@ -33,8 +33,9 @@ class Conditions:
         beside_s: Time from sending an empty draft to its verdict, without the edge's verification step; above 0.
         beside_token_s: By how much each draft token lengthens it.
         compute_s: The edge's verification step for an empty draft.
-        compute_token_s: By how much each draft token lengthens it, those counted in that other devices draft as well.
+        compute_token_s: By how much each draft token lengthens it.
         window: Most drafts under way at once.
+        price: What one more token costs other texts at the edge, in tokens that they are written.
     """
 
     acceptance: float
@@ -44,6 +45,18 @@ class Conditions:
     compute_s: float = 0.0
     compute_token_s: float = 0.0
     window: int = 1
+    price: float = 0.0
+
+    def worth(self, plan: Plan) -> float:
+        """Return committed tokens a second, less those that other texts lose by it.
+
+        An edge computes g tokens of a draft for (1 - a^g) / (1 - a) that stand or are drawn in place of the first that
+        falls; what it draws behind a draft that stands comes on top where the device waits.
+        """
+        if not self.price or not plan.tokens:
+            return self.rate(plan)
+        committed = self._committed(plan.tokens - 1 if plan.ahead else plan.tokens)
+        return self.rate(plan) * max(0.0, 1.0 - self.price * plan.tokens / committed)
 
     def rate(self, plan: Plan) -> float:
         """Return committed tokens a second."""

@@ -18,7 +18,7 @@ def choose(prospect: Prospect, conditions: Conditions = NEAR, *, rate: float) ->
 
 
 def test_what_is_sure_is_drafted_from_earlier_text_and_at_length() -> None:
-    plan = choose(SURE, rate=NEAR.rate(Plan(4)))
+    plan = choose(SURE, rate=NEAR.worth(Plan(4)))
     assert plan is not None
     assert plan.repeats
     assert plan.tokens >= 8
@@ -26,22 +26,22 @@ def test_what_is_sure_is_drafted_from_earlier_text_and_at_length() -> None:
 
 
 def test_what_is_unsure_is_left_to_the_model() -> None:
-    assert choose(UNSURE, rate=NEAR.rate(Plan(4))) is None
+    assert choose(UNSURE, rate=NEAR.worth(Plan(4))) is None
 
 
 def test_an_edge_that_writes_as_fast_by_itself_is_let() -> None:
-    rate = NEAR.rate(Plan(4))
+    rate = NEAR.worth(Plan(4))
     assert choose(SURE, rate=10 * rate) is None
 
 
 def test_the_time_to_catch_up_is_counted() -> None:
     slow = replace(SURE, catch_up_s=0.2)
-    assert choose(slow, rate=NEAR.rate(Plan(4))) is None
+    assert choose(slow, rate=NEAR.worth(Plan(4))) is None
 
 
 def test_a_token_that_costs_others_makes_it_shorter() -> None:
-    rate = NEAR.rate(Plan(4))
-    free, dear = choose(SURE, rate=rate / 4), choose(SURE, replace(NEAR, compute_token_s=0.030), rate=rate / 4)
+    rate = NEAR.worth(Plan(4))
+    free, dear = choose(SURE, rate=rate / 4), choose(SURE, replace(NEAR, price=0.7), rate=rate / 4)
     assert free is not None
     assert dear is not None
     assert dear.tokens < free.tokens
