@@ -1,6 +1,7 @@
 """Viewer: somebody who has logged in to a dashboard and looks at its pages, as a browser does."""
 
 import re
+import secrets
 import urllib.parse
 import urllib.request
 from http.cookiejar import CookieJar
@@ -14,7 +15,6 @@ from schemas.errors import FleetError
 __all__ = ["Viewer"]
 
 _CSRF: Final = re.compile(r'name="csrf" value="([0-9a-f]+)"')
-_ACCOUNT: Final = "viewer"
 _PASSWORD: Final = "of a benchmark alone"  # noqa: S105 - of a database that ends with it
 
 
@@ -29,11 +29,12 @@ class Viewer:
     def __init__(self, address: str, services: Services) -> None:
         self._address = address.rstrip("/")
         self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
-        services.accounts.add(_ACCOUNT, role=Role.VIEWER, password=_PASSWORD, actor=Actor("bench"))
+        account = f"viewer-{secrets.token_hex(4)}"  # a database that is kept may have that of an earlier run
+        services.accounts.add(account, role=Role.VIEWER, password=_PASSWORD, actor=Actor("bench"))
         found = _CSRF.search(self.look("/login"))
         if found is None:
             raise FleetError("The dashboard has no form to log in.")
-        form = {"csrf": found[1], "account": _ACCOUNT, "password": _PASSWORD, "next": ""}
+        form = {"csrf": found[1], "account": account, "password": _PASSWORD, "next": ""}
         request = urllib.request.Request(  # noqa: S310 - the dashboard's own address
             f"{self._address}/login", urllib.parse.urlencode(form).encode(), {"Origin": self._address}
         )
