@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,6 @@ from fleet_bench.shared.sampler import StackSampler
 from fleet_edge import openmp  # noqa: F401 - before torch
 from fleet_edge.edge import Edge
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.store.records.record import Record
 from fleet_edge.store.writer import Writer
 from fleet_edge.verifiers.contract import Item, Logits, Verifier
 from fleet_edge.verifiers.registry import load_verifier
@@ -21,7 +20,7 @@ from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.events import Event, EventStream
 from fleet_runtime.memory import use_one_heap
-from fleet_testing.edge_thread import NO_QUOTAS
+from fleet_testing.edge_thread import NO_QUOTAS, NoLog
 from fleet_testing.scripted_language import CONTEXT, LANGUAGE
 
 __all__ = ["SLEEP", "main"]
@@ -59,13 +58,6 @@ class MeteredVerifier:
         return logits
 
 
-def _drop(_writer: Writer, _record: Record, *, urgent: bool = False, then: Callable[[], None] | None = None) -> None:
-    """Take a record as `Writer.put` does, and write nothing."""
-    del urgent
-    if then is not None:
-        then()
-
-
 def main() -> None:
     """Serve until SIGTERM; writes the event `online` when ready, and `stopped` with the steps at the end."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -100,7 +92,7 @@ def main() -> None:
         metered = MeteredVerifier(load_verifier(settings))
     events = EventStream(sys.stdout, outlives_reader=True)
     if arguments.no_log:
-        patch.object(Writer, "put", _drop).start()  # an edge has no setting for that
+        patch.object(Writer, "put", NoLog.put).start()  # an edge has no setting for that
     edge = Edge(settings, verifier=metered)
     sampler = StackSampler()
 
