@@ -22,6 +22,7 @@ from fleet_device.texts.chat import ChatMessage, encode_chat
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.registry import load_verifier
 from fleet_testing.recorded_drafter import RecordedText
+from schemas.errors import FleetError
 from schemas.policy import Mode, SamplingPolicy
 
 __all__ = [
@@ -113,7 +114,14 @@ def policy_of(number: int) -> SamplingPolicy:
 
 
 def key_of(target: Path, draft: Path, prompts: Sequence[Prompt], tokens: int) -> str:
-    """Return what tells the recordings of these files, prompts and lengths from others."""
+    """Return what tells the recordings of these files, prompts and lengths from others.
+
+    Raises:
+        FleetError: One of the files does not exist.
+    """
+    for file in (target, draft):
+        if not file.exists():
+            raise FleetError(f"There is no {file}; make it with `fleet models prepare`, or say --models.")
     facts = [_VERSION, tokens, [[p.category, p.text] for p in prompts]]
     facts += [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in (target, draft)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
