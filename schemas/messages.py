@@ -102,6 +102,10 @@ class Opened(_Message):
         lease_s: Seconds of silence after which the edge forgets the session.
         end_tokens: Ids that end the text.
         logprobs: As asked; None where the edge tells no log-probabilities.
+        token_ms: By how much one more token of a text makes a step of the edge longer, as measured there; None while it
+            is not known. Steps take as long as their load has it, so that a device alone could hardly tell.
+        acceptance: Of tokens drafted with such a model, the share that was accepted lately there, as the median of its
+            devices; None while too little is known.
     """
 
     kind: Literal["opened"] = "opened"
@@ -117,6 +121,8 @@ class Opened(_Message):
     lease_s: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
     end_tokens: Annotated[tuple[TokenId, ...], Field(fail_fast=True)]
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
+    token_ms: Milliseconds | None = None
+    acceptance: Annotated[float, Field(ge=0.0, le=1.0, strict=True)] | None = None
 
 
 class Refused(_Message):

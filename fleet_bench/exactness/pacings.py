@@ -36,6 +36,9 @@ class MixingPacing:
     tokens: int
     asked: int = 0
 
+    def opened(self, *, token_s: float | None, acceptance: float | None) -> None:
+        """Learn nothing."""
+
     def plan(self, *, longest: int, window: int) -> Plan:
         """Return the plan for the draft model."""
         del longest, window
@@ -74,6 +77,9 @@ class TurningPacing:
 
     written: int = 1
     plans: int = 0
+
+    def opened(self, *, token_s: float | None, acceptance: float | None) -> None:
+        """Learn nothing."""
 
     def plan(self, *, longest: int, window: int) -> Plan:
         """Return the plan whose turn it is."""

@@ -56,6 +56,9 @@ _TRIAL: Final = 3
 _STRETCH: Final = 2
 """How many times the draft length that pays on average a draft may have, where it may end sooner."""
 
+_LIKE: Final = 1.25
+"""Times that differ by less are alike: few steps tell no better, and one text more or less makes as much."""
+
 _INSTANT_S: Final = 1e-6
 
 
@@ -88,8 +91,15 @@ class AdaptivePacing:
     _trying: int = 0  # drafts left of a trial
     _outcomes: int = 0
     _price: float = 0.0  # of a token at the edge, as its last verdict says
+    _compute_token_s: float | None = None  # of a step, as the edge says
     _bonus: bool = False  # the draft before stood whole, and the edge drew a token after it
     _alone: bool = True  # no draft was under way when the next one to be learnt of was sent
+
+    def opened(self, *, token_s: float | None, acceptance: float | None) -> None:
+        """Take note of what an edge says as it opens a session."""
+        self._compute_token_s = token_s
+        if acceptance is not None:
+            self._acceptance.told(acceptance)
 
     def plan(self, *, longest: int, window: int) -> Plan:
         """Return the best plan; now and then another one."""
@@ -250,15 +260,17 @@ class AdaptivePacing:
             ahead: While the device drafts ahead, or else while it waits.
         """
         times = self._expected(ahead=ahead)
-        # While the edge writes, its steps are as they are now, whatever they were when a draft was verified last.
-        compute = self._stream_step if self._writing and self._stream_step.known else times.compute
+        compute_s, compute_token_s = self._compute(times)
+        if self._writing and self._stream_step.known:
+            # The edge's steps are as they are now, whatever they were when a draft was verified last.
+            compute_s = self._stream_step.at(0)
         return Conditions(
             acceptance=self._acceptance.rate,
             token_s=times.token.at(0),
             beside_s=max(_INSTANT_S, times.beside.at(0)),
             beside_token_s=times.beside.slope,
-            compute_s=max(0.0, compute.at(0)),
-            compute_token_s=times.compute.slope,
+            compute_s=max(0.0, compute_s),
+            compute_token_s=compute_token_s,
             window=window,
             price=self._price,
         )
@@ -276,9 +288,24 @@ class AdaptivePacing:
         self._times = {way: times.faded() for way, times in self._times.items()}
 
     def _step_ratio(self) -> float:
-        """Return what the edge's steps take now, in those of when it wrote last; 1 where that is not known."""
-        then, now = self._stream_step.at(0), self._times[self._way].compute.at(0) if self._way in self._times else 0.0
-        return now / then if then > 0.0 and now > 0.0 else 1.0
+        """Return what the edge's steps take now, in those of when it wrote last; 1 where they are much alike."""
+        then, now = (
+            self._stream_step.at(0),
+            self._compute(self._times[self._way])[0] if self._way in self._times else 0.0,
+        )
+        ratio = now / then if then > 0.0 and now > 0.0 else 1.0
+        return 1.0 if 1.0 / _LIKE < ratio < _LIKE else ratio
+
+    def _compute(self, times: Times) -> tuple[float, float]:
+        """Return what an empty draft takes of the edge, and each token more.
+
+        The edge knows best: it sees steps of all loads. Until it says, what drafts of like length leave open, the steps
+        tell in which it wrote by itself: its load is taken to be as it was then unless drafts say otherwise. Else
+        drafts that are slow by their own tokens would make the edge's writing seem slow.
+        """
+        if self._compute_token_s is not None:
+            return times.compute.with_slope(self._compute_token_s)
+        return times.compute.from_start(self._stream_step.at(0) if self._stream_step.known else float("inf"))
 
     def _streamed_s(self) -> float:
         """Return the time between tokens if the edge wrote by itself now; 0 if it never has.

@@ -98,6 +98,14 @@ class Pacing(Protocol):
     that the draft has: whatever is drawn is sent.
     """
 
+    def opened(self, *, token_s: float | None, acceptance: float | None) -> None:
+        """Take note of what an edge says as it opens a session; None of what it does not.
+
+        Args:
+            token_s: By how much each token of a draft makes its steps longer.
+            acceptance: Of tokens of such a draft model, the share that it has accepted lately, from all its devices.
+        """
+
     def plan(self, *, longest: int, window: int) -> Plan:
         """Return the plan of the next draft.
 
@@ -153,6 +161,9 @@ class FixedPacing:
     tokens: int = 5
     ahead: bool = False
     stream: bool = False
+
+    def opened(self, *, token_s: float | None, acceptance: float | None) -> None:
+        """Learn nothing."""
 
     def plan(self, *, longest: int, window: int) -> Plan:
         """Return the plan."""

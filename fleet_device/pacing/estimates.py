@@ -41,6 +41,9 @@ _SHARED_TOKENS: Final = 4.0
 
 _PRIOR: Final = 0.7
 _PRIOR_TOKENS: Final = 3.0
+_TOLD_TOKENS: Final = 16.0
+"""Tested tokens for which it counts what an edge says that such a draft model is accepted."""
+
 _MOST: Final = 0.995
 
 
@@ -49,11 +52,14 @@ class Acceptance:
     """How likely a draft token is accepted.
 
     That differs from text to text, and within one. So the latest tokens are counted beside all that are remembered, and
-    where the two differ by more than chance would have it, the latest alone are believed.
+    where the two differ by more than chance would have it, the latest alone are believed. Before there are many, what
+    others have found counts for some.
     """
 
-    _tested: float = _PRIOR_TOKENS
-    _accepted: float = _PRIOR * _PRIOR_TOKENS
+    _prior: float = _PRIOR
+    _prior_tokens: float = _PRIOR_TOKENS
+    _tested: float = 0.0
+    _accepted: float = 0.0
     _lately_tested: float = 0.0
     _lately_accepted: float = 0.0
 
@@ -68,6 +74,10 @@ class Acceptance:
         if self._changed:
             self._tested, self._accepted = self._lately_tested, self._lately_accepted
 
+    def told(self, rate: float) -> None:
+        """Take what others have found."""
+        self._prior, self._prior_tokens = rate, _TOLD_TOKENS
+
     @property
     def _changed(self) -> bool:
         if self._lately_tested < _LATELY / 2:
@@ -80,13 +90,18 @@ class Acceptance:
     @property
     def rate(self) -> float:
         """Accepted of tested, below 1."""
-        return min(_MOST, self._accepted / self._tested)
+        return min(_MOST, (self._accepted + self._prior * self._fading) / (self._tested + self._fading))
 
     @property
     def hoped(self) -> float:
         """What the rate may well be: one standard error above what was counted."""
         rate = self.rate
-        return min(_MOST, rate + math.sqrt(rate * (1.0 - rate) / self._tested))
+        return min(_MOST, rate + math.sqrt(rate * (1.0 - rate) / (self._tested + self._fading)))
+
+    @property
+    def _fading(self) -> float:
+        """Tokens that what others have found counts for: the fewer, the more there are of its own."""
+        return self._prior_tokens * max(0.0, 1.0 - self._tested / _TESTED_HORIZON)
 
 
 @dataclass(slots=True)
@@ -159,17 +174,45 @@ class Trend:
         """Seconds a token; 0 while the drafts do not vary."""
         if not self.known:
             return 0.0
-        spread = self._tokens_tokens / self._weight - self._mean_tokens**2
         together = self._tokens_seconds / self._weight - self._mean_tokens * self._mean
         # A time without any tokens is a time as well, so that the line must not cross zero before.
         steepest = self._mean / self._mean_tokens if self._mean_tokens else 0.0
-        return min(max(0.0, together / (spread + _STIFFNESS)), steepest)
+        return min(max(0.0, together / (self._spread + _STIFFNESS)), steepest)
+
+    def from_start(self, seconds: float) -> tuple[float, float]:
+        """Return the time without any tokens, and the slope from there to the mean.
+
+        Drafts of like length leave open what of their time is due to their tokens: anything from nothing to as much for
+        each as for the text itself.
+
+        Args:
+            seconds: The time without any tokens, as known from elsewhere: of what is open, the nearest is taken.
+        """
+        most = self.at(0)
+        if not self.known or not self._mean_tokens:
+            return most, self.slope
+        unknown = _STIFFNESS / (self._spread + _STIFFNESS)
+        each = self._mean / (1.0 + self._mean_tokens)
+        least = self._mean - self._mean_tokens * (self.slope + unknown * max(0.0, each - self.slope))
+        start = min(most, max(least, seconds))
+        return start, (self._mean - start) / self._mean_tokens
 
     def at(self, tokens: int) -> float:
         """Return the expected seconds; 0 before the first measurement."""
         if not self.known:
             return 0.0
         return self._mean + self.slope * (tokens - self._mean_tokens)
+
+    def with_slope(self, slope: float) -> tuple[float, float]:
+        """Return the time without any tokens where each takes `slope`, and that; less where it would be below zero."""
+        if not self.known or not self._mean_tokens:
+            return self.at(0), slope
+        slope = min(slope, self._mean / (1.0 + self._mean_tokens))
+        return self._mean - slope * self._mean_tokens, slope
+
+    @property
+    def _spread(self) -> float:
+        return self._tokens_tokens / self._weight - self._mean_tokens**2
 
     @property
     def _mean(self) -> float:

@@ -8,7 +8,7 @@ from fleet_device.pacing.contract import DraftOutcome, Pacing, Plan
 from fleet_device.session.effect import VerdictEffect
 from fleet_device.session.in_flight import DecidedDraft
 from fleet_device.session.machine import DeviceSession
-from schemas.messages import Draft
+from schemas.messages import Draft, Opened
 
 __all__ = ["RoundTrips", "SessionPacing"]
 
@@ -55,6 +55,7 @@ class SessionPacing:
     source: SuffixDrafter | None = None
     drafts: int = 0
     round_trips: RoundTrips = field(default_factory=RoundTrips)
+    _opened: Opened | None = None  # that the pacing has been told of
     _piece_at: float | None = None  # when the last piece came of what the edge writes without a pause
     _repeated: set[int] = field(default_factory=set)  # rounds whose drafts were made from earlier text
     _draft_ms: float = 0.0  # the session's count when the draft being built was begun
@@ -64,6 +65,10 @@ class SessionPacing:
         opened = self.session.opened
         assert opened is not None
         self.begin()
+        if opened is not self._opened:
+            token_s = None if opened.token_ms is None else opened.token_ms / 1e3
+            self.pacing.opened(token_s=token_s, acceptance=opened.acceptance)
+            self._opened = opened
         longest, window, source = opened.max_draft, opened.window, self.source
         plan = self.pacing.plan(longest=longest, window=window)
         if source is not None:

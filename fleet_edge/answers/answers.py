@@ -6,7 +6,7 @@ session is recorded first, and told when no crash can undo the record.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from dssd.distribution import Dist
@@ -19,6 +19,7 @@ from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard.guard import Guard
 from fleet_edge.metrics.figures import Figures
+from fleet_edge.sessions.acceptance import AcceptanceByModel
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.stream import Stream
@@ -66,6 +67,8 @@ class Answers:
         figures: Count, for the metrics.
         form: Downlink form of p; by default the smallest for each p.
         padding: Verdicts are filled up to a multiple of so many bytes; 0 leaves them as they are.
+        token_s: Asked for the seconds by which one more token of a text makes a step longer; None while not known.
+        acceptance: Of each draft model.
     """
 
     edge: str
@@ -78,6 +81,8 @@ class Answers:
     figures: Figures
     form: Form = Form.AUTO
     padding: int = 0
+    token_s: Callable[[], float | None] = lambda: None
+    acceptance: AcceptanceByModel = field(default_factory=AcceptanceByModel)
 
     # Opens
 
@@ -96,7 +101,14 @@ class Answers:
 
     def opened_again(self, session: EdgeSession) -> None:
         """Give the same grant again to an Open that was delivered twice; nothing new begins."""
-        granted = messages.opened(session, edge=self.edge, target=self.target, lease_s=self.lease_s)
+        granted = messages.opened(
+            session,
+            edge=self.edge,
+            target=self.target,
+            lease_s=self.lease_s,
+            token_s=self.token_s(),
+            acceptance=self.acceptance.share(session.draft_model),
+        )
         self.publisher.reply(session.device, granted)
 
     def refused(self, device: str, message: Open, error: OpenRefused) -> None:
@@ -128,6 +140,7 @@ class Answers:
         self.guard.spend(session.device, len(result.tokens))
         session.times.grew(committed=session.committed, at=self.clock())
         self.figures.judged(session, result, timing)
+        self.acceptance.count(session.draft_model, session.device, tested=result.tested, accepted=result.accepted)
         self.publisher.verdict(session.device, payload, form=_kind(result, form) or _NOTHING)
         if session.recent.collapsed:
             sentence = (

@@ -9,7 +9,15 @@ from schemas.reasons import EndReason
 __all__ = ["closed", "closed_elsewhere", "fault", "opened", "refused"]
 
 
-def opened(session: EdgeSession, *, edge: str, target: str, lease_s: float) -> Opened:
+def opened(
+    session: EdgeSession,
+    *,
+    edge: str,
+    target: str,
+    lease_s: float,
+    token_s: float | None = None,
+    acceptance: float | None = None,
+) -> Opened:
     """Return the grant of a session.
 
     Args:
@@ -17,6 +25,8 @@ def opened(session: EdgeSession, *, edge: str, target: str, lease_s: float) -> O
         edge: This edge's name.
         target: The target model's name.
         lease_s: Seconds of silence after which the session is lost.
+        token_s: By which one more token of a text makes a step longer, if that is known.
+        acceptance: Of drafts of the session's draft model, if that is known.
     """
     return Opened(
         session=session.session,
@@ -31,6 +41,8 @@ def opened(session: EdgeSession, *, edge: str, target: str, lease_s: float) -> O
         lease_s=lease_s,
         end_tokens=tuple(sorted(session.limits.end_tokens)),
         logprobs=session.logprobs,
+        token_ms=None if token_s is None else round(token_s * 1e3, 3),
+        acceptance=None if acceptance is None else round(acceptance, 3),
     )
 
 

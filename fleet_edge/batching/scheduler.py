@@ -99,6 +99,11 @@ class Scheduler:
         return self._verifier.info
 
     @property
+    def token_s(self) -> float | None:
+        """Seconds by which one more token of a text makes a step longer; None while that is not known."""
+        return self._cost.token_s
+
+    @property
     def memory(self) -> "KvMemory":
         """The memory for keys and values as it was when `note_memory` last looked."""
         return self._memory

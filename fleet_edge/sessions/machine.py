@@ -73,6 +73,7 @@ class EdgeSession:
         finished: Whether the text has ended; drafts are void then.
         constraint: The grammar that the policy holds, if there is one.
         sent: Position up to which the device was ever sent the text.
+        draft_model: That it drafts with, and its quantization, as it says.
     """
 
     handle: int
@@ -92,6 +93,7 @@ class EdgeSession:
     finished: bool = False
     constraint: Constraint | None = None
     sent: int = 0
+    draft_model: str = ""
     _epoch: int = 0
     _digest: int = EMPTY
     _rejected: Dist | None = None
@@ -124,6 +126,7 @@ class EdgeSession:
             prompt_length=len(message.prompt),
             logprobs=message.logprobs,
             constraint=constraint,
+            draft_model=f"{message.draft_model} {message.quantization}",
             _digest=extend_digest(EMPTY, resumed),
         )
 

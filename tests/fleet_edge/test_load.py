@@ -11,7 +11,7 @@ from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.verifiers.contract import Item, Logits
-from schemas.messages import Verdict
+from schemas.messages import Opened, Verdict
 from schemas.policy import Mode
 from schemas.reasons import RefusalCode
 from tests.support.memory_fleet import Device, MemoryFleet, terms
@@ -86,6 +86,38 @@ def test_a_verdict_says_what_a_token_costs_others_where_it_costs_them_anything(m
         told[count] = {each.price for each in seen}
     assert told[1] == {None}
     assert max(price or 0 for price in told[6]) >= 10
+
+
+def test_devices_are_told_what_a_token_costs_and_how_good_their_draft_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    granted: list[Opened] = []
+    fleet, devices = loaded(monkeypatch, 2, lambda: AdaptivePacing(ahead=False))
+    for number in range(2):
+        if number:
+            devices = [
+                Device(
+                    fleet,
+                    f"device-{place}",
+                    terms(90 + place, mode=Mode.COUPLED, max_new_tokens=LENGTH),
+                    length=4,
+                    ahead=False,
+                )
+                for place in range(2)
+            ]
+        for _ in range(400):
+            if all(device.done for device in devices):
+                break
+            fleet.broker.pump()
+            granted += [each for device in devices for each in device.messages if isinstance(each, Opened)]
+            for device in devices:
+                device.act()
+            fleet.broker.pump()
+            fleet.step()
+    assert (granted[0].token_ms, granted[0].acceptance) == (None, None)
+    last = granted[-1]
+    assert last.token_ms == pytest.approx(TOKEN_S * 1e3, rel=0.3)
+    counted = [session.counters for session in fleet.known.values()]
+    share = sum(each.accepted for each in counted) / sum(each.tested for each in counted)
+    assert last.acceptance == pytest.approx(share, abs=0.2)
 
 
 def test_where_all_cannot_be_in_a_step_they_are_written_alike(monkeypatch: pytest.MonkeyPatch) -> None:

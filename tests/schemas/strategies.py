@@ -174,6 +174,9 @@ def replies() -> st.SearchStrategy[Opened | Refused | Closed | Fault]:
         window=st.integers(1, 64),
         lease_s=st.floats(0.5, 1e6),
         end_tokens=st.lists(TOKEN, max_size=8).map(tuple),
+        logprobs=st.none() | st.integers(0, 20),
+        token_ms=st.none() | MILLISECONDS,
+        acceptance=st.none() | st.floats(0, 1),
     )
     closed = st.builds(
         Closed,

@@ -210,6 +210,9 @@ class ChangingPacing:
 
     rng: random.Random
 
+    def opened(self, *, token_s: float | None, acceptance: float | None) -> None:
+        del token_s, acceptance
+
     def plan(self, *, longest: int, window: int) -> Plan:
         del longest, window
         if self.rng.random() < 0.5:

@@ -103,7 +103,9 @@ def test_a_chat_streams_coloured_answers_stops_one_with_ctrl_c_and_ends_with_ctr
         screen.type("\x03")
         assert "[Stopped.]" in screen.prompt()
         screen.type("half a line")
-        screen.until("half a line")  # Ctrl-C takes what is not read yet, and readline would wait for it, deaf to signals
+        screen.until(
+            "half a line"
+        )  # Ctrl-C takes what is not read yet, and readline would wait for it, deaf to signals
         screen.until(r"Ctrl-D or /quit ends the chat", interrupting=True)
         screen.prompt()
         screen.type("/quit\r")

@@ -334,6 +334,89 @@ def test_what_was_measured_on_a_busy_edge_does_not_count_on_one_that_is_not(step
     pytest.fail("It still drafts, though nothing is accepted and the edge writes three times as quickly.")
 
 
+@pytest.mark.parametrize("told_s", [None, 0.003])
+def test_drafts_that_are_slow_by_their_own_tokens_do_not_make_the_edge_seem_slow(told_s: float | None) -> None:
+    """Two cores: 15 ms for a token, 24 for four. The edge alone wrote twice as quickly, and was never asked again."""
+    pacing = AdaptivePacing(ahead=False, stream=None)
+    pacing.opened(token_s=told_s, acceptance=None)
+    pacing.plan(longest=3, window=WINDOW)
+    for _ in range(8):
+        pacing.streamed(1, 0.016, step_s=0.015)
+    plans = []
+    for _ in range(40):
+        plan = pacing.plan(longest=3, window=WINDOW)
+        plans.append(plan)
+        if not plan.stream:
+            step_s = 0.015 + 0.003 * plan.tokens
+            outcome = DraftOutcome(
+                tokens=plan.tokens,
+                ahead=False,
+                accepted=plan.tokens,
+                token_s=0.009,
+                answer_s=0.025 + step_s,
+                compute_s=step_s,
+            )
+            pacing.learn(outcome)
+    assert sum(plan.stream for plan in plans[10:]) > 20
+
+
+@pytest.mark.parametrize("told_s", [None, 0.004])
+def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told_s: float | None) -> None:
+    """Else drafts would be compared with what an idle edge wrote, and given up where they pay."""
+    pacing = AdaptivePacing(ahead=False, stream=None)
+    pacing.opened(token_s=told_s, acceptance=0.95)
+    pacing.plan(longest=LONGEST, window=WINDOW)
+    for _ in range(8):
+        pacing.streamed(1, 0.016, step_s=0.015)
+    streams = 0
+    for number in range(200):
+        plan = pacing.plan(longest=LONGEST, window=WINDOW)
+        streams += plan.stream and number > 8
+        if plan.stream:
+            pacing.streamed(plan.tokens, 0.12 * plan.tokens, step_s=0.12)
+        else:
+            step_s = 0.12 + 0.004 * plan.tokens
+            outcome = DraftOutcome(
+                tokens=plan.tokens,
+                ahead=False,
+                accepted=plan.tokens,
+                token_s=0.009,
+                answer_s=0.025 + step_s,
+                compute_s=step_s,
+            )
+            pacing.learn(outcome)
+    assert streams < 12
+
+
+def test_where_others_found_a_draft_model_good_a_bad_start_does_not_silence_it() -> None:
+    """Of its first tokens few stood, by chance; whoever has the edge write hardly learns that it was chance."""
+    drafts = {}
+    for told in (None, 0.95):
+        pacing = AdaptivePacing(ahead=False, stream=None)
+        pacing.opened(token_s=0.001, acceptance=told)
+        pacing.plan(longest=LONGEST, window=WINDOW)
+        for _ in range(8):
+            pacing.streamed(1, 0.1, step_s=0.1)
+        for number in range(60):
+            plan = pacing.plan(longest=LONGEST, window=WINDOW)
+            drafts[told] = drafts.get(told, 0) + (number >= 4 and not plan.stream)
+            if plan.stream:
+                pacing.streamed(plan.tokens, 0.1 * plan.tokens, step_s=0.1)
+            else:
+                accepted = plan.tokens if number >= 4 else 0
+                outcome = DraftOutcome(
+                    tokens=plan.tokens,
+                    ahead=False,
+                    accepted=accepted,
+                    token_s=0.02,
+                    answer_s=0.13,
+                    compute_s=0.1,
+                )
+                pacing.learn(outcome)
+    assert drafts[0.95] > 40
+    assert drafts[0.95] > drafts[None]
+
+
 def test_the_price_of_a_token_is_learnt_from_what_the_edge_writes_as_well() -> None:
     """Half of the drafts stand, and each token is one that another text goes without."""
     pacing = begun_on_a_busy_edge(step_s=0.35)

@@ -74,6 +74,44 @@ def test_a_longer_draft_is_never_thought_to_be_answered_sooner() -> None:
     assert trend.slope == 0.0
 
 
+@given(st.lists(st.tuples(st.floats(0.001, 1.0), st.integers(0, 9)), min_size=1, max_size=20), st.floats(0.0, 2.0))
+def test_whatever_a_step_is_said_to_take_without_a_draft_no_time_is_negative(
+    measured: list[tuple[float, int]], said: float
+) -> None:
+    trend = Trend()
+    for seconds, tokens in measured:
+        trend.add(seconds, tokens=tokens)
+    for start, slope in (trend.from_start(said), trend.with_slope(said)):
+        assert start >= 0.0
+        assert slope >= 0.0
+
+
+def test_drafts_of_like_length_leave_open_what_their_tokens_take() -> None:
+    alike, unlike = Trend(), Trend()
+    for number in range(64):
+        alike.add(0.025, tokens=4)
+        unlike.add(0.021 + 0.001 * (number % 9), tokens=number % 9)
+    assert alike.from_start(0.015) == pytest.approx((0.015, 0.0025))
+    assert alike.from_start(0.001)[0] == pytest.approx(0.005)  # a token takes no more than the text's own
+    assert alike.from_start(9.0)[0] == pytest.approx(0.025)
+    assert unlike.from_start(0.015)[0] > 0.018  # here it is known
+    assert alike.with_slope(0.002) == pytest.approx((0.017, 0.002))
+    assert alike.with_slope(1.0) == pytest.approx((0.005, 0.005))
+
+
+def test_what_others_have_found_counts_until_there_is_more_of_its_own() -> None:
+    acceptance = Acceptance()
+    acceptance.told(0.95)
+    acceptance.add(tested=10, accepted=5)
+    assert 0.7 < acceptance.rate < 0.9
+    alone = Acceptance()
+    alone.add(tested=10, accepted=5)
+    assert alone.rate < 0.6
+    for _ in range(40):
+        acceptance.add(tested=10, accepted=5)
+    assert acceptance.rate == pytest.approx(0.5, abs=0.02)
+
+
 def test_one_outlier_hardly_moves_an_estimate_and_a_lasting_change_does() -> None:
     trend = Trend()
     for _ in range(20):

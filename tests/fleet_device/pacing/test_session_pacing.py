@@ -24,6 +24,11 @@ class Pupil:
     pieces: list[tuple[int, float]] = field(default_factory=list)
     prospects: list[Prospect] = field(default_factory=list)
 
+    granted: list[tuple[float | None, float | None]] = field(default_factory=list)
+
+    def opened(self, *, token_s: float | None, acceptance: float | None) -> None:
+        self.granted.append((token_s, acceptance))
+
     def plan(self, *, longest: int, window: int) -> Plan:
         self.asked.append((longest, window))
         return Plan(2, ahead=True)
@@ -58,13 +63,13 @@ class Scene:
         self.pacing = SessionPacing(self.session, self.pupil, lambda: self.now)
         self.open()
 
-    def open(self) -> None:
+    def open(self, **told: float) -> None:
         attempt = self.session.open().attempt
         self.session.on_opened(
             Opened(
                 session=self.session.request.session, attempt=attempt, handle=HANDLE, edge="edge-1", target="toy",
                 position=len(self.session.committed), max_new_tokens=40, max_draft=9, window=4, lease_s=60.0,
-                end_tokens=(),
+                end_tokens=(), **told,
             )
         )  # fmt: skip
         self.drafter.reset((*self.session.request.prompt, *self.session.committed))
@@ -163,6 +168,17 @@ def test_after_a_resume_the_times_hold_the_text_once_more() -> None:
     scene.judge(scene.draft(), 2)
     scene.judge(scene.draft(), 2)
     assert [outcome.opening for outcome in scene.pupil.outcomes] == [True, False]
+
+
+def test_what_the_edge_says_of_itself_is_told_once_a_session() -> None:
+    scene = Scene()
+    scene.draft()
+    scene.draft()
+    assert scene.pupil.granted == [(None, None)]
+    scene.open(token_ms=2.5, acceptance=0.75)
+    scene.draft()
+    scene.draft()
+    assert scene.pupil.granted == [(None, None), (0.0025, 0.75)]
 
 
 def test_a_draft_without_tokens_has_no_time_for_one() -> None:

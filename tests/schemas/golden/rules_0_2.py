@@ -28,10 +28,15 @@ _CHANGED: Final[Mapping[str, Mapping[str, before.Check]]] = {
         "action": before._word("resume", "wait", "give-up", otherwise="give-up"),
         "retry_s": _RETRY_S,
     },
-    "opened": {"logprobs": before._whole(0, 21)},
+    "opened": {"logprobs": before._whole(0, 21), "token_ms": before._MS, "acceptance": before._real(0.0, 1.0)},
     "closed": {"reused": before._U32},
 }
-_ADDED: Final = {"refused": "retry_s", "fault": "retry_s", "opened": "logprobs", "closed": "reused"}
+_ADDED: Final = {
+    "refused": ("retry_s",),
+    "fault": ("retry_s",),
+    "opened": ("logprobs", "token_ms", "acceptance"),
+    "closed": ("reused",),
+}
 
 
 def _read_reply(payload: bytes) -> Any:
@@ -42,7 +47,7 @@ def _read_reply(payload: bytes) -> Any:
     known, optional = before._MAPS[kind]
     return {
         "kind": kind,
-        **before._map(value, {**known, **_CHANGED[kind]}, optional={**optional, _ADDED[kind]: None}),
+        **before._map(value, {**known, **_CHANGED[kind]}, optional={**optional, **dict.fromkeys(_ADDED[kind])}),
     }
 
 

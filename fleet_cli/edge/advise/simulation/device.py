@@ -7,6 +7,7 @@ from fleet_cli.edge.advise.simulation.messages import (
     Close,
     Draft,
     Open,
+    Opened,
     SimulatedText,
     ToDevice,
     ToEdge,
@@ -94,7 +95,9 @@ class SimulatedDevice:
             self.texts.append(text)
             self._events.clear()
             self._send(Open(number, text))
-            yield from self._next()
+            opened = yield from self._next()
+            if isinstance(opened, Opened):
+                self._pacing.opened(token_s=opened.token_s, acceptance=opened.acceptance)
             yield from self._write(number, text)
             text.ended_at = self._env.now
             self._counts.texts += 1

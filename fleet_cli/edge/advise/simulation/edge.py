@@ -7,7 +7,7 @@ are about to come where that pays; tokens that the edge writes by itself wait fo
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fleet_cli.edge.advise.simulation.messages import (
     Close,
@@ -25,11 +25,14 @@ from fleet_cli.edge.advise.simulation.scenario import Scenario
 from fleet_cli.edge.advise.simulation.session import Session
 from fleet_edge.batching.delay import BatchingDelay
 from fleet_edge.batching.step_cost import StepCost
+from fleet_edge.sessions.acceptance import AcceptanceByModel
 
 if TYPE_CHECKING:
     import simpy
 
 __all__ = ["SimulatedEdge", "Work"]
+
+_MODEL: Final = "the draft model that all devices have"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class SimulatedEdge:
         self._delay = BatchingDelay(scenario.limits.gather_share)
         self._cost = StepCost(max_guess=scenario.limits.max_guess)
         self._wake = env.event()
+        self._acceptance = AcceptanceByModel()
         self._last_step = 0.0, 0.0  # what it took, and its price of a token
         self._held: dict[int, Session] = {}
         self._messages = 0  # since the last step began
@@ -84,7 +88,7 @@ class SimulatedEdge:
         match message:
             case Open():
                 self._sessions[message.session] = Session(message.session, message.text)
-                self._tell(Opened(message.session))
+                self._tell(Opened(message.session, self._cost.token_s, self._acceptance.share(_MODEL)))
             case Close():
                 self._sessions.pop(message.session, None)
                 self._held.pop(message.session, None)
@@ -207,6 +211,9 @@ class SimulatedEdge:
                 continue
             before = session.committed
             verdicts = session.settle(work.chain, guesses=work.guesses, at=now, compute_s=now - began, price=price)
+            for verdict in verdicts:
+                tested = min(verdict.draft.tokens, verdict.accepted + 1)
+                self._acceptance.count(_MODEL, str(session.key), tested=tested, accepted=verdict.accepted)
             outcomes.append((session, verdicts))
             committed += session.committed - before
             if work.chain and not session.finished:

@@ -50,9 +50,17 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """It is granted."""
+    """It is granted.
+
+    Attributes:
+        session: Which.
+        token_s: By which one more token makes a step longer, if the edge knows.
+        acceptance: Of the devices' drafts, if it knows.
+    """
 
     session: int
+    token_s: float | None = None
+    acceptance: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
