@@ -86,7 +86,7 @@ class AdaptivePacing:
     _longest: int = _FIRST  # of the last plan
     _window: int = 1
     _plans: int = 0
-    _untried: float = _EXPLORE_STREAMING  # requests to write since drafts were tried
+    _untried: float = _EXPLORE_STREAMING / 2  # requests to write since drafts were tried
     _patience: float = _EXPLORE_STREAMING  # requests between trials, where drafts may well be as good
     _trying: int = 0  # drafts left of a trial
     _outcomes: int = 0
