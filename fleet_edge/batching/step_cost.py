@@ -15,11 +15,14 @@ from typing import Final
 __all__ = ["StepCost"]
 
 _KEPT: Final = 1.0 - 1.0 / 64
-"""Of what is known, with each step."""
+"""Of how quickly texts grow, with each step."""
 
-_STIFFNESS: Final = 0.5
-"""Spread (squared) of texts, and of further tokens, at which half of a slope is believed: with less, noise would look
-like one."""
+_KEPT_COST: Final = 1.0 - 1.0 / 1024
+"""Of what steps take: a machine stays as quick as it is; loads must differ for texts and tokens to be told apart."""
+
+_STIFFNESS: Final = 32.0
+"""Spread (squared) of texts, and of further tokens, summed over steps, at which half of a slope is believed: with less,
+noise would look like one."""
 
 _LEAST_SPREAD: Final = 1.0 / 16
 """At which anything is believed."""
@@ -52,6 +55,7 @@ class StepCost:
     _further_further: float = 0.0
     _further_seconds: float = 0.0
     _committed: float = 0.0
+    _lately: float = 0.0  # seconds in which that was committed
 
     def stepped(self, seconds: float, *, texts: int, further: int, committed: int) -> None:
         """A step took so long that computed nothing but what verifies and is written.
@@ -62,16 +66,17 @@ class StepCost:
             further: Tokens computed beyond those that each text costs at least.
             committed: By which texts have grown.
         """
-        self._weight = _KEPT * self._weight + 1.0
-        self._texts = _KEPT * self._texts + texts
-        self._further = _KEPT * self._further + further
-        self._seconds = _KEPT * self._seconds + seconds
-        self._texts_texts = _KEPT * self._texts_texts + texts * texts
-        self._texts_further = _KEPT * self._texts_further + texts * further
-        self._texts_seconds = _KEPT * self._texts_seconds + texts * seconds
-        self._further_further = _KEPT * self._further_further + further * further
-        self._further_seconds = _KEPT * self._further_seconds + further * seconds
+        self._weight = _KEPT_COST * self._weight + 1.0
+        self._texts = _KEPT_COST * self._texts + texts
+        self._further = _KEPT_COST * self._further + further
+        self._seconds = _KEPT_COST * self._seconds + seconds
+        self._texts_texts = _KEPT_COST * self._texts_texts + texts * texts
+        self._texts_further = _KEPT_COST * self._texts_further + texts * further
+        self._texts_seconds = _KEPT_COST * self._texts_seconds + texts * seconds
+        self._further_further = _KEPT_COST * self._further_further + further * further
+        self._further_seconds = _KEPT_COST * self._further_seconds + further * seconds
         self._committed = _KEPT * self._committed + committed
+        self._lately = _KEPT * self._lately + seconds
 
     @property
     def token_s(self) -> float | None:
@@ -82,9 +87,9 @@ class StepCost:
     def price(self) -> float | None:
         """What one more token costs, in tokens that would come in that time; None while that is not known."""
         token_s = self.token_s
-        if token_s is None or self._seconds <= 0.0:
+        if token_s is None or self._lately <= 0.0:
             return None
-        return token_s * self._committed / self._seconds
+        return token_s * self._committed / self._lately
 
     def price_to_others(self, sessions: int) -> float:
         """Return what one more token of one text costs the others of a step; 0 while that is not known.
@@ -111,7 +116,8 @@ class StepCost:
         texts_further = self._texts_further / self._weight - texts * further
         further_further = self._further_further / self._weight - further * further
         texts_known, further_known = texts_texts >= _LEAST_SPREAD, further_further >= _LEAST_SPREAD
-        texts_texts, further_further = texts_texts + _STIFFNESS, further_further + _STIFFNESS
+        stiffness = _STIFFNESS / self._weight
+        texts_texts, further_further = texts_texts + stiffness, further_further + stiffness
         texts_seconds = self._texts_seconds / self._weight - texts * seconds
         further_seconds = self._further_seconds / self._weight - further * seconds
         determinant = texts_texts * further_further - texts_further * texts_further

@@ -38,6 +38,18 @@ def test_a_text_more_and_a_token_more_of_a_text_are_told_apart() -> None:
     assert 0.009 < cost.growing_s <= 0.013  # of 2.5 texts and 3 further tokens, held back a little
 
 
+def test_what_was_learnt_at_other_loads_stays_known_while_all_draft_alike() -> None:
+    """Sixteen devices with drafts of three tokens: texts and tokens come and go together, and tell nothing apart."""
+    cost = StepCost(1, 8)
+    for number in range(300):
+        texts, further = 1 + number % 4, (number // 4) % 7
+        cost.stepped(0.010 + 0.004 * texts + 0.001 * further, texts=texts, further=further, committed=texts)
+    for number in range(300):
+        texts = 12 + number % 5
+        cost.stepped(0.010 + 0.007 * texts, texts=texts, further=3 * texts, committed=2 * texts)
+    assert cost.token_s == pytest.approx(0.001, rel=0.3)
+
+
 def test_where_edges_only_write_texts_alone_are_told() -> None:
     cost = StepCost(1, 8)
     for number in range(200):
