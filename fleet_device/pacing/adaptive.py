@@ -29,10 +29,6 @@ _WORTH: Final = 0.98
 _STAY: Final = 1.01
 """By how much the last plan is favoured, so that noise does not change it."""
 
-_LEAVE: Final = 1.08
-"""By how much drafts must promise more than the edge writes, to be preferred to it: the one is reckoned, and from texts
-that differ, the other measured."""
-
 _UNTRIED: Final = 0.95
 """What a plan to draft ahead counts for before that was tried: it may slow down what it was reckoned with."""
 
@@ -234,7 +230,7 @@ class AdaptivePacing:
         """
         if self.stream is not None or not self._streamed.known:
             return None
-        stay = _LEAVE if self._last is None or self._last.stream else 1.0
+        stay = _STAY if self._last is not None and self._last.stream else 1.0
         drafted = conditions.worth(best) * self._streamed_s()  # for each token that the edge would write
         if _WORTH * drafted > stay:
             self._patience = _EXPLORE_STREAMING
