@@ -181,10 +181,15 @@ class SessionLog:
             own = queries.segments(connection, found.session, device=found.device)
             return texts.read_text(connection, found, own)
 
-    def devices(self) -> list[DeviceView]:
-        """Return all devices, by name."""
+    def devices(self, *, counted: bool = True) -> list[DeviceView]:
+        """Return all devices, by name.
+
+        Args:
+            counted: Whether to add up what each came to: its sessions, its acceptance, its tokens. Else these are zero
+                and None, and it takes a fifth of the time.
+        """
         with self._reading() as connection:
-            return queries.devices(connection, now=self._now())
+            return queries.devices(connection, now=self._now(), counted=counted)
 
     def device(self, name: str) -> DeviceView:
         """Return one device.

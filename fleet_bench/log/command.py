@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import islice
@@ -35,6 +35,7 @@ __all__ = ["main"]
 
 _MB: Final = 1e6
 _GOAL_MS: Final = 300.0
+_SAID_S: Final = 30.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,7 +156,8 @@ def _purge(url: str) -> dict[str, Any]:
     with open_store(url) as store:
         before = _size_mb(store.engine, url)
         begun = time.perf_counter()
-        purged = housekeeping.purge_sessions(store.engine, before=NOW, chunk=1000, pause=time.sleep)
+        going_on = _progress("purging")
+        purged = housekeeping.purge_sessions(store.engine, before=NOW, chunk=1000, enough=going_on, pause=time.sleep)
         give_back_space(store.engine, pause=time.sleep)
         taken = time.perf_counter() - begun
         after = _size_mb(store.engine, url)
@@ -175,6 +177,21 @@ def _purge(url: str) -> dict[str, Any]:
     }
     _say(json.dumps(found, indent=2))
     return found
+
+
+def _progress(doing: str) -> Callable[[], bool]:
+    """Return what is asked between steps whether they are enough: they never are, but it says that there are some."""
+    begun = said = time.perf_counter()
+
+    def enough() -> bool:
+        nonlocal said
+        now = time.perf_counter()
+        if now - said > _SAID_S:
+            said = now
+            _say(f"{doing} for {now - begun:.0f} s")
+        return False
+
+    return enough
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def edges(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = False
 def versions(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = False) -> None:
     """Count which releases devices and edges run."""
     with open_log(db) as log:
-        devices, at_edges = log.devices(), log.edges()
+        devices, at_edges = log.devices(counted=False), log.edges()
     every, online, silent = Counter[str | None](), Counter[str | None](), Counter[str | None]()
     for device in devices:
         every[device.software] += 1

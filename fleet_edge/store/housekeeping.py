@@ -12,6 +12,7 @@ from sqlalchemy import Engine, and_, func, or_, select, update
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.models import (
     CommandRow,
+    DeviceRollupRow,
     DeviceRow,
     DistributionRow,
     EventRow,
@@ -185,7 +186,7 @@ def purge_rollups(
         with engine.begin() as connection:
             end = min(before, Marks.read(connection).at[made])
             raise_mark(connection, kept, end)
-        for row in (RollupRow, FleetRollupRow, DistributionRow):
+        for row in (RollupRow, FleetRollupRow, DeviceRollupRow, DistributionRow):
             old = and_(row.grain == grain, row.start < end)
             deleted += delete_rows(engine, row, old, chunk=chunk, enough=enough, pause=pause)
     return deleted

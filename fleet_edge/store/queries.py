@@ -93,14 +93,16 @@ class SessionFilter:
     draft_model: str | None = None
 
 
-def devices(connection: Connection, *, now: datetime) -> list[DeviceView]:
+def devices(connection: Connection, *, now: datetime, counted: bool = True) -> list[DeviceView]:
     """Return all devices, by name.
 
     Args:
         connection: To the database.
         now: From which the last hours are counted back (aware).
+        counted: Whether to add up what each came to.
     """
-    return _device_views(connection, _devices().order_by(DeviceRow.device), now=now, names=None)
+    query = _devices().order_by(DeviceRow.device)
+    return _device_views(connection, query, now=now, names=None if counted else ())
 
 
 def device(connection: Connection, name: str, *, now: datetime) -> DeviceView:
@@ -251,9 +253,18 @@ def _devices() -> Select[Any]:
 def _device_views(
     connection: Connection, query: Select[Any], *, now: datetime, names: Sequence[str] | None
 ) -> list[DeviceView]:
-    """Add to each device what it came to of late."""
+    """Add to each device what it came to of late.
+
+    Args:
+        connection: To the database.
+        query: For devices.
+        now: The time.
+        names: Of those that this is added up for; None: of all.
+    """
 
     def counted(since: datetime | None, *columns: str) -> dict[str | None, Tally]:
+        if names is not None and not names:
+            return {}
         period = totals.Period(since=since, chosen=None if names is None else {Dimension.DEVICE: names})
         found = totals.usage(connection, period=period, by=(Dimension.DEVICE,), columns=columns)
         return {view.device: view.counted for view in found}

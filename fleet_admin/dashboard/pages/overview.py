@@ -89,7 +89,7 @@ def _states(visit: Visit) -> Counter[str]:
     retired = {name for name, each in visit.services.steering.log.known().items() if each.retired_at is not None}
     return Counter(
         device_state(each, fenced=each.device in fenced, now=visit.now, retired=each.device in retired)
-        for each in log.devices()
+        for each in log.devices(counted=False)
     )
 
 

@@ -15,7 +15,14 @@ from fleet_edge.store.models.log import (
     SessionRow,
 )
 from fleet_edge.store.models.rollouts import RolloutRow
-from fleet_edge.store.models.rollups import DistributionRow, FleetRollupRow, RollupMarkRow, RollupRow, StaleHourRow
+from fleet_edge.store.models.rollups import (
+    DeviceRollupRow,
+    DistributionRow,
+    FleetRollupRow,
+    RollupMarkRow,
+    RollupRow,
+    StaleHourRow,
+)
 from fleet_edge.store.models.steering import (
     AuditRow,
     CommandRow,
@@ -34,6 +41,7 @@ __all__ = [
     "AuditRow",
     "Base",
     "CommandRow",
+    "DeviceRollupRow",
     "DeviceRow",
     "DistributionRow",
     "EdgeRow",

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.store.models.base import Base
 
-__all__ = ["DistributionRow", "FleetRollupRow", "RollupMarkRow", "RollupRow", "StaleHourRow"]
+__all__ = ["DeviceRollupRow", "DistributionRow", "FleetRollupRow", "RollupMarkRow", "RollupRow", "StaleHourRow"]
 
 
 class RollupRow(Base):
@@ -48,6 +48,22 @@ class FleetRollupRow(Base):
     app: Mapped[str] = mapped_column(primary_key=True)
     draft_model: Mapped[str] = mapped_column(primary_key=True)
     quantization: Mapped[str] = mapped_column(primary_key=True)
+    sessions: Mapped[int]
+    visits: Mapped[int]
+    segments: Mapped[int]
+    duration_ms: Mapped[float]
+
+
+class DeviceRollupRow(Base):
+    """What the rollups of a device and an application of its come to, at whatever edge, with whatever draft model."""
+
+    __tablename__ = "device_rollups"
+    __table_args__ = (Index(None, "device", "grain", "start"), {"sqlite_with_rowid": False})
+
+    grain: Mapped[str] = mapped_column(primary_key=True)
+    start: Mapped[datetime] = mapped_column(primary_key=True)
+    device: Mapped[str] = mapped_column(primary_key=True)
+    app: Mapped[str] = mapped_column(primary_key=True)
     sessions: Mapped[int]
     visits: Mapped[int]
     segments: Mapped[int]
@@ -99,3 +115,4 @@ def add_counters(table: type[Base]) -> None:
 
 add_counters(RollupRow)
 add_counters(FleetRollupRow)
+add_counters(DeviceRollupRow)

@@ -17,7 +17,6 @@ from sqlalchemy.orm import aliased
 from fleet_edge.store.models import (
     Base,
     DistributionRow,
-    FleetRollupRow,
     RollupMarkRow,
     RollupRow,
     SegmentRow,
@@ -29,8 +28,8 @@ from fleet_edge.store.rollups.distributions import of_rollups, of_segments
 from fleet_edge.store.rollups.grains import HOUR, Grain, floor, following
 from fleet_edge.store.rollups.marks import BEGINNING, Mark, Marks, mark_stale, raise_mark
 from fleet_edge.store.rollups.sums import (
+    COARSER,
     COUNTED,
-    FLEET_DIMENSIONS,
     KEY,
     SUMMED,
     Dimension,
@@ -116,7 +115,7 @@ def _make_hour(engine: Engine, hour: datetime, *, last: bool) -> _Seen:
             if hour < _held_marks(connection)[Mark.SEGMENTS_FROM] or not _unchanged(connection, hour, seen):
                 continue
             _put(connection, RollupRow, rows, grain=Grain.HOUR, start=hour)
-            _sum_devices(connection, Grain.HOUR, hour)
+            _add_up(connection, Grain.HOUR, hour)
             _put(connection, DistributionRow, spread, grain=Grain.HOUR, start=hour)
             _mark_later(connection, hour)
             if last:
@@ -237,13 +236,13 @@ def _make(connection: Connection, grain: Grain, start: datetime) -> None:
     at, end = Marks.read(connection).at, following(grain, start)
     if start >= at[Mark.HOURS_FROM if grain is Grain.DAY else Mark.DAYS_FROM]:
         _sum_finer(connection, grain, start, end)
-        _sum_devices(connection, grain, start)
+        _add_up(connection, grain, start)
         finer = of_rollups(connection, _FINER[grain], start, end)
         spread = [{"edge": edge, "measure": measure, "counts": str(own)} for (edge, measure), own in finer.items()]
         _put(connection, DistributionRow, spread, grain=grain, start=start)
     elif grain is Grain.DAY and start >= at[Mark.SEGMENTS_FROM]:
         _put(connection, RollupRow, _rows(connection, start, end), grain=grain, start=start)
-        _sum_devices(connection, grain, start)
+        _add_up(connection, grain, start)
         _put(connection, DistributionRow, _spread(connection, start, end), grain=grain, start=start)
     else:
         _log.warning("The %s of %s is not made anew: what it was made of is purged.", grain, start.date())
@@ -266,14 +265,18 @@ def _sum_finer(connection: Connection, grain: Grain, start: datetime, end: datet
     connection.execute(_replacing(insert.from_select([*KEY, *added], sums)))
 
 
-def _sum_devices(connection: Connection, grain: Grain, start: datetime) -> None:
-    """Make what the rollups of all devices come to."""
-    names, added = [name.value for name in FLEET_DIMENSIONS], [*COUNTED, *SUMMED]
-    dimensions = [getattr(RollupRow, name) for name in names]
-    sums = (
-        select(RollupRow.grain, RollupRow.start, *dimensions, *(func.sum(getattr(RollupRow, name)) for name in added))
-        .where(RollupRow.grain == grain, RollupRow.start == start)
-        .group_by(RollupRow.grain, RollupRow.start, *dimensions)
-    )
-    insert = insert_into(FleetRollupRow, connection.dialect.name)
-    connection.execute(_replacing(insert.from_select(["grain", "start", *names, *added], sums)))
+def _add_up(connection: Connection, grain: Grain, start: datetime) -> None:
+    """Make what rollups come to where less is told apart."""
+    added = [*COUNTED, *SUMMED]
+    for row, told in COARSER.items():
+        names = [name.value for name in told]
+        dimensions = [getattr(RollupRow, name) for name in names]
+        sums = (
+            select(
+                RollupRow.grain, RollupRow.start, *dimensions, *(func.sum(getattr(RollupRow, name)) for name in added)
+            )
+            .where(RollupRow.grain == grain, RollupRow.start == start)
+            .group_by(RollupRow.grain, RollupRow.start, *dimensions)
+        )
+        insert = insert_into(row, connection.dialect.name)
+        connection.execute(_replacing(insert.from_select(["grain", "start", *names, *added], sums)))

@@ -1,6 +1,6 @@
 """Sums over segments and over rollups, by any of what they tell apart, in the same columns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -9,13 +9,13 @@ from sqlalchemy import BigInteger, ColumnElement, Select, Text, case, func, lite
 from sqlalchemy.orm import aliased
 
 from fleet_edge.counters import SEGMENT_COUNTERS
-from fleet_edge.store.models import FleetRollupRow, RollupRow, SegmentRow
+from fleet_edge.store.models import DeviceRollupRow, FleetRollupRow, RollupRow, SegmentRow
 from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.rollups.cover import Piece
 
 __all__ = [
+    "COARSER",
     "COUNTED",
-    "FLEET_DIMENSIONS",
     "KEY",
     "SUMMED",
     "Dimension",
@@ -47,8 +47,12 @@ class Dimension(StrEnum):
     QUANTIZATION = "quantization"
 
 
-FLEET_DIMENSIONS: Final = tuple(each for each in Dimension if each is not Dimension.DEVICE)
-"""What is told apart where all devices are added up: devices name their applications, most of a fleet alike."""
+COARSER: Final[Mapping[type[FleetRollupRow | DeviceRollupRow], tuple[Dimension, ...]]] = {
+    # Devices name their applications, most of a fleet alike.
+    FleetRollupRow: tuple(each for each in Dimension if each is not Dimension.DEVICE),
+    DeviceRollupRow: (Dimension.DEVICE, Dimension.APP),
+}
+"""Tables of sums over rollups, and what they tell apart: a question is answered from the first that can."""
 
 KEY: Final = ("grain", "start", *Dimension)
 """The key of a rollup."""
@@ -75,7 +79,7 @@ def sums(
     if piece.grain is None:
         return segment_sums(piece.start, piece.end, by=by, timed=timed, chosen=chosen, columns=columns)
     needed = {*by, *(name for name, _ in chosen)}
-    row = FleetRollupRow if needed <= {*FLEET_DIMENSIONS} else RollupRow
+    row = next((row for row, told in COARSER.items() if needed <= {*told}), RollupRow)
     own = [getattr(row, name) for name in by]
     start = [row.start] if timed else []
     added = (func.sum(getattr(row, name)).label(name) for name in (*COUNTED, *columns))

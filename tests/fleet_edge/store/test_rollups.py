@@ -8,11 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from alembic import command
 from sqlalchemy import func, select
 
-from fleet_edge.store import housekeeping, totals
+from fleet_edge.store import housekeeping, migrate, totals
 from fleet_edge.store.database import Store
-from fleet_edge.store.models import FleetRollupRow, RollupRow
+from fleet_edge.store.models import DeviceRollupRow, FleetRollupRow, RollupRow
 from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.rollups import rolling
 from fleet_edge.store.rollups.cover import cover
@@ -142,12 +143,13 @@ def _stay(hours: float, *, session: int = 1, tokens: int = 5) -> Stay:
 
 
 def _rolled(store: Store, grain: Grain) -> dict[str, int]:
-    """Return the tokens of each device; those of all are kept beside them."""
+    """Return the tokens of each device; sums over them are kept beside them."""
     query = select(RollupRow.device, func.sum(RollupRow.__table__.c.tokens)).where(RollupRow.grain == grain)
-    all_tokens = select(func.sum(FleetRollupRow.__table__.c.tokens)).where(FleetRollupRow.grain == grain)
     with store.engine.connect() as connection:
         found = {name: int(tokens) for name, tokens in connection.execute(query.group_by(RollupRow.device))}
-        assert int(connection.scalar(all_tokens) or 0) == sum(found.values())
+        for row in (FleetRollupRow, DeviceRollupRow):
+            all_tokens = select(func.sum(row.__table__.c.tokens)).where(row.grain == grain)
+            assert int(connection.scalar(all_tokens) or 0) == sum(found.values())
     return found
 
 
@@ -254,3 +256,24 @@ def test_latencies_are_those_of_the_rounds_rolled_up_or_not(store: Store) -> Non
     assert found.count == 100
     assert found.quantile(0.5) == pytest.approx(2 * 49, rel=0.05)
     assert found.quantile(0.95) == pytest.approx(2 * 94, rel=0.05)
+
+
+@pytest.mark.parametrize("back_to", ["0014", "0009"])
+def test_a_filled_database_goes_back_to_an_earlier_schema_and_comes_forward_again(store: Store, back_to: str) -> None:
+    """0014 has no rollups by device alone; 0009 has rollups of hours and devices, and knows nothing of edges."""
+    chance = random.Random(3)
+    stays = [stay for session in range(40) for stay in _stays(chance, session=session, before=BEGIN + 40 * DAY)]
+    for stay in stays:
+        _write(store, stay)
+    roll_up(store.engine, now=BEGIN + 60 * DAY)
+    with store.engine.begin() as connection:
+        config = migrate.configuration()
+        config.attributes["connection"] = connection
+        command.downgrade(config, back_to)
+        command.upgrade(config, "head")
+    for rolled in (False, True):
+        if rolled:
+            roll_up(store.engine, now=BEGIN + 60 * DAY)
+        for by in (None, *Grouping):
+            assert _found(store, Period(), by) == _expected(stays, Period(), by), (rolled, by)
+    assert sum(_rolled(store, Grain.DAY).values()) == sum(stay.tokens for stay in stays)
