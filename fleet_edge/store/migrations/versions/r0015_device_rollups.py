@@ -1,5 +1,7 @@
 """Rollups by device and application: what is asked most is read from few rows."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -31,8 +33,6 @@ _KEY = ("grain", "start", "device", "app")
 
 
 def upgrade() -> None:
-    integers = [sa.Column(name, sa.BigInteger(), server_default="0", nullable=False) for name in _INTEGERS]
-    floats = [sa.Column(name, sa.Double(), server_default="0", nullable=False) for name in _FLOATS]
     op.create_table(
         "device_rollups",
         sa.Column("grain", sa.Text(), nullable=False),
@@ -43,8 +43,7 @@ def upgrade() -> None:
         sa.Column("visits", sa.BigInteger(), nullable=False),
         sa.Column("segments", sa.BigInteger(), nullable=False),
         sa.Column("duration_ms", sa.Double(), nullable=False),
-        *integers,
-        *floats,
+        *_counters(),
         sa.PrimaryKeyConstraint(*_KEY, name=op.f("pk_device_rollups")),
         sqlite_with_rowid=False,
     )
@@ -57,6 +56,11 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_device_rollups_device_grain_start"), "device_rollups", ["device", "grain", "start"], unique=False
     )
+
+
+def _counters() -> list[sa.Column[Any]]:
+    integers = [sa.Column(name, sa.BigInteger(), server_default="0", nullable=False) for name in _INTEGERS]
+    return [*integers, *(sa.Column(name, sa.Double(), server_default="0", nullable=False) for name in _FLOATS)]
 
 
 def downgrade() -> None:
