@@ -360,8 +360,8 @@ def test_drafts_that_are_slow_by_their_own_tokens_do_not_make_the_edge_seem_slow
     assert sum(plan.stream for plan in plans[10:]) > 20
 
 
-@pytest.mark.parametrize("told_s", [None, 0.004])
-def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told_s: float | None) -> None:
+@pytest.mark.parametrize(("told_s", "most"), [(None, 2), (0.004, 0)])
+def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told_s: float | None, most: int) -> None:
     """Else drafts would be compared with what an idle edge wrote, and given up where they pay."""
     pacing = AdaptivePacing(ahead=False, stream=None)
     pacing.opened(token_s=told_s, acceptance=0.95)
@@ -369,9 +369,9 @@ def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told
     for _ in range(8):
         pacing.streamed(1, 0.016, step_s=0.015)
     streams = 0
-    for number in range(200):
+    for _ in range(50):  # before it is tried anew as a matter of course
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
-        streams += plan.stream and number > 8
+        streams += plan.stream
         if plan.stream:
             pacing.streamed(plan.tokens, 0.12 * plan.tokens, step_s=0.12)
         else:
@@ -385,7 +385,7 @@ def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told
                 compute_s=step_s,
             )
             pacing.learn(outcome)
-    assert streams < 12
+    assert streams <= most
 
 
 def test_where_others_found_a_draft_model_good_a_bad_start_does_not_silence_it() -> None:
