@@ -186,7 +186,7 @@ class SessionLog:
 
         Args:
             counted: Whether to add up what each came to: its sessions, its acceptance, its tokens. Else these are zero
-                and None, and it takes a fifth of the time.
+                and None, and no rollups are read.
         """
         with self._reading() as connection:
             return queries.devices(connection, now=self._now(), counted=counted)

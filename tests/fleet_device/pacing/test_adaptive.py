@@ -334,6 +334,18 @@ def test_what_was_measured_on_a_busy_edge_does_not_count_on_one_that_is_not(step
     pytest.fail("It still drafts, though nothing is accepted and the edge writes three times as quickly.")
 
 
+def verified(plan: Plan, accepted: int, step_s: float) -> DraftOutcome:
+    """Return what became of a draft that an edge 25 ms away has verified in such a step."""
+    return DraftOutcome(
+        tokens=plan.tokens,
+        ahead=False,
+        accepted=accepted,
+        token_s=0.009,
+        answer_s=0.025 + step_s,
+        compute_s=step_s,
+    )
+
+
 @pytest.mark.parametrize("told_s", [None, 0.003])
 def test_drafts_that_are_slow_by_their_own_tokens_do_not_make_the_edge_seem_slow(told_s: float | None) -> None:
     """Two cores: 15 ms for a token, 24 for four. The edge alone wrote twice as quickly, and was never asked again."""
@@ -348,15 +360,7 @@ def test_drafts_that_are_slow_by_their_own_tokens_do_not_make_the_edge_seem_slow
         plans.append(plan)
         if not plan.stream:
             step_s = 0.015 + 0.003 * plan.tokens
-            outcome = DraftOutcome(
-                tokens=plan.tokens,
-                ahead=False,
-                accepted=plan.tokens,
-                token_s=0.009,
-                answer_s=0.025 + step_s,
-                compute_s=step_s,
-            )
-            pacing.learn(outcome)
+            pacing.learn(verified(plan, plan.tokens, step_s))
     assert sum(plan.stream for plan in plans[10:]) > 20
 
 
@@ -376,15 +380,7 @@ def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told
             pacing.streamed(plan.tokens, 0.12 * plan.tokens, step_s=0.12)
         else:
             step_s = 0.12 + 0.004 * plan.tokens
-            outcome = DraftOutcome(
-                tokens=plan.tokens,
-                ahead=False,
-                accepted=plan.tokens,
-                token_s=0.009,
-                answer_s=0.025 + step_s,
-                compute_s=step_s,
-            )
-            pacing.learn(outcome)
+            pacing.learn(verified(plan, plan.tokens, step_s))
     assert streams <= most
 
 
