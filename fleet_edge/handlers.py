@@ -88,13 +88,13 @@ class MessageHandlers:
             case DeviceState() as state:
                 self._state(arrival.device, state)
             case Telemetry() as told:
-                self.recorder.device_told(arrival.device, told)
+                self.recorder.sightings.telemetry(arrival.device, told)
             case Malformed() as malformed:
                 self._malformed(arrival.device, malformed)
 
     def announced(self, state: EdgeState) -> None:
         """This edge has changed its own state."""
-        self.recorder.edge_seen(state)
+        self.recorder.sightings.own(state)
         self.expiry.note(state.edge, state.certificate_until)
 
     def expire(self) -> None:
@@ -201,7 +201,7 @@ class MessageHandlers:
         )
 
     def _loss(self, device: str) -> EndCause:
-        if self.recorder.changes.presence(device) is Presence.OFFLINE:
+        if self.recorder.sightings.presence(device) is Presence.OFFLINE:
             sentence = f"The broker has lost the device, and it did not come back within {self.grace_s:g} s."
             return EndCause("device-offline", sentence)
         sentence = (
@@ -267,7 +267,7 @@ class MessageHandlers:
         self._forget(session)
 
     def _state(self, device: str, state: DeviceState) -> None:
-        self.recorder.device_seen(device, state)
+        self.recorder.sightings.device(device, state)
         self.answers.figures.heard(device, state.presence)
         self.expiry.note(device, state.certificate_until)
         if wrong := self.clocks.note(device, state, now=self.recorder.now()):

@@ -62,13 +62,14 @@ VERDICT_LAYOUT: Final = (
     "base",
     "written",
     "price",
+    "chained",
     "logprobs",
 )
 
 _LAYOUTS: Final[Mapping[type[BaseModel], Sequence[str]]] = {Draft: DRAFT_LAYOUT, Verdict: VERDICT_LAYOUT}
 _OPTIONAL: Final[Mapping[str, Sequence[str]]] = {
     "Draft": ("tried", "write"),
-    "Verdict": ("base", "written", "price", "logprobs"),
+    "Verdict": ("base", "written", "price", "chained", "logprobs"),
 }
 """Fields of arrays that need not be there."""
 

@@ -106,7 +106,9 @@ def decode_draft(payload: bytes) -> Draft:
 
 
 def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDICT_BYTES) -> bytes:
-    """Return [handle, round, accepted, next, finish, queue_ms, compute_ms(, base, written(, price(, logprobs)))].
+    """Return a verdict's array.
+
+    [handle, round, accepted, next, finish, queue_ms, compute_ms(, base, written(, price(, chained(, logprobs))))].
 
     Args:
         verdict: The message.
@@ -123,7 +125,7 @@ def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDIC
         _half(verdict.compute_ms),
     ]
     written = None if verdict.written is None else pack_ids(verdict.written)
-    optional = [verdict.base, written, verdict.price, _pack_logprobs(verdict.logprobs)]
+    optional = [verdict.base, written, verdict.price, verdict.chained, _pack_logprobs(verdict.logprobs)]
     while optional and optional[-1] is None:
         optional.pop()
     fields += optional
@@ -140,7 +142,7 @@ def decode_verdict(payload: bytes) -> Verdict:
     """
     fields = _array(payload, bound=MAX_VERDICT_BYTES, least=_VERDICT_FIELDS)
     handle, round_, accepted, following, finish, queue_ms, compute_ms = fields[:_VERDICT_FIELDS]
-    base, written, price, logprobs = _optional(fields, _VERDICT_FIELDS, 4)
+    base, written, price, chained, logprobs = _optional(fields, _VERDICT_FIELDS, 5)
     return _validated(
         Verdict,
         {
@@ -154,6 +156,7 @@ def decode_verdict(payload: bytes) -> Verdict:
             "base": base,
             "written": written,
             "price": price,
+            "chained": chained,
             "logprobs": _unpack_logprobs(logprobs),
         },
     )

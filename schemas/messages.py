@@ -199,6 +199,8 @@ class Verdict(_Message):
         written: The text from `base` on, as far as it is written; None in the answer to a draft.
         price: What one more token of a draft costs other texts now, in hundredths of a token that they are written;
             None where that is next to nothing. A token that is less likely to stand is not worth drafting.
+        chained: Tokens of the session's other drafts that were verified in the same step; None if there were none. What
+            the step took beyond that for an empty draft is theirs as well, and not another text's.
         logprobs: Where they were asked for: of the accepted head and of `next`, or of `written`.
     """
 
@@ -212,6 +214,7 @@ class Verdict(_Message):
     base: Position | None = None
     written: Tokens | None = None
     price: Annotated[int, Field(ge=1, le=100, strict=True)] | None = None
+    chained: Annotated[int, Field(ge=1, le=MAX_DRAFT * MAX_WINDOW, strict=True)] | None = None
     logprobs: Logprobs | None = None
 
     @model_validator(mode="after")

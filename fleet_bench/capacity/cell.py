@@ -21,7 +21,7 @@ from fleet_bench.capacity.arrivals import Arrival, Arrivals
 from fleet_bench.capacity.devices import Devices
 from fleet_bench.capacity.local_process import CELLS, KV_BYTES
 from fleet_bench.capacity.rows import Row
-from fleet_bench.capacity.systems import DRAFT, RAW, THROUGH_BROKER
+from fleet_bench.capacity.systems import DRAFT, FREE, RAW, THROUGH_BROKER
 from fleet_bench.capacity.timing import Timing
 from fleet_bench.shared.processes import BenchError, Cores
 from fleet_bench.shared.recordings import Recording
@@ -162,7 +162,7 @@ class Place(AbstractContextManager["Place"]):
             token_s=recording.token_s,
             pacings=pacings[: row.devices],
             mode=system.mode,
-            replayed=bool(row.draft),
+            replayed=row.system != FREE,
         ) as devices:
             arrivals = [
                 Arrival.of(number, recording.texts, row.arrivals, pause_s=self._pause_s, seed=self._seed)
@@ -182,7 +182,7 @@ class Place(AbstractContextManager["Place"]):
         drafts = sum(each.drafts for each in found.generations)
         row.streamed = sum(each.counters.streamed for each in found.generations) / tokens if tokens else None
         row.mean_draft = sum(each.counters.drafted for each in found.generations) / drafts if drafts else None
-        if row.draft and found.as_recorded:
+        if row.system != FREE and found.as_recorded:
             row.as_recorded = sum(found.as_recorded) / len(found.as_recorded)
         row.text_tokens = tokens / len(found.generations) if found.generations else None
         row.draft_token_ms = 1e3 * recording.token_s if row.draft else None

@@ -4,12 +4,12 @@ The edge has half of the cores for itself; devices, line and broker have the oth
 replay drafts that were recorded on this machine, each at the draft model's own pace as on a processor of its own, in
 the mode that they were recorded in, so that they are accepted as the model itself would be; a text that takes another
 turn than the recorded one ends there. Devices that choose their plan write in coupled mode, since a residual text
-depends on where drafts begin: what their edge writes alone pays for rows that repeat, what others' edge streams does
-not, so that their figures are a lower bound. What needs no network (raw llama.cpp, and both models on the edge's cores)
-has the same cores, the same prompts and as many clients. Nobody goes on from a prompt that was computed for somebody
-else. Each client writes text after text; a cell is counted from when all have had a token, and those that choose their
-plan 24. A target of several times the cost has blocks that compute and change nothing: its text is the small model's,
-its cost is real.
+depends on where drafts begin, and so does the edge that writes alone: the same texts, both at the price of rows that
+repeat. The other systems do not pay it, nor does an edge that writes alone in residual mode (edge-streaming-residual).
+What needs no network (raw llama.cpp, and both models on the edge's cores) has the same cores, the same prompts and as
+many clients. Nobody goes on from a prompt that was computed for somebody else. Each client writes text after text; a
+cell is counted from when all have had a token, and those that choose their plan 24. A target of several times the cost
+has blocks that compute and change nothing: its text is the small model's, its cost is real.
 """
 
 import argparse

@@ -6,12 +6,14 @@ from typing import Final
 
 from fleet_bench.capacity.arrivals import Arrivals
 from fleet_bench.capacity.rows import Row
+from fleet_bench.capacity.systems import FREE, RAW
 from fleet_bench.latency.picture import COLOURS
 from schemas.errors import FleetError
 
 __all__ = ["draw"]
 
-_RAW: Final = "#333333"
+_OWN: Final = {RAW: "#333333", FREE: "#7fb8d8"}
+"""Colours of what is measured here alone."""
 
 
 def draw(rows: Sequence[Row], file: Path) -> None:
@@ -33,7 +35,7 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     for place, (cost, draft) in enumerate(panels, start=1):
         levels = figure.add_subplot(2, len(panels), place)
         paces = figure.add_subplot(2, len(panels), len(panels) + place)
-        for system, colour in {"raw-engine": _RAW, **COLOURS}.items():
+        for system, colour in (_OWN | COLOURS).items():
             points = sorted(
                 (row.devices, row.clients_at_level, row.tokens_per_s)
                 for row in rows

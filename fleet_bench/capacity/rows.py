@@ -94,7 +94,7 @@ class Row:
 
 
 HEAD: Final = (
-    f"{'system':<14} {'draft':<5} {'cost':>4} {'devices':>7} {'arrivals':<8} {'tokens/s':>8} {'at level':>8} "
+    f"{'system':<23} {'draft':<5} {'cost':>4} {'devices':>7} {'arrivals':<8} {'tokens/s':>8} {'at level':>8} "
     f"{'each, tok/s':>11} {'p95 gap, ms':>11} {'first, ms':>9} {'up, B/tok':>9} {'down':>7} {'accept.':>7} "
     f"{'streamed':>8} {'edge':>5} {'load':>5}"
 )
@@ -107,7 +107,7 @@ def line(row: Row) -> str:
         return f"{'-' if value is None else format(value, form):>{width}}"
 
     return (
-        f"{row.system:<14} {row.draft or '-':<5} {row.cost:>4} {row.devices:>7} {row.arrivals:<8} "
+        f"{row.system:<23} {row.draft or '-':<5} {row.cost:>4} {row.devices:>7} {row.arrivals:<8} "
         f"{row.tokens_per_s:8.1f} {row.clients_at_level:>8} {row.pace:11.1f} {show(row.gap_p95_ms, '.0f', 11)} "
         f"{row.ttft_ms:9.0f} {row.uplink_bytes_per_token:9.1f} {row.downlink_bytes_per_token:7.1f} "
         f"{show(row.acceptance, '.2f', 7)} {show(row.streamed, '.0%', 8)} {show(row.edge_cpu, '.2f', 5)} "
@@ -129,7 +129,7 @@ def table(rows: Sequence[Row]) -> str:
         )
         where = f"target of {cost} times the cost, draft {draft or '-'}, arrivals {arrivals}"
         lines += ["", f"{level}:", f"{where}, round trip {here[0].rtt_ms:g} ms"]
-        lines.append(f"  {'devices':<16}" + "".join(f"{load:>16}" for load in loads))
+        lines.append(f"  {'devices':<23}" + "".join(f"{load:>16}" for load in loads))
         for system in dict.fromkeys(row.system for row in here):
             cells = {row.devices: row for row in here if row.system == system}
             shown = [
@@ -138,7 +138,7 @@ def table(rows: Sequence[Row]) -> str:
                 else "-"
                 for load in loads
             ]
-            lines.append(f"  {system:<16}" + "".join(f"{each:>16}" for each in shown))
+            lines.append(f"  {system:<23}" + "".join(f"{each:>16}" for each in shown))
     if any(row.load_bound for row in rows):
         lines.append(f"* Devices and line took more than {_LOAD_LIMIT:g} cores: the edge might have done more.")
     return "\n".join(lines)

@@ -8,25 +8,30 @@ from typing import Final
 from fleet_bench.latency.systems import CO_LOCATED, DRAFT, SYSTEMS, System
 from schemas.policy import Mode
 
-__all__ = ["ALL", "CO_LOCATED", "DRAFT", "RAW", "STANDARD", "THROUGH_BROKER", "drafts", "replays_residual"]
+__all__ = ["ALL", "CO_LOCATED", "DRAFT", "FREE", "RAW", "STANDARD", "THROUGH_BROKER", "drafts", "replays_residual"]
 
 RAW: Final = "raw-engine"
 
+_STREAMING: Final = "edge-streaming"
+FREE: Final = "edge-streaming-residual"
+"""What the edge writes alone in residual mode: other texts than are recorded, from rows that need not repeat."""
+
 THROUGH_BROKER: Final[Mapping[str, System]] = MappingProxyType(
     {
-        name: replace(system, mode=Mode.COUPLED) if system.learns else system
-        for name, system in SYSTEMS.items()
+        name: replace(system, mode=Mode.COUPLED) if system.learns or name == _STREAMING else system
+        for name, system in {FREE: SYSTEMS[_STREAMING], **SYSTEMS}.items()
         if not system.full_up
     }
 )
 """Those that a device has part in; where full distributions go up the line is the limit, not the edge.
 
 A residual text depends on where drafts begin, so that one whose plan is chosen cannot be replayed; a coupled one can.
+What the edge writes alone is coupled as well: the same texts, at the same price of rows that repeat.
 """
 
 ALL: Final = (RAW, CO_LOCATED, *THROUGH_BROKER)
 
-STANDARD: Final = ("edge-streaming", RAW, CO_LOCATED, "dssd-dense", "ours-auto")
+STANDARD: Final = (_STREAMING, FREE, RAW, CO_LOCATED, "dssd-dense", "ours-auto")
 """Those that are measured unless others are asked for."""
 
 
@@ -37,4 +42,4 @@ def replays_residual(system: str) -> bool:
 
 def drafts(system: str) -> bool:
     """Whether a draft model has part in it."""
-    return system not in (RAW, "edge-streaming")
+    return system not in (RAW, _STREAMING, FREE)

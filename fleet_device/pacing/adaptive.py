@@ -91,6 +91,7 @@ class AdaptivePacing:
     _trying: int = 0  # drafts left of a trial
     _outcomes: int = 0
     _price: float = 0.0  # of a token at the edge, as its last verdict says
+    _alone_at: dict[bool, bool] = field(default_factory=dict)  # by whether the edge wrote: no other text was there then
     _compute_token_s: float | None = None  # of a step, as the edge says
     _bonus: bool = False  # the draft before stood whole, and the edge drew a token after it
     _alone: bool = True  # no draft was under way when the next one to be learnt of was sent
@@ -186,7 +187,7 @@ class AdaptivePacing:
                 self._confidence.add(chance, accepted=place < outcome.accepted)
         if not outcome.opening:
             self._measure(outcome)
-        self._price = outcome.price
+        self._note_price(outcome.price, writing=False)
         stands = outcome.accepted == outcome.tokens
         self._bonus = stands and not outcome.ahead
         self._alone = not (stands and outcome.ahead)
@@ -197,7 +198,7 @@ class AdaptivePacing:
             self._streamed.add(seconds / tokens)
             if step_s:  # else it was sent again, from memory: nothing is known of now
                 self._stream_step.add(step_s)
-                self._price = price
+                self._note_price(price, writing=True)
 
     def choice(self) -> Choice:
         """Return the plan that is followed now, and what each way promises."""
@@ -261,7 +262,7 @@ class AdaptivePacing:
         """
         times = self._expected(ahead=ahead)
         compute_s, compute_token_s = self._compute(times)
-        if self._writing and self._stream_step.known:
+        if self._writing and self._stream_step.known and not self._always_alone:
             # The edge's steps are as they are now, whatever they were when a draft was verified last.
             compute_s = self._stream_step.at(0)
         return Conditions(
@@ -280,6 +281,19 @@ class AdaptivePacing:
         """Whether the edge writes by itself, but for a draft now and then."""
         return self._last is not None and self._last.stream
 
+    @property
+    def _always_alone(self) -> bool:
+        """Whether no other text was at the edge, neither when it wrote last nor when it verified a draft last.
+
+        Then what drafts take of it beyond what it takes to write is their own doing: on a processor two rows may take
+        twice what one takes, and each further one little. Where it does not say what a token costs it knows no price.
+        """
+        return self._compute_token_s is not None and all(self._alone_at.get(way, False) for way in (False, True))
+
+    def _note_price(self, price: float, *, writing: bool) -> None:
+        self._price = price
+        self._alone_at[writing] = price == 0.0
+
     def _begin_writing(self) -> None:
         """Let what was expected be soon replaced by what shows: of what the edge writes, and of drafts behind that."""
         if measured := self._streamed.at(0):
@@ -294,7 +308,7 @@ class AdaptivePacing:
             self._compute(self._times[self._way])[0] if self._way in self._times else 0.0,
         )
         ratio = now / then if then > 0.0 and now > 0.0 else 1.0
-        return 1.0 if 1.0 / _LIKE < ratio < _LIKE else ratio
+        return 1.0 if self._always_alone or 1.0 / _LIKE < ratio < _LIKE else ratio
 
     def _compute(self, times: Times) -> tuple[float, float]:
         """Return what an empty draft takes of the edge, and each token more.
@@ -339,7 +353,7 @@ class AdaptivePacing:
         if outcome.tokens and not outcome.repeats:
             # Behind a bonus token the draft model has that one to read as well.
             times.token.add(outcome.token_s * outcome.tokens / (outcome.tokens + self._bonus))
-        times.compute.add(outcome.compute_s, tokens=outcome.tokens)
+        times.compute.add(outcome.compute_s, tokens=outcome.tokens + outcome.chained)
         if self._alone:
             self._outcomes += 1
             # Who drafts ahead looks for verdicts between tokens, on average half a token late.

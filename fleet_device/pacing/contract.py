@@ -72,6 +72,7 @@ class DraftOutcome:
         chances: Of each token, the probability with which it was drawn; empty if that is not known.
         price: What one more token costs other texts at the edge, in tokens that they are written.
         repeats: Whether it was made from earlier text beside a draft model, of which it says nothing.
+        chained: Tokens of the device's other drafts of this text that the same step verified.
     """
 
     tokens: int
@@ -84,6 +85,7 @@ class DraftOutcome:
     chances: tuple[float, ...] = ()
     price: float = 0.0
     repeats: bool = False
+    chained: int = 0
 
     @property
     def tested(self) -> int:

@@ -188,7 +188,7 @@ class Trend:
         Args:
             seconds: The time without any tokens, as known from elsewhere: of what is open, the nearest is taken.
         """
-        most = self.at(0)
+        most = max(0.0, self.at(0))  # but for rounding it never is below
         if not self.known or not self._mean_tokens:
             return most, self.slope
         unknown = _STIFFNESS / (self._spread + _STIFFNESS)
@@ -208,7 +208,7 @@ class Trend:
         if not self.known or not self._mean_tokens:
             return self.at(0), slope
         slope = min(slope, self._mean / (1.0 + self._mean_tokens))
-        return self._mean - slope * self._mean_tokens, slope
+        return max(0.0, self._mean - slope * self._mean_tokens), slope
 
     @property
     def _spread(self) -> float:

@@ -155,6 +155,7 @@ class SessionPacing:
                 opening=sent.first,
                 chances=tuple(proposal.chance for proposal in sent.proposals),
                 price=(verdict.price or 0) / 100,
+                chained=verdict.chained or 0,
                 repeats=repeated and self.source is not None and self.source.model is not None,
             )
         )

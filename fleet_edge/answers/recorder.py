@@ -1,4 +1,4 @@
-"""Recorder: turns what happens into records of the session log; never blocks, the writer has its own thread.
+"""Recorder: turns what happens to sessions into records of the session log.
 
 Reads sessions and changes nothing of them. Never blocks: the writer takes the records in its own thread.
 """
@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
-from fleet_edge.answers.device_changes import DeviceChanges
 from fleet_edge.answers.device_rates import DeviceRates
-from fleet_edge.answers.device_states import DeviceStates
 from fleet_edge.answers.event_counts import EventCounts
+from fleet_edge.answers.sightings import Sightings
 from fleet_edge.answers.texts import Texts
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SEGMENT_COUNTERS
@@ -23,8 +22,6 @@ from fleet_edge.store.records.fences import DeviceFenced
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.segments import LeaveReason, RoundJudged, SegmentLeft, SegmentProgress, segment_number
 from fleet_edge.store.records.sessions import CloseReported, DeviceCounters, SessionClosed, SessionOpened
-from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
-from schemas.control import DeviceState, EdgeState, Presence, Telemetry
 from schemas.messages import Close, Open
 from schemas.reasons import EndReason
 
@@ -44,8 +41,6 @@ _LONGEST_AGE_S: Final = 366 * 86_400.0
 # of drafts that are hardly ever accepted a sample is enough.
 _ROUNDS: Final = 1200
 _SELDOM: Final = 30
-
-_TELEMETRY_EVERY: Final = timedelta(seconds=30)
 
 _WRITTEN: Final = "written"
 
@@ -87,7 +82,7 @@ class Recorder:
         trace_share: Fraction of sessions whose every round is logged.
         texts: Stores what the settings have stored of texts.
         events: Counts what `event` is told.
-        changes: Knows what devices have last said.
+        sightings: Writes how devices and this edge are.
     """
 
     sink: Sink
@@ -96,11 +91,8 @@ class Recorder:
     trace_share: float = 1.0
     texts: Texts = field(default_factory=lambda: Texts(lambda _record: None))
     events: EventCounts = field(init=False)
-    _segments: dict[int, int] = field(default_factory=dict)
-    changes: DeviceChanges = field(init=False)
-    _states: DeviceStates[DeviceSeen] = field(init=False)
-    _told: DeviceStates[DeviceTold] = field(init=False)
-    _presence: tuple[Presence, datetime] | None = None  # this edge's, and since when
+    sightings: Sightings = field(init=False)
+    _segments: dict[int, int] = field(default_factory=dict)  # by handle: of the log
     _reported: DeviceRates = field(default_factory=lambda: DeviceRates(_REPORTS))
     _unverified: DeviceRates = field(default_factory=lambda: DeviceRates(_UNVERIFIED))
     _rounds: DeviceRates = field(default_factory=lambda: DeviceRates(_ROUNDS))
@@ -108,69 +100,12 @@ class Recorder:
 
     def __post_init__(self) -> None:
         self.events = EventCounts(self.sink.put, self.edge, self.now)
-        self.changes = DeviceChanges(self.now)
-        self._states = DeviceStates(self.sink.put)
-        self._told = DeviceStates(self.sink.put, every=_TELEMETRY_EVERY)
+        self.sightings = Sightings(self.sink.put, self.edge, self.now, self.events)
 
     def flush(self) -> None:
         """Write what was held back: counts of events, states of devices. Call it every few seconds, and at the end."""
         self.events.flush()
-        now = self.now()
-        self._states.flush(now)
-        self._told.flush(now)
-
-    def device_seen(self, device: str, state: DeviceState) -> None:
-        """A device published its state; of many within seconds the last is written, and what is new is an event."""
-        change = self.changes.note(device, state)
-        for code, sentence in change.events:
-            # All edges hear it.
-            self.event(kind=EventKind.DEVICE, code=code, sentence=sentence, device=device, shared=True)
-        self._states.note(
-            DeviceSeen(
-                device=device,
-                presence=state.presence,
-                software=state.software,
-                draft_model=state.draft_model,
-                quantization=state.quantization,
-                at=self.now(),
-                certificate_until=state.certificate_until,
-                presence_since=change.since,
-            )
-        )
-
-    def device_told(self, device: str, told: Telemetry) -> None:
-        """A device published its telemetry; of much within half a minute the last is written."""
-        self._told.note(
-            DeviceTold(
-                device=device,
-                at=self.now(),
-                plan=told.plan,
-                round_trip_ms=told.round_trip_ms,
-                acceptance=told.acceptance,
-                draft_ms_per_token=told.draft_ms_per_token,
-            )
-        )
-
-    def load(self, load: EdgeLoad) -> None:
-        """What this edge does. From any thread."""
-        self.sink.put(load)
-
-    def edge_seen(self, state: EdgeState) -> None:
-        """This edge has told its own state."""
-        if self._presence is None or self._presence[0] is not state.presence:
-            self._presence = (state.presence, self.now())
-        self.sink.put(
-            EdgeSeen(
-                edge=state.edge,
-                presence=state.presence,
-                software=state.software,
-                target=state.target,
-                vocabulary=state.vocabulary,
-                at=self.now(),
-                certificate_until=state.certificate_until,
-                presence_since=self._presence[1],
-            )
-        )
+        self.sightings.flush()
 
     def opened(self, session: EdgeSession, message: Open, *, target: str, size: int) -> None:
         """A session was opened or resumed."""

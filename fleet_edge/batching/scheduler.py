@@ -260,7 +260,9 @@ class Scheduler:
     def timing(self, work: Work, arrived: ReceivedDraft, step: Step) -> DraftTiming:
         """Return what the verdict on a draft took that a part of the step has verified."""
         price = self._cost.price_to_others(step.sessions)
-        return replace(self._prefill_log.timing(arrived, step), background=work.background, price=price)
+        chained = sum(len(each.draft.tokens) for each in work.chain if each is not arrived)
+        timing = self._prefill_log.timing(arrived, step)
+        return replace(timing, background=work.background, price=price, chained=chained)
 
     # Within
 

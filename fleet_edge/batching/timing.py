@@ -42,6 +42,7 @@ class DraftTiming:
         compute_ms: Of the step that verified.
         background: Whether the draft might have waited (see `background`).
         price: What one more token of a draft costs other texts now, in tokens that they are written (see `step_cost`).
+        chained: Tokens of the session's other drafts that the step verified.
     """
 
     batch: int = 0
@@ -50,6 +51,7 @@ class DraftTiming:
     compute_ms: float = 0.0
     background: bool = False
     price: float = 0.0
+    chained: int = 0
 
 
 @dataclass(slots=True)

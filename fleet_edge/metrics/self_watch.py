@@ -85,7 +85,7 @@ class SelfWatch:
         self._before = now
         store, memory = self.observer.writer.counters, self.observer.memory
         queue_s, step_s = _mean(before.queue, now.queue), _mean(before.step, now.step)
-        self.recorder.load(
+        self.recorder.sightings.load(
             EdgeLoad(
                 edge=self.observer.edge,
                 at=self.now(),

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from schemas.bounds import MAX_DRAFT
+from schemas.bounds import MAX_DRAFT, MAX_WINDOW
 from schemas.downlink import Dense, Samples, Sparse
 from schemas.logprobs import Logprobs
 from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
@@ -103,6 +103,7 @@ def verdicts() -> st.SearchStrategy[Verdict]:
         base=POSITION,
         written=st.lists(TOKEN, max_size=50).map(tuple),
         price=st.none() | st.integers(1, 100),
+        chained=st.none() | st.integers(1, MAX_DRAFT * MAX_WINDOW),
         logprobs=st.none() | logprobs(),
     )
     return written | st.builds(
@@ -115,6 +116,7 @@ def verdicts() -> st.SearchStrategy[Verdict]:
         queue_ms=times,
         compute_ms=times,
         price=st.none() | st.integers(1, 100),
+        chained=st.none() | st.integers(1, MAX_DRAFT * MAX_WINDOW),
         logprobs=st.none() | logprobs(),
     )
 

@@ -75,7 +75,7 @@ def test_the_layouts_are_those_of_the_encoded_arrays() -> None:
     verdict = Verdict(handle=1, round=2, accepted=3, next=9, finish=Finish.LENGTH, queue_ms=0.5, compute_ms=0.25)
     there = verdict.model_dump(exclude_none=True)
     assert dict(zip(VERDICT_LAYOUT, cbor2.loads(encode_verdict(verdict)), strict=False)) == there
-    written = Verdict(handle=1, round=2, accepted=0, base=3, written=(4,), price=7, logprobs=TOLD)
+    written = Verdict(handle=1, round=2, accepted=0, base=3, written=(4,), price=7, chained=8, logprobs=TOLD)
     assert dict(zip(VERDICT_LAYOUT, cbor2.loads(encode_verdict(written)), strict=True))["base"] == 3
 
 

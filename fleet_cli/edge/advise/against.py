@@ -21,7 +21,7 @@ __all__ = ["TOLERANCE", "Compared", "Measured", "as_json", "compare", "read_meas
 TOLERANCE: Final = 0.15
 """How far the simulation may be from what was measured."""
 
-_COUPLED: Final = frozenset({"ours-coupled", "ours-ahead", "ours-auto"})
+_COUPLED: Final = frozenset({"edge-streaming", "ours-coupled", "ours-ahead", "ours-auto"})
 """Systems that write in coupled mode in the benchmark."""
 
 _UNDISTURBED: Final = 0.75
@@ -227,6 +227,7 @@ def as_json(compared: Sequence[Compared]) -> list[dict[str, Any]]:
 def _plans(fixed: int) -> Mapping[str, Plan]:
     return {
         "edge-streaming": streaming,
+        "edge-streaming-residual": streaming,
         "dssd-dense": drafting(fixed),
         "ours-residual": drafting(fixed),
         "ours-coupled": drafting(fixed),

@@ -12,11 +12,23 @@ from fleet_edge.store.models.base import Base
 __all__ = ["DeviceRollupRow", "DistributionRow", "FleetRollupRow", "RollupMarkRow", "RollupRow", "StaleHourRow"]
 
 
-class RollupRow(Base):
+class _Sums:
+    """What rollups sum; a column for each counter of a segment comes on top.
+
+    `sessions` are those that began with one of the segments, `visits` those that came to an edge with one of them for
+    the first time; so both add up over time.
+    """
+
+    sessions: Mapped[int]
+    visits: Mapped[int]
+    segments: Mapped[int]
+    duration_ms: Mapped[float]
+
+
+class RollupRow(_Sums, Base):
     """The segments opened in an hour, a day or a month (UTC) that have all else of the key in common, summed.
 
-    Text that is not known is '', so that it can be part of the key. `sessions` are those that began with one of these
-    segments, `visits` those that came to this edge with one of them for the first time; so both add up over time.
+    Text that is not known is '', so that it can be part of the key.
     """
 
     __tablename__ = "rollups"
@@ -30,13 +42,9 @@ class RollupRow(Base):
     app: Mapped[str] = mapped_column(primary_key=True)
     draft_model: Mapped[str] = mapped_column(primary_key=True)
     quantization: Mapped[str] = mapped_column(primary_key=True)
-    sessions: Mapped[int]
-    visits: Mapped[int]
-    segments: Mapped[int]
-    duration_ms: Mapped[float]
 
 
-class FleetRollupRow(Base):
+class FleetRollupRow(_Sums, Base):
     """What the rollups of all devices come to: a fleet's course is read from few rows, however many devices it has."""
 
     __tablename__ = "fleet_rollups"
@@ -48,13 +56,9 @@ class FleetRollupRow(Base):
     app: Mapped[str] = mapped_column(primary_key=True)
     draft_model: Mapped[str] = mapped_column(primary_key=True)
     quantization: Mapped[str] = mapped_column(primary_key=True)
-    sessions: Mapped[int]
-    visits: Mapped[int]
-    segments: Mapped[int]
-    duration_ms: Mapped[float]
 
 
-class DeviceRollupRow(Base):
+class DeviceRollupRow(_Sums, Base):
     """What the rollups of a device and an application of its come to, at whatever edge, with whatever draft model."""
 
     __tablename__ = "device_rollups"
@@ -64,10 +68,6 @@ class DeviceRollupRow(Base):
     start: Mapped[datetime] = mapped_column(primary_key=True)
     device: Mapped[str] = mapped_column(primary_key=True)
     app: Mapped[str] = mapped_column(primary_key=True)
-    sessions: Mapped[int]
-    visits: Mapped[int]
-    segments: Mapped[int]
-    duration_ms: Mapped[float]
 
 
 class DistributionRow(Base):

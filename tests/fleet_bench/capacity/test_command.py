@@ -17,14 +17,14 @@ def row(system: str, devices: int, at_level: int, draft: str = "Q4_0") -> Row:
 
 def test_the_systems_have_the_names_that_results_are_compared_by() -> None:
     assert set(ALL) == {
-        "edge-streaming", "raw-engine", "co-located", "dssd-dense",
+        "edge-streaming", "edge-streaming-residual", "raw-engine", "co-located", "dssd-dense",
         "ours-residual", "ours-coupled", "ours-ahead", "ours-auto",
     }  # fmt: skip
 
 
 def test_what_needs_no_draft_model_is_measured_once_for_all() -> None:
     grid = list(cells(read(["--arrivals", "at-once", "--devices", "1", "16", "--costs", "1"])))
-    assert len(grid) == 2 * (2 + 2 * 3)
+    assert len(grid) == 2 * (3 + 2 * 3)
     assert [cell.draft for cell in grid if cell.system == "raw-engine"] == ["", ""]
     assert len(set(grid)) == len(grid)
 

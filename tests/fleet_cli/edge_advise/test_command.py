@@ -135,8 +135,8 @@ def test_the_simulation_is_held_against_what_was_measured(advise: Run, curve: Pa
 def test_a_curve_is_held_against_systems_of_its_mode(advise: Run, tmp_path: Path) -> None:
     file = tmp_path / "capacity.json"
     auto = {"system": "ours-auto", "acceptance": 0.7, "draft_token_ms": 10.0, "text_tokens": 30.4}
-    file.write_text(json.dumps(rows({}, auto)))
-    for mode, systems in (("residual", ["edge-streaming"]), ("coupled", ["ours-auto"])):
+    file.write_text(json.dumps(rows({}, {"system": "edge-streaming-residual"}, auto)))
+    for mode, systems in (("residual", ["edge-streaming-residual"]), ("coupled", ["edge-streaming", "ours-auto"])):
         write_curve(replace(AVX2, mode=mode), tmp_path / "curve.json")
         _, out, _ = advise("--against", file, "--curve", "curve.json", "--json")
         assert [row["system"] for row in json.loads(out)["rows"]] == systems

@@ -334,7 +334,7 @@ def test_what_was_measured_on_a_busy_edge_does_not_count_on_one_that_is_not(step
     pytest.fail("It still drafts, though nothing is accepted and the edge writes three times as quickly.")
 
 
-def verified(plan: Plan, accepted: int, step_s: float) -> DraftOutcome:
+def verified(plan: Plan, accepted: int, step_s: float, *, price: float = 0.0) -> DraftOutcome:
     """Return what became of a draft that an edge 25 ms away has verified in such a step."""
     return DraftOutcome(
         tokens=plan.tokens,
@@ -343,6 +343,7 @@ def verified(plan: Plan, accepted: int, step_s: float) -> DraftOutcome:
         token_s=0.009,
         answer_s=0.025 + step_s,
         compute_s=step_s,
+        price=price,
     )
 
 
@@ -377,11 +378,41 @@ def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
         streams += plan.stream
         if plan.stream:
-            pacing.streamed(plan.tokens, 0.12 * plan.tokens, step_s=0.12)
+            pacing.streamed(plan.tokens, 0.12 * plan.tokens, step_s=0.12, price=0.3)
         else:
             step_s = 0.12 + 0.004 * plan.tokens
-            pacing.learn(verified(plan, plan.tokens, step_s))
+            pacing.learn(verified(plan, plan.tokens, step_s, price=0.3))
     assert streams <= most
+
+
+def test_an_edge_that_has_no_other_text_is_not_taken_for_busy_because_two_rows_take_twice_what_one_does() -> None:
+    """One core: 12 ms for a row, 28 for two, 6 for each further one. The edge alone writes 75 tokens a second."""
+    pacing, rng, drafts = AdaptivePacing(stream=None), random.Random(1), 0
+    pacing.opened(token_s=0.006, acceptance=0.9)
+    for _ in range(200):
+        plan = pacing.plan(longest=LONGEST, window=WINDOW)
+        if plan.stream:
+            pacing.streamed(plan.tokens, 0.0133 * plan.tokens, step_s=0.0125)
+        else:
+            drafts += 1
+            accepted = next((place for place in range(plan.tokens) if rng.random() >= 0.9), plan.tokens)
+            step_s = 0.0125 + (0.01 + 0.006 * plan.tokens if plan.tokens else 0.0)
+            pacing.learn(replace(verified(plan, accepted, step_s), ahead=plan.ahead))
+    assert drafts < 40
+
+
+def test_other_drafts_that_a_step_has_verified_are_not_taken_for_its_load() -> None:
+    """Three drafts of a token each are verified at once: 13 ms, and 7 for each of them."""
+    pacing = AdaptivePacing(stream=None)
+    pacing.opened(token_s=0.007, acceptance=0.8)
+    for _ in range(20):
+        plan = pacing.plan(longest=LONGEST, window=WINDOW)
+        step_s = 0.013 + 0.007 * 3
+        if plan.stream:
+            pacing.streamed(4, 0.4, step_s=0.013)
+        else:
+            pacing.learn(replace(verified(Plan(1), 1, step_s), ahead=True, chained=2))
+    assert pacing.conditions(WINDOW, ahead=True).compute_s == pytest.approx(0.013)
 
 
 def test_where_others_found_a_draft_model_good_a_bad_start_does_not_silence_it() -> None:

@@ -72,7 +72,7 @@ def test_texts_written_without_an_edge_are_all_kept_those_over_the_rate_later(sc
 def test_a_flood_of_states_is_two_records(scene: Scene) -> None:
     for number in range(300):
         fields = {"software": f"{number}", "draft_model": "toy", "quantization": "none", "since": START}
-        scene.recorder.device_seen("sensor-1", DeviceState(presence=Presence.ONLINE, **fields))
+        scene.recorder.sightings.device("sensor-1", DeviceState(presence=Presence.ONLINE, **fields))
     scene.recorder.flush()
     assert [record.software for record in scene.sink.of(DeviceSeen)] == ["0", "299"]
 

@@ -79,6 +79,7 @@ def _read_open(payload: bytes) -> Any:
 _WRITE: Final = before._maybe(before._whole(0, (1 << 17) + 1))
 _BASE: Final = before._maybe(before._POSITION)
 _PRICE: Final = before._maybe(before._whole(1, 101))
+_CHAINED: Final = before._maybe(before._whole(1, 4097))
 _WRITTEN: Final = before._maybe(before._ids(1 << 17))
 _TOP: Final = before._whole(0, 21)
 
@@ -121,9 +122,8 @@ def _read_draft(payload: bytes) -> Any:
 
 def _read_verdict(payload: bytes) -> Any:
     verdict = before.READERS["verdict"](payload)
-    verdict |= _behind(
-        payload, 1 << 20, 7, {"base": _BASE, "written": _WRITTEN, "price": _PRICE, "logprobs": _logprobs}
-    )
+    known = {"base": _BASE, "written": _WRITTEN, "price": _PRICE, "chained": _CHAINED, "logprobs": _logprobs}
+    verdict |= _behind(payload, 1 << 20, 7, known)
     written = verdict["written"] is not None
     before._need(written is (verdict["base"] is not None), "written where, or what?")
     before._need(not written or (verdict["accepted"] == 0 and verdict["next"] is None), "two answers in one")

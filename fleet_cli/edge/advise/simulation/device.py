@@ -244,6 +244,7 @@ class _Writing:
                 opening=draft.first,
                 chances=(self._scenario.acceptance,) * draft.tokens,
                 price=verdict.price,
+                chained=verdict.chained,
             )
         )
 

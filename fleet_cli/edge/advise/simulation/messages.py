@@ -115,6 +115,7 @@ class Verdict:
         drawn: Tokens that the target has drawn behind them, 0 or 1.
         compute_s: The step that verified it.
         price: What one more token costs other texts, in tokens that they are written.
+        chained: Tokens of the session's other drafts that the step verified.
     """
 
     session: int
@@ -123,6 +124,7 @@ class Verdict:
     drawn: int
     compute_s: float
     price: float = 0.0
+    chained: int = 0
 
 
 @dataclass(frozen=True, slots=True)

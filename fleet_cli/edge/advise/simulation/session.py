@@ -132,7 +132,8 @@ class Session:
             rejected = accepted < draft.tokens
             drawn = int(rejected or (not draft.more and not self.finished))
             self.committed += drawn
-            verdicts.append(Verdict(self.key, draft, accepted, drawn, compute_s, price))
+            chained = drafted - draft.tokens
+            verdicts.append(Verdict(self.key, draft, accepted, drawn, compute_s, price, chained))
             if rejected:
                 self.waiting.clear()
                 self.epoch += 1
