@@ -17,7 +17,7 @@ DOWN: Final = (Topic.SESSION, Topic.VERDICT, Topic.EDGE_STATE)
 JSON: Final = (Topic.STATE, Topic.TELEMETRY, Topic.EDGE_STATE)
 
 DRAFT_FIELDS: Final = 11
-VERDICT_FIELDS: Final = 11
+VERDICT_FIELDS: Final = 12
 """The last fields are left out where they are not needed; what stands behind them needs them to be there."""
 
 SAMPLES: Final = 9
