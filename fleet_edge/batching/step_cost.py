@@ -3,13 +3,14 @@
 A step takes some time however little it computes, more for each text in it, and more for each further token of a text:
 a draft's, or a guess. The last two differ, since the keys and values of a text are read once for all of its tokens
 (llama.cpp on two cores: 4 ms a text, 1.3 ms a further token). Both are measured: least squares over the latest steps,
-with forgetting.
+with forgetting; and at the present load by itself, since on a processor the more rows a step has the less one more
+takes (7 ms with one text, 1 ms with sixteen).
 
 A guess that is right brings one token; right or not it makes the step longer, for all that are in it. So it pays if the
 tokens that it brings on average are more than those that would come in the time that it takes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 __all__ = ["StepCost"]
@@ -34,6 +35,69 @@ _LEAST_RATE: Final = 0.1
 """A guess that is right less often than that is never worth it: its logits must be made and looked at."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Slopes:
+    """Seconds of one more text, and of one more token of a text; None of what steps do not differ enough in."""
+
+    text_s: float | None = None
+    token_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Steps:
+    """Sums over steps, the latest of which count most."""
+
+    weight: float = 0.0
+    texts: float = 0.0
+    further: float = 0.0
+    seconds: float = 0.0
+    texts_texts: float = 0.0
+    texts_further: float = 0.0
+    texts_seconds: float = 0.0
+    further_further: float = 0.0
+    further_seconds: float = 0.0
+
+    def add(self, seconds: float, *, texts: int, further: int) -> None:
+        """A step took so long."""
+        self.weight = _KEPT_COST * self.weight + 1.0
+        self.texts = _KEPT_COST * self.texts + texts
+        self.further = _KEPT_COST * self.further + further
+        self.seconds = _KEPT_COST * self.seconds + seconds
+        self.texts_texts = _KEPT_COST * self.texts_texts + texts * texts
+        self.texts_further = _KEPT_COST * self.texts_further + texts * further
+        self.texts_seconds = _KEPT_COST * self.texts_seconds + texts * seconds
+        self.further_further = _KEPT_COST * self.further_further + further * further
+        self.further_seconds = _KEPT_COST * self.further_seconds + further * seconds
+
+    def slopes(self, expected: _Slopes = _Slopes()) -> _Slopes:
+        """Return what one more text takes, and one more token of a text.
+
+        Args:
+            expected: What is believed as far as these steps do not tell.
+        """
+        if self.weight <= 0.0 or self.texts <= 0.0:
+            return expected
+        texts, further, seconds = (each / self.weight for each in (self.texts, self.further, self.seconds))
+        texts_texts = self.texts_texts / self.weight - texts * texts
+        texts_further = self.texts_further / self.weight - texts * further
+        further_further = self.further_further / self.weight - further * further
+        texts_known = texts_texts >= _LEAST_SPREAD or expected.text_s is not None
+        further_known = further_further >= _LEAST_SPREAD or expected.token_s is not None
+        stiffness = _STIFFNESS / self.weight
+        texts_texts, further_further = texts_texts + stiffness, further_further + stiffness
+        texts_seconds = self.texts_seconds / self.weight - texts * seconds + stiffness * (expected.text_s or 0.0)
+        further_seconds = self.further_seconds / self.weight - further * seconds + stiffness * (expected.token_s or 0.0)
+        determinant = texts_texts * further_further - texts_further * texts_further
+        text_s = (further_further * texts_seconds - texts_further * further_seconds) / determinant
+        token_s = (texts_texts * further_seconds - texts_further * texts_seconds) / determinant
+        # A step of nothing takes time as well: the plane must not cross zero before.
+        most = seconds / (texts + further)
+        return _Slopes(
+            min(max(0.0, text_s), most) if texts_known else None,
+            min(max(0.0, token_s), most) if further_known else None,
+        )
+
+
 @dataclass(slots=True)
 class StepCost:
     """What steps take.
@@ -45,15 +109,9 @@ class StepCost:
 
     least: int = 1
     max_guess: int = 1
-    _weight: float = 0.0
-    _texts: float = 0.0
-    _further: float = 0.0
-    _seconds: float = 0.0
-    _texts_texts: float = 0.0
-    _texts_further: float = 0.0
-    _texts_seconds: float = 0.0
-    _further_further: float = 0.0
-    _further_seconds: float = 0.0
+    _all: _Steps = field(default_factory=_Steps)
+    _alike: dict[int, _Steps] = field(default_factory=dict)  # by the load, doubled from one to the next
+    _load: int = 0  # of the latest step
     _committed: float = 0.0
     _lately: float = 0.0  # seconds in which that was committed
 
@@ -66,22 +124,16 @@ class StepCost:
             further: Tokens computed beyond those that each text costs at least.
             committed: By which texts have grown.
         """
-        self._weight = _KEPT_COST * self._weight + 1.0
-        self._texts = _KEPT_COST * self._texts + texts
-        self._further = _KEPT_COST * self._further + further
-        self._seconds = _KEPT_COST * self._seconds + seconds
-        self._texts_texts = _KEPT_COST * self._texts_texts + texts * texts
-        self._texts_further = _KEPT_COST * self._texts_further + texts * further
-        self._texts_seconds = _KEPT_COST * self._texts_seconds + texts * seconds
-        self._further_further = _KEPT_COST * self._further_further + further * further
-        self._further_seconds = _KEPT_COST * self._further_seconds + further * seconds
+        self._load = texts.bit_length()
+        for steps in (self._all, self._alike.setdefault(self._load, _Steps())):
+            steps.add(seconds, texts=texts, further=further)
         self._committed = _KEPT * self._committed + committed
         self._lately = _KEPT * self._lately + seconds
 
     @property
     def token_s(self) -> float | None:
-        """Seconds by which one more token of a text makes a step longer; None while steps do not differ enough."""
-        return self._slopes()[1]
+        """Seconds by which one more token of a text makes a step longer now; None while steps do not differ enough."""
+        return self._now().token_s
 
     @property
     def price(self) -> float | None:
@@ -102,33 +154,16 @@ class StepCost:
     @property
     def growing_s(self) -> float | None:
         """Of a mean step, the seconds that are due to its texts and tokens; None while that is not known."""
-        text_s, token_s = self._slopes()
-        if text_s is None and token_s is None:
+        mean = self._all.slopes()
+        if mean.text_s is None and mean.token_s is None:
             return None
-        return ((text_s or 0.0) * self._texts + (token_s or 0.0) * self._further) / self._weight
+        grown_s = (mean.text_s or 0.0) * self._all.texts + (mean.token_s or 0.0) * self._all.further
+        return grown_s / self._all.weight
 
-    def _slopes(self) -> tuple[float | None, float | None]:
-        """Return the seconds of one more text, and of one more token of a text; None of what does not differ enough."""
-        if self._weight <= 0.0 or self._texts <= 0.0:
-            return None, None
-        texts, further, seconds = (each / self._weight for each in (self._texts, self._further, self._seconds))
-        texts_texts = self._texts_texts / self._weight - texts * texts
-        texts_further = self._texts_further / self._weight - texts * further
-        further_further = self._further_further / self._weight - further * further
-        texts_known, further_known = texts_texts >= _LEAST_SPREAD, further_further >= _LEAST_SPREAD
-        stiffness = _STIFFNESS / self._weight
-        texts_texts, further_further = texts_texts + stiffness, further_further + stiffness
-        texts_seconds = self._texts_seconds / self._weight - texts * seconds
-        further_seconds = self._further_seconds / self._weight - further * seconds
-        determinant = texts_texts * further_further - texts_further * texts_further
-        text_s = (further_further * texts_seconds - texts_further * further_seconds) / determinant
-        token_s = (texts_texts * further_seconds - texts_further * texts_seconds) / determinant
-        # A step of nothing takes time as well: the plane must not cross zero before.
-        most = seconds / (texts + further)
-        return (
-            min(max(0.0, text_s), most) if texts_known else None,
-            min(max(0.0, token_s), most) if further_known else None,
-        )
+    def _now(self) -> _Slopes:
+        """Return what more takes at the load of the latest step; as far as that is not known, at any."""
+        expected = self._all.slopes()
+        return self._alike[self._load].slopes(expected) if self._load in self._alike else expected
 
     def guesses(self, rate: float, *, stable: bool = True) -> int:
         """Return how many tokens it pays to guess behind a text.

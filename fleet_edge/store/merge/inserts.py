@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, case, func, null, or_
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import Insert
 
 from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.store.merge.statements import DEVICE_COUNTERS
 from fleet_edge.store.models import Base, DeviceRow, FenceLiftRow, FenceRow, ReportedCloseRow, SegmentRow, SessionRow
+from fleet_edge.store.upserts import insert_into
 
 if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql, sqlite
     from sqlalchemy.sql import ColumnElement
 
 __all__ = ["Inserts"]
@@ -96,5 +97,5 @@ class Inserts:
             where=or_(new["lifted_at"] > table.c["lifted_at"], tied),
         )
 
-    def _insert(self, row: type[Base]) -> sqlite.Insert | postgresql.Insert:
-        return sqlite.insert(row) if self._dialect == "sqlite" else postgresql.insert(row)
+    def _insert(self, row: type[Base]) -> "sqlite.Insert | postgresql.Insert":
+        return insert_into(row, self._dialect)

@@ -6,10 +6,10 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, delete, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from fleet_edge.store.models import Base, ReportedSettingsRow, WantedSettingsRow
 from fleet_edge.store.steering.views import ReportedView, WantedView
+from fleet_edge.store.upserts import insert_into
 from schemas.steering import DesiredSettings, ReportedSettings
 
 __all__ = ["forget_settings", "keep_reported", "keep_wanted", "known_devices", "read_reported", "read_wanted"]
@@ -102,7 +102,6 @@ def forget_settings(connection: Connection, devices: Iterable[str]) -> None:
 def _replace(connection: Connection, kind: type[Base], rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
-    make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = make(kind)
+    statement = insert_into(kind, connection.dialect.name)
     columns = {name: statement.excluded[name] for name in rows[0] if name != "device"}
     connection.execute(statement.on_conflict_do_update(index_elements=["device"], set_=columns), rows)

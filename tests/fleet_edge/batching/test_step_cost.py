@@ -111,3 +111,18 @@ def test_unless_more_is_allowed_only_what_costs_nothing_is_guessed() -> None:
     cheap = measured(first_ms=40.0, token_ms=0.5, most=1)
     assert cheap.guesses(0.95) == 0
     assert measured(first_ms=40.0, token_ms=0.5, least=2, most=1).guesses(0.95) == 1
+
+
+def test_a_token_costs_what_it_does_at_the_present_load() -> None:
+    """One core: 7 ms where there is one text, 1 ms where there are sixteen; in between loads change all the time."""
+    cost, rng = StepCost(1, 8), random.Random(2)
+    for _ in range(400):
+        texts = rng.choice((1, 2, 14, 15, 16))
+        further = texts * rng.randrange(5)
+        token_s = 0.007 if texts < 3 else 0.001
+        cost.stepped(0.012 + 0.009 * texts + token_s * further, texts=texts, further=further, committed=texts)
+    told = {}
+    for texts in (1, 16):
+        cost.stepped(0.012 + 0.009 * texts, texts=texts, further=0, committed=texts)
+        told[texts] = cost.token_s
+    assert told == {1: pytest.approx(0.007, rel=0.35), 16: pytest.approx(0.001, rel=0.35)}
