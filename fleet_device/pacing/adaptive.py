@@ -59,13 +59,6 @@ _STRETCH: Final = 2
 _LIKE: Final = 1.25
 """Times that differ by less are alike: few steps tell no better, and one text more or less makes as much."""
 
-_DOUBT: Final = 8
-"""Plans to draft that would not be made but for what the edge's steps are taken to say of its load: so many, and it is
-asked to write a little. Each time twice as many."""
-
-_BEHIND_DRAFTS: Final = 16
-"""Tokens that the edge writes behind drafts, while what its steps take then is compared with what they took for these."""
-
 _INSTANT_S: Final = 1e-6
 
 
@@ -88,11 +81,6 @@ class AdaptivePacing:
     _times: dict[bool, Times] = field(default_factory=dict)  # by whether the draft was made ahead
     _streamed: Trend = field(default_factory=Trend)  # time between tokens that the edge writes by itself
     _stream_step: Trend = field(default_factory=Trend)  # of the edge, meanwhile
-    _draft_steps: float = 1.0  # what steps with a draft took, its tokens left out, in those in which the edge wrote
-    _behind_drafts: int = 0  # tokens left by which that is compared
-    _drafted: bool = False  # the last that came was a verdict on a draft
-    _doubts: int = 0  # plans to draft, made for the edge's steps alone
-    _doubt_patience: int = _DOUBT
     _way: bool | None = None  # of the last outcome
     _last: Plan | None = None
     _longest: int = _FIRST  # of the last plan
@@ -103,6 +91,7 @@ class AdaptivePacing:
     _trying: int = 0  # drafts left of a trial
     _outcomes: int = 0
     _price: float = 0.0  # of a token at the edge, as its last verdict says
+    _alone_at: dict[bool, bool] = field(default_factory=dict)  # by whether the edge wrote: no other text was there then
     _compute_token_s: float | None = None  # of a step, as the edge says
     _bonus: bool = False  # the draft before stood whole, and the edge drew a token after it
     _alone: bool = True  # no draft was under way when the next one to be learnt of was sent
@@ -198,23 +187,18 @@ class AdaptivePacing:
                 self._confidence.add(chance, accepted=place < outcome.accepted)
         if not outcome.opening:
             self._measure(outcome)
-        self._price, self._drafted = outcome.price, True
+        self._note_price(outcome.price, writing=False)
         stands = outcome.accepted == outcome.tokens
         self._bonus = stands and not outcome.ahead
         self._alone = not (stands and outcome.ahead)
 
     def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0, price: float = 0.0) -> None:
         """Take note of what the edge has written by itself."""
-        if not tokens:
-            return
-        if self._drafted:
-            self._drafted, self._behind_drafts = False, _BEHIND_DRAFTS
-            self._begin_writing()
-        self._streamed.add(seconds / tokens)
-        if step_s:  # else it was sent again, from memory: nothing is known of now
-            self._stream_step.add(step_s)
-            self._price = price
-            self._compare_steps(tokens)
+        if tokens:
+            self._streamed.add(seconds / tokens)
+            if step_s:  # else it was sent again, from memory: nothing is known of now
+                self._stream_step.add(step_s)
+                self._note_price(price, writing=True)
 
     def choice(self) -> Choice:
         """Return the plan that is followed now, and what each way promises."""
@@ -251,7 +235,7 @@ class AdaptivePacing:
         drafted = conditions.worth(best) * self._streamed_s()  # for each token that the edge would write
         if _WORTH * drafted > stay:
             self._patience = _EXPLORE_STREAMING
-            return self._in_doubt(conditions.worth(best))
+            return None
         # What drafting would bring is old, or of few tokens: it is tried again, the more rarely the less may be hoped
         # for, since to turn costs round trips. An empty draft would teach nothing.
         trial = best if best.tokens else replace(best, tokens=1)
@@ -260,23 +244,14 @@ class AdaptivePacing:
             return trial
         self._untried += 1.0
         hoped = replace(conditions, acceptance=self._acceptance.hoped).worth(trial) * self._streamed_s()
+        if not self._writing:
+            self._begin_writing()
         self._last = Plan(STREAMED, stream=True)
         if self._untried * hoped**4 < self._patience:
             return self._last
         self._untried, self._patience = 0.0, min(_MOST_PATIENCE, _LESS_OFTEN * self._patience)
         self._trying = _TRIAL - 1 if hoped > 1.0 else 0
         return trial
-
-    def _in_doubt(self, rate: float) -> Plan | None:
-        """Return the plan to see how quickly the edge writes, if drafts are thought better for its steps alone."""
-        if rate * self._streamed.at(0) > 1.0:
-            self._doubts = 0
-            return None
-        self._doubts += 1
-        if self._doubts < self._doubt_patience:
-            return None
-        self._doubts, self._doubt_patience = 0, 2 * self._doubt_patience
-        return Plan(_FIRST_STREAMED, stream=True)
 
     def conditions(self, window: int, *, ahead: bool = False) -> Conditions:
         """Return what has been measured.
@@ -287,9 +262,9 @@ class AdaptivePacing:
         """
         times = self._expected(ahead=ahead)
         compute_s, compute_token_s = self._compute(times)
-        if self._writing and self._stream_step.known:
+        if self._writing and self._stream_step.known and not self._always_alone:
             # The edge's steps are as they are now, whatever they were when a draft was verified last.
-            compute_s = self._draft_steps * self._stream_step.at(0)
+            compute_s = self._stream_step.at(0)
         return Conditions(
             acceptance=self._acceptance.rate,
             token_s=times.token.at(0),
@@ -306,17 +281,18 @@ class AdaptivePacing:
         """Whether the edge writes by itself, but for a draft now and then."""
         return self._last is not None and self._last.stream
 
-    def _compare_steps(self, tokens: int) -> None:
-        """Compare what steps take in which the edge writes with what they took just before, for drafts.
+    @property
+    def _always_alone(self) -> bool:
+        """Whether no other text was at the edge, neither when it wrote last nor when it verified a draft last.
 
-        That differs at the same load: on a processor two rows may take twice what one takes and each further one
-        little; and drafts that many devices send at once, since they were answered at once, share the longest steps.
+        Then what drafts take of it beyond what it takes to write is their own doing: on a processor two rows may take
+        twice what one takes, and each further one little. Where it does not say what a token costs it knows no price.
         """
-        self._behind_drafts -= tokens
-        if self._behind_drafts > -tokens and self._way in self._times:
-            with_draft_s, alone_s = self._compute(self._times[self._way])[0], self._stream_step.at(0)
-            if with_draft_s > 0.0 and alone_s > 0.0:
-                self._draft_steps = with_draft_s / alone_s
+        return self._compute_token_s is not None and all(self._alone_at.get(way, False) for way in (False, True))
+
+    def _note_price(self, price: float, *, writing: bool) -> None:
+        self._price = price
+        self._alone_at[writing] = price == 0.0
 
     def _begin_writing(self) -> None:
         """Let what was expected be soon replaced by what shows: of what the edge writes, and of drafts behind that."""
@@ -329,10 +305,10 @@ class AdaptivePacing:
         """Return what the edge's steps take now, in those of when it wrote last; 1 where they are much alike."""
         then, now = (
             self._stream_step.at(0),
-            self._compute(self._times[self._way])[0] / self._draft_steps if self._way in self._times else 0.0,
+            self._compute(self._times[self._way])[0] if self._way in self._times else 0.0,
         )
         ratio = now / then if then > 0.0 and now > 0.0 else 1.0
-        return 1.0 if 1.0 / _LIKE < ratio < _LIKE else ratio
+        return 1.0 if self._always_alone or 1.0 / _LIKE < ratio < _LIKE else ratio
 
     def _compute(self, times: Times) -> tuple[float, float]:
         """Return what an empty draft takes of the edge, and each token more.
