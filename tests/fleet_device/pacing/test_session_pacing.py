@@ -181,6 +181,14 @@ def test_what_the_edge_says_of_itself_is_told_once_a_session() -> None:
     assert scene.pupil.granted == [(None, None), (0.0025, 0.75)]
 
 
+def test_the_pacing_is_told_of_other_drafts_that_the_step_has_verified() -> None:
+    scene = Scene()
+    sent = scene.draft()
+    verdict = Verdict(handle=HANDLE, round=sent.round, accepted=2, chained=3)
+    scene.pacing.learn(scene.session.on_verdict(verdict))
+    assert [outcome.chained for outcome in scene.pupil.outcomes] == [3]
+
+
 def test_a_draft_without_tokens_has_no_time_for_one() -> None:
     scene = Scene()
     scene.pacing.plan()

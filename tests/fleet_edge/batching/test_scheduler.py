@@ -260,6 +260,17 @@ def test_computing_an_evicted_text_anew_is_no_queue_time() -> None:
     assert (timing.queue_ms, timing.prefill_ms) == (2000.0, (now - 3.0) * 1e3)
 
 
+def test_a_verdict_says_how_many_tokens_of_other_drafts_of_its_session_the_step_has_verified() -> None:
+    edge = Edge()
+    session = edge.session(prompt=5)
+    edge.compute(edge.next_batch())
+    for sent in (draft((4, 5), handle=session.handle, more=True), draft((6,), text=(4, 5), round_=1)):
+        session.admit(arrived(sent))
+    (work,) = edge.next_batch().verifications
+    step = Step(0.0, 1.0, sessions=1)
+    assert [edge.scheduler.timing(work, each, step).chained for each in work.chain] == [1, 2]
+
+
 def test_where_two_drafts_do_not_fit_the_older_one_is_verified_and_the_other_evicted() -> None:
     edge = Edge(kv_tokens=20)
     sessions = [edge.session(prompt=9), edge.session(prompt=9)]
