@@ -81,7 +81,7 @@ def assemble(
         figures=figures,
         form=settings.form,
         padding=settings.padding,
-        token_s=lambda: scheduler.token_s,
+        slopes=lambda: scheduler.slopes,
     )
     handlers = MessageHandlers(
         settings.edge,

@@ -104,6 +104,8 @@ class Opened(_Message):
         logprobs: As asked; None where the edge tells no log-probabilities.
         token_ms: By how much one more token of a text makes a step of the edge longer, as measured there; None while it
             is not known. Steps take as long as their load has it, so that a device alone could hardly tell.
+        text_ms: Likewise, one more text, whatever its tokens: what having a token written costs other texts beside what
+            a draft's token does.
         acceptance: Of tokens drafted with such a model, the share that was accepted lately there, as the median of its
             devices; None while too little is known.
     """
@@ -122,6 +124,7 @@ class Opened(_Message):
     end_tokens: Annotated[tuple[TokenId, ...], Field(fail_fast=True)]
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
     token_ms: Milliseconds | None = None
+    text_ms: Milliseconds | None = None
     acceptance: Annotated[float, Field(ge=0.0, le=1.0, strict=True)] | None = None
 
 

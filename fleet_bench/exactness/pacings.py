@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fleet_device.drafters.suffix.prospect import Prospect
-from fleet_device.pacing.contract import Choice, DraftOutcome, FixedPacing, Plan
+from fleet_device.pacing.contract import Choice, DraftOutcome, EdgeHints, FixedPacing, Plan
 from fleet_testing.sabotage import UNSURE
 
 __all__ = ["MixingPacing", "StoppingPacing", "TurningPacing"]
@@ -36,7 +36,7 @@ class MixingPacing:
     tokens: int
     asked: int = 0
 
-    def opened(self, *, token_s: float | None, acceptance: float | None) -> None:
+    def opened(self, hints: EdgeHints) -> None:
         """Learn nothing."""
 
     def plan(self, *, longest: int, window: int) -> Plan:
@@ -78,7 +78,7 @@ class TurningPacing:
     written: int = 1
     plans: int = 0
 
-    def opened(self, *, token_s: float | None, acceptance: float | None) -> None:
+    def opened(self, hints: EdgeHints) -> None:
         """Learn nothing."""
 
     def plan(self, *, longest: int, window: int) -> Plan:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fleet_device.drafters.suffix.prospect import Prospect
-from fleet_device.pacing.contract import STREAMED, Choice, DraftOutcome, Plan
+from fleet_device.pacing.contract import STREAMED, Choice, DraftOutcome, EdgeHints, Plan
 from fleet_device.pacing.estimates import Acceptance, Confidence, Times, Trend
 from fleet_device.pacing.explanation import explain
 from fleet_device.pacing.repetition import best_repetition
@@ -59,6 +59,10 @@ _STRETCH: Final = 2
 _LIKE: Final = 1.25
 """Times that differ by less are alike: few steps tell no better, and one text more or less makes as much."""
 
+_FAIR: Final = 0.95
+"""Of what the edge would write, so much must come of drafts, whatever others gain by them."""
+
+_LEAST_WORTH: Final = 0.1
 _INSTANT_S: Final = 1e-6
 
 
@@ -93,14 +97,15 @@ class AdaptivePacing:
     _price: float = 0.0  # of a token at the edge, as its last verdict says
     _alone_at: dict[bool, bool] = field(default_factory=dict)  # by whether the edge wrote: no other text was there then
     _compute_token_s: float | None = None  # of a step, as the edge says
+    _compute_text_s: float | None = None
     _bonus: bool = False  # the draft before stood whole, and the edge drew a token after it
     _alone: bool = True  # no draft was under way when the next one to be learnt of was sent
 
-    def opened(self, *, token_s: float | None, acceptance: float | None) -> None:
+    def opened(self, hints: EdgeHints) -> None:
         """Take note of what an edge says as it opens a session."""
-        self._compute_token_s = token_s
-        if acceptance is not None:
-            self._acceptance.told(acceptance)
+        self._compute_token_s, self._compute_text_s = hints.token_s, hints.text_s
+        if hints.acceptance is not None:
+            self._acceptance.told(hints.acceptance)
 
     def plan(self, *, longest: int, window: int) -> Plan:
         """Return the best plan; now and then another one."""
@@ -141,7 +146,7 @@ class AdaptivePacing:
         if prospect.alone and not plan.stream:
             plan, own = Plan(0), waiting  # what is to be drafted else
         if plan.stream:
-            rate = 1.0 / self._streamed_s() if self._streamed.known else float("inf")
+            rate = self._streamed_worth / self._streamed_s() if self._streamed.known else float("inf")
         else:
             rate = own.worth(replace(plan, tokens=self._typical) if plan.may_stop else plan)
         return (
@@ -232,8 +237,10 @@ class AdaptivePacing:
         if self.stream is not None or not self._streamed.known:
             return None
         stay = _STAY if self._last is not None and self._last.stream else 1.0
-        drafted = conditions.worth(best) * self._streamed_s()  # for each token that the edge would write
-        if _WORTH * drafted > stay:
+        # For each token that the edge would write: of its own, and with what others gain or lose.
+        own = conditions.rate(best) * self._streamed_s()
+        drafted = conditions.worth(best) * self._streamed_s()
+        if _WORTH * drafted > stay * self._streamed_worth and own > _FAIR:
             self._patience = _EXPLORE_STREAMING
             return None
         # What drafting would bring is old, or of few tokens: it is tried again, the more rarely the less may be hoped
@@ -243,7 +250,8 @@ class AdaptivePacing:
             self._trying -= 1
             return trial
         self._untried += 1.0
-        hoped = replace(conditions, acceptance=self._acceptance.hoped).worth(trial) * self._streamed_s()
+        under = replace(conditions, acceptance=self._acceptance.hoped)
+        hoped = under.worth(trial) * self._streamed_s() / max(_LEAST_WORTH, self._streamed_worth)
         if not self._writing:
             self._begin_writing()
         self._last = Plan(STREAMED, stream=True)
@@ -274,7 +282,22 @@ class AdaptivePacing:
             compute_token_s=compute_token_s,
             window=window,
             price=self._price,
+            text_price=self._text_price,
         )
+
+    @property
+    def _text_price(self) -> float:
+        """What a text costs others in each step that it is in, however many tokens it has there."""
+        if not self._compute_token_s or not self._compute_text_s:
+            return 0.0
+        return self._price * self._compute_text_s / self._compute_token_s
+
+    @property
+    def _streamed_worth(self) -> float:
+        """Of a token that the edge writes by itself, what is left after what others lose by it."""
+        token_s, step_s = self._streamed.at(0), self._stream_step.at(0)
+        in_a_step = max(1.0, step_s / token_s) if token_s > 0.0 else 1.0
+        return max(0.0, 1.0 - self._text_price / in_a_step)
 
     @property
     def _writing(self) -> bool:

@@ -93,6 +93,21 @@ class DraftOutcome:
         return min(self.tokens, self.accepted + 1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeHints:
+    """What an edge says of itself as it opens a session; None of what it does not.
+
+    Attributes:
+        token_s: By how much each token of a draft makes its steps longer.
+        text_s: By how much a text does in any case.
+        acceptance: Of tokens of such a draft model, the share that it has accepted lately, from all its devices.
+    """
+
+    token_s: float | None = None
+    text_s: float | None = None
+    acceptance: float | None = None
+
+
 class Pacing(Protocol):
     """Decides from what has been measured, never from tokens that are drawn and left out: that would bend the law.
 
@@ -100,13 +115,8 @@ class Pacing(Protocol):
     that the draft has: whatever is drawn is sent.
     """
 
-    def opened(self, *, token_s: float | None, acceptance: float | None) -> None:
-        """Take note of what an edge says as it opens a session; None of what it does not.
-
-        Args:
-            token_s: By how much each token of a draft makes its steps longer.
-            acceptance: Of tokens of such a draft model, the share that it has accepted lately, from all its devices.
-        """
+    def opened(self, hints: EdgeHints) -> None:
+        """Take note of what an edge says as it opens a session."""
 
     def plan(self, *, longest: int, window: int) -> Plan:
         """Return the plan of the next draft.
@@ -164,7 +174,7 @@ class FixedPacing:
     ahead: bool = False
     stream: bool = False
 
-    def opened(self, *, token_s: float | None, acceptance: float | None) -> None:
+    def opened(self, hints: EdgeHints) -> None:
         """Learn nothing."""
 
     def plan(self, *, longest: int, window: int) -> Plan:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
-from fleet_device.pacing.contract import DraftOutcome, Pacing, Plan
+from fleet_device.pacing.contract import DraftOutcome, EdgeHints, Pacing, Plan
 from fleet_device.session.effect import VerdictEffect
 from fleet_device.session.in_flight import DecidedDraft
 from fleet_device.session.machine import DeviceSession
@@ -66,8 +66,8 @@ class SessionPacing:
         assert opened is not None
         self.begin()
         if opened is not self._opened:
-            token_s = None if opened.token_ms is None else opened.token_ms / 1e3
-            self.pacing.opened(token_s=token_s, acceptance=opened.acceptance)
+            token_s, text_s = (None if ms is None else ms / 1e3 for ms in (opened.token_ms, opened.text_ms))
+            self.pacing.opened(EdgeHints(token_s=token_s, text_s=text_s, acceptance=opened.acceptance))
             self._opened = opened
         longest, window, source = opened.max_draft, opened.window, self.source
         plan = self.pacing.plan(longest=longest, window=window)

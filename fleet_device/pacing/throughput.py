@@ -36,6 +36,7 @@ class Conditions:
         compute_token_s: By how much each draft token lengthens it.
         window: Most drafts under way at once.
         price: What one more token costs other texts at the edge, in tokens that they are written.
+        text_price: What a verdict costs them beside, however many tokens it is on.
     """
 
     acceptance: float
@@ -46,17 +47,21 @@ class Conditions:
     compute_token_s: float = 0.0
     window: int = 1
     price: float = 0.0
+    text_price: float = 0.0
 
     def worth(self, plan: Plan) -> float:
         """Return committed tokens a second, less those that other texts lose by it.
 
-        An edge computes g tokens of a draft for (1 - a^g) / (1 - a) that stand or are drawn in place of the first that
-        falls; what it draws behind a draft that stands comes on top where the device waits.
+        An edge computes g tokens for (1 - a^g) / (1 - a) that stand or are drawn in place of the first that falls; what
+        it draws behind a draft that stands comes on top where the device waits. Who drafts ahead has all of it verified
+        at once that was drafted while a step went on.
         """
-        if not self.price or not plan.tokens:
+        if not self.price:
             return self.rate(plan)
-        committed = self._committed(plan.tokens - 1 if plan.ahead else plan.tokens)
-        return self.rate(plan) * max(0.0, 1.0 - self.price * plan.tokens / committed)
+        ahead = plan.ahead and plan.tokens > 0
+        computed = self._in_a_step(plan.tokens) if ahead else plan.tokens
+        committed = self._committed(computed - 1 if ahead else computed)
+        return self.rate(plan) * max(0.0, 1.0 - (self.text_price + self.price * computed) / committed)
 
     def rate(self, plan: Plan) -> float:
         """Return committed tokens a second."""
@@ -100,7 +105,12 @@ class Conditions:
                 return verdicts, True
         return verdicts, False
 
-    def _committed(self, tokens: int) -> float:
+    def _in_a_step(self, tokens: int) -> float:
+        """Return how many of its tokens a step verifies, where it drafts ahead so many at a time."""
+        meanwhile = self._step_s(tokens) / self.token_s if self.token_s else float("inf")
+        return min(self.window * tokens, max(tokens, meanwhile))
+
+    def _committed(self, tokens: float) -> float:
         return (1.0 - self.acceptance ** (tokens + 1)) / (1.0 - self.acceptance)
 
     def _step_s(self, tokens: int) -> float:

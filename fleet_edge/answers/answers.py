@@ -14,6 +14,7 @@ from dssd.downlink import Form, choose_form
 from fleet_edge.answers import messages
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import EndCause, Recorder
+from fleet_edge.batching.step_cost import Slopes
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
@@ -67,7 +68,7 @@ class Answers:
         figures: Count, for the metrics.
         form: Downlink form of p; by default the smallest for each p.
         padding: Verdicts are filled up to a multiple of so many bytes; 0 leaves them as they are.
-        token_s: Asked for the seconds by which one more token of a text makes a step longer; None while not known.
+        slopes: Asked by how much one more text makes a step longer, and one more token.
         acceptance: Of each draft model.
     """
 
@@ -81,7 +82,7 @@ class Answers:
     figures: Figures
     form: Form = Form.AUTO
     padding: int = 0
-    token_s: Callable[[], float | None] = lambda: None
+    slopes: Callable[[], Slopes] = Slopes
     acceptance: AcceptanceByModel = field(default_factory=AcceptanceByModel)
 
     # Opens
@@ -106,7 +107,7 @@ class Answers:
             edge=self.edge,
             target=self.target,
             lease_s=self.lease_s,
-            token_s=self.token_s(),
+            slopes=self.slopes(),
             acceptance=self.acceptance.share(session.draft_model),
         )
         self.publisher.reply(session.device, granted)

@@ -1,5 +1,6 @@
 """Reply messages of an edge: granted, refused, failed to judge, ended."""
 
+from fleet_edge.batching.step_cost import Slopes
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.sessions.machine import EdgeSession
 from schemas.bounds import MAX_LABEL, MAX_SENTENCE
@@ -15,7 +16,7 @@ def opened(
     edge: str,
     target: str,
     lease_s: float,
-    token_s: float | None = None,
+    slopes: Slopes = Slopes(),
     acceptance: float | None = None,
 ) -> Opened:
     """Return the grant of a session.
@@ -25,7 +26,7 @@ def opened(
         edge: This edge's name.
         target: The target model's name.
         lease_s: Seconds of silence after which the session is lost.
-        token_s: By which one more token of a text makes a step longer, if that is known.
+        slopes: By how much one more text makes a step longer, and one more token, as far as it is known.
         acceptance: Of drafts of the session's draft model, if that is known.
     """
     return Opened(
@@ -41,7 +42,8 @@ def opened(
         lease_s=lease_s,
         end_tokens=tuple(sorted(session.limits.end_tokens)),
         logprobs=session.logprobs,
-        token_ms=None if token_s is None else round(token_s * 1e3, 3),
+        token_ms=_ms(slopes.token_s),
+        text_ms=_ms(slopes.text_s),
         acceptance=None if acceptance is None else round(acceptance, 3),
     )
 
@@ -90,3 +92,7 @@ def closed_elsewhere(message: Close) -> Closed:
         queue_ms=0.0,
         compute_ms=0.0,
     )
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e3, 3)

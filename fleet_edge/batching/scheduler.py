@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fleet_edge.batching.background import BackgroundWork
 from fleet_edge.batching.delay import BatchingDelay
 from fleet_edge.batching.planning import Batch, Budget, StepPlanner, Work
-from fleet_edge.batching.step_cost import StepCost
+from fleet_edge.batching.step_cost import Slopes, StepCost
 from fleet_edge.batching.timing import DraftTiming, PrefillLog, Step
 from fleet_edge.batching.turns import Turns
 from fleet_edge.batching.verdict_goal import VerdictGoal
@@ -99,9 +99,9 @@ class Scheduler:
         return self._verifier.info
 
     @property
-    def token_s(self) -> float | None:
-        """Seconds by which one more token of a text makes a step longer; None while that is not known."""
-        return self._cost.token_s
+    def slopes(self) -> Slopes:
+        """By how much one more text makes a step longer, and one more token of a text."""
+        return self._cost.slopes
 
     @property
     def memory(self) -> "KvMemory":

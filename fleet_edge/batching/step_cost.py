@@ -13,7 +13,7 @@ tokens that it brings on average are more than those that would come in the time
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["StepCost"]
+__all__ = ["Slopes", "StepCost"]
 
 _KEPT: Final = 1.0 - 1.0 / 64
 """Of how quickly texts grow, with each step."""
@@ -36,7 +36,7 @@ _LEAST_RATE: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class _Slopes:
+class Slopes:
     """Seconds of one more text, and of one more token of a text; None of what steps do not differ enough in."""
 
     text_s: float | None = None
@@ -69,7 +69,7 @@ class _Steps:
         self.further_further = _KEPT_COST * self.further_further + further * further
         self.further_seconds = _KEPT_COST * self.further_seconds + further * seconds
 
-    def slopes(self, expected: _Slopes = _Slopes()) -> _Slopes:
+    def slopes(self, expected: Slopes = Slopes()) -> Slopes:
         """Return what one more text takes, and one more token of a text.
 
         Args:
@@ -92,7 +92,7 @@ class _Steps:
         token_s = (texts_texts * further_seconds - texts_further * texts_seconds) / determinant
         # A step of nothing takes time as well: the plane must not cross zero before.
         most = seconds / (texts + further)
-        return _Slopes(
+        return Slopes(
             min(max(0.0, text_s), most) if texts_known else None,
             min(max(0.0, token_s), most) if further_known else None,
         )
@@ -131,9 +131,15 @@ class StepCost:
         self._lately = _KEPT * self._lately + seconds
 
     @property
+    def slopes(self) -> Slopes:
+        """What one more text takes at the load of the latest step, and one more token; what is not known, as at any."""
+        expected = self._all.slopes()
+        return self._alike[self._load].slopes(expected) if self._load in self._alike else expected
+
+    @property
     def token_s(self) -> float | None:
         """Seconds by which one more token of a text makes a step longer now; None while steps do not differ enough."""
-        return self._now().token_s
+        return self.slopes.token_s
 
     @property
     def price(self) -> float | None:
@@ -159,11 +165,6 @@ class StepCost:
             return None
         grown_s = (mean.text_s or 0.0) * self._all.texts + (mean.token_s or 0.0) * self._all.further
         return grown_s / self._all.weight
-
-    def _now(self) -> _Slopes:
-        """Return what more takes at the load of the latest step; as far as that is not known, at any."""
-        expected = self._all.slopes()
-        return self._alike[self._load].slopes(expected) if self._load in self._alike else expected
 
     def guesses(self, rate: float, *, stable: bool = True) -> int:
         """Return how many tokens it pays to guess behind a text.

@@ -178,6 +178,7 @@ def replies() -> st.SearchStrategy[Opened | Refused | Closed | Fault]:
         end_tokens=st.lists(TOKEN, max_size=8).map(tuple),
         logprobs=st.none() | st.integers(0, 20),
         token_ms=st.none() | MILLISECONDS,
+        text_ms=st.none() | MILLISECONDS,
         acceptance=st.none() | st.floats(0, 1),
     )
     closed = st.builds(

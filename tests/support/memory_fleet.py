@@ -27,7 +27,7 @@ from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
 from fleet_device.drafters.suffix.prospect import Prospect
 from fleet_device.errors import SessionRefused
-from fleet_device.pacing.contract import Choice, DraftOutcome, FixedPacing, Pacing, Plan
+from fleet_device.pacing.contract import Choice, DraftOutcome, EdgeHints, FixedPacing, Pacing, Plan
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.counters import SessionCounters
 from fleet_device.session.machine import DeviceSession
@@ -210,8 +210,8 @@ class ChangingPacing:
 
     rng: random.Random
 
-    def opened(self, *, token_s: float | None, acceptance: float | None) -> None:
-        del token_s, acceptance
+    def opened(self, hints: EdgeHints) -> None:
+        del hints
 
     def plan(self, *, longest: int, window: int) -> Plan:
         del longest, window

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_device.pacing.adaptive import AdaptivePacing, best_plan
-from fleet_device.pacing.contract import DraftOutcome, Plan
+from fleet_device.pacing.contract import DraftOutcome, EdgeHints, Plan
 from fleet_device.pacing.throughput import Conditions
 
 LONGEST, WINDOW = 16, 4
@@ -351,7 +351,7 @@ def verified(plan: Plan, accepted: int, step_s: float, *, price: float = 0.0) ->
 def test_drafts_that_are_slow_by_their_own_tokens_do_not_make_the_edge_seem_slow(told_s: float | None) -> None:
     """Two cores: 15 ms for a token, 24 for four. The edge alone wrote twice as quickly, and was never asked again."""
     pacing = AdaptivePacing(ahead=False, stream=None)
-    pacing.opened(token_s=told_s, acceptance=None)
+    pacing.opened(EdgeHints(token_s=told_s, acceptance=None))
     pacing.plan(longest=3, window=WINDOW)
     for _ in range(8):
         pacing.streamed(1, 0.016, step_s=0.015)
@@ -369,7 +369,7 @@ def test_drafts_that_are_slow_by_their_own_tokens_do_not_make_the_edge_seem_slow
 def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told_s: float | None, most: int) -> None:
     """Else drafts would be compared with what an idle edge wrote, and given up where they pay."""
     pacing = AdaptivePacing(ahead=False, stream=None)
-    pacing.opened(token_s=told_s, acceptance=0.95)
+    pacing.opened(EdgeHints(token_s=told_s, acceptance=0.95))
     pacing.plan(longest=LONGEST, window=WINDOW)
     for _ in range(8):
         pacing.streamed(1, 0.016, step_s=0.015)
@@ -388,7 +388,7 @@ def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told
 def test_an_edge_that_has_no_other_text_is_not_taken_for_busy_because_two_rows_take_twice_what_one_does() -> None:
     """One core: 12 ms for a row, 28 for two, 6 for each further one. The edge alone writes 75 tokens a second."""
     pacing, rng, drafts = AdaptivePacing(stream=None), random.Random(1), 0
-    pacing.opened(token_s=0.006, acceptance=0.9)
+    pacing.opened(EdgeHints(token_s=0.006, acceptance=0.9))
     for _ in range(200):
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
         if plan.stream:
@@ -401,10 +401,30 @@ def test_an_edge_that_has_no_other_text_is_not_taken_for_busy_because_two_rows_t
     assert drafts < 40
 
 
+@pytest.mark.parametrize(("acceptance", "drafts"), [(0.95, True), (0.6, False)])
+def test_where_texts_are_dear_drafts_are_made_that_bring_more_for_what_they_cost_all(
+    acceptance: float, drafts: bool
+) -> None:
+    """Sixteen texts on one core: a text takes 9 ms of a step and a draft's token 2.5; the edge writes at 7 a second."""
+    pacing, rng = AdaptivePacing(ahead=False, stream=None), random.Random(5)
+    pacing.opened(EdgeHints(token_s=0.0025, text_s=0.009, acceptance=acceptance))
+    plans = []
+    for _ in range(80):
+        plan = pacing.plan(longest=LONGEST, window=WINDOW)
+        plans.append(plan)
+        if plan.stream:
+            pacing.streamed(plan.tokens, 0.14 * plan.tokens, step_s=0.16, price=0.25)
+        else:
+            accepted = next((place for place in range(plan.tokens) if rng.random() >= acceptance), plan.tokens)
+            outcome = verified(plan, accepted, 0.16 + 0.0025 * plan.tokens, price=0.25)
+            pacing.learn(replace(outcome, answer_s=outcome.answer_s + 0.2))
+    assert (sum(not plan.stream for plan in plans[30:]) > 25) is drafts
+
+
 def test_other_drafts_that_a_step_has_verified_are_not_taken_for_its_load() -> None:
     """Three drafts of a token each are verified at once: 13 ms, and 7 for each of them."""
     pacing = AdaptivePacing(stream=None)
-    pacing.opened(token_s=0.007, acceptance=0.8)
+    pacing.opened(EdgeHints(token_s=0.007, acceptance=0.8))
     for _ in range(20):
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
         step_s = 0.013 + 0.007 * 3
@@ -420,7 +440,7 @@ def test_where_others_found_a_draft_model_good_a_bad_start_does_not_silence_it()
     drafts = {}
     for told in (None, 0.95):
         pacing = AdaptivePacing(ahead=False, stream=None)
-        pacing.opened(token_s=0.001, acceptance=told)
+        pacing.opened(EdgeHints(token_s=0.001, acceptance=told))
         pacing.plan(longest=LONGEST, window=WINDOW)
         for _ in range(8):
             pacing.streamed(1, 0.1, step_s=0.1)

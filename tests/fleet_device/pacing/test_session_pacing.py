@@ -5,7 +5,7 @@ from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
 from fleet_device.drafters.suffix.history import History
 from fleet_device.drafters.suffix.prospect import Prospect
-from fleet_device.pacing.contract import Choice, DraftOutcome, Plan
+from fleet_device.pacing.contract import Choice, DraftOutcome, EdgeHints, Plan
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession
 from schemas.messages import Draft, Opened, Verdict
@@ -24,10 +24,10 @@ class Pupil:
     pieces: list[tuple[int, float]] = field(default_factory=list)
     prospects: list[Prospect] = field(default_factory=list)
 
-    granted: list[tuple[float | None, float | None]] = field(default_factory=list)
+    granted: list[EdgeHints] = field(default_factory=list)
 
-    def opened(self, *, token_s: float | None, acceptance: float | None) -> None:
-        self.granted.append((token_s, acceptance))
+    def opened(self, hints: EdgeHints) -> None:
+        self.granted.append(hints)
 
     def plan(self, *, longest: int, window: int) -> Plan:
         self.asked.append((longest, window))
@@ -174,11 +174,11 @@ def test_what_the_edge_says_of_itself_is_told_once_a_session() -> None:
     scene = Scene()
     scene.draft()
     scene.draft()
-    assert scene.pupil.granted == [(None, None)]
-    scene.open(token_ms=2.5, acceptance=0.75)
+    assert scene.pupil.granted == [EdgeHints()]
+    scene.open(token_ms=2.5, text_ms=4.0, acceptance=0.75)
     scene.draft()
     scene.draft()
-    assert scene.pupil.granted == [(None, None), (0.0025, 0.75)]
+    assert scene.pupil.granted == [EdgeHints(), EdgeHints(token_s=0.0025, text_s=0.004, acceptance=0.75)]
 
 
 def test_the_pacing_is_told_of_other_drafts_that_the_step_has_verified() -> None:

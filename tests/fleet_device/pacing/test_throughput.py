@@ -89,3 +89,19 @@ def test_a_wider_window_raises_throughput_only_when_drafting_ahead() -> None:
     narrow, wide = (Conditions(acceptance=0.9, token_s=0.01, beside_s=0.3, window=window) for window in (2, 8))
     assert narrow.rate(Plan(4)) == wide.rate(Plan(4))
     assert wide.rate(Plan(4, ahead=True)) > 1.2 * narrow.rate(Plan(4, ahead=True))
+
+
+def test_who_drafts_ahead_pays_for_all_that_a_step_verifies() -> None:
+    """A draft is sent every 30 ms; a step takes 15 or 150, and then five have come that mostly fall with the first."""
+    place = {"acceptance": 0.75, "token_s": 0.01, "beside_s": 0.02, "window": 8}
+    short, long = (Conditions(**place, compute_s=step_s, price=0.3) for step_s in (0.015, 0.15))
+    plan = Plan(3, ahead=True)
+    kept_short, kept_long = (each.worth(plan) / each.rate(plan) for each in (short, long))
+    assert kept_short == pytest.approx(1.0 - 0.3 * 3 / (1.0 + 0.75 + 0.75**2))
+    assert kept_long < 0.1
+
+
+def test_a_verdict_costs_others_its_text_however_many_tokens_it_is_on() -> None:
+    under = Conditions(acceptance=0.5, token_s=0.01, beside_s=0.02, compute_s=0.1, price=0.2, text_price=0.6)
+    kept = [under.worth(plan) / under.rate(plan) for plan in map(Plan, range(3))]
+    assert kept == pytest.approx([0.4, 1.0 - 0.8 / 1.5, 1.0 - 1.0 / 1.75])

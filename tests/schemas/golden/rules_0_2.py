@@ -28,13 +28,18 @@ _CHANGED: Final[Mapping[str, Mapping[str, before.Check]]] = {
         "action": before._word("resume", "wait", "give-up", otherwise="give-up"),
         "retry_s": _RETRY_S,
     },
-    "opened": {"logprobs": before._whole(0, 21), "token_ms": before._MS, "acceptance": before._real(0.0, 1.0)},
+    "opened": {
+        "logprobs": before._whole(0, 21),
+        "token_ms": before._MS,
+        "text_ms": before._MS,
+        "acceptance": before._real(0.0, 1.0),
+    },
     "closed": {"reused": before._U32},
 }
 _ADDED: Final = {
     "refused": ("retry_s",),
     "fault": ("retry_s",),
-    "opened": ("logprobs", "token_ms", "acceptance"),
+    "opened": ("logprobs", "token_ms", "text_ms", "acceptance"),
     "closed": ("reused",),
 }
 

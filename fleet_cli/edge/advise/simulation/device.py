@@ -16,7 +16,7 @@ from fleet_cli.edge.advise.simulation.messages import (
     Written,
 )
 from fleet_cli.edge.advise.simulation.scenario import Scenario
-from fleet_device.pacing.contract import DraftOutcome, Pacing, Plan
+from fleet_device.pacing.contract import DraftOutcome, EdgeHints, Pacing, Plan
 
 if TYPE_CHECKING:
     import simpy
@@ -97,7 +97,8 @@ class SimulatedDevice:
             self._send(Open(number, text))
             opened = yield from self._next()
             if isinstance(opened, Opened):
-                self._pacing.opened(token_s=opened.token_s, acceptance=opened.acceptance)
+                hints = EdgeHints(token_s=opened.token_s, text_s=opened.text_s, acceptance=opened.acceptance)
+                self._pacing.opened(hints)
             yield from self._write(number, text)
             text.ended_at = self._env.now
             self._counts.texts += 1

@@ -88,7 +88,8 @@ class SimulatedEdge:
         match message:
             case Open():
                 self._sessions[message.session] = Session(message.session, message.text)
-                self._tell(Opened(message.session, self._cost.token_s, self._acceptance.share(_MODEL)))
+                slopes, acceptance = self._cost.slopes, self._acceptance.share(_MODEL)
+                self._tell(Opened(message.session, slopes.token_s, slopes.text_s, acceptance))
             case Close():
                 self._sessions.pop(message.session, None)
                 self._held.pop(message.session, None)

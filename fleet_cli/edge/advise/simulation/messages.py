@@ -55,11 +55,13 @@ class Opened:
     Attributes:
         session: Which.
         token_s: By which one more token makes a step longer, if the edge knows.
+        text_s: Likewise one more text.
         acceptance: Of the devices' drafts, if it knows.
     """
 
     session: int
     token_s: float | None = None
+    text_s: float | None = None
     acceptance: float | None = None
 
 
