@@ -111,7 +111,8 @@ class Conditions:
         return min(self.window * tokens, max(tokens, meanwhile))
 
     def _committed(self, tokens: float) -> float:
-        return (1.0 - self.acceptance ** (tokens + 1)) / (1.0 - self.acceptance)
+        missed: float = self.acceptance ** (tokens + 1)
+        return (1.0 - missed) / (1.0 - self.acceptance)
 
     def _step_s(self, tokens: int) -> float:
         return self.compute_s + tokens * self.compute_token_s

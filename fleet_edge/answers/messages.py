@@ -16,7 +16,7 @@ def opened(
     edge: str,
     target: str,
     lease_s: float,
-    slopes: Slopes = Slopes(),
+    slopes: Slopes,
     acceptance: float | None = None,
 ) -> Opened:
     """Return the grant of a session.
