@@ -63,6 +63,8 @@ _FAIR: Final = 0.95
 """Of what the edge would write, so much must come of drafts, whatever others gain by them."""
 
 _LEAST_WORTH: Final = 0.1
+"""What a token that the edge writes is worth at least, where trials are weighed: else there would be no end of them."""
+
 _INSTANT_S: Final = 1e-6
 
 
@@ -95,7 +97,7 @@ class AdaptivePacing:
     _trying: int = 0  # drafts left of a trial
     _outcomes: int = 0
     _price: float = 0.0  # of a token at the edge, as its last verdict says
-    _alone_at: dict[bool, bool] = field(default_factory=dict)  # by whether the edge wrote: no other text was there then
+    _free_of_others: dict[bool, bool] = field(default_factory=dict)  # at the last draft, and when the edge wrote last
     _compute_token_s: float | None = None  # of a step, as the edge says
     _compute_text_s: float | None = None
     _bonus: bool = False  # the draft before stood whole, and the edge drew a token after it
@@ -270,7 +272,7 @@ class AdaptivePacing:
         """
         times = self._expected(ahead=ahead)
         compute_s, compute_token_s = self._compute(times)
-        if self._writing and self._stream_step.known and not self._always_alone:
+        if self._writing and self._stream_step.known and not self._only_text:
             # The edge's steps are as they are now, whatever they were when a draft was verified last.
             compute_s = self._stream_step.at(0)
         return Conditions(
@@ -288,7 +290,7 @@ class AdaptivePacing:
     @property
     def _text_price(self) -> float:
         """What a text costs others in each step that it is in, however many tokens it has there."""
-        if not self._compute_token_s or not self._compute_text_s:
+        if not self._price or not self._compute_token_s or not self._compute_text_s:
             return 0.0
         return self._price * self._compute_text_s / self._compute_token_s
 
@@ -305,17 +307,17 @@ class AdaptivePacing:
         return self._last is not None and self._last.stream
 
     @property
-    def _always_alone(self) -> bool:
+    def _only_text(self) -> bool:
         """Whether no other text was at the edge, neither when it wrote last nor when it verified a draft last.
 
         Then what drafts take of it beyond what it takes to write is their own doing: on a processor two rows may take
         twice what one takes, and each further one little. Where it does not say what a token costs it knows no price.
         """
-        return self._compute_token_s is not None and all(self._alone_at.get(way, False) for way in (False, True))
+        return self._compute_token_s is not None and all(self._free_of_others.get(way, False) for way in (False, True))
 
     def _note_price(self, price: float, *, writing: bool) -> None:
         self._price = price
-        self._alone_at[writing] = price == 0.0
+        self._free_of_others[writing] = price == 0.0
 
     def _begin_writing(self) -> None:
         """Let what was expected be soon replaced by what shows: of what the edge writes, and of drafts behind that."""
@@ -331,7 +333,7 @@ class AdaptivePacing:
             self._compute(self._times[self._way])[0] if self._way in self._times else 0.0,
         )
         ratio = now / then if then > 0.0 and now > 0.0 else 1.0
-        return 1.0 if self._always_alone or 1.0 / _LIKE < ratio < _LIKE else ratio
+        return 1.0 if self._only_text or 1.0 / _LIKE < ratio < _LIKE else ratio
 
     def _compute(self, times: Times) -> tuple[float, float]:
         """Return what an empty draft takes of the edge, and each token more.

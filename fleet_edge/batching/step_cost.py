@@ -4,7 +4,7 @@ A step takes some time however little it computes, more for each text in it, and
 a draft's, or a guess. The last two differ, since the keys and values of a text are read once for all of its tokens
 (llama.cpp on two cores: 4 ms a text, 1.3 ms a further token). Both are measured: least squares over the latest steps,
 with forgetting; and at the present load by itself, since on a processor the more rows a step has the less one more
-takes (7 ms with one text, 1 ms with sixteen).
+takes (7 ms with one text, 1 to 4 with sixteen).
 
 A guess that is right brings one token; right or not it makes the step longer, for all that are in it. So it pays if the
 tokens that it brings on average are more than those that would come in the time that it takes.
