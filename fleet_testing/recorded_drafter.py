@@ -46,6 +46,7 @@ class RecordedDrafter:
         codec: Text side of the vocabulary.
         vocabulary: The target's.
         token_s: Time that a token takes, counted from when it is asked for (seconds).
+        quantization: Of the draft model that was recorded; edges tell its devices what they accept of its drafts.
         sleep: Waits.
     """
 
@@ -55,10 +56,11 @@ class RecordedDrafter:
         vocabulary: Vocabulary,
         *,
         token_s: float = 0.0,
+        quantization: str = "none",
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.name = "recorded"
-        self.quantization = "none"
+        self.quantization = quantization
         self.codec = codec
         self.vocabulary = vocabulary
         self.context = 1 << 20

@@ -160,6 +160,7 @@ class Place(AbstractContextManager["Place"]):
             self._codec,
             self._codec.vocabulary,
             token_s=recording.token_s,
+            draft=recording.draft,
             pacings=pacings[: row.devices],
             mode=system.mode,
             replayed=row.system != FREE,

@@ -89,6 +89,7 @@ class Devices(AbstractContextManager["Devices"]):
         codec: Text side of the vocabulary.
         vocabulary: The target's.
         token_s: Time of a draft token (seconds).
+        draft: Quantization of the draft model that was recorded.
         pacings: One for each device; they go on learning from one text to the next.
         mode: Of verification.
         replayed: Whether drafts are replayed: a text that takes another turn than the recorded one ends there, since
@@ -103,6 +104,7 @@ class Devices(AbstractContextManager["Devices"]):
         vocabulary: Vocabulary,
         *,
         token_s: float,
+        draft: str,
         pacings: Sequence[Pacing],
         mode: Mode,
         replayed: bool = True,
@@ -112,7 +114,7 @@ class Devices(AbstractContextManager["Devices"]):
         self._devices: list[tuple[PahoLink, Agent, RecordedDrafter]] = []
         for number, pacing in enumerate(pacings):
             name = f"device-{number}"
-            drafter = RecordedDrafter(codec, vocabulary, token_s=token_s)
+            drafter = RecordedDrafter(codec, vocabulary, token_s=token_s, quantization=draft)
             link = PahoLink(BrokerSettings(port=port).link(name, will=None))
             agent = Agent(link, fleet, name, drafter, pacing, time.monotonic)
             agent.attach()

@@ -132,7 +132,9 @@ def _fill(cell: Cell, arguments: argparse.Namespace, port: int, codec: GgufModel
     cell.outcomes = {plan: Outcome() for plan in arguments.plans}
     with (
         Relay(port, round_trip_s=cell.round_trip_ms / 1e3) as relay,
-        FleetLoad(relay.port, FLEET, codec, codec.vocabulary, devices=cell.devices, token_s=token_s) as load,
+        FleetLoad(
+            relay.port, FLEET, codec, codec.vocabulary, devices=cell.devices, token_s=token_s, draft=cell.draft
+        ) as load,
     ):
         for number in range(arguments.rounds + 1):
             first = number * cell.devices

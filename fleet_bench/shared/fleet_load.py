@@ -127,15 +127,24 @@ class FleetLoad(AbstractContextManager["FleetLoad"]):
         vocabulary: The target's.
         devices: How many.
         token_s: Time of a draft token (seconds).
+        draft: Quantization of the draft model that was recorded.
     """
 
     def __init__(
-        self, port: int, fleet: str, codec: TextCodec, vocabulary: Vocabulary, *, devices: int, token_s: float
+        self,
+        port: int,
+        fleet: str,
+        codec: TextCodec,
+        vocabulary: Vocabulary,
+        *,
+        devices: int,
+        token_s: float,
+        draft: str = "none",
     ) -> None:
         self._devices: list[tuple[PahoLink, Agent, RecordedDrafter]] = []
         for number in range(devices):
             name = f"device-{number}"
-            drafter = RecordedDrafter(codec, vocabulary, token_s=token_s)
+            drafter = RecordedDrafter(codec, vocabulary, token_s=token_s, quantization=draft)
             link = PahoLink(BrokerSettings(port=port).link(name, will=None))
             agent = Agent(link, fleet, name, drafter, FixedPacing(), time.monotonic)
             agent.attach()

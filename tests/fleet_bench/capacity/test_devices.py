@@ -64,6 +64,7 @@ def measure(port: int, system: str, texts: list[RecordedText]) -> Measured:
         drafter.codec,
         drafter.vocabulary,
         token_s=0.0,
+        draft="none",
         pacings=pacings,
         mode=THROUGH_BROKER[system].mode,
     ) as devices:
