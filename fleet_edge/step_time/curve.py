@@ -19,6 +19,9 @@ __all__ = ["Row", "StepCurve"]
 Row = tuple[tuple[float, float], ...]
 """Pairs of a size (tokens, sessions) and milliseconds, by rising size; the milliseconds never fall."""
 
+_RECTANGULAR: Final = "llama.cpp"
+"""The engine whose calls have equally many tokens of each session."""
+
 _MOST_MS: Final = 3_600_000.0
 
 
@@ -91,6 +94,28 @@ class StepCurve:
             return verified
         # What a prompt adds to a step that is computed anyway: its weights are read once.
         return verified + max(0.0, _at(self.prefill, prefill) - self.prefill[0][1])
+
+    def mixed_ms(self, tokens: Sequence[int], *, prefill: float = 0.0) -> float:
+        """Return the milliseconds of a step whose sessions have different numbers of tokens.
+
+        llama.cpp computes sessions at once that have equally many: all are filled up to the longest, or what some have
+        more than others takes another pass. Other engines take them as they are.
+
+        Args:
+            tokens: New ones of each session; none where prompts are computed alone.
+            prefill: As in `step_ms`.
+        """
+        if not tokens:
+            return self.step_ms(0, 0.0, prefill=prefill)
+        if self.engine != _RECTANGULAR:
+            return self.step_ms(len(tokens), sum(tokens) / len(tokens), prefill=prefill)
+        heights = sorted(set(tokens))
+        best = self.step_ms(len(tokens), heights[-1], prefill=prefill)
+        for height in heights[:-1]:
+            longer = sum(each > height for each in tokens)
+            first = self.step_ms(len(tokens), height, prefill=prefill)
+            best = min(best, first + self.step_ms(longer, heights[-1] - height))
+        return best
 
     def steps(self) -> Iterable[tuple[int, int, float]]:
         """Return sessions, tokens and milliseconds of each step that was measured."""
