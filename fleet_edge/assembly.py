@@ -81,7 +81,7 @@ def assemble(
         figures=figures,
         form=settings.form,
         padding=settings.padding,
-        slopes=lambda: scheduler.slopes,
+        load=scheduler.load,
     )
     handlers = MessageHandlers(
         settings.edge,

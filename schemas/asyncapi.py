@@ -14,6 +14,7 @@ from schemas import codec
 from schemas.cbor_schema import on_the_wire
 from schemas.control import MAX_CONTROL_BYTES, Alert, DeviceState, EdgeState, Telemetry
 from schemas.downlink import FORMS
+from schemas.edge_load import EdgeLoad
 from schemas.logprobs import Logprobs
 from schemas.messages import PROTOCOL, Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
 from schemas.steering import CommandRequest, CommandResponse, DesiredSettings, ReportedSettings
@@ -61,7 +62,7 @@ VERDICT_LAYOUT: Final = (
     "compute_ms",
     "base",
     "written",
-    "price",
+    "load",
     "chained",
     "logprobs",
 )
@@ -69,7 +70,7 @@ VERDICT_LAYOUT: Final = (
 _LAYOUTS: Final[Mapping[type[BaseModel], Sequence[str]]] = {Draft: DRAFT_LAYOUT, Verdict: VERDICT_LAYOUT}
 _OPTIONAL: Final[Mapping[str, Sequence[str]]] = {
     "Draft": ("tried", "write"),
-    "Verdict": ("base", "written", "price", "chained", "logprobs"),
+    "Verdict": ("base", "written", "load", "chained", "logprobs"),
 }
 """Fields of arrays that need not be there."""
 
@@ -185,7 +186,8 @@ def _schemas() -> dict[str, Any]:
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )
     layouts = {model.__name__: layout for model, layout in _LAYOUTS.items()} | {
-        "Logprobs": tuple(Logprobs.model_fields)
+        "Logprobs": tuple(Logprobs.model_fields),
+        "EdgeLoad": tuple(EdgeLoad.model_fields),
     }
     return on_the_wire(schema["$defs"], layouts, optional=_OPTIONAL)
 

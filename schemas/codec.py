@@ -15,9 +15,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from schemas.cbor import load, pack_counts, pack_ids, pack_probabilities
 from schemas.downlink import DownlinkForm, UnknownForm, pack_form, unpack_form
+from schemas.edge_load import EdgeLoad
 from schemas.errors import MalformedMessage
 from schemas.logprobs import Logprobs
-from schemas.messages import PROTOCOL, Close, Draft, Open, SessionReply, Verdict
+from schemas.messages import PROTOCOL, Close, Draft, Open, Opened, SessionReply, Verdict
 from schemas.padding import pad
 
 __all__ = [
@@ -47,6 +48,7 @@ MAX_VERDICT_BYTES: Final = 1 << 20
 _DRAFT_FIELDS = 9
 _VERDICT_FIELDS = 7
 _LOGPROBS_FIELDS = 3
+_LOAD_FIELDS = 6
 
 M = TypeVar("M", bound=BaseModel)
 _REPLY: TypeAdapter[SessionReply] = TypeAdapter(SessionReply)
@@ -108,7 +110,7 @@ def decode_draft(payload: bytes) -> Draft:
 def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDICT_BYTES) -> bytes:
     """Return a verdict's array.
 
-    [handle, round, accepted, next, finish, queue_ms, compute_ms(, base, written(, price(, chained(, logprobs))))].
+    [handle, round, accepted, next, finish, queue_ms, compute_ms(, base, written(, load(, chained(, logprobs))))].
 
     Args:
         verdict: The message.
@@ -125,7 +127,7 @@ def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDIC
         _half(verdict.compute_ms),
     ]
     written = None if verdict.written is None else pack_ids(verdict.written)
-    optional = [verdict.base, written, verdict.price, verdict.chained, _pack_logprobs(verdict.logprobs)]
+    optional = [verdict.base, written, _pack_load(verdict.load), verdict.chained, _pack_logprobs(verdict.logprobs)]
     while optional and optional[-1] is None:
         optional.pop()
     fields += optional
@@ -142,7 +144,7 @@ def decode_verdict(payload: bytes) -> Verdict:
     """
     fields = _array(payload, bound=MAX_VERDICT_BYTES, least=_VERDICT_FIELDS)
     handle, round_, accepted, following, finish, queue_ms, compute_ms = fields[:_VERDICT_FIELDS]
-    base, written, price, chained, logprobs = _optional(fields, _VERDICT_FIELDS, 5)
+    base, written, load, chained, logprobs = _optional(fields, _VERDICT_FIELDS, 5)
     return _validated(
         Verdict,
         {
@@ -155,7 +157,7 @@ def decode_verdict(payload: bytes) -> Verdict:
             "compute_ms": compute_ms,
             "base": base,
             "written": written,
-            "price": price,
+            "load": _unpack_load(load),
             "chained": chained,
             "logprobs": _unpack_logprobs(logprobs),
         },
@@ -207,7 +209,10 @@ def decode_close(payload: bytes) -> Close:
 
 def encode_reply(message: SessionReply) -> bytes:
     """Return the map of an Opened, Refused, Closed or Fault."""
-    return _dump_map(message.model_dump(exclude_none=True))
+    fields = message.model_dump(exclude_none=True)
+    if isinstance(message, Opened) and message.load is not None:
+        fields["load"] = _pack_load(message.load)
+    return _dump_map(fields)
 
 
 def decode_reply(payload: bytes) -> SessionReply:
@@ -218,6 +223,8 @@ def decode_reply(payload: bytes) -> SessionReply:
         MalformedMessage: It is none of them.
     """
     fields = _map(payload, bound=MAX_REPLY_BYTES)
+    if "load" in fields:
+        fields = {**fields, "load": _unpack_load(fields["load"])}
     try:
         return _REPLY.validate_python(fields)
     except ValidationError as error:
@@ -258,6 +265,21 @@ def _unpack_next(following: object) -> object:
     if form is None:
         raise MalformedMessage("The verdict has neither a token nor a form of the target distribution.")
     return form
+
+
+def _pack_load(load: EdgeLoad | None) -> object:
+    if load is None:
+        return None
+    times = (load.writing_ms, load.step_ms, load.text_ms, load.token_ms, load.acceptance)
+    return [load.texts, *(None if each is None else _half(each) for each in times)]
+
+
+def _unpack_load(packed: object) -> object:
+    if packed is None:
+        return None
+    if not isinstance(packed, list) or len(packed) < _LOAD_FIELDS:
+        raise MalformedMessage("The edge's load is not an array of six.")
+    return dict(zip(EdgeLoad.model_fields, packed, strict=False))
 
 
 def _pack_logprobs(logprobs: Logprobs | None) -> object:

@@ -36,6 +36,7 @@ from schemas.bounds import (
     Tokens,
 )
 from schemas.downlink import DownlinkForm, TokenId, UnknownForm
+from schemas.edge_load import EdgeLoad
 from schemas.logprobs import MAX_TOP_LOGPROBS, Logprobs
 from schemas.names import Name
 from schemas.policy import SamplingPolicy
@@ -102,12 +103,7 @@ class Opened(_Message):
         lease_s: Seconds of silence after which the edge forgets the session.
         end_tokens: Ids that end the text.
         logprobs: As asked; None where the edge tells no log-probabilities.
-        token_ms: By how much one more token of a text makes a step of the edge longer, as measured there; None while it
-            is not known. Steps take as long as their load has it, so that a device alone could hardly tell.
-        text_ms: Likewise, one more text, whatever its tokens: what having a token written costs other texts beside what
-            a draft's token does.
-        acceptance: Of tokens drafted with such a model, the share that was accepted lately there, as the median of its
-            devices; None while too little is known.
+        load: What the edge does at present, and what its steps take.
     """
 
     kind: Literal["opened"] = "opened"
@@ -123,9 +119,7 @@ class Opened(_Message):
     lease_s: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
     end_tokens: Annotated[tuple[TokenId, ...], Field(fail_fast=True)]
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS, strict=True)] | None = None
-    token_ms: Milliseconds | None = None
-    text_ms: Milliseconds | None = None
-    acceptance: Annotated[float, Field(ge=0.0, le=1.0, strict=True)] | None = None
+    load: EdgeLoad | None = None
 
 
 class Refused(_Message):
@@ -200,8 +194,7 @@ class Verdict(_Message):
         compute_ms: That step's time.
         base: Where the edge writes by itself: position of the first of `written`.
         written: The text from `base` on, as far as it is written; None in the answer to a draft.
-        price: What one more token of a draft costs other texts now, in hundredths of a token that they are written;
-            None where that is next to nothing. A token that is less likely to stand is not worth drafting.
+        load: What the edge does at present, where it has changed since the device was told last.
         chained: Tokens of the session's other drafts that were verified in the same step; None if there were none. What
             the step took beyond that for an empty draft is theirs as well, and not another text's.
         logprobs: Where they were asked for: of the accepted head and of `next`, or of `written`.
@@ -216,7 +209,7 @@ class Verdict(_Message):
     compute_ms: Milliseconds = 0.0
     base: Position | None = None
     written: Tokens | None = None
-    price: Annotated[int, Field(ge=1, le=100, strict=True)] | None = None
+    load: EdgeLoad | None = None
     chained: Annotated[int, Field(ge=1, le=MAX_DRAFT * MAX_WINDOW, strict=True)] | None = None
     logprobs: Logprobs | None = None
 

@@ -97,7 +97,7 @@ def test_the_page_names_every_topic_and_every_field() -> None:
     assert set(SamplingPolicy.model_fields) <= set(re.findall(r"\w+", section("Open, up")))
     assert (
         f"[{', '.join(VERDICT_LAYOUT)}]".replace(
-            ", base, written, price, chained, logprobs", "(, base, written(, price(, chained(, logprobs))))"
+            ", base, written, load, chained, logprobs", "(, base, written(, load(, chained(, logprobs))))"
         )
         in PAGE
     )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fleet_device.drafters.suffix.prospect import Prospect
-from fleet_device.pacing.contract import Choice, DraftOutcome, EdgeHints, FixedPacing, Plan
+from fleet_device.pacing.contract import Choice, DraftOutcome, EdgeLoad, FixedPacing, Plan
 from fleet_testing.sabotage import UNSURE
 
 __all__ = ["MixingPacing", "StoppingPacing", "TurningPacing"]
@@ -36,9 +36,6 @@ class MixingPacing:
     tokens: int
     asked: int = 0
 
-    def opened(self, hints: EdgeHints) -> None:
-        """Learn nothing."""
-
     def plan(self, *, longest: int, window: int) -> Plan:
         """Return the plan for the draft model."""
         del longest, window
@@ -62,7 +59,10 @@ class MixingPacing:
     def learn(self, outcome: DraftOutcome) -> None:
         """Learn nothing."""
 
-    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0, price: float = 0.0) -> None:
+    def note_load(self, load: EdgeLoad) -> None:
+        """Learn nothing."""
+
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
         """Learn nothing."""
 
 
@@ -77,9 +77,6 @@ class TurningPacing:
 
     written: int = 1
     plans: int = 0
-
-    def opened(self, hints: EdgeHints) -> None:
-        """Learn nothing."""
 
     def plan(self, *, longest: int, window: int) -> Plan:
         """Return the plan whose turn it is."""
@@ -104,5 +101,8 @@ class TurningPacing:
     def learn(self, outcome: DraftOutcome) -> None:
         """Learn nothing."""
 
-    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0, price: float = 0.0) -> None:
+    def note_load(self, load: EdgeLoad) -> None:
+        """Learn nothing."""
+
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
         """Learn nothing."""

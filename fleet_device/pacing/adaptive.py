@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fleet_device.drafters.suffix.prospect import Prospect
-from fleet_device.pacing.contract import STREAMED, Choice, DraftOutcome, EdgeHints, Plan
+from fleet_device.pacing.contract import STREAMED, Choice, DraftOutcome, EdgeLoad, Plan
 from fleet_device.pacing.estimates import Acceptance, Confidence, Times, Trend
 from fleet_device.pacing.explanation import explain
 from fleet_device.pacing.repetition import best_repetition
+from fleet_device.pacing.shared_steps import SharedSteps
 from fleet_device.pacing.throughput import Conditions
 
 __all__ = ["AdaptivePacing", "best_plan"]
@@ -53,24 +54,30 @@ _MOST_PATIENCE: Final = 24.0
 _TRIAL: Final = 3
 """Drafts of a trial that may well be better than having the edge write: one tells little, and to turn costs time."""
 
+_SHARED_LENGTHS: Final = (0, 1, 2, 4, 8, 16)
+"""Draft lengths where other texts are in the edge's steps: of devices that are alike each chooses the same one, however
+little they differ in what they have measured. Texts with equally many tokens are computed at once, and others not."""
+
+_SURELY: Final = 1.07
+"""By how much drafts must promise more than what the edge writes by itself: their promise is reckoned, the edge's pace was
+measured; and where texts share steps, who drafts slows down all others."""
+
+_SHARED_STAY: Final = 1.05
+_SHARED_WORTH: Final = 0.94
+"""Likewise `_STAY` and `_WORTH`: whose plan differs from that of others slows down all, its own text too."""
+
 _STRETCH: Final = 2
 """How many times the draft length that pays on average a draft may have, where it may end sooner."""
 
 _LIKE: Final = 1.25
 """Times that differ by less are alike: few steps tell no better, and one text more or less makes as much."""
 
-_FAIR: Final = 0.95
-"""Of what the edge would write, so much must come of drafts, whatever others gain by them."""
-
-_LEAST_WORTH: Final = 0.1
-"""What a token that the edge writes is worth at least, where trials are weighed: else there would be no end of them."""
-
 _INSTANT_S: Final = 1e-6
 
 
 @dataclass(slots=True)
 class AdaptivePacing:
-    """Maximises committed tokens a second, less those that other texts at the edge lose by it.
+    """Maximises committed tokens a second: of each text at the edge, if all are written as this one.
 
     Attributes:
         ahead: Whether to draft ahead of the verdict; None leaves it open.
@@ -96,18 +103,9 @@ class AdaptivePacing:
     _patience: float = _EXPLORE_STREAMING  # requests between trials, where drafts may well be as good
     _trying: int = 0  # drafts left of a trial
     _outcomes: int = 0
-    _price: float = 0.0  # of a token at the edge, as its last verdict says
-    _free_of_others: dict[bool, bool] = field(default_factory=dict)  # at the last draft, and when the edge wrote last
-    _compute_token_s: float | None = None  # of a step, as the edge says
-    _compute_text_s: float | None = None
+    _load: EdgeLoad = field(default_factory=EdgeLoad)  # of the edge, as it said last
     _bonus: bool = False  # the draft before stood whole, and the edge drew a token after it
     _alone: bool = True  # no draft was under way when the next one to be learnt of was sent
-
-    def opened(self, hints: EdgeHints) -> None:
-        """Take note of what an edge says as it opens a session."""
-        self._compute_token_s, self._compute_text_s = hints.token_s, hints.text_s
-        if hints.acceptance is not None:
-            self._acceptance.told(hints.acceptance)
 
     def plan(self, *, longest: int, window: int) -> Plan:
         """Return the best plan; now and then another one."""
@@ -130,12 +128,14 @@ class AdaptivePacing:
         self._last = best
         trial, between = divmod(self._plans, _EXPLORE)
         if between:
-            return best if best.ahead else self._stretched(best, waiting, longest=longest)
+            # Where others share the steps, all keep to one length.
+            alike = best.ahead or self._shared is not None
+            return best if alike else self._stretched(best, waiting, longest=longest)
         if self.stream is None and trial % _TURN == _TURN // 2:
             return Plan(_FIRST_STREAMED, stream=True)
         if self.ahead is None and trial % _TURN == 0:
             return best_plan(waiting, drafting_ahead, longest=longest, ahead=not best.ahead)
-        step = 1 if trial % 2 else -1
+        step = 0 if self._shared is not None else 1 if trial % 2 else -1
         return Plan(max(int(best.ahead), min(longest, best.tokens + step)), best.ahead)
 
     def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
@@ -148,9 +148,9 @@ class AdaptivePacing:
         if prospect.alone and not plan.stream:
             plan, own = Plan(0), waiting  # what is to be drafted else
         if plan.stream:
-            rate = self._streamed_worth / self._streamed_s() if self._streamed.known else float("inf")
+            rate = 1.0 / self._streamed_s() if self._streamed.known else float("inf")
         else:
-            rate = own.worth(replace(plan, tokens=self._typical) if plan.may_stop else plan)
+            rate = own.rate(replace(plan, tokens=self._typical) if plan.may_stop else plan)
         return (
             best_repetition(
                 prospect,
@@ -176,14 +176,12 @@ class AdaptivePacing:
         """Let a draft be longer where its tokens are sure, and end sooner where they are not.
 
         At the best rate that can be had on average, the time that one more token takes, at the device and at the edge,
-        would have brought so many tokens, rate times time, and other texts lose its price: that is the chance to stand
-        that it must have.
+        would have brought so many tokens, rate times time: that is the chance to stand that it must have.
         """
         if not best.tokens:
             return best
-        token_s = conditions.token_s + conditions.beside_token_s + conditions.compute_token_s
         self._typical = best.tokens
-        self._worth = conditions.worth(best) * token_s + conditions.price
+        self._worth = conditions.rate(best) * conditions.more_s(best)
         return Plan(min(longest, _STRETCH * best.tokens), may_stop=True)
 
     def learn(self, outcome: DraftOutcome) -> None:
@@ -194,18 +192,22 @@ class AdaptivePacing:
                 self._confidence.add(chance, accepted=place < outcome.accepted)
         if not outcome.opening:
             self._measure(outcome)
-        self._note_price(outcome.price, writing=False)
         stands = outcome.accepted == outcome.tokens
         self._bonus = stands and not outcome.ahead
         self._alone = not (stands and outcome.ahead)
 
-    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0, price: float = 0.0) -> None:
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
         """Take note of what the edge has written by itself."""
         if tokens:
             self._streamed.add(seconds / tokens)
             if step_s:  # else it was sent again, from memory: nothing is known of now
                 self._stream_step.add(step_s)
-                self._note_price(price, writing=True)
+
+    def note_load(self, load: EdgeLoad) -> None:
+        """Take note of what the edge says of its load."""
+        self._load = load
+        if load.acceptance is not None:
+            self._acceptance.told(load.acceptance)
 
     def choice(self) -> Choice:
         """Return the plan that is followed now, and what each way promises."""
@@ -239,10 +241,7 @@ class AdaptivePacing:
         if self.stream is not None or not self._streamed.known:
             return None
         stay = _STAY if self._last is not None and self._last.stream else 1.0
-        # For each token that the edge would write: of its own, and with what others gain or lose.
-        own = conditions.rate(best) * self._streamed_s()
-        drafted = conditions.worth(best) * self._streamed_s()
-        if _WORTH * drafted > stay * self._streamed_worth and own > _FAIR:
+        if _WORTH * conditions.rate(best) * self._streamed_s() > stay * _SURELY:
             self._patience = _EXPLORE_STREAMING
             return None
         # What drafting would bring is old, or of few tokens: it is tried again, the more rarely the less may be hoped
@@ -252,8 +251,8 @@ class AdaptivePacing:
             self._trying -= 1
             return trial
         self._untried += 1.0
-        under = replace(conditions, acceptance=self._acceptance.hoped)
-        hoped = under.worth(trial) * self._streamed_s() / max(_LEAST_WORTH, self._streamed_worth)
+        under = replace(conditions, acceptance=self._acceptance.hoped if self._shared is None else self._rate)
+        hoped = under.rate(trial) * self._streamed_s()
         if not self._writing:
             self._begin_writing()
         self._last = Plan(STREAMED, stream=True)
@@ -272,34 +271,38 @@ class AdaptivePacing:
         """
         times = self._expected(ahead=ahead)
         compute_s, compute_token_s = self._compute(times)
-        if self._writing and self._stream_step.known and not self._only_text:
+        if self._writing and self._stream_step.known and not self._by_itself:
             # The edge's steps are as they are now, whatever they were when a draft was verified last.
             compute_s = self._stream_step.at(0)
         return Conditions(
-            acceptance=self._acceptance.rate,
+            acceptance=self._rate,
             token_s=times.token.at(0),
-            beside_s=max(_INSTANT_S, times.beside.at(0)),
+            beside_s=max(_INSTANT_S, times.beside.at(0) + (0.0 if self._shared else times.queue.at(0))),
             beside_token_s=times.beside.slope,
             compute_s=max(0.0, compute_s),
             compute_token_s=compute_token_s,
             window=window,
-            price=self._price,
-            text_price=self._text_price,
+            shared=self._shared,
         )
 
     @property
-    def _text_price(self) -> float:
-        """What a text costs others in each step that it is in, however many tokens it has there."""
-        if not self._price or not self._compute_token_s or not self._compute_text_s:
-            return 0.0
-        return self._price * self._compute_text_s / self._compute_token_s
+    def _rate(self) -> float:
+        """How likely a draft token is accepted; where texts share steps, of all devices with the draft model."""
+        return self._acceptance.rate if self._shared is None else self._acceptance.common
 
     @property
-    def _streamed_worth(self) -> float:
-        """Of a token that the edge writes by itself, what is left after what others lose by it."""
-        token_s, step_s = self._streamed.at(0), self._stream_step.at(0)
-        in_a_step = max(1.0, step_s / token_s) if token_s > 0.0 else 1.0
-        return max(0.0, 1.0 - self._text_price / in_a_step)
+    def _shared(self) -> SharedSteps | None:
+        """What the edge's steps take, if other texts are in them and it has said so."""
+        load = self._load
+        if load.alone or load.writing_s is None or load.step_s is None or load.text_s is None or load.token_s is None:
+            return None
+        return SharedSteps(
+            texts=load.texts,
+            writing_s=load.writing_s,
+            step_s=load.step_s,
+            text_s=load.text_s,
+            token_s=load.token_s,
+        )
 
     @property
     def _writing(self) -> bool:
@@ -307,17 +310,13 @@ class AdaptivePacing:
         return self._last is not None and self._last.stream
 
     @property
-    def _only_text(self) -> bool:
-        """Whether no other text was at the edge, neither when it wrote last nor when it verified a draft last.
+    def _by_itself(self) -> bool:
+        """Whether no other text is at the edge.
 
         Then what drafts take of it beyond what it takes to write is their own doing: on a processor two rows may take
-        twice what one takes, and each further one little. Where it does not say what a token costs it knows no price.
+        twice what one takes, and each further one little.
         """
-        return self._compute_token_s is not None and all(self._free_of_others.get(way, False) for way in (False, True))
-
-    def _note_price(self, price: float, *, writing: bool) -> None:
-        self._price = price
-        self._free_of_others[writing] = price == 0.0
+        return self._load.token_s is not None and self._load.alone
 
     def _begin_writing(self) -> None:
         """Let what was expected be soon replaced by what shows: of what the edge writes, and of drafts behind that."""
@@ -333,7 +332,7 @@ class AdaptivePacing:
             self._compute(self._times[self._way])[0] if self._way in self._times else 0.0,
         )
         ratio = now / then if then > 0.0 and now > 0.0 else 1.0
-        return 1.0 if self._only_text or 1.0 / _LIKE < ratio < _LIKE else ratio
+        return 1.0 if self._by_itself or 1.0 / _LIKE < ratio < _LIKE else ratio
 
     def _compute(self, times: Times) -> tuple[float, float]:
         """Return what an empty draft takes of the edge, and each token more.
@@ -342,8 +341,8 @@ class AdaptivePacing:
         tell in which it wrote by itself: its load is taken to be as it was then unless drafts say otherwise. Else
         drafts that are slow by their own tokens would make the edge's writing seem slow.
         """
-        if self._compute_token_s is not None:
-            return times.compute.with_slope(self._compute_token_s)
+        if self._load.token_s is not None:
+            return times.compute.with_slope(self._load.token_s)
         return times.compute.from_start(self._stream_step.at(0) if self._stream_step.known else float("inf"))
 
     def _streamed_s(self) -> float:
@@ -353,6 +352,8 @@ class AdaptivePacing:
         have. And it is no more than an empty draft takes, which brings a token as well, and has to be asked for.
         """
         measured = self._streamed.at(0)
+        if measured and self._shared is not None:
+            return self._shared.writing_s
         if self._writing or self._way is None or not measured:
             return measured
         return min(measured * self._step_ratio(), self.conditions(self._window).answer_s(0))
@@ -383,7 +384,9 @@ class AdaptivePacing:
             self._outcomes += 1
             # Who drafts ahead looks for verdicts between tokens, on average half a token late.
             late_s = times.token.at(0) / 2 if outcome.ahead else 0.0
-            times.beside.add(max(0.0, outcome.answer_s - outcome.compute_s - late_s), tokens=outcome.tokens)
+            beside_s = outcome.answer_s - outcome.compute_s - outcome.queue_s - late_s
+            times.beside.add(max(0.0, beside_s), tokens=outcome.tokens)
+            times.queue.add(outcome.queue_s)
 
 
 def best_plan(
@@ -406,13 +409,16 @@ def best_plan(
         trust: What the rates of drafting ahead are multiplied by.
     """
     rates: dict[Plan, float] = {}
+    lengths: Sequence[int] = range(longest + 1)
+    if waiting.shared is not None:
+        lengths = [tokens for tokens in _SHARED_LENGTHS if tokens <= longest]
     if not ahead or not longest:
-        rates |= {plan: waiting.worth(plan) for plan in map(Plan, range(longest + 1))}
+        rates |= {plan: waiting.rate(plan) for plan in map(Plan, lengths)}
     if ahead is not False:
-        plans = (Plan(tokens, ahead=True) for tokens in range(1, longest + 1))
-        rates |= {plan: trust * drafting_ahead.worth(plan) for plan in plans}
+        plans = (Plan(tokens, ahead=True) for tokens in lengths if tokens)
+        rates |= {plan: trust * drafting_ahead.rate(plan) for plan in plans}
     if last in rates:
-        rates[last] *= _STAY
-    enough = _WORTH * max(rates.values())
+        rates[last] *= _STAY if waiting.shared is None else _SHARED_STAY
+    enough = (_WORTH if waiting.shared is None else _SHARED_WORTH) * max(rates.values())
     # Those that wait come first, and the shortest of each kind.
     return next(plan for plan, rate in rates.items() if rate >= enough)

@@ -6,7 +6,7 @@ from typing import Final, Literal, Protocol
 
 from fleet_device.drafters.suffix.prospect import Prospect
 
-__all__ = ["STREAMED", "Choice", "DraftOutcome", "FixedPacing", "Pacing", "Plan"]
+__all__ = ["STREAMED", "Choice", "DraftOutcome", "EdgeLoad", "FixedPacing", "Pacing", "Plan"]
 
 PlanName = Literal["stream", "draft", "ahead"]
 
@@ -58,6 +58,32 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeLoad:
+    """What an edge does at present, and what its steps take; None of what it does not know.
+
+    Attributes:
+        texts: That it writes or has verified lately, this one counted in.
+        writing_s: Time for a token of each if it writes all of them by itself.
+        step_s: A step that verifies drafts, however little is in it.
+        text_s: By how much each text makes a step longer, with its first token.
+        token_s: By how much each further token of a text does.
+        acceptance: Of tokens of such a draft model, the share that it has accepted lately, from all its devices.
+    """
+
+    texts: int = 1
+    writing_s: float | None = None
+    step_s: float | None = None
+    text_s: float | None = None
+    token_s: float | None = None
+    acceptance: float | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other text."""
+        return self.texts == 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DraftOutcome:
     """What became of a draft.
 
@@ -70,7 +96,7 @@ class DraftOutcome:
         compute_s: The edge's step in which it was verified.
         opening: Whether it was the first since the session was opened: its times then hold the prompt's as well.
         chances: Of each token, the probability with which it was drawn; empty if that is not known.
-        price: What one more token costs other texts at the edge, in tokens that they are written.
+        queue_s: Before it, until that step began.
         repeats: Whether it was made from earlier text beside a draft model, of which it says nothing.
         chained: Tokens of the device's other drafts of this text that the same step verified.
     """
@@ -83,7 +109,7 @@ class DraftOutcome:
     compute_s: float
     opening: bool = False
     chances: tuple[float, ...] = ()
-    price: float = 0.0
+    queue_s: float = 0.0
     repeats: bool = False
     chained: int = 0
 
@@ -93,30 +119,12 @@ class DraftOutcome:
         return min(self.tokens, self.accepted + 1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeHints:
-    """What an edge says of itself as it opens a session; None of what it does not.
-
-    Attributes:
-        token_s: By how much each token of a draft makes its steps longer.
-        text_s: By how much a text does in any case.
-        acceptance: Of tokens of such a draft model, the share that it has accepted lately, from all its devices.
-    """
-
-    token_s: float | None = None
-    text_s: float | None = None
-    acceptance: float | None = None
-
-
 class Pacing(Protocol):
     """Decides from what has been measured, never from tokens that are drawn and left out: that would bend the law.
 
     So a plan is asked for once, before a draft's first token is drawn, and whether to draw another is decided by those
     that the draft has: whatever is drawn is sent.
     """
-
-    def opened(self, hints: EdgeHints) -> None:
-        """Take note of what an edge says as it opens a session."""
 
     def plan(self, *, longest: int, window: int) -> Plan:
         """Return the plan of the next draft.
@@ -146,15 +154,17 @@ class Pacing(Protocol):
     def learn(self, outcome: DraftOutcome) -> None:
         """Take note of a verdict; in the order of the drafts."""
 
-    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0, price: float = 0.0) -> None:
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
         """Take note of what the edge has written by itself.
 
         Args:
             tokens: How many have come.
             seconds: Since the last ones, while the edge wrote without a pause.
             step_s: The edge's step that has made the last of them; 0 if that is not known.
-            price: As in `DraftOutcome`.
         """
+
+    def note_load(self, load: EdgeLoad) -> None:
+        """Take note of what the edge says of its load, before what came of the draft that it says it with."""
 
     def choice(self) -> Choice:
         """Return the plan that is followed now, and why."""
@@ -173,9 +183,6 @@ class FixedPacing:
     tokens: int = 5
     ahead: bool = False
     stream: bool = False
-
-    def opened(self, hints: EdgeHints) -> None:
-        """Learn nothing."""
 
     def plan(self, *, longest: int, window: int) -> Plan:
         """Return the plan."""
@@ -198,7 +205,10 @@ class FixedPacing:
     def learn(self, outcome: DraftOutcome) -> None:
         """Learn nothing."""
 
-    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0, price: float = 0.0) -> None:
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
+        """Learn nothing."""
+
+    def note_load(self, load: EdgeLoad) -> None:
         """Learn nothing."""
 
     def choice(self) -> Choice:

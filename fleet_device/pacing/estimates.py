@@ -44,6 +44,9 @@ _PRIOR_TOKENS: Final = 3.0
 _TOLD_TOKENS: Final = 16.0
 """Tested tokens for which it counts what an edge says that such a draft model is accepted."""
 
+_COMMON_TOKENS: Final = 128.0
+"""Likewise, where devices are to come to one plan, though they write different texts."""
+
 _MOST: Final = 0.995
 
 
@@ -58,6 +61,7 @@ class Acceptance:
 
     _prior: float = _PRIOR
     _prior_tokens: float = _PRIOR_TOKENS
+    _others: bool = False  # have found it
     _tested: float = 0.0
     _accepted: float = 0.0
     _lately_tested: float = 0.0
@@ -76,7 +80,7 @@ class Acceptance:
 
     def told(self, rate: float) -> None:
         """Take what others have found."""
-        self._prior, self._prior_tokens = rate, _TOLD_TOKENS
+        self._prior, self._prior_tokens, self._others = rate, _TOLD_TOKENS, True
 
     @property
     def _changed(self) -> bool:
@@ -91,6 +95,14 @@ class Acceptance:
     def rate(self) -> float:
         """Accepted of tested, below 1."""
         return min(_MOST, (self._accepted + self._prior * self._fading) / (self._tested + self._fading))
+
+    @property
+    def common(self) -> float:
+        """The same where devices are to come to one plan: what others have found counts for much, its own for some."""
+        if not self._others:
+            return self.rate
+        told = self._prior * _COMMON_TOKENS
+        return min(_MOST, (self._accepted + told) / (self._tested + _COMMON_TOKENS))
 
     @property
     def hoped(self) -> float:
@@ -231,23 +243,26 @@ class Times:
 
     Attributes:
         token: To draft a token.
-        beside: From sending to the verdict, without the edge's step.
+        beside: From sending to the verdict, without the edge's step and the wait for it.
+        queue: That wait.
         compute: The edge's step.
     """
 
     token: Trend = field(default_factory=Trend)
     beside: Trend = field(default_factory=Trend)
+    queue: Trend = field(default_factory=Trend)
     compute: Trend = field(default_factory=Trend)
 
     def faded(self) -> "Times":
         """Return what these let expect, to be told otherwise soon."""
-        return Times(self.token.faded(), self.beside.faded(), self.compute.faded())
+        return Times(self.token.faded(), self.beside.faded(), self.queue.faded(), self.compute.faded())
 
     def at_least(self, other: "Times") -> "Times":
         """Return the longer ones of two."""
         return Times(
             max(self.token, other.token, key=_typical),
             max(self.beside, other.beside, key=_typical),
+            max(self.queue, other.queue, key=_typical),
             max(self.compute, other.compute, key=_typical),
         )
 
@@ -256,6 +271,7 @@ class Times:
         return Times(
             min(self.token, other.token, key=_typical),
             min(self.beside, other.beside, key=_typical),
+            min(self.queue, other.queue, key=_typical),
             min(self.compute, other.compute, key=_typical),
         )
 

@@ -45,9 +45,8 @@ def best_repetition(
         for tokens in range(1, min(longest, len(prospect.stands)) + 1):
             acceptance = min(_MOST_ACCEPTED, prospect.acceptance(tokens))
             own = replace(conditions, acceptance=acceptance, token_s=token_s)
-            worth = own.worth(Plan(tokens, ahead=ahead))
-            if worth > best:
-                more_s = token_s + conditions.beside_token_s + conditions.compute_token_s
-                least = min(prospect.stands[tokens - 1], worth * more_s + conditions.price)
-                best, found = worth, Plan(tokens, ahead=ahead, repeats=True, least=least)
+            promised = own.rate(Plan(tokens, ahead=ahead))
+            if promised > best:
+                least = min(prospect.stands[tokens - 1], promised * own.more_s(Plan(tokens, ahead=ahead)))
+                best, found = promised, Plan(tokens, ahead=ahead, repeats=True, least=least)
     return found

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
-from fleet_device.pacing.contract import DraftOutcome, EdgeHints, Pacing, Plan
+from fleet_device.pacing.contract import DraftOutcome, EdgeLoad, Pacing, Plan
 from fleet_device.session.effect import VerdictEffect
 from fleet_device.session.in_flight import DecidedDraft
 from fleet_device.session.machine import DeviceSession
+from schemas import edge_load
 from schemas.messages import Draft, Opened
 
 __all__ = ["RoundTrips", "SessionPacing"]
@@ -66,8 +67,8 @@ class SessionPacing:
         assert opened is not None
         self.begin()
         if opened is not self._opened:
-            token_s, text_s = (None if ms is None else ms / 1e3 for ms in (opened.token_ms, opened.text_ms))
-            self.pacing.opened(EdgeHints(token_s=token_s, text_s=text_s, acceptance=opened.acceptance))
+            if opened.load is not None:
+                self.pacing.note_load(_load(opened.load))
             self._opened = opened
         longest, window, source = opened.max_draft, opened.window, self.source
         plan = self.pacing.plan(longest=longest, window=window)
@@ -109,6 +110,9 @@ class SessionPacing:
     def learn(self, effects: Iterable[VerdictEffect]) -> None:
         """Take note of verdicts, in the order of the drafts; one that answers no draft of tokens teaches nothing."""
         for effect in effects:
+            for verdict in (effect.piece, effect.decided and effect.decided.verdict):
+                if verdict and verdict.load is not None:
+                    self.pacing.note_load(_load(verdict.load))
             if effect.streamed:
                 self._learn_streamed(effect)
             if effect.decided is not None and effect.decided.draft.tried is None:
@@ -126,10 +130,8 @@ class SessionPacing:
         now, before = self.clock(), self._piece_at
         # The first piece has come all the way from the request; so has the next after the edge had to be asked again.
         if before is not None:
-            step_s, price = (
-                (0.0, 0) if effect.piece is None else (effect.piece.compute_ms / 1e3, effect.piece.price or 0)
-            )
-            self.pacing.streamed(len(effect.tokens), now - before, step_s=step_s, price=price / 100)
+            step_s = 0.0 if effect.piece is None else effect.piece.compute_ms / 1e3
+            self.pacing.streamed(len(effect.tokens), now - before, step_s=step_s)
         self._piece_at = now if self.session.streaming else None
 
     def _learn(self, decided: DecidedDraft) -> None:
@@ -154,8 +156,21 @@ class SessionPacing:
                 compute_s=verdict.compute_ms / 1e3,
                 opening=sent.first,
                 chances=tuple(proposal.chance for proposal in sent.proposals),
-                price=(verdict.price or 0) / 100,
+                queue_s=verdict.queue_ms / 1e3,
                 chained=verdict.chained or 0,
                 repeats=repeated and self.source is not None and self.source.model is not None,
             )
         )
+
+
+def _load(told: edge_load.EdgeLoad) -> EdgeLoad:
+    times = (told.writing_ms, told.step_ms, told.text_ms, told.token_ms)
+    writing_s, step_s, text_s, token_s = (None if each is None else each / 1e3 for each in times)
+    return EdgeLoad(
+        texts=told.texts,
+        writing_s=writing_s,
+        step_s=step_s,
+        text_s=text_s,
+        token_s=token_s,
+        acceptance=told.acceptance,
+    )

@@ -10,17 +10,24 @@ counting the token at their end that the edge or the device draws itself. That o
   falls, the course is determined: draft k is sent at k·g·t, the edge takes it into the step after the one under way,
   and its verdict comes at some v(k). So the cycle's mean time is the sum of P(k)·v(k). Who drafts meanwhile notices it
   half a token late. Where verdicts come before the window is full, N is infinite.
+
+Where the edge has other texts as well, a plan promises what it would bring if all of them were written by it: see
+`shared_steps`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fleet_device.pacing.contract import Plan
+from fleet_device.pacing.shared_steps import SharedSteps
 
 __all__ = ["Conditions"]
 
 _FOLLOWED: Final = 16
 """Drafts of a cycle whose verdicts are worked out one by one; those behind them keep the last one's distance."""
+
+_ROUNDS: Final = 3
+"""In which it is found out how many texts are in a step, where each depends on the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +37,14 @@ class Conditions:
     Attributes:
         acceptance: Chance of a draft token to be accepted, the tokens before it taken as accepted; below 1.
         token_s: Time to draft a token.
-        beside_s: Time from sending an empty draft to its verdict, without the edge's verification step; above 0.
+        beside_s: Time from sending an empty draft to its verdict, without the edge's verification step, and, where that
+            is shared, without the wait for it to begin; above 0.
         beside_token_s: By how much each draft token lengthens it.
         compute_s: The edge's verification step for an empty draft.
         compute_token_s: By how much each draft token lengthens it.
+        wait_s: Until that step begins, from when the draft has come.
         window: Most drafts under way at once.
-        price: What one more token costs other texts at the edge, in tokens that they are written.
-        text_price: What a verdict costs them beside, however many tokens it is on.
+        shared: What the edge's steps take where other texts are in them; then `compute_s` is not asked for.
     """
 
     acceptance: float
@@ -45,39 +53,59 @@ class Conditions:
     beside_token_s: float = 0.0
     compute_s: float = 0.0
     compute_token_s: float = 0.0
+    wait_s: float = 0.0
     window: int = 1
-    price: float = 0.0
-    text_price: float = 0.0
-
-    def worth(self, plan: Plan) -> float:
-        """Return committed tokens a second, less those that other texts lose by it.
-
-        An edge computes g tokens for (1 - a^g) / (1 - a) that stand or are drawn in place of the first that falls; what
-        it draws behind a draft that stands comes on top where the device waits. Who drafts ahead has all of it verified
-        at once that was drafted while a step went on.
-        """
-        if not self.price:
-            return self.rate(plan)
-        ahead = plan.ahead and plan.tokens > 0
-        computed = self._in_a_step(plan.tokens) if ahead else plan.tokens
-        committed = self._committed(computed - 1 if ahead else computed)
-        return self.rate(plan) * max(0.0, 1.0 - (self.text_price + self.price * computed) / committed)
+    shared: SharedSteps | None = None
 
     def rate(self, plan: Plan) -> float:
-        """Return committed tokens a second."""
-        if plan.ahead and plan.tokens:
-            return self._ahead(plan.tokens)
-        return self._waiting(plan.tokens)
+        """Return committed tokens a second, of each text if all are written so."""
+        committed, seconds = self.cycle(plan)
+        return committed / seconds
 
     def answer_s(self, tokens: int) -> float:
         """Return the time from sending a draft to its verdict."""
-        return self.beside_s + tokens * self.beside_token_s + self._step_s(tokens)
+        if self.shared is not None:
+            return self._alike(Plan(tokens)).answer_s(tokens)
+        return self.beside_s + tokens * self.beside_token_s + self.wait_s + self._step_s(tokens)
 
-    def _waiting(self, tokens: int) -> float:
-        draft_s = (tokens + self.acceptance**tokens) * self.token_s if tokens else 0.0
-        return self._committed(tokens) / (draft_s + self.answer_s(tokens))
+    def more_s(self, plan: Plan) -> float:
+        """Return by how much one more token of each draft would make a verdict come later."""
+        tokens = plan.tokens
+        return self.token_s + self.answer_s(tokens + 1) - self.answer_s(tokens)
 
-    def _ahead(self, tokens: int) -> float:
+    def cycle(self, plan: Plan) -> tuple[float, float]:
+        """Return what a cycle commits, and what it takes, on average."""
+        if self.shared is not None:
+            return self._alike(plan).cycle(plan)
+        if plan.ahead and plan.tokens:
+            return self._ahead(plan.tokens)
+        return self._committed(plan.tokens), self._draft_s(plan.tokens) + self.answer_s(plan.tokens)
+
+    def _alike(self, plan: Plan) -> "Conditions":
+        """Return the conditions as they are if all texts are written so."""
+        shared, tokens = self.shared, plan.tokens
+        assert shared is not None
+        outside_s = self._draft_s(tokens) + self.beside_s + tokens * self.beside_token_s
+        if not plan.ahead or not tokens:
+            step_s, wait_s = shared.waiting_s(tokens, outside_s=outside_s)
+            return self._in_steps(step_s, tokens, wait_s=wait_s)
+        present = 1.0
+        for last in reversed(range(_ROUNDS)):
+            step_s = shared.ahead_s(tokens, token_s=self.token_s, window=self.window, present=present)
+            own = self._in_steps(step_s, tokens, wait_s=step_s / 2)
+            if last:
+                _, cycle_s = own.cycle(plan)
+                present = max(0.0, 1.0 - (outside_s + own.wait_s) / cycle_s)
+        return own
+
+    def _in_steps(self, step_s: float, tokens: int, *, wait_s: float) -> "Conditions":
+        compute_s = step_s - tokens * self.compute_token_s
+        return replace(self, wait_s=wait_s, compute_s=compute_s, shared=None)
+
+    def _draft_s(self, tokens: int) -> float:
+        return (tokens + self.acceptance**tokens) * self.token_s if tokens else 0.0
+
+    def _ahead(self, tokens: int) -> tuple[float, float]:
         stands, late_s = self.acceptance**tokens, self.token_s / 2
         verdicts, full = self._verdicts(tokens)
         drafting_s = len(verdicts) * tokens * self.token_s if full else float("inf")
@@ -87,28 +115,25 @@ class Conditions:
             reached *= stands
         if full:
             cycle_s += reached * (verdicts[-1] + self.token_s)
-            return self._committed(tokens * len(verdicts)) / cycle_s
+            return self._committed(tokens * len(verdicts)), cycle_s
         distance_s = verdicts[-1] - verdicts[-2]
         cycle_s += reached * (verdicts[-1] + late_s + distance_s / (1.0 - stands))
-        return 1.0 / (1.0 - self.acceptance) / cycle_s
+        return 1.0 / (1.0 - self.acceptance), cycle_s
 
     def _verdicts(self, tokens: int) -> tuple[list[float], bool]:
         """Return when verdicts come if nothing falls, and whether the last one is waited for: the window is full."""
         verdicts: list[float] = []
-        step_s = float("-inf")  # when the last step began
+        step_s = 0.0  # when the last step began
         while len(verdicts) < _FOLLOWED:
             sent_s = (len(verdicts) + 1) * tokens * self.token_s
-            if sent_s > step_s:  # else it is there when a step begins that is due anyway
+            if not verdicts:
+                step_s = sent_s + self.wait_s
+            elif sent_s > step_s:  # else it is there when a step begins that is due anyway
                 step_s = max(sent_s, step_s + self._step_s(tokens))
-            verdicts.append(step_s + self.answer_s(tokens))
+            verdicts.append(step_s + self.answer_s(tokens) - self.wait_s)
             if len(verdicts) >= self.window and verdicts[-self.window] + self.token_s / 2 > sent_s:
                 return verdicts, True
         return verdicts, False
-
-    def _in_a_step(self, tokens: int) -> float:
-        """Return how many of its tokens a step verifies, where it drafts ahead so many at a time."""
-        meanwhile = self._step_s(tokens) / self.token_s if self.token_s else float("inf")
-        return min(self.window * tokens, max(tokens, meanwhile))
 
     def _committed(self, tokens: float) -> float:
         missed: float = self.acceptance ** (tokens + 1)

@@ -14,7 +14,6 @@ from dssd.downlink import Form, choose_form
 from fleet_edge.answers import messages
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import EndCause, Recorder
-from fleet_edge.batching.step_cost import Slopes
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
@@ -30,6 +29,7 @@ from fleet_edge.store.records.segments import LeaveReason
 from schemas.bounds import MAX_TOKENS
 from schemas.codec import encode_verdict
 from schemas.downlink import DownlinkForm
+from schemas.edge_load import EdgeLoad
 from schemas.logprobs import Logprobs, TokenLogprobs
 from schemas.messages import Close, Draft, Open, Verdict
 from schemas.reasons import Action, EndReason, FaultCode, Finish
@@ -37,9 +37,6 @@ from schemas.reasons import Action, EndReason, FaultCode, Finish
 __all__ = ["Answers"]
 
 _log = logging.getLogger(__name__)
-
-_LEAST_PRICE: Final = 0.05
-"""A draft token that costs others less than that, in tokens, is none that a device need think twice about."""
 
 _VERDICT_BYTES: Final = 256
 """Of a verdict beside what it carries of the text, at most."""
@@ -68,7 +65,7 @@ class Answers:
         figures: Count, for the metrics.
         form: Downlink form of p; by default the smallest for each p.
         padding: Verdicts are filled up to a multiple of so many bytes; 0 leaves them as they are.
-        slopes: Asked by how much one more text makes a step longer, and one more token.
+        load: Asked what the edge does at present.
         acceptance: Of each draft model.
     """
 
@@ -82,7 +79,7 @@ class Answers:
     figures: Figures
     form: Form = Form.AUTO
     padding: int = 0
-    slopes: Callable[[], Slopes] = Slopes
+    load: Callable[[], EdgeLoad] = lambda: EdgeLoad(texts=1)
     acceptance: AcceptanceByModel = field(default_factory=AcceptanceByModel)
 
     # Opens
@@ -102,13 +99,13 @@ class Answers:
 
     def opened_again(self, session: EdgeSession) -> None:
         """Give the same grant again to an Open that was delivered twice; nothing new begins."""
+        session.told_load = self._load(session)
         granted = messages.opened(
             session,
             edge=self.edge,
             target=self.target,
             lease_s=self.lease_s,
-            slopes=self.slopes(),
-            acceptance=self.acceptance.share(session.draft_model),
+            load=session.told_load,
         )
         self.publisher.reply(session.device, granted)
 
@@ -326,7 +323,7 @@ class Answers:
                 queue_ms=timing.queue_ms,
                 compute_ms=timing.compute_ms,
                 logprobs=_told(result.logprobs),
-                price=_price(timing),
+                load=self._load_news(session),
                 chained=timing.chained or None,
             ),
             padding=self.padding,
@@ -343,6 +340,18 @@ class Answers:
         )
         self.recorder.judged(session, result, timing, form=_kind(result, form), downlink_bytes=len(payload))
         return payload
+
+    def _load(self, session: EdgeSession) -> EdgeLoad:
+        share = self.acceptance.share(session.draft_model)
+        return self.load().model_copy(update={"acceptance": None if share is None else round(share, 3)})
+
+    def _load_news(self, session: EdgeSession) -> EdgeLoad | None:
+        """Return what the edge does at present, if its device was told otherwise."""
+        load = self._load(session)
+        if session.told_load is not None and not load.differs(session.told_load):
+            return None
+        session.told_load = load
+        return load
 
     def _pieces(self, session: EdgeSession, timing: DraftTiming) -> list[bytes]:
         """Make a verdict of what a stream's device was not sent; several where log-probabilities fill a packet."""
@@ -371,7 +380,7 @@ class Answers:
                 base=base,
                 written=written,
                 logprobs=_told(session.logprobs_from(base, len(written))),
-                price=_price(timing),
+                load=self._load_news(session),
                 chained=timing.chained or None,
             ),
             padding=self.padding,
@@ -422,7 +431,3 @@ def _cause(session: EdgeSession, reason: EndReason, message: Close | None) -> En
     if session.failure is not None:
         return EndCause(session.failure.code.value, str(session.failure))
     return None if message is None else EndCause("device", "The device gave the text up, and did not say why.")
-
-
-def _price(timing: DraftTiming) -> int | None:
-    return None if timing.price < _LEAST_PRICE else min(100, round(timing.price * 100))

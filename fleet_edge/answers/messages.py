@@ -1,9 +1,9 @@
 """Reply messages of an edge: granted, refused, failed to judge, ended."""
 
-from fleet_edge.batching.step_cost import Slopes
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.sessions.machine import EdgeSession
 from schemas.bounds import MAX_LABEL, MAX_SENTENCE
+from schemas.edge_load import EdgeLoad
 from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused
 from schemas.reasons import EndReason
 
@@ -16,8 +16,7 @@ def opened(
     edge: str,
     target: str,
     lease_s: float,
-    slopes: Slopes,
-    acceptance: float | None = None,
+    load: EdgeLoad,
 ) -> Opened:
     """Return the grant of a session.
 
@@ -26,8 +25,7 @@ def opened(
         edge: This edge's name.
         target: The target model's name.
         lease_s: Seconds of silence after which the session is lost.
-        slopes: By how much one more text makes a step longer, and one more token, as far as it is known.
-        acceptance: Of drafts of the session's draft model, if that is known.
+        load: What the edge does at present.
     """
     return Opened(
         session=session.session,
@@ -42,9 +40,7 @@ def opened(
         lease_s=lease_s,
         end_tokens=tuple(sorted(session.limits.end_tokens)),
         logprobs=session.logprobs,
-        token_ms=_ms(slopes.token_s),
-        text_ms=_ms(slopes.text_s),
-        acceptance=None if acceptance is None else round(acceptance, 3),
+        load=load,
     )
 
 
@@ -92,7 +88,3 @@ def closed_elsewhere(message: Close) -> Closed:
         queue_ms=0.0,
         compute_ms=0.0,
     )
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1e3, 3)

@@ -8,11 +8,13 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from fleet_edge.batching.background import BackgroundWork
 from fleet_edge.batching.delay import BatchingDelay
 from fleet_edge.batching.planning import Batch, Budget, StepPlanner, Work
-from fleet_edge.batching.step_cost import Slopes, StepCost
+from fleet_edge.batching.present_texts import PresentTexts
+from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.batching.timing import DraftTiming, PrefillLog, Step
 from fleet_edge.batching.turns import Turns
 from fleet_edge.batching.verdict_goal import VerdictGoal
@@ -21,10 +23,13 @@ from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.waiting import ReceivedDraft
 from fleet_edge.verifiers.contract import Logits, TargetInfo, Verifier
 from fleet_edge.verifiers.prefix_cache import PrefixCache, PrefixSharing
+from schemas.edge_load import EdgeLoad
 
 __all__ = ["KvMemory", "Scheduler"]
 
 _log = logging.getLogger(__name__)
+
+_MOST_TEXTS: Final = (1 << 16) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,7 @@ class Scheduler:
         self._delay = delay or BatchingDelay()
         self._background = background or BackgroundWork()
         self._cost = StepCost(verifier.info.least_tokens, max_guess)
+        self._present = PresentTexts()
         self._goal = goal or VerdictGoal()
         self._committed = 0  # by steps since the last that was measured
         self._kv_share = kv_share
@@ -98,10 +104,17 @@ class Scheduler:
         """The target model that sessions are verified with."""
         return self._verifier.info
 
-    @property
-    def slopes(self) -> Slopes:
-        """By how much one more text makes a step longer, and one more token of a text."""
-        return self._cost.slopes
+    def load(self) -> EdgeLoad:
+        """Return what is done at present, and what steps take."""
+        texts = max(1, self._present.count)
+        parts = self._cost.parts(texts)
+        return EdgeLoad(
+            texts=min(texts, _MOST_TEXTS),
+            writing_ms=_ms(parts.writing_s),
+            step_ms=_ms(parts.step_s),
+            text_ms=_ms(parts.text_s),
+            token_ms=_ms(parts.token_s),
+        )
 
     @property
     def memory(self) -> "KvMemory":
@@ -132,6 +145,7 @@ class Scheduler:
     def opened(self, session: EdgeSession) -> None:
         """A session begins."""
         tokens = tuple(session.tokens)
+        self._present.opened(session.handle)
         self._between_steps(lambda: self._open(session, tokens))
 
     def arrived(self, session: EdgeSession, *, at: float) -> None:
@@ -158,6 +172,7 @@ class Scheduler:
         self._delay.forget(session.handle)
         self._prefill_log.forget(session.handle)
         self._turns.end(session.handle)
+        self._present.forget(session.handle)
         self._between_steps(lambda: self._verifier.close(session.handle))
 
     def busy_s(self, *, now: float) -> float:
@@ -221,6 +236,8 @@ class Scheduler:
         if step.sessions:
             self._delay.stepped(step.ended - step.started)
         self._measure(batch, step)
+        present = (work.session.handle for work in batch.works)
+        self._present.stepped(present, step_s=step.ended - step.started, at=step.ended)
         waits = [
             self._prefill_log.timing(arrived, step).queue_ms
             for work in batch.verifications
@@ -259,10 +276,9 @@ class Scheduler:
 
     def timing(self, work: Work, arrived: ReceivedDraft, step: Step) -> DraftTiming:
         """Return what the verdict on a draft took that a part of the step has verified."""
-        price = self._cost.price_to_others(step.sessions)
         chained = sum(len(each.draft.tokens) for each in work.chain if each is not arrived)
         timing = self._prefill_log.timing(arrived, step)
-        return replace(timing, background=work.background, price=price, chained=chained)
+        return replace(timing, background=work.background, chained=chained)
 
     # Within
 
@@ -274,6 +290,7 @@ class Scheduler:
                 step.ended - step.started,
                 texts=len(batch.works),
                 further=sum(max(0, len(work.item.tokens) - least) for work in batch.works),
+                verifies=any(work.chain for work in batch.works),
                 committed=self._committed,
             )
             self._committed = 0
@@ -353,3 +370,7 @@ class Scheduler:
         self._verifier.evict(handle)
         self._evicted.add(handle)
         self._turns.end(handle)
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e3, 3)

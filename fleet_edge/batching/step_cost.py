@@ -10,10 +10,10 @@ A guess that is right brings one token; right or not it makes the step longer, f
 tokens that it brings on average are more than those that would come in the time that it takes.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-__all__ = ["Slopes", "StepCost"]
+__all__ = ["StepCost", "StepParts"]
 
 _KEPT: Final = 1.0 - 1.0 / 64
 """Of how quickly texts grow, with each step."""
@@ -36,9 +36,18 @@ _LEAST_RATE: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Slopes:
-    """Seconds of one more text, and of one more token of a text; None of what steps do not differ enough in."""
+class StepParts:
+    """What makes a step long (seconds); None of what steps do not differ enough in to tell.
 
+    Attributes:
+        writing_s: Time for a token of each text, if the edge writes all of them by itself.
+        step_s: If it verifies drafts, however little is in it.
+        text_s: Each text in it.
+        token_s: Each further token of a text.
+    """
+
+    writing_s: float | None = None
+    step_s: float | None = None
     text_s: float | None = None
     token_s: float | None = None
 
@@ -69,7 +78,7 @@ class _Steps:
         self.further_further = _KEPT_COST * self.further_further + further * further
         self.further_seconds = _KEPT_COST * self.further_seconds + further * seconds
 
-    def slopes(self, expected: Slopes = Slopes()) -> Slopes:
+    def slopes(self, expected: StepParts = StepParts()) -> StepParts:
         """Return what one more text takes, and one more token of a text.
 
         Args:
@@ -92,10 +101,45 @@ class _Steps:
         token_s = (texts_texts * further_seconds - texts_further * texts_seconds) / determinant
         # A step of nothing takes time as well: the plane must not cross zero before.
         most = seconds / (texts + further)
-        return Slopes(
-            min(max(0.0, text_s), most) if texts_known else None,
-            min(max(0.0, token_s), most) if further_known else None,
+        text_s, token_s = (min(max(0.0, each), most) for each in (text_s, token_s))
+        known = texts_known and further_known
+        return StepParts(
+            None,
+            max(0.0, seconds - text_s * texts - token_s * further) if known else None,
+            text_s if texts_known else None,
+            token_s if further_known else None,
         )
+
+
+@dataclass(slots=True)
+class _Writing:
+    """Sums over steps that have verified no draft: a line over the number of texts, and what guesses bring."""
+
+    weight: float = 0.0
+    texts: float = 0.0
+    seconds: float = 0.0
+    texts_texts: float = 0.0
+    texts_seconds: float = 0.0
+    committed: float = 0.0
+
+    def add(self, seconds: float, *, texts: int, committed: int) -> None:
+        """A step took so long."""
+        self.weight = _KEPT_COST * self.weight + 1.0
+        self.texts = _KEPT_COST * self.texts + texts
+        self.seconds = _KEPT_COST * self.seconds + seconds
+        self.texts_texts = _KEPT_COST * self.texts_texts + texts * texts
+        self.texts_seconds = _KEPT_COST * self.texts_seconds + texts * seconds
+        self.committed = _KEPT_COST * self.committed + max(texts, committed)
+
+    def token_s(self, texts: int) -> float | None:
+        """Return the time for a token of each of so many texts; None before the first step."""
+        if self.weight <= 0.0:
+            return None
+        mean, seconds = self.texts / self.weight, self.seconds / self.weight
+        spread = self.texts_texts / self.weight - mean * mean + _STIFFNESS / self.weight
+        text_s = (self.texts_seconds / self.weight - mean * seconds) / spread
+        step_s = seconds + min(max(0.0, text_s), seconds / mean) * (texts - mean)
+        return step_s * self.texts / self.committed
 
 
 @dataclass(slots=True)
@@ -110,12 +154,14 @@ class StepCost:
     least: int = 1
     max_guess: int = 1
     _all: _Steps = field(default_factory=_Steps)
+    _writing: _Writing = field(default_factory=_Writing)
+    _verifying: _Steps = field(default_factory=_Steps)
     _alike: dict[int, _Steps] = field(default_factory=dict)  # by the load, doubled from one to the next
     _load: int = 0  # of the latest step
     _committed: float = 0.0
     _lately: float = 0.0  # seconds in which that was committed
 
-    def stepped(self, seconds: float, *, texts: int, further: int, committed: int) -> None:
+    def stepped(self, seconds: float, *, texts: int, further: int, committed: int, verifies: bool = True) -> None:
         """A step took so long that computed nothing but what verifies and is written.
 
         Args:
@@ -123,23 +169,32 @@ class StepCost:
             texts: That had tokens in it.
             further: Tokens computed beyond those that each text costs at least.
             committed: By which texts have grown.
+            verifies: Whether it verified any draft.
         """
+        if not verifies:
+            self._writing.add(seconds, texts=texts, committed=committed)
         self._load = texts.bit_length()
-        for steps in (self._all, self._alike.setdefault(self._load, _Steps())):
+        alike = self._alike.setdefault(self._load, _Steps())
+        for steps in (self._all, alike, self._verifying) if verifies else (self._all, alike):
             steps.add(seconds, texts=texts, further=further)
         self._committed = _KEPT * self._committed + committed
         self._lately = _KEPT * self._lately + seconds
 
-    @property
-    def slopes(self) -> Slopes:
-        """What one more text takes at the load of the latest step, and one more token; what is not known, as at any."""
-        expected = self._all.slopes()
-        return self._alike[self._load].slopes(expected) if self._load in self._alike else expected
+    def parts(self, texts: int) -> StepParts:
+        """Return what is known of steps while so many texts are written: of one by itself, or of several."""
+        if texts <= 1:
+            return self._alike[1].slopes(self._all.slopes()) if 1 in self._alike else self._all.slopes()
+        parts = self._verifying.slopes(self._all.slopes())
+        writing_s = self._writing.token_s(texts)
+        if writing_s is None and parts.step_s is not None and parts.text_s is not None:
+            writing_s = parts.step_s + texts * parts.text_s
+        return replace(parts, writing_s=writing_s)
 
     @property
     def token_s(self) -> float | None:
         """Seconds by which one more token of a text makes a step longer now; None while steps do not differ enough."""
-        return self.slopes.token_s
+        expected = self._all.slopes()
+        return (self._alike[self._load].slopes(expected) if self._load in self._alike else expected).token_s
 
     @property
     def price(self) -> float | None:
@@ -148,14 +203,6 @@ class StepCost:
         if token_s is None or self._lately <= 0.0:
             return None
         return token_s * self._committed / self._lately
-
-    def price_to_others(self, sessions: int) -> float:
-        """Return what one more token of one text costs the others of a step; 0 while that is not known.
-
-        Args:
-            sessions: Of the step, that one counted in.
-        """
-        return (self.price or 0.0) * (1.0 - 1.0 / max(1, sessions))
 
     @property
     def growing_s(self) -> float | None:

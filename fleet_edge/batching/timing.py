@@ -41,7 +41,6 @@ class DraftTiming:
         prefill_ms: Of that time, spent in steps that computed the session's own prompt or text.
         compute_ms: Of the step that verified.
         background: Whether the draft might have waited (see `background`).
-        price: What one more token of a draft costs other texts now, in tokens that they are written (see `step_cost`).
         chained: Tokens of the session's other drafts that the step verified.
     """
 
@@ -50,7 +49,6 @@ class DraftTiming:
     prefill_ms: float = 0.0
     compute_ms: float = 0.0
     background: bool = False
-    price: float = 0.0
     chained: int = 0
 
 

@@ -22,7 +22,7 @@ _ENOUGH: Final = 32.0
 
 _COLLAPSED: Final = 0.1
 
-_FAIR: Final = 16.0
+_FAIR: Final = 8.0
 """Tested tokens of a device before it counts among others."""
 
 _MODELS: Final = 64

@@ -25,6 +25,7 @@ from fleet_edge.sessions.token_times import TokenTimes
 from fleet_edge.sessions.waiting import ReceivedDraft, WaitingDrafts
 from schemas.bounds import MAX_TOKENS
 from schemas.digest import EMPTY, extend_digest
+from schemas.edge_load import EdgeLoad
 from schemas.logprobs import TokenLogprobs
 from schemas.messages import Close, Draft, Open
 from schemas.policy import SamplingPolicy
@@ -74,6 +75,7 @@ class EdgeSession:
         constraint: The grammar that the policy holds, if there is one.
         sent: Position up to which the device was ever sent the text.
         draft_model: That it drafts with, and its quantization, as it says.
+        told_load: What its device was told last of the edge's load.
     """
 
     handle: int
@@ -94,6 +96,7 @@ class EdgeSession:
     constraint: Constraint | None = None
     sent: int = 0
     draft_model: str = ""
+    told_load: EdgeLoad | None = None
     _epoch: int = 0
     _digest: int = EMPTY
     _rejected: Dist | None = None

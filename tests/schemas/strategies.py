@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from schemas.bounds import MAX_DRAFT, MAX_WINDOW
 from schemas.downlink import Dense, Samples, Sparse
+from schemas.edge_load import EdgeLoad
 from schemas.logprobs import Logprobs
 from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
@@ -89,6 +90,12 @@ def logprobs(draw: st.DrawFn) -> Logprobs:
     )
 
 
+def loads(times: st.SearchStrategy[float]) -> st.SearchStrategy[EdgeLoad]:
+    known = dict.fromkeys(("writing_ms", "step_ms", "text_ms", "token_ms"), st.none() | times)
+    shares = st.none() | st.floats(0, 1, width=16)
+    return st.builds(EdgeLoad, texts=st.integers(1, (1 << 16) - 1), acceptance=shares, **known)
+
+
 def verdicts() -> st.SearchStrategy[Verdict]:
     # Times travel in half precision, so only what that holds comes back as it was.
     times = st.floats(0, 65504, width=16)
@@ -102,7 +109,7 @@ def verdicts() -> st.SearchStrategy[Verdict]:
         compute_ms=times,
         base=POSITION,
         written=st.lists(TOKEN, max_size=50).map(tuple),
-        price=st.none() | st.integers(1, 100),
+        load=st.none() | loads(times),
         chained=st.none() | st.integers(1, MAX_DRAFT * MAX_WINDOW),
         logprobs=st.none() | logprobs(),
     )
@@ -115,7 +122,7 @@ def verdicts() -> st.SearchStrategy[Verdict]:
         finish=st.sampled_from(Finish),
         queue_ms=times,
         compute_ms=times,
-        price=st.none() | st.integers(1, 100),
+        load=st.none() | loads(times),
         chained=st.none() | st.integers(1, MAX_DRAFT * MAX_WINDOW),
         logprobs=st.none() | logprobs(),
     )
@@ -177,9 +184,7 @@ def replies() -> st.SearchStrategy[Opened | Refused | Closed | Fault]:
         lease_s=st.floats(0.5, 1e6),
         end_tokens=st.lists(TOKEN, max_size=8).map(tuple),
         logprobs=st.none() | st.integers(0, 20),
-        token_ms=st.none() | MILLISECONDS,
-        text_ms=st.none() | MILLISECONDS,
-        acceptance=st.none() | st.floats(0, 1),
+        load=st.none() | loads(st.floats(0, 65504, width=16)),
     )
     closed = st.builds(
         Closed,

@@ -9,6 +9,7 @@ import pytest
 
 from schemas.asyncapi import DRAFT_LAYOUT, MESSAGES, VERDICT_LAYOUT, document
 from schemas.codec import encode_draft, encode_verdict
+from schemas.edge_load import EdgeLoad
 from schemas.logprobs import Logprobs
 from schemas.messages import Draft, Verdict
 from schemas.reasons import Finish
@@ -75,7 +76,16 @@ def test_the_layouts_are_those_of_the_encoded_arrays() -> None:
     verdict = Verdict(handle=1, round=2, accepted=3, next=9, finish=Finish.LENGTH, queue_ms=0.5, compute_ms=0.25)
     there = verdict.model_dump(exclude_none=True)
     assert dict(zip(VERDICT_LAYOUT, cbor2.loads(encode_verdict(verdict)), strict=False)) == there
-    written = Verdict(handle=1, round=2, accepted=0, base=3, written=(4,), price=7, chained=8, logprobs=TOLD)
+    written = Verdict(
+        handle=1,
+        round=2,
+        accepted=0,
+        base=3,
+        written=(4,),
+        load=EdgeLoad(texts=7, writing_ms=12.0),
+        chained=8,
+        logprobs=TOLD,
+    )
     assert dict(zip(VERDICT_LAYOUT, cbor2.loads(encode_verdict(written)), strict=True))["base"] == 3
 
 
@@ -101,6 +111,7 @@ def test_no_binary_message_has_a_plain_array_of_numbers() -> None:
         "Samples",
         "Dense",
         "Logprobs",
+        "EdgeLoad",
     }
 
 

@@ -27,7 +27,7 @@ from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
 from fleet_device.drafters.suffix.prospect import Prospect
 from fleet_device.errors import SessionRefused
-from fleet_device.pacing.contract import Choice, DraftOutcome, EdgeHints, FixedPacing, Pacing, Plan
+from fleet_device.pacing.contract import Choice, DraftOutcome, EdgeLoad, FixedPacing, Pacing, Plan
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.counters import SessionCounters
 from fleet_device.session.machine import DeviceSession
@@ -210,9 +210,6 @@ class ChangingPacing:
 
     rng: random.Random
 
-    def opened(self, hints: EdgeHints) -> None:
-        del hints
-
     def plan(self, *, longest: int, window: int) -> Plan:
         del longest, window
         if self.rng.random() < 0.5:
@@ -232,8 +229,11 @@ class ChangingPacing:
     def learn(self, outcome: DraftOutcome) -> None:
         del outcome
 
-    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0, price: float = 0.0) -> None:
-        del tokens, seconds, step_s, price
+    def note_load(self, load: EdgeLoad) -> None:
+        del load
+
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
+        del tokens, seconds, step_s
 
 
 @dataclass

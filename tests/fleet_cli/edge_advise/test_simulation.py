@@ -17,8 +17,10 @@ from fleet_cli.edge.advise.simulation.scenario import (
     streaming,
 )
 from fleet_device.pacing.contract import Plan as DraftPlan
+from fleet_device.pacing.shared_steps import SharedSteps
+from fleet_device.pacing.throughput import Conditions
 from fleet_edge.step_time.curve import StepCurve
-from tests.fleet_cli.edge_advise.curves import AVX2, CHEAP_TOKENS, constant
+from tests.fleet_cli.edge_advise.curves import AVX2, CHEAP_TOKENS, LLAMA_CPP, constant
 
 PLANS = {
     "stream": streaming,
@@ -155,6 +157,25 @@ def test_devices_that_write_together_share_each_step() -> None:
     assert outcome.batch == pytest.approx(16, rel=0.02)
 
 
+@pytest.mark.parametrize("round_trip_s", [0.02, 0.1])
+@pytest.mark.parametrize("plan", [DraftPlan(0), DraftPlan(2), DraftPlan(4), DraftPlan(4, ahead=True)], ids=repr)
+def test_sixteen_devices_write_as_fast_as_each_reckons_if_all_do_as_it_does(
+    plan: DraftPlan, round_trip_s: float
+) -> None:
+    """An edge whose steps take 40 ms, and 5 for each text, and 4 for each further token of one."""
+    curve = StepCurve(
+        rows={texts: tuple((tokens, 40.0 + texts * (1.0 + 4.0 * tokens)) for tokens in (1, 17)) for texts in (1, 64)},
+        prefill=((1, 40), (64, 41)),
+    )
+    steps = SharedSteps(texts=16, writing_s=0.12, step_s=0.04, text_s=0.005, token_s=0.004)
+    under = Conditions(acceptance=0.8, token_s=0.01, beside_s=round_trip_s, window=4, shared=steps)
+    given = scenario(
+        curve=curve, devices=16, plan=drafting(plan.tokens, ahead=plan.ahead), acceptance=0.8, text_tokens=1000
+    )
+    # Devices that have come to draft in step with each other share more of the steps, or less, than those by chance.
+    assert simulate(replace(given, round_trip_s=round_trip_s)).pace == pytest.approx(under.rate(plan), rel=0.25)
+
+
 # What must not get better or worse
 
 
@@ -226,6 +247,20 @@ def test_a_device_that_chooses_streams_where_tokens_are_dear_and_drafts_where_th
     cheap = simulate(scenario(curve=CHEAP_TOKENS, plan=auto))
     assert cheap.streamed < 0.2
     assert cheap.mean_draft > 3
+
+
+@pytest.mark.parametrize("devices", [4, 16])
+@pytest.mark.parametrize("acceptance", [0.6, 0.95])
+@pytest.mark.parametrize("round_trip_s", [0.02, 0.1])
+def test_devices_that_choose_come_to_what_is_best_for_all(acceptance: float, round_trip_s: float, devices: int) -> None:
+    """Drafts of different lengths are computed one after the other, so that who does otherwise slows down all."""
+    given = scenario(
+        curve=LLAMA_CPP, devices=devices, acceptance=acceptance, round_trip_s=round_trip_s, text_tokens=2000
+    )
+    alone, *drafted = (simulate(replace(given, plan=PLANS[plan])).pace for plan in ("stream", "1", "4", "4 ahead"))
+    chosen = simulate(replace(given, plan=auto, timing=replace(SHORT, settle_s=10.0))).pace
+    assert chosen > 0.9 * alone
+    assert chosen > 0.8 * max(drafted)
 
 
 def test_the_service_level_is_lost_where_the_edge_is_full() -> None:

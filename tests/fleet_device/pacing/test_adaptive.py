@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_device.pacing.adaptive import AdaptivePacing, best_plan
-from fleet_device.pacing.contract import DraftOutcome, EdgeHints, Plan
+from fleet_device.pacing.contract import DraftOutcome, EdgeLoad, Plan
+from fleet_device.pacing.shared_steps import SharedSteps
 from fleet_device.pacing.throughput import Conditions
 
 LONGEST, WINDOW = 16, 4
@@ -334,7 +335,7 @@ def test_what_was_measured_on_a_busy_edge_does_not_count_on_one_that_is_not(step
     pytest.fail("It still drafts, though nothing is accepted and the edge writes three times as quickly.")
 
 
-def verified(plan: Plan, accepted: int, step_s: float, *, price: float = 0.0) -> DraftOutcome:
+def verified(plan: Plan, accepted: int, step_s: float) -> DraftOutcome:
     """Return what became of a draft that an edge 25 ms away has verified in such a step."""
     return DraftOutcome(
         tokens=plan.tokens,
@@ -343,7 +344,6 @@ def verified(plan: Plan, accepted: int, step_s: float, *, price: float = 0.0) ->
         token_s=0.009,
         answer_s=0.025 + step_s,
         compute_s=step_s,
-        price=price,
     )
 
 
@@ -351,7 +351,7 @@ def verified(plan: Plan, accepted: int, step_s: float, *, price: float = 0.0) ->
 def test_drafts_that_are_slow_by_their_own_tokens_do_not_make_the_edge_seem_slow(told_s: float | None) -> None:
     """Two cores: 15 ms for a token, 24 for four. The edge alone wrote twice as quickly, and was never asked again."""
     pacing = AdaptivePacing(ahead=False, stream=None)
-    pacing.opened(EdgeHints(token_s=told_s, acceptance=None))
+    pacing.note_load(EdgeLoad(token_s=told_s))
     pacing.plan(longest=3, window=WINDOW)
     for _ in range(8):
         pacing.streamed(1, 0.016, step_s=0.015)
@@ -365,11 +365,11 @@ def test_drafts_that_are_slow_by_their_own_tokens_do_not_make_the_edge_seem_slow
     assert sum(plan.stream for plan in plans[10:]) > 20
 
 
-@pytest.mark.parametrize(("told_s", "most"), [(None, 2), (0.004, 0)])
-def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told_s: float | None, most: int) -> None:
+@pytest.mark.parametrize(("told", "most"), [(False, 2), (True, 0)])
+def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told: bool, most: int) -> None:
     """Else drafts would be compared with what an idle edge wrote, and given up where they pay."""
     pacing = AdaptivePacing(ahead=False, stream=None)
-    pacing.opened(EdgeHints(token_s=told_s, acceptance=0.95))
+    pacing.note_load(EdgeLoad(acceptance=0.95))
     pacing.plan(longest=LONGEST, window=WINDOW)
     for _ in range(8):
         pacing.streamed(1, 0.016, step_s=0.015)
@@ -378,17 +378,19 @@ def test_a_load_that_has_grown_since_the_edge_wrote_is_noticed_by_its_steps(told
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
         streams += plan.stream
         if plan.stream:
-            pacing.streamed(plan.tokens, 0.12 * plan.tokens, step_s=0.12, price=0.3)
+            pacing.streamed(plan.tokens, 0.12 * plan.tokens, step_s=0.12)
         else:
             step_s = 0.12 + 0.004 * plan.tokens
-            pacing.learn(verified(plan, plan.tokens, step_s, price=0.3))
+            if told:
+                pacing.note_load(EdgeLoad(texts=8, writing_s=0.12, step_s=0.02, text_s=0.0125, token_s=0.004))
+            pacing.learn(verified(plan, plan.tokens, step_s))
     assert streams <= most
 
 
 def test_an_edge_that_has_no_other_text_is_not_taken_for_busy_because_two_rows_take_twice_what_one_does() -> None:
     """One core: 12 ms for a row, 28 for two, 6 for each further one. The edge alone writes 75 tokens a second."""
     pacing, rng, drafts = AdaptivePacing(stream=None), random.Random(1), 0
-    pacing.opened(EdgeHints(token_s=0.006, acceptance=0.9))
+    pacing.note_load(EdgeLoad(token_s=0.006, acceptance=0.9))
     for _ in range(200):
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
         if plan.stream:
@@ -401,30 +403,64 @@ def test_an_edge_that_has_no_other_text_is_not_taken_for_busy_because_two_rows_t
     assert drafts < 40
 
 
-@pytest.mark.parametrize(("acceptance", "drafts"), [(0.95, True), (0.6, False)])
-def test_where_texts_are_dear_drafts_are_made_that_bring_more_for_what_they_cost_all(
-    acceptance: float, drafts: bool
-) -> None:
-    """Sixteen texts on one core: a text takes 9 ms of a step and a draft's token 2.5; the edge writes at 7 a second."""
+SIXTEEN = EdgeLoad(texts=16, writing_s=0.12, step_s=0.04, text_s=0.005, token_s=0.004)
+"""Texts on one core: the edge writes eight tokens a second of each."""
+
+
+@pytest.mark.parametrize(("acceptance", "drafts"), [(0.95, True), (0.5, False)])
+def test_where_texts_share_steps_it_is_drafted_if_that_were_quicker_for_all(acceptance: float, drafts: bool) -> None:
+    """Whatever the steps are now, in which others may do otherwise; by itself it would gain with poor drafts too."""
     pacing, rng = AdaptivePacing(ahead=False, stream=None), random.Random(5)
-    pacing.opened(EdgeHints(token_s=0.0025, text_s=0.009, acceptance=acceptance))
+    pacing.note_load(SIXTEEN)
     plans = []
     for _ in range(80):
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
         plans.append(plan)
         if plan.stream:
-            pacing.streamed(plan.tokens, 0.14 * plan.tokens, step_s=0.16, price=0.25)
+            pacing.streamed(plan.tokens, 0.16 * plan.tokens, step_s=0.16)
         else:
             accepted = next((place for place in range(plan.tokens) if rng.random() >= acceptance), plan.tokens)
-            outcome = verified(plan, accepted, 0.16 + 0.0025 * plan.tokens, price=0.25)
-            pacing.learn(replace(outcome, answer_s=outcome.answer_s + 0.2))
-    assert (sum(not plan.stream for plan in plans[30:]) > 25) is drafts
+            pacing.learn(verified(plan, accepted, 0.16 + 0.004 * plan.tokens))
+    assert (sum(not plan.stream for plan in plans[30:]) > 40) is drafts
+
+
+def test_devices_that_are_alike_draft_alike_where_texts_share_steps() -> None:
+    """Sixteen devices, each with what chance has it of the same acceptance."""
+    lengths = set()
+    for seed in range(16):
+        pacing, rng = AdaptivePacing(ahead=False, stream=False), random.Random(seed)
+        pacing.note_load(SIXTEEN)
+        for number in range(60):
+            plan = pacing.plan(longest=LONGEST, window=WINDOW)
+            if number >= 30:
+                lengths.add(plan.tokens)
+                assert not plan.may_stop
+            accepted = next((place for place in range(plan.tokens) if rng.random() >= 0.8), plan.tokens)
+            pacing.learn(verified(plan, accepted, 0.16))
+    assert lengths <= {0, 1, 2, 4}  # of which texts with equally many tokens are computed at once
+
+
+def test_the_wait_for_a_step_is_not_taken_for_the_way_where_texts_share_steps() -> None:
+    """It depends on what others do, and is reckoned with; where it cannot be, it counts as it was."""
+    under = {}
+    for load in (EdgeLoad(), SIXTEEN):
+        pacing = AdaptivePacing(ahead=False)
+        pacing.note_load(load)
+        for _ in range(40):
+            plan = pacing.plan(longest=LONGEST, window=WINDOW)
+            outcome = verified(plan, plan.tokens, 0.16)
+            pacing.learn(replace(outcome, queue_s=0.08, answer_s=outcome.answer_s + 0.08))
+        under[load.texts] = pacing.conditions(WINDOW)
+    assert under[1].beside_s == pytest.approx(0.105)
+    assert under[16].beside_s == pytest.approx(0.025)
+    assert under[16].shared == SharedSteps(texts=16, writing_s=0.12, step_s=0.04, text_s=0.005, token_s=0.004)
+    assert under[1].shared is None
 
 
 def test_other_drafts_that_a_step_has_verified_are_not_taken_for_its_load() -> None:
     """Three drafts of a token each are verified at once: 13 ms, and 7 for each of them."""
     pacing = AdaptivePacing(stream=None)
-    pacing.opened(EdgeHints(token_s=0.007, acceptance=0.8))
+    pacing.note_load(EdgeLoad(token_s=0.007, acceptance=0.8))
     for _ in range(20):
         plan = pacing.plan(longest=LONGEST, window=WINDOW)
         step_s = 0.013 + 0.007 * 3
@@ -440,7 +476,7 @@ def test_where_others_found_a_draft_model_good_a_bad_start_does_not_silence_it()
     drafts = {}
     for told in (None, 0.95):
         pacing = AdaptivePacing(ahead=False, stream=None)
-        pacing.opened(EdgeHints(token_s=0.001, acceptance=told))
+        pacing.note_load(EdgeLoad(token_s=0.001, acceptance=told))
         pacing.plan(longest=LONGEST, window=WINDOW)
         for _ in range(8):
             pacing.streamed(1, 0.1, step_s=0.1)
@@ -462,17 +498,6 @@ def test_where_others_found_a_draft_model_good_a_bad_start_does_not_silence_it()
                 pacing.learn(outcome)
     assert drafts[0.95] > 40
     assert drafts[0.95] > drafts[None]
-
-
-def test_the_price_of_a_token_is_learnt_from_what_the_edge_writes_as_well() -> None:
-    """Half of the drafts stand, and each token is one that another text goes without."""
-    pacing = begun_on_a_busy_edge(step_s=0.35)
-    for _ in range(64):
-        pacing.streamed(4, 0.4, step_s=0.1, price=1.0)
-    pacing.streamed(4, 0.4)  # what is sent again from memory says nothing of it
-    under = pacing.conditions(WINDOW)
-    assert under.price == 1.0
-    assert under.worth(Plan(4)) < under.worth(Plan(0))
 
 
 def test_trials_that_show_nothing_better_become_rarer() -> None:

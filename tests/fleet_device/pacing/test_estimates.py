@@ -137,3 +137,17 @@ def test_impossible_measurements_leave_finite_estimates(measured: list[tuple[flo
         assert math.isfinite(trend.at(tokens))
         assert trend.at(tokens) >= -1e-9 * max(1.0, trend.at(16))
     assert trend.slope >= 0.0
+
+
+def test_what_is_common_to_devices_is_what_all_have_found_and_their_own_counts_for_some() -> None:
+    lucky, poor = Acceptance(), Acceptance()
+    assert lucky.common == lucky.rate  # nobody has said anything
+    for each, accepted in ((lucky, 4), (poor, 2)):
+        each.told(0.7)
+        for _ in range(4):
+            each.add(tested=4, accepted=accepted)
+    assert 0.66 < poor.common < 0.7 < lucky.common < 0.75
+    assert lucky.rate > 0.85
+    for _ in range(200):  # its texts are easier, by all that can be told
+        lucky.add(tested=4, accepted=4)
+    assert lucky.common > 0.8

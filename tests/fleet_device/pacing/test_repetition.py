@@ -6,6 +6,7 @@ from fleet_device.drafters.suffix.prospect import Prospect
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Plan
 from fleet_device.pacing.repetition import best_repetition
+from fleet_device.pacing.shared_steps import SharedSteps
 from fleet_device.pacing.throughput import Conditions
 
 NEAR = Conditions(acceptance=0.9, token_s=0.010, beside_s=0.002, compute_s=0.020, compute_token_s=0.003)
@@ -18,7 +19,7 @@ def choose(prospect: Prospect, conditions: Conditions = NEAR, *, rate: float) ->
 
 
 def test_what_is_sure_is_drafted_from_earlier_text_and_at_length() -> None:
-    plan = choose(SURE, rate=NEAR.worth(Plan(4)))
+    plan = choose(SURE, rate=NEAR.rate(Plan(4)))
     assert plan is not None
     assert plan.repeats
     assert plan.tokens >= 8
@@ -26,22 +27,24 @@ def test_what_is_sure_is_drafted_from_earlier_text_and_at_length() -> None:
 
 
 def test_what_is_unsure_is_left_to_the_model() -> None:
-    assert choose(UNSURE, rate=NEAR.worth(Plan(4))) is None
+    assert choose(UNSURE, rate=NEAR.rate(Plan(4))) is None
 
 
 def test_an_edge_that_writes_as_fast_by_itself_is_let() -> None:
-    rate = NEAR.worth(Plan(4))
+    rate = NEAR.rate(Plan(4))
     assert choose(SURE, rate=10 * rate) is None
 
 
 def test_the_time_to_catch_up_is_counted() -> None:
     slow = replace(SURE, catch_up_s=0.2)
-    assert choose(slow, rate=NEAR.worth(Plan(4))) is None
+    assert choose(slow, rate=NEAR.rate(Plan(4))) is None
 
 
-def test_a_token_that_costs_others_makes_it_shorter() -> None:
-    rate = NEAR.worth(Plan(4))
-    free, dear = choose(SURE, rate=rate / 4), choose(SURE, replace(NEAR, price=0.7), rate=rate / 4)
+def test_where_texts_share_steps_it_is_shorter() -> None:
+    """A further token makes the steps of all sixteen longer."""
+    shared = SharedSteps(texts=16, writing_s=0.1, step_s=0.03, text_s=0.005, token_s=0.006)
+    rate = NEAR.rate(Plan(4))
+    free, dear = choose(SURE, rate=rate / 8), choose(SURE, replace(NEAR, shared=shared), rate=rate / 8)
     assert free is not None
     assert dear is not None
     assert dear.tokens < free.tokens

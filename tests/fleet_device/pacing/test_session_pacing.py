@@ -5,9 +5,10 @@ from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
 from fleet_device.drafters.suffix.history import History
 from fleet_device.drafters.suffix.prospect import Prospect
-from fleet_device.pacing.contract import Choice, DraftOutcome, EdgeHints, Plan
+from fleet_device.pacing.contract import Choice, DraftOutcome, EdgeLoad, Plan
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession
+from schemas import edge_load
 from schemas.messages import Draft, Opened, Verdict
 from schemas.policy import Mode
 from tests.support.memory_fleet import DRAFT, terms
@@ -23,11 +24,7 @@ class Pupil:
     outcomes: list[DraftOutcome] = field(default_factory=list)
     pieces: list[tuple[int, float]] = field(default_factory=list)
     prospects: list[Prospect] = field(default_factory=list)
-
-    granted: list[EdgeHints] = field(default_factory=list)
-
-    def opened(self, hints: EdgeHints) -> None:
-        self.granted.append(hints)
+    loads: list[EdgeLoad] = field(default_factory=list)
 
     def plan(self, *, longest: int, window: int) -> Plan:
         self.asked.append((longest, window))
@@ -47,7 +44,10 @@ class Pupil:
     def learn(self, outcome: DraftOutcome) -> None:
         self.outcomes.append(outcome)
 
-    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0, price: float = 0.0) -> None:  # noqa: ARG002
+    def note_load(self, load: EdgeLoad) -> None:
+        self.loads.append(load)
+
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:  # noqa: ARG002
         self.pieces.append((tokens, seconds))
 
 
@@ -174,11 +174,26 @@ def test_what_the_edge_says_of_itself_is_told_once_a_session() -> None:
     scene = Scene()
     scene.draft()
     scene.draft()
-    assert scene.pupil.granted == [EdgeHints()]
-    scene.open(token_ms=2.5, text_ms=4.0, acceptance=0.75)
+    assert scene.pupil.loads == []
+    scene.open(load=edge_load.EdgeLoad(texts=3, text_ms=4.0, token_ms=2.5, acceptance=0.75))
     scene.draft()
     scene.draft()
-    assert scene.pupil.granted == [EdgeHints(), EdgeHints(token_s=0.0025, text_s=0.004, acceptance=0.75)]
+    assert scene.pupil.loads == [EdgeLoad(texts=3, text_s=0.004, token_s=0.0025, acceptance=0.75)]
+
+
+def test_the_pacing_is_told_of_the_edges_load_whatever_message_says_it() -> None:
+    scene = Scene()
+    sent = scene.draft()
+    scene.pacing.learn(
+        scene.session.on_verdict(Verdict(handle=HANDLE, round=sent.round, accepted=2, load=edge_load.EdgeLoad(texts=2)))
+    )
+    request = scene.pacing.stream(8)
+    base, load = scene.session.position, edge_load.EdgeLoad(texts=3, writing_ms=20.0)
+    # The first piece, which says nothing of how quickly the edge writes.
+    piece = Verdict(handle=HANDLE, round=request.round, accepted=0, base=base, written=(4,), load=load)
+    scene.pacing.learn(scene.session.on_verdict(piece))
+    assert scene.pupil.loads == [EdgeLoad(texts=2), EdgeLoad(texts=3, writing_s=0.02)]
+    assert scene.pupil.pieces == []
 
 
 def test_the_pacing_is_told_of_other_drafts_that_the_step_has_verified() -> None:

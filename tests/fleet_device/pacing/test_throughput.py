@@ -1,9 +1,12 @@
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from fleet_device.pacing.contract import Plan
+from fleet_device.pacing.shared_steps import SharedSteps
 from fleet_device.pacing.throughput import Conditions
 
 NETWORK_S = 0.02
@@ -91,17 +94,37 @@ def test_a_wider_window_raises_throughput_only_when_drafting_ahead() -> None:
     assert wide.rate(Plan(4, ahead=True)) > 1.2 * narrow.rate(Plan(4, ahead=True))
 
 
-def test_who_drafts_ahead_pays_for_all_that_a_step_verifies() -> None:
-    """A draft is sent every 30 ms; a step takes 15 or 150, and then five have come that mostly fall with the first."""
-    place = {"acceptance": 0.75, "token_s": 0.01, "beside_s": 0.02, "window": 8}
-    short, long = (Conditions(**place, compute_s=step_s, price=0.3) for step_s in (0.015, 0.15))
-    plan = Plan(3, ahead=True)
-    kept_short, kept_long = (each.worth(plan) / each.rate(plan) for each in (short, long))
-    assert kept_short == pytest.approx(1.0 - 0.3 * 3 / (1.0 + 0.75 + 0.75**2))
-    assert kept_long < 0.1
+SIXTEEN = SharedSteps(texts=16, writing_s=0.12, step_s=0.04, text_s=0.005, token_s=0.004)
 
 
-def test_a_verdict_costs_others_its_text_however_many_tokens_it_is_on() -> None:
-    under = Conditions(acceptance=0.5, token_s=0.01, beside_s=0.02, compute_s=0.1, price=0.2, text_price=0.6)
-    kept = [under.worth(plan) / under.rate(plan) for plan in map(Plan, range(3))]
-    assert kept == pytest.approx([0.4, 1.0 - 0.8 / 1.5, 1.0 - 1.0 / 1.75])
+def shared(steps: SharedSteps, **others: Any) -> Conditions:
+    given = {"acceptance": 0.8, "token_s": 0.01, "beside_s": 0.02, "window": 4, **others}
+    return Conditions(shared=steps, **given)
+
+
+@pytest.mark.parametrize("plan", [Plan(1), Plan(4), Plan(4, ahead=True)], ids=repr)
+def test_more_texts_make_each_slower(plan: Plan) -> None:
+    rates = [shared(replace(SIXTEEN, texts=texts)).rate(plan) for texts in (2, 4, 8, 16, 64)]
+    assert all(more < fewer for fewer, more in pairwise(rates))
+    assert 64 * rates[-1] >= 2 * rates[0]  # but all together write more
+
+
+def test_a_token_more_costs_the_steps_of_all() -> None:
+    """By itself a device would take drafts of a token to cost 4 ms; sixteen of them make a step 64 ms longer."""
+    alone = Conditions(acceptance=0.8, token_s=0.01, beside_s=0.02, compute_s=0.12, compute_token_s=0.004)
+    together = shared(SIXTEEN, beside_s=0.02)
+    assert alone.more_s(Plan(4)) == pytest.approx(0.014)
+    assert together.more_s(Plan(4)) > 0.04
+
+
+def test_where_steps_are_short_beside_the_way_a_draft_waits_for_no_other() -> None:
+    """Two texts, far away: they hardly ever meet in a step."""
+    steps = SharedSteps(texts=2, writing_s=0.02, step_s=0.01, text_s=0.005, token_s=0.001)
+    alone = Conditions(acceptance=0.8, token_s=0.01, beside_s=1.0, compute_s=0.015, compute_token_s=0.001)
+    assert shared(steps, beside_s=1.0).rate(Plan(4)) == pytest.approx(alone.rate(Plan(4)), rel=0.02)
+
+
+def test_the_answer_of_texts_that_are_waited_for_together_is_the_step_of_all() -> None:
+    """The edge holds its step for drafts that are about to come, since that is quicker than two steps."""
+    under = shared(SIXTEEN, beside_s=0.001, token_s=0.001)
+    assert under.answer_s(2) == pytest.approx(0.001 + 0.04 + 16 * (0.005 + 2 * 0.004))

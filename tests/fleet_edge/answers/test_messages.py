@@ -1,8 +1,8 @@
 from fleet_edge.answers import messages
-from fleet_edge.batching.step_cost import Slopes
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.sessions.limits import SessionLimits
+from schemas.edge_load import EdgeLoad
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from tests.support.drafts import draft, edge_session, open_message
 
@@ -10,12 +10,13 @@ from tests.support.drafts import draft, edge_session, open_message
 def test_a_grant_names_the_session_and_its_limits() -> None:
     limits = SessionLimits(max_new_tokens=20, max_draft=4, window=2, vocabulary=10, end_tokens=frozenset({9, 0, 5}))
     session = edge_session(attempt=3, resume=(4, 5), limits=limits)
-    granted = messages.opened(session, edge="edge-1", target="t" * 5000, lease_s=60.0, slopes=Slopes(0.0045, 0.00125))
+    load = EdgeLoad(texts=2, text_ms=4.5, token_ms=1.25)
+    granted = messages.opened(session, edge="edge-1", target="t" * 5000, lease_s=60.0, load=load)
     assert (granted.session, granted.attempt, granted.handle, granted.position) == (b"session1", 3, 7, 2)
     assert (granted.max_new_tokens, granted.max_draft, granted.window, granted.lease_s) == (20, 4, 2, 60.0)
     assert granted.end_tokens == (0, 5, 9)
     assert len(granted.target) == 200
-    assert (granted.text_ms, granted.token_ms) == (4.5, 1.25)
+    assert granted.load == load
 
 
 def test_sentences_are_cut_to_what_a_message_holds() -> None:

@@ -54,9 +54,9 @@ def test_where_edges_only_write_texts_alone_are_told() -> None:
     cost = StepCost(1, 8)
     for number in range(200):
         texts = 1 + number % 4
-        cost.stepped(0.010 + 0.004 * texts, texts=texts, further=0, committed=texts)
+        cost.stepped(0.010 + 0.004 * texts, texts=texts, further=0, committed=texts, verifies=False)
     assert cost.token_s is None
-    assert cost.price_to_others(4) == 0.0
+    assert (cost.parts(4).step_s, cost.parts(4).token_s) == (None, None)
     assert cost.growing_s == pytest.approx(0.010, rel=0.3)
 
 
@@ -123,6 +123,49 @@ def test_a_token_costs_what_it_does_at_the_present_load() -> None:
         cost.stepped(0.012 + 0.009 * texts + token_s * further, texts=texts, further=further, committed=texts)
     told = {}
     for texts in (1, 16):
-        cost.stepped(0.012 + 0.009 * texts, texts=texts, further=0, committed=texts)
+        cost.stepped(0.012 + 0.009 * texts, texts=texts, further=0, committed=texts, verifies=False)
         told[texts] = cost.token_s
     assert told == {1: pytest.approx(0.007, rel=0.35), 16: pytest.approx(0.001, rel=0.35)}
+
+
+def test_writing_and_verifying_are_told_apart() -> None:
+    """Texts with one token each are computed at once; drafts of various lengths take more passes."""
+    cost, rng = StepCost(1, 8), random.Random(3)
+    for number in range(400):
+        texts = rng.randrange(2, 17)
+        further = texts * rng.randrange(1, 5) if number % 2 else 0
+        seconds = 0.060 + 0.006 * texts + 0.002 * further if further else 0.020 + 0.005 * texts
+        cost.stepped(seconds, texts=texts, further=further, committed=texts, verifies=further > 0)
+    parts = cost.parts(16)
+    assert parts.writing_s == pytest.approx(0.100, rel=0.03)
+    assert parts.step_s == pytest.approx(0.060, rel=0.2)  # held back, as far as all steps say otherwise
+    assert parts.text_s == pytest.approx(0.006, rel=0.25)
+    assert parts.token_s == pytest.approx(0.002, rel=0.15)
+
+
+def test_what_steps_take_that_write_is_known_however_long_ago_they_did() -> None:
+    cost = StepCost(1, 8)
+    for number in range(50):
+        texts = 2 + number % 8
+        cost.stepped(0.020 + 0.005 * texts, texts=texts, further=0, committed=texts, verifies=False)
+    for number in range(5000):
+        texts, further = 2 + number % 8, 4 + number % 5
+        cost.stepped(0.100 + 0.010 * further, texts=texts, further=further, committed=texts)
+    assert cost.parts(8).writing_s == pytest.approx(0.060, rel=0.1)
+
+
+def test_of_a_text_by_itself_the_steps_are_told_that_had_one() -> None:
+    cost = StepCost(1, 8)
+    for number in range(400):
+        texts, further = 1 + number % 2 * 15, number % 5
+        token_s = 0.007 if texts == 1 else 0.001
+        cost.stepped(0.012 + 0.009 * texts + token_s * further, texts=texts, further=further, committed=texts)
+    assert cost.parts(1).token_s == pytest.approx(0.007, rel=0.35)
+
+
+def test_what_the_edge_guesses_right_makes_it_write_more_quickly() -> None:
+    cost = StepCost(1, 8)
+    for number in range(50):
+        texts = 2 + number % 8
+        cost.stepped(0.020 + 0.005 * texts, texts=texts, further=texts, committed=2 * texts, verifies=False)
+    assert cost.parts(8).writing_s == pytest.approx(0.030, rel=0.1)

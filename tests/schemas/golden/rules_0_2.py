@@ -21,6 +21,22 @@ _FAULT: Final = before._word(
     *("round", "internal"),
     otherwise="other",
 )
+_TIMES: Final = ("writing_ms", "step_ms", "text_ms", "token_ms")
+
+
+def _load(value: Any) -> Any:
+    if value is None:
+        return None
+    before._need(type(value) is list and len(value) >= 6, "not a load")
+    texts, *times, acceptance = value[:6]
+    known = zip(_TIMES, map(before._maybe(before._MS), times), strict=True)
+    return {
+        "texts": before._whole(1, 1 << 16)(texts),
+        **dict(known),
+        "acceptance": before._maybe(before._real(0.0, 1.0))(acceptance),
+    }
+
+
 _CHANGED: Final[Mapping[str, Mapping[str, before.Check]]] = {
     "refused": {"code": _REFUSAL, "retry_s": _RETRY_S},
     "fault": {
@@ -30,16 +46,14 @@ _CHANGED: Final[Mapping[str, Mapping[str, before.Check]]] = {
     },
     "opened": {
         "logprobs": before._whole(0, 21),
-        "token_ms": before._MS,
-        "text_ms": before._MS,
-        "acceptance": before._real(0.0, 1.0),
+        "load": _load,
     },
     "closed": {"reused": before._U32},
 }
 _ADDED: Final = {
     "refused": ("retry_s",),
     "fault": ("retry_s",),
-    "opened": ("logprobs", "token_ms", "text_ms", "acceptance"),
+    "opened": ("logprobs", "load"),
     "closed": ("reused",),
 }
 
@@ -83,7 +97,6 @@ def _read_open(payload: bytes) -> Any:
 
 _WRITE: Final = before._maybe(before._whole(0, (1 << 17) + 1))
 _BASE: Final = before._maybe(before._POSITION)
-_PRICE: Final = before._maybe(before._whole(1, 101))
 _CHAINED: Final = before._maybe(before._whole(1, 4097))
 _WRITTEN: Final = before._maybe(before._ids(1 << 17))
 _TOP: Final = before._whole(0, 21)
@@ -127,7 +140,7 @@ def _read_draft(payload: bytes) -> Any:
 
 def _read_verdict(payload: bytes) -> Any:
     verdict = before.READERS["verdict"](payload)
-    known = {"base": _BASE, "written": _WRITTEN, "price": _PRICE, "chained": _CHAINED, "logprobs": _logprobs}
+    known = {"base": _BASE, "written": _WRITTEN, "load": _load, "chained": _CHAINED, "logprobs": _logprobs}
     verdict |= _behind(payload, 1 << 20, 7, known)
     written = verdict["written"] is not None
     before._need(written is (verdict["base"] is not None), "written where, or what?")

@@ -16,7 +16,7 @@ from fleet_cli.edge.advise.simulation.messages import (
     Written,
 )
 from fleet_cli.edge.advise.simulation.scenario import Scenario
-from fleet_device.pacing.contract import DraftOutcome, EdgeHints, Pacing, Plan
+from fleet_device.pacing.contract import DraftOutcome, Pacing, Plan
 
 if TYPE_CHECKING:
     import simpy
@@ -97,8 +97,7 @@ class SimulatedDevice:
             self._send(Open(number, text))
             opened = yield from self._next()
             if isinstance(opened, Opened):
-                hints = EdgeHints(token_s=opened.token_s, text_s=opened.text_s, acceptance=opened.acceptance)
-                self._pacing.opened(hints)
+                self._pacing.note_load(opened.load)
             yield from self._write(number, text)
             text.ended_at = self._env.now
             self._counts.texts += 1
@@ -223,6 +222,7 @@ class _Writing:
 
     def _take_verdict(self, verdict: Verdict) -> None:
         draft = self._in_flight.pop(0)
+        self._pacing.note_load(verdict.load)
         self._counts.verdicts += 1
         rejected = verdict.accepted < draft.tokens
         self._counts.tested += verdict.accepted + rejected
@@ -244,7 +244,7 @@ class _Writing:
                 compute_s=verdict.compute_s,
                 opening=draft.first,
                 chances=(self._scenario.acceptance,) * draft.tokens,
-                price=verdict.price,
+                queue_s=verdict.queue_s,
                 chained=verdict.chained,
             )
         )
@@ -252,13 +252,14 @@ class _Writing:
     def _take_written(self, written: Written) -> None:
         request = self._request
         assert request is not None
+        self._pacing.note_load(written.load)
         # After a request to write on, the edge begins at the place where it was made: some of it has come before.
         new = max(0, written.base + written.tokens - self.committed)
         self._counts.pieces += 1
         self._counts.streamed += new
         if new and self._piece_at is not None:
             since_s = self._env.now - self._piece_at
-            self._pacing.streamed(new, since_s, step_s=written.compute_s, price=written.price)
+            self._pacing.streamed(new, since_s, step_s=written.compute_s)
         self._grow(new)
         until = request.base + request.tokens
         stops = request.tokens == 0

@@ -23,7 +23,9 @@ from fleet_cli.edge.advise.simulation.messages import (
 )
 from fleet_cli.edge.advise.simulation.scenario import Scenario
 from fleet_cli.edge.advise.simulation.session import Session
+from fleet_device.pacing.contract import EdgeLoad
 from fleet_edge.batching.delay import BatchingDelay
+from fleet_edge.batching.present_texts import PresentTexts
 from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.sessions.acceptance import AcceptanceByModel
 
@@ -72,7 +74,8 @@ class SimulatedEdge:
         self._cost = StepCost(max_guess=scenario.limits.max_guess)
         self._wake = env.event()
         self._acceptance = AcceptanceByModel()
-        self._last_step = 0.0, 0.0  # what it took, and its price of a token
+        self._last_step_s = 0.0
+        self._present = PresentTexts()
         self._held: dict[int, Session] = {}
         self._messages = 0  # since the last step began
         self._steps = 0
@@ -88,12 +91,13 @@ class SimulatedEdge:
         match message:
             case Open():
                 self._sessions[message.session] = Session(message.session, message.text)
-                slopes, acceptance = self._cost.slopes, self._acceptance.share(_MODEL)
-                self._tell(Opened(message.session, slopes.token_s, slopes.text_s, acceptance))
+                self._present.opened(message.session)
+                self._tell(Opened(message.session, self._load()))
             case Close():
                 self._sessions.pop(message.session, None)
                 self._held.pop(message.session, None)
                 self._delay.forget(message.session)
+                self._present.forget(message.session)
                 self._tell(Closed(message.session))
             case Draft():
                 if (session := self._sessions.get(message.session)) is not None:
@@ -184,9 +188,8 @@ class SimulatedEdge:
 
     def _step_s(self, works: list[Work]) -> float:
         verifying = [work.verified for work in works if work.verified]
-        tokens = sum(verifying) / len(verifying) if verifying else 0.0
         prompt = sum(work.prompt for work in works)
-        step_ms = self._scenario.curve.step_ms(len(verifying), tokens, prefill=prompt)
+        step_ms = self._scenario.curve.mixed_ms(verifying, prefill=prompt)
         # What the edge does for messages meanwhile takes from what computes.
         messages, self._messages = self._messages, 0
         return step_ms / 1e3 + messages * self._scenario.message_s
@@ -196,9 +199,9 @@ class SimulatedEdge:
         now = self._env.now
         outcomes = []
         verified = committed = 0
-        # Verdicts carry it in hundredths; it is that of the steps before.
-        price = round(self._cost.price_to_others(sum(bool(work.verified) for work in works)), 2)
-        self._last_step = now - began, price
+        self._last_step_s = now - began
+        self._present.stepped((work.session.key for work in works), step_s=now - began, at=now)
+        load = self._load()
         for work in works:
             session = work.session
             if session.key not in self._sessions:
@@ -211,7 +214,7 @@ class SimulatedEdge:
             if not self._awaited(session, work.chain):
                 continue
             before = session.committed
-            verdicts = session.settle(work.chain, guesses=work.guesses, at=now, compute_s=now - began, price=price)
+            verdicts = session.settle(work.chain, guesses=work.guesses, at=now, compute_s=now - began, load=load)
             for verdict in verdicts:
                 tested = min(verdict.draft.tokens, verdict.accepted + 1)
                 self._acceptance.count(_MODEL, str(session.key), tested=tested, accepted=verdict.accepted)
@@ -223,7 +226,13 @@ class SimulatedEdge:
             self._delay.stepped(now - began)
             if not any(work.prompt for work in works):
                 further = sum(max(0, work.verified - 1) for work in works)
-                self._cost.stepped(now - began, texts=len(works), further=further, committed=committed)
+                self._cost.stepped(
+                    now - began,
+                    texts=len(works),
+                    further=further,
+                    committed=committed,
+                    verifies=any(work.chain for work in works),
+                )
             self.verified += verified
             self.steps += 1
         return outcomes
@@ -261,7 +270,20 @@ class SimulatedEdge:
         if stream is None:
             return
         base, stream.sent, stream.sent_at = stream.sent, session.committed, self._env.now
-        self._tell(Written(session.key, base, session.committed - base, stream.request, *self._last_step), place=place)
+        written = Written(session.key, base, session.committed - base, stream.request, self._last_step_s, self._load())
+        self._tell(written, place=place)
+
+    def _load(self) -> EdgeLoad:
+        texts = max(1, self._present.count)
+        parts = self._cost.parts(texts)
+        return EdgeLoad(
+            texts=texts,
+            writing_s=parts.writing_s,
+            step_s=parts.step_s,
+            text_s=parts.text_s,
+            token_s=parts.token_s,
+            acceptance=self._acceptance.share(_MODEL),
+        )
 
     def _tell(self, message: ToDevice, *, place: int = 1) -> None:
         self._messages += 1

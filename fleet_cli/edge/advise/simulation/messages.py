@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleet_cli.edge.advise.service_level import Text
+from fleet_device.pacing.contract import EdgeLoad
 
 __all__ = [
     "Close",
@@ -54,15 +55,11 @@ class Opened:
 
     Attributes:
         session: Which.
-        token_s: By which one more token makes a step longer, if the edge knows.
-        text_s: Likewise one more text.
-        acceptance: Of the devices' drafts, if it knows.
+        load: Of the edge.
     """
 
     session: int
-    token_s: float | None = None
-    text_s: float | None = None
-    acceptance: float | None = None
+    load: EdgeLoad
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,7 +113,8 @@ class Verdict:
         accepted: Of its tokens.
         drawn: Tokens that the target has drawn behind them, 0 or 1.
         compute_s: The step that verified it.
-        price: What one more token costs other texts, in tokens that they are written.
+        load: Of the edge.
+        queue_s: Before that step.
         chained: Tokens of the session's other drafts that the step verified.
     """
 
@@ -125,7 +123,8 @@ class Verdict:
     accepted: int
     drawn: int
     compute_s: float
-    price: float = 0.0
+    load: EdgeLoad
+    queue_s: float = 0.0
     chained: int = 0
 
 
@@ -139,15 +138,15 @@ class Written:
         tokens: How many.
         request: That it answers.
         compute_s: Of the step that has made the last of them.
-        price: As in a verdict.
+        load: As in a verdict.
     """
 
     session: int
     base: int
     tokens: int
     request: Write
-    compute_s: float = 0.0
-    price: float = 0.0
+    compute_s: float
+    load: EdgeLoad
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from fleet_cli.edge.advise.simulation.messages import Draft, SimulatedText, Verdict, Write
+from fleet_device.pacing.contract import EdgeLoad
 
 __all__ = ["Session", "Stream"]
 
@@ -107,7 +108,7 @@ class Session:
         sent_at = -math.inf if self.stream is None else self.stream.sent_at
         self.stream = Stream(request, until=until, sent=request.base, due_at=at, sent_at=sent_at)
 
-    def settle(self, chain: list[Draft], *, guesses: int, at: float, compute_s: float, price: float) -> list[Verdict]:
+    def settle(self, chain: list[Draft], *, guesses: int, at: float, compute_s: float, load: EdgeLoad) -> list[Verdict]:
         """Commit what stands of drafts, or what the edge has written; return the verdicts on the drafts.
 
         Args:
@@ -115,7 +116,7 @@ class Session:
             guesses: Tokens that the edge has guessed, where it writes by itself.
             at: When (seconds).
             compute_s: Of the step.
-            price: Of one more token, to other texts.
+            load: Of the edge.
         """
         before, drafted = self.committed, guesses + sum(draft.tokens for draft in chain)
         verdicts = []
@@ -125,7 +126,7 @@ class Session:
             if self.stream is not None:
                 self.stream.due_at = at
         for draft in chain:
-            del self.waiting[draft.base]
+            _, came_at = self.waiting.pop(draft.base)
             stands = self.text.stands[draft.base : draft.base + draft.tokens]
             accepted = next((place for place, each in enumerate(stands) if not each), draft.tokens)
             self.committed += accepted
@@ -133,7 +134,8 @@ class Session:
             drawn = int(rejected or (not draft.more and not self.finished))
             self.committed += drawn
             chained = drafted - draft.tokens
-            verdicts.append(Verdict(self.key, draft, accepted, drawn, compute_s, price, chained))
+            queue_s = max(0.0, at - compute_s - came_at)
+            verdicts.append(Verdict(self.key, draft, accepted, drawn, compute_s, load, queue_s, chained))
             if rejected:
                 self.waiting.clear()
                 self.epoch += 1

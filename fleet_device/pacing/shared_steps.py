@@ -1,0 +1,73 @@
+"""Steps that several texts share: how long they are if all of these texts are written in the same way.
+
+They are as long as all devices together make them. What one device would gain if it alone changed its plan is then no
+guide: with sixteen texts on two cores each could gain by drafts that make all sixteen slower, and four could gain much
+if all drafted ahead, while the first to do so loses. So a plan promises what it would bring if all texts were written
+by it, which is the same for all devices that are alike: they come to one plan, the best for all of them, without a word
+among them.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+__all__ = ["SharedSteps"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedSteps:
+    """What the steps of an edge take that several texts share.
+
+    Attributes:
+        texts: How many; at least 2.
+        writing_s: A step if the edge wrote all of them by itself.
+        step_s: One that verifies drafts, however little is in it.
+        text_s: Each text in it, with its first token.
+        token_s: Each further token.
+    """
+
+    texts: int
+    writing_s: float
+    step_s: float
+    text_s: float
+    token_s: float
+
+    def waiting_s(self, tokens: int, *, outside_s: float) -> tuple[float, float]:
+        """Return what a step takes, and how long a draft waits for it, if all devices wait for each verdict.
+
+        Either the edge holds its steps until all drafts have come, or of S texts those are in a step that are not
+        outside meanwhile: S·x / (o + 1.5·x) for a step of x, since a draft comes in the middle of one on average and
+        has to wait for the next. It does what is quicker.
+
+        Args:
+            tokens: Of a draft.
+            outside_s: From the end of a step to the arrival of the next draft.
+        """
+        each_s = self.text_s + tokens * self.token_s
+        together_s = self.step_s + self.texts * each_s
+        linear = outside_s - 1.5 * self.step_s - self.texts * each_s
+        root_s = (sqrt(linear * linear + 6.0 * self.step_s * outside_s) - linear) / 3.0
+        some_s = max(root_s, self.step_s + each_s)
+        wait_s = some_s / 2 * min(1.0, self.texts * some_s / (outside_s + 1.5 * some_s))
+        return (together_s, 0.0) if together_s <= some_s + wait_s else (some_s, wait_s)
+
+    def ahead_s(self, tokens: int, *, token_s: float, window: int, present: float) -> float:
+        """Return what a step takes if all texts are drafted ahead: all that came meanwhile is in it.
+
+        Args:
+            tokens: Of a draft.
+            token_s: Time to draft a token.
+            window: Most drafts under way.
+            present: Share of the texts that are in a step.
+        """
+        drafting_s = tokens * token_s
+        each_s = self.text_s + tokens * self.token_s
+        # A step shorter than it takes to draft has only some texts in it, as many the longer it is.
+        some = present * self.texts * each_s / drafting_s if drafting_s else 1.0
+        step_s = max(self.step_s + each_s, self.step_s / (1.0 - some) if some < 1.0 else float("inf"))
+        if step_s <= drafting_s:
+            return step_s
+        texts = max(1.0, present * self.texts)
+        least_s = self.step_s + texts * self.text_s
+        of_each = texts * self.token_s
+        drafted = least_s / (token_s - of_each) if token_s > of_each else float("inf")
+        return least_s + of_each * min(window * tokens, max(tokens, drafted))

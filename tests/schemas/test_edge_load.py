@@ -1,0 +1,30 @@
+import pytest
+
+from schemas.edge_load import EdgeLoad
+
+TOLD = EdgeLoad(texts=8, writing_ms=60.0, step_ms=30.0, text_ms=5.0, token_ms=2.0)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"texts": 11}, {"texts": 5}, {"writing_ms": 81.0}, {"token_ms": 1.4}, {"step_ms": None}]
+)
+def test_what_has_changed_by_a_quarter_is_news(changed: dict[str, float | None]) -> None:
+    now = TOLD.model_copy(update=changed)
+    assert now.differs(TOLD)
+    assert TOLD.differs(now)
+
+
+def test_what_has_changed_by_little_is_not() -> None:
+    assert not TOLD.model_copy(update={"texts": 7, "writing_ms": 66.0, "token_ms": 1.6}).differs(TOLD)
+    assert not TOLD.differs(TOLD)
+    assert not EdgeLoad(texts=1).differs(EdgeLoad(texts=1))
+
+
+def test_that_a_text_is_no_longer_by_itself_is_always_news() -> None:
+    assert EdgeLoad(texts=2).differs(EdgeLoad(texts=1))
+
+
+def test_of_what_is_nothing_a_little_is_news() -> None:
+    assert TOLD.model_copy(update={"token_ms": 0.0}).differs(TOLD)
+    nothing = TOLD.model_copy(update={"token_ms": 0.0})
+    assert not nothing.differs(nothing)
