@@ -59,7 +59,7 @@ _SHARED_LENGTHS: Final = (0, 1, 2, 4, 8, 16)
 little they differ in what they have measured. Texts with equally many tokens are computed at once, and others not."""
 
 _SURELY: Final = 1.07
-"""By how much drafts must promise more than what the edge writes by itself: their promise is reckoned, the edge's pace was
+"""By how much drafts must promise more than what the edge writes by itself: what they promise is reckoned, its pace was
 measured; and where texts share steps, who drafts slows down all others."""
 
 _SHARED_STAY: Final = 1.05
