@@ -48,7 +48,7 @@ MAX_VERDICT_BYTES: Final = 1 << 20
 _DRAFT_FIELDS = 9
 _VERDICT_FIELDS = 7
 _LOGPROBS_FIELDS = 3
-_LOAD_FIELDS = 6
+_LOAD_FIELDS = 7
 
 M = TypeVar("M", bound=BaseModel)
 _REPLY: TypeAdapter[SessionReply] = TypeAdapter(SessionReply)
@@ -271,14 +271,14 @@ def _pack_load(load: EdgeLoad | None) -> object:
     if load is None:
         return None
     times = (load.writing_ms, load.step_ms, load.text_ms, load.token_ms, load.acceptance)
-    return [load.texts, *(None if each is None else _half(each) for each in times)]
+    return [load.texts, *(None if each is None else _half(each) for each in times), load.free]
 
 
 def _unpack_load(packed: object) -> object:
     if packed is None:
         return None
     if not isinstance(packed, list) or len(packed) < _LOAD_FIELDS:
-        raise MalformedMessage("The edge's load is not an array of six.")
+        raise MalformedMessage("The edge's load is not an array of seven.")
     return dict(zip(EdgeLoad.model_fields, packed, strict=False))
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.bounds import Milliseconds
+from schemas.bounds import MAX_DRAFT, Milliseconds
 
 __all__ = ["EdgeLoad"]
 
@@ -25,6 +25,8 @@ class EdgeLoad(BaseModel):
         token_ms: By how much each further token of a text does.
         acceptance: Of tokens drafted with the receiver's draft model, the share that was accepted lately here, as the
             median of its devices; None while too little is known.
+        free: Further tokens of the receiver's text that cost nothing: a text that is to repeat, to the bit, may be
+            computed in no fewer.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -35,6 +37,7 @@ class EdgeLoad(BaseModel):
     text_ms: Milliseconds | None = None
     token_ms: Milliseconds | None = None
     acceptance: Annotated[float, Field(ge=0.0, le=1.0, strict=True)] | None = None
+    free: Annotated[int, Field(ge=0, le=MAX_DRAFT, strict=True)] = 0
 
     def differs(self, told: "EdgeLoad") -> bool:
         """Whether it is worth telling a device that was told another one."""

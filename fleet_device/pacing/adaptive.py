@@ -11,11 +11,11 @@ from fleet_device.drafters.suffix.prospect import Prospect
 from fleet_device.pacing.contract import STREAMED, Choice, DraftOutcome, EdgeLoad, Plan
 from fleet_device.pacing.estimates import Acceptance, Confidence, Times, Trend
 from fleet_device.pacing.explanation import explain
+from fleet_device.pacing.ranking import STAY, WORTH, best_plan
 from fleet_device.pacing.repetition import best_repetition
-from fleet_device.pacing.shared_steps import SharedSteps
 from fleet_device.pacing.throughput import Conditions
 
-__all__ = ["AdaptivePacing", "best_plan"]
+__all__ = ["AdaptivePacing"]
 
 _FIRST: Final = 4
 """Draft length before anything has been measured."""
@@ -24,12 +24,6 @@ _OUTCOMES: Final = 3
 """Outcomes with an answer time, before they are acted on."""
 
 _LONGEST: Final = 16
-_WORTH: Final = 0.98
-"""A plan nearly as good as the best will do if it is shorter or waits: others share the edge."""
-
-_STAY: Final = 1.01
-"""By how much the last plan is favoured, so that noise does not change it."""
-
 _UNTRIED: Final = 0.95
 """What a plan to draft ahead counts for before that was tried: it may slow down what it was reckoned with."""
 
@@ -54,17 +48,9 @@ _MOST_PATIENCE: Final = 24.0
 _TRIAL: Final = 3
 """Drafts of a trial that may well be better than having the edge write: one tells little, and to turn costs time."""
 
-_SHARED_LENGTHS: Final = (0, 1, 2, 4, 8, 16)
-"""Draft lengths where other texts are in the edge's steps: of devices that are alike each chooses the same one, however
-little they differ in what they have measured. Texts with equally many tokens are computed at once, and others not."""
-
 _SURELY: Final = 1.07
 """By how much drafts must promise more than what the edge writes by itself: what they promise is reckoned, its pace was
 measured; and where texts share steps, who drafts slows down all others."""
-
-_SHARED_STAY: Final = 1.05
-_SHARED_WORTH: Final = 0.94
-"""Likewise `_STAY` and `_WORTH`: whose plan differs from that of others slows down all, its own text too."""
 
 _STRETCH: Final = 2
 """How many times the draft length that pays on average a draft may have, where it may end sooner."""
@@ -129,13 +115,13 @@ class AdaptivePacing:
         trial, between = divmod(self._plans, _EXPLORE)
         if between:
             # Where others share the steps, all keep to one length.
-            alike = best.ahead or self._shared is not None
+            alike = best.ahead or self._load.shared is not None
             return best if alike else self._stretched(best, waiting, longest=longest)
         if self.stream is None and trial % _TURN == _TURN // 2:
             return Plan(_FIRST_STREAMED, stream=True)
         if self.ahead is None and trial % _TURN == 0:
             return best_plan(waiting, drafting_ahead, longest=longest, ahead=not best.ahead)
-        step = 0 if self._shared is not None else 1 if trial % 2 else -1
+        step = 0 if self._load.shared is not None else 1 if trial % 2 else -1
         return Plan(max(int(best.ahead), min(longest, best.tokens + step)), best.ahead)
 
     def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
@@ -148,7 +134,8 @@ class AdaptivePacing:
         if prospect.alone and not plan.stream:
             plan, own = Plan(0), waiting  # what is to be drafted else
         if plan.stream:
-            rate = 1.0 / self._streamed_s() if self._streamed.known else float("inf")
+            streamed_s = self._streamed_s()
+            rate = 1.0 / streamed_s if streamed_s else float("inf")
         else:
             rate = own.rate(replace(plan, tokens=self._typical) if plan.may_stop else plan)
         return (
@@ -240,8 +227,8 @@ class AdaptivePacing:
         """
         if self.stream is not None or not self._streamed.known:
             return None
-        stay = _STAY if self._last is not None and self._last.stream else 1.0
-        if _WORTH * conditions.rate(best) * self._streamed_s() > stay * _SURELY:
+        stay = STAY if self._last is not None and self._last.stream else 1.0
+        if WORTH * conditions.rate(best) * self._streamed_s() > stay * _SURELY:
             self._patience = _EXPLORE_STREAMING
             return None
         # What drafting would bring is old, or of few tokens: it is tried again, the more rarely the less may be hoped
@@ -251,7 +238,7 @@ class AdaptivePacing:
             self._trying -= 1
             return trial
         self._untried += 1.0
-        under = replace(conditions, acceptance=self._acceptance.hoped if self._shared is None else self._rate)
+        under = replace(conditions, acceptance=self._acceptance.hoped if self._load.shared is None else self._rate)
         hoped = under.rate(trial) * self._streamed_s()
         if not self._writing:
             self._begin_writing()
@@ -277,32 +264,18 @@ class AdaptivePacing:
         return Conditions(
             acceptance=self._rate,
             token_s=times.token.at(0),
-            beside_s=max(_INSTANT_S, times.beside.at(0) + (0.0 if self._shared else times.queue.at(0))),
+            beside_s=max(_INSTANT_S, times.beside.at(0) + (0.0 if self._load.shared else times.queue.at(0))),
             beside_token_s=times.beside.slope,
             compute_s=max(0.0, compute_s),
             compute_token_s=compute_token_s,
             window=window,
-            shared=self._shared,
+            shared=self._load.shared,
         )
 
     @property
     def _rate(self) -> float:
         """How likely a draft token is accepted; where texts share steps, of all devices with the draft model."""
-        return self._acceptance.rate if self._shared is None else self._acceptance.common
-
-    @property
-    def _shared(self) -> SharedSteps | None:
-        """What the edge's steps take, if other texts are in them and it has said so."""
-        load = self._load
-        if load.alone or load.writing_s is None or load.step_s is None or load.text_s is None or load.token_s is None:
-            return None
-        return SharedSteps(
-            texts=load.texts,
-            writing_s=load.writing_s,
-            step_s=load.step_s,
-            text_s=load.text_s,
-            token_s=load.token_s,
-        )
+        return self._acceptance.rate if self._load.shared is None else self._acceptance.common
 
     @property
     def _writing(self) -> bool:
@@ -352,8 +325,8 @@ class AdaptivePacing:
         have. And it is no more than an empty draft takes, which brings a token as well, and has to be asked for.
         """
         measured = self._streamed.at(0)
-        if measured and self._shared is not None:
-            return self._shared.writing_s
+        if measured and self._load.shared is not None:
+            return self._load.shared.writing_s
         if self._writing or self._way is None or not measured:
             return measured
         return min(measured * self._step_ratio(), self.conditions(self._window).answer_s(0))
@@ -387,38 +360,3 @@ class AdaptivePacing:
             beside_s = outcome.answer_s - outcome.compute_s - outcome.queue_s - late_s
             times.beside.add(max(0.0, beside_s), tokens=outcome.tokens)
             times.queue.add(outcome.queue_s)
-
-
-def best_plan(
-    waiting: Conditions,
-    drafting_ahead: Conditions,
-    *,
-    longest: int,
-    ahead: bool | None = None,
-    last: Plan | None = None,
-    trust: float = 1.0,
-) -> Plan:
-    """Return the plan to follow.
-
-    Args:
-        waiting: The conditions while the device waits for each verdict.
-        drafting_ahead: The conditions while it does not.
-        longest: Most tokens of a draft.
-        ahead: Whether to draft ahead of the verdict; None leaves it open.
-        last: The plan followed so far.
-        trust: What the rates of drafting ahead are multiplied by.
-    """
-    rates: dict[Plan, float] = {}
-    lengths: Sequence[int] = range(longest + 1)
-    if waiting.shared is not None:
-        lengths = [tokens for tokens in _SHARED_LENGTHS if tokens <= longest]
-    if not ahead or not longest:
-        rates |= {plan: waiting.rate(plan) for plan in map(Plan, lengths)}
-    if ahead is not False:
-        plans = (Plan(tokens, ahead=True) for tokens in lengths if tokens)
-        rates |= {plan: trust * drafting_ahead.rate(plan) for plan in plans}
-    if last in rates:
-        rates[last] *= _STAY if waiting.shared is None else _SHARED_STAY
-    enough = (_WORTH if waiting.shared is None else _SHARED_WORTH) * max(rates.values())
-    # Those that wait come first, and the shortest of each kind.
-    return next(plan for plan, rate in rates.items() if rate >= enough)

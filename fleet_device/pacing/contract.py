@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol
 
 from fleet_device.drafters.suffix.prospect import Prospect
+from fleet_device.pacing.shared_steps import SharedSteps
 
 __all__ = ["STREAMED", "Choice", "DraftOutcome", "EdgeLoad", "FixedPacing", "Pacing", "Plan"]
 
@@ -13,6 +14,8 @@ PlanName = Literal["stream", "draft", "ahead"]
 STREAMED: Final = 32
 """Tokens that an edge is asked to write at a time. It is asked again when half of them have come, so that it need not
 pause on a line over which fewer are under way; and no more than these are written for a device that has gone."""
+
+_INSTANT_S: Final = 1e-6
 
 _FAIR: Final = 0.7
 """Acceptance rate of a draft model, where none is measured."""
@@ -68,6 +71,7 @@ class EdgeLoad:
         text_s: By how much each text makes a step longer, with its first token.
         token_s: By how much each further token of a text does.
         acceptance: Of tokens of such a draft model, the share that it has accepted lately, from all its devices.
+        free: Further tokens of a text that cost nothing.
     """
 
     texts: int = 1
@@ -76,11 +80,26 @@ class EdgeLoad:
     text_s: float | None = None
     token_s: float | None = None
     acceptance: float | None = None
+    free: int = 0
 
     @property
     def alone(self) -> bool:
         """Whether there is no other text."""
         return self.texts == 1
+
+    @property
+    def shared(self) -> SharedSteps | None:
+        """What steps take that several texts share, if they do and the edge has said so."""
+        if self.alone or self.writing_s is None or self.step_s is None or self.text_s is None or self.token_s is None:
+            return None
+        return SharedSteps(
+            texts=self.texts,
+            writing_s=max(_INSTANT_S, self.writing_s),
+            step_s=self.step_s,
+            text_s=self.text_s,
+            token_s=self.token_s,
+            free=self.free,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,4 +173,5 @@ def _load(told: edge_load.EdgeLoad) -> EdgeLoad:
         text_s=text_s,
         token_s=token_s,
         acceptance=told.acceptance,
+        free=told.free,
     )

@@ -23,6 +23,7 @@ class SharedSteps:
         step_s: One that verifies drafts, however little is in it.
         text_s: Each text in it, with its first token.
         token_s: Each further token.
+        free: Further tokens of a text that cost nothing.
     """
 
     texts: int
@@ -30,6 +31,7 @@ class SharedSteps:
     step_s: float
     text_s: float
     token_s: float
+    free: int = 0
 
     def waiting_s(self, tokens: int, *, outside_s: float) -> tuple[float, float]:
         """Return what a step takes, and how long a draft waits for it, if all devices wait for each verdict.
@@ -42,7 +44,7 @@ class SharedSteps:
             tokens: Of a draft.
             outside_s: From the end of a step to the arrival of the next draft.
         """
-        each_s = self.text_s + tokens * self.token_s
+        each_s = self._text_s(tokens)
         together_s = self.step_s + self.texts * each_s
         linear = outside_s - 1.5 * self.step_s - self.texts * each_s
         root_s = (sqrt(linear * linear + 6.0 * self.step_s * outside_s) - linear) / 3.0
@@ -60,14 +62,18 @@ class SharedSteps:
             present: Share of the texts that are in a step.
         """
         drafting_s = tokens * token_s
-        each_s = self.text_s + tokens * self.token_s
+        each_s = self._text_s(tokens)
         # A step shorter than it takes to draft has only some texts in it, as many the longer it is.
         some = present * self.texts * each_s / drafting_s if drafting_s else 1.0
         step_s = max(self.step_s + each_s, self.step_s / (1.0 - some) if some < 1.0 else float("inf"))
         if step_s <= drafting_s:
             return step_s
         texts = max(1.0, present * self.texts)
-        least_s = self.step_s + texts * self.text_s
+        least_s = self.step_s + texts * (self.text_s - self.free * self.token_s)
         of_each = texts * self.token_s
-        drafted = least_s / (token_s - of_each) if token_s > of_each else float("inf")
-        return least_s + of_each * min(window * tokens, max(tokens, drafted))
+        drafted = max(0.0, least_s) / (token_s - of_each) if token_s > of_each else float("inf")
+        return self.step_s + texts * self._text_s(min(window * tokens, max(tokens, drafted)))
+
+    def _text_s(self, tokens: float) -> float:
+        """Return by how much a text makes a step longer with so many tokens of a draft."""
+        return self.text_s + max(0.0, tokens - self.free) * self.token_s

@@ -343,7 +343,9 @@ class Answers:
 
     def _load(self, session: EdgeSession) -> EdgeLoad:
         share = self.acceptance.share(session.draft_model)
-        return self.load().model_copy(update={"acceptance": None if share is None else round(share, 3)})
+        load = self.load()
+        acceptance = None if share is None else round(share, 3)
+        return load.model_copy(update={"acceptance": acceptance, "free": load.free * session.policy.repeats})
 
     def _load_news(self, session: EdgeSession) -> EdgeLoad | None:
         """Return what the edge does at present, if its device was told otherwise."""

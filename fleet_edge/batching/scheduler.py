@@ -114,6 +114,7 @@ class Scheduler:
             step_ms=_ms(parts.step_s),
             text_ms=_ms(parts.text_s),
             token_ms=_ms(parts.token_s),
+            free=self._cost.least - 1,
         )
 
     @property

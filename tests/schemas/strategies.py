@@ -1,5 +1,7 @@
 """Random valid messages."""
 
+from typing import Any
+
 from hypothesis import strategies as st
 
 from schemas.bounds import MAX_DRAFT, MAX_WINDOW
@@ -91,9 +93,9 @@ def logprobs(draw: st.DrawFn) -> Logprobs:
 
 
 def loads(times: st.SearchStrategy[float]) -> st.SearchStrategy[EdgeLoad]:
-    known = dict.fromkeys(("writing_ms", "step_ms", "text_ms", "token_ms"), st.none() | times)
-    shares = st.none() | st.floats(0, 1, width=16)
-    return st.builds(EdgeLoad, texts=st.integers(1, (1 << 16) - 1), acceptance=shares, **known)
+    known: dict[str, Any] = dict.fromkeys(("writing_ms", "step_ms", "text_ms", "token_ms"), st.none() | times)
+    known |= {"acceptance": st.none() | st.floats(0, 1, width=16), "free": st.integers(0, MAX_DRAFT)}
+    return st.builds(EdgeLoad, texts=st.integers(1, (1 << 16) - 1), **known)
 
 
 def verdicts() -> st.SearchStrategy[Verdict]:

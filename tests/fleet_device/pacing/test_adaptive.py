@@ -2,13 +2,16 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet_device.pacing.adaptive import AdaptivePacing, best_plan
+from fleet_device.drafters.suffix.prospect import Prospect
+from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import DraftOutcome, EdgeLoad, Plan
+from fleet_device.pacing.ranking import best_plan
 from fleet_device.pacing.shared_steps import SharedSteps
 from fleet_device.pacing.throughput import Conditions
 
@@ -599,3 +602,37 @@ def test_the_choice_is_told_with_what_the_other_ways_promise() -> None:
     pacing = AdaptivePacing(ahead=False, stream=None)
     live_with_streaming(pacing, 60, acceptance=0.97, streamed_s=0.2, **place)
     assert pacing.choice().plan == "draft"
+
+
+TIMES = st.none() | st.just(0.0) | st.floats(0.0, 65.0)
+LOADS = st.builds(
+    EdgeLoad,
+    texts=st.integers(1, (1 << 16) - 1),
+    writing_s=TIMES,
+    step_s=TIMES,
+    text_s=TIMES,
+    token_s=TIMES,
+    acceptance=st.none() | st.floats(0.0, 1.0),
+    free=st.integers(0, 16),
+)
+OUTCOMES = st.tuples(st.integers(0, 16), st.floats(0.0, 1.0), st.booleans(), st.floats(0.0, 10.0), st.floats(0.0, 10.0))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.none() | LOADS, OUTCOMES), min_size=1, max_size=30), st.sampled_from([None, False]))
+def test_whatever_an_edge_says_of_itself_a_plan_is_made(events: list[Any], stream: bool | None) -> None:
+    pacing = AdaptivePacing(stream=stream)
+    prospect = Prospect(stands=(0.9, 0.8, 0.7), token_s=0.0001, catch_up_s=0.001)
+    for load, (tokens, share, ahead, answer_s, compute_s) in events:
+        if load is not None:
+            pacing.note_load(load)
+        plan = pacing.plan(longest=LONGEST, window=WINDOW)
+        assert plan.stream or 0 <= plan.tokens <= LONGEST
+        weighed = pacing.weigh(plan, prospect, longest=LONGEST, window=WINDOW)
+        assert weighed.stream or 0 <= weighed.tokens <= LONGEST
+        assert pacing.choice().reason
+        if plan.stream:
+            pacing.streamed(tokens, answer_s, step_s=compute_s)
+        else:
+            outcome = verified(Plan(tokens), int(share * tokens), compute_s)
+            pacing.learn(replace(outcome, ahead=ahead, answer_s=answer_s, queue_s=compute_s / 2))

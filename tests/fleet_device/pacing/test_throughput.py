@@ -128,3 +128,11 @@ def test_the_answer_of_texts_that_are_waited_for_together_is_the_step_of_all() -
     """The edge holds its step for drafts that are about to come, since that is quicker than two steps."""
     under = shared(SIXTEEN, beside_s=0.001, token_s=0.001)
     assert under.answer_s(2) == pytest.approx(0.001 + 0.04 + 16 * (0.005 + 2 * 0.004))
+
+
+def test_tokens_that_are_computed_anyway_cost_nothing() -> None:
+    free = replace(SIXTEEN, free=1)
+    for plan in (Plan(1), Plan(1, ahead=True)):
+        assert shared(free).rate(plan) > shared(SIXTEEN).rate(plan)
+    assert shared(free, beside_s=0.001, token_s=0.001).answer_s(1) == pytest.approx(0.001 + 0.04 + 16 * 0.005)
+    assert shared(free).rate(Plan(0)) == shared(SIXTEEN).rate(Plan(0))

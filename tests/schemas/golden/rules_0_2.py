@@ -27,13 +27,14 @@ _TIMES: Final = ("writing_ms", "step_ms", "text_ms", "token_ms")
 def _load(value: Any) -> Any:
     if value is None:
         return None
-    before._need(type(value) is list and len(value) >= 6, "not a load")
-    texts, *times, acceptance = value[:6]
+    before._need(type(value) is list and len(value) >= 7, "not a load")
+    texts, *times, acceptance, free = value[:7]
     known = zip(_TIMES, map(before._maybe(before._MS), times), strict=True)
     return {
         "texts": before._whole(1, 1 << 16)(texts),
         **dict(known),
         "acceptance": before._maybe(before._real(0.0, 1.0))(acceptance),
+        "free": before._whole(0, 65)(free),
     }
 
 

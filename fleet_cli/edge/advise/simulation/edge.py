@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = ["SimulatedEdge", "Work"]
 
+_REPEATS: Final = "llama.cpp"
+_LEAST: Final = 2
+"""The engine whose texts are computed in no fewer tokens where they are to repeat, to the bit, as coupled ones are."""
+
 _MODEL: Final = "the draft model that all devices have"
 
 
@@ -71,7 +75,8 @@ class SimulatedEdge:
         self._send = send
         self._sessions: dict[int, Session] = {}
         self._delay = BatchingDelay(scenario.limits.gather_share)
-        self._cost = StepCost(max_guess=scenario.limits.max_guess)
+        repeats = scenario.curve.engine == _REPEATS and scenario.curve.mode == "coupled"
+        self._cost = StepCost(_LEAST if repeats else 1, max_guess=scenario.limits.max_guess)
         self._wake = env.event()
         self._acceptance = AcceptanceByModel()
         self._last_step_s = 0.0
@@ -225,7 +230,7 @@ class SimulatedEdge:
         if verified:
             self._delay.stepped(now - began)
             if not any(work.prompt for work in works):
-                further = sum(max(0, work.verified - 1) for work in works)
+                further = sum(max(0, work.verified - self._cost.least) for work in works)
                 self._cost.stepped(
                     now - began,
                     texts=len(works),
@@ -283,6 +288,7 @@ class SimulatedEdge:
             text_s=parts.text_s,
             token_s=parts.token_s,
             acceptance=self._acceptance.share(_MODEL),
+            free=self._cost.least - 1,
         )
 
     def _tell(self, message: ToDevice, *, place: int = 1) -> None:
