@@ -17,6 +17,7 @@ STREAM: Final = "stream"
 
 PLANS: Final[Mapping[str, Callable[[], Pacing]]] = MappingProxyType(
     {
+        "1": lambda: FixedPacing(1),
         "2": lambda: FixedPacing(2),
         "4": lambda: FixedPacing(4),
         "8": lambda: FixedPacing(8),

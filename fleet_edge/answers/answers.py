@@ -14,6 +14,7 @@ from dssd.downlink import Form, choose_form
 from fleet_edge.answers import messages
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import EndCause, Recorder
+from fleet_edge.answers.told_loads import ToldLoads
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, OpenRefused
@@ -67,6 +68,7 @@ class Answers:
         padding: Verdicts are filled up to a multiple of so many bytes; 0 leaves them as they are.
         load: Asked what the edge does at present.
         acceptance: Of each draft model.
+        loads: What devices are told of the edge's load.
     """
 
     edge: str
@@ -81,6 +83,7 @@ class Answers:
     padding: int = 0
     load: Callable[[], EdgeLoad] = lambda: EdgeLoad(texts=1)
     acceptance: AcceptanceByModel = field(default_factory=AcceptanceByModel)
+    loads: ToldLoads = field(default_factory=ToldLoads)
 
     # Opens
 
@@ -99,7 +102,7 @@ class Answers:
 
     def opened_again(self, session: EdgeSession) -> None:
         """Give the same grant again to an Open that was delivered twice; nothing new begins."""
-        session.told_load = self._load(session)
+        session.told_load = self.loads.of(session, self.load(), self.acceptance)
         granted = messages.opened(
             session,
             edge=self.edge,
@@ -341,16 +344,10 @@ class Answers:
         self.recorder.judged(session, result, timing, form=_kind(result, form), downlink_bytes=len(payload))
         return payload
 
-    def _load(self, session: EdgeSession) -> EdgeLoad:
-        share = self.acceptance.share(session.draft_model)
-        load = self.load()
-        acceptance = None if share is None else round(share, 3)
-        return load.model_copy(update={"acceptance": acceptance, "free": load.free * session.policy.repeats})
-
     def _load_news(self, session: EdgeSession) -> EdgeLoad | None:
         """Return what the edge does at present, if its device was told otherwise."""
-        load = self._load(session)
-        if session.told_load is not None and not load.differs(session.told_load):
+        load = self.loads.of(session, self.load(), self.acceptance)
+        if load is session.told_load:
             return None
         session.told_load = load
         return load

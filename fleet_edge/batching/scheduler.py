@@ -87,6 +87,7 @@ class Scheduler:
         self._background = background or BackgroundWork()
         self._cost = StepCost(verifier.info.least_tokens, max_guess)
         self._present = PresentTexts()
+        self._load: EdgeLoad | None = None  # until something changes
         self._goal = goal or VerdictGoal()
         self._committed = 0  # by steps since the last that was measured
         self._kv_share = kv_share
@@ -105,17 +106,19 @@ class Scheduler:
         return self._verifier.info
 
     def load(self) -> EdgeLoad:
-        """Return what is done at present, and what steps take."""
-        texts = max(1, self._present.count)
-        parts = self._cost.parts(texts)
-        return EdgeLoad(
-            texts=min(texts, _MOST_TEXTS),
-            writing_ms=_ms(parts.writing_s),
-            step_ms=_ms(parts.step_s),
-            text_ms=_ms(parts.text_s),
-            token_ms=_ms(parts.token_s),
-            free=self._cost.least - 1,
-        )
+        """Return what is done at present, and what steps take; the same object until that changes."""
+        if self._load is None:
+            texts = max(1, self._present.count)
+            parts = self._cost.parts(texts)
+            self._load = EdgeLoad(
+                texts=min(texts, _MOST_TEXTS),
+                writing_ms=_ms(parts.writing_s),
+                step_ms=_ms(parts.step_s),
+                text_ms=_ms(parts.text_s),
+                token_ms=_ms(parts.token_s),
+                free=self._cost.least - 1,
+            )
+        return self._load
 
     @property
     def memory(self) -> "KvMemory":
@@ -147,6 +150,7 @@ class Scheduler:
         """A session begins."""
         tokens = tuple(session.tokens)
         self._present.opened(session.handle)
+        self._load = None
         self._between_steps(lambda: self._open(session, tokens))
 
     def arrived(self, session: EdgeSession, *, at: float) -> None:
@@ -174,6 +178,7 @@ class Scheduler:
         self._prefill_log.forget(session.handle)
         self._turns.end(session.handle)
         self._present.forget(session.handle)
+        self._load = None
         self._between_steps(lambda: self._verifier.close(session.handle))
 
     def busy_s(self, *, now: float) -> float:
@@ -239,6 +244,7 @@ class Scheduler:
         self._measure(batch, step)
         present = (work.session.handle for work in batch.works)
         self._present.stepped(present, step_s=step.ended - step.started, at=step.ended)
+        self._load = None
         waits = [
             self._prefill_log.timing(arrived, step).queue_ms
             for work in batch.verifications
