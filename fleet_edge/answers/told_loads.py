@@ -1,4 +1,4 @@
-"""Told loads: what devices are told of the edge's load, and when: where it has changed by so much that it is worth it."""
+"""Told loads: what devices are told of the edge's load, and when: where it has changed enough to be worth it."""
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
