@@ -345,7 +345,12 @@ class Answers:
         return payload
 
     def _load_news(self, session: EdgeSession) -> EdgeLoad | None:
-        """Return what the edge does at present, if its device was told otherwise."""
+        """Return what the edge does at present, if its device was told otherwise.
+
+        Where verdicts are filled up to one size, an Opened alone tells: it would make some of them longer.
+        """
+        if self.padding:
+            return None
         load = self.loads.of(session, self.load(), self.acceptance)
         if load is session.told_load:
             return None
