@@ -112,37 +112,6 @@ class _Steps:
 
 
 @dataclass(slots=True)
-class _Writing:
-    """Sums over steps that have verified no draft: a line over the number of texts, and what guesses bring."""
-
-    weight: float = 0.0
-    texts: float = 0.0
-    seconds: float = 0.0
-    texts_texts: float = 0.0
-    texts_seconds: float = 0.0
-    committed: float = 0.0
-
-    def add(self, seconds: float, *, texts: int, committed: int) -> None:
-        """A step took so long."""
-        self.weight = _KEPT_COST * self.weight + 1.0
-        self.texts = _KEPT_COST * self.texts + texts
-        self.seconds = _KEPT_COST * self.seconds + seconds
-        self.texts_texts = _KEPT_COST * self.texts_texts + texts * texts
-        self.texts_seconds = _KEPT_COST * self.texts_seconds + texts * seconds
-        self.committed = _KEPT_COST * self.committed + max(texts, committed)
-
-    def token_s(self, texts: int) -> float | None:
-        """Return the time for a token of each of so many texts; None before the first step."""
-        if self.weight <= 0.0:
-            return None
-        mean, seconds = self.texts / self.weight, self.seconds / self.weight
-        spread = self.texts_texts / self.weight - mean * mean + _STIFFNESS / self.weight
-        text_s = (self.texts_seconds / self.weight - mean * seconds) / spread
-        step_s = seconds + min(max(0.0, text_s), seconds / mean) * (texts - mean)
-        return step_s * self.texts / self.committed
-
-
-@dataclass(slots=True)
 class StepCost:
     """What steps take.
 
@@ -154,7 +123,8 @@ class StepCost:
     least: int = 1
     max_guess: int = 1
     _all: _Steps = field(default_factory=_Steps)
-    _writing: _Writing = field(default_factory=_Writing)
+    _writing: _Steps = field(default_factory=_Steps)  # that have verified no draft
+    _written: float = 0.0  # tokens by which texts have grown in these
     _verifying: _Steps = field(default_factory=_Steps)
     _alike: dict[int, _Steps] = field(default_factory=dict)  # by the load, doubled from one to the next
     _load: int = 0  # of the latest step
@@ -172,7 +142,8 @@ class StepCost:
             verifies: Whether it verified any draft.
         """
         if not verifies:
-            self._writing.add(seconds, texts=texts, committed=committed)
+            self._writing.add(seconds, texts=texts, further=0)
+            self._written = _KEPT_COST * self._written + max(texts, committed)
         self._load = texts.bit_length()
         alike = self._alike.setdefault(self._load, _Steps())
         for steps in (self._all, alike, self._verifying) if verifies else (self._all, alike):
@@ -185,10 +156,19 @@ class StepCost:
         if texts <= 1:
             return self._alike[1].slopes(self._all.slopes()) if 1 in self._alike else self._all.slopes()
         parts = self._verifying.slopes(self._all.slopes())
-        writing_s = self._writing.token_s(texts)
+        writing_s = self._writing_s(texts)
         if writing_s is None and parts.step_s is not None and parts.text_s is not None:
             writing_s = parts.step_s + texts * parts.text_s
         return replace(parts, writing_s=writing_s)
+
+    def _writing_s(self, texts: int) -> float | None:
+        """Return the time for a token of each text where the edge writes so many; None before it ever has."""
+        steps = self._writing
+        if steps.weight <= 0.0:
+            return None
+        text_s = steps.slopes().text_s or 0.0
+        step_s = (steps.seconds + text_s * (texts * steps.weight - steps.texts)) / steps.weight
+        return step_s * steps.texts / self._written  # less than a step where guesses are right
 
     @property
     def token_s(self) -> float | None:

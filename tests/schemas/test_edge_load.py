@@ -1,6 +1,8 @@
 import pytest
 
+from schemas.codec import encode_verdict
 from schemas.edge_load import EdgeLoad
+from schemas.messages import Verdict
 
 TOLD = EdgeLoad(texts=8, writing_ms=60.0, step_ms=30.0, text_ms=5.0, token_ms=2.0)
 
@@ -28,3 +30,10 @@ def test_of_what_is_nothing_a_little_is_news() -> None:
     assert TOLD.model_copy(update={"token_ms": 0.0}).differs(TOLD)
     nothing = TOLD.model_copy(update={"token_ms": 0.0})
     assert not nothing.differs(nothing)
+
+
+def test_a_load_is_24_bytes_at_most() -> None:
+    verdict = Verdict(handle=7, round=3, accepted=2, next=5)
+    most = EdgeLoad(texts=65535, writing_ms=123.4, step_ms=41.3, text_ms=5.6, token_ms=3.3, acceptance=0.71, free=64)
+    told = verdict.model_copy(update={"load": most})
+    assert len(encode_verdict(told)) - len(encode_verdict(verdict)) <= 24
