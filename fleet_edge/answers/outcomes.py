@@ -38,7 +38,7 @@ class Outcome:
     @property
     def written(self) -> bool:
         """Whether it is what the edge has written by itself."""
-        return self.fault is None and self.work.chain[0].draft.write is not None
+        return self.fault is None and self.work.writes
 
 
 def give_up(work: Work, sentence: str) -> Outcome:

@@ -64,9 +64,14 @@ class Work:
         return len(self.item.tokens) - self.item.rows
 
     @property
+    def writes(self) -> bool:
+        """Whether the edge writes the text by itself, instead of deciding a device's drafts."""
+        return bool(self.chain) and self.chain[0].draft.write is not None
+
+    @property
     def guessed(self) -> int:
         """Tokens of a text that the edge writes by itself which it has guessed."""
-        return self.item.rows - 1 if self.chain and self.chain[0].draft.write is not None else 0
+        return self.item.rows - 1 if self.writes else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ class Scheduler:
         self._present = PresentTexts()
         self._load: EdgeLoad | None = None  # until something changes
         self._goal = goal or VerdictGoal()
-        self._committed = 0  # by steps since the last that was measured
+        self._measured = False  # whether the latest step was
         self._kv_share = kv_share
         self._prefill_log = PrefillLog()
         self._turns = Turns()
@@ -276,7 +276,8 @@ class Scheduler:
 
     def judged(self, work: Work, *, committed: int) -> None:
         """A session's part of a step was decided on, and its text has grown by so many tokens."""
-        self._committed += committed
+        if self._measured:
+            self._cost.committed(committed)
         # What the edge has guessed is not the device's to answer for.
         computed = work.item.rows - work.guessed
         self._background.judged(work.session.device, computed=computed, committed=committed)
@@ -291,16 +292,15 @@ class Scheduler:
 
     def _measure(self, batch: Batch, step: Step) -> None:
         """Take note of what a step took, if it computed nothing but what is decided on."""
-        if not any(work.prefilled for work in batch.works):
+        self._measured = not any(work.prefilled for work in batch.works)
+        if self._measured:
             least = self._cost.least if any(work.item.stable for work in batch.works) else 1
             self._cost.stepped(
                 step.ended - step.started,
                 texts=len(batch.works),
                 further=sum(max(0, len(work.item.tokens) - least) for work in batch.works),
-                verifies=any(work.chain for work in batch.works),
-                committed=self._committed,
+                verifies=any(not work.writes for work in batch.works),
             )
-            self._committed = 0
 
     def _make_room(self, batch: Batch, sessions: Sequence[EdgeSession], *, now: float) -> None:
         """Evict sessions until the step fits, as soon as no ended one is left, or leave out parts of it.

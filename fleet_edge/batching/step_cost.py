@@ -125,31 +125,38 @@ class StepCost:
     _all: _Steps = field(default_factory=_Steps)
     _writing: _Steps = field(default_factory=_Steps)  # that have verified no draft
     _written: float = 0.0  # tokens by which texts have grown in these
+    _wrote: bool = False  # whether the latest step verified no draft
     _verifying: _Steps = field(default_factory=_Steps)
     _alike: dict[int, _Steps] = field(default_factory=dict)  # by the load, doubled from one to the next
     _load: int = 0  # of the latest step
     _committed: float = 0.0
     _lately: float = 0.0  # seconds in which that was committed
 
-    def stepped(self, seconds: float, *, texts: int, further: int, committed: int, verifies: bool = True) -> None:
-        """A step took so long that computed nothing but what verifies and is written.
+    def stepped(self, seconds: float, *, texts: int, further: int, verifies: bool = True) -> None:
+        """A step took so long that computed nothing but what verifies and is written; `committed` says what it brought.
 
         Args:
             seconds: It took.
             texts: That had tokens in it.
             further: Tokens computed beyond those that each text costs at least.
-            committed: By which texts have grown.
             verifies: Whether it verified any draft.
         """
+        self._wrote = not verifies
         if not verifies:
             self._writing.add(seconds, texts=texts, further=0)
-            self._written = _KEPT_COST * self._written + max(texts, committed)
+            self._written *= _KEPT_COST
         self._load = texts.bit_length()
         alike = self._alike.setdefault(self._load, _Steps())
         for steps in (self._all, alike, self._verifying) if verifies else (self._all, alike):
             steps.add(seconds, texts=texts, further=further)
-        self._committed = _KEPT * self._committed + committed
+        self._committed *= _KEPT
         self._lately = _KEPT * self._lately + seconds
+
+    def committed(self, tokens: int) -> None:
+        """A text has grown by so many tokens in the latest step."""
+        self._committed += tokens
+        if self._wrote:
+            self._written += tokens
 
     def parts(self, texts: int) -> StepParts:
         """Return what is known of steps while so many texts are written: of one by itself, or of several."""
@@ -164,7 +171,7 @@ class StepCost:
     def _writing_s(self, texts: int) -> float | None:
         """Return the time for a token of each text where the edge writes so many; None before it ever has."""
         steps = self._writing
-        if steps.weight <= 0.0:
+        if steps.weight <= 0.0 or self._written <= 0.0:
             return None
         text_s = steps.slopes().text_s or 0.0
         step_s = (steps.seconds + text_s * (texts * steps.weight - steps.texts)) / steps.weight

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 
 from dssd.judgement import Judgement
-from fleet_edge.batching.planning import Budget, Work
+from fleet_edge.batching.planning import Batch, Budget, Work
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.timing import Step
 from fleet_edge.errors import DraftFault
@@ -153,6 +153,23 @@ def test_no_prompt_delays_those_who_draft_by_more_than_a_chunk_even_while_none_o
     assert computed(edge.next_batch()) == {long.handle: 10}
     edge.now = 9.0
     assert computed(edge.next_batch()) == {long.handle: 50}
+
+
+def test_what_a_step_brings_is_not_taken_for_what_the_next_one_brings() -> None:
+    """Steps that write two texts, a token each, between steps that verify drafts, of which all eight are right."""
+    edge = Edge()
+    texts = [edge.session(device=f"device-{number}") for number in range(2)]
+    written, drafted = (arrived(draft((), counted=False, write=9)),), (arrived(draft((1,) * 8)),)
+    for number in range(50):
+        verifies = number % 2 == 0
+        tokens, step_s = (9, 0.2) if verifies else (1, 0.05)
+        chain = drafted if verifies else written
+        works = [Work(text, Item(text.handle, (1,) * tokens, tokens), chain) for text in texts]
+        edge.scheduler.computed(Batch(works), Step(edge.now, edge.now + step_s, sessions=2))
+        for work in works:
+            edge.scheduler.judged(work, committed=tokens)
+        edge.now += step_s
+    assert edge.scheduler.load().writing_ms == pytest.approx(50.0)
 
 
 def test_drafts_that_are_never_accepted_wait_for_others() -> None:

@@ -15,7 +15,8 @@ def measured(
     for number in range(200):
         further = number % 5
         seconds = (first_ms + token_ms * (sessions + further)) * 1e-3 * (1.0 + noise * rng.uniform(-1.0, 1.0))
-        cost.stepped(seconds, texts=sessions, further=further, committed=sessions)
+        cost.stepped(seconds, texts=sessions, further=further)
+        cost.committed(sessions)
     return cost
 
 
@@ -32,7 +33,8 @@ def test_a_text_more_and_a_token_more_of_a_text_are_told_apart() -> None:
     cost = StepCost(1, 8)
     for number in range(200):
         texts, further = 1 + number % 4, (number // 4) % 7
-        cost.stepped(0.010 + 0.004 * texts + 0.001 * further, texts=texts, further=further, committed=texts)
+        cost.stepped(0.010 + 0.004 * texts + 0.001 * further, texts=texts, further=further)
+        cost.committed(texts)
     assert cost.token_s == pytest.approx(0.001, rel=0.2)
     assert cost.growing_s is not None
     assert 0.009 < cost.growing_s <= 0.013  # of 2.5 texts and 3 further tokens, held back a little
@@ -43,10 +45,12 @@ def test_what_was_learnt_at_other_loads_stays_known_while_all_draft_alike() -> N
     cost = StepCost(1, 8)
     for number in range(300):
         texts, further = 1 + number % 4, (number // 4) % 7
-        cost.stepped(0.010 + 0.004 * texts + 0.001 * further, texts=texts, further=further, committed=texts)
+        cost.stepped(0.010 + 0.004 * texts + 0.001 * further, texts=texts, further=further)
+        cost.committed(texts)
     for number in range(300):
         texts = 12 + number % 5
-        cost.stepped(0.010 + 0.007 * texts, texts=texts, further=3 * texts, committed=2 * texts)
+        cost.stepped(0.010 + 0.007 * texts, texts=texts, further=3 * texts)
+        cost.committed(2 * texts)
     assert cost.token_s == pytest.approx(0.001, rel=0.3)
 
 
@@ -54,7 +58,8 @@ def test_where_edges_only_write_texts_alone_are_told() -> None:
     cost = StepCost(1, 8)
     for number in range(200):
         texts = 1 + number % 4
-        cost.stepped(0.010 + 0.004 * texts, texts=texts, further=0, committed=texts, verifies=False)
+        cost.stepped(0.010 + 0.004 * texts, texts=texts, further=0, verifies=False)
+        cost.committed(texts)
     assert cost.token_s is None
     assert (cost.parts(4).step_s, cost.parts(4).token_s) == (None, None)
     assert cost.growing_s == pytest.approx(0.010, rel=0.3)
@@ -64,7 +69,8 @@ def test_steps_that_are_all_alike_tell_nothing() -> None:
     cost = StepCost(1, 8)
     assert cost.token_s is None
     for _ in range(100):
-        cost.stepped(0.02, texts=4, further=0, committed=4)
+        cost.stepped(0.02, texts=4, further=0)
+        cost.committed(4)
     assert cost.token_s is None
     assert cost.guesses(0.4) == 0
     assert cost.guesses(0.9) == 8
@@ -75,8 +81,10 @@ def test_a_token_costs_nothing_less_than_nothing_and_no_more_than_the_mean_one()
     falling, steep = StepCost(1, 8), StepCost(1, 8)
     for number in range(200):
         further = number % 5
-        falling.stepped(0.05 - 0.002 * further, texts=1, further=further, committed=1)
-        steep.stepped(0.001 * (1 + further) ** 3, texts=1, further=further, committed=1)
+        falling.stepped(0.05 - 0.002 * further, texts=1, further=further)
+        falling.committed(1)
+        steep.stepped(0.001 * (1 + further) ** 3, texts=1, further=further)
+        steep.committed(1)
     assert falling.token_s == 0.0
     assert steep.token_s is not None
     assert steep.price <= 1.0
@@ -120,10 +128,12 @@ def test_a_token_costs_what_it_does_at_the_present_load() -> None:
         texts = rng.choice((1, 2, 14, 15, 16))
         further = texts * rng.randrange(5)
         token_s = 0.007 if texts < 3 else 0.001
-        cost.stepped(0.012 + 0.009 * texts + token_s * further, texts=texts, further=further, committed=texts)
+        cost.stepped(0.012 + 0.009 * texts + token_s * further, texts=texts, further=further)
+        cost.committed(texts)
     told = {}
     for texts in (1, 16):
-        cost.stepped(0.012 + 0.009 * texts, texts=texts, further=0, committed=texts, verifies=False)
+        cost.stepped(0.012 + 0.009 * texts, texts=texts, further=0, verifies=False)
+        cost.committed(texts)
         told[texts] = cost.token_s
     assert told == {1: pytest.approx(0.007, rel=0.35), 16: pytest.approx(0.001, rel=0.35)}
 
@@ -135,7 +145,8 @@ def test_writing_and_verifying_are_told_apart() -> None:
         texts = rng.randrange(2, 17)
         further = texts * rng.randrange(1, 5) if number % 2 else 0
         seconds = 0.060 + 0.006 * texts + 0.002 * further if further else 0.020 + 0.005 * texts
-        cost.stepped(seconds, texts=texts, further=further, committed=texts, verifies=further > 0)
+        cost.stepped(seconds, texts=texts, further=further, verifies=further > 0)
+        cost.committed(texts)
     parts = cost.parts(16)
     assert parts.writing_s == pytest.approx(0.100, rel=0.03)
     assert parts.step_s == pytest.approx(0.060, rel=0.2)  # held back, as far as all steps say otherwise
@@ -147,10 +158,12 @@ def test_what_steps_take_that_write_is_known_however_long_ago_they_did() -> None
     cost = StepCost(1, 8)
     for number in range(50):
         texts = 2 + number % 8
-        cost.stepped(0.020 + 0.005 * texts, texts=texts, further=0, committed=texts, verifies=False)
+        cost.stepped(0.020 + 0.005 * texts, texts=texts, further=0, verifies=False)
+        cost.committed(texts)
     for number in range(5000):
         texts, further = 2 + number % 8, 4 + number % 5
-        cost.stepped(0.100 + 0.010 * further, texts=texts, further=further, committed=texts)
+        cost.stepped(0.100 + 0.010 * further, texts=texts, further=further)
+        cost.committed(texts)
     assert cost.parts(8).writing_s == pytest.approx(0.060, rel=0.1)
 
 
@@ -159,7 +172,8 @@ def test_of_a_text_by_itself_the_steps_are_told_that_had_one() -> None:
     for number in range(400):
         texts, further = 1 + number % 2 * 15, number % 5
         token_s = 0.007 if texts == 1 else 0.001
-        cost.stepped(0.012 + 0.009 * texts + token_s * further, texts=texts, further=further, committed=texts)
+        cost.stepped(0.012 + 0.009 * texts + token_s * further, texts=texts, further=further)
+        cost.committed(texts)
     assert cost.parts(1).token_s == pytest.approx(0.007, rel=0.35)
 
 
@@ -167,5 +181,6 @@ def test_what_the_edge_guesses_right_makes_it_write_more_quickly() -> None:
     cost = StepCost(1, 8)
     for number in range(50):
         texts = 2 + number % 8
-        cost.stepped(0.020 + 0.005 * texts, texts=texts, further=texts, committed=2 * texts, verifies=False)
+        cost.stepped(0.020 + 0.005 * texts, texts=texts, further=texts, verifies=False)
+        cost.committed(2 * texts)
     assert cost.parts(8).writing_s == pytest.approx(0.030, rel=0.1)

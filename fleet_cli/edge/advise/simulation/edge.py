@@ -231,13 +231,9 @@ class SimulatedEdge:
             self._delay.stepped(now - began)
             if not any(work.prompt for work in works):
                 further = sum(max(0, work.verified - self._cost.least) for work in works)
-                self._cost.stepped(
-                    now - began,
-                    texts=len(works),
-                    further=further,
-                    committed=committed,
-                    verifies=any(work.chain for work in works),
-                )
+                verifies = any(work.chain for work in works)
+                self._cost.stepped(now - began, texts=len(works), further=further, verifies=verifies)
+                self._cost.committed(committed)
             self.verified += verified
             self.steps += 1
         return outcomes
