@@ -9,7 +9,10 @@ from schemas.bounds import MAX_DRAFT, Milliseconds
 __all__ = ["EdgeLoad"]
 
 _NEWS: Final = 0.25
-"""By which share a number or a time must have changed to be told anew."""
+"""By which share a time must have changed to be told anew."""
+
+_NEWS_OF_TEXTS: Final = 0.125
+"""Likewise the number of texts, in which all that a device reckons of shared steps grows."""
 
 _NEWS_OF_ACCEPTANCE: Final = 0.05
 
@@ -43,13 +46,15 @@ class EdgeLoad(BaseModel):
         """Whether it is worth telling a device that was told another one."""
         if (self.texts == 1) is not (told.texts == 1):
             return True
+        if abs(self.texts - told.texts) > _NEWS_OF_TEXTS * max(self.texts, told.texts):
+            return True
         times = [(getattr(self, name), getattr(told, name)) for name in _TIMES]
         return any(_differ(now, before, _NEWS * max(now or 0.0, before or 0.0)) for now, before in times) or _differ(
             self.acceptance, told.acceptance, _NEWS_OF_ACCEPTANCE
         )
 
 
-_TIMES: Final = ("texts", "writing_ms", "step_ms", "text_ms", "token_ms")
+_TIMES: Final = ("writing_ms", "step_ms", "text_ms", "token_ms")
 
 
 def _differ(now: float | None, before: float | None, most: float) -> bool:

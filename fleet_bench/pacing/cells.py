@@ -3,17 +3,19 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import median, stdev
 from types import MappingProxyType
 from typing import Any, Final
 
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
 
-__all__ = ["CHOSEN", "PLANS", "STREAM", "Cell", "Outcome", "geometric_mean"]
+__all__ = ["AGAIN", "CHOSEN", "PLANS", "STREAM", "Cell", "Outcome", "geometric_mean"]
 
 CHOSEN: Final = "auto"
 STREAM: Final = "stream"
+AGAIN: Final = "stream again"
+"""The same plan, so that its ratio to the other tells what two measurements of one thing differ by."""
 
 PLANS: Final[Mapping[str, Callable[[], Pacing]]] = MappingProxyType(
     {
@@ -23,6 +25,7 @@ PLANS: Final[Mapping[str, Callable[[], Pacing]]] = MappingProxyType(
         "8": lambda: FixedPacing(8),
         "4 ahead": lambda: FixedPacing(4, ahead=True),
         STREAM: lambda: FixedPacing(STREAMED, stream=True),
+        AGAIN: lambda: FixedPacing(STREAMED, stream=True),
         CHOSEN: lambda: AdaptivePacing(stream=None),
     }
 )
@@ -35,6 +38,7 @@ class Outcome:
 
     Attributes:
         paces: By round, tokens a second of a device from its first piece to its last: the mean over devices.
+        learning: The same in the round that is not counted.
         drafted: Draft tokens.
         drafts: Sent.
         tested: Draft tokens that were decided on.
@@ -44,6 +48,7 @@ class Outcome:
     """
 
     paces: list[float] = field(default_factory=list)
+    learning: float = 0.0
     drafted: int = 0
     drafts: int = 0
     tested: int = 0
@@ -78,7 +83,8 @@ class Cell:
     @property
     def best(self) -> str:
         """Name of the best fixed plan."""
-        return max((plan for plan in self.outcomes if plan != CHOSEN), key=lambda plan: self.outcomes[plan].pace)
+        fixed = (plan for plan in self.outcomes if plan not in (CHOSEN, AGAIN))
+        return max(fixed, key=lambda plan: self.outcomes[plan].pace)
 
     @property
     def against_best(self) -> float:
@@ -90,6 +96,22 @@ class Cell:
         """The same, to the edge's writing by itself."""
         return self._ratio(STREAM)
 
+    @property
+    def stream_error(self) -> float:
+        """Standard error of `against_stream`, from round to round; 0 of one round."""
+        ratios = self._ratios(CHOSEN, STREAM)
+        return stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else 0.0
+
+    @property
+    def again(self) -> float | None:
+        """The edge's writing by itself as a ratio to the same, measured anew; None where it was measured once."""
+        return median(self._ratios(AGAIN, STREAM)) if AGAIN in self.outcomes else None
+
+    @property
+    def learning(self) -> float:
+        """The chosen plans' pace as a ratio to the edge's by itself in the round in which devices learn."""
+        return self.outcomes[CHOSEN].learning / self.outcomes[STREAM].learning
+
     def json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return {
@@ -100,6 +122,9 @@ class Cell:
             "best": self.best,
             "auto_against_best": self.against_best,
             "auto_against_stream": self.against_stream,
+            "standard_error": self.stream_error,
+            "while_learning": self.learning,
+            "stream_again": self.again,
             "plans": {
                 plan: {
                     "tokens_per_s": outcome.pace,
@@ -113,9 +138,12 @@ class Cell:
         }
 
     def _ratio(self, plan: str) -> float:
+        return median(self._ratios(CHOSEN, plan))
+
+    def _ratios(self, plan: str, other: str) -> list[float]:
         # Round by round: what disturbs the machine for a while is in both.
-        chosen, other = self.outcomes[CHOSEN].paces, self.outcomes[plan].paces
-        return median(ours / theirs for ours, theirs in zip(chosen, other, strict=True))
+        paces, others = self.outcomes[plan].paces, self.outcomes[other].paces
+        return [pace / its for pace, its in zip(paces, others, strict=True)]
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:

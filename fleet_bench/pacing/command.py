@@ -4,13 +4,16 @@ Every cell is one draft model, one distance (a relay delays), one load (devices 
 cost of the target (blocks that compute and change nothing make it cost several times as much). A real edge over
 llama.cpp, a real mosquitto, real devices but for their draft models: these are recorded on this machine and played
 again, each at its own pace, as on a processor of the device's own; in coupled mode a record is accepted as the model
-itself would be. In each round all plans write the same texts, one after another. A device's pace is counted from its
-first tokens to its last, so that prompts are left out. Devices that choose begin each cell knowing nothing; the first
-round, in which they learn, is not counted for any plan.
+itself would be. In each round all plans write the same texts, one after another, each round beginning with another
+plan; few devices write several texts. A device's pace is counted from its first tokens to its last, so that prompts are
+left out. Devices that choose begin each cell knowing nothing; the first round, in which they learn, is not counted for
+any plan, but told beside the others.
 """
 
 import argparse
+import itertools
 import json
+import math
 import os
 import sys
 import tempfile
@@ -22,10 +25,10 @@ from typing import Final
 from broker_config.broker import Broker
 from broker_config.errors import BrokerError
 from broker_config.processes.runner import MosquittoProcess
-from fleet_bench.pacing.cells import CHOSEN, PLANS, Cell, Outcome, geometric_mean
+from fleet_bench.pacing.cells import CHOSEN, PLANS, STREAM, Cell, Outcome, geometric_mean
 from fleet_bench.shared.conditions import conditions
 from fleet_bench.shared.ending import ending_cleanly
-from fleet_bench.shared.fleet_load import FleetLoad
+from fleet_bench.shared.fleet_load import FleetLoad, WrittenTexts, mean_pace
 from fleet_bench.shared.recordings import Recording, record
 from fleet_cli.prompts import built_in
 from fleet_device.drafters.gguf import GgufModel
@@ -86,6 +89,9 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--costs", nargs="+", type=int, default=[1, 8], metavar="N")
     parser.add_argument("--plans", nargs="+", choices=list(PLANS), default=list(PLANS), metavar="PLAN")
     parser.add_argument("--rounds", type=int, default=2, help="counted (default: %(default)s)")
+    parser.add_argument(
+        "--texts", type=int, default=4, help="of each plan and round, one a device at least (default: %(default)s)"
+    )
     parser.add_argument("--tokens", type=int, default=48, help="of each text, at most (default: %(default)s)")
     parser.add_argument(
         "--token-ms", type=float, help="time of a draft token; by default as recorded here, on one core"
@@ -96,6 +102,9 @@ def _read(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.drafts, arguments.devices, arguments.round_trips, arguments.rounds = ["Q4_0"], [1], [20], 1
+    arguments.plans = list(dict.fromkeys(arguments.plans))
+    if not {CHOSEN, STREAM} <= set(arguments.plans):
+        parser.error(f"--plans must name {STREAM} and {CHOSEN}: it is their ratio that is told.")
     return arguments
 
 
@@ -136,24 +145,33 @@ def _fill(cell: Cell, arguments: argparse.Namespace, port: int, codec: GgufModel
             relay.port, FLEET, codec, codec.vocabulary, devices=cell.devices, token_s=token_s, draft=cell.draft
         ) as load,
     ):
+        recorded = itertools.cycle(recording.texts)
         for number in range(arguments.rounds + 1):
-            first = number * cell.devices
-            texts = [recording.texts[(first + n) % len(recording.texts)] for n in range(cell.devices)]
-            for plan, outcome in cell.outcomes.items():
+            turns = [
+                list(itertools.islice(recorded, cell.devices)) for _ in range(math.ceil(arguments.texts / cell.devices))
+            ]
+            first = number % len(arguments.plans)
+            for plan in (*arguments.plans[first:], *arguments.plans[:first]):
                 load.pace(pacings[plan])
-                written = load.write(texts)
+                written = [load.write(texts) for texts in turns]
+                pace = mean_pace(written)
                 if number == 0:
-                    continue
-                outcome.paces.append(written.pace)
-                outcome.tokens += written.tokens
-                for text in written.texts:
-                    assert text.generation is not None
-                    counters = text.generation.counters
-                    outcome.drafts += text.generation.drafts
-                    outcome.drafted += counters.drafted
-                    outcome.tested += counters.tested
-                    outcome.accepted += counters.accepted
-                    outcome.streamed += counters.streamed
+                    cell.outcomes[plan].learning = pace
+                else:
+                    _count(cell.outcomes[plan], written, pace)
+
+
+def _count(outcome: Outcome, written: Sequence[WrittenTexts], pace: float) -> None:
+    outcome.paces.append(pace)
+    for text in (text for texts in written for text in texts.texts):
+        assert text.generation is not None
+        counters = text.generation.counters
+        outcome.tokens += text.tokens
+        outcome.drafts += text.generation.drafts
+        outcome.drafted += counters.drafted
+        outcome.tested += counters.tested
+        outcome.accepted += counters.accepted
+        outcome.streamed += counters.streamed
 
 
 @contextmanager
@@ -180,7 +198,9 @@ def _lines(cell: Cell) -> list[str]:
     if CHOSEN in cell.outcomes:
         lines.append(
             f"  auto: {cell.against_best:.2f} times the best fixed plan ({cell.best}), "
-            f"{cell.against_stream:.2f} times stream"
+            f"{cell.against_stream:.2f} times stream (standard error {cell.stream_error:.2f}), "
+            f"{cell.learning:.2f} while it learns"
+            + ("" if cell.again is None else f"; stream again: {cell.again:.2f} times stream")
         )
     return lines
 

@@ -6,7 +6,7 @@ that it would take on a processor of its own.
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -23,7 +23,7 @@ from fleet_testing.recorded_drafter import RecordedDrafter, RecordedText
 from schemas.policy import Mode
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["FleetLoad", "Written", "WrittenTexts"]
+__all__ = ["FleetLoad", "Written", "WrittenTexts", "mean_pace"]
 
 _START_S: Final = 20.0
 
@@ -75,9 +75,7 @@ class WrittenTexts:
     @property
     def pace(self) -> float:
         """Tokens a second of one device from first piece to last, prompts left out: all tokens over all the time."""
-        texts = [text for text in self.texts if len(text.pieces) > 1]
-        seconds = sum(text.pieces[-1][0] - text.pieces[0][0] for text in texts)
-        return sum(text.tokens - text.pieces[0][1] for text in texts) / seconds if seconds else 0.0
+        return mean_pace([self])
 
     @property
     def first_token_s(self) -> float:
@@ -115,6 +113,13 @@ class WrittenTexts:
     def as_recorded(self) -> float:
         """Share of the texts that came out as recorded."""
         return float(np.mean([text.as_recorded for text in self.texts]))
+
+
+def mean_pace(written: Iterable[WrittenTexts]) -> float:
+    """Return the pace of devices that have written at one time and another."""
+    texts = [text for each in written for text in each.texts if len(text.pieces) > 1]
+    seconds = sum(text.pieces[-1][0] - text.pieces[0][0] for text in texts)
+    return sum(text.tokens - text.pieces[0][1] for text in texts) / seconds if seconds else 0.0
 
 
 class FleetLoad(AbstractContextManager["FleetLoad"]):

@@ -44,8 +44,8 @@ _PRIOR_TOKENS: Final = 3.0
 _TOLD_TOKENS: Final = 16.0
 """Tested tokens for which it counts what an edge says that such a draft model is accepted."""
 
-_COMMON_TOKENS: Final = 128.0
-"""Likewise, where devices are to come to one plan, though they write different texts."""
+_UNLIKE: Final = 0.15
+"""By how much a device's own acceptance differs from what others have found where it no longer goes by theirs."""
 
 _MOST: Final = 0.995
 
@@ -98,11 +98,12 @@ class Acceptance:
 
     @property
     def common(self) -> float:
-        """The same where devices are to come to one plan: what others have found counts for much, its own for some."""
-        if not self._others:
-            return self.rate
-        told = self._prior * _COMMON_TOKENS
-        return min(_MOST, (self._accepted + told) / (self._tested + _COMMON_TOKENS))
+        """The same where devices are to come to one plan, though they write different texts: what others have found.
+
+        Unless its own is quite another: then it writes what the draft model is much better at, or much worse.
+        """
+        own = self.rate
+        return min(_MOST, self._prior) if self._others and abs(own - self._prior) <= _UNLIKE else own
 
     @property
     def hoped(self) -> float:

@@ -124,7 +124,8 @@ class StepCost:
     max_guess: int = 1
     _all: _Steps = field(default_factory=_Steps)
     _writing: _Steps = field(default_factory=_Steps)  # that have verified no draft
-    _written: float = 0.0  # tokens by which texts have grown in these
+    _written: float = 0.0  # tokens that these brought, one for each text at least: what a device gave up counts as well
+    _expected: int = 0  # of that, what is counted for the latest step beyond what it is known to have brought
     _wrote: bool = False  # whether the latest step verified no draft
     _verifying: _Steps = field(default_factory=_Steps)
     _alike: dict[int, _Steps] = field(default_factory=dict)  # by the load, doubled from one to the next
@@ -144,7 +145,8 @@ class StepCost:
         self._wrote = not verifies
         if not verifies:
             self._writing.add(seconds, texts=texts, further=0)
-            self._written *= _KEPT_COST
+            self._written = _KEPT_COST * self._written + texts
+            self._expected = texts
         self._load = texts.bit_length()
         alike = self._alike.setdefault(self._load, _Steps())
         for steps in (self._all, alike, self._verifying) if verifies else (self._all, alike):
@@ -156,7 +158,9 @@ class StepCost:
         """A text has grown by so many tokens in the latest step."""
         self._committed += tokens
         if self._wrote:
-            self._written += tokens
+            self._expected -= tokens
+            self._written += max(0, -self._expected)
+            self._expected = max(0, self._expected)
 
     def parts(self, texts: int) -> StepParts:
         """Return what is known of steps while so many texts are written: of one by itself, or of several."""
@@ -171,7 +175,7 @@ class StepCost:
     def _writing_s(self, texts: int) -> float | None:
         """Return the time for a token of each text where the edge writes so many; None before it ever has."""
         steps = self._writing
-        if steps.weight <= 0.0 or self._written <= 0.0:
+        if steps.weight <= 0.0:
             return None
         text_s = steps.slopes().text_s or 0.0
         step_s = (steps.seconds + text_s * (texts * steps.weight - steps.texts)) / steps.weight

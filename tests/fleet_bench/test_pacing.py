@@ -1,6 +1,7 @@
 import pytest
 
-from fleet_bench.pacing.cells import CHOSEN, PLANS, STREAM, Cell, Outcome, geometric_mean
+from fleet_bench.pacing import main
+from fleet_bench.pacing.cells import AGAIN, CHOSEN, PLANS, STREAM, Cell, Outcome, geometric_mean
 from fleet_bench.shared.fleet_load import Written, WrittenTexts
 
 
@@ -16,6 +17,22 @@ def test_chosen_plans_are_held_against_the_best_fixed_one_and_against_the_edge_b
 def test_a_round_that_the_machine_disturbed_is_compared_with_itself() -> None:
     cell = Cell(8, "Q4_1", 0, 4, {STREAM: Outcome(paces=[10.0, 2.0, 10.0]), CHOSEN: Outcome(paces=[10.0, 2.0, 2.0])})
     assert cell.against_stream == pytest.approx(1.0)
+
+
+def test_what_was_measured_twice_tells_by_how_much_a_ratio_may_be_wrong() -> None:
+    cell = Cell(1, "Q4_0", 20, 1, {STREAM: Outcome([10.0, 20.0], learning=10.0), CHOSEN: Outcome([9.0, 22.0], 7.0)})
+    assert cell.again is None
+    cell.outcomes[AGAIN] = Outcome(paces=[12.0, 26.0])
+    assert cell.again == pytest.approx(1.25)
+    assert cell.best == STREAM  # not the same again, however much quicker that was
+    assert cell.stream_error == pytest.approx(0.1)
+    assert cell.learning == pytest.approx(0.7)
+
+
+def test_plans_without_the_two_that_are_compared_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--plans", "4", "auto"])
+    assert "must name stream and auto" in capsys.readouterr().err
 
 
 def test_ratios_are_averaged_geometrically() -> None:

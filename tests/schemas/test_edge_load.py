@@ -16,6 +16,13 @@ def test_what_has_changed_by_a_quarter_is_news(changed: dict[str, float | None])
     assert TOLD.differs(now)
 
 
+@pytest.mark.parametrize(("told", "now"), [(3, 4), (4, 3), (13, 16)])
+def test_so_is_one_text_more_of_a_few(told: int, now: int) -> None:
+    """Devices that come one after another would each take itself for the last."""
+    assert EdgeLoad(texts=now).differs(EdgeLoad(texts=told))
+    assert not EdgeLoad(texts=15).differs(EdgeLoad(texts=16))
+
+
 def test_what_has_changed_by_little_is_not() -> None:
     assert not TOLD.model_copy(update={"texts": 7, "writing_ms": 66.0, "token_ms": 1.6}).differs(TOLD)
     assert not TOLD.differs(TOLD)

@@ -184,3 +184,13 @@ def test_what_the_edge_guesses_right_makes_it_write_more_quickly() -> None:
         cost.stepped(0.020 + 0.005 * texts, texts=texts, further=texts, verifies=False)
         cost.committed(2 * texts)
     assert cost.parts(8).writing_s == pytest.approx(0.030, rel=0.1)
+
+
+def test_a_token_that_its_device_gave_up_is_written_all_the_same() -> None:
+    """A device that goes on to draft makes void what the edge writes meanwhile."""
+    cost = StepCost(1, 8)
+    for number in range(50):
+        cost.stepped(0.050, texts=4, further=0, verifies=False)
+        for _ in range(4 if number % 2 else 1):
+            cost.committed(1)
+    assert cost.parts(4).writing_s == pytest.approx(0.050)
