@@ -27,9 +27,6 @@ _LONGEST: Final = 16
 _UNTRIED: Final = 0.95
 """What a plan to draft ahead counts for before that was tried: it may slow down what it was reckoned with."""
 
-_SHARED_AHEAD: Final = 0.9
-"""What it counts for where texts share steps: drafts that are sent one by one are not all in the next step."""
-
 _EXPLORE: Final = 16
 """Every so many plans one is tried that is not thought the best, so that what would speak for it shows."""
 
@@ -280,7 +277,7 @@ class AdaptivePacing:
     def _trust(self) -> float:
         """What the rates of drafting ahead are multiplied by."""
         if self._load.shared is not None:
-            return _SHARED_AHEAD
+            return self._load.shared.trust
         return 1.0 if True in self._times else _UNTRIED
 
     @property

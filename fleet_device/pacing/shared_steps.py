@@ -9,8 +9,14 @@ among them.
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import Final
 
 __all__ = ["SharedSteps"]
+
+_TRUST_LOST: Final = 0.02
+"""With each further text."""
+
+_LEAST_TRUST: Final = 0.75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,16 +39,28 @@ class SharedSteps:
     token_s: float
     free: int = 0
 
-    def waiting_s(self, tokens: int, *, outside_s: float) -> tuple[float, float]:
+    @property
+    def trust(self) -> float:
+        """What a rate of drafting ahead counts for: it brings less than is reckoned, the less the more texts there are.
+
+        Drafts that are sent one by one are not all in the next step, and texts with unequal numbers of tokens take
+        passes of their own. By simulation with the step times of two cores 0.92 with 4 texts, 0.86 with 8, and between
+        0.6 and 1 with 16.
+        """
+        return max(_LEAST_TRUST, 1.0 - _TRUST_LOST * (self.texts - 1))
+
+    def waiting_s(self, tokens: int, *, outside_s: float, last_s: float = 0.0) -> tuple[float, float]:
         """Return what a step takes, and how long a draft waits for it, if all devices wait for each verdict.
 
-        Either the edge holds its steps until all drafts have come, or of S texts those are in a step that are not
-        outside meanwhile: S·x / (o + 1.5·x) for a step of x, since a draft comes in the middle of one on average and
-        has to wait for the next. It does what is quicker.
+        Either all texts are in each step, which waits for the last draft. Or of S texts those are in a step that are
+        not outside meanwhile: S·x / (o + 1.5·x) for a step of x, since a draft comes in the middle of one on average
+        and has to wait for the next. That is quicker, but drafts that come during one step are answered together ever
+        after: it lasts only where a step is short beside the time outside, and so counts for the less the longer it is.
 
         Args:
             tokens: Of a draft.
             outside_s: From the end of a step to the arrival of the next draft.
+            last_s: How much later the last draft comes.
         """
         each_s = self._text_s(tokens)
         together_s = self.step_s + self.texts * each_s
@@ -50,7 +68,8 @@ class SharedSteps:
         root_s = (sqrt(linear * linear + 6.0 * self.step_s * outside_s) - linear) / 3.0
         some_s = max(root_s, self.step_s + each_s)
         wait_s = some_s / 2 * min(1.0, self.texts * some_s / (outside_s + 1.5 * some_s))
-        return (together_s, 0.0) if together_s <= some_s + wait_s else (some_s, wait_s)
+        apart = max(0.0, 1.0 - together_s / outside_s) if some_s + wait_s < together_s + last_s else 0.0
+        return together_s + apart * (some_s - together_s), last_s + apart * (wait_s - last_s)
 
     def ahead_s(self, tokens: int, *, token_s: float, window: int, present: float) -> float:
         """Return what a step takes if all texts are drafted ahead: all that came meanwhile is in it.

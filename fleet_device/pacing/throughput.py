@@ -87,7 +87,9 @@ class Conditions:
         assert shared is not None
         outside_s = self._draft_s(tokens) + self.beside_s + tokens * self.beside_token_s
         if not plan.ahead or not tokens:
-            step_s, wait_s = shared.waiting_s(tokens, outside_s=outside_s)
+            # The last draft is one behind a bonus token, which the draft model has to read as well.
+            last_s = self.token_s * (1.0 - self.acceptance**tokens) if tokens else 0.0
+            step_s, wait_s = shared.waiting_s(tokens, outside_s=outside_s, last_s=last_s)
             return self._in_steps(step_s, tokens, wait_s=wait_s)
         present = 1.0
         for last in reversed(range(_ROUNDS)):

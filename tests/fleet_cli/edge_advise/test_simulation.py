@@ -173,7 +173,7 @@ def test_sixteen_devices_write_as_fast_as_each_reckons_if_all_do_as_it_does(
         curve=curve, devices=16, plan=drafting(plan.tokens, ahead=plan.ahead), acceptance=0.8, text_tokens=1000
     )
     # Devices that have come to draft in step with each other share more of the steps, or less, than those by chance.
-    assert simulate(replace(given, round_trip_s=round_trip_s)).pace == pytest.approx(under.rate(plan), rel=0.25)
+    assert simulate(replace(given, round_trip_s=round_trip_s)).pace == pytest.approx(under.rate(plan), rel=0.3)
 
 
 # What must not get better or worse

@@ -127,12 +127,31 @@ def test_where_steps_are_short_beside_the_way_a_draft_waits_for_no_other() -> No
 def test_the_answer_of_texts_that_are_waited_for_together_is_the_step_of_all() -> None:
     """The edge holds its step for drafts that are about to come, since that is quicker than two steps."""
     under = shared(SIXTEEN, beside_s=0.001, token_s=0.001)
-    assert under.answer_s(2) == pytest.approx(0.001 + 0.04 + 16 * (0.005 + 2 * 0.004))
+    # The last one comes behind a bonus token, which others have drafted for in the mean.
+    last_s = 0.001 * (1.0 - 0.8**2)
+    assert under.answer_s(2) == pytest.approx(0.001 + last_s + 0.04 + 16 * (0.005 + 2 * 0.004))
+
+
+def test_drafts_that_meet_in_a_step_meet_ever_after() -> None:
+    """The longer a step is beside the time outside, the fewer texts keep apart, and a step has all of them."""
+    steps = SharedSteps(texts=16, writing_s=0.1, step_s=0.02, text_s=0.004, token_s=0.002)
+    together_s, alone_s = 0.02 + 16 * 0.006, 0.02 + 0.006
+    assert steps.waiting_s(1, outside_s=0.05) == pytest.approx((together_s, 0.0))
+    assert alone_s < sum(steps.waiting_s(1, outside_s=0.25)) < 0.8 * together_s
+    assert sum(steps.waiting_s(1, outside_s=10.0)) == pytest.approx(alone_s, rel=0.1)
+
+
+def test_drafting_ahead_counts_for_less_the_more_texts_there_are() -> None:
+    trusts = [replace(SIXTEEN, texts=texts).trust for texts in (2, 4, 8, 16, 1000)]
+    assert trusts == sorted(trusts, reverse=True)
+    assert trusts[0] > 0.95
+    assert trusts[-2] == trusts[-1] == 0.75
 
 
 def test_tokens_that_are_computed_anyway_cost_nothing() -> None:
     free = replace(SIXTEEN, free=1)
     for plan in (Plan(1), Plan(1, ahead=True)):
         assert shared(free).rate(plan) > shared(SIXTEEN).rate(plan)
-    assert shared(free, beside_s=0.001, token_s=0.001).answer_s(1) == pytest.approx(0.001 + 0.04 + 16 * 0.005)
+    together_s = 0.001 + 0.001 * (1.0 - 0.8) + 0.04 + 16 * 0.005
+    assert shared(free, beside_s=0.001, token_s=0.001).answer_s(1) == pytest.approx(together_s)
     assert shared(free).rate(Plan(0)) == shared(SIXTEEN).rate(Plan(0))
