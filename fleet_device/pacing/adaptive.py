@@ -206,6 +206,7 @@ class AdaptivePacing:
             None if self.ahead is False else ways[1],
             longest=self._longest,
             streamed_s=0.0 if self.stream is False else self._streamed_s(),
+            trust=self._trust,
         )
         first = Plan(_FIRST) if self.stream is False else Plan(_FIRST_STREAMED, stream=True)
         return Choice((self._last or first).name, reason)

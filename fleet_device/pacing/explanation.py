@@ -3,12 +3,20 @@
 from collections.abc import Mapping
 
 from fleet_device.pacing.contract import Plan
+from fleet_device.pacing.ranking import draft_lengths
 from fleet_device.pacing.throughput import Conditions
 
 __all__ = ["explain"]
 
 
-def explain(waiting: Conditions | None, drafting_ahead: Conditions | None, *, longest: int, streamed_s: float) -> str:
+def explain(
+    waiting: Conditions | None,
+    drafting_ahead: Conditions | None,
+    *,
+    longest: int,
+    streamed_s: float,
+    trust: float = 1.0,
+) -> str:
     """Return what was measured, and the tokens a second that follow from it.
 
     Args:
@@ -16,14 +24,16 @@ def explain(waiting: Conditions | None, drafting_ahead: Conditions | None, *, lo
         drafting_ahead: The conditions while it does not; None likewise.
         longest: Most tokens of a draft.
         streamed_s: Time between tokens that the edge writes by itself; 0 if it may not, or has not.
+        trust: What the rates of drafting ahead are multiplied by.
     """
     parts = []
     if streamed_s:
         parts.append(f"the edge by itself {1.0 / streamed_s:.1f} tokens/s")
     if waiting is not None:
-        parts.append(_promise("drafting", {n: waiting.rate(Plan(n)) for n in range(longest + 1)}))
+        parts.append(_promise("drafting", {n: waiting.rate(Plan(n)) for n in draft_lengths(waiting, longest)}))
     if drafting_ahead is not None and longest:
-        rates = {n: drafting_ahead.rate(Plan(n, ahead=True)) for n in range(1, longest + 1)}
+        lengths = [n for n in draft_lengths(drafting_ahead, longest) if n]
+        rates = {n: trust * drafting_ahead.rate(Plan(n, ahead=True)) for n in lengths}
         parts.append(_promise("drafting ahead", rates))
     if (known := waiting or drafting_ahead) is not None:
         more_ms = (known.compute_token_s + known.beside_token_s) * 1e3
@@ -31,6 +41,8 @@ def explain(waiting: Conditions | None, drafting_ahead: Conditions | None, *, lo
             f"acceptance {known.acceptance:.2f}, {known.token_s * 1e3:.1f} ms a draft token, "
             f"{known.answer_s(0) * 1e3:.0f} ms an answer and {more_ms:.1f} ms more for each token"
         )
+        if known.shared is not None:
+            parts.append(f"all of it as it would be if all {known.shared.texts} texts at the edge were written so")
     sentence = "; ".join(parts) or "nothing has been measured yet"
     return f"{sentence[:1].upper()}{sentence[1:]}."
 

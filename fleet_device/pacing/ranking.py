@@ -6,7 +6,7 @@ from typing import Final
 from fleet_device.pacing.contract import Plan
 from fleet_device.pacing.throughput import Conditions
 
-__all__ = ["STAY", "WORTH", "best_plan"]
+__all__ = ["STAY", "WORTH", "best_plan", "draft_lengths"]
 
 WORTH: Final = 0.98
 """A plan nearly as good as the best will do if it is shorter or waits: others share the edge."""
@@ -21,6 +21,13 @@ little they differ in what they have measured. Texts with equally many tokens ar
 _SHARED_STAY: Final = 1.05
 _SHARED_WORTH: Final = 0.94
 """Likewise `STAY` and `WORTH`: whose plan differs from that of others slows down all, its own text too."""
+
+
+def draft_lengths(conditions: Conditions, longest: int) -> Sequence[int]:
+    """Return the tokens that a draft may have under these conditions, none among them; `longest` at most."""
+    if conditions.shared is None:
+        return range(longest + 1)
+    return [tokens for tokens in _SHARED_LENGTHS if tokens <= longest]
 
 
 def best_plan(
@@ -43,9 +50,7 @@ def best_plan(
         trust: What the rates of drafting ahead are multiplied by.
     """
     rates: dict[Plan, float] = {}
-    lengths: Sequence[int] = range(longest + 1)
-    if waiting.shared is not None:
-        lengths = [tokens for tokens in _SHARED_LENGTHS if tokens <= longest]
+    lengths = draft_lengths(waiting, longest)
     if not ahead or not longest:
         rates |= {plan: waiting.rate(plan) for plan in map(Plan, lengths)}
     if ahead is not False:

@@ -604,6 +604,19 @@ def test_the_choice_is_told_with_what_the_other_ways_promise() -> None:
     assert pacing.choice().plan == "draft"
 
 
+def test_what_is_told_of_shared_steps_is_what_the_choice_went_by() -> None:
+    pacing = AdaptivePacing()
+    pacing.note_load(SIXTEEN)
+    for _ in range(40):
+        plan = pacing.plan(longest=LONGEST, window=WINDOW)
+        pacing.learn(verified(plan, plan.tokens, 0.16))
+    told = pacing.choice().reason
+    assert "16 texts at the edge" in told
+    rates = {n: 0.75 * pacing.conditions(WINDOW, ahead=True).rate(Plan(n, ahead=True)) for n in (1, 2, 4, 8)}
+    best = max(rates, key=rates.__getitem__)
+    assert f"drafting ahead {rates[best]:.1f} tokens/s with {best} a draft" in told
+
+
 TIMES = st.none() | st.just(0.0) | st.floats(0.0, 65.0)
 LOADS = st.builds(
     EdgeLoad,
