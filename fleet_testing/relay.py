@@ -14,6 +14,10 @@ __all__ = ["Relay"]
 
 HOST: Final = "127.0.0.1"
 CHUNK: Final = 1 << 16
+AHEAD_S: Final = 0.1
+"""What a narrow line takes ahead of itself, and LEAST_AHEAD bytes at least: what a client has sent beyond that is not
+acknowledged to it, as by a slow line of a real network."""
+LEAST_AHEAD: Final = 4096
 _SEGMENTS: Final = struct.Struct("=136xII")  # of Linux's tcp_info: segments sent and received, acknowledgements too
 RETRANSMISSION_S: Final = (0.2, 0.6)
 """How much later a lost segment arrives: TCP sends it again after 0.2 s, or twice that if it is lost again."""
@@ -60,6 +64,7 @@ class Relay:
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server((HOST, 0))
+        self._narrow(self._listener)
         self.port = int(self._listener.getsockname()[1])
         self._acceptor = threading.Thread(target=self._accept, name="relay", daemon=True)
         self._acceptor.start()
@@ -138,13 +143,29 @@ class Relay:
             server = None
             if not self._refusing.is_set():
                 with contextlib.suppress(OSError):
-                    server = socket.create_connection((HOST, self._target))
+                    server = self._connected()
             if server is None:
                 client.close()
                 continue
             thread = threading.Thread(target=self._pass_on, args=(client, server), daemon=True)
             self._threads.append(thread)
             thread.start()
+
+    def _connected(self) -> socket.socket:
+        server = socket.socket()
+        try:
+            self._narrow(server)
+            server.connect((HOST, self._target))
+        except OSError:
+            server.close()
+            raise
+        return server
+
+    def _narrow(self, sock: socket.socket) -> None:
+        """Let a socket that is not yet connected take little ahead of a narrow line; what it accepts inherits that."""
+        if self._bytes_per_s:
+            ahead = max(LEAST_AHEAD, round(AHEAD_S * self._bytes_per_s))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ahead)
 
     def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
         with client, server:
@@ -194,7 +215,9 @@ class _Way:
         self._thread: threading.Thread | None = None
 
     def send(self, data: bytes) -> None:
-        """Pass data on; empty data is the end."""
+        """Pass data on, no sooner than a narrow line has nearly room for it; empty data is the end."""
+        if self._bytes_per_s:
+            time.sleep(max(0.0, self._free_at - time.monotonic() - AHEAD_S))
         delay_s = (self._delay_s() + self._leaving_s(len(data))) if data else 0.0
         if self._thread is None:
             if not delay_s:

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from fleet_link.connection.polling import has_arrived
 from fleet_testing.relay import Relay
 
 
@@ -128,3 +129,22 @@ def test_a_slow_line_brings_pieces_one_behind_the_other_and_no_faster_than_it_is
                 received += server.recv(1 << 16)
             assert time.monotonic() - started >= 0.2
             assert received == b"".join(bytes([number]) * 500 for number in range(4))
+
+
+def test_a_narrow_line_acknowledges_what_it_has_had_time_for() -> None:
+    """Who sends a large message sees that it is under way, and does not take the broker for silent."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        Relay(listener.getsockname()[1], bytes_per_s=20_000.0) as relay,
+        socket.create_connection(("127.0.0.1", relay.port)) as client,
+    ):
+        server, _ = listener.accept()
+        with server:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
+            client.sendall(bytes(60_000))
+            time.sleep(0.3)
+            assert not has_arrived(client)
+            received = 0
+            while received < 60_000:
+                received += len(server.recv(1 << 16))
+            assert has_arrived(client)
