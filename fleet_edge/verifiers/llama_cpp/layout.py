@@ -9,6 +9,7 @@ pass. What fills them up comes behind a stream's own tokens and is taken back at
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Final
 
 __all__ = ["Call", "Limits", "Part", "Share", "lay_out"]
@@ -160,8 +161,32 @@ def _layer(
 
 
 def _cut(rectangle: Sequence[Share], parts: Mapping[int, Part], limits: Limits) -> list[Call]:
-    """Cut a rectangle across, so that no call has more than it may."""
+    """Cut a rectangle, so that no call has more than it may: between streams, or across if one alone has too much.
+
+    Cut across, many streams with a few tokens would be calls with one token of each, which `least` fills up.
+    """
     height = rectangle[0].count + rectangle[0].filling
+    rows = [sum(_has_row(share, parts.get(share.stream), at) for at in range(height)) for share in rectangle]
+    if height <= min(limits.height, limits.tokens) and max(rows) <= limits.rows:
+        return _cut_between(rectangle, rows, height, limits)
+    return _cut_across(rectangle, parts, height, limits)
+
+
+def _cut_between(rectangle: Sequence[Share], rows: Sequence[int], height: int, limits: Limits) -> list[Call]:
+    calls = max(ceil(sum(rows) / limits.rows), ceil(len(rectangle) * height / limits.tokens))
+    most = min(ceil(len(rectangle) / calls), limits.tokens // height)
+    pieces: list[list[Share]] = [[]]
+    taken = 0
+    for share, wanted in zip(rectangle, rows, strict=True):
+        if len(pieces[-1]) == most or taken + wanted > limits.rows:
+            pieces.append([])
+            taken = 0
+        pieces[-1].append(share)
+        taken += wanted
+    return [tuple(piece) for piece in pieces if any(share.count for share in piece)]
+
+
+def _cut_across(rectangle: Sequence[Share], parts: Mapping[int, Part], height: int, limits: Limits) -> list[Call]:
     calls, begin = [], 0
     while begin < height:
         end, rows = begin, 0

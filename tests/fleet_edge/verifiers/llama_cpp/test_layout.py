@@ -106,9 +106,20 @@ def test_a_single_token_gets_company_where_it_would_be_computed_in_another_way(l
     # The last of a long part, and what rows cut off, are such tokens too.
     calls = lay_out([Part(3, 513, 1)], room={3: 514}, call_tokens=3.0, limits=limits)
     assert calls == [(Share(3, 0, 512, 0),), (Share(3, 512, 1, least - 1),)]
-    few = Limits(tokens=512, rows=16, height=512, least=least)
-    calls = lay_out([Part(stream, 2, 2) for stream in range(16)], room=ROOM, call_tokens=3.0, limits=few)
-    assert [(share.count, share.filling) for call in calls for share in call] == [(1, least - 1)] * 32
+    few = Limits(tokens=512, rows=2, height=512, least=least)
+    calls = lay_out([Part(3, 3, 3)], room=ROOM, call_tokens=3.0, limits=few)
+    assert calls == [(Share(3, 0, 2, 0),), (Share(3, 2, 1, least - 1),)]
+
+
+@pytest.mark.parametrize("least", [1, 2])
+@pytest.mark.parametrize(("streams", "tokens", "fewest"), [(31, 2, 2), (31, 3, 2), (48, 2, 2), (60, 5, 5)])
+def test_many_drafts_are_cut_between_streams(streams: int, tokens: int, fewest: int, least: int) -> None:
+    """Across, they would be calls with a token of each, of which each took twice what it takes to repeat to the bit."""
+    limits = Limits(tokens=512, rows=60, height=512, least=least)
+    parts = [Part(stream, tokens, tokens) for stream in range(streams)]
+    calls = lay_out(parts, room=dict.fromkeys(range(streams), 200), call_tokens=3.0, limits=limits)
+    assert len(calls) == fewest
+    assert {(share.count, share.filling) for call in calls for share in call} == {(tokens, 0)}
 
 
 def test_a_gap_that_has_no_room_for_company_is_not_filled() -> None:
