@@ -259,6 +259,9 @@ def _pin(core: int) -> None:
 
 def _tell(rows: Sequence[Row], rtt_ms: float, mbit_s: float) -> None:
     here = [row for row in rows if (row.rtt_ms, row.mbit_s) == (rtt_ms, mbit_s)]
+    if not here:
+        print(f"round trip {rtt_ms:g} ms, {mbit_s:g} Mbit/s: too narrow for what was asked for", flush=True)
+        return
     head = f"cost {here[0].cost}, draft {here[0].draft}, round trip {rtt_ms:g} ms, {mbit_s:g} Mbit/s"
     print(f"{head:<58} tokens/s  first token, ms  up, B/token  down, B/token")
     for row in here:

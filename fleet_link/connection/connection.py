@@ -249,11 +249,11 @@ class Connection:
 
     @property
     def delivered(self) -> bool:
-        """Whether all that was sent has reached the broker's machine."""
+        """Whether all that was sent has reached the broker's machine, and no answer can be behind what it sends now."""
         sock = self._client.socket()
         if not isinstance(sock, ScreenedSocket):
             return True
-        return not self._client.want_write() and not sock.wants_write and has_arrived(sock)
+        return not self._client.want_write() and not sock.wants_write and not sock.receiving and has_arrived(sock)
 
     def goodbye(self, *, hand_over: bool = False) -> None:
         """Send DISCONNECT, so that the broker does not publish the last will.

@@ -53,6 +53,7 @@ class Screen:
         accepts: As above.
         passed: Packets told or handed on.
         owed: Acknowledgements to write: whole packets.
+        within: Whether what came last was all of one packet that has not ended: a large one on a slow line.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Screen:
         self._max_packet_bytes = max_packet_bytes
         self._head = b""  # of a packet of which too little has come to judge it
         self._rest = 0  # bytes still to come of one that was judged
+        self.within = False
         self._dropping = False  # whether those are dropped
         self._behind: deque[tuple[int, bytearray]] = deque()  # what is owed after so many of the library's answers
         self._handed_on = 0  # messages of QoS 1, which the library answers
@@ -92,6 +94,7 @@ class Screen:
         data = self._head + data
         end = len(data)
         at = self._rest  # where the next packet begins
+        self.within = at > end
         start = at if self._dropping else 0  # what was kept begins here
         self._head = b""
         kept: list[bytes] = []

@@ -118,6 +118,11 @@ class ScreenedSocket:
         return self._more or self.ready
 
     @property
+    def receiving(self) -> bool:
+        """Whether a large packet is being received, behind which others may wait at the sender."""
+        return self._screen.within
+
+    @property
     def wants_write(self) -> bool:
         """Whether packets of ours, or what TLS says by itself, wait until the socket can be written to."""
         if self._outgoing or (self._screen.owed and not self._held):

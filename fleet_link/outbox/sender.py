@@ -49,7 +49,8 @@ class Sender:
         """Return for how long the broker has answered nothing although it has all that was sent (seconds).
 
         Args:
-            delivered: Whether all that was written has reached the broker's machine: a slow network is no silence.
+            delivered: Whether all that was written has reached the broker's machine, and its answers would be here: a
+                slow network is no silence.
         """
         now = self._clock()
         if self._answered or not delivered or not self.awaiting_answers:

@@ -14,6 +14,7 @@ from paho.mqtt.client import Client
 
 from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
+from fleet_bench.hostile.mqtt_packets import publish_packet
 from fleet_link import paho_link
 from fleet_link.connection import polling
 from fleet_link.connection.mqtt_client import make_client
@@ -286,6 +287,23 @@ def test_a_message_is_not_late_while_it_is_still_on_its_way(links: list[Link]) -
         until(lambda: time.monotonic() - began > 1.5)
         assert (link.counters.connects, link.counters.stalls) == (1, 0)
         reading.set()
+        link.stop()
+
+
+def test_a_broker_is_not_silent_while_a_large_message_of_it_is_on_its_way(links: list[Link]) -> None:
+    """Its answers are behind that; once the message is here and they are not, they are late all the same."""
+    message = publish_packet("a", bytes(60_000), qos=0)
+    with ScriptedBroker(connack()) as broker:
+        link = make(broker.port, answer_s=0.4)
+        links.append(link)
+        link.start(timeout_s=START_S)
+        link.publish("a", b"unanswered")
+        until(lambda: len(broker.publishes()) == 1)
+        for begin in range(0, len(message), 4_000):
+            broker.send(message[begin : begin + 4_000])
+            time.sleep(0.1)
+            assert (link.counters.connects, link.counters.stalls) == (1, 0)
+        until(lambda: link.counters.stalls == 1)
         link.stop()
 
 
