@@ -40,11 +40,12 @@ def draw(rows: Sequence[Point], file: Path) -> None:
     """
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+        from matplotlib.ticker import LogLocator, NullLocator  # noqa: PLC0415 - likewise
     except ImportError:
         raise FleetError("A picture needs matplotlib: pip install 'dssd-fleet[bench]'.") from None
     panels = sorted({(row.cost, row.draft) for row in rows})
     width = max(row.mbit_s for row in rows)
-    figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
+    figure = Figure(figsize=(4.8 * len(panels) + 1.8, 4.2), layout="constrained")
     for place, (cost, draft) in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), place)
         for system, colour in COLOURS.items():
@@ -61,7 +62,10 @@ def draw(rows: Sequence[Point], file: Path) -> None:
         axes.set_title(f"target of {cost} times the cost, draft {draft}")
         axes.set_xlabel(f"round trip, ms (line of {width:g} Mbit/s)")
         axes.set_ylabel("tokens a second")
-        axes.set_ylim(bottom=0)
+        axes.set_yscale("log")  # ratios are what is claimed
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize="small")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.savefig(file, dpi=120)
