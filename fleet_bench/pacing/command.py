@@ -148,7 +148,8 @@ def _fill(cell: Cell, arguments: argparse.Namespace, port: int, codec: GgufModel
         recorded = itertools.cycle(recording.texts)
         for number in range(arguments.rounds + 1):
             turns = [
-                list(itertools.islice(recorded, cell.devices)) for _ in range(math.ceil(arguments.texts / cell.devices))
+                list(itertools.islice(recorded, cell.devices))
+                for _ in range(max(1, math.ceil(arguments.texts / cell.devices)))
             ]
             first = number % len(arguments.plans)
             for plan in (*arguments.plans[first:], *arguments.plans[:first]):

@@ -294,7 +294,7 @@ def test_a_broker_is_not_silent_while_a_large_message_of_it_is_on_its_way(links:
     """Its answers are behind that; once the message is here and they are not, they are late all the same."""
     message = publish_packet("a", bytes(60_000), qos=0)
     with ScriptedBroker(connack()) as broker:
-        link = make(broker.port, answer_s=0.4)
+        link = make(broker.port, answer_s=1.0)
         links.append(link)
         link.start(timeout_s=START_S)
         link.publish("a", b"unanswered")
