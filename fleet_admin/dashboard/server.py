@@ -50,17 +50,17 @@ class DashboardServer:
             limit_concurrency=_CONNECTIONS,
             timeout_keep_alive=10,
             timeout_graceful_shutdown=_GRACE_S,
-            ssl_certfile=settings.certificate,
-            ssl_keyfile=settings.key,
+            ssl_certfile=settings.https_certificate,
+            ssl_keyfile=settings.https_key,
         )
         try:
             config.load()
         except (OSError, ValueError) as error:
             raise DashboardError(
-                f"The certificate {settings.certificate} and its key cannot be used: {error}."
+                f"The certificate {settings.https_certificate} and its key cannot be used: {error}."
             ) from error
         self._sock = _listen(host, port)
-        scheme = "https" if settings.certificate else "http"
+        scheme = "https" if settings.https_certificate else "http"
         shown = f"[{host}]" if ":" in host else host
         self.address = f"{scheme}://{shown}:{self._sock.getsockname()[1]}/"
         self._server = uvicorn.Server(config)

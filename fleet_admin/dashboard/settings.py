@@ -49,9 +49,13 @@ class DashboardSettings(AdminSettings):
         "TOML file of alert settings (docs/alerts.md); with it the dashboard looks for alerts unless another does.",
         since="0.2",
     )
-    certificate: Path | None = setting(None, "TLS certificate with its chain, PEM.", since="0.2")
-    key: Path | None = setting(
-        None, "Private key of the certificate, PEM; left out, it is in the certificate's file.", since="0.2"
+    https_certificate: Path | None = setting(
+        None,
+        "Certificate (PEM, with its chain) for HTTPS of the pages; without it they use HTTP.",
+        since="0.2",
+    )
+    https_key: Path | None = setting(
+        None, "Private key (PEM) of `https_certificate`; left out, it is in the certificate's file.", since="0.2"
     )
     proxies: str = setting(
         "",
@@ -72,7 +76,7 @@ class DashboardSettings(AdminSettings):
     )  # fmt: skip
     listen: str = setting(
         "127.0.0.1:8400",
-        "Address and port of the pages. Beyond this machine, `certificate` and `key` are needed, or a proxy.",
+        "Address and port of the pages. Beyond this machine, HTTPS (`https_certificate`) or a proxy is needed.",
         since="0.2",
     )
     idle_h: float = setting(
@@ -92,11 +96,11 @@ class DashboardSettings(AdminSettings):
         le=10_000,
     )  # fmt: skip
 
-    @field_validator("key")
+    @field_validator("https_key")
     @classmethod
     def _with_certificate(cls, key: Path | None, seen: ValidationInfo) -> Path | None:
-        if key is not None and seen.data.get("certificate", key) is None:
-            raise ValueError("a key without 'certificate'; set it too")
+        if key is not None and seen.data.get("https_certificate", key) is None:
+            raise ValueError("a key without 'https_certificate'; set it too")
         return key
 
     @field_validator("proxies")
@@ -121,10 +125,10 @@ class DashboardSettings(AdminSettings):
         known = seen.data
         if _loopback(host):
             return listen
-        if known.get("certificate") is None and not known.get("proxies"):
+        if known.get("https_certificate") is None and not known.get("proxies"):
             raise ValueError(
                 "other machines reach that address, and passwords would pass over the network in the clear; set "
-                "'certificate' and 'key', or 'proxies' that do TLS, or listen on 127.0.0.1"
+                "'https_certificate' and 'https_key', or 'proxies' that do TLS, or listen on 127.0.0.1"
             )
         if not known.get("names"):
             raise ValueError(

@@ -23,11 +23,11 @@ from fleet_admin.dashboard.settings import DashboardSettings
         ({"listen": "0.0.0.0:8400"}, "in the clear"),
         ({"listen": "[::]:8400"}, "in the clear"),
         ({"listen": "10.0.0.1:8400", "names": "fleet.example"}, "in the clear"),
-        ({"listen": "10.0.0.1:8400", "certificate": "c.pem"}, "'names'"),
+        ({"listen": "10.0.0.1:8400", "https_certificate": "c.pem"}, "'names'"),
         ({"listen": "fleet.example:8400"}, "not a name"),
         ({"listen": "127.0.0.1"}, "address and a port"),
         ({"listen": "127.0.0.1:70000"}, "address and a port"),
-        ({"key": "k.pem"}, "'certificate'"),
+        ({"https_key": "k.pem"}, "'https_certificate'"),
         ({"proxies": "proxy.example"}, "neither an address"),
         ({"proxy_account": "X-User"}, "'proxies'"),
     ],
@@ -43,7 +43,7 @@ def test_what_would_not_be_safe_is_refused(given: dict[str, str], said: str) -> 
         {"listen": "127.0.0.1:0"},
         {"listen": "[::1]:8400"},
         {"listen": "localhost:8400"},
-        {"listen": "0.0.0.0:8400", "certificate": "c.pem", "key": "k.pem", "names": "fleet.example"},
+        {"listen": "0.0.0.0:8400", "https_certificate": "c.pem", "https_key": "k.pem", "names": "fleet.example"},
         {"listen": "10.0.0.1:8400", "proxies": "10.0.0.2, 10.1.0.0/16", "names": "fleet.example"},
     ],
 )
@@ -77,7 +77,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 
 def test_over_tls_the_cookie_never_leaves_it(make_services: Callable[..., Services], tmp_path: Path) -> None:
     chain, key = certificate(tmp_path)
-    services = make_services(listen="127.0.0.1:0", certificate=chain, key=key)
+    services = make_services(listen="127.0.0.1:0", https_certificate=chain, https_key=key)
     server = DashboardServer(services.settings, services=services)
     try:
         assert server.address.startswith("https://127.0.0.1:")
@@ -105,6 +105,6 @@ def test_a_port_that_is_in_use_and_a_certificate_that_is_none_are_told(
         DashboardServer(taken, services=services)
     broken = tmp_path / "broken.pem"
     broken.write_text("none")
-    settings = services.settings.model_copy(update={"certificate": broken, "key": broken})
+    settings = services.settings.model_copy(update={"https_certificate": broken, "https_key": broken})
     with pytest.raises(DashboardError, match="cannot be used"):
         DashboardServer(settings, services=services)
