@@ -7,9 +7,8 @@ from enum import StrEnum
 from typing import Final
 
 from fleet_edge.session_log import SessionLog
-from fleet_identity.index import Entry
+from fleet_identity.index import CertificateState, CertificateStatus, Entry, certificate_statuses
 from fleet_identity.roles import IdentityRole
-from fleet_identity.status import CertificateState, CertificateStatus, certificate_statuses
 
 __all__ = ["Ghost", "GhostKind", "Sighted", "find_ghosts", "sighted_in"]
 

@@ -1,1 +1,1 @@
-"""Certificate authority of a fleet, and enrolment: how a device gets its certificate."""
+"""Certificate authority and device enrolment."""

@@ -1,51 +1,277 @@
-"""Certificate authority of a fleet: creates, signs, issues, renews, revokes, and remembers.
+"""Certificate authority of a fleet: create, sign, issue, renew and revoke certificates.
 
-Every action that changes something holds the folder's lock from its first look to its last write, so that two commands
-at once come one after the other. The index is written before a list or a certificate leaves: if the machine dies in
-between, saying the command again completes it.
+Every change holds the folder's lock from the first read to the last write, so concurrent commands run one after the
+other. The index is written before a certificate or revocation list leaves the folder: after a crash, repeating the
+command completes it.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fleet_identity.certificates import RENEWAL_DAYS, Revocation, Subject, authority_certificate
+from fleet_identity.certificates import (
+    RENEWAL_DAYS,
+    SKEW,
+    TAKEOVER_LIFETIME,
+    Credential,
+    Passphrase,
+    Revocation,
+    Revoked,
+    Subject,
+    authority_certificate,
+    certificate,
+    check_request,
+    fingerprint,
+    is_encrypted,
+    load_certificate,
+    load_key,
+    make_request,
+    new_key,
+    revocation_list,
+    same_key,
+    save_key,
+)
 from fleet_identity.errors import AuthorityError, NameRefused
-from fleet_identity.files import PUBLIC, make_folder, write_atomically
-from fleet_identity.folder import AuthorityFolder
+from fleet_identity.files import PUBLIC, append_line, locked, make_folder, write_atomically
 from fleet_identity.index import Entry, Index, check_free, check_key, current, renewable
-from fleet_identity.keys import Passphrase, fingerprint, new_key, save_key
-from fleet_identity.requests import check_request, make_request
 from fleet_identity.roles import IdentityRole, check_identity_name
-from fleet_identity.signer import Audit, Signer
 from schemas.names import check_name
 
-__all__ = ["Authority", "Issued", "create_authority", "issue", "utc_now"]
+__all__ = ["Audit", "Authority", "AuthorityFolder", "Issued", "Signer", "create_authority", "issue", "utc_now"]
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorityFolder:
+    """Files of an authority."""
+
+    path: Path
+
+    @property
+    def certificate(self) -> Path:
+        return self.path / "ca.pem"
+
+    @property
+    def key(self) -> Path:
+        return self.path / "ca.key"
+
+    @property
+    def revocation_list(self) -> Path:
+        return self.path / "crl.pem"
+
+    @property
+    def index(self) -> Path:
+        return self.path / "index.sqlite3"
+
+    @property
+    def audit(self) -> Path:
+        return self.path / "audit.jsonl"
+
+    @property
+    def broker(self) -> Path:
+        """Settings that say how to reach the broker on a revocation."""
+        return self.path / "broker.json"
+
+    @property
+    def issued(self) -> Path:
+        """Default folder for issued certificates."""
+        return self.path / "issued"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder's lock.
+
+        Raises:
+            AuthorityError: Another command holds it for too long.
+        """
+        with locked(self.path / ".lock"):
+            yield
+
+    def load_certificate(self) -> x509.Certificate:
+        """Return the authority's certificate.
+
+        Raises:
+            AuthorityError: The folder holds no authority.
+            IdentityError: The file cannot be read.
+        """
+        if not self.certificate.exists():
+            raise AuthorityError(
+                f"There is no authority in {self.path}: make one with `fleet broker ca`, or correct --ca."
+            )
+        return load_certificate(self.certificate, "The authority's certificate")
+
+    def load_key(
+        self, certificate: x509.Certificate, passphrase: Callable[[], Passphrase]
+    ) -> ec.EllipticCurvePrivateKey:
+        """Return the authority's private key.
+
+        Args:
+            certificate: The certificate that the key must match.
+            passphrase: Called only if the key is encrypted.
+
+        Raises:
+            AuthorityError: The key is missing, readable by others, or does not match the certificate.
+            IdentityError: The file cannot be read.
+        """
+        if not self.key.exists():
+            raise AuthorityError(
+                f"The authority's key {self.key} is missing: put it back from where it is kept; without it nothing can "
+                "be signed or revoked."
+            )
+        if self.key.stat().st_mode & 0o077:
+            raise AuthorityError(
+                f"Others may read the authority's key {self.key}: make it yours alone (chmod 600), and think of who "
+                "has had it."
+            )
+        key = load_key(self.key, passphrase() if is_encrypted(self.key) else None)
+        if not same_key(key.public_key(), certificate.public_key()):
+            raise AuthorityError(f"The key {self.key} does not belong to {self.certificate}: put back the two that do.")
+        return key
+
+    def write_certificate(self, path: Path, certificate: x509.Certificate) -> None:
+        write_atomically(path, certificate.public_bytes(serialization.Encoding.PEM), mode=PUBLIC)
+
+    def write_revocation_list(self, revocations: x509.CertificateRevocationList) -> None:
+        write_atomically(self.revocation_list, revocations.public_bytes(serialization.Encoding.PEM), mode=PUBLIC)
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Audit log of an authority.
+
+    Attributes:
+        path: The file; an operator may also make it append-only in the file system.
+        actor: Operating system user who acts.
+        clock: Returns the current time with its time zone.
+    """
+
+    path: Path
+    actor: str
+    clock: Callable[[], datetime]
+
+    def record(self, action: str, *, name: str, role: str, serial: str = "", detail: str = "") -> None:
+        """Append a line. Call it before a certificate leaves the authority.
+
+        Raises:
+            IdentityError: The log cannot be written.
+        """
+        line = {
+            "at": self.clock().isoformat(timespec="seconds"),
+            "actor": self.actor,
+            "action": action,
+            "name": name,
+            "role": role,
+            "serial": serial,
+            "detail": detail,
+        }
+        append_line(self.path, json.dumps({key: value for key, value in line.items() if value}))
+
+
+CLOCKS_APART: Final = timedelta(days=1)  # a revoked certificate stays listed this long after its end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signer:
+    """Sign certificates and record them in the index and the audit log."""
+
+    folder: AuthorityFolder
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+    index: Index
+    audit: Audit
+    clock: Callable[[], datetime]
+
+    def certify(self, subject: Subject, public_key: ec.EllipticCurvePublicKey, *, action: str) -> Entry:
+        """Sign a certificate; it is in the index and the log when this returns."""
+        signed = certificate(subject, public_key, issuer=self.certificate, issuer_key=self.key, now=self.clock())
+        entry = _entry(signed, subject)
+        with self.index.change():
+            self.index.keep_name(subject.name, subject.role)
+            self.index.add(entry)
+            self.audit.record(
+                action, name=subject.name, role=subject.role, serial=entry.serial, detail=" ".join(subject.hosts)
+            )
+        return entry
+
+    def take_over(self, subject: Subject, *, revoked: bool) -> Credential:
+        """Return a short-lived credential that can connect under another client's name.
+
+        Args:
+            subject: The client whose session it ends.
+            revoked: Whether the next revocation list already contains it.
+        """
+        key = new_key()
+        signed = certificate(
+            subject,
+            key.public_key(),
+            issuer=self.certificate,
+            issuer_key=self.key,
+            now=self.clock(),
+            lifetime=TAKEOVER_LIFETIME,
+        )
+        entry = _entry(signed, subject, takeover=True, revoked_at=self.clock() if revoked else None)
+        with self.index.change():
+            self.index.add(entry)
+            self.audit.record("take over", name=subject.name, role=subject.role, serial=entry.serial)
+        return Credential(subject.name, signed.public_bytes(serialization.Encoding.PEM), key)
+
+    def write_list(self) -> bytes:
+        """Write a new revocation list and return it in PEM."""
+        now = self.clock()
+        with self.index.change():
+            # Backdated by an hour: a broker whose clock is slow rejects a later list, and then refuses every client.
+            number, this_update = self.index.next_list(now - SKEW)
+            revoked = [
+                Revoked(int(entry.serial, 16), entry.revoked_at or now)
+                for entry in self.index.revoked(ending_after=now - CLOCKS_APART)
+            ]
+            self.audit.record("list", name="", role="", detail=f"number {number} with {len(revoked)} revoked")
+        made = revocation_list(
+            revoked, number=number, issuer=self.certificate, issuer_key=self.key, this_update=this_update
+        )
+        self.folder.write_revocation_list(made)
+        return made.public_bytes(serialization.Encoding.PEM)
+
+
+def _entry(
+    signed: x509.Certificate, subject: Subject, *, takeover: bool = False, revoked_at: datetime | None = None
+) -> Entry:
+    return Entry(
+        serial=f"{signed.serial_number:x}",
+        name=subject.name,
+        role=subject.role,
+        hosts=subject.hosts,
+        key_sha256=fingerprint(signed.public_key()),
+        not_before=signed.not_valid_before_utc,
+        not_after=signed.not_valid_after_utc,
+        pem=signed.public_bytes(serialization.Encoding.PEM).decode(),
+        takeover=takeover,
+        revoked_at=revoked_at,
+    )
 
 
 def utc_now() -> datetime:
-    """Return the time."""
     return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authority:
-    """An authority that exists. `fleet_identity.authority` makes a new one.
+    """An existing authority; `create_authority` makes a new one.
 
     Attributes:
         folder: Its files.
         certificate: Its certificate.
-        fleet: Whose authority it is.
-        passphrase: Asked for when the key is needed and encrypted.
-        audit: Its log.
-        clock: Now, with its time zone.
+        fleet: Name of its fleet.
+        passphrase: Called when the private key is needed and encrypted.
+        audit: Its audit log.
+        clock: Returns the current time with its time zone.
     """
 
     folder: AuthorityFolder
@@ -64,11 +290,11 @@ class Authority:
         passphrase: Callable[[], Passphrase] = lambda: None,
         clock: Callable[[], datetime] = utc_now,
     ) -> Self:
-        """Return the authority in a folder.
+        """Open the authority in a folder.
 
         Raises:
-            AuthorityError: There is none, or it has run out.
-            IdentityError: A file cannot be used.
+            AuthorityError: There is none, or its certificate has expired.
+            IdentityError: A file cannot be read.
         """
         folder = AuthorityFolder(path)
         own = folder.load_certificate()
@@ -88,17 +314,17 @@ class Authority:
     def sign(
         self, request: x509.CertificateSigningRequest, *, name: str, role: IdentityRole, hosts: Sequence[str] = ()
     ) -> Entry:
-        """Sign a request for somebody new.
+        """Sign the request of a new identity.
 
         Args:
-            request: Unchecked.
-            name: Whom the operator signs for.
-            role: What for.
-            hosts: For a broker, the host names and addresses that it is reached by.
+            request: Unchecked signing request.
+            name: Name that the operator signs for.
+            role: Role of the identity.
+            hosts: For a broker, the host names and addresses that clients connect to.
 
         Raises:
-            InvalidName: It cannot be a name.
-            NameRefused: The name is another's, reserved, or has a certificate already; or a host is malformed.
+            InvalidName: The name is malformed.
+            NameRefused: The name is taken, reserved, or has a certificate already; or a host is malformed.
             RequestRefused: The request must not be signed.
             AuthorityError: The authority's key cannot be used.
         """
@@ -116,15 +342,15 @@ class Authority:
             return signer.certify(Subject(self.fleet, role, name, tuple(hosts)), public_key, action="sign")
 
     def renew(self, name: str, *, request: x509.CertificateSigningRequest | None = None, early: bool = False) -> Entry:
-        """Sign a new period for somebody known, whose old certificate stays valid until its own end.
+        """Sign a new certificate for a known identity; the old one stays valid until its own end.
 
         Args:
-            name: Whom.
-            request: With a new key; without one the key stays, and nothing but the new certificate has to travel.
-            early: Whether also with more than 30 days left.
+            name: Name of the identity.
+            request: Signing request with a new key. Without one the key stays, and only a certificate has to travel.
+            early: Renew although more than 30 days are left.
 
         Raises:
-            NameRefused: Nobody has that name, it was revoked, or it is too early.
+            NameRefused: The name is unknown or revoked, or it is too early.
             RequestRefused: The request must not be signed.
             AuthorityError: The authority's key cannot be used.
         """
@@ -139,10 +365,10 @@ class Authority:
             return signer.certify(subject, asked or kept, action="renew")
 
     def revoke(self, names: Sequence[str]) -> Revocation:
-        """Revoke every certificate of these names, and write the list. Saying it again writes a newer list.
+        """Revoke every certificate of these names and write the list. Repeating it writes a newer list.
 
         Raises:
-            NameRefused: Nobody has such a name, or none is given; then nobody is revoked.
+            NameRefused: A name is unknown, or none is given; then nothing is revoked.
             AuthorityError: The authority's key cannot be used.
         """
         if not names:
@@ -177,12 +403,12 @@ class Authority:
             return index.identities()
 
     def names(self, role: IdentityRole) -> tuple[str, ...]:
-        """Return all names that belong to a role: those that a broker's description may give its rights to."""
+        """Return all names of a role, for the access rules of a broker description."""
         with Index(self.folder.index) as index:
             return index.names(role)
 
     def due(self) -> tuple[str, ...]:
-        """Return the names whose certificate ends within 30 days, or has ended."""
+        """Return the names whose certificate ends within 30 days or has ended."""
         last: dict[str, datetime] = {}
         for entry in self.entries():
             if entry.revoked_at is None:
@@ -191,7 +417,7 @@ class Authority:
 
     @contextmanager
     def at_work(self) -> Iterator[Signer]:
-        """Hold the lock and the key."""
+        """Hold the lock and the private key."""
         key = self.folder.load_key(self.certificate, self.passphrase)  # may ask a person, so before the lock
         with self.folder.locked(), Index(self.folder.index) as index:
             yield Signer(
@@ -213,20 +439,20 @@ def create_authority(
     passphrase: Passphrase = None,
     clock: Callable[[], datetime] = utc_now,
 ) -> Authority:
-    """Make an authority and return it.
+    """Create an authority.
 
     Args:
-        path: Its folder; made if it is not there.
-        fleet: Whose.
-        actor: Who acts, for the log.
-        kept: Names to keep for their roles before anybody asks for them.
-        passphrase: Encrypts its key.
-        clock: Now, with its time zone.
+        path: Its folder; created if missing.
+        fleet: Name of the fleet.
+        actor: Operating system user, for the audit log.
+        kept: Names to reserve for their roles from the start.
+        passphrase: Encrypts the private key.
+        clock: Returns the current time with its time zone.
 
     Raises:
-        AuthorityError: There is one already.
-        InvalidName: The fleet's or a kept name cannot be one.
-        NameRefused: A kept name belongs to another role.
+        AuthorityError: The folder holds an authority already.
+        InvalidName: The fleet's name or a reserved name is malformed.
+        NameRefused: A reserved name belongs to another role.
         IdentityError: A file cannot be written.
     """
     check_name(fleet)
@@ -242,7 +468,7 @@ def create_authority(
             for name, role in names:
                 check_free(index, name, role)
                 index.keep_name(name, role)
-        # Last, since from here on there is an authority.
+        # Written last: once the certificate exists, the authority exists.
         folder.write_certificate(folder.certificate, authority_certificate(key, fleet=fleet, now=clock()))
     made = Authority.open(path, actor=actor, passphrase=lambda: passphrase, clock=clock)
     with made.at_work() as signer:
@@ -253,13 +479,13 @@ def create_authority(
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """What was made.
+    """An issued certificate and its files.
 
     Attributes:
-        entry: The certificate, as the index has it.
-        certificate: Its file.
-        key: Its key's file, for its owner alone.
-        ca: The authority's certificate, beside them.
+        entry: Entry in the index.
+        certificate: Certificate file.
+        key: Private key file, readable by its owner only.
+        ca: Copy of the authority's certificate in the same folder.
     """
 
     entry: Entry
@@ -269,17 +495,10 @@ class Issued:
 
 
 def issue(authority: Authority, name: str, *, role: IdentityRole, folder: Path, hosts: Sequence[str] = ()) -> Issued:
-    """Make a key and a certificate for it, as `NAME.key` and `NAME.pem`.
-
-    Args:
-        authority: Who signs.
-        name: For whom.
-        role: What for.
-        folder: Where the files go.
-        hosts: For a broker, the host names and addresses that it is reached by.
+    """Create a key and a certificate as `NAME.key` and `NAME.pem`.
 
     Raises:
-        IdentityError: As `Authority.sign`, or a file cannot be written; then there is no key either.
+        IdentityError: As `Authority.sign`, or a file cannot be written; then no key is left behind.
     """
     check_identity_name(name, role)
     make_folder(folder)

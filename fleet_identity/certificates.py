@@ -1,15 +1,15 @@
-"""Certificates and revocation lists: every field is ours, none is copied from a request.
+"""Keys, signing requests, certificates and revocation lists.
 
-A role is in the subject (`OU`), where the authority's own index has it too. The extended key usage keeps the two sides
-apart: a device's certificate is no server's, so a stolen one cannot play the broker.
+Every field of a certificate is set here; none is copied from a request. The role is in the subject (`OU`). The
+extended key usage separates clients from servers, so that a stolen device certificate cannot impersonate the broker.
 
-A `Revocation` carries certificates that exist to end the sessions of a revoked one. A broker looks at a certificate
-once, when a client connects: one that is revoked while connected stays connected. What ends its session, without a
-plugin and without touching anybody else's, is the protocol's own rule that of two clients with one client id the
-older goes. The broker takes the client id from the certificate, so whoever holds a certificate of that name can end
-the session: the authority makes one, valid for an hour, its key never on a disk in the clear.
+A broker checks a certificate only when a client connects, so a revoked client that is connected stays connected. MQTT
+ends the older of two sessions with one client id, and the broker takes the client id from the certificate. A
+`Revocation` therefore carries certificates of the revoked names, valid for an hour, whose keys never reach a disk in
+the clear: connecting with one ends the revoked session and no other.
 """
 
+import hashlib
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fleet_identity.errors import CertificateRefused, NameRefused
-from fleet_identity.files import read_bounded
+from fleet_identity.errors import CertificateRefused, NameRefused, RequestRefused
+from fleet_identity.files import SECRET, read_bounded, write_atomically
 from fleet_identity.roles import IdentityRole
+from schemas.names import check_name
 
 __all__ = [
     "CERTIFICATE_DAYS",
@@ -33,13 +35,25 @@ __all__ = [
     "SKEW",
     "TAKEOVER_LIFETIME",
     "Credential",
+    "Passphrase",
     "Revocation",
     "Revoked",
     "Subject",
     "authority_certificate",
     "certificate",
+    "check_request",
+    "fingerprint",
+    "is_encrypted",
+    "key_pem",
     "load_certificate",
+    "load_key",
+    "load_request",
+    "make_request",
+    "new_key",
+    "requested_name",
     "revocation_list",
+    "same_key",
+    "save_key",
     "subject_of",
 ]
 
@@ -54,13 +68,13 @@ _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whom a certificate names.
+    """Subject of a certificate.
 
     Attributes:
-        fleet: The organization.
-        role: The organizational unit.
-        name: The common name: the broker's user name and client id.
-        hosts: For a broker, the host names and addresses that it is reached by.
+        fleet: Organization.
+        role: Organizational unit.
+        name: Common name: the broker's user name and client id.
+        hosts: For a broker, the host names and addresses that clients connect to.
     """
 
     fleet: str
@@ -71,14 +85,14 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
-    """A line of the revocation list."""
+    """Entry of the revocation list."""
 
     serial: int
     at: datetime
 
 
 def authority_certificate(key: ec.EllipticCurvePrivateKey, *, fleet: str, now: datetime) -> x509.Certificate:
-    """Return the self-signed certificate of a fleet's authority, which may sign identities but no other authority."""
+    """Return a self-signed CA certificate that may sign identities but no other CA."""
     name = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, fleet),
@@ -152,10 +166,10 @@ def revocation_list(
     issuer_key: ec.EllipticCurvePrivateKey,
     this_update: datetime,
 ) -> x509.CertificateRevocationList:
-    """Return the signed list of revoked serials.
+    """Return the signed list of revoked serial numbers.
 
-    It is valid as long as the authority: a broker turns *everybody* away when its list has run out, which would make a
-    forgotten chore into an outage. That the newest list is in force is proven at each revocation instead.
+    It is valid as long as the authority: a broker refuses *every* client once its list has expired, so a forgotten
+    chore would become an outage. Each revocation proves that the newest list is in force.
     """
     builder = (
         x509.CertificateRevocationListBuilder()
@@ -177,7 +191,7 @@ def load_certificate(path: Path, what: str = "The certificate") -> x509.Certific
 
     Raises:
         IdentityError: The file cannot be read.
-        CertificateRefused: It holds no certificate.
+        CertificateRefused: The file holds no certificate.
     """
     content = read_bounded(path, what)
     try:
@@ -187,10 +201,10 @@ def load_certificate(path: Path, what: str = "The certificate") -> x509.Certific
 
 
 def subject_of(found: x509.Certificate) -> Subject:
-    """Return whom a certificate of ours names.
+    """Return the subject of a certificate that this authority signed.
 
     Raises:
-        CertificateRefused: It has not the fields of ours.
+        CertificateRefused: The subject lacks the expected fields.
     """
     try:
         return Subject(
@@ -247,12 +261,12 @@ TAKEOVER_LIFETIME: Final = timedelta(hours=1)  # the broker's clock may be ahead
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A certificate and its key, in memory.
+    """Certificate and private key in memory.
 
     Attributes:
-        name: Whom it names.
-        certificate: In PEM.
-        key: Private.
+        name: Common name.
+        certificate: Certificate in PEM.
+        key: Private key.
     """
 
     name: str
@@ -262,14 +276,14 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """What it takes to make a revocation felt.
+    """What is needed to enforce a revocation at the broker.
 
     Attributes:
-        serials: The certificates revoked, in hexadecimal.
-        revocation_list: The new list, in PEM.
-        authority: The authority's certificate, in PEM.
-        canary: A certificate that this list revokes: a broker that refuses it goes by this list or a later one.
-        kickers: For every revoked client a certificate that is *not* revoked.
+        serials: Revoked serial numbers, in hexadecimal.
+        revocation_list: New list, in PEM.
+        authority: Certificate of the authority, in PEM.
+        canary: Certificate that only this list revokes: a broker that refuses it uses this list or a later one.
+        kickers: For each revoked client a certificate that is *not* revoked.
     """
 
     serials: tuple[str, ...]
@@ -277,3 +291,144 @@ class Revocation:
     authority: bytes
     canary: Credential
     kickers: Mapping[str, Credential]
+
+
+Passphrase = bytes | None
+
+_ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
+
+
+def new_key() -> ec.EllipticCurvePrivateKey:
+    """Generate an EC P-256 key: every TLS library and most secure elements support that curve."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: Passphrase = None) -> bytes:
+    """Return the key as PKCS #8 in PEM, encrypted if there is a passphrase."""
+    how: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase is not None:
+        how = serialization.BestAvailableEncryption(passphrase)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
+
+
+def save_key(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: Passphrase = None) -> None:
+    """Write the key with permissions for its owner only.
+
+    Raises:
+        IdentityError: The file cannot be written.
+    """
+    write_atomically(path, key_pem(key, passphrase), mode=SECRET)
+
+
+def is_encrypted(path: Path) -> bool:
+    """Return whether the key needs a passphrase.
+
+    Raises:
+        IdentityError: The file cannot be read.
+    """
+    return _ENCRYPTED in read_bounded(path, "The private key")
+
+
+def load_key(path: Path, passphrase: Passphrase = None) -> ec.EllipticCurvePrivateKey:
+    """Read a private key.
+
+    Raises:
+        IdentityError: The file cannot be read.
+        CertificateRefused: It is not an EC P-256 key, or the passphrase is wrong or missing.
+    """
+    content = read_bounded(path, "The private key")
+    encrypted = _ENCRYPTED in content
+    if encrypted and passphrase is None:
+        raise CertificateRefused(f"The private key {path} is encrypted: give its passphrase.")
+    try:
+        key = serialization.load_pem_private_key(content, passphrase if encrypted else None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        why = "the passphrase is wrong" if encrypted else "it is no private key in PEM"
+        raise CertificateRefused(f"The private key {path} cannot be used: {why}.") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise CertificateRefused(f"The private key {path} is of another kind: only EC P-256 is used.")
+    return key
+
+
+def fingerprint(key: object) -> str:
+    """Return the SHA-256 of a public key, in hexadecimal.
+
+    Raises:
+        CertificateRefused: It is not an EC P-256 key.
+    """
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise CertificateRefused("The key is of another kind: only EC P-256 is used.")
+    encoded = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(encoded).hexdigest()
+
+
+def same_key(one: object, other: object) -> bool:
+    return fingerprint(one) == fingerprint(other)
+
+
+def make_request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
+    """Return a signing request for `name` in PEM, signed with the key that it is for."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, check_name(name))])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM)
+
+
+def load_request(path: Path) -> x509.CertificateSigningRequest:
+    """Read a signing request without checking it.
+
+    Raises:
+        IdentityError: The file cannot be read.
+        RequestRefused: The file holds no signing request.
+    """
+    content = read_bounded(path, "The signing request")
+    try:
+        return x509.load_pem_x509_csr(content)
+    except ValueError as error:
+        raise RequestRefused(
+            f"{path} is no signing request in PEM: make one on the device with `fleet device enroll`."
+        ) from error
+
+
+def requested_name(request: x509.CertificateSigningRequest) -> str:
+    """Return the name in an unchecked signing request.
+
+    Raises:
+        RequestRefused: It has no name, or several.
+    """
+    try:
+        names = request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        (name,) = names
+    except ValueError as error:
+        raise RequestRefused("The signing request does not ask for exactly one common name.") from error
+    return str(name.value)
+
+
+def check_request(request: x509.CertificateSigningRequest, *, name: str) -> ec.EllipticCurvePublicKey:
+    """Check a signing request and return its public key. Nothing else of it is used, not even its extensions.
+
+    Args:
+        request: From a device; hostile until checked.
+        name: Name that the operator signs for.
+
+    Raises:
+        RequestRefused: It has another name or another kind of key, or was not signed with that key.
+    """
+    asked = requested_name(request)
+    if asked != name:
+        raise RequestRefused(
+            f"The signing request asks for {asked[:80]!r} and not for {name!r}: sign it for no other name."
+        )
+    try:
+        key = request.public_key()
+        signed = request.is_signature_valid
+    except (ValueError, InvalidSignature, UnsupportedAlgorithm) as error:
+        raise RequestRefused(
+            "The signing request has a key or a signature of an unknown kind: use EC P-256."
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise RequestRefused("The signing request has a key of another kind: only EC P-256 is signed.")
+    if not signed:
+        raise RequestRefused(
+            "The signing request was not signed with the key that it asks for: it was changed on its way."
+        )
+    return key

@@ -1,7 +1,7 @@
-"""Enrolment of a device: makes a key that never leaves it, sends a request, and takes what comes back.
+"""Enrolment of a device: create a key that never leaves it, send a request, install the certificate.
 
-What comes back is checked before it is put in place: a device that accepted the certificate of another, or one that is
-not valid by its own clock, would learn of it only from a broker that hangs up without a word.
+A certificate is checked before it is installed. Without the check, a device with another device's certificate, or
+with one that is not valid by its own clock, would only see a broker that closes the connection without a reason.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,17 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from fleet_identity.certificates import load_certificate, subject_of
+from fleet_identity.certificates import (
+    load_certificate,
+    load_key,
+    make_request,
+    new_key,
+    same_key,
+    save_key,
+    subject_of,
+)
 from fleet_identity.errors import CertificateRefused, RequestRefused
 from fleet_identity.files import PUBLIC, make_folder, write_atomically
-from fleet_identity.keys import load_key, new_key, same_key, save_key
-from fleet_identity.requests import make_request
 from fleet_identity.roles import IdentityRole, check_identity_name
 
 __all__ = ["Enrolment"]
@@ -29,12 +35,12 @@ _AUTHORITY: Final = "The authority's certificate"
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """A device's folder of credentials.
+    """Credentials folder of a device.
 
     Attributes:
-        folder: For the device's user alone.
-        name: The device's.
-        clock: Now, with its time zone.
+        folder: Folder readable by the device's user only.
+        name: Name of the device.
+        clock: Returns the current time with its time zone.
     """
 
     folder: Path
@@ -43,38 +49,34 @@ class Enrolment:
 
     @property
     def key(self) -> Path:
-        """The private key in use."""
         return self.folder / "device.key"
 
     @property
     def next_key(self) -> Path:
-        """The one that takes its place when its certificate comes."""
+        """Key that replaces the current one when its certificate arrives."""
         return self.folder / "next.key"
 
     @property
     def request(self) -> Path:
-        """What the authority signs."""
         return self.folder / "device.csr"
 
     @property
     def certificate(self) -> Path:
-        """What the broker is shown."""
         return self.folder / "device.pem"
 
     @property
     def ca(self) -> Path:
-        """Who vouches for the broker."""
         return self.folder / "ca.pem"
 
     def ask(self, *, fresh: bool = False) -> Path:
-        """Write a request, and return where it lies; may be repeated.
+        """Write a signing request and return its path; may be repeated.
 
         Args:
-            fresh: Whether for a new key, which a device that is enrolled already takes into use with its certificate.
+            fresh: Create a new key, which an enrolled device starts to use together with its new certificate.
 
         Raises:
-            InvalidName: The name cannot be one.
-            NameRefused: No device may have it.
+            InvalidName: The name is malformed.
+            NameRefused: No device may have the name.
             IdentityError: A file cannot be read or written.
         """
         check_identity_name(self.name, IdentityRole.DEVICE)
@@ -88,15 +90,15 @@ class Enrolment:
         return self.request
 
     def take(self, certificate: Path, ca: Path | None = None) -> x509.Certificate:
-        """Check what the authority sent and put it in place; a running link changes over by itself.
+        """Check and install a certificate; a running device switches to it without a restart.
 
         Args:
-            certificate: The signed certificate.
-            ca: The authority's own; left out, the one taken before.
+            certificate: Signed certificate.
+            ca: CA certificate; by default the one installed before.
 
         Raises:
-            RequestRefused: There is no key here yet.
-            CertificateRefused: It is not for this device, this key, this time, or not from this authority.
+            RequestRefused: There is no key yet.
+            CertificateRefused: It is not for this device, this key or this time, or not from this authority.
             IdentityError: A file cannot be read or written.
         """
         signed = load_certificate(certificate)
@@ -106,7 +108,7 @@ class Enrolment:
         self._check_issuer(signed, authority)
         self._check_time(signed)
         write_atomically(self.ca, authority.public_bytes(serialization.Encoding.PEM), mode=PUBLIC)
-        # A link that looks in between sees a key that does not belong to the certificate, and waits.
+        # A device that reads the files in between sees a key that does not match the certificate, and waits.
         if key == self.next_key:
             self.next_key.replace(self.key)
         write_atomically(self.certificate, signed.public_bytes(serialization.Encoding.PEM), mode=PUBLIC)
@@ -122,7 +124,7 @@ class Enrolment:
             return known
         given = load_certificate(ca, _AUTHORITY)
         if known is not None and given != known:
-            # Whoever can change whom the device trusts can play the broker.
+            # Write access to the CA file would be enough to impersonate the broker.
             raise CertificateRefused(
                 f"{ca} is not the authority that this device knows: if the fleet really has a new one, "
                 f"remove {self.ca}."

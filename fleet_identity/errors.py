@@ -4,10 +4,10 @@
 
     IdentityError
     ├── AuthorityError        the authority's folder or key cannot be used
-    ├── NameRefused           a name that this identity must not have, or that nobody has
-    ├── RequestRefused        a signing request that must not be signed
-    ├── CertificateRefused    a certificate or key that does not fit what it is meant for
-    └── CutOffFailed          a broker that cannot be told of a revocation, or does not obey
+    ├── NameRefused           the identity must not have this name, or the name is unknown
+    ├── RequestRefused        the signing request must not be signed
+    ├── CertificateRefused    the certificate or key does not fit its purpose
+    └── CutOffFailed          the broker cannot be notified of a revocation, or does not obey it
 """
 
 from schemas.errors import FleetError
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class IdentityError(FleetError):
-    """Base of all errors of this package. Its text is one sentence for the user."""
+    """Base class of the errors of this package. Its message is one sentence for the user."""
 
 
 class AuthorityError(IdentityError):
@@ -31,16 +31,16 @@ class AuthorityError(IdentityError):
 
 
 class NameRefused(IdentityError):  # noqa: N818 - reads as what it says
-    """A name that this identity must not have, or that nobody has."""
+    """The identity must not have this name, or the name is unknown."""
 
 
 class RequestRefused(IdentityError):  # noqa: N818
-    """A signing request that must not be signed."""
+    """The signing request must not be signed."""
 
 
 class CertificateRefused(IdentityError):  # noqa: N818
-    """A certificate or key that does not fit what it is meant for."""
+    """The certificate or key does not fit its purpose."""
 
 
 class CutOffFailed(IdentityError):  # noqa: N818
-    """A broker that cannot be told of a revocation, or does not obey."""
+    """The broker cannot be notified of a revocation, or does not obey it."""

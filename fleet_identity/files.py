@@ -1,4 +1,4 @@
-"""Atomic file writes, and secrets that others can never read, not even for a moment."""
+"""Atomic file writes, and secrets that are never readable by others."""
 
 import contextlib
 import fcntl
@@ -21,15 +21,15 @@ LARGEST_FILE: Final = 1 << 16  # of a key, certificate or request: they are a fe
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int) -> None:
-    """Put `content` in place of `path`: whoever reads it sees the old or the new, whole, also after a power failure.
+    """Replace a file: a reader sees the old or the new content, whole, also after a power failure.
 
     Args:
-        path: In a folder that exists.
-        content: All of it.
+        path: A file in an existing folder.
+        content: The new content.
         mode: Permissions, from the first byte on.
 
     Raises:
-        IdentityError: It cannot be written.
+        IdentityError: The file cannot be written.
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -49,10 +49,10 @@ def write_atomically(path: Path, content: bytes, *, mode: int) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a log that only its owner reads, and see it onto the disk.
+    """Append one line to a log that only its owner reads, and flush it to disk.
 
     Raises:
-        IdentityError: It cannot be written.
+        IdentityError: The file cannot be written.
     """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, SECRET)
@@ -65,14 +65,14 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_bounded(path: Path, what: str) -> bytes:
-    """Return a small file's content.
+    """Return the content of a small file.
 
     Args:
-        path: Which.
-        what: Names it in the sentence, "The signing request".
+        path: The file.
+        what: Names it in the error message, "The signing request".
 
     Raises:
-        IdentityError: It cannot be read, or is too large to be what it should.
+        IdentityError: The file cannot be read, or is too large to be what it should.
     """
     try:
         with path.open("rb") as file:
@@ -87,10 +87,10 @@ def read_bounded(path: Path, what: str) -> bytes:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder for secrets; one that exists is taken as it is.
+    """Create a folder for secrets; use an existing one as it is.
 
     Raises:
-        IdentityError: It cannot be made, or others may write in it.
+        IdentityError: It cannot be created, or others may write to it.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def make_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file: of two commands on the same folder one waits.
+    """Hold a lock file, so that concurrent commands on the same folder run one after the other.
 
     Raises:
         AuthorityError: Another command holds it for too long, or the file cannot be opened.

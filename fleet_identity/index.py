@@ -1,10 +1,11 @@
-"""Index of all certificates that an authority has signed, and the rules on names and keys that follow from it."""
+"""Index of all signed certificates, and the rules on names and keys that follow from it."""
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -13,7 +14,17 @@ from fleet_identity.errors import AuthorityError, NameRefused, RequestRefused
 from fleet_identity.files import SECRET
 from fleet_identity.roles import IdentityRole, folded
 
-__all__ = ["Entry", "Index", "check_free", "check_key", "current", "renewable"]
+__all__ = [
+    "CertificateState",
+    "CertificateStatus",
+    "Entry",
+    "Index",
+    "certificate_statuses",
+    "check_free",
+    "check_key",
+    "current",
+    "renewable",
+]
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS names (
@@ -49,16 +60,16 @@ class Entry:
     """One certificate.
 
     Attributes:
-        serial: In hexadecimal.
-        name: Whose.
-        role: What for.
-        hosts: A broker's names and addresses.
+        serial: Serial number, in hexadecimal.
+        name: Common name.
+        role: Role of the identity.
+        hosts: Host names and addresses of a broker.
         key_sha256: Fingerprint of the public key.
-        not_before: Valid from.
-        not_after: Valid until.
+        not_before: Start of validity.
+        not_after: End of validity.
         pem: The certificate.
-        takeover: Whether it exists only to end the sessions of a revoked one.
-        revoked_at: When it was revoked, or None.
+        takeover: Whether it exists only to end the sessions of a revoked identity.
+        revoked_at: Time of revocation, or None.
     """
 
     serial: str
@@ -74,17 +85,17 @@ class Entry:
 
 
 class Index:
-    """A SQLite file; use as a context manager. Its owner holds the folder's lock while something is changed."""
+    """SQLite index; use as a context manager. Writers hold the folder's lock."""
 
     def __init__(self, path: Path, *, new: bool = False) -> None:
-        """Open the file.
+        """Open the index.
 
         Args:
-            path: Which.
-            new: Whether to make it. An index that is lost must not come back empty: nobody would be revoked any more.
+            path: The file.
+            new: Create it. Otherwise a missing index is an error: an empty one would revoke nobody.
 
         Raises:
-            AuthorityError: It is not there, cannot be opened, or is no index.
+            AuthorityError: The file is missing, cannot be opened, or is not an index.
         """
         self._path = path
         if not new and not path.exists():
@@ -107,7 +118,7 @@ class Index:
 
     @contextlib.contextmanager
     def change(self) -> Iterator[None]:
-        """Do all of what happens inside, or nothing of it."""
+        """Commit everything in the block, or nothing."""
         with self._complaining():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -118,20 +129,19 @@ class Index:
             self._connection.execute("COMMIT")
 
     def owner(self, name: str) -> tuple[str, IdentityRole] | None:
-        """Return the spelling and role of the one who has or had this name, in whatever spelling."""
+        """Return spelling and role of the identity that has or had this name, ignoring case."""
         rows = self._rows("SELECT name, role FROM names WHERE folded = ?", folded(name))
         return (rows[0][0], IdentityRole(rows[0][1])) if rows else None
 
     def names(self, role: IdentityRole) -> tuple[str, ...]:
-        """Return all names ever given to, or kept for, this role."""
+        """Return all names ever given to or reserved for a role."""
         return tuple(row[0] for row in self._rows("SELECT name FROM names WHERE role = ? ORDER BY name", role.value))
 
     def keep_name(self, name: str, role: IdentityRole) -> None:
-        """Note that a name belongs to a role for ever."""
+        """Reserve a name for a role permanently."""
         self._run("INSERT OR IGNORE INTO names VALUES (?, ?, ?)", folded(name), name, role.value)
 
     def add(self, entry: Entry) -> None:
-        """Add a certificate."""
         self._run(
             f"INSERT INTO certificates ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants
             entry.serial,
@@ -147,17 +157,17 @@ class Index:
         )
 
     def revoke(self, serial: str, at: datetime) -> None:
-        """Mark a certificate as revoked; the first time counts."""
+        """Mark a certificate as revoked; a second call changes nothing."""
         self._run(
             "UPDATE certificates SET revoked_at = ? WHERE serial = ? AND revoked_at IS NULL", at.isoformat(), serial
         )
 
     def of_name(self, name: str) -> tuple[Entry, ...]:
-        """Return the identity's certificates, oldest first."""
+        """Return the certificates of an identity, oldest first."""
         return self._entries("name = ? AND takeover = 0", name)
 
     def of_key(self, key_sha256: str) -> tuple[Entry, ...]:
-        """Return all certificates over this key."""
+        """Return all certificates of a key."""
         return self._entries("key_sha256 = ?", key_sha256)
 
     def identities(self) -> tuple[Entry, ...]:
@@ -165,14 +175,14 @@ class Index:
         return self._entries("takeover = 0")
 
     def revoked(self, *, ending_after: datetime) -> tuple[Entry, ...]:
-        """Return the revoked ones that have not long run out by themselves."""
+        """Return the revoked certificates, without those that expired long ago."""
         return self._entries("revoked_at IS NOT NULL AND not_after > ?", ending_after.isoformat())
 
     def next_list(self, now: datetime) -> tuple[int, datetime]:
-        """Return and note number and time of the next revocation list.
+        """Return and record number and time of the next revocation list.
 
-        Of two lists of one authority OpenSSL goes by the later one, in whole seconds, and at a draw keeps the one that
-        it had: a second list of the same second would be ignored. So each is at least a second later than the last.
+        Of two lists of one CA, OpenSSL uses the one with the later time in whole seconds, and keeps the present one if
+        they are equal. So each list is at least a second later than the last.
         """
         rows = self._rows("SELECT number, this_update FROM lists ORDER BY number DESC LIMIT 1")
         number, this_update = 1, now.replace(microsecond=0)
@@ -226,10 +236,10 @@ def _entry(row: Sequence[Any]) -> Entry:
 
 
 def check_free(index: Index, name: str, role: IdentityRole) -> None:
-    """Refuse a name that another role has or had, or that differs from a known one in case alone.
+    """Refuse a name that another role has or had, or that differs from a known one in case only.
 
     Raises:
-        NameRefused: It does.
+        NameRefused: The name is not free.
     """
     owner = index.owner(name)
     if owner is not None and owner != (name, role):
@@ -241,10 +251,10 @@ def check_free(index: Index, name: str, role: IdentityRole) -> None:
 
 
 def check_key(index: Index, key_sha256: str, name: str) -> None:
-    """Refuse a key that was revoked, or that somebody else has.
+    """Refuse a key that was revoked or belongs to another identity.
 
     Raises:
-        RequestRefused: It must have no further certificate.
+        RequestRefused: The key must not get another certificate.
     """
     for entry in index.of_key(key_sha256):
         if entry.revoked_at is not None:
@@ -257,16 +267,16 @@ def check_key(index: Index, key_sha256: str, name: str) -> None:
 
 
 def current(index: Index, name: str, *, now: datetime) -> Entry | None:
-    """Return the certificate of this name that ends last, if one is in force."""
+    """Return the certificate of this name that ends last, if it is valid now."""
     entries = [entry for entry in index.of_name(name) if entry.revoked_at is None and entry.not_after > now]
     return max(entries, key=lambda entry: entry.not_after, default=None)
 
 
 def renewable(index: Index, name: str, *, now: datetime, early: bool) -> Entry:
-    """Return the certificate to renew; one that has run out by itself may be.
+    """Return the certificate to renew; an expired one may be renewed.
 
     Raises:
-        NameRefused: Nobody has that name, it was revoked, or there is time left.
+        NameRefused: The name is unknown or revoked, or it is too early.
     """
     known = index.of_name(name)
     if not known:
@@ -283,3 +293,77 @@ def renewable(index: Index, name: str, *, now: datetime, early: bool) -> Entry:
             f"{RENEWAL_DAYS} days, or now with --early."
         )
     return latest
+
+
+DAY_S = 86_400
+
+
+class CertificateState(StrEnum):
+    """What to do about a certificate."""
+
+    VALID = "valid"
+    DUE = "due"  # to be renewed now
+    ENDED = "ended"
+    REVOKED = "revoked"
+    REPLACED = "replaced"  # valid, but there is a newer one
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateStatus:
+    """State of one certificate at one moment.
+
+    Attributes:
+        name: Common name.
+        role: Role of the identity.
+        state: What to do about it.
+        days_left: Whole days until it expires; negative afterwards.
+        not_after: End of validity.
+        revoked_at: Time of revocation, or None.
+        hosts: Host names and addresses of a broker.
+        serial: Serial number, in hexadecimal.
+    """
+
+    name: str
+    role: IdentityRole
+    state: CertificateState
+    days_left: int
+    not_after: datetime
+    revoked_at: datetime | None
+    hosts: tuple[str, ...]
+    serial: str
+
+
+def certificate_statuses(entries: Iterable[Entry], *, now: datetime, history: bool = False) -> list[CertificateStatus]:
+    """Return the state of each certificate, sorted by name.
+
+    Args:
+        entries: Oldest first.
+        now: Current time.
+        history: Include certificates that a newer one of the same name replaces.
+    """
+    found = list(entries)
+    newest = {entry.name: entry.serial for entry in found}
+    shown = [entry for entry in found if history or newest[entry.name] == entry.serial]
+    return [
+        CertificateStatus(
+            name=entry.name,
+            role=entry.role,
+            state=_state(entry, now, replaced=newest[entry.name] != entry.serial),
+            days_left=int((entry.not_after - now).total_seconds() // DAY_S),
+            not_after=entry.not_after,
+            revoked_at=entry.revoked_at,
+            hosts=entry.hosts,
+            serial=entry.serial,
+        )
+        for entry in sorted(shown, key=lambda entry: entry.name)
+    ]
+
+
+def _state(entry: Entry, now: datetime, *, replaced: bool) -> CertificateState:
+    if entry.revoked_at is not None:
+        return CertificateState.REVOKED
+    if entry.not_after <= now:
+        return CertificateState.ENDED
+    if replaced:
+        return CertificateState.REPLACED
+    return CertificateState.DUE if entry.not_after - now <= timedelta(days=RENEWAL_DAYS) else CertificateState.VALID

@@ -1,8 +1,8 @@
 """Identity roles, and the names that are reserved for them.
 
-The broker gives rights by name alone, so a name is a right: a device that got the name of an edge would read every
-draft of the fleet. Two rules keep them apart: a word that says a role belongs to that role, and a name that was ever
-given to one role is never given to another (`fleet_identity.index` remembers).
+The broker grants rights by name alone: a device with an edge's name could read every draft of the fleet. Two rules
+keep the roles apart. A word that names a role is reserved for that role, and a name that was given to one role is never
+given to another (`fleet_identity.index` records them).
 """
 
 from enum import StrEnum
@@ -15,7 +15,7 @@ __all__ = ["IdentityRole", "check_identity_name", "folded", "probe_name"]
 
 
 class IdentityRole(StrEnum):
-    """What a certificate is for; its subject's organizational unit says it."""
+    """Purpose of a certificate: the organizational unit of its subject."""
 
     DEVICE = "device"
     EDGE = "edge"
@@ -25,22 +25,22 @@ class IdentityRole(StrEnum):
 
     @property
     def is_server(self) -> bool:
-        """Whether it is presented by the one who is connected to."""
+        """Whether the certificate is a TLS server's."""
         return self is IdentityRole.BROKER
 
 
-# `edge`, `edge-1`, `edge.north`: whoever reads such a name in a log believes it.
+# A reader of a log takes `edge`, `edge-1` or `edge.north` for an edge.
 _RESERVED: Final = (IdentityRole.EDGE, IdentityRole.MONITOR, IdentityRole.BRIDGE, IdentityRole.BROKER)
 _SEPARATORS: Final = "-._"
 
 
 def folded(name: str) -> str:
-    """Return the form in which names are compared: two that differ in case alone would be taken for one by people."""
+    """Return the form in which names are compared: people confuse names that differ in case only."""
     return name.casefold()
 
 
 def probe_name(edge: str) -> str:
-    """Return the name of an edge's probe: the device as which `fleet edge selftest` asks."""
+    """Return the device name that `fleet edge selftest` uses."""
     return f"probe-{edge}"
 
 
@@ -48,8 +48,8 @@ def check_identity_name(name: str, role: IdentityRole) -> str:
     """Return `name` if an identity of this role may have it.
 
     Raises:
-        InvalidName: It cannot be a name at all.
-        NameRefused: It is reserved for another role.
+        InvalidName: The name is malformed.
+        NameRefused: The name is reserved for another role.
     """
     check_name(name)
     for owner in _RESERVED:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from fleet_cli.errors import CommandError
 from fleet_identity.authority import Authority
-from fleet_identity.broker_access import BrokerAccess
+from fleet_identity.enforcement import BrokerAccess
 from fleet_identity.errors import IdentityError
 from fleet_identity.files import read_bounded
 from fleet_runtime.validation import field_at, plain_sentence

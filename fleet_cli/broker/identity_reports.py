@@ -8,8 +8,7 @@ from fleet_cli.tables import Column, print_json, print_table
 from fleet_identity.authority import Issued
 from fleet_identity.certificates import Revocation
 from fleet_identity.enforcement import RevocationProof
-from fleet_identity.index import Entry
-from fleet_identity.status import CertificateStatus
+from fleet_identity.index import CertificateStatus, Entry
 
 __all__ = ["show_issued", "show_revoked", "show_signed", "show_standings"]
 

@@ -7,8 +7,7 @@ import pytest
 from cryptography import x509
 
 from fleet_identity.authority import Authority, create_authority
-from fleet_identity.keys import new_key
-from fleet_identity.requests import make_request
+from fleet_identity.certificates import make_request, new_key
 from fleet_identity.roles import IdentityRole
 
 

@@ -11,10 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet_identity.authority import Authority, create_authority
+from fleet_identity.certificates import key_pem, make_request, new_key, same_key
 from fleet_identity.errors import AuthorityError, IdentityError, NameRefused, RequestRefused
 from fleet_identity.index import Entry
-from fleet_identity.keys import key_pem, new_key, same_key
-from fleet_identity.requests import make_request
 from fleet_identity.roles import IdentityRole
 from schemas.errors import InvalidName
 from tests.fleet_identity.conftest import FrozenClock, request_for

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from fleet_identity import broker_access
-from fleet_identity.broker_access import BrokerAccess
+from fleet_identity import enforcement
+from fleet_identity.enforcement import BrokerAccess
 from fleet_identity.errors import CutOffFailed
 
 
@@ -53,7 +53,7 @@ def test_a_stale_pid_file_does_not_end_another_process(tmp_path: Path, monkeypat
     with pytest.raises(CutOffFailed, match="No mosquitto runs"):
         BrokerAccess(pid_file=tmp_path / "pid").reload()
     assert sent == []
-    monkeypatch.setattr(broker_access, "PROGRAM", Path("/proc/self/comm").read_text().strip())
+    monkeypatch.setattr(enforcement, "PROGRAM", Path("/proc/self/comm").read_text().strip())
     assert BrokerAccess(pid_file=tmp_path / "pid").reload()
     assert sent == [(os.getpid(), signal.SIGHUP)]
 

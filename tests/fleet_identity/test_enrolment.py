@@ -5,10 +5,9 @@ import pytest
 from cryptography import x509
 
 from fleet_identity.authority import Authority, create_authority
+from fleet_identity.certificates import load_key, load_request, same_key
 from fleet_identity.enrolment import Enrolment
 from fleet_identity.errors import CertificateRefused, IdentityError, NameRefused, RequestRefused
-from fleet_identity.keys import load_key, same_key
-from fleet_identity.requests import load_request
 from fleet_identity.roles import IdentityRole
 from tests.fleet_identity.conftest import FrozenClock, request_for
 

@@ -8,9 +8,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
+from fleet_identity.certificates import check_request, load_request, make_request, new_key, same_key
 from fleet_identity.errors import IdentityError, RequestRefused
-from fleet_identity.keys import new_key, same_key
-from fleet_identity.requests import check_request, load_request, make_request
 from schemas.errors import InvalidName
 
 

@@ -1,6 +1,6 @@
 from fleet_identity.authority import Authority
+from fleet_identity.index import CertificateState, certificate_statuses
 from fleet_identity.roles import IdentityRole
-from fleet_identity.status import CertificateState, certificate_statuses
 from tests.fleet_identity.conftest import FrozenClock, request_for
 
 

@@ -15,9 +15,8 @@ import pytest
 from cryptography import x509
 
 from fleet_identity.authority import Authority, issue
+from fleet_identity.certificates import key_pem, load_key, make_request, new_key
 from fleet_identity.files import write_atomically
-from fleet_identity.keys import key_pem, load_key, new_key
-from fleet_identity.requests import make_request
 from fleet_identity.roles import IdentityRole
 from fleet_link.errors import ConnectFailed
 from fleet_link.paho_link import PahoLink

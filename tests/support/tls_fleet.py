@@ -16,9 +16,8 @@ from broker_config.files import Profile, render_files
 from broker_config.processes.trial import TrialBroker, TrialFiles
 from broker_config.rendering.mosquitto_conf import ACCESS_FILE, CONF_FILE
 from fleet_identity.authority import Authority, create_authority, issue, utc_now
-from fleet_identity.broker_access import BrokerAccess
-from fleet_identity.keys import new_key, save_key
-from fleet_identity.requests import make_request
+from fleet_identity.certificates import make_request, new_key, save_key
+from fleet_identity.enforcement import BrokerAccess
 from fleet_identity.roles import IdentityRole
 from fleet_link.link import Will
 from fleet_link.paho_link import PahoLink
