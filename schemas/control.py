@@ -3,11 +3,11 @@
 Retained states double as last wills, so a reader always knows whether the sender is there.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, TypeVar
+from typing import Annotated, Final, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.errors import MalformedMessage, MessageTooLarge
 from schemas.names import Name
@@ -21,6 +21,7 @@ __all__ = [
     "ControlMessage",
     "DeviceState",
     "EdgeState",
+    "Instant",
     "Presence",
     "Telemetry",
     "decode_json",
@@ -30,6 +31,18 @@ __all__ = [
 MAX_CONTROL_BYTES = 64 << 10
 
 Label = Annotated[str, Field(max_length=200), PRINTABLE]
+
+_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST: Final = datetime(9999, 12, 30, tzinfo=UTC)
+
+
+def _bounded(moment: datetime) -> datetime:
+    return min(max(moment, _EARLIEST), _LATEST).astimezone(UTC)
+
+
+Instant = Annotated[AwareDatetime, AfterValidator(_bounded)]
+"""A moment, in UTC and between 1970 and 9999: in any time zone it is a time that Python and databases can hold."""
+
 C = TypeVar("C", bound="ControlMessage")
 
 
@@ -66,8 +79,8 @@ class DeviceState(ControlMessage):
     software: Label
     draft_model: Label
     quantization: Label
-    since: datetime
-    certificate_until: AwareDatetime | None = None
+    since: Instant
+    certificate_until: Instant | None = None
 
 
 class EdgeState(ControlMessage):
@@ -88,8 +101,8 @@ class EdgeState(ControlMessage):
     edge: Name
     target: Label
     vocabulary: Label
-    since: datetime
-    certificate_until: AwareDatetime | None = None
+    since: Instant
+    certificate_until: Instant | None = None
 
 
 class Telemetry(ControlMessage):
@@ -154,8 +167,8 @@ class Alert(ControlMessage):
     sentence: Annotated[str, Field(max_length=2000), PRINTABLE]
     value: Annotated[float, Field(allow_inf_nan=False)] | None = None
     threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    since: AwareDatetime
-    at: AwareDatetime
+    since: Instant
+    at: Instant
 
 
 def encode_json(message: ControlMessage) -> bytes:

@@ -7,10 +7,10 @@ a whole too, and reports which version it has considered, which is in force, and
 from enum import StrEnum
 from typing import Annotated, Final, Self
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import Field, model_validator
 
 from schemas.bounds import MAX_SENTENCE
-from schemas.control import ControlMessage
+from schemas.control import ControlMessage, Instant
 from schemas.printable import PRINTABLE
 from schemas.reasons import unknown_as
 
@@ -67,7 +67,7 @@ class DesiredSettings(ControlMessage):
     """Settings that a device is wanted to have, all of them: what is not named is as the device itself is configured.
 
     Attributes:
-        version: Above every earlier one of this device; an older one is passed over.
+        version: Above every earlier one of this device. A lower one is ignored, unless `at` is later.
         values: By the setting's name. An empty set takes back whatever was wanted before.
         who: Has asked for it, for the log.
         at: When (UTC).
@@ -76,7 +76,7 @@ class DesiredSettings(ControlMessage):
     version: Annotated[int, Field(ge=1, le=MAX_VERSION, strict=True)]
     values: _Values
     who: _Who = ""
-    at: AwareDatetime | None = None
+    at: Instant | None = None
 
 
 class ReportedSettings(ControlMessage):
@@ -98,7 +98,7 @@ class ReportedSettings(ControlMessage):
     refused: Annotated[dict[_SettingName, _Sentence], Field(max_length=MAX_SETTINGS)] = Field(default_factory=dict)
     needs_restart: _Names = ()
     fixed: _Names = ()
-    at: AwareDatetime | None = None
+    at: Instant | None = None
 
 
 class CommandOutcome(StrEnum):
@@ -128,7 +128,7 @@ class CommandRequest(ControlMessage):
     arguments: Annotated[dict[_SettingName, SettingValue], Field(max_length=MAX_ARGUMENTS)] = Field(
         default_factory=dict
     )
-    deadline: AwareDatetime
+    deadline: Instant
     who: _Who = ""
 
 

@@ -13,18 +13,21 @@ __all__ = ["device_view", "outcome_of", "views_of_log"]
 _Reported = ReportedSettings | ReportedView
 
 
-def outcome_of(change: SettingsChange, reported: ReportedSettings | None, *, rejected: bool = False) -> SetResult:
+def outcome_of(
+    change: SettingsChange, reported: ReportedSettings | None, *, latest: int, rejected: bool = False
+) -> SetResult:
     """Return what has become of a change.
 
     Args:
         change: As it was sent.
         reported: What the device has said since; None if nothing.
+        latest: The latest version that was wanted of the device: above the change's if another change has followed.
         rejected: Whether the broker has not passed it on.
     """
     if rejected:
         state, sentence = SettingState.REFUSED, "The broker has not passed it on; see its access rules."
     else:
-        state, sentence = _judge(change.presence, change.version, reported)
+        state, sentence = _judge(change.presence, change.version, reported, latest=latest)
     return SetResult(device=change.device, version=change.version, state=state, sentence=sentence)
 
 
@@ -51,7 +54,7 @@ def device_view(
     said: _Reported | None = reported if reported is not None else heard
     presence = known.presence if known is not None else None
     version = wanted.version if wanted is not None else 0
-    state, sentence = _judge(presence, version, said)
+    state, sentence = _judge(presence, version, said, latest=version)
     if not version:
         state, sentence = SettingState.NONE, "Nothing is wanted of it from afar."
     return DeviceSettingsView(
@@ -89,11 +92,17 @@ def views_of_log(
     ]
 
 
-def _judge(presence: Presence | None, version: int, said: _Reported | None) -> tuple[SettingState, str]:
+def _judge(presence: Presence | None, version: int, said: _Reported | None, *, latest: int) -> tuple[SettingState, str]:
     if said is None or said.version < version:
         if presence in {None, Presence.OFFLINE}:
             return SettingState.WAITING, "The device is offline; it takes them when it is back."
         return SettingState.SILENT, "The device has not answered; it may not listen (steering), or be of release 0.1."
+    if said.version > latest:
+        return SettingState.AHEAD, (
+            f"The device reports version {said.version}, but {latest} is the latest that was set: it ignores these "
+            "settings. Check its clock; delete its steering_dir and restart it. If it reports such a version again, "
+            "revoke its identity."
+        )
     if said.refused:
         return SettingState.REFUSED, _reasons(said.refused)
     if said.needs_restart:

@@ -28,7 +28,7 @@ def plan_changes(
         changes: Values by name; what else is wanted of a device stays.
         unset: Settings that are no longer wanted.
         desired: What the broker keeps, by device; it goes before the log.
-        reported: What the devices have said.
+        reported: What the devices have said; it has no say in the versions, since a device can report any.
         kept: What the log has as wanted.
 
     Raises:
@@ -40,7 +40,7 @@ def plan_changes(
             changes,
             unset=unset,
             before=desired.get(device.device) or kept.get(device.device),
-            versions=[each[device.device].version for each in (desired, reported, kept) if device.device in each],
+            versions=[each[device.device].version for each in (desired, kept) if device.device in each],
             said=reported.get(device.device),
         )
         for device in devices
@@ -65,16 +65,11 @@ def _plan(
     wanted = {name: value for name, value in {**old, **changes}.items() if name not in gone}
     if len(wanted) > MAX_SETTINGS:
         raise SteeringError(f"{len(wanted)} settings would be wanted of {device.device}; {MAX_SETTINGS} can be.")
-    if latest >= MAX_VERSION:
-        raise SteeringError(
-            f"The version of what is wanted of {device.device} is as great as it can be: a monitor has written it so. "
-            "Delete what the device keeps (steering_dir), and start it anew."
-        )
     concerned = (*changes, *unset)
     return SettingsChange(
         device=device.device,
         presence=device.presence,
-        version=latest + 1,
+        version=latest % MAX_VERSION + 1,  # a device takes a lower version that was written later
         before={name: old[name] for name in concerned if name in old},
         after=dict(changes),
         wanted=wanted,

@@ -56,6 +56,7 @@ _CODES: Final[Mapping[SettingState, str]] = {
     SettingState.REFUSED: "refused",
     SettingState.WAITING: "wanted",
     SettingState.SILENT: "wanted",
+    SettingState.AHEAD: "refused",
 }
 
 
@@ -264,29 +265,37 @@ class Steering:
         deadline = self._clock() + wait_s
         there = {each.device: each for each in planned if each.presence not in {None, Presence.OFFLINE}}
         done: dict[str, SetResult] = {}
-        for each in planned:
-            if each.device not in there:
-                done[each.device] = outcome_of(each, None)
-                yield done[each.device]
 
-        def answered() -> list[str]:
-            reported = self._wire.reported()
+        def judged() -> list[SetResult]:
+            """Judge what the devices have reported that are not done."""
+            reported, desired = self._wire.reported(), self._wire.desired()
             return [
-                device
+                outcome_of(
+                    each,
+                    reported.get(device),
+                    latest=max(each.version, desired[device].version if device in desired else 0),
+                    rejected=self._wire.rejected(device),
+                )
                 for device, each in there.items()
                 if device not in done
-                and (self._wire.rejected(device) or (device in reported and reported[device].version >= each.version))
             ]
 
+        def answered() -> list[SetResult]:
+            # A report that is ahead may be older than the change.
+            return [each for each in judged() if each.state not in {SettingState.SILENT, SettingState.AHEAD}]
+
         try:
+            for each in planned:
+                if each.device not in there:
+                    done[each.device] = outcome_of(each, None, latest=each.version)
+                    yield done[each.device]
             while len(done) < len(planned) and (left_s := deadline - self._clock()) > 0:
-                for device in self._wire.wait(answered, left_s):
-                    rejected = self._wire.rejected(device)
-                    done[device] = outcome_of(there[device], self._wire.reported().get(device), rejected=rejected)
-                    yield done[device]
-            for device in there.keys() - done.keys():
-                done[device] = outcome_of(there[device], None)
-                yield done[device]
+                for result in self._wire.wait(answered, left_s):
+                    done[result.device] = result
+                    yield result
+            for result in judged():
+                done[result.device] = result
+                yield result
         finally:
             self._keep_fresh()
             self.log.end_audit({entries[device]: f"{each.state}: {each.sentence}" for device, each in done.items()})

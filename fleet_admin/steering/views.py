@@ -65,6 +65,7 @@ class SettingState(StrEnum):
         REFUSED: It has refused them, all of them, and says why.
         WAITING: It is not there; it takes them when it is back.
         SILENT: It is there and has not answered in time, or does not know settings from afar.
+        AHEAD: It reports a version above all that was wanted, and therefore ignores what is.
         NONE: Nothing is wanted of it.
     """
 
@@ -73,6 +74,7 @@ class SettingState(StrEnum):
     REFUSED = "refused"
     WAITING = "waiting"
     SILENT = "silent"
+    AHEAD = "ahead"
     NONE = "none wanted"
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleet_device.settings import DeviceSettings
 from fleet_runtime.state import state_folder
+from schemas.control import Instant
 from schemas.steering import MAX_SETTINGS, MAX_VERSION, SettingValue
 
 __all__ = ["Kept", "SettingsSet", "kept_file", "read_kept", "write_kept"]
@@ -28,11 +29,13 @@ class SettingsSet(BaseModel):
     Attributes:
         version: 0 is the device's own configuration, with nothing from afar.
         values: By name.
+        at: When a monitor has written them (UTC), if it says so.
     """
 
     model_config = ConfigDict(frozen=True)
 
     version: _Version = 0
+    at: Instant | None = None
     values: Annotated[dict[str, SettingValue], Field(max_length=MAX_SETTINGS)] = Field(default_factory=dict)
 
 

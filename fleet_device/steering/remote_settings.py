@@ -1,7 +1,7 @@
 """Remote settings: a device's own settings with those over them that an administrator wants it to have.
 
 Wanted settings are a set with a version. A set is taken as a whole or refused as a whole, by the rules of the device's
-own settings; an older version than one that was considered before is passed over. What was taken is kept on disk.
+own settings; an older one than was considered before is passed over. What was taken is kept on disk.
 """
 
 import logging
@@ -113,9 +113,9 @@ class RemoteSettings:
         """Take wanted settings, or refuse them; return whether there is anything new to report."""
         with self._changing:
             kept = self._kept
-            asked = SettingsSet(version=wanted.version, values=wanted.values)
+            asked = SettingsSet(version=wanted.version, values=wanted.values, at=wanted.at)
             # Of two that have come under one version the later is the one that the broker keeps.
-            if asked.version < kept.considered.version or asked == kept.considered:
+            if asked == kept.considered or not _follows(asked, kept.considered):
                 return False
             checked = self._check(wanted.values)
             if checked.refused:
@@ -212,6 +212,13 @@ class RemoteSettings:
         except OSError as error:
             why = error.strerror or str(error)
             _log.warning("What was set from afar cannot be kept in %s, and is lost at a restart: %s.", self._file, why)
+
+
+def _follows(asked: SettingsSet, considered: SettingsSet) -> bool:
+    """Whether a set is not older than another: by version, or by time where the monitors have lost the versions."""
+    if asked.version >= considered.version:
+        return True
+    return asked.at is not None and considered.at is not None and asked.at > considered.at
 
 
 def _plain(value: object) -> SettingValue | None:

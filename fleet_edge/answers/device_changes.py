@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from schemas.control import DeviceState, Presence
@@ -70,7 +70,7 @@ class DeviceChanges:
             return DeviceChange(tuple(_differences(before, known)), now if known.presence != before.presence else None)
         if state.presence is Presence.OFFLINE:
             return DeviceChange((), None)
-        connected = min(now, _aware(state.since))
+        connected = min(now, state.since)
         fresh = state.presence is Presence.ONLINE and connected >= self._began
         return DeviceChange((("online", _SENTENCES[Presence.ONLINE]),) if fresh else (), connected)
 
@@ -84,7 +84,3 @@ def _differences(before: _Known, now: _Known) -> list[tuple[str, str]]:
     if now.model != before.model:
         events.append(("model-changed", f"The device drafts with {now.model}; before with {before.model}."))
     return events
-
-
-def _aware(at: datetime) -> datetime:
-    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)

@@ -5,7 +5,7 @@ of the one before. What is slow by less cannot be told from a state that was lon
 """
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from schemas.control import DeviceState, Presence
@@ -35,7 +35,7 @@ class ClockWatch:
         """
         if state.presence is Presence.OFFLINE:
             return ""
-        since = state.since if state.since.tzinfo is not None else state.since.replace(tzinfo=UTC)
+        since = state.since
         before = self._since.get(device)
         if before is not None or len(self._since) < _MOST:
             self._since[device] = since

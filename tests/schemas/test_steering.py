@@ -1,7 +1,7 @@
 """Steering messages from anybody: bounded, and nothing but the agreed errors."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -102,3 +102,18 @@ def test_an_outcome_of_a_later_release_is_no_success() -> None:
 def test_names_and_texts_cannot_steer_a_terminal() -> None:
     wanted = DesiredSettings(version=1, values={"a\x1b[2J": "b\nc"}, who="d\re", at=datetime(2026, 1, 1, tzinfo=UTC))
     assert all(text.isprintable() for text in (*wanted.values, *map(str, wanted.values.values()), wanted.who))
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("0001-01-01T00:00:00+23:59", datetime(1970, 1, 1, tzinfo=UTC)),
+        ("9999-12-31T23:59:59-23:59", datetime(9999, 12, 30, tzinfo=UTC)),
+        ("2026-03-04T13:00:00+01:00", datetime(2026, 3, 4, 12, tzinfo=UTC)),
+    ],
+)
+def test_times_fit_into_every_time_zone(written: str, read: datetime) -> None:
+    found = decode_json(ReportedSettings, json.dumps(VALID[ReportedSettings] | {"at": written}).encode()).at
+    assert found == read
+    assert found.tzinfo is UTC
+    assert found.astimezone(timezone(timedelta(hours=14))) == read

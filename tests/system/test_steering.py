@@ -1,5 +1,6 @@
 """Settings and commands from afar through a real mosquitto with the access rules that production gets."""
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,13 +12,15 @@ from broker_config.processes.runner import MosquittoProcess
 from fleet_admin.settings import AdminSettings
 from fleet_admin.steering import Actor, Selection, SetResult, SettingState, Steering, SteeringError
 from fleet_edge.store.database import open_store
+from fleet_edge.store.records.sightings import DeviceSeen
 from fleet_identity.roles import IdentityRole
 from fleet_link.errors import PublishRejected
 from fleet_link.link import publish_confirmed
 from fleet_link.settings import BrokerSettings
 from fleet_testing.steered_devices import steered_devices
-from schemas.control import Presence, encode_json
+from schemas.control import DeviceState, Presence, encode_json
 from schemas.steering import (
+    MAX_VERSION,
     CommandOutcome,
     CommandRequest,
     CommandResponse,
@@ -146,6 +149,75 @@ def test_nobody_but_a_monitor_sets_or_commands_a_device_or_speaks_for_it(fleet: 
         [view] = [each for each in steering.wanted_and_reported() if each.device == "gw-1"]
         assert (view.reported_version, gateway.service.settings.top_k) == (1, 50)
         assert gateway.health()["status"] != "draining"
+
+
+def test_a_bad_report_concerns_the_device_that_sent_it_alone(fleet: TlsFleet, tmp_path: Path) -> None:
+    url = database(tmp_path)
+    brokers = {"gw-1": fleet.settings(fleet.enrol("gw-1"))}
+    state = DeviceState(
+        presence=Presence.ONLINE, software="1", draft_model="toy", quantization="none", since=datetime.now(UTC)
+    )
+    hostile = fleet.link(fleet.enrol("gw-2"), "gw-2")
+    hostile.start(timeout_s=10.0)
+    reports = [
+        {"version": MAX_VERSION, "applied": 0, "values": {}, "at": "0001-01-01T00:00:00+23:59"},
+        {
+            "version": MAX_VERSION,
+            "applied": 0,
+            "values": {},
+            "refused": {f"k{number}": "x" * 500 for number in range(60)},
+        },
+    ]
+    with (
+        steered_devices(["gw-1"], fleet=FLEET, brokers=brokers, folder=tmp_path),
+        monitor(fleet, url) as steering,
+    ):
+        for version, report in enumerate(reports, 1):
+            for topic, payload in (
+                (Topic.STATE, encode_json(state)),
+                (Topic.CONFIG_REPORTED, json.dumps(report).encode()),
+            ):
+                publish_confirmed(
+                    hostile, build(topic, fleet=FLEET, device="gw-2"), payload, timeout_s=10.0, retain=True
+                )
+            reported(steering, 2)
+            results = {each.device: each for each in steering.set({"top_k": version}, ALL, actor=ALICE, wait_s=2.0)}
+            assert {device: (each.version, each.state) for device, each in results.items()} == {
+                "gw-1": (version, SettingState.IN_FORCE),
+                "gw-2": (version, SettingState.AHEAD),
+            }
+        assert {each.device: each.state for each in steering.wanted_and_reported()}["gw-2"] is SettingState.AHEAD
+        assert steering.log.reported()["gw-2"].version == MAX_VERSION
+
+
+def test_a_device_that_was_retired_and_restored_is_set_again(fleet: TlsFleet, tmp_path: Path) -> None:
+    """Its versions start over, since nothing more was kept of it."""
+    url = database(tmp_path)
+    with open_store(url) as store:
+        store.apply(
+            [
+                DeviceSeen(
+                    device="gw-1",
+                    at=datetime.now(UTC),
+                    presence="online",
+                    software="1",
+                    draft_model="toy",
+                    quantization="none",
+                )
+            ]
+        )
+    brokers = {"gw-1": fleet.settings(fleet.enrol("gw-1"))}
+    with (
+        steered_devices(["gw-1"], fleet=FLEET, brokers=brokers, folder=tmp_path) as [gateway],
+        monitor(fleet, url) as steering,
+    ):
+        reported(steering, 1)
+        for _ in range(2):
+            assert states(steering.set({"top_k": 7}, ALL, actor=ALICE)) == {"gw-1": SettingState.IN_FORCE}
+        steering.retire("gw-1", actor=ALICE)
+        steering.retire("gw-1", undo=True, actor=ALICE)
+        [result] = steering.set({"top_k": 9}, ALL, actor=ALICE)
+        assert (result.version, result.state, gateway.service.settings.top_k) == (1, SettingState.IN_FORCE, 9)
 
 
 def test_a_device_cannot_be_a_monitor(fleet: TlsFleet, tmp_path: Path) -> None:

@@ -105,14 +105,27 @@ def test_a_change_keeps_what_else_is_wanted_and_has_the_next_version() -> None:
     assert (found.version, found.wanted, found.before) == (5, {"top_k": 7, "ahead": True}, {"top_k": 5})  # type: ignore[attr-defined]
 
 
-def test_the_next_version_is_above_whatever_anybody_knows() -> None:
+def test_the_next_version_is_above_what_was_wanted() -> None:
     kept = WantedView(device="a", version=9, values={"ahead": True}, who="", at=NOW)
     assert plan(wanted(4), said(6), kept, top_k=7).version == 10  # type: ignore[attr-defined]
-    assert plan(wanted(4), said(12), kept, top_k=7).version == 13  # type: ignore[attr-defined]
     assert plan(None, None, kept, top_k=7).wanted == {"ahead": True, "top_k": 7}  # type: ignore[attr-defined]
     assert plan(top_k=7).version == 1  # type: ignore[attr-defined]
-    with pytest.raises(SteeringError, match="as great as it can be"):
-        plan(None, said(MAX_VERSION), top_k=7)
+
+
+def test_a_report_has_no_say_in_the_version() -> None:
+    changes = plan_changes(
+        [KNOWN["a"], KNOWN["b"]],
+        {"top_k": 5},
+        unset=(),
+        desired={"a": wanted(3)},
+        reported={"a": said(MAX_VERSION), "b": said(MAX_VERSION - 1)},
+        kept={},
+    )
+    assert [(each.device, each.version) for each in changes] == [("a", 4), ("b", 1)]
+
+
+def test_versions_start_over_behind_the_greatest() -> None:
+    assert plan(wanted(MAX_VERSION), top_k=7).version == 1  # type: ignore[attr-defined]
 
 
 def test_what_was_refused_is_wanted_no_more_unless_it_is_given_again() -> None:
@@ -189,23 +202,28 @@ def test_a_setting_that_is_taken_back_is_checked_by_its_name_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "reported", "state"),
+    ("device", "latest", "reported", "state"),
     [
-        ("a", None, SettingState.SILENT),
-        ("a", said(3), SettingState.SILENT),
-        ("a", said(4), SettingState.IN_FORCE),
-        ("a", said(5), SettingState.IN_FORCE),
-        ("a", said(4, applied=3, top_k="No."), SettingState.REFUSED),
-        ("a", said(4).model_copy(update={"needs_restart": ("model",)}), SettingState.NEEDS_RESTART),
-        ("c", None, SettingState.WAITING),
-        ("c", said(3), SettingState.WAITING),
-        ("d", None, SettingState.WAITING),
+        ("a", 4, None, SettingState.SILENT),
+        ("a", 4, said(3), SettingState.SILENT),
+        ("a", 4, said(4), SettingState.IN_FORCE),
+        ("a", 4, said(5), SettingState.AHEAD),
+        ("a", 4, said(MAX_VERSION, top_k="No."), SettingState.AHEAD),
+        ("a", 6, said(5), SettingState.IN_FORCE),  # another monitor has set it since
+        ("a", 4, said(4, applied=3, top_k="No."), SettingState.REFUSED),
+        ("a", 4, said(4).model_copy(update={"needs_restart": ("model",)}), SettingState.NEEDS_RESTART),
+        ("c", 4, None, SettingState.WAITING),
+        ("c", 4, said(3), SettingState.WAITING),
+        ("c", 4, said(5), SettingState.AHEAD),
+        ("d", 4, None, SettingState.WAITING),
     ],
 )
-def test_what_has_become_of_a_change(device: str, reported: ReportedSettings | None, state: SettingState) -> None:
+def test_what_has_become_of_a_change(
+    device: str, latest: int, reported: ReportedSettings | None, state: SettingState
+) -> None:
     [change] = plan_changes([KNOWN[device]], {"top_k": 5}, unset=(), desired={device: wanted(3)}, reported={}, kept={})
-    assert outcome_of(change, reported).state is state
-    assert outcome_of(change, reported, rejected=True).state is SettingState.REFUSED
+    assert outcome_of(change, reported, latest=latest).state is state
+    assert outcome_of(change, reported, latest=latest, rejected=True).state is SettingState.REFUSED
 
 
 def response(part: int = 0, parts: int = 1, result: str | None = None) -> CommandResponse:

@@ -1,6 +1,7 @@
 """Settings from afar: taken whole or refused whole, by version, kept over a restart."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,18 @@ def test_older_versions_are_passed_over_and_of_two_with_one_version_the_later_ho
     assert it.settings.top_k == 5
     assert it.consider(wanted(5, top_k=6))
     assert it.settings.top_k == 6
+
+
+def test_a_lower_version_that_was_written_later_holds(tmp_path: Path) -> None:
+    """Broker and log may have lost the versions; a message that comes late is older."""
+    now = datetime(2026, 3, 4, 12, tzinfo=UTC)
+    it = remote(own(tmp_path))
+    it.consider(wanted(5, top_k=5).model_copy(update={"at": now}))
+    again = remote(own(tmp_path))
+    for at in (None, now, now - timedelta(seconds=1)):
+        assert not again.consider(wanted(1, top_k=7).model_copy(update={"at": at}))
+    assert again.consider(wanted(1, top_k=8).model_copy(update={"at": now + timedelta(seconds=1)}))
+    assert (again.settings.top_k, again.report().version) == (8, 1)
 
 
 def test_what_was_taken_and_what_was_refused_survives_a_restart(tmp_path: Path) -> None:
@@ -250,7 +263,7 @@ def test_what_is_kept_is_for_the_devices_user_alone(tmp_path: Path) -> None:
     file = kept_file(own(tmp_path))
     assert file is not None
     assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
-    assert json.loads(file.read_text())["taken"] == {"version": 1, "values": {"top_k": 5}}
+    assert json.loads(file.read_text())["taken"] == {"version": 1, "values": {"top_k": 5}, "at": None}
 
 
 def test_the_catalogue_names_settings_and_none_that_are_the_devices_own() -> None:

@@ -55,7 +55,6 @@ def test_another_release_and_another_model_are_events(scene: Scene) -> None:
 
 def test_a_clock_that_is_ahead_dates_nothing_in_the_future(scene: Scene) -> None:
     assert scene.says(Presence.ONLINE, since=after(9999))[1] == START
-    assert scene.says(Presence.ONLINE, device="naive", since=START.replace(tzinfo=None))[1] == START
 
 
 def test_what_is_remembered_is_bounded() -> None:

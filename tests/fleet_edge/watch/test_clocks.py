@@ -42,10 +42,6 @@ def test_a_last_will_tells_of_the_time_before() -> None:
     assert watch.note("a", state(START + 7200 * SECOND, Presence.OFFLINE), now=START) == ""
 
 
-def test_a_time_without_a_zone_is_read_as_utc() -> None:
-    assert ClockWatch().note("a", state(START.replace(tzinfo=None)), now=START) == ""
-
-
 def test_the_log_has_it_as_an_event_of_its_device() -> None:
     fleet = MemoryFleet()
     device = Device(fleet, "ahead", terms(1), length=2, ahead=False)
