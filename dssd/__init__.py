@@ -1,1 +1,1 @@
-"""Law of split speculative decoding, in plain numpy: no I/O, no threads, no state."""
+"""Sampling mathematics of split speculative decoding in plain numpy: no I/O, threads or state."""

@@ -1,11 +1,11 @@
-"""Counter-based random numbers: each is a hash of (seed, position, purpose, index), so that nothing has a state.
+"""Counter-based random numbers: a hash of (seed, position, purpose, index), without state.
 
 A replayed message, a restarted edge or another batch shape finds the same number for the same decision. The hash
-chains the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over the four words, each step a bijection of
-64 bits; purposes separate the domains, so that no decision can see another's number.
+chains the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over the four words; each step is a bijection of
+64 bits. The purpose separates the domains, so that two decisions never share a number.
 
-Reusing a position's numbers after a rejection is sound: whether position t is drafted anew depends on the numbers of
-earlier positions alone.
+Using a position's numbers again after a rejection is sound: whether position t is drafted again depends on the numbers
+of earlier positions only.
 """
 
 from enum import IntEnum
@@ -41,13 +41,13 @@ class Purpose(IntEnum):
 
 
 def random_uniform(seed: int, position: int, purpose: Purpose, index: int = 0) -> float:
-    """Return the uniform number in [0, 1) of one decision.
+    """Return the uniform random number in [0, 1) of one decision.
 
     Args:
-        seed: The policy's, 64 bits.
-        position: Tokens of the text before the one decided.
-        purpose: What is decided.
-        index: Which of several numbers of the same purpose at that position.
+        seed: Seed of the policy, 64 bits.
+        position: Number of tokens before the one that is decided.
+        purpose: What the number decides.
+        index: Distinguishes numbers of the same purpose at the same position.
     """
     state = _mix(seed + _GOLDEN * purpose)
     state = _mix(state + _GOLDEN * (position + 1))
@@ -60,11 +60,11 @@ def random_uniforms(seed: int, position: int, purpose: Purpose, indices: Ids) ->
 
 
 def gumbel(seed: int, position: int, tokens: Ids) -> Float:
-    """Return the standard Gumbel noise of each token at a position, the same at both ends.
+    """Return the standard Gumbel noise of each token at a position; device and edge compute the same.
 
     Args:
-        seed: The policy's.
-        position: Tokens of the text before this one.
+        seed: Seed of the policy.
+        position: Number of tokens before this one.
         tokens: int64 `[n]`.
     """
     # Half a step off the grid: never 0 or 1, so both logarithms are finite.
@@ -83,7 +83,7 @@ def _mix(word: int) -> int:
 def _hashes(seed: int, position: int, purpose: Purpose, indices: Ids) -> NDArray[np.uint64]:
     state = _mix(_mix(seed + _GOLDEN * purpose) + _GOLDEN * (position + 1))
     words = np.asarray(indices).astype(np.uint64)
-    # Arrays of uint64 wrap silently, as the hash wants.
+    # numpy arrays of uint64 wrap silently, as the hash requires.
     words = (words + np.uint64(1)) * np.uint64(_GOLDEN) + np.uint64(state)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(_MIX_1)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(_MIX_2)

@@ -1,8 +1,8 @@
-"""Downlink of p at a rejected position: the choice of its form, and the device's draw from each.
+"""Downlink of p at a rejected position: how the edge chooses a form, and how the device draws from it.
 
-`sparse` sends the shaped support. `samples` sends independent draws y of p with p(y): the device keeps the first that
-passes with probability max(0, 1 - q(y)/p(y)), which has law max(0, p - q), and asks for more if none does. `dense`
-sends p over the whole vocabulary, the paper's own form.
+`sparse` sends the shaped support. `samples` sends independent draws y of p with p(y): the device keeps each with
+probability max(0, 1 - q(y)/p(y)) and takes the first that it keeps, which has distribution max(0, p - q), normalised;
+it requests more if it keeps none. `dense` sends p over the whole vocabulary, the form of the paper.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,9 +14,8 @@ from typing import Any, Final
 import numpy as np
 
 from dssd.counter_rng import Purpose, random_uniform, random_uniforms
-from dssd.distribution import Dist
-from dssd.quantized import QuantizedDist
-from dssd.residual import draw, residual
+from dssd.distribution import Dist, QuantizedDist
+from dssd.sampling import draw, residual
 from schemas.downlink import MAX_SAMPLES, Dense, DownlinkForm, Samples, Sparse
 from schemas.policy import SamplingPolicy
 
@@ -34,14 +33,14 @@ __all__ = [
     "sparse",
 ]
 
-# With a realistic draft a rejection needs about three tries and 16 fail once in a hundred; where p is nearly q they
-# fail every other time.
+# With a realistic draft model a rejection needs about three samples, and 16 fail once in a hundred. If p is nearly q,
+# 16 fail every other time.
 FIRST_SAMPLES: Final = 16
 SAMPLES_GROWTH: Final = 4
 
 
 class Form(StrEnum):
-    """How p goes down; `AUTO` takes the smallest that fits."""
+    """Form of p in a verdict; `AUTO` chooses the smallest that fits."""
 
     AUTO = "auto"
     SPARSE = "sparse"
@@ -55,7 +54,7 @@ def sparse(p: Dist) -> Sparse:
 
 
 def samples(p: Dist, *, policy: SamplingPolicy, position: int, start: int, number: int) -> Samples:
-    """Return draws number `start` to `start + number - 1` of p; each index is one draw for good."""
+    """Return draws `start` to `start + number - 1` of p; an index always gives the same draw."""
     indices = np.arange(start, start + number, dtype=np.int64)
     mass = np.cumsum(p.probs)
     uniform = random_uniforms(policy.seed, position, Purpose.SAMPLE, indices)
@@ -72,14 +71,14 @@ def dense(p: Dist, vocabulary_size: int) -> Dense:
 
 @dataclass(frozen=True, slots=True)
 class RejectedPosition:
-    """A rejected position, as far as forms need to know it.
+    """What a form needs to know about a rejected position.
 
     Attributes:
-        policy: The session's.
-        position: Where.
-        vocabulary_size: Of the target.
-        max_bytes: Room for the form in a packet.
-        tried: Samples that the device has tried in vain.
+        policy: Sampling policy of the session.
+        position: The position.
+        vocabulary_size: Vocabulary size of the target.
+        max_bytes: Largest size of the form in the packet.
+        tried: Number of samples that the device has rejected.
     """
 
     policy: SamplingPolicy
@@ -90,29 +89,29 @@ class RejectedPosition:
 
     @property
     def entry_bytes(self) -> int:
-        """Bytes of a token id and its probability."""
+        """Bytes for a token id and its probability."""
         return 6 if self.vocabulary_size <= 1 << 16 else 8
 
     @property
     def wanted_samples(self) -> int:
-        """Samples that a device is likely to be content with."""
+        """Number of samples that is likely to suffice."""
         return FIRST_SAMPLES if self.tried == 0 else SAMPLES_GROWTH * self.tried
 
     @property
     def samples(self) -> int:
-        """Samples to send."""
+        """Number of samples to send."""
         return min(self.wanted_samples, MAX_SAMPLES, max(1, self.max_bytes // self.entry_bytes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormRule:
-    """How one form is made of p at the edge, and drawn from on the device.
+    """How the edge makes one form of p, and how the device draws from it.
 
     Attributes:
-        whole: Whether it holds all of p. One that does not always fits, and may need another lot.
-        size: Bytes of p in it.
-        make: Puts p into it.
-        correct: Draws the correction from it, with law max(0, p - q) normalised, or None if it takes more.
+        whole: Whether the form holds all of p. A partial form always fits and may need another round.
+        size: Bytes of p in this form.
+        make: Encodes p.
+        correct: Draws the correction from max(0, p - q), normalised, or returns None if more is needed.
     """
 
     whole: bool
@@ -131,24 +130,24 @@ def choose_form(
     form: Form = Form.AUTO,
     tried: int = 0,
 ) -> DownlinkForm:
-    """Put p into the smallest form that fits.
+    """Encode p in the smallest form that fits.
 
     Args:
         p: The target's distribution at the rejected position.
-        policy: The session's.
+        policy: Sampling policy of the session.
         position: The rejected position.
-        vocabulary_size: Of the target.
-        max_bytes: Room for the form in a packet.
-        form: A form to insist on, as long as it fits.
-        tried: Samples that the device has tried in vain.
+        vocabulary_size: Vocabulary size of the target.
+        max_bytes: Largest size of the form in the packet.
+        form: Required form, as long as it fits.
+        tried: Number of samples that the device has rejected.
     """
     rejected = RejectedPosition(policy, position, vocabulary_size, max_bytes, tried)
     if form is not Form.AUTO:
         insisted = RULES[form]
         if not insisted.whole or insisted.size(p, rejected) <= max_bytes:
             return insisted.make(p, rejected)
-    # A policy with top_k bounds the support; without it p is worth its bytes only if it is short, or if a first
-    # lot of samples has failed: p is nearly q then, and the next lots would mostly fail too.
+    # top_k bounds the support. Without it, sending p pays only if the support is small or the first samples have
+    # failed: then p is nearly q, and further samples would mostly fail too.
     if policy.top_k > 0 or len(p) <= rejected.wanted_samples or tried > 0:
         smallest = min((rule for rule in RULES.values() if rule.whole), key=lambda rule: rule.size(p, rejected))
         if smallest.size(p, rejected) <= max_bytes:
@@ -160,23 +159,23 @@ def correct(form: DownlinkForm, quantized: QuantizedDist, *, policy: SamplingPol
     """Draw the correction on the device.
 
     Args:
-        form: p as it came down.
-        quantized: The q from which the rejected token was drawn.
-        policy: The session's.
+        form: p as the edge sent it.
+        quantized: Distribution q that the rejected token was drawn from.
+        policy: Sampling policy of the session.
         position: The rejected position.
 
     Returns:
-        The token, with law max(0, p - q) normalised; None if no sample passed and more are needed. Whether the
-        vocabulary has it is the caller's to check.
+        The token, drawn from max(0, p - q), normalised; None if no sample was kept and more are needed. The caller
+        checks that the vocabulary contains it.
     """
     return RULES[Form(form.kind)].correct(form, quantized, policy, position)
 
 
 def probability_of(form: object, token: int) -> float:
-    """Return p of a token that was drawn from a form.
+    """Return the probability of a token that was drawn from a form.
 
     Raises:
-        ValueError: It is none of the form's.
+        ValueError: The form does not contain the token.
     """
     match form:
         case Sparse() | Samples():
@@ -184,7 +183,7 @@ def probability_of(form: object, token: int) -> float:
         case Dense():
             return float(np.frombuffer(form.probs, dtype="<f4")[token])
         case _:
-            raise ValueError("what has come is no form of p")
+            raise ValueError("not a form of p")
 
 
 def _correct_from(p: Dist, quantized: QuantizedDist, policy: SamplingPolicy, position: int) -> int:
@@ -236,4 +235,4 @@ RULES: Final[Mapping[Form, FormRule]] = MappingProxyType(
         ),
     }
 )
-"""All forms by name; of two that take as many bytes the first is sent."""
+"""All forms by name; of two with equal size the first is sent."""

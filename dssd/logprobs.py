@@ -1,4 +1,4 @@
-"""Log-probabilities of the target before shaping: at the edge from a row of logits, on the device for a correction."""
+"""Log-probabilities of the target before shaping."""
 
 import math
 from dataclasses import replace
@@ -15,12 +15,12 @@ __all__ = ["logprobs_of_correction", "logprobs_of_rejection", "logprobs_of_token
 
 
 def logprobs_of_token(logits: NDArray[Any], token: int, *, most: int) -> TokenLogprobs:
-    """Return the log-probabilities of a token and of the likeliest ones.
+    """Return the log-probabilities of a token and of the most likely ones.
 
     Args:
-        logits: `[vocabulary]`, of the target, not shaped.
-        token: That stands at their place.
-        most: Of the likeliest tokens.
+        logits: `[vocabulary]`, logits of the target, not shaped.
+        token: The token at this position.
+        most: Number of most likely tokens.
     """
     row = _log_softmax(logits)
     ids, values = _likeliest(row, most)
@@ -28,17 +28,17 @@ def logprobs_of_token(logits: NDArray[Any], token: int, *, most: int) -> TokenLo
 
 
 def logprobs_of_rejection(logits: NDArray[Any], p: Dist, *, policy: SamplingPolicy, most: int) -> TokenLogprobs:
-    """Return what a device needs to know the log-probability of the correction that it draws.
+    """Return what a device needs to compute the log-probability of its correction.
 
     Args:
-        logits: As for a token.
-        p: What they are shaped to.
-        policy: By which.
-        most: As for a token.
+        logits: `[vocabulary]`, logits of the target, not shaped.
+        p: Their shaped distribution.
+        policy: Sampling policy of the session.
+        most: Number of most likely tokens.
     """
     row = _log_softmax(logits)
     ids, values = _likeliest(row, most)
-    place = int(np.argmax(p.probs))  # in float32 p is surest where it is largest
+    place = int(np.argmax(p.probs))  # float32 is most accurate where p is largest
     offset = float(row[p.ids[place]]) - policy.temperature * math.log(float(np.float32(p.probs[place])))
     return TokenLogprobs(offset, ids, values)
 
@@ -47,9 +47,9 @@ def logprobs_of_correction(rejection: TokenLogprobs, probability: float, *, poli
     """Return the log-probabilities of a correction.
 
     Args:
-        rejection: As the edge has sent them with p.
-        probability: Of the correction in p.
-        policy: The session's.
+        rejection: Log-probabilities that the edge sent with p.
+        probability: Probability of the correction in p.
+        policy: Sampling policy of the session.
     """
     own = rejection.logprob + policy.temperature * math.log(probability)
     return replace(rejection, logprob=min(0.0, max(LEAST_LOGPROB, own)))
@@ -66,7 +66,7 @@ def _likeliest(row: NDArray[np.float64], most: int) -> tuple[tuple[int, ...], tu
     if not most:
         return (), ()
     ids = np.argpartition(row, len(row) - most)[len(row) - most :]
-    ids = ids[np.lexsort((ids, -row[ids]))]  # of equal ones the lower id first
+    ids = ids[np.lexsort((ids, -row[ids]))]  # ties: the lower id first
     return tuple(ids.tolist()), tuple(_bounded(value) for value in row[ids])
 
 

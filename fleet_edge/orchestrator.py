@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from dssd.judgement import Judgement
+from dssd.verification import Judgement
 from fleet_edge.answers.answers import Answers
 from fleet_edge.answers.outcomes import Outcome, Outcomes, give_up, without_verdict
 from fleet_edge.batching.computing import ComputingThread, RunningStep

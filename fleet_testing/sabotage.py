@@ -10,11 +10,10 @@ from unittest.mock import patch
 
 import numpy as np
 
-from dssd.distribution import Dist, shape
+from dssd.distribution import TOTAL, Dist, QuantizedDist, quantize, shape
 from dssd.downlink import correct
-from dssd.judgement import Judgement, write
-from dssd.proposal import Proposal, propose
-from dssd.quantized import TOTAL, QuantizedDist, quantize
+from dssd.sampling import Proposal, propose
+from dssd.verification import Judgement, decode
 from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.drafters.common_tokens import CommonTokens
 from fleet_edge import orchestrator
@@ -149,7 +148,7 @@ _draft: Final = DraftSequence.draft
 def _write_keeping(
     row: Callable[[int], Dist], guesses: Sequence[int], *, policy: SamplingPolicy, base: int
 ) -> Judgement:
-    judged = write(row, guesses, policy=policy, base=base)
+    judged = decode(row, guesses, policy=policy, base=base)
     return Judgement(1, rejected=False) if guesses and not judged.accepted else judged
 
 
@@ -157,7 +156,7 @@ def _write_shifted(
     row: Callable[[int], Dist], guesses: Sequence[int], *, policy: SamplingPolicy, base: int
 ) -> Judgement:
     own = [
-        write(partial(_row_at, row, offset), (), policy=policy, base=base + max(0, offset - 1)).token
+        decode(partial(_row_at, row, offset), (), policy=policy, base=base + max(0, offset - 1)).token
         for offset in range(len(guesses) + 1)
     ]
     right = next((offset for offset, guess in enumerate(guesses) if own[offset] != guess), len(guesses))
@@ -263,7 +262,7 @@ def _shift_llama(stack: ExitStack) -> None:
 def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
     """Put the edge's faults in place until the stack is closed."""
     if kind is Sabotage.INVERTED:
-        stack.enter_context(patch("dssd.judgement.accepts", _accept_inverted))
+        stack.enter_context(patch("dssd.verification.accepts", _accept_inverted))
     elif kind is Sabotage.UNSHAPED:
         stack.enter_context(patch("fleet_edge.orchestrator._case", _case_unshaped))
     elif kind is Sabotage.GUESS_KEPT:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
-from dssd.coupling import coupled_token
 from dssd.distribution import shape
+from dssd.sampling import coupled_token
 from fleet_testing.markov import MarkovScript
 from schemas.policy import SamplingPolicy
 

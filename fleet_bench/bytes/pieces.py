@@ -8,7 +8,7 @@ import queue
 from collections.abc import Iterator
 from typing import Final
 
-from dssd.coupling import coupled_token
+from dssd.sampling import coupled_token
 from fleet_bench.bytes.counting import Traffic, settled
 from fleet_bench.shared.laws import RecordedLaw
 from fleet_device.pacing.contract import STREAMED

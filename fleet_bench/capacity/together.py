@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from dssd.distribution import Dist
 from dssd.downlink import correct, dense
-from dssd.judgement import Judgement
-from dssd.proposal import Proposal, propose
+from dssd.sampling import Proposal, propose
+from dssd.verification import Judgement
 from fleet_bench.capacity.serving import CHUNK, STEP, Prompt, Written
 from fleet_edge.batching.judging import Case, judge_batch
 from fleet_edge.batching.shaping import shape_rows

@@ -4,8 +4,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dssd.coupling import coupled_token
 from dssd.distribution import shape
+from dssd.sampling import coupled_token
 from fleet_device.drafters.contract import Drafter
 from fleet_edge.verifiers.contract import Item, Verifier
 from schemas.policy import SamplingPolicy

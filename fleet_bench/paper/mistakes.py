@@ -14,10 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dssd.counter_rng import Purpose, random_uniform
-from dssd.distribution import Dist, shape
-from dssd.proposal import Proposal, propose
-from dssd.quantized import TOTAL
-from dssd.residual import accepts, draw, residual
+from dssd.distribution import TOTAL, Dist, shape
+from dssd.sampling import Proposal, accepts, draw, propose, residual
 from fleet_bench.exactness.laws import LENGTH, fold_ends
 from fleet_testing.statistics import ALARM, p_value, total_variation
 from fleet_testing.toy_pair import END_TOKENS, PROMPT, TEMPERATURE, ToyPair

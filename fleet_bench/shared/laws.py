@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dssd.coupling import coupled_token
 from dssd.distribution import Dist
+from dssd.sampling import coupled_token
 from fleet_bench.shared.recordings import key_of, policy_of, read_by_draft, write_by_target
 from fleet_cli.prompts import Prompt
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings

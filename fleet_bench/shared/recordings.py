@@ -60,7 +60,7 @@ class Recording:
     @property
     def acceptance(self) -> float:
         """Share of the positions at which draft model and target draw the same token."""
-        from dssd.coupling import coupled_token  # noqa: PLC0415
+        from dssd.sampling import coupled_token  # noqa: PLC0415
 
         agree = [
             coupled_token(dist, text.policy.seed, place) == text.tokens[place]

@@ -7,7 +7,7 @@ one whose turn has come is checked against what a correct edge may say to its dr
 from collections import deque
 from dataclasses import dataclass, field
 
-from dssd.proposal import Proposal
+from dssd.sampling import Proposal
 from fleet_device.errors import ProtocolViolation
 from schemas.logprobs import TokenLogprobs
 from schemas.messages import Draft, Verdict

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from dssd.distribution import Dist, point_mass
 from dssd.downlink import probability_of
 from dssd.logprobs import logprobs_of_correction
-from dssd.proposal import propose
+from dssd.sampling import propose
 from fleet_device.errors import ProtocolViolation, SessionRefused
 from fleet_device.session.counters import SessionCounters
 from fleet_device.session.effect import VerdictEffect

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dssd.downlink import correct
-from dssd.proposal import Proposal
+from dssd.sampling import Proposal
 from fleet_device.errors import ProtocolViolation, SessionFailed
 from schemas.downlink import DownlinkForm, Samples, UnknownForm
 from schemas.policy import SamplingPolicy

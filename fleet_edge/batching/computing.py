@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from dssd.judgement import Judgement
+from dssd.verification import Judgement
 from fleet_edge.batching.judging import Case, judge_batch
 from fleet_edge.batching.planning import Batch
 from fleet_edge.batching.timing import Step

@@ -3,7 +3,7 @@
 For policies with a bounded support (greedy, or top_k) all rows are shaped at once, in numpy or, where they lie on
 another device, in torch. Other policies need a row's whole vocabulary, so they are shaped row by row by the reference
 law, and only as far as drafts are accepted; so are those of texts that have a grammar, which is followed along the
-draft. The decision itself is `dssd.judgement.judge`, so twin and law can differ
+draft. The decision itself is `dssd.verification.judge`, so twin and law can differ
 in shaping alone; a property test holds the two together.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dssd.distribution import Dist, shape
-from dssd.judgement import Judgement, judge, write
+from dssd.verification import Judgement, decode, judge
 from fleet_edge.batching.logprobs import tell_logprobs
 from fleet_edge.batching.shaping import ShapedRows, shape_rows
 from fleet_edge.sessions.constraint import Constraint
@@ -32,7 +32,7 @@ __all__ = ["Case", "judge_array", "judge_batch", "judge_tensor"]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One session's drafts to decide on; the parameters of `dssd.judgement.judge`, or of `write`.
+    """One session's drafts to decide on; the parameters of `dssd.verification.judge`, or of `write`.
 
     Attributes:
         tokens: The draft, or the edge's own guesses.
@@ -184,7 +184,7 @@ def _unbounded(row_at: Callable[[int], NDArray[np.float32]], offset: int, case: 
 def _decide(case: Case, at: Callable[[int], Dist]) -> Judgement | None:
     try:
         if case.written:
-            judged = write(at, case.tokens, policy=case.policy, base=case.base)
+            judged = decode(at, case.tokens, policy=case.policy, base=case.base)
         else:
             judged = judge(at, case.tokens, case.counts, policy=case.policy, base=case.base, bonus=case.bonus)
     except ValueError:

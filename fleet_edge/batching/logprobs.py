@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dssd.judgement import Judgement
 from dssd.logprobs import logprobs_of_rejection, logprobs_of_token
+from dssd.verification import Judgement
 from schemas.policy import SamplingPolicy
 
 __all__ = ["tell_logprobs"]

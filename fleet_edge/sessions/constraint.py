@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dssd.distribution import Dist, point_mass, shape
-from dssd.judgement import Judgement
+from dssd.verification import Judgement
 from fleet_runtime.grammar.errors import GrammarError
 from fleet_runtime.grammar.matcher import GrammarMatcher
 from schemas.policy import SamplingPolicy

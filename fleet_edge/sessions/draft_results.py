@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dssd.distribution import Dist
-from dssd.judgement import Judgement
+from dssd.verification import Judgement
 from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.waiting import ReceivedDraft
 from schemas.logprobs import TokenLogprobs

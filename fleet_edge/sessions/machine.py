@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from dssd.distribution import Dist
-from dssd.judgement import Judgement
+from dssd.verification import Judgement
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault, desync
 from fleet_edge.sessions.acceptance import RecentAcceptance

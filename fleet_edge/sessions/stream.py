@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dssd.judgement import Judgement
+from dssd.verification import Judgement
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.waiting import ReceivedDraft
@@ -75,7 +75,7 @@ class Stream:
 
         Args:
             arrived: The draft of the step, with the guesses as its tokens.
-            judgement: What `dssd.judgement.write` made of it.
+            judgement: What `dssd.verification.write` made of it.
             limits: The session's.
             committed: Length of the text that it stands on; less than `until`.
         """

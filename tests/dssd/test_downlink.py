@@ -2,9 +2,8 @@ import cbor2
 import numpy as np
 import pytest
 
-from dssd.distribution import Dist, point_mass
+from dssd.distribution import Dist, point_mass, quantize
 from dssd.downlink import FIRST_SAMPLES, RULES, Form, RejectedPosition, choose_form, correct, dense, samples, sparse
-from dssd.quantized import quantize
 from fleet_testing.statistics import ALARM, p_value
 from schemas.codec import encode_verdict
 from schemas.downlink import FORMS, MAX_SAMPLES, Dense, DownlinkForm, Samples, Sparse, pack_form

@@ -7,11 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from dssd.counter_rng import Purpose, random_uniform
-from dssd.coupling import coupled_token
-from dssd.distribution import Dist, shape
+from dssd.distribution import Dist, draw_draft, quantize, shape
 from dssd.downlink import Form, choose_form, correct
-from dssd.judgement import judge
-from dssd.quantized import draw_draft, quantize
+from dssd.sampling import coupled_token
+from dssd.verification import judge
 from fleet_testing.statistics import ALARM, p_value, total_variation, total_variation_noise
 from schemas.policy import Mode, SamplingPolicy
 

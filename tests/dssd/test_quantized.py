@@ -2,8 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dssd.distribution import Dist
-from dssd.quantized import TOTAL, draw_draft, quantize
+from dssd.distribution import TOTAL, Dist, draw_draft, quantize
 
 WEIGHTS = st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=40)
 

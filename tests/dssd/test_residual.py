@@ -3,9 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dssd.distribution import Dist, point_mass
-from dssd.quantized import TOTAL, quantize
-from dssd.residual import accepts, draw, residual
+from dssd.distribution import TOTAL, Dist, point_mass, quantize
+from dssd.sampling import accepts, draw, residual
 
 P = Dist(np.array([4, 1, 7]), np.array([0.5, 0.3, 0.2]))
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dssd.coupling import coupled_token
 from dssd.distribution import Dist, shape
+from dssd.sampling import coupled_token
 from fleet_bench.bytes import command
 from fleet_bench.bytes.counting import TCP_IP_HEAD, Traffic
 from fleet_bench.bytes.goals import goals

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from dssd.coupling import coupled_token
 from dssd.distribution import shape
+from dssd.sampling import coupled_token
 from fleet_bench.latency.command import Row
 from fleet_bench.latency.local import Timed, write_alone, write_together
 from fleet_bench.latency.picture import draw

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dssd.coupling import coupled_token
+from dssd.sampling import coupled_token
 from fleet_bench.overhead import command
 from fleet_bench.overhead.measures import Answers, Saturation
 from fleet_bench.overhead.played import PlayedSession, play
@@ -44,7 +44,7 @@ def test_a_part_is_that_of_the_innermost_function_that_has_one() -> None:
     def stack(*functions: tuple[str, str]) -> Iterator[tuple[str, str]]:
         return iter(functions)
 
-    assert part_of(stack(("numpy", "cumsum"), ("dssd.residual", "draw"), ("fleet_edge.orchestrator", "step")), "x") == (
+    assert part_of(stack(("numpy", "cumsum"), ("dssd.sampling", "draw"), ("fleet_edge.orchestrator", "step")), "x") == (
         "judging"
     )
     decoding = (("schemas.cbor", "load"), ("schemas.codec", "_array"), ("schemas.codec", "decode_draft"))

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dssd.distribution import shape
-from dssd.quantized import quantize
+from dssd.distribution import quantize, shape
 from fleet_cli.errors import CommandError
 from fleet_cli.main import main
 from fleet_cli.models.errors import ModelsError

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 import pytest
 
 from dssd.counter_rng import Purpose, random_uniform
-from dssd.coupling import coupled_token
 from dssd.distribution import shape
-from dssd.residual import draw
+from dssd.sampling import coupled_token, draw
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.session.request import SessionRequest
 from fleet_edge.store.records.segments import RoundJudged

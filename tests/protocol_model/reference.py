@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dssd.distribution import Dist, shape
+from dssd.distribution import Dist, QuantizedDist, quantize, shape
 from dssd.downlink import Form, choose_form, correct
-from dssd.judgement import judge
-from dssd.proposal import propose
-from dssd.quantized import QuantizedDist, quantize
+from dssd.sampling import propose
+from dssd.verification import judge
 from fleet_device.session.effect import VerdictEffect
 from fleet_device.session.in_flight import DecidedDraft
 from fleet_device.session.request import SessionRequest

@@ -11,9 +11,9 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import TypeVar
 
-from dssd.coupling import coupled_token
 from dssd.distribution import shape
 from dssd.downlink import Form
+from dssd.sampling import coupled_token
 from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.inbox import ConnectionChanged, Event, Inbox, ReceivedVerdict

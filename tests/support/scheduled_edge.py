@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from dssd.judgement import Judgement
+from dssd.verification import Judgement
 from fleet_edge.batching.planning import Batch, Budget
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.timing import Step

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dssd.distribution import shape
-from dssd.quantized import TOTAL, quantize
+from dssd.distribution import TOTAL, quantize, shape
 from fleet_cli.demo.prompts import PROMPTS
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.texts.chat import ChatMessage, encode_chat

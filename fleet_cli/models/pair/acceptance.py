@@ -14,9 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dssd.coupling import coupled_token
-from dssd.distribution import Dist, shape
-from dssd.quantized import quantize
+from dssd.distribution import Dist, quantize, shape
+from dssd.sampling import coupled_token
 from fleet_cli.models.errors import ModelsError
 from fleet_device.drafters.contract import Drafter
 from fleet_edge.verifiers.contract import Item, Logits, Verifier

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from dssd.coupling import coupled_token
 from dssd.distribution import shape
+from dssd.sampling import coupled_token
 from fleet_bench.capacity.residual import write_all
 from fleet_bench.capacity.serving import Prompt
 from fleet_bench.capacity.together import Together

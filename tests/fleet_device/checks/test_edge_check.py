@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from dssd.distribution import Dist, point_mass
-from dssd.judgement import Judgement, judge
+from dssd.verification import Judgement, judge
 from fleet_device.checks.checklist import Check
 from fleet_device.checks.edge_check import CHECKS, EdgeCheck, EdgeReport, Question
 from fleet_link.settings import BrokerSettings

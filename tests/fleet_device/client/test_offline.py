@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dssd.proposal import propose
+from dssd.sampling import propose
 from fleet_device.client.agent import Generation
 from fleet_device.client.reports import UnverifiedReports
 from fleet_device.drafters.scripted import ScriptedDrafter

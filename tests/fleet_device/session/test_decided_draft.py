@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from dssd.proposal import Proposal
+from dssd.sampling import Proposal
 from fleet_device.errors import ProtocolViolation
 from fleet_device.session.in_flight import DecidedDraft, SentDraft
 from schemas.downlink import Sparse

@@ -1,4 +1,4 @@
-from dssd.proposal import Proposal
+from dssd.sampling import Proposal
 from fleet_device.session.in_flight import DraftsInFlight
 from schemas.messages import Draft, Verdict
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from dssd.distribution import point_mass
-from dssd.proposal import propose
+from dssd.sampling import propose
 from fleet_device.errors import ProtocolViolation
 from fleet_device.session.rejection import Rejection
 from schemas.downlink import Samples, Sparse

@@ -4,7 +4,7 @@ import pytest
 
 from dssd.distribution import shape
 from dssd.downlink import Form
-from dssd.judgement import Judgement
+from dssd.verification import Judgement
 from fleet_edge.answers.answers import Answers
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import Recorder

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from dssd.judgement import Judgement
+from dssd.verification import Judgement
 from fleet_edge.answers.texts import Texts, token_bytes
 from fleet_edge.sessions.kinds import kinds_of_written
 from fleet_edge.sessions.machine import EdgeSession

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dssd.distribution import Dist, shape
-from dssd.judgement import Judgement, judge
-from dssd.proposal import propose
+from dssd.sampling import propose
+from dssd.verification import Judgement, judge
 from fleet_edge.batching.judging import Case, judge_batch, judge_tensor
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.no_waiting import waits_counted

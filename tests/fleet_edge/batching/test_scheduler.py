@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from dssd.judgement import Judgement
+from dssd.verification import Judgement
 from fleet_edge.batching.planning import Batch, Budget, Work
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.timing import Step

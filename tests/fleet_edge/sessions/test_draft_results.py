@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dssd.distribution import Dist
-from dssd.judgement import Judgement
+from dssd.verification import Judgement
 from fleet_edge.sessions.draft_results import DraftResult, split_judgement
 from schemas.reasons import Finish
 from tests.support.drafts import LIMITS, arrived, draft

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dssd.distribution import Dist
-from dssd.judgement import Judgement
+from dssd.verification import Judgement
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import DraftReceipt, EdgeSession

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dssd.judgement import Judgement
+from dssd.verification import Judgement
 from fleet_edge.errors import DraftFault
 from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.machine import DraftReceipt, EdgeSession

@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 
 from dssd.counter_rng import Purpose, random_uniform
-from dssd.coupling import coupled_token
-from dssd.distribution import Dist, point_mass
-from dssd.judgement import judge
-from dssd.quantized import TOTAL
-from dssd.residual import draw
+from dssd.distribution import TOTAL, Dist, point_mass
+from dssd.sampling import coupled_token, draw
+from dssd.verification import judge
 from schemas.policy import Mode, SamplingPolicy
 
 RESIDUAL = SamplingPolicy(mode=Mode.RESIDUAL, seed=5)

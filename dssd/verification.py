@@ -1,29 +1,28 @@
-"""Verification of one draft, one row at a time: the reference that the edge's batched version is held to."""
+"""Verification of one draft, row by row: the reference for the edge's batched version."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dssd.counter_rng import Purpose, random_uniform
-from dssd.coupling import coupled_token
 from dssd.distribution import Dist
-from dssd.residual import accepts, draw
+from dssd.sampling import accepts, coupled_token, draw
 from schemas.logprobs import TokenLogprobs
 from schemas.policy import Mode, SamplingPolicy
 
-__all__ = ["Judgement", "judge", "write"]
+__all__ = ["Judgement", "decode", "judge"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judgement:
-    """What becomes of a draft.
+    """Result of verifying a draft.
 
     Attributes:
-        accepted: Length of the accepted head.
-        rejected: Whether the token after the head was rejected, so that all behind it is void.
-        token: The token that the edge itself drew after the head: the bonus token, or in coupled mode the correction.
+        accepted: Number of accepted tokens.
+        rejected: Whether the next token was rejected, which discards the rest of the draft.
+        token: Token that the edge drew after the accepted ones: the bonus token, or in coupled mode the correction.
         p: The target's distribution at a rejection in residual mode, from which the device draws.
-        logprobs: Of the head, the token and the rejection, if they are asked for.
-        forced: Of the head and the token, the places of those that a grammar left no choice about.
+        logprobs: Log-probabilities of the accepted tokens, `token` and the rejection, if requested.
+        forced: Indices, among the accepted tokens and `token`, of those that a grammar forced.
     """
 
     accepted: int
@@ -35,7 +34,7 @@ class Judgement:
 
     @property
     def tested(self) -> int:
-        """Draft tokens that were decided on, rather than void behind a rejection."""
+        """Number of draft tokens that were accepted or rejected, not discarded."""
         return self.accepted + self.rejected
 
 
@@ -48,16 +47,16 @@ def judge(
     base: int,
     bonus: bool,
 ) -> Judgement:
-    """Decide on a draft.
+    """Verify a draft.
 
     Args:
-        row: Returns the target's shaped distribution at `base + i`, for i up to `len(tokens)`; asked for no more rows
-            than the decision needs.
-        tokens: The draft.
+        row: Returns the target's shaped distribution at `base + i`, for i up to `len(tokens)`; called only for the
+            rows that the decision needs.
+        tokens: Draft tokens.
         counts: For each token, 65,536 times the probability with which it was drawn; None in coupled mode.
-        policy: The session's.
+        policy: Sampling policy of the session.
         base: Position of the first draft token.
-        bonus: Whether a token is due after an accepted draft: not if another draft follows unasked.
+        bonus: Draw a token after a draft that is accepted whole; not if the device has already sent the next draft.
     """
     for offset, token in enumerate(tokens):
         p, position = row(offset), base + offset
@@ -74,29 +73,29 @@ def judge(
     return Judgement(len(tokens), rejected=False, token=_own(row(len(tokens)), policy, base + len(tokens)))
 
 
-def write(row: Callable[[int], Dist], guesses: Sequence[int], *, policy: SamplingPolicy, base: int) -> Judgement:
-    """Draw the next tokens of a text that the edge writes by itself: as many as guesses of them were right, and one.
+def decode(row: Callable[[int], Dist], speculated: Sequence[int], *, policy: SamplingPolicy, base: int) -> Judgement:
+    """Draw the next tokens in edge-only decoding, with n-gram speculation.
 
-    Each is the bonus token behind an empty draft at its position, whatever was guessed. A guess that is right is that
-    token; then the row behind it is one of the text's own, and the next token is drawn from it.
+    Each token is the bonus token after an empty draft at its position, independent of the speculated tokens. As long as
+    the speculated token equals it, the next row belongs to the sequence, and the next token is drawn from that row.
 
     Args:
-        row: Returns the target's shaped distribution at `base + i`, the first i guesses standing before it.
-        guesses: Of the tokens from `base` on.
-        policy: The session's.
+        row: Returns the target's shaped distribution at `base + i`, given the first i speculated tokens.
+        speculated: Speculated tokens from `base` on.
+        policy: Sampling policy of the session.
         base: Position of the first token.
 
     Returns:
-        How many guesses were right, as accepted, and the token behind them.
+        The number of correct speculated tokens, as `accepted`, and the token after them.
     """
-    for offset, guess in enumerate(guesses):
+    for offset, guess in enumerate(speculated):
         if (own := _own(row(offset), policy, base + offset)) != guess:
             return Judgement(offset, rejected=False, token=own)
-    return Judgement(len(guesses), rejected=False, token=_own(row(len(guesses)), policy, base + len(guesses)))
+    return Judgement(len(speculated), rejected=False, token=_own(row(len(speculated)), policy, base + len(speculated)))
 
 
 def _own(p: Dist, policy: SamplingPolicy, position: int) -> int:
-    """Draw the edge's own token at a position."""
+    """Draw a token from p."""
     if policy.mode is Mode.COUPLED:
         return coupled_token(p, policy.seed, position)
     return draw(p, random_uniform(policy.seed, position, Purpose.BONUS))
