@@ -51,7 +51,7 @@ def restore(
 
 
 def compact(db: Database = DEFAULT_DB) -> None:
-    """Make the file of a session log smaller; once, if an earlier release has made it. Edges wait meanwhile."""
+    """Make the file of a session log smaller. Edges wait meanwhile."""
     from fleet_edge.store.backup import compact as make_smaller
 
     before, after = make_smaller(db)

@@ -125,7 +125,7 @@ def restore(backup: Path, url: str, *, replace: bool, now: datetime) -> Path | N
 
 
 def compact(url: str) -> tuple[int, int]:
-    """Make a file that was made by an earlier release smaller, and such that purges make it smaller from then on.
+    """Rewrite a file without its free pages, and so that later purges make it smaller.
 
     Needs as much free disk again as the database takes. Edges wait meanwhile, with their records in their spools.
 

@@ -138,7 +138,6 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(_DATABASE, "refuses", _ERROR, "The database does not take records until somebody changes something."),
     EventCode(_DATABASE, "record-refused", _ERROR, "The database can never take a record; it was left out."),
     EventCode(_DATABASE, "records-lost", _ERROR, "Memory and spool were full: records were lost."),
-    EventCode(_DATABASE, "migrated", _INFO, "An edge has brought the tables to its release."),
     EventCode(_DATABASE, "purged", _INFO, "What was older than it is kept was deleted."),
     EventCode(_DEVICE, "clock-wrong", _WARNING, "A device's clock is ahead of the edge's, or has gone back."),
     EventCode(EventKind.CERTIFICATE, "ends-soon", _WARNING, "A certificate ends soon and was not renewed."),

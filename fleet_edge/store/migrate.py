@@ -2,11 +2,8 @@
 
 import fcntl
 import os
-import socket
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -14,12 +11,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, insert
+from sqlalchemy import Connection, Engine
 
 from fleet_edge.store.errors import StoreError
-from fleet_edge.store.event_codes import EventKind, severity_of
-from fleet_edge.store.models import REVISION, EventRow
-from schemas.version import VERSION
+from fleet_edge.store.models import REVISION
 
 __all__ = ["configuration", "migrate"]
 
@@ -37,16 +32,13 @@ def configuration() -> Config:
     return config
 
 
-def migrate(
-    engine: Engine, *, path: Path | None, name: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)
-) -> None:
+def migrate(engine: Engine, *, path: Path | None, name: str) -> None:
     """Create or upgrade the tables, all or nothing.
 
     Args:
         engine: Writable.
         path: The file, if the database is one.
         name: The database for people.
-        now: The wall clock (UTC), for the event that tells of it.
 
     Raises:
         StoreError: The database was written by a newer version.
@@ -58,24 +50,17 @@ def migrate(
             connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")
             # Kept in the file. Switching needs the file alone, and would fail rather than wait.
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-            # A table that another refers to is made anew and renamed; dropping the old one would delete by reference.
-            connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
             # Python's driver would begin only at the first insert, and leave schema changes outside.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
             # To wait for another process, or to rewrite a large table, may take long.
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
-        before = MigrationContext.configure(connection).get_current_revision()
         if _behind(connection, name=name):
             config = configuration()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-            if before is not None:
-                connection.execute(insert(EventRow).values(_event(before, now=now())))
         connection.commit()
-        if path:
-            connection.exec_driver_sql("PRAGMA foreign_keys = ON")
 
 
 def _behind(connection: Connection, *, name: str) -> bool:
@@ -89,22 +74,6 @@ def _behind(connection: Connection, *, name: str) -> bool:
             f"known up to {REVISION}); upgrade this installation or use another database."
         )
     return True
-
-
-def _event(before: str, *, now: datetime) -> dict[str, object]:
-    """Return the event of an upgrade; whichever process came first has done it, before it was an edge."""
-    kind, code = EventKind.DATABASE, "migrated"
-    return {
-        "id": uuid.uuid4().hex,
-        "edge": socket.gethostname(),
-        "kind": kind,
-        "code": code,
-        "severity": severity_of(kind, code),
-        "sentence": f"Release {VERSION} has brought the tables from schema {before} to {REVISION}.",
-        "at": now,
-        "last_at": now,
-        "count": 1,
-    }
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """Merge of a batch of records, kind by kind, in one transaction."""
 
 import functools
-import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from operator import attrgetter, itemgetter
 from typing import Final, TypeVar
 
@@ -55,8 +53,6 @@ __all__ = ["Merge", "merge_for"]
 _OfSession = SessionOpened | SegmentProgress | RoundJudged | TextWritten | SegmentLeft | SessionClosed
 R = TypeVar("R", bound=Record)
 
-_log = logging.getLogger(__name__)
-
 _TELEMETRY: Final = set_latest(DeviceRow, "device", DEVICE_TELEMETRY, at="telemetry_at")
 _LOAD: Final = set_latest(EdgeRow, "edge", EDGE_LOAD, at="load_at")
 _END: Final = ("reason", "tokens", "code", "sentence")
@@ -92,7 +88,6 @@ class Merge:
             records: What is merged.
             writer: Who writes, of all that write segments at a time.
         """
-        records = _with_devices(connection, records)
         self._make_rows(connection, records)
         states = _only(records, DeviceSeen)
         _run(connection, set_latest(DeviceRow, "device", DEVICE_STATE), [parameters.state(r, r.device) for r in states])
@@ -129,10 +124,10 @@ class Merge:
     def _make_rows(self, connection: Connection, records: Sequence[Record]) -> None:
         """Make the rows that the records belong to, one statement a row however many records there are."""
         seen = [r for r in records if isinstance(r, DeviceSeen | DeviceTold | _OfSession)]
-        devices = parameters.spans((r.device, r.at) for r in seen if r.device is not None)
+        devices = parameters.spans((r.device, r.at) for r in seen)
         edges = parameters.spans((r.edge, r.at) for r in records if isinstance(r, EdgeSeen | EdgeLoad | SessionOpened))
         of_session = [r for r in records if isinstance(r, _OfSession)]
-        segments = parameters.spans(((r.session, r.device or "", r.segment), r.at) for r in of_session)
+        segments = parameters.spans(((r.session, r.device, r.segment), r.at) for r in of_session)
         sessions: dict[tuple[str, str], Parameters] = {}
         for (session, device, segment), (_, last) in segments.items():
             row = {
@@ -206,25 +201,3 @@ def _run(connection: Connection, statement: Insert | Update, rows: Sequence[Para
 
 def _only(records: Iterable[Record], kind: type[R]) -> list[R]:
     return [record for record in records if isinstance(record, kind)]
-
-
-def _with_devices(connection: Connection, records: Sequence[Record]) -> Sequence[Record]:
-    """Add the device to records that were spooled before they told it; drop those whose segment is unknown."""
-    unnamed = [r for r in records if isinstance(r, _OfSession) and r.device is None]
-    if not unnamed:
-        return records
-    of_segment = select(SegmentRow.session, SegmentRow.segment, SegmentRow.device)
-    found = connection.execute(of_segment.where(SegmentRow.session.in_({r.session for r in unnamed})))
-    devices = {(row.session, row.segment): row.device for row in found}
-    devices |= {(r.session, r.segment): r.device for r in _only(records, SessionOpened)}
-    return [told for record in records if (told := _told(record, devices)) is not None]
-
-
-def _told(record: Record, devices: Mapping[tuple[str, int], str]) -> Record | None:
-    if not isinstance(record, SegmentProgress | RoundJudged | SegmentLeft | SessionClosed) or record.device is not None:
-        return record
-    device = devices.get((record.session, record.segment))
-    if device is None:
-        _log.warning("A %s record of an earlier release names no session that is known.", type(record).__name__)
-        return None
-    return replace(record, device=device)

@@ -229,7 +229,7 @@ class EventRow(Base):
     sentence: Mapped[str]
     at: Mapped[datetime]
     count: Mapped[int] = mapped_column(server_default="1")
-    last_at: Mapped[datetime | None]  # set in every row; SQLite cannot add a column that must be
+    last_at: Mapped[datetime]
     who: Mapped[str | None]
     severity: Mapped[str] = mapped_column(server_default="info")
 

@@ -37,7 +37,7 @@ class EventLogged:
     code: str
     sentence: str
     at: datetime
-    count: int = 1  # what was spooled before it existed happened once
+    count: int = 1
     last_at: datetime | None = None
     who: str | None = None
     severity: Severity = Severity.INFO

@@ -34,15 +34,15 @@ class SegmentProgress(SegmentCounters):
         session: As opened.
         segment: As opened.
         at: When this was so (UTC, aware).
-        device: As opened; None in what was spooled before records told it.
+        device: As opened.
         first_token_ms: From the Open to the first committed token, once there is one.
         gap_p95_ms: 95th percentile of the time between two tokens, once there are two verdicts.
     """
 
     session: str
     segment: int
+    device: str
     at: datetime
-    device: str | None = None
     first_token_ms: float | None = None
     gap_p95_ms: float | None = None
 
@@ -68,11 +68,12 @@ class RoundJudged:
         compute_ms: Of the step.
         at: When (UTC, aware).
         prefill_ms: From arrival to the step, spent in steps that computed the session's own prompt or text.
-        device: As opened; None in what was spooled before records told it.
+        device: As opened.
     """
 
     session: str
     segment: int
+    device: str
     round: int
     base: int
     drafted: int
@@ -85,8 +86,7 @@ class RoundJudged:
     queue_ms: float
     compute_ms: float
     at: datetime
-    prefill_ms: float = 0.0  # what was spooled before it existed has none
-    device: str | None = None
+    prefill_ms: float
 
 
 class LeaveReason(StrEnum):
@@ -105,11 +105,11 @@ class SegmentLeft:
         segment: As opened.
         reason: Why.
         at: When (UTC, aware). Of several ends of one segment the latest wins.
-        device: As opened; None in what was spooled before records told it.
+        device: As opened.
     """
 
     session: str
     segment: int
+    device: str
     reason: LeaveReason
     at: datetime
-    device: str | None = None

@@ -48,7 +48,7 @@ class DeviceCounters:
     draft_ms: float
     wait_ms: float
     wall_ms: float
-    unverified: int = 0  # what was spooled before it existed has none
+    unverified: int
 
     @classmethod
     def of(cls, close: "Close") -> Self:
@@ -125,18 +125,18 @@ class SessionClosed:
             was verified beyond; if no Close came, as the edge has committed it.
         counters: The device's own, or None if no Close came (a lost device).
         at: When (UTC, aware). Of several ends of one segment the latest wins.
-        device: As opened; None in what was spooled before records told it.
+        device: As opened.
         code: Why it ended so, as programs read it, where that is more than the reason says.
         sentence: The same for a person.
     """
 
     session: str
     segment: int
+    device: str
     reason: EndReason
     tokens: int
     counters: DeviceCounters | None
     at: datetime
-    device: str | None = None
     code: str | None = None
     sentence: str | None = None
 

@@ -31,6 +31,7 @@ COUNTERS = DeviceCounters(
     draft_ms=600.0,
     wait_ms=900.0,
     wall_ms=1600.0,
+    unverified=0,
 )
 
 
@@ -140,6 +141,7 @@ def judged(**changes: Any) -> RoundJudged:
         form="sparse",
         queue_ms=2.0,
         compute_ms=40.0,
+        prefill_ms=0.0,
         at=after(1),
         device="sensor-1",
     )

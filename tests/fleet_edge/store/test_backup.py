@@ -189,7 +189,7 @@ def test_regular_backups_keep_the_latest(url: str, tmp_path: Path) -> None:
     assert sorted(folder.iterdir()) == sorted([*made[-2:], folder / "notes.txt"])
 
 
-def test_a_file_of_an_earlier_release_is_made_smaller_once_and_by_purges_from_then_on(url: str, path: Path) -> None:
+def test_a_compacted_file_is_smaller_and_purges_make_it_smaller_from_then_on(url: str, path: Path) -> None:
     open_store(url).close()
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA auto_vacuum = NONE")

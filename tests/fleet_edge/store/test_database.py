@@ -10,20 +10,17 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, text
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from fleet_edge.store import migrate, queries, totals
+from fleet_edge.store import migrate
 from fleet_edge.store.database import open_for_reading, open_store
 from fleet_edge.store.engine import connect_engine, parse_url
 from fleet_edge.store.errors import StoreError, StoreUnavailable
-from fleet_edge.store.event_queries import EventFilter, events
 from fleet_edge.store.models import REVISION, Base
 from tests.fleet_edge.store import samples
 from tests.fleet_edge.store.postgres import PostgresServer
 from tests.fleet_edge.store.rows import all_rows
-
-FILLED_0001 = Path(__file__).parent / "filled_0001.sql"
 
 # Opens each database that it is told to, once it is told: all imported, so that several really do so at once.
 OPENER = """
@@ -50,92 +47,11 @@ def test_the_migrations_make_the_tables_that_the_models_describe(database_url: s
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
 
 
-def test_the_migrations_can_be_undone(database_url: str) -> None:
-    with open_store(database_url) as store, store.engine.begin() as connection:
-        config = migrate.configuration()
-        config.attributes["connection"] = connection
-        command.downgrade(config, "base")
-        assert set(inspect(connection).get_table_names()) == {"alembic_version"}
-
-
 def test_opening_again_keeps_what_was_stored(database_url: str) -> None:
     with open_store(database_url) as store:
         store.apply([samples.opened()])
     with open_store(database_url) as store:
         assert len(all_rows(store)["sessions"]) == 1
-
-
-def _filled_by_release_0_1(url: str) -> None:
-    """Make a database as release 0.1 left it: one session with a round, and the hour that it was in."""
-    engine = connect_engine(parse_url(url), read_only=False)
-    with engine.begin() as connection:
-        config = migrate.configuration()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        for statement in filter(str.strip, FILLED_0001.read_text(encoding="utf-8").split(";")):
-            connection.execute(text(statement))
-    engine.dispose()
-
-
-def test_an_edge_brings_a_filled_database_of_release_0_1_up_to_date(database_url: str) -> None:
-    _filled_by_release_0_1(database_url)
-    with open_store(database_url) as store:
-        with store.engine.connect() as connection:
-            assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
-            counted = totals.stats(connection)["all"]
-            assert (counted.tokens, counted.mean_batch, counted.prefill_ms, counted.resampled) == (20, 3.0, 0.0, 0)
-            [hour] = queries.hours(connection, "sensor-1", limit=5)
-            assert (hour.counted.tokens, hour.counted.mean_batch, hour.counted.prefill_ms) == (20, 3.0, 0.0)
-            [judged] = queries.rounds(connection, samples.SESSION, device="sensor-1")
-            assert (judged.queue_ms, judged.prefill_ms) == (2.0, 0.0)
-        store.apply([samples.progress(tokens=30, rounds=6, resampled=1, prefill_ms=7.5)])
-        with store.engine.connect() as connection:
-            session = queries.session(connection, samples.SESSION)
-    assert (session.counted.tokens, session.counted.prefill_ms, session.counted.mean_batch) == (30, 7.5, 3.0)
-    assert session.network_ms == 900.0 - 10.0 - 7.5 - 200.0
-
-
-def test_sessions_that_no_grant_made_are_gone_and_the_others_keep_their_rounds(database_url: str) -> None:
-    _filled_by_release_0_1(database_url)
-    engine = connect_engine(parse_url(database_url), read_only=False)
-    with engine.begin() as connection:
-        for number in range(3):
-            times = "'2026-03-04 10:30:00', '2026-03-04 10:30:00', 7"
-            connection.execute(
-                text(f"INSERT INTO sessions (session, opened_at, last_at, last_segment) VALUES ('{number}', {times})")
-            )
-            connection.execute(text(f"INSERT INTO segments (session, segment, duration_ms) VALUES ('{number}', 7, 0)"))
-    engine.dispose()
-    with open_store(database_url) as store:
-        rows = all_rows(store)
-        assert [row["session"] for row in rows["sessions"]] == [samples.SESSION]
-        assert (len(rows["segments"]), len(rows["rounds"])) == (1, 1)
-        with store.engine.begin() as connection:
-            connection.execute(text("DELETE FROM sessions"))
-        rows = all_rows(store)
-        assert (rows["segments"], rows["rounds"]) == ([], [])
-
-
-def test_events_of_earlier_releases_happened_once(database_url: str) -> None:
-    _filled_by_release_0_1(database_url)
-    engine = connect_engine(parse_url(database_url), read_only=False)
-    logged = (
-        f"'e', 'edge-1', 'sensor-1', NULL, 'fault', 'desync', 'It differs.', '{samples.START:%Y-%m-%d %H:%M:%S}+00:00'"
-    )
-    with engine.begin() as connection:
-        names = "id, edge, device, session, kind, code, sentence, at"
-        connection.execute(text(f"INSERT INTO events ({names}) VALUES ({logged})"))
-    engine.dispose()
-    with open_store(database_url) as store, store.engine.connect() as connection:
-        [event] = events(connection, EventFilter(devices=("sensor-1",)), limit=5)
-    assert (event.count, event.at, event.last_at) == (1, samples.START, samples.START)
-    assert (event.severity, event.who) == ("warning", None)
-
-
-def test_a_reader_of_a_database_that_no_edge_has_brought_up_to_date_is_told_what_to_do(database_url: str) -> None:
-    _filled_by_release_0_1(database_url)
-    with pytest.raises(StoreError, match=f"has schema 0001 and this software reads {REVISION}; run the same version"):
-        open_for_reading(database_url)
 
 
 @pytest.mark.slow

@@ -268,15 +268,6 @@ def test_a_device_ends_its_session_for_good_whatever_the_edges_clocks_say(
     assert session["device_tokens"] == 40
 
 
-def test_what_an_earlier_release_spooled_finds_its_device(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    store.apply([samples.opened(), samples.progress(device=None)])
-    store.apply([samples.judged(device=None), samples.closed(device=None), samples.left(device=None, segment=LATER)])
-    rows = all_rows(store)
-    assert (rows["sessions"][0]["reason"], rows["segments"][0]["tokens"], len(rows["rounds"])) == ("stop", 20, 1)
-    assert len(rows["segments"]) == 1
-    assert "A SegmentLeft record of an earlier release names no session that is known." in caplog.text
-
-
 def test_a_record_applied_twice_is_one_row(store: Store) -> None:
     once: list[Record] = [samples.opened(), samples.judged(), samples.event(), samples.device_seen()]
     store.apply(once)

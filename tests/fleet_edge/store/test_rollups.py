@@ -8,10 +8,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from alembic import command
 from sqlalchemy import func, select
 
-from fleet_edge.store import housekeeping, migrate, totals
+from fleet_edge.store import housekeeping, totals
 from fleet_edge.store.database import Store
 from fleet_edge.store.models import DeviceRollupRow, FleetRollupRow, RollupRow
 from fleet_edge.store.records.segments import segment_number
@@ -256,24 +255,3 @@ def test_latencies_are_those_of_the_rounds_rolled_up_or_not(store: Store) -> Non
     assert found.count == 100
     assert found.quantile(0.5) == pytest.approx(2 * 49, rel=0.05)
     assert found.quantile(0.95) == pytest.approx(2 * 94, rel=0.05)
-
-
-@pytest.mark.parametrize("back_to", ["0014", "0009"])
-def test_a_filled_database_goes_back_to_an_earlier_schema_and_comes_forward_again(store: Store, back_to: str) -> None:
-    """0014 has no rollups by device alone; 0009 has rollups of hours and devices, and knows nothing of edges."""
-    chance = random.Random(3)
-    stays = [stay for session in range(40) for stay in _stays(chance, session=session, before=BEGIN + 40 * DAY)]
-    for stay in stays:
-        _write(store, stay)
-    roll_up(store.engine, now=BEGIN + 60 * DAY)
-    with store.engine.begin() as connection:
-        config = migrate.configuration()
-        config.attributes["connection"] = connection
-        command.downgrade(config, back_to)
-        command.upgrade(config, "head")
-    for rolled in (False, True):
-        if rolled:
-            roll_up(store.engine, now=BEGIN + 60 * DAY)
-        for by in (None, *Grouping):
-            assert _found(store, Period(), by) == _expected(stays, Period(), by), (rolled, by)
-    assert sum(_rolled(store, Grain.DAY).values()) == sum(stay.tokens for stay in stays)
