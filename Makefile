@@ -6,11 +6,16 @@ export PYTHON
 PARALLEL ?= -n logical --maxprocesses 8 --dist loadgroup
 FAST := not (broker or models or postgres or root or slow or exhaustive)
 
-.PHONY: demo check test test-all lint format clean
+.PHONY: demo bench check test test-all lint format clean
 
 demo:            ## A whole fleet on this machine. Options: make demo ARGS="--devices 5 --show-text"
 	@scripts/setup demo
 	@.venv/bin/fleet demo $(ARGS)
+
+bench:           ## Set up what the benchmarks need, and run one: make bench ARGS="latency --texts 1". Without ARGS: list them.
+	@scripts/setup dev
+	@scripts/need-mosquitto
+	@.venv/bin/python -m benchmarks $(ARGS)
 
 check: lint      ## Before every commit: style, types, layers, and the fast tests, which need no broker and no models.
 	@.venv/bin/python -m pytest $(PARALLEL) -m "$(FAST)" $(ARGS)

@@ -30,7 +30,6 @@ class Command:
 COMMANDS: Final = {
     "admin": Command("fleet_cli.admin", "admin", "See what a fleet does, and steer it."),
     "asyncapi": Command("fleet_cli.asyncapi", "dev", "Write the AsyncAPI document of all topics and messages."),
-    "bench": Command("fleet_cli.bench", "dev", "Measure and prove what the project claims."),
     "broker": Command("fleet_cli.broker", "demo", "Set up the broker and the fleet's identities."),
     "demo": Command("fleet_cli.demo.command", "demo", "Run a whole fleet on this machine."),
     "device": Command("fleet_cli.device", "device", "Run a device, or write one text with it."),
@@ -42,7 +41,6 @@ COMMANDS: Final = {
 _OURS: Final = frozenset(
     {
         "fleet_admin",
-        "fleet_bench",
         "broker_config",
         "dssd",
         "fleet_cli",
@@ -51,7 +49,6 @@ _OURS: Final = frozenset(
         "fleet_identity",
         "fleet_link",
         "fleet_runtime",
-        "fleet_testing",
         "schemas",
     }
 )

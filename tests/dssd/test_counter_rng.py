@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dssd.counter_rng import Purpose, gumbel, random_uniform, random_uniforms
-from fleet_testing.statistics import ALARM
+from tests.support.statistics import ALARM
 
 SEED = st.integers(0, 2**64 - 1)
 POSITION = st.integers(0, 2**20)

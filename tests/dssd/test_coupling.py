@@ -2,7 +2,7 @@ import numpy as np
 
 from dssd.distribution import Dist, point_mass
 from dssd.sampling import coupled_token
-from fleet_testing.statistics import ALARM, p_value
+from tests.support.statistics import ALARM, p_value
 
 P = Dist(np.array([4, 1, 7, 2]), np.array([0.4, 0.3, 0.2, 0.1]))
 

@@ -4,11 +4,11 @@ import pytest
 
 from dssd.distribution import Dist, point_mass, quantize
 from dssd.downlink import FIRST_SAMPLES, RULES, Form, RejectedPosition, choose_form, correct, dense, samples, sparse
-from fleet_testing.statistics import ALARM, p_value
 from schemas.codec import encode_verdict
 from schemas.downlink import FORMS, MAX_SAMPLES, Dense, DownlinkForm, Samples, Sparse, pack_form
 from schemas.messages import Verdict
 from schemas.policy import SamplingPolicy
+from tests.support.statistics import ALARM, p_value
 
 MEGABYTE = 1 << 20
 SHAPED = SamplingPolicy(seed=1)

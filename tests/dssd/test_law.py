@@ -11,8 +11,8 @@ from dssd.distribution import Dist, draw_draft, quantize, shape
 from dssd.downlink import Form, choose_form, correct
 from dssd.sampling import coupled_token
 from dssd.verification import judge
-from fleet_testing.statistics import ALARM, p_value, total_variation, total_variation_noise
 from schemas.policy import Mode, SamplingPolicy
+from tests.support.statistics import ALARM, p_value, total_variation, total_variation_noise
 
 DRAWS = 13_000  # by 20 pairs and four ways: 1,040,000 draws
 VOCABULARIES = (2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 32, 50, 64, 100, 200, 500, 1000, 2000, 4000, 5000)

@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.exactness import FLEET, LENGTH, law
 from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
 from dssd.downlink import Form
-from fleet_bench.exactness import FLEET, LENGTH, law
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.pacing.contract import FixedPacing
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.events import Event, wait_for_event
-from fleet_testing.statistics import ALARM, p_value
-from fleet_testing.toy_pair import END_TOKENS, PROMPT, ToyPair, policy
 from schemas.policy import Mode
 from tests.support.brokers import StartBroker
+from tests.support.statistics import ALARM, p_value
+from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, policy
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -226,7 +226,7 @@ def test_what_ends_a_text_is_told(link: Any, end: dict[str, Any]) -> None:
 
 @contextmanager
 def toy_edge(broker: MosquittoProcess, form: Form = Form.AUTO) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-m", "fleet_testing.toy_edge", "--port", str(broker.port), "--fleet", FLEET]
+    command = [sys.executable, "-m", "tests.support.toy_edge", "--port", str(broker.port), "--fleet", FLEET]
     process = subprocess.Popen([*command, "--form", form.value], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         assert process.stdout is not None

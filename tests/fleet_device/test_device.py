@@ -23,12 +23,12 @@ from fleet_device import (
     SettingsError,
     TextCancelled,
 )
-from fleet_testing.memory_link import MemoryLink
 from schemas.control import DeviceState, Presence, decode_json
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, settings
 from tests.support.memory_fleet import FLEET, MemoryFleet
+from tests.support.memory_link import MemoryLink
 from tests.support.waiting import until
 
 COUPLED: Any = {"mode": "coupled", "temperature": 0.8, "top_k": 5, "top_p": 0.93}

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from fleet_edge.sessions.acceptance import RecentAcceptance
 from fleet_edge.store.records.events import EventLogged
-from fleet_testing.markov import MarkovScript
 from schemas.policy import Mode
 from tests.support import memory_fleet
+from tests.support.markov import MarkovScript
 from tests.support.memory_fleet import END, TARGET, Device, MemoryFleet, run, terms
 
 CODE = "acceptance-collapsed"

@@ -14,11 +14,11 @@ from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_link.errors import ConnectFailed
 from fleet_link.settings import LinkSettings
 from fleet_runtime.settings import SettingsError
-from fleet_testing.memory_broker import MemoryBroker
-from fleet_testing.memory_link import MemoryLink
 from schemas.control import EdgeState, Presence, decode_json
 from schemas.topics import Topic, build
+from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_fleet import END, FLEET, TARGET
+from tests.support.memory_link import MemoryLink
 from tests.support.waiting import until
 
 

@@ -11,8 +11,8 @@ from dssd.sampling import coupled_token, draw
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.session.request import SessionRequest
 from fleet_edge.store.records.segments import RoundJudged
-from fleet_testing.memory_broker import Faults
 from schemas.policy import Mode
+from tests.support.memory_broker import Faults
 from tests.support.memory_fleet import END, TARGET, Device, MemoryFleet, Mishaps, possible, run, terms
 
 LENGTH = 60

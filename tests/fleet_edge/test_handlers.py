@@ -13,7 +13,6 @@ from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.segments import LeaveReason, SegmentLeft, SegmentProgress
 from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
 from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold
-from fleet_testing.memory_link import MemoryLink
 from schemas.codec import decode_reply, decode_verdict, encode_close, encode_draft, encode_open
 from schemas.control import DeviceState, Presence, Telemetry, encode_json
 from schemas.messages import Closed, Draft, Fault, Opened, Refused, Verdict
@@ -22,6 +21,7 @@ from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic, build
 from schemas.vocabulary import Vocabulary
 from tests.support.memory_fleet import EDGE, FLEET, START, TARGET, Device, MemoryFleet, lossless_text, run, terms
+from tests.support.memory_link import MemoryLink
 
 
 class Scene:

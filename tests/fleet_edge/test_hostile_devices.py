@@ -8,7 +8,6 @@ import pytest
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.fences import DeviceFenced
 from fleet_edge.store.records.sessions import SessionOpened
-from fleet_testing.memory_link import MemoryLink
 from schemas.codec import encode_close, encode_draft, encode_open
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.messages import Close, Draft, Fault
@@ -16,6 +15,7 @@ from schemas.policy import Mode
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
 from tests.support.memory_fleet import EDGE, FLEET, START, Device, MemoryFleet, lossless_text, terms
+from tests.support.memory_link import MemoryLink
 
 MINUTE_S, STEPS = 60.0, 400
 Flood = Callable[[random.Random], tuple[Topic, bytes]]

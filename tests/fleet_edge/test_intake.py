@@ -8,12 +8,12 @@ from fleet_edge.intake import Intake, IntakeQueue, Malformed, ReceivedMessage
 from fleet_link.link import Message, Outcome
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
-from fleet_testing.memory_broker import MemoryBroker
-from fleet_testing.memory_link import MemoryLink
 from schemas.codec import encode_draft, encode_open
 from schemas.messages import Draft
 from schemas.topics import Topic, build
 from tests.support.drafts import draft, open_message
+from tests.support.memory_broker import MemoryBroker
+from tests.support.memory_link import MemoryLink
 from tests.support.waiting import until
 
 if TYPE_CHECKING:

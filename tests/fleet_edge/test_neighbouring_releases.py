@@ -10,12 +10,12 @@ import pytest
 from dssd.downlink import Form
 from fleet_edge.store.records.sessions import SessionClosed
 from fleet_edge.store.records.sightings import DeviceSeen
-from fleet_testing.memory_link import MemoryLink
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
 from tests.support.memory_fleet import FLEET, START, Device, MemoryFleet, lossless_text, terms
+from tests.support.memory_link import MemoryLink
 from tests.support.newer_release import DOWN, UP, NewerRelease, rewrite
 
 SEEDS = range(5)

@@ -13,8 +13,8 @@ from fleet_edge.store.spool import Spool
 from fleet_link.errors import ConnectFailed
 from fleet_link.settings import LinkSettings
 from fleet_runtime.settings import SettingsError, load_settings
-from fleet_testing.memory_broker import MemoryBroker
-from fleet_testing.memory_link import MemoryLink
+from tests.support.memory_broker import MemoryBroker
+from tests.support.memory_link import MemoryLink
 
 
 class Place:

@@ -11,9 +11,9 @@ from dssd.downlink import Form
 from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.store.records.sessions import SessionOpened
 from fleet_edge.verifiers.contract import Item, Logits
-from fleet_testing.memory_broker import Faults
 from schemas.policy import Mode
 from schemas.reasons import EndReason
+from tests.support.memory_broker import Faults
 from tests.support.memory_fleet import (
     COUNTED_ALIKE,
     END,

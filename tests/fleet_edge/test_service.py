@@ -12,13 +12,13 @@ from fleet_device.session.machine import DeviceSession
 from fleet_edge.store.database import open_store
 from fleet_edge.store.housekeeping import close_abandoned
 from fleet_edge.store.records.segments import segment_time
-from fleet_testing.memory_link import MemoryLink
 from schemas.codec import encode_open
 from schemas.control import Presence
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
 from tests.support.memory_edges import LENGTH, POLICY, PROMPT, RunningEdge, Site, Writing, undisturbed
 from tests.support.memory_fleet import FLEET, terms
+from tests.support.memory_link import MemoryLink
 from tests.support.waiting import until
 
 AT = 10  # tokens

@@ -6,9 +6,9 @@ from fleet_link.errors import PublishRejected
 from fleet_link.link import NO_MATCHING_SUBSCRIBERS, Outcome, publish_confirmed
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
-from fleet_testing.memory_broker import MemoryBroker
-from fleet_testing.memory_link import MemoryLink
 from tests.support.links import START_S
+from tests.support.memory_broker import MemoryBroker
+from tests.support.memory_link import MemoryLink
 from tests.support.scripted_broker import ScriptedBroker, connack, puback
 from tests.support.waiting import until
 

@@ -14,7 +14,6 @@ from paho.mqtt.client import Client
 
 from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
-from fleet_bench.hostile.mqtt_packets import publish_packet
 from fleet_link import paho_link
 from fleet_link.connection import polling
 from fleet_link.connection.mqtt_client import make_client
@@ -23,10 +22,11 @@ from fleet_link.link import Link, Message, Outcome
 from fleet_link.outbox.packets import publish_packet_bytes
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
-from fleet_testing.relay import Relay
 from schemas.topics import Topic, build, wildcard
 from tests.support.brokers import require_mosquitto
 from tests.support.links import START_S, Clock, Inbox
+from tests.support.mqtt_packets import publish_packet
+from tests.support.relay import Relay
 from tests.support.scripted_broker import (
     ScriptedBroker,
     alias_maximum,

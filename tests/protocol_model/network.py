@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from fleet_link.link import Message, Will
 from fleet_link.outbox.outgoing import Outgoing
-from fleet_testing.memory_broker import MemoryBroker, Peer
-from fleet_testing.memory_link import MemoryLink
+from tests.support.memory_broker import MemoryBroker, Peer
+from tests.support.memory_link import MemoryLink
 
 Tap = Callable[[str, bytes], None]
 

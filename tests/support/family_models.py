@@ -134,7 +134,7 @@ def parameters(family: Family) -> int:
 
 def weight_bytes(family: Family, kind: GGMLQuantizationType = GGMLQuantizationType.Q4_0) -> int:
     elements, size = gguf.GGML_QUANT_SIZES[kind]
-    return parameters(family) // elements * size
+    return int(parameters(family) // elements * size)
 
 
 def family_folder(path: Path, family: Family, *, words: Sequence[str] | None = None) -> Path:

@@ -8,9 +8,9 @@ from typing import Protocol
 from fleet_link.link import Link, Message, Will
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
-from fleet_testing.memory_broker import MemoryBroker
-from fleet_testing.memory_link import MemoryLink
-from fleet_testing.relay import Relay
+from tests.support.memory_broker import MemoryBroker
+from tests.support.memory_link import MemoryLink
+from tests.support.relay import Relay
 from tests.support.waiting import until
 
 START_S = 10.0

@@ -17,13 +17,13 @@ from fleet_device.session.origins import CommittedTokens, TokenOrigin
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece, generate_text
 from fleet_device.texts.queue import Listener, TextQueue, Ticket
-from fleet_testing.memory_link import MemoryLink
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
 from tests.support.device_status import device_status
 from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, MemoryFleet
+from tests.support.memory_link import MemoryLink
 
 SESSION = bytes(range(8))
 STARTED = datetime(2026, 1, 2, tzinfo=UTC)

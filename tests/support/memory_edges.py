@@ -16,13 +16,13 @@ from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_link.link import Message
 from fleet_link.settings import LinkSettings
-from fleet_testing.memory_broker import MemoryBroker
-from fleet_testing.memory_link import MemoryLink
 from schemas.control import EdgeState, Presence, decode_json
 from schemas.policy import Mode, SamplingPolicy
 from schemas.topics import Topic, build, wildcard
+from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_device import TalkingDrafter, settings
 from tests.support.memory_fleet import END, FLEET, TARGET, Clock, lossless_text, terms
+from tests.support.memory_link import MemoryLink
 from tests.support.waiting import until
 
 PROMPT = (1, 2)

@@ -39,13 +39,13 @@ from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.records.record import Record
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_testing.markov import MarkovScript
-from fleet_testing.memory_broker import Faults, MemoryBroker
-from fleet_testing.memory_link import MemoryLink
 from schemas.messages import Closed, Fault, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
+from tests.support.markov import MarkovScript
+from tests.support.memory_broker import Faults, MemoryBroker
+from tests.support.memory_link import MemoryLink
 
 FLEET, EDGE = "memory", "edge-1"
 END = 0

@@ -1,17 +1,192 @@
-"""MQTT 5 packets as a broker writes them, for tests of what reads them."""
+"""MQTT 5 packets, built once and sent many times: a flood must not cost its sender what it costs its victim."""
 
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+__all__ = [
+    "DISCONNECT",
+    "PING",
+    "IncomingPacket",
+    "PacketType",
+    "Publish",
+    "WillMessage",
+    "acknowledgement",
+    "connect_packet",
+    "packet",
+    "puback_packet",
+    "publish_packet",
+    "split_packets",
+    "subscribe_packet",
+]
 
 
-def packet(kind: int, body: bytes) -> bytes:
-    """Return a packet with its length."""
-    length, left = b"", len(body)
+class PacketType:
+    """The types of control packets that are met here (MQTT 5, 2.1.2)."""
+
+    CONNECT: Final = 1
+    CONNACK: Final = 2
+    PUBLISH: Final = 3
+    PUBACK: Final = 4
+    SUBSCRIBE: Final = 8
+    SUBACK: Final = 9
+    PINGREQ: Final = 12
+    DISCONNECT: Final = 14
+
+
+PING: Final = bytes((PacketType.PINGREQ << 4, 0))
+DISCONNECT: Final = bytes((PacketType.DISCONNECT << 4, 0))
+
+_USER_NAME: Final = 0x80
+_CLEAN_START: Final = 0x02
+_WILL: Final = 0x04
+_WILL_QOS_1: Final = 0x08
+_WILL_RETAIN: Final = 0x20
+_NO_PROPERTIES: Final = b"\x00"
+_MORE: Final = 0x80  # of a variable byte integer: another byte follows
+_LONGEST_LENGTH: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class WillMessage:
+    """A last will.
+
+    Attributes:
+        topic: Where the broker publishes it.
+        payload: What.
+        retain: Whether it is kept.
+    """
+
+    topic: str
+    payload: bytes
+    retain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class IncomingPacket:
+    """A packet from the broker, not decoded further than its fixed header.
+
+    Attributes:
+        kind: Its type, of `PacketType`.
+        flags: The lower half of its first byte.
+        body: What follows the fixed header.
+    """
+
+    kind: int
+    flags: int
+    body: bytes
+
+    def publish(self) -> tuple[bytes, int | None, bytes]:
+        """Return topic, packet identifier (None at QoS 0) and payload of a PUBLISH."""
+        body = self.body
+        place = 2 + int.from_bytes(body[:2], "big")
+        topic, identifier = body[2:place], None
+        if self.flags & 0x06:
+            identifier = int.from_bytes(body[place : place + 2], "big")
+            place += 2
+        length, place = _read_varint(body, place)
+        return topic, identifier, body[place + length :]
+
+    @property
+    def reason(self) -> int:
+        """The reason code of a CONNACK, a PUBACK or a DISCONNECT."""
+        place = {PacketType.CONNACK: 1, PacketType.PUBACK: 2}.get(self.kind, 0)
+        return self.body[place] if len(self.body) > place else 0
+
+
+def connect_packet(
+    client_id: str, *, keepalive_s: int = 60, will: WillMessage | None = None, username: str | None = None
+) -> bytes:
+    """Return a CONNECT; without a user name the broker takes it from the certificate."""
+    flags = _CLEAN_START | _USER_NAME * (username is not None)
+    payload = _string(client_id.encode())
+    if will is not None:
+        flags |= _WILL | _WILL_QOS_1 | _WILL_RETAIN * will.retain
+        payload += _NO_PROPERTIES + _string(will.topic.encode()) + _string(will.payload)
+    if username is not None:
+        payload += _string(username.encode())
+    head = _string(b"MQTT") + bytes((5, flags)) + keepalive_s.to_bytes(2, "big") + _NO_PROPERTIES
+    return packet(PacketType.CONNECT << 4, head + payload)
+
+
+def publish_packet(
+    topic: str,
+    payload: bytes,
+    *,
+    qos: int = 1,
+    retain: bool = False,
+    alias: int | None = None,
+    expiry_s: int | None = None,
+) -> bytes:
+    """Return a PUBLISH, which gives its topic an alias if there is one, or without a topic means that of its alias.
+
+    At QoS 1 its packet identifier is always 1: the broker answers at once and remembers none, so that the same bytes
+    can be sent over and over.
+    """
+    identifier = b"\x00\x01" if qos else b""
+    properties = b"" if expiry_s is None else b"\x02" + expiry_s.to_bytes(4, "big")
+    properties += b"" if alias is None else b"\x23" + alias.to_bytes(2, "big")
+    body = _string(topic.encode()) + identifier + _varint(len(properties)) + properties + payload
+    return packet(PacketType.PUBLISH << 4 | qos << 1 | retain, body)
+
+
+def subscribe_packet(filters: Sequence[str], *, identifier: int = 1, qos: int = 1) -> bytes:
+    """Return a SUBSCRIBE for all filters."""
+    body = identifier.to_bytes(2, "big") + _NO_PROPERTIES
+    body += b"".join(_string(each.encode()) + bytes((qos,)) for each in filters)
+    return packet(PacketType.SUBSCRIBE << 4 | 0x02, body)
+
+
+def puback_packet(identifier: int) -> bytes:
+    """Return a PUBACK that reports success."""
+    return packet(PacketType.PUBACK << 4, identifier.to_bytes(2, "big"))
+
+
+def split_packets(received: bytearray) -> Iterator[IncomingPacket]:
+    """Yield the whole packets at the front of what was received, and take them off it."""
+    place = 0
+    try:
+        while len(received) - place >= 2:
+            try:
+                length, body = _read_varint(received, place + 1)
+            except IndexError:
+                return
+            if len(received) < body + length:
+                return
+            first, place = received[place], body + length
+            yield IncomingPacket(first >> 4, first & 0x0F, bytes(received[body:place]))
+    finally:
+        del received[:place]
+
+
+def packet(first: int, body: bytes) -> bytes:
+    """Return a packet: its first byte, its length, its body."""
+    return bytes((first,)) + _varint(len(body)) + body
+
+
+def _string(value: bytes) -> bytes:
+    return len(value).to_bytes(2, "big") + value
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
     while True:
-        left, digit = divmod(left, 128)
-        length += bytes([digit | (0x80 if left else 0)])
-        if not left:
-            return bytes([kind]) + length + body
+        value, low = divmod(value, _MORE)
+        encoded.append(low | _MORE * (value > 0))
+        if not value:
+            return bytes(encoded)
+
+
+def _read_varint(data: bytes | bytearray, place: int) -> tuple[int, int]:
+    """Return a variable byte integer and the place behind it; IndexError if it is not whole."""
+    value = 0
+    for count in range(_LONGEST_LENGTH):
+        byte = data[place + count]
+        value |= (byte & ~_MORE) << 7 * count
+        if byte < _MORE:
+            return value, place + count + 1
+    raise ValueError("The broker sent a length of more than four bytes.")
 
 
 @dataclass(frozen=True, slots=True)

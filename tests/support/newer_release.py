@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import cbor2
 
-from fleet_link.outbox.outbox import Outgoing
-from fleet_testing.memory_broker import MemoryBroker
+from fleet_link.outbox.outgoing import Outgoing
 from schemas.topics import Topic, parse
+from tests.support.memory_broker import MemoryBroker
 
 UP: Final = (Topic.STATE, Topic.OPEN, Topic.DRAFT, Topic.CLOSE, Topic.TELEMETRY)
 DOWN: Final = (Topic.SESSION, Topic.VERDICT, Topic.EDGE_STATE)

@@ -6,7 +6,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from fleet_bench.hostile.mqtt_packets import (
+from fleet_link.settings import TlsSettings
+from tests.support.mqtt_packets import (
     IncomingPacket,
     PacketType,
     connect_packet,
@@ -15,7 +16,6 @@ from fleet_bench.hostile.mqtt_packets import (
     split_packets,
     subscribe_packet,
 )
-from fleet_link.settings import TlsSettings
 
 HOST = "127.0.0.1"
 PATIENCE_S = 10.0

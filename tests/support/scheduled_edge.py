@@ -10,8 +10,8 @@ from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.verifiers.prefix_cache import PrefixSharing
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_testing.markov import MarkovScript
 from tests.support.drafts import arrived, draft, edge_session
+from tests.support.markov import MarkovScript
 
 SCRIPT = MarkovScript(size=10, seed=1)
 

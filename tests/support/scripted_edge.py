@@ -9,15 +9,15 @@ from fleet_device.client.retry import Timeouts
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_link.link import Message
-from fleet_testing.memory_broker import MemoryBroker
-from fleet_testing.memory_link import MemoryLink
 from schemas.codec import decode_close, decode_draft, decode_open, encode_reply, encode_verdict
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build, wildcard
+from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, START, Clock, MemoryFleet
+from tests.support.memory_link import MemoryLink
 
 Answer = Verdict | Opened | Refused | Fault | Closed | Presence
 Answers = Iterable[Answer]

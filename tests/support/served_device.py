@@ -15,8 +15,8 @@ from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_link.settings import BrokerSettings
-from fleet_testing.edge_thread import NO_QUOTAS
-from fleet_testing.scripted_language import CONTEXT, LANGUAGE, draft_language
+from tests.support.edge_thread import NO_QUOTAS
+from tests.support.scripted_language import CONTEXT, LANGUAGE, draft_language
 from tests.support.whole import FLEET, Whole
 
 

@@ -1,16 +1,16 @@
-"""Exactness through a real mosquitto, in small: `fleet bench exactness` is the whole of it."""
+"""Exactness through a real mosquitto, in small: `python -m benchmarks exactness` is the whole of it."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
+from benchmarks.exactness import CASES, FAULTS, FLEET, Case, prove
 from broker_config.broker import Broker
 from dssd.downlink import Form
-from fleet_bench.exactness import CASES, FAULTS, FLEET, Case, prove
-from fleet_testing.sabotage import Sabotage
-from fleet_testing.toy_engines import ToyEngine
 from tests.support.brokers import StartBroker
+from tests.support.sabotage import Sabotage
+from tests.support.toy_engines import ToyEngine
 
 SESSIONS = 1500
 EXHAUSTIVE_SESSIONS = 500

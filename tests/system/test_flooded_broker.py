@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from broker_config.broker import Broker
-from fleet_bench.hostile.mqtt_packets import PacketType, publish_packet
 from fleet_identity.enforcement import enforce_revocation
 from fleet_identity.roles import IdentityRole
 from schemas.topics import Topic, build, wildcard
+from tests.support.mqtt_packets import PacketType, publish_packet
 from tests.support.raw_client import RawClient
 from tests.support.tls_fleet import FLEET, HOST, tls_fleet
 

@@ -19,9 +19,9 @@ from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 from fleet_edge.verifiers.registry import load_verifier
 from fleet_edge.verifiers.remote.settings import RemoteSettings
 from fleet_edge.verifiers.remote.tokenizer import load_local
-from fleet_testing.inference_server import InferenceServer
 from schemas.policy import Mode, SamplingPolicy
 from tests.fleet_edge.verifiers.llama_cpp.test_verifier import Engine
+from tests.support.inference_server import InferenceServer
 from tests.support.prepared_models import prepared
 from tests.support.whole import Whole
 from tests.system.test_law_of_the_models import prompt_ids

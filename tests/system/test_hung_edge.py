@@ -12,10 +12,10 @@ from typing import Any, Final, Self
 import httpx
 import pytest
 
+from benchmarks.shared.processes import Program
 from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
 from dssd.distribution import Dist
-from fleet_bench.shared.processes import Program
 from fleet_device.api.server import listen
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.gateway import Gateway
@@ -23,9 +23,9 @@ from fleet_device.offline import OfflinePolicy
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_link.settings import BrokerSettings
-from fleet_testing.scripted_language import draft_language
 from schemas.policy import SamplingPolicy
 from tests.support.brokers import StartBroker
+from tests.support.scripted_language import draft_language
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.broker
@@ -131,7 +131,7 @@ def edge_of(folder: Path, port: int, name: str) -> Iterator[Program]:
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
     config.write_text("\n".join([*lines, "[broker]", f"port = {port}"]), encoding="utf-8")
     cores = os.sched_getaffinity(0)
-    program = Program("fleet_testing.scripted_edge", [str(config)], cores=cores, log=folder / f"{name}.log")
+    program = Program("tests.support.scripted_edge_process", [str(config)], cores=cores, log=folder / f"{name}.log")
     try:
         program.wait_for('"online"', timeout_s=PATIENCE_S)
         yield program

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fleet_bench.offline.log import compare
-from fleet_bench.offline.site import Site
-from fleet_bench.offline.trial import run_trial
+from benchmarks.offline.log import compare
+from benchmarks.offline.site import Site
+from benchmarks.offline.trial import run_trial
 from fleet_device.offline import OfflinePolicy
 
 TOKENS = 80

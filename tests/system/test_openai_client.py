@@ -14,8 +14,8 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from fleet_device.applications import Application, ApplicationsFile, new_key
 from fleet_edge import SessionLog
-from fleet_testing.scripted_language import LANGUAGE, reference_text
 from schemas.policy import Mode, SamplingPolicy
+from tests.support.scripted_language import LANGUAGE, reference_text
 from tests.support.served_device import ReadingDrafter, Served, served_device
 
 pytestmark = [pytest.mark.broker]

@@ -15,11 +15,11 @@ from fleet_device.client.agent import Generation
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import SessionRefused
 from fleet_device.service import DeviceService
-from fleet_testing.edge_process import edge_process
-from fleet_testing.inference_process import ServerProcess, inference_process, write_tokenizer
-from fleet_testing.scripted_language import draft_language, reference_text
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
+from tests.support.edge_process import edge_process
+from tests.support.inference_process import ServerProcess, inference_process, write_tokenizer
+from tests.support.scripted_language import draft_language, reference_text
 from tests.support.waiting import until
 from tests.support.whole import FLEET, Whole
 

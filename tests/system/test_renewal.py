@@ -21,12 +21,12 @@ from fleet_identity.roles import IdentityRole
 from fleet_link.counters import LinkCounters
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import TlsSettings
-from fleet_testing.toy_pair import ToyPair
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build, wildcard
 from tests.support.links import START_S, Inbox
 from tests.support.tls_fleet import FLEET, TlsFleet, tls_fleet
+from tests.support.toy_pair import ToyPair
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.broker

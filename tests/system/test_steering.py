@@ -17,7 +17,6 @@ from fleet_identity.roles import IdentityRole
 from fleet_link.errors import PublishRejected
 from fleet_link.link import publish_confirmed
 from fleet_link.settings import BrokerSettings
-from fleet_testing.steered_devices import steered_devices
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.steering import (
     MAX_VERSION,
@@ -29,6 +28,7 @@ from schemas.steering import (
 )
 from schemas.topics import Topic, build
 from tests.support.brokers import StartBroker
+from tests.support.steered_devices import steered_devices
 from tests.support.tls_fleet import FLEET, TlsFleet, tls_fleet
 from tests.support.waiting import until
 

@@ -17,8 +17,8 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+from benchmarks.structured.schemas import SCHEMAS
 from broker_config.broker import Broker
-from fleet_bench.structured.schemas import SCHEMAS
 from fleet_device.api.server import listen
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.gguf import GgufModel
@@ -35,11 +35,11 @@ from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.grammar.tokenizer import GrammarTokenizer
-from fleet_testing.edge_thread import NO_QUOTAS, edge_thread
 from schemas.grammar import Grammar
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason, RefusalCode
 from tests.support.brokers import StartBroker
+from tests.support.edge_thread import NO_QUOTAS, edge_thread
 from tests.support.whole import FLEET, Whole
 
 pytestmark = [pytest.mark.broker, pytest.mark.models]

@@ -16,8 +16,8 @@ from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.service import DeviceService
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 from fleet_runtime.events import Event, wait_for_event
-from fleet_testing.edge_process import edge_process
 from schemas.policy import Mode, SamplingPolicy
+from tests.support.edge_process import edge_process
 from tests.support.long_texts import first_long
 from tests.support.waiting import until
 from tests.support.whole import FLEET, Whole

@@ -14,7 +14,7 @@ from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_link.errors import PublishRejected
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import BrokerSettings, LinkSettings
-from fleet_testing.scripted_language import CONTEXT, LANGUAGE, draft_language
+from tests.support.scripted_language import CONTEXT, LANGUAGE, draft_language
 from tests.support.waiting import PATIENCE_S, until
 from tests.support.whole import FLEET
 

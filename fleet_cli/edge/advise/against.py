@@ -1,4 +1,4 @@
-"""The simulation beside what `fleet bench capacity` has measured, row by row."""
+"""The simulation beside what the benchmark `capacity` has measured, row by row."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -123,7 +123,7 @@ class Compared:
 
 
 def read_measured(path: Path) -> Measured:
-    """Read the JSON of `fleet bench capacity`.
+    """Read the JSON of `python -m benchmarks capacity`.
 
     Raises:
         CommandError: The file cannot be read, or is something else.
@@ -134,13 +134,14 @@ def read_measured(path: Path) -> Measured:
         return Measured.model_validate_json(data)
     except OSError as error:
         raise CommandError(
-            f"{path} cannot be read: {error.strerror or error}; write one with `fleet bench capacity --json {path}`."
+            f"{path} cannot be read: {error.strerror or error}; "
+            f"write one with `python -m benchmarks capacity --json {path}`."
         ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         sentence = "it is no JSON" if first["type"] == "json_invalid" else f"{where}: {plain_sentence(first)}"
-        raise CommandError(f"{path} is not what `fleet bench capacity --json` writes: {sentence}.") from error
+        raise CommandError(f"{path} is not what `python -m benchmarks capacity --json` writes: {sentence}.") from error
 
 
 def compare(

@@ -95,7 +95,8 @@ def advise_command(
         int, typer.Option(min=1, max=10_000_000, help="Connections that a broker holds; assumed.")
     ] = 20_000,
     against: Annotated[
-        Path | None, typer.Option(help="Instead: hold the simulation against what fleet bench capacity has written.")
+        Path | None,
+        typer.Option(help="Instead: compare the simulation with a JSON file of the benchmark `capacity`."),
     ] = None,
     cost: Annotated[int, typer.Option(min=1, max=1024, help="With --against: the rows of targets of this cost.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the simulation.")] = 0,

@@ -18,11 +18,11 @@ from fleet_link.errors import ConnectFailed
 from fleet_link.link import Message
 from fleet_link.settings import LinkSettings
 from fleet_runtime.metrics.errors import MetricsError
-from fleet_testing.memory_broker import MemoryBroker
-from fleet_testing.memory_link import MemoryLink
 from schemas.control import Alert, AlertState, decode_json
 from schemas.topics import Topic, build
 from tests.fleet_edge.store import samples
+from tests.support.memory_broker import MemoryBroker
+from tests.support.memory_link import MemoryLink
 from tests.support.waiting import until
 
 AT = datetime(2026, 5, 1, 12, tzinfo=UTC)

@@ -10,10 +10,10 @@ from broker_config.broker import Broker
 from fleet_device.gateway import Gateway
 from fleet_edge.store.database import open_store
 from fleet_link.settings import BrokerSettings
-from fleet_testing.steered_devices import steered_devices
 from tests.fleet_edge.store import samples
 from tests.support.admin_command import Run, as_json
 from tests.support.brokers import StartBroker
+from tests.support.steered_devices import steered_devices
 from tests.support.waiting import until
 
 FLEET = "afar"

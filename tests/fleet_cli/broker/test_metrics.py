@@ -13,9 +13,9 @@ from fleet_link.link import Message
 from fleet_link.paho_link import PahoLink
 from fleet_runtime.metrics.server import MetricsServer
 from fleet_runtime.metrics.settings import Address
-from fleet_testing.memory_broker import MemoryBroker
-from fleet_testing.memory_link import MemoryLink
 from tests.support.brokers import StartBroker
+from tests.support.memory_broker import MemoryBroker
+from tests.support.memory_link import MemoryLink
 from tests.support.waiting import until
 
 

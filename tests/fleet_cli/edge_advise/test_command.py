@@ -84,7 +84,7 @@ def test_where_tokens_are_cheap_it_says_how_to_draft_and_up_to_which_load(advise
         (("--draft-ms", "10", "--acceptance", "0.5", "--rtt-ms", "1e9"), "--rtt-ms"),
         (("--draft-ms", "10", "--pair", "none.json"), "none.json cannot be read"),
         (("--target", "nowhere", *DRAFTS), "nowhere"),
-        (("--against", "none.json"), "fleet bench capacity --json none.json"),
+        (("--against", "none.json"), "python -m benchmarks capacity --json none.json"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(advise: Run, arguments: tuple[str, ...], sentence: str) -> None:

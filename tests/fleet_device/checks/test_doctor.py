@@ -14,12 +14,12 @@ from fleet_device.checks.doctor import CHECKS, Diagnosis, Doctor
 from fleet_device.checks.running_device import RunningDevice, refuse_beside_running, running_device
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import ConfigurationError
-from fleet_testing.memory_link import MemoryLink
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.topics import Topic, build
 from schemas.vocabulary import Vocabulary
 from tests.support.memory_device import STARTED, TalkingDrafter, at_work, settings
 from tests.support.memory_fleet import DRAFT, EDGE, FLEET, MemoryFleet
+from tests.support.memory_link import MemoryLink
 from tests.support.tls_fleet import enrol, new_authority
 
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)

@@ -8,11 +8,11 @@ from dssd.verification import Judgement, judge
 from fleet_device.checks.checklist import Check
 from fleet_device.checks.edge_check import CHECKS, EdgeCheck, EdgeReport, Question
 from fleet_link.settings import BrokerSettings
-from fleet_testing.memory_link import MemoryLink
 from schemas.control import Presence
 from schemas.version import VERSION
 from tests.support.memory_device import announce_edge, at_work
 from tests.support.memory_fleet import EDGE, FLEET, TARGET, MemoryFleet
+from tests.support.memory_link import MemoryLink
 
 PROBE = "probe-edge-1"
 

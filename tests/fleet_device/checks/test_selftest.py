@@ -4,10 +4,10 @@ from fleet_device.api.server import listen
 from fleet_device.checks.checklist import Check
 from fleet_device.checks.selftest import SelfTest
 from fleet_device.drafters.contract import DrafterError
-from fleet_testing.memory_link import MemoryLink
 from schemas.control import DeviceState, Presence, decode_json
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, settings
 from tests.support.memory_fleet import FLEET, MemoryFleet
+from tests.support.memory_link import MemoryLink
 
 STATE = f"dssd/v1/{FLEET}/device-1/state"
 NAMES = ["configuration", "model", "broker", "edge", "generation"]

@@ -9,8 +9,8 @@ import cbor2
 import numpy as np
 import pytest
 
+from benchmarks.exactness import fold_ends
 from dssd.distribution import Dist
-from fleet_bench.exactness import fold_ends
 from fleet_device.client.agent import Agent, Generation
 from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.inbox import ConnectionChanged, Event, Inbox
@@ -27,15 +27,13 @@ from fleet_edge.sessions.machine import DraftReceipt, EdgeSession
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.sessions import CloseReported, SessionClosed, SessionOpened
-from fleet_testing.memory_broker import Faults
-from fleet_testing.memory_link import MemoryLink
-from fleet_testing.statistics import ALARM, p_value
 from schemas.codec import encode_reply
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.messages import Closed, Fault
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic, build
+from tests.support.memory_broker import Faults
 from tests.support.memory_fleet import (
     DRAFT,
     EDGE,
@@ -49,7 +47,9 @@ from tests.support.memory_fleet import (
     possible,
     terms,
 )
+from tests.support.memory_link import MemoryLink
 from tests.support.newer_release import DOWN, UP, NewerRelease, rewrite
+from tests.support.statistics import ALARM, p_value
 
 PROMPT = (1, 2)
 SEED = 6  # of a text that does not end by itself

@@ -9,9 +9,9 @@ from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.session.origins import CommittedTokens, TokenOrigin
 from fleet_runtime.grammar.compiler import GrammarCompiler
 from fleet_runtime.grammar.tokenizer import GrammarTokenizer
-from fleet_testing.toy_grammar import GRAMMAR
-from fleet_testing.toy_pair import ToyPair, policy
 from schemas.policy import Mode
+from tests.support.toy_grammar import GRAMMAR
+from tests.support.toy_pair import ToyPair, policy
 
 WORDS = GrammarTokenizer.of_words([f"t{token} " for token in range(6)], end_tokens=[0])
 COMPILER = GrammarCompiler(lambda: WORDS)

@@ -4,13 +4,13 @@ import pytest
 
 from fleet_device.client.inbox import ConnectionChanged, EdgeStateChanged, Inbox, ReceivedVerdict, Undelivered, Wake
 from fleet_link.link import NO_MATCHING_SUBSCRIBERS, Outcome
-from fleet_testing.memory_broker import MemoryBroker
-from fleet_testing.memory_link import MemoryLink
 from schemas.codec import encode_reply, encode_verdict
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.messages import Refused, Verdict
 from schemas.topics import Topic, build
+from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_fleet import START
+from tests.support.memory_link import MemoryLink
 
 STATE = EdgeState(presence=Presence.ONLINE, software="1", edge="edge-1", target="toy", vocabulary="6", since=START)
 VERDICT = Verdict(handle=1, round=2, accepted=3, next=4)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
 from fleet_device.texts.decoding import Detokenizer
-from fleet_testing.markov import MarkovScript
 from schemas.policy import SamplingPolicy
+from tests.support.markov import MarkovScript
 
 WORDS = ("end", "a", "b")
 

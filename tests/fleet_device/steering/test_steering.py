@@ -16,13 +16,13 @@ from fleet_device.service import DeviceService
 from fleet_device.steering.log_tail import MOST_LINES, LogTail
 from fleet_device.steering.remote_settings import RemoteSettings
 from fleet_device.texts.generate import GenerateRequest
-from fleet_testing.memory_link import MemoryLink
 from schemas.control import DeviceState, decode_json, encode_json
 from schemas.policy import SamplingPolicy
 from schemas.steering import CommandRequest, CommandResponse, DesiredSettings, ReportedSettings
 from schemas.topics import Topic, build
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, settings
 from tests.support.memory_fleet import FLEET, MemoryFleet
+from tests.support.memory_link import MemoryLink
 from tests.support.waiting import until
 
 DEVICE = "device-1"

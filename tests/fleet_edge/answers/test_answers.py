@@ -19,15 +19,15 @@ from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.segments import LeaveReason, RoundJudged, SegmentLeft, SegmentProgress
 from fleet_edge.store.records.sessions import SessionClosed, SessionOpened
 from fleet_link.link import Message
-from fleet_testing.memory_broker import MemoryBroker
-from fleet_testing.memory_link import MemoryLink
 from schemas.codec import decode_reply, decode_verdict
 from schemas.downlink import Samples
 from schemas.messages import Closed, Fault, Opened, Refused, SessionReply, Verdict
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic, build
 from tests.support.drafts import arrived, draft, edge_session, open_message
+from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_fleet import EDGE, FLEET, TARGET, Clock, Sink
+from tests.support.memory_link import MemoryLink
 
 TIMING = DraftTiming(batch=3, queue_ms=2.0, prefill_ms=5.0, compute_ms=40.0)
 

@@ -13,10 +13,10 @@ from fleet_edge.metrics.catalogue import CATALOGUE
 from fleet_edge.metrics.observer import EdgeObserver
 from fleet_edge.metrics.page import PAGE, with_table
 from fleet_link.link import Message
-from fleet_testing.memory_link import MemoryLink
 from schemas.topics import Topic, build
 from tests.support.memory_edges import LENGTH, POLICY, PROMPT, RunningEdge, Site
 from tests.support.memory_fleet import FLEET
+from tests.support.memory_link import MemoryLink
 from tests.support.waiting import until
 
 LISTEN = {"metrics": {"listen": "127.0.0.1:0"}}

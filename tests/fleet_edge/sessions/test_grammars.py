@@ -8,12 +8,12 @@ from fleet_edge.sessions.constraint import Constraint
 from fleet_edge.sessions.grammars import Grammars
 from fleet_runtime.grammar.compiler import GrammarCompiler
 from fleet_runtime.grammar.tokenizer import GrammarTokenizer
-from fleet_testing.toy_grammar import GRAMMAR
 from schemas.grammar import Grammar
 from schemas.messages import Open
 from schemas.policy import SamplingPolicy
 from schemas.reasons import RefusalCode
 from schemas.vocabulary import Vocabulary
+from tests.support.toy_grammar import GRAMMAR
 
 WORDS = [f"t{token} " for token in range(6)]
 

@@ -15,9 +15,9 @@ from fleet_edge.verifiers.prefix_cache import PrefixCache
 from fleet_edge.verifiers.registry import VERIFIERS, load_verifier
 from fleet_edge.verifiers.remote.settings import RemoteSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_testing.inference_server import InferenceServer
-from fleet_testing.markov import MarkovScript
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, tiny_folder, tiny_target_gguf
+from tests.support.inference_server import InferenceServer
+from tests.support.markov import MarkovScript
 
 BUDGET_TOKENS = (1 << 20) // (4 * 2 * 2 * 12 * 4)  # layers, keys and values, heads, dim, bytes: the tiny target's
 GGUF_TOKENS = (1 << 20) // (1 * 2 * 1 * 32 * 2)  # likewise, of the tiny GGUF

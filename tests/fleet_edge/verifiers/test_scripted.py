@@ -3,7 +3,7 @@ import pytest
 
 from fleet_edge.verifiers.contract import Item, VerifierError
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_testing.markov import MarkovScript
+from tests.support.markov import MarkovScript
 
 
 def test_rows_are_those_the_script_gives_for_each_prefix() -> None:

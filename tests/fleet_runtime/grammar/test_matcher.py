@@ -9,8 +9,8 @@ from fleet_runtime.grammar.compiler import GrammarCompiler, compile_grammar
 from fleet_runtime.grammar.errors import GrammarError, OutsideGrammar
 from fleet_runtime.grammar.matcher import GrammarMatcher
 from fleet_runtime.grammar.tokenizer import GrammarTokenizer
-from fleet_testing.toy_grammar import GRAMMAR, TEXTS, allowed
 from schemas.grammar import Grammar, GrammarKind
+from tests.support.toy_grammar import GRAMMAR, TEXTS, allowed
 
 END = 0
 TOY = GrammarTokenizer.of_words([f"t{token} " for token in range(6)], end_tokens=[END])

@@ -26,7 +26,6 @@ from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession
-from fleet_testing.memory_broker import Faults
 from schemas.codec import decode_close, decode_draft, decode_open
 from schemas.policy import Mode
 from schemas.reasons import EndReason
@@ -37,6 +36,7 @@ from tests.fuzz.mutation import Bytes, cross_frames, mutate_cbor, mutate_frames,
 from tests.fuzz.targets.codecs import golden, payload_of
 from tests.fuzz.targets.stub_link import StubLink
 from tests.support import memory_fleet
+from tests.support.memory_broker import Faults
 from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, Clock, MemoryFleet, run, terms
 
 DEVICE: Final = "device-1"

@@ -15,7 +15,6 @@ from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_testing.memory_broker import Faults
 from schemas.codec import decode_reply, decode_verdict
 from schemas.policy import Mode
 from schemas.topics import Topic, build, parse
@@ -24,6 +23,7 @@ from tests.fuzz.harness import Finding
 from tests.fuzz.mutation import Bytes, cross_frames, mutate_cbor, mutate_frames, mutate_json
 from tests.fuzz.targets.codecs import golden, payload_of
 from tests.fuzz.targets.stub_link import StubLink
+from tests.support.memory_broker import Faults
 from tests.support.memory_fleet import EDGE, END, FLEET, TARGET, Clock, Device, MemoryFleet, Sink, run, terms
 
 DEVICES: Final = ("device-1", "device-2")

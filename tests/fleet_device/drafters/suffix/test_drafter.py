@@ -10,9 +10,9 @@ from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
 from fleet_device.drafters.suffix.guess import Guess, Trust
 from fleet_device.drafters.suffix.history import History
-from fleet_testing.markov import MarkovScript
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
+from tests.support.markov import MarkovScript
 
 WORDS = tuple(f"w{number}" for number in range(60))
 POLICY = SamplingPolicy(temperature=1.0, top_k=0, top_p=1.0, seed=1)

@@ -13,8 +13,8 @@ from fleet_edge.verifiers.auto.apart import measure_apart
 from fleet_edge.verifiers.auto.candidates import Candidate
 from fleet_edge.verifiers.auto.measurement import SHAPES, measure
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_testing.markov import MarkovScript
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, tiny_folder, tiny_target_gguf
+from tests.support.markov import MarkovScript
 
 
 def scripted(*, budget: int) -> ScriptedVerifier:

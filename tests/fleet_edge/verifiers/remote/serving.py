@@ -9,8 +9,8 @@ from fleet_edge.verifiers.remote.settings import RemoteSettings
 from fleet_edge.verifiers.remote.tokenizer import LocalTokens, sample_tokens
 from fleet_edge.verifiers.remote.verifier import RemoteVerifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_testing.inference_server import InferenceServer
-from fleet_testing.markov import MarkovScript
+from tests.support.inference_server import InferenceServer
+from tests.support.markov import MarkovScript
 
 SIZE = 40
 TOP = 10

@@ -10,8 +10,8 @@ from starlette.exceptions import HTTPException
 
 from fleet_edge.verifiers.contract import Item, SequenceFailed, TargetAway
 from fleet_edge.verifiers.remote.verifier import RemoteVerifier
-from fleet_testing.inference_server import Fault, InferenceServer
 from tests.fleet_edge.verifiers.remote.serving import APIS, SCRIPT, SIZE, TOP, asking, server
+from tests.support.inference_server import Fault, InferenceServer
 from tests.support.waiting import until
 
 SESSIONS = 12

@@ -13,8 +13,8 @@ import pytest
 from starlette.responses import Response
 
 from fleet_edge.verifiers.contract import Item, TargetAway, VerifierError
-from fleet_testing.inference_server import Fault
 from tests.fleet_edge.verifiers.remote.serving import APIS, asking, server
+from tests.support.inference_server import Fault
 from tests.support.waiting import until
 
 PAGE = b"<!DOCTYPE html>\n<html><head><title>Welcome to nginx!</title></head><body><h1>It works</h1></body></html>"

@@ -13,11 +13,11 @@ from fleet_edge.verifiers.contract import Item, VerifierError
 from fleet_edge.verifiers.registry import check_verifier
 from fleet_edge.verifiers.remote.loader import endpoint_urls
 from fleet_runtime.settings import SettingsError, load_settings
-from fleet_testing.inference_server import Fault
-from fleet_testing.markov import MarkovScript
-from fleet_testing.memory_broker import MemoryBroker
-from fleet_testing.memory_link import MemoryLink
 from tests.fleet_edge.verifiers.remote.serving import APIS, SCRIPT, SIZE, TOP, asking, server
+from tests.support.inference_server import Fault
+from tests.support.markov import MarkovScript
+from tests.support.memory_broker import MemoryBroker
+from tests.support.memory_link import MemoryLink
 
 
 def key_file(folder: Path, key: str = "right", mode: int = 0o600) -> Path:

@@ -1,0 +1,213 @@
+"""Devices of one process that write text after text against a real edge, their draft models replayed."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final, Self
+
+from benchmarks.capacity.arrivals import Arrival
+from benchmarks.capacity.timing import Timing, Warming
+from fleet_cli.edge.advise.service_level import Client, Text, Window
+from fleet_device.client.agent import Agent, Generation
+from fleet_device.client.cancellation import Cancellation
+from fleet_device.drafters.contract import TextCodec
+from fleet_device.pacing.contract import Pacing
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import BrokerSettings
+from schemas.errors import FleetError
+from schemas.policy import Mode
+from schemas.reasons import EndReason
+from schemas.vocabulary import Vocabulary
+from tests.support.recorded_drafter import RecordedDrafter, RecordedText
+
+__all__ = ["Devices", "Follower", "Measured"]
+
+_START_S: Final = 20.0
+_END_S: Final = 60.0
+_LOOK_S: Final = 0.02
+_AFTER_FAILURE_S: Final = 0.5
+
+
+@dataclass(slots=True)
+class Measured:
+    """What devices wrote.
+
+    Attributes:
+        clients: One for each device.
+        window: In which it counts.
+        generations: All texts, those that the end cut off too.
+        as_recorded: Texts that came to their end, and of them those that are the recorded ones.
+        failed: Texts that were not written, by reason.
+    """
+
+    clients: list[Client]
+    window: Window
+    generations: list[Generation] = field(default_factory=list)
+    as_recorded: list[bool] = field(default_factory=list)
+    failed: Counter[str] = field(default_factory=Counter)
+
+    def share(self, of: Callable[[Any], int], to: Callable[[Any], int]) -> float | None:
+        """Return the ratio of two counters of the devices' over all texts; None if nothing was counted below."""
+        below = sum(to(each.counters) for each in self.generations)
+        return sum(of(each.counters) for each in self.generations) / below if below else None
+
+    def bytes_per_token(self) -> tuple[float, float]:
+        """Return the payload bytes up and down for each token that was written."""
+        tokens = max(1, sum(len(each.tokens) for each in self.generations))
+        up = sum(each.counters.uplink_bytes for each in self.generations)
+        return up / tokens, sum(each.counters.downlink_bytes for each in self.generations) / tokens
+
+
+class Follower:
+    """Tells whether a text goes as a recorded one does.
+
+    Args:
+        tokens: The recorded one; none follows anything.
+    """
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens = tuple(tokens)
+        self._length = 0
+
+    def take(self, new: Sequence[int]) -> bool:
+        """Return whether the text still does with these tokens behind it."""
+        expected = self._tokens[self._length : self._length + len(new)]
+        self._length += len(new)
+        return not self._tokens or tuple(new) == expected
+
+
+class Devices(AbstractContextManager["Devices"]):
+    """Devices, connected.
+
+    Args:
+        port: The broker's, or a relay's.
+        fleet: Topic level.
+        codec: Text side of the vocabulary.
+        vocabulary: The target's.
+        token_s: Time of a draft token (seconds).
+        draft: Quantization of the draft model that was recorded.
+        pacings: One for each device; they go on learning from one text to the next.
+        mode: Of verification.
+        replayed: Whether drafts are replayed: a text that takes another turn than the recorded one ends there, since
+            what was recorded says nothing of how it goes on.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        fleet: str,
+        codec: TextCodec,
+        vocabulary: Vocabulary,
+        *,
+        token_s: float,
+        draft: str,
+        pacings: Sequence[Pacing],
+        mode: Mode,
+        replayed: bool = True,
+    ) -> None:
+        self._mode = mode
+        self._replayed = replayed
+        self._devices: list[tuple[PahoLink, Agent, RecordedDrafter]] = []
+        for number, pacing in enumerate(pacings):
+            name = f"device-{number}"
+            drafter = RecordedDrafter(codec, vocabulary, token_s=token_s, quantization=draft)
+            link = PahoLink(BrokerSettings(port=port).link(name, will=None))
+            agent = Agent(link, fleet, name, drafter, pacing, time.monotonic)
+            agent.attach()
+            self._devices.append((link, agent, drafter))
+
+    def __enter__(self) -> Self:
+        for link, _, _ in self._devices:
+            link.start(timeout_s=_START_S)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for link, _, _ in self._devices:
+            link.stop()
+
+    def measure(
+        self,
+        arrivals: Sequence[Iterator[Arrival[RecordedText]]],
+        timing: Timing,
+        *,
+        on_window: Callable[[], None] = lambda: None,
+    ) -> Measured:
+        """Have all devices write until the window is over; texts that are under way then are cancelled.
+
+        Args:
+            arrivals: What each asks for.
+            timing: How long.
+            on_window: Called when the window begins, and again when it ends.
+        """
+        clients = [Client() for _ in self._devices]
+        measured = Measured(clients, Window(0.0, 0.0))
+        over = threading.Event()
+        cancellations = [Cancellation() for _ in self._devices]
+        threads = [
+            threading.Thread(target=self._write, args=(n, arrivals[n], cancellations[n], over, measured), daemon=True)
+            for n in range(len(self._devices))
+        ]
+        started = time.monotonic()
+        for thread in threads:
+            thread.start()
+        warming = Warming(timing, clients, started)
+        while (window := warming.window(time.monotonic())) is None or time.monotonic() < window.begin:
+            time.sleep(_LOOK_S)
+        on_window()
+        time.sleep(max(0.0, window.end - time.monotonic()))
+        on_window()
+        over.set()
+        for cancellation in cancellations:
+            cancellation.cancel()
+        deadline = time.monotonic() + _END_S
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        measured.window = window
+        if stuck := sum(thread.is_alive() for thread in threads):
+            measured.failed[f"not ended within {_END_S:.0f} s"] += stuck
+        return measured
+
+    def _write(
+        self,
+        number: int,
+        arrivals: Iterator[Arrival[RecordedText]],
+        cancellation: Cancellation,
+        over: threading.Event,
+        measured: Measured,
+    ) -> None:
+        _, agent, drafter = self._devices[number]
+        for arrival in arrivals:
+            if over.wait(arrival.pause_s) or over.is_set():
+                return
+            text, recorded = Text(time.monotonic()), arrival.text
+            measured.clients[number].texts.append(text)
+            drafter.play(recorded)
+            follows = Follower(recorded.tokens if self._replayed else ())
+
+            def take(new: Sequence[int], text: Text = text, follows: Follower = follows) -> bool:
+                text.pieces.append((time.monotonic(), len(new)))
+                return not follows.take(new)
+
+            try:
+                done = agent.generate(
+                    recorded.prompt,
+                    policy=recorded.policy.model_copy(update={"mode": self._mode}),
+                    max_new_tokens=len(recorded.tokens),
+                    on_tokens=take,
+                    cancellation=cancellation,
+                )
+            except FleetError as error:
+                measured.failed[f"{type(error).__name__}: {error}"] += not over.is_set()
+                over.wait(_AFTER_FAILURE_S)
+                continue
+            if not over.is_set():
+                text.ended_at = time.monotonic()
+            measured.generations.append(done)
+            if done.reason in (EndReason.STOP, EndReason.LENGTH):
+                measured.as_recorded.append(done.tokens == recorded.tokens)

@@ -1,0 +1,99 @@
+"""Serving without a network: clients in the same process as an engine, which chooses what a step computes."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from benchmarks.capacity.arrivals import Arrival
+from benchmarks.capacity.timing import Timing, Warming
+from fleet_cli.edge.advise.service_level import Client, Text, Window
+from schemas.policy import SamplingPolicy
+
+__all__ = ["CHUNK", "STEP", "Engine", "Prompt", "Written", "serve"]
+
+STEP = 512
+CHUNK = 128
+"""Most new tokens of a step, and most of prompts in one that writes as well: as an edge's settings have it."""
+
+_IDLE_S = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is asked for.
+
+    Attributes:
+        tokens: Token ids.
+        policy: With the seed.
+        most: Tokens of the text.
+    """
+
+    tokens: tuple[int, ...]
+    policy: SamplingPolicy
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a step has brought one client.
+
+    Attributes:
+        new: Token ids.
+        ended: Whether its text is at its end.
+    """
+
+    new: tuple[int, ...]
+    ended: bool
+
+
+class Engine(Protocol):
+    """What writes texts in slots, one for each client."""
+
+    def begin(self, slot: int, prompt: Prompt) -> None:
+        """Begin a text in a slot that has none."""
+
+    def step(self) -> Mapping[int, Written]:
+        """Compute once for all slots; return what each got, those that got nothing left out."""
+
+
+def serve(
+    engine: Engine,
+    arrivals: Sequence[Iterator[Arrival[Prompt]]],
+    timing: Timing,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[list[Client], Window]:
+    """Serve clients until the window is over; return them, and the window.
+
+    Args:
+        engine: With as many slots as there are clients.
+        arrivals: What each asks for.
+        timing: How long.
+        clock: Monotonic seconds.
+        sleep: Waits.
+    """
+    started = clock()
+    clients = [Client() for _ in arrivals]
+    waiting = {slot: next(asked) for slot, asked in enumerate(arrivals)}
+    due = {slot: started + arrival.pause_s for slot, arrival in waiting.items()}
+    warming = Warming(timing, clients, started)
+    while not warming.over(clock()):
+        now = clock()
+        for slot in [slot for slot, at in due.items() if at <= now]:
+            clients[slot].texts.append(Text(max(due.pop(slot), started)))
+            engine.begin(slot, waiting.pop(slot).text)
+        if len(due) == len(clients):
+            sleep(_IDLE_S)
+            continue
+        for slot, written in engine.step().items():
+            at, text = clock(), clients[slot].texts[-1]
+            text.pieces.append((at, len(written.new)))
+            if written.ended:
+                text.ended_at = at
+                waiting[slot] = next(arrivals[slot])
+                due[slot] = at + waiting[slot].pause_s
+    window = warming.window(clock())
+    assert window is not None
+    return clients, window

@@ -1,0 +1,184 @@
+"""Cases of the exactness proof: ways through the system that must follow the target's law, and faults that must not."""
+
+from dataclasses import dataclass, replace
+
+from benchmarks.exactness.pacings import MixingPacing, StoppingPacing, TurningPacing
+from dssd.downlink import Form
+from fleet_device.pacing.adaptive import AdaptivePacing
+from fleet_device.pacing.contract import FixedPacing, Pacing
+from schemas.grammar import Grammar
+from schemas.policy import Mode
+from tests.support.sabotage import Sabotage
+from tests.support.toy_engines import ToyEngine, pair_of
+from tests.support.toy_grammar import GRAMMAR
+from tests.support.toy_pair import GUESSABLE, PROMPT, ToyPair
+
+__all__ = ["CASES", "FAULTS", "Case"]
+
+_FAULT_SHARE = 10
+_GREEDY_SHARE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One way through the system.
+
+    Attributes:
+        mode: Of verification.
+        form: Downlink form.
+        draft_length: Tokens in a draft; None lets each device choose, and whether to draft ahead as well.
+        ahead: Whether to draft ahead.
+        stream: Whether the edge writes by itself, so many tokens at a time.
+        guessed: Whether it guesses what follows.
+        unlike: Whether the draft model has another vocabulary than the target.
+        stops: Whether a draft ends behind a token of which the draft model was unsure.
+        suffix: Whether drafts are also made from what was written before, in turns with the draft model.
+        engine: What computes the target.
+        greedy: Whether the most likely token is taken.
+        constrained: Whether texts have a grammar.
+        sabotage: What is done wrong.
+    """
+
+    mode: Mode
+    form: Form
+    draft_length: int | None
+    ahead: bool = False
+    stream: bool = False
+    guessed: bool = False
+    unlike: bool = False
+    stops: bool = False
+    suffix: bool = False
+    engine: ToyEngine = ToyEngine.SCRIPTED
+    greedy: bool = False
+    constrained: bool = False
+    sabotage: Sabotage = Sabotage.NONE
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        form = "" if self.mode is Mode.COUPLED or self.stream else f" {self.form.value}"
+        ahead = " chosen" if self.draft_length is None else " ahead" if self.ahead else ""
+        if self.stream:
+            ahead = " drafted and streamed in turns" if self.draft_length is None else " streamed"
+        ahead = f"{ahead} guessed" if self.guessed else ahead
+        ahead = f" stopped{ahead}" if self.stops else ahead
+        ahead = f" suffix{ahead}" if self.suffix else ahead
+        unlike = " unlike" if self.unlike else ""
+        greedy = " greedy" if self.greedy else ""
+        greedy = f"{greedy} grammar" if self.constrained else greedy
+        engine = "" if self.engine is ToyEngine.SCRIPTED else f" {self.engine.value}"
+        fault = "" if self.sabotage is Sabotage.NONE else f" fault:{self.sabotage.value}"
+        return f"{self.mode.value}{form}{ahead}{unlike}{greedy}{engine}{fault}"
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """Of each text."""
+        return GUESSABLE if self.guessed or self.suffix else PROMPT
+
+    @property
+    def pair(self) -> ToyPair:
+        """The languages."""
+        pair = pair_of(self.engine, unlike=self.unlike)
+        return replace(pair, suffix=self.suffix)
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """Of each text."""
+        return GRAMMAR if self.constrained else None
+
+    def pacing(self) -> Pacing:
+        """Return the pacing of one device."""
+        if self.draft_length is None:
+            # Who guesses needs room for two tokens at least, and comes first.
+            turning = TurningPacing(2, 1) if self.guessed else TurningPacing()
+            return turning if self.stream else AdaptivePacing()
+        if self.suffix:
+            return MixingPacing(self.draft_length)
+        if self.stops:
+            return StoppingPacing(self.draft_length)
+        return FixedPacing(self.draft_length, self.ahead, self.stream)
+
+    def share(self, sessions: int) -> int:
+        """Return how many of so many sessions are enough: a fault shows sooner, and greedy texts are all the same."""
+        share = _GREEDY_SHARE if self.greedy else 1
+        if self.sabotage is not Sabotage.NONE:
+            share *= _FAULT_SHARE
+        return max(1, sessions // share)
+
+
+_WAYS = (
+    (Mode.RESIDUAL, Form.SPARSE),
+    (Mode.RESIDUAL, Form.SAMPLES),
+    (Mode.RESIDUAL, Form.DENSE),
+    (Mode.COUPLED, Form.AUTO),
+)
+_ENGINES = (ToyEngine.LLAMA_CPP, ToyEngine.VLLM, ToyEngine.SGLANG)
+_SERVERS = (ToyEngine.VLLM, ToyEngine.SGLANG)
+
+CASES = (
+    *(Case(mode, form, 2) for mode, form in _WAYS),
+    *(Case(mode, form, 1, ahead=True) for mode, form in _WAYS),
+    Case(Mode.RESIDUAL, Form.AUTO, None),
+    Case(Mode.COUPLED, Form.AUTO, None),
+    Case(Mode.RESIDUAL, Form.AUTO, 2, stream=True),
+    Case(Mode.COUPLED, Form.AUTO, 2, stream=True),
+    Case(Mode.RESIDUAL, Form.AUTO, None, stream=True),
+    Case(Mode.COUPLED, Form.AUTO, None, stream=True),
+    *(Case(mode, Form.AUTO, length, stream=True, guessed=True) for length in (3, None) for mode in Mode),
+    *(Case(mode, Form.AUTO, 3, stream=True, guessed=True, engine=ToyEngine.LLAMA_CPP) for mode in Mode),
+    *(Case(mode, Form.AUTO, 2, stops=True) for mode in Mode),
+    *(Case(mode, Form.AUTO, 2, suffix=True) for mode in Mode),
+    *(Case(mode, form, 2, unlike=True) for mode, form in _WAYS),
+    *(Case(mode, Form.AUTO, 1, ahead=True, unlike=True) for mode in Mode),
+    *(Case(mode, Form.AUTO, 2, engine=engine) for engine in _ENGINES for mode in Mode),
+    *(Case(Mode.RESIDUAL, Form.AUTO, 1, ahead=True, engine=engine) for engine in _ENGINES),
+    *(Case(Mode.COUPLED, Form.AUTO, None, stream=True, engine=engine) for engine in _ENGINES),
+    *(Case(Mode.RESIDUAL, Form.AUTO, 2, greedy=True, engine=engine) for engine in _ENGINES),
+    *(Case(mode, form, 2, constrained=True) for mode, form in _WAYS),
+    *(Case(mode, Form.AUTO, 1, ahead=True, constrained=True) for mode in Mode),
+    *(Case(mode, Form.AUTO, 2, unlike=True, constrained=True) for mode in Mode),
+    *(Case(mode, Form.AUTO, length, stream=True, constrained=True) for length in (3, None) for mode in Mode),
+    Case(Mode.RESIDUAL, Form.AUTO, None, constrained=True),
+    Case(Mode.RESIDUAL, Form.AUTO, 2, greedy=True, constrained=True),
+)
+
+FAULTS = (
+    *(
+        Case(Mode.RESIDUAL, form, 2, sabotage=sabotage)
+        for form in (Form.SPARSE, Form.SAMPLES)
+        for sabotage in (Sabotage.INVERTED, Sabotage.MISREPORTED, Sabotage.NO_RESIDUAL, Sabotage.UNSHAPED)
+    ),
+    Case(Mode.RESIDUAL, Form.AUTO, 2, stream=True, sabotage=Sabotage.UNSHAPED),
+    *(
+        Case(mode, Form.AUTO, 3, stream=True, guessed=True, sabotage=sabotage)
+        for mode in Mode
+        for sabotage in (Sabotage.GUESS_KEPT, Sabotage.GUESS_SHIFTED)
+    ),
+    Case(Mode.RESIDUAL, Form.AUTO, 2, stops=True, sabotage=Sabotage.WITHHELD),
+    Case(Mode.RESIDUAL, Form.AUTO, 2, suffix=True, sabotage=Sabotage.LIKELIEST),
+    *(
+        Case(Mode.RESIDUAL, form, 2, unlike=True, sabotage=sabotage)
+        for form in (Form.SPARSE, Form.SAMPLES)
+        for sabotage in (Sabotage.NOT_RENORMALISED, Sabotage.UNMAPPED)
+    ),
+    *(Case(mode, Form.AUTO, 2, engine=engine, sabotage=Sabotage.SHIFTED) for engine in _ENGINES for mode in Mode),
+    *(
+        Case(Mode.RESIDUAL, Form.AUTO, 2, engine=engine, sabotage=sabotage)
+        for engine in _SERVERS
+        for sabotage in (Sabotage.TEMPERED_TWICE, Sabotage.CUT_SHORT)
+    ),
+    Case(Mode.COUPLED, Form.AUTO, 2, engine=ToyEngine.VLLM, sabotage=Sabotage.TEMPERED_TWICE),
+    *(Case(Mode.RESIDUAL, Form.AUTO, 2, greedy=True, engine=engine, sabotage=Sabotage.SHIFTED) for engine in _ENGINES),
+    *(
+        Case(Mode.RESIDUAL, Form.AUTO, 2, constrained=True, sabotage=sabotage)
+        for sabotage in (Sabotage.MASKED_HALF, Sabotage.MASKED_LATE)
+    ),
+    *(
+        Case(mode, Form.AUTO, 3, stream=True, constrained=True, sabotage=sabotage)
+        for mode, sabotage in (
+            (Mode.RESIDUAL, Sabotage.MASK_NOT_RENORMALISED),
+            (Mode.RESIDUAL, Sabotage.MASKED_LATE),
+            (Mode.COUPLED, Sabotage.MASKED_LATE),
+        )
+    ),
+)

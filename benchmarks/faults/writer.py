@@ -1,0 +1,172 @@
+"""Writer process: the real device over a toy draft model, which writes one text after another and checks each.
+
+Texts alternate between the two modes and are drafted ahead, or, at some devices, written by the edge alone. In coupled
+mode a text is compared token by token with what the seed and the target determine; in residual mode each token must be
+one that the target may write there. In both, what the application was told piece by piece must be the text.
+"""
+
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from benchmarks.shared.identity import Identity
+from benchmarks.shared.writing import Ending, tell
+from dssd.distribution import Dist
+from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.service import DeviceService
+from fleet_device.settings import DeviceSettings
+from schemas.errors import FleetError
+from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import EndReason
+from tests.support.markov import MarkovScript
+from tests.support.offset_clock import OffsetClock
+from tests.support.scripted_language import LANGUAGE, draft_language, is_possible, reference_text
+
+__all__ = ["Task", "main", "verdict"]
+
+_DRAFT: Final = 4
+_STREAMS: Final = 0.25  # of the devices have their edge write by itself
+_PROMPT: Final = (1, 40)
+_AGAIN_S: Final = 0.5  # after a text that could not be written
+_CONNECT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a writer is told.
+
+    Attributes:
+        fleet: Topic level.
+        identity: The device's.
+        seed: Of its prompts, its lengths and the seeds of its texts.
+        shortest: Tokens of a text, at least.
+        longest: Tokens of a text, at most.
+        token_s: Time that its draft model takes for a token.
+        pause_s: Between two texts.
+    """
+
+    fleet: str
+    identity: Identity
+    seed: str
+    shortest: int
+    longest: int
+    token_s: float
+    pause_s: float
+
+    @classmethod
+    def from_json(cls, text: str) -> "Task":
+        """Read what `to_json` wrote."""
+        fields: dict[str, Any] = json.loads(text)
+        return cls(**{**fields, "identity": Identity(**fields["identity"])})
+
+    def to_json(self) -> str:
+        """Return it on one line."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps({**fields, "identity": self.identity.to_dict()})
+
+
+class _PacedDrafter(ScriptedDrafter):
+    """A drafter that takes its time, as a model does, without taking the processor's."""
+
+    def __init__(self, script: MarkovScript, token_s: float) -> None:
+        super().__init__(script, script.words)
+        self._token_s = token_s
+
+    def next(self, policy: SamplingPolicy) -> Dist:
+        """Wait, then propose."""
+        time.sleep(self._token_s)
+        return super().next(policy)
+
+
+def verdict(prompt: Sequence[int], policy: SamplingPolicy, tokens: Sequence[int], told: Sequence[int]) -> str | None:
+    """Return what is wrong with a text, in a word; None if nothing is.
+
+    Args:
+        prompt: Token ids.
+        policy: Of the text.
+        tokens: The text.
+        told: What the application was told of it, piece by piece.
+    """
+    if list(told) != list(tokens):
+        return "torn"
+    if policy.mode is Mode.COUPLED:
+        return None if list(tokens) == reference_text(prompt, policy, len(tokens)) else "altered"
+    return None if is_possible(prompt, policy, tokens) else "altered"
+
+
+def main() -> None:
+    """Write until SIGTERM; the task comes as a line of JSON on standard input."""
+    task = Task.from_json(sys.stdin.readline())
+    ending = Ending().at_sigterm().with_parent()
+    settings = DeviceSettings.model_validate(
+        {
+            "fleet": task.fleet,
+            "device": task.identity.name,
+            "broker": task.identity.settings(),
+            "draft_length": _DRAFT,
+            "ahead": True,
+            "stream": random.Random(f"stream {task.seed}").random() < _STREAMS,
+        }
+    )
+    rng = random.Random(task.seed)
+    drafter = _PacedDrafter(draft_language(), task.token_s)
+    service = DeviceService(settings, drafter, now=OffsetClock.from_environment())
+    service.start_patiently()
+    try:
+        service.edges.wait_online(_CONNECT_S)
+        tell("ready")
+        number = rng.randrange(2)
+        while not ending.event.is_set():
+            _write(service, task, rng, list(Mode)[number % 2], ending)
+            number += 1
+            ending.event.wait(task.pause_s * rng.uniform(0.5, 1.5))
+    finally:
+        service.stop()
+
+
+def _write(
+    service: DeviceService,
+    task: Task,
+    rng: random.Random,
+    mode: Mode,
+    ending: Ending,
+) -> None:
+    prompt = [rng.randrange(LANGUAGE.size) for _ in range(rng.randint(*_PROMPT))]
+    policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=12, top_p=0.95, seed=rng.getrandbits(63))
+    length = rng.randint(task.shortest, task.longest)
+    told: list[int] = []
+
+    def take(tokens: Sequence[int]) -> None:
+        told.extend(tokens)
+        tell("tokens", at=time.monotonic(), number=len(tokens))
+
+    try:
+        done = service.agent.generate(
+            prompt, policy=policy, max_new_tokens=length, on_tokens=take, cancellation=ending.cancellation
+        )
+    except FleetError as error:
+        wrong = verdict(prompt, policy, told, told)
+        tell("failed", sentence=str(error), written=len(told), mode=mode.value, wrong=wrong)
+        ending.event.wait(_AGAIN_S)
+        return
+    wrong = verdict(prompt, policy, done.tokens, told)
+    if wrong is None and done.reason is EndReason.LENGTH and len(done.tokens) != length:
+        wrong = "short"
+    tell(
+        "text",
+        session=done.session.hex(),
+        written=len(done.tokens),
+        reason=done.reason.value,
+        mode=mode.value,
+        wrong=wrong,
+        resumes=done.resumes,
+        confirmed=done.closed is not None,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""Fleet under attack: a mosquitto with certificates, one edge, honest devices, all on loopback."""
+
+import contextlib
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from benchmarks.hostile.honest import Language
+from benchmarks.hostile.meters import Throughput
+from benchmarks.hostile.place import Place
+from benchmarks.shared.identity import Identity
+from benchmarks.shared.processes import BenchError, Cores, Program
+from broker_config.processes.local import LocalBroker
+from fleet_cli.broker.init import make_local_broker
+from fleet_cli.demo.prompts import PROMPTS
+
+__all__ = ["EDGE", "FLEET", "SINK", "Fleet", "Models", "Running"]
+
+FLEET: Final = "home"
+EDGE: Final = "edge-1"
+SINK: Final = "edge-sink"
+_ONLINE_S: Final = 120.0
+_READY_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What the edge serves.
+
+    Attributes:
+        target: Folder of the target model; None for the scripted one.
+        vocabulary: A file with its vocabulary, of a draft model; None likewise.
+        dtype: Of the target's weights.
+    """
+
+    target: Path | None
+    vocabulary: Path | None
+    dtype: str = "float32"
+
+
+@dataclass(slots=True)
+class Running:
+    """A fleet that runs.
+
+    Attributes:
+        place: What an attacker knows of it.
+        edge: The edge's process.
+        broker: mosquitto's process.
+        database: The edge's session log.
+        honest: What the honest devices write.
+        mosquitto: The broker's runner.
+    """
+
+    place: Place
+    edge: Program
+    broker: psutil.Process
+    database: Path
+    honest: Throughput
+    mosquitto: LocalBroker
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Makes the identities once, and runs a new broker and a new edge as often as it is asked to.
+
+    Attributes:
+        folder: For everything.
+        models: What is served.
+        honest: Names of the honest devices.
+        hostile: Names of the attacker's.
+        fresh: Names of the devices that come while the attack lasts.
+        cores: Who runs where.
+        seed: Of the texts.
+        tokens: Of each text, at most.
+        texts: What was recorded, by prompt; empty before.
+    """
+
+    folder: Path
+    models: Models
+    honest: Sequence[str]
+    hostile: Sequence[str]
+    fresh: Sequence[str]
+    cores: Cores
+    seed: int
+    tokens: int
+    texts: list[list[int]] = field(default_factory=list)
+    _runs: int = 0
+    _language: Language | None = None
+
+    @property
+    def home(self) -> Path:
+        """Folder of the broker and the authority."""
+        return self.folder / "broker"
+
+    def make(self) -> None:
+        """Make the authority, the certificates and the broker's configuration."""
+        devices = [*self.honest, *self.hostile, *self.fresh]
+        make_local_broker(self.home, fleet=FLEET, edges=(EDGE, SINK), devices=devices, port=8883)
+
+    def record(self) -> None:
+        """Write the honest devices' texts once, without drafts, so that they can be replayed as drafts.
+
+        Raises:
+            BenchError: A device did not write them.
+        """
+        share = -(-len(PROMPTS) // len(self.honest))
+        written: dict[int, list[int]] = {}
+        with self._broker_and_edge() as (broker, edge, _), contextlib.ExitStack() as stack:
+            writers = []
+            for number, name in enumerate(self.honest):
+                part = range(number * share, min(len(PROMPTS), (number + 1) * share))
+
+                log = self.folder / f"record-{name}.log"
+                writer = Program(
+                    "benchmarks.hostile.honest",
+                    cores=self.cores.others,
+                    log=log,
+                    on_line=partial(_note_text, written, iter(part)),
+                )
+                stack.callback(writer.end)
+                writer.tell(json.dumps(self._task(broker, name, prompts=part)))
+                writers.append(writer)
+            for writer in writers:
+                writer.wait_to_end(timeout_s=600)
+            assert edge.lives
+        missing = [number for number in range(len(PROMPTS)) if not written.get(number)]
+        if missing:
+            raise BenchError(f"The honest devices did not write text {missing[0]}; see {self.folder}/*.log.")
+        self.texts = [written[number] for number in range(len(PROMPTS))]
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Running]:
+        """Run a new broker, a new edge with an empty log, and the honest devices."""
+        with self._broker_and_edge() as (broker, edge, database), contextlib.ExitStack() as stack:
+            honest = Throughput()
+            devices = []
+            for number, name in enumerate(self.honest):
+                log = self.folder / f"honest-{self._runs}-{name}.log"
+                device = Program("benchmarks.hostile.honest", cores=self.cores.others, log=log, on_line=honest.take)
+                stack.callback(device.end)
+                # Each begins with another text.
+                turned = [*range(number, len(PROMPTS)), *range(number)]
+                device.tell(json.dumps(self._task(broker, name, prompts=turned)))
+                devices.append(device)
+            for device in devices:
+                device.wait_for("ready", timeout_s=_READY_S)
+            online = json.loads(edge.wait_for('"online"', timeout_s=1.0))
+            yield Running(
+                place=self._place(broker, context=int(online["context"])),
+                edge=edge,
+                broker=_mosquitto(broker),
+                database=database,
+                honest=honest,
+                mosquitto=broker,
+            )
+
+    def identity(self, broker: LocalBroker, name: str) -> Identity:
+        """Return an identity at a broker that runs."""
+        files = broker.identity(name)
+        return Identity(
+            name, broker.host, broker.broker.port_of(name), str(files.ca), str(files.certificate), str(files.key)
+        )
+
+    @contextlib.contextmanager
+    def _broker_and_edge(self) -> Iterator[tuple[LocalBroker, Program, Path]]:
+        self._runs += 1
+        database = self.folder / f"log-{self._runs}.sqlite3"
+        for kept in (self.home / "retained").glob("*"):
+            kept.unlink()
+        with LocalBroker(self.home, port=0) as broker:
+            psutil.Process(_mosquitto(broker).pid).cpu_affinity(sorted(self.cores.others))
+            edge = self._edge(broker, database)
+            try:
+                edge.wait_for('"online"', timeout_s=_ONLINE_S)
+                yield broker, edge, database
+            finally:
+                edge.end()
+
+    def _edge(self, broker: LocalBroker, database: Path) -> Program:
+        identity = self.identity(broker, EDGE)
+        config = self.folder / f"edge-{self._runs}.toml"
+        settings: dict[str, object] = {
+            "fleet": FLEET,
+            "edge": EDGE,
+            "db": f"sqlite:///{database}",
+            "spool": str(self.folder / f"spool-{self._runs}"),
+            "threads": len(self.cores.edge),
+        }
+        if self.models.target is not None:
+            settings |= {"target": str(self.models.target.resolve()), "dtype": self.models.dtype}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+        lines += ["", "[broker]"]
+        lines += [f"{key} = {json.dumps(_plain(value))}" for key, value in identity.settings().items()]
+        if self.models.target is None:
+            # A scripted target lets the honest devices write many times what a real one does.
+            lines += ["", "[quotas.labels.honest]", f"devices = {json.dumps(list(self.honest))}"]
+            lines += ["opens_per_min = 1e6", "new_tokens_per_min = 1e9", "prompt_tokens_per_min = 1e9"]
+        text = "\n".join(lines) + "\n"
+        tomllib.loads(text)
+        config.write_text(text, encoding="utf-8")
+        log = self.folder / f"edge-{self._runs}.log"
+        if self.models.target is None:
+            return Program("tests.support.scripted_edge_process", [str(config)], cores=self.cores.edge, log=log)
+        arguments = ["edge", "run", "--events", "--config", str(config)]
+        return Program("fleet_cli.main", arguments, cores=self.cores.edge, log=log)
+
+    def _place(self, broker: LocalBroker, *, context: int) -> Place:
+        if self._language is None:
+            self._language = Language.load(self.models.vocabulary)
+        vocabulary = self._language.vocabulary
+        return Place(
+            fleet=FLEET,
+            edge=EDGE,
+            sink=SINK,
+            vocabulary_size=vocabulary.size,
+            fingerprint=vocabulary.fingerprint.hex(),
+            context=context,
+            max_packet_bytes=broker.broker.max_packet_bytes,
+            identities=tuple(self.identity(broker, name) for name in self.hostile),
+        )
+
+    def _task(self, broker: LocalBroker, name: str, *, prompts: Sequence[int]) -> dict[str, Any]:
+        return {
+            "fleet": FLEET,
+            "model": None if self.models.vocabulary is None else str(self.models.vocabulary),
+            "identity": self.identity(broker, name).to_dict(),
+            "prompts": [PROMPTS[each] for each in prompts],
+            "seeds": [self.seed + each for each in prompts],
+            "texts": [self.texts[each] for each in prompts] if self.texts else [],
+            "tokens": self.tokens,
+        }
+
+
+def _note_text(written: dict[int, list[int]], remaining: Iterator[int], event: dict[str, Any]) -> None:
+    if event.get("event") == "text":
+        written[next(remaining)] = event["tokens"]
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _mosquitto(broker: LocalBroker) -> psutil.Process:
+    """Return the process that listens on the broker's port."""
+    for child in psutil.Process().children():
+        if child.name() == "mosquitto" and any(
+            each.laddr.port == broker.port for each in child.net_connections() if each.laddr
+        ):
+            return child
+    raise BenchError("mosquitto has ended before anything was measured; see its log.")

@@ -1,0 +1,120 @@
+"""Honest device process: the real device, which writes one text after another and tells when its tokens are committed.
+
+Its drafts are replayed from a text that was written before, so that they cost nothing: on a fleet a device has its own
+processor, and here it would take the edge's. Every fourth token of a draft is wrong, so that the edge rejects as it
+would with a real draft model.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.shared.identity import Identity
+from benchmarks.shared.writing import Ending, tell
+from fleet_device.drafters.contract import TextCodec
+from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.scripted import WordCodec
+from fleet_device.service import DeviceService
+from fleet_device.settings import DeviceSettings
+from fleet_device.texts.chat import ChatMessage, encode_chat
+from schemas.errors import FleetError
+from schemas.policy import Mode, SamplingPolicy
+from schemas.vocabulary import Vocabulary
+from tests.support.replay_drafter import ReplayDrafter
+from tests.support.scripted_language import LANGUAGE
+
+__all__ = ["Language", "main"]
+
+_DRAFT: Final = 4
+_PAUSE_S: Final = 0.5  # after a text that could not be written
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """Text side of the target, without a draft model.
+
+    Attributes:
+        codec: Text and tokens.
+        vocabulary: The target's.
+    """
+
+    codec: TextCodec
+    vocabulary: Vocabulary
+
+    @classmethod
+    def load(cls, model: Path | None) -> "Language":
+        """Read it from a draft model's file; without one it is that of the scripted edge."""
+        if model is None:
+            return cls(WordCodec(LANGUAGE.words), Vocabulary.of(LANGUAGE.words))
+        opened = GgufModel(model, vocabulary_only=True)
+        return cls(opened, opened.vocabulary)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Return a user's message as a prompt."""
+        if isinstance(self.codec, WordCodec):
+            return [1 + sum(prompt.encode()) % (self.vocabulary.size - 1)]
+        return encode_chat(self.codec, [ChatMessage("user", prompt)])
+
+
+def main() -> None:
+    """Write until SIGTERM; the task comes as a line of JSON on standard input."""
+    task = json.loads(sys.stdin.readline())
+    ending = Ending().at_sigterm()
+    language = Language.load(Path(task["model"]) if task["model"] else None)
+    identity = Identity(**task["identity"])
+    settings = DeviceSettings.model_validate(
+        {
+            "fleet": task["fleet"],
+            "device": identity.name,
+            "broker": identity.settings(),
+            "draft_length": _DRAFT if task["texts"] else 0,
+        }
+    )
+    drafter = ReplayDrafter(language.codec, language.vocabulary, ())
+    service = DeviceService(settings, drafter)
+    service.start()
+    try:
+        service.edges.wait_online(settings.open_s)
+        tell("ready")
+        number = 0
+        while not ending.event.is_set() and (task["texts"] or number < len(task["prompts"])):
+            index = number % len(task["prompts"])
+            prompt = language.encode(task["prompts"][index])
+            if task["texts"]:
+                drafter.replay((*prompt, *task["texts"][index]))
+            _write(service, prompt, task, index, ending)
+            number += 1
+    finally:
+        service.stop()
+
+
+def _write(
+    service: DeviceService,
+    prompt: Sequence[int],
+    task: dict[str, Any],
+    index: int,
+    ending: Ending,
+) -> None:
+    policy = SamplingPolicy(mode=Mode.COUPLED, seed=task["seeds"][index])
+    try:
+        done = service.agent.generate(
+            prompt,
+            policy=policy,
+            max_new_tokens=task["tokens"],
+            on_tokens=lambda new: tell("tokens", at=time.monotonic(), number=len(new)),
+            cancellation=ending.cancellation,
+        )
+    except FleetError as error:
+        tell("failed", sentence=str(error))
+        ending.event.wait(_PAUSE_S)
+        return
+    same = not task["texts"] or list(done.tokens) == task["texts"][index][: len(done.tokens)]
+    tell("text", tokens=[] if task["texts"] else list(done.tokens), resumes=done.resumes, same=same)
+
+
+if __name__ == "__main__":
+    main()

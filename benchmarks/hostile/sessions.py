@@ -1,0 +1,209 @@
+"""Sessions of an attacker: within the protocol, with random tokens instead of a draft model."""
+
+import random
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from benchmarks.hostile.payloads import close_of, open_of
+from schemas.bounds import SESSION_BYTES
+from schemas.codec import decode_reply, decode_verdict, encode_draft
+from schemas.digest import EMPTY, extend_digest
+from schemas.downlink import Dense, Samples, Sparse
+from schemas.errors import CodecError
+from schemas.messages import Closed, Draft, Fault, Opened, Verdict
+from schemas.policy import SamplingPolicy
+from schemas.reasons import Action, Finish
+from schemas.vocabulary import Vocabulary
+
+__all__ = ["HostileSession", "HostileSessions"]
+
+_CERTAIN: Final = (
+    1 << 16
+)  # the count of a token that is said to be drawn for certain, so that it is nearly always rejected
+_FLOAT32: Final = 4
+
+
+@dataclass(slots=True)
+class HostileSession:
+    """One session, from its own end.
+
+    Attributes:
+        session: Its name.
+        opened: The edge's grant, once it has come.
+        rejected: Whether the last draft was rejected at a position whose p has come.
+        round: Of the last draft.
+        epoch: Rejections so far.
+        committed: Length of the text.
+        digest: Of the text.
+        fix: The correction that the next draft has to bring.
+        unanswered: The last draft, encoded, while there is no verdict.
+    """
+
+    session: bytes = field(default_factory=lambda: secrets.token_bytes(SESSION_BYTES))
+    opened: Opened | None = None
+    rejected: bool = False
+    round: int = 0
+    epoch: int = 0
+    committed: int = 0
+    digest: int = EMPTY
+    fix: int | None = None
+    unanswered: bytes | None = None
+    _sent: tuple[int, ...] = ()
+
+    def draft(self, rng: random.Random, *, vocabulary: int, tokens: int) -> Draft:
+        """Return the next draft, of random tokens as long as the grant allows."""
+        assert self.opened is not None
+        length = max(0, min(tokens, self.opened.max_draft, self.opened.max_new_tokens - self.committed - 1))
+        ends = self.opened.end_tokens  # behind one of them a draft does not go on
+        drawn = (rng.randrange(vocabulary) for _ in range(length))
+        self._sent = tuple(token for token in drawn if token not in ends)
+        self.round += 1
+        fix, self.fix = self.fix, None
+        if fix is not None:
+            self._commit((fix,))
+            self.rejected = False
+        return Draft(
+            handle=self.opened.handle,
+            round=self.round,
+            epoch=self.epoch,
+            base=self.committed,
+            fix=fix,
+            tokens=self._sent,
+            counts=(_CERTAIN,) * len(self._sent),
+            digest=self.digest,
+        )
+
+    def more_samples(self, tried: int) -> Draft:
+        """Return a request for samples behind the first `tried`."""
+        assert self.opened is not None
+        self.round += 1
+        return Draft(
+            handle=self.opened.handle,
+            round=self.round,
+            epoch=self.epoch,
+            base=self.committed,
+            digest=self.digest,
+            tried=tried,
+        )
+
+    def apply(self, verdict: Verdict) -> bool:
+        """Take a verdict; return whether the text goes on."""
+        if verdict.round != self.round:
+            return True
+        self.unanswered = None
+        self._commit(self._sent[: verdict.accepted])
+        following = verdict.next
+        if isinstance(following, int):
+            self._commit((following,))
+        elif isinstance(following, Sparse | Samples):
+            self._reject(following.ids)
+        elif isinstance(following, Dense):
+            self._reject(_likely(following.probs))
+        return verdict.finish is Finish.NO
+
+    def _reject(self, likely: Iterable[int]) -> None:
+        ends = self.opened.end_tokens if self.opened is not None else ()
+        self.rejected = True
+        self.epoch += 1
+        self.fix = next((token for token in likely if token not in ends), None)
+
+    def _commit(self, tokens: tuple[int, ...]) -> None:
+        self.committed += len(tokens)
+        self.digest = extend_digest(self.digest, tokens)
+
+
+@dataclass(slots=True)
+class HostileSessions:
+    """Several sessions of one device, each drafting as soon as it is answered.
+
+    Attributes:
+        vocabulary: The target's.
+        policy: Of every session.
+        number: How many are kept open.
+        tokens: Of a draft, at most.
+        rng: Draws tokens.
+        send_open: Publishes an Open's payload.
+        send_draft: Publishes a draft's.
+        send_close: Publishes a Close's.
+        drafts: Whether to go on drafting after a rejection.
+    """
+
+    vocabulary: Vocabulary
+    policy: SamplingPolicy
+    number: int
+    tokens: int
+    rng: random.Random
+    send_open: Callable[[bytes], None]
+    send_draft: Callable[[bytes], None]
+    send_close: Callable[[bytes], None]
+    drafts: bool = True
+    _by_name: dict[bytes, HostileSession] = field(default_factory=dict)
+    _by_handle: dict[int, HostileSession] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[HostileSession]:
+        """Iterate over those that are granted."""
+        return iter(list(self._by_handle.values()))
+
+    def fill(self) -> None:
+        """Ask for as many as are missing, and again for whatever was not answered, as a device does."""
+        for _ in range(self.number - len(self._by_name)):
+            session = HostileSession()
+            self._by_name[session.session] = session
+        for session in self._by_name.values():
+            if session.opened is None:
+                self.send_open(open_of(self.vocabulary, policy=self.policy, session=session.session))
+            elif session.unanswered is not None:
+                self.send_draft(session.unanswered)
+
+    def take(self, topic: bytes, payload: bytes) -> None:
+        """Take what arrives."""
+        try:
+            if topic.endswith(b"/down/verdict"):
+                self._judged(decode_verdict(payload))
+            else:
+                self._answered(payload)
+        except CodecError:
+            return
+
+    def _answered(self, payload: bytes) -> None:
+        reply = decode_reply(payload)
+        if isinstance(reply, Opened):
+            session = self._by_name.get(reply.session)
+            if session is not None and session.opened is None:
+                session.opened = reply
+                self._by_handle[reply.handle] = session
+                self._draft(session)
+        elif isinstance(reply, Closed):
+            self._forget(self._by_name.get(reply.session))
+        elif isinstance(reply, Fault) and reply.handle is not None and reply.action is not Action.WAIT:
+            self._forget(self._by_handle.get(reply.handle))
+
+    def _judged(self, verdict: Verdict) -> None:
+        session = self._by_handle.get(verdict.handle)
+        if session is None or verdict.round != session.round:
+            return
+        if not session.apply(verdict):
+            self.send_close(close_of(session=session.session, handle=verdict.handle))
+            self._forget(session)
+        elif self.drafts or not session.rejected:
+            self._draft(session)
+
+    def _draft(self, session: HostileSession) -> None:
+        draft = session.draft(self.rng, vocabulary=self.vocabulary.size, tokens=self.tokens)
+        session.unanswered = encode_draft(draft)
+        self.send_draft(session.unanswered)
+
+    def _forget(self, session: HostileSession | None) -> None:
+        if session is not None:
+            self._by_name.pop(session.session, None)
+            if session.opened is not None:
+                self._by_handle.pop(session.opened.handle, None)
+
+
+def _likely(probs: bytes) -> Iterator[int]:
+    """Yield the tokens of a dense form whose probability is not zero."""
+    zero = bytes(_FLOAT32)
+    places = range(0, len(probs), _FLOAT32)
+    return (place // _FLOAT32 for place in places if probs[place : place + _FLOAT32] != zero)

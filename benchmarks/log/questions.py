@@ -1,0 +1,82 @@
+"""Questions to a session log: each that an administrator or a page asks, timed."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from benchmarks.log.filling import NOW, name_of
+from fleet_edge.session_log import SessionLog
+
+__all__ = ["QUESTIONS", "Answered", "ask"]
+
+Question = Callable[[SessionLog], object]
+_DEVICE: Final = name_of(7)
+_MIDDLE: Final = NOW - timedelta(days=20)
+
+QUESTIONS: Final[Mapping[str, Question]] = {
+    "devices": lambda log: log.devices(),
+    "device": lambda log: log.device(_DEVICE),
+    "hours of a device": lambda log: log.hours(_DEVICE),
+    "edges": lambda log: log.edges(),
+    "sessions": lambda log: log.sessions(),
+    "sessions of a device": lambda log: log.sessions(device=_DEVICE),
+    "sessions of three devices": lambda log: log.sessions(device=[name_of(number) for number in range(3)]),
+    "sessions at an edge": lambda log: log.sessions(edge="edge-1"),
+    "sessions at an edge that has served few": lambda log: log.sessions(edge="edge-rare"),
+    "sessions at an edge that has served none": lambda log: log.sessions(edge="nowhere"),
+    "sessions at an edge in the middle": lambda log: log.sessions(edge="edge-1", until=_MIDDLE),
+    "sessions that failed": lambda log: log.sessions(reason="failed"),
+    "sessions that failed at an edge": lambda log: log.sessions(reason="failed", edge="edge-1"),
+    "sessions that failed at a rare edge": lambda log: log.sessions(reason="failed", edge="edge-rare"),
+    "sessions of a mode": lambda log: log.sessions(mode="coupled"),
+    "sessions that are open": lambda log: log.sessions(open=True),
+    "sessions of a day in the middle": lambda log: log.sessions(since=_MIDDLE, until=_MIDDLE + timedelta(days=1)),
+    "one session": lambda log: log.session(log.sessions(limit=1)[0].session[:10]),
+    "segments of a session": lambda log: log.segments(log.sessions(limit=1)[0].session),
+    "events": lambda log: log.events(),
+    "events of a device": lambda log: log.events(device=_DEVICE),
+    "events of a code": lambda log: log.events(code="desync"),
+    "events of a day in the middle": lambda log: log.events(since=_MIDDLE, until=_MIDDLE + timedelta(days=1)),
+    "events counted, of a day": lambda log: log.event_counts(since=NOW - timedelta(days=1)),
+    "events counted, of a week": lambda log: log.event_counts(since=NOW - timedelta(days=7)),
+    "events counted, of all": lambda log: log.event_counts(),
+    "stats": lambda log: log.stats(),
+    "stats by device": lambda log: log.stats(by="device"),
+    "stats by edge": lambda log: log.stats(by="edge"),
+    "stats by draft": lambda log: log.stats(by="draft"),
+    "stats by app": lambda log: log.stats(by="app"),
+    "stats by day": lambda log: log.stats(by="day"),
+    "stats by month": lambda log: log.stats(by="month"),
+    "stats by hour, two days": lambda log: log.stats(by="hour", since=NOW - timedelta(days=2)),
+    "stats of an hour": lambda log: log.stats(since=NOW - timedelta(hours=1)),
+    "stats of a day": lambda log: log.stats(since=NOW - timedelta(days=1)),
+    "stats of a week by device": lambda log: log.stats(since=NOW - timedelta(days=7), by="device"),
+    "stats of a month by device": lambda log: log.stats(since=NOW - timedelta(days=30), by="device"),
+    "usage by app and day, a month": lambda log: log.usage(since=NOW - timedelta(days=30), by=("app",), grain="day"),
+    "usage of a device by day": lambda log: log.usage(device=_DEVICE, grain="day"),
+    "latencies": lambda log: log.latencies(),
+    "latencies of a day": lambda log: log.latencies(since=NOW - timedelta(days=1)),
+    "latest": lambda log: log.latest(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """How long one question took, of several times that it was asked (ms)."""
+
+    median_ms: float
+    p95_ms: float
+    first_ms: float
+
+
+def ask(log: SessionLog, question: Question, *, times: int) -> Answered:
+    """Ask a question several times."""
+    taken = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        question(log)
+        taken.append(1000 * (time.perf_counter() - begun))
+    ordered = sorted(taken)
+    return Answered(ordered[len(ordered) // 2], ordered[min(int(0.95 * len(ordered)), len(ordered) - 1)], taken[0])

@@ -1,5 +1,0 @@
-"""Inference servers under an edge: whether texts are exactly theirs, and what a step takes."""
-
-from fleet_bench.remote.command import main
-
-__all__ = ["main"]

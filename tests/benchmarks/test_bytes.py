@@ -1,0 +1,149 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.bytes import command
+from benchmarks.bytes.counting import TCP_IP_HEAD, Traffic
+from benchmarks.bytes.goals import goals
+from benchmarks.bytes.pieces import pieces_of
+from benchmarks.bytes.rows import Row
+from benchmarks.bytes.variants import SavingPacing, variants
+from benchmarks.latency.systems import LOCAL, SYSTEMS
+from benchmarks.shared import laws as recorded
+from benchmarks.shared.laws import RecordedLaw, RecordedLaws
+from dssd.distribution import Dist, shape
+from dssd.sampling import coupled_token
+from schemas.policy import Mode
+from tests.support.brokers import require_mosquitto
+
+SIZE = 400
+
+
+def some_law(number: int, *, tokens: int = 24, support: int = 6) -> RecordedLaw:
+    rng = np.random.default_rng(number)
+
+    def dist() -> Dist:
+        probs = np.sort(rng.dirichlet(np.ones(support)))[::-1].astype(np.float32).astype(np.float64)
+        return Dist(rng.permutation(SIZE)[:support].astype(np.int64), probs)
+
+    target = [dist() for _ in range(tokens)]
+    draft = [p if rng.random() < 0.7 else Dist(p.ids, p.probs[::-1].copy()) for p in target]
+    return RecordedLaw((number + 1, 2, 3), tuple(target), tuple(draft))
+
+
+def some_laws() -> RecordedLaws:
+    return RecordedLaws([some_law(number) for number in range(3)], SIZE)
+
+
+def test_a_recorded_law_is_served_as_it_was_recorded() -> None:
+    laws = some_laws()
+    law = laws.laws[1]
+    policy = law.text(0, Mode.RESIDUAL).policy
+    for place, p in enumerate(law.target):
+        served = shape(laws.logits((*law.prompt, *range(place))), policy)
+        order = np.argsort(p.ids)
+        assert sorted(served.ids.tolist()) == p.ids[order].tolist()
+        assert served.probs[np.argsort(served.ids)] == pytest.approx(p.probs[order], rel=1e-5)
+
+
+def test_laws_come_back_from_their_file(tmp_path: Path) -> None:
+    before = some_laws()
+    recorded._save(tmp_path / "laws.npz", before.laws, before.size)
+    after = recorded._load(tmp_path / "laws.npz")
+    assert after.size == before.size
+    for ours, theirs in zip(after.laws, before.laws, strict=True):
+        assert ours.prompt == theirs.prompt
+        for mine, other in zip((*ours.target, *ours.draft), (*theirs.target, *theirs.draft), strict=True):
+            assert mine.ids.tolist() == other.ids.tolist()
+            assert mine.probs.tolist() == other.probs.tolist()
+
+
+@pytest.mark.parametrize("length", [1, 4, 30])
+def test_pieces_are_the_targets_own_text(length: int) -> None:
+    law = some_law(5)
+    pieces = list(pieces_of(law, seed=9, length=length, tokens=20))
+    assert [token for piece in pieces for token in piece] == [
+        coupled_token(p, 9, place) for place, p in enumerate(law.target[:20])
+    ]
+    assert 1 < max(map(len, pieces)) <= length + 1
+
+
+def test_all_systems_are_among_the_variants() -> None:
+    assert {variant.system for variant in variants()} == {*LOCAL, *SYSTEMS}
+
+
+def test_a_draft_that_saves_bytes_ends_where_it_would_hardly_stand() -> None:
+    pacing = SavingPacing(16)
+    assert pacing.plan(longest=64, window=1).may_stop
+    assert pacing.goes_on([0.9, 0.8])
+    assert not pacing.goes_on([0.9, 0.8, 0.2])
+
+
+def test_long_packets_are_cut_into_segments_as_on_ethernet() -> None:
+    short = Traffic(tokens=1, packets_up=60, packets_down=50, segments_up=3, segments_down=2)
+    assert (short.wire_up, short.wire_down) == (60 + 3 * TCP_IP_HEAD, 50 + 2 * TCP_IP_HEAD)
+    long = Traffic(tokens=1, packets_up=144_800, packets_down=50, segments_up=3, segments_down=2)
+    assert (long.wire_up, long.wire_down) == (144_800 + 100 * TCP_IP_HEAD, 50 + 50 * TCP_IP_HEAD)
+
+
+def row(system: str, mode: Mode, up: float, down: float, *, length: int = 4, draft: str = "Q4_0") -> Row:
+    return Row(system, mode.value, draft, length, False, 1, 1, 0.0, 100, 0.7, up, down)  # noqa: FBT003
+
+
+def test_goals_are_held_for_each_draft_model() -> None:
+    rows = [
+        row("dsd", Mode.RESIDUAL, 150_000.0, 20.0),
+        row("dssd-dense", Mode.RESIDUAL, 15.0, 70_000.0),
+        row("ours-residual", Mode.RESIDUAL, 15.0, 360.0),
+        row("ours-coupled", Mode.COUPLED, 8.0, 5.0),
+        row("ours-coupled", Mode.COUPLED, 7.0, 4.5, length=8),
+        row("ours-coupled", Mode.COUPLED, 9.0, 4.5, draft="Q2_K"),
+    ]
+    found = [(goal.draft, round(goal.value, 1), goal.reached) for goal in goals(rows)]
+    assert found == [
+        ("Q4_0", 10_000.0, True),
+        ("Q4_0", 18_750.0, True),
+        ("Q4_0", 194.4, False),
+        ("Q4_0", 11.5, True),
+        ("Q2_K", 13.5, False),
+    ]
+
+
+@pytest.mark.broker
+def test_every_system_is_counted_through_a_real_broker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    require_mosquitto()
+    monkeypatch.setattr(command, "record_laws", lambda *_args, **_options: some_laws())
+    report = tmp_path / "bytes.json"
+    arguments = ["--drafts", "toy", "--texts", "1", "--lengths", "4", "--step-ms", "1", "--token-ms", "0"]
+    arguments += ["--round-trip", "0", "--json", str(report)]
+    assert command.main(arguments) == 1  # full distributions over so few tokens are not much
+    found = json.loads(report.read_text())
+    rows: dict[tuple[str, str, bool], dict[str, Any]] = {
+        (each["system"], each["mode"], each["stops"]): each for each in found["rows"]
+    }
+    assert {system for system, _, _ in rows} == {*LOCAL, *SYSTEMS}
+    assert found["machine"]["cpu"]
+    assert "draft toy" in capsys.readouterr().out
+    for (system, _, _), each in rows.items():
+        if system == "device-alone":
+            assert each["uplink_wire_bytes_per_token"] == each["downlink_wire_bytes_per_token"] == 0
+            continue
+        assert each["tokens"] == 24, system
+        for way in ("uplink", "downlink"):
+            payload, packets, tls, wire = (
+                each[f"{way}_{kind}bytes_per_token"] for kind in ("", "packet_", "tls_", "wire_")
+            )
+            assert 0 < payload < packets < tls < wire, (system, way)
+    dsd, residual = rows["dsd", "residual", False], rows["ours-residual", "residual", False]
+    dense, coupled = rows["dssd-dense", "residual", False], rows["ours-coupled", "coupled", False]
+    # The same drafts, and beside each the filling of four distributions of two bytes a probability.
+    assert dsd["acceptance"] == residual["acceptance"] == dense["acceptance"]
+    rounds = (dsd["uplink_bytes_per_token"] - residual["uplink_bytes_per_token"]) * 24 / (4 * SIZE * 2)
+    assert rounds == pytest.approx(round(rounds))
+    assert dense["downlink_bytes_per_token"] > 5 * residual["downlink_bytes_per_token"]
+    assert coupled["downlink_bytes_per_token"] < residual["downlink_bytes_per_token"]

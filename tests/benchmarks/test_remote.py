@@ -1,0 +1,148 @@
+"""The benchmark over inference servers says what a server writes, and finds texts that are not its own."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.remote.checks import check_greedy, check_repeats, check_sampled
+from benchmarks.remote.fleet import Job
+from benchmarks.remote.oracle import Oracle
+from benchmarks.remote.steps import time_steps
+from dssd.distribution import shape
+from fleet_edge.verifiers.contract import VerifierError
+from fleet_edge.verifiers.scripted import ScriptedVerifier
+from schemas.policy import Mode, SamplingPolicy
+from tests.support.inference_server import Fault, InferenceServer
+from tests.support.markov import MarkovScript
+
+SIZE, TOP, END = 12, 10, 0
+SCRIPT = MarkovScript(size=SIZE, seed=5, sharpness=1.0, period=4)
+PROMPT = [3, 4]
+Draw = Callable[[Sequence[int], SamplingPolicy, np.random.Generator], int]
+
+
+def server(api: str) -> InferenceServer:
+    return InferenceServer(
+        ScriptedVerifier(SCRIPT, SCRIPT.words, context=200), SCRIPT.words, api=api, max_model_len=200
+    )
+
+
+@pytest.fixture(params=["vllm", "sglang"])
+def oracle(request: pytest.FixtureRequest) -> Iterator[Oracle]:
+    with server(request.param) as one:
+        asked = Oracle(one.url, request.param, headers={}, vocabulary=SIZE)
+        yield asked
+        asked.close()
+
+
+def sampled(text: Sequence[int], policy: SamplingPolicy, rng: np.random.Generator) -> int:
+    dist = shape(SCRIPT.logits(text), policy)
+    return int(rng.choice(dist.ids, p=dist.probs / dist.probs.sum()))
+
+
+def too_cold(text: Sequence[int], policy: SamplingPolicy, rng: np.random.Generator) -> int:
+    return sampled(text, policy.model_copy(update={"temperature": policy.temperature * 0.6}), rng)
+
+
+def second_best(text: Sequence[int], _policy: SamplingPolicy, _rng: np.random.Generator) -> int:
+    return int(np.argsort(SCRIPT.logits(text))[-2])
+
+
+@dataclass
+class Counters:
+    tested: int = 4
+    accepted: int = 3
+
+
+@dataclass
+class Text:
+    tokens: tuple[int, ...]
+    counters: Counters = field(default_factory=Counters)
+
+
+@dataclass
+class Devices:
+    """Devices that write by a rule of a test's."""
+
+    draw: Draw
+
+    def write(self, jobs: Sequence[Job]) -> list[Any]:
+        return [Text(self._text(job, np.random.default_rng(number))) for number, job in enumerate(jobs)]
+
+    def _text(self, job: Job, rng: np.random.Generator) -> tuple[int, ...]:
+        text = list(job.prompt)
+        while len(text) < len(job.prompt) + job.length and (len(text) == len(job.prompt) or text[-1] != END):
+            text.append(self.draw(text, job.policy, rng))
+        return tuple(text[len(job.prompt) :])
+
+
+def test_the_oracle_says_what_the_server_computes_and_writes(oracle: Oracle) -> None:
+    row = oracle.row(PROMPT, TOP)
+    known = np.isfinite(row)
+    wanted = SCRIPT.logits(PROMPT).astype(np.float64)
+    wanted -= np.log(np.exp(wanted).sum())
+    assert known.sum() == TOP
+    np.testing.assert_allclose(row[known], wanted[known], atol=1e-5)
+    text = list(PROMPT)
+    for _ in range(6):
+        text.append(int(np.argmax(SCRIPT.logits(text))))
+    assert oracle.greedy(PROMPT, 6) == tuple(text[2:])
+
+
+def test_a_server_that_cannot_be_asked_is_told_of() -> None:
+    with server("vllm") as one:
+        asked = Oracle(one.url, "vllm", headers={}, vocabulary=SIZE)
+        one.fault = Fault(status=500)
+        with pytest.raises(VerifierError, match="cannot be asked /v1/completions"):
+            asked.row(PROMPT, TOP)
+        asked.close()
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_sampled_texts_are_held_against_the_servers_law(oracle: Oracle, mode: Mode) -> None:
+    def check(draw: Draw) -> Any:
+        devices: Any = Devices(draw)
+        return check_sampled(devices, oracle, PROMPT, mode=mode, texts=2000, top=TOP, ends=[END])
+
+    right = check(sampled)
+    assert right.passed, right
+    assert right.acceptance == 0.75
+    assert not check(too_cold).passed
+    assert check(second_best).p == 0.0
+
+
+def test_greedy_texts_are_held_against_the_servers_own(oracle: Oracle) -> None:
+    def check(draw: Draw) -> Any:
+        devices: Any = Devices(draw)
+        return check_greedy(devices, oracle, [[1], [2], PROMPT], length=8, dtype="float32", ends=[END])
+
+    assert check(sampled).passed
+    assert check(sampled).equal == 3
+    wrong = check(second_best)
+    assert (wrong.passed, wrong.equal, len(wrong.gaps)) == (False, 0, 3)
+    assert min(wrong.gaps) > 0.0
+
+
+def test_how_many_coupled_texts_repeat_is_counted() -> None:
+    calls = iter(range(100))
+    drifting: Any = Devices(lambda text, _policy, _rng: 1 + (next(calls) // 5) if len(text) > 6 else 5)
+    steady: Any = Devices(lambda _text, _policy, _rng: 5)
+    same = check_repeats(steady, [[1], [2]], length=8, top=TOP)
+    assert (same.equal, same.tokens, same.common) == (2, 16, 16)
+    other = check_repeats(drifting, [[1], [2], [3]], length=8, top=TOP)
+    assert other.equal < other.texts
+    assert other.common < other.tokens
+
+
+def test_steps_are_timed_for_every_engine_and_size() -> None:
+    verifiers: Any = {
+        name: ScriptedVerifier(SCRIPT, SCRIPT.words, context=64, budget_tokens=400) for name in ("one", "other")
+    }
+    found = time_steps(verifiers, sequences=[1, 3], tokens=[1, 5], context=20, repeats=2)
+    sizes = [(step.engine, step.sequences, step.tokens) for step in found]
+    assert sizes == [(name, n, t) for n in (1, 3) for t in (1, 5) for name in ("one", "other")]
+    assert all(0 < step.best_ms <= step.ms for step in found)
+    assert all(verifier.capacity() == 400 for verifier in verifiers.values())

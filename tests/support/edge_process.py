@@ -1,0 +1,87 @@
+"""Edge processes: `fleet edge run` with any arguments, and over a prepared target."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.contract import VerifierError
+from fleet_runtime.events import Event, read_events
+from tests.support.edge_thread import NO_QUOTAS
+
+__all__ = ["edge_process", "quota_variables", "real_edge"]
+
+_STOP_S = 60.0
+
+
+def quota_variables() -> dict[str, str]:
+    """Return the environment variables that give an edge `NO_QUOTAS`."""
+    prefix = f"{EdgeSettings.variable_prefix}QUOTAS__"
+    return {f"{prefix}{name.upper()}": f"{NO_QUOTAS.model_dump()[name]:.0f}" for name in NO_QUOTAS.model_fields_set}
+
+
+@contextmanager
+def edge_process(arguments: Sequence[str], *, quotas: bool = False) -> Iterator["subprocess.Popen[str]"]:
+    """Run `fleet edge run` with the arguments; on entry it is online, on exit it has ended.
+
+    Args:
+        arguments: Its command line.
+        quotas: Whether devices have those of the settings. A benchmark's few devices write what a fleet does, and with
+            quotas it would measure these.
+
+    Yields:
+        The process, for whoever ends it otherwise than by SIGTERM.
+
+    Raises:
+        VerifierError: The edge did not start; its own sentence.
+    """
+    command = [sys.executable, "-m", "fleet_cli.main", "edge", "run", "--events", *arguments]
+    environment = os.environ | ({} if quotas else quota_variables())
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout is not None
+        for event in read_events(process.stdout):
+            if event["event"] == Event.ERROR:
+                raise VerifierError(f"The edge did not start: {event['sentence']}")
+            if event["event"] == Event.ONLINE:
+                break
+        else:
+            raise VerifierError("The edge did not start; its complaint is above.")
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=_STOP_S)
+
+
+@contextmanager
+def real_edge(
+    port: int, *, fleet: str, models: Path, folder: Path, dtype: str, threads: int = 0, log: str = "log"
+) -> Iterator[Path]:
+    """Run an edge over a prepared target.
+
+    Args:
+        port: The broker's, on loopback.
+        fleet: Topic level.
+        models: Folder of a prepared family; its `target` is served.
+        folder: For the session log and the spool.
+        dtype: Of the target's weights.
+        threads: Of torch; 0 leaves it to torch.
+        log: Name of the session log.
+
+    Yields:
+        The session log's file (SQLite); complete when the edge has ended.
+
+    Raises:
+        VerifierError: The edge did not start.
+    """
+    database = folder / f"{log}.sqlite3"
+    arguments = [
+        "--fleet", fleet, "--port", str(port), "--target", str(models / "target"), "--engine", "torch",
+        "--dtype", dtype,
+        "--threads", str(threads), "--db", f"sqlite:///{database}", "--spool", str(folder / "spool"),
+    ]  # fmt: skip
+    with edge_process(arguments):
+        yield database

@@ -1,0 +1,153 @@
+"""Memory link: the contract of `PahoLink` over a `MemoryBroker`, without a network."""
+
+from fleet_link.counters import Accepts, Guard, LinkCounters
+from fleet_link.errors import ConnectFailed
+from fleet_link.link import Handler, Listener, Message, Outcome, OutcomeHandler, Will
+from fleet_link.outbox.outbox import Outbox
+from fleet_link.outbox.outgoing import Outgoing
+from fleet_link.outbox.packets import publish_packet_bytes
+from fleet_link.routing import Route, Routes
+from tests.support.memory_broker import MemoryBroker, Peer
+
+__all__ = ["MemoryLink"]
+
+
+class MemoryLink:
+    """A `Link` to a broker in memory. Its handlers run wherever the broker is pumped.
+
+    Args:
+        broker: To connect to.
+        client_id: Unique at the broker.
+        will: Published by the broker, retained, if this client vanishes.
+        queue_messages: Most messages waiting while disconnected.
+        queue_bytes: Likewise, of their packets.
+    """
+
+    def __init__(
+        self,
+        broker: MemoryBroker,
+        client_id: str,
+        *,
+        will: Will | None = None,
+        queue_messages: int = 1000,
+        queue_bytes: int = 8 << 20,
+    ) -> None:
+        self._broker = broker
+        self._client_id = client_id
+        self._will = will
+        self._guard = Guard()
+        self._routes = Routes(self._guard)
+        self._outbox = Outbox(
+            max_messages=queue_messages,
+            max_bytes=queue_bytes,
+            clock=broker.clock,
+            counters=self.counters,
+        )
+        self._accepts: Accepts | None = None
+        self._listeners: tuple[Listener, ...] = ()
+        self._peer: Peer | None = None
+
+    @property
+    def counters(self) -> LinkCounters:
+        """What this link has counted."""
+        return self._guard.counters
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker answers."""
+        return self._peer is not None and self._peer.alive
+
+    @property
+    def max_packet_bytes(self) -> int:
+        """Largest packet the broker takes."""
+        return self._broker.max_packet_bytes
+
+    def start(self, *, timeout_s: float) -> None:
+        """Connect; see `Link.start`. A memory broker that is down is not waited for."""
+        if self._peer is not None:
+            return
+        if not self._broker.up:
+            raise ConnectFailed(f"The memory broker is down; waiting {timeout_s} s would not help: bring it up.")
+        self._attach()
+
+    def stop(self) -> None:
+        """Say goodbye; see `Link.stop`."""
+        if self._peer is not None:
+            self._broker.detach(self._peer)
+            self._peer = None
+
+    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, retained: bool = True) -> None:
+        """Route matching messages to `handler`; see `Link.subscribe`."""
+        self._routes.add(Route(topic_filter, handler, qos, retained))
+        if self._peer is not None and self._peer.alive:
+            self._broker.subscribe(self._peer, topic_filter, retained=retained)
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """End a subscription; see `Link.unsubscribe`."""
+        if self._routes.remove(topic_filter) and self._peer is not None:
+            self._peer.filters.discard(topic_filter)
+
+    def screen(self, accepts: Accepts) -> None:
+        """Ask `accepts` about every message; see `Link.screen`."""
+        self._accepts = accepts
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        expiry_s: int | None = None,
+        content_type: str | None = None,
+        alias: bool = False,
+        priority: bool = False,
+        on_outcome: OutcomeHandler | None = None,
+    ) -> None:
+        """Send a message; see `Link.publish`."""
+        deadline = None if expiry_s is None else self._broker.clock() + expiry_s
+        message = Outgoing(topic, payload, qos, retain, deadline, content_type, alias, on_outcome, priority)
+        message.check(limit=self.max_packet_bytes)
+        if qos == 0 and not self.connected:
+            self.counters.dropped += 1
+            return
+        self._outbox.put(message)
+        self._drain()
+
+    def on_connection(self, listener: Listener) -> None:
+        """Call `listener` after every connect and loss; see `Link.on_connection`."""
+        self._listeners = (*self._listeners, listener)
+
+    def _attach(self) -> None:
+        self._peer = Peer(self._client_id, self._receive, self._lost, self._attach, self._will)
+        self._broker.attach(self._peer)
+        for route in self._routes:
+            self._broker.subscribe(self._peer, route.filter, retained=route.retained)
+        self.counters.connects += 1
+        self._broker.schedule(lambda: self._notify(connected=True))
+        self._drain()
+
+    def _drain(self) -> None:
+        while self.connected and (message := self._outbox.take(window=1)) is not None:
+            self.counters.sent += 1
+            reason = self._broker.accept(message)
+            if message.qos > 0 and message.on_outcome is not None:
+                self._answer(message.on_outcome, Outcome(message.topic, reason))
+
+    def _answer(self, handler: OutcomeHandler, outcome: Outcome) -> None:
+        self._broker.schedule(lambda: self._guard.call(handler, outcome))
+
+    def _receive(self, message: Message) -> None:
+        topic, size = message.topic.encode(), publish_packet_bytes(message.topic, message.payload)
+        if self._accepts is None or self._guard.ask(self._accepts, topic, size, retained=message.retained):
+            self._routes.dispatch(message)
+        else:
+            self.counters.screened += 1
+
+    def _lost(self) -> None:
+        self.counters.losses += 1
+        self._notify(connected=False)
+
+    def _notify(self, *, connected: bool) -> None:
+        for listener in self._listeners:
+            self._guard.call(listener, connected)

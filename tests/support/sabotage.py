@@ -1,0 +1,297 @@
+"""Planted faults that a proof of exactness must find: each is a mistake that published code really makes."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from enum import StrEnum
+from functools import partial
+from typing import Any, Final
+from unittest.mock import patch
+
+import numpy as np
+
+from dssd.distribution import TOTAL, Dist, QuantizedDist, quantize, shape
+from dssd.downlink import correct
+from dssd.sampling import Proposal, propose
+from dssd.verification import Judgement, decode
+from fleet_device.client.draft_sequence import DraftSequence
+from fleet_device.drafters.common_tokens import CommonTokens
+from fleet_edge import orchestrator
+from fleet_edge.batching.judging import Case
+from fleet_edge.sessions.constraint import Constraint
+from fleet_edge.verifiers.contract import Item
+from schemas.downlink import DownlinkForm
+from schemas.policy import SamplingPolicy
+from tests.support.toy_pair import TEMPERATURE, ToyPair
+
+__all__ = ["UNSURE", "Sabotage", "at_the_device", "at_the_edge"]
+
+
+class Sabotage(StrEnum):
+    """What is wrong.
+
+    Attributes:
+        NONE: Nothing.
+        CUT_SHORT: The edge asks inference servers for one token of each row less than the policy keeps.
+        GUESS_KEPT: The edge keeps its first guess, whatever it has drawn.
+        GUESS_SHIFTED: The edge draws what it writes behind a guess with the random numbers of the position before.
+        INVERTED: The edge accepts with probability q/p instead of p/q.
+        LIKELIEST: The device takes the likeliest token from earlier text, and reports that it was drawn by counts.
+        MASKED_HALF: The edge masks p by the grammar where it draws, and only tests with p as it is elsewhere.
+        MASKED_LATE: The edge masks p by the grammar behind top_k and top_p, in place of before them.
+        MASK_NOT_RENORMALISED: The edge masks p by the grammar, and what is left does not sum to 1.
+        MISREPORTED: The device reports a q that it did not draw from.
+        NO_RESIDUAL: The device draws the correction from p instead of max(0, p - q).
+        NOT_RENORMALISED: The device draws among the tokens that it has in common with the target, and reports their
+            probabilities among all.
+        SHIFTED: The edge takes the engine's rows one place too late: each draft token is tested against the row of the
+            token before it.
+        TEMPERED_TWICE: The edge applies the temperature to log-probabilities of inference servers that have applied it.
+        UNMAPPED: The device maps the token that it draws to the target's id, and keeps q under its own ids.
+        UNSHAPED: The edge verifies against p before temperature, top_k and top_p.
+        WITHHELD: The device leaves a token out of the draft that it has drawn, because it was unsure of it.
+    """
+
+    NONE = "none"
+    CUT_SHORT = "cut-short"
+    GUESS_KEPT = "guess-kept"
+    GUESS_SHIFTED = "guess-shifted"
+    INVERTED = "inverted"
+    LIKELIEST = "likeliest"
+    MASKED_HALF = "masked-half"
+    MASKED_LATE = "masked-late"
+    MASK_NOT_RENORMALISED = "mask-not-renormalised"
+    MISREPORTED = "misreported"
+    NO_RESIDUAL = "no-residual"
+    NOT_RENORMALISED = "not-renormalised"
+    SHIFTED = "shifted"
+    TEMPERED_TWICE = "tempered-twice"
+    UNMAPPED = "unmapped"
+    UNSHAPED = "unshaped"
+    WITHHELD = "withheld"
+
+
+UNSURE: Final = 0.5
+"""A token that was drawn with a smaller probability is one of which the toy draft model was unsure."""
+
+
+def _accept_inverted(p: float, count: int, uniform: float) -> bool:
+    return uniform * p < count / TOTAL
+
+
+def _correct_without_residual(
+    form: DownlinkForm, quantized: QuantizedDist, *, policy: SamplingPolicy, position: int
+) -> int | None:
+    # An empty q: the residual of p over nothing is p.
+    nothing = QuantizedDist(quantized.ids[:1], np.zeros(1, dtype=np.int64))
+    return correct(form, nothing, policy=policy, position=position)
+
+
+def _propose_misreported(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
+    proposal = propose(q, policy=policy, position=position)
+    if proposal.quantized is None:
+        return proposal
+    flat = quantize(Dist(q.ids, np.full(len(q), 1.0 / len(q))))
+    return Proposal(proposal.token, flat.count(proposal.token), flat)
+
+
+def _restrict_without_renormalising(common: CommonTokens, dist: Dist) -> Dist | None:
+    ids = common.to_target[dist.ids]
+    kept = ids >= 0
+    return Dist(ids[kept], dist.probs[kept]) if kept.any() else None
+
+
+def _propose_not_renormalised(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
+    proposal = propose(q, policy=policy, position=position)  # draws as from what is whole
+    if proposal.quantized is None:
+        return proposal
+    scaled = np.maximum(1, (proposal.quantized.counts * q.probs.sum()).astype(np.int64))
+    reported = QuantizedDist(proposal.quantized.ids, scaled)
+    return Proposal(proposal.token, reported.count(proposal.token), reported)
+
+
+def _propose_unmapped(q: Dist, *, policy: SamplingPolicy, position: int) -> Proposal:
+    proposal = propose(q, policy=policy, position=position)
+    if proposal.quantized is None:
+        return proposal
+    own = {word: token for token, word in enumerate(ToyPair.unlike().draft_words)}
+    ids = [own.get(f"t{token}", own["stop"]) for token in proposal.quantized.ids]
+    return Proposal(
+        proposal.token, proposal.count, QuantizedDist(np.array(ids, dtype=np.int64), proposal.quantized.counts)
+    )
+
+
+def _draft_withholding(drafts: DraftSequence, limit: int) -> bool:
+    went_on = _draft(drafts, limit)
+    building = drafts.session._drafts.building
+    if went_on and building[-1].chance < UNSURE:
+        building.pop()
+        drafts.drafter.truncate(len(drafts.session.request.prompt) + drafts.session.position)
+        return False
+    return went_on
+
+
+def _draft_likeliest(drafts: DraftSequence, limit: int) -> bool:
+    went_on, source = _draft(drafts, limit), drafts.source
+    building = drafts.session._drafts.building
+    if went_on and source is not None and source.repeats and (quantized := building[-1].quantized) is not None:
+        token = int(quantized.ids[0])
+        building[-1] = Proposal(token, quantized.count(token), quantized)
+        drafts.drafter.truncate(len(drafts.session.request.prompt) + drafts.session.position - 1)
+        drafts.drafter.extend((token,))
+    return went_on
+
+
+_draft: Final = DraftSequence.draft
+
+
+def _write_keeping(
+    row: Callable[[int], Dist], guesses: Sequence[int], *, policy: SamplingPolicy, base: int
+) -> Judgement:
+    judged = decode(row, guesses, policy=policy, base=base)
+    return Judgement(1, rejected=False) if guesses and not judged.accepted else judged
+
+
+def _write_shifted(
+    row: Callable[[int], Dist], guesses: Sequence[int], *, policy: SamplingPolicy, base: int
+) -> Judgement:
+    own = [
+        decode(partial(_row_at, row, offset), (), policy=policy, base=base + max(0, offset - 1)).token
+        for offset in range(len(guesses) + 1)
+    ]
+    right = next((offset for offset, guess in enumerate(guesses) if own[offset] != guess), len(guesses))
+    return Judgement(right, rejected=False, token=own[right])
+
+
+def _row_at(row: Callable[[int], Dist], offset: int, _number: int) -> Dist:
+    return row(offset)
+
+
+def _case_unshaped(work: Any) -> Case:
+    case = _case(work)
+    return replace(case, policy=case.policy.model_copy(update={"temperature": 1.0, "top_k": 0, "top_p": 1.0}))
+
+
+_case: Final = orchestrator._case
+
+
+class _TestedAsItIs(Dist):
+    """A masked distribution that is tested against what it was before."""
+
+    __slots__ = ("before",)
+    before: Dist
+
+    def probability(self, token: int) -> float:
+        return self.before.probability(token) if token in self.ids else 0.0
+
+
+def _kept(dist: Dist, allowed: Any) -> Dist:
+    kept = np.isin(dist.ids, allowed)
+    return Dist(dist.ids[kept], dist.probs[kept]) if kept.any() else Dist(allowed[:1], np.ones(1))
+
+
+def _mask_wrongly(kind: Sabotage, stack: ExitStack) -> None:
+    """Have the edge apply grammars as it must not."""
+    masked = Constraint.shape
+
+    def changed(self: Constraint, row: Any, policy: SamplingPolicy, *, text: Sequence[int]) -> Dist:
+        right = masked(self, row, policy, text=text)
+        whole = shape(row, policy)
+        if kind is Sabotage.MASKED_HALF:
+            half = _TestedAsItIs(right.ids, right.probs)
+            object.__setattr__(half, "before", whole)
+            return half
+        late = _kept(whole, self.matcher.allowed(text))
+        if kind is Sabotage.MASKED_LATE:
+            return Dist(late.ids, late.probs / late.probs.sum())
+        return late
+
+    stack.enter_context(patch.object(Constraint, "shape", changed))
+
+
+def _rows_before(rows: int) -> list[int]:
+    return [max(0, row - 1) for row in range(rows)]
+
+
+def _shift(ids: Any, logprobs: Any) -> tuple[Any, Any]:
+    before = _rows_before(len(ids))
+    return ids[before], logprobs[before]
+
+
+def _temper_again(ids: Any, logprobs: Any) -> tuple[Any, Any]:
+    # As a server of whom log-probabilities are asked behind its own sampling.
+    return ids, logprobs / np.float32(TEMPERATURE)
+
+
+def _cut_short(ids: Any, logprobs: Any) -> tuple[Any, Any]:
+    cut = logprobs.copy()
+    cut[:, -1] = -np.inf
+    return ids, cut
+
+
+def _change_answers(change: Callable[[Any, Any], tuple[Any, Any]], stack: ExitStack) -> None:
+    """Have what inference servers answer misread."""
+    from fleet_edge.verifiers.remote.endpoint import Endpoint  # noqa: PLC0415 - only where the extra is installed
+
+    compute = Endpoint.compute
+
+    async def changed(self: Endpoint, *args: Any, **kwargs: Any) -> Any:
+        rows = await compute(self, *args, **kwargs)
+        ids, logprobs = change(rows.ids, rows.logprobs)
+        return replace(rows, ids=ids, logprobs=logprobs)
+
+    stack.enter_context(patch.object(Endpoint, "compute", changed))
+
+
+def _shift_llama(stack: ExitStack) -> None:
+    """Have the rows of llama.cpp misread."""
+    from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier  # noqa: PLC0415 - likewise
+
+    score = LlamaCppVerifier.score
+
+    def changed(self: LlamaCppVerifier, items: Sequence[Item]) -> Any:
+        logits, rows, start = score(self, items), [], 0
+        for item in items:
+            rows += [start + row for row in _rows_before(item.rows)]
+            start += item.rows
+        return logits[rows]
+
+    stack.enter_context(patch.object(LlamaCppVerifier, "score", changed))
+
+
+def at_the_edge(kind: Sabotage, stack: ExitStack) -> None:
+    """Put the edge's faults in place until the stack is closed."""
+    if kind is Sabotage.INVERTED:
+        stack.enter_context(patch("dssd.verification.accepts", _accept_inverted))
+    elif kind is Sabotage.UNSHAPED:
+        stack.enter_context(patch("fleet_edge.orchestrator._case", _case_unshaped))
+    elif kind is Sabotage.GUESS_KEPT:
+        stack.enter_context(patch("fleet_edge.batching.judging.write", _write_keeping))
+    elif kind is Sabotage.GUESS_SHIFTED:
+        stack.enter_context(patch("fleet_edge.batching.judging.write", _write_shifted))
+    elif kind in (Sabotage.MASKED_HALF, Sabotage.MASKED_LATE, Sabotage.MASK_NOT_RENORMALISED):
+        _mask_wrongly(kind, stack)
+    elif kind is Sabotage.SHIFTED:
+        _shift_llama(stack)
+        _change_answers(_shift, stack)
+    elif kind is Sabotage.TEMPERED_TWICE:
+        _change_answers(_temper_again, stack)
+    elif kind is Sabotage.CUT_SHORT:
+        _change_answers(_cut_short, stack)
+
+
+def at_the_device(kind: Sabotage, stack: ExitStack) -> None:
+    """Put the device's faults in place until the stack is closed."""
+    if kind is Sabotage.MISREPORTED:
+        stack.enter_context(patch("fleet_device.session.machine.propose", _propose_misreported))
+    elif kind is Sabotage.NOT_RENORMALISED:
+        stack.enter_context(patch.object(CommonTokens, "restrict", _restrict_without_renormalising))
+        stack.enter_context(patch("fleet_device.session.machine.propose", _propose_not_renormalised))
+    elif kind is Sabotage.UNMAPPED:
+        stack.enter_context(patch("fleet_device.session.machine.propose", _propose_unmapped))
+    elif kind is Sabotage.LIKELIEST:
+        stack.enter_context(patch.object(DraftSequence, "draft", _draft_likeliest))
+    elif kind is Sabotage.WITHHELD:
+        stack.enter_context(patch.object(DraftSequence, "draft", _draft_withholding))
+    elif kind is Sabotage.NO_RESIDUAL:
+        stack.enter_context(patch("fleet_device.session.rejection.correct", _correct_without_residual))

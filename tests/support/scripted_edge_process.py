@@ -1,0 +1,44 @@
+"""Scripted edge: `fleet edge run` over a scripted target, as a process; all of the real edge but the model.
+
+It is configured as the real one is, session log and certificates included: a benchmark or a test can take either.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from fleet_edge.edge import Edge
+from fleet_edge.verifiers.scripted import ScriptedVerifier
+from fleet_runtime.events import Event, EventStream
+from fleet_runtime.memory import use_one_heap
+from tests.support.offset_clock import OffsetClock
+from tests.support.scripted_language import CONTEXT, LANGUAGE
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Serve until SIGTERM; writes the events of `fleet edge run --events` on standard output."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path, help="TOML file with the edge's settings")
+    parser.add_argument("--kv-tokens", type=int, default=1 << 20, help="tokens that are kept, ended texts' too")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    use_one_heap()
+    verifier = ScriptedVerifier(
+        LANGUAGE, LANGUAGE.words, context=CONTEXT, budget_tokens=arguments.kv_tokens, name="scripted"
+    )
+    edge = Edge.from_config(arguments.config).settings
+    events = EventStream(sys.stdout, outlives_reader=True)
+
+    def tell() -> None:
+        events.write(Event.ONLINE, fleet=edge.fleet, edge=edge.edge, context=CONTEXT)
+
+    with events.telling_errors():
+        Edge(edge, verifier=verifier, now=OffsetClock.from_environment()).run(on_online=tell)
+    events.write(Event.STOPPED)
+
+
+if __name__ == "__main__":
+    main()

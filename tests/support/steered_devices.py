@@ -1,0 +1,56 @@
+"""Steered devices: real devices over a toy draft in one process, which an administrator sets and commands."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.gateway import Gateway
+from fleet_device.service import DeviceService
+from fleet_device.settings import DeviceSettings
+from fleet_device.steering.remote_settings import RemoteSettings
+from fleet_link.settings import BrokerSettings
+from tests.support.markov import MarkovScript
+
+__all__ = ["steered_devices"]
+
+_SCRIPT: Final = MarkovScript(size=6, seed=7)
+_WORDS: Final = ("</s>", *("abcde"))
+
+
+@contextmanager
+def steered_devices(
+    names: Sequence[str], *, fleet: str, brokers: Mapping[str, BrokerSettings], folder: Path, **given: object
+) -> Iterator[list[Gateway]]:
+    """Run devices.
+
+    Args:
+        names: One for each.
+        fleet: The fleet's name.
+        brokers: How each reaches its broker, by name.
+        folder: For what they keep.
+        given: Further settings of all of them.
+    """
+    with ExitStack() as stack:
+        gateways = []
+        for name in names:
+            own = DeviceSettings.model_validate(
+                {
+                    "fleet": fleet,
+                    "device": name,
+                    "broker": brokers[name],
+                    "api_port": 0,
+                    "texts_at_once": 1,
+                    "steering_dir": folder / "steering",
+                    "offline_log": folder / f"{name}.db",
+                    **given,
+                }
+            )
+            remote = RemoteSettings.of(own)
+            drafter = ScriptedDrafter(_SCRIPT, _WORDS, name="toy")
+            gateway = Gateway(DeviceService(remote.settings, drafter), remote=remote)
+            stack.callback(gateway.stop)
+            gateway.start()
+            gateways.append(gateway)
+        yield gateways

@@ -1,0 +1,73 @@
+"""Toy edge: an edge over the toy target, as a process; all of the real edge but the model and the database."""
+
+import argparse
+import secrets
+import signal
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from unittest.mock import patch
+
+from dssd.downlink import Form
+from fleet_edge.assembly import assemble
+from fleet_edge.batching.step_cost import StepCost
+from fleet_edge.sessions.table import HANDLES
+from fleet_edge.settings import EdgeSettings
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import BrokerSettings
+from fleet_runtime.events import Event, EventStream
+from tests.support.edge_thread import NO_QUOTAS, NoLog
+from tests.support.sabotage import Sabotage, at_the_edge
+from tests.support.toy_engines import ToyEngine, toy_verifier
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Serve until SIGTERM; writes the event `online` on standard output when ready."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--fleet", required=True)
+    parser.add_argument("--form", type=Form, default=Form.AUTO)
+    parser.add_argument("--engine", type=ToyEngine, default=ToyEngine.SCRIPTED)
+    parser.add_argument("--sabotage", type=Sabotage, default=Sabotage.NONE)
+    parser.add_argument("--guesses", type=int, default=0, help="tokens behind each text it writes, whatever they cost")
+    arguments = parser.parse_args()
+    settings = EdgeSettings(
+        fleet=arguments.fleet,
+        edge="edge-1",
+        broker=BrokerSettings(port=arguments.port),
+        form=arguments.form,
+        max_guess=max(1, arguments.guesses),
+        quotas=NO_QUOTAS,
+    )
+    link = PahoLink(settings.broker.link(settings.edge, will=None))
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with ExitStack() as stack:
+        verifier = stack.enter_context(toy_verifier(arguments.engine))  # which is tried before anybody is served
+        at_the_edge(arguments.sabotage, stack)
+        # Whether a guess pays is a matter of this machine's pace, and a proof that hung on it would prove nothing.
+        stack.enter_context(patch.object(StepCost, "guesses", lambda *_, **__: arguments.guesses))
+        orchestrator = assemble(
+            settings,
+            verifier=verifier,
+            link=link,
+            sink=NoLog(),
+            clock=time.monotonic,
+            now=lambda: datetime.now(UTC),
+            first_handle=secrets.randbelow(HANDLES),
+        )
+        link.start(timeout_s=10.0)
+        stack.callback(link.stop)
+        EventStream(sys.stdout).write(Event.ONLINE, fleet=settings.fleet, edge=settings.edge)
+        while not stop.is_set():
+            orchestrator.step(wait_s=0.1)
+        orchestrator.rest()
+
+
+if __name__ == "__main__":
+    main()

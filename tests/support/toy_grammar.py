@@ -1,0 +1,74 @@
+"""Toy grammar of the exactness proof: a finite language over the toy words, and the target's law given it."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from dssd.distribution import Float
+from schemas.grammar import Grammar, GrammarKind
+from schemas.policy import SamplingPolicy
+from tests.support.markov import MarkovScript
+
+__all__ = ["GRAMMAR", "TEXTS", "allowed", "joint_given_grammar"]
+
+TEXTS: Final[tuple[tuple[int, ...], ...]] = (
+    (1, 2), (1, 2, 4), (1, 3, 5), (1, 3, 4), (1, 5),
+    (2, 3, 1), (2, 3, 4),
+    (3,), (3, 5, 5, 2), (3, 1, 2, 2),
+    (4, 5, 1, 1),
+    (5, 4, 4), (5, 4, 2, 1), (5, 2),
+)  # fmt: skip
+"""All texts that the grammar allows, without their ends: some are beginnings of others, some have but one way on."""
+
+
+def _regex() -> str:
+    return "|".join("".join(f"t{token} " for token in text) for text in TEXTS)
+
+
+GRAMMAR: Final = Grammar(kind=GrammarKind.REGEX, text=_regex())
+"""Over the words, each with a space behind it, as devices write them."""
+
+
+def allowed(text: Sequence[int], *, end: int) -> list[int]:
+    """Return the ids that may follow a text, from the list of all texts: what the matcher is held to."""
+    begun = tuple(text)
+    longer = {known[len(begun)] for known in TEXTS if len(known) > len(begun) and known[: len(begun)] == begun}
+    return sorted(longer | ({end} if begun in TEXTS else set()))
+
+
+def joint_given_grammar(
+    language: MarkovScript, prefix: Sequence[int], *, length: int, policy: SamplingPolicy, end: int
+) -> Float:
+    """Return the joint law of the next tokens given the grammar, `[size] * length`; ends are repeated.
+
+    It is computed from the language's logits with none of the system's code: what the grammar rules out is taken away
+    first, and the rest is shaped.
+    """
+    law = np.zeros((language.size,) * length)
+
+    def walk(text: tuple[int, ...], mass: float) -> None:
+        if len(text) == length or (text and text[-1] == end):
+            law[text + text[-1:] * (length - len(text))] += mass
+            return
+        row = np.asarray(language.logits([*prefix, *text]), dtype=np.float64)
+        for token, chance in _shaped(row, allowed(text, end=end), policy):
+            walk((*text, token), mass * chance)
+
+    walk((), 1.0)
+    return law
+
+
+def _shaped(row: Any, ids: Sequence[int], policy: SamplingPolicy) -> list[tuple[int, float]]:
+    kept = sorted(ids, key=lambda token: (-row[token], token))
+    if policy.temperature == 0.0:
+        return [(kept[0], 1.0)]
+    kept = kept[: policy.top_k or None]
+    weights = [float(np.exp(row[token] / policy.temperature)) for token in kept]
+    total, mass, nucleus = sum(weights), 0.0, list[tuple[int, float]]()
+    for token, weight in zip(kept, weights, strict=True):
+        if mass >= policy.top_p:
+            break
+        nucleus.append((token, weight / total))
+        mass += weight / total
+    return [(token, chance / mass) for token, chance in nucleus]

@@ -1,0 +1,135 @@
+"""Toy pair of the exactness proof: a target and a draft language whose laws are known in closed form."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from numpy.typing import NDArray
+
+from dssd.distribution import Float
+from fleet_device.drafters.contract import Drafter
+from fleet_device.drafters.scripted import Script, ScriptedDrafter, WordCodec
+from fleet_device.drafters.suffix.drafter import SuffixDrafter
+from fleet_device.drafters.suffix.history import History
+from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
+from schemas.grammar import Grammar
+from schemas.policy import Mode, SamplingPolicy
+from schemas.vocabulary import Vocabulary
+from tests.support.markov import MarkovScript
+from tests.support.toy_transformer import ToyTransformer
+
+__all__ = ["END_TOKENS", "GUESSABLE", "PROMPT", "TEMPERATURE", "TOP_K", "ToyLanguage", "ToyPair", "policy"]
+
+PROMPT: Final = (1,)
+GUESSABLE: Final = (1, 2, 3, 5, 3, 3, 1, 5, 5, 1, 4, 3, 2, 1, 1, 3, 4, 2, 2, 4, 4, 5, 2, 5, 4, 1, 2)
+"""A prompt with every pair of tokens: whatever is written, the edge finds something to guess behind it. Of the first
+guesses about every third is right."""
+
+END_TOKENS: Final = (0,)
+"""Texts may end early, so that the law of the end is proved too."""
+
+TOP_K: Final = 5
+"""Of the proof's policy: one token of the vocabulary is always left out."""
+
+TEMPERATURE: Final = 0.8
+"""Of the proof's policy."""
+
+_SIZE: Final = 6
+_HISTORY_BYTES: Final = 1 << 14
+
+
+class ToyLanguage(Protocol):
+    """A language with a known joint law."""
+
+    @property
+    def size(self) -> int:
+        """Tokens in the vocabulary."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The token strings by id."""
+
+    def logits(self, prefix: Sequence[int]) -> NDArray[Any]:
+        """Return `[size]` for the token after the prefix."""
+
+    def joint(self, prefix: Sequence[int], *, length: int, policy: SamplingPolicy) -> Float:
+        """Return the joint law of the next tokens, `[size] * length`, as shaped by a policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbed:
+    """A language whose logits are those of one plus those of another, as a draft model is to its target."""
+
+    target: Script
+    noise: Script
+
+    def logits(self, prefix: Sequence[int]) -> NDArray[Any]:
+        """Return the sum."""
+        total: NDArray[Any] = self.target.logits(prefix) + self.noise.logits(prefix)
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class ToyPair:
+    """The two languages.
+
+    Attributes:
+        target: The law to follow.
+        draft: A disturbed copy, accepted about two times in three.
+        draft_words: The draft's words by id.
+        draft_ends: The draft's tokens that end a text.
+        suffix: Whether a device also drafts from what it has written.
+    """
+
+    target: ToyLanguage
+    draft: Script
+    draft_words: tuple[str, ...]
+    draft_ends: tuple[int, ...] = END_TOKENS
+    suffix: bool = False
+
+    @classmethod
+    def standard(cls) -> "ToyPair":
+        """Return the pair of the proof."""
+        target = MarkovScript(size=_SIZE, seed=7, sharpness=1.2, period=3)
+        return cls(target, target.perturbed(seed=8, amount=1.5), target.words)
+
+    @classmethod
+    def unlike(cls) -> "ToyPair":
+        """Return a pair of other vocabularies: three words are common, under other ids, and the ends have two names."""
+        target = MarkovScript(size=_SIZE, seed=7, sharpness=1.2, period=3)
+        words = ("d0", "t4", "stop", "t2", "d1", "t1", "d2")
+        return cls(target, MarkovScript(size=len(words), seed=9, sharpness=0.8, period=3), words, (2,))
+
+    @classmethod
+    def transformer(cls) -> "ToyPair":
+        """Return a pair whose target looks at the whole text.
+
+        An engine's rounding moves its logits by some thousandths, and no row has an edge of `top_k` or `top_p` as near
+        as that: the tokens kept are the same in every engine.
+        """
+        target = ToyTransformer(size=_SIZE, seed=51, sharpness=1.8)
+        return cls(target, Disturbed(target, MarkovScript(size=_SIZE, seed=8, sharpness=1.0, period=3)), target.words)
+
+    def drafter(self) -> Drafter:
+        """Return a draft model of the pair, for the target's vocabulary; behind a drafter from earlier text, or not."""
+        model = self._model()
+        if not self.suffix:
+            return model
+        return SuffixDrafter.before(model, History(memory_bytes=_HISTORY_BYTES))
+
+    def _model(self) -> Drafter:
+        own = ScriptedDrafter(self.draft, self.draft_words, end_tokens=self.draft_ends)
+        if self.draft_words == self.target.words:
+            return own
+        words = self.target.words
+        return UnlikeVocabularyDrafter(own, Vocabulary.of(words), WordCodec(words, END_TOKENS))
+
+
+def policy(mode: Mode, seed: int, *, greedy: bool = False, grammar: Grammar | None = None) -> SamplingPolicy:
+    """Return the proof's sampling policy: every step of the shaping takes effect, or none where it is greedy.
+
+    Given a grammar, which leaves few tokens at each place, it keeps fewer.
+    """
+    temperature = 0.0 if greedy else TEMPERATURE
+    top_k, top_p = (TOP_K, 0.93) if grammar is None else (2, 0.85)
+    return SamplingPolicy(mode=mode, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, grammar=grammar)

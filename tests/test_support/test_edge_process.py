@@ -1,0 +1,16 @@
+"""Edges of benchmarks, as processes."""
+
+import pytest
+
+from fleet_edge.settings import EdgeSettings
+from fleet_runtime.settings import load_settings
+from tests.support.edge_process import quota_variables
+from tests.support.edge_thread import NO_QUOTAS
+
+
+def test_an_edge_of_a_benchmark_has_no_quotas(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = {"fleet": "home", "target": "models/target"}
+    assert load_settings(EdgeSettings, config=None, flags=flags).quotas != NO_QUOTAS
+    for name, value in quota_variables().items():
+        monkeypatch.setenv(name, value)
+    assert load_settings(EdgeSettings, config=None, flags=flags).quotas == NO_QUOTAS

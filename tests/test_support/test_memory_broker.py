@@ -1,0 +1,136 @@
+import random
+import threading
+
+import pytest
+
+from fleet_link.link import Message, Outcome
+from tests.support.links import Clock, Inbox
+from tests.support.memory_broker import Faults, MemoryBroker
+from tests.support.memory_link import MemoryLink
+from tests.support.waiting import until
+
+SENT = [b"%d" % number for number in range(200)]
+
+
+def run(faults: Faults, *, seed: int = 1) -> list[bytes]:
+    broker = MemoryBroker(rng=random.Random(seed), faults=faults)
+    inbox = Inbox()
+    receiver, sender = MemoryLink(broker, "receiver"), MemoryLink(broker, "sender")
+    receiver.subscribe("a", inbox)
+    receiver.start(timeout_s=0)
+    sender.start(timeout_s=0)
+    for payload in SENT:
+        sender.publish("a", payload)
+        broker.step()
+    broker.pump()
+    return inbox.payloads
+
+
+def test_without_faults_everything_arrives_once_and_in_order() -> None:
+    assert run(Faults()) == SENT
+
+
+@pytest.mark.parametrize(
+    "faults", [Faults(drop=0.3), Faults(duplicate=0.3), Faults(delay=0.3), Faults(reorder=0.3), Faults(0.2, 0.2, 0.2)]
+)
+def test_the_same_seed_gives_the_same_faults_and_another_others(faults: Faults) -> None:
+    assert run(faults) == run(faults)
+    assert run(faults) != run(faults, seed=2)
+    assert run(faults) != SENT
+
+
+def test_drop_loses_and_does_nothing_else() -> None:
+    received = run(Faults(drop=0.3))
+    assert received == [payload for payload in SENT if payload in set(received)]
+    # Binomial(200, 0.7): outside 100..180 with probability below 1e-9, and the seed is fixed.
+    assert 100 < len(received) < 180
+
+
+def test_duplicate_repeats_and_does_nothing_else() -> None:
+    received = run(Faults(duplicate=0.3))
+    assert len(received) > len(SENT)
+    assert list(dict.fromkeys(received)) == SENT
+
+
+@pytest.mark.parametrize("faults", [Faults(delay=0.3, max_delay=5), Faults(reorder=0.3)])
+def test_delay_and_reorder_change_only_the_order(faults: Faults) -> None:
+    received = run(faults)
+    assert received != SENT
+    assert sorted(received) == sorted(SENT)
+
+
+def test_faults_keep_to_their_topics() -> None:
+    assert run(Faults(drop=1.0, only="b/#")) == SENT
+    assert run(Faults(drop=1.0, only="a")) == []
+
+
+def test_a_message_that_expires_on_its_way_is_not_delivered() -> None:
+    clock, inbox = Clock(), Inbox()
+    broker = MemoryBroker(clock=clock)
+    link = MemoryLink(broker, "a")
+    link.subscribe("t", inbox)
+    link.start(timeout_s=0)
+    link.publish("t", b"stale", expiry_s=10)
+    clock.advance(11)
+    link.publish("t", b"fresh", expiry_s=10)
+    broker.pump()
+    assert inbox.payloads == [b"fresh"]
+
+
+def test_nothing_moves_before_it_is_pumped() -> None:
+    broker, inbox, outcomes = MemoryBroker(), Inbox(), list[Outcome]()
+    link = MemoryLink(broker, "a")
+    link.subscribe("t", inbox)
+    link.start(timeout_s=0)
+    link.publish("t", b"1", on_outcome=outcomes.append)
+    assert inbox == []
+    assert outcomes == []
+    broker.pump()
+    assert inbox == [Message("t", b"1")]
+    assert outcomes == [Outcome("t", 0)]
+    assert not broker.step()
+
+
+def test_an_empty_retained_message_clears() -> None:
+    broker = MemoryBroker()
+    link = MemoryLink(broker, "a")
+    link.start(timeout_s=0)
+    link.publish("t", b"1", retain=True)
+    assert broker.retained("t") == b"1"
+    link.publish("t", b"", retain=True)
+    assert broker.retained("t") is None
+
+
+def test_a_second_client_of_the_same_name_throws_the_first_out() -> None:
+    broker, changes = MemoryBroker(), list[bool]()
+    first, second = MemoryLink(broker, "a"), MemoryLink(broker, "a")
+    first.on_connection(changes.append)
+    first.start(timeout_s=0)
+    second.start(timeout_s=0)
+    broker.pump()
+    assert changes == [True, False]
+    assert second.connected
+    assert not first.connected
+
+
+def test_a_thread_may_do_the_pumping() -> None:
+    broker, threads = MemoryBroker(), list[str]()
+    link = MemoryLink(broker, "a")
+    link.subscribe("t", lambda _: threads.append(threading.current_thread().name))
+    link.start(timeout_s=0)
+    with broker.running():
+        link.publish("t", b"1")
+        until(lambda: threads == ["memory-broker"])
+    link.publish("t", b"2")
+    assert len(threads) == 1
+
+
+def test_handlers_that_answer_each_other_for_ever_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.support.memory_broker.MAX_STEPS", 1000)
+    broker = MemoryBroker()
+    link = MemoryLink(broker, "a")
+    link.subscribe("t", lambda message: link.publish("t", message.payload))
+    link.start(timeout_s=0)
+    link.publish("t", b"1")
+    with pytest.raises(RuntimeError, match="for ever"):
+        broker.pump()
