@@ -5,37 +5,39 @@ Then it is exported, the dashboard's pages are loaded over it, and it is purged 
 
 import argparse
 import json
+import math
 import resource
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Engine, func, select, text
 
-from benchmarks.log.filling import NOW, Scale, fill
+from benchmarks.log.filling import Scale, fill
 from benchmarks.log.pages import pages
-from benchmarks.log.questions import QUESTIONS, Answered, ask
+from benchmarks.log.questions import Answered, Question, ask, questions
 from benchmarks.shared.conditions import conditions
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import open_store
 from fleet_edge.store.engine import parse_url, sqlite_path
-from fleet_edge.store.models import SessionRow
+from fleet_edge.store.models import DeviceRow, EdgeRow
 from fleet_edge.store.purging import give_back_space
 
 __all__ = ["main"]
 
 _MB: Final = 1e6
 _GOAL_MS: Final = 300.0
-_SAID_S: Final = 30.0
+_SAID_S: Final = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,19 +74,21 @@ def _measure(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with open_store(url) as store:
         report["database"] = store.engine.dialect.name
         with store.engine.connect() as connection:
-            known = connection.scalar(select(func.count()).select_from(SessionRow))
-        if not known:
-            begun = time.perf_counter()
-            fill(store.engine, scale)
+            now = connection.scalar(select(func.max(EdgeRow.seen_at)))
+            devices = connection.scalar(select(func.count()).select_from(DeviceRow)) or scale.devices
+        if now is None:
+            begun, now = time.perf_counter(), datetime.now(UTC)
+            fill(store.engine, scale, now=now, progress=_Progress())
             report["fill_s"] = time.perf_counter() - begun
             _say(f"filled in {report['fill_s']:.0f} s")
         report["size_mb"] = _size_mb(store.engine, url)
-    with SessionLog(url, now=lambda: NOW) as log:
-        report["questions"] = _questions(log, arguments)
+    with SessionLog(url, now=lambda: now) as log:
+        report["questions"] = _questions(log, questions(now, devices), arguments)
         report["export"] = _exports(log, arguments.rows)
-    report["pages"] = _pages(url, arguments)
+    found = pages(url, now=now, devices=devices, times=arguments.times)
+    report["pages"] = {path: _noted(f"page {path}", answered) for path, answered in found}
     if arguments.purge:
-        report["purge"] = _purge(url)
+        report["purge"] = _purge(url, now)
     return report
 
 
@@ -92,28 +96,28 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _questions(log: SessionLog, arguments: argparse.Namespace) -> dict[str, Any]:
-    found = {}
-    for name, question in QUESTIONS.items():
-        if arguments.only not in name:
-            continue
-        answered = ask(log, question, times=arguments.times)
-        found[name] = asdict(answered)
-        _say_answered(name, answered)
-    return found
+class _Progress:
+    """Prints what is done every few seconds."""
+
+    def __init__(self) -> None:
+        self._begun = self._said = time.perf_counter()
+
+    def __call__(self, doing: str, share: float) -> None:
+        now = time.perf_counter()
+        if now - self._said > _SAID_S:
+            self._said = now
+            _say(f"{doing}: {share:4.0%} after {now - self._begun:.0f} s")
 
 
-def _pages(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    found = {}
-    for path, answered in pages(url, times=arguments.times):
-        found[path] = asdict(answered)
-        _say_answered(f"page {path}", answered)
-    return found
+def _questions(log: SessionLog, asked: Mapping[str, Question], arguments: argparse.Namespace) -> dict[str, Any]:
+    chosen = {name: question for name, question in asked.items() if arguments.only in name}
+    return {name: _noted(name, ask(log, question, times=arguments.times)) for name, question in chosen.items()}
 
 
-def _say_answered(name: str, answered: Answered) -> None:
+def _noted(name: str, answered: Answered) -> dict[str, Any]:
     late = "  above the goal" if answered.p95_ms > _GOAL_MS else ""
     _say(f"{name:45} p50 {answered.median_ms:8.1f} ms  p95 {answered.p95_ms:8.1f} ms{late}")
+    return asdict(answered)
 
 
 def _exports(log: SessionLog, rows: int) -> dict[str, Any]:
@@ -139,7 +143,7 @@ def _size_mb(engine: Engine, url: str) -> float:
         return float(connection.scalar(text("SELECT pg_database_size(current_database())")) or 0) / _MB
 
 
-def _purge(url: str) -> dict[str, Any]:
+def _purge(url: str, now: datetime) -> dict[str, Any]:
     """Purge all that is old, and tell what a writer in another process has met meanwhile."""
     command = [sys.executable, "-m", "benchmarks.log.writer", url]
     writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -156,8 +160,13 @@ def _purge(url: str) -> dict[str, Any]:
     with open_store(url) as store:
         before = _size_mb(store.engine, url)
         begun = time.perf_counter()
-        going_on = _progress("purging")
-        purged = housekeeping.purge_sessions(store.engine, before=NOW, chunk=1000, enough=going_on, pause=time.sleep)
+        progress = _Progress()
+
+        def enough() -> bool:
+            progress("purging", math.nan)
+            return False
+
+        purged = housekeeping.purge_sessions(store.engine, before=now, chunk=1000, enough=enough, pause=time.sleep)
         give_back_space(store.engine, pause=time.sleep)
         taken = time.perf_counter() - begun
         after = _size_mb(store.engine, url)
@@ -177,21 +186,6 @@ def _purge(url: str) -> dict[str, Any]:
     }
     _say(json.dumps(found, indent=2))
     return found
-
-
-def _progress(doing: str) -> Callable[[], bool]:
-    """Return what is asked between steps whether they are enough: they never are, but it says that there are some."""
-    begun = said = time.perf_counter()
-
-    def enough() -> bool:
-        nonlocal said
-        now = time.perf_counter()
-        if now - said > _SAID_S:
-            said = now
-            _say(f"{doing} for {now - begun:.0f} s")
-        return False
-
-    return enough
 
 
 if __name__ == "__main__":

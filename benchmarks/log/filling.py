@@ -1,16 +1,17 @@
-"""Filling of a session log: as many sessions as are asked for, spread over devices, edges and days, in bounded memory.
+"""Fill a session log as edges would have, in bounded memory; what is written ends now.
 
-What is written is what edges would have written: most sessions of one segment, few that moved to another edge, some
-open, some traced, and events now and then. The rollups are then made as an edge makes them.
+Most sessions have one segment, few move to another edge, the latest are still open, one in a hundred is traced. There
+are more of them by day than by night. The rollups are then made as an edge makes them.
 """
 
+import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine, Table, insert
 
 from fleet_edge.store.models import Base, DeviceRow, EdgeRow, EventRow, RoundRow, SegmentRow, SessionRow
 from fleet_edge.store.records.segments import segment_number
@@ -18,13 +19,11 @@ from fleet_edge.store.rollups.grains import Grain, floor, following
 from fleet_edge.store.rollups.marks import mark_stale
 from fleet_edge.store.rollups.rolling import roll_up
 
-__all__ = ["NOW", "Scale", "fill", "name_of"]
-
-NOW: Final = datetime(2026, 6, 1, 12, 34, 56, tzinfo=UTC)
-"""The end of what is written, and the time of all questions."""
+__all__ = ["Scale", "fill", "name_of"]
 
 _BATCH: Final = 10_000
 _CACHE_KB: Final = 500_000  # ids are random, and so is where each goes
+_HOUR: Final = timedelta(hours=1)
 _MS: Final = timedelta(milliseconds=1)
 _TABLES: Final[Sequence[type[Base]]] = (SessionRow, SegmentRow, RoundRow, EventRow)
 _REASONS: Final = {"stop": 60, "length": 30, "failed": 4, "lost": 3, "cancelled": 3}
@@ -32,6 +31,8 @@ _REASONS: Final = {"stop": 60, "length": 30, "failed": 4, "lost": 3, "cancelled"
 _RARE: Final = "edge-rare"
 
 Row = dict[str, Any]
+Progress = Callable[[str, float], None]
+"""Called with what is being done, and which share of it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,37 +54,76 @@ def _edges(scale: Scale) -> list[str]:
     return [f"edge-{number}" for number in range(scale.edges)]
 
 
-def fill(engine: Engine, scale: Scale, *, seed: int = 13) -> None:
-    """Write all of it, and make its rollups."""
+def fill(engine: Engine, scale: Scale, *, now: datetime, progress: Progress, seed: int = 13) -> None:
+    """Write all of it, and make its rollups.
+
+    Args:
+        engine: Of an empty database.
+        scale: How much.
+        now: The time at which it ends (aware).
+        progress: Notified of each batch and of each hour that is rolled up.
+        seed: Of all that is drawn.
+    """
     chance = random.Random(seed)
-    begin = NOW - timedelta(days=scale.days)
+    begin = now - timedelta(days=scale.days)
     if engine.dialect.name == "sqlite":
         with engine.connect() as connection:  # the one connection that is used from here on
             connection.exec_driver_sql("PRAGMA synchronous = OFF")
             connection.exec_driver_sql(f"PRAGMA cache_size = -{_CACHE_KB}")
     with engine.begin() as connection:
-        seen = {"first_seen_at": begin, "seen_at": NOW, "presence": "online", "software": "0.2.0", "state_at": NOW}
+        seen = {"first_seen_at": begin, "seen_at": now, "presence": "online", "software": "0.2.0", "state_at": now}
         models = {"draft_model": "SmolLM2-135M", "quantization": "Q4_0"}
         devices = [{"device": name_of(number), **models, **seen} for number in range(scale.devices)]
         connection.execute(insert(DeviceRow), devices)
         edges = [{"edge": name, "target": "SmolLM2", **seen} for name in (*_edges(scale), _RARE)]
         connection.execute(insert(EdgeRow), edges)
+    indexes = [index for row in _TABLES if isinstance(row.__table__, Table) for index in row.__table__.indexes]
+    with engine.begin() as connection:  # sorted once, they take a fraction of the time
+        for index in indexes:
+            index.drop(connection)
     rows: dict[type[Base], list[Row]] = {table: [] for table in _TABLES}
-    for number in range(scale.sessions):
-        # In the order of time, as a log is written.
-        at = begin + (NOW - begin) * ((number + chance.random()) / scale.sessions)
-        for table, row in _session(chance, at, scale):
+    for number, at in enumerate(_times(chance, begin, now, scale.sessions)):
+        for table, row in _session(chance, at, scale, now):
             rows[table].append(row)
         if len(rows[SessionRow]) == _BATCH:
             _write(engine, rows)
+            progress("filling", number / scale.sessions)
     _write(engine, rows)
+    with engine.begin() as connection:
+        for number, index in enumerate(indexes):
+            progress("indexing", number / len(indexes))
+            index.create(connection)
+    _make_rollups(engine, begin, now, progress)
+
+
+def _times(chance: random.Random, begin: datetime, now: datetime, sessions: int) -> Iterator[datetime]:
+    """Yield when each session opens, in order: four times as many in the early afternoon as in the early morning."""
+    hours = [begin + number * _HOUR for number in range(math.ceil((now - begin) / _HOUR))]
+    weights = [1.0 - 0.6 * math.cos(2 * math.pi * (hour.hour - 2) / 24) for hour in hours]
+    share, opened = 0.0, 0
+    for hour, weight in zip(hours, weights, strict=True):
+        share += weight
+        number = round(sessions * share / sum(weights)) - opened
+        opened += number
+        yield from sorted(hour + min(_HOUR, now - hour) * chance.random() for _ in range(number))
+
+
+def _make_rollups(engine: Engine, begin: datetime, now: datetime, progress: Progress) -> None:
     hour, hours = floor(Grain.HOUR, begin), []
-    while hour <= NOW:
+    while hour <= now:
         hours.append(hour)
         hour = following(Grain.HOUR, hour)
     with engine.begin() as connection:
         mark_stale(connection, hours, writer="filling")
-    roll_up(engine, now=NOW)
+    made = 0
+
+    def enough() -> bool:
+        nonlocal made
+        made += 1
+        progress("rolling up", min(1.0, made / len(hours)))
+        return False
+
+    roll_up(engine, now=now, enough=enough)
 
 
 def _write(engine: Engine, rows: Mapping[type[Base], list[Row]]) -> None:
@@ -94,7 +134,7 @@ def _write(engine: Engine, rows: Mapping[type[Base], list[Row]]) -> None:
             own.clear()
 
 
-def _session(chance: random.Random, at: datetime, scale: Scale) -> Iterator[tuple[type[Base], Row]]:
+def _session(chance: random.Random, at: datetime, scale: Scale, now: datetime) -> Iterator[tuple[type[Base], Row]]:
     session, device = f"{chance.getrandbits(64):016x}", name_of(chance.randrange(scale.devices))
     app = chance.choice((None, "alarms", "reports"))
     quantization = chance.choice(("Q4_0", "Q4_0", "Q2_K"))
@@ -103,7 +143,7 @@ def _session(chance: random.Random, at: datetime, scale: Scale) -> Iterator[tupl
     edge = _RARE if chance.random() < 1e-5 else chance.choice(_edges(scale))
     moved = chance.random() < 0.02
     length = timedelta(milliseconds=chance.randrange(500, 60_000))
-    open_still = NOW - at < timedelta(minutes=1)
+    open_still = now - at < timedelta(minutes=1)
     reason = None if open_still else chance.choices([*_REASONS], [*_REASONS.values()])[0]
     ended = None if open_still else at + length
     edges = [edge, chance.choice(_edges(scale))] if moved else [edge]

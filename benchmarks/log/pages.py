@@ -4,9 +4,10 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Final
 
-from benchmarks.log.filling import NOW, name_of
+from benchmarks.log.filling import name_of
 from benchmarks.log.questions import Answered
 from benchmarks.shared.viewer import Viewer
 from fleet_admin.dashboard.server import DashboardServer
@@ -15,17 +16,16 @@ from fleet_admin.dashboard.settings import DashboardSettings
 
 __all__ = ["pages"]
 
-_DEVICE: Final = name_of(7)
 _PATHS: Final = (
     "/",
     "/?range=1h",
     "/?range=30d",
     "/?range=365d",
     "/devices",
-    f"/devices/{_DEVICE}",
+    "/devices/{device}",
     "/edges",
     "/sessions",
-    f"/sessions?device={_DEVICE}",
+    "/sessions?device={device}",
     "/sessions?edge=edge-rare",
     "/sessions?reason=failed",
     "/sessions/{session}",
@@ -38,14 +38,14 @@ _PATHS: Final = (
 )
 
 
-def pages(url: str, *, times: int) -> Iterator[tuple[str, Answered]]:
+def pages(url: str, *, now: datetime, devices: int, times: int) -> Iterator[tuple[str, Answered]]:
     """Load each page several times, and tell what that took from the request to the last byte (ms)."""
-    with _dashboard(url) as (viewer, session):
+    with _dashboard(url, now) as (viewer, session):
         for path in _PATHS:
             taken = []
             for _ in range(times):
                 begun = time.perf_counter()
-                viewer.look(path.format(session=session))
+                viewer.look(path.format(session=session, device=name_of(min(7, devices - 1))))
                 taken.append(1000 * (time.perf_counter() - begun))
             ordered = sorted(taken)
             late = ordered[min(int(0.95 * len(ordered)), len(ordered) - 1)]
@@ -53,9 +53,9 @@ def pages(url: str, *, times: int) -> Iterator[tuple[str, Answered]]:
 
 
 @contextmanager
-def _dashboard(url: str) -> Iterator[tuple[Viewer, str]]:
+def _dashboard(url: str, now: datetime) -> Iterator[tuple[Viewer, str]]:
     settings = DashboardSettings(db=url, listen="127.0.0.1:0")
-    services = open_services(settings, now=lambda: NOW)
+    services = open_services(settings, now=lambda: now)
     server = DashboardServer(settings, services=services)
     try:
         yield Viewer(server.address, services), services.log.sessions(limit=1)[0].session

@@ -1,0 +1,32 @@
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from benchmarks.log.filling import Scale, fill
+from benchmarks.log.questions import questions
+from fleet_edge.session_log import SessionLog
+from fleet_edge.store.database import open_store
+
+NOW = datetime(2027, 2, 3, 4, 5, 6, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module", params=[1, 9])
+def log(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SessionLog]:
+    url = f"sqlite:///{tmp_path_factory.mktemp('log')}/log.sqlite3"
+    with open_store(url) as store:
+        scale = Scale(sessions=300, devices=request.param, days=2)
+        fill(store.engine, scale, now=NOW, progress=lambda _doing, _share: None)
+    with SessionLog(url, now=lambda: NOW) as log:
+        yield log
+
+
+def test_a_filled_log_ends_now(log: SessionLog) -> None:
+    assert log.latest() <= NOW + timedelta(minutes=1)
+    assert sum(tally.sessions for tally in log.stats(since=NOW - timedelta(days=1)).values()) > 100
+    assert sum(tally.sessions for tally in log.stats().values()) == 300
+
+
+def test_each_question_is_answered_however_few_devices_there_are(log: SessionLog) -> None:
+    for question in questions(NOW, len(log.devices())).values():
+        question(log)
