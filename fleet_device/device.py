@@ -12,18 +12,19 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, Unpack
+from typing import Final, Literal, Self
 
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.registry import load_drafter
 from fleet_device.errors import DeviceClosed
+from fleet_device.offline import OfflinePolicy
 from fleet_device.preflight import preflight
 from fleet_device.service import DeviceService
-from fleet_device.settings import DeviceSettings
+from fleet_device.settings import DeviceSettings, Truncate
 from fleet_device.texts.generate import GeneratedText
 from fleet_device.texts.prompt import Prompt, TextOptions, prepare_request
 from fleet_device.texts.queue import TextQueue
@@ -32,6 +33,8 @@ from fleet_link.link import Link
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
 from fleet_runtime.settings import load_settings
+from schemas.grammar import Grammar
+from schemas.policy import Mode
 
 __all__ = ["CONFIG_VARIABLE", "Device"]
 
@@ -132,7 +135,24 @@ class Device:
             closing.texts.join()
             closing.service.stop()
 
-    def generate(self, prompt: Prompt, **options: Unpack[TextOptions]) -> GeneratedText:
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        mode: Mode | Literal["residual", "coupled"] | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        truncate: Truncate | Literal["refuse", "start", "middle"] | None = None,
+        logprobs: int | None = None,
+        offline: OfflinePolicy | Literal["fail", "wait", "local"] | None = None,
+        rejoin: bool | None = None,
+        grammar: Grammar | None = None,
+    ) -> GeneratedText:
         """Write a text, and return it when it is whole.
 
         A broker or an edge that goes away meanwhile ends it after `offline_s` seconds, unless another edge is there.
@@ -141,7 +161,22 @@ class Device:
 
         Args:
             prompt: A text, the messages of a chat, or token ids.
-            options: See `TextOptions`; what is left out is as the settings say.
+            raw: Continue a prompt of text as it is; otherwise it is a user's message, for the draft model's chat
+                template.
+            max_new_tokens: Most tokens to write; this and all below default to the device's settings.
+            temperature: 0 to 2; 0 is greedy: the large model's likeliest token, always.
+            top_k: Tokens kept; 0 keeps all.
+            top_p: Mass kept; 1 keeps all.
+            mode: How drafts are verified.
+            seed: 0 to 2^64 - 1; random for each request if neither this nor the setting is given.
+            stop: A string, or several, before the first of which the generation ends.
+            truncate: What is done with a prompt that is too long for the context: it is refused, or cut at its start or
+                in its middle.
+            logprobs: 0 to 20: the large model's log-probabilities of all tokens, and of this many of the likeliest at
+                each place.
+            offline: What the device does when no edge answers.
+            rejoin: Whether an edge that is back verifies the rest of a generation that went on without one.
+            grammar: What the generation must look like; anything if left out.
 
         Raises:
             InvalidRequest: The prompt or an option cannot be used.
@@ -155,23 +190,69 @@ class Device:
             DeviceClosed: The device is not open.
             TextCancelled: It was closed meanwhile.
         """
-        with self._begin(prompt, revisable=True, **options) as stream:
+        options = TextOptions(
+            raw=raw,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            mode=mode,
+            seed=seed,
+            stop=stop,
+            truncate=truncate,
+            logprobs=logprobs,
+            offline=offline,
+            rejoin=rejoin,
+            grammar=grammar,
+        )
+        with self._begin(prompt, options, revisable=True) as stream:
             return stream.result()
 
-    def stream(self, prompt: Prompt, **options: Unpack[TextOptions]) -> TextStream:
+    def stream(  # noqa: D417 - `generate` describes the options
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        mode: Mode | Literal["residual", "coupled"] | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        truncate: Truncate | Literal["refuse", "start", "middle"] | None = None,
+        logprobs: int | None = None,
+        offline: OfflinePolicy | Literal["fail", "wait", "local"] | None = None,
+        rejoin: bool | None = None,
+        grammar: Grammar | None = None,
+    ) -> TextStream:
         """Begin to write a text, and return an iterator over its pieces as they are verified.
 
         Leaving the loop, or closing the stream, gives the text up.
 
         Args:
-            prompt: A text, the messages of a chat, or token ids.
-            options: See `TextOptions`; what is left out is as the settings say.
+            prompt: A text, the messages of a chat, or token ids; the options are those of `generate`.
 
         Raises:
             InvalidRequest: The prompt or an option cannot be used.
             DeviceClosed: The device is not open.
         """
-        return self._begin(prompt, revisable=False, **options)
+        options = TextOptions(
+            raw=raw,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            mode=mode,
+            seed=seed,
+            stop=stop,
+            truncate=truncate,
+            logprobs=logprobs,
+            offline=offline,
+            rejoin=rejoin,
+            grammar=grammar,
+        )
+        return self._begin(prompt, options, revisable=False)
 
     def count_tokens(self, prompt: Prompt, *, raw: bool = False) -> int:
         """Return how many tokens a prompt has, chat template included: with the text they share the model's context.
@@ -214,7 +295,7 @@ class Device:
     ) -> None:
         self.close()
 
-    def _begin(self, prompt: Prompt, *, revisable: bool, **options: Unpack[TextOptions]) -> TextStream:
+    def _begin(self, prompt: Prompt, options: TextOptions, *, revisable: bool) -> TextStream:
         encode = prepare_request(prompt, self.settings, revisable=revisable, **options)
         opened = self._require_open()
         return TextStream(opened.texts, lambda: encode(opened.service.codec))

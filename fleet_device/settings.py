@@ -16,7 +16,7 @@ from schemas.codec import MAX_DRAFT_BYTES
 from schemas.names import Name
 from schemas.policy import MAX_SEED, MAX_TOP_K, Mode, SamplingPolicy, random_seed
 
-__all__ = ["AUTO", "DeviceSettings", "DraftLength", "Truncate", "read_draft_length"]
+__all__ = ["AUTO", "MAX_TEMPERATURE", "DeviceSettings", "DraftLength", "Truncate", "read_draft_length"]
 
 if TYPE_CHECKING:
     DrafterName = str
@@ -24,6 +24,9 @@ else:
     DrafterName = Literal[tuple(DRAFTERS)]
 
 AUTO: Final = "auto"
+
+MAX_TEMPERATURE: Final = 2.0
+"""Highest temperature that an application may ask for, as in OpenAI's API; the wire allows more."""
 
 
 class Truncate(StrEnum):
@@ -177,7 +180,7 @@ class DeviceSettings(Settings):
         ge=0,
         le=MAX_DRAFT_BYTES,
     )
-    temperature: float = setting(0.7, "Sampling temperature; 0 is greedy.", ge=0, le=100)
+    temperature: float = setting(0.7, "Sampling temperature; 0 is greedy.", ge=0, le=MAX_TEMPERATURE)
     top_k: int = setting(50, "Most likely tokens that are kept; 0 keeps all.", unit="tokens", ge=0, le=MAX_TOP_K)
     top_p: float = setting(0.95, "Probability mass that is kept; 1 keeps all.", gt=0, le=1)
     seed: int | None = setting(

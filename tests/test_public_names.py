@@ -1,6 +1,7 @@
 """What programs may import and catch: the public names of the packages, and one root of all errors."""
 
 import importlib
+import importlib.resources
 import inspect
 import pkgutil
 import subprocess
@@ -79,6 +80,11 @@ def test_the_other_packages_have_no_names_of_their_own(package: str) -> None:
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("package", [*WITHOUT_A_FACE, "fleet_device", "fleet_edge"])
+def test_each_package_says_that_it_is_typed(package: str) -> None:
+    assert (importlib.resources.files(package) / "py.typed").is_file()
 
 
 def modules() -> list[ModuleType]:

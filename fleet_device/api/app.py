@@ -220,6 +220,8 @@ class _Api:
 
         def listen(number: int, each: Piece | Delayed | GeneratedText | Failed) -> None:
             counted.note(each)
+            if isinstance(each, Failed):
+                each = replace(each, error=problem_of(each.error, prompt=asked.prompt_field))
             if isinstance(each, Piece) and not each.text and asked.most_logprobs is None:
                 return  # a chunk without text would tell the client nothing
             loop.call_soon_threadsafe(events.put_nowait, (number, each))

@@ -10,6 +10,7 @@ from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import (
     DeviceError,
     EdgeUnavailable,
+    InvalidRequest,
     PromptTooLong,
     SessionRefused,
     TextCancelled,
@@ -18,7 +19,7 @@ from fleet_device.errors import (
 from fleet_device.texts.chat import ChatError
 from schemas.reasons import RefusalCode
 
-__all__ = ["ApiProblem", "problem_of"]
+__all__ = ["ApiProblem", "problem_of", "unusable"]
 
 # An edge or a broker that is away is usually back within seconds; OpenAI's clients obey this header.
 _RETRY_S: Final = 2
@@ -74,30 +75,42 @@ class ApiProblem(DeviceError):  # noqa: N818 - reads as what it says
         return JSONResponse(self.body(), self.status, headers=self.headers)
 
 
-def problem_of(error: Exception) -> ApiProblem:
-    """Translate what became of a text."""
+def unusable(param: str, what: str) -> ApiProblem:
+    """Return the answer to a request with a wrong parameter; `what` completes the sentence, without a full stop."""
+    return ApiProblem(400, f"The parameter {param!r} cannot be used: {what}.", param=param)
+
+
+def problem_of(error: Exception, *, prompt: str = "prompt") -> ApiProblem:
+    """Translate the failure of a request.
+
+    Args:
+        error: The failure.
+        prompt: The request's field that holds the prompt.
+    """
     match error:
         case ApiProblem():
             return error
         case SessionRefused():
-            return _refused(error)
+            return _refused(error, prompt)
+        case PromptTooLong():
+            return ApiProblem(400, str(error), code="context_length_exceeded", param=prompt)
         case TextQueueFull():
             return _later(429, str(error), code="queue_full", seconds=error.retry_after_s)
-        case EdgeUnavailable():
-            return _later(503, str(error), code="edge_unavailable")
-        case TextCancelled():
-            return _later(503, str(error), code="cancelled")
+        case EdgeUnavailable() | TextCancelled():
+            code = "cancelled" if isinstance(error, TextCancelled) else "edge_unavailable"
+            return _later(503, str(error), code=code)
         case _:
             return _failed(error)
 
 
-def _refused(error: SessionRefused) -> ApiProblem:
+def _refused(error: SessionRefused, prompt: str) -> ApiProblem:
     """Say whose fault it was: the application's, nobody's, the device's as a whole, or the configuration's."""
     if error.code in _PASSING:
         seconds = _RETRY_S if error.retry_s is None else _whole(error.retry_s)
         return _later(503, str(error), code=error.code.value, seconds=seconds)
     if error.code in _THE_APPLICATIONS:
-        return ApiProblem(400, str(error), code=error.code.value, param=_THE_APPLICATIONS[error.code])
+        param = _THE_APPLICATIONS[error.code]
+        return ApiProblem(400, str(error), code=error.code.value, param=prompt if param == "prompt" else param)
     if error.code in _OF_THE_DEVICE and error.retry_s is not None:
         return _later(_TOO_MANY, str(error), code=error.code.value, seconds=_whole(error.retry_s))
     if error.code is RefusalCode.QUOTA:  # what no device may ask for here, at any time
@@ -123,7 +136,7 @@ def _later(status: int, sentence: str, *, code: str, seconds: int = _RETRY_S) ->
 
 # The first that fits.
 _FAILURES: Final[tuple[tuple[type[Exception], Callable[[str], ApiProblem]], ...]] = (
-    (PromptTooLong, lambda text: ApiProblem(400, text, code="context_length_exceeded", param="prompt")),
+    (InvalidRequest, lambda text: ApiProblem(400, text)),
     (ChatError, lambda text: ApiProblem(400, text, code="chat_template", param="messages")),
     (DeviceError, lambda text: ApiProblem(502, text, kind="api_error", code="session_failed")),
     (DrafterError, lambda text: ApiProblem(502, text, kind="api_error", code="draft_model_failed")),

@@ -1,11 +1,12 @@
 """API requests: OpenAI's two requests for text, as far as a device can serve them."""
 
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json, to_json
 
-from fleet_device.api.problems import ApiProblem
+from fleet_device.api.problems import ApiProblem, unusable
 from fleet_device.api.structured import (
     NamedFunction,
     ResponseFormat,
@@ -19,13 +20,13 @@ from fleet_device.api.tool_calls import ToolCalls
 from fleet_device.api.unsupported import supported
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.offline import OfflinePolicy
-from fleet_device.settings import DeviceSettings, Truncate
+from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, Truncate
 from fleet_device.texts.chat import ChatMessage
 from fleet_device.texts.generate import GenerateRequest
 from fleet_device.texts.prompt import Prompt, prepare_request
 from fleet_runtime.validation import field_at, plain_sentence
 from schemas.bounds import MAX_TOKENS
-from schemas.grammar import Grammar
+from schemas.grammar import MAX_GRAMMAR_BYTES, Grammar
 from schemas.logprobs import MAX_TOP_LOGPROBS
 from schemas.policy import MAX_SEED, Mode
 
@@ -68,6 +69,8 @@ def _prompt(value: object) -> object:
     # One sentence for a value that fits neither kind; pydantic would give one for each kind.
     if not isinstance(value, str) and not (isinstance(value, list) and all(map(_is_token, value))):
         raise ValueError("it must be text, or a list of token ids")
+    if not value:
+        raise ValueError("it must not be empty")
     return value
 
 
@@ -180,11 +183,14 @@ class TextRequest(_Model):
         stream: Whether to send the text as it grows.
         stream_options: How.
         grammar: What the text must look like: `{"kind": "regex" | "lark" | "json-schema", "text": "…"}` (an extension).
+        prompt_field: The field that holds the prompt; an error of the prompt names it.
     """
+
+    prompt_field: ClassVar[str] = "prompt"
 
     model: str | None = None
     max_tokens: TokenLimit | None = None
-    temperature: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
+    temperature: Annotated[float, Field(ge=0.0, le=MAX_TEMPERATURE)] | None = None
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     mode: Mode | None = None
@@ -283,6 +289,8 @@ class ChatRequest(TextRequest):
         tool_choice: Whether one is: `auto` by default where there are some.
     """
 
+    prompt_field: ClassVar[str] = "messages"
+
     messages: Annotated[tuple[Message, ...], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: TokenLimit | None = None
     logprobs: Annotated[bool, Field(strict=True)] | None = None
@@ -297,12 +305,14 @@ class ChatRequest(TextRequest):
         return self
 
     @model_validator(mode="after")
-    def _one_limit(self) -> Self:
+    def _consistent(self) -> Self:
+        if not any(message.content or message.tool_calls for message in self.messages):
+            raise unusable("messages", "there is no text in it")
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(limits) > 1:
-            raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
+            raise unusable("max_completion_tokens", "it differs from max_tokens, its older name; send one of them")
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs to be true")
+            raise unusable("top_logprobs", "it needs logprobs to be true")
         return self
 
     @property
@@ -337,15 +347,24 @@ class ChatRequest(TextRequest):
         """Return what the text must look like.
 
         Raises:
-            ValueError: Two things are asked for at once, or a tool that is none.
+            ApiProblem: Two things are asked for at once, a grammar is too long, or an unknown tool is to be called.
         """
         if not self.tools and self._choice not in ("none", "auto"):
-            raise ValueError("tool_choice asks for a call, and there are no tools")
-        asked = (self.grammar, format_grammar(self.response_format), tool_grammar(self.tools or (), self._choice))
-        found = [each for each in asked if each is not None]
-        if len(found) > 1:
-            raise ValueError("of grammar, response_format and tools one alone can be served; leave the others out")
-        return found[0] if found else None
+            raise unusable("tool_choice", "it asks for a call, and there are no tools")
+        found = self.grammar
+        ways: dict[str, Callable[[], Grammar | None]] = {
+            "response_format": lambda: format_grammar(self.response_format),
+            "tools": lambda: tool_grammar(self.tools or (), self._choice),
+        }
+        for param, grammar_of in ways.items():
+            try:
+                grammar = grammar_of()
+            except ValidationError:
+                raise unusable(param, f"its grammar has more than {MAX_GRAMMAR_BYTES} bytes") from None
+            if grammar is not None and found is not None:
+                raise unusable(param, "of grammar, response_format and tools one alone can be served")
+            found = found or grammar
+        return found
 
     def tool_calls(self) -> ToolCalls | None:
         """Return how the text is one of calls of functions; None where it cannot be."""
@@ -393,5 +412,4 @@ def _first(model: type[TextRequest], error: ValidationError) -> ApiProblem:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part)[:100] for part in field_at(model, first))
     what = plain_sentence(first)
-    sentence = f"The parameter {where!r} cannot be used: {what}." if where else f"{what[:1].upper()}{what[1:]}."
-    return ApiProblem(400, sentence, param=where or None)
+    return unusable(where, what) if where else ApiProblem(400, f"The body cannot be used: {what}.")

@@ -5,6 +5,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fleet_device.api.problems import unusable
 from schemas.grammar import Grammar, GrammarKind
 
 __all__ = ["NamedFunction", "ResponseFormat", "Tool", "ToolChoice", "format_grammar", "tool_grammar", "tool_prompt"]
@@ -103,7 +104,7 @@ def tool_grammar(tools: tuple[Tool, ...], choice: ToolChoice) -> Grammar | None:
     """Return the grammar of an answer that may or must call a function; None where it may call none.
 
     Raises:
-        ValueError: The function that is to be called is none of the tools.
+        ApiProblem: The function that is to be called is none of the tools.
     """
     if choice == "none" or not tools:
         return None
@@ -111,7 +112,7 @@ def tool_grammar(tools: tuple[Tool, ...], choice: ToolChoice) -> Grammar | None:
     if isinstance(choice, NamedFunction):
         found = next((each for each in functions if each.name == choice.function.name), None)
         if found is None:
-            raise ValueError(f"tool_choice names {choice.function.name[:64]!r}, which is none of the tools")
+            raise unusable("tool_choice", f"it names {choice.function.name[:64]!r}, which is none of the tools")
         return Grammar(kind=GrammarKind.JSON_SCHEMA, text=_text(found.schema_of_arguments))
     calls = {"anyOf": [_call(function, f"#/anyOf/{place}") for place, function in enumerate(functions)]}
     if choice == "required":

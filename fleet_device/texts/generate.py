@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Final, Protocol
 
 from fleet_device.client.agent import Generation
 from fleet_device.client.cancellation import Cancellation
@@ -20,6 +20,9 @@ from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 
 __all__ = ["GenerateRequest", "GeneratedText", "OnPiece", "TextGenerator", "fit_prompt", "generate_text"]
+
+_SHOWN: Final = 80
+"""Characters of a text in its representation."""
 
 OnPiece = Callable[[Piece], None]
 """Told of the text as it grows."""
@@ -71,7 +74,7 @@ class GenerateRequest:
     app: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class GeneratedText:
     """What was written.
 
@@ -91,6 +94,13 @@ class GeneratedText:
     generation: Generation
     origins: tuple[TokenOrigin, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] | None = None
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= _SHOWN else f"{self.text[: _SHOWN - 1]}…"
+        return (
+            f"<GeneratedText {text!r}: {len(self.tokens)} tokens, reason {self.reason.value!r}, "
+            f"session {self.session!r}{'' if self.verified else f', {self.unverified} tokens unverified'}>"
+        )
 
     @property
     def reason(self) -> EndReason:

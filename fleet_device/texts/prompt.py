@@ -3,17 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypedDict, Unpack
+from typing import Any, Final, Literal, TypedDict, Unpack
 
 from pydantic import ValidationError
 
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import InvalidRequest
 from fleet_device.offline import OfflinePolicy, Outages
-from fleet_device.settings import DeviceSettings, Truncate
+from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, Truncate
 from fleet_device.texts.chat import ChatMessage, encode_chat
 from fleet_device.texts.generate import GenerateRequest
 from fleet_device.texts.truncation import shorten_chat, shorten_text, shorten_tokens
+from fleet_runtime.validation import plain_sentence
 from schemas.bounds import MAX_TOKENS
 from schemas.grammar import Grammar
 from schemas.logprobs import MAX_TOP_LOGPROBS
@@ -31,36 +32,19 @@ _SAMPLING: Final = ("mode", "temperature", "top_k", "top_p", "seed", "grammar")
 
 
 class TextOptions(TypedDict, total=False):
-    """Options of a text. What is left out, or None, is as the device's settings say.
-
-    Attributes:
-        raw: Continue a prompt of text as it is; otherwise it is a user's message, for the draft model's chat template.
-        max_new_tokens: Most tokens to write.
-        temperature: 0 is greedy: the large model's likeliest token, always.
-        top_k: Tokens kept; 0 keeps all.
-        top_p: Mass kept; 1 keeps all.
-        mode: How drafts are verified: `residual` or `coupled`.
-        seed: 0 to 2^64 - 1; random for each text if neither this nor the setting is given.
-        stop: A string, or several, before the first of which the text ends.
-        truncate: What is done with a prompt that is too long for the context: `refuse`, `start` or `middle`.
-        logprobs: 0 to 20: the large model's log-probabilities of all tokens, and of so many of the likeliest at each
-            place.
-        offline: What becomes of the text when no edge answers: `fail`, `wait` or `local`.
-        rejoin: Whether an edge that is back verifies the rest of a text that went on without one.
-        grammar: What the text must look like; anything if left out.
-    """
+    """Options of `Device.generate`, which describes them, for a function that passes them on."""
 
     raw: bool
     max_new_tokens: int | None
     temperature: float | None
     top_k: int | None
     top_p: float | None
-    mode: Mode | str | None
+    mode: Mode | Literal["residual", "coupled"] | None
     seed: int | None
     stop: str | Sequence[str] | None
-    truncate: Truncate | str | None
+    truncate: Truncate | Literal["refuse", "start", "middle"] | None
     logprobs: int | None
-    offline: OfflinePolicy | str | None
+    offline: OfflinePolicy | Literal["fail", "wait", "local"] | None
     rejoin: bool | None
     grammar: Grammar | None
 
@@ -86,8 +70,6 @@ def prepare_request(
     Raises:
         InvalidRequest: The prompt or an option cannot be used.
     """
-    if unknown := sorted(set(options) - TextOptions.__annotations__.keys()):
-        raise InvalidRequest(f"There is no option {unknown[0]!r}; there are {', '.join(TextOptions.__annotations__)}.")
     encode, shorten = _encoder(prompt, raw=options.get("raw", False))
     how = _truncate(defaults, options.get("truncate"))
     policy, stop = _policy(defaults, options), _stops(options.get("stop"))
@@ -107,6 +89,8 @@ def prepare_request(
 
 def _encoder(prompt: object, *, raw: bool) -> tuple[_Encode, _Shorten]:
     """Return what makes tokens of a prompt, and what makes fewer of it."""
+    if isinstance(prompt, str | Sequence) and not prompt:
+        raise InvalidRequest("The prompt is empty; give some text, chat messages, or token ids.")
     if isinstance(prompt, str):
         if not raw:
             return _chat_encoder([ChatMessage("user", prompt)])
@@ -118,7 +102,10 @@ def _encoder(prompt: object, *, raw: bool) -> tuple[_Encode, _Shorten]:
     if all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in prompt):
         ids = tuple(prompt)
         return lambda _codec: ids, lambda _codec, most, how: shorten_tokens(ids, most, how)
-    return _chat_encoder([_message(each) for each in prompt])
+    messages = [_message(each) for each in prompt]
+    if not any(message.content for message in messages):
+        raise InvalidRequest("There is no text in the chat messages; give some.")
+    return _chat_encoder(messages)
 
 
 def _chat_encoder(messages: Sequence[ChatMessage]) -> tuple[_Encode, _Shorten]:
@@ -153,10 +140,13 @@ def _policy(defaults: DeviceSettings, options: TextOptions) -> SamplingPolicy:
     given: dict[str, Any] = dict(options)
     chosen = {name: given[name] for name in _SAMPLING if given.get(name) is not None}
     try:
-        return SamplingPolicy.model_validate({**defaults.policy().model_dump(), **chosen})
+        policy = SamplingPolicy.model_validate({**defaults.policy().model_dump(), **chosen})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise InvalidRequest(f"The option {first['loc'][0]!r} cannot be used: {first['msg']}.") from None
+        raise InvalidRequest(f"The option {first['loc'][0]!r} cannot be used: {plain_sentence(first)}.") from None
+    if policy.temperature > MAX_TEMPERATURE:
+        raise InvalidRequest(f"The option 'temperature' cannot be used: it must be at most {MAX_TEMPERATURE}.")
+    return policy
 
 
 def _outages(defaults: DeviceSettings, options: TextOptions, *, revisable: bool) -> Outages:

@@ -1,14 +1,15 @@
 """The device as applications have it: one object, over the memory broker and a scripted edge."""
 
+import inspect
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -22,6 +23,7 @@ from fleet_device import (
     InvalidRequest,
     SettingsError,
     TextCancelled,
+    TextOptions,
 )
 from schemas.control import DeviceState, Presence, decode_json
 from schemas.reasons import EndReason
@@ -67,6 +69,23 @@ def test_a_text_is_written_and_tells_of_itself() -> None:
     assert len(text.session) == 16
     assert text.acceptance is not None
     assert text.tokens_per_s > 0
+
+
+def test_the_representation_of_a_generation_is_one_short_line() -> None:
+    with at_home() as (device, _):
+        text = device.generate("t1 t2", raw=True, max_new_tokens=LONG, seed=6, **COUPLED)
+    assert len(repr(text)) < 250
+    assert "\n" not in repr(text)
+    assert text.session in repr(text)
+
+
+@pytest.mark.parametrize("method", [Device.generate, Device.stream])
+def test_each_option_is_in_the_signature(method: Callable[..., object]) -> None:
+    named = inspect.signature(method).parameters
+    assert [name for name, each in named.items() if each.kind is each.KEYWORD_ONLY] == list(TextOptions.__annotations__)
+    assert not any(each.kind is each.VAR_KEYWORD for each in named.values())
+    hints, options = get_type_hints(method), get_type_hints(TextOptions)
+    assert {name: hints[name] for name in options} == options
 
 
 def test_text_chat_and_tokens_are_the_same_prompt() -> None:
@@ -203,8 +222,8 @@ def test_without_a_broker_it_does_not_open_and_frees_the_model() -> None:
 
 
 def test_an_option_that_cannot_be_used_is_told_at_once() -> None:
-    with at_home() as (device, _), pytest.raises(InvalidRequest, match="'temprature'"):
-        device.stream("t1", temprature=1.0)  # type: ignore[call-arg]
+    with at_home() as (device, _), pytest.raises(InvalidRequest):
+        device.stream("t1", temperature=9)
 
 
 def test_it_is_configured_by_a_file_the_environment_and_arguments(

@@ -228,9 +228,13 @@ def test_a_failure_in_a_stream_is_an_event_and_no_done_follows(make: Make) -> No
 
 def test_a_prompt_that_the_draft_model_cannot_hold_is_the_applications_fault(make: Make) -> None:
     app, _ = make()
-    response = complete(app, prompt="t1 " * 64)
-    assert response.status_code == 400
-    assert error(response)["code"] == "context_length_exceeded"
+    long = "t1 " * 64
+    for response, field in [
+        (complete(app, prompt=long), "prompt"),
+        (chat(app, messages=[{"role": "user", "content": long}]), "messages"),
+    ]:
+        assert response.status_code == 400
+        assert (error(response)["code"], error(response)["param"]) == ("context_length_exceeded", field)
 
 
 def test_without_broker_or_edge_the_answer_is_503_at_once(make: Make) -> None:

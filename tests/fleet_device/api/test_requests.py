@@ -65,6 +65,7 @@ def test_what_asks_for_nothing_is_taken() -> None:
     [
         ({"temperature": -1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
+        ({"temperature": 9}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"mode": "fast"}, "mode"),
@@ -74,6 +75,7 @@ def test_what_asks_for_nothing_is_taken() -> None:
         ({"stop": ""}, "stop.0"),
         ({"stream_options": {"x": 1}}, "stream_options.x"),
         ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": ""}]}, "messages"),
         ({"messages": [{"role": "critic", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0"),
         ({"messages": [{**USER, "tool_call_id": "1"}]}, "messages.0"),
@@ -84,10 +86,10 @@ def test_what_asks_for_nothing_is_taken() -> None:
         ({"messages": [{**USER, "tool_calls": [{"id": "1"}]}]}, "messages.0.tool_calls.0.function"),
         ({"tools": [{"type": "function"}]}, "tools.0.function"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
-        ({"tool_choice": "required"}, None),
-        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, None),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice"),
-        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, None),
+        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "tools"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         (
@@ -97,18 +99,21 @@ def test_what_asks_for_nothing_is_taken() -> None:
         ({"grammar": {"kind": "gbnf", "text": "x"}}, "grammar.kind"),
         ({"grammar": {"kind": "regex", "text": "x" * 70_000}}, "grammar.text"),
         ({"grammar": {"kind": "regex", "text": "é" * 40_000}}, "grammar.text"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": "x" * 70_000}}}}, None),
-        ({"max_tokens": 1, "max_completion_tokens": 2}, None),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": "x" * 70_000}}}},
+            "response_format",
+        ),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"),
         ({"logpobs": True}, "logpobs"),
         ({"n": 0}, "n"),
         ({"logprobs": 0}, "logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ({"top_logprobs": 3}, None),
+        ({"top_logprobs": 3}, "top_logprobs"),
         ({"n": 9}, "n"),
         ({"n": True}, "n"),
     ],
 )
-def test_what_is_wrong_is_named(fields: dict[str, Any], param: str | None) -> None:
+def test_what_is_wrong_is_named(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(ApiProblem) as caught:
         chat(**fields)
     assert (caught.value.status, caught.value.param) == (400, param)
@@ -138,11 +143,11 @@ def test_a_prompt_is_text_or_tokens(prompt: object, tokens: list[int]) -> None:
     assert list(completion(prompt=prompt).generate_request(TalkingDrafter().codec, settings()).prompt) == tokens
 
 
-@pytest.mark.parametrize("prompt", [["a", "b"], [[1], [2]], [-1], {"a": 1}, None, [1, "a"]])
+@pytest.mark.parametrize("prompt", [["a", "b"], [[1], [2]], [-1], {"a": 1}, None, [1, "a"], "", [], [""], [[]]])
 def test_other_prompts_are_refused(prompt: object) -> None:
     with pytest.raises(ApiProblem) as caught:
         completion(prompt=prompt)
-    assert caught.value.status == 400
+    assert (caught.value.status, caught.value.param) == (400, "prompt")
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,9 @@ def test_texts_without_a_seed_get_seeds_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"temprature": 1.0}, "temprature"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
+        ({"temperature": 9}, "temperature"),
         ({"top_k": 1.5}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"mode": "greedy"}, "mode"),
@@ -85,7 +85,20 @@ def test_an_option_that_cannot_be_used_is_named(options: TextOptions, named: str
 
 @pytest.mark.parametrize(
     "prompt",
-    [None, 3, b"t1", {"role": "user"}, [-1], [1, "t1"], [True], [{"role": "user"}], [{"role": 1, "content": "x"}]],
+    [
+        None,
+        3,
+        b"t1",
+        {"role": "user"},
+        [-1],
+        [1, "t1"],
+        [True],
+        [{"role": "user"}],
+        [{"role": 1, "content": "x"}],
+        "",
+        [],
+        [{"role": "user", "content": ""}],
+    ],
 )
 def test_a_prompt_that_is_none_is_refused_in_a_sentence(prompt: object) -> None:
     with pytest.raises(InvalidRequest, match=r"give .*\.$"):
