@@ -16,8 +16,6 @@ class AdminSettings(Settings):
 
     variable_prefix: ClassVar[str] = "FLEET_ADMIN_"
 
-    fleet: Name = setting("fleet", "Name of the fleet.", since="0.2")
-    name: Name = setting(
-        "monitor", "Name of this monitor; its identity at the broker, and no other program's.", since="0.2"
-    )
+    fleet: Name = setting("fleet", "Name of the fleet.")
+    name: Name = setting("monitor", "Name of this monitor; its identity at the broker, and no other program's.")
     broker: BrokerSettings = Field(default_factory=BrokerSettings)

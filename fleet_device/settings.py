@@ -1,6 +1,5 @@
 """Device settings, from flags, the environment (`FLEET_DEVICE_…`, nested with `__`) and TOML."""
 
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
@@ -66,7 +65,6 @@ class DeviceSettings(Settings):
     """All settings of one device."""
 
     variable_prefix: ClassVar[str] = "FLEET_DEVICE_"
-    former_variables: ClassVar[Mapping[str, str]] = {"FLEET_MODELS": "models_dir"}
 
     fleet: Name = setting("fleet", "Name of the fleet.")
     device: Name = setting("device-1", "Name of this device; its identity at the broker.")
@@ -77,7 +75,7 @@ class DeviceSettings(Settings):
         "(`owner/name:file.gguf`).",
         min_length=1,
     )
-    models_dir: Path = setting(Path("models"), "Folder of the prepared models.", formerly=("models",))
+    models_dir: Path = setting(Path("models"), "Folder of the prepared models.")
     drafter: DrafterName = setting(
         "llama.cpp",
         "What drafts: the model, `suffix`, which repeats what this device has written before and what the text has "
@@ -88,14 +86,12 @@ class DeviceSettings(Settings):
         False,  # noqa: FBT003 - a default
         "Whether to draft beside the model from what this device has written before and what the text has said, where "
         "that promises more tokens a second.",
-        since="0.2",
     )
     history_mb: int = setting(
         8,
         "Most memory for what this device has written, from which `suffix` drafts; a quarter of it on disk, and 0 "
         "keeps nothing.",
         unit="megabytes",
-        since="0.2",
         rare=True,
         ge=0,
         le=1024,
@@ -104,14 +100,12 @@ class DeviceSettings(Settings):
         None,
         "Folder of what this device has written; left out, one of the device's name in the state folder "
         "(`STATE_DIRECTORY`, `$XDG_STATE_HOME/dssd-fleet`, or `~/.local/state/dssd-fleet`).",
-        since="0.2",
         rare=True,
     )
     target_vocabulary: Path | None = setting(
         None,
         "The target's vocabulary, where the draft model has another: a file made by `fleet models vocabulary`; drafts "
         "are of the tokens that both have.",
-        since="0.2",
     )
     threads: int = setting(1, "Threads of llama.cpp.", ge=1, le=1024)
     context: int = setting(
@@ -127,21 +121,18 @@ class DeviceSettings(Settings):
         "Most memory for the draft model's keys, values and buffers, of all texts at once and beside its weights: "
         "context and batch become smaller to fit; `auto` takes half of what is free.",
         unit="megabytes",
-        since="0.2",
         rare=True,
     )
     truncate: Truncate = setting(
         Truncate.REFUSE,
         "What is done with a prompt that is too long for the context: refused, or cut at its start or in its middle; "
         "of a chat the oldest turns are dropped first, and its template stays whole.",
-        since="0.2",
     )
     texts_at_once: int = setting(
         2,
         "Most texts that are written at once, each with memory for a context of its own; 2 suits a small device, whose "
         "draft model works for one text while another waits for its verdict.",
         unit="texts",
-        since="0.2",
         ge=1,
         le=64,
     )
@@ -158,13 +149,11 @@ class DeviceSettings(Settings):
         AUTO,
         "Whether the edge writes by itself instead of verifying drafts; `auto` chooses where `draft_length` is `auto`, "
         "and drafts where it is fixed.",
-        since="0.2",
     )
     window: int = setting(
         8,
         "Most drafts under way at once, whatever the edge grants.",
         unit="drafts",
-        since="0.2",
         rare=True,
         ge=1,
         le=MAX_WINDOW,
@@ -175,7 +164,6 @@ class DeviceSettings(Settings):
         "Drafts are filled up to a multiple of this, so that their sizes tell less of the text; 0 leaves them as they "
         "are.",
         unit="bytes",
-        since="0.2",
         rare=True,
         ge=0,
         le=MAX_DRAFT_BYTES,
@@ -195,19 +183,16 @@ class DeviceSettings(Settings):
         OfflinePolicy.FAIL,
         "What becomes of a text for which no edge answers: `fail` ends it with an error, `wait` goes on as soon as an "
         "edge is back, `local` goes on with the draft model alone and marks what it writes as unverified.",
-        since="0.2",
     )
     rejoin: bool = setting(
         False,  # noqa: FBT003 - a default
         "Whether an edge that is back verifies the rest of a text that went on without one; what is unverified is "
         "replaced if nobody has read it yet, and stands otherwise.",
-        since="0.2",
     )
     offline_s: float = setting(
         2.0,
         "Time without a broker, or without an edge that is online, after which `offline` applies.",
         unit="seconds",
-        since="0.2",
         rare=True,
         ge=0,
     )
@@ -216,14 +201,12 @@ class DeviceSettings(Settings):
         "Longest silence of an edge that says it is online, after which `offline` applies; longer than `verdict_s`, so "
         "that another edge is asked first.",
         unit="seconds",
-        since="0.2",
         rare=True,
         gt=0,
     )
     offline_log: Path = setting(
         Path("fleet-unverified.db"),
         "File that keeps, until an edge has logged them, the counts and times of texts written without one.",
-        since="0.2",
         rare=True,
     )
     verdict_s: float = setting(10.0, "Wait before an unanswered draft is repeated.", unit="seconds", rare=True, gt=0)
@@ -238,7 +221,6 @@ class DeviceSettings(Settings):
         None,
         "File of the applications that may use the local API, each with a key and quotas, as `fleet device app` writes "
         "it; left out, no key is asked for but `api_token`.",
-        since="0.2",
         rare=True,
     )
     api_waiting: int = setting(
@@ -253,38 +235,32 @@ class DeviceSettings(Settings):
     steering: bool = setting(
         True,  # noqa: FBT003 - a default
         "Whether an administrator may set what this device does, and give it commands, from afar.",
-        since="0.2",
     )
     steering_fixed: str = setting(
         "",
         "Settings that stay as they are configured here, whatever is wanted from afar: names with commas between.",
-        since="0.2",
         rare=True,
     )
     steering_dir: Path | None = setting(
         None,
         "Folder that keeps what was set from afar; left out, one in the state folder (`STATE_DIRECTORY`, "
         "`$XDG_STATE_HOME/dssd-fleet`, or `~/.local/state/dssd-fleet`).",
-        since="0.2",
         rare=True,
     )
     log_level: LogLevel | None = setting(
         None,
         "From which severity on the log is written; left out, `warning`, or `info` with `--verbose`.",
-        since="0.2",
         rare=True,
     )
     log_format: Literal["plain", "json"] = setting(
         "plain",
         "How the log is written: `plain` lines, or `json`, an object a line, with what is below a warning too.",
-        since="0.2",
         rare=True,
     )
     status_texts: int = setting(
         0,
         "Latest texts that the status page shows, to everybody who may use the local API; 0 shows none.",
         unit="texts",
-        since="0.2",
         rare=True,
         ge=0,
         le=100,

@@ -57,7 +57,7 @@ class EdgeSettings(Settings):
     )
     threads: int = setting(0, "Threads of the engine; 0 leaves it to the engine.", ge=0, le=1024)
     gpu_layers: int = setting(
-        -1, "Layers that llama.cpp puts on a GPU, where it was built for one; -1 is all.", rare=True, since="0.2", ge=-1
+        -1, "Layers that llama.cpp puts on a GPU, where it was built for one; -1 is all.", rare=True, ge=-1
     )
     stable_rows: bool = setting(
         True,  # noqa: FBT003 - a default
@@ -65,7 +65,6 @@ class EdgeSettings(Settings):
         "which the same text has the same logits whatever is computed with it; where the edge writes such a text by "
         "itself, it does so up to 1.6 times as fast without, and drafts and prompts take the same time.",
         rare=True,
-        since="0.2",
     )
     context: int = setting(
         0,
@@ -73,7 +72,6 @@ class EdgeSettings(Settings):
         "0 is the model's own, or fewer where `kv_bytes` holds few such texts.",
         unit="tokens",
         rare=True,
-        since="0.2",
         ge=0,
         le=MAX_TOKENS,
     )
@@ -90,7 +88,6 @@ class EdgeSettings(Settings):
         "Verdicts are filled up to a multiple of this, so that their sizes tell less of the text; 0 leaves them as "
         "they are.",
         unit="bytes",
-        since="0.2",
         rare=True,
         ge=0,
         le=1 << 16,
@@ -100,7 +97,6 @@ class EdgeSettings(Settings):
         "Longest time for which tokens that the edge writes by itself wait to be sent with those that follow; 0 sends "
         "each at once.",
         unit="seconds",
-        since="0.2",
         rare=True,
         ge=0,
         le=10,
@@ -111,7 +107,6 @@ class EdgeSettings(Settings):
         "prompt have shown; they change no text, 1 guesses where that costs nothing, more where it seems to pay, and 0 "
         "never.",
         unit="tokens",
-        since="0.2",
         rare=True,
         ge=0,
         le=16,
@@ -121,7 +116,6 @@ class EdgeSettings(Settings):
         "Goal: longest mean time from a draft's arrival to its verdict, or between two tokens that the edge writes by "
         "itself; new sessions that would make the edge miss it are refused with a time to come back, 0 refuses none.",
         unit="milliseconds",
-        since="0.2",
         rare=True,
         ge=0,
         le=60_000,
@@ -149,7 +143,6 @@ class EdgeSettings(Settings):
         0.05,
         "Share of the large model's time for prompts out of proportion to what is written, and for drafts that are "
         "hardly ever accepted, while others are verified.",
-        since="0.2",
         rare=True,
         gt=0,
         le=1,
@@ -175,7 +168,6 @@ class EdgeSettings(Settings):
     prefix_sharing: PrefixSharing = setting(
         PrefixSharing.ALL,
         "Whose computed prompts a session may go on from: of all devices, of its own device alone, or none (`off`).",
-        since="0.2",
         rare=True,
     )
     trace_share: float = setting(1.0, "Fraction of the sessions whose every round is logged.", rare=True, ge=0, le=1)
@@ -186,42 +178,38 @@ class EdgeSettings(Settings):
         StoreText.NONE,
         "What is stored of the texts in the session log: `none`; `hash`, how each token came about and a hash of the "
         "text; `full`, the text too; never prompts (docs/texts.md).",
-        since="0.2",
         rare=True,
     )
     keep_texts_days: float = setting(
-        30.0, "How long stored texts are kept.", unit="days", since="0.2", rare=True, gt=0, le=_MOST_DAYS
+        30.0, "How long stored texts are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
     )
     keep_sessions_days: float = setting(
         365.0, "How long sessions are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
     )
     keep_hourly_days: float = setting(
-        14.0, "How long totals by the hour are kept.", since="0.2", unit="days", rare=True, ge=1, le=_MOST_DAYS
+        14.0, "How long totals by the hour are kept.", unit="days", rare=True, ge=1, le=_MOST_DAYS
     )
     keep_daily_days: float = setting(
         400.0,
         "How long totals by the day are kept; those by the month stay.",
-        since="0.2",
         unit="days",
         rare=True,
         ge=1,
         le=_MOST_DAYS,
     )
     backup_folder: Path | None = setting(
-        None, "Folder for regular backups of a SQLite session log; none without it.", since="0.2", rare=True
+        None, "Folder for regular backups of a SQLite session log; none without it.", rare=True
     )
-    backup_every_h: float = setting(24.0, "Between backups.", since="0.2", unit="hours", rare=True, ge=0.25, le=8760)
-    backup_keep: int = setting(14, "Backups kept, the latest.", since="0.2", rare=True, ge=1, le=10_000)
+    backup_every_h: float = setting(24.0, "Between backups.", unit="hours", rare=True, ge=0.25, le=8760)
+    backup_keep: int = setting(14, "Backups kept, the latest.", rare=True, ge=1, le=10_000)
     log_format: Literal["plain", "json"] = setting(
         "plain",
         "How the log is written: `plain` lines, or `json`, an object a line, with what is below a warning too.",
-        since="0.2",
         rare=True,
     )
     alerts: Path | None = setting(
         None,
         "TOML file of alert settings (docs/alerts.md); with it this edge looks for alerts unless another does.",
-        since="0.2",
         rare=True,
     )
     remote: RemoteSettings = Field(default_factory=RemoteSettings)
@@ -231,6 +219,5 @@ class EdgeSettings(Settings):
         "",
         "Address and port of a dashboard within the edge, such as 127.0.0.1:8400, or empty for none; all else of it is "
         "set as for `fleet admin serve` (`FLEET_DASHBOARD_…`).",
-        since="0.2",
     )
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)

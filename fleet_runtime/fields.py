@@ -28,13 +28,11 @@ class Settings(BaseModel):
 
     Attributes:
         variable_prefix: What the names of the environment variables begin with.
-        former_variables: Environment variables of earlier releases, and the settings that they are now.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     variable_prefix: ClassVar[str]
-    former_variables: ClassVar[Mapping[str, str]] = {}
     _origins: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
@@ -58,11 +56,9 @@ def setting(
     meaning: str,
     *,
     unit: str = "",
-    since: str = "0.1",
     rare: bool = False,
     in_flags: bool = True,
     in_errors: bool = True,
-    formerly: tuple[str, ...] = (),
     **bounds: float,
 ) -> Any:  # noqa: ANN401 - likewise
     """Return the field of a setting.
@@ -71,14 +67,12 @@ def setting(
         default: The value if none is given, or a function that makes it.
         meaning: One sentence.
         unit: Of a quantity.
-        since: The release that brought it.
         rare: Whether `--help` shows it apart.
         in_flags: Whether it has a flag; what stands in a flag is seen by every user of the machine, in `ps`.
         in_errors: Whether an error may show the value.
-        formerly: Names that it had in earlier releases.
         bounds: As pydantic's `Field` takes them: `ge`, `gt`, `le`, `lt`, `min_length`.
     """
-    extra = {"unit": unit, "since": since, "rare": rare, "flag": in_flags, "shown": in_errors, "formerly": formerly}
+    extra = {"unit": unit, "rare": rare, "flag": in_flags, "shown": in_errors}
     given: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
     return Field(**given, description=meaning, json_schema_extra=extra, **bounds)  # type: ignore[call-overload]
 
@@ -95,10 +89,8 @@ class SettingField:
         unit: Of a quantity; may be empty.
         default: As text; empty if there is none.
         meaning: One sentence.
-        since: The release that brought it.
         rare: Whether `--help` shows it apart.
         shown: Whether an error may show the value.
-        formerly: Names that it had in earlier releases.
         metavar: What stands for a value in a help text, such as `INTEGER`; `WORD` where there are words to choose from.
         switch: Whether the flag takes no value: `--ahead`, `--no-ahead`.
     """
@@ -110,10 +102,8 @@ class SettingField:
     unit: str
     default: str
     meaning: str
-    since: str
     rare: bool
     shown: bool
-    formerly: tuple[str, ...]
     metavar: str
     switch: bool
 
@@ -153,10 +143,8 @@ def _walk(model: type[BaseModel], path: tuple[str, ...], prefix: str) -> Iterato
             unit=str(extra.get("unit", "")),
             default=_shown(field.get_default(call_default_factory=True)),
             meaning=field.description or "",
-            since=str(extra.get("since", "")),
             rare=bool(extra.get("rare", False)),
             shown=not secret and bool(extra.get("shown", True)),
-            formerly=tuple(extra.get("formerly", ())),
             metavar=_metavar(field.annotation),
             switch=bool in types,
         )

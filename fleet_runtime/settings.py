@@ -52,7 +52,7 @@ def load_settings(
         _given(flags),
         by_program=by_program,
     )
-    problems = [*sources.environment.problems, *sources.former_names(model, environment)]
+    problems = sources.environment.problems
     try:
         settings = model.model_validate(sources.values())
     except ValidationError as error:
@@ -75,25 +75,6 @@ class _Sources:
 
     def values(self) -> dict[str, Any]:
         return merge(merge(self.file.values, self.environment.values), self.flags)
-
-    def former_names(self, model: type[Settings], environment: Mapping[str, str]) -> list[str]:
-        """Return a line for each setting under a name of an earlier release, and take it out of the file."""
-        problems = []
-        variables = dict(model.former_variables)
-        for field in self.fields.values():
-            for former in field.formerly:
-                variables[model.variable_prefix + former.upper()] = field.name
-                if former in self.file.values:
-                    origin = self.origin((former,))
-                    problems.append(f"The setting {former!r} ({origin}) is called {field.name!r} now; rename it.")
-                    del self.file.values[former]
-        by_name = {field.name: field.variable for field in self.fields.values()}
-        problems += (
-            f"The environment variable {former} is called {by_name[name]} now; rename it."
-            for former, name in variables.items()
-            if former in environment
-        )
-        return problems
 
     def explain(self, error: ValidationError) -> list[str]:
         """Return a line for each setting that cannot work."""

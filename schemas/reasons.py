@@ -44,7 +44,6 @@ class RefusalCode(StrEnum):
     A reason that this release does not know is read as `OTHER`: the device shows the sentence and does not try again.
     """
 
-    MALFORMED = "malformed"  # a word of 0.1; not sent
     PROTOCOL = "protocol"
     VOCABULARY = "vocabulary-mismatch"
     PROMPT_EMPTY = "prompt-empty"
@@ -73,7 +72,6 @@ class FaultCode(StrEnum):
     TOKEN = "token-out-of-vocabulary"  # noqa: S105
     COUNTS = "counts"
     QUOTA = "over-quota"
-    ROUND = "round"  # a word of 0.1; not sent
     INTERNAL = "internal"
     OTHER = "other"  # a newer release's; not sent
 

@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
 FORMULAS = (ROOT / "docs" / "formulas.md").read_text(encoding="utf-8")
 FILES = sorted(path.name for path in (ROOT / "docs" / "vectors").glob("*.json"))
-NOT_SENT = {"malformed", "round"}  # words of 0.1 that a client need not know as refusal and as fault
 
 
 def script() -> ModuleType:
@@ -112,7 +111,7 @@ def test_the_page_names_every_word_and_every_purpose() -> None:
         (Mode, "Open, up"),
     ):
         missing = {word.value for word in words if f"`{word.value}`" not in section(title)}
-        assert missing <= NOT_SENT | ({"other"} if words is FaultCode else set()), title
+        assert missing <= ({"other"} if words is FaultCode else set()), title
     for reason in EndReason:
         assert f"`{reason.value}`" in section("Close, up") + section("Closed, down")
     for purpose in Purpose:

@@ -20,29 +20,27 @@ class AlertSettings(Settings):
 
     variable_prefix: ClassVar[str] = "FLEET_ALERTS_"
 
-    every_s: float = setting(15.0, "Time between two looks.", unit="seconds", since="0.2", rare=True, ge=1, le=3600)
+    every_s: float = setting(15.0, "Time between two looks.", unit="seconds", rare=True, ge=1, le=3600)
     hold_s: float = setting(
-        60.0, "Time for which something must be wrong to be an alert.", unit="seconds", since="0.2", ge=0, le=86_400
+        60.0, "Time for which something must be wrong to be an alert.", unit="seconds", ge=0, le=86_400
     )
     clear_s: float = setting(
-        120.0, "Time for which it must be right for the alert to be over.", unit="seconds", since="0.2", ge=0, le=86_400
+        120.0, "Time for which it must be right for the alert to be over.", unit="seconds", ge=0, le=86_400
     )
     slack: float = setting(
         0.1,
         "How far on the right side of its threshold a value must be to count as right, as a share of the threshold.",
-        since="0.2",
         rare=True,
         ge=0,
         le=0.9,
     )
     window_min: float = setting(
-        15.0, "Time over which refusals and faults are counted.", unit="minutes", since="0.2", rare=True, ge=1, le=1440
+        15.0, "Time over which refusals and faults are counted.", unit="minutes", rare=True, ge=1, le=1440
     )
     silent_min: float = setting(
         15.0,
         "Time after which a device that is offline is an alert.",
         unit="minutes",
-        since="0.2",
         ge=0,
         le=100_000,
     )
@@ -51,7 +49,6 @@ class AlertSettings(Settings):
         "Time after which a device that says it is online, and of which nothing is heard, is an alert; one that writes "
         "no texts says nothing.",
         unit="hours",
-        since="0.2",
         ge=0,
         le=100_000,
     )
@@ -59,17 +56,15 @@ class AlertSettings(Settings):
         14.0,
         "Time after which a device or an edge that is offline is taken for retired, and is no alert any more.",
         unit="days",
-        since="0.2",
         ge=0,
         le=36_500,
     )
     edge_away_s: float = setting(
-        60.0, "Time after which an edge that is offline is an alert.", unit="seconds", since="0.2", ge=0, le=_MOST
+        60.0, "Time after which an edge that is offline is an alert.", unit="seconds", ge=0, le=_MOST
     )
     acceptance_share: float = setting(
         0.7,
         "Share of its own acceptance rate over 24 hours below which a device's rate of the latest hour is an alert.",
-        since="0.2",
         ge=0,
         le=1,
     )
@@ -77,7 +72,6 @@ class AlertSettings(Settings):
         500,
         "Fewest draft tokens of the hour that say something about a device's acceptance rate.",
         unit="tokens",
-        since="0.2",
         rare=True,
         ge=1,
         le=1 << 40,
@@ -86,7 +80,6 @@ class AlertSettings(Settings):
         500.0,
         "Wait of drafts for a step, 95th percentile of five minutes, above which an edge is an alert.",
         unit="milliseconds",
-        since="0.2",
         ge=0,
         le=_MOST,
     )
@@ -94,14 +87,12 @@ class AlertSettings(Settings):
         1000.0,
         "Time of a step, 95th percentile of five minutes, above which an edge is an alert.",
         unit="milliseconds",
-        since="0.2",
         ge=0,
         le=_MOST,
     )
     kv_share: float = setting(
         0.9,
         "Share of its memory for keys and values above which an edge is an alert.",
-        since="0.2",
         ge=0,
         le=1,
     )
@@ -109,7 +100,6 @@ class AlertSettings(Settings):
         1000,
         "Records in an edge's spool from which on they are an alert.",
         unit="records",
-        since="0.2",
         ge=0,
         le=1 << 40,
     )
@@ -117,21 +107,19 @@ class AlertSettings(Settings):
         120.0,
         "Time for which an edge that is online has written nothing to the database that is an alert.",
         unit="seconds",
-        since="0.2",
         ge=0,
         le=_MOST,
     )
     certificate_days: float = setting(
-        30.0, "Time before a certificate's end from which on it is an alert.", unit="days", since="0.2", ge=0, le=3650
+        30.0, "Time before a certificate's end from which on it is an alert.", unit="days", ge=0, le=3650
     )
     certificate_critical_days: float = setting(
-        7.0, "Time before its end from which on that is critical.", unit="days", since="0.2", ge=0, le=3650
+        7.0, "Time before its end from which on that is critical.", unit="days", ge=0, le=3650
     )
     refusals: int = setting(
         20,
         "Refused sessions of one code at one edge within `window_min` from which on they are an alert.",
         unit="sessions",
-        since="0.2",
         ge=0,
         le=1 << 40,
     )
@@ -139,28 +127,24 @@ class AlertSettings(Settings):
         50,
         "Faults of one code at one edge within `window_min` from which on they are an alert.",
         unit="faults",
-        since="0.2",
         ge=0,
         le=1 << 40,
     )
     clocks: bool = setting(
         True,  # noqa: FBT003 - a default
         "Whether a device's clock that is more than 30 s ahead of an edge's, or has gone back, is an alert.",
-        since="0.2",
     )
     keep_days: float = setting(
-        365.0, "How long alerts that are over are kept.", unit="days", since="0.2", rare=True, gt=0, le=36_500
+        365.0, "How long alerts that are over are kept.", unit="days", rare=True, gt=0, le=36_500
     )
-    webhook: str = setting(
-        "", "URL that alerts are posted to as JSON, https beyond this machine; empty posts none.", since="0.2"
-    )
+    webhook: str = setting("", "URL that alerts are posted to as JSON, https beyond this machine; empty posts none.")
     webhook_secret_file: Path | None = setting(
-        None, "File whose one line is the secret that what is posted is signed with.", since="0.2", rare=True
+        None, "File whose one line is the secret that what is posted is signed with.", rare=True
     )
     fleet: Name | None = setting(
         None, "Fleet on whose broker alerts are published too, as `name` in the role monitor; none if left out."
     )
-    name: Name = setting("monitor", "Name to publish alerts under.", since="0.2", rare=True)
+    name: Name = setting("monitor", "Name to publish alerts under.", rare=True)
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
 
     @field_validator("webhook")

@@ -23,18 +23,14 @@ class DashboardSettings(AdminSettings):
 
     variable_prefix: ClassVar[str] = "FLEET_DASHBOARD_"
 
-    name: Name = setting(
-        "dashboard", "Name of this monitor; its identity at the broker, and no other program's.", since="0.2"
-    )
+    name: Name = setting("dashboard", "Name of this monitor; its identity at the broker, and no other program's.")
     steer: bool = setting(
         False,  # noqa: FBT003 - a default
         "Whether to connect to the broker, as a monitor, so that operators can give devices settings and commands.",
-        since="0.2",
     )
     db: str = setting(
         "sqlite:///fleet.sqlite3",
         "URL of the session log: `sqlite:///PATH` or `postgresql://USER@HOST/NAME`.",
-        since="0.2",
         in_errors=False,
         min_length=1,
     )
@@ -42,57 +38,47 @@ class DashboardSettings(AdminSettings):
         "",
         "Names and addresses under which browsers ask for the pages, with commas; those of this machine alone are "
         "known by themselves. Requests under another name are refused.",
-        since="0.2",
     )
     alerts: Path | None = setting(
         None,
         "TOML file of alert settings (docs/alerts.md); with it the dashboard looks for alerts unless another does.",
-        since="0.2",
     )
     https_certificate: Path | None = setting(
         None,
         "Certificate (PEM, with its chain) for HTTPS of the pages; without it they use HTTP.",
-        since="0.2",
     )
     https_key: Path | None = setting(
-        None, "Private key (PEM) of `https_certificate`; left out, it is in the certificate's file.", since="0.2"
+        None, "Private key (PEM) of `https_certificate`; left out, it is in the certificate's file."
     )
     proxies: str = setting(
         "",
         "Addresses or networks of reverse proxies, with commas, whose X-Forwarded-For and X-Forwarded-Proto are "
         "believed.",
-        since="0.2",
         rare=True,
     )
     proxy_account: str = setting(
         "",
         "Header in which the proxies say whose request it is, such as X-Forwarded-User; empty: nobody is logged in so.",
-        since="0.2",
         rare=True,
     )
     proxy_role: Role | None = setting(
-        None, "Role of those whom the proxies name and who have no account; without it they are refused.", since="0.2",
+        None, "Role of those whom the proxies name and who have no account; without it they are refused.",
         rare=True,
     )  # fmt: skip
     listen: str = setting(
         "127.0.0.1:8400",
         "Address and port of the pages. Beyond this machine, HTTPS (`https_certificate`) or a proxy is needed.",
-        since="0.2",
     )
     idle_h: float = setting(
-        8.0, "Silence after which a browser has to log in again.", unit="hours", since="0.2", rare=True, gt=0, le=720
+        8.0, "Silence after which a browser has to log in again.", unit="hours", rare=True, gt=0, le=720
     )
-    login_h: float = setting(
-        168.0, "Time after which it has to in any case.", unit="hours", since="0.2", rare=True, gt=0, le=8_760
-    )
+    login_h: float = setting(168.0, "Time after which it has to in any case.", unit="hours", rare=True, gt=0, le=8_760)
     threads: int = setting(
-        8, "Requests that are worked on at once; a third of them for one account.", since="0.2", rare=True, ge=3, le=64
+        8, "Requests that are worked on at once; a third of them for one account.", rare=True, ge=3, le=64
     )
-    answer_s: float = setting(
-        20.0, "Longest time for one answer.", unit="seconds", since="0.2", rare=True, ge=1, le=600
-    )
+    answer_s: float = setting(20.0, "Longest time for one answer.", unit="seconds", rare=True, ge=1, le=600)
     watchers: int = setting(
-        100, "Pages that are kept up to date at once; others are loaded anew by hand.", since="0.2", rare=True, ge=1,
+        100, "Pages that are kept up to date at once; others are loaded anew by hand.", rare=True, ge=1,
         le=10_000,
     )  # fmt: skip
 

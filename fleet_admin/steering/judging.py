@@ -96,7 +96,7 @@ def _judge(presence: Presence | None, version: int, said: _Reported | None, *, l
     if said is None or said.version < version:
         if presence in {None, Presence.OFFLINE}:
             return SettingState.WAITING, "The device is offline; it takes them when it is back."
-        return SettingState.SILENT, "The device has not answered; it may not listen (steering), or be of release 0.1."
+        return SettingState.SILENT, "The device has not answered; it may not listen (steering)."
     if said.version > latest:
         return SettingState.AHEAD, (
             f"The device reports version {said.version}, but {latest} is the latest that was set: it ignores these "

@@ -208,8 +208,6 @@ class Doctor:
     def _vocabulary(self) -> str:
         if self._running is not None:
             drafter = self._running.drafter
-            if drafter.vocabulary is None:
-                raise NotApplicable("The device that runs is of an earlier release and does not tell its vocabulary.")
             return check_vocabulary(drafter.vocabulary, self._running.online, drafter=drafter.name)
         assert self._drafter is not None
         found = check_vocabulary(str(self._drafter.vocabulary), self._inbox.edges.online(), drafter=self._drafter.name)

@@ -22,7 +22,7 @@ class _Drafter(BaseModel):
     name: str
     quantization: str
     context: int
-    vocabulary: str | None = None  # not told by an earlier release
+    vocabulary: str
 
 
 class _Broker(BaseModel):

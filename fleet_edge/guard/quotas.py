@@ -14,7 +14,7 @@ _MOST: Final = 1e9
 
 
 def _rate(default: float, meaning: str, unit: str) -> Any:  # noqa: ANN401 - as `setting`
-    return setting(default, meaning, unit=unit, since="0.2", in_flags=False, gt=0, le=_MOST)
+    return setting(default, meaning, unit=unit, in_flags=False, gt=0, le=_MOST)
 
 
 class Quotas(BaseModel):
@@ -39,7 +39,6 @@ class Quotas(BaseModel):
         32,
         "Most requests of further samples after one rejection.",
         unit="requests",
-        since="0.2",
         in_flags=False,
         ge=1,
         le=1 << 20,
@@ -48,7 +47,6 @@ class Quotas(BaseModel):
         1024,
         "Largest `top_k` of a policy; 0, which keeps the whole vocabulary, is always allowed.",
         unit="tokens",
-        since="0.2",
         in_flags=False,
         ge=1,
         le=1 << 21,
@@ -56,7 +54,6 @@ class Quotas(BaseModel):
     kv_share: float = setting(
         0.5,
         "Most of the memory for keys and values that one device holds while others need some, as a fraction.",
-        since="0.2",
         in_flags=False,
         gt=0,
         le=1,
@@ -79,7 +76,6 @@ class QuotaSettings(Quotas):
     labels: dict[Name, LabelSettings] = setting(
         dict,
         "Quotas of some devices: `[quotas.labels.NAME]` with `devices`, a list of names or patterns, and quotas.",
-        since="0.2",
         in_flags=False,
     )
 

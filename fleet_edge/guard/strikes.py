@@ -25,24 +25,19 @@ class FenceSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    strikes: float = setting(
-        300.0, "Strikes that shut a device out.", unit="strikes", since="0.2", in_flags=False, ge=1, le=1e9
-    )
+    strikes: float = setting(300.0, "Strikes that shut a device out.", unit="strikes", in_flags=False, ge=1, le=1e9)
     forgiven_per_s: float = setting(
-        10.0, "Strikes that are forgotten.", unit="strikes per second", since="0.2", in_flags=False, gt=0, le=1e9
+        10.0, "Strikes that are forgotten.", unit="strikes per second", in_flags=False, gt=0, le=1e9
     )
     first_s: float = setting(
         10.0,
         "How long a device is shut out the first time; each time after that it is twice as long.",
         unit="seconds",
-        since="0.2",
         in_flags=False,
         gt=0,
         le=1e9,
     )
-    most_s: float = setting(
-        3600.0, "The longest that it is shut out.", unit="seconds", since="0.2", in_flags=False, gt=0, le=1e9
-    )
+    most_s: float = setting(3600.0, "The longest that it is shut out.", unit="seconds", in_flags=False, gt=0, le=1e9)
 
 
 @dataclass(slots=True)

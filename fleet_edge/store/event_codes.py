@@ -64,7 +64,6 @@ class EventCode:
 
 _INFO, _WARNING, _ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
 _REFUSALS: Final = {
-    RefusalCode.MALFORMED: (_WARNING, "The Open was no message of this protocol."),
     RefusalCode.PROTOCOL: (_WARNING, "The device speaks a protocol number that this edge does not."),
     RefusalCode.VOCABULARY: (_WARNING, "Draft and target model have different vocabularies."),
     RefusalCode.PROMPT_EMPTY: (_WARNING, "The prompt was empty."),
@@ -87,7 +86,6 @@ _FAULTS: Final = {
     FaultCode.TOKEN: (_WARNING, "The draft held a token that the vocabulary does not have."),
     FaultCode.COUNTS: (_WARNING, "The draft's probabilities cannot be."),
     FaultCode.QUOTA: (_WARNING, "The device writes or asks more than it may."),
-    FaultCode.ROUND: (_WARNING, "A word of release 0.1."),
     FaultCode.INTERNAL: (_ERROR, "The edge could not verify the draft, and gave the text up."),
     FaultCode.OTHER: (_WARNING, "For a reason that only the sentence tells."),
 }

@@ -62,14 +62,12 @@ class MetricsSettings(BaseModel):
         "",
         "Address and port of `/metrics`, `/healthz` and `/readyz`, such as `127.0.0.1:9464`, beyond loopback only with "
         "`metrics.token_file`; empty serves none.",
-        since="0.2",
         rare=True,
         in_flags=False,
     )
     token_file: Path | None = setting(
         None,
         "File whose one line is the bearer token that whoever reads the metrics sends.",
-        since="0.2",
         rare=True,
         in_flags=False,
     )
@@ -77,7 +75,6 @@ class MetricsSettings(BaseModel):
     traces: bool = setting(
         False,  # noqa: FBT003 - a default
         "Whether an edge sends a span for each session and step by OTLP, as the variables `OTEL_…` say.",
-        since="0.2",
         rare=True,
         in_flags=False,
     )

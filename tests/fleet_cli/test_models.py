@@ -344,14 +344,9 @@ def test_the_list_never_cuts_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         assert [line.split()[-1] for line in table.splitlines() if line.startswith("tiny")] == paths
 
 
-def test_the_folder_may_come_from_the_devices_variable_and_its_former_name_is_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_folder_may_come_from_the_devices_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEET_DEVICE_MODELS_DIR", str(tmp_path / "here"))
     assert str(tmp_path / "here") in runner.invoke(app, ["list"]).stdout
-    monkeypatch.setenv("FLEET_MODELS", str(tmp_path))
-    with pytest.raises(CommandError, match="FLEET_MODELS is called FLEET_DEVICE_MODELS_DIR now; rename it"):
-        runner.invoke(app, ["list"], catch_exceptions=False)
 
 
 def test_the_commands_import_neither_llama_cpp_nor_torch() -> None:

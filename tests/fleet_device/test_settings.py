@@ -110,17 +110,3 @@ def test_a_bad_draft_length_is_told_what_a_good_one_is() -> None:
 def test_models_lie_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEET_DEVICE_MODELS_DIR", "/srv/models")
     assert settings().models_dir == Path("/srv/models")
-
-
-def test_the_models_folder_has_one_name_and_each_former_one_is_answered_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "device.toml"
-    file.write_text('models = "/srv/models"\n')
-    with pytest.raises(SettingsError, match=r"'models' .*device.toml, line 1\) is called 'models_dir' now"):
-        load_settings(DeviceSettings, config=file, flags={})
-    for former in ("FLEET_MODELS", "FLEET_DEVICE_MODELS"):
-        monkeypatch.setenv(former, "/srv/models")
-        with pytest.raises(SettingsError, match=f"variable {former} is called FLEET_DEVICE_MODELS_DIR now"):
-            settings()
-        monkeypatch.delenv(former)

@@ -11,11 +11,10 @@ from fleet_runtime.settings import SettingsError, load_settings
 
 class Example(Settings):
     variable_prefix: ClassVar[str] = "FLEET_TEST_"
-    former_variables: ClassVar[dict[str, str]] = {"FLEET_OLD": "folder"}
 
     name: str = setting("default", "A name.")
     number: int = setting(1, "A number.", ge=0)
-    folder: Path = setting(Path("here"), "A folder.", formerly=("place",))
+    folder: Path = setting(Path("here"), "A folder.")
     token: SecretStr | None = setting(None, "A secret.")
     url: str = setting("none", "May hold a password.", in_errors=False)
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
@@ -70,12 +69,12 @@ def test_all_that_cannot_work_is_told_at_once_in_whatever_sources_it_stands(conf
     found = complaints(
         config=config,
         flags={"broker": {"host": ""}},
-        environment={"FLEET_TEST_BROKER__KEEPALIVE_S": "soon", "FLEET_OLD": "x"},
+        environment={"FLEET_TEST_BROKER__KEEPALIVE_S": "soon"},
     )
     assert {line.split("'")[1] for line in found if "'" in line} == {
         "number", "broker.port", "broker.prot", "broker.host", "broker.keepalive_s",
     }  # fmt: skip
-    assert len(found) == 6
+    assert len(found) == 5
 
 
 def test_the_line_told_is_that_on_which_the_setting_begins(config: Path) -> None:
@@ -107,15 +106,6 @@ def test_an_unknown_setting_is_answered_with_those_that_are_like_it() -> None:
     assert "known are broker, folder, name, number, token, url" in complaints(flags={"xyz": 1})[0]
     assert "known are ca, certificate, host" in complaints(flags={"broker": {"xyz": 1}})[0]
     assert "there is no setting" in complaints(environment={"FLEET_TEST_BROKER__XYZ": "1"})[0]
-
-
-def test_a_name_of_an_earlier_release_is_answered_with_the_new_one(config: Path) -> None:
-    config.write_text('place = "x"\n', encoding="utf-8")
-    assert complaints(config=config) == [f"The setting 'place' ({config}, line 1) is called 'folder' now; rename it."]
-    for former in ("FLEET_TEST_PLACE", "FLEET_OLD"):
-        assert complaints(environment={former: "x"}) == [
-            f"The environment variable {former} is called FLEET_TEST_FOLDER now; rename it."
-        ]
 
 
 def test_a_variable_that_is_no_setting_of_ours_is_not_for_us() -> None:

@@ -1,7 +1,6 @@
-"""What every release has written is read for ever; what this one writes is read by every release of its protocol.
+"""The messages of the golden file, byte by byte, and an independent reader of all that is written.
 
-A golden file holds what one minor release writes, and a module of rules how it reads, without a line of `schemas`. When
-a minor release writes anything new, it adds its own two files beside those that are there, and a line in `RULES`.
+From the first release on, a release that changes what is written adds a golden file and rules of its own.
 """
 
 import tomllib
@@ -13,7 +12,7 @@ from typing import Any, Final
 
 import cbor2
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -21,18 +20,10 @@ from schemas import bounds, cbor, codec, control, downlink, grammar, messages, p
 from schemas.asyncapi import MESSAGES
 from schemas.control import Alert, AlertState, DeviceState, EdgeState, Presence, Telemetry, decode_json, encode_json
 from schemas.steering import CommandOutcome, CommandRequest, CommandResponse, DesiredSettings, ReportedSettings
-from tests.schemas.golden import rules_0_1, rules_0_2
+from tests.schemas.golden.rules import READERS, Unreadable
 from tests.schemas.strategies import LABEL, NAME, closes, drafts, opens, replies, verdicts
 
-FOLDER: Final = Path(__file__).parent / "golden"
-RULES: Final[Mapping[str, Mapping[str, Callable[[bytes], Any]]]] = {
-    "0.1": rules_0_1.READERS,
-    "0.2": rules_0_2.READERS,
-}
-"""How each release of protocol 1 reads."""
-
-GOLDEN: Final = {release: tomllib.loads((FOLDER / f"{release}.toml").read_text(encoding="utf-8")) for release in RULES}
-LATEST: Final = list(RULES)[-1]
+GOLDEN: Final = tomllib.loads((Path(__file__).parent / "golden" / "messages.toml").read_text(encoding="utf-8"))
 
 STEERING: Final = (DesiredSettings, ReportedSettings, CommandRequest, CommandResponse)
 
@@ -48,10 +39,7 @@ CODECS: Final[Mapping[str, tuple[Callable[[bytes], Any], Callable[..., bytes]]]]
     },
 }
 
-EVERY: Final = [(release, message) for release, golden in GOLDEN.items() for message in golden["message"]]
-each_message = pytest.mark.parametrize(
-    ("release", "message"), EVERY, ids=[f"{release}-{message['name']}" for release, message in EVERY]
-)
+each_message = pytest.mark.parametrize("message", GOLDEN["message"], ids=lambda message: message["name"])
 
 
 def payload_of(message: Mapping[str, Any]) -> bytes:
@@ -63,11 +51,11 @@ def fields_of(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def spelled(value: Any) -> Any:
-    """Spell a decoded message as golden files do."""
+    """Spell a decoded message as the golden file does."""
     match value:
         case BaseModel():
             fields = {name: getattr(value, name) for name in type(value).model_fields}
-            # A setting of the policy that does nothing is left out: an older release would not know it.
+            # A setting of the policy that does nothing is left out.
             closed = isinstance(value, policy.SamplingPolicy)
             return {name: spelled(field) for name, field in fields.items() if field is not None or not closed}
         case Enum():
@@ -82,49 +70,19 @@ def spelled(value: Any) -> Any:
             return value
 
 
-def younger_words(message: BaseModel, release: str) -> set[str]:
-    """Return the fields whose words the release lacks: it reads others in their place."""
-    words = {name: value for name, value in message if isinstance(value, Enum)}
-    known = GOLDEN[release]["words"]
-    return {name for name, word in words.items() if word.value not in known.get(type(word).__name__, [word.value])}
-
-
 @each_message
-def test_what_a_release_has_written_is_read_to_the_same_fields(release: str, message: dict[str, Any]) -> None:
-    decode, _ = CODECS[message["reads"]]
-    decoded = decode(payload_of(message))
-    expected, found = fields_of(message), spelled(decoded)
-    assert {name: found[name] for name in expected} == expected
-    for name in set(found) - set(expected):  # younger than that release, so that it can say nothing of it
-        assert release != LATEST
-        assert getattr(decoded, name) == type(decoded).model_fields[name].get_default(call_default_factory=True)
-
-
-@each_message
-@pytest.mark.parametrize("reader", RULES)
-def test_what_this_release_makes_of_it_is_read_by_every_releases_rules(
-    release: str, message: dict[str, Any], reader: str
-) -> None:
+def test_a_message_is_read_to_its_fields_and_written_byte_by_byte(message: dict[str, Any]) -> None:
     decode, encode = CODECS[message["reads"]]
     decoded = decode(payload_of(message))
-    if message["reads"] not in RULES[reader]:
-        return  # younger, and on a topic that an older release does not subscribe to
-    read = RULES[reader][message["reads"]](encode(decoded))
-    expected = fields_of(message)
-    shared = set(read) & set(expected) - younger_words(
-        decoded, reader
-    )  # all, but for fields that the younger of the two has added
-    assert {name: read[name] for name in shared} == {name: expected[name] for name in shared}
-    assert reader != release or shared == set(read) == set(expected)
-
-
-@pytest.mark.parametrize("message", GOLDEN[LATEST]["message"], ids=lambda message: message["name"])
-def test_the_latest_file_is_what_this_release_writes(message: dict[str, Any]) -> None:
-    """Byte by byte: who changes the wire writes a file of the new release, and leaves this one alone."""
-    decode, encode = CODECS[message["reads"]]
+    assert spelled(decoded) == fields_of(message)
     options = {"padding": message["padding"]} if "padding" in message else {}
-    written = encode(decode(payload_of(message)), **options)
+    written = encode(decoded, **options)
     assert written == payload_of(message), f"now: {written.decode() if 'json' in message else written.hex()}"
+
+
+@each_message
+def test_the_independent_reader_reads_it_to_the_same_fields(message: dict[str, Any]) -> None:
+    assert READERS[message["reads"]](payload_of(message)) == fields_of(message)
 
 
 STATES: Final = {
@@ -190,53 +148,38 @@ RANDOM: Final[Mapping[str, st.SearchStrategy[Any]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("reads", "reader"), [(reads, reader) for reader, rules in RULES.items() for reads in CODECS if reads in rules]
-)
+@pytest.mark.parametrize("reads", CODECS)
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
-def test_whatever_this_release_writes_is_read_by_every_releases_rules(
-    reads: str, reader: str, data: st.DataObject
-) -> None:
-    """A word that an older release lacks comes back as what it reads instead: such are left out of its messages."""
+def test_whatever_is_written_the_independent_reader_reads(reads: str, data: st.DataObject) -> None:
     message = data.draw(RANDOM[reads])
-    assume(not younger_words(message, reader))
     _, encode = CODECS[reads]
-    read = RULES[reader][reads](encode(message))
-    found = spelled(message)
+    read, found = READERS[reads](encode(message)), spelled(message)
     assert read == {name: found[name] for name in read}
 
 
-@pytest.mark.parametrize("release", GOLDEN)
-def test_every_kind_mode_form_and_end_is_there(release: str) -> None:
-    found = [CODECS[message["reads"]][0](payload_of(message)) for message in GOLDEN[release]["message"]]
-    kinds, known = {type(message) for message in found}, {model for models in MESSAGES.values() for model in models}
-    assert kinds <= known
-    assert release != LATEST or kinds == known
+def test_every_kind_mode_form_and_end_is_there() -> None:
+    found = [CODECS[message["reads"]][0](payload_of(message)) for message in GOLDEN["message"]]
+    assert {type(message) for message in found} == {model for models in MESSAGES.values() for model in models}
     opened = {(message.policy.mode, message.resume is None) for message in found if isinstance(message, messages.Open)}
     assert len(opened) == 4
     judged = [message for message in found if isinstance(message, messages.Verdict)]
     assert {message.finish for message in judged} == set(reasons.Finish)
-    sent = {type(message.next) for message in judged}
-    assert sent <= {int, type(None), *downlink.FORMS}
-    assert release != LATEST or sent == {int, type(None), *downlink.FORMS}
+    assert {type(message.next) for message in judged} == {int, type(None), *downlink.FORMS}
 
 
-@pytest.mark.parametrize("release", GOLDEN)
-def test_no_word_of_a_release_is_lost_or_means_another(release: str) -> None:
-    for name, words in GOLDEN[release]["words"].items():
+def test_the_words_are_those_of_the_golden_file() -> None:
+    for name, words in GOLDEN["words"].items():
         (kind,) = (
             getattr(module, name) for module in (reasons, control, grammar, policy, steering) if hasattr(module, name)
         )
-        assert set(words) <= {member.value for member in kind}
-        assert release != LATEST or set(words) == {member.value for member in kind}
+        assert set(words) == {member.value for member in kind}
 
 
-@pytest.mark.parametrize("release", GOLDEN)
-def test_a_bound_stands_as_long_as_the_protocol(release: str) -> None:
+def test_a_bound_stands_as_long_as_the_protocol() -> None:
     """Raised, an older peer would not read what we send; lowered, we would not read what it sends."""
     modules = (bounds, messages, codec, control, downlink, cbor, grammar, vocabulary, steering)
-    for name, expected in GOLDEN[release]["bounds"].items():
+    for name, expected in GOLDEN["bounds"].items():
         assert {getattr(module, name) for module in modules if hasattr(module, name)} == {expected}, name
 
 
@@ -254,7 +197,7 @@ def test_a_bound_stands_as_long_as_the_protocol(release: str) -> None:
         ("verdict", lambda fields: [*fields[:5], float("nan"), *fields[6:]]),
     ],
 )
-def test_the_rules_refuse_what_the_release_refuses(reads: str, spoil: Callable[[Any], Any]) -> None:
+def test_the_independent_reader_refuses_what_is_no_message(reads: str, spoil: Callable[[Any], Any]) -> None:
     """Rules that take anything would prove nothing."""
     names = {
         "open": "open: residual, first",
@@ -262,19 +205,17 @@ def test_the_rules_refuse_what_the_release_refuses(reads: str, spoil: Callable[[
         "draft": "draft: residual",
         "verdict": "verdict: sparse",
     }
-    (golden,) = (message for message in GOLDEN["0.1"]["message"] if message["name"] == names.get(reads, reads))
+    (golden,) = (message for message in GOLDEN["message"] if message["name"] == names.get(reads, reads))
     fields = cbor2.loads(payload_of(golden))
-    rules_0_1.READERS[reads](cbor2.dumps(fields))
-    with pytest.raises(rules_0_1.Unreadable):
-        rules_0_1.READERS[reads](cbor2.dumps(spoil(fields)))
+    READERS[reads](cbor2.dumps(fields))
+    with pytest.raises(Unreadable):
+        READERS[reads](cbor2.dumps(spoil(fields)))
 
 
 @given(message=opens(), text=st.text(max_size=60), kind=st.sampled_from(grammar.GrammarKind))
 @settings(max_examples=50, deadline=None)
-def test_a_grammar_is_no_news_to_0_2_and_is_not_passed_over_by_0_1(message: Any, text: str, kind: Any) -> None:
+def test_a_grammar_is_read_as_it_was_written(message: Any, text: str, kind: Any) -> None:
     given_one = message.policy.model_copy(update={"grammar": grammar.Grammar(kind=kind, text=text)})
     payload = codec.encode_open(message.model_copy(update={"policy": given_one}))
     assert codec.decode_open(payload).policy == given_one
-    assert RULES["0.2"]["open"](payload)["policy"] == spelled(given_one)
-    with pytest.raises(rules_0_1.Unreadable, match="must be understood"):
-        RULES["0.1"]["open"](payload)
+    assert READERS["open"](payload)["policy"] == spelled(given_one)

@@ -19,26 +19,23 @@ class RemoteSettings(BaseModel):
         "",
         "Addresses of inference servers that serve the same model, with commas between them: "
         "`http://10.0.0.5:8000,http://10.0.0.6:8000`.",
-        since="0.2",
     )
-    api: Literal["vllm", "sglang"] = setting("vllm", "What the inference servers are.", since="0.2")
+    api: Literal["vllm", "sglang"] = setting("vllm", "What the inference servers are.")
     api_key_file: Path | None = setting(
-        None, "File with the key that the inference servers ask for; only its owner may read it.", since="0.2"
+        None, "File with the key that the inference servers ask for; only its owner may read it."
     )
     server_ca: Path | None = setting(
         None,
         "Certificates (PEM) of those who may vouch for inference servers at https:// addresses; left out, those that "
         "the system trusts.",
-        since="0.2",
         rare=True,
     )
     served_model: str = setting(
-        "", "Name of the model at the inference servers; may be left out where they serve one.", since="0.2", rare=True
+        "", "Name of the model at the inference servers; may be left out where they serve one.", rare=True
     )
     top_logprobs: int = setting(
         50,
         "Log-probabilities asked for at each position: the largest `top_k` that devices may use.",
-        since="0.2",
         ge=1,
         le=4096,
     )
@@ -46,7 +43,6 @@ class RemoteSettings(BaseModel):
         5.0,
         "Longest wait for an inference server's answer; then another one is asked.",
         unit="seconds",
-        since="0.2",
         rare=True,
         gt=0,
         le=600,
@@ -55,7 +51,6 @@ class RemoteSettings(BaseModel):
         15.0,
         "Longest time of one step, all attempts at all inference servers included.",
         unit="seconds",
-        since="0.2",
         rare=True,
         gt=0,
         le=600,
@@ -64,7 +59,6 @@ class RemoteSettings(BaseModel):
         2.0,
         "How often each inference server is asked whether it is well.",
         unit="seconds",
-        since="0.2",
         rare=True,
         gt=0,
         le=600,
@@ -73,19 +67,17 @@ class RemoteSettings(BaseModel):
         5.0,
         "Time without any inference server after which this edge is offline to its devices, until one is back.",
         unit="seconds",
-        since="0.2",
         rare=True,
         ge=0,
         le=3600,
     )
     connections: int = setting(
-        64, "Most connections to each inference server.", unit="connections", since="0.2", rare=True, ge=1, le=4096
+        64, "Most connections to each inference server.", unit="connections", rare=True, ge=1, le=4096
     )
     known_tokens: int = setting(
         1 << 20,
         "Most tokens of all open texts; what the inference servers' memory for keys and values holds is a good value.",
         unit="tokens",
-        since="0.2",
         rare=True,
         ge=1,
         le=1 << 40,

@@ -31,7 +31,7 @@ _CONTROL_MESSAGES: Final = (DeviceState, EdgeState, Telemetry, *_STEERING)
 CONTROL: Final[tuple[Pair, ...]] = tuple(
     (lambda payload, model=model: decode_json(model, payload), encode_json) for model in _CONTROL_MESSAGES
 )
-_GOLDEN: Final = Path(__file__).resolve().parents[2] / "schemas" / "golden"
+_GOLDEN: Final = Path(__file__).resolve().parents[2] / "schemas" / "golden" / "messages.toml"
 
 
 class CodecTarget:
@@ -39,7 +39,7 @@ class CodecTarget:
 
     Args:
         pairs: Each with its encoder.
-        reads: The names that golden files have for them, in the same order.
+        reads: The names that the golden file has for them, in the same order.
         mutate_payload: Changes a message.
         most_bytes: Longest input.
     """
@@ -86,17 +86,17 @@ class CodecTarget:
         return data[: rng.randint(0, len(data))] + other[rng.randint(0, len(other)) :]
 
     def seeds(self) -> Iterator[bytes]:
-        """Give the messages of the golden files, and none."""
+        """Give the messages of the golden file, and none."""
         yield from (bytes([number]) for number in range(len(self._pairs)))
         for message in golden():
             if message["reads"] in self._reads:
                 yield bytes([self._reads.index(message["reads"])]) + payload_of(message)
 
 
-def golden() -> Iterator[Mapping[str, Any]]:
-    """Give all messages of all golden files."""
-    for path in sorted(_GOLDEN.glob("*.toml")):
-        yield from tomllib.loads(path.read_text(encoding="utf-8"))["message"]
+def golden() -> list[Mapping[str, Any]]:
+    """Return all messages of the golden file."""
+    messages: list[Mapping[str, Any]] = tomllib.loads(_GOLDEN.read_text(encoding="utf-8"))["message"]
+    return messages
 
 
 def payload_of(message: Mapping[str, Any]) -> bytes:

@@ -1,7 +1,4 @@
-"""How release 0.1 reads messages, in its own words: no line of `schemas` is used, so that none can change it.
-
-This file stays as it is, like 0.1.toml. What a later release writes under protocol 1 must be readable by it.
-"""
+"""An independent reader of the messages of protocol 1; uses no line of `schemas`."""
 
 import json
 import math
@@ -14,13 +11,13 @@ from typing import Any, Final
 __all__ = ["READERS", "Unreadable"]
 
 Check = Callable[[Any], Any]
-"""Takes a value from the wire, returns what it means as 0.1.toml spells it, and raises `Unreadable` if it is none."""
+"""Takes a value from the wire, returns what it means as messages.toml spells it, or raises `Unreadable`."""
 
 _MISSING: Final = object()
 
 
 class Unreadable(Exception):  # noqa: N818 - reads as what it says
-    """Release 0.1 does not take it."""
+    """It is no message of protocol 1."""
 
 
 # The part of CBOR
@@ -182,6 +179,14 @@ def _mode(value: Any) -> Any:
     return value
 
 
+def _grammar(value: Any) -> Any:
+    _need(type(value) is dict and set(value) <= {"kind", "text"}, "not a grammar that can be understood")
+    _need(value.get("kind") in ("json-schema", "json-object", "regex", "lark"), "an unknown kind of grammar")
+    text = value.get("text", "")
+    _need(type(text) is str and len(text.encode()) <= 1 << 16, "too large a grammar")
+    return {"kind": value["kind"], "text": text}
+
+
 def _policy(value: Any) -> Any:
     known = {
         "mode": _mode,
@@ -190,7 +195,9 @@ def _policy(value: Any) -> Any:
         "top_p": _real(0.0, 1.0, open_below=True),
         "seed": _whole(0, 1 << 64),
     }
-    # A setting that is passed over would bend the law.
+    if type(value) is dict and "grammar" in value:
+        known["grammar"] = _grammar
+    # A setting that is passed over would change the target distribution.
     return _map(
         value, known, optional={"mode": "residual", "temperature": 0.7, "top_k": 50, "top_p": 0.95}, closed=True
     )
@@ -198,15 +205,44 @@ def _policy(value: Any) -> Any:
 
 _REASON = _word("stop", "length", "cancelled", "lost", "failed", otherwise="failed")
 _REFUSAL = _word(
-    *("malformed", "protocol", "vocabulary-mismatch", "prompt-empty", "prompt-too-long", "token-out-of-vocabulary"),
-    *("max-new-tokens", "busy", "draining"),
+    *("protocol", "vocabulary-mismatch", "prompt-empty", "prompt-too-long", "token-out-of-vocabulary"),
+    *("max-new-tokens", "busy", "draining", "over-quota", "logprobs", "fenced", "grammar"),
     otherwise="other",
 )
 _FAULT = _word(
-    *("malformed", "unknown-session", "desync", "draft-too-long", "token-out-of-vocabulary", "counts", "round"),
+    *("malformed", "unknown-session", "desync", "draft-too-long", "token-out-of-vocabulary", "counts", "over-quota"),
     "internal",
     otherwise="other",
 )
+_RETRY_S: Final = _maybe(_real(0.0))
+_LOGPROBS: Final = _whole(0, 21)
+_TIMES: Final = ("writing_ms", "step_ms", "text_ms", "token_ms")
+
+
+def _load(value: Any) -> Any:
+    if value is None:
+        return None
+    _need(type(value) is list and len(value) >= 7, "not a load")
+    texts, *times, acceptance, free = value[:7]
+    known = zip(_TIMES, map(_maybe(_MS), times), strict=True)
+    return {
+        "texts": _whole(1, 1 << 16)(texts),
+        **dict(known),
+        "acceptance": _maybe(_real(0.0, 1.0))(acceptance),
+        "free": _whole(0, 65)(free),
+    }
+
+
+def _app(value: Any) -> str:
+    _need(type(value) is str and 0 < len(value) <= 40, "no name of an application")
+    return str(_LABEL(value))
+
+
+def _code(value: Any) -> Any:
+    _need(type(value) is str and _WORD.fullmatch(value) is not None, "no code")
+    return value
+
+
 _COUNTED = dict.fromkeys(("drafted", "tested", "accepted", "rounds", "uplink_bytes", "downlink_bytes"), _U32)
 _MAPS: Final[Mapping[str, tuple[Mapping[str, Check], Mapping[str, Any]]]] = {
     "open": (
@@ -221,8 +257,10 @@ _MAPS: Final[Mapping[str, tuple[Mapping[str, Check], Mapping[str, Any]]]] = {
             "prompt": _ids(1 << 17),
             "max_new_tokens": _whole(0, (1 << 17) + 1),
             "resume": _ids(1 << 17),
+            "logprobs": _LOGPROBS,
+            "app": _app,
         },
-        {"protocol": 1, "attempt": 0, "resume": None},
+        {"protocol": 1, "attempt": 0, "resume": None, "logprobs": None, "app": None},
     ),
     "opened": (
         {
@@ -237,19 +275,22 @@ _MAPS: Final[Mapping[str, tuple[Mapping[str, Check], Mapping[str, Any]]]] = {
             "window": _whole(1, 65),
             "lease_s": _real(0.0, open_below=True),
             "end_tokens": _ids(1 << 18),
+            "logprobs": _LOGPROBS,
+            "load": _load,
         },
-        {"attempt": 0},
+        {"attempt": 0, "logprobs": None, "load": None},
     ),
-    "refused": ({"session": _SESSION, "code": _REFUSAL, "sentence": _SENTENCE}, {}),
+    "refused": ({"session": _SESSION, "code": _REFUSAL, "sentence": _SENTENCE, "retry_s": _RETRY_S}, {"retry_s": None}),
     "fault": (
         {
             "handle": _U16,
             "round": _U32,
             "code": _FAULT,
-            "action": _word("resume", "give-up", otherwise="give-up"),
+            "action": _word("resume", "wait", "give-up", otherwise="give-up"),
             "sentence": _SENTENCE,
+            "retry_s": _RETRY_S,
         },
-        {"handle": None, "round": None},
+        {"handle": None, "round": None, "retry_s": None},
     ),
     "close": (
         {
@@ -264,8 +305,13 @@ _MAPS: Final[Mapping[str, tuple[Mapping[str, Check], Mapping[str, Any]]]] = {
             "draft_ms": _MS,
             "wait_ms": _MS,
             "wall_ms": _MS,
+            "unverified": _maybe(_U32),
+            "age_s": _RETRY_S,
+            "code": _maybe(_code),
+            "sentence": _maybe(_SENTENCE),
+            "app": _maybe(_app),
         },
-        {"edge": None, "fix": None},
+        dict.fromkeys(("edge", "fix", "unverified", "age_s", "code", "sentence", "app")),
     ),
     "closed": (
         {
@@ -277,8 +323,9 @@ _MAPS: Final[Mapping[str, tuple[Mapping[str, Check], Mapping[str, Any]]]] = {
             "mean_batch": _real(0.0),
             "queue_ms": _MS,
             "compute_ms": _MS,
+            "reused": _U32,
         },
-        {"attempt": None},
+        {"attempt": None, "reused": None},
     ),
 }
 
@@ -324,6 +371,23 @@ def _finish(value: Any) -> int:
     return number if number in (0, 1, 2) else 2
 
 
+def _floats(value: Any) -> list[float]:
+    _need(type(value) is tuple and value[0] == 85, "not a typed array of float32")
+    return list(value[1])
+
+
+def _logprobs(value: Any) -> Any:
+    if value is None:
+        return None
+    _need(type(value) is list and len(value) >= 3, "not log-probabilities")
+    own, ids, values = _floats(value[0]), _ids(1 << 18)(value[1]), _floats(value[2])
+    _need(len(own) > 0 and len(ids) == len(values), "not as many ids as log-probabilities")
+    _need(len(ids) % len(own) == 0 and len(ids) <= 20 * len(own), "not as many for each place")
+    _need(all(abs(each) <= 1e6 for each in own), "no log-probability")
+    _need(all(-9999.0 <= each <= 1e-3 for each in values), "no log-probability")
+    return {"own": own, "ids": ids, "values": values}
+
+
 _DRAFT: Final[Mapping[str, Check]] = {
     "handle": _U16,
     "round": _U32,
@@ -335,6 +399,7 @@ _DRAFT: Final[Mapping[str, Check]] = {
     "more": _flag,
     "digest": _U32,
     "tried": _maybe(_whole(1, 1 << 20)),
+    "write": _maybe(_whole(0, (1 << 17) + 1)),
 }
 _VERDICT: Final[Mapping[str, Check]] = {
     "handle": _U16,
@@ -344,22 +409,37 @@ _VERDICT: Final[Mapping[str, Check]] = {
     "finish": _finish,
     "queue_ms": _MS,
     "compute_ms": _MS,
+    "base": _maybe(_POSITION),
+    "written": _maybe(_ids(1 << 17)),
+    "load": _load,
+    "chained": _maybe(_whole(1, 4097)),
+    "logprobs": _logprobs,
 }
 
 
 def _read_array(payload: bytes, bound: int, known: Mapping[str, Check], least: int) -> Any:
     value = _cbor(payload, bound)
     _need(type(value) is list and len(value) >= least, "not an array of so many fields")
-    # Fields behind the last are passed over; one that may be left out stands for null.
-    return {name: check(value[at] if at < len(value) else None) for at, (name, check) in enumerate(known.items())}
+    # Behind the mandatory fields, a byte string and what follows it only pad the message; a missing field means null.
+    end = next((at for at in range(least, len(value)) if type(value[at]) is bytes), len(value))
+    return {name: check(value[at] if at < end else None) for at, (name, check) in enumerate(known.items())}
 
 
 def _read_draft(payload: bytes) -> Any:
     draft = _read_array(payload, 1024, _DRAFT, 9)
     _need(draft["counts"] is None or len(draft["counts"]) == len(draft["tokens"]), "not as many counts as tokens")
-    idle = not draft["tokens"] and draft["fix"] is None and not draft["more"]
-    _need(draft["tried"] is None or idle, "a request for samples that carries a draft")
+    idle = not draft["tokens"] and not draft["more"]
+    _need(draft["tried"] is None or (idle and draft["fix"] is None), "a request for samples that carries a draft")
+    _need(draft["write"] is None or (idle and draft["tried"] is None), "a request to write that carries a draft")
     return draft
+
+
+def _read_verdict(payload: bytes) -> Any:
+    verdict = _read_array(payload, 1 << 20, _VERDICT, 7)
+    written = verdict["written"] is not None
+    _need(written is (verdict["base"] is not None), "written where, or what?")
+    _need(not written or (verdict["accepted"] == 0 and verdict["next"] is None), "two answers in one")
+    return verdict
 
 
 # JSON
@@ -370,6 +450,36 @@ def _instant(value: Any) -> datetime:
     return datetime.fromisoformat(value)
 
 
+def _setting(value: Any) -> Any:
+    _need(type(value) in (bool, int, float, str), "neither a truth, a number nor a text")
+    if type(value) is str:
+        _need(len(value) <= 300, "a text of more than 300 characters")
+    elif type(value) is not bool:
+        _need(-(2**53) < value < 2**64, "a number out of range")
+    return value
+
+
+def _table(of: Check, most: int) -> Check:
+    def check(value: Any) -> dict[str, Any]:
+        _need(type(value) is dict and len(value) <= most, f"not a table of at most {most}")
+        _need(all(1 <= len(name) <= 80 for name in value), "a name that is none")
+        return {name: of(each) for name, each in value.items()}
+
+    return check
+
+
+def _names(value: Any) -> list[str]:
+    _need(type(value) is list and len(value) <= 64, "not a list of at most 64")
+    _need(all(type(name) is str and 1 <= len(name) <= 80 for name in value), "a name that is none")
+    return list(value)
+
+
+def _command_id(value: Any) -> str:
+    _need(type(value) is str and re.fullmatch("[0-9a-f]{8,32}", value) is not None, "not the id of a command")
+    return str(value)
+
+
+_VERSION, _WHO = _whole(0, 1 << 53), _text(100)
 _PRESENCE = _word("online", "draining", "offline", otherwise="draining")
 _STATES: Final[Mapping[str, Mapping[str, Check]]] = {
     "DeviceState": {
@@ -396,16 +506,75 @@ _STATES: Final[Mapping[str, Mapping[str, Check]]] = {
         "mean_draft": _maybe(_MS),
         "draft_ms_per_token": _maybe(_MS),
         "round_trip_ms": _maybe(_MS),
+        "streamed": _maybe(_whole(0, 1 << 63)),
+        "plan": _maybe(_LABEL),
+        "unverified": _maybe(_whole(0, 1 << 63)),
+    },
+    "Alert": {
+        "id": _text(64),
+        "fleet": _maybe(_name),
+        "rule": _text(64),
+        "subject": _LABEL,
+        "device": _maybe(_name),
+        "severity": _text(16),
+        "state": _word("open", "cleared", otherwise="open"),
+        "sentence": _text(2000),
+        "value": _maybe(_real(-math.inf)),
+        "threshold": _maybe(_real(-math.inf)),
+        "since": _instant,
+        "at": _instant,
+    },
+    "DesiredSettings": {
+        "version": _whole(1, 1 << 53),
+        "values": _table(_setting, 64),
+        "who": _WHO,
+        "at": _maybe(_instant),
+    },
+    "ReportedSettings": {
+        "version": _VERSION,
+        "applied": _VERSION,
+        "values": _table(_setting, 64),
+        "refused": _table(_SENTENCE, 64),
+        "needs_restart": _names,
+        "fixed": _names,
+        "at": _maybe(_instant),
+    },
+    "CommandRequest": {
+        "id": _command_id,
+        "command": _text(40),
+        "arguments": _table(_setting, 8),
+        "deadline": _instant,
+        "who": _WHO,
+    },
+    "CommandResponse": {
+        "id": _command_id,
+        "outcome": _word("ok", "refused", otherwise="failed"),
+        "sentence": _SENTENCE,
+        "result": _maybe(_text(8192)),
+        "part": _whole(0, 32),
+        "parts": _whole(1, 33),
     },
 }
-_MAY_LACK: Final = dict.fromkeys(
-    ("certificate_until", "acceptance", "mean_draft", "draft_ms_per_token", "round_trip_ms")
-)
+_STATE_MAY_LACK: Final = {"certificate_until": None}
+_MAY_LACK: Final[Mapping[str, Mapping[str, Any]]] = {
+    "DeviceState": _STATE_MAY_LACK,
+    "EdgeState": _STATE_MAY_LACK,
+    "Telemetry": dict.fromkeys(
+        ("acceptance", "mean_draft", "draft_ms_per_token", "round_trip_ms", "streamed", "plan", "unverified")
+    ),
+    "Alert": dict.fromkeys(("fleet", "device", "value", "threshold")),
+    "DesiredSettings": {"who": "", "at": None},
+    "ReportedSettings": {"refused": {}, "needs_restart": [], "fixed": [], "at": None},
+    "CommandRequest": {"arguments": {}, "who": ""},
+    "CommandResponse": {"result": None, "part": 0, "parts": 1},
+}
 
 
 def _read_json(payload: bytes, kind: str) -> Any:
     _need(len(payload) <= 64 << 10, "too large")
-    return _map(json.loads(payload), _STATES[kind], optional=_MAY_LACK)
+    read = _map(json.loads(payload), _STATES[kind], optional=_MAY_LACK[kind])
+    _need(kind != "CommandResponse" or read["part"] < read["parts"], "a part that is beyond the last")
+    return read
 
 
 READERS: Final[Mapping[str, Callable[[bytes], Any]]] = {
@@ -413,9 +582,7 @@ READERS: Final[Mapping[str, Callable[[bytes], Any]]] = {
     "reply": lambda payload: _read_map(payload, 16 << 10, ("opened", "refused", "closed", "fault")),
     "close": lambda payload: _read_map(payload, 1024, ("close",)),
     "draft": _read_draft,
-    "verdict": lambda payload: _read_array(payload, 1 << 20, _VERDICT, 7),
-    "DeviceState": lambda payload: _read_json(payload, "DeviceState"),
-    "EdgeState": lambda payload: _read_json(payload, "EdgeState"),
-    "Telemetry": lambda payload: _read_json(payload, "Telemetry"),
+    "verdict": _read_verdict,
+    **{kind: lambda payload, kind=kind: _read_json(payload, kind) for kind in _STATES},
 }
-"""From a payload to its fields, by the kind that 0.1.toml gives as `reads`. They raise `Unreadable`."""
+"""From a payload to its fields, by the kind that messages.toml gives as `reads`. They raise `Unreadable`."""
