@@ -170,10 +170,9 @@ class Broker(BaseModel):
             holds for all. Each may cost the broker 64 KiB, and a device has one for each edge that it uses.
         max_device_connections: Most connections at once from one address, for a firewall.
         max_device_connections_per_minute: Likewise, new ones in a minute.
-        max_device_bytes_per_s: Most bytes a second from one address, for a firewall; for EMQX, of one device. Twice
-            what an edge grants a device, so that whoever is honest hears of it from the edge.
+        max_device_bytes_per_s: Most bytes a second from one address, for a firewall. Twice what an edge grants a
+            device, so that an honest device hears of it from the edge.
         max_device_burst_bytes: Most at once after silence.
-        max_device_messages_per_s: Most messages a second of one device, for EMQX; mosquitto has no such limit.
         devices_per_address: Devices behind one address, where they share one: the firewall's limits are that many times
             as high.
         edge_networks: Addresses or networks that may reach `edge_port`, for a firewall; empty leaves that to others.
@@ -213,7 +212,6 @@ class Broker(BaseModel):
     max_device_connections_per_minute: Annotated[int, Field(ge=1, le=65_535)] = 60
     max_device_bytes_per_s: Annotated[int, Field(ge=1024, le=1 << 30)] = 512 << 10
     max_device_burst_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 4 << 20
-    max_device_messages_per_s: Annotated[int, Field(ge=1, le=1_000_000)] = 400
     devices_per_address: Annotated[int, Field(ge=1, le=10_000)] = 1
     edge_networks: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
     max_keepalive_s: Annotated[int, Field(ge=60, le=65_535)] = 3600

@@ -1,4 +1,4 @@
-"""Files of a broker, for each kind of broker that can be made of one description."""
+"""Files of a mosquitto, for each profile that can be made of one description."""
 
 import os
 import tempfile
@@ -11,7 +11,6 @@ from broker_config.broker import Broker
 from broker_config.description import render_description
 from broker_config.errors import BrokerFilesError
 from broker_config.rendering.access import render_access, render_site_access
-from broker_config.rendering.emqx_conf import render_emqx, render_emqx_access
 from broker_config.rendering.janitor import JANITOR_UNIT, TIMER_UNIT, render_janitor_unit, render_timer
 from broker_config.rendering.mosquitto_conf import ACCESS_FILE, CONF_FILE, render_conf
 from broker_config.rendering.nftables import RULES_FILE, UNIT_FILE, render_firewall_unit, render_rules
@@ -33,7 +32,6 @@ class Profile(StrEnum):
     LOOPBACK = "loopback"
     PRODUCTION = "production"
     BRIDGE = "bridge"
-    EMQX = "emqx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,28 +71,20 @@ def render_files(
         raise BrokerFilesError(f"The profile {profile.value!r} needs a description with {needs} [head_office].")
     description = RenderedFile(DESCRIPTION_FILE, render_description(broker))
     try:
-        if profile is Profile.EMQX:
-            conf = RenderedFile("emqx.conf", render_emqx(broker, home=home))
-            access = RenderedFile("acl.conf", render_emqx_access(broker))
-            return (description, conf, access, *_firewall(broker, home))
         conf = RenderedFile(CONF_FILE, render_conf(broker, home=home, version=version))
     except ValueError as error:
         raise BrokerFilesError(str(error)) from error
     files = [description, conf, RenderedFile(ACCESS_FILE, render_access(broker))]
     if profile is not Profile.LOOPBACK:
         files.append(RenderedFile(DROP_IN_FILE, render_drop_in(broker, home=home), PUBLIC))
-        files += _firewall(broker, home)
+        files.append(RenderedFile(RULES_FILE, render_rules(broker)))
+        files.append(RenderedFile(UNIT_FILE, render_firewall_unit(broker, home=home), PUBLIC))
         if broker.janitor is not None:
             files.append(RenderedFile(JANITOR_UNIT, render_janitor_unit(broker, home=home), PUBLIC))
             files.append(RenderedFile(TIMER_UNIT, render_timer(broker), PUBLIC))
     if profile is Profile.BRIDGE:
         files.append(RenderedFile(SITE_ACCESS_FILE, render_site_access(broker)))
     return tuple(files)
-
-
-def _firewall(broker: Broker, home: Path) -> tuple[RenderedFile, ...]:
-    unit = RenderedFile(UNIT_FILE, render_firewall_unit(broker, home=home), PUBLIC)
-    return (RenderedFile(RULES_FILE, render_rules(broker)), unit)
 
 
 def write_files(files: Iterable[RenderedFile], directory: Path) -> None:

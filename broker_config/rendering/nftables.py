@@ -48,7 +48,7 @@ Description=Limits of what one address may do at the fleet's broker
 # A reload of nftables.service takes all tables away.
 After=nftables.service
 PartOf=nftables.service
-Before=mosquitto.service emqx.service
+Before=mosquitto.service
 
 [Service]
 Type=oneshot

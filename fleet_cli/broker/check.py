@@ -90,9 +90,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise CommandError(
-            f"There is no {path}: write the files with `fleet broker render`. EMQX's cannot be checked here."
-        ) from error
+        raise CommandError(f"There is no {path}: write the files with `fleet broker render`.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"{path} cannot be read: {error}.") from error
 

@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def render_command(
     out: Annotated[Path, typer.Option(help="Folder to write to; made if it is not there.", file_okay=False)],
-    profile: Annotated[Profile, typer.Option(help="Which broker.")] = Profile.PRODUCTION,
+    profile: Annotated[Profile, typer.Option(help="Where the broker runs.")] = Profile.PRODUCTION,
     config: Annotated[Path | None, typer.Option(help="Description (TOML); what it lacks has a default.")] = None,
     fleet: Annotated[str | None, typer.Option(help="Fleet's name.")] = None,
     edge: Annotated[list[str] | None, typer.Option(help="Name of an edge; may be repeated.")] = None,
@@ -37,7 +37,7 @@ def render_command(
         MosquittoVersion | None, typer.Option(help="Version there; that of this machine's if left out, else 2.0.")
     ] = None,
 ) -> None:
-    """Write mosquitto's configuration, access rules and systemd drop-in, or EMQX's configuration."""
+    """Write mosquitto's configuration, access rules, firewall and systemd units."""
     flags = {"fleet": fleet, "edges": edge or None, "monitors": monitor or None}
     given = {key: value for key, value in flags.items() if value is not None}
     broker = _describe(config, profile, given)

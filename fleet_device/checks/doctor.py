@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from fleet_device.checks.certificate_check import check_certificate, check_clock, moments_of
-from fleet_device.checks.checklist import Check, Checklist, CheckReport, NotApplicable
+from fleet_device.checks.checklist import Check, Checklist, CheckReport
 from fleet_device.checks.edges import check_online, check_vocabulary
 from fleet_device.checks.machine_check import check_memory, check_threads
 from fleet_device.checks.model_check import PROBE_POLICY, check_drafting, probe_prompt

@@ -1,4 +1,3 @@
-import itertools
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,7 +8,6 @@ from pydantic import ValidationError
 from broker_config.broker import REPORTED, Broker
 from broker_config.processes.rumqttd import render_rumqttd
 from broker_config.rendering.access import render_access, render_site_access
-from broker_config.rendering.emqx_conf import render_emqx, render_emqx_access
 from broker_config.rendering.janitor import janitor_command, render_janitor_unit, render_timer
 from broker_config.rendering.mosquitto_conf import render_conf
 from broker_config.rendering.nftables import render_firewall_unit, render_rules
@@ -271,27 +269,6 @@ def test_systemd_understands_the_drop_in(tmp_path: Path) -> None:
     assert (done.returncode, [line for line in done.stderr.splitlines() if "fleet.conf" in line]) == (0, [])
 
 
-def test_emqx_gets_the_same_rights() -> None:
-    broker = Broker.production(banned=("d9",))
-    acl = render_emqx_access(broker)
-    for who, (access, topic_filter) in itertools.chain(
-        (('{username, "edge-1"}', right) for right in rights(Role.EDGE, edge="edge-1")),
-        (('{username, "monitor"}', right) for right in rights(Role.MONITOR)),
-        (("all", right) for right in rights(Role.DEVICE, device="${username}")),
-    ):
-        kept = topic_filter.endswith(("/state", "/config/desired", "/config/reported"))
-        publish = "publish" if kept else "{publish, [{retain, false}]}"
-        action = publish if access == "write" else "subscribe"
-        assert f'{{allow, {who}, {action}, ["{topic_filter}"]}}.' in acl
-    assert acl.index('{deny, {username, "d9"}, all') < acl.index("{allow,")
-    assert acl.endswith("{deny, all}.\n")
-    conf = render_emqx(broker, home=HOME)
-    for needed in ("fail_if_no_peer_cert = true", "peer_cert_as_clientid = cn", "no_match = deny", "nodelay = true"):
-        assert needed in conf
-    with pytest.raises(ValueError, match="production"):
-        render_emqx(Broker(port=1883), home=HOME)
-
-
 def test_the_janitors_unit_runs_its_command_with_an_identity_of_its_own(tmp_path: Path) -> None:
     broker = Broker.production(public_name="broker.example", fleet="plant")
     text = render_janitor_unit(broker, home=HOME)
@@ -314,16 +291,6 @@ def test_the_janitors_unit_runs_its_command_with_an_identity_of_its_own(tmp_path
         check=False,
     )
     assert (done.returncode, [line for line in done.stderr.splitlines() if "janitor" in line]) == (0, [])
-
-
-def test_emqx_bounds_what_one_device_sends_and_not_what_an_edge_does() -> None:
-    devices, edges = render_emqx(Broker.production(), home=HOME).split("listeners.ssl.")[1:]
-    assert 'bind = "0.0.0.0:8883"' in devices
-    for limit in ('messages_rate = "400/s"', 'bytes_rate = "512KB/s"', "max_conn_rate"):
-        assert limit in devices
-        assert limit not in edges
-    assert 'bind = "0.0.0.0:8884"' in edges
-    assert "listeners.ssl.edges" not in render_emqx(Broker.production(edge_port=0), home=HOME)
 
 
 def test_the_firewalls_limits_grow_with_the_devices_behind_an_address() -> None:

@@ -70,7 +70,6 @@ def test_each_profile_has_its_files() -> None:
             Profile.LOOPBACK: Broker(port=1883),
             Profile.PRODUCTION: Broker.production(),
             Profile.BRIDGE: Broker.production(head_office=OFFICE),
-            Profile.EMQX: Broker.production(),
         }.items()
     }
     assert names[Profile.LOOPBACK] == {"broker.toml", "mosquitto.conf", "access.acl"}
@@ -78,7 +77,6 @@ def test_each_profile_has_its_files() -> None:
     services = {"mosquitto.service.d/fleet.conf", "fleet-broker-janitor.service", "fleet-broker-janitor.timer"}
     assert names[Profile.PRODUCTION] == names[Profile.LOOPBACK] | firewall | {f"systemd/{each}" for each in services}
     assert names[Profile.BRIDGE] == names[Profile.PRODUCTION] | {"head-office-access.acl"}
-    assert names[Profile.EMQX] == {"broker.toml", "emqx.conf", "acl.conf"} | firewall
 
 
 @pytest.mark.parametrize(
