@@ -73,7 +73,7 @@ def moments_of(broker: BrokerSettings, edges: Sequence[EdgeState]) -> list[Momen
         if path is not None and (begin := _begin(path)) is not None
     ]
     # A time without its zone says nothing.
-    return moments + [Moment(f"edge {each.edge} connected", each.since) for each in edges if each.since.tzinfo]
+    return moments + [Moment(f"edge {each.edge} connected", each.since) for each in edges]
 
 
 def check_clock(now: datetime, moments: Sequence[Moment]) -> str:

@@ -74,15 +74,3 @@ def test_a_clock_is_held_against_the_latest_thing_that_has_happened(broker: Brok
         )
     with pytest.raises(NotApplicable):
         check_clock(since, [])
-
-
-def test_a_state_without_a_time_zone_says_nothing_of_the_clock() -> None:
-    edge = EdgeState(
-        presence=Presence.ONLINE,
-        software="1",
-        edge="e",
-        target="t",
-        vocabulary="6",
-        since=datetime(2026, 1, 2),  # noqa: DTZ001
-    )
-    assert moments_of(BrokerSettings(), [edge]) == []

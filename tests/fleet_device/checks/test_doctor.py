@@ -202,10 +202,6 @@ def test_beside_a_device_that_runs_that_one_is_asked_and_the_broker_is_left_alon
     assert status(diagnosis) == {"certificate": "skipped", "clock": "skipped"}
     assert diagnosis.ok
     assert patient._link is None
-    older = {**health, "drafter": {"name": "toy", "quantization": "Q4_0", "context": 2048}}
-    patient = doctor(fleet, model)
-    patient.running = lambda _port, _name: RunningDevice.model_validate(older)
-    assert status(patient.run())["vocabulary"] == "skipped"
     away = {**health, "reason": "The broker is away.", "broker": {"connected": False}, "edges": []}
     patient = doctor(fleet, model)
     patient.running = lambda _port, _name: RunningDevice.model_validate(away)
