@@ -72,7 +72,6 @@ def moments_of(broker: BrokerSettings, edges: Sequence[EdgeState]) -> list[Momen
         for path in (broker.ca, broker.certificate)
         if path is not None and (begin := _begin(path)) is not None
     ]
-    # A time without its zone says nothing.
     return moments + [Moment(f"edge {each.edge} connected", each.since) for each in edges]
 
 
