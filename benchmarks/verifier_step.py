@@ -22,8 +22,7 @@ from torch.nn.functional import linear
 
 from fleet_edge.verifiers.contract import Item, VerifierError
 from fleet_edge.verifiers.packed.attention import IMPLEMENTATION
-from fleet_edge.verifiers.packed.precision import DTYPES
-from fleet_edge.verifiers.packed.target import Target, load_target
+from fleet_edge.verifiers.packed.target import DTYPES, Target, load_target
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 
 __all__ = ["Generation", "Step", "main", "measure", "measure_generation"]

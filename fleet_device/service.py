@@ -16,9 +16,8 @@ from fleet_device.client.reports import UnverifiedReports
 from fleet_device.client.retry import Timeouts
 from fleet_device.client.telemetry import DeviceTotals
 from fleet_device.client.waiting import OnWait
-from fleet_device.drafters.contract import Drafter
-from fleet_device.drafters.several import sequences_of
-from fleet_device.pacing.selection import make_pacing
+from fleet_device.drafters.contract import Drafter, sequences_of
+from fleet_device.pacing.session_pacing import make_pacing
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.conversation import ConversationCodec
 from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece, generate_text

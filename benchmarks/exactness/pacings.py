@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fleet_device.drafters.suffix.prospect import Prospect
+from fleet_device.drafters.contract import Prospect
 from fleet_device.pacing.contract import Choice, DraftOutcome, EdgeLoad, FixedPacing, Plan
 from tests.support.sabotage import UNSURE
 

@@ -24,7 +24,7 @@ from dssd.distribution import Dist, Ids
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.pacing.contract import FixedPacing, Pacing
-from fleet_device.pacing.selection import make_pacing
+from fleet_device.pacing.session_pacing import make_pacing
 from fleet_device.session.origins import TokenOrigin
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.chat import ChatMessage, encode_chat

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fleet_device.client.inbox import Inbox
-from fleet_device.drafters.contract import Drafter
-from fleet_device.drafters.several import known_tokens
+from fleet_device.drafters.contract import Drafter, known_tokens
 from fleet_device.pacing.contract import Pacing
 
 __all__ = ["Lane", "Lanes"]

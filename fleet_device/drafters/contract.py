@@ -1,6 +1,7 @@
 """Drafter contract: what a session needs of a draft model, and of its vocabulary's text side."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from dssd.distribution import Dist, Ids
@@ -15,9 +16,13 @@ __all__ = [
     "DraftsConstrained",
     "KnowsTokens",
     "ModelNotFound",
+    "Prospect",
+    "SeveralSequences",
     "TextCodec",
     "common_prefix",
+    "known_tokens",
     "require_tokens",
+    "sequences_of",
 ]
 
 
@@ -163,3 +168,61 @@ def require_tokens(tokens: Sequence[int], vocabulary: Vocabulary) -> None:
     if tokens and not (min(tokens) >= 0 and max(tokens) < vocabulary.size):
         wrong = next(token for token in tokens if not 0 <= token < vocabulary.size)
         raise DrafterError(f"Token {wrong} is outside the draft model's vocabulary of {vocabulary.size} tokens.")
+
+
+@runtime_checkable
+class SeveralSequences(Protocol):
+    """What a `Drafter` has beside the contract if it can write several texts at once.
+
+    Each sequence is a drafter by itself, that one thread at a time uses; different threads may use different ones.
+    """
+
+    def another(self) -> Drafter | None:
+        """Return a further sequence, closed with this drafter; None if there is no room for one."""
+
+
+@runtime_checkable
+class _Remembers(Protocol):
+    def known(self, tokens: Sequence[int]) -> int: ...
+
+
+def sequences_of(drafter: Drafter, most: int) -> list[Drafter]:
+    """Return a drafter and further sequences of it, at most so many together.
+
+    Args:
+        drafter: The first of them; one that cannot write several texts at once is the only one.
+        most: At least 1.
+    """
+    found = [drafter]
+    while len(found) < most and isinstance(drafter, SeveralSequences):
+        another = drafter.another()
+        if another is None:
+            break
+        found.append(another)
+    return found
+
+
+def known_tokens(drafter: Drafter, tokens: Sequence[int]) -> int:
+    """Return with how many of these tokens the drafter's present sequence begins; 0 if it does not say."""
+    return drafter.known(tokens) if isinstance(drafter, _Remembers) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What the next tokens of a draft from earlier text are worth, were each the likeliest one.
+
+    Attributes:
+        stands: Of each, the chance that it is accepted with all before it; falling.
+        token_s: Time to find one (seconds).
+        catch_up_s: Time that the draft model takes later to read a token that it has not drafted (seconds).
+        alone: Whether there is no draft model that could draft in its place.
+    """
+
+    stands: tuple[float, ...]
+    token_s: float
+    catch_up_s: float
+    alone: bool = False
+
+    def acceptance(self, tokens: int) -> float:
+        """Return the chance of each of the first tokens to be accepted after those before it, on geometric average."""
+        return float(self.stands[tokens - 1] ** (1.0 / tokens))

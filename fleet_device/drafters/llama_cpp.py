@@ -12,21 +12,24 @@ import ctypes
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from dssd.distribution import Dist, Ids, shape
 from fleet_device.drafters.contract import DrafterError, common_prefix, require_tokens
 from fleet_device.drafters.gguf import GgufModel
-from fleet_device.drafters.kept_sequences import LEAST_KEPT, KeptSequence, KeptSequences, is_other_text
-from fleet_device.drafters.llama_context import open_context
-from fleet_device.drafters.memory_plan import automatic_budget, plan_memory
+from fleet_device.drafters.memory_plan import (
+    automatic_budget,
+    plan_memory,
+    require_memory,
+    require_truncatable,
+    sizes_of,
+)
 from fleet_device.drafters.model_source import locate_model
-from fleet_device.drafters.requirements import require_memory, require_truncatable, sizes_of
 from fleet_device.settings import AUTO, DeviceSettings
 from fleet_runtime.available_memory import available_memory
 from fleet_runtime.llama.library import library, native_reason
@@ -35,7 +38,163 @@ from fleet_runtime.turns import Turns
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["LlamaCppDrafter", "LlamaCppSettings", "load"]
+__all__ = [
+    "LEAST_KEPT",
+    "MOST_KEPT",
+    "KeptSequence",
+    "KeptSequences",
+    "LlamaCppDrafter",
+    "LlamaCppSettings",
+    "is_other_text",
+    "load",
+    "open_context",
+]
+
+
+def open_context(
+    model: GgufModel,
+    *,
+    name: str,
+    cells: int,
+    sequences: int,
+    batch: int,
+    threads: int,
+    flash_attention: bool,
+    small_keys: bool = False,
+) -> Any:  # noqa: ANN401 - a native pointer
+    """Make a context.
+
+    Args:
+        model: The draft model.
+        name: Its name, for errors.
+        cells: Tokens that the memory holds of each sequence.
+        sequences: How many there are, each with cells of its own: in common cells, each would be slowed down by all.
+        batch: Most tokens computed at once.
+        threads: For drafting and prefill.
+        flash_attention: Whether to use it. On a processor it looks at one key at a time for each query and head, unless
+            64 tokens are computed at once: behind 1,000 tokens the next one then takes twice as long as without it,
+            and 24 take seven times as long.
+        small_keys: Whether keys are kept in q8_0, in about half of float16's memory.
+
+    Raises:
+        DrafterError: llama.cpp cannot make it.
+    """
+    native = library()
+    parameters = native.llama_context_default_params()
+    parameters.n_ctx = cells * sequences
+    parameters.n_batch = parameters.n_ubatch = batch
+    parameters.n_seq_max = sequences
+    parameters.kv_unified = False
+    parameters.n_threads = parameters.n_threads_batch = threads
+    kinds = native.LLAMA_FLASH_ATTN_TYPE_ENABLED, native.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    parameters.flash_attn_type = kinds[0] if flash_attention else kinds[1]
+    if small_keys:
+        parameters.type_k = native.GGML_TYPE_Q8_0
+    # A sliding window that has dropped old keys could not be rolled back.
+    parameters.swa_full = True
+    parameters.no_perf = True
+    native_reason()
+    context = model.thread.call(native.llama_init_from_model, model.handle, parameters)
+    if not context:
+        raise DrafterError(
+            f"llama.cpp cannot make a context of {cells * sequences} tokens for {name} ({native_reason()}); set a "
+            "smaller one, or fewer texts at once."
+        )
+    return context
+
+
+MOST_KEPT: Final = 8
+"""Sequences beside the present one; a device remembers the tokens of as many conversations."""
+
+LEAST_KEPT: Final = 16
+"""Tokens. To compute fewer costs hardly more than the book-keeping."""
+
+_TAIL: Final = 64
+"""Tokens that a sequence may have behind a text that goes on: what was drafted and rejected."""
+
+
+def is_other_text(computed: int, common: int) -> bool:
+    """Whether a sequence is another text than one that begins with its first tokens, rather than that with a tail.
+
+    Args:
+        computed: Tokens of the sequence.
+        common: Of these, how many both begin with.
+    """
+    behind = computed - common
+    return behind > _TAIL or (behind >= LEAST_KEPT and behind > common)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptSequence:
+    """A sequence, and the copy of what is computed of it.
+
+    Attributes:
+        tokens: Computed.
+        state: Their keys and values, as the model's library gives and takes them.
+    """
+
+    tokens: tuple[int, ...]
+    state: Any
+
+
+class KeptSequences:
+    """Sequences beside the present one.
+
+    Args:
+        most_tokens: Of all of them together.
+    """
+
+    def __init__(self, most_tokens: int) -> None:
+        self._most_tokens = most_tokens
+        self._kept: list[KeptSequence] = []  # the one unused for longest first
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def tokens(self) -> int:
+        """Of all of them."""
+        return sum(len(kept.tokens) for kept in self._kept)
+
+    def longest(self, tokens: Sequence[int]) -> tuple[KeptSequence | None, int]:
+        """Return the sequence that begins as `tokens` do for longest, and with how many of them."""
+        best, found = 0, None
+        for kept in self._kept:
+            common = common_prefix(kept.tokens, tokens)
+            if common > best:
+                best, found = common, kept
+        return found, best
+
+    def keep(self, tokens: Sequence[int], copy: Callable[[], Any]) -> None:
+        """Take a sequence, if there is something in it that none has; those unused for longest make room.
+
+        Args:
+            tokens: Computed.
+            copy: Returns its state, or None if there is no memory for it.
+        """
+        kept = tuple(tokens)
+        if not LEAST_KEPT <= len(kept) <= self._most_tokens:
+            return
+        if any(each.tokens[: len(kept)] == kept for each in self._kept):
+            return
+        self._kept = [each for each in self._kept if kept[: len(each.tokens)] != each.tokens]
+        while self._kept and (len(self) >= MOST_KEPT or self.tokens + len(kept) > self._most_tokens):
+            del self._kept[0]
+        state = copy()
+        if state is not None:
+            self._kept.append(KeptSequence(kept, state))
+
+    def used(self, kept: KeptSequence, *, whole: bool) -> None:
+        """Note that a sequence was gone on from.
+
+        Args:
+            kept: One of them.
+            whole: Whether what goes on has all of it, so that it need not be kept.
+        """
+        self._kept.remove(kept)
+        if not whole:
+            self._kept.append(kept)
+
 
 _log = logging.getLogger(__name__)
 

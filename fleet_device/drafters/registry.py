@@ -23,7 +23,7 @@ NO_DRAFTER: Final = "none"
 DRAFTERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         MODEL_DRAFTER: "fleet_device.drafters.llama_cpp:load",
-        "suffix": "fleet_device.drafters.suffix.loading:load",
+        "suffix": "fleet_device.drafters.suffix.drafter:load",
         "prompt-lookup": "fleet_device.drafters.prompt_lookup:load",
         NO_DRAFTER: "fleet_device.drafters.none:load",
     }
@@ -41,5 +41,5 @@ def load_drafter(settings: "DeviceSettings") -> "Drafter":
     if settings.target_vocabulary is not None:
         drafter = resolve_name("fleet_device.drafters.unlike:wrap")(drafter, settings)
     if settings.suffix:
-        drafter = resolve_name("fleet_device.drafters.suffix.loading:stand_before")(drafter, settings)
+        drafter = resolve_name("fleet_device.drafters.suffix.drafter:stand_before")(drafter, settings)
     return drafter

@@ -11,19 +11,180 @@ text, begins a turn, ends a turn, ends a text. Others are not read.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from dssd.distribution import Dist
-from fleet_device.drafters.common_tokens import NONE, CommonTokens, turn_begin
-from fleet_device.drafters.contract import Drafter, DrafterError, TextCodec, common_prefix, require_tokens
+import numpy as np
+
+from dssd.distribution import Dist, Ids
+from fleet_device.drafters.contract import (
+    Drafter,
+    DrafterError,
+    SeveralSequences,
+    TextCodec,
+    common_prefix,
+    require_tokens,
+)
 from fleet_device.drafters.gguf import GgufModel
-from fleet_device.drafters.several import SeveralSequences
 from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["LEAST_OVERLAP", "UnlikeVocabularyDrafter", "wrap"]
+__all__ = ["LEAST_OVERLAP", "NONE", "CommonTokens", "UnlikeVocabularyDrafter", "turn_begin", "turn_end", "wrap"]
+
+NONE: Final = -1
+"""In place of an id where a token has no counterpart."""
+
+_TURN_ENDS: Final = frozenset({"<|im_end|>", "<end_of_turn>", "<turn|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tokens:
+    """A vocabulary by the bytes of its tokens.
+
+    Attributes:
+        size: Number of tokens.
+        ids: By their bytes, the tokens that a tokenizer writes; control tokens, unused ones and ends left out.
+        turn_end: The id that ends a turn of a chat, or the text where there are no chats; NONE if nothing does.
+        text_end: The id that ends a text, if that is another; else NONE.
+    """
+
+    size: int
+    ids: Mapping[bytes, int]
+    turn_end: int
+    text_end: int
+
+    @classmethod
+    def of(cls, codec: TextCodec, size: int) -> "_Tokens":
+        """Read a vocabulary of `size` tokens; takes a few microseconds a token."""
+        ends = set(codec.end_tokens)
+        same: dict[bytes, list[int]] = {}
+        for token in range(size):
+            if (piece := codec.piece(token)) and token not in ends:
+                same.setdefault(piece, []).append(token)
+        ids = {piece: _written(codec, piece, tokens) for piece, tokens in same.items()}
+        last = turn_end(codec)
+        others = [token for token in (*_ids(codec, codec.special_text("eos")), *codec.end_tokens) if token in ends]
+        return cls(size, ids, last, next((token for token in others if token != last), NONE))
+
+
+class CommonTokens:
+    """The tokens that a draft model's vocabulary and a target's have in common.
+
+    Args:
+        draft: The draft model's text side.
+        draft_size: Tokens of its vocabulary.
+        target: The target's text side.
+        target_size: Tokens of its vocabulary.
+    """
+
+    def __init__(self, draft: TextCodec, draft_size: int, target: TextCodec, target_size: int) -> None:
+        self._draft = _Tokens.of(draft, draft_size)
+        others = _Tokens.of(target, target_size)  # not kept: it may take some ten megabytes
+        self._to_target = np.full(draft_size, NONE, dtype=np.int64)
+        for piece, token in self._draft.ids.items():
+            self._to_target[token] = others.ids.get(piece, NONE)
+        self._count = int((self._to_target != NONE).sum())
+        self._target_count = len(others.ids)
+        self._longest = max(map(len, self._draft.ids), default=0)
+        for own, other in ((self._draft.turn_end, others.turn_end), (self._draft.text_end, others.text_end)):
+            if own != NONE:
+                self._to_target[own] = other
+
+    @property
+    def draft_ids(self) -> Mapping[bytes, int]:
+        """The draft model's tokens by their bytes."""
+        return self._draft.ids
+
+    @property
+    def to_target(self) -> Ids:
+        """int64 `[draft tokens]`: the target's id of each of the draft model's tokens, or NONE; no id occurs twice."""
+        return self._to_target
+
+    @property
+    def count(self) -> int:
+        """Number of common tokens, ends left out."""
+        return self._count
+
+    @property
+    def longest(self) -> int:
+        """Bytes of the draft model's longest token."""
+        return self._longest
+
+    @property
+    def overlap(self) -> float:
+        """Share of the smaller vocabulary's tokens that are common, ends and control tokens left out."""
+        return self._count / max(1, min(len(self._draft.ids), self._target_count))
+
+    def ends(self) -> Iterable[tuple[int, int]]:
+        """Yield the target's end tokens that have a counterpart, each with the draft model's."""
+        for own in (self._draft.turn_end, self._draft.text_end):
+            if own != NONE and self._to_target[own] != NONE:
+                yield int(self._to_target[own]), own
+
+    def restrict(self, dist: Dist) -> Dist | None:
+        """Restrict a draft model's distribution to common tokens, and renormalise it; None if nothing is left.
+
+        Returns:
+            The distribution over the target's ids. It is the one to draw from and to report; the law asks no more.
+        """
+        ids = self._to_target[dist.ids]
+        kept = ids != NONE
+        if not kept.any():
+            return None
+        ids, probs = ids[kept], dist.probs[kept]
+        order = np.lexsort((ids, -probs))
+        rounded = (probs[order] / probs.sum()).astype(np.float32).astype(np.float64)
+        return Dist(ids[order], rounded)
+
+    def describe(self) -> str:
+        """Return the overlap as part of a sentence."""
+        return (
+            f"{self._count} of {len(self._draft.ids)} draft tokens and {self._target_count} target tokens are "
+            f"common, {self.overlap:.0%} of the smaller vocabulary"
+        )
+
+
+def turn_end(codec: TextCodec) -> int:
+    """Return the end token that ends a turn: the last that the chat template writes, one of the usual, or the text's.
+
+    Files do not tell the two apart reliably.
+    """
+    ends, template = codec.end_tokens, codec.chat_template or ""
+    texts = [text for text in codec.control_texts if text in template or text in _TURN_ENDS]
+    turns = [(template.rfind(text), token) for text in texts for token in _ids(codec, text) if token in ends]
+    if turns:
+        return max(turns)[1]
+    return next((token for token in (*_ids(codec, codec.special_text("eos")), *ends) if token in ends), NONE)
+
+
+def turn_begin(codec: TextCodec) -> int:
+    """Return the control token with which the chat template begins a turn, or NONE."""
+    template = codec.chat_template or ""
+    others = {*codec.end_tokens, *codec.encode("")}
+    texts = [text for text in codec.control_texts if text in template]
+    begins = [(template.find(text), token) for text in texts for token in _ids(codec, text) if token not in others]
+    return min(begins)[1] if begins else NONE
+
+
+def _ids(codec: TextCodec, text: str) -> Sequence[int]:
+    """Return the id of a control token, if its text is one."""
+    ids = codec.encode(text, special=True) if text else []
+    return ids if len(ids) == 1 else ()
+
+
+def _written(codec: TextCodec, piece: bytes, tokens: Sequence[int]) -> int:
+    """Return which of several tokens of the same bytes a tokenizer writes.
+
+    Where bytes have tokens of their own, the printable ones occur twice: as a byte, for texts that nothing else can
+    write, and as a character.
+    """
+    if len(tokens) > 1:
+        text = piece.decode("utf-8", "ignore")
+        return next((token for token in codec.encode(text) if token in tokens), max(tokens))
+    return tokens[0]
+
 
 _log = logging.getLogger(__name__)
 

@@ -3,19 +3,153 @@
 It has neither clock nor randomness of its own: the same outcomes lead to the same plans.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from fleet_device.drafters.suffix.prospect import Prospect
+from fleet_device.drafters.contract import Prospect
 from fleet_device.pacing.contract import STREAMED, Choice, DraftOutcome, EdgeLoad, Plan
 from fleet_device.pacing.estimates import Acceptance, Confidence, Times, Trend
-from fleet_device.pacing.explanation import explain
-from fleet_device.pacing.ranking import STAY, WORTH, best_plan
-from fleet_device.pacing.repetition import best_repetition
 from fleet_device.pacing.throughput import Conditions
 
-__all__ = ["AdaptivePacing"]
+__all__ = ["STAY", "WORTH", "AdaptivePacing", "best_plan", "best_repetition", "draft_lengths", "explain"]
+
+_BETTER: Final = 1.1
+"""By how much it must promise more: its chances are estimates, and a change of plans costs something."""
+
+_MOST_ACCEPTED: Final = 0.995
+
+
+def best_repetition(
+    prospect: Prospect,
+    *,
+    waiting: Conditions | None,
+    drafting_ahead: Conditions | None,
+    longest: int,
+    rate: float,
+) -> Plan | None:
+    """Return the best plan to draft from earlier text; None if it is no better than what is planned already.
+
+    Args:
+        prospect: What earlier text says of the next tokens.
+        waiting: The conditions while the device waits for each verdict; None if it may not.
+        drafting_ahead: The conditions while it does not; None likewise.
+        longest: Most tokens of a draft.
+        rate: What is planned already promises (tokens a second).
+    """
+    token_s = prospect.token_s + prospect.catch_up_s
+    best, found = _BETTER * rate, None
+    for ahead, conditions in ((False, waiting), (True, drafting_ahead)):
+        if conditions is None or (ahead and conditions.window < 2):  # noqa: PLR2004 - one is waited for
+            continue
+        for tokens in range(1, min(longest, len(prospect.stands)) + 1):
+            acceptance = min(_MOST_ACCEPTED, prospect.acceptance(tokens))
+            own = replace(conditions, acceptance=acceptance, token_s=token_s)
+            promised = own.rate(Plan(tokens, ahead=ahead))
+            if promised > best:
+                least = min(prospect.stands[tokens - 1], promised * own.more_s(Plan(tokens, ahead=ahead)))
+                best, found = promised, Plan(tokens, ahead=ahead, repeats=True, least=least)
+    return found
+
+
+WORTH: Final = 0.98
+"""A plan nearly as good as the best will do if it is shorter or waits: others share the edge."""
+
+STAY: Final = 1.01
+"""By how much the last plan is favoured, so that noise does not change it."""
+
+_SHARED_LENGTHS: Final = (0, 1, 2, 4, 8, 16)
+"""Draft lengths where other texts are in the edge's steps: of devices that are alike each chooses the same one, however
+little they differ in what they have measured. Texts with equally many tokens are computed at once, and others not."""
+
+_SHARED_STAY: Final = 1.05
+_SHARED_WORTH: Final = 0.94
+"""Likewise `STAY` and `WORTH`: whose plan differs from that of others slows down all, its own text too."""
+
+
+def draft_lengths(conditions: Conditions, longest: int) -> Sequence[int]:
+    """Return the tokens that a draft may have under these conditions, none among them; `longest` at most."""
+    if conditions.shared is None:
+        return range(longest + 1)
+    return [tokens for tokens in _SHARED_LENGTHS if tokens <= longest]
+
+
+def best_plan(
+    waiting: Conditions,
+    drafting_ahead: Conditions,
+    *,
+    longest: int,
+    ahead: bool | None = None,
+    last: Plan | None = None,
+    trust: float = 1.0,
+) -> Plan:
+    """Return the plan to follow.
+
+    Args:
+        waiting: The conditions while the device waits for each verdict.
+        drafting_ahead: The conditions while it does not.
+        longest: Most tokens of a draft.
+        ahead: Whether to draft ahead of the verdict; None leaves it open.
+        last: The plan followed so far.
+        trust: What the rates of drafting ahead are multiplied by.
+    """
+    rates: dict[Plan, float] = {}
+    lengths = draft_lengths(waiting, longest)
+    if not ahead or not longest:
+        rates |= {plan: waiting.rate(plan) for plan in map(Plan, lengths)}
+    if ahead is not False:
+        plans = (Plan(tokens, ahead=True) for tokens in lengths if tokens)
+        rates |= {plan: trust * drafting_ahead.rate(plan) for plan in plans}
+    if last in rates:
+        rates[last] *= STAY if waiting.shared is None else _SHARED_STAY
+    enough = (WORTH if waiting.shared is None else _SHARED_WORTH) * max(rates.values())
+    # Those that wait come first, and the shortest of each kind.
+    return next(plan for plan, rate in rates.items() if rate >= enough)
+
+
+def explain(
+    waiting: Conditions | None,
+    drafting_ahead: Conditions | None,
+    *,
+    longest: int,
+    streamed_s: float,
+    trust: float = 1.0,
+) -> str:
+    """Return what was measured, and the tokens a second that follow from it.
+
+    Args:
+        waiting: The conditions while the device waits for each verdict; None if it may not, or nothing was measured.
+        drafting_ahead: The conditions while it does not; None likewise.
+        longest: Most tokens of a draft.
+        streamed_s: Time between tokens that the edge writes by itself; 0 if it may not, or has not.
+        trust: What the rates of drafting ahead are multiplied by.
+    """
+    parts = []
+    if streamed_s:
+        parts.append(f"the edge by itself {1.0 / streamed_s:.1f} tokens/s")
+    if waiting is not None:
+        parts.append(_promise("drafting", {n: waiting.rate(Plan(n)) for n in draft_lengths(waiting, longest)}))
+    if drafting_ahead is not None and longest:
+        lengths = [n for n in draft_lengths(drafting_ahead, longest) if n]
+        rates = {n: trust * drafting_ahead.rate(Plan(n, ahead=True)) for n in lengths}
+        parts.append(_promise("drafting ahead", rates))
+    if (known := waiting or drafting_ahead) is not None:
+        more_ms = (known.compute_token_s + known.beside_token_s) * 1e3
+        parts.append(
+            f"acceptance {known.acceptance:.2f}, {known.token_s * 1e3:.1f} ms a draft token, "
+            f"{known.answer_s(0) * 1e3:.0f} ms an answer and {more_ms:.1f} ms more for each token"
+        )
+        if known.shared is not None:
+            parts.append(f"all of it as it would be if all {known.shared.texts} texts at the edge were written so")
+    sentence = "; ".join(parts) or "nothing has been measured yet"
+    return f"{sentence[:1].upper()}{sentence[1:]}."
+
+
+def _promise(way: str, rates: Mapping[int, float]) -> str:
+    """Say what a way of drafting promises at its best length."""
+    tokens = max(rates, key=rates.__getitem__)
+    return f"{way} {rates[tokens]:.1f} tokens/s with {tokens} a draft"
+
 
 _FIRST: Final = 4
 """Draft length before anything has been measured."""

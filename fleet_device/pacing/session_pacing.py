@@ -3,15 +3,18 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from fleet_device.drafters.registry import NO_DRAFTER
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
-from fleet_device.pacing.contract import DraftOutcome, EdgeLoad, Pacing, Plan
+from fleet_device.pacing.adaptive import AdaptivePacing
+from fleet_device.pacing.contract import STREAMED, DraftOutcome, EdgeLoad, FixedPacing, Pacing, Plan
 from fleet_device.session.effect import VerdictEffect
 from fleet_device.session.in_flight import DecidedDraft
 from fleet_device.session.machine import DeviceSession
+from fleet_device.settings import AUTO, DeviceSettings
 from schemas import edge_load
 from schemas.messages import Draft, Opened
 
-__all__ = ["RoundTrips", "SessionPacing"]
+__all__ = ["RoundTrips", "SessionPacing", "make_pacing"]
 
 
 @dataclass(slots=True)
@@ -175,3 +178,13 @@ def _load(told: edge_load.EdgeLoad) -> EdgeLoad:
         acceptance=told.acceptance,
         free=told.free,
     )
+
+
+def make_pacing(settings: DeviceSettings) -> Pacing:
+    """Return a new pacing: one that learns, unless the draft length is fixed or nothing is drafted."""
+    ahead = None if settings.ahead == AUTO else settings.ahead
+    if settings.stream is True or (settings.drafter == NO_DRAFTER and settings.stream == AUTO):
+        return FixedPacing(STREAMED, stream=True)
+    if settings.draft_length == AUTO:
+        return AdaptivePacing(ahead=ahead, stream=None if settings.stream == AUTO else False)
+    return FixedPacing(settings.draft_length, ahead or False)

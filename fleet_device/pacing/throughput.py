@@ -18,8 +18,7 @@ Where the edge has other texts as well, a plan promises what it would bring if a
 from dataclasses import dataclass, replace
 from typing import Final
 
-from fleet_device.pacing.contract import Plan
-from fleet_device.pacing.shared_steps import SharedSteps
+from fleet_device.pacing.contract import Plan, SharedSteps
 
 __all__ = ["Conditions"]
 

@@ -22,8 +22,8 @@ AUTO: Final = "auto"
 VERIFIERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "llama.cpp": "fleet_edge.verifiers.llama_cpp.loader:load",
-        "torch": "fleet_edge.verifiers.packed.loader:load",
-        "remote": "fleet_edge.verifiers.remote.loader:load",
+        "torch": "fleet_edge.verifiers.packed.verifier:load",
+        "remote": "fleet_edge.verifiers.remote.verifier:load",
     }
 )
 """By engine, the function that takes the edge's settings and returns the verifier."""

@@ -13,7 +13,7 @@ from fleet_cli.device.generate import _interrupt
 from fleet_cli.main import _Formatter, main
 from fleet_device.api.server import listen
 from fleet_device.applications import ApplicationsFile
-from fleet_device.drafters.suffix.history_file import HistoryFile
+from fleet_device.drafters.suffix.history import HistoryFile
 from fleet_device.settings import DeviceSettings
 from fleet_runtime.events import Event
 from schemas.errors import FleetError

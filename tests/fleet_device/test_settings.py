@@ -5,7 +5,7 @@ import pytest
 
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
-from fleet_device.pacing.selection import make_pacing
+from fleet_device.pacing.session_pacing import make_pacing
 from fleet_device.settings import DeviceSettings, read_draft_length
 from fleet_runtime.settings import SettingsError, load_settings
 from schemas.bounds import MAX_TOKENS

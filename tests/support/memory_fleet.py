@@ -23,9 +23,9 @@ from fleet_device.client.presence import EdgePresences
 from fleet_device.client.refusals import Refusals, RefusedUntil
 from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.client.waiting import Waiting
+from fleet_device.drafters.contract import Prospect
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
-from fleet_device.drafters.suffix.prospect import Prospect
 from fleet_device.errors import SessionRefused
 from fleet_device.pacing.contract import Choice, DraftOutcome, EdgeLoad, FixedPacing, Pacing, Plan
 from fleet_device.pacing.session_pacing import SessionPacing

@@ -15,7 +15,7 @@ from dssd.downlink import correct
 from dssd.sampling import Proposal, propose
 from dssd.verification import Judgement, decode
 from fleet_device.client.draft_sequence import DraftSequence
-from fleet_device.drafters.common_tokens import CommonTokens
+from fleet_device.drafters.unlike import CommonTokens
 from fleet_edge import orchestrator
 from fleet_edge.batching.judging import Case
 from fleet_edge.sessions.constraint import Constraint

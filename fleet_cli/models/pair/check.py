@@ -11,10 +11,10 @@ from fleet_cli.models.pair.findings import Finding, Outcome, findings_of
 from fleet_cli.models.pair.folder_facts import folder_facts
 from fleet_cli.models.pair.gguf_facts import gguf_facts
 from fleet_cli.models.pair.gguf_header import ModelUnreadable
-from fleet_device.drafters.common_tokens import CommonTokens
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.model_source import locate_model
+from fleet_device.drafters.unlike import CommonTokens
 
 __all__ = ["CheckedPair", "check_pair", "locate_target"]
 

@@ -5,26 +5,160 @@ forms of one model differ by their quantization, so that a text in coupled mode 
 engine over the same file. A change is therefore never silent, and never made for a few per cent.
 """
 
+import hashlib
+import json
 import logging
 import math
 import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.auto.apart import measure_apart
 from fleet_edge.verifiers.auto.candidates import LLAMA_CPP, TORCH, Candidate, find_candidates, is_installed
-from fleet_edge.verifiers.auto.circumstances import circumstances
 from fleet_edge.verifiers.auto.measurement import MEASURED_BY, Measurement, Milliseconds, Report
 from fleet_edge.verifiers.contract import VerifierError
 from fleet_edge.verifiers.source import is_gguf
 from fleet_runtime.cache import cache_folder, read_cache, write_cache
 
-__all__ = ["choose_engine"]
+__all__ = ["choose_engine", "circumstances", "measure_apart"]
+
+_PACKAGES: Final = ("dssd-fleet", "torch", "transformers", "llama-cpp-python")
+_CPU_KEYS: Final = ("model name", "flags", "Features", "CPU part")
+
+
+def circumstances(
+    settings: "EdgeSettings", candidates: Sequence[Candidate], *, depends_on: Sequence[str], root: Path = Path("/")
+) -> str:
+    """Return a digest of all that the speed of engines depends on.
+
+    Args:
+        settings: The edge's.
+        candidates: What is measured; their targets are local.
+        depends_on: Settings that count.
+        root: Above `proc`.
+    """
+    found = {
+        "machine": {
+            "architecture": platform.machine(),
+            "cpu": _cpu(root),
+            "cores": len(os.sched_getaffinity(0)),
+            "gpus": _gpus(root),
+        },
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "settings": settings.model_dump(mode="json", include=set(depends_on)),
+        "candidates": [[candidate.engine, candidate.target] for candidate in candidates],
+        "files": [file for candidate in candidates for file in _files(Path(candidate.target).expanduser())],
+    }
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu(root: Path) -> dict[str, str]:
+    """Return what the system says of its first processor."""
+    try:
+        lines = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {key.strip(): value.strip() for key, _, value in pairs if key.strip() in _CPU_KEYS}
+
+
+def _gpus(root: Path) -> list[str]:
+    found = []
+    for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
+        try:
+            found.append(path.read_text(encoding="utf-8", errors="replace").splitlines()[0])
+        except (OSError, IndexError):
+            continue
+    return found
+
+
+def _files(target: Path) -> list[list[Any]]:
+    """Return path, size and time of change of each file of a target."""
+    paths = sorted(target.iterdir()) if target.is_dir() else [target]
+    found: list[list[Any]] = []
+    for path in paths:
+        try:
+            state = path.stat()
+        except OSError:
+            continue
+        found.append([str(path.resolve()), state.st_size, state.st_mtime_ns])
+    return found
+
+
+_PROGRAM: Final = "fleet_edge.verifiers.auto.measurement"
+
+_LONGEST_S: Final = 300.0
+"""To load and to measure; a service has fifteen minutes to start in, and there are two engines."""
+
+
+def measure_apart(
+    candidate: Candidate, settings: EdgeSettings, *, longest_s: float = _LONGEST_S, program: str = _PROGRAM
+) -> Report:
+    """Measure a candidate.
+
+    Args:
+        candidate: What is measured.
+        settings: The edge's; what else an engine depends on.
+        longest_s: Seconds after which it is given up.
+        program: Module to run.
+    """
+    given = settings.model_dump(mode="json", include=set(MEASURED_BY))
+    given |= {"engine": candidate.engine, "target": candidate.target}
+    # The same modules as this process has, wherever it has them from, and none from a folder that it happens to be in.
+    places = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
+    late = threading.Event()
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", program, json.dumps(given)],
+        stdin=subprocess.PIPE,  # open while we live
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": places},
+    ) as process:
+
+        def give_up() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(longest_s, give_up)
+        timer.start()
+        try:
+            assert process.stdout is not None
+            answer = process.stdout.read()
+            process.wait()
+        finally:
+            timer.cancel()
+            process.kill()
+    if late.is_set():
+        return Report(sentence=f"It took longer than {longest_s:.0f} s to load and to measure.")
+    try:
+        return Report.model_validate_json(answer)
+    except ValidationError:
+        return Report(sentence=_end(process.returncode))
+
+
+def _end(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "Its process was killed, most likely since the machine has too little memory for it."
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"Its process {how} without an answer."
+
 
 _log = logging.getLogger(__name__)
 

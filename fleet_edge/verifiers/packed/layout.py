@@ -12,10 +12,64 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fleet_edge.verifiers.packed.indices import Index, Indices
-from fleet_edge.verifiers.packed.slabs import Slab, Slot
+from fleet_edge.verifiers.packed.kv import Slab, Slot
 
-__all__ = ["Group", "Layout", "Part", "Write", "lay_out"]
+__all__ = ["Group", "Index", "Indices", "Layout", "Part", "Write", "lay_out"]
+
+
+class Index:
+    """One list; a tensor once all have been sent."""
+
+    __slots__ = ("_all", "_begin", "_end", "_tensor")
+
+    def __init__(self, everything: "Indices", begin: int, end: int) -> None:
+        self._all = everything
+        self._begin, self._end = begin, end
+        self._tensor: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return self._end - self._begin
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The list on the device, int64 `[len(self)]`."""
+        if self._tensor is None:
+            self._tensor = self._all.sent[self._begin : self._end]
+        return self._tensor
+
+
+class Indices:
+    """Lists that are collected, then sent.
+
+    Args:
+        device: Where to.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._values: list[int] = []
+        self._sent: torch.Tensor | None = None
+
+    def add(self, values: Sequence[int]) -> Index:
+        """Collect a list."""
+        assert self._sent is None, "what has been sent cannot grow"
+        begin = len(self._values)
+        self._values.extend(values)
+        return Index(self, begin, len(self._values))
+
+    def send(self) -> None:
+        """Send all that were collected."""
+        on_gpu = self.device.type == "cuda"
+        # From memory that the system cannot move, a GPU fetches by itself.
+        host = torch.tensor(self._values, dtype=torch.int64, pin_memory=on_gpu)
+        self._sent = host.to(self.device, non_blocking=on_gpu)
+
+    @property
+    def sent(self) -> torch.Tensor:
+        """All lists, one behind the other, on the device."""
+        assert self._sent is not None, "nothing has been sent"
+        return self._sent
+
 
 FEW_ROWS = 16
 """Up to this many new tokens sequences share calls, padded to the widest among them."""

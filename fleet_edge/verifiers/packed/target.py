@@ -1,7 +1,9 @@
 """Target model as loaded: weights, identity, limits."""
 
 import io
+import json
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -11,19 +13,171 @@ from typing import Any, Final
 
 import torch
 import transformers
+from gguf import GGUFReader
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.architecture import context_of
-from fleet_edge.verifiers.packed.precision import describe, resolve_device, resolve_dtype
 from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens
-from fleet_edge.verifiers.packed.weights import check_memory, folder_numbers, gguf_numbers
 from fleet_edge.verifiers.source import check_folder, check_gguf, check_repository, is_gguf
 from fleet_runtime.available_memory import available_memory
 from fleet_runtime.hub import hub_access
 from schemas.vocabulary import Vocabulary, token_strings
 
-__all__ = ["Target", "end_tokens", "load_target", "target_tokens", "text_config"]
+__all__ = [
+    "AUTO",
+    "DTYPES",
+    "Target",
+    "check_memory",
+    "describe",
+    "end_tokens",
+    "folder_numbers",
+    "gguf_numbers",
+    "load_target",
+    "resolve_device",
+    "resolve_dtype",
+    "target_tokens",
+    "text_config",
+]
+
+_log = logging.getLogger(__name__)
+
+AUTO: Final = "auto"
+
+DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+
+# Instructions that multiply bfloat16 matrices. Without them it is emulated and slower than float32.
+_FAST_BFLOAT16: Final = ("amx_bf16", "avx512_bf16")
+
+# There wherever the driver of an NVIDIA GPU is loaded, unless systemd hides the devices from us.
+_NVIDIA_DRIVER: Final = Path("/dev/nvidiactl")
+
+
+def resolve_device(name: str, *, driver: Path = _NVIDIA_DRIVER) -> str:
+    """Return torch's name of the device to use; `auto` is a CUDA device if torch can use one, else the CPU.
+
+    Args:
+        name: As configured.
+        driver: There if this machine has an NVIDIA GPU, whether or not torch can use it.
+
+    Raises:
+        VerifierError: There is no such device here.
+    """
+    if name == AUTO:
+        if torch.cuda.is_available():
+            return "cuda"
+        if driver.exists():
+            _log.warning(
+                "This machine has an NVIDIA GPU that torch cannot use, so the target model runs on the CPU: install "
+                "torch for CUDA and a driver that it works with, or set torch_device to cpu."
+            )
+        return "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise VerifierError(f"{name!r} is not a device; use auto, cpu, cuda or cuda:0.") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise VerifierError("There is no CUDA device here; use the device cpu, or auto.")
+    return name
+
+
+def describe(device: torch.device, dtype: torch.dtype) -> str:
+    """Say what a model runs on."""
+    number = str(dtype).removeprefix("torch.")
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} ({device}), {number}"
+    return f"{device.type}, {number}, {torch.get_num_threads()} threads"
+
+
+def resolve_dtype(name: str, *, device: str) -> torch.dtype:
+    """Return the torch type for a configured name; `auto` is bfloat16 where that is fast, else float32.
+
+    Args:
+        name: As configured.
+        device: As `resolve_device` returns it.
+
+    Raises:
+        VerifierError: There is no such type.
+    """
+    if name not in DTYPES:
+        raise VerifierError(f"{name!r} is not a number format for the target model; use {', '.join(DTYPES)}.")
+    kind = torch.device(device).type
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    return torch.bfloat16 if _bfloat16_is_fast(kind) else torch.float32
+
+
+def _bfloat16_is_fast(kind: str) -> bool:
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if kind != "cpu":
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in _FAST_BFLOAT16)
+
+
+_HEADER: Final = 8  # bytes that hold the length of a safetensors file's header
+_MOST_HEADER: Final = 100 << 20
+_INDEX: Final = "model.safetensors.index.json"
+_GIGA: Final = 1e9
+
+
+def check_memory(*, name: str, needed: int | None, available: int | None, number: str) -> None:
+    """Check that weights have room; where one of the two is not known they are taken to have it.
+
+    Args:
+        name: Of the model, as the settings have it.
+        needed: Bytes.
+        available: Bytes.
+        number: Number format.
+
+    Raises:
+        VerifierError: They have none.
+    """
+    if needed is None or available is None or needed <= available:
+        return
+    raise VerifierError(
+        f"Loading {name} in {number} takes {needed / _GIGA:.1f} GB of memory, and {available / _GIGA:.1f} GB are left; "
+        "end what else runs here, set dtype to bfloat16, or take a smaller target model, or a quantized GGUF with the "
+        "engine llama.cpp."
+    )
+
+
+def folder_numbers(folder: Path) -> int | None:
+    """Return how many numbers the weights of a folder are; None where its files do not say."""
+    try:
+        return sum(count for file in _files(folder) for count in _counts(file))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # damage is told by whoever loads them
+
+
+def gguf_numbers(path: Path) -> int | None:
+    """Return how many numbers the weights of a GGUF are; None if it is damaged."""
+    try:
+        return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
+    except (ValueError, IndexError, KeyError, OSError):
+        return None
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files that transformers would load: others may hold the same weights in another form."""
+    index = folder / _INDEX
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return [folder / str(name) for name in names]
+
+
+def _counts(file: Path) -> Iterator[int]:
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(_HEADER), "little")
+        if length > _MOST_HEADER:
+            raise ValueError("no header")
+        header = json.loads(stream.read(length))
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            yield math.prod(int(size) for size in tensor["shape"])
+
 
 _FLOAT32_BYTES: Final = 4
 

@@ -8,25 +8,24 @@ up to its own position. Rollback is a shorter length; what lies beyond is overwr
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any, Final
 
 import torch
 
-from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo, VerifierError
-from fleet_edge.verifiers.packed.architecture import inspect_model
-from fleet_edge.verifiers.packed.attention import running
-from fleet_edge.verifiers.packed.indices import Indices
-from fleet_edge.verifiers.packed.kv import KVStore, servable_context, tokens_to_serve
-from fleet_edge.verifiers.packed.layout import Part, lay_out
-from fleet_edge.verifiers.packed.slabs import SlabMemory
-from fleet_edge.verifiers.packed.step import PackedStep
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo, Verifier, VerifierError
+from fleet_edge.verifiers.packed.architecture import inspect_model, run_trial
+from fleet_edge.verifiers.packed.attention import PackedStep, running
+from fleet_edge.verifiers.packed.kv import KVStore, SlabMemory, servable_context, tokens_to_serve
+from fleet_edge.verifiers.packed.layout import Indices, Part, lay_out
 from fleet_edge.verifiers.packed.target import Target
 from fleet_edge.verifiers.packed.tokens import grammar_tokenizer
-from fleet_edge.verifiers.packed.trial import run_trial
 from fleet_edge.verifiers.sequences import SequenceTable
+from fleet_edge.verifiers.source import check_source
 from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 
-__all__ = ["PackedVerifier"]
+__all__ = ["PackedVerifier", "check", "load"]
 
 _log = logging.getLogger(__name__)
 
@@ -204,3 +203,35 @@ def _context(info: TargetInfo, memory: SlabMemory) -> int:
         whole,
     )
     return context
+
+
+def check(settings: EdgeSettings) -> None:
+    """Check that there is a target model as the settings name it, as far as a glance at its files tells.
+
+    Raises:
+        VerifierError: There is none, or torch is not installed.
+    """
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        raise VerifierError(
+            "The engine torch needs the extra `edge`; install it: pip install 'dssd-fleet[edge]'; or set engine to "
+            "another one."
+        )
+    check_source(settings.target)
+
+
+def load(settings: EdgeSettings) -> Verifier:
+    """Load the target model that the settings name.
+
+    Raises:
+        VerifierError: It cannot be loaded.
+    """
+    check(settings)  # before transformers is imported, which takes seconds
+    import torch  # noqa: PLC0415 - only where a model is loaded
+
+    from fleet_edge.verifiers.packed.target import load_target  # noqa: PLC0415
+    from fleet_edge.verifiers.packed.verifier import PackedVerifier  # noqa: PLC0415
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    target = load_target(settings.target, dtype=settings.dtype, device=settings.torch_device)
+    return PackedVerifier(target, budget_bytes=settings.kv_bytes)

@@ -1,20 +1,82 @@
 """HTTP client of the inference servers: one pool of connections, answers bounded in size, failures in sentences."""
 
 import asyncio
+import concurrent.futures
 import json
 import ssl
+import threading
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import httpx
 
 from fleet_edge.verifiers.contract import VerifierError
 from fleet_edge.verifiers.remote.dialect import Call
-from fleet_edge.verifiers.remote.errors import EndpointBusy, EndpointFailed, RequestRefused
-from fleet_edge.verifiers.remote.key import ApiKey
+from fleet_edge.verifiers.remote.errors import BadSetting, EndpointBusy, EndpointFailed, RequestRefused
 from schemas.printable import printable_line
 
-__all__ = ["Client"]
+__all__ = ["ApiKey", "Client", "LoopThread"]
+
+_MOST_BYTES: Final = 4096
+
+
+class ApiKey:
+    """A key in a file, which may be replaced while the edge runs."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Read the file; without one there is no key.
+
+        Raises:
+            VerifierError: It cannot be read, others may read it, or it holds no key.
+        """
+        self._path = path
+        self._headers = self._read()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What goes with every request."""
+        return dict(self._headers)
+
+    @property
+    def source(self) -> str:
+        """Where the key comes from, for a sentence; empty if there is none."""
+        return "" if self._path is None else str(self._path)
+
+    def reload(self) -> bool:
+        """Read the file again after a server has refused the key; return whether it is another one now."""
+        try:
+            headers = self._read()
+        except VerifierError:
+            return False
+        changed = headers != self._headers
+        self._headers = headers
+        return changed
+
+    def __repr__(self) -> str:
+        return f"ApiKey({self._path})"
+
+    def _read(self) -> dict[str, str]:
+        if self._path is None:
+            return {}
+        path = self._path.expanduser()
+        try:
+            mode = path.stat().st_mode
+            with path.open("rb") as file:
+                raw = file.read(_MOST_BYTES + 1)
+        except OSError as error:
+            raise self._bad(f"The key file {path} cannot be read ({error.strerror}); check its path.") from error
+        if mode & 0o077:
+            raise self._bad(f"Others may read the key file {path}; make it yours alone (chmod 600).")
+        key = raw.decode("ascii", "replace").strip()
+        if not key or len(raw) > _MOST_BYTES or not all("!" <= each <= "~" for each in key):
+            raise self._bad(f"The key file {path} holds no key: one line of printable characters is expected.")
+        return {"Authorization": f"Bearer {key}"}
+
+    @staticmethod
+    def _bad(sentence: str) -> BadSetting:
+        return BadSetting(sentence, setting="remote.api_key_file")
+
 
 _CONNECT_S: Final = 2.0
 _MOST_SAID: Final = 300
@@ -224,3 +286,41 @@ def _said(body: bytes) -> str:
 def _is_page(body: bytes) -> bool:
     """Whether a server that is meant for people has answered."""
     return body.lstrip()[:1] == b"<"
+
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """A running event loop; ends with the process, or by `stop`."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T], *, timeout_s: float) -> T:
+        """Run a coroutine there and return what it returns; raises what it raises.
+
+        Raises:
+            TimeoutError: It has not ended in time, and is cancelled.
+        """
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(timeout_s)
+        except concurrent.futures.TimeoutError:
+            future.cancel()
+            raise
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Have a function called there, some time soon."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def stop(self) -> None:
+        """End the loop and its thread. May be called twice."""
+        if self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -1,6 +1,7 @@
 """Dialect: how one kind of inference server is asked for the log-probabilities that a step needs, and read."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from fleet_edge.verifiers.remote.errors import BadAnswer
 
-__all__ = ["Call", "Dialect", "Question", "TopRows", "as_list", "as_map", "check_rows"]
+__all__ = ["Call", "Dialect", "Question", "SgLang", "TopRows", "Vllm", "as_list", "as_map", "check_rows"]
 
 # What rounding may add to a sum of probabilities, or take from it.
 _ROUNDING: Final = 1e-3
@@ -180,3 +181,147 @@ def _check_values(values: NDArray[np.float32], *, left_out: int) -> None:
     # Those left out are no more likely than the last one named.
     if (sums + probs[:, -1] * (left_out + _MOST_PADDING) < 1.0 - _ROUNDING).any():
         raise BadAnswer("the tokens that it names are not the most likely ones")
+
+
+_ANSWER_BYTES: Final = 1 << 14
+_PROMPT_ENTRY_BYTES: Final = 96
+_TRIPLE: Final = 3
+
+
+class SgLang:
+    """`Dialect` of SGLang."""
+
+    name: Final = "SGLang"
+    spare: Final = 8  # it keeps a few positions of its context for itself
+    version_path: Final = "/get_model_info"
+
+    def ask(self, question: Question, *, model: str) -> Call:
+        """Ask for one more token, and for the most likely tokens of the positions before it."""
+        del model  # a server has one
+        tokens = list(question.tokens)
+        body: dict[str, Any] = {
+            "input_ids": tokens,
+            "sampling_params": {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True},
+            "stream": False,
+        }
+        if question.rows:
+            body |= {
+                "return_logprob": True,
+                "logprob_start_len": len(tokens) - question.rows,
+                "top_logprobs_num": question.top,
+                "return_text_in_logprobs": False,
+            }
+        rows = question.rows + 1
+        return Call("/generate", body, _ANSWER_BYTES + rows * _PROMPT_ENTRY_BYTES * (question.top + 2))
+
+    def read(self, answer: object, question: Question, *, vocabulary: int) -> TopRows:
+        """Read `input_top_logprobs` behind its first, empty place, then `output_top_logprobs`."""
+        meta = as_map(as_map(answer).get("meta_info"))
+        if not question.rows:
+            return check_rows([], question, vocabulary=vocabulary)
+        before = as_list(meta.get("input_top_logprobs"), question.rows)
+        last = as_list(meta.get("output_top_logprobs"), 1)
+        rows = [[_pair(entry) for entry in as_list(row)] for row in (*before[1:], *last)]
+        return check_rows(rows, question, vocabulary=vocabulary)
+
+    def detokenize(self, token: int, *, model: str) -> Call:
+        """Ask for a token's text, control tokens included."""
+        return Call("/detokenize", {"model": model, "tokens": [token], "skip_special_tokens": False}, _ANSWER_BYTES)
+
+    def read_text(self, answer: object) -> str:
+        """Read `text`."""
+        text = as_map(answer).get("text")
+        if not isinstance(text, str):
+            raise BadAnswer("a text is missing")
+        return text
+
+    def version(self, answer: object) -> str:
+        """Check for `model_path`; the version stands elsewhere."""
+        if not isinstance(as_map(answer).get("model_path"), str):
+            raise BadAnswer("a model's path is missing")
+        return ""
+
+
+def _pair(entry: object) -> tuple[object, object]:
+    """Return id and log-probability of an entry `[log-probability, id, text]`."""
+    value, token, _text = as_list(entry, _TRIPLE)
+    return token, value
+
+
+_TOKEN: Final = re.compile(r"token_id:([0-9]{1,9})")
+_ROW_BYTES: Final = 1 << 11
+_ENTRY_BYTES: Final = 64
+
+
+class Vllm:
+    """`Dialect` of vLLM."""
+
+    name: Final = "vLLM"
+    spare: Final = 1  # it always generates a token
+    version_path: Final = "/version"
+
+    def ask(self, question: Question, *, model: str) -> Call:
+        """Ask for one token after each prefix, the most likely, with the `top` most likely beside it."""
+        tokens = list(question.tokens)
+        ends = range(len(tokens) - question.rows + 1, len(tokens) + 1) if question.rows else (len(tokens),)
+        body: dict[str, Any] = {
+            "model": model,
+            "prompt": [tokens[:end] for end in ends],
+            "max_tokens": 1,
+            # The most likely token is among those asked for; one that is drawn may not be.
+            "temperature": 0,
+            # Said, since a model's own configuration may have other defaults.
+            "top_p": 1,
+            "top_k": 0,
+            "min_p": 0,
+            "repetition_penalty": 1,
+            "presence_penalty": 0,
+            "frequency_penalty": 0,
+            "ignore_eos": True,
+            "stream": False,
+        }
+        if question.rows:
+            body |= {"logprobs": question.top, "return_tokens_as_token_ids": True}
+        row_bytes = _ROW_BYTES + _ENTRY_BYTES * (question.top + 1)
+        return Call("/v1/completions", body, _ANSWER_BYTES + len(ends) * row_bytes)
+
+    def read(self, answer: object, question: Question, *, vocabulary: int) -> TopRows:
+        """Read `choices`, in order of their index."""
+        choices = as_list(as_map(answer).get("choices"), max(1, question.rows))
+        rows: list[list[tuple[object, object]] | None] = [None] * len(choices)
+        for choice in map(as_map, choices):
+            index = choice.get("index")
+            if type(index) is not int or not 0 <= index < len(rows) or rows[index] is not None:
+                raise BadAnswer("a choice has no index of its own")
+            rows[index] = _entries(choice) if question.rows else []
+        wanted = [row for row in rows if row is not None] if question.rows else []
+        return check_rows(wanted, question, vocabulary=vocabulary)
+
+    def detokenize(self, token: int, *, model: str) -> Call:
+        """Ask for a token's text."""
+        return Call("/detokenize", {"model": model, "tokens": [token]}, _ANSWER_BYTES)
+
+    def read_text(self, answer: object) -> str:
+        """Read `prompt`."""
+        text = as_map(answer).get("prompt")
+        if not isinstance(text, str):
+            raise BadAnswer("a text is missing")
+        return text
+
+    def version(self, answer: object) -> str:
+        """Read `version`."""
+        version = as_map(answer).get("version")
+        if not isinstance(version, str):
+            raise BadAnswer("a version is missing")
+        return version
+
+
+def _entries(choice: dict[str, Any]) -> list[tuple[object, object]]:
+    entries = as_map(as_list(as_map(choice.get("logprobs")).get("top_logprobs"), 1)[0])
+    found: list[tuple[object, object]] = []
+    for key, value in entries.items():
+        match = _TOKEN.fullmatch(key)
+        if match is None:
+            raise BadAnswer("tokens are not named by their ids")
+        found.append((int(match[1]), value))
+    return found

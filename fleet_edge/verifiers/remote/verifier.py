@@ -5,23 +5,30 @@ several tokens are equally likely at the last place that is named, the server ha
 text of its own; which it chooses does not depend on the draft, so that the law stands.
 """
 
-from collections.abc import Sequence
-from typing import Final
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetAway, TargetInfo, VerifierError
-from fleet_edge.verifiers.remote.client import Client
-from fleet_edge.verifiers.remote.dialect import Question
-from fleet_edge.verifiers.remote.endpoint import Identity
-from fleet_edge.verifiers.remote.loop import LoopThread
-from fleet_edge.verifiers.remote.pool import Pool
-from fleet_edge.verifiers.remote.tokenizer import LocalTokens
+from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetAway, TargetInfo, Verifier, VerifierError
+from fleet_edge.verifiers.remote.client import ApiKey, Client, LoopThread
+from fleet_edge.verifiers.remote.dialect import Dialect, Question, SgLang, Vllm
+from fleet_edge.verifiers.remote.endpoint import Breaker, Endpoint, Expected, Identity
+from fleet_edge.verifiers.remote.errors import BadSetting
+from fleet_edge.verifiers.remote.pool import Pool, PoolTimes
+from fleet_edge.verifiers.remote.settings import RemoteSettings
+from fleet_edge.verifiers.remote.tokenizer import LocalTokens, check_local, load_local, sample_tokens
 from fleet_edge.verifiers.sequences import SequenceTable
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["RemoteVerifier"]
+if TYPE_CHECKING:
+    from fleet_edge.settings import EdgeSettings
+
+__all__ = ["DIALECTS", "RemoteVerifier", "check", "connect", "endpoint_urls", "load"]
 
 # Beyond a step's own bound: the loop's thread may be kept from running.
 _LATE_S: Final = 5.0
@@ -171,3 +178,167 @@ class RemoteVerifier:
     async def _end(self) -> None:
         await self._pool.close()
         await self._client.close()
+
+
+_log = logging.getLogger(__name__)
+
+DIALECTS: Final[dict[str, Callable[[], Dialect]]] = {"vllm": Vllm, "sglang": SgLang}
+"""By the setting `remote.api`."""
+
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+_START_S: Final = 60.0
+
+
+def connect(
+    settings: RemoteSettings,
+    local: LocalTokens,
+    urls: Sequence[str],
+    *,
+    samples: Sequence[int],
+    clock: Callable[[], float] = time.monotonic,
+) -> RemoteVerifier:
+    """Return the verifier, once the servers have proved that they serve the target.
+
+    Args:
+        settings: How they are asked.
+        local: Vocabulary and end tokens.
+        urls: Their addresses.
+        samples: Ids whose texts are compared with the servers'.
+        clock: Monotonic seconds.
+
+    Raises:
+        VerifierError: None of them does, or one serves something else.
+    """
+    key = ApiKey(settings.api_key_file)
+    for url in urls:
+        if key.source and url.startswith("http://") and urlsplit(url).hostname not in _LOOPBACK:
+            _log.warning("The key in %s goes to %s unencrypted; use https:// where others may listen.", key.source, url)
+    top = min(settings.top_logprobs, len(local.strings))
+    loop = LoopThread("remote")
+    try:
+        verifier: RemoteVerifier = loop.run(
+            _connect(settings, local, urls, samples=samples, clock=clock, key=key, top=top, loop=loop),
+            timeout_s=_START_S + settings.request_s * len(samples),
+        )
+    except BaseException:
+        loop.stop()
+        raise
+    return verifier
+
+
+async def _connect(
+    settings: RemoteSettings,
+    local: LocalTokens,
+    urls: Sequence[str],
+    *,
+    samples: Sequence[int],
+    clock: Callable[[], float],
+    key: ApiKey,
+    top: int,
+    loop: LoopThread,
+) -> RemoteVerifier:
+    client = Client(key, ca=settings.server_ca, connections=settings.connections * len(urls))
+    dialect = DIALECTS[settings.api]()
+    pool = Pool(
+        [Endpoint(url, dialect, client, Breaker(clock)) for url in urls],
+        Expected(settings.served_model, local.strings, samples, top),
+        PoolTimes(settings.request_s, settings.step_s, settings.health_s),
+        clock=clock,
+    )
+    try:
+        identity = await pool.start()
+        return RemoteVerifier(
+            local=local,
+            pool=pool,
+            client=client,
+            loop=loop,
+            identity=identity,
+            runs_on=_runs_on(dialect, identity, len(urls)),
+            top=top,
+            known_tokens=settings.known_tokens,
+            step_s=settings.step_s,
+        )
+    except BaseException:
+        await pool.close()
+        await client.close()
+        raise
+
+
+def _runs_on(dialect: Dialect, identity: Identity, number: int) -> str:
+    version = f" {identity.version}" if identity.version else ""
+    return f"{dialect.name}{version}, {number} {'server' if number == 1 else 'servers'}"
+
+
+_ENDPOINTS: Final = "remote.endpoints"
+
+
+def check(settings: "EdgeSettings") -> None:
+    """Check addresses, key and tokenizer, and that what asks the servers is installed.
+
+    Raises:
+        VerifierError: Something is wrong with them.
+    """
+    try:
+        import httpx  # noqa: F401, PLC0415 - comes with the extra
+    except ImportError as error:
+        raise VerifierError(
+            "The engine `remote` needs the extra `edge-remote`; install it: pip install 'dssd-fleet[edge-remote]'."
+        ) from error
+    endpoint_urls(settings.remote.endpoints)
+    ApiKey(settings.remote.api_key_file)
+    check_local(settings.target)
+
+
+def load(settings: "EdgeSettings") -> Verifier:
+    """Connect to the servers that the settings name, and have them prove that they serve the target.
+
+    Raises:
+        VerifierError: None of them does.
+    """
+    check(settings)
+    from fleet_edge.verifiers.remote.verifier import connect  # noqa: PLC0415 - only where it is installed
+
+    local = load_local(settings.target)
+    samples = sample_tokens(local.strings, local.end_tokens)
+    return connect(settings.remote, local, endpoint_urls(settings.remote.endpoints), samples=samples)
+
+
+def endpoint_urls(text: str) -> list[str]:
+    """Return the addresses in a setting.
+
+    Raises:
+        VerifierError: There is none, or one is no address.
+    """
+    urls = [word.strip().rstrip("/").removesuffix("/v1") for word in text.split(",") if word.strip()]
+    if not urls:
+        raise BadSetting(
+            "The engine `remote` needs the address of an inference server; set 'remote.endpoints', for example to "
+            "http://10.0.0.5:8000.",
+            setting=_ENDPOINTS,
+        )
+    for url in urls:
+        _check_url(url)
+    if len(set(urls)) < len(urls):
+        raise BadSetting(
+            "An address stands twice in 'remote.endpoints'; name every inference server once.", setting=_ENDPOINTS
+        )
+    return urls
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound or parts.query or parts.fragment:
+        raise BadSetting(
+            f"{url!r} is no address of an inference server; write it as http://10.0.0.5:8000 or https://NAME.",
+            setting=_ENDPOINTS,
+        )
+    if parts.username or parts.password:
+        raise BadSetting(
+            "An address in 'remote.endpoints' holds a name or password; put the key into a file and set "
+            "'remote.api_key_file'.",
+            setting=_ENDPOINTS,
+        )

@@ -9,8 +9,8 @@ import pytest
 from gguf import TokenType
 
 from dssd.distribution import Dist
-from fleet_device.drafters.common_tokens import NONE, CommonTokens, turn_begin, turn_end
 from fleet_device.drafters.gguf import GgufModel
+from fleet_device.drafters.unlike import NONE, CommonTokens, turn_begin, turn_end
 from tests.support.tiny_gguf import Row, sentencepiece_rows, tiny_gguf, tiny_rows
 
 

@@ -11,9 +11,8 @@ import pytest
 
 from fleet_device.drafters import llama_cpp as llama_cpp_drafter
 from fleet_device.drafters.contract import DrafterError
-from fleet_device.drafters.kept_sequences import MOST_KEPT
-from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings, default_threads
-from fleet_device.drafters.requirements import available_memory
+from fleet_device.drafters.llama_cpp import MOST_KEPT, LlamaCppDrafter, LlamaCppSettings, default_threads
+from fleet_device.drafters.memory_plan import available_memory
 from schemas.policy import SamplingPolicy
 from tests.support.prepared_models import prepared
 from tests.support.tiny_gguf import tiny_gguf, tiny_words

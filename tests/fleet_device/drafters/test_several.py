@@ -9,11 +9,10 @@ import llama_cpp
 import pytest
 
 from dssd.distribution import Dist
-from fleet_device.drafters.contract import Drafter, DrafterError
+from fleet_device.drafters.contract import Drafter, DrafterError, known_tokens, sequences_of
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.registry import DRAFTERS, load_drafter
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
-from fleet_device.drafters.several import known_tokens, sequences_of
 from fleet_device.drafters.unlike import UnlikeVocabularyDrafter
 from fleet_device.settings import DeviceSettings
 from schemas.vocabulary import Vocabulary

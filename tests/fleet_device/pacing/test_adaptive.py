@@ -8,11 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet_device.drafters.suffix.prospect import Prospect
-from fleet_device.pacing.adaptive import AdaptivePacing
-from fleet_device.pacing.contract import DraftOutcome, EdgeLoad, Plan
-from fleet_device.pacing.ranking import best_plan
-from fleet_device.pacing.shared_steps import SharedSteps
+from fleet_device.drafters.contract import Prospect
+from fleet_device.pacing.adaptive import AdaptivePacing, best_plan
+from fleet_device.pacing.contract import DraftOutcome, EdgeLoad, Plan, SharedSteps
 from fleet_device.pacing.throughput import Conditions
 
 LONGEST, WINDOW = 16, 4

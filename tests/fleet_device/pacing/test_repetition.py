@@ -2,11 +2,9 @@
 
 from dataclasses import replace
 
-from fleet_device.drafters.suffix.prospect import Prospect
-from fleet_device.pacing.adaptive import AdaptivePacing
-from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Plan
-from fleet_device.pacing.repetition import best_repetition
-from fleet_device.pacing.shared_steps import SharedSteps
+from fleet_device.drafters.contract import Prospect
+from fleet_device.pacing.adaptive import AdaptivePacing, best_repetition
+from fleet_device.pacing.contract import DraftOutcome, FixedPacing, Plan, SharedSteps
 from fleet_device.pacing.throughput import Conditions
 
 NEAR = Conditions(acceptance=0.9, token_s=0.010, beside_s=0.002, compute_s=0.020, compute_token_s=0.003)

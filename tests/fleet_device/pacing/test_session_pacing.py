@@ -1,10 +1,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from fleet_device.drafters.contract import Prospect
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
 from fleet_device.drafters.suffix.history import History
-from fleet_device.drafters.suffix.prospect import Prospect
 from fleet_device.pacing.contract import Choice, DraftOutcome, EdgeLoad, Plan
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession

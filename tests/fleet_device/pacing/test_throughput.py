@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from fleet_device.pacing.contract import Plan
-from fleet_device.pacing.shared_steps import SharedSteps
+from fleet_device.pacing.contract import Plan, SharedSteps
 from fleet_device.pacing.throughput import Conditions
 
 NETWORK_S = 0.02

@@ -9,7 +9,7 @@ from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import VerifierError
 from fleet_edge.verifiers.llama_cpp import loader as llama_loader
 from fleet_edge.verifiers.llama_cpp import target as llama_target
-from fleet_edge.verifiers.packed import loader as packed_loader
+from fleet_edge.verifiers.packed import verifier as packed_loader
 from fleet_edge.verifiers.registry import check_verifier, load_verifier
 from fleet_edge.verifiers.target_tokens import read_target_tokens
 from tests.fleet_edge.verifiers.oracle import WORDS, tiny_folder, tiny_target_gguf

@@ -7,8 +7,7 @@ import pytest
 
 from dssd.distribution import Dist, point_mass
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
-from fleet_device.drafters.suffix.drafter import SuffixDrafter
-from fleet_device.drafters.suffix.guess import Guess, Trust
+from fleet_device.drafters.suffix.drafter import Guess, SuffixDrafter, Trust
 from fleet_device.drafters.suffix.history import History
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary

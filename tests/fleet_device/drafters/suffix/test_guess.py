@@ -1,6 +1,6 @@
 import pytest
 
-from fleet_device.drafters.suffix.guess import Trust, make_guess
+from fleet_device.drafters.suffix.drafter import Trust, make_guess
 from fleet_device.drafters.suffix.index import Match
 from schemas.policy import SamplingPolicy
 

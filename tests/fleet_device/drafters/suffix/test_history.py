@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_device.drafters.suffix.history import History
-from fleet_device.drafters.suffix.history_file import HistoryFile, forget_histories
+from fleet_device.drafters.suffix.history import History, HistoryFile, forget_histories
 from fleet_device.drafters.suffix.index import token_bytes
 from schemas.vocabulary import Vocabulary
 

@@ -85,7 +85,7 @@ def test_it_is_measured_again_when_circumstances_have_changed(
     elif change == "settings":
         settings = {"kv_bytes": 1 << 21}
     elif change == "version":
-        monkeypatch.setattr("fleet_edge.verifiers.auto.circumstances.version", lambda _package: "99")
+        monkeypatch.setattr("fleet_edge.verifiers.auto.choice.version", lambda _package: "99")
     elif change == "damage":
         (machine.cache / FILE).write_text('{"format": 1, "choices": {"')
     else:

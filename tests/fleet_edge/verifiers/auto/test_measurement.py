@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.auto.apart import measure_apart
 from fleet_edge.verifiers.auto.candidates import Candidate
+from fleet_edge.verifiers.auto.choice import measure_apart
 from fleet_edge.verifiers.auto.measurement import SHAPES, measure
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, tiny_folder, tiny_target_gguf

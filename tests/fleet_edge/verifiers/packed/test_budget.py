@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fleet_edge.verifiers.packed import slabs
-from fleet_edge.verifiers.packed.kv import KVStore, servable_context, tokens_to_serve
-from fleet_edge.verifiers.packed.slabs import LayerShape, SlabMemory
+from fleet_edge.verifiers.packed import kv
+from fleet_edge.verifiers.packed.kv import KVStore, LayerShape, SlabMemory, servable_context, tokens_to_serve
 
 GIB = 1 << 30
 
@@ -135,7 +134,7 @@ class Sessions:
 @pytest.fixture
 def live(monkeypatch: pytest.MonkeyPatch) -> LiveBytes:
     counted = LiveBytes()
-    monkeypatch.setattr(slabs, "torch", Torch(counted))
+    monkeypatch.setattr(kv, "torch", Torch(counted))
     return counted
 
 
@@ -205,7 +204,7 @@ class RandomWalk(RuleBasedStateMachine):
     def begin(self, name: str) -> None:
         self.live = LiveBytes()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(slabs, "torch", Torch(self.live))
+        self.patch.setattr(kv, "torch", Torch(self.live))
         self.sessions = Sessions(MODELS[name], self.live)
 
     @rule(count=st.integers(1, 5))

@@ -5,8 +5,7 @@ import random
 import pytest
 import torch
 
-from fleet_edge.verifiers.packed.kv import SLAB_TOKENS, SMALLEST_SLOT, KVStore, slot_capacity
-from fleet_edge.verifiers.packed.slabs import LayerShape, SlabMemory
+from fleet_edge.verifiers.packed.kv import SLAB_TOKENS, SMALLEST_SLOT, KVStore, LayerShape, SlabMemory, slot_capacity
 
 SHAPES = (LayerShape(2, 4, 4), LayerShape(1, 3, 5))
 CONTEXT = 1000

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from fleet_edge.verifiers.packed.indices import Indices
-from fleet_edge.verifiers.packed.layout import FEW_ROWS, Layout, Part, lay_out
-from fleet_edge.verifiers.packed.slabs import Slab, Slot
+from fleet_edge.verifiers.packed.kv import Slab, Slot
+from fleet_edge.verifiers.packed.layout import FEW_ROWS, Indices, Layout, Part, lay_out
 
 
 def _slab(capacity: int = 64) -> Slab:

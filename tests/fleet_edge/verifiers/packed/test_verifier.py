@@ -125,7 +125,7 @@ def test_bfloat16_stays_near_float32() -> None:
 
 def test_wide_soft_capped_prefill_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = [index * 5 % VOCABULARY for index in range(100)]
-    monkeypatch.setattr("fleet_edge.verifiers.packed.step.SCORES", 1000)
+    monkeypatch.setattr("fleet_edge.verifiers.packed.attention.SCORES", 1000)
     verifier = PackedVerifier(tiny_target("gemma2-softcap-window"), budget_bytes=BUDGET)
     verifier.open(1)
     rows = verifier.score([Item(1, tokens, len(tokens))])
@@ -200,7 +200,7 @@ def test_a_machine_without_memory_is_capacity_exceeded(monkeypatch: pytest.Monke
         raise RuntimeError("can't allocate memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fleet_edge.verifiers.packed.slabs.torch.empty", fail)
+        patch.setattr("fleet_edge.verifiers.packed.kv.torch.empty", fail)
         with pytest.raises(CapacityExceeded, match="no memory left"):
             verifier.score([Item(1, [5, 6], 1)])
     assert verifier.computed(1) == 0

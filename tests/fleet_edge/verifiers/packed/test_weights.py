@@ -7,8 +7,7 @@ import torch
 
 from fleet_edge.verifiers.contract import VerifierError
 from fleet_edge.verifiers.packed import target as packed_target
-from fleet_edge.verifiers.packed.target import load_target
-from fleet_edge.verifiers.packed.weights import check_memory, folder_numbers, gguf_numbers
+from fleet_edge.verifiers.packed.target import check_memory, folder_numbers, gguf_numbers, load_target
 from tests.fleet_edge.verifiers.oracle import tiny_folder, tiny_model, tiny_target_gguf
 
 

@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fleet_edge.verifiers.remote.connect import connect
 from fleet_edge.verifiers.remote.settings import RemoteSettings
 from fleet_edge.verifiers.remote.tokenizer import LocalTokens, sample_tokens
-from fleet_edge.verifiers.remote.verifier import RemoteVerifier
+from fleet_edge.verifiers.remote.verifier import RemoteVerifier, connect
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.inference_server import InferenceServer
 from tests.support.markov import MarkovScript

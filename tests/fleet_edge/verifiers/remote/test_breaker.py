@@ -1,6 +1,6 @@
 import random
 
-from fleet_edge.verifiers.remote.breaker import Breaker
+from fleet_edge.verifiers.remote.endpoint import Breaker
 
 
 class Clock:

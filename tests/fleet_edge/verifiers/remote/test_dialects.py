@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet_edge.verifiers.remote.connect import DIALECTS
 from fleet_edge.verifiers.remote.dialect import Question, TopRows
 from fleet_edge.verifiers.remote.errors import BadAnswer
+from fleet_edge.verifiers.remote.verifier import DIALECTS
 
 SIZE = 6
 PROBS = np.array([[0.1, 0.4, 0.2, 0.15, 0.1, 0.05], [0.5, 0.2, 0.1, 0.1, 0.06, 0.04]])

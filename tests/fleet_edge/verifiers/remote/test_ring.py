@@ -1,6 +1,6 @@
 import pytest
 
-from fleet_edge.verifiers.remote.ring import Affinity
+from fleet_edge.verifiers.remote.pool import Affinity
 
 URLS = [f"http://10.0.0.{number}:8000" for number in range(4)]
 

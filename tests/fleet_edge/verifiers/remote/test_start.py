@@ -11,7 +11,7 @@ from fleet_edge.preflight import preflight
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Item, VerifierError
 from fleet_edge.verifiers.registry import check_verifier
-from fleet_edge.verifiers.remote.loader import endpoint_urls
+from fleet_edge.verifiers.remote.verifier import endpoint_urls
 from fleet_runtime.settings import SettingsError, load_settings
 from tests.fleet_edge.verifiers.remote.serving import APIS, SCRIPT, SIZE, TOP, asking, server
 from tests.support.inference_server import Fault
