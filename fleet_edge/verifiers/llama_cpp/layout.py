@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Final
 
-__all__ = ["Call", "Limits", "Part", "Share", "lay_out"]
+__all__ = ["Call", "Limits", "Part", "Share", "cost", "lay_out"]
 
 _ALONE: Final = 32
 """From so many tokens on, a stream is computed by itself: kernels gain nothing from company."""
@@ -98,6 +98,11 @@ def lay_out(parts: Sequence[Part], *, room: Mapping[int, int], call_tokens: floa
     rectangles += [[Share(stream, 0, part.count, 0)] for stream, part in by_stream.items() if part.count >= _ALONE]
     calls = (call for rectangle in rectangles for call in _cut(rectangle, by_stream, limits))
     return [_filled_up(call, limits.least) for call in calls]
+
+
+def cost(calls: Sequence[Call], call_tokens: float) -> float:
+    """Return what calls cost, in tokens computed in a batch."""
+    return sum(call_tokens + len(call) * (call[0].count + call[0].filling) for call in calls)
 
 
 def _filled_up(call: Call, least: int) -> Call:

@@ -1,13 +1,14 @@
 """Streams of all slabs: which sequence is where, within a budget of memory.
 
-All streams are of one length, so that none ever moves, and all slabs of one shape. A slab is made when its first stream
-is needed and then kept.
+All streams are of one length, so that a sequence fits into any, and all slabs of one shape. A slab is made when its
+first stream is needed and then kept.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from fleet_edge.verifiers.llama_cpp.placement import nearest
 from fleet_edge.verifiers.llama_cpp.slab import BATCH, CELL_ROUNDING, Slab, SlabShape
 
 __all__ = ["Place", "Plan", "StreamTable", "plan_streams"]
@@ -112,20 +113,23 @@ class Place:
 
 
 class StreamTable:
-    """Places of sequences, the lowest free ones first: neighbours are computed together."""
+    """Places of sequences. Streams are also numbered through all slabs."""
 
-    def __init__(self, plan: Plan, make: Callable[[], Slab]) -> None:
+    def __init__(self, plan: Plan, make: Callable[[], Slab], *, spare: bool = False) -> None:
         """Begin with the first slab.
 
         Args:
             plan: How the budget is used.
             make: Makes a slab.
+            spare: Whether the last stream of each slab is kept free, to exchange two others by way of it.
         """
         self._plan = plan
         self._make = make
         self.slabs = [make()]
         self._places: dict[int, Place] = {}
-        self._free: list[set[int]] = [set(range(plan.shape.streams)) for _ in range(plan.slabs)]
+        self.spare = plan.shape.streams - 1
+        self._spare = spare and self.spare > 0
+        self._free: list[set[int]] = [set(range(plan.shape.streams - self._spare)) for _ in range(plan.slabs)]
 
     @property
     def free(self) -> int:
@@ -137,23 +141,55 @@ class StreamTable:
         """By sequence that has computed tokens."""
         return self._places
 
-    def take(self, sequence: int, *, slab: int | None = None) -> Place:
+    def take(self, sequence: int, *, active: Sequence[int] = (), slab: int | None = None) -> Place:
         """Give a sequence a free stream, of which there MUST be one.
 
         Args:
             sequence: It MUST have none.
+            active: Numbers of streams that the sequence is going to be computed with: one near them is taken.
             slab: Only one of this slab will do.
 
         Raises:
             CapacityExceeded: The machine has no memory for another slab.
         """
-        number = next(number for number, free in enumerate(self._free) if free) if slab is None else slab
-        while number >= len(self.slabs):
+        made = range(len(self.slabs)) if slab is None else (slab,)
+        free = [self.number(Place(each, stream)) for each in made for stream in self._free[each]]
+        if not free:
             self.slabs.append(self._make())
-        stream = min(self._free[number])
-        self._free[number].remove(stream)
-        place = self._places[sequence] = Place(number, stream)
+            free = [self.number(Place(len(self.slabs) - 1, 0))]
+        place = self.place(nearest(free, active))
+        self._free[place.slab].remove(place.stream)
+        self._places[sequence] = place
         return place
+
+    def number(self, place: Place) -> int:
+        """Return a stream's number among those of all slabs."""
+        return place.slab * self._plan.shape.streams + place.stream
+
+    def place(self, number: int) -> Place:
+        """Return the place of a stream with a number."""
+        return Place(*divmod(number, self._plan.shape.streams))
+
+    def begins(self, count: int) -> Iterator[int]:
+        """Yield the first of each `count` neighbours, in as few slabs as can be: those of two are never one pass."""
+        each = self._plan.shape.streams
+        fewest = -(-count // each)
+        for begin in range(each * len(self.slabs) - count + 1):
+            last = begin + count - 1
+            within = last // each - begin // each < fewest
+            if within and not (self._spare and begin // each * each + self.spare <= last):
+                yield begin
+
+    def exchange(self, first: Place, second: Place) -> None:
+        """Note that the sequences of two streams, of which one may have none, have changed places."""
+        owners = {place: sequence for sequence, place in self._places.items()}
+        for place, other in ((first, second), (second, first)):
+            owner = owners.get(other)
+            if owner is None:
+                self._free[place.slab].add(place.stream)
+            else:
+                self._free[place.slab].discard(place.stream)
+                self._places[owner] = place
 
     def has_free(self, slab: int) -> bool:
         """Return whether a slab has a free stream."""

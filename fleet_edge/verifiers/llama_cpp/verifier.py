@@ -1,21 +1,23 @@
 """llama.cpp verifier: the contract over a GGUF, on llama.cpp's low-level interface.
 
-A sequence gets a stream with its first computed token. A step's tokens are cut into calls (see `layout`), and only the
-rows that are wanted have logits. Rollback forgets a stream's cells from a position on.
+A sequence gets a stream with its first computed token, and moves to another where that saves passes over the weights
+(see `placement`). A step's tokens are cut into calls (see `layout`), and only the rows that are wanted have logits.
+Rollback forgets a stream's cells from a position on.
 """
 
 import itertools
 import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo, VerifierError
-from fleet_edge.verifiers.llama_cpp.layout import Call, Limits, Part, lay_out
+from fleet_edge.verifiers.contract import CapacityExceeded, Item, SequenceFailed, TargetInfo, VerifierError
+from fleet_edge.verifiers.llama_cpp.layout import Call, Limits, Part, cost, lay_out
+from fleet_edge.verifiers.llama_cpp.placement import ActiveSequences, plan_moves
 from fleet_edge.verifiers.llama_cpp.slab import Slab, SlabShape
 from fleet_edge.verifiers.llama_cpp.streams import Place, StreamTable, plan_streams
 from fleet_edge.verifiers.llama_cpp.target import GgufTarget
@@ -79,7 +81,11 @@ class LlamaCppVerifier:
             least_tokens=_ALIKE if stable_rows else 1,
         )
         self._table = SequenceTable(context=plan.context, vocabulary=target.vocabulary.size)
-        self._streams = StreamTable(plan, lambda: target.thread.call(Slab, target, plan.shape))
+        self._streams = StreamTable(
+            plan, lambda: target.thread.call(Slab, target, plan.shape), spare=bool(target.window)
+        )
+        self._active = ActiveSequences()
+        self._debt = 0.0  # what steps have lost for want of neighbours since sequences were moved, in tokens
         self._logits = np.empty((0, target.rows), dtype=np.float32)
         self._call_tokens = 1.0
         run_trial(self)
@@ -117,7 +123,7 @@ class LlamaCppVerifier:
             self._table.close(sequence)
             raise CapacityExceeded("There is no stream left for a copy; evict a sequence and try again.")
         try:
-            mine = self._streams.take(sequence, slab=near)
+            mine = self._take(sequence, slab=near)
             self._copy(place, mine, length)
         except BaseException:
             self.close(sequence)
@@ -137,6 +143,7 @@ class LlamaCppVerifier:
     def close(self, sequence: int) -> None:
         """End a sequence and free its stream."""
         self._table.close(sequence)
+        self._active.forget(sequence)
         place = self._streams.give_back(sequence)
         if place is not None:
             self._streams.slabs[place.slab].cut(place.stream, 0)
@@ -162,9 +169,13 @@ class LlamaCppVerifier:
         size = self._info.vocabulary.size
         if not items:
             return np.empty((0, size), dtype=np.float32)
-        places = [self._streams.places.get(item.sequence) or self._streams.take(item.sequence) for item in items]
+        self._check_kept(item for item in items if self._table.computed(item.sequence))
         try:
-            logits = self._target.thread.call(self._compute, items, places)
+            for item in items:
+                if item.sequence not in self._streams.places:
+                    self._take(item.sequence)
+            self._active.step(item.sequence for item in items)
+            logits = self._target.thread.call(self._compute, items)
         except BaseException:
             self._take_back(items)
             raise
@@ -175,10 +186,32 @@ class LlamaCppVerifier:
         places = self._streams.places
         return sum(item.sequence not in places for item in items) - self._streams.free
 
-    def _compute(self, items: Sequence[Item], places: Sequence[Place]) -> NDArray[np.float32]:
+    def _check_kept(self, items: Iterable[Item]) -> None:
+        """Check that no sequence was lost on the way to another stream."""
+        for item in items:
+            if item.sequence not in self._streams.places:
+                raise SequenceFailed(
+                    "What was computed of a request is lost: llama.cpp could not move it.", sequence=item.sequence
+                )
+
+    def _take(self, sequence: int, *, slab: int | None = None) -> Place:
+        """Give a sequence a stream."""
+        place = self._streams.take(sequence, active=self._active_streams(), slab=slab)
+        self._active.began(sequence)
+        return place
+
+    def _active_streams(self) -> list[int]:
+        """Return the numbers of the active sequences' streams, rising."""
+        number = self._streams.number
+        return sorted(number(place) for sequence, place in self._streams.places.items() if sequence in self._active)
+
+    def _compute(self, items: Sequence[Item]) -> NDArray[np.float32]:
         """Compute a step, slab by slab; runs on llama.cpp's thread."""
+        self._gather(items)
+        self._check_kept(items)
         by_slab: dict[int, dict[int, int]] = defaultdict(dict)  # slab -> stream -> number of the item
-        for index, place in enumerate(places):
+        for index, item in enumerate(items):
+            place = self._streams.places[item.sequence]
             by_slab[place.slab][place.stream] = index
         # An item's rows come in order, though maybe in several calls.
         next_row = [0, *itertools.accumulate(item.rows for item in items)]
@@ -188,8 +221,8 @@ class LlamaCppVerifier:
             lengths = self._lengths(number)
             tokens = {stream: items[index].tokens for stream, index in index_of.items()}
             rows = {stream: items[index].rows for stream, index in index_of.items()}
-            stable = self._stable_rows and any(items[index].stable for index in index_of.values())
-            calls = self._calls(tokens, rows, lengths, stable=stable)
+            parts = [Part(stream, len(items[index].tokens), items[index].rows) for stream, index in index_of.items()]
+            calls = self._calls(parts, lengths, stable=any(items[index].stable for index in index_of.values()))
             for call in calls:
                 found = self._streams.slabs[number].decode(call, tokens=tokens, starts=lengths, rows=rows)
                 if len(calls) == len(by_slab) == 1 and list(index_of) == sorted(index_of):
@@ -204,16 +237,89 @@ class LlamaCppVerifier:
                         at += count
         return logits
 
-    def _calls(
-        self, tokens: Mapping[int, Sequence[int]], rows: Mapping[int, int], lengths: Mapping[int, int], *, stable: bool
-    ) -> list[Call]:
+    def _calls(self, parts: Sequence[Part], lengths: Mapping[int, int], *, stable: bool) -> list[Call]:
         shape = self._plan.shape
         return lay_out(
-            [Part(stream, len(text), rows[stream]) for stream, text in tokens.items()],
+            parts,
             room={stream: shape.cells - length for stream, length in lengths.items()},
             call_tokens=self._call_tokens,
-            limits=_limits(shape, stable=stable),
+            limits=_limits(shape, stable=self._stable_rows and stable),
         )
+
+    def _gather(self, items: Sequence[Item]) -> None:
+        """Move the active sequences together if steps have lost more for want of that than it costs."""
+        slab = self._plan.shape.streams
+        active = self._active_streams()
+        if active[-1] - active[0] < len(active) <= slab and active[0] // slab == active[-1] // slab:
+            return
+        number = {item.sequence: self._streams.number(self._streams.places[item.sequence]) for item in items}
+        lengths = {self._streams.number(place): self._table.computed(s) for s, place in self._streams.places.items()}
+        gathered = {stream: place for place, stream in enumerate(active)}
+        now = self._cost(items, number, lengths)
+        then = self._cost(
+            items,
+            {sequence: gathered[stream] for sequence, stream in number.items()},
+            {place: lengths[stream] for stream, place in gathered.items()},
+        )
+        self._debt += max(0.0, now - then)
+        if self._debt <= 0.0:
+            return
+        copied = dict.fromkeys(lengths, self._plan.shape.cells) if self._target.window else lengths
+        moves = plan_moves(active, lengths=copied, begins=self._streams.begins(len(active)))
+        if moves is None or self._debt < moves.price:
+            return
+        self._debt = 0.0
+        for pair in moves.pairs:
+            self._exchange(*map(self._streams.place, pair))
+
+    def _cost(self, items: Sequence[Item], number: Mapping[int, int], lengths: Mapping[int, int]) -> float:
+        """Return what a step costs in tokens, were its sequences in these streams."""
+        slab = self._plan.shape.streams
+        parts: dict[int, list[Part]] = defaultdict(list)
+        for item in items:
+            which, stream = divmod(number[item.sequence], slab)
+            parts[which].append(Part(stream, len(item.tokens), item.rows))
+        stable = any(item.stable for item in items)
+        return sum(
+            cost(
+                self._calls(each, {s: lengths.get(which * slab + s, 0) for s in range(slab)}, stable=stable),
+                self._call_tokens,
+            )
+            for which, each in parts.items()
+        )
+
+    def _exchange(self, first: Place, second: Place) -> None:
+        """Let the sequences of two streams, of which the first may have none, change places."""
+        if self._target.window:
+            self._exchange_whole(first, second)
+            return
+        owners = {place: sequence for sequence, place in self._streams.places.items()}
+        slabs = self._streams.slabs
+        places = [place for place in (first, second) if place in owners]
+        saved = [slabs[place.slab].save(place.stream) for place in places]
+        for place in places:
+            slabs[place.slab].cut(place.stream, 0)
+        self._streams.exchange(first, second)
+        for place, data in zip(places, saved, strict=True):
+            target = self._streams.places[owners[place]]
+            try:
+                slabs[target.slab].restore(target.stream, data)
+            except VerifierError:  # `score` says so when the sequence is asked for
+                slabs[target.slab].cut(target.stream, 0)
+                self._streams.give_back(owners[place])
+
+    def _exchange_whole(self, first: Place, second: Place) -> None:
+        """Exchange two streams of a slab by way of its spare one."""
+        if first.slab != second.slab:
+            return
+        slab, spare = self._streams.slabs[first.slab], self._streams.spare
+        ways = [(first.stream, spare), (second.stream, first.stream), (spare, second.stream)]
+        if first not in self._streams.places.values():
+            ways = [(second.stream, first.stream)]
+        for source, stream in ways:
+            slab.copy(source, stream)
+            slab.cut(source, 0)
+        self._streams.exchange(first, second)
 
     def _lengths(self, slab: int) -> dict[int, int]:
         """Return by stream of a slab the tokens that it holds."""

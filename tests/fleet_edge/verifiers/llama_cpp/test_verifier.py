@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, UnsupportedModel, VerifierError
-from fleet_edge.verifiers.llama_cpp import slab, streams
+from fleet_edge.verifiers.llama_cpp import placement, slab, streams
 from fleet_edge.verifiers.llama_cpp.target import GgufTarget, open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 from fleet_edge.verifiers.registry import load_verifier
@@ -115,11 +115,15 @@ def random_work(  # noqa: C901 - all that may happen to sequences
     return worst
 
 
-@pytest.mark.parametrize("slab_streams", [16, 3], ids=["one slab", "several slabs"])
+@pytest.mark.parametrize(
+    ("slab_streams", "window"), [(16, 0), (3, 0), (16, 9)], ids=["one slab", "several slabs", "whole streams"]
+)
 def test_random_work_over_several_sequences_equals_the_engine_alone(
-    path: Path, slab_streams: int, monkeypatch: pytest.MonkeyPatch
+    path: Path, slab_streams: int, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "_SLAB_STREAMS", slab_streams)
+    monkeypatch.setattr(GgufTarget, "window", window)
+    monkeypatch.setattr(placement, "_COPIED_TOKENS", 1e-6)  # sequences are moved as often as can be
     engine, verifier = Engine(path, 512), load(path)
     worst = random_work(verifier, engine, steps=40, longest=150, seed="tiny")
     assert worst < TOLERANCE
