@@ -129,7 +129,7 @@ class Agent:
         """Put together what outlives a text."""
         self._outbound = Outbound(self.link, self.fleet, self.device, self.inbox, self.padding)
         self._unconfirmed = UnconfirmedCloses(self._outbound.close)
-        self._refused = RefusedUntil(self.clock)
+        self._refused = RefusedUntil(self.clock, self.inbox.edges)
         self._absence = Absence(self.clock)
         further = [Lane(drafter, pacing, self.inbox.beside()) for drafter, pacing in self.beside]
         self._lanes = Lanes([Lane(self.drafter, None, self.inbox), *further])

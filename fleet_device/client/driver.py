@@ -23,7 +23,7 @@ from fleet_device.client.inbox import (
 )
 from fleet_device.client.outage import Outage
 from fleet_device.client.outbound import Outbound
-from fleet_device.client.refusals import Refusals
+from fleet_device.client.refusals import LOOK_AGAIN_S, Refusals
 from fleet_device.client.rejoining import Rejoining
 from fleet_device.client.retry import RetryState
 from fleet_device.client.waiting import Waiting
@@ -280,6 +280,7 @@ class SessionDriver:
                 self.refusals.last = None
             self.retry.answered(tokens=len(effect.tokens), more=bool(session.unanswered()))
             if effect.tokens:
+                self.refusals.progress()
                 self.waiting.grown()
                 self.first_at = self.first_at or self.clock()
                 if self.on_tokens(self._told(self.drafts.committed(effect, begin=begin))):
@@ -322,23 +323,27 @@ class SessionDriver:
             case Opened():
                 self._take_grant(reply)
             case Refused() if self._rejoining.asking and reply.session == session.request.session:
-                self._go_alone(reply.sentence, pause_s=reply.retry_s or 0.0)
-            case Refused() if reply.session == session.request.session and session.opened is None:
+                elsewhere = self.refusals.leave(reply.retry_s)
+                self._go_alone(reply.sentence, pause_s=0.0 if elsewhere else min(reply.retry_s or 0.0, LOOK_AGAIN_S))
+            case Refused() if reply.session == session.request.session and session.state is SessionState.OPENING:
                 self.refusals.postpone(reply)
                 session.on_postponed()
             case Fault() if reply.handle is None or (session.opened and reply.handle == session.opened.handle):
-                if reply.action is Action.GIVE_UP:
-                    raise self.refusals.give_up(reply)
-                if reply.action is Action.WAIT:
-                    self.refusals.wait(reply, opened=self._opened)
-                elif session.opened is not None:
-                    _log.info("Resuming session %s: %s", session.request.session.hex(), reply.sentence)
-                    self.resume(reply.sentence)
+                self._fault(reply)
             case Closed() if session.opened is not None and session.concerns(reply):
                 # The edge gave the session up, its lease ended while we were away; our text stands.
                 self.resume()
             case _:
                 pass
+
+    def _fault(self, fault: Fault) -> None:
+        if fault.action is Action.GIVE_UP:
+            self.refusals.give_up(fault)
+        elif fault.action is Action.WAIT and self.refusals.wait(fault, opened=self._opened):
+            return
+        if self._opened:
+            _log.info("Resuming session %s: %s", self.session.request.session.hex(), fault.sentence)
+            self.resume(fault.sentence)
 
     def _take_grant(self, opened: Opened) -> None:
         length = len(self.session.committed)

@@ -160,6 +160,10 @@ class RetryState:
         """Whether the time that there is to wait for an answer is longer than that."""
         return self.clock() + seconds - self._waiting_since <= self._limit_s(opened=opened)
 
+    def would_be_silent(self, seconds: float) -> bool:
+        """Whether an edge that is waited for that much longer brings nothing for as long as a silent one may."""
+        return self.clock() + seconds - self._waiting_since >= self.timeouts.verdict_s
+
     def quiet_s(self, *, opened: bool) -> float:
         """Return how long to wait for what arrives next, before anything needs to be done."""
         now = self.clock()

@@ -106,7 +106,7 @@ class ModelDevice:
         self._inbox = Inbox()
         self.link = TappedLink(self.broker, self.name, self.tap, will=Will(self._topic, self._state(Presence.OFFLINE)))
         self._outbound = Outbound(self.link, FLEET, self.name, self._inbox)
-        self._refused = RefusedUntil(self.clock)
+        self._refused = RefusedUntil(self.clock, self._inbox.edges)
         self._unconfirmed = UnconfirmedCloses(self._outbound.close)
         self._inbox.listener = self._unconfirmed.on_event
         self._inbox.subscribe(self.link, fleet=FLEET, device=self.name)

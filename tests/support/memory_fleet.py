@@ -259,7 +259,7 @@ class Device:
         clock = self.fleet.clock
         # It never gives up, and asks again whenever the test says that nothing moves.
         retry = RetryState(Timeouts(NEVER_S, NEVER_S, verdict_s=0.0, close_s=NEVER_S, retry_s=0.0), clock)
-        refusals = Refusals(retry, RefusedUntil(clock))
+        refusals = Refusals(retry, RefusedUntil(clock, self.inbox.edges))
         outbound = Outbound(self.link, FLEET, self.name, self.inbox, self.padding)
         model = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,))
         drafter = SuffixDrafter.before(model, None) if isinstance(self.pacing, ChangingPacing) else model

@@ -121,7 +121,7 @@ def _driver(first: int, link: StubLink, clock: Clock) -> SessionDriver:
     inbox = Inbox()
     inbox.subscribe(link, fleet=FLEET, device=DEVICE)
     retry = RetryState(Timeouts(), clock)
-    outbound, refusals = Outbound(link, FLEET, DEVICE, inbox), Refusals(retry, RefusedUntil(clock))
+    outbound, refusals = Outbound(link, FLEET, DEVICE, inbox), Refusals(retry, RefusedUntil(clock, inbox.edges))
     pacing = AdaptivePacing() if first & 4 else FixedPacing(3, ahead=bool(first & 2))
     return SessionDriver(
         session=session,
