@@ -1,5 +1,6 @@
 """Grammar: what a text must look like, agreed at Open by both ends as a part of the sampling policy."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from enum import StrEnum
@@ -40,6 +41,11 @@ class Grammar(BaseModel):
 
     kind: GrammarKind
     text: Annotated[str, Field(max_length=MAX_GRAMMAR_BYTES, strict=True), AfterValidator(_short)] = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of kind and text in hexadecimal, by which logs and lists name it."""
+        return hashlib.sha256(f"{self.kind.value}\0{self.text}".encode("utf-8", "surrogatepass")).hexdigest()
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any]) -> Self:

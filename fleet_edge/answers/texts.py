@@ -16,6 +16,7 @@ from fleet_edge.store.records.texts import TextWritten
 from fleet_edge.store.token_kinds import StoreText
 from fleet_edge.verifiers.contract import KnowsTokens, Verifier, VerifierError
 from fleet_runtime.grammar.errors import GrammarUnavailable
+from fleet_runtime.grammar.process import token_pieces
 
 __all__ = ["Texts", "token_bytes"]
 
@@ -138,7 +139,7 @@ def token_bytes(verifier: Verifier, store: StoreText) -> Callable[[int], bytes] 
         return None
     try:
         if isinstance(verifier, KnowsTokens):
-            return verifier.grammar_tokenizer().piece
+            return token_pieces(verifier.grammar_tokenizer()).__getitem__
         why = "Its engine does not tell."
     except GrammarUnavailable as error:
         why = str(error)

@@ -1,127 +1,136 @@
-"""Compiler of grammars: bounded in size, time and memory, whoever has written them; the latest are kept."""
+"""Compiler of grammars: each is compiled once as long as it is among the latest, in a process that may die of it."""
 
-import contextlib
-import json
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Final
 
-from fleet_runtime.grammar.errors import GrammarError, unusable
+from fleet_runtime.grammar.banned import BannedGrammars
+from fleet_runtime.grammar.bounds import bounded_text
+from fleet_runtime.grammar.errors import GrammarBusy, GrammarError, GrammarUnavailable
 from fleet_runtime.grammar.matcher import GrammarMatcher
+from fleet_runtime.grammar.process import CompiledGrammar, GrammarProcess
 from fleet_runtime.grammar.tokenizer import GrammarTokenizer
-from schemas.grammar import Grammar, GrammarKind
-
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
+from schemas.grammar import Grammar
 
 __all__ = ["GrammarCompiler", "compile_grammar"]
 
-_JSON: "Final[JsonCompileOptions]" = {
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "whitespace_flexible": False,
-    "lenient": False,
-}
-"""One way to write a value, the way that most texts have it: so most of what stands around values is forced."""
-
 _KEPT: Final = 32
-"""Grammars that are kept compiled; each takes up to some megabytes."""
+"""Grammars that are kept compiled, or known to be unusable."""
+
+_MOST_KB: Final = 512 << 10
+_PROCESS_KB: Final = 2 << 10
+"""Kilobytes that all grammars may take together, and that each takes for its process."""
 
 
 def compile_grammar(grammar: Grammar, tokenizer: GrammarTokenizer) -> GrammarMatcher:
-    """Return a matcher at the beginning of a text. Takes up to some tenths of a second.
+    """Return a matcher at the beginning of a generation. Takes a second or two.
 
     Raises:
         GrammarError: The grammar cannot be read, uses what is not supported, allows no text, or is too complex.
     """
-    return _maker(grammar, tokenizer)()
+    compiler = GrammarCompiler(lambda: tokenizer)
+    try:
+        return compiler.matcher(grammar)
+    finally:
+        compiler.close()
 
 
 class GrammarCompiler:
-    """Compiles grammars, each once as long as it is among the latest. Callable on any thread.
+    """Compiles grammars. Callable on any thread; several grammars are compiled at once if several threads ask.
 
     Args:
-        load: Builds the vocabulary's tokenizer, when the first grammar comes.
+        load: Builds the vocabulary, when the first grammar comes.
+        banned: Grammars that have ended a process; by default none is known yet, and none is remembered for long.
     """
 
-    def __init__(self, load: Callable[[], GrammarTokenizer]) -> None:
+    def __init__(self, load: Callable[[], GrammarTokenizer], banned: BannedGrammars | None = None) -> None:
         self._load = load
-        self._tokenizer: GrammarTokenizer | None = None
-        self._makers: OrderedDict[Grammar, Callable[[], GrammarMatcher]] = OrderedDict()
-        self._compiling = threading.Lock()
+        self._banned = banned or BannedGrammars()
+        self._process: GrammarProcess | None = None
+        self._starting = threading.Lock()
+        self._kept: OrderedDict[Grammar, Future[CompiledGrammar]] = OrderedDict()
+        self._keeping = threading.Lock()
+        self._living: weakref.WeakSet[CompiledGrammar] = weakref.WeakSet()  # those in use that are not kept, too
 
     def knows(self, grammar: Grammar) -> bool:
-        """Whether a matcher is there at once."""
-        return grammar in self._makers
+        """Whether a matcher, or the reason why there is none, is there at once."""
+        kept = self._kept.get(grammar)
+        return kept is not None and kept.done()
 
     def matcher(self, grammar: Grammar) -> GrammarMatcher:
-        """Return a matcher at the beginning of a text.
+        """Return a matcher at the beginning of a generation.
 
         Raises:
             GrammarError: See `compile_grammar`.
         """
-        maker = self._makers.get(grammar)
-        if maker is None:
-            with self._compiling:  # others that are known are not held up
-                if self._tokenizer is None:
-                    self._tokenizer = self._load()
-                maker = self._makers.get(grammar) or _maker(grammar, self._tokenizer)
-                self._makers[grammar] = maker
-                if len(self._makers) > _KEPT:
-                    self._makers.popitem(last=False)
-        else:
-            with contextlib.suppress(KeyError):  # it may just have been dropped
-                self._makers.move_to_end(grammar)
-        return maker()
+        return GrammarMatcher(self.compiled(grammar))
 
+    def compiled(self, grammar: Grammar) -> CompiledGrammar:
+        """Return a grammar, compiled.
 
-def _maker(grammar: Grammar, tokenizer: GrammarTokenizer) -> Callable[[], GrammarMatcher]:
-    import llguidance  # noqa: PLC0415 - the tokenizer has it loaded
-
-    try:
-        source = _source(grammar)
-        limits = llguidance.LLParserLimits(
-            initial_lexer_fuel=1_000_000,  # some 20 ms
-            max_grammar_size=100_000,  # symbols
-            max_lexer_states=50_000,  # up to 2 kB each
-            step_lexer_fuel=50_000,  # some 4 ms
-            step_max_items=20_000,  # some 1 ms
-            verbose_errors=False,
-        )
-        first = llguidance.LLMatcher(tokenizer.native, source, log_level=0, limits=limits)
-    except (ValueError, RecursionError) as error:
-        raise unusable(str(error)) from None
-    if first.is_error():
-        raise unusable(first.get_error())
-
-    def make() -> GrammarMatcher:
-        return GrammarMatcher(first.deep_copy, vocabulary=tokenizer.vocabulary, end_tokens=tokenizer.end_tokens)
-
-    try:
-        make().allowed(())  # whether there is any text; and what the first mask needs is computed here
-    except GrammarError as error:
-        if "NoExtension" in str(error):
-            raise GrammarError("The grammar cannot be used: it allows no text.") from None
-        raise
-    return make
-
-
-def _source(grammar: Grammar) -> str:
-    from llguidance import LLMatcher  # noqa: PLC0415
-
-    match grammar.kind:
-        case GrammarKind.REGEX:
-            return LLMatcher.grammar_from_regex(grammar.text)
-        case GrammarKind.LARK:
-            return LLMatcher.grammar_from_lark(grammar.text)
-        case GrammarKind.JSON_OBJECT:
-            schema: object = {"type": "object"}
-        case GrammarKind.JSON_SCHEMA:
+        Raises:
+            GrammarError: See `compile_grammar`.
+        """
+        with self._keeping:
+            kept = self._kept.get(grammar)
+            if kept is not None and kept.done() and kept.exception() is None and not kept.result().usable:
+                kept = None  # its process has ended
+            if mine := kept is None:
+                kept = self._kept[grammar] = Future()
+            self._kept.move_to_end(grammar)
+        if mine:
             try:
-                schema = json.loads(grammar.text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"the schema is not JSON: {error}") from None
-            if not isinstance(schema, dict | bool):
-                raise ValueError("a JSON schema is an object")  # noqa: TRY004 - a value, not a type
-    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON)
+                kept.set_result(self._compile(grammar))
+            except BaseException as error:  # noqa: BLE001 - raised below, to those who wait for it too
+                kept.set_exception(error)
+                if not isinstance(error, GrammarError) or isinstance(error, GrammarUnavailable | GrammarBusy):
+                    self._forget(grammar, kept)  # it may be usable later
+        if (failure := kept.exception()) is not None:
+            raise failure.with_traceback(None)  # which would grow each time
+        return kept.result()
+
+    def close(self) -> None:
+        """End the process that compiles; what is compiled can be used further."""
+        with self._starting:
+            if self._process is not None:
+                self._process.close()
+                self._process = None
+
+    def _compile(self, grammar: Grammar) -> CompiledGrammar:
+        self._banned.check(grammar)
+        text = bounded_text(grammar)
+        found = self._compile_apart(grammar, text)
+        with self._keeping:
+            self._living.add(found)
+            while len(self._kept) > _KEPT or (len(self._kept) > 1 and self._memory_kb() > _MOST_KB):
+                self._kept.popitem(last=False)
+            if self._memory_kb() > _MOST_KB:
+                raise GrammarBusy("The grammars in use take all the memory that they may; try again shortly.")
+        return found
+
+    def _memory_kb(self) -> int:
+        return sum(each.memory_kb + _PROCESS_KB for each in self._living)
+
+    def _compile_apart(self, grammar: Grammar, text: str) -> CompiledGrammar:
+        with suppress(OSError):
+            return self._running().compile(grammar, text, self._banned.add)
+        self.close()
+        try:
+            return self._running().compile(grammar, text, self._banned.add)
+        except OSError as error:
+            raise GrammarUnavailable(f"The grammar worker does not answer: {error.strerror or error}.") from None
+
+    def _running(self) -> GrammarProcess:
+        with self._starting:
+            if self._process is None:
+                self._process = GrammarProcess(self._load())
+            return self._process
+
+    def _forget(self, grammar: Grammar, kept: "Future[CompiledGrammar]") -> None:
+        with self._keeping:
+            if self._kept.get(grammar) is kept:
+                del self._kept[grammar]

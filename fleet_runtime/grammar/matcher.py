@@ -1,41 +1,36 @@
-"""Matcher: where a text stands in its grammar, and so which tokens may follow."""
+"""Matcher: where a generation is in its grammar, and so which tokens may follow."""
 
 import threading
-from collections.abc import Callable, Sequence
-from itertools import takewhile
-from typing import TYPE_CHECKING
+import weakref
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_runtime.grammar.errors import GrammarError, OutsideGrammar, unusable
-
-if TYPE_CHECKING:
-    from llguidance import LLMatcher
+from fleet_runtime.grammar.errors import GrammarError, OutsideGrammar
+from fleet_runtime.grammar.process import CompiledGrammar
 
 __all__ = ["GrammarMatcher"]
 
 
 class GrammarMatcher:
-    """A grammar, and how far a text has come in it. Callable on any thread, one text at a time.
+    """A grammar, and how far a generation has come in it. Callable on any thread, one text at a time.
 
     Every method takes the whole text, prompt left out, and moves the grammar there: forwards, or back to where the last
-    text was the same. What it says depends on that text alone.
+    text was the same. What it returns depends on that text alone.
 
     Args:
-        make: Returns the grammar at its beginning.
-        vocabulary: Number of tokens.
-        end_tokens: Ids that end a text. They may follow where the grammar is satisfied, and nowhere else.
+        compiled: The grammar.
     """
 
-    def __init__(self, make: "Callable[[], LLMatcher]", *, vocabulary: int, end_tokens: Sequence[int]) -> None:
-        self._make = make
-        self._vocabulary = vocabulary
-        self._ends = np.array(sorted(set(end_tokens)), dtype=np.int64)
-        self._native = make()
-        self._tokens: list[int] = []  # that the native matcher has taken
-        self._allowed: NDArray[np.int64] | None = None  # behind them
+    def __init__(self, compiled: CompiledGrammar) -> None:
+        self._compiled = compiled
+        self._ends = np.array(sorted(set(compiled.end_tokens)), dtype=np.int64)
+        self._number = compiled.new_matcher()
+        self._tokens: list[int] = []  # that the grammar's process has taken
+        self._allowed: NDArray[np.int64] | None = compiled.first_allowed  # behind them
         self._moving = threading.Lock()
+        weakref.finalize(self, compiled.drop, self._number)
 
     def allowed(self, text: Sequence[int]) -> NDArray[np.int64]:
         """Return the ids that may follow a text: rising, at least one. Behind an end token only end tokens may.
@@ -47,14 +42,22 @@ class GrammarMatcher:
         with self._moving:
             if self._ended(text):
                 return self._ends
-            self._seek(text)
-            if self._allowed is None:
-                bits = np.unpackbits(np.frombuffer(self._native.compute_bitmask(), dtype=np.uint8), bitorder="little")
-                self._check()
-                self._allowed = np.flatnonzero(bits[: self._vocabulary])
-            if not len(self._allowed):
+            if not len(text):
+                found = self._compiled.first_allowed
+            elif self._allowed is not None and list(text) == self._tokens:
+                found = self._allowed
+            else:
+                keep = self._keep(text)
+                try:
+                    found = self._compiled.allowed(self._number, keep, text[keep:])
+                except GrammarError as error:
+                    self._failed(text, error)
+                    raise
+                self._tokens[keep:] = text[keep:]
+                self._allowed = found
+            if not len(found):
                 raise GrammarError("The grammar has come to a place that no token of the vocabulary leads on from.")
-            return self._allowed
+            return found
 
     def forced(self, text: Sequence[int]) -> tuple[int, ...]:
         """Return the ids that must follow a text, as far as is found out without looking at every token.
@@ -68,12 +71,16 @@ class GrammarMatcher:
         with self._moving:
             if self._ended(text):
                 return ()
-            self._seek(text)
-            run = self._native.compute_ff_tokens()
-            self._check()
-            found = tuple(takewhile(lambda token: token < self._vocabulary, run))
-            if not found and len(self._ends) == 1 and self._native.is_stopped():
-                return (int(self._ends[0]),)
+            if not len(text):
+                return self._compiled.first_forced
+            keep = self._keep(text)
+            try:
+                found = self._compiled.forced(self._number, keep, text[keep:])
+            except GrammarError as error:
+                self._failed(text, error)
+                raise
+            if keep < len(self._tokens) or keep < len(text):
+                self._tokens[keep:], self._allowed = text[keep:], None
             return found
 
     def check(self, text: Sequence[int]) -> None:
@@ -91,29 +98,14 @@ class GrammarMatcher:
     def _ended(self, text: Sequence[int]) -> bool:
         return bool(len(text)) and text[-1] in self._ends
 
-    def _seek(self, text: Sequence[int]) -> None:
+    def _keep(self, text: Sequence[int]) -> int:
+        """Return how many tokens of the last text begin this one too."""
         own = self._tokens
-        common = len(own)
-        if list(text[:common]) != own:
-            common = next(place for place, token in enumerate(own) if place >= len(text) or token != text[place])
-        if common == len(own) == len(text):
-            return
-        self._allowed = None
-        if common < len(own):
-            if not self._native.rollback(len(own) - common):
-                self._native, common = self._make(), 0
-            del own[common:]
-        new = list(text[common:])
-        taken = self._native.try_consume_tokens(new) if new else 0
-        own.extend(new[:taken])
-        if taken < len(new):
-            self._check()
-            raise OutsideGrammar("The text holds a token that its grammar rules out.")
+        if list(text[: len(own)]) == own:
+            return len(own)
+        return next(place for place, token in enumerate(own) if place >= len(text) or token != text[place])
 
-    def _check(self) -> None:
-        """Raise what has gone wrong; the native matcher is then of no more use, and made anew."""
-        if self._native.is_error():
-            reason = self._native.get_error()
-            self._native, self._allowed = self._make(), None
-            self._tokens.clear()
-            raise unusable(reason)
+    def _failed(self, text: Sequence[int], error: GrammarError) -> None:
+        """Note where the grammar's process is after an error: at the beginning, or before the token it ruled out."""
+        self._allowed = None
+        self._tokens = list(text[: error.taken]) if isinstance(error, OutsideGrammar) else []

@@ -1,58 +1,58 @@
-"""Tokens as a grammar needs them: the bytes of each, and how a text that is sure to come is cut into them."""
+"""Vocabulary for grammars: the bytes of each token, and how text that a grammar forces is cut into tokens."""
 
 from collections.abc import Callable, Sequence
-from types import ModuleType
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from fleet_runtime.grammar.errors import GrammarUnavailable
-
-if TYPE_CHECKING:
-    from llguidance import LLTokenizer
 
 __all__ = ["GrammarTokenizer"]
 
 _BEFORE: Final = "\x02"
-"""Stands before a text that is encoded, which so is not taken for the beginning of one; it is a token of its own."""
+"""Put before a text that is encoded, so that it is not taken for the beginning of one; it is a token of its own."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GrammarTokenizer:
-    """A vocabulary for grammars. Building it takes about a second.
+    """A vocabulary for grammars, which the grammar worker is given.
 
     Attributes:
-        native: llguidance's.
         vocabulary: Number of tokens.
-        end_tokens: Ids that end a text.
+        end_tokens: Ids that end a generation.
+        pieces: UTF-8 bytes of each token, maybe half a character; none for control tokens. Behind the vocabulary there
+            may be further ones, which no model has. Empty where `file` says it.
+        encode: Returns the ids of a text; a token that begins every text may come first. Unused if there is a `file`.
+        file: Text of a `tokenizer.json`.
     """
 
-    def __init__(self, native: "LLTokenizer", *, vocabulary: int, end_tokens: Sequence[int]) -> None:
-        self.native = native
-        self.vocabulary = vocabulary
-        self.end_tokens = tuple(end_tokens)
+    vocabulary: int
+    end_tokens: tuple[int, ...]
+    pieces: tuple[bytes, ...] = ()
+    encode: Callable[[str], Sequence[int]] = lambda _text: ()
+    file: str | None = None
 
-    def piece(self, token: int) -> bytes:
-        """Return what a token reads, maybe half a character; nothing for one that ends a text or controls it."""
-        unread = token in self.end_tokens or self.native.is_special_token(token)
-        return b"" if unread else bytes(self.native.decode_bytes([token]))
+    def description(self) -> dict[str, Any]:
+        """Return what the worker is given, as JSON values."""
+        if self.file is not None:
+            return {"end_tokens": self.end_tokens, "file": self.file, "size": self.vocabulary}
+        return {"end_tokens": self.end_tokens, "pieces": [piece.decode("latin-1") for piece in self.pieces]}
+
+    def encode_inside(self, text: str) -> Sequence[int]:
+        """Return the ids of a text that others come before."""
+        before = list(self.encode(_BEFORE))
+        found = list(self.encode(_BEFORE + text))
+        return found[len(before) :] if found[: len(before)] == before else self.encode(text)
 
     @classmethod
     def of_pieces(
         cls, pieces: Sequence[bytes], *, end_tokens: Sequence[int], encode: Callable[[str], Sequence[int]]
     ) -> "GrammarTokenizer":
-        """Build it of the tokens' bytes.
-
-        Args:
-            pieces: UTF-8 bytes of each token, maybe half a character; none for control tokens, which no text holds.
-            end_tokens: Ids that end a text.
-            encode: Returns the ids of a text; a token that begins every text may stand before them.
+        """Build it of the tokens' bytes; see the attributes.
 
         Raises:
-            GrammarUnavailable: llguidance is not installed, or the vocabulary has no token that ends a text.
+            GrammarUnavailable: The vocabulary has no token that ends a generation.
         """
-        ends = _require_ends(end_tokens)
-        library = _library()
-        wrapper = library.TokenizerWrapper(_Encoder(pieces, ends[0], encode))
-        native = library.LLTokenizer(wrapper, n_vocab=len(pieces), eos_token=ends)
-        return cls(native, vocabulary=len(pieces), end_tokens=ends)
+        return cls(vocabulary=len(pieces), end_tokens=_require_ends(end_tokens), pieces=tuple(pieces), encode=encode)
 
     @classmethod
     def of_words(cls, words: Sequence[str], *, end_tokens: Sequence[int]) -> "GrammarTokenizer":
@@ -61,10 +61,10 @@ class GrammarTokenizer:
         Raises:
             GrammarUnavailable: See `of_pieces`.
         """
-        pieces = [b"" if token in end_tokens else word.encode() for token, word in enumerate(words)]
-        # Text that is sure to come may end inside a word: to llguidance every byte is a token, behind the vocabulary.
-        spelled = [*pieces, *(bytes([byte]) for byte in range(256))]
-        ids = {piece: token for token, piece in reversed(list(enumerate(spelled))) if piece}
+        own = [b"" if token in end_tokens else word.encode() for token, word in enumerate(words)]
+        # Forced text may end inside a word: to llguidance every byte is a token, behind the vocabulary.
+        pieces = [*own, *(bytes([byte]) for byte in range(256))]
+        ids = {piece: token for token, piece in reversed(list(enumerate(pieces))) if piece}
         longest = max(map(len, ids))
 
         def encode(text: str) -> list[int]:
@@ -76,8 +76,7 @@ class GrammarTokenizer:
                 place += len(piece)
             return found
 
-        found = cls.of_pieces(spelled, end_tokens=end_tokens, encode=encode)
-        return cls(found.native, vocabulary=len(pieces), end_tokens=end_tokens)
+        return cls(vocabulary=len(words), end_tokens=_require_ends(end_tokens), pieces=tuple(pieces), encode=encode)
 
     @classmethod
     def of_tokenizer_json(cls, text: str, *, vocabulary: int, end_tokens: Sequence[int]) -> "GrammarTokenizer":
@@ -86,48 +85,15 @@ class GrammarTokenizer:
         Args:
             text: The file's.
             vocabulary: Number of tokens, padding left out.
-            end_tokens: Ids that end a text.
+            end_tokens: Ids that end a generation.
 
         Raises:
-            GrammarUnavailable: llguidance is not installed, or does not know such a tokenizer.
+            GrammarUnavailable: See `of_pieces`.
         """
-        ends = _require_ends(end_tokens)
-        try:
-            native = _library().LLTokenizer(text, n_vocab=vocabulary, eos_token=ends)
-        except (ValueError, RuntimeError) as error:
-            raise GrammarUnavailable(f"The target's tokenizer cannot be used for grammars: {error}.") from error
-        return cls(native, vocabulary=vocabulary, end_tokens=ends)
+        return cls(vocabulary=vocabulary, end_tokens=_require_ends(end_tokens), file=text)
 
 
-class _Encoder:
-    """What llguidance asks of a tokenizer."""
-
-    def __init__(self, pieces: Sequence[bytes], end: int, encode: Callable[[str], Sequence[int]]) -> None:
-        self.tokens = list(pieces)
-        self.eos_token_id = end
-        self.bos_token_id = None
-        self.special_token_ids: list[int] = []
-        self._encode = encode
-        self._before = list(encode(_BEFORE))
-
-    def __call__(self, text: str | bytes) -> list[int]:
-        plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        found = list(self._encode(_BEFORE + plain))
-        before = len(self._before)
-        return found[before:] if found[:before] == self._before else list(self._encode(plain))
-
-
-def _require_ends(end_tokens: Sequence[int]) -> list[int]:
+def _require_ends(end_tokens: Sequence[int]) -> tuple[int, ...]:
     if not end_tokens:
         raise GrammarUnavailable("A grammar needs a token that ends a text, and this model has none.")
-    return list(end_tokens)
-
-
-def _library() -> ModuleType:
-    try:
-        import llguidance  # noqa: PLC0415 - an end may do without it
-    except ImportError:
-        raise GrammarUnavailable(
-            "Grammars need the package llguidance, which is not installed; install it: pip install llguidance."
-        ) from None
-    return llguidance
+    return tuple(end_tokens)

@@ -1,0 +1,368 @@
+"""Grammar worker: the one program that runs llguidance, which a grammar can crash.
+
+`GrammarProcess` starts it. It builds the vocabulary once and waits; for each grammar it forks a process, which compiles
+that grammar and follows it along its generations. So a grammar that overflows the stack, runs for ever or takes all
+memory ends a process that nothing else needs.
+
+Every message is one packet. The parent sends a request and reads its reply; in between, the child may ask the parent to
+encode text that the grammar forces.
+"""
+
+import contextlib
+import functools
+import gc
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
+
+__all__ = ["COMPILED", "MAX_PACKET", "OP", "REPLY", "Op", "Status"]
+
+MAX_PACKET: Final = 1 << 17
+"""Bytes; more than the largest grammar or the mask of the largest vocabulary, and less than a socket's buffer."""
+
+OP: Final = struct.Struct("=cII")
+"""A request: what to do, the number of the matcher, and how many of its tokens to keep; new tokens follow."""
+
+REPLY: Final = struct.Struct("=cI")
+"""A reply: how it went, and a number (see `Status`)."""
+
+COMPILED: Final = struct.Struct("=dII")
+"""After the reply to a grammar: processor time in seconds, memory in kilobytes, and the number of forced tokens."""
+
+
+class Op:
+    """What a request asks for."""
+
+    ALLOWED: Final = b"a"
+    FORCED: Final = b"f"
+    CONSUME: Final = b"c"
+    DROP: Final = b"d"
+
+
+class Status:
+    """How a request went.
+
+    Attributes:
+        DONE: The number is the memory that the grammar takes, in kilobytes.
+        OUTSIDE: The grammar rules a token out; the number is that of the tokens before it.
+        FAILED: The grammar cannot go on; the reason follows.
+        ENCODE: The text that follows is to be encoded.
+    """
+
+    DONE: Final = b"="
+    OUTSIDE: Final = b"?"
+    FAILED: Final = b"!"
+    ENCODE: Final = b"e"
+
+
+_STACK_BYTES: Final = 8 << 20
+_MEMORY_BYTES: Final = 96 << 20
+"""What a grammar may take beyond the vocabulary. A schema of 2,000 properties takes 4 MB."""
+
+_COMPILE_S: Final = 5.0
+_STEP_S: Final = 0.5
+"""Processor time for a grammar and for one mask. A schema of 2,000 properties takes 0.9 s and 0.04 s on a slow core."""
+
+_LONGEST_S: Final = 60.0
+"""Of anything, by the wall clock: a process that hangs is not there for ever. The parent has given it up by then."""
+
+_COMPILE_NICE: Final = 10
+"""Compiling gives way to the engine, whose threads all wait for the slowest."""
+
+_BAD_FIRST: Final = 1000
+"""If memory runs out, the system ends this process before the one that serves everybody."""
+
+_WINDOW: Final = 512
+"""Characters of forced text that are encoded at once. A string constant may have tens of thousands, and a step needs
+few tokens of them."""
+
+_UNSURE: Final = 4
+"""Tokens before the end of a window that is cut: text behind it might change them."""
+
+_JSON: "Final[JsonCompileOptions]" = {
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "whitespace_flexible": False,
+    "lenient": False,
+    "coerce_one_of": False,
+}
+"""One way to write a value, the way that most generations have it: so most of what is around values is forced."""
+
+
+def main() -> None:
+    """Build the vocabulary from standard input, then fork a process for each socket that comes."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    # The end of the parent ends this process: not a signal to its process group, which may come in the middle of work.
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for children
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES, hard))
+    try:
+        vocabulary = Vocabulary(json.load(sys.stdin))
+    except Exception as error:  # noqa: BLE001 - whatever a foreign tokenizer raises
+        control.send(Status.FAILED + str(error).encode("utf-8", "replace")[:1000])
+        return
+    control.send(Status.DONE)
+    if "pieces" in sys.argv:
+        json.dump([piece.decode("latin-1") for piece in vocabulary.encoder.tokens], sys.stdout)
+        return
+    gc.freeze()  # what is shared with the children stays shared
+    while True:
+        _, sockets, _, _ = socket.recv_fds(control, 1, 1)
+        if not sockets:
+            return
+        try:
+            if os.fork() == 0:
+                control.close()
+                serve(socket.socket(fileno=sockets[0]), vocabulary)
+                os._exit(0)
+        except OSError:
+            pass  # no memory, or too many processes: the parent sees that nobody answers
+        os.close(sockets[0])
+
+
+class Vocabulary:
+    """The tokens, as llguidance knows them.
+
+    Args:
+        description: `end_tokens`, and either `pieces` (bytes as Latin-1) or `file`, the text of a `tokenizer.json`,
+            with the number of tokens `size`.
+
+    Attributes:
+        encoder: Encodes forced text.
+        native: llguidance's tokenizer.
+    """
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        import llguidance  # noqa: PLC0415 - this module is imported for its constants too
+
+        ends: list[int] = description["end_tokens"]
+        file, native = description.get("file"), None
+        if file is None:
+            pieces = [piece.encode("latin-1") for piece in description["pieces"]]
+        else:
+            native = llguidance.LLTokenizer(file, n_vocab=description["size"], eos_token=ends, slices=[])
+            pieces = pieces_of(native, ends)
+        self.encoder = Encoder(pieces, ends[0], native)
+        wrapper = llguidance.TokenizerWrapper(self.encoder)
+        self.native: LLTokenizer = llguidance.LLTokenizer(wrapper, n_vocab=len(pieces), eos_token=ends)
+
+    def compile(self, kind: str, text: str) -> "LLMatcher":
+        """Return a grammar at its beginning, or with its error."""
+        import llguidance  # noqa: PLC0415
+
+        return llguidance.LLMatcher(self.native, _source(kind, text), log_level=0, limits=_limits())
+
+
+def pieces_of(native: "LLTokenizer", ends: Sequence[int]) -> list[bytes]:
+    """Return the bytes of each token; none for those that end a generation or control it."""
+    silent = set(ends)
+    return [
+        b"" if token in silent or native.is_special_token(token) else bytes(native.decode_bytes([token]))
+        for token in range(native.vocab_size)
+    ]
+
+
+class Encoder:
+    """What llguidance asks of a tokenizer.
+
+    Args:
+        pieces: Bytes of each token.
+        end: The token that ends a generation.
+        native: Encodes; without it the parent is asked.
+
+    Attributes:
+        ask: Asks the parent.
+    """
+
+    def __init__(self, pieces: list[bytes], end: int, native: "LLTokenizer | None") -> None:
+        self.tokens = pieces
+        self.eos_token_id = end
+        self.bos_token_id = None
+        self.special_token_ids: list[int] = []
+        self.ask: Callable[[str], list[int]] = lambda _text: []
+        self._native = native
+        # Enough tokens are left behind the cut even if all are the longest.
+        self._window = max(_WINDOW, 4 * _UNSURE * max(map(len, pieces)))
+        self._encode = functools.lru_cache(maxsize=256)(self._encode_window)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Return the tokens at the beginning of a text: all of them if it is short."""
+        plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        found = self._encode(plain[: self._window])
+        return found if len(plain) <= self._window else found[:-_UNSURE]
+
+    def _encode_window(self, text: str) -> list[int]:
+        return self.ask(text) if self._native is None else self._native.tokenize_str(text)
+
+
+def serve(link: socket.socket, vocabulary: Vocabulary) -> None:
+    """Compile the grammar that comes first, and follow it until the parent closes the socket."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(_BAD_FIRST), encoding="ascii")
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + _MEMORY_BYTES + _STACK_BYTES, hard))
+    Child(link, vocabulary).run()
+
+
+class Child:
+    """Serves one grammar.
+
+    Args:
+        link: To the parent.
+        vocabulary: The tokens.
+    """
+
+    def __init__(self, link: socket.socket, vocabulary: Vocabulary) -> None:
+        self._link = link
+        self._vocabulary = vocabulary
+        vocabulary.encoder.ask = self._ask
+        self._before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._first: LLMatcher
+        self._matchers: dict[int, tuple[LLMatcher, list[int]]] = {}
+
+    def run(self) -> None:
+        """Serve until the parent closes the socket, or the grammar turns out to be unusable."""
+        self._link.send(REPLY.pack(Status.DONE, 0))
+        kind, _, text = self._link.recv(MAX_PACKET).partition(b"\0")
+        found = self._compile(kind.decode("ascii"), text.decode("utf-8"))
+        self._link.send(found)
+        if found[:1] != Status.DONE:
+            return
+        while request := self._link.recv(MAX_PACKET):
+            _limit_time(_STEP_S)
+            op, number, keep = OP.unpack_from(request)
+            reply = self._answer(op, number, keep, list(memoryview(request[OP.size :]).cast("I")))
+            _limit_time(0.0)
+            if op != Op.DROP:
+                self._link.send(reply)
+
+    def _compile(self, kind: str, text: str) -> bytes:
+        """Return the reply to a grammar: with its first mask, so that nobody need ask for it."""
+        found: list[bytes] = []
+
+        def compile_() -> None:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _COMPILE_NICE)
+            try:
+                self._first = self._vocabulary.compile(kind, text)
+                found.append(self._beginning())
+            except (ValueError, RecursionError, MemoryError) as error:
+                found.append(_failed(str(error)))
+
+        _limit_time(_COMPILE_S)
+        threading.stack_size(_STACK_BYTES)
+        thread = threading.Thread(target=compile_)
+        thread.start()
+        thread.join()
+        return found[0] if found else _failed("the worker failed")
+
+    def _beginning(self) -> bytes:
+        first = self._first.deep_copy()
+        if first.is_error():
+            return _failed(first.get_error())
+        forced = first.compute_ff_tokens()
+        mask = first.compute_bitmask()
+        if first.is_error():
+            return _failed(first.get_error())
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        head = COMPILED.pack(used.ru_utime + used.ru_stime, self._memory_kb(), len(forced))
+        return REPLY.pack(Status.DONE, self._memory_kb()) + head + struct.pack(f"={len(forced)}I", *forced) + mask
+
+    def _answer(self, op: bytes, number: int, keep: int, new: list[int]) -> bytes:
+        if op == Op.DROP:
+            self._matchers.pop(number, None)
+            return b""
+        native, tokens = self._matchers.get(number) or (self._first.deep_copy(), [])
+        if keep < len(tokens):
+            new = tokens[:keep] + new
+            if native.rollback(len(tokens) - keep):
+                new = new[keep:]
+            else:
+                native, keep = self._first.deep_copy(), 0
+            del tokens[keep:]
+        self._matchers[number] = native, tokens
+        taken = native.try_consume_tokens(new) if new else 0
+        tokens.extend(new[:taken])
+        content = b""
+        if taken == len(new) and op == Op.ALLOWED:
+            content = native.compute_bitmask()
+        elif taken == len(new) and op == Op.FORCED:
+            forced = native.compute_ff_tokens()
+            ended = not forced and native.is_stopped()
+            content = struct.pack(f"=?{len(forced)}I", ended, *forced)
+        if native.is_error():
+            del self._matchers[number]
+            return _failed(native.get_error())
+        if taken < len(new):
+            return REPLY.pack(Status.OUTSIDE, len(tokens))
+        return REPLY.pack(Status.DONE, self._memory_kb()) + content
+
+    def _memory_kb(self) -> int:
+        return max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self._before_kb)
+
+    def _ask(self, text: str) -> list[int]:
+        self._link.send(REPLY.pack(Status.ENCODE, 0) + text.encode("utf-8", "replace"))
+        reply = self._link.recv(MAX_PACKET)
+        if not reply:
+            os._exit(0)
+        return list(memoryview(reply[1:]).cast("I"))
+
+
+def _limit_time(processor_s: float) -> None:
+    """End this process if it takes longer; 0 sets no limit. The system does it, whatever native code is at."""
+    signal.setitimer(signal.ITIMER_PROF, processor_s)
+    signal.setitimer(signal.ITIMER_REAL, _LONGEST_S if processor_s else 0.0)
+
+
+def _failed(reason: str) -> bytes:
+    return REPLY.pack(Status.FAILED, 0) + reason.encode("utf-8", "replace")[:2000]
+
+
+def _data_bytes() -> int:
+    """Return the writable memory of this process, as `RLIMIT_DATA` counts it."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
+    return pages * resource.getpagesize()
+
+
+def _limits() -> "LLParserLimits":
+    import llguidance  # noqa: PLC0415
+
+    return llguidance.LLParserLimits(
+        initial_lexer_fuel=1_000_000,  # some 20 ms
+        max_grammar_size=100_000,  # symbols
+        max_lexer_states=50_000,  # up to 2 kB each
+        step_lexer_fuel=50_000,  # some 4 ms
+        step_max_items=20_000,  # some 1 ms
+        verbose_errors=False,
+    )
+
+
+def _source(kind: str, text: str) -> str:
+    from llguidance import LLMatcher  # noqa: PLC0415
+
+    match kind:
+        case "regex":
+            return LLMatcher.grammar_from_regex(text)
+        case "lark":
+            return LLMatcher.grammar_from_lark(text)
+        case "json-object":
+            text = '{"type": "object"}'
+    return LLMatcher.grammar_from_json_schema(text, overrides=_JSON)
+
+
+if __name__ == "__main__":
+    main()
