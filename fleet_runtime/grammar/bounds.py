@@ -127,7 +127,9 @@ def _check_numbers(subschemas: Iterable[Schema]) -> None:
     for schema in subschemas:
         properties += len(_mapping(schema, "properties")) + len(_mapping(schema, "patternProperties"))
         definitions += len(_mapping(schema, "$defs")) + len(_mapping(schema, "definitions"))
-        literals += sum(len(_json(schema[word]).encode("utf-8", "replace")) for word in ("const", "enum") if word in schema)
+        literals += sum(
+            len(_json(schema[word]).encode("utf-8", "replace")) for word in ("const", "enum") if word in schema
+        )
     for what, number, most in (
         ("properties", properties, _MOST_PROPERTIES),
         ("definitions", definitions, _MOST_DEFINITIONS),

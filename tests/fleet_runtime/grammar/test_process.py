@@ -14,8 +14,8 @@ from fleet_runtime.grammar.errors import GrammarError, GrammarKilled, GrammarUna
 from fleet_runtime.grammar.matcher import GrammarMatcher
 from fleet_runtime.grammar.process import GrammarProcess, token_pieces
 from fleet_runtime.grammar.tokenizer import GrammarTokenizer
-from tests.support.toy_grammar import GRAMMAR
 from schemas.grammar import Grammar, GrammarKind
+from tests.support.toy_grammar import GRAMMAR
 
 LETTERS = [chr(code) for code in range(32, 127)]
 WORDS = GrammarTokenizer.of_words([*LETTERS, "end"], end_tokens=[len(LETTERS)])
