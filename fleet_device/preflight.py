@@ -5,10 +5,9 @@ from functools import partial
 from pathlib import Path
 
 from fleet_device.drafters.model_source import locate_model
-from fleet_device.drafters.registry import MODEL_DRAFTER
 from fleet_device.errors import ConfigurationError
 from fleet_device.offline import OfflinePolicy
-from fleet_device.settings import DeviceSettings
+from fleet_device.settings import MODEL_DRAFTER, DeviceSettings
 from fleet_runtime.preflight import check_all
 
 __all__ = ["preflight"]

@@ -1,12 +1,13 @@
 """Device settings, from flags, the environment (`FLEET_DEVICE_…`, nested with `__`) and TOML."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_validator
 
-from fleet_device.drafters.registry import DRAFTERS
 from fleet_device.offline import OfflinePolicy, Outages
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.fields import Settings, setting
@@ -15,7 +16,32 @@ from schemas.codec import MAX_DRAFT_BYTES
 from schemas.names import Name
 from schemas.policy import MAX_SEED, MAX_TOP_K, Mode, SamplingPolicy, random_seed
 
-__all__ = ["AUTO", "MAX_TEMPERATURE", "DeviceSettings", "DraftLength", "Truncate", "read_draft_length"]
+__all__ = [
+    "AUTO",
+    "DRAFTERS",
+    "MAX_TEMPERATURE",
+    "MODEL_DRAFTER",
+    "NO_DRAFTER",
+    "DeviceSettings",
+    "DraftLength",
+    "Truncate",
+    "read_draft_length",
+]
+
+MODEL_DRAFTER: Final = "llama.cpp"
+"""The one with a model of its own, which can also write a text alone."""
+
+NO_DRAFTER: Final = "none"
+
+DRAFTERS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        MODEL_DRAFTER: "fleet_device.drafters.llama_cpp:load",
+        "suffix": "fleet_device.drafters.suffix.drafter:load",
+        "prompt-lookup": "fleet_device.drafters.prompt_lookup:load",
+        NO_DRAFTER: "fleet_device.drafters.none:load",
+    }
+)
+"""By name, the function that takes the device's settings and returns the drafter. The first is the default."""
 
 if TYPE_CHECKING:
     DrafterName = str

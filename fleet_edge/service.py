@@ -15,10 +15,10 @@ from fleet_edge.assembly import assemble
 from fleet_edge.drain import hand_over
 from fleet_edge.intake import Intake, leave_opens
 from fleet_edge.jobs import Jobs, JobSettings
-from fleet_edge.metrics.observer import EdgeObserver
-from fleet_edge.metrics.self_watch import SelfWatch
 from fleet_edge.metrics.tracing import Tracing
+from fleet_edge.observer import EdgeObserver
 from fleet_edge.orchestrator import Orchestrator
+from fleet_edge.self_watch import SelfWatch
 from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.backup import back_up_into, is_due

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fleet_device.drafters.registry import DRAFTERS
-from fleet_edge.verifiers.registry import VERIFIERS
+from fleet_device.settings import DRAFTERS
+from fleet_edge.settings import VERIFIERS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")

@@ -23,11 +23,10 @@ from benchmarks.shared.ending import ending_cleanly
 from fleet_cli.demo.prompts import PROMPTS
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.texts.chat import ChatMessage, encode_chat
-from fleet_edge.settings import EdgeSettings
+from fleet_edge.settings import EdgeSettings, RemoteSettings
 from fleet_edge.verifiers.contract import RunsElsewhere, Verifier
 from fleet_edge.verifiers.registry import load_verifier
 from fleet_edge.verifiers.remote.client import ApiKey
-from fleet_edge.verifiers.remote.settings import RemoteSettings
 from fleet_edge.verifiers.remote.tokenizer import load_local
 from fleet_edge.verifiers.remote.verifier import endpoint_urls
 from schemas.policy import Mode

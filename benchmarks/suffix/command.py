@@ -26,8 +26,7 @@ from broker_config.broker import Broker
 from broker_config.errors import BrokerError
 from broker_config.processes.runner import MosquittoProcess
 from fleet_device.device import Device
-from fleet_device.drafters.registry import DRAFTERS
-from fleet_device.settings import AUTO, DeviceSettings
+from fleet_device.settings import AUTO, DRAFTERS, DeviceSettings
 from fleet_link.settings import BrokerSettings
 from schemas.errors import FleetError
 from schemas.policy import Mode

@@ -15,9 +15,8 @@ from pydantic import ValidationError
 
 from fleet_device.applications import Application
 from fleet_device.drafters.contract import ModelNotFound
-from fleet_device.drafters.registry import MODEL_DRAFTER
 from fleet_device.offline import OfflinePolicy
-from fleet_device.settings import DeviceSettings
+from fleet_device.settings import MODEL_DRAFTER, DeviceSettings
 from fleet_runtime.fields import fields_of
 from fleet_runtime.validation import plain_sentence
 from schemas.steering import SettingValue

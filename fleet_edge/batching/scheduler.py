@@ -21,8 +21,9 @@ from fleet_edge.batching.verdict_goal import VerdictGoal
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.waiting import ReceivedDraft
+from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Logits, TargetInfo, Verifier
-from fleet_edge.verifiers.prefix_cache import PrefixCache, PrefixSharing
+from fleet_edge.verifiers.prefix_cache import PrefixCache
 from schemas.edge_load import EdgeLoad
 
 __all__ = ["KvMemory", "Scheduler"]

@@ -144,7 +144,6 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(_CONFIG, "wanted", _INFO, "The administrator has set what devices are to run with."),
     EventCode(_CONFIG, "applied", _INFO, "A device runs with what is wanted of it."),
     EventCode(_CONFIG, "refused", _WARNING, "A device does not take what is wanted of it, and says why."),
-    EventCode(_COMMAND, "sent", _INFO, "The administrator has sent a command."),
     EventCode(_COMMAND, "done", _INFO, "A device has done a command."),
     EventCode(_COMMAND, "refused", _WARNING, "A device does not do a command, and says why."),
     EventCode(_COMMAND, "failed", _WARNING, "A device could not do a command."),

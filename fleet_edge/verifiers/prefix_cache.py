@@ -8,10 +8,10 @@ miss, else a fork. What another is about to compute is told too (`ahead`): of ma
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
-from enum import StrEnum
 from itertools import count, islice
 from typing import Final, TypeVar
 
+from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import (
     CapacityExceeded,
     Item,
@@ -25,7 +25,7 @@ from fleet_edge.verifiers.contract import (
 from fleet_edge.verifiers.radix import RadixTree, pack
 from fleet_edge.verifiers.retained import HeldSequence, RetainedSequences
 
-__all__ = ["LEAST_REUSED", "PrefixCache", "PrefixSharing"]
+__all__ = ["LEAST_REUSED", "PrefixCache"]
 
 LEAST_REUSED: Final = 16
 """Tokens. To compute fewer costs hardly more than to copy them."""
@@ -41,14 +41,6 @@ _FIRST_OF_OURS: Final = 1 << 32
 """Keys that the cache chooses itself begin here, apart from those of callers."""
 
 T = TypeVar("T")
-
-
-class PrefixSharing(StrEnum):
-    """Whose computed prefixes a sequence may take over."""
-
-    ALL = "all"
-    DEVICE = "device"
-    OFF = "off"
 
 
 class PrefixCache:

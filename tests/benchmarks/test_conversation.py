@@ -22,10 +22,9 @@ from fleet_device.settings import DeviceSettings
 from fleet_device.texts.chat import ChatMessage, encode_chat
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.edge import Edge
-from fleet_edge.settings import EdgeSettings
+from fleet_edge.settings import EdgeSettings, PrefixSharing
 from fleet_edge.verifiers.llama_cpp.target import open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
-from fleet_edge.verifiers.prefix_cache import PrefixSharing
 from fleet_link.settings import LinkSettings
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_link import MemoryLink

@@ -7,8 +7,8 @@ from fleet_edge.batching.planning import Batch, Budget
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.timing import Step
 from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Verifier
-from fleet_edge.verifiers.prefix_cache import PrefixSharing
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.drafts import arrived, draft, edge_session
 from tests.support.markov import MarkovScript

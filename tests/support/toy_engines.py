@@ -70,7 +70,7 @@ def _llama_cpp() -> Iterator[Verifier]:
 @contextmanager
 def _remote(engine: ToyEngine) -> Iterator[Verifier]:
     """Ask servers for as many tokens of a row as the policy keeps, and no more."""
-    from fleet_edge.verifiers.remote.settings import RemoteSettings  # noqa: PLC0415
+    from fleet_edge.settings import RemoteSettings  # noqa: PLC0415
     from fleet_edge.verifiers.remote.tokenizer import LocalTokens, sample_tokens  # noqa: PLC0415
     from fleet_edge.verifiers.remote.verifier import connect  # noqa: PLC0415 - only where it is installed
     from tests.support.inference_server import InferenceServer  # noqa: PLC0415

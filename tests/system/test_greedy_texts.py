@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from broker_config.processes.runner import MosquittoProcess
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
-from fleet_edge.settings import EdgeSettings
+from fleet_edge.settings import EdgeSettings, RemoteSettings
 from fleet_edge.verifiers.contract import RunsElsewhere, Verifier
 from fleet_edge.verifiers.llama_cpp.target import open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 from fleet_edge.verifiers.registry import load_verifier
-from fleet_edge.verifiers.remote.settings import RemoteSettings
 from fleet_edge.verifiers.remote.tokenizer import load_local
 from schemas.policy import Mode, SamplingPolicy
 from tests.fleet_edge.verifiers.llama_cpp.test_verifier import Engine

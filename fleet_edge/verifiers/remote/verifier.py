@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet_edge.settings import RemoteSettings
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetAway, TargetInfo, Verifier, VerifierError
 from fleet_edge.verifiers.remote.client import ApiKey, Client, LoopThread
 from fleet_edge.verifiers.remote.dialect import Dialect, Question, SgLang, Vllm
 from fleet_edge.verifiers.remote.endpoint import Breaker, Endpoint, Expected, Identity
 from fleet_edge.verifiers.remote.errors import BadSetting
 from fleet_edge.verifiers.remote.pool import Pool, PoolTimes
-from fleet_edge.verifiers.remote.settings import RemoteSettings
 from fleet_edge.verifiers.remote.tokenizer import LocalTokens, check_local, load_local, sample_tokens
 from fleet_edge.verifiers.sequences import SequenceTable
 from schemas.vocabulary import Vocabulary

@@ -8,9 +8,9 @@ from fleet_edge.batching.planning import Batch, Budget, Work
 from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.timing import Step
 from fleet_edge.errors import DraftFault
+from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Item, Verifier
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
-from fleet_edge.verifiers.prefix_cache import PrefixSharing
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from schemas.reasons import Action, FaultCode
 from tests.fleet_edge.verifiers.oracle import tiny_target

@@ -6,7 +6,7 @@ import pytest
 
 from fleet_edge.batching.planning import Batch, Budget
 from fleet_edge.sessions.machine import EdgeSession
-from fleet_edge.verifiers.prefix_cache import PrefixSharing
+from fleet_edge.settings import PrefixSharing
 from tests.support.drafts import arrived, draft
 from tests.support.scheduled_edge import Edge, computed
 

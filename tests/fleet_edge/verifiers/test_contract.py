@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fleet_edge.settings import EdgeSettings
+from fleet_edge.settings import VERIFIERS, EdgeSettings, RemoteSettings
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, RunsElsewhere, Verifier, VerifierError
 from fleet_edge.verifiers.prefix_cache import PrefixCache
-from fleet_edge.verifiers.registry import VERIFIERS, load_verifier
-from fleet_edge.verifiers.remote.settings import RemoteSettings
+from fleet_edge.verifiers.registry import load_verifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, tiny_folder, tiny_target_gguf
 from tests.support.inference_server import InferenceServer

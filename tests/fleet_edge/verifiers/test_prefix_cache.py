@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
+from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, Verifier, VerifierError
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
-from fleet_edge.verifiers.prefix_cache import LEAST_REUSED, TAIL, PrefixCache, PrefixSharing
+from fleet_edge.verifiers.prefix_cache import LEAST_REUSED, TAIL, PrefixCache
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.fleet_edge.verifiers.oracle import CONTEXT, VOCABULARY, WORDS, Oracle, tiny_target
 

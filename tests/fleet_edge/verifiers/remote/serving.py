@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fleet_edge.verifiers.remote.settings import RemoteSettings
+from fleet_edge.settings import RemoteSettings
 from fleet_edge.verifiers.remote.tokenizer import LocalTokens, sample_tokens
 from fleet_edge.verifiers.remote.verifier import RemoteVerifier, connect
 from fleet_edge.verifiers.scripted import ScriptedVerifier
