@@ -79,10 +79,9 @@ def _prepare_models(costs: Sequence[int]) -> None:
     """Make the models that are missing, with progress on standard error."""
     from rich.console import Console  # noqa: PLC0415 - a list of the suites needs none of it
 
-    from fleet_cli.models.prepare import prepare  # noqa: PLC0415
+    from fleet_cli.models.prepare import prepare, steps_of  # noqa: PLC0415
     from fleet_cli.models.progress import reporter  # noqa: PLC0415
     from fleet_cli.models.source import SMOLLM2, locate  # noqa: PLC0415
-    from fleet_cli.models.steps import steps_of  # noqa: PLC0415
 
     source = locate(SMOLLM2)
     with reporter(Console(stderr=True), clock=time.monotonic) as report:

@@ -30,9 +30,8 @@ from fleet_device.texts.chat import ChatMessage, encode_chat
 from fleet_link.link import Handler, Message
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import BrokerSettings
-from schemas.codec import decode_draft, decode_verdict, encode_draft
+from schemas.codec import decode_draft, decode_verdict, encode_draft, pad
 from schemas.messages import Draft, Verdict
-from schemas.padding import pad
 from schemas.policy import Mode, SamplingPolicy
 from schemas.topics import Topic, parse
 from tests.support.edge_process import real_edge

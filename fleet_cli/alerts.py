@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fleet_admin.alerts.running import RunningAlerts
+    from fleet_admin.alerts.evaluator import RunningAlerts
 
 __all__ = ["alerts_of"]
 
@@ -22,7 +22,7 @@ def alerts_of(config: Path | None, db: str) -> "RunningAlerts | None":
     if config is None:
         return None
     from fleet_admin.alerts.alerts import Alerts
-    from fleet_admin.alerts.running import RunningAlerts
+    from fleet_admin.alerts.evaluator import RunningAlerts
     from fleet_admin.alerts.settings import AlertSettings
     from fleet_runtime.settings import load_settings
 

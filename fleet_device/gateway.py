@@ -19,7 +19,7 @@ from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import EdgeUnavailable
 from fleet_device.offline import OfflinePolicy
 from fleet_device.service import DeviceService
-from fleet_device.steering.log_tail import LogTail
+from fleet_device.steering.commands import LogTail
 from fleet_device.steering.remote_settings import RemoteSettings
 from fleet_device.steering.steering import Steering
 from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece

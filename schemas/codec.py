@@ -19,7 +19,6 @@ from schemas.edge_load import EdgeLoad
 from schemas.errors import MalformedMessage
 from schemas.logprobs import Logprobs
 from schemas.messages import PROTOCOL, Close, Draft, Open, Opened, SessionReply, Verdict
-from schemas.padding import pad
 
 __all__ = [
     "MAX_CLOSE_BYTES",
@@ -37,7 +36,46 @@ __all__ = [
     "encode_open",
     "encode_reply",
     "encode_verdict",
+    "pad",
 ]
+
+_NULL: Final = b"\xf6"
+_MOST_FIELDS: Final = 23  # that an array's head of one byte can count
+_ARRAY, _BYTES = 0x80, 0x40  # major types
+# A byte string's head, by its length: argument of the first byte (0: the length itself), bytes of length behind it, the
+# most that it may be, and the least.
+_HEADS: Final = ((26, 4, 0xFFFF_FFFF, 0x10000), (25, 2, 0xFFFF, 0x100), (24, 1, 0xFF, 24), (0, 0, 23, 0))
+
+
+def pad(payload: bytes, *, bucket: int, most: int) -> bytes:
+    """Fill a message up to a multiple of a bucket's size.
+
+    Args:
+        payload: A CBOR array of at most 20 fields.
+        bucket: Bytes; 0 leaves the message as it is.
+        most: Bytes that the message may have: it is filled up to there where the multiple is more.
+    """
+    if bucket == 0:
+        return payload
+    left = min(-(-len(payload) // bucket) * bucket, most) - len(payload)
+    if left <= 0:
+        return payload
+    filling, nulls = _byte_string(left)
+    fields = payload[0] - _ARRAY + 1 + nulls
+    assert fields <= _MOST_FIELDS
+    return bytes([_ARRAY | fields]) + payload[1:] + filling + _NULL * nulls
+
+
+def _byte_string(size: int) -> tuple[bytes, int]:
+    """Return the longest byte string of at most `size` bytes, its head counted in, and how many bytes are left over.
+
+    Its length is written in as few bytes as it fits in, so that some sizes cannot be had.
+    """
+    first, width, most = next(head for head in _HEADS if head[1] + head[3] < size)[:3]
+    length = min(size - 1 - width, most)
+    head = bytes([_BYTES | (first or length)]) + (length.to_bytes(width, "big") if width else b"")
+    return head + bytes(length), size - len(head) - length
+
 
 MAX_DRAFT_BYTES: Final = 1024
 MAX_CLOSE_BYTES: Final = 1024
@@ -59,7 +97,7 @@ def encode_draft(draft: Draft, *, padding: int = 0) -> bytes:
 
     Args:
         draft: The message.
-        padding: Size of a bucket (bytes); see `schemas.padding`.
+        padding: Size of a bucket (bytes); see `schemas.codec`.
     """
     fields: list[object] = [
         draft.handle,
@@ -114,7 +152,7 @@ def encode_verdict(verdict: Verdict, *, padding: int = 0, most: int = MAX_VERDIC
 
     Args:
         verdict: The message.
-        padding: Size of a bucket (bytes); see `schemas.padding`.
+        padding: Size of a bucket (bytes); see `schemas.codec`.
         most: Bytes up to which it may be padded.
     """
     fields = [

@@ -8,25 +8,29 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from types import TracebackType
+from typing import Final, Protocol, Self
 
 from sqlalchemy import Connection
 
 from fleet_admin.alerts import book
 from fleet_admin.alerts.alerts import Alerts
+from fleet_admin.alerts.delivery import BrokerChannel, Webhook
+from fleet_admin.alerts.errors import DeliveryFailed
 from fleet_admin.alerts.facts import Facts, read_facts
-from fleet_admin.alerts.notice import notice_of
 from fleet_admin.alerts.rules import Reading, readings
 from fleet_admin.alerts.settings import AlertSettings
-from fleet_admin.alerts.views import AlertSeverity, AlertView
+from fleet_admin.alerts.views import AlertSeverity, AlertView, notice_of
 from fleet_edge.store.errors import StoreUnavailable
+from fleet_runtime.metrics.settings import read_token
 from schemas.control import Alert, AlertState
 from schemas.errors import FleetError
 
-__all__ = ["DATABASE_AWAY", "Evaluator", "default_holder"]
+__all__ = ["DATABASE_AWAY", "Channel", "Courier", "Evaluator", "RunningAlerts", "default_holder"]
 
 _log = logging.getLogger(__name__)
 
@@ -187,3 +191,174 @@ def _sighting(rule: str, reading: Reading) -> book.Sighting:
         threshold=reading.threshold,
         device=reading.device,
     )
+
+
+_MOST_WAITING: Final = 1000
+_ATTEMPTS: Final = 20
+_FIRST_WAIT_S: Final = 1.0
+_LONGEST_WAIT_S: Final = 300.0
+
+
+class Channel(Protocol):
+    """Somebody who is told of alerts."""
+
+    @property
+    def name(self) -> str:
+        """For the log."""
+
+    def send(self, alert: Alert) -> None:
+        """Tell. May block for seconds.
+
+        Raises:
+            DeliveryFailed: It was not taken; it may be the next time.
+        """
+
+
+@dataclass(slots=True)
+class _Waiting:
+    alert: Alert
+    attempts: int = 0
+
+
+class _Round:
+    """One channel, and what waits for it."""
+
+    def __init__(self, channel: Channel, pause: Callable[[float], bool]) -> None:
+        self.channel = channel
+        self._pause = pause
+        self._waiting: deque[_Waiting] = deque(maxlen=_MOST_WAITING)
+        self._changed = threading.Condition()
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, alert: Alert) -> None:
+        with self._changed:
+            if len(self._waiting) == _MOST_WAITING:
+                _log.error("Alerts for %s are dropped: it has not taken any for long.", self.channel.name)
+            self._waiting.append(_Waiting(alert))
+            self._changed.notify()
+
+    def end(self, timeout_s: float) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._ended)
+                if not self._waiting:
+                    return
+                waiting = self._waiting.popleft()
+            try:
+                self.channel.send(waiting.alert)
+            except DeliveryFailed as error:
+                self._again(waiting, error)
+            except Exception:  # noqa: BLE001 - logged with its traceback
+                _log.exception("An alert could not be told to %s.", self.channel.name)
+
+    def _again(self, waiting: _Waiting, error: DeliveryFailed) -> None:
+        waiting.attempts += 1
+        if waiting.attempts >= _ATTEMPTS or self._ended:
+            _log.error("The alert %s is told no more: %s", waiting.alert.id, error)
+            return
+        if waiting.attempts == 1:
+            _log.warning("The alert %s will be told again: %s", waiting.alert.id, error)
+        with self._changed:
+            if len(self._waiting) < _MOST_WAITING:
+                self._waiting.appendleft(waiting)
+        self._pause(min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (waiting.attempts - 1)))
+
+
+class Courier:
+    """Tells all channels of every alert.
+
+    Args:
+        channels: Who is told.
+        pause: Waits for so many seconds before the next attempt, or until the end; a test need not.
+    """
+
+    def __init__(self, channels: Iterable[Channel], *, pause: Callable[[float], bool] | None = None) -> None:
+        self._ending = threading.Event()
+        self._rounds = [_Round(channel, pause or self._ending.wait) for channel in channels]
+        for each in self._rounds:
+            each.start()
+
+    def tell(self, alert: Alert) -> None:
+        """Have an alert told. Never blocks; from any thread."""
+        for each in self._rounds:
+            each.put(alert)
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Make a last attempt at what waits, and end."""
+        self._ending.set()
+        for each in self._rounds:
+            each.end(timeout_s)
+
+
+_END_S: Final = 5.0
+
+
+class RunningAlerts:
+    """Evaluates alerts and has them told: step by step, or on a thread of its own between `start` and `close`.
+
+    Args:
+        alerts: The table, open to write.
+        settings: Thresholds, and who is told.
+        channels: Who is told besides.
+        now: The wall clock (aware).
+
+    Raises:
+        MetricsError: The secret's file cannot be used.
+    """
+
+    def __init__(
+        self,
+        alerts: Alerts,
+        settings: AlertSettings,
+        *,
+        channels: Sequence[Channel] = (),
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._broker = None if settings.fleet is None else BrokerChannel(settings)
+        self._courier = Courier([*channels, *_webhooks(settings), *([self._broker] if self._broker else [])])
+        self._evaluator = Evaluator(alerts, settings, tell=self._courier.tell, now=now)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._evaluator.run, args=(self._stop,), name="alert-rules", daemon=True)
+
+    def step(self) -> list[AlertView]:
+        """Look once; return what was opened or ended, nothing where another process evaluates."""
+        return self._evaluator.step() or []
+
+    def start(self) -> Self:
+        """Look every `every_s`, on a thread."""
+        self._thread.start()
+        return self
+
+    def close(self) -> None:
+        """End, after a last attempt to tell what waits."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join(_END_S)
+        self._courier.close(_END_S)
+        if self._broker is not None:
+            self._broker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _webhooks(settings: AlertSettings) -> list[Webhook]:
+    if not settings.webhook:
+        return []
+    secret = settings.webhook_secret_file
+    return [Webhook(settings.webhook, secret=None if secret is None else read_token(secret.expanduser()))]

@@ -1,16 +1,17 @@
 """Settings of alerts, from flags, the environment (`FLEET_ALERTS_…`) and TOML: thresholds, and who is told."""
 
+import ipaddress
 from pathlib import Path
 from typing import ClassVar, Final
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, field_validator
 
-from fleet_admin.alerts.webhook import check_url
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.fields import Settings, setting
 from schemas.names import Name
 
-__all__ = ["AlertSettings"]
+__all__ = ["AlertSettings", "check_url"]
 
 _MOST: Final = 1e9
 
@@ -153,3 +154,32 @@ class AlertSettings(Settings):
         if url:
             check_url(url)
         return url
+
+
+def check_url(url: str) -> SplitResult:
+    """Parse the URL of a webhook.
+
+    Raises:
+        ValueError: Alerts cannot be posted to it. The message completes a sentence.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("it must be a URL such as https://hooks.example/fleet") from None
+    if not host or parts.scheme not in {"http", "https"} or not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError("it must be a URL such as https://hooks.example/fleet")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("a user or a password has no place in it: what is posted is signed with `webhook_secret_file`")
+    if parts.scheme == "http" and not _is_loopback(host):
+        raise ValueError("beyond this machine it must begin with https://")
+    return parts
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

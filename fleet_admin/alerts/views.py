@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-__all__ = ["AlertSeverity", "AlertView"]
+from schemas.control import Alert, AlertState
+
+__all__ = ["AlertSeverity", "AlertView", "notice_of"]
 
 
 class AlertSeverity(StrEnum):
@@ -54,3 +56,27 @@ class AlertView:
     def open(self) -> bool:
         """Whether it is not over."""
         return self.cleared_at is None
+
+
+def notice_of(alert: AlertView, *, fleet: str, at: datetime) -> Alert:
+    """Return what is told of an alert that was opened or is over.
+
+    Args:
+        alert: Which.
+        fleet: Whose; empty if that is not known.
+        at: When that was (aware).
+    """
+    return Alert(
+        id=alert.id,
+        fleet=fleet or None,
+        rule=alert.rule,
+        subject=alert.subject,
+        device=alert.device,
+        severity=alert.severity,
+        state=AlertState.OPEN if alert.open else AlertState.CLEARED,
+        sentence=alert.sentence,
+        value=alert.value,
+        threshold=alert.threshold,
+        since=alert.since_at,
+        at=at,
+    )

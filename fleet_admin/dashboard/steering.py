@@ -8,7 +8,7 @@ from typing import Final
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_admin.steering import DeviceSettingsView, Steering, SteeringLog
-from fleet_admin.steering.judging import views_of_log
+from fleet_admin.steering.planning import views_of_log
 from schemas.errors import FleetError
 
 __all__ = ["DashboardSteering"]

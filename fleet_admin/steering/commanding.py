@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from fleet_admin.steering.answers import Answers
 from fleet_admin.steering.errors import SteeringError
 from fleet_admin.steering.log import ASKED, SteeringEvent, SteeringLog
 from fleet_admin.steering.selection import KnownDevice
@@ -17,9 +16,61 @@ from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.steering.audit import AuditEntry
 from fleet_edge.store.steering.commands import SILENT
 from schemas.control import Presence
-from schemas.steering import CommandRequest, SettingValue
+from schemas.steering import CommandRequest, CommandResponse, SettingValue
 
-__all__ = ["COMMANDS", "Commanding", "limit_of"]
+__all__ = ["COMMANDS", "Answers", "Commanding", "limit_of"]
+
+
+class Answers:
+    """What has come so far. Told on the link's thread, taken while that is held up.
+
+    Args:
+        requests: The commands, by device.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, requests: Mapping[str, CommandRequest], clock: Callable[[], float]) -> None:
+        self._requests = requests
+        self._clock = clock
+        self._began = clock()
+        self._parts: dict[str, dict[int, CommandResponse]] = {}
+        self._whole: list[CommandResult] = []
+        self._told: set[str] = set()
+        self.missing = set(requests)
+
+    def listener(self, device: str) -> Callable[[CommandResponse], None]:
+        """Return what takes the parts of a device's answer."""
+        return lambda response: self._take(device, response)
+
+    def take(self) -> list[CommandResult]:
+        """Return the answers that have become whole since this was asked last."""
+        whole, self._whole = self._whole, []
+        self.missing -= {each.device for each in whole}
+        return whole
+
+    def _take(self, device: str, response: CommandResponse) -> None:
+        if device not in self._requests or device in self._told:
+            return
+        parts = self._parts.setdefault(device, {})
+        if parts and next(iter(parts.values())).parts != response.parts:
+            return  # of another answer than the first
+        parts[response.part] = response
+        if len(parts) < response.parts:
+            return
+        texts = [parts[number].result or "" for number in range(response.parts)]
+        self._whole.append(
+            CommandResult(
+                device=device,
+                id=response.id,
+                outcome=response.outcome.value,
+                sentence=response.sentence,
+                result=None if parts[0].result is None else "".join(texts),
+                seconds=self._clock() - self._began,
+            )
+        )
+        self._parts.pop(device)
+        self._told.add(device)
+
 
 COMMANDS: Final[Mapping[str, float]] = {
     "self-test": 60.0,

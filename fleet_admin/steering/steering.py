@@ -22,9 +22,8 @@ from typing import Final, Self
 
 from fleet_admin.settings import AdminSettings
 from fleet_admin.steering.commanding import Commanding, limit_of
-from fleet_admin.steering.judging import device_view, outcome_of
 from fleet_admin.steering.log import ASKED, SteeringEvent, SteeringLog
-from fleet_admin.steering.planning import plan_changes
+from fleet_admin.steering.planning import device_view, outcome_of, plan_changes
 from fleet_admin.steering.selection import KnownDevice, Selection
 from fleet_admin.steering.values import check_change
 from fleet_admin.steering.views import (

@@ -106,7 +106,7 @@ def load_alert_settings(config: Path | None) -> "AlertSettings":
 
 
 def _watch(db: str, config: Path | None, *, as_json: bool) -> None:
-    from fleet_admin.alerts.running import RunningAlerts
+    from fleet_admin.alerts.evaluator import RunningAlerts
 
     settings = load_alert_settings(config)
     stop = threading.Event()

@@ -138,7 +138,7 @@ def settings_command(
 ) -> None:
     """Compare the settings that are wanted of devices with those that they have; of one device, all of them."""
     if log_only:
-        from fleet_admin.steering.judging import views_of_log
+        from fleet_admin.steering.planning import views_of_log
 
         with steering_log(db) as log:
             found = views_of_log(log.known(), log.wanted(), log.reported(), devices=device)

@@ -12,9 +12,8 @@ from fleet_device.gateway import Asked, Gateway
 from fleet_device.preflight import preflight
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
-from fleet_device.steering.log_tail import LogTail
-from fleet_device.steering.remote_settings import RemoteSettings
-from fleet_device.steering.starting import apply_log_level, load_steered
+from fleet_device.steering.commands import LogTail
+from fleet_device.steering.remote_settings import RemoteSettings, apply_log_level, load_steered
 from fleet_runtime.events import Event, EventStream
 from fleet_runtime.json_log import write_log_as
 from fleet_runtime.repetition import hold_back_repetition

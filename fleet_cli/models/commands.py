@@ -10,13 +10,12 @@ import typer
 from rich.console import Console
 
 from fleet_cli.errors import CommandError, ExitCode
+from fleet_cli.models.files import Manifest, read_manifest
 from fleet_cli.models.folder import ModelsDir
-from fleet_cli.models.manifest import Manifest, read_manifest
 from fleet_cli.models.pair.vocabulary import write_vocabulary
-from fleet_cli.models.prepare import Preparation, prepare
+from fleet_cli.models.prepare import Preparation, Step, prepare, steps_of
 from fleet_cli.models.progress import reporter
 from fleet_cli.models.source import SMOLLM2, locate
-from fleet_cli.models.steps import Step, steps_of
 from fleet_cli.tables import Column, print_table
 
 if TYPE_CHECKING:
@@ -163,7 +162,7 @@ def _prompts(file: Path | None, each: int) -> "Sequence[Prompt]":
 def _measured(
     pair: "CheckedPair", prompts: "Sequence[Prompt]", tokens: int, temperature: float, target_vocabulary: Path | None
 ) -> "Acceptance":
-    from fleet_cli.models.pair.measure import Measurement, measure
+    from fleet_cli.models.pair.acceptance import Measurement, measure
 
     console = Console(stderr=True)
     with console.status("Loading the target …") as status:

@@ -10,25 +10,263 @@ Every step ends with a rename and a new manifest, so that a preparation that was
 
 import os
 import shutil
-from collections.abc import Sequence
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from typing import Protocol
 
-from fleet_cli.models.errors import FolderUnusable, NotEnoughSpace, SourceDamaged
-from fleet_cli.models.files import PARTIAL, digest, lock, publish, remove, seal, walk
-from fleet_cli.models.manifest import (
+from fleet_cli.models.errors import FolderUnusable, NotEnoughSpace, SourceDamaged, StepFailed
+from fleet_cli.models.files import (
+    PARTIAL,
     Artifact,
     FileRecord,
     Manifest,
     SourceRecord,
+    digest,
+    lock,
+    measure,
+    publish,
     read_manifest,
+    remove,
+    seal,
+    walk,
     write_manifest,
 )
 from fleet_cli.models.progress import Reporter
-from fleet_cli.models.source import LocatedSource
-from fleet_cli.models.steps import Step, versions
+from fleet_cli.models.source import LocatedSource, Recipe
 
-__all__ = ["Preparation", "prepare"]
+__all__ = ["DeepenStep", "DequantizeStep", "LinkStep", "Preparation", "QuantizeStep", "Step", "prepare", "steps_of"]
+
+_FLOAT32 = 4
+_TOKENIZER_BYTES = 4 << 20
+_POLL_S = 0.2
+
+OnBytes = Callable[[int], None]
+
+
+class Step(Protocol):
+    """One thing to make."""
+
+    @property
+    def name(self) -> str:
+        """A quantization, or `target`."""
+
+    @property
+    def output(self) -> str:
+        """Its file or folder in the model's folder."""
+
+    @property
+    def doing(self) -> str:
+        """What a person reads while it runs."""
+
+    @property
+    def expected_bytes(self) -> int:
+        """About how much it writes."""
+
+    @property
+    def tools(self) -> Sequence[str]:
+        """Distributions whose versions matter to the result."""
+
+    def build(self, partial: Path, on_bytes: OnBytes) -> None:
+        """Write `partial`, reporting the bytes written so far.
+
+        Raises:
+            StepFailed: It cannot be made; the text says why.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStep:
+    """The shipped file itself, as a hard link where the file system can, else a copy.
+
+    A symbolic link would break with the next virtual environment.
+    """
+
+    name: str
+    source: LocatedSource
+    doing: str = "linking the shipped model"
+    tools: Sequence[str] = ()
+
+    @property
+    def output(self) -> str:
+        """The draft's file."""
+        return f"{self.name}.gguf"
+
+    @property
+    def expected_bytes(self) -> int:
+        """A whole copy, in the worst case."""
+        return self.source.size
+
+    def build(self, partial: Path, on_bytes: OnBytes) -> None:
+        """Link or copy."""
+        try:
+            os.link(self.source.path, partial)
+        except OSError:
+            shutil.copyfile(self.source.path, partial)
+        on_bytes(self.source.size)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeStep:
+    """A weaker draft, or a target for llama.cpp.
+
+    Attributes:
+        quantization: As llama.cpp names it.
+        source: Of the weights.
+        tools: See `Step`.
+        name: By default that of the quantization.
+    """
+
+    quantization: str
+    source: LocatedSource
+    tools: Sequence[str] = ("llama-cpp-python",)
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.quantization)
+
+    @property
+    def output(self) -> str:
+        """Its file."""
+        return f"{self.name}.gguf"
+
+    @property
+    def doing(self) -> str:
+        """What a person reads."""
+        return f"quantizing to {self.quantization}"
+
+    @property
+    def expected_bytes(self) -> int:
+        """Twice the source, at most: no quantization here has more than eight bits, and the source has four."""
+        return 2 * self.source.size
+
+    def build(self, partial: Path, on_bytes: OnBytes) -> None:
+        """Run the quantizer."""
+        arguments = [str(self.source.path), str(partial), self.quantization]
+        _run("fleet_cli.models.quantize", arguments, partial=partial, on_bytes=on_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class DequantizeStep:
+    """The large model."""
+
+    source: LocatedSource
+    parameters: int
+    name: str = "target"
+    output: str = "target"
+    doing: str = "dequantizing the target (the longest step)"
+    tools: Sequence[str] = ("torch", "transformers", "gguf")
+
+    @property
+    def expected_bytes(self) -> int:
+        """Four bytes a weight, and the tokenizer."""
+        return _FLOAT32 * self.parameters + _TOKENIZER_BYTES
+
+    def build(self, partial: Path, on_bytes: OnBytes) -> None:
+        """Run the converter."""
+        arguments = [str(self.source.path), str(partial)]
+        _run("fleet_cli.models.dequantize", arguments, partial=partial, on_bytes=on_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class DeepenStep:
+    """A target that costs several times as much, and says the same; of a step's result in the same folder."""
+
+    of: Step
+    times: int
+    tools: Sequence[str] = ("gguf", "safetensors")
+
+    @property
+    def name(self) -> str:
+        """That of what it is made from, and how often its layers are there."""
+        return f"{self.of.name}-cost{self.times}"
+
+    @property
+    def output(self) -> str:
+        """Its file or folder."""
+        return f"{self.name}{Path(self.of.output).suffix}"
+
+    @property
+    def doing(self) -> str:
+        """What a person reads."""
+        return f"deepening {self.of.name} to {self.times} times its layers"
+
+    @property
+    def expected_bytes(self) -> int:
+        """As if all were layers."""
+        return self.of.expected_bytes * self.times
+
+    def build(self, partial: Path, on_bytes: OnBytes) -> None:
+        """Run the converter.
+
+        Raises:
+            StepFailed: What it is made from is not there.
+        """
+        source = partial.with_name(self.of.output)
+        if not source.exists():
+            raise StepFailed(f"{source} is not there; make it first, with: fleet models prepare --only {self.of.name}")
+        arguments = [str(source), str(partial), str(self.times)]
+        _run("fleet_cli.models.deepen", arguments, partial=partial, on_bytes=on_bytes)
+
+
+def steps_of(recipe: Recipe, source: LocatedSource, *, cost: int = 1) -> list[Step]:
+    """Return what the recipe makes, cheapest first.
+
+    Args:
+        recipe: Which.
+        source: Its GGUF.
+        cost: How many times its own cost the targets are to have as well; 1 makes no others.
+    """
+    # Eight bits hold four with little loss, and llama.cpp has faster kernels for them than for the shipped format.
+    target_gguf = QuantizeStep("Q8_0", source, name="target-Q8_0")
+    target = DequantizeStep(source, recipe.parameters)
+    steps: list[Step] = [
+        LinkStep(recipe.shipped, source),
+        *(QuantizeStep(quantization, source) for quantization in recipe.drafts),
+        target_gguf,
+        target,
+    ]
+    return steps if cost == 1 else [*steps, DeepenStep(target_gguf, cost), DeepenStep(target, cost)]
+
+
+def versions(tools: Sequence[str]) -> dict[str, str]:
+    """Return the installed versions of distributions."""
+    return {tool: metadata.version(tool) for tool in tools}
+
+
+def _run(module: str, arguments: Sequence[str], *, partial: Path, on_bytes: OnBytes) -> None:
+    """Run one of our programs, watching what it writes.
+
+    Raises:
+        StepFailed: It exited with an error; the text is the last line that it wrote.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    with (
+        tempfile.TemporaryFile() as noise,
+        # Its input is a lifeline: it ends when we do.
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=noise, stderr=noise) as process,
+    ):
+        try:
+            while process.poll() is None:
+                try:
+                    process.wait(timeout=_POLL_S)
+                except subprocess.TimeoutExpired:
+                    on_bytes(measure(partial))
+        except BaseException:  # an interrupt, most likely
+            process.kill()
+            raise
+        if process.returncode != 0:
+            noise.seek(0)
+            lines = noise.read().decode("utf-8", "replace").split("\n")
+            said = [line.strip() for line in lines if line.strip()]
+            raise StepFailed(said[-1] if said else f"{module} ended with status {process.returncode}.")
+    on_bytes(measure(partial))
+
 
 _SPARE = 64 << 20
 _MEGA = 1_000_000

@@ -4,39 +4,233 @@ It changes nothing at the broker: no state is announced and no text is logged, b
 whether it answers. Beside a device that runs it asks that one, in place of the broker.
 """
 
+import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Final
 
-from fleet_device.checks.certificate_check import check_certificate, check_clock, moments_of
-from fleet_device.checks.checklist import Check, Checklist, CheckReport
-from fleet_device.checks.edges import check_online, check_vocabulary
-from fleet_device.checks.machine_check import check_memory, check_threads
-from fleet_device.checks.model_check import PROBE_POLICY, check_drafting, probe_prompt
+from cryptography import x509
+
+from fleet_device.checks.checklist import Check, Checklist, CheckReport, NotApplicable, check_online, check_vocabulary
 from fleet_device.checks.running_device import RunningDevice, running_device
+from fleet_device.checks.selftest import PROBE_POLICY, check_drafting, probe_prompt
 from fleet_device.client.agent import Agent
 from fleet_device.client.inbox import Inbox
 from fleet_device.client.retry import Timeouts
-from fleet_device.drafters.contract import Drafter
+from fleet_device.drafters.contract import Drafter, DrafterError
+from fleet_device.drafters.model_source import locate_model
 from fleet_device.drafters.registry import load_drafter
 from fleet_device.errors import ConfigurationError, EdgeUnavailable, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
-from fleet_device.settings import DeviceSettings
+from fleet_device.settings import AUTO, DeviceSettings
 from fleet_link.errors import PublishRejected
 from fleet_link.link import Link, Outcome
 from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings
-from fleet_link.tls.certificate import certificate_name
+from fleet_link.settings import BrokerSettings, LinkSettings, TlsSettings
+from fleet_link.tls.certificate import certificate_end, certificate_name
+from fleet_link.tls.context import tls_context
 from fleet_runtime.available_memory import available_memory
-from schemas.control import Telemetry, encode_json
+from schemas.control import EdgeState, Telemetry, encode_json
 from schemas.reasons import RefusalCode
 from schemas.topics import Topic, build
 
-__all__ = ["CHECKS", "Diagnosis", "Doctor"]
+__all__ = [
+    "CHECKS",
+    "Diagnosis",
+    "Doctor",
+    "Moment",
+    "check_certificate",
+    "check_clock",
+    "check_memory",
+    "check_threads",
+    "moments_of",
+]
+
+_SOON: Final = timedelta(days=14)
+_TOLERANCE: Final = timedelta(seconds=5)
+"""Clocks of machines that set them by the network differ by less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Something that has happened, so that a clock that is right is behind it.
+
+    Attributes:
+        what: A clause, such as `edge edge-1 has connected`.
+        at: When, by the clock of whoever tells of it.
+    """
+
+    what: str
+    at: datetime
+
+
+def check_certificate(broker: BrokerSettings, device: str, now: datetime) -> str:
+    """Return until when the device's certificate is valid.
+
+    Args:
+        broker: Has the files.
+        device: The device's name.
+        now: The time, with its time zone.
+
+    Raises:
+        NotApplicable: There is none.
+        ConnectFailed: A file cannot be used, or is not valid now.
+        ConfigurationError: The certificate is another's.
+    """
+    if broker.ca is None:
+        raise NotApplicable("TLS is off, since the setting 'broker.ca' is left out: everybody on the way can read.")
+    tls_context(TlsSettings(broker.ca, broker.certificate, broker.key), now=now)
+    if broker.certificate is None:
+        raise NotApplicable("The device has no certificate of its own; the broker's is checked by 'broker.ca'.")
+    name, end = certificate_name(broker.certificate), certificate_end(broker.certificate)
+    assert end is not None
+    if name != device:
+        raise ConfigurationError(
+            f"The certificate {broker.certificate} is that of {name!r}, and this device is {device!r}: set 'device' to "
+            f"{name!r}, or enrol this one with `fleet device enroll {device}`."
+        )
+    left = end - now
+    renew = "; have it renewed soon, with `fleet broker renew`" if left < _SOON else ""
+    return f"That of {name}, valid for {_span(left)} more, until {end:%Y-%m-%d %H:%M} UTC{renew}."
+
+
+def moments_of(broker: BrokerSettings, edges: Sequence[EdgeState]) -> list[Moment]:
+    """Return what a clock can be held against: when certificates were issued, and when edges have connected."""
+    moments = [
+        Moment(f"the certificate {path.name} became valid", begin)
+        for path in (broker.ca, broker.certificate)
+        if path is not None and (begin := _begin(path)) is not None
+    ]
+    return moments + [Moment(f"edge {each.edge} connected", each.since) for each in edges]
+
+
+def check_clock(now: datetime, moments: Sequence[Moment]) -> str:
+    """Return the time, and how long ago the latest of some moments was.
+
+    A clock that is ahead cannot be told from one that is right, but by certificates that seem to have ended.
+
+    Args:
+        now: The time, with its time zone.
+        moments: What has happened for certain.
+
+    Raises:
+        NotApplicable: There is nothing to hold it against.
+        ConfigurationError: It is behind what has happened already.
+    """
+    if not moments:
+        raise NotApplicable(f"{now:%Y-%m-%d %H:%M:%S} UTC; there is neither a certificate nor an edge to compare with.")
+    latest = max(moments, key=lambda moment: moment.at)
+    if latest.at - now > _TOLERANCE:
+        raise ConfigurationError(
+            f"It is {now:%Y-%m-%d %H:%M:%S} UTC by this machine's clock, and {latest.what} at "
+            f"{latest.at:%Y-%m-%d %H:%M:%S}: the clock is behind by {_span(latest.at - now)} at least; set it (with "
+            "systemd: `timedatectl set-ntp true`), or the other machine's if that one is wrong."
+        )
+    return f"{now:%Y-%m-%d %H:%M:%S} UTC; {latest.what} {_span(max(now - latest.at, timedelta()))} ago."
+
+
+def _begin(path: Path) -> datetime | None:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_before_utc
+    except (OSError, ValueError):
+        return None
+
+
+def _span(span: timedelta) -> str:
+    """Return a duration as people say it."""
+    seconds = int(span.total_seconds())
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:,} {unit}"
+    return f"{seconds} s"
+
+
+_MEGA: Final = 1_000_000
+
+_WORKING_BYTES: Final = 100 * _MEGA
+"""What the program and llama.cpp take beside the model's file, keys and values left out."""
+
+_READS_WEIGHTS: Final = "llama.cpp"
+
+
+def check_memory(settings: DeviceSettings, available: Callable[[], int | None] = available_memory) -> str:
+    """Return how much memory is free, and how much the draft model's file takes.
+
+    Keys and values come on top; how large a context they leave room for, the model's loading says.
+
+    Args:
+        settings: The device's.
+        available: Returns the bytes that this process may still take; None where the system does not say.
+
+    Raises:
+        ConfigurationError: The model's file does not fit.
+    """
+    free = available()
+    known = "The system does not say how much memory is free" if free is None else f"{free / _MEGA:,.0f} MB are free"
+    if settings.drafter != _READS_WEIGHTS:
+        return f"{known}; the drafter {settings.drafter} reads no weights."
+    try:
+        size = _size(locate_model(settings.model, folder=settings.models_dir).path)
+    except DrafterError:
+        return f"{known}; what the model takes is not known, since it was not found."
+    needed = size + _WORKING_BYTES
+    if free is not None and needed > free:
+        raise ConfigurationError(
+            f"The draft model takes {needed / _MEGA:,.0f} MB ({size / _MEGA:,.0f} MB its file), and "
+            f"{free / _MEGA:,.0f} MB are free: end other programs, or set 'model' to a smaller one."
+        )
+    return (
+        f"{known}; the draft model takes {needed / _MEGA:,.0f} MB ({size / _MEGA:,.0f} MB its file), and "
+        f"{_budget(settings)} for keys, values and buffers of {settings.texts_at_once} texts of up to "
+        f"{settings.context:,} tokens."
+    )
+
+
+def check_threads(
+    settings: DeviceSettings,
+    *,
+    cores: Callable[[], int] = lambda: len(os.sched_getaffinity(0)),
+    load: Callable[[], float] = lambda: os.getloadavg()[0],
+) -> str:
+    """Return how many threads there are for how many cores, and what else runs on them.
+
+    Args:
+        settings: The device's.
+        cores: Returns the processor cores that this process may use.
+        load: Returns the mean number of programs that wanted to run, over the last minute.
+
+    Raises:
+        ConfigurationError: There are more threads than cores: they wait for each other at every layer.
+    """
+    there = cores()
+    if settings.threads > there:
+        raise ConfigurationError(
+            f"The setting 'threads' is {settings.threads} and this program may use {there} processor "
+            f"core{'s' * (there != 1)}: threads that share one make drafting many times slower; set {there} or fewer."
+        )
+    return (
+        f"{settings.threads} thread{'s' * (settings.threads != 1)} for drafting on {there} core{'s' * (there != 1)}; "
+        f"the load of the last minute is {load():.1f}."
+    )
+
+
+def _budget(settings: DeviceSettings) -> str:
+    """Return what may be taken beside the weights; the context becomes smaller to fit."""
+    budget = settings.memory_mb
+    return "half of what is left then" if budget == AUTO else f"at most {budget:,} MB (setting 'memory_mb')"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise DrafterError(f"The file {path} cannot be read: {error.strerror}.") from error
+
 
 CHECKS: Final = ("memory", "threads", "model", "broker", "certificate", "clock", "edge", "vocabulary")
 

@@ -7,7 +7,7 @@ from dssd.distribution import Dist, point_mass
 from fleet_device.client.constraint import DraftConstraint
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
-from fleet_device.session.effect import VerdictEffect
+from fleet_device.session.in_flight import VerdictEffect
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.origins import CommittedTokens
 from schemas.bounds import MAX_DRAFT

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import STREAMED, DraftOutcome, EdgeLoad, FixedPacing, Pacing, Plan
-from fleet_device.session.effect import VerdictEffect
-from fleet_device.session.in_flight import DecidedDraft
+from fleet_device.session.in_flight import DecidedDraft, VerdictEffect
 from fleet_device.session.machine import DeviceSession
 from fleet_device.settings import AUTO, NO_DRAFTER, DeviceSettings
 from schemas import edge_load

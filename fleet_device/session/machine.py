@@ -13,15 +13,10 @@ from dssd.downlink import probability_of
 from dssd.logprobs import logprobs_of_correction
 from dssd.sampling import propose
 from fleet_device.errors import ProtocolViolation, SessionRefused
-from fleet_device.session.counters import SessionCounters
-from fleet_device.session.effect import VerdictEffect
-from fleet_device.session.in_flight import DecidedDraft, DraftsInFlight
-from fleet_device.session.rejection import Rejection
+from fleet_device.session.in_flight import DecidedDraft, DraftsInFlight, Rejection, Streaming, VerdictEffect
 from fleet_device.session.request import SessionRequest
-from fleet_device.session.states import SessionEvent, SessionState, next_state
-from fleet_device.session.streaming import Streaming
-from fleet_device.session.text import Text
-from fleet_device.session.text_bounds import TextBounds
+from fleet_device.session.states import SessionCounters, SessionEvent, SessionState, next_state
+from fleet_device.session.text import Text, TextBounds
 from schemas.bounds import MAX_WINDOW
 from schemas.logprobs import TokenLogprobs
 from schemas.messages import Close, Closed, Draft, Open, Opened, Verdict

@@ -5,25 +5,127 @@ own settings; an older one than was considered before is passed over. What was t
 """
 
 import logging
+import os
+import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleet_device.applications import ApplicationsFile
+from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.model_source import locate_model
 from fleet_device.errors import ConfigurationError
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.catalogue import STEERABLE, Checked, Effect, Quotas, check_values
-from fleet_device.steering.kept import Kept, SettingsSet, kept_file, read_kept, write_kept
+from fleet_runtime.state import state_folder
 from schemas.bounds import MAX_SENTENCE
-from schemas.steering import DesiredSettings, ReportedSettings, SettingValue
+from schemas.control import Instant
+from schemas.errors import FleetError
+from schemas.steering import MAX_SETTINGS, MAX_VERSION, DesiredSettings, ReportedSettings, SettingValue
 
-__all__ = ["Changed", "RemoteSettings"]
+__all__ = [
+    "Changed",
+    "Kept",
+    "RemoteSettings",
+    "SettingsSet",
+    "apply_log_level",
+    "kept_file",
+    "load_steered",
+    "read_kept",
+    "write_kept",
+]
 
 _log = logging.getLogger(__name__)
+
+_MOST_BYTES: Final = 1 << 18
+_PRIVATE: Final = 0o700
+
+_Version = Annotated[int, Field(ge=0, le=MAX_VERSION)]
+
+
+class SettingsSet(BaseModel):
+    """Settings of one version, all of them.
+
+    Attributes:
+        version: 0 is the device's own configuration, with nothing from afar.
+        values: By name.
+        at: When a monitor has written them (UTC), if it says so.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: _Version = 0
+    at: Instant | None = None
+    values: Annotated[dict[str, SettingValue], Field(max_length=MAX_SETTINGS)] = Field(default_factory=dict)
+
+
+class Kept(BaseModel):
+    """What the file holds.
+
+    Attributes:
+        considered: The latest settings that were considered, taken or refused.
+        taken: The settings that hold.
+        proven: Those with which the device has loaded its model last: what it goes back to.
+        refused: Why the latest were refused, by name.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    considered: SettingsSet = Field(default_factory=SettingsSet)
+    taken: SettingsSet = Field(default_factory=SettingsSet)
+    proven: SettingsSet = Field(default_factory=SettingsSet)
+    refused: Annotated[dict[str, str], Field(max_length=MAX_SETTINGS)] = Field(default_factory=dict)
+
+
+def kept_file(settings: DeviceSettings) -> Path | None:
+    """Return where a device keeps what was set from afar; None for a user without a home, if the settings name none."""
+    folder = settings.steering_dir
+    if folder is None:
+        state = state_folder()
+        folder = None if state is None else state / "steering"
+    return None if folder is None else folder.expanduser() / f"{settings.fleet}.{settings.device}.json"
+
+
+def read_kept(path: Path | None) -> Kept:
+    """Read the file. One that is not there, or cannot be used, holds nothing; the latter is logged."""
+    if path is None:
+        return Kept()
+    try:
+        with path.open("rb") as file:
+            return Kept.model_validate_json(file.read(_MOST_BYTES))
+    except FileNotFoundError:
+        return Kept()
+    except (OSError, ValidationError) as error:
+        why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is damaged"
+        _log.warning("What was set from afar cannot be read from %s: %s. The device goes on without it.", path, why)
+        return Kept()
+
+
+def write_kept(path: Path | None, kept: Kept) -> None:
+    """Write the file, whole or not at all.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if path is None:
+        return
+    path.parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(kept.model_dump_json())
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
 
 _MOST_REFUSED: Final = 16
 """Settings whose refusal is reported: that many reasons say enough, and fit into a message."""
@@ -226,3 +328,37 @@ def _plain(value: object) -> SettingValue | None:
     if isinstance(value, Enum):
         return str(value.value)
     return value if isinstance(value, bool | int | float | str) else None
+
+
+def load_steered(remote: RemoteSettings, load: Callable[[DeviceSettings], Drafter]) -> Drafter:
+    """Load a draft model with the settings that are to hold, or else with those that held before.
+
+    Args:
+        remote: The settings; those with which it was loaded hold.
+        load: Checks them, and loads.
+
+    Raises:
+        FleetError: It cannot be loaded with the device's own settings either.
+    """
+    failure: FleetError | None = None
+    for settings in remote.candidates():
+        try:
+            drafter = load(settings)
+        except FleetError as error:
+            failure = failure or error
+        else:
+            remote.loaded(None if failure is None else str(failure))
+            return drafter
+    assert failure is not None  # there is at least one candidate
+    raise failure
+
+
+def apply_log_level(settings: DeviceSettings, usual: int) -> None:
+    """Log from the severity on that the settings say.
+
+    Args:
+        settings: In which it may be left out.
+        usual: Where it is.
+    """
+    level = settings.log_level
+    logging.getLogger().setLevel(usual if level is None else level.upper())

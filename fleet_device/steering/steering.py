@@ -8,8 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
-from fleet_device.steering.actions import SteeredDevice
-from fleet_device.steering.commands import Commands
+from fleet_device.steering.commands import Commands, SteeredDevice
 from fleet_device.steering.remote_settings import RemoteSettings
 from fleet_link.errors import LinkError
 from fleet_link.link import Link, Message

@@ -28,11 +28,10 @@ from fleet_cli.models.errors import (
     SourceMissing,
     StepFailed,
 )
-from fleet_cli.models.manifest import read_manifest
-from fleet_cli.models.prepare import Preparation, prepare
+from fleet_cli.models.files import read_manifest
+from fleet_cli.models.prepare import DequantizeStep, LinkStep, Preparation, QuantizeStep, prepare
 from fleet_cli.models.progress import BarReporter, LineReporter
 from fleet_cli.models.source import SMOLLM2, LocatedSource, locate
-from fleet_cli.models.steps import DequantizeStep, LinkStep, QuantizeStep
 from tests.support.prepared_models import prepared
 from tests.support.tiny_gguf import tiny_gguf
 

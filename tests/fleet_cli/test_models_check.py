@@ -11,12 +11,10 @@ import pytest
 from gguf import GGMLQuantizationType, TokenType
 
 from fleet_cli.main import main
-from fleet_cli.models.pair.check import CheckedPair, check_pair
-from fleet_cli.models.pair.facts import ModelFacts
-from fleet_cli.models.pair.findings import Outcome, findings_of
-from fleet_cli.models.pair.gguf_facts import gguf_facts
+from fleet_cli.models.pair.check import CheckedPair, Outcome, check_pair, findings_of
+from fleet_cli.models.pair.facts import ModelFacts, gguf_facts
 from fleet_cli.models.pair.gguf_header import ModelUnreadable
-from fleet_cli.models.pair.memory import device_need, edge_needs
+from fleet_cli.models.pair.report import device_need, edge_needs
 from fleet_cli.models.pair.vocabulary import write_vocabulary
 from tests.support.family_models import FAMILIES, family_folder, family_gguf, weight_bytes
 from tests.support.tiny_gguf import CHAT_TEMPLATE, Row, tiny_rows

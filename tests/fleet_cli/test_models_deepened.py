@@ -16,10 +16,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from fleet_cli.models.deepen import deepen_folder, deepen_gguf
 from fleet_cli.models.errors import StepFailed
-from fleet_cli.models.prepare import prepare
+from fleet_cli.models.prepare import DeepenStep, QuantizeStep, prepare, steps_of
 from fleet_cli.models.progress import LineReporter
 from fleet_cli.models.source import SMOLLM2, LocatedSource
-from fleet_cli.models.steps import DeepenStep, QuantizeStep, steps_of
 from tests.support.tiny_gguf import tiny_gguf
 
 TIMES = 3

@@ -9,9 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from fleet_cli.models.pair.facts import LayerShape
-from fleet_cli.models.pair.folder_facts import folder_facts
-from fleet_cli.models.pair.gguf_facts import gguf_facts, layers_of
+from fleet_cli.models.pair.facts import LayerShape, folder_facts, gguf_facts, layers_of
 from fleet_cli.models.pair.gguf_header import ModelUnreadable, read_header
 from fleet_device.drafters.gguf import GgufModel
 from fleet_edge.verifiers.packed.architecture import context_of, inspect_model

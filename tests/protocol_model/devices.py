@@ -17,7 +17,7 @@ from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import DeviceError, SessionRefused
 from fleet_device.pacing.contract import Pacing
 from fleet_device.pacing.session_pacing import SessionPacing
-from fleet_device.session.effect import VerdictEffect
+from fleet_device.session.in_flight import VerdictEffect
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.request import SessionRequest
 from fleet_link.link import Will

@@ -7,8 +7,7 @@ from dssd.distribution import Dist, QuantizedDist, quantize, shape
 from dssd.downlink import Form, choose_form, correct
 from dssd.sampling import propose
 from dssd.verification import judge
-from fleet_device.session.effect import VerdictEffect
-from fleet_device.session.in_flight import DecidedDraft
+from fleet_device.session.in_flight import DecidedDraft, VerdictEffect
 from fleet_device.session.request import SessionRequest
 from schemas.digest import EMPTY, extend_digest
 from schemas.downlink import Dense, Samples, Sparse

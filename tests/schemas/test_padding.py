@@ -12,9 +12,9 @@ from schemas.codec import (
     decode_verdict,
     encode_draft,
     encode_verdict,
+    pad,
 )
 from schemas.messages import Draft, Verdict
-from schemas.padding import pad
 from tests.schemas.golden.rules import READERS
 from tests.schemas.strategies import drafts, verdicts
 

@@ -294,4 +294,4 @@ def at_the_device(kind: Sabotage, stack: ExitStack) -> None:
     elif kind is Sabotage.WITHHELD:
         stack.enter_context(patch.object(DraftSequence, "draft", _draft_withholding))
     elif kind is Sabotage.NO_RESIDUAL:
-        stack.enter_context(patch("fleet_device.session.rejection.correct", _correct_without_residual))
+        stack.enter_context(patch("fleet_device.session.in_flight.correct", _correct_without_residual))

@@ -1,22 +1,230 @@
 """Check of a pair: finds both models, reads their facts, and judges whether they fit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
+from typing import Final, Protocol
 
-from fleet_cli.models.manifest import read_manifest
-from fleet_cli.models.pair.facts import Form, ModelFacts
-from fleet_cli.models.pair.findings import Finding, Outcome, findings_of
-from fleet_cli.models.pair.folder_facts import folder_facts
-from fleet_cli.models.pair.gguf_facts import gguf_facts
+from fleet_cli.models.files import read_manifest
+from fleet_cli.models.pair.facts import Form, ModelFacts, folder_facts, gguf_facts
 from fleet_cli.models.pair.gguf_header import ModelUnreadable
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.model_source import locate_model
-from fleet_device.drafters.unlike import CommonTokens
+from fleet_device.drafters.unlike import LEAST_OVERLAP, CommonTokens
+from fleet_device.texts.chat import ChatError, ChatMessage, ChatTemplate
 
-__all__ = ["CheckedPair", "check_pair", "locate_target"]
+__all__ = ["CheckedPair", "Finding", "Outcome", "Overlap", "check_pair", "findings_of", "locate_target"]
+
+_SHOWN: Final = 6
+_CHATS: Final = (
+    (("user", "Why?"),),
+    (("system", "Be brief."), ("user", "Why?")),
+    (("user", "Why?"), ("assistant", "Because."), ("user", "And then?")),
+)
+"""Chats that templates are compared on."""
+
+_NOON: Final = datetime(2026, 1, 1, 12, tzinfo=UTC)  # some templates write the time
+
+_BILLION: Final = 1e9
+
+_LARGER: Final = 1.05
+"""A draft model with so many times the target's weights is no draft model."""
+
+
+class Outcome(StrEnum):
+    """What a finding means for the pair."""
+
+    FITS = "fits"
+    NOTE = "note"  # it works, and there is something to know
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One aspect.
+
+    Attributes:
+        aspect: What was looked at.
+        outcome: What it means.
+        sentence: What was found, and where it does not fit, what to do.
+    """
+
+    aspect: str
+    outcome: Outcome
+    sentence: str
+
+
+class Overlap(Protocol):
+    """What two unlike vocabularies have in common; `CommonTokens` is one."""
+
+    @property
+    def overlap(self) -> float:
+        """Share of the smaller vocabulary."""
+
+    def describe(self) -> str:
+        """Return it as part of a sentence."""
+
+
+def findings_of(draft: ModelFacts, target: ModelFacts, *, overlap: Callable[[], Overlap | None]) -> list[Finding]:
+    """Judge a pair.
+
+    Args:
+        draft: What the device would draft with.
+        target: What the edge would verify with.
+        overlap: What the vocabularies have in common, asked for where they differ; None where that cannot be found out.
+    """
+    return [
+        _kind(draft, target),
+        _sizes(draft, target),
+        _vocabulary(draft, target, overlap),
+        _ends(draft, target),
+        _chats(draft, target),
+        _context(draft, target),
+    ]
+
+
+def _kind(draft: ModelFacts, target: ModelFacts) -> Finding:
+    for role, model in (("draft model", draft), ("target", target)):
+        if model.refusal:
+            return Finding(
+                "architecture",
+                Outcome.REFUSED,
+                f"The {role} {model.source} ({model.architecture}) {model.refusal}, as every rejection asks; choose a "
+                "transformer decoder.",
+            )
+    return Finding(
+        "architecture", Outcome.FITS, f"{draft.architecture} drafts for {target.architecture}: both take tokens back."
+    )
+
+
+def _sizes(draft: ModelFacts, target: ModelFacts) -> Finding:
+    sizes = f"{_millions(draft.parameters)} of weights draft for {_millions(target.parameters)}"
+    if draft.parameters > _LARGER * target.parameters:
+        return Finding(
+            "size",
+            Outcome.REFUSED,
+            f"The draft model is the larger one, {_millions(draft.parameters)} of weights for a target of "
+            f"{_millions(target.parameters)}; name the small model first, the large one second.",
+        )
+    return Finding("size", Outcome.FITS, f"{sizes}.")
+
+
+def _vocabulary(draft: ModelFacts, target: ModelFacts, overlap: Callable[[], Overlap | None]) -> Finding:
+    if draft.vocabulary == target.vocabulary:
+        return Finding("vocabulary", Outcome.FITS, f"Both have the same {draft.vocabulary.size:,} tokens.")
+    apart = (
+        f"The vocabularies differ ({draft.vocabulary.size:,} tokens in the draft model, "
+        f"{target.vocabulary.size:,} in the target)"
+    )
+    common = overlap()
+    if common is None:
+        return Finding(
+            "vocabulary",
+            Outcome.REFUSED,
+            f"{apart}, and a folder does not tell what they have in common; name a GGUF of the target, in any "
+            "quantization, with --target-vocabulary.",
+        )
+    if common.overlap < LEAST_OVERLAP:
+        return Finding(
+            "vocabulary",
+            Outcome.REFUSED,
+            f"{apart}, and have too little in common: {common.describe()}, {LEAST_OVERLAP:.0%} is the least; choose a "
+            "draft model of the target's family.",
+        )
+    return Finding(
+        "vocabulary",
+        Outcome.NOTE,
+        f"{apart}, and enough is common to draft with: {common.describe()}; make the file for the devices with `fleet "
+        "models vocabulary`, and name it there as target_vocabulary.",
+    )
+
+
+def _ends(draft: ModelFacts, target: ModelFacts) -> Finding:
+    aspect = "end tokens"
+    if not target.end_tokens:
+        return Finding(aspect, Outcome.NOTE, "The target names no end token: its texts end at max_new_tokens alone.")
+    ends = _some(target.end_texts)
+    if draft.vocabulary != target.vocabulary:
+        return Finding(aspect, Outcome.FITS, f"Texts end at {ends}, as the target says.")
+    if not set(draft.end_tokens) & set(target.end_tokens):
+        own = f"ends at {_some(draft.end_texts)}" if draft.end_tokens else "knows no end"
+        return Finding(
+            aspect,
+            Outcome.NOTE,
+            f"Texts end at {ends}, as the target says, and the draft model {own}: what it drafts at a text's end is "
+            "rejected. Is one of the two not tuned for chats?",
+        )
+    return Finding(aspect, Outcome.FITS, f"Texts end at {ends}, which the draft model knows.")
+
+
+def _chats(draft: ModelFacts, target: ModelFacts) -> Finding:
+    aspect = "chat template"
+    same = draft.vocabulary == target.vocabulary
+    # A device makes prompts by the template of the file that its vocabulary is of.
+    used, whose = (draft, "draft model") if same else (target, "target")
+    if used.chat_template is None:
+        return Finding(
+            aspect,
+            Outcome.NOTE,
+            f"The {whose} has no chat template, by which a device would make prompts: chats are refused, plain prompts "
+            "(`raw`) work. Choose a file with a template for chats.",
+        )
+    if not same:
+        return Finding(aspect, Outcome.FITS, "Devices make prompts by the target's, from its vocabulary's file.")
+    if target.chat_template is None:
+        return Finding(
+            aspect,
+            Outcome.NOTE,
+            "The target has no chat template, the draft model has: prompts are made by that. Is the target not tuned "
+            "for chats?",
+        )
+    if draft.chat_template == target.chat_template or list(_rendered(draft)) == list(_rendered(target)):
+        return Finding(aspect, Outcome.FITS, "Both make the same prompts of a chat.")
+    return Finding(
+        aspect,
+        Outcome.NOTE,
+        "The templates make other prompts of the same chat; devices use the draft model's, so see that the target "
+        "answers well to it.",
+    )
+
+
+def _rendered(model: ModelFacts) -> Iterator[str | None]:
+    """Yield what a model's template makes of some chats; None where it declines."""
+    for chat in _CHATS:
+        try:
+            template = ChatTemplate(model.chat_template or "", bos=model.bos, eos=model.eos, now=lambda: _NOON)
+            yield template.render([ChatMessage(role, content) for role, content in chat])
+        except ChatError:
+            yield None
+
+
+def _context(draft: ModelFacts, target: ModelFacts) -> Finding:
+    aspect = "context"
+    if not draft.context or not target.context:
+        which = "draft model" if not draft.context else "target"
+        return Finding(aspect, Outcome.NOTE, f"The {which}'s file does not say how many tokens it was trained for.")
+    least = min(draft.context, target.context)
+    sentence = (
+        f"A text with its prompt can have {least:,} tokens: the draft model was trained for {draft.context:,}, the "
+        f"target for {target.context:,}"
+    )
+    if draft.context < target.context:
+        return Finding(aspect, Outcome.NOTE, f"{sentence}; longer ones need a draft model for more.")
+    return Finding(aspect, Outcome.FITS, f"{sentence}.")
+
+
+def _some(texts: Sequence[str]) -> str:
+    """Return a list of tokens as part of a sentence."""
+    shown = ", ".join(texts[:_SHOWN])
+    return f"{shown} and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else shown
+
+
+def _millions(parameters: int) -> str:
+    return f"{parameters / _BILLION:,.1f} billion" if parameters >= _BILLION else f"{parameters / 1e6:,.0f} million"
 
 
 @dataclass(frozen=True, slots=True)

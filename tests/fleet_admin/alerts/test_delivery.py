@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from fleet_admin.alerts.courier import Courier
+from fleet_admin.alerts.delivery import Webhook
 from fleet_admin.alerts.errors import DeliveryFailed
-from fleet_admin.alerts.webhook import Webhook, check_url
+from fleet_admin.alerts.evaluator import Courier
+from fleet_admin.alerts.settings import check_url
 from schemas.control import Alert, AlertState, decode_json
 
 AT = datetime(2026, 5, 1, 12, tzinfo=UTC)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fleet_admin.alerts.alerts import Alerts
+from fleet_admin.alerts.delivery import BrokerChannel
 from fleet_admin.alerts.errors import DeliveryFailed
-from fleet_admin.alerts.publishing import BrokerChannel
-from fleet_admin.alerts.running import RunningAlerts
+from fleet_admin.alerts.evaluator import RunningAlerts
 from fleet_admin.alerts.settings import AlertSettings
 from fleet_edge.store.database import open_store
 from fleet_link.errors import ConnectFailed

@@ -5,13 +5,12 @@ from datetime import UTC, datetime
 import pytest
 
 from fleet_admin.steering import Selection, SteeringError, commanding, steering
-from fleet_admin.steering.answers import Answers
-from fleet_admin.steering.judging import outcome_of
-from fleet_admin.steering.planning import plan_changes
+from fleet_admin.steering.commanding import Answers
+from fleet_admin.steering.planning import outcome_of, plan_changes
 from fleet_admin.steering.selection import KnownDevice
 from fleet_admin.steering.values import check_change, read_assignments
 from fleet_admin.steering.views import SettingState
-from fleet_device.steering.actions import ACTIONS
+from fleet_device.steering.commands import ACTIONS
 from fleet_edge.store.event_codes import EVENT_CODES, EventKind
 from fleet_edge.store.steering.views import WantedView
 from schemas.control import Presence

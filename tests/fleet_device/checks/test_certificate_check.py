@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fleet_device.checks.certificate_check import Moment, check_certificate, check_clock, moments_of
 from fleet_device.checks.checklist import NotApplicable
+from fleet_device.checks.doctor import Moment, check_certificate, check_clock, moments_of
 from fleet_device.errors import ConfigurationError
 from fleet_link.errors import ConnectFailed
 from fleet_link.settings import BrokerSettings

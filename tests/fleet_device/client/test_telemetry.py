@@ -3,7 +3,7 @@ import pytest
 from fleet_device.client.agent import Generation
 from fleet_device.client.telemetry import DeviceTotals
 from fleet_device.pacing.session_pacing import RoundTrips
-from fleet_device.session.counters import SessionCounters
+from fleet_device.session.states import SessionCounters
 from schemas.reasons import EndReason
 
 

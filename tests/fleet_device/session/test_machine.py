@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dssd.distribution import Dist, point_mass
 from fleet_device.errors import ProtocolViolation
-from fleet_device.session.effect import VerdictEffect
+from fleet_device.session.in_flight import VerdictEffect
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.request import SessionRequest
 from schemas.digest import EMPTY, extend_digest

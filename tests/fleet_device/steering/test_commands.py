@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from fleet_device.steering import actions
-from fleet_device.steering.actions import Action, Answer
-from fleet_device.steering.commands import Commands, in_parts
+from fleet_device.steering import commands
+from fleet_device.steering.commands import Action, Answer, Commands, in_parts
 from schemas.steering import MAX_PARTS, MAX_RESULT, CommandOutcome, CommandRequest, CommandResponse
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -166,4 +165,4 @@ def test_a_long_result_comes_in_parts_and_the_longest_is_cut() -> None:
 
 def test_every_command_is_on_the_page() -> None:
     page = (Path(__file__).parents[3] / "docs" / "steering.md").read_text(encoding="utf-8")
-    assert all(f"| `{name}` |" in page for name in actions.ACTIONS)
+    assert all(f"| `{name}` |" in page for name in commands.ACTIONS)

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from fleet_device.applications import Application, ApplicationsFile, new_key
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.catalogue import STEERABLE, Effect, check_values, effect_of, quota_of
-from fleet_device.steering.kept import kept_file
-from fleet_device.steering.remote_settings import RemoteSettings
-from fleet_device.steering.starting import load_steered
+from fleet_device.steering.remote_settings import RemoteSettings, kept_file, load_steered
 from fleet_runtime.errors import SettingsError
 from schemas.steering import DesiredSettings
 
@@ -250,7 +248,7 @@ def test_a_disk_that_is_full_is_told_and_ends_nothing(tmp_path: Path, caplog: py
 def test_a_user_without_a_home_is_told_that_nothing_is_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fleet_device.steering.kept.state_folder", lambda: None)
+    monkeypatch.setattr("fleet_device.steering.remote_settings.state_folder", lambda: None)
     it = remote(own(tmp_path, steering_dir=None))
     assert "lost at a restart" in caplog.text
     it.consider(wanted(1, top_k=5))

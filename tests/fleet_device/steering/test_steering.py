@@ -13,7 +13,7 @@ import pytest
 from fleet_device.errors import TextCancelled
 from fleet_device.gateway import Asked, Gateway
 from fleet_device.service import DeviceService
-from fleet_device.steering.log_tail import MOST_LINES, LogTail
+from fleet_device.steering.commands import MOST_LINES, LogTail
 from fleet_device.steering.remote_settings import RemoteSettings
 from fleet_device.texts.generate import GenerateRequest
 from schemas.control import DeviceState, decode_json, encode_json

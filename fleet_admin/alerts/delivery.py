@@ -1,61 +1,36 @@
-"""Webhook: posts alerts as JSON to a URL, signed, so that whoever gets them knows that they are ours.
+"""Delivery of alerts: by webhook, and over MQTT on the topic `_alert`, which monitors read.
 
-The signature is an HMAC-SHA256 of `<time>.<body>` with the secret, in hexadecimal; the time, in Unix seconds, stands in
-a header of its own, so that an old message can be told from a new one. No redirect is followed: an alert, and its
-signature, go where the administrator has said, or nowhere. A server that answers slowly, or without end, is left.
+A webhook is signed with an HMAC-SHA256 of `<time>.<body>` in hexadecimal. The time, in Unix seconds, has a separate
+header, so that a receiver can reject an old message. Redirects are not followed: an alert and its signature go to the
+configured URL or nowhere. A slow or endless answer is abandoned.
 """
 
 import contextlib
 import hashlib
 import hmac
 import http.client
-import ipaddress
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
 from typing import Final
-from urllib.parse import SplitResult, urlsplit
 
 from fleet_admin.alerts.errors import DeliveryFailed
+from fleet_admin.alerts.settings import AlertSettings, check_url
+from fleet_link.errors import LinkError
+from fleet_link.link import Link, publish_confirmed
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import LinkSettings
 from schemas.control import Alert, encode_json
+from schemas.topics import Topic, build
 
-__all__ = ["Webhook", "check_url"]
+__all__ = ["BrokerChannel", "Webhook"]
 
 _TIMEOUT_S: Final = 10.0
 _LONGEST_S: Final = 20.0
 _MOST_ANSWER_BYTES: Final = 4096
 _ACCEPTED: Final = range(200, 300)
-
-
-def check_url(url: str) -> SplitResult:
-    """Take a webhook's URL apart.
-
-    Raises:
-        ValueError: It is none that can be posted to. The text is a sentence's end.
-    """
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        raise ValueError("it must be a URL such as https://hooks.example/fleet") from None
-    if not host or parts.scheme not in {"http", "https"} or not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError("it must be a URL such as https://hooks.example/fleet")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("a user or a password has no place in it: what is posted is signed with `webhook_secret_file`")
-    if parts.scheme == "http" and not _is_loopback(host):
-        raise ValueError("beyond this machine it must begin with https://")
-    return parts
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class Webhook:
@@ -145,3 +120,46 @@ class Webhook:
 def _cut(connection: http.client.HTTPConnection) -> None:
     with contextlib.suppress(OSError, AttributeError):  # it has ended meanwhile, or not begun
         connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+_CONNECT_S: Final = 10.0
+_CONFIRM_S: Final = 10.0
+
+
+class BrokerChannel:
+    """Publishes alerts in the role monitor; connects with the first.
+
+    Args:
+        settings: Which fleet, broker and name.
+        make_link: Makes the link to the broker.
+    """
+
+    def __init__(self, settings: AlertSettings, *, make_link: Callable[[LinkSettings], Link] = PahoLink) -> None:
+        assert settings.fleet is not None
+        self._topic = build(Topic.ALERT, fleet=settings.fleet)
+        self._link = make_link(settings.broker.link(settings.name, will=None))
+        self._started = False
+        self._using = threading.Lock()
+        self.name = f"the broker at {settings.broker.host}:{settings.broker.port}"
+
+    def send(self, alert: Alert) -> None:
+        """Publish an alert, and wait until the broker has it.
+
+        Raises:
+            DeliveryFailed: It has not.
+        """
+        with self._using:
+            try:
+                if not self._started:
+                    self._link.start(timeout_s=_CONNECT_S)
+                    self._started = True
+                publish_confirmed(
+                    self._link, self._topic, encode_json(alert), timeout_s=_CONFIRM_S, content_type="application/json"
+                )
+            except LinkError as error:
+                raise DeliveryFailed(str(error)) from error
+
+    def close(self) -> None:
+        """Say goodbye."""
+        with self._using:
+            self._link.stop()
