@@ -1,1 +1,1 @@
-"""Pacing: how many tokens to draft, and whether to draft ahead of the verdict."""
+"""Pacing: choose between edge-only decoding, drafting and drafting ahead, and the draft length."""

@@ -1,6 +1,6 @@
-"""Adaptive pacing: drafts as long as pays, ahead of the verdict if that pays, or has the edge write; as was measured.
+"""Adaptive pacing: choose the plan with the highest measured throughput.
 
-It has neither clock nor randomness of its own: the same outcomes lead to the same plans.
+It has no clock and no randomness: equal outcomes lead to equal plans.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,14 +28,18 @@ def best_repetition(
     longest: int,
     rate: float,
 ) -> Plan | None:
-    """Return the best plan to draft from earlier text; None if it is no better than what is planned already.
+    """Return the best plan for suffix drafts, or None if it does not beat the present plan.
+
+    A suffix token costs no time of the draft model, but the model reads it later if it drafts again. So such a token
+    costs
+    the look-up and that reading time, and its throughput is computed from the acceptance that suffix tokens have had.
 
     Args:
-        prospect: What earlier text says of the next tokens.
-        waiting: The conditions while the device waits for each verdict; None if it may not.
-        drafting_ahead: The conditions while it does not; None likewise.
-        longest: Most tokens of a draft.
-        rate: What is planned already promises (tokens a second).
+        prospect: What the suffix index expects of the next tokens.
+        waiting: Conditions while the device waits for each verdict; None if it may not.
+        drafting_ahead: Conditions while it drafts ahead; None if it may not.
+        longest: Largest number of tokens of a draft.
+        rate: Tokens per second of the present plan.
     """
     token_s = prospect.token_s + prospect.catch_up_s
     best, found = _BETTER * rate, None
@@ -68,7 +72,7 @@ _SHARED_WORTH: Final = 0.94
 
 
 def draft_lengths(conditions: Conditions, longest: int) -> Sequence[int]:
-    """Return the tokens that a draft may have under these conditions, none among them; `longest` at most."""
+    """Return the draft lengths to consider, from 0 to `longest`."""
     if conditions.shared is None:
         return range(longest + 1)
     return [tokens for tokens in _SHARED_LENGTHS if tokens <= longest]
@@ -83,15 +87,15 @@ def best_plan(
     last: Plan | None = None,
     trust: float = 1.0,
 ) -> Plan:
-    """Return the plan to follow.
+    """Return the plan with the highest estimated rate; prefer a cheaper one that is nearly as good.
 
     Args:
-        waiting: The conditions while the device waits for each verdict.
-        drafting_ahead: The conditions while it does not.
-        longest: Most tokens of a draft.
-        ahead: Whether to draft ahead of the verdict; None leaves it open.
-        last: The plan followed so far.
-        trust: What the rates of drafting ahead are multiplied by.
+        waiting: Conditions while the device waits for each verdict.
+        drafting_ahead: Conditions while it drafts ahead.
+        longest: Largest number of tokens of a draft.
+        ahead: Whether to draft ahead; None leaves it open.
+        last: The present plan.
+        trust: Factor on the rates of drafting ahead.
     """
     rates: dict[Plan, float] = {}
     lengths = draft_lengths(waiting, longest)
@@ -103,7 +107,7 @@ def best_plan(
     if last in rates:
         rates[last] *= STAY if waiting.shared is None else _SHARED_STAY
     enough = (WORTH if waiting.shared is None else _SHARED_WORTH) * max(rates.values())
-    # Those that wait come first, and the shortest of each kind.
+    # Waiting plans come first, and the shortest of each kind.
     return next(plan for plan, rate in rates.items() if rate >= enough)
 
 
@@ -115,14 +119,14 @@ def explain(
     streamed_s: float,
     trust: float = 1.0,
 ) -> str:
-    """Return what was measured, and the tokens a second that follow from it.
+    """Describe the measurements and the estimated rate of each plan in a sentence.
 
     Args:
-        waiting: The conditions while the device waits for each verdict; None if it may not, or nothing was measured.
-        drafting_ahead: The conditions while it does not; None likewise.
-        longest: Most tokens of a draft.
-        streamed_s: Time between tokens that the edge writes by itself; 0 if it may not, or has not.
-        trust: What the rates of drafting ahead are multiplied by.
+        waiting: Conditions while the device waits for each verdict; None if not allowed or not measured.
+        drafting_ahead: Conditions while it drafts ahead; None likewise.
+        longest: Largest number of tokens of a draft.
+        streamed_s: Time per token of edge-only decoding; 0 if not allowed or not measured.
+        trust: Factor on the rates of drafting ahead.
     """
     parts = []
     if streamed_s:
@@ -146,7 +150,6 @@ def explain(
 
 
 def _promise(way: str, rates: Mapping[int, float]) -> str:
-    """Say what a way of drafting promises at its best length."""
     tokens = max(rates, key=rates.__getitem__)
     return f"{way} {rates[tokens]:.1f} tokens/s with {tokens} a draft"
 
@@ -197,12 +200,13 @@ _INSTANT_S: Final = 1e-6
 
 @dataclass(slots=True)
 class AdaptivePacing:
-    """Maximises committed tokens a second: of each text at the edge, if all are written as this one.
+    """Maximise the committed tokens per second of all requests at the edge, assuming that they use the same plan.
 
     Attributes:
-        ahead: Whether to draft ahead of the verdict; None leaves it open.
-        stream: Whether the edge writes by itself; None leaves it open. Where it does, nothing is drafted but now and
-            then, to see whether that would pay.
+        ahead: Whether to draft ahead; None leaves it open.
+        stream: Whether to use edge-only decoding; None leaves it open. While it does, drafts are only tried from time
+            to
+            time.
     """
 
     ahead: bool | None = None
@@ -228,7 +232,7 @@ class AdaptivePacing:
     _alone: bool = True  # no draft was under way when the next one to be learnt of was sent
 
     def plan(self, *, longest: int, window: int) -> Plan:
-        """Return the best plan; now and then another one."""
+        """Return the best plan, or from time to time another one to explore."""
         longest = self._longest = min(longest, _LONGEST)
         self._window = window
         self._plans += 1
@@ -248,7 +252,7 @@ class AdaptivePacing:
         self._last = best
         trial, between = divmod(self._plans, _EXPLORE)
         if between:
-            # Where others share the steps, all keep to one length.
+            # With other requests in the steps, all devices use one length.
             alike = best.ahead or self._load.shared is not None
             return best if alike else self._stretched(best, waiting, longest=longest)
         if self.stream is None and trial % _TURN == _TURN // 2:
@@ -259,7 +263,7 @@ class AdaptivePacing:
         return Plan(max(int(best.ahead), min(longest, best.tokens + step)), best.ahead)
 
     def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
-        """Return the better of a plan and drafting from earlier text, once there are times to tell by."""
+        """Return the better of a plan and suffix drafts, once there are measurements."""
         if self._outcomes < _OUTCOMES or self.stream:
             return plan
         longest = min(longest, _LONGEST)
@@ -284,9 +288,9 @@ class AdaptivePacing:
         )
 
     def goes_on(self, chances: Sequence[float]) -> bool:
-        """Return whether one more token would bring more than the time it takes is worth.
+        """Return whether one more draft token is worth its time.
 
-        It is accepted only if all before it are; those that the draft model was unsure of make that unlikely.
+        It is accepted only if all tokens before it are; tokens that the draft model was unsure of make that unlikely.
         """
         stands = overall = self._acceptance.rate
         for chance in chances:
@@ -294,10 +298,11 @@ class AdaptivePacing:
         return stands > self._worth
 
     def _stretched(self, best: Plan, conditions: Conditions, *, longest: int) -> Plan:
-        """Let a draft be longer where its tokens are sure, and end sooner where they are not.
+        """Lengthen the plan, and require of each further token the acceptance that pays for its time.
 
-        At the best rate that can be had on average, the time that one more token takes, at the device and at the edge,
-        would have brought so many tokens, rate times time: that is the chance to stand that it must have.
+        One more token takes time on the device and at the edge. At the best average rate that time would yield rate ·
+        time
+        tokens, so that is the acceptance it needs.
         """
         if not best.tokens:
             return best
@@ -306,7 +311,6 @@ class AdaptivePacing:
         return Plan(min(longest, _STRETCH * best.tokens), may_stop=True)
 
     def learn(self, outcome: DraftOutcome) -> None:
-        """Take note of a verdict."""
         if not outcome.repeats:
             self._acceptance.add(tested=outcome.tested, accepted=outcome.accepted)
             for place, chance in enumerate(outcome.chances[: outcome.tested]):
@@ -318,20 +322,18 @@ class AdaptivePacing:
         self._alone = not (stands and outcome.ahead)
 
     def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
-        """Take note of what the edge has written by itself."""
         if tokens:
             self._streamed.add(seconds / tokens)
             if step_s:  # else it was sent again, from memory: nothing is known of now
                 self._stream_step.add(step_s)
 
     def note_load(self, load: EdgeLoad) -> None:
-        """Take note of what the edge says of its load."""
         self._load = load
         if load.acceptance is not None:
             self._acceptance.told(load.acceptance)
 
     def choice(self) -> Choice:
-        """Return the plan that is followed now, and what each way promises."""
+        """Return the present plan and the estimate of each alternative."""
         ways = (
             [self.conditions(self._window, ahead=ahead) for ahead in (False, True)] if self._outcomes else [None, None]
         )
@@ -346,7 +348,7 @@ class AdaptivePacing:
         return Choice((self._last or first).name, reason)
 
     def _begin(self, longest: int) -> Plan | None:
-        """Return the plan to follow before there is anything to choose by; None if there is."""
+        """Return the plan to use before there are measurements; None if there are."""
         if self.stream or (self.stream is None and self._plans <= _FIRST_STREAMS):
             return Plan(STREAMED if self.stream else _FIRST_STREAMED, stream=True)
         if self._outcomes < _OUTCOMES:
@@ -354,11 +356,11 @@ class AdaptivePacing:
         return None
 
     def _instead(self, best: Plan, conditions: Conditions) -> Plan | None:
-        """Return the plan to have the edge write, if that is as good as the best way of drafting: it costs both less.
+        """Return an edge-only plan if it is at least as good as the best drafting plan: it costs device and edge less.
 
         Args:
-            best: That way.
-            conditions: Under which it is.
+            best: Best drafting plan.
+            conditions: Conditions of that plan.
         """
         if self.stream is not None or not self._streamed.known:
             return None
@@ -367,8 +369,9 @@ class AdaptivePacing:
         if WORTH * trust * conditions.rate(best) * self._streamed_s() > stay * _SURELY:
             self._patience = _EXPLORE_STREAMING
             return None
-        # What drafting would bring is old, or of few tokens: it is tried again, the more rarely the less may be hoped
-        # for, since to turn costs round trips. An empty draft would teach nothing.
+        # The estimate of drafting is old or based on few tokens. Try it again, less often the less it promises, since a
+        # change
+        # of plan costs round trips. An empty draft would teach nothing.
         trial = best if best.tokens else replace(best, tokens=1)
         if self._trying:
             self._trying -= 1
@@ -386,16 +389,16 @@ class AdaptivePacing:
         return trial
 
     def conditions(self, window: int, *, ahead: bool = False) -> Conditions:
-        """Return what has been measured.
+        """Return the measured conditions.
 
         Args:
-            window: Most drafts under way.
-            ahead: While the device drafts ahead, or else while it waits.
+            window: Largest number of drafts in flight.
+            ahead: Conditions of drafting ahead instead of waiting.
         """
         times = self._expected(ahead=ahead)
         compute_s, compute_token_s = self._compute(times)
         if self._writing and self._stream_step.known and not self._by_itself:
-            # The edge's steps are as they are now, whatever they were when a draft was verified last.
+            # Use the edge's present step times, not those of the last verified draft.
             compute_s = self._stream_step.at(0)
         return Conditions(
             acceptance=self._rate,
@@ -410,39 +413,40 @@ class AdaptivePacing:
 
     @property
     def _trust(self) -> float:
-        """What the rates of drafting ahead are multiplied by."""
+        """Factor on the rates of drafting ahead."""
         if self._load.shared is not None:
             return self._load.shared.trust
         return 1.0 if True in self._times else _UNTRIED
 
     @property
     def _rate(self) -> float:
-        """How likely a draft token is accepted; where texts share steps, of all devices with the draft model."""
+        """Acceptance of a draft token; with shared steps, that of all devices with this draft model."""
         return self._acceptance.rate if self._load.shared is None else self._acceptance.common
 
     @property
     def _writing(self) -> bool:
-        """Whether the edge writes by itself, but for a draft now and then."""
+        """Whether the present plan is edge-only decoding."""
         return self._last is not None and self._last.stream
 
     @property
     def _by_itself(self) -> bool:
-        """Whether no other text is at the edge.
+        """Whether the edge has no other request.
 
-        Then what drafts take of it beyond what it takes to write is their own doing: on a processor two rows may take
-        twice what one takes, and each further one little.
+        Then the time that drafts take beyond edge-only decoding is their own: on a CPU two rows may take twice the time
+        of one,
+        and each further row little.
         """
         return self._load.token_s is not None and self._load.alone
 
     def _begin_writing(self) -> None:
-        """Let what was expected be soon replaced by what shows: of what the edge writes, and of drafts behind that."""
+        """Let new measurements soon replace old expectations, of edge-only decoding and of later drafts."""
         if measured := self._streamed.at(0):
             self._streamed = self._streamed.faded(self._streamed_s() / measured)
         self._stream_step = self._stream_step.faded(self._step_ratio())
         self._times = {way: times.faded() for way, times in self._times.items()}
 
     def _step_ratio(self) -> float:
-        """Return what the edge's steps take now, in those of when it wrote last; 1 where they are much alike."""
+        """Return present step time ÷ step time of the last edge-only decoding; 1 if they are similar."""
         then, now = (
             self._stream_step.at(0),
             self._compute(self._times[self._way])[0] if self._way in self._times else 0.0,
@@ -451,21 +455,24 @@ class AdaptivePacing:
         return 1.0 if self._by_itself or 1.0 / _LIKE < ratio < _LIKE else ratio
 
     def _compute(self, times: Times) -> tuple[float, float]:
-        """Return what an empty draft takes of the edge, and each token more.
+        """Return the edge's time for an empty draft and for each further token.
 
-        The edge knows best: it sees steps of all loads. Until it says, what drafts of like length leave open, the steps
-        tell in which it wrote by itself: its load is taken to be as it was then unless drafts say otherwise. Else
-        drafts that are slow by their own tokens would make the edge's writing seem slow.
+        The edge's report is best: it sees steps of all loads. Until it reports, what drafts of similar length leave
+        open is
+        estimated from edge-only steps, whose load is assumed to be unchanged unless drafts show otherwise. Otherwise
+        drafts
+        that are slow because of their own tokens would make edge-only decoding seem slow.
         """
         if self._load.token_s is not None:
             return times.compute.with_slope(self._load.token_s)
         return times.compute.from_start(self._stream_step.at(0) if self._stream_step.known else float("inf"))
 
     def _streamed_s(self) -> float:
-        """Return the time between tokens if the edge wrote by itself now; 0 if it never has.
+        """Return the time per token of edge-only decoding now; 0 if it was never measured.
 
-        Where the device drafts, that was measured some time ago, at another load: it has changed as the edge's steps
-        have. And it is no more than an empty draft takes, which brings a token as well, and has to be asked for.
+        While the device drafts, the measurement is old, so it is scaled by how the step time has changed. It is at most
+        the
+        time of an empty draft, which also commits a token and must also be requested.
         """
         measured = self._streamed.at(0)
         if measured and self._load.shared is not None:
@@ -475,9 +482,9 @@ class AdaptivePacing:
         return min(measured * self._step_ratio(), self.conditions(self._window).answer_s(0))
 
     def _expected(self, *, ahead: bool) -> Times:
-        """Return what drafting one way would take now.
+        """Return the expected times of one way of drafting now.
 
-        What is known of the way not taken may be old; but who waits is answered no later than who drafts ahead.
+        Measurements of the other way may be old; but a waiting device is answered no later than one that drafts ahead.
         """
         own, other = self._times.get(ahead), self._times.get(not ahead)
         if own is None or other is None:
@@ -488,17 +495,17 @@ class AdaptivePacing:
 
     def _measure(self, outcome: DraftOutcome) -> None:
         if outcome.ahead is not self._way:
-            # What was measured when it was last drafted this way may have changed since.
+            # The last measurements of this way may be outdated.
             self._times[outcome.ahead] = self._expected(ahead=outcome.ahead).faded()
             self._way = outcome.ahead
         times = self._times[outcome.ahead]
         if outcome.tokens and not outcome.repeats:
-            # Behind a bonus token the draft model has that one to read as well.
+            # After a bonus token the draft model has to read that token as well.
             times.token.add(outcome.token_s * outcome.tokens / (outcome.tokens + self._bonus))
         times.compute.add(outcome.compute_s, tokens=outcome.tokens + outcome.chained)
         if self._alone:
             self._outcomes += 1
-            # Who drafts ahead looks for verdicts between tokens, on average half a token late.
+            # While drafting ahead, the device notices a verdict half a token late on average.
             late_s = times.token.at(0) / 2 if outcome.ahead else 0.0
             beside_s = outcome.answer_s - outcome.compute_s - outcome.queue_s - late_s
             times.beside.add(max(0.0, beside_s), tokens=outcome.tokens)

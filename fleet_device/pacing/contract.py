@@ -1,4 +1,4 @@
-"""Pacing: how many tokens to draft before sending, whether to go on before the verdict, or to have the edge write."""
+"""Pacing contract: plans, outcomes and the edge's reported load."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,15 +17,23 @@ _LEAST_TRUST: Final = 0.75
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedSteps:
-    """What the steps of an edge take that several texts share.
+    """Step times of an edge with several running requests.
+
+    A step is as long as all devices together make it, so the gain of one device that changes its plan alone is no
+    guide:
+    sixteen devices on two cores could each gain by drafts that slow all of them down, and four could gain if all
+    drafted
+    ahead while the first one to do so loses. A plan is therefore rated as if all requests used it. Devices that are
+    alike
+    then come to the same plan without communicating.
 
     Attributes:
-        texts: How many; at least 2.
-        writing_s: A step if the edge wrote all of them by itself.
-        step_s: One that verifies drafts, however little is in it.
-        text_s: Each text in it, with its first token.
-        token_s: Each further token.
-        free: Further tokens of a text that cost nothing.
+        texts: Number of requests; at least 2.
+        writing_s: Step time in edge-only decoding of all requests.
+        step_s: Fixed time of a step that verifies drafts.
+        text_s: Further time per request, with its first token.
+        token_s: Further time per further token.
+        free: Number of further tokens per request that cost nothing.
     """
 
     texts: int
@@ -37,26 +45,30 @@ class SharedSteps:
 
     @property
     def trust(self) -> float:
-        """What a rate of drafting ahead counts for: it brings less than is reckoned, the less the more texts there are.
+        """Factor on the rate of drafting ahead; it falls with the number of requests.
 
-        Drafts that are sent one by one are not all in the next step, and texts with unequal numbers of tokens take
-        passes of their own. By simulation with the step times of two cores 0.92 with 4 texts, 0.86 with 8, and between
-        0.6 and 1 with 16.
+        Drafts that are sent one at a time are not all in the next step, and sequences with different numbers of tokens
+        take
+        separate passes. Simulated with the step times of two cores: 0.92 with 4 requests, 0.86 with 8, 0.6 to 1 with
+        16.
         """
         return max(_LEAST_TRUST, 1.0 - _TRUST_LOST * (self.texts - 1))
 
     def waiting_s(self, tokens: int, *, outside_s: float, last_s: float = 0.0) -> tuple[float, float]:
-        """Return what a step takes, and how long a draft waits for it, if all devices wait for each verdict.
+        """Return step time and waiting time of a draft if all devices wait for each verdict.
 
-        Either all texts are in each step, which waits for the last draft. Or of S texts those are in a step that are
-        not outside meanwhile: S·x / (o + 1.5·x) for a step of x, since a draft comes in the middle of one on average
-        and has to wait for the next. That is quicker, but drafts that come during one step are answered together ever
-        after: it lasts only where a step is short beside the time outside, and so counts for the less the longer it is.
+        Either all requests are in each step, which waits for the last draft. Or, of S requests, only those whose drafts
+        have
+        arrived are: S·x / (o + 1.5·x) for a step of x, since a draft arrives in the middle of a step on average and
+        waits for
+        the next one. That is faster. But drafts that arrive during one step are answered together from then on, so it
+        lasts
+        only while a step is short compared with the time outside; the longer the step, the less it counts.
 
         Args:
-            tokens: Of a draft.
-            outside_s: From the end of a step to the arrival of the next draft.
-            last_s: How much later the last draft comes.
+            tokens: Draft length.
+            outside_s: Time from the end of a step to the arrival of the next draft.
+            last_s: Delay of the last draft.
         """
         each_s = self._text_s(tokens)
         together_s = self.step_s + self.texts * each_s
@@ -68,17 +80,17 @@ class SharedSteps:
         return together_s + apart * (some_s - together_s), last_s + apart * (wait_s - last_s)
 
     def ahead_s(self, tokens: int, *, token_s: float, window: int, present: float) -> float:
-        """Return what a step takes if all texts are drafted ahead: all that came meanwhile is in it.
+        """Return the step time if all devices draft ahead: a step contains everything that has arrived.
 
         Args:
-            tokens: Of a draft.
+            tokens: Draft length.
             token_s: Time to draft a token.
-            window: Most drafts under way.
-            present: Share of the texts that are in a step.
+            window: Largest number of drafts in flight.
+            present: Share of the requests that are in a step.
         """
         drafting_s = tokens * token_s
         each_s = self._text_s(tokens)
-        # A step shorter than it takes to draft has only some texts in it, as many the longer it is.
+        # A step shorter than a drafting time contains only some requests, more of them the longer it is.
         some = present * self.texts * each_s / drafting_s if drafting_s else 1.0
         step_s = max(self.step_s + each_s, self.step_s / (1.0 - some) if some < 1.0 else float("inf"))
         if step_s <= drafting_s:
@@ -90,7 +102,7 @@ class SharedSteps:
         return self.step_s + texts * self._text_s(min(window * tokens, max(tokens, drafted)))
 
     def _text_s(self, tokens: float) -> float:
-        """Return by how much a text makes a step longer with so many tokens of a draft."""
+        """Return the further step time of one request with a draft of this length."""
         return self.text_s + max(0.0, tokens - self.free) * self.token_s
 
 
@@ -111,12 +123,12 @@ class Plan:
     """How the next draft is made.
 
     Attributes:
-        tokens: Its length, if the text and the edge have room for it.
-        ahead: Whether to draft ahead: the next draft does not wait for the verdict on this one.
-        stream: Whether nothing is drafted, and the edge writes so many tokens by itself.
-        may_stop: Whether the draft may end sooner, where its next token would hardly stand: see `Pacing.goes_on`.
-        repeats: Whether it is made from earlier text, not by the draft model.
-        least: Chance to stand that each of its tokens must have then.
+        tokens: Draft length, if the request and the edge have room for it.
+        ahead: Draft ahead: do not wait for the verdict before the next draft.
+        stream: Edge-only decoding of this number of tokens.
+        may_stop: Whether the draft may end early; see `Pacing.goes_on`.
+        repeats: Whether it comes from the suffix index instead of the draft model.
+        least: Acceptance that each suffix token must promise.
     """
 
     tokens: int
@@ -128,17 +140,17 @@ class Plan:
 
     @property
     def name(self) -> PlanName:
-        """Which of the three ways it is."""
+        """Name of the plan: `stream`, `draft` or `ahead`."""
         return "stream" if self.stream else "ahead" if self.ahead else "draft"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The plan that is followed, and why.
+    """The present plan and the reason for it.
 
     Attributes:
-        plan: `stream`: the edge writes by itself; `draft`: the device waits for each verdict; `ahead`: it does not.
-        reason: A sentence, with what the other ways promise.
+        plan: `stream`: edge-only decoding; `draft`: wait for each verdict; `ahead`: draft ahead.
+        reason: A sentence with the estimate of each alternative.
     """
 
     plan: PlanName
@@ -147,16 +159,16 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeLoad:
-    """What an edge does at present, and what its steps take; None of what it does not know.
+    """Load and step times that an edge reports; None for what it does not know.
 
     Attributes:
-        texts: That it writes or has verified lately, this one counted in.
-        writing_s: Time for a token of each if it writes all of them by itself.
-        step_s: A step that verifies drafts, however little is in it.
-        text_s: By how much each text makes a step longer, with its first token.
-        token_s: By how much each further token of a text does.
-        acceptance: Of tokens of such a draft model, the share that it has accepted lately, from all its devices.
-        free: Further tokens of a text that cost nothing.
+        texts: Number of running requests, including this one.
+        writing_s: Time per token of each request in edge-only decoding of all.
+        step_s: Fixed time of a step that verifies drafts.
+        text_s: Further time per request, with its first token.
+        token_s: Further time per further token.
+        acceptance: Acceptance of this draft model over all devices that use it.
+        free: Number of further tokens per request that cost nothing.
     """
 
     texts: int = 1
@@ -169,12 +181,12 @@ class EdgeLoad:
 
     @property
     def alone(self) -> bool:
-        """Whether there is no other text."""
+        """Whether there is no other request."""
         return self.texts == 1
 
     @property
     def shared(self) -> SharedSteps | None:
-        """What steps take that several texts share, if they do and the edge has said so."""
+        """Step times of shared steps, if the edge has other requests and has reported them."""
         if self.alone or self.writing_s is None or self.step_s is None or self.text_s is None or self.token_s is None:
             return None
         return SharedSteps(
@@ -189,20 +201,20 @@ class EdgeLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftOutcome:
-    """What became of a draft.
+    """Result of one draft.
 
     Attributes:
-        tokens: Drafted.
-        ahead: Whether another draft was announced, so that the edge has drawn no token after a draft that stands.
-        accepted: Of these tokens, accepted.
-        token_s: Mean time to draft one of them; 0 if there is none.
-        answer_s: From sending to the verdict.
-        compute_s: The edge's step in which it was verified.
-        opening: Whether it was the first since the session was opened: its times then hold the prompt's as well.
-        chances: Of each token, the probability with which it was drawn; empty if that is not known.
-        queue_s: Before it, until that step began.
-        repeats: Whether it was made from earlier text beside a draft model, of which it says nothing.
-        chained: Tokens of the device's other drafts of this text that the same step verified.
+        tokens: Number of draft tokens.
+        ahead: Whether another draft was announced, so that the edge drew no bonus token.
+        accepted: Number of accepted tokens.
+        token_s: Mean time to draft one token; 0 if there is none.
+        answer_s: Time from sending to the verdict.
+        compute_s: Time of the edge's step that verified it.
+        opening: Whether it was the first draft of the session: its times then include the prompt.
+        chances: Probability that each token was drawn with; empty if unknown.
+        queue_s: Waiting time before that step.
+        repeats: Whether it came from the suffix index, which says nothing about the draft model.
+        chained: Number of tokens of this session's other drafts in the same step.
     """
 
     tokens: int
@@ -219,69 +231,70 @@ class DraftOutcome:
 
     @property
     def tested(self) -> int:
-        """Tokens that were accepted or rejected, not merely flushed."""
+        """Number of tokens that were accepted or rejected, not discarded."""
         return min(self.tokens, self.accepted + 1)
 
 
 class Pacing(Protocol):
-    """Decides from what has been measured, never from tokens that are drawn and left out: that would bend the law.
+    """Decide from measurements, never from a drawn token that is then dropped: that would bias the output.
 
-    So a plan is asked for once, before a draft's first token is drawn, and whether to draw another is decided by those
-    that the draft has: whatever is drawn is sent.
+    So a plan is made before the first draw of a draft, and whether to draw another token depends only on tokens that
+    are
+    already in the draft, all of which are sent.
     """
 
     def plan(self, *, longest: int, window: int) -> Plan:
         """Return the plan of the next draft.
 
         Args:
-            longest: Most tokens that the edge takes in a draft; a plan for more is cut to it.
-            window: Most drafts that it lets be under way.
+            longest: Largest draft that the edge accepts; a longer plan is cut.
+            window: Largest number of drafts in flight.
         """
 
     def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
-        """Return a plan to draft from earlier text, if that promises more than the one that was made.
+        """Return a plan with suffix drafts if it promises more than `plan`.
 
         Args:
-            plan: Of the next draft.
-            prospect: What earlier text says of the next tokens.
+            plan: Plan of the next draft.
+            prospect: What the suffix index expects of the next tokens.
             longest: As in `plan`.
-            window: Likewise.
+            window: As in `plan`.
         """
 
     def goes_on(self, chances: Sequence[float]) -> bool:
-        """Return whether to draft another token, where the plan lets the draft end sooner.
+        """Return whether to draft another token, if the plan may end early.
 
         Args:
-            chances: Of the tokens that the draft has, the probabilities with which they were drawn; at least one.
+            chances: Probabilities that the tokens of the draft were drawn with; at least one.
         """
 
     def learn(self, outcome: DraftOutcome) -> None:
-        """Take note of a verdict; in the order of the drafts."""
+        """Record a verdict, in the order of the drafts."""
 
     def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
-        """Take note of what the edge has written by itself.
+        """Record tokens of edge-only decoding.
 
         Args:
-            tokens: How many have come.
-            seconds: Since the last ones, while the edge wrote without a pause.
-            step_s: The edge's step that has made the last of them; 0 if that is not known.
+            tokens: Number of tokens received.
+            seconds: Time since the last ones, without a pause.
+            step_s: Step time of the last one; 0 if unknown.
         """
 
     def note_load(self, load: EdgeLoad) -> None:
-        """Take note of what the edge says of its load, before what came of the draft that it says it with."""
+        """Record the edge's reported load, before the outcome in the same message."""
 
     def choice(self) -> Choice:
-        """Return the plan that is followed now, and why."""
+        """Return the present plan and the reason for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class FixedPacing:
-    """Always the same.
+    """Always the same plan.
 
     Attributes:
-        tokens: Draft length, or tokens that the edge writes before it is asked again.
-        ahead: Whether to draft ahead of the verdict.
-        stream: Whether the edge writes by itself.
+        tokens: Draft length, or number of tokens per request for edge-only decoding.
+        ahead: Whether to draft ahead.
+        stream: Whether to use edge-only decoding.
     """
 
     tokens: int = 5
@@ -289,12 +302,11 @@ class FixedPacing:
     stream: bool = False
 
     def plan(self, *, longest: int, window: int) -> Plan:
-        """Return the plan."""
         del longest, window
         return Plan(self.tokens, self.ahead, self.stream)
 
     def weigh(self, plan: Plan, prospect: Prospect, *, longest: int, window: int) -> Plan:
-        """Draft from earlier text where a token of it stands as often as one of a fair draft model."""
+        """Use suffix drafts where their acceptance equals that of a fair draft model."""
         del window
         tokens = min(plan.tokens, longest, len(prospect.stands))
         if plan.stream or not tokens or prospect.acceptance(tokens) < _FAIR:
@@ -302,20 +314,18 @@ class FixedPacing:
         return replace(plan, repeats=True)
 
     def goes_on(self, chances: Sequence[float]) -> bool:
-        """Go on to the plan's length."""
         del chances
         return True
 
     def learn(self, outcome: DraftOutcome) -> None:
-        """Learn nothing."""
+        """Ignore it."""
 
     def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
-        """Learn nothing."""
+        """Ignore it."""
 
     def note_load(self, load: EdgeLoad) -> None:
-        """Learn nothing."""
+        """Ignore it."""
 
     def choice(self) -> Choice:
-        """Return the plan."""
         plan = self.plan(longest=self.tokens, window=1)
         return Choice(plan.name, "The settings say so.")

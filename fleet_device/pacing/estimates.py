@@ -1,4 +1,4 @@
-"""Estimates: what a device makes of its measurements, the old ones forgotten bit by bit, a wild one not believed."""
+"""Estimates from measurements, with forgetting and without trust in outliers."""
 
 import math
 from bisect import bisect
@@ -52,11 +52,12 @@ _MOST: Final = 0.995
 
 @dataclass(slots=True)
 class Acceptance:
-    """How likely a draft token is accepted.
+    """Acceptance of draft tokens.
 
-    That differs from text to text, and within one. So the latest tokens are counted beside all that are remembered, and
-    where the two differ by more than chance would have it, the latest alone are believed. Before there are many, what
-    others have found counts for some.
+    It differs between requests and within one. So the latest tokens are counted separately from all remembered ones;
+    where the
+    two differ by more than chance, only the latest count. With few measurements, the acceptance of other devices counts
+    as well.
     """
 
     _prior: float = _PRIOR
@@ -68,7 +69,6 @@ class Acceptance:
     _lately_accepted: float = 0.0
 
     def add(self, *, tested: int, accepted: int) -> None:
-        """Take a verdict."""
         kept = (1.0 - 1.0 / _TESTED_HORIZON) ** tested
         self._tested = kept * self._tested + tested
         self._accepted = kept * self._accepted + accepted
@@ -79,7 +79,7 @@ class Acceptance:
             self._tested, self._accepted = self._lately_tested, self._lately_accepted
 
     def told(self, rate: float) -> None:
-        """Take what others have found."""
+        """Record the acceptance of other devices."""
         self._prior, self._prior_tokens, self._others = rate, _TOLD_TOKENS, True
 
     @property
@@ -87,62 +87,60 @@ class Acceptance:
         if self._lately_tested < _LATELY / 2:
             return False
         rate = self._accepted / self._tested
-        # Of a rate near 0 or 1 even one token to the contrary is news, and none is proof.
+        # Near 0 or 1 a single token to the contrary is news, and none is proof.
         deviation = math.sqrt(max(rate * (1.0 - rate), 1.0 / _LATELY) / self._lately_tested)
         return abs(self._lately_accepted / self._lately_tested - rate) > _SURPRISE * deviation
 
     @property
     def rate(self) -> float:
-        """Accepted of tested, below 1."""
+        """Accepted ÷ tested, below 1."""
         return min(_MOST, (self._accepted + self._prior * self._fading) / (self._tested + self._fading))
 
     @property
     def common(self) -> float:
-        """The same where devices are to come to one plan, though they write different texts: what others have found.
+        """Acceptance that similar devices agree on although their requests differ: that of all devices.
 
-        Unless its own is quite another: then it writes what the draft model is much better at, or much worse.
+        A device whose own acceptance is clearly different uses its own.
         """
         own = self.rate
         return min(_MOST, self._prior) if self._others and abs(own - self._prior) <= _UNLIKE else own
 
     @property
     def hoped(self) -> float:
-        """What the rate may well be: one standard error above what was counted."""
+        """Upper estimate: one standard error above the measured acceptance."""
         rate = self.rate
         return min(_MOST, rate + math.sqrt(rate * (1.0 - rate) / (self._tested + self._fading)))
 
     @property
     def _fading(self) -> float:
-        """Tokens that what others have found counts for: the fewer, the more there are of its own."""
+        """Weight of other devices in tokens; it falls as own measurements grow."""
         return self._prior_tokens * max(0.0, 1.0 - self._tested / _TESTED_HORIZON)
 
 
 @dataclass(slots=True)
 class Confidence:
-    """How likely a draft token is accepted, by the probability with which the draft model gave it.
+    """Acceptance of a token by the probability that the draft model gave it.
 
-    A draft model says by its own probabilities where it is unsure; how far that is to be believed differs from model to
-    model, and is counted.
+    How far a draft model's own probabilities can be trusted differs between models, so it is counted.
     """
 
     _tested: list[float] = field(default_factory=lambda: [0.0] * (len(_SURE) + 1))
     _accepted: list[float] = field(default_factory=lambda: [0.0] * (len(_SURE) + 1))
 
     def add(self, chance: float, *, accepted: bool) -> None:
-        """Take a tested token."""
         place, kept = bisect(_SURE, chance), 1.0 - 1.0 / _TESTED_HORIZON
         self._tested[place] = kept * self._tested[place] + 1.0
         self._accepted[place] = kept * self._accepted[place] + accepted
 
     def rate(self, chance: float, *, overall: float) -> float:
-        """Return how likely a token of this probability is accepted, `overall` being that of any."""
+        """Return the acceptance of a token of this probability; `overall` is that of any token."""
         place = bisect(_SURE, chance)
         return (self._accepted[place] + _SHARED_TOKENS * overall) / (self._tested[place] + _SHARED_TOKENS)
 
 
 @dataclass(slots=True)
 class Trend:
-    """A time that may grow with the length of a draft: least squares with forgetting, the slope never negative."""
+    """A time that may grow with the draft length: least squares with forgetting, slope never negative."""
 
     _weight: float = 0.0
     _tokens: float = 0.0
@@ -152,7 +150,7 @@ class Trend:
     _doubted: bool = False
 
     def add(self, seconds: float, *, tokens: int = 0) -> None:
-        """Take a measurement, unless it is none or too wild to be believed yet."""
+        """Record a measurement unless it is empty or an outlier."""
         if not 0.0 <= seconds <= _LONGEST_S:
             return
         wild = self.known and seconds > _WILD * self.at(tokens)
@@ -167,7 +165,7 @@ class Trend:
         self._tokens_seconds = kept * self._tokens_seconds + tokens * seconds
 
     def faded(self, factor: float = 1.0) -> "Trend":
-        """Return a trend that expects the same times so much, and is soon convinced of something else."""
+        """Return a trend with the same expectation and little weight, so that new measurements replace it soon."""
         left = min(1.0, _FADED / self._weight) if self.known else 0.0
         return Trend(
             left * self._weight,
@@ -184,22 +182,23 @@ class Trend:
 
     @property
     def slope(self) -> float:
-        """Seconds a token; 0 while the drafts do not vary."""
+        """Seconds per token; 0 while drafts do not differ in length."""
         if not self.known:
             return 0.0
         together = self._tokens_seconds / self._weight - self._mean_tokens * self._mean
-        # A time without any tokens is a time as well, so that the line must not cross zero before.
+        # The time without tokens is a time too: the line must not cross zero before it.
         steepest = self._mean / self._mean_tokens if self._mean_tokens else 0.0
         return min(max(0.0, together / (self._spread + _STIFFNESS)), steepest)
 
     def from_start(self, seconds: float) -> tuple[float, float]:
-        """Return the time without any tokens, and the slope from there to the mean.
+        """Return the time without tokens, and the slope from there to the mean.
 
-        Drafts of like length leave open what of their time is due to their tokens: anything from nothing to as much for
-        each as for the text itself.
+        Drafts of similar length leave open how much of their time is due to their tokens: anything from nothing to the
+        full
+        time divided by the number of tokens.
 
         Args:
-            seconds: The time without any tokens, as known from elsewhere: of what is open, the nearest is taken.
+            seconds: Time without tokens, known from elsewhere; the nearest possible value is used.
         """
         most = max(0.0, self.at(0))  # but for rounding it never is below
         if not self.known or not self._mean_tokens:
@@ -217,7 +216,7 @@ class Trend:
         return self._mean + self.slope * (tokens - self._mean_tokens)
 
     def with_slope(self, slope: float) -> tuple[float, float]:
-        """Return the time without any tokens where each takes `slope`, and that; less where it would be below zero."""
+        """Return the time without tokens for a given slope, and the slope; less where that time would be negative."""
         if not self.known or not self._mean_tokens:
             return self.at(0), slope
         slope = min(slope, self._mean / (1.0 + self._mean_tokens))
@@ -238,14 +237,14 @@ class Trend:
 
 @dataclass(slots=True)
 class Times:
-    """What is measured while the device waits for verdicts, or while it drafts ahead.
+    """Measured times of one way of drafting.
 
-    The two are kept apart: who drafts ahead may take power or bandwidth from whatever verifies.
+    The two ways are separate: drafting ahead may take power or bandwidth from the verification.
 
     Attributes:
         token: To draft a token.
-        beside: From sending to the verdict, without the edge's step and the wait for it.
-        queue: That wait.
+        beside: From sending to the verdict, without step and queue.
+        queue: Waiting time before the edge's step.
         compute: The edge's step.
     """
 
@@ -255,11 +254,11 @@ class Times:
     compute: Trend = field(default_factory=Trend)
 
     def faded(self) -> "Times":
-        """Return what these let expect, to be told otherwise soon."""
+        """Return the same expectations with little weight."""
         return Times(self.token.faded(), self.beside.faded(), self.queue.faded(), self.compute.faded())
 
     def at_least(self, other: "Times") -> "Times":
-        """Return the longer ones of two."""
+        """Return the longer time of each pair."""
         return Times(
             max(self.token, other.token, key=_typical),
             max(self.beside, other.beside, key=_typical),
@@ -268,7 +267,7 @@ class Times:
         )
 
     def at_most(self, other: "Times") -> "Times":
-        """Return the shorter ones of two."""
+        """Return the shorter time of each pair."""
         return Times(
             min(self.token, other.token, key=_typical),
             min(self.beside, other.beside, key=_typical),

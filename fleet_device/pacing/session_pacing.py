@@ -1,4 +1,4 @@
-"""Pacing of one session: asks for a plan before each draft, and tells what became of the draft."""
+"""Pacing of one session: request a plan before each draft and report its outcome."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,11 +17,11 @@ __all__ = ["RoundTrips", "SessionPacing", "make_pacing"]
 
 @dataclass(slots=True)
 class RoundTrips:
-    """Times from sending a draft to its verdict, of those drafts that got one.
+    """Times from a draft to its verdict.
 
     Attributes:
-        count: Drafts.
-        total_ms: Summed.
+        count: Number of drafts.
+        total_ms: Sum in milliseconds.
     """
 
     count: int = 0
@@ -29,26 +29,25 @@ class RoundTrips:
 
     @property
     def mean_ms(self) -> float | None:
-        """Mean of a draft, or None before the first verdict."""
+        """Mean in milliseconds, or None before the first verdict."""
         return self.total_ms / self.count if self.count else None
 
     def add(self, took_ms: float) -> None:
-        """Count one."""
         self.count += 1
         self.total_ms += took_ms
 
 
 @dataclass(slots=True)
 class SessionPacing:
-    """How much a session drafts.
+    """Drafting of one session.
 
     Attributes:
-        session: Whose drafts; has counted the time that they took.
-        pacing: Decides, and learns.
+        session: The session; it counts drafting time.
+        pacing: Decides and learns.
         clock: Monotonic seconds.
-        source: Drafts from earlier text, if the device does.
-        drafts: Sent, each counted once.
-        round_trips: Of the drafts that got a verdict.
+        source: Suffix index, if the device uses one.
+        drafts: Number of drafts sent, each counted once.
+        round_trips: Times of answered drafts.
     """
 
     session: DeviceSession
@@ -63,7 +62,7 @@ class SessionPacing:
     _draft_ms: float = 0.0  # the session's count when the draft being built was begun
 
     def plan(self) -> Plan:
-        """Return the plan of the draft that is about to be begun."""
+        """Return the plan of the next draft."""
         opened = self.session.opened
         assert opened is not None
         self.begin()
@@ -86,21 +85,21 @@ class SessionPacing:
         return not plan.may_stop or not chances or self.pacing.goes_on(chances)
 
     def begin(self) -> None:
-        """Begin a draft: what was being built is void."""
+        """Begin a draft; discard the one in progress."""
         self._draft_ms = self.session.counters.draft_ms
         if self.source is not None:
             self.source.caught_up_s()
 
     def send(self, *, ahead: bool) -> Draft:
-        """Send the draft that was built.
+        """Send the draft in progress.
 
         Args:
-            ahead: Announce another before the verdict, if there is room for it.
+            ahead: Announce another draft before the verdict, if there is room.
         """
         self.drafts += 1
         draft_s = (self.session.counters.draft_ms - self._draft_ms) / 1e3
         if self.source is not None:
-            # To read what it has not drafted is no part of what the draft model takes to draft a token.
+            # Reading tokens that the draft model has not drafted does not count as drafting time.
             draft_s = max(0.0, draft_s - self.source.caught_up_s())
         draft = self.session.send(more=ahead and self.session.may_draft_ahead, at=self.clock(), draft_s=draft_s)
         if self.source is not None and self.source.repeats:
@@ -109,7 +108,7 @@ class SessionPacing:
         return draft
 
     def learn(self, effects: Iterable[VerdictEffect]) -> None:
-        """Take note of verdicts, in the order of the drafts; one that answers no draft of tokens teaches nothing."""
+        """Record verdicts, in the order of the drafts; a verdict on an empty draft teaches nothing."""
         for effect in effects:
             for verdict in (effect.piece, effect.decided and effect.decided.verdict):
                 if verdict and verdict.load is not None:
@@ -120,7 +119,7 @@ class SessionPacing:
                 self._learn(effect.decided)
 
     def stream(self, tokens: int) -> Draft:
-        """Ask the edge to write so many tokens from here on; 0 stops it."""
+        """Request edge-only decoding of a number of tokens; 0 stops it."""
         if not self.session.streaming:
             self._piece_at = None
         return self.session.stream(tokens)
@@ -129,7 +128,7 @@ class SessionPacing:
         if not effect.tokens:
             return
         now, before = self.clock(), self._piece_at
-        # The first piece has come all the way from the request; so has the next after the edge had to be asked again.
+        # The time of the first piece includes the request; so does the next one after a repeated request.
         if before is not None:
             step_s = 0.0 if effect.piece is None else effect.piece.compute_ms / 1e3
             self.pacing.streamed(len(effect.tokens), now - before, step_s=step_s)
@@ -179,7 +178,7 @@ def _load(told: edge_load.EdgeLoad) -> EdgeLoad:
 
 
 def make_pacing(settings: DeviceSettings) -> Pacing:
-    """Return a new pacing: one that learns, unless the draft length is fixed or nothing is drafted."""
+    """Return adaptive pacing, or fixed pacing if the draft length is fixed or nothing is drafted."""
     ahead = None if settings.ahead == AUTO else settings.ahead
     if settings.stream is True or (settings.drafter == NO_DRAFTER and settings.stream == AUTO):
         return FixedPacing(STREAMED, stream=True)

@@ -1,18 +1,19 @@
-"""Throughput: committed tokens a second that a plan promises, from acceptance and times.
+"""Throughput: committed tokens per second of a plan, from acceptance and times.
 
-Each draft token stands with probability a, so of n drafted in a row (1 - a^(n+1)) / (1 - a) are committed on average,
-counting the token at their end that the edge or the device draws itself. That over the mean time it takes is the rate.
+A draft token is accepted with probability a. A draft of n tokens commits (1 - a^(n+1)) / (1 - a) tokens on average,
+including the correction or bonus token. Divided by the mean time this gives the rate.
 
-- Waiting for each verdict, n = g, and it takes g·t to draft and R(g) to be answered. After a draft that stands the
-  draft model has two tokens to read, its last one and the edge's, so that a^g·t comes on top.
-- Drafting ahead of the verdict, a cycle ends with the first draft of which a token falls, draft k with probability
-  a^(g(k-1))·(1 - a^g); or with the N-th draft, which is waited for because the window is full. As long as nothing
-  falls, the course is determined: draft k is sent at k·g·t, the edge takes it into the step after the one under way,
-  and its verdict comes at some v(k). So the cycle's mean time is the sum of P(k)·v(k). Who drafts meanwhile notices it
-  half a token late. Where verdicts come before the window is full, N is infinite.
+- Waiting for each verdict: n = g; drafting takes g·t and the answer R(g). After a draft that is accepted whole the
+draft
+  model reads two tokens, its last one and the bonus token, which adds a^g·t.
+- Drafting ahead: a cycle ends with the first draft that has a rejection, draft k with probability
+  a^(g(k-1))·(1 - a^g), or with draft N, which is waited for because the window is full. Without rejections the course
+  is
+  fixed: draft k is sent at k·g·t, enters the step after the present one, and its verdict arrives at v(k). The mean
+  time of a cycle is the sum of P(k)·v(k). The device notices a verdict half a token late. If verdicts arrive before the
+  window is full, N is infinite.
 
-Where the edge has other texts as well, a plan promises what it would bring if all of them were written by it: see
-`shared_steps`.
+If the edge has other requests, a plan is rated as if all of them used it: see `SharedSteps`.
 """
 
 from dataclasses import dataclass, replace
@@ -31,19 +32,20 @@ _ROUNDS: Final = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """What a device works under.
+    """Conditions of drafting.
 
     Attributes:
-        acceptance: Chance of a draft token to be accepted, the tokens before it taken as accepted; below 1.
+        acceptance: Probability that a draft token is accepted if those before it are; below 1.
         token_s: Time to draft a token.
-        beside_s: Time from sending an empty draft to its verdict, without the edge's verification step, and, where that
-            is shared, without the wait for it to begin; above 0.
-        beside_token_s: By how much each draft token lengthens it.
-        compute_s: The edge's verification step for an empty draft.
-        compute_token_s: By how much each draft token lengthens it.
-        wait_s: Until that step begins, from when the draft has come.
-        window: Most drafts under way at once.
-        shared: What the edge's steps take where other texts are in them; then `compute_s` is not asked for.
+        beside_s: Time from an empty draft to its verdict without the edge's step, and with shared steps without the
+            queue;
+            above 0.
+        beside_token_s: Further time per draft token.
+        compute_s: Time of the edge's step for an empty draft.
+        compute_token_s: Further step time per draft token.
+        wait_s: Time from the arrival of a draft to the start of its step.
+        window: Largest number of drafts in flight.
+        shared: Step times with other requests; then `compute_s` is not used.
     """
 
     acceptance: float
@@ -57,23 +59,23 @@ class Conditions:
     shared: SharedSteps | None = None
 
     def rate(self, plan: Plan) -> float:
-        """Return committed tokens a second, of each text if all are written so."""
+        """Return the committed tokens per second of each request if all use this plan."""
         committed, seconds = self.cycle(plan)
         return committed / seconds
 
     def answer_s(self, tokens: int) -> float:
-        """Return the time from sending a draft to its verdict."""
+        """Return the time from a draft to its verdict."""
         if self.shared is not None:
             return self._alike(Plan(tokens)).answer_s(tokens)
         return self.beside_s + tokens * self.beside_token_s + self.wait_s + self._step_s(tokens)
 
     def more_s(self, plan: Plan) -> float:
-        """Return by how much one more token of each draft would make a verdict come later."""
+        """Return how much later a verdict arrives per further draft token."""
         tokens = plan.tokens
         return self.token_s + self.answer_s(tokens + 1) - self.answer_s(tokens)
 
     def cycle(self, plan: Plan) -> tuple[float, float]:
-        """Return what a cycle commits, and what it takes, on average."""
+        """Return the mean tokens and the mean time of a cycle."""
         if self.shared is not None:
             return self._alike(plan).cycle(plan)
         if plan.ahead and plan.tokens:
@@ -81,12 +83,12 @@ class Conditions:
         return self._committed(plan.tokens), self._draft_s(plan.tokens) + self.answer_s(plan.tokens)
 
     def _alike(self, plan: Plan) -> "Conditions":
-        """Return the conditions as they are if all texts are written so."""
+        """Return the conditions if all requests use this plan."""
         shared, tokens = self.shared, plan.tokens
         assert shared is not None
         outside_s = self._draft_s(tokens) + self.beside_s + tokens * self.beside_token_s
         if not plan.ahead or not tokens:
-            # The last draft is one behind a bonus token, which the draft model has to read as well.
+            # The last draft follows a bonus token, which the draft model has to read as well.
             last_s = self.token_s * (1.0 - self.acceptance**tokens) if tokens else 0.0
             step_s, wait_s = shared.waiting_s(tokens, outside_s=outside_s, last_s=last_s)
             return self._in_steps(step_s, tokens, wait_s=wait_s)
@@ -122,7 +124,7 @@ class Conditions:
         return 1.0 / (1.0 - self.acceptance), cycle_s
 
     def _verdicts(self, tokens: int) -> tuple[list[float], bool]:
-        """Return when verdicts come if nothing falls, and whether the last one is waited for: the window is full."""
+        """Return the verdicts' arrival times without rejections, and whether a full window waits for the last."""
         verdicts: list[float] = []
         step_s = 0.0  # when the last step began
         while len(verdicts) < _FOLLOWED:
