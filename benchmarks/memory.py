@@ -1,68 +1,106 @@
-"""Memory benchmark: what an edge process holds after thousands of texts, beside its weights and its budget.
+"""Memory: what an edge, or a device, holds after thousands of texts (megabytes of 10⁶ bytes).
 
-A real edge over a real mosquitto, and devices that have it write short texts, one after another, each from a prompt of
-its own: what ended texts have computed fills the whole budget for keys and values. The resident memory that is all the
-edge's own is read now and then: weights that are mapped from a file count once, as often as they are read.
+`edge`: a real edge and devices that have it generate short texts, each from a prompt of its own, which fills the whole
+budget for keys and values; compared with its weights and that budget. `device`: a real `fleet device run` whose API is
+asked for short chats, with prompts of all lengths; compared with its model's file. Resident memory is read from Linux;
+pages of files that are mapped count. The slope in the second half is that of Theil and Sen. Takes 10 minutes each.
 """
 
 import argparse
 import json
 import random
+import subprocess
 import sys
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from benchmarks.shared.conditions import conditions
-from benchmarks.shared.slope import robust_slope
-from broker_config.broker import Broker
-from broker_config.processes.runner import MosquittoProcess
+from scipy.stats import theilslopes
+
+from benchmarks.harness import Bench, Goal, Report, at_most, connected, free_address, number_of, table
+from benchmarks.processes import BenchError
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.gguf import GgufModel
-from fleet_device.pacing.contract import STREAMED, FixedPacing
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import BrokerSettings
+from fleet_runtime.events import Event, wait_for_event
 from schemas.policy import Mode, SamplingPolicy
-from tests.support.edge_process import edge_process
 from tests.support.replay_drafter import ReplayDrafter
 
-__all__ = ["Resident", "main", "resident", "weight_bytes"]
+__all__ = ["Resident", "add_options", "growth", "resident", "run", "slope_of", "weight_bytes"]
 
-FLEET: Final = "memory"
 _MB: Final = 1e6
-_ALLOWED_MB: Final = {"llama.cpp": 100, "torch": 300}
+_ALLOWED_MB: Final = {"llama.cpp": 100, "torch": 300, "device": 250}
+"""In addition to weights and budget, or to the model's file."""
+
+_GROWTH_MB: Final = 5.0
+"""A thousand requests may add this much to a device, by the lower end of the slope's confidence interval."""
+
 _SAMPLES: Final = 100
-_START_S: Final = 10.0
+_STOP_S: Final = 30.0
+_ANSWER_S: Final = 300.0
 _DTYPE_BYTES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _TORCH_BYTES: Final = {"float32": 4, "bfloat16": 2}
+_WORDS: Final = ("pump", "valve", "pressure", "reading", "operator", "alarm", "shift", "water", "motor", "report")
+_TOKENS_A_WORD: Final = 1.2
+
+Resident = dict[str, float]
+"""`texts` before, `all` of the resident memory, and what is its `own`: not the content of a file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """Resident memory of a process, in megabytes (10⁶ bytes).
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the suite's own options."""
+    parser.add_argument("of", nargs="?", choices=("edge", "device"), default="edge")
+    parser.add_argument("--texts", type=number_of(int, 4), help="5000 of an edge, 1000 of a device")
+    parser.add_argument("--at-once", type=number_of(int, 1), help="devices of an edge (16), applications (2)")
+    parser.add_argument("--prompt", type=number_of(int, 1), help="tokens of prompts (24; of a device at most 256)")
+    parser.add_argument("--tokens", type=number_of(int, 1), help="of a text (4; of a device 8)")
+    parser.add_argument("--context", type=number_of(int, 1), help="1024 of an edge, 2048 of a device")
+    parser.add_argument("--engine", default="llama.cpp", choices=("llama.cpp", "torch"), help="of the edge")
+    parser.add_argument("--dtype", default="bfloat16", choices=sorted(_TORCH_BYTES), help="of torch")
+    parser.add_argument("--kv-bytes", type=int, default=256 << 20, help="the edge's budget (default: %(default)s)")
+    parser.add_argument("--draft", default="Q4_0", help="of the device (default: %(default)s)")
+    parser.add_argument("--suffix", action="store_true", help="let the device draft from earlier text too")
 
-    Attributes:
-        texts: Written before.
-        all: Whole.
-        own: Of it, what is not the content of a file: the heap and all that is allocated.
-    """
 
-    texts: int
-    all: float
-    own: float
+def run(bench: Bench) -> Report:
+    """Generate, and read what the process holds."""
+    options = bench.options
+    defaults = {"texts": 5000, "at_once": 16, "prompt": 24, "tokens": 4, "context": 1024}
+    if options.of == "device":
+        defaults = {"texts": 1000, "at_once": 2, "prompt": 256, "tokens": 8, "context": 2048}
+    for name, value in defaults.items():
+        setattr(options, name, getattr(options, name) or value)
+    rows, allowed = (_device if options.of == "device" else _edge)(bench)
+    table(rows[:: max(1, len(rows) // 10)], {"texts": ".0f", "all": ".1f", "own": ".1f"}, title="resident memory, MB")
+    slope, low, high = growth(rows, options.texts)
+    print(f"in the second half {slope:+.2f} MB a thousand texts ({low:+.2f} to {high:+.2f})")
+    goals: list[Goal] = [at_most("MB at most", max(row["all"] for row in rows), allowed)]
+    if options.of == "device":
+        goals.append(at_most("MB a thousand requests, lower end", low, _GROWTH_MB))
+    return Report(
+        rows, goals, more={"slope_mb_per_thousand": [slope, low, high]}, draw=lambda f: _draw(f, rows, allowed)
+    )
 
 
 def resident(pid: int, texts: int) -> Resident:
-    """Read a process's resident memory, as Linux tells it."""
+    """Read a process's resident memory, as Linux reports it."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     kib = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines[1:])}
-    return Resident(texts, kib["Rss"] * 1024 / _MB, kib["Anonymous"] * 1024 / _MB)
+    return {"texts": texts, "all": kib["Rss"] * 1024 / _MB, "own": kib["Anonymous"] * 1024 / _MB}
+
+
+def growth(rows: list[Resident], texts: int) -> tuple[float, float, float]:
+    """Return the slope in the second half (MB a thousand texts), with the ends of its 95 % interval."""
+    return slope_of([(row["texts"] / 1000, row["all"]) for row in rows if row["texts"] >= texts / 2])
+
+
+def slope_of(points: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """Return the slope of points (x, y) by Theil and Sen, and its 95 % interval; single outliers do not move it."""
+    found = theilslopes([y for _, y in points], [x for x, _ in points], alpha=0.95)
+    return float(found.slope), float(found.low_slope), float(found.high_slope)
 
 
 def weight_bytes(target: Path, dtype: str) -> int:
@@ -80,105 +118,106 @@ def weight_bytes(target: Path, dtype: str) -> int:
     return total
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Let an edge write, and print what it holds; return 1 if that is more than weights, budget and the allowance."""
-    parser = argparse.ArgumentParser(prog="benchmarks memory", description=__doc__)
-    parser.add_argument("--engine", default="llama.cpp", choices=sorted(_ALLOWED_MB))
-    parser.add_argument("--target", type=Path, help="(default: the prepared SmolLM2, as the engine takes it)")
-    parser.add_argument("--dtype", default="bfloat16", choices=sorted(_TORCH_BYTES), help="of torch")
-    parser.add_argument("--kv-bytes", type=int, default=256 << 20, help="the budget (default: %(default)s)")
-    parser.add_argument("--context", type=int, default=1024, help="of llama.cpp (default: %(default)s)")
-    parser.add_argument("--texts", type=int, default=5000)
-    parser.add_argument("--devices", type=int, default=16)
-    parser.add_argument("--prompt", type=int, default=24, help="tokens of a prompt (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=4, help="of a text (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    arguments = parser.parse_args(argv)
-    models = Path("models/smollm2-135m")
-    target = arguments.target or models / ("target" if arguments.engine == "torch" else "target-Q8_0.gguf")
-    weights = weight_bytes(target, arguments.dtype) / _MB
-    with MosquittoProcess(Broker(fleet=FLEET)) as broker, tempfile.TemporaryDirectory() as folder:
-        command = [
-            "--fleet", FLEET, "--port", str(broker.port), "--target", str(target),
-            "--engine", arguments.engine, "--dtype", arguments.dtype, "--kv-bytes", str(arguments.kv_bytes),
-            "--context", str(arguments.context), "--db", f"sqlite:///{folder}/log.sqlite3",
-            "--spool", f"{folder}/spool",
+def _sampled(pid: int, texts: int, at_once: int, write: Callable[[int], object]) -> list[Resident]:
+    """Write texts, some at once; return samples of a process's memory, the first from before."""
+    samples, lock, done = [resident(pid, 0)], threading.Lock(), 0
+
+    def one(number: int) -> None:
+        nonlocal done
+        write(number)
+        with lock:
+            done += 1
+            if done % max(1, texts // _SAMPLES) == 0:
+                samples.append(resident(pid, done))
+
+    with ThreadPoolExecutor(at_once) as pool:
+        for future in [pool.submit(one, number) for number in range(texts)]:
+            future.result()
+    return samples
+
+
+def _edge(bench: Bench) -> tuple[list[Resident], float]:
+    options = bench.options
+    target = bench.model("target" if options.engine == "torch" else "target-Q8_0.gguf")
+    settings = {"dtype": options.dtype, "kv_bytes": options.kv_bytes, "context": options.context}
+    with (
+        closing(GgufModel(bench.model("Q4_1.gguf"), vocabulary_only=True)) as codec,
+        bench.broker() as broker,
+        bench.edge(broker.port, target, engine=options.engine, **settings) as edge,
+        connected(
+            broker.port, bench.fleet, [ReplayDrafter(codec, codec.vocabulary, ()) for _ in range(options.at_once)]
+        ) as agents,
+    ):
+        idle: list[Agent] = list(agents)
+
+        def write(number: int) -> None:
+            prompt = random.Random(number).choices(range(codec.vocabulary.size), k=options.prompt)
+            agent = idle.pop()
+            agent.generate(prompt, policy=SamplingPolicy(mode=Mode.COUPLED, seed=number), max_new_tokens=options.tokens)
+            idle.append(agent)
+
+        samples = _sampled(edge.pid, options.texts, options.at_once, write)
+    weights = weight_bytes(target, options.dtype) / _MB
+    print(f"weights {weights:.0f} MB, budget {options.kv_bytes / _MB:.0f} MB")
+    return samples, weights + options.kv_bytes / _MB + _ALLOWED_MB[options.engine]
+
+
+def _device(bench: Bench) -> tuple[list[Resident], float]:
+    options, draft = bench.options, bench.model(f"{bench.options.draft}.gguf")
+    port = int(free_address().rpartition(":")[2])
+
+    def write(number: int) -> None:
+        rng = random.Random(number)
+        words = rng.choices(_WORDS, k=rng.randint(1, max(1, int(options.prompt / _TOKENS_A_WORD))))
+        message = {"role": "user", "content": f"Number {number}: {' '.join(words)}."}
+        _answer(port, {"messages": [message], "max_tokens": options.tokens, "seed": number})
+
+    with bench.broker() as broker, bench.edge(broker.port, bench.target()):
+        flags = [
+            "--fleet", bench.fleet, "--port", str(broker.port), "--model", str(draft), "--api-port", str(port),
+            "--context", str(options.context), "--texts-at-once", str(options.at_once), "--truncate", "start",
+            "--history-dir", str(bench.folder / "history"), "--suffix" if options.suffix else "--no-suffix",
         ]  # fmt: skip
-        vocabulary = GgufModel(models / "Q4_1.gguf", vocabulary_only=True)
-        with edge_process(command) as edge, closing(vocabulary) as codec:
-            samples = _Load(arguments, broker.port, codec).run(edge.pid)
-    allowed = weights + arguments.kv_bytes / _MB + _ALLOWED_MB[arguments.engine]
-    most = max(sample.all for sample in samples)
-    later = [sample for sample in samples if sample.texts >= arguments.texts / 2]
-    slope = robust_slope([(sample.texts / 1000, sample.all) for sample in later])
-    for sample in samples[:: max(1, len(samples) // 10)]:
-        print(f"{sample.texts:6} texts {sample.all:8.1f} MB, {sample.own:8.1f} of it its own")
-    print(
-        f"{arguments.engine}: {most:.0f} MB at most; weights {weights:.0f} + budget {arguments.kv_bytes / _MB:.0f} + "
-        f"{_ALLOWED_MB[arguments.engine]} = {allowed:.0f} MB; beside weights and budget "
-        f"{most - allowed + _ALLOWED_MB[arguments.engine]:.0f} MB"
-    )
-    if slope is not None:
-        print(f"in the second half {slope.value:+.2f} MB a thousand texts ({slope.low:+.2f} to {slope.high:+.2f})")
-    if arguments.json:
-        found = {
-            **conditions("llama-cpp-python", "torch", "transformers", broker=True),
-            "engine": arguments.engine,
-            "weights_mb": weights,
-            "budget_mb": arguments.kv_bytes / _MB,
-            "allowed_mb": allowed,
-            "most_mb": most,
-            "samples": [asdict(sample) for sample in samples],
-        }
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    return 0 if most <= allowed else 1
+        with _device_process(flags) as pid:
+            samples = _sampled(pid, options.texts, options.at_once, write)
+    return samples, draft.stat().st_size / _MB + _ALLOWED_MB["device"]
 
 
-class _Load:
-    """Devices that have texts written, one after another each, until there are enough."""
-
-    def __init__(self, arguments: argparse.Namespace, port: int, codec: GgufModel) -> None:
-        self._arguments = arguments
-        self._port = port
-        self._codec = codec
-        self._left = iter(range(arguments.texts))
-        self._lock = threading.Lock()
-        self._done = 0
-
-    def run(self, pid: int) -> list[Resident]:
-        """Write all texts; return samples of a process's memory, the first from before."""
-        samples = [resident(pid, 0)]
-
-        def count() -> None:
-            with self._lock:
-                self._done += 1
-                if self._done % max(1, self._arguments.texts // _SAMPLES) == 0:
-                    samples.append(resident(pid, self._done))
-
-        with ThreadPoolExecutor(self._arguments.devices) as pool:
-            for future in [pool.submit(self._serve, name, count) for name in range(self._arguments.devices)]:
-                future.result()
-        return samples
-
-    def _serve(self, name: int, count: Callable[[], None]) -> None:
-        link = PahoLink(BrokerSettings(port=self._port).link(f"device-{name}", will=None))
-        drafter = ReplayDrafter(self._codec, self._codec.vocabulary, ())
-        agent = Agent(link, FLEET, f"device-{name}", drafter, FixedPacing(STREAMED, stream=True), time.monotonic)
-        agent.attach()
-        link.start(timeout_s=_START_S)
-        try:
-            while (number := self._next()) is not None:
-                prompt = random.Random(number).choices(range(self._codec.vocabulary.size), k=self._arguments.prompt)
-                policy = SamplingPolicy(mode=Mode.COUPLED, seed=number)
-                agent.generate(prompt, policy=policy, max_new_tokens=self._arguments.tokens)
-                count()
-        finally:
-            link.stop()
-
-    def _next(self) -> int | None:
-        with self._lock:
-            return next(self._left, None)
+@contextmanager
+def _device_process(flags: list[str]) -> Iterator[int]:
+    """Run `fleet device run`; yield its process id once it serves."""
+    command = [sys.executable, "-m", "fleet_cli.main", "device", "run", "--events", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        if wait_for_event(process.stdout, Event.SERVING) is None:
+            raise BenchError("The device did not start; its complaint is above.")
+        # What else it reports must not fill the pipe.
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait(timeout=_STOP_S)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _answer(port: int, body: dict[str, Any]) -> None:
+    connection = HTTPConnection("127.0.0.1", port, timeout=_ANSWER_S)
+    try:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        said = response.read()
+        if response.status != 200:
+            raise BenchError(f"The device answered {response.status}: {said.decode('utf-8', 'replace')[:300]}")
+    finally:
+        connection.close()
+
+
+def _draw(figure: Any, rows: list[Resident], allowed: float) -> None:  # noqa: ANN401 - matplotlib's
+    axes = figure.add_subplot()
+    for name in ("all", "own"):
+        axes.plot([row["texts"] for row in rows], [row[name] for row in rows], label=name)
+    axes.axhline(allowed, color="0.5", linestyle="--", label="allowed")
+    axes.set_xlabel("texts")
+    axes.set_ylabel("memory, MB")
+    axes.set_ylim(bottom=0)
+    axes.legend()

@@ -1,35 +1,136 @@
 """Devices of one process that write text after text against a real edge, their draft models replayed."""
 
+import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Generic, Self, TypeVar
 
-from benchmarks.capacity.arrivals import Arrival
-from benchmarks.capacity.timing import Timing, Warming
+from benchmarks.harness import link_to
 from fleet_cli.edge.advise.service_level import Client, Text, Window
 from fleet_device.client.agent import Agent, Generation
 from fleet_device.client.cancellation import Cancellation
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.pacing.contract import Pacing
 from fleet_link.paho_link import PahoLink
-from fleet_link.settings import BrokerSettings
 from schemas.errors import FleetError
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 from schemas.vocabulary import Vocabulary
 from tests.support.recorded_drafter import RecordedDrafter, RecordedText
 
-__all__ = ["Devices", "Follower", "Measured"]
+__all__ = ["Arrival", "Arrivals", "Devices", "Follower", "Measured", "Timing", "Warming"]
 
 _START_S: Final = 20.0
 _END_S: Final = 60.0
 _LOOK_S: Final = 0.02
 _AFTER_FAILURE_S: Final = 0.5
+_DEVICE_S: Final = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long a cell takes (seconds).
+
+    Attributes:
+        seconds: Of the window that is counted.
+        settle_s: Between the moment at which every client has had its first tokens and the window.
+        patience_s: After which, and some more for each device, the window begins at the latest.
+        tokens: How many first tokens that are.
+    """
+
+    seconds: float
+    settle_s: float
+    patience_s: float
+    tokens: int = 1
+
+    def patience_of(self, devices: int) -> float:
+        """Return how long so many devices are waited for: an edge computes their prompts one after another."""
+        return self.patience_s + _DEVICE_S * devices
+
+
+class Warming:
+    """Finds the window of a measurement.
+
+    Args:
+        timing: How long.
+        clients: Watched.
+        started: When they began (monotonic seconds).
+    """
+
+    def __init__(self, timing: Timing, clients: Sequence[Client], started: float) -> None:
+        self._timing = timing
+        self._clients = clients
+        self._latest = started + timing.patience_of(len(clients))
+        self._window: Window | None = None
+
+    def window(self, now: float) -> Window | None:
+        """Return the window once it is known; to be asked now and then."""
+        if self._window is None:
+            least = self._timing.tokens
+            served = all(sum(text.tokens for text in client.texts[:least]) >= least for client in self._clients)
+            if served or now >= self._latest:
+                begin = now + self._timing.settle_s if served else now
+                self._window = Window(begin, begin + self._timing.seconds)
+        return self._window
+
+    def over(self, now: float) -> bool:
+        """Whether the window is over."""
+        window = self.window(now)
+        return window is not None and now >= window.end
+
+
+Thing = TypeVar("Thing")
+
+
+class Arrivals(StrEnum):
+    """How clients ask. Each has one text at a time.
+
+    Attributes:
+        AT_ONCE: All at the same moment, and for the next text as soon as one has ended.
+        POISSON: Each after a pause that is exponentially distributed, as in a Poisson process.
+    """
+
+    AT_ONCE = "at-once"
+    POISSON = "poisson"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival(Generic[Thing]):
+    """A request.
+
+    Attributes:
+        pause_s: How long after the client's last text, or the beginning.
+        text: What is asked for.
+    """
+
+    pause_s: float
+    text: Thing
+
+    @classmethod
+    def of(
+        cls, client: int, texts: Sequence[Thing], how: Arrivals, *, pause_s: float, seed: int
+    ) -> "Iterator[Arrival[Thing]]":
+        """Return the requests of a client, without end; the same for the same arguments.
+
+        Args:
+            client: Its number: it begins with that text, so that no two have the same one while there are enough.
+            texts: What is asked for, in turn.
+            how: When.
+            pause_s: Mean pause (seconds); 0 where all ask at once.
+            seed: Of the pauses.
+        """
+        rng = random.Random(f"{seed} {client}")
+        place = client
+        while True:
+            pause = rng.expovariate(1.0 / pause_s) if how is Arrivals.POISSON and pause_s > 0.0 else 0.0
+            yield cls(pause, texts[place % len(texts)])
+            place += 1
 
 
 @dataclass(slots=True)
@@ -115,7 +216,7 @@ class Devices(AbstractContextManager["Devices"]):
         for number, pacing in enumerate(pacings):
             name = f"device-{number}"
             drafter = RecordedDrafter(codec, vocabulary, token_s=token_s, quantization=draft)
-            link = PahoLink(BrokerSettings(port=port).link(name, will=None))
+            link = link_to(port, name)
             agent = Agent(link, fleet, name, drafter, pacing, time.monotonic)
             agent.attach()
             self._devices.append((link, agent, drafter))

@@ -6,43 +6,20 @@ It reads what to do as one line of JSON, and answers with one: what clients got.
 import json
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from benchmarks.capacity.arrivals import Arrival, Arrivals
-from benchmarks.capacity.serving import Engine, Prompt, serve
-from benchmarks.capacity.timing import Timing
+from benchmarks.capacity.devices import Arrival, Arrivals, Timing
+from benchmarks.capacity.serving import CELLS, Engine, Prompt, serve, verifier_over
 from benchmarks.capacity.together import Together
-from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.contract import Verifier
-from fleet_edge.verifiers.registry import load_verifier
 from schemas.policy import SamplingPolicy
 
-__all__ = ["CELLS", "KV_BYTES", "main", "verifier_over"]
-
-CELLS: Final = 256
-"""Tokens of a prompt and its text, and one."""
-
-KV_BYTES: Final = 4 << 30
-
-
-def verifier_over(path: Path, *, threads: int, stable_rows: bool) -> Verifier:
-    """Return the edge's own verifier over a GGUF."""
-    return load_verifier(
-        EdgeSettings(
-            target=str(path),
-            engine="llama.cpp",
-            context=CELLS - 1,
-            kv_bytes=KV_BYTES,
-            threads=threads,
-            stable_rows=stable_rows,
-        )
-    )
+__all__ = ["main"]
 
 
 def main() -> None:
     """Run as a program."""
     asked = json.loads(sys.stdin.readline())
-    timing = Timing.from_json(asked["timing"])
+    timing = Timing(**asked["timing"])
     prompts = [
         Prompt(tuple(each["tokens"]), SamplingPolicy.model_validate(each["policy"]), each["most"])
         for each in asked["prompts"]

@@ -3,20 +3,43 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Final, Protocol
 
-from benchmarks.capacity.arrivals import Arrival
-from benchmarks.capacity.timing import Timing, Warming
+from benchmarks.capacity.devices import Arrival, Timing, Warming
 from fleet_cli.edge.advise.service_level import Client, Text, Window
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.contract import Verifier
+from fleet_edge.verifiers.registry import load_verifier
 from schemas.policy import SamplingPolicy
 
-__all__ = ["CHUNK", "STEP", "Engine", "Prompt", "Written", "serve"]
+__all__ = ["CELLS", "CHUNK", "KV_BYTES", "STEP", "Engine", "Prompt", "Written", "serve", "verifier_over"]
 
 STEP = 512
 CHUNK = 128
 """Most new tokens of a step, and most of prompts in one that writes as well: as an edge's settings have it."""
 
 _IDLE_S = 0.001
+
+
+CELLS: Final = 256
+"""Tokens of a prompt and its text, and one."""
+
+KV_BYTES: Final = 4 << 30
+
+
+def verifier_over(path: Path, *, threads: int, stable_rows: bool) -> Verifier:
+    """Return the edge's own verifier over a GGUF."""
+    return load_verifier(
+        EdgeSettings(
+            target=str(path),
+            engine="llama.cpp",
+            context=CELLS - 1,
+            kv_bytes=KV_BYTES,
+            threads=threads,
+            stable_rows=stable_rows,
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,31 @@
-"""Together: draft model and target on the same cores, batched over all clients, as inference servers speculate."""
+"""Together: draft model and target on the same cores, batched over all clients, as inference servers speculate.
+
+Also recordings of texts that both generate in residual mode. Such a text depends on the draft model and on where drafts
+begin, so that it is recorded with both at work; played again under the same plan it comes out as it was.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.capacity.serving import CHUNK, STEP, Prompt, Written
+from benchmarks.capacity.serving import CHUNK, STEP, Prompt, Written, verifier_over
+from benchmarks.harness import Bench, say
+from benchmarks.recordings import Recording, cache_of, load, save
 from dssd.distribution import Dist
 from dssd.downlink import correct, dense
 from dssd.sampling import Proposal, propose
 from dssd.verification import Judgement
+from fleet_cli.prompts import Prompt as Asked
 from fleet_edge.batching.judging import Case, judge_batch
 from fleet_edge.batching.shaping import shape_rows
 from fleet_edge.verifiers.contract import Item, Logits, Verifier
 from schemas.policy import Mode
 
-__all__ = ["Slot", "Together"]
+__all__ = ["Slot", "Together", "record_residual", "said_along", "write_all"]
+
+_TOGETHER = 8
 
 
 @dataclass(slots=True)
@@ -161,3 +170,54 @@ class Together:
 
 def _array(logits: Logits) -> NDArray[np.float32]:
     return logits if isinstance(logits, np.ndarray) else logits.float().cpu().numpy()
+
+
+def record_residual(
+    bench: Bench, coupled: Recording, asked: Sequence[Asked], *, length: int, tokens: int, threads: int
+) -> Recording:
+    """Return the recording of a pair in residual mode; made now, or taken from the cache.
+
+    Args:
+        bench: The run.
+        coupled: Its recording in coupled mode: prompts, policies and the draft model's speed are taken from it.
+        asked: The prompts, for the name of the file.
+        length: Of a draft.
+        tokens: Of each text, at most.
+        threads: Of both models.
+    """
+    residual = [text.policy.model_copy(update={"mode": Mode.RESIDUAL}) for text in coupled.texts]
+    file = cache_of(bench, f"residual-{length}-{coupled.draft}", coupled.draft, asked, tokens)
+    if not file.exists():
+        say(f"recording what the target and {coupled.draft} generate together in residual mode, once")
+        draft = bench.model(f"{coupled.draft}.gguf")
+        target, drafting = (
+            verifier_over(path, threads=threads, stable_rows=stable)
+            for path, stable in ((bench.target(), True), (draft, False))
+        )
+        prompts = [Prompt(text.prompt, policy, tokens) for text, policy in zip(coupled.texts, residual, strict=True)]
+        slots = write_all(Together(target, drafting, length=length), prompts)
+        save(file, {"texts": [slot.text for slot in slots]}, {"draft": [said_along(slot) for slot in slots]})
+    ints, dists = load(file)
+    recorded = (
+        replace(text, policy=policy, tokens=tuple(map(int, own)), dists=said)
+        for text, policy, own, said in zip(coupled.texts, residual, ints["texts"], dists["draft"], strict=True)
+    )
+    return replace(coupled, texts=tuple(recorded))
+
+
+def write_all(together: Together, prompts: Sequence[Prompt]) -> list[Slot]:
+    """Let both models write all texts, some at a time; return them in order."""
+    slots: list[Slot] = []
+    for first in range(0, len(prompts), _TOGETHER):
+        some = prompts[first : first + _TOGETHER]
+        for number, prompt in enumerate(some):
+            together.begin(number, prompt)
+        while len(together.ended) < len(some):
+            together.step()
+        slots += [together.ended.pop(number) for number in range(len(some))]
+    return slots
+
+
+def said_along(slot: Slot) -> list[Dist]:
+    """Return what was said at each position; where the target wrote behind a draft nothing was, nor will be asked."""
+    return [slot.said.get(place, Dist(np.array([token]), np.array([1.0]))) for place, token in enumerate(slot.text)]

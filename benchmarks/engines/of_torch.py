@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch.nn.functional import linear
 
-from benchmarks.engines.timing import Step
+from benchmarks.engines.stepping import Step
 from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.verifiers.packed.architecture import inspect_model
 from fleet_edge.verifiers.packed.target import Target, load_target

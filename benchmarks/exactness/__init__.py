@@ -6,11 +6,10 @@ from fleet_runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from benchmarks.exactness.cases import CASES, FAULTS, Case
-    from benchmarks.exactness.command import main
     from benchmarks.exactness.laws import LENGTH, fold_ends, law
     from benchmarks.exactness.proof import FLEET, Result, prove
 
-__all__ = ["CASES", "FAULTS", "FLEET", "LENGTH", "Case", "Result", "fold_ends", "law", "main", "prove"]
+__all__ = ["CASES", "FAULTS", "FLEET", "LENGTH", "Case", "Result", "fold_ends", "law", "prove"]
 
 if not TYPE_CHECKING:
     _CASES, _LAWS = "benchmarks.exactness.cases", "benchmarks.exactness.laws"
@@ -27,6 +26,5 @@ if not TYPE_CHECKING:
             "FLEET": _PROOF,
             "Result": _PROOF,
             "prove": _PROOF,
-            "main": "benchmarks.exactness.command",
         },
     )

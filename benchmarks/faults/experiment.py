@@ -10,7 +10,7 @@ from typing import Final
 from benchmarks.faults.agreement import disagreements
 from benchmarks.faults.fleet import DisturbedFleet, Load
 from benchmarks.faults.kinds import Fault
-from benchmarks.shared.processes import BenchError
+from benchmarks.processes import BenchError
 
 __all__ = ["Experiment", "Result"]
 

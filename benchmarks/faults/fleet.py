@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.clients import Identity
 from benchmarks.faults.disk import Disk
 from benchmarks.faults.tally import Tally
 from benchmarks.faults.writer import Task
-from benchmarks.shared.identity import Identity
-from benchmarks.shared.processes import BenchError, Program
+from benchmarks.processes import BenchError, Program
 from broker_config.processes.local import LocalBroker
 from fleet_cli.broker.init import AUTHORITY, make_local_broker
 from fleet_identity.authority import Authority

@@ -1,22 +1,18 @@
-"""Soak test: many devices write for long under random faults; texts stay right, and memory stays flat.
+"""Soak: many devices write for long under random faults; texts stay right, and memory stays flat (MB an hour).
 
-A fleet as the suite `faults` has it, with more devices that write more slowly. Faults of all kinds come at random
-moments; those that end the edge come in the first quarter of the warm-up alone, because memory is measured over one
-life of a process. Resident memory is sampled, and its slope after the warm-up is that of Theil and Sen, with its 95 %
-interval. A warm-up is long enough when the edge has lived for about ten minutes: until then the database's cache of
-pages fills, what it keeps of ended texts does, and the largest backlog that the faults make has come.
+A fleet as the suite `faults moments` has it, with more devices that write more slowly. Faults of all kinds come at
+random moments; those that end the edge come in the first quarter of the warm-up alone, because memory is measured over
+one life of a process. Resident memory is sampled; its slope after the warm-up is that of Theil and Sen, with its 95 %
+interval. A warm-up is long enough when the edge has lived for about ten minutes. Takes half an hour.
 """
 
 import argparse
-import json
+import os
 import random
 import statistics
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,14 +21,11 @@ import psutil
 from benchmarks.faults.agreement import disagreements
 from benchmarks.faults.fleet import EDGE, DisturbedFleet, Load
 from benchmarks.faults.kinds import FAULTS, Fault
-from benchmarks.shared.conditions import conditions
-from benchmarks.shared.ending import ending_cleanly
-from benchmarks.shared.processes import BenchError
-from benchmarks.shared.slope import Slope, robust_slope
-from broker_config.errors import BrokerError
-from schemas.errors import FleetError
+from benchmarks.harness import Bench, Report, at_most, number_of, table
+from benchmarks.memory import slope_of
+from benchmarks.processes import BenchError
 
-__all__ = ["Memory", "main"]
+__all__ = ["Memory", "add_options", "run"]
 
 _MB: Final = 1e6
 _HOUR_S: Final = 3600.0
@@ -77,44 +70,46 @@ class Memory:
         return [(block[len(block) // 2][0], sorted(y for _, y in block)[len(block) // 2]) for block in blocks]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Soak; return 0 if texts, log and the edge's memory are as they should be, 1 if not, 2 if it could not be run."""
-    parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=30.0, help="the warm-up included (default: %(default)s)")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the suite's own options."""
+    parser.add_argument("--minutes", type=number_of(float, 0.01), default=30.0, help="the warm-up included")
     parser.add_argument("--warm-up", type=float, metavar="MINUTES", help="default: half of it, at most 15")
-    parser.add_argument("--devices", type=int, default=50, help="default: %(default)s")
+    parser.add_argument("--devices", type=number_of(int, 1), default=50, help="at most 200 (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=1.0, metavar="MB", help="an hour, of the edge (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="keep logs and databases there; must be empty or not there")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write figures and samples to FILE")
-    arguments = parser.parse_args(argv)
-    if arguments.minutes <= 0 or not 1 <= arguments.devices <= 200:
-        parser.error("--minutes must be positive, --devices 1 to 200")
-    warm_up = arguments.warm_up if arguments.warm_up is not None else min(15.0, 0.5 * arguments.minutes)
+
+
+def run(bench: Bench) -> Report:
+    """Let faults come until the time is over."""
+    options = bench.options
+    os.sched_setaffinity(0, bench.cores.edge | bench.cores.others)
+    warm_up = options.warm_up if options.warm_up is not None else min(15.0, 0.5 * options.minutes)
     # A device of a fleet does not write all the time, and fifty of them share this machine.
     # Room for two of their longest texts each: the edge keeps ended ones as well, up to that, and is full soon.
-    load = Load(
-        devices=arguments.devices,
-        shortest=16,
-        longest=96,
-        token_s=0.1,
-        pause_s=3.0,
-        kv_tokens=2 * _LONGEST * arguments.devices,
-    )
-    with ending_cleanly(), ExitStack() as stack:
-        folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-soak-")))
-        try:
-            with DisturbedFleet.run(folder.resolve(), load, seed=arguments.seed) as fleet:
-                soak = _Soak(fleet, random.Random(f"soak-{arguments.seed}"), warm_up * 60.0, arguments.minutes * 60.0)
-                soak.run()
-                fleet.stop()
-                wrong = [*fleet.tally.broken_off, *disagreements(fleet.database, fleet.tally)]
-        except (FleetError, BrokerError) as error:
-            print(error, file=sys.stderr)
-            return 2
-    wrong += [f"{number} texts are {what}" for what, number in soak.fleet.tally.wrong.items()]
+    kv_tokens = 2 * _LONGEST * options.devices
+    load = Load(devices=options.devices, shortest=16, longest=96, token_s=0.1, pause_s=3.0, kv_tokens=kv_tokens)
+    with DisturbedFleet.run((options.folder or bench.folder).resolve(), load, seed=options.seed) as fleet:
+        soak = _Soak(fleet, random.Random(f"soak-{options.seed}"), warm_up * 60.0, options.minutes * 60.0)
+        soak.run()
+        fleet.stop()
+        wrong = [*fleet.tally.broken_off, *disagreements(fleet.database, fleet.tally)]
+    wrong += [f"{number} texts are {what}" for what, number in fleet.tally.wrong.items()]
     wrong += [f"{number} devices did not go on after {name}" for name, number in soak.stuck.items()]
-    return _conclude(soak, wrong, limit=arguments.limit, file=arguments.json)
+    rows = soak.slopes()
+    soak.report()
+    table(rows, {"process": "", "mb_per_hour": ".2f", "low": ".2f", "high": ".2f", "samples": "d", "now_mb": ".1f"})
+    more = {
+        "texts": dict(fleet.tally.by_mode),
+        "tokens": fleet.tally.tokens,
+        "failed": fleet.tally.told,
+        "faults": soak.struck,
+        "moments_s": soak.moments,
+        "samples": soak.memory.samples,
+    }
+    edge = rows[0]["mb_per_hour"]
+    goals = [at_most("MB an hour of the edge", float("inf") if edge is None else edge, options.limit)]
+    return Report(rows, goals, more=more, wrong=wrong)
 
 
 @dataclass(slots=True)
@@ -181,7 +176,7 @@ class _Soak:
                 self._sample(now)
             if now - self._reported >= _REPORT_S:
                 self._reported = now
-                self._report()
+                self.report()
             if now >= end:
                 return
             time.sleep(min(0.2, end - now))
@@ -195,13 +190,13 @@ class _Soak:
         for name, device in self.fleet.devices.items():
             self.memory.take(name, device.pid, now)
 
-    def _report(self) -> None:
+    def report(self) -> None:
+        """Print what has been written so far."""
         tally, faults = self.fleet.tally, sum(self.struck.values())
         print(
             f"{self._passed / 60:5.1f} min: {len(tally.texts)} texts, {tally.tokens} tokens, {faults} faults, "
-            f"{sum(tally.wrong.values())} wrong, {len(tally.broken_off)} lost, {len(tally.told)} told; "
+            f"{sum(tally.wrong.values())} wrong, {len(tally.broken_off)} lost, {len(tally.told)} failed; "
             f"edge {self.last(EDGE):.1f} MB",
-            file=sys.stderr,
             flush=True,
         )
 
@@ -211,58 +206,16 @@ class _Soak:
         found = [samples[-1][2] for each in names if (samples := self.memory.samples.get(each))]
         return statistics.median(found) if found else 0.0
 
-    def slopes(self) -> dict[str, Slope | None]:
+    def slopes(self) -> list[dict[str, Any]]:
         """Return MB an hour after the warm-up, of the edge, the broker and the device in the middle."""
         since = self.began + self.warm_up_s
-        found = {name: robust_slope(self.memory.points(name, since=since)) for name in (EDGE, _BROKER)}
-        devices = [robust_slope(self.memory.points(name, since=since)) for name in self.fleet.names]
-        known = sorted((slope for slope in devices if slope is not None), key=lambda slope: slope.value)
-        return {**found, _DEVICES: known[len(known) // 2] if known else None}
+        found = {name: self._slope(name, since) for name in (EDGE, _BROKER)}
+        devices = [slope for name in self.fleet.names if (slope := self._slope(name, since))["mb_per_hour"] is not None]
+        devices.sort(key=lambda slope: slope["mb_per_hour"])
+        found[_DEVICES] = devices[len(devices) // 2] if devices else self._slope("", since)
+        return [{"process": name, **slope, "now_mb": self.last(name)} for name, slope in found.items()]
 
-
-def _conclude(soak: _Soak, wrong: Sequence[str], *, limit: float, file: Path | None) -> int:
-    tally, slopes = soak.fleet.tally, soak.slopes()
-    modes = ", ".join(f"{number} {mode}" for mode, number in sorted(tally.by_mode.items()))
-    print(
-        f"{len(tally.texts)} texts ({modes}), "
-        f"{tally.tokens} tokens, {tally.resumes} resumes, {len(tally.told)} texts told that they could not be begun; "
-        f"faults: {', '.join(f'{number} {name}' for name, number in sorted(soak.struck.items()))}"
-    )
-    for sentence in wrong[:20]:
-        print(f"    WRONG: {sentence}")
-    print(f"{'memory':<10} {'MB/h':>8} {'95 % interval':>20} {'samples':>8} {'now, MB':>8}")
-    for name, slope in slopes.items():
-        last = soak.last(name)
-        interval = "-" if slope is None else f"{slope.low:.2f} to {slope.high:.2f}"
-        print(
-            f"{name:<10} {'-' if slope is None else format(slope.value, '.2f'):>8} {interval:>20} "
-            f"{0 if slope is None else slope.samples:>8} {last:>8.1f}"
-        )
-    edge = slopes[EDGE]
-    if edge is not None and edge.low <= limit < edge.high:
-        print(f"The interval of the edge holds the limit of {limit:g} MB/h: soak longer to tell.")
-    if file is not None:
-        file.write_text(json.dumps(_content(soak, slopes, wrong), indent=2) + "\n", encoding="utf-8")
-    return 1 if wrong or edge is None or edge.value > limit else 0
-
-
-def _content(soak: _Soak, slopes: dict[str, Slope | None], wrong: Sequence[str]) -> dict[str, Any]:
-    tally = soak.fleet.tally
-    return {
-        "texts": dict(tally.by_mode),
-        "tokens": tally.tokens,
-        "told": tally.told,
-        "wrong": list(wrong),
-        "faults": soak.struck,
-        "moments_s": soak.moments,
-        "mb_per_hour": {name: None if slope is None else asdict(slope) for name, slope in slopes.items()},
-        "samples": {
-            name: [(pid, round(at - soak.began, 1), round(megabytes, 2)) for pid, at, megabytes in samples]
-            for name, samples in soak.memory.samples.items()
-        },
-        **conditions("paho-mqtt", "sqlalchemy", broker=True),
-    }
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    def _slope(self, name: str, since: float) -> dict[str, Any]:
+        points = self.memory.points(name, since=since)
+        slope, low, high = slope_of(points) if len(points) > 2 else (None, None, None)
+        return {"mb_per_hour": slope, "low": low, "high": high, "samples": len(points)}

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.shared.identity import Identity
-from benchmarks.shared.writing import Ending, tell
+from benchmarks.clients import Ending, Identity, tell
 from dssd.distribution import Dist
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.service import DeviceService

@@ -9,12 +9,11 @@ from typing import Any, Final
 
 from benchmarks.hostile.attacks.contract import Attack
 from benchmarks.hostile.fleet import Fleet, Running
-from benchmarks.hostile.meters import rows_beside
+from benchmarks.hostile.meters import ProcessMeter, rows_beside
 from benchmarks.hostile.mqtt_client import RawClient
 from benchmarks.hostile.newcomer import PATIENCE_S, wait_for_answer
 from benchmarks.hostile.place import Place
-from benchmarks.shared.process_meter import ProcessMeter
-from benchmarks.shared.processes import BenchError, Program
+from benchmarks.processes import BenchError, Program
 from schemas.topics import Topic, wildcard
 
 __all__ = ["Experiment", "Result", "Timing"]

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import psutil
 
+from benchmarks.clients import Identity
 from benchmarks.hostile.honest import Language
 from benchmarks.hostile.meters import Throughput
 from benchmarks.hostile.place import Place
-from benchmarks.shared.identity import Identity
-from benchmarks.shared.processes import BenchError, Cores, Program
+from benchmarks.processes import BenchError, Cores, Program
 from broker_config.processes.local import LocalBroker
 from fleet_cli.broker.init import make_local_broker
 from fleet_cli.demo.prompts import PROMPTS

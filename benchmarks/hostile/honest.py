@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.shared.identity import Identity
-from benchmarks.shared.writing import Ending, tell
+from benchmarks.clients import Ending, Identity, tell
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.scripted import WordCodec

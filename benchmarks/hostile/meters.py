@@ -1,13 +1,23 @@
-"""Meters: tokens of honest devices over time, and rows of the session log."""
+"""Meters: tokens of honest devices, rows of the session log, memory and processor time of processes and threads."""
 
-from collections.abc import Collection
+import os
+import threading
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Self
 
+import psutil
 import sqlalchemy as sa
 
-__all__ = ["Throughput", "rows_beside"]
+__all__ = ["ProcessMeter", "Throughput", "rows_beside", "thread_times_s"]
+
+
+_SAMPLE_S: Final = 0.2
+_MIB: Final = 1 << 20
+_TICK_S: Final = 1.0 / os.sysconf("SC_CLK_TCK")
+_USER, _SYSTEM = 11, 12  # fields of `stat` behind the name
 
 
 @dataclass(slots=True)
@@ -77,3 +87,75 @@ def _not_of(table: sa.Table, tables: Any, honest: Collection[str]) -> sa.Select[
     else:
         return count
     return count.where(sa.or_(device.is_(None), device.not_in(sorted(honest))))
+
+
+class ProcessMeter:
+    """Memory and processor time of a process, sampled on a thread. Use it as a context manager.
+
+    Args:
+        pid: Of the process.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, pid: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._process = psutil.Process(pid)
+        self._clock = clock
+        self._samples: list[tuple[float, float, float]] = []
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name=f"meter-{pid}", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        self._take()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End."""
+        self._stopping.set()
+        self._thread.join()
+
+    def memory_mb(self, begin: float, end: float) -> float:
+        """Return the greatest resident memory between two moments; 0 if it did not live then."""
+        return max((memory for at, memory, _ in list(self._samples) if begin <= at <= end), default=0.0)
+
+    def cpu(self, begin: float, end: float) -> float:
+        """Return the share of one core that it took between two moments."""
+        within = [(at, cpu) for at, _, cpu in list(self._samples) if begin - _SAMPLE_S <= at <= end + _SAMPLE_S]
+        if len(within) < 2 or within[-1][0] == within[0][0]:
+            return 0.0
+        return (within[-1][1] - within[0][1]) / (within[-1][0] - within[0][0])
+
+    def _sample(self) -> None:
+        while not self._stopping.wait(_SAMPLE_S):
+            self._take()
+
+    def _take(self) -> None:
+        try:
+            with self._process.oneshot():
+                memory, times = self._process.memory_info().rss, self._process.cpu_times()
+        except psutil.Error:
+            return
+        self._samples.append((self._clock(), memory / _MIB, times.user + times.system))
+
+
+def thread_times_s(pid: int) -> dict[int, float]:
+    """Return the seconds of processor time that each thread has taken, by its number.
+
+    To the nanosecond where the kernel counts so (`schedstat`), else in ticks, mostly of 10 ms.
+    """
+    times = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            times[int(task.name)] = _time_s(task)
+        except OSError:
+            continue  # it has ended meanwhile
+    return times
+
+
+def _time_s(task: Path) -> float:
+    schedstat = task / "schedstat"
+    if schedstat.exists():
+        return int(schedstat.read_text().split()[0]) / 1e9
+    fields = (task / "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[_USER]) + int(fields[_SYSTEM])) * _TICK_S

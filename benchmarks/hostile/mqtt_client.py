@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from benchmarks.shared.identity import Identity
+from benchmarks.clients import Identity
 from schemas.errors import FleetError
 from tests.support.mqtt_packets import (
     PING,

@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from benchmarks.clients import Identity
 from benchmarks.hostile.mqtt_client import ConnectRefused, RawClient
 from benchmarks.hostile.payloads import close_of, open_of
 from benchmarks.hostile.place import Place
-from benchmarks.shared.identity import Identity
 from schemas.bounds import SESSION_BYTES
 from schemas.codec import decode_reply
 from schemas.errors import CodecError

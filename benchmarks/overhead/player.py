@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Final
 
 from benchmarks.overhead.played import PlayedSession
-from benchmarks.shared.processes import BenchError
+from benchmarks.processes import BenchError
 from schemas.codec import decode_reply
 from schemas.messages import Closed, Opened
 from schemas.topics import Topic, build
@@ -228,7 +228,8 @@ class Player(AbstractContextManager["Player"]):
             for key, _ in ready:
                 key.data.read()
 
-    def serve(self, seconds: float) -> None:
-        """Serve them for a while."""
-        end = time.perf_counter() + seconds
-        self.until(lambda: time.perf_counter() >= end)
+    def serve(self, seconds: float) -> float:
+        """Serve them for a while; return how long it was (seconds)."""
+        began = time.perf_counter()
+        self.until(lambda: time.perf_counter() >= began + seconds)
+        return time.perf_counter() - began

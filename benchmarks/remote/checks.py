@@ -2,20 +2,56 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.remote.fleet import Devices, Job
+from benchmarks.harness import together
 from benchmarks.remote.oracle import Oracle
 from dssd.distribution import shape
+from fleet_device.client.agent import Agent, Generation
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.statistics import ALARM, p_value
 
-__all__ = ["Greedy", "Repeats", "Sampled", "check_greedy", "check_repeats", "check_sampled"]
+__all__ = ["Devices", "Greedy", "Job", "Repeats", "Sampled", "check_greedy", "check_repeats", "check_sampled"]
 
 _TIE: Final = {"float32": 1e-2, "bfloat16": 0.5}
 _PAIR: Final = 2  # tokens of a sampled text: the second is verified in the same answer as the first
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A text to be generated: prompt, policy with the seed, and most tokens."""
+
+    prompt: Sequence[int]
+    policy: SamplingPolicy
+    length: int
+
+
+class Devices:
+    """Devices, connected; each drafts with a context of its own."""
+
+    def __init__(self, agents: Sequence[Agent]) -> None:
+        self._agents = agents
+
+    def write(self, jobs: Sequence[Job]) -> list[Generation]:
+        """Generate all texts, as many at a time as there are devices."""
+        done: dict[int, Generation] = {}
+        queue, taking = iter(list(enumerate(jobs))), Lock()
+
+        def serve(agent: Agent) -> None:
+            while True:
+                with taking:
+                    taken = next(queue, None)
+                if taken is None:
+                    return
+                number, job = taken
+                done[number] = agent.generate(job.prompt, policy=job.policy, max_new_tokens=job.length)
+
+        together([partial(serve, agent) for agent in self._agents])
+        return [done[number] for number in range(len(jobs))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.bytes import command
-from benchmarks.bytes.counting import TCP_IP_HEAD, Traffic
-from benchmarks.bytes.goals import goals
-from benchmarks.bytes.pieces import pieces_of
-from benchmarks.bytes.rows import Row
-from benchmarks.bytes.variants import SavingPacing, variants
-from benchmarks.latency.systems import LOCAL, SYSTEMS
-from benchmarks.shared import laws as recorded
-from benchmarks.shared.laws import RecordedLaw, RecordedLaws
+from benchmarks import bytes as suite
+from benchmarks.__main__ import main
+from benchmarks.bytes import TCP_IP_HEAD, SavingPacing, Traffic, goals, pieces_of, variants
+from benchmarks.recordings import RecordedLaw, RecordedLaws, load, save
+from benchmarks.systems import CO_LOCATED, DEVICE_ALONE, SYSTEMS
 from dssd.distribution import Dist, shape
 from dssd.sampling import coupled_token
 from schemas.policy import Mode
@@ -49,14 +45,15 @@ def test_a_recorded_law_is_served_as_it_was_recorded() -> None:
         assert served.probs[np.argsort(served.ids)] == pytest.approx(p.probs[order], rel=1e-5)
 
 
-def test_laws_come_back_from_their_file(tmp_path: Path) -> None:
-    before = some_laws()
-    recorded._save(tmp_path / "laws.npz", before.laws, before.size)
-    after = recorded._load(tmp_path / "laws.npz")
-    assert after.size == before.size
-    for ours, theirs in zip(after.laws, before.laws, strict=True):
-        assert ours.prompt == theirs.prompt
-        for mine, other in zip((*ours.target, *ours.draft), (*theirs.target, *theirs.draft), strict=True):
+def test_recordings_come_back_from_their_file(tmp_path: Path) -> None:
+    laws = some_laws().laws
+    prompts, dists = [law.prompt for law in laws], {"target": [law.target for law in laws]}
+    save(tmp_path / "laws.npz", {"prompts": prompts, "vocabulary": [[SIZE]]}, dists)
+    ints, after = load(tmp_path / "laws.npz")
+    assert [tuple(each) for each in ints["prompts"]] == prompts
+    assert ints["vocabulary"][0].tolist() == [SIZE]
+    for ours, theirs in zip(after["target"], dists["target"], strict=True):
+        for mine, other in zip(ours, theirs, strict=True):
             assert mine.ids.tolist() == other.ids.tolist()
             assert mine.probs.tolist() == other.probs.tolist()
 
@@ -72,7 +69,7 @@ def test_pieces_are_the_targets_own_text(length: int) -> None:
 
 
 def test_all_systems_are_among_the_variants() -> None:
-    assert {variant.system for variant in variants()} == {*LOCAL, *SYSTEMS}
+    assert {variant.system for variant in variants()} == {DEVICE_ALONE, CO_LOCATED, *SYSTEMS}
 
 
 def test_a_draft_that_saves_bytes_ends_where_it_would_hardly_stand() -> None:
@@ -89,20 +86,21 @@ def test_long_packets_are_cut_into_segments_as_on_ethernet() -> None:
     assert (long.wire_up, long.wire_down) == (144_800 + 100 * TCP_IP_HEAD, 50 + 50 * TCP_IP_HEAD)
 
 
-def row(system: str, mode: Mode, up: float, down: float, *, length: int = 4, draft: str = "Q4_0") -> Row:
-    return Row(system, mode.value, draft, length, False, 1, 1, 0.0, 100, 0.7, up, down)  # noqa: FBT003
+def row(system: str, up: float, down: float, *, length: int = 4, draft: str = "Q4_0") -> dict[str, Any]:
+    size = {"uplink_bytes_per_token": up, "downlink_bytes_per_token": down}
+    return {"variant": system, "system": system, "draft": draft, "draft_length": length, "stops": False, **size}
 
 
 def test_goals_are_held_for_each_draft_model() -> None:
     rows = [
-        row("dsd", Mode.RESIDUAL, 150_000.0, 20.0),
-        row("dssd-dense", Mode.RESIDUAL, 15.0, 70_000.0),
-        row("ours-residual", Mode.RESIDUAL, 15.0, 360.0),
-        row("ours-coupled", Mode.COUPLED, 8.0, 5.0),
-        row("ours-coupled", Mode.COUPLED, 7.0, 4.5, length=8),
-        row("ours-coupled", Mode.COUPLED, 9.0, 4.5, draft="Q2_K"),
+        row("dsd", 150_000.0, 20.0),
+        row("dssd-dense", 15.0, 70_000.0),
+        row("ours-residual", 15.0, 360.0),
+        row("ours-coupled", 8.0, 5.0),
+        row("ours-coupled", 7.0, 4.5, length=8),
+        row("ours-coupled", 9.0, 4.5, draft="Q2_K"),
     ]
-    found = [(goal.draft, round(goal.value, 1), goal.reached) for goal in goals(rows)]
+    found = [(str(goal).partition(":")[0], round(goal.value, 1), goal.reached) for goal in goals(rows)]
     assert found == [
         ("Q4_0", 10_000.0, True),
         ("Q4_0", 18_750.0, True),
@@ -117,16 +115,16 @@ def test_every_system_is_counted_through_a_real_broker(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     require_mosquitto()
-    monkeypatch.setattr(command, "record_laws", lambda *_args, **_options: some_laws())
+    monkeypatch.setattr(suite, "record_laws", lambda *_args, **_options: some_laws())
     report = tmp_path / "bytes.json"
-    arguments = ["--drafts", "toy", "--texts", "1", "--lengths", "4", "--step-ms", "1", "--token-ms", "0"]
+    arguments = ["bytes", "--drafts", "toy", "--texts", "1", "--lengths", "4", "--step-ms", "1", "--token-ms", "0"]
     arguments += ["--round-trip", "0", "--json", str(report)]
-    assert command.main(arguments) == 1  # full distributions over so few tokens are not much
+    assert main(arguments) == 1  # full distributions over so few tokens are not much
     found = json.loads(report.read_text())
     rows: dict[tuple[str, str, bool], dict[str, Any]] = {
         (each["system"], each["mode"], each["stops"]): each for each in found["rows"]
     }
-    assert {system for system, _, _ in rows} == {*LOCAL, *SYSTEMS}
+    assert {system for system, _, _ in rows} == {DEVICE_ALONE, CO_LOCATED, *SYSTEMS}
     assert found["machine"]["cpu"]
     assert "draft toy" in capsys.readouterr().out
     for (system, _, _), each in rows.items():

@@ -1,16 +1,10 @@
-import sys
-from pathlib import Path
-
 import pytest
 
-from benchmarks.latency.command import Row
-from benchmarks.latency.local import Timed, write_alone, write_together
-from benchmarks.latency.picture import draw
-from benchmarks.latency.systems import LOCAL, SYSTEMS
+from benchmarks.latency import Row, Timed, write_alone, write_together
+from benchmarks.systems import CO_LOCATED, DEVICE_ALONE, SYSTEMS
 from dssd.distribution import shape
 from dssd.sampling import coupled_token
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from schemas.errors import FleetError
 from schemas.policy import Mode
 from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, policy
 
@@ -47,20 +41,14 @@ def test_the_draft_model_alone_is_another_matter() -> None:
 def test_figures_are_those_of_all_texts_of_a_row() -> None:
     row = Row("dsd", "Q4_0", 1, 20.0, 10.0)
     row.texts = [Timed((1,) * 10, 0.5, 2.0, 8, 100, 20), Timed((1,) * 30, 0.7, 2.0, 24, 300, 60)]
-    row.sum_up()
+    assert row.json()["devices"] == 1
     assert row.tokens_per_s == pytest.approx((4.0 + 12.0) / 2)
     assert row.ttft_ms == pytest.approx(600.0)
     assert (row.uplink_bytes_per_token, row.downlink_bytes_per_token) == (10.0, 2.0)
 
 
 def test_the_systems_have_the_names_that_results_are_compared_by() -> None:
-    assert {*LOCAL, *SYSTEMS} == {
+    assert {DEVICE_ALONE, CO_LOCATED, *SYSTEMS} == {
         "device-alone", "edge-streaming", "co-located", "dsd", "dssd-dense",
         "ours-residual", "ours-coupled", "ours-ahead", "ours-auto",
     }  # fmt: skip
-
-
-def test_without_matplotlib_a_picture_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(FleetError, match=r"pip install 'dssd-fleet\[bench\]'"):
-        draw([Row("dsd", "Q4_0", 1, 20.0, 10.0)], tmp_path / "picture.png")

@@ -3,8 +3,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from benchmarks.log.filling import Scale, fill
-from benchmarks.log.questions import questions
+from benchmarks.administration.filling import Scale, fill
+from benchmarks.administration.questions import questions
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store.database import open_store
 

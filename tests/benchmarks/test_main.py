@@ -1,14 +1,17 @@
 import importlib.util
+import json
+from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import SUITES, main
+from tests.support.brokers import require_mosquitto
 
 
 @pytest.mark.parametrize("name", sorted(SUITES))
 def test_each_suite_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
-        main([name, "--help"])
+        main([*name.split(), "--help"])
     assert leaving.value.code == 0
     assert f"benchmarks {name}" in capsys.readouterr().out
 
@@ -18,11 +21,34 @@ def test_a_missing_package_is_named_with_the_command_that_brings_it(
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "scipy" else found(name))
-    assert main(["log"]) == 2
+    assert main(["administration", "log"]) == 2
     said = capsys.readouterr().err
     assert "scipy" in said
     assert "make bench" in said
 
 
-def test_an_unknown_suite_is_refused() -> None:
-    assert main(["no-such-suite"]) == 2
+@pytest.mark.parametrize("words", [["no-such-suite"], ["engines", "--quick"]])
+def test_what_cannot_be_run_is_refused(words: list[str]) -> None:
+    assert main(words) == 2
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(
+    "words",
+    [
+        "overhead verdicts --no-model --answers 100 --devices 4 --seconds 0.5",
+        "overhead connections --count 60",
+        "administration steering --devices 3 --rounds 2",
+        "faults reconnect --devices 50 --outage 1 --real --links 2 --kills 1",
+        "hostile quarantine --seconds 0.5 --rate 500",
+        "exactness system --sessions 40 --only stopped",
+    ],
+)
+def test_a_short_run_writes_its_figures(words: str, tmp_path: Path) -> None:
+    require_mosquitto()
+    report = tmp_path / "report.json"
+    assert main([*words.split(), "--json", str(report)]) in {0, 1}  # 1 on a busy machine
+    found = json.loads(report.read_text())
+    assert found["rows"]
+    assert {"commit", "versions", "machine", "at", "settings", "goals", "wrong"} <= set(found)
+    assert not found["wrong"] or "exactness" in words  # forty sessions prove nothing

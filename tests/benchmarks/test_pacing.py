@@ -1,43 +1,23 @@
 import pytest
 
-from benchmarks.pacing import main
-from benchmarks.pacing.cells import AGAIN, CHOSEN, PLANS, STREAM, Cell, Outcome, geometric_mean
-from benchmarks.shared.fleet_load import Written, WrittenTexts
+from benchmarks.fleet_load import Written, WrittenTexts
+from benchmarks.pacing import CHOSEN, PLANS, STREAM, Outcome, compared
 
 
-def test_chosen_plans_are_held_against_the_best_fixed_one_and_against_the_edge_by_itself() -> None:
-    cell = Cell(1, "Q4_0", 50, 1, {plan: Outcome(paces=[5.0, 5.0, 5.0]) for plan in PLANS})
-    cell.outcomes[CHOSEN] = Outcome(paces=[9.0, 9.0, 40.0])  # the best of all, but not a fixed plan
-    cell.outcomes["8"] = Outcome(paces=[10.0, 10.0, 50.0])
-    assert cell.best == "8"
-    assert cell.against_best == pytest.approx(0.9)
-    assert cell.against_stream == pytest.approx(1.8)
+def outcome(*rounds: float, learning: float = 5.0) -> Outcome:
+    return {"rounds": list(rounds), "tokens_per_s": sorted(rounds)[len(rounds) // 2], "learning": learning}
 
 
-def test_a_round_that_the_machine_disturbed_is_compared_with_itself() -> None:
-    cell = Cell(8, "Q4_1", 0, 4, {STREAM: Outcome(paces=[10.0, 2.0, 10.0]), CHOSEN: Outcome(paces=[10.0, 2.0, 2.0])})
-    assert cell.against_stream == pytest.approx(1.0)
-
-
-def test_what_was_measured_twice_tells_by_how_much_a_ratio_may_be_wrong() -> None:
-    cell = Cell(1, "Q4_0", 20, 1, {STREAM: Outcome([10.0, 20.0], learning=10.0), CHOSEN: Outcome([9.0, 22.0], 7.0)})
-    assert cell.again is None
-    cell.outcomes[AGAIN] = Outcome(paces=[12.0, 26.0])
-    assert cell.again == pytest.approx(1.25)
-    assert cell.best == STREAM  # not the same again, however much quicker that was
-    assert cell.stream_error == pytest.approx(0.1)
-    assert cell.learning == pytest.approx(0.7)
-
-
-def test_plans_without_the_two_that_are_compared_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--plans", "4", "auto"])
-    assert "must name stream and auto" in capsys.readouterr().err
-
-
-def test_ratios_are_averaged_geometrically() -> None:
-    assert geometric_mean([0.5, 2.0]) == pytest.approx(1.0)
-    assert geometric_mean([1.0, 4.0, 16.0]) == pytest.approx(4.0)
+def test_chosen_plans_are_compared_round_by_round_with_the_best_fixed_one_and_with_edge_only_decoding() -> None:
+    outcomes = {plan: outcome(5.0, 5.0, 5.0) for plan in PLANS}
+    outcomes[CHOSEN] = outcome(9.0, 9.0, 40.0, learning=4.0)  # the best of all, but not a fixed plan
+    outcomes["4"] = outcome(10.0, 10.0, 10.0)
+    outcomes[STREAM] = outcome(6.0, 6.0, 20.0, learning=8.0)
+    found = compared(outcomes)
+    assert (found["best"], found["auto_over_best"]) == ("4", pytest.approx(0.9))
+    assert found["auto_over_stream"] == pytest.approx(1.5)
+    assert found["while_learning"] == pytest.approx(0.5)
+    assert found["stream_again"] == pytest.approx(5.0 / 6.0)
 
 
 def test_a_devices_pace_leaves_its_prompt_out_and_the_fleets_counts_it() -> None:

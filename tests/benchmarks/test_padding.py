@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from benchmarks.padding import Round, Sent, entropy, information, observe, rounds_of
+from benchmarks.hostile.padding import Round, Sent, entropy, information, observe, rounds_of
 from schemas.codec import encode_draft, encode_verdict
 from schemas.downlink import Sparse
 from schemas.messages import Draft, Verdict

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.remote.checks import check_greedy, check_repeats, check_sampled
-from benchmarks.remote.fleet import Job
+from benchmarks.remote.checks import Job, check_greedy, check_repeats, check_sampled
 from benchmarks.remote.oracle import Oracle
-from benchmarks.remote.steps import time_steps
+from benchmarks.remote.suite import time_steps
 from dssd.distribution import shape
 from fleet_edge.verifiers.contract import VerifierError
 from fleet_edge.verifiers.scripted import ScriptedVerifier
@@ -142,7 +141,7 @@ def test_steps_are_timed_for_every_engine_and_size() -> None:
         name: ScriptedVerifier(SCRIPT, SCRIPT.words, context=64, budget_tokens=400) for name in ("one", "other")
     }
     found = time_steps(verifiers, sequences=[1, 3], tokens=[1, 5], context=20, repeats=2)
-    sizes = [(step.engine, step.sequences, step.tokens) for step in found]
+    sizes = [(step["engine"], step["sequences"], step["tokens"]) for step in found]
     assert sizes == [(name, n, t) for n in (1, 3) for t in (1, 5) for name in ("one", "other")]
-    assert all(0 < step.best_ms <= step.ms for step in found)
+    assert all(0 < step["best_ms"] <= step["ms"] for step in found)
     assert all(verifier.capacity() == 400 for verifier in verifiers.values())

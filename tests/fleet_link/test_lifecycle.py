@@ -3,7 +3,7 @@ import statistics
 
 import pytest
 
-from benchmarks.reconnect import simulate
+from benchmarks.faults.reconnect import simulate
 from fleet_link.lifecycle import Backoff
 from fleet_link.settings import LinkSettings
 

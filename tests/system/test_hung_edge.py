@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 import httpx
 import pytest
 
-from benchmarks.shared.processes import Program
+from benchmarks.processes import Program
 from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
 from dssd.distribution import Dist

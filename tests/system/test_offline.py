@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.offline.log import compare
-from benchmarks.offline.site import Site
-from benchmarks.offline.trial import run_trial
+from benchmarks.applications.offline import compare
+from benchmarks.applications.offline_site import Site
+from benchmarks.applications.offline_trial import run_trial
 from fleet_device.offline import OfflinePolicy
 
 TOKENS = 80

@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from benchmarks.structured.schemas import SCHEMAS
+from benchmarks.applications.schemas import SCHEMAS
 from broker_config.broker import Broker
 from fleet_device.api.server import listen
 from fleet_device.client.agent import Agent

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Final
 
+from benchmarks.clients import Identity
 from benchmarks.hostile.mqtt_client import RawClient
 from benchmarks.hostile.place import Place
-from benchmarks.shared.identity import Identity
 from schemas.topics import Topic
 from tests.support.mqtt_packets import publish_packet
 

@@ -2,7 +2,7 @@ from itertools import islice
 
 import numpy as np
 
-from benchmarks.capacity.arrivals import Arrival, Arrivals
+from benchmarks.capacity.devices import Arrival, Arrivals
 
 
 def pauses(client: int, how: Arrivals, number: int = 2000, seed: int = 0) -> list[float]:

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.capacity.cell import in_process
-from benchmarks.shared.processes import BenchError, Cores
+from benchmarks.capacity.suite import in_process
+from benchmarks.processes import BenchError, Cores
 from fleet_cli.edge.advise.service_level import Client, Window
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.toy_pair import END_TOKENS

@@ -3,9 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.capacity.arrivals import Arrival
+from benchmarks.capacity.devices import Arrival, Timing
 from benchmarks.capacity.serving import Prompt, Written, serve
-from benchmarks.capacity.timing import Timing
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.toy_pair import END_TOKENS
 from tests.support.toy_transformer import ToyTransformer

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.capacity.residual import write_all
 from benchmarks.capacity.serving import Prompt
-from benchmarks.capacity.together import Together
+from benchmarks.capacity.together import Together, write_all
 from benchmarks.exactness.laws import LENGTH, law
 from dssd.distribution import shape
 from dssd.sampling import coupled_token

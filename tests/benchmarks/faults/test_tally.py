@@ -1,4 +1,4 @@
-from benchmarks.faults.report import percentile
+from benchmarks.faults.moments import percentiles
 from benchmarks.faults.tally import EndedText, Tally
 
 TEXT = {"event": "text", "session": "aa", "written": 3, "reason": "length", "mode": "coupled", "resumes": 2}
@@ -28,7 +28,6 @@ def test_a_device_has_gone_on_with_its_first_token_after_the_moment() -> None:
 
 
 def test_percentiles_are_of_what_was_measured() -> None:
-    values = [float(number) for number in range(101)]
-    assert [percentile(values, share) for share in (0.5, 0.95, 1.0)] == [50.0, 95.0, 100.0]
-    assert percentile([], 0.5) == 0.0
-    assert percentile([3.0], 0.95) == 3.0
+    assert percentiles([]) == (0.0, 0.0, 0.0)
+    assert percentiles([3.0]) == (3.0, 3.0, 3.0)
+    assert percentiles([float(each) for each in range(101)]) == (50.0, 95.0, 100.0)

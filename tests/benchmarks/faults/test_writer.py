@@ -1,7 +1,7 @@
 import pytest
 
+from benchmarks.clients import Identity
 from benchmarks.faults.writer import Task, verdict
-from benchmarks.shared.identity import Identity
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.scripted_language import LANGUAGE, reference_text
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.clients import Identity
 from benchmarks.hostile.attacks import contract
 from benchmarks.hostile.attacks.contract import Attacker, _code_of
 from benchmarks.hostile.attacks.registry import ATTACKS
 from benchmarks.hostile.mqtt_client import ClientCounters
 from benchmarks.hostile.place import Place
-from benchmarks.shared.identity import Identity
 from schemas.codec import decode_close, decode_draft, decode_open, encode_reply, encode_verdict
 from schemas.errors import CodecError
 from schemas.messages import Fault, Refused, Verdict

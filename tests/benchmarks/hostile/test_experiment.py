@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.hostile import main
+from benchmarks.__main__ import main
 from benchmarks.hostile.experiment import Result
-from benchmarks.hostile.report import HEADER, line, met
-from benchmarks.shared.processes import Cores
+from benchmarks.hostile.suite import wrong_with
+from benchmarks.processes import Cores
 from tests.support.brokers import require_mosquitto
 
 
@@ -15,7 +15,7 @@ def good() -> Result:
 
 
 def test_a_fleet_that_held_out_is_told_from_one_that_did_not() -> None:
-    assert met(good())
+    assert not list(wrong_with(good()))
     for name, value in (
         ("honest_during", 0.5),
         ("honest_after", 0.5),
@@ -28,22 +28,13 @@ def test_a_fleet_that_held_out_is_told_from_one_that_did_not() -> None:
     ):
         result = good()
         setattr(result, name, value)
-        assert not met(result), name
+        assert list(wrong_with(result)), name
 
 
 def test_what_the_attackers_own_processor_time_takes_is_not_the_edges_fault() -> None:
     result = good()
     result.honest_during, result.honest_during_of_control = 0.7, 0.95
-    assert met(result)
-
-
-def test_a_line_has_all_columns_and_says_what_became_of_the_attacker() -> None:
-    result = good()
-    result.fenced, result.kicked = True, {"0x93": 2}
-    shown = line(result)
-    assert "fenced" in shown
-    assert "kicked 2x0x93" in shown
-    assert len(HEADER.splitlines()) == 2
+    assert not list(wrong_with(result))
 
 
 def test_the_edge_has_half_of_the_cores_for_itself_if_there_are_two() -> None:
@@ -58,10 +49,22 @@ def test_the_edge_has_half_of_the_cores_for_itself_if_there_are_two() -> None:
 def test_an_attack_on_a_real_broker_and_a_scripted_edge_is_measured(tmp_path: Path) -> None:
     require_mosquitto()
     report = tmp_path / "hostile.json"
-    arguments = ["--scripted", "--attack", "unknown-session-qos0", "--seconds", "3", "--baseline", "1", "--honest", "2"]
+    arguments = [
+        "hostile",
+        "attacks",
+        "--scripted",
+        "--attack",
+        "unknown-session-qos0",
+        "--seconds",
+        "3",
+        "--baseline",
+        "1",
+        "--honest",
+        "2",
+    ]
     code = main([*arguments, "--tokens", "32", "--json", str(report), "--folder", str(tmp_path / "logs")])
     assert code in {0, 1}  # how well the fleet holds out on a busy machine is not for a test
-    (attack,) = json.loads(report.read_text())["attacks"]
+    (attack,) = json.loads(report.read_text())["rows"]
     assert attack["name"] == "unknown-session-qos0"
     assert attack["baseline"] > 0
     assert attack["attacker"]["sent_per_s"] > 500

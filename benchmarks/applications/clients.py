@@ -1,0 +1,167 @@
+"""Clients: how evenly a device serves several applications at once (tokens each, milliseconds to the first piece).
+
+A real edge, a real mosquitto, and a real device with its local API. Each client asks for one text after the other over
+HTTP, as applications do. Counted is what each has received when the time is over; one client alone is measured in the
+same run. Takes 5 minutes.
+"""
+
+import argparse
+import http.client
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Final
+
+from benchmarks.applications.questions import QUESTIONS
+from benchmarks.harness import Bench, Report, at_most, number_of, table
+from benchmarks.processes import BenchError
+from fleet_device.api.server import HOST, listen
+from fleet_device.drafters.contract import TextCodec
+from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
+from fleet_device.gateway import Asked, Gateway
+from fleet_device.service import DeviceService
+from fleet_device.settings import DeviceSettings
+from fleet_link.settings import BrokerSettings
+
+__all__ = ["add_options", "run"]
+
+_MOST_UNEQUAL: Final = 1.5
+_CONTEXT: Final = 1024
+_ONLINE_S: Final = 60.0
+_BUSY: Final = 429
+_AGAIN_S: Final = 0.5  # after a text that has failed
+
+
+@dataclass(slots=True)
+class _Client:
+    """What one client has received; tokens by the draft model's own tokenizer, those of a cut-off text included."""
+
+    tokens: int = 0
+    texts: int = 0
+    first_ms: list[float] = field(default_factory=list)
+    turned_away: int = 0
+    failed: int = 0
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the suite's own options."""
+    parser.add_argument("--draft", default="Q4_0", help="quantization of the draft model (default: %(default)s)")
+    parser.add_argument("--clients", type=number_of(int, 1), default=8, help="at the same time (default: %(default)s)")
+    parser.add_argument("--at-once", type=number_of(int, 1), default=2, help="texts that the device writes at once")
+    parser.add_argument("--tokens", type=number_of(int, 1), default=16, help="of each text, at most")
+    parser.add_argument("--seconds", type=number_of(float, 0.1), default=120.0, help="of each measurement")
+
+
+def run(bench: Bench) -> Report:
+    """Measure one client, then all."""
+    rows = [_measure(bench, count) for count in dict.fromkeys([1, bench.options.clients])]
+    columns = {"clients": "d", "tokens_per_s": ".1f", "least_tokens": "d", "most_tokens": "d", "max_over_min": ".2f"}
+    table(rows, columns | {"first_ms_median": ".0f", "first_ms_most": ".0f", "turned_away": "d", "failed": "d"})
+    worst = max(row["max_over_min"] for row in rows)
+    return Report(rows, [at_most("tokens of the client with most over the one with least", worst, _MOST_UNEQUAL)])
+
+
+def _measure(bench: Bench, count: int) -> dict[str, Any]:
+    options = bench.options
+    with bench.broker() as broker, bench.edge(broker.port, bench.target(), context=_CONTEXT, threads=1):
+        settings = DeviceSettings(
+            fleet=bench.fleet,
+            broker=BrokerSettings(port=broker.port),
+            context=_CONTEXT,
+            texts_at_once=options.at_once,
+            api_port=0,  # the benchmark serves a port of its own
+            api_waiting=count,
+            max_new_tokens=options.tokens,
+        )
+        draft = bench.model(f"{options.draft}.gguf")
+        drafter = LlamaCppDrafter(LlamaCppSettings(draft, threads=1, context=_CONTEXT, sequences=options.at_once))
+        clients, took_s = _write(settings, drafter, count, seconds=options.seconds)
+    tokens = [client.tokens for client in clients]
+    firsts = [each for client in clients for each in client.first_ms]
+    return {
+        "clients": count,
+        "tokens": tokens,
+        "least_tokens": min(tokens),
+        "most_tokens": max(tokens),
+        "max_over_min": max(tokens) / min(tokens) if min(tokens) else float("inf"),
+        "tokens_per_s": sum(tokens) / took_s,
+        "first_ms_median": median(firsts) if firsts else None,
+        "first_ms_most": max(firsts, default=None),
+        "turned_away": sum(client.turned_away for client in clients),
+        "failed": sum(client.failed for client in clients),
+    }
+
+
+def _write(
+    settings: DeviceSettings, drafter: LlamaCppDrafter, count: int, *, seconds: float
+) -> tuple[list[_Client], float]:
+    service = DeviceService(settings, drafter)
+    gateway, sock = Gateway(service), listen(0)
+    gateway.serve(sock)
+    gateway.start()
+    try:
+        if not service.edges.wait_online(_ONLINE_S):
+            raise BenchError("No edge was there within a minute.")
+        clients, over = [_Client() for _ in range(count)], threading.Event()
+        for number, client in enumerate(clients):
+            arguments = (client, sock.getsockname()[1], number, over, drafter.codec)
+            threading.Thread(target=_ask, args=arguments, daemon=True).start()
+        began = time.monotonic()
+        over.wait(seconds)
+        over.set()
+        took_s = time.monotonic() - began
+        counted = [_Client(c.tokens, c.texts, list(c.first_ms), c.turned_away, c.failed) for c in clients]
+        gateway.ask(Asked.STOP)
+    finally:
+        gateway.stop()
+    return counted, took_s
+
+
+def _ask(client: _Client, port: int, number: int, over: threading.Event, codec: TextCodec) -> None:
+    """Ask for one text after the other, until the time is over."""
+    turn = number
+    while not over.is_set():
+        connection = http.client.HTTPConnection(HOST, port, timeout=600.0)
+        question = {"role": "user", "content": QUESTIONS[turn % len(QUESTIONS)]}
+        body = {"messages": [question], "stream": True, "seed": turn}
+        turn += 1
+        asked = time.monotonic()
+        try:
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            if answer.status == _BUSY:
+                client.turned_away += 1
+                over.wait(float(answer.headers["Retry-After"]))
+            elif not _read_text(client, answer, over, codec, asked=asked):
+                over.wait(_AGAIN_S)
+        except (OSError, http.client.HTTPException):
+            if not over.is_set():
+                raise
+        finally:
+            connection.close()
+
+
+def _read_text(
+    client: _Client, answer: http.client.HTTPResponse, over: threading.Event, codec: TextCodec, *, asked: float
+) -> bool:
+    """Count a text as it comes; return whether it has not failed."""
+    first = True
+    for line in answer:
+        if over.is_set():
+            return True
+        text = line.decode().removeprefix("data: ").strip()
+        if not text.startswith("{"):
+            continue
+        chunk = json.loads(text)
+        if "error" in chunk:
+            client.failed += 1
+            return False
+        for piece in [choice["delta"].get("content") for choice in chunk["choices"]]:
+            client.tokens += len(codec.encode(piece)) if piece else 0
+            if piece and first:
+                first = False
+                client.first_ms.append((time.monotonic() - asked) * 1e3)
+    client.texts += 1
+    return True

@@ -1,0 +1,154 @@
+"""Structured: texts of ten JSON schemas, and free ones on the same prompts (tokens a second, share of forced tokens).
+
+Every structured text is parsed, and validated against its schema by another library than the one that constrained it.
+Free and structured texts of a prompt alternate, with the same device, edge and seed; a free text is asked for as many
+tokens as the structured text before it had. Devices use the real draft model and pace themselves. Takes 6 minutes.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from contextlib import closing
+from typing import Any, Final
+
+import jsonschema
+
+from benchmarks.applications.schemas import SCHEMAS
+from benchmarks.harness import Bench, Report, connected, number_of, say, table
+from dssd.distribution import Dist, Ids
+from fleet_device.client.agent import Agent
+from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
+from fleet_device.pacing.contract import FixedPacing, Pacing
+from fleet_device.pacing.session_pacing import make_pacing
+from fleet_device.session.origins import TokenOrigin
+from fleet_device.settings import DeviceSettings
+from fleet_device.texts.chat import ChatMessage, encode_chat
+from fleet_device.texts.generate import GeneratedText, GenerateRequest, generate_text
+from schemas.grammar import Grammar
+from schemas.policy import Mode, SamplingPolicy
+from schemas.reasons import EndReason
+
+__all__ = ["add_options", "run"]
+
+_PLANS: Final = ("adaptive", "draft", "stream")
+
+
+class CountingDrafter(LlamaCppDrafter):
+    """The draft model, which counts how often it is called."""
+
+    calls = 0
+
+    def next(self, policy: SamplingPolicy) -> Dist:
+        """Count, and call."""
+        self.calls += 1
+        return super().next(policy)
+
+    def next_allowed(self, policy: SamplingPolicy, allowed: Ids) -> Dist:
+        """Likewise."""
+        self.calls += 1
+        return super().next_allowed(policy, allowed)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the suite's own options."""
+    parser.add_argument("--draft", default="Q4_0", help="quantization of the draft model (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=number_of(int, 1), default=30, help="texts of a schema (default: %(default)s)"
+    )
+    parser.add_argument("--free", type=number_of(int, 0), default=10, help="free texts of its prompt")
+    parser.add_argument("--tokens", type=number_of(int, 1), default=400, help="of a text, at most")
+    parser.add_argument("--mode", type=Mode, choices=list(Mode), default=Mode.RESIDUAL, help="(default: %(default)s)")
+    parser.add_argument("--plan", choices=_PLANS, default=_PLANS[0], help="(default: %(default)s)")
+
+
+def run(bench: Bench) -> Report:
+    """Write all texts."""
+    options = bench.options
+    found = {"free": Counter[str](), "structured": Counter[str]()}
+    wrong: list[str] = []
+    with (
+        closing(CountingDrafter(LlamaCppSettings(bench.model(f"{options.draft}.gguf")))) as drafter,
+        bench.broker() as broker,
+        bench.edge(broker.port, bench.target()),
+        connected(broker.port, bench.fleet, [drafter], pacing=lambda: _pacing(bench)) as (agent,),
+    ):
+        for name, (asked, schema) in SCHEMAS.items():
+            say(f"{name}: {options.repeats} texts, {options.free} free ones")
+            prompt = tuple(encode_chat(drafter.codec, [ChatMessage("user", asked)]))
+            grammar = Grammar.json_schema(schema)
+            write = _Writer(bench, agent, drafter, prompt)
+            write(0, grammar, 8)  # prepared once at both ends
+            found[name] = Counter()
+            for number in range(options.repeats):
+                text, counts = write(number, grammar, options.tokens)
+                if complaint := _wrong(text, schema):
+                    wrong.append(f"{name}, seed {number}: {complaint}")
+                    print(f"{wrong[-1]}: {text.text!r}", file=sys.stderr)
+                found["structured"] += counts
+                found[name] += counts
+                if number < options.free:
+                    found["free"] += write(number, None, len(text.tokens))[1]
+    rows = [{"texts_of": name, **_figures(counts)} for name, counts in found.items()]
+    shares = {"forced_share": ".2f", "draft_calls_per_token": ".2f", "large_calls_per_token": ".2f"}
+    table(rows, {"texts_of": "", "texts": "d", "tokens_per_s": ".1f", **shares, "acceptance": ".2f"})
+    if rows[0]["texts"]:
+        print(f"structured over free: {rows[1]['tokens_per_s'] / rows[0]['tokens_per_s']:.2f} tokens/s")
+    return Report(rows, wrong=wrong)
+
+
+class _Writer:
+    """Writes texts of one prompt, and counts what they took."""
+
+    def __init__(self, bench: Bench, agent: Agent, drafter: CountingDrafter, prompt: tuple[int, ...]) -> None:
+        self._mode, self._agent, self._drafter, self._prompt = bench.options.mode, agent, drafter, prompt
+
+    def __call__(self, seed: int, grammar: Grammar | None, tokens: int) -> tuple[GeneratedText, Counter[str]]:
+        policy = SamplingPolicy(mode=self._mode, temperature=0.7, top_k=50, top_p=0.95, seed=seed, grammar=grammar)
+        before = self._drafter.calls
+        text = generate_text(self._agent, self._drafter, GenerateRequest(self._prompt, policy, tokens))
+        counters = text.generation.counters
+        return text, Counter(
+            texts=1,
+            tokens=len(text.tokens),
+            wall_ms=round(text.generation.wall_ms),
+            forced=text.origins.count(TokenOrigin.FORCED),
+            draft_calls=self._drafter.calls - before,
+            rounds=counters.rounds,
+            tested=counters.tested,
+            accepted=counters.accepted,
+            streamed=counters.streamed,
+        )
+
+
+def _figures(counts: Counter[str]) -> dict[str, Any]:
+    tokens = max(1, counts["tokens"])
+    return {
+        "texts": counts["texts"],
+        "tokens": counts["tokens"],
+        "tokens_per_s": 1e3 * counts["tokens"] / max(1, counts["wall_ms"]),
+        "forced_share": counts["forced"] / tokens,
+        "draft_calls_per_token": counts["draft_calls"] / tokens,
+        "large_calls_per_token": counts["rounds"] / tokens,
+        "acceptance": counts["accepted"] / max(1, counts["tested"]),
+        "streamed_share": counts["streamed"] / tokens,
+    }
+
+
+def _pacing(bench: Bench) -> Pacing:
+    if bench.options.plan == "adaptive":
+        return make_pacing(DeviceSettings(fleet=bench.fleet, device="device-0"))
+    return FixedPacing(32, stream=True) if bench.options.plan == "stream" else FixedPacing(5)
+
+
+def _wrong(text: GeneratedText, schema: dict[str, Any]) -> str:
+    """Return what is wrong with a structured text; nothing if it is what was asked for."""
+    if text.reason is not EndReason.STOP:
+        return f"ended by {text.reason.value}"
+    try:
+        jsonschema.validate(json.loads(text.text), schema, format_checker=jsonschema.FormatChecker())
+    except json.JSONDecodeError as error:
+        return f"no JSON: {error}"
+    except jsonschema.ValidationError as error:
+        return f"not of the schema: {error.message}"
+    return ""

@@ -1,0 +1,529 @@
+"""Capacity: devices that an edge holds at a service level, and its tokens a second, by each system.
+
+The edge has half of the cores for itself; devices, line and broker have the others. Devices replay drafts that were
+recorded on this machine, each at the draft model's own pace as on a processor of its own, in the mode that they were
+recorded in, so that they are accepted as the model itself would be; a text that departs from the recorded one ends
+there. Devices that choose their plan write in coupled mode, since a residual text depends on where drafts begin, and
+so does edge-only decoding: the same texts, both at the price of rows that repeat. The other systems do not pay it, nor
+does edge-only decoding in residual mode (edge-streaming-residual). What needs no network (raw llama.cpp, and both
+models on the edge's cores) has the same cores, the same prompts and as many clients. Prompts are not shared. Each
+client writes text after text; a cell is counted from when all have had a token, and those that choose their plan 24. A
+target of several times the cost has blocks that compute and change nothing. Takes 14 minutes with `--costs 1 --seconds
+8 --minutes 25`.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Self
+
+import psutil
+
+from benchmarks.capacity.devices import Arrival, Arrivals, Devices, Timing
+from benchmarks.capacity.serving import CELLS, KV_BYTES
+from benchmarks.capacity.together import record_residual
+from benchmarks.harness import Bench, Report, cpu_s, table
+from benchmarks.processes import BenchError, Cores, on_cores
+from benchmarks.recordings import Recording, record
+from benchmarks.systems import CO_LOCATED, COLOURS, DRAFT, SYSTEMS, System
+from dssd.downlink import Form
+from fleet_cli.edge.advise.service_level import LEVEL, Client, Window
+from fleet_cli.prompts import built_in, some
+from fleet_device.drafters.gguf import GgufModel
+from fleet_device.pacing.contract import Pacing
+from schemas.policy import Mode
+from tests.support.relay import Relay
+
+__all__ = ["Cell", "Place", "Row", "add_options", "cells", "in_process", "run", "show_levels"]
+
+_EACH: Final = 4  # prompts of each category
+_OVERHEAD_S: Final = 3.0  # of a cell, in addition to what is counted
+# What we set for our own processes: a user who runs the library alone does not.
+_OURS: Final = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+_LOAD_S: Final = 120.0
+_LEARNING: Final = 2
+_LEARNING_TOKENS: Final = 24
+"""Tokens that a device which chooses has had before it counts, and how many times as long is waited for them."""
+
+_LOAD_LIMIT: Final = 0.85
+"""Cores: devices and line are one process of Python, which computes on one core at a time."""
+
+RAW: Final = "raw-engine"
+
+_STREAMING: Final = "edge-streaming"
+FREE: Final = "edge-streaming-residual"
+"""Edge-only decoding in residual mode: other texts than are recorded, from rows that need not repeat."""
+
+THROUGH_BROKER: Final[Mapping[str, System]] = MappingProxyType(
+    {
+        name: replace(system, mode=Mode.COUPLED) if system.learns or name == _STREAMING else system
+        for name, system in {FREE: SYSTEMS[_STREAMING], **SYSTEMS}.items()
+        if not system.full_up
+    }
+)
+"""Systems that a device takes part in; where full distributions go up the line is the limit, not the edge.
+
+A residual text depends on where drafts begin, so that one whose plan is chosen cannot be replayed; a coupled one can.
+Edge-only decoding is coupled as well: the same texts, at the same price of rows that repeat.
+"""
+
+_ALL: Final = (RAW, CO_LOCATED, *THROUGH_BROKER)
+
+_STANDARD: Final = (_STREAMING, FREE, RAW, CO_LOCATED, "dssd-dense", "ours-auto")
+"""Those that are measured unless others are asked for."""
+
+
+def replays_residual(system: str) -> bool:
+    """Whether its devices replay drafts that were recorded in residual mode."""
+    return drafts(system) and system in THROUGH_BROKER and THROUGH_BROKER[system].mode is Mode.RESIDUAL
+
+
+def drafts(system: str) -> bool:
+    """Whether a draft model takes part in it."""
+    return system not in (RAW, _STREAMING, FREE)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What is measured at once.
+
+    Attributes:
+        system: Its name.
+        draft: The draft model's, empty where there is none.
+        cost: How many times the target costs what the demo's does.
+        devices: That write at the same time.
+        arrivals: How they ask.
+    """
+
+    system: str
+    draft: str
+    cost: int
+    devices: int
+    arrivals: Arrivals
+
+
+@dataclass(slots=True)
+class Row:
+    """What one system did in one cell.
+
+    Attributes:
+        system: Its name.
+        draft: The draft model's, empty where there is none.
+        cost: How many times the target costs what the demo's does.
+        devices: That write at the same time.
+        rtt_ms: There and back.
+        mbit_s: Width of the line, each way; 0 is none.
+        arrivals: How they ask.
+        tokens_per_s: Committed in the window, of all devices together.
+        ttft_ms: Time to the first token: the median over texts, those that have waited in vain with their wait.
+        clients_at_level: Devices that got the service level.
+        pace: Tokens a second while texts are written: the median over devices.
+        gap_p95_ms: Time between tokens at the 95th percentile: the median over devices; None where there was none.
+        uplink_bytes_per_token: Payload.
+        downlink_bytes_per_token: Payload.
+        acceptance: Accepted of tested draft tokens; None where none was tested.
+        streamed: Share of the tokens that the edge wrote by itself.
+        mean_draft: Tokens of a draft; None where there was none.
+        as_recorded: Share of the whole texts that came out as recorded; None where nothing is replayed.
+        text_tokens: Mean length of the texts, those that were cut off too; None where nothing is replayed.
+        draft_token_ms: Of the draft model that is replayed.
+        edge_cpu: Cores that the edge took.
+        load_cpu: Cores that devices, line and broker took, beside it or on its own.
+        window_s: How long was counted.
+        failed: Texts that were not written, by reason.
+    """
+
+    system: str
+    draft: str
+    cost: int
+    devices: int
+    rtt_ms: float
+    mbit_s: float
+    arrivals: Arrivals
+    tokens_per_s: float = 0.0
+    ttft_ms: float = 0.0
+    clients_at_level: int = 0
+    pace: float = 0.0
+    gap_p95_ms: float | None = None
+    uplink_bytes_per_token: float = 0.0
+    downlink_bytes_per_token: float = 0.0
+    acceptance: float | None = None
+    streamed: float | None = None
+    mean_draft: float | None = None
+    as_recorded: float | None = None
+    text_tokens: float | None = None
+    draft_token_ms: float | None = None
+    edge_cpu: float | None = None
+    load_cpu: float | None = None
+    window_s: float = 0.0
+    failed: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def load_bound(self) -> bool:
+        """Whether devices and line took nearly all that one process can: the edge might have done more."""
+        return self.load_cpu is not None and self.load_cpu > _LOAD_LIMIT
+
+    def count(self, clients: Sequence[Client], window: Window, *, travel_s: float = 0.0) -> None:
+        """Reckon what clients got.
+
+        Args:
+            clients: All.
+            window: In which it counts.
+            travel_s: What a line would add to the time to the first token, where there was none.
+        """
+        self.window_s = window.seconds
+        self.tokens_per_s = sum(client.tokens(window) for client in clients) / window.seconds
+        waits = [text.first_s(window.end) for client in clients for text in client.texts if text.asked_at < window.end]
+        self.ttft_ms = 1e3 * (median(waits) + travel_s) if waits else 0.0
+        self.clients_at_level = sum(client.at_level(window) for client in clients)
+        self.pace = median(client.pace(window) for client in clients)
+        gaps = [gap for client in clients if (gap := client.gap_s(window)) is not None]
+        self.gap_p95_ms = 1e3 * median(gaps) if gaps else None
+
+    def json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {**asdict(self), "load_bound": self.load_bound}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the suite's own options."""
+    parser.add_argument("--devices", nargs="+", type=int, default=[1, 4, 16, 64], metavar="N")
+    parser.add_argument("--drafts", nargs="+", default=["Q4_0", "Q4_1"], help="quantizations (default: %(default)s)")
+    parser.add_argument("--costs", nargs="+", type=int, default=[1, 8], metavar="N")
+    parser.add_argument("--arrivals", nargs="+", type=Arrivals, default=list(Arrivals), choices=list(Arrivals))
+    parser.add_argument("--systems", nargs="+", choices=_ALL, default=list(_STANDARD), metavar="SYSTEM")
+    parser.add_argument("--whole", action="store_true", help="Poisson arrivals in all cells, not in a few")
+    parser.add_argument("--round-trip", type=float, default=20.0, metavar="MS", help="(default: %(default)s)")
+    parser.add_argument("--mbit", type=float, default=0.0, help="of each device's line; 0 is no limit (the default)")
+    parser.add_argument("--tokens", type=int, default=96, help="of each text, at most (default: %(default)s)")
+    parser.add_argument("--token-ms", type=float, help="time of a draft token; by default as measured here, one core")
+    parser.add_argument("--seconds", type=float, default=3.0, help="counted in each cell (default: %(default)s)")
+    parser.add_argument("--settle", type=float, default=1.0, metavar="S", help="before that (default: %(default)s)")
+    parser.add_argument(
+        "--patience", type=float, default=8.0, metavar="S", help="for first tokens, and 0.3 a device (default: 8)"
+    )
+    parser.add_argument("--pause", type=float, default=1.0, metavar="S", help="mean of Poisson arrivals (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of Poisson arrivals (default: 0)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="cells beyond are left out (default: 10)")
+    parser.add_argument(
+        "--no-stable-rows", dest="stable_rows", action="store_false", help="as the edge's setting: coupled texts turn"
+    )
+    parser.add_argument("--together", action="store_true", help="edge and devices share all cores")
+
+
+def run(bench: Bench) -> Report:
+    """Measure all cells, until the time is over."""
+    options, rows = bench.options, list[Row]()
+    bench.cores = Cores.choose(bench.cores.edge | bench.cores.others, apart=not options.together)
+    grid = list(cells(options))
+    logging.getLogger("fleet_device").setLevel(logging.ERROR)  # that an edge is overloaded is what is measured
+    deadline = time.monotonic() + 60.0 * options.minutes
+    with on_cores(bench.cores.edge | bench.cores.others):
+        # Recorded with all cores: threads of a model that outnumber its cores wait for one another.
+        recordings = {draft: _recordings(bench, draft, grid) for draft in options.drafts}
+    _measure(bench, grid, recordings, rows, deadline)
+    show_levels(rows)
+    if len(rows) < len(grid):
+        print(f"{len(grid) - len(rows)} of {len(grid)} cells were left out: {options.minutes:g} minutes are over.")
+    settings = {
+        "edge_cores": len(bench.cores.edge),
+        "apart": bench.cores.apart,
+        "seconds": options.seconds,
+        "tokens": options.tokens,
+        "pause_s": options.pause,
+        "seed": options.seed,
+        "stable_rows": options.stable_rows,
+        "draft_length_where_fixed": DRAFT,
+    }
+    return Report([row.json() for row in rows], more={"settings": settings}, draw=lambda figure: _draw(figure, rows))
+
+
+def cells(options: argparse.Namespace) -> Iterator[Cell]:
+    """Return what is measured, in order: systems of one place one after another, so that what disturbs one does all.
+
+    Unless all of it is asked for, Poisson arrivals are measured with the first cost and draft model, and most but one
+    devices.
+    """
+    for cost, arrivals, devices in itertools.product(options.costs, options.arrivals, options.devices):
+        few = arrivals is Arrivals.POISSON and len(options.arrivals) > 1 and not options.whole
+        place = (options.costs[0], sorted(options.devices)[max(0, len(options.devices) - 2)])
+        if few and (cost, devices) != place:
+            continue
+        for number, draft in enumerate(options.drafts[:1] if few else options.drafts):
+            for system in options.systems:
+                if drafts(system):
+                    yield Cell(system, draft, cost, devices, arrivals)
+                elif number == 0:
+                    yield Cell(system, "", cost, devices, arrivals)
+
+
+def _measure(
+    bench: Bench,
+    grid: Sequence[Cell],
+    recordings: Mapping[str, Mapping[Mode, Recording]],
+    rows: list[Row],
+    deadline: float,
+) -> None:
+    options = bench.options
+    timing = Timing(options.seconds, options.settle, options.patience)
+    print(f"{len(grid)} cells of {timing.seconds:g} s, on {len(bench.cores.edge)} cores for the edge", flush=True)
+    for cost, here in itertools.groupby(grid, key=lambda cell: cell.cost):
+        with (
+            closing(GgufModel(bench.target(cost), vocabulary_only=True)) as codec,
+            Place(bench, bench.target(cost), codec, timing) as place,
+        ):
+            for cell in here:
+                longest = timing.patience_of(cell.devices) + timing.settle_s + timing.seconds + _OVERHEAD_S
+                if time.monotonic() + longest > deadline:
+                    return
+                found = recordings[cell.draft or options.drafts[0]]
+                mode = Mode.RESIDUAL if replays_residual(cell.system) else Mode.COUPLED
+                row = place.measure(cell, found[mode])
+                rows.append(row)
+                print(
+                    f"{row.system} {row.draft} cost {row.cost}, {row.devices} devices {row.arrivals}: "
+                    f"{row.tokens_per_s:.1f} tokens/s, {row.clients_at_level} at the level",
+                    flush=True,
+                )
+
+
+def _recordings(bench: Bench, draft: str, grid: Sequence[Cell]) -> dict[Mode, Recording]:
+    """Return what a draft model says, recorded in each mode that is measured."""
+    options, prompts = bench.options, some(built_in(), _EACH)
+    coupled = record(bench, draft, prompts, tokens=options.tokens)
+    if options.token_ms is not None:
+        coupled = replace(coupled, token_s=options.token_ms / 1e3)
+    found = {Mode.COUPLED: coupled}
+    if any(replays_residual(cell.system) for cell in grid):
+        threads = len(bench.cores.edge | bench.cores.others)
+        found[Mode.RESIDUAL] = record_residual(
+            bench, coupled, prompts, length=DRAFT, tokens=options.tokens, threads=threads
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """An edge, and the port at which the line to it begins."""
+
+    port: int
+    edge: psutil.Process
+    broker: psutil.Process
+
+
+class Place(AbstractContextManager["Place"]):
+    """An edge with a broker and a line for each form of answers, started when they are first needed."""
+
+    def __init__(self, bench: Bench, target: Path, codec: GgufModel, timing: Timing) -> None:
+        self._bench = bench
+        self._target = target
+        self._codec = codec
+        self._timing = timing
+        self._served: dict[Form, _Served] = {}
+        self._pacings: dict[tuple[str, str], list[Pacing]] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def measure(self, cell: Cell, recording: Recording) -> Row:
+        """Measure a cell.
+
+        Args:
+            cell: Over this place's target.
+            recording: What its devices replay, or the prompts of its clients.
+        """
+        line = (self._bench.options.round_trip, self._bench.options.mbit)
+        row = Row(cell.system, cell.draft, cell.cost, cell.devices, *line, cell.arrivals)
+        if cell.system in THROUGH_BROKER:
+            self._through_broker(row, recording)
+        else:
+            self._locally(row, recording)
+        return row
+
+    def _through_broker(self, row: Row, recording: Recording) -> None:
+        system = THROUGH_BROKER[row.system]
+        served = self._serving(system.form)
+        # Devices live longer than a cell: those that choose have learnt in the cells before.
+        pacings = self._pacings.setdefault((row.system, row.draft), [])
+        pacings += [system.pacing() for _ in range(row.devices - len(pacings))]
+        load = (psutil.Process(), served.broker)
+        marks: list[tuple[float, float]] = []
+
+        def mark() -> None:
+            marks.append((cpu_s(served.edge), sum(map(cpu_s, load))))
+
+        with Devices(
+            served.port,
+            self._bench.fleet,
+            self._codec,
+            self._codec.vocabulary,
+            token_s=recording.token_s,
+            draft=recording.draft,
+            pacings=pacings[: row.devices],
+            mode=system.mode,
+            replayed=row.system != FREE,
+        ) as devices:
+            options = self._bench.options
+            arrivals = [
+                Arrival.of(number, recording.texts, row.arrivals, pause_s=options.pause, seed=options.seed)
+                for number in range(row.devices)
+            ]
+            timing = self._timing
+            if system.learns:
+                timing = replace(timing, patience_s=_LEARNING * timing.patience_s, tokens=_LEARNING_TOKENS)
+            found = devices.measure(arrivals, timing, on_window=mark)
+        row.count(found.clients, found.window)
+        row.edge_cpu, row.load_cpu = (
+            (after - before) / found.window.seconds for before, after in zip(*marks, strict=True)
+        )
+        row.uplink_bytes_per_token, row.downlink_bytes_per_token = found.bytes_per_token()
+        row.acceptance = found.share(lambda c: c.accepted, lambda c: c.tested)
+        tokens = sum(len(each.tokens) for each in found.generations)
+        drafts = sum(each.drafts for each in found.generations)
+        row.streamed = sum(each.counters.streamed for each in found.generations) / tokens if tokens else None
+        row.mean_draft = sum(each.counters.drafted for each in found.generations) / drafts if drafts else None
+        if row.system != FREE and found.as_recorded:
+            row.as_recorded = sum(found.as_recorded) / len(found.as_recorded)
+        row.text_tokens = tokens / len(found.generations) if found.generations else None
+        row.draft_token_ms = 1e3 * recording.token_s if row.draft else None
+        row.failed = dict(found.failed)
+
+    def _locally(self, row: Row, recording: Recording) -> None:
+        asked = {
+            "target": str(self._target),
+            "draft": None if row.system == RAW else str(self._bench.model(f"{row.draft}.gguf")),
+            "length": DRAFT,
+            "devices": row.devices,
+            "threads": len(self._bench.cores.edge),
+            "arrivals": row.arrivals,
+            "pause_s": self._bench.options.pause,
+            "seed": self._bench.options.seed,
+            "timing": asdict(self._timing),
+            "prompts": [
+                {"tokens": text.prompt, "policy": text.policy.model_dump(mode="json"), "most": len(text.tokens)}
+                for text in recording.texts
+            ],
+        }
+        answer = in_process(asked, self._bench.cores)
+        clients = [Client.from_json(each) for each in answer["clients"]]
+        row.count(clients, Window(answer["begin"], answer["end"]), travel_s=self._bench.options.round_trip / 1e3)
+
+    def _serving(self, form: Form) -> _Served:
+        if form not in self._served:
+            options = self._bench.options
+            broker = self._stack.enter_context(self._bench.broker())
+            settings = {
+                "context": CELLS - 1,
+                "kv_bytes": KV_BYTES,
+                "form": form.value,
+                "prefix_sharing": "off",
+                "stable_rows": options.stable_rows,
+            }
+            edge = self._stack.enter_context(self._bench.edge(broker.port, self._target, **settings))
+            line = Relay(broker.port, round_trip_s=options.round_trip / 1e3, bytes_per_s=options.mbit * 1e6 / 8)
+            port = self._stack.enter_context(line).port
+            self._served[form] = _Served(port, psutil.Process(edge.pid), psutil.Process(broker.pid))
+        return self._served[form]
+
+
+def in_process(asked: dict[str, Any], cores: Cores) -> dict[str, Any]:
+    """Run the local process on the edge's cores; return its answer.
+
+    Raises:
+        BenchError: It has failed, or does not end.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in _OURS or asked["draft"] is not None}
+    timing = asked["timing"]
+    with on_cores(cores.edge):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.capacity.local_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=kept,
+        )
+    try:
+        said, _ = process.communicate(json.dumps(asked), timeout=_LOAD_S + sum(timing.values()) + asked["devices"])
+    except subprocess.TimeoutExpired:
+        raise BenchError("The engine alone has not ended in time; measure fewer --devices.") from None
+    finally:
+        process.kill()
+    if process.returncode:
+        raise BenchError("The engine alone has failed, most likely for want of memory: measure fewer --devices.")
+    answer: dict[str, Any] = json.loads(said)
+    return answer
+
+
+def show_levels(rows: Sequence[Row]) -> None:
+    """Print, for each kind of cell, the clients at the service level and all tokens a second, by system."""
+    print(
+        f"Clients at a service level (each at least {LEVEL.tokens_per_s:g} tokens/s, 95 % of the waits between tokens "
+        f"within {LEVEL.gap_s * 1e3:.0f} ms), and tokens/s of all:"
+    )
+    kinds = sorted({(row.arrivals, row.cost, row.draft) for row in rows if row.draft})
+    plain = {(row.arrivals, row.cost, "") for row in rows} - {(arrivals, cost, "") for arrivals, cost, _ in kinds}
+    for arrivals, cost, draft in [*kinds, *sorted(plain)]:
+        here = [row for row in rows if (row.arrivals, row.cost) == (arrivals, cost) and row.draft in (draft, "")]
+        loads = [str(load) for load in sorted({row.devices for row in here})]
+        by_system: dict[str, dict[str, str]] = {}
+        for row in here:
+            level = f"{row.clients_at_level} ({row.tokens_per_s:.1f}/s){'*' * row.load_bound}"
+            by_system.setdefault(row.system, {"system": row.system})[str(row.devices)] = level
+        title = f"target of {cost} times the cost, draft {draft or '-'}, {arrivals}, round trip {here[0].rtt_ms:g} ms"
+        table(list(by_system.values()), {"system": "", **dict.fromkeys(loads, ">")}, title=title)
+    if any(row.load_bound for row in rows):
+        print(f"* Devices and line took more than {_LOAD_LIMIT:g} cores: the edge might have done more.")
+
+
+_OWN_COLOURS: Final = {RAW: "#333333", FREE: "#7fb8d8"}
+
+
+def _draw(figure: Any, rows: Sequence[Row]) -> None:  # noqa: ANN401 - matplotlib's
+    """Draw clients at the level and tokens a second over devices, for each cost and draft model."""
+    if not rows:
+        raise BenchError("There is nothing to draw: no cell was measured.")
+    arrivals = Arrivals.AT_ONCE if any(row.arrivals is Arrivals.AT_ONCE for row in rows) else Arrivals.POISSON
+    rows = [row for row in rows if row.arrivals is arrivals]
+    panels = sorted({(row.cost, row.draft) for row in rows if row.draft} or {(row.cost, "") for row in rows})
+    figure.set_size_inches(4.6 * len(panels), 7.6)
+    for place, (cost, draft) in enumerate(panels, start=1):
+        levels = figure.add_subplot(2, len(panels), place)
+        paces = figure.add_subplot(2, len(panels), len(panels) + place)
+        for system, colour in (_OWN_COLOURS | COLOURS).items():
+            points = sorted(
+                (row.devices, row.clients_at_level, row.tokens_per_s)
+                for row in rows
+                if (row.system, row.cost) == (system, cost) and row.draft in ("", draft)
+            )
+            if points:
+                width = 3.0 if system == "ours-auto" else 1.5
+                loads, at_level, tokens = zip(*points, strict=True)
+                levels.plot(loads, at_level, marker="o", color=colour, linewidth=width, label=system)
+                paces.plot(loads, tokens, marker="o", color=colour, linewidth=width, label=system)
+        levels.set_title(f"target of {cost} times the cost, draft {draft or 'none'}")
+        levels.set_ylabel("clients at the service level")
+        paces.set_ylabel("tokens a second, all together")
+        for axes in (levels, paces):
+            axes.set_xscale("symlog", base=2, linthresh=1)
+            axes.set_xticks(sorted({row.devices for row in rows}), [str(n) for n in sorted({r.devices for r in rows})])
+            axes.set_xlabel(f"devices, round trip {rows[0].rtt_ms:g} ms")
+            axes.set_ylim(bottom=0)
+            axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize="small")

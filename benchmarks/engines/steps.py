@@ -1,0 +1,134 @@
+"""Steps: one step of each verifier over that of the raw engine under it (milliseconds, and their ratio).
+
+For B sequences with T new tokens each, some tokens into them: our step, and what it cannot be faster than. For
+llama.cpp that is the library itself on the same batch, in processes of its own, with flash attention and without; the
+faster counts. For torch it is the matrix products of a step alone. All take turns, so that a slow moment of the
+machine hits all, and the ratio is of their medians. Takes 20 minutes, `--quick` a few.
+"""
+
+import argparse
+import gc
+import os
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, Final
+
+from benchmarks.engines.stepping import Step, by_turns, cells_for, fill, llama_cpp, raw_llama, steps
+from benchmarks.harness import Bench, Report, at_most, number_of, say, table
+
+__all__ = ["ENGINES", "add_options", "run"]
+
+_GOALS: Final = {"llama_cpp": 1.15, "packed": 1.5}
+"""Most that ours may take at the median, as a multiple of the raw engine."""
+
+_WAYS: Final = {"llama_cpp": ("without flash attention", "with flash attention"), "packed": ("matrix products",)}
+_FILES: Final = {"Q8_0": "target-Q8_0.gguf", "Q4_0": "Q4_0.gguf"}
+# llama.cpp first: an edge that uses it has no torch in its process.
+ENGINES: Final = ("llama_cpp:Q8_0", "llama_cpp:Q4_0", "packed:float32", "packed:bfloat16")
+_COLUMNS: Final = {"B": "d", "T": "d", "ms": ".1f", "raw_ms": ".1f", "ratio": ".2f", "raw": "", "bound_ms": ".2f"}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the suite's own options."""
+    add_engine_options(parser)
+    size = {"type": number_of(int, 1), "nargs": "+"}
+    parser.add_argument("--sequences", **size, metavar="B", help="1 4 16 64; on a GPU 1 16 64 256")  # type: ignore[arg-type]
+    parser.add_argument("--tokens", **size, metavar="T", help="1 3 5 9; on a GPU 1 5 9")  # type: ignore[arg-type]
+    parser.add_argument("--contexts", **size, metavar="C", help="256 2048")  # type: ignore[arg-type]
+    parser.add_argument("--quick", action="store_true", help="context 256 alone, and fewer repetitions")
+    parser.add_argument("--stable-rows", action="store_true", help="steps of texts that are to repeat, in llama.cpp")
+    parser.add_argument("--seconds", type=float, help="for one size of step, about (2; with --quick 0.5)")
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose engines."""
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help=", ".join(ENGINES))
+    parser.add_argument("--threads", type=number_of(int, 1), default=len(os.sched_getaffinity(0)), help="of either")
+    parser.add_argument("--torch-device", default="cpu", help="of the packed verifier, such as cuda; then of it alone")
+
+
+def chosen(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Return kind and number format of each engine that is measured."""
+    names = [name for name in options.engines if options.torch_device == "cpu" or name.startswith("packed")]
+    return [(kind, dtype) for kind, _, dtype in (name.partition(":") for name in names)]
+
+
+def run(bench: Bench) -> Report:
+    """Time all sizes of step in all engines."""
+    options = bench.options
+    on_cpu = options.torch_device == "cpu"
+    os.sched_setaffinity(0, bench.cores.edge | bench.cores.others)
+    sequences = sorted(options.sequences or ([1, 4, 16, 64] if on_cpu else [1, 16, 64, 256]))
+    tokens = sorted(options.tokens or ([1, 3, 5, 9] if on_cpu else [1, 5, 9]))
+    pace = {"seconds": options.seconds or (0.5 if options.quick else 2.0), "fewest": 2 if options.quick else 3}
+    rows: list[dict[str, Any]] = []
+    for kind, dtype in chosen(options):
+        for context in options.contexts or ([256] if options.quick else [256, 2048]):
+            say(f"{kind}, {dtype}, context {context}: loading, and filling {sequences[-1]} sequences")
+            prepare = _of_llama_cpp if kind == "llama_cpp" else _of_torch
+            here = []
+            with prepare(bench, dtype, context, sequences[-1]) as (ours, raw, bound):
+                for number, new in ((number, new) for number in sequences for new in tokens):
+                    cell = by_turns(ours, raw, sequences=number, tokens=new, **pace)  # type: ignore[arg-type]
+                    found = {"B": number, "T": new, "raw": _WAYS[kind][cell.way], "ratio": cell.ratio}
+                    more = {"engine": kind, "dtype": dtype, "context": context}
+                    here.append({**asdict(cell), **more, **found, "bound_ms": bound and bound(number)})
+            table(here, _COLUMNS, title=f"{kind}, {dtype}, context {context}; raw is the engine alone")
+            rows += here
+            gc.collect()
+    goals = []
+    for engine in dict.fromkeys((row["engine"], row["dtype"]) for row in rows):
+        ratios = [row["ratio"] for row in rows if (row["engine"], row["dtype"]) == engine]
+        what = f"{' '.join(engine)} over the raw engine (median; {max(ratios):.2f} at most)"
+        goals.append(at_most(what, statistics.median(ratios), _GOALS[engine[0]]))
+    return Report(rows, goals)
+
+
+def verifier(bench: Bench, kind: str, dtype: str, *, sequences: int, context: int, stable_rows: bool) -> Any:  # noqa: ANN401
+    """Return a verifier with room for a number of sequences."""
+    if kind == "llama_cpp":
+        path, threads = bench.model(_FILES[dtype]), bench.options.threads
+        return llama_cpp(path, sequences=sequences, context=context, threads=threads, stable_rows=stable_rows)
+    from benchmarks.engines import of_torch  # noqa: PLC0415 - llama.cpp alone may be measured without torch
+
+    return of_torch.packed(of_torch.load(bench.model("target"), dtype=dtype, device=bench.options.torch_device))
+
+
+Prepared = tuple[Step, Sequence[Step], Callable[[int], float] | None]
+"""Our step, the raw ones, and by the number of sequences what a step cannot be faster than, where that is known."""
+
+
+@contextmanager
+def _of_llama_cpp(bench: Bench, dtype: str, context: int, most: int) -> Iterator[Prepared]:
+    path, threads = bench.model(_FILES[dtype]), bench.options.threads
+    stable = bench.options.stable_rows
+    ours = verifier(bench, "llama_cpp", dtype, sequences=most, context=context, stable_rows=stable)
+    text = fill(ours, sequences=most, context=context)
+    size = {"streams": most, "cells": cells_for(context), "context": context, "threads": threads}
+    with raw_llama(path, **size, flash=False) as plain, raw_llama(path, **size, flash=True) as flash:
+        yield steps(ours, text), (plain, flash), None
+
+
+@contextmanager
+def _of_torch(bench: Bench, dtype: str, context: int, most: int) -> Iterator[Prepared]:
+    import torch  # noqa: PLC0415 - llama.cpp alone may be measured without it
+
+    from benchmarks.engines import of_torch  # noqa: PLC0415
+
+    torch.set_num_threads(bench.options.threads)
+    target = of_torch.load(bench.model("target"), dtype=dtype, device=bench.options.torch_device)
+    device = target.model.device
+    raw = of_torch.products(target.model, device=device)
+    ours = of_torch.packed(target)
+    text = fill(ours, sequences=most, context=context)
+    bound: Callable[[int], float] | None = None
+    if device.type == "cuda":
+        reads = of_torch.ReadBound(target)
+        print(f"{reads.bytes_per_s / 1e9:.0f} GB/s within the device", flush=True)
+
+        def bound(sequences: int) -> float:
+            return reads.ms(sequences=sequences, context=context)
+
+    yield steps(ours, text, finish=of_torch.finisher(device)), (raw,), bound

@@ -1,0 +1,475 @@
+"""Harness of the benchmarks: what a suite starts, prepares, prints and keeps.
+
+A suite is a module with a docstring (what it compares, in which units, how long it takes), `add_options(parser)` and
+`run(bench)`, which returns a `Report`. The harness parses the options, makes missing models, ends child processes at
+Ctrl-C or SIGTERM, prints the goals, and writes JSON and a picture where they are asked for.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, Protocol, TypeVar
+
+import psutil
+
+from benchmarks.processes import BenchError, Cores, on_cores
+from broker_config.broker import Broker
+from broker_config.errors import BrokerError
+from broker_config.processes.local import LocalBroker
+from broker_config.processes.runner import MosquittoProcess, find_mosquitto
+from broker_config.rendering.version import installed_version
+from fleet_cli.broker.init import make_local_broker
+from fleet_device.client.agent import Agent
+from fleet_device.drafters.contract import Drafter
+from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
+from fleet_link.errors import LinkError
+from fleet_link.paho_link import PahoLink
+from fleet_link.settings import BrokerSettings
+from schemas.errors import FleetError
+from schemas.version import VERSION
+from tests.support.edge_process import edge_process
+
+__all__ = [
+    "Bench",
+    "Edge",
+    "Goal",
+    "Report",
+    "Suite",
+    "at_least",
+    "at_most",
+    "conditions",
+    "connected",
+    "cpu_s",
+    "free_address",
+    "link_to",
+    "number_of",
+    "run_suite",
+    "say",
+    "streaming",
+    "table",
+    "tls_broker",
+    "together",
+]
+
+MODELS: Final = Path("models/smollm2-135m")
+_START_S: Final = 30.0
+_GIT_S: Final = 10.0
+_PACKAGES: Final = (
+    "torch", "transformers", "llama-cpp-python", "llguidance", "paho-mqtt", "cbor2", "numpy", "sqlalchemy", "psycopg",
+)  # fmt: skip
+_NOTABLE: Final = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimddp", "sve")
+Result = TypeVar("Result")
+
+
+# What a suite returns ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A goal, and what was found."""
+
+    what: str
+    value: float
+    bound: float
+    reached: bool
+
+    def __str__(self) -> str:
+        """Return a sentence for the reader."""
+        return f"{self.what}: {self.value:,.2f} (goal {self.bound:,g}): {'reached' if self.reached else 'MISSED'}"
+
+
+def at_most(what: str, value: float, bound: float) -> Goal:
+    """Return a goal that is reached by no more than `bound`."""
+    return Goal(what, value, bound, value <= bound)
+
+
+def at_least(what: str, value: float, bound: float) -> Goal:
+    """Return a goal that is reached by `bound` or more."""
+    return Goal(what, value, bound, value >= bound)
+
+
+@dataclass(slots=True)
+class Report:
+    """What a suite found.
+
+    Attributes:
+        rows: One for each thing measured, as JSON values.
+        goals: Printed at the end; the exit code is 1 if one is missed.
+        more: Other JSON values to keep.
+        wrong: Sentences about what must not happen; the exit code is 1 if there are any.
+        draw: Draws on a matplotlib figure.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    goals: Sequence[Goal] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)
+    wrong: Sequence[str] = ()
+    draw: Callable[[Any], None] | None = None
+
+    @property
+    def sound(self) -> bool:
+        """Whether all goals are reached and nothing is wrong."""
+        return all(goal.reached for goal in self.goals) and not self.wrong
+
+
+class Suite(Protocol):
+    """A module of a benchmark."""
+
+    __doc__: str | None
+
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        """Add the suite's own options."""
+
+    @staticmethod
+    def run(bench: "Bench") -> Report:
+        """Measure."""
+
+
+def run_suite(name: str, suite: Suite, words: Sequence[str]) -> int:
+    """Run a suite; return 0 if its goals are reached, 1 if not, 2 if it cannot be run."""
+    parser = argparse.ArgumentParser(
+        prog=f"benchmarks {name}", description=suite.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", type=Path, default=MODELS, help="folder of prepared models (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw them, where the suite has a picture")
+    suite.add_options(parser)
+    options = parser.parse_args(words)
+    try:
+        with _ending_cleanly(), tempfile.TemporaryDirectory(prefix="fleet-bench-") as folder:
+            bench = Bench(options, Path(folder), fleet=name.replace(" ", "-"))
+            with on_cores(bench.cores.others):
+                report = suite.run(bench)
+    except (FleetError, BrokerError, LinkError, TimeoutError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    for line in (*report.goals, *report.wrong):
+        print(line)
+    if options.json:
+        settings = {key: str(value) for key, value in vars(options).items() if key not in {"json", "picture"}}
+        found = {**conditions(), "settings": settings, "goals": [asdict(goal) for goal in report.goals]}
+        content = {**found, **report.more, "wrong": list(report.wrong), "rows": list(report.rows)}
+        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if options.picture:
+        _draw(report, options.picture)
+    return 0 if report.sound else 1
+
+
+def _draw(report: Report, file: Path) -> None:
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
+
+    if report.draw is None:
+        print("This suite has no picture.", file=sys.stderr)
+        return
+    figure = Figure(layout="constrained")
+    report.draw(figure)
+    figure.savefig(file, dpi=120)
+
+
+def number_of(kind: type[int] | type[float], least: float) -> Callable[[str], float]:
+    """Return an argparse type of numbers that are `least` or more."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be {least} or more")
+        return value
+
+    return parse
+
+
+def say(what: str) -> None:
+    """Print what is being done, on standard error."""
+    print(f"{what} …", file=sys.stderr, flush=True)
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, title: str = "") -> None:
+    """Print rows.
+
+    Args:
+        rows: Values by name; a missing one, or None, is printed as "-".
+        columns: Format by name of the value, such as `.1f`; the name, with blanks for underscores, is the head.
+        title: A line above.
+    """
+    cells = [[name.replace("_", " ") for name in columns]]
+    for row in rows:
+        values = [row.get(name) for name in columns]
+        cells.append(
+            [
+                "-" if value is None else format(value, form)
+                for value, form in zip(values, columns.values(), strict=True)
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    left = [not form for form in columns.values()]
+    if title:
+        print(title)
+    for line in cells:
+        padded = [cell.ljust(w) if text else cell.rjust(w) for cell, w, text in zip(line, widths, left, strict=True)]
+        print("  ".join(padded).rstrip())
+    sys.stdout.flush()
+
+
+# What a suite starts -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A running edge: its process, and the URL of its session log."""
+
+    pid: int
+    log: str
+
+
+class Bench:
+    """A suite's run.
+
+    Attributes:
+        options: Parsed.
+        folder: Temporary.
+        fleet: Topic level.
+        cores: The edge apart from the others; a suite may choose otherwise.
+    """
+
+    def __init__(self, options: argparse.Namespace, folder: Path, *, fleet: str) -> None:
+        self.options = options
+        self.folder = folder
+        self.fleet = fleet
+        self.cores = Cores.choose(os.sched_getaffinity(0), apart=True)
+        self._folders = 0
+
+    def model(self, name: str, *, cost: int = 1) -> Path:
+        """Return a prepared model such as `Q4_0.gguf` or `target`; all that are missing are made first.
+
+        Raises:
+            FleetError: There is none of that name.
+        """
+        path: Path = self.options.models / name
+        if not path.exists() and self.options.models == MODELS:
+            _prepare_models(cost)
+        if not path.exists():
+            raise BenchError(f"There is no {path}; `fleet models prepare` makes those of {MODELS}.")
+        return path
+
+    def target(self, cost: int = 1) -> Path:
+        """Return the GGUF of the target, or of one that costs several times as much."""
+        return self.model("target-Q8_0.gguf" if cost == 1 else f"target-Q8_0-cost{cost}.gguf", cost=cost)
+
+    def new_folder(self) -> Path:
+        """Return an empty folder."""
+        self._folders += 1
+        folder = self.folder / str(self._folders)
+        folder.mkdir()
+        return folder
+
+    def broker(self, *edges: str) -> MosquittoProcess:
+        """Return a mosquitto on a free port, to be entered."""
+        return MosquittoProcess(Broker(fleet=self.fleet, edges=edges) if edges else Broker(fleet=self.fleet))
+
+    @contextmanager
+    def edge(self, port: int, target: Path, *, engine: str = "llama.cpp", **settings: object) -> Iterator[Edge]:
+        """Run `fleet edge run` on the edge's cores, without quotas; on entry it is online.
+
+        Args:
+            port: The broker's.
+            target: What it serves.
+            engine: Which computes.
+            settings: Others of the edge, by the names of their flags.
+        """
+        folder = self.new_folder()
+        log = f"sqlite:///{folder}/log.sqlite3"
+        settings = {"threads": len(self.cores.edge), **settings}
+        flags = [
+            "--fleet", self.fleet, "--port", str(port), "--target", str(target), "--engine", engine,
+            "--db", log, "--spool", f"{folder}/spool",
+        ]  # fmt: skip
+        for name, value in settings.items():
+            flag = name.replace("_", "-")
+            flags += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        with contextlib.ExitStack() as stack:
+            with on_cores(self.cores.edge):
+                process = stack.enter_context(edge_process(flags))
+            yield Edge(process.pid, log)
+
+
+def _prepare_models(cost: int) -> None:
+    from rich.console import Console  # noqa: PLC0415 - most runs find the models there
+
+    from fleet_cli.models.prepare import prepare, steps_of  # noqa: PLC0415
+    from fleet_cli.models.progress import reporter  # noqa: PLC0415
+    from fleet_cli.models.source import SMOLLM2, locate  # noqa: PLC0415
+
+    source = locate(SMOLLM2)
+    with reporter(Console(stderr=True), clock=time.monotonic) as report:
+        prepare(MODELS, source, steps_of(SMOLLM2, source, cost=cost), report=report)
+
+
+@contextmanager
+def tls_broker(folder: Path, fleet: str, edges: Sequence[str], devices: Sequence[str]) -> Iterator[LocalBroker]:
+    """Run a mosquitto over mutual TLS; it knows the certificates of its clients."""
+    make_local_broker(folder, fleet=fleet, edges=list(edges), devices=list(devices), port=1)
+    with LocalBroker(folder, port=0) as local:
+        yield local
+
+
+def link_to(port: int, name: str) -> PahoLink:
+    """Return a link to a broker without TLS, not yet started."""
+    return PahoLink(BrokerSettings(port=port).link(name, will=None))
+
+
+def streaming() -> Pacing:
+    """Return the plan of a device that has its edge write."""
+    return FixedPacing(STREAMED, stream=True)
+
+
+@contextmanager
+def connected(
+    port: int,
+    fleet: str,
+    drafters: Sequence[Drafter],
+    *,
+    pacing: Callable[[], Pacing] = streaming,
+    name: str = "device",
+) -> Iterator[list[Agent]]:
+    """Connect a device for each draft model; they are named `device-0` and so on."""
+    agents, links = [], []
+    try:
+        for number, drafter in enumerate(drafters):
+            link = link_to(port, f"{name}-{number}")
+            agent = Agent(link, fleet, f"{name}-{number}", drafter, pacing(), time.monotonic)
+            agent.attach()
+            link.start(timeout_s=_START_S)
+            links.append(link)
+            agents.append(agent)
+        yield agents
+    finally:
+        for link in links:
+            link.stop()
+
+
+def together(calls: Sequence[Callable[[], Result]]) -> list[Result]:
+    """Run calls at the same time, each on a thread; return what they return, or raise the first error."""
+    results: dict[int, Result] = {}
+    errors: list[BaseException] = []
+    gate = threading.Barrier(len(calls))
+
+    def run(number: int) -> None:
+        gate.wait()
+        try:
+            results[number] = calls[number]()
+        except BaseException as error:  # noqa: BLE001 - raised below, on the caller's thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [results[number] for number in range(len(calls))]
+
+
+@contextmanager
+def _ending_cleanly() -> Iterator[None]:
+    """End at SIGTERM, by which schedulers and `timeout` end a program, as at Ctrl-C: child processes end too."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """Return the seconds of processor time that a process has taken."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def free_address() -> str:
+    """Return an address on loopback whose port was free a moment ago."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{one.getsockname()[1]}"
+
+
+# What a reader of figures has to know --------------------------------------------------------------------------------
+
+
+def conditions() -> dict[str, Any]:
+    """Return the commit, the versions, the machine and how busy it is, and the time, as JSON values."""
+    found = {"dssd-fleet": VERSION, "python": platform.python_version()}
+    with contextlib.suppress(BrokerError):
+        found["mosquitto"] = str(installed_version(find_mosquitto()))
+    for name in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return {
+        "commit": commit(),
+        "versions": found,
+        "machine": {
+            "platform": platform.platform(),
+            "cpu": _cpu_info("model name") or platform.processor() or platform.machine(),
+            "instructions": [
+                name for name in _NOTABLE if name in (_cpu_info("flags") or _cpu_info("Features")).split()
+            ],
+            "cores": psutil.cpu_count(),
+            "usable_cores": len(os.sched_getaffinity(0)),
+            "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
+            "load": round(os.getloadavg()[0], 1),
+        },
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def commit() -> str | None:
+    """Return the commit of this checkout, with "-dirty" behind it if files differ; None where there is none."""
+    program = shutil.which("git")
+    if program is None:
+        return None
+    command = [
+        program,
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--exclude=*",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu_info(key: str) -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE)
+    return found[1].strip() if found else ""

@@ -1,0 +1,241 @@
+"""Quarantine: what the messages of a device that is shut out cost the edge, in shares of one core.
+
+A real mosquitto, a real edge process over a scripted target, and one device whose quarantine lasts: it goes on sending
+drafts at a rate, at QoS 0 and 1, over plain TCP and mutual TLS. In one run are measured: the edge while nothing comes;
+the edge under the flood; and a bare reader that takes the same flood from the broker and looks at none of it, the
+least that it costs to be sent it. Takes 5 minutes.
+"""
+
+import argparse
+import contextlib
+import json
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from benchmarks.clients import Identity
+from benchmarks.harness import Bench, Report, at_most, number_of, table, tls_broker
+from benchmarks.hostile.meters import thread_times_s
+from benchmarks.processes import BenchError, Cores, Program
+from broker_config.processes.local import LocalBroker
+from broker_config.processes.runner import ThrowAwayBroker
+from schemas.codec import encode_draft
+from schemas.messages import Draft
+from schemas.topics import Topic, build, wildcard
+from tests.support.mqtt_packets import PacketType, connect_packet, publish_packet, split_packets, subscribe_packet
+
+__all__ = ["Access", "add_options", "run"]
+
+FLEET: Final = "home"
+EDGE, READER, DEVICE = "edge-1", "edge-reader", "device-1"
+TURN_S: Final = 0.005
+ONLINE_S: Final = 60.0
+SETTLE_S: Final = 3.0  # the device is shut out, and the edge has said so
+FENCE_S: Final = 3600.0
+BOUND: Final = 0.01  # of one core
+DRAFT: Final = encode_draft(
+    Draft(handle=7, round=1, epoch=0, base=9, fix=1, tokens=(1, 2, 3, 4, 5), counts=(30_000,) * 5, digest=1)
+)
+CHUNK: Final = 1 << 16
+_HOST: Final = "127.0.0.1"
+_PATIENCE_S: Final = 10.0
+_KEEPALIVE_S: Final = 600
+_PAUSE_S: Final = 0.008  # as the link reads where most of what comes is dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a client gets to a broker.
+
+    Attributes:
+        name: User name and client id.
+        port: On loopback.
+        identity: Its certificate; None without TLS.
+    """
+
+    name: str
+    port: int
+    identity: Identity | None = None
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote."""
+        identity = fields["identity"]
+        return cls(fields["name"], fields["port"], Identity(**identity) if identity else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+    def connect(self) -> socket.socket:
+        """Return a socket, plain or TLS, whose MQTT connection the broker has taken.
+
+        Raises:
+            BenchError: It has not.
+        """
+        sock = socket.create_connection((_HOST, self.port), timeout=_PATIENCE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        username = None
+        if self.identity is None:
+            username = self.name
+        else:
+            sock = self.identity.tls_context().wrap_socket(sock, server_hostname=_HOST)
+        sock.sendall(connect_packet(self.name, keepalive_s=_KEEPALIVE_S, username=username))
+        answer = next(split_packets(bytearray(sock.recv(CHUNK))), None)
+        if answer is None or answer.kind != PacketType.CONNACK or answer.reason:
+            raise BenchError(f"The broker does not take {self.name}.")
+        return sock
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the suite's own options."""
+    parser.add_argument("--rate", type=number_of(float, 1.0), default=2000.0, help="messages a second")
+    parser.add_argument("--seconds", type=number_of(float, 0.1), default=20.0, help="of each measurement")
+
+
+def run(bench: Bench) -> Report:
+    """Measure without TLS and with it."""
+    rows: list[dict[str, Any]] = []
+    with bench.broker(EDGE, READER) as plain:
+        rows += _measure(bench, plain, tls=False)
+    with tls_broker(bench.folder / "broker", FLEET, [EDGE, READER], [DEVICE]) as local:
+        rows += _measure(bench, local, tls=True)
+    shares = dict.fromkeys(("idle", "flooded", "added", "bare_reader"), ".2%")
+    table(rows, {"transport": "", "qos": "d", "sent_per_s": ".0f", **shares})
+    return Report(
+        rows, [at_most("share of a core that a quarantined device costs", max(r["added"] for r in rows), BOUND)]
+    )
+
+
+def _measure(bench: Bench, broker: ThrowAwayBroker, *, tls: bool) -> Iterator[dict[str, Any]]:
+    rate, seconds, cores, folder = bench.options.rate, bench.options.seconds, bench.cores, bench.new_folder()
+    with contextlib.ExitStack() as stack:
+        device = _access(broker, DEVICE)
+        to_reader = publish_packet(build(Topic.DRAFT, fleet=FLEET, device=DEVICE, edge=READER), DRAFT, qos=0)
+        reader = Program("benchmarks.hostile.quarantine", cores=cores.edge, log=folder / "reader.log")
+        stack.callback(reader.end)
+        reader_filter = wildcard(Topic.DRAFT, fleet=FLEET, edge=READER)
+        reader.tell(json.dumps({"access": _access(broker, READER).to_dict(), "filter": reader_filter}))
+        reader.wait_for("reading", timeout_s=ONLINE_S)
+        with _Flood(device, to_reader, rate=rate):
+            bare = _share(reader.pid, seconds)
+        reader.end()
+        edge = _edge(_access(broker, EDGE), folder, cores)
+        stack.callback(edge.end)
+        edge.wait_for('"online"', timeout_s=ONLINE_S)
+        time.sleep(SETTLE_S)
+        idle = _share(edge.pid, seconds)
+        for qos in (0, 1):
+            packet = publish_packet(build(Topic.DRAFT, fleet=FLEET, device=DEVICE, edge=EDGE), DRAFT, qos=qos)
+            with _Flood(device, packet, rate=rate) as flood:
+                time.sleep(SETTLE_S)
+                sent, began = flood.sent, time.monotonic()
+                flooded = _share(edge.pid, seconds)
+                sent_per_s = (flood.sent - sent) / (time.monotonic() - began)
+            shares = {"idle": idle, "flooded": flooded, "added": flooded - idle, "bare_reader": bare}
+            yield {"transport": "TLS" if tls else "plain", "qos": qos, "sent_per_s": sent_per_s, **shares}
+        if not edge.lives or "shut out" not in edge.log.read_text():
+            raise BenchError(f"The edge has not shut the device out; see {edge.log}.")
+
+
+def _share(pid: int, seconds: float) -> float:
+    """Return what a process takes of one core in the seconds to come."""
+    before, began = sum(thread_times_s(pid).values()), time.monotonic()
+    time.sleep(seconds)
+    return (sum(thread_times_s(pid).values()) - before) / (time.monotonic() - began)
+
+
+def _access(broker: ThrowAwayBroker, name: str) -> Access:
+    port = broker.broker.port_of(name)
+    if not isinstance(broker, LocalBroker):
+        return Access(name, port)
+    files = broker.identity(name)
+    identity = Identity(name, broker.host, port, str(files.ca), str(files.certificate), str(files.key))
+    return Access(name, port, identity)
+
+
+def _edge(access: Access, folder: Path, cores: Cores) -> Program:
+    settings = {"host": "127.0.0.1", "port": access.port}
+    if access.identity is not None:
+        settings |= {key: str(value) for key, value in access.identity.settings().items() if key != "port"}
+    lines = [
+        f'fleet = "{FLEET}"',
+        f'edge = "{EDGE}"',
+        f'db = "sqlite:///{folder}/log.sqlite3"',
+        f'spool = "{folder}/spool"',
+        "[fence]",
+        "strikes = 50",
+        f"first_s = {FENCE_S}",
+        "[broker]",
+        *(f"{key} = {json.dumps(value)}" for key, value in settings.items()),
+    ]
+    config = folder / "edge.toml"
+    config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return Program("tests.support.scripted_edge_process", [str(config)], cores=cores.edge, log=folder / "edge.log")
+
+
+class _Flood:
+    """One device that sends the same packet at a rate, on a thread. A context manager."""
+
+    def __init__(self, access: Access, packet: bytes, *, rate: float) -> None:
+        self.sent = 0
+        self._sock = access.connect()
+        self._packet = packet
+        self._rate = rate
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._send, name="flood", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self._sock.close()
+
+    def _send(self) -> None:
+        began = time.monotonic()
+        while not self._stopping.wait(TURN_S):
+            due = int((time.monotonic() - began) * self._rate) - self.sent
+            self._sock.settimeout(ONLINE_S)
+            self._sock.sendall(self._packet * due)
+            self.sent += due
+            self._sock.settimeout(0.0)
+            drain(self._sock)
+
+
+def drain(sock: socket.socket) -> int:
+    """Read what has come, to its end for now; return how many bytes."""
+    size = 0
+    while True:
+        try:
+            piece = sock.recv(CHUNK)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return size
+        if not piece:
+            raise BenchError("The broker has ended a connection of the benchmark.")
+        size += len(piece)
+
+
+def main() -> None:
+    """Be the bare reader: take what a broker sends, look at none of it, until SIGTERM."""
+    task = json.loads(sys.stdin.readline())
+    sock = Access.from_dict(task["access"]).connect()
+    sock.sendall(subscribe_packet([task["filter"]], qos=0))
+    sock.recv(CHUNK)
+    print("reading", flush=True)
+    sock.setblocking(False)  # noqa: FBT003 - the standard library's
+    while True:
+        time.sleep(_PAUSE_S)
+        drain(sock)
+
+
+if __name__ == "__main__":
+    main()

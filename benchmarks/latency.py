@@ -1,0 +1,323 @@
+"""Latency: tokens a second of one device over distance and width of the line, by each system.
+
+Live models, a real edge on a core of its own, a real mosquitto, and a relay that delays and narrows the line. Device
+and draft model have another core. All systems write the same prompts in turn, so that whatever else the machine does
+hits all of them alike. A device that chooses its plan has written one text before at each place, which is not counted.
+Texts are counted from their first tokens to their last; the time to the first is printed too. Full distributions up
+are sent as filling of the same size, and cost nothing but the line. Takes 15 minutes, and 9 with `--texts 1 --tokens
+40`.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from benchmarks.harness import Bench, Report, link_to, table
+from benchmarks.recordings import policy_of
+from benchmarks.systems import CO_LOCATED, COLOURS, DEVICE_ALONE, DRAFT, HALF, SYSTEMS, FillingLink
+from dssd.distribution import shape
+from dssd.sampling import coupled_token
+from fleet_cli.prompts import built_in, some
+from fleet_device.client.agent import Agent
+from fleet_device.drafters.contract import Drafter
+from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
+from fleet_device.pacing.contract import FixedPacing, Pacing
+from fleet_device.texts.chat import ChatMessage, encode_chat
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.verifiers.contract import Item, Verifier
+from fleet_edge.verifiers.registry import load_verifier
+from schemas.policy import SamplingPolicy
+from tests.support.relay import Relay
+
+__all__ = ["Timed", "add_options", "run", "write_alone", "write_together"]
+
+_CONTEXT: Final = 1023
+_START_S: Final = 30.0
+_NARROWEST_MBIT: Final = 1.0
+"""Over a narrower line the full distributions of one draft take longer than a connection waits for an answer."""
+
+_ALL: Final = (DEVICE_ALONE, CO_LOCATED, *SYSTEMS)
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A text: seconds to its first tokens, from there to the last, tokens in that time, and payload bytes."""
+
+    text: tuple[int, ...]
+    first_s: float
+    seconds: float
+    after: int
+    up_bytes: int = 0
+    down_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Row:
+    """What one system did at one place; medians over texts."""
+
+    system: str
+    draft: str
+    cost: int
+    rtt_ms: float
+    mbit_s: float
+    tokens_per_s: float = 0.0
+    ttft_ms: float = 0.0
+    uplink_bytes_per_token: float = 0.0
+    downlink_bytes_per_token: float = 0.0
+    texts: list[Timed] = field(default_factory=list)
+
+    def json(self) -> dict[str, Any]:
+        """Return the figures of its texts."""
+        tokens = sum(len(each.text) for each in self.texts)
+        self.tokens_per_s = median(each.after / each.seconds if each.seconds else 0.0 for each in self.texts)
+        self.ttft_ms = median(each.first_s for each in self.texts) * 1e3
+        self.uplink_bytes_per_token = sum(each.up_bytes for each in self.texts) / tokens
+        self.downlink_bytes_per_token = sum(each.down_bytes for each in self.texts) / tokens
+        return {name: value for name, value in asdict(self).items() if name != "texts"} | {"devices": 1}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the suite's own options."""
+    parser.add_argument("--drafts", nargs="+", default=["Q4_0"], help="quantizations (default: %(default)s)")
+    parser.add_argument("--costs", nargs="+", type=int, default=[1, 8], metavar="N")
+    parser.add_argument("--round-trips", nargs="+", type=float, default=[0, 20, 50, 100, 200], metavar="MS")
+    parser.add_argument("--mbit", type=float, default=10.0, help="where the distance varies (default: %(default)s)")
+    parser.add_argument("--widths", nargs="*", type=float, default=[0.1, 1.0], metavar="MBIT", help="at 50 ms")
+    parser.add_argument("--systems", nargs="+", choices=_ALL, default=list(_ALL), metavar="SYSTEM")
+    parser.add_argument("--texts", type=int, default=2, help="of each system at each place (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=48, help="of each text, at most (default: %(default)s)")
+    parser.add_argument("--limit", type=float, default=6.0, metavar="S", help="a text ends there")
+
+
+def run(bench: Bench) -> Report:
+    """Measure every system at every place."""
+    cores = sorted(bench.cores.edge | bench.cores.others)
+    edge_core, device_core = cores[0], cores[-1]
+    rows: list[dict[str, Any]] = []
+    os.sched_setaffinity(0, {device_core})
+    for cost in bench.options.costs:
+        for draft in bench.options.drafts:
+            rows += _measure(bench, cost, draft, edge_core, device_core)
+    return Report(rows, draw=lambda figure: _draw(figure, rows))
+
+
+def _measure(bench: Bench, cost: int, draft: str, edge_core: int, device_core: int) -> list[dict[str, Any]]:
+    options, target = bench.options, bench.target(cost)
+    places = [(rtt, options.mbit) for rtt in options.round_trips] + [(50.0, width) for width in options.widths]
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        drafter = stack.enter_context(
+            closing(LlamaCppDrafter(LlamaCppSettings(path=bench.model(f"{draft}.gguf"), threads=1)))
+        )
+        asked = some(built_in(), 1)[: options.texts]
+        prompts = [tuple(encode_chat(drafter.codec, [ChatMessage("user", prompt.text)])) for prompt in asked]
+        os.sched_setaffinity(0, {edge_core})
+        local = _locally(bench, target, drafter, prompts)
+        ports = {}
+        for form in {SYSTEMS[name].form for name in options.systems if name in SYSTEMS}:
+            ports[form] = stack.enter_context(bench.broker()).port
+            settings: dict[str, Any] = {"context": _CONTEXT, "threads": 1, "form": form.value, "prefix_sharing": "off"}
+            stack.enter_context(bench.edge(ports[form], target, **settings))
+        os.sched_setaffinity(0, {device_core})
+        pacings = {name: system.pacing() for name, system in SYSTEMS.items()}
+        for rtt_ms, mbit_s in places:
+            # Text that needs no network would travel as a stream does: nothing waits for an answer.
+            here = [Row(name, draft, cost, rtt_ms, mbit_s, texts=texts) for name, texts in local.items()]
+            found = {
+                name: Row(name, draft, cost, rtt_ms, mbit_s)
+                for name in options.systems
+                if name in SYSTEMS and (not SYSTEMS[name].full_up or mbit_s >= _NARROWEST_MBIT)
+            }
+            with ExitStack() as place:
+                devices = {
+                    name: place.enter_context(_device(bench, ports[SYSTEMS[name].form], drafter, name, rtt_ms, mbit_s))
+                    for name in found
+                }
+                _write_all(bench, devices, pacings, found, prompts)
+            figures = [row.json() for row in (*here, *found.values())]
+            title = f"cost {cost}, draft {draft}, round trip {rtt_ms:g} ms, {mbit_s:g} Mbit/s"
+            per_token = {"uplink_bytes_per_token": ".1f", "downlink_bytes_per_token": ".1f"}
+            table(figures, {"system": "", "tokens_per_s": ".1f", "ttft_ms": ".0f", **per_token}, title=title)
+            rows += figures
+    return rows
+
+
+def _write_all(
+    bench: Bench,
+    devices: Mapping[str, "_RemoteDevice"],
+    pacings: Mapping[str, Pacing],
+    rows: Mapping[str, Row],
+    prompts: Sequence[Sequence[int]],
+) -> None:
+    """Write all texts by all systems, in turns."""
+
+    def write(name: str, number: int) -> Timed:
+        policy = policy_of(number).model_copy(update={"mode": SYSTEMS[name].mode})
+        limits = {"tokens": bench.options.tokens, "limit_s": bench.options.limit}
+        return devices[name].write(pacings[name], prompts[number], policy=policy, **limits)
+
+    for name in rows:
+        if SYSTEMS[name].learns:
+            write(name, 0)
+    for number in range(len(prompts)):
+        for name, row in rows.items():
+            row.texts.append(write(name, number))
+
+
+def _locally(
+    bench: Bench, target: Path, drafter: LlamaCppDrafter, prompts: Sequence[Sequence[int]]
+) -> dict[str, list[Timed]]:
+    """Write what needs no network, once for all distances."""
+    options = bench.options
+    found: dict[str, list[Timed]] = {}
+    if DEVICE_ALONE in options.systems:
+        found[DEVICE_ALONE] = [
+            write_alone(drafter, prompt, policy=policy_of(number), tokens=options.tokens)
+            for number, prompt in enumerate(prompts)
+        ]
+    if CO_LOCATED in options.systems:
+        verifier = load_verifier(EdgeSettings(target=str(target), engine="llama.cpp", context=_CONTEXT, threads=1))
+        limits = {"tokens": options.tokens, "length": DRAFT, "limit_s": options.limit}
+        found[CO_LOCATED] = [
+            write_together(drafter, verifier, prompt, policy=policy_of(number), **limits)
+            for number, prompt in enumerate(prompts)
+        ]
+    return found
+
+
+def write_alone(drafter: Drafter, prompt: Sequence[int], *, policy: SamplingPolicy, tokens: int) -> Timed:
+    """Let the draft model write: what a device does without any edge. Its text is the small model's."""
+    started = time.monotonic()
+    drafter.reset(prompt)
+    first_at, text = 0.0, list[int]()
+    while len(text) < tokens:
+        dist = drafter.next(policy)
+        assert dist is not None
+        token = coupled_token(dist, policy.seed, len(text))
+        text.append(token)
+        first_at = first_at or time.monotonic()
+        if token in drafter.codec.end_tokens:
+            break
+        drafter.extend((token,))
+    return Timed(tuple(text), first_at - started, time.monotonic() - first_at, len(text) - 1)
+
+
+def write_together(
+    drafter: Drafter,
+    verifier: Verifier,
+    prompt: Sequence[int],
+    *,
+    policy: SamplingPolicy,
+    tokens: int,
+    length: int,
+    limit_s: float,
+) -> Timed:
+    """Let both models write on one machine in coupled mode: speculative decoding as an inference server does it."""
+    started = time.monotonic()
+    verifier.open(0)
+    drafter.reset(prompt)
+    text: list[int] = []
+    new: list[int] = list(prompt)
+    first_at, at_first, ended = 0.0, 0, False
+    while not ended and len(text) < tokens and time.monotonic() - started < limit_s:
+        draft: list[int] = []
+        while len(draft) < length and len(text) + len(draft) + 1 < tokens:
+            dist = drafter.next(policy)
+            assert dist is not None
+            draft.append(coupled_token(dist, policy.seed, len(text) + len(draft)))
+            drafter.extend((draft[-1],))
+        rows = verifier.score([Item(0, (*new, *draft), len(draft) + 1)])
+        base = len(text)
+        for place, row in enumerate(rows):
+            token = coupled_token(shape(row, policy), policy.seed, base + place)
+            text.append(token)
+            ended = token in verifier.info.end_tokens
+            if ended or place == len(draft) or draft[place] != token:
+                break
+        if not first_at:
+            first_at, at_first = time.monotonic(), len(text)
+        known = len(prompt) + len(text) - 1
+        verifier.truncate(0, known)
+        drafter.truncate(known)
+        drafter.extend((text[-1],))
+        new = [text[-1]]
+    verifier.close(0)
+    return Timed(tuple(text), first_at - started, time.monotonic() - first_at, len(text) - at_first)
+
+
+class _RemoteDevice:
+    """A device with a live draft model, connected."""
+
+    def __init__(self, agent: Agent, link: FillingLink) -> None:
+        self._agent, self._link = agent, link
+
+    def write(
+        self, pacing: Pacing, prompt: Sequence[int], *, policy: SamplingPolicy, tokens: int, limit_s: float
+    ) -> Timed:
+        """Write a text; it is cut off after `limit_s` seconds."""
+        pieces: list[tuple[float, int]] = []
+        self._agent.pacing = pacing
+        filled, started = self._link.filled, time.monotonic()
+
+        def take(new: Sequence[int]) -> bool:
+            pieces.append((time.monotonic(), len(new)))
+            return time.monotonic() - started > limit_s
+
+        done = self._agent.generate(prompt, policy=policy, max_new_tokens=tokens, on_tokens=take)
+        (first_at, head), (last_at, _) = pieces[0], pieces[-1]
+        return Timed(
+            text=done.tokens,
+            first_s=first_at - started,
+            seconds=last_at - first_at,
+            after=len(done.tokens) - head,
+            up_bytes=done.counters.uplink_bytes + self._link.filled - filled,
+            down_bytes=done.counters.downlink_bytes,
+        )
+
+
+@contextmanager
+def _device(
+    bench: Bench, port: int, drafter: LlamaCppDrafter, name: str, rtt_ms: float, mbit_s: float
+) -> Iterator[_RemoteDevice]:
+    with Relay(port, round_trip_s=rtt_ms / 1e3, bytes_per_s=mbit_s * 1e6 / 8) as relay:
+        size = DRAFT * drafter.vocabulary.size * HALF if SYSTEMS[name].full_up else 0
+        link: Any = FillingLink(link_to(relay.port, name), size)
+        agent = Agent(link, bench.fleet, name, drafter, FixedPacing(), time.monotonic)
+        agent.attach()
+        link.start(timeout_s=_START_S)
+        try:
+            yield _RemoteDevice(agent, link)
+        finally:
+            link.stop()
+
+
+def _draw(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:  # noqa: ANN401 - matplotlib's
+    """Draw tokens a second over distance at the widest line: a panel for each cost and draft model, a line a system."""
+    from matplotlib.ticker import LogLocator, NullLocator  # noqa: PLC0415 - slow to import
+
+    panels = sorted({(row["cost"], row["draft"]) for row in rows})
+    width = max(row["mbit_s"] for row in rows)
+    figure.set_size_inches(4.8 * len(panels) + 1.8, 4.2)
+    for place, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, len(panels), place)
+        here = [row for row in rows if (row["cost"], row["draft"], row["mbit_s"]) == (*panel, width)]
+        for system, colour in COLOURS.items():
+            points = sorted((row["rtt_ms"], row["tokens_per_s"]) for row in here if row["system"] == system)
+            if points:
+                style = {"color": colour, "linewidth": 3 if system == "ours-auto" else 1.5}
+                axes.plot(*zip(*points, strict=True), marker="o", label=system, **style)
+        axes.set_title(f"target of {panel[0]} times the cost, draft {panel[1]}")
+        axes.set_xlabel(f"round trip, ms (line of {width:g} Mbit/s)")
+        axes.set_ylabel("tokens a second")
+        axes.set_yscale("log")  # ratios are what is claimed
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.grid(alpha=0.3)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")

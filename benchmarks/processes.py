@@ -1,0 +1,191 @@
+"""Child processes of the benchmarks: the cores that they run on, and what they write on standard output."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from schemas.errors import FleetError
+
+__all__ = ["BenchError", "Cores", "Program", "on_cores"]
+
+_STOP_S: Final = 15.0
+
+
+class BenchError(FleetError):
+    """The benchmark cannot go on. Its text is one sentence for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Who runs where.
+
+    Attributes:
+        edge: The edge's cores.
+        others: Those of the broker, the honest devices, the attacker and the benchmark itself.
+    """
+
+    edge: frozenset[int]
+    others: frozenset[int]
+
+    @classmethod
+    def choose(cls, available: Collection[int], *, apart: bool) -> Self:
+        """Give the edge half of the cores for itself, if there are two and it is to be apart; else all share all."""
+        cores = sorted(available)
+        half = (len(cores) + 1) // 2
+        if not apart or len(cores) < 2:
+            return cls(frozenset(cores), frozenset(cores))
+        return cls(frozenset(cores[-half:]), frozenset(cores[: len(cores) - half]))
+
+    @property
+    def apart(self) -> bool:
+        """Whether the edge has cores of its own."""
+        return not self.edge & self.others
+
+
+@contextlib.contextmanager
+def on_cores(cores: Collection[int]) -> Iterator[None]:
+    """Have this thread, and what is started meanwhile, run there: a child has its parent's cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class Program:
+    """A Python program of ours in a process of its own.
+
+    Args:
+        module: What is run.
+        arguments: Its command line.
+        cores: Where it runs.
+        log: Its standard error.
+        on_line: Called with each line of its standard output that is a JSON object, on a thread.
+        environment: Variables beside ours.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str] = (),
+        *,
+        cores: Collection[int],
+        log: Path,
+        on_line: Callable[[dict[str, Any]], None] = lambda _line: None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.log = log
+        self._on_line = on_line
+        self._lines: list[str] = []
+        self._arrived = threading.Condition()
+        with on_cores(cores), log.open("ab") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,
+            )
+        self._reader = threading.Thread(target=self._read, name=f"read-{module}", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    @property
+    def lives(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def tell(self, line: str) -> None:
+        """Write a line to its standard input."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.flush()
+
+    def wait_for(self, word: str, *, timeout_s: float) -> str:
+        """Return the first line with that word in it.
+
+        Raises:
+            BenchError: It ends, or the time does, before there is one.
+        """
+
+        def found() -> bool:
+            return not self._reader.is_alive() or any(word in line for line in self._lines)
+
+        with self._arrived:
+            self._arrived.wait_for(found, timeout_s)
+            line = next((line for line in self._lines if word in line), None)
+        if line is None:
+            tail = self.log.read_text(errors="replace")[-500:].strip().replace("\n", " ")
+            raise BenchError(f"{self.log.stem} did not say {word!r} in {timeout_s:.0f} s; its log ends with: {tail}")
+        return line
+
+    def wait_to_end(self, *, timeout_s: float) -> None:
+        """Wait until it has ended by itself.
+
+        Raises:
+            BenchError: It has not.
+        """
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise BenchError(f"{self.log.stem} has not ended within {timeout_s:.0f} s.") from None
+        self._reader.join(_STOP_S)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.lives:
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it without a word, as a power failure would."""
+        self._process.kill()
+        self._process.wait()
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM."""
+        if self.lives:
+            self._process.terminate()
+
+    def end(self) -> list[str]:
+        """Ask it to end, see to it, and return all that it has written. Idempotent."""
+        self.ask_to_end()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(_STOP_S)
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        return self._lines
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as stream:
+            for line in stream:
+                with contextlib.suppress(ValueError):
+                    decoded = json.loads(line)
+                    if isinstance(decoded, dict):
+                        self._on_line(decoded)
+                if '"tokens"' not in line:
+                    with self._arrived:
+                        self._lines.append(line)
+                        self._arrived.notify_all()
+        with self._arrived:
+            self._arrived.notify_all()

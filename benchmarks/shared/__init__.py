@@ -1,1 +1,0 @@
-"""Parts that benchmarks of whole fleets have in common: processes, identities, meters."""

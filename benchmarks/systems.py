@@ -1,0 +1,98 @@
+"""Systems: the ways to give a device the text of a large model, under one name each in all suites."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from benchmarks.harness import streaming
+from dssd.downlink import Form
+from fleet_device.pacing.adaptive import AdaptivePacing
+from fleet_device.pacing.contract import FixedPacing, Pacing
+from fleet_link.paho_link import PahoLink
+from schemas.policy import Mode
+from schemas.topics import Topic
+
+__all__ = ["COLOURS", "CO_LOCATED", "DEVICE_ALONE", "DRAFT", "HALF", "SYSTEMS", "FillingLink", "System"]
+
+DEVICE_ALONE: Final = "device-alone"
+CO_LOCATED: Final = "co-located"
+
+DRAFT: Final = 4
+"""Tokens of a draft, where it is fixed: what the published system uses at its shortest."""
+
+HALF: Final = 2
+"""Bytes of a probability in full distributions: half precision, the least that is proposed anywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One way over the network.
+
+    Attributes:
+        pacing: Makes the device's pacing.
+        mode: Of verification.
+        form: Of the distribution that comes down after a rejection.
+        full_up: Whether the device sends its full distributions with each draft, as is done where the edge corrects.
+        learns: Whether the device goes by what it has measured, so that its first text at a place says little.
+    """
+
+    pacing: Callable[[], Pacing]
+    mode: Mode
+    form: Form = Form.AUTO
+    full_up: bool = False
+    learns: bool = False
+
+
+SYSTEMS: Final[Mapping[str, System]] = MappingProxyType(
+    {
+        "edge-streaming": System(streaming, Mode.RESIDUAL),
+        "dsd": System(lambda: FixedPacing(DRAFT), Mode.RESIDUAL, full_up=True),
+        "dssd-dense": System(lambda: FixedPacing(DRAFT), Mode.RESIDUAL, Form.DENSE),
+        "ours-residual": System(lambda: FixedPacing(DRAFT), Mode.RESIDUAL),
+        "ours-coupled": System(lambda: FixedPacing(DRAFT), Mode.COUPLED),
+        "ours-ahead": System(lambda: FixedPacing(DRAFT, ahead=True), Mode.COUPLED),
+        "ours-auto": System(lambda: AdaptivePacing(stream=None), Mode.RESIDUAL, learns=True),
+    }
+)
+"""By name. `dsd` sends full distributions up and the edge corrects; `dssd-dense` is as published: one probability a
+token up, all of p down at a rejection; `ours-residual` sends the smallest form of p; `ours-coupled` tokens alone;
+`ours-ahead` drafts on before the verdict; `ours-auto` chooses."""
+
+COLOURS: Final = {
+    DEVICE_ALONE: "#999999",
+    "edge-streaming": "#0072b2",
+    CO_LOCATED: "#56b4e9",
+    "dsd": "#d55e00",
+    "dssd-dense": "#e69f00",
+    "ours-residual": "#cc79a7",
+    "ours-coupled": "#8c6bb1",
+    "ours-ahead": "#44aa66",
+    "ours-auto": "#006d2c",
+}
+
+
+class FillingLink:
+    """A link that sends as many bytes before each draft as its tokens' full distributions would take.
+
+    Nobody reads them: what it costs to decode and use them is left out.
+
+    Args:
+        link: To the broker.
+        size: Bytes before each draft.
+    """
+
+    def __init__(self, link: PahoLink, size: int) -> None:
+        self._link = link
+        self._filling = bytes(size)
+        self.filled = 0
+
+    def publish(self, topic: str, payload: bytes, **options: Any) -> None:  # noqa: ANN401 - passed on
+        """Send a message."""
+        if self._filling and f"/{Topic.DRAFT.value}" in topic:
+            self.filled += len(self._filling)
+            self._link.publish(f"{topic.rsplit('/', 2)[0]}/filling", self._filling, qos=0)
+        self._link.publish(topic, payload, **options)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - all else is the link's
+        return getattr(self._link, name)
