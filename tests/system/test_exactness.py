@@ -1,4 +1,4 @@
-"""Exactness through a real mosquitto, in small: `python -m benchmarks exactness` is the whole of it."""
+"""Exactness through a real mosquitto, in small: `python -m benchmarks exactness system` is the whole of it."""
 
 from collections.abc import Iterable
 from typing import Any
