@@ -26,6 +26,7 @@ from dssd.downlink import Form
 from dssd.sampling import coupled_token
 from fleet_cli.prompts import built_in, some
 from fleet_device.client.agent import Agent
+from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.scripted import WordCodec
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing, Plan
@@ -360,7 +361,9 @@ class _CountingDevice(AbstractContextManager["_CountingDevice"]):
         """Write a text; return what it cost."""
         self._drafter.play(text)
         filled = self._counting.filled
-        done = self._agent.generate(text.prompt, policy=text.policy, max_new_tokens=tokens or len(text.tokens))
+        done = self._agent.generate(
+            GenerateRequest(tuple(text.prompt), policy=text.policy, max_new_tokens=tokens or len(text.tokens))
+        )
         counters, counted = done.counters, self._counting.counted
         up = counters.uplink_bytes + self._counting.filled - filled
         return Traffic(len(done.tokens), counters.tested, counters.accepted, up, counters.downlink_bytes, *counted)

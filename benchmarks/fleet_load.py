@@ -15,6 +15,7 @@ from typing import Final, Self
 import numpy as np
 
 from fleet_device.client.agent import Agent, Generation
+from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_link.paho_link import PahoLink
@@ -193,10 +194,12 @@ class FleetLoad(AbstractContextManager["FleetLoad"]):
             mine.asked_at = time.monotonic()
             try:
                 mine.generation = agent.generate(
-                    text.prompt,
-                    policy=text.policy.model_copy(update={"mode": mode}),
-                    max_new_tokens=len(text.tokens),
-                    on_tokens=lambda new: mine.pieces.append((time.monotonic(), len(new))),
+                    GenerateRequest(
+                        text.prompt,
+                        policy=text.policy.model_copy(update={"mode": mode}),
+                        max_new_tokens=len(text.tokens),
+                    ),
+                    RequestContext(on_tokens=lambda new: mine.pieces.append((time.monotonic(), len(new)))),
                 )
                 mine.as_recorded = mine.generation.tokens == text.tokens
             except BaseException as error:  # noqa: BLE001 - raised below, on the caller's thread

@@ -25,6 +25,7 @@ from dssd.distribution import shape
 from dssd.sampling import coupled_token
 from fleet_cli.prompts import built_in, some
 from fleet_device.client.agent import Agent
+from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.pacing.contract import FixedPacing, Pacing
@@ -269,7 +270,9 @@ class _RemoteDevice:
             pieces.append((time.monotonic(), len(new)))
             return time.monotonic() - started > limit_s
 
-        done = self._agent.generate(prompt, policy=policy, max_new_tokens=tokens, on_tokens=take)
+        done = self._agent.generate(
+            GenerateRequest(tuple(prompt), policy=policy, max_new_tokens=tokens), RequestContext(on_tokens=take)
+        )
         (first_at, head), (last_at, _) = pieces[0], pieces[-1]
         return Timed(
             text=done.tokens,

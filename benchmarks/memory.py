@@ -24,6 +24,7 @@ from scipy.stats import theilslopes
 from benchmarks.harness import Bench, Goal, Report, at_most, connected, free_address, number_of, table
 from benchmarks.processes import BenchError
 from fleet_device.client.agent import Agent
+from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.gguf import GgufModel
 from fleet_runtime.events import Event, wait_for_event
 from schemas.policy import Mode, SamplingPolicy
@@ -153,7 +154,11 @@ def _edge(bench: Bench) -> tuple[list[Resident], float]:
         def write(number: int) -> None:
             prompt = random.Random(number).choices(range(codec.vocabulary.size), k=options.prompt)
             agent = idle.pop()
-            agent.generate(prompt, policy=SamplingPolicy(mode=Mode.COUPLED, seed=number), max_new_tokens=options.tokens)
+            agent.generate(
+                GenerateRequest(
+                    tuple(prompt), policy=SamplingPolicy(mode=Mode.COUPLED, seed=number), max_new_tokens=options.tokens
+                )
+            )
             idle.append(agent)
 
         samples = _sampled(edge.pid, options.texts, options.at_once, write)

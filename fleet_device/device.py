@@ -116,12 +116,7 @@ class Device:
                 drafter.close()
                 raise
             service.start()
-            texts = TextQueue(
-                lambda request, on_piece, on_wait, cancellation: service.write(
-                    request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation
-                ),
-                at_once=service.texts_at_once,
-            )
+            texts = TextQueue(service.write, at_once=service.texts_at_once)
             texts.start()
             self._open = _Open(service, texts)
 

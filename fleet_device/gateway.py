@@ -13,8 +13,7 @@ from typing import Any, Final
 from fleet_device.api.app import create_app
 from fleet_device.api.server import ApiServer, listen
 from fleet_device.api.status.journal import Journal
-from fleet_device.client.cancellation import Cancellation
-from fleet_device.client.waiting import OnWait
+from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import EdgeUnavailable
 from fleet_device.offline import OfflinePolicy
@@ -22,7 +21,7 @@ from fleet_device.service import DeviceService
 from fleet_device.steering.commands import LogTail
 from fleet_device.steering.remote_settings import RemoteSettings
 from fleet_device.steering.steering import Steering
-from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece
+from fleet_device.texts.generate import GeneratedText
 from fleet_device.texts.queue import Listener, TextQueue, Ticket
 from schemas.version import VERSION
 
@@ -282,11 +281,9 @@ class Gateway:
         """Return how the device is and what it has written, as JSON values."""
         return {**self.health(), "offline": self._settings.offline.value, **self._journal.json()}
 
-    def _write(
-        self, request: GenerateRequest, on_piece: OnPiece, on_wait: OnWait, cancellation: Cancellation
-    ) -> GeneratedText:
+    def _write(self, request: GenerateRequest, context: RequestContext) -> GeneratedText:
         if request.outages.policy is OfflinePolicy.FAIL and (missing := self.absence()) is not None:
             raise EdgeUnavailable(missing)
-        text = self._service.write(request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation)
+        text = self._service.write(request, context)
         self._journal.note(text)
         return text

@@ -9,18 +9,17 @@ from datetime import UTC, datetime
 from typing import Final, Self
 
 from fleet_device.client.agent import Agent
-from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.inbox import Inbox
 from fleet_device.client.presence import EdgePresences
 from fleet_device.client.reports import UnverifiedReports
+from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.client.retry import Timeouts
 from fleet_device.client.telemetry import DeviceTotals
-from fleet_device.client.waiting import OnWait
 from fleet_device.drafters.contract import Drafter, sequences_of
 from fleet_device.pacing.session_pacing import make_pacing
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.conversation import ConversationCodec
-from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece, generate_text
+from fleet_device.texts.generate import GeneratedText, generate_text
 from fleet_link.errors import ConnectFailed, LinkError
 from fleet_link.link import Link, Outcome, OutcomeHandler, Will
 from fleet_link.paho_link import PahoLink
@@ -218,18 +217,9 @@ class DeviceService:
         """Call `listener(True)` after every connect, `listener(False)` after every loss; on the link's thread."""
         self._link.on_connection(listener)
 
-    def write(
-        self,
-        request: GenerateRequest,
-        *,
-        on_piece: OnPiece = lambda _piece: None,
-        on_wait: OnWait = lambda _reason: None,
-        cancellation: Cancellation | None = None,
-    ) -> GeneratedText:
+    def write(self, request: GenerateRequest, context: RequestContext | None = None) -> GeneratedText:
         """Write a text and count it; see `generate_text`. Up to `texts_at_once` threads at once, further ones wait."""
-        text = generate_text(
-            self.agent, self.drafter, request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation
-        )
+        text = generate_text(self.agent, self.drafter, request, context)
         self.codec.remember(request.prompt, text.text, text.tokens)
         with self._counting:
             self._publish(Topic.TELEMETRY, encode_json(self.tally.add(text.generation)), qos=0)

@@ -18,6 +18,7 @@ from typing import Any, Final
 from benchmarks.applications.questions import QUESTIONS, rules, system_of
 from benchmarks.harness import Bench, Goal, Report, at_most, connected, number_of, table, together
 from dssd.distribution import Dist
+from fleet_device.client.request import GenerateRequest
 from fleet_device.device import Device
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
@@ -228,7 +229,9 @@ def _write_together(bench: Bench, port: int, codec: GgufModel, prompts: Sequence
     drafters = [ReplayDrafter(codec, codec.vocabulary, ()) for _ in prompts]
     with connected(port, bench.fleet, drafters, name="sharing") as agents:
         calls = [
-            lambda n=n, agent=agent: agent.generate(prompts[n], policy=SamplingPolicy(seed=n), max_new_tokens=_FEW)
+            lambda n=n, agent=agent: agent.generate(
+                GenerateRequest(tuple(prompts[n]), policy=SamplingPolicy(seed=n), max_new_tokens=_FEW)
+            )
             for n, agent in enumerate(agents)
         ]
         return [done.session.hex() for done in together(calls)]

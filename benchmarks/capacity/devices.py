@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 from benchmarks.harness import link_to
 from fleet_cli.edge.advise.service_level import Client, Text, Window
 from fleet_device.client.agent import Agent, Generation
-from fleet_device.client.cancellation import Cancellation
+from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.pacing.contract import Pacing
 from fleet_link.paho_link import PahoLink
@@ -297,11 +297,12 @@ class Devices(AbstractContextManager["Devices"]):
 
             try:
                 done = agent.generate(
-                    recorded.prompt,
-                    policy=recorded.policy.model_copy(update={"mode": self._mode}),
-                    max_new_tokens=len(recorded.tokens),
-                    on_tokens=take,
-                    cancellation=cancellation,
+                    GenerateRequest(
+                        recorded.prompt,
+                        policy=recorded.policy.model_copy(update={"mode": self._mode}),
+                        max_new_tokens=len(recorded.tokens),
+                    ),
+                    RequestContext(on_tokens=take, cancellation=cancellation),
                 )
             except FleetError as error:
                 measured.failed[f"{type(error).__name__}: {error}"] += not over.is_set()

@@ -20,6 +20,7 @@ from benchmarks.harness import Bench, Report, connected, number_of, table, toget
 from benchmarks.processes import BenchError, on_cores
 from fleet_cli.demo.prompts import PROMPTS
 from fleet_device.client.agent import Agent
+from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.texts.chat import ChatMessage, encode_chat
 from schemas.policy import Mode, SamplingPolicy
@@ -101,7 +102,9 @@ def _rate(bench: Bench, agents: Sequence[Agent], prompts: Sequence[Sequence[int]
 
     def write(number: int) -> int:
         policy = SamplingPolicy(mode=bench.options.mode, seed=seed + number, **_POLICY)
-        done = agents[number].generate(prompts[number], policy=policy, max_new_tokens=bench.options.tokens)
+        done = agents[number].generate(
+            GenerateRequest(tuple(prompts[number]), policy=policy, max_new_tokens=bench.options.tokens)
+        )
         if done.reason not in (EndReason.STOP, EndReason.LENGTH):
             raise BenchError(f"A text ended by {done.reason.value}.")
         return len(done.tokens)

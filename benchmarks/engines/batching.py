@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from benchmarks.harness import Bench, Report, at_least, connected, number_of, say, table, together
 from fleet_cli.demo.prompts import PROMPTS
+from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.texts.chat import ChatMessage, encode_chat
@@ -48,7 +49,11 @@ def run(bench: Bench) -> Report:
             with connected(broker.port, bench.fleet, drafters, pacing=lambda: pacing) as agents:
                 calls = [
                     lambda n=n, agent=agent: agent.generate(
-                        prompts[n], policy=SamplingPolicy(mode=Mode.COUPLED, seed=n), max_new_tokens=options.tokens
+                        GenerateRequest(
+                            tuple(prompts[n]),
+                            policy=SamplingPolicy(mode=Mode.COUPLED, seed=n),
+                            max_new_tokens=options.tokens,
+                        )
                     )
                     for n, agent in enumerate(agents)
                 ]

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from benchmarks.clients import Ending, Identity, tell
 from dssd.distribution import Dist
+from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
@@ -145,7 +146,8 @@ def _write(
 
     try:
         done = service.agent.generate(
-            prompt, policy=policy, max_new_tokens=length, on_tokens=take, cancellation=ending.cancellation
+            GenerateRequest(tuple(prompt), policy=policy, max_new_tokens=length),
+            RequestContext(on_tokens=take, cancellation=ending.cancellation),
         )
     except FleetError as error:
         wrong = verdict(prompt, policy, told, told)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.clients import Ending, Identity, tell
+from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.scripted import WordCodec
@@ -101,11 +102,11 @@ def _write(
     policy = SamplingPolicy(mode=Mode.COUPLED, seed=task["seeds"][index])
     try:
         done = service.agent.generate(
-            prompt,
-            policy=policy,
-            max_new_tokens=task["tokens"],
-            on_tokens=lambda new: tell("tokens", at=time.monotonic(), number=len(new)),
-            cancellation=ending.cancellation,
+            GenerateRequest(tuple(prompt), policy=policy, max_new_tokens=task["tokens"]),
+            RequestContext(
+                on_tokens=lambda new: tell("tokens", at=time.monotonic(), number=len(new)),
+                cancellation=ending.cancellation,
+            ),
         )
     except FleetError as error:
         tell("failed", sentence=str(error))

@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.harness import Bench, Report, link_to, number_of, table
 from fleet_cli.demo.prompts import PROMPTS
 from fleet_device.client.agent import Agent
+from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.pacing.adaptive import AdaptivePacing
@@ -255,7 +256,9 @@ def write(port: int, fleet: str, drafter: Drafter, writing: Writing, *, texts: i
         for number in range(texts):
             prompt = encode_chat(drafter.codec, [ChatMessage("user", PROMPTS[number % len(PROMPTS)])])
             policy = SamplingPolicy(mode=writing.mode, seed=number)
-            writing.tokens += len(agent.generate(prompt, policy=policy, max_new_tokens=tokens).tokens)
+            writing.tokens += len(
+                agent.generate(GenerateRequest(tuple(prompt), policy=policy, max_new_tokens=tokens)).tokens
+            )
             writing.rounds += rounds_of(tap.sent)
             tap.sent.clear()
     finally:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import cbor2
 
 from fleet_device.client.agent import Agent
+from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.settings import EdgeSettings
@@ -107,7 +108,7 @@ def play(count: int, *, mode: Mode, tokens: int, first_seed: int = 0) -> list[Pl
             sent.clear()
             policy = SamplingPolicy(mode=mode, temperature=0.7, top_k=50, top_p=0.95, seed=seed)
             prompt = tuple((seed * 31 + place) % LANGUAGE.size for place in range(_PROMPT_TOKENS))
-            agent.generate(prompt, policy=policy, max_new_tokens=tokens)
+            agent.generate(GenerateRequest(prompt, policy=policy, max_new_tokens=tokens))
             sessions.append(_session(sent))
     return sessions
 

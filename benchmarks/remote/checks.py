@@ -12,6 +12,7 @@ from benchmarks.harness import together
 from benchmarks.remote.oracle import Oracle
 from dssd.distribution import shape
 from fleet_device.client.agent import Agent, Generation
+from fleet_device.client.request import GenerateRequest
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.statistics import ALARM, p_value
 
@@ -48,7 +49,9 @@ class Devices:
                 if taken is None:
                     return
                 number, job = taken
-                done[number] = agent.generate(job.prompt, policy=job.policy, max_new_tokens=job.length)
+                done[number] = agent.generate(
+                    GenerateRequest(tuple(job.prompt), policy=job.policy, max_new_tokens=job.length)
+                )
 
         together([partial(serve, agent) for agent in self._agents])
         return [done[number] for number in range(len(jobs))]

@@ -27,12 +27,13 @@ from fleet_device.api.responses import ResponseReply, read_responses_request, st
 from fleet_device.api.status.page import status_routes
 from fleet_device.api.stream import Events, EventsResponse, Happened, Pause, TextEvents
 from fleet_device.applications import Application, ApplicationsFile
+from fleet_device.client.request import GenerateRequest, Piece
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import DeviceError, EdgeUnavailable
 from fleet_device.offline import OfflinePolicy
 from fleet_device.settings import DeviceSettings
-from fleet_device.texts.generate import GeneratedText, GenerateRequest
-from fleet_device.texts.queue import Delayed, Failed, Listener, Piece, Ticket
+from fleet_device.texts.generate import GeneratedText
+from fleet_device.texts.queue import Delayed, Failed, Listener, Ticket
 
 __all__ = ["MAX_BODY_BYTES", "Backend", "create_app"]
 

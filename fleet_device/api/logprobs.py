@@ -6,8 +6,8 @@ They are the large model's own, before temperature, top_k and top_p: as OpenAI's
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fleet_device.client.request import TokenText
 from fleet_device.texts.generate import GeneratedText
-from fleet_device.texts.piece import TokenText
 from schemas.logprobs import LEAST_LOGPROB, TokenLogprobs
 
 __all__ = ["Spell", "Told", "chat_logprobs", "completion_logprobs", "pieces_of", "spelled_tokens"]

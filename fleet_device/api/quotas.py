@@ -12,8 +12,9 @@ from typing import Final
 
 from fleet_device.api.problems import ApiProblem
 from fleet_device.applications import Application
+from fleet_device.client.request import Piece
 from fleet_device.texts.generate import GeneratedText
-from fleet_device.texts.queue import Delayed, Failed, Piece
+from fleet_device.texts.queue import Delayed, Failed
 
 __all__ = ["ApplicationQuotas", "Counted"]
 

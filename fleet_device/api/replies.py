@@ -15,8 +15,8 @@ from fleet_device.api.logprobs import (
 )
 from fleet_device.api.tool_calls import ToolCalls
 from fleet_device.api.usage import told_of, usage_of
+from fleet_device.client.request import Piece
 from fleet_device.texts.generate import GeneratedText
-from fleet_device.texts.piece import Piece
 from schemas.reasons import EndReason
 
 __all__ = ["DONE", "VERIFIED_HEADER", "Reply", "event"]

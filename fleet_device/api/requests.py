@@ -18,11 +18,11 @@ from fleet_device.api.structured import (
 )
 from fleet_device.api.tool_calls import ToolCalls
 from fleet_device.api.unsupported import supported
+from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.offline import OfflinePolicy
 from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, Truncate
 from fleet_device.texts.chat import ChatMessage
-from fleet_device.texts.generate import GenerateRequest
 from fleet_device.texts.prompt import Prompt, prepare_request
 from fleet_runtime.validation import field_at, plain_sentence
 from schemas.bounds import MAX_TOKENS

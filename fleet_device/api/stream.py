@@ -15,9 +15,10 @@ from starlette.types import Receive, Scope, Send
 
 from fleet_device.api.problems import problem_of
 from fleet_device.api.replies import DONE, Reply, event
+from fleet_device.client.request import Piece
 from fleet_device.client.waiting import SAY_AFTER_S
 from fleet_device.texts.generate import GeneratedText
-from fleet_device.texts.queue import Delayed, Failed, Piece, Ticket
+from fleet_device.texts.queue import Delayed, Failed, Ticket
 
 __all__ = ["HEARTBEAT_S", "Events", "EventsResponse", "Pause", "TextEvents"]
 

@@ -21,6 +21,7 @@ from fleet_device.checks.running_device import RunningDevice, running_device
 from fleet_device.checks.selftest import PROBE_POLICY, check_drafting, probe_prompt
 from fleet_device.client.agent import Agent
 from fleet_device.client.inbox import Inbox
+from fleet_device.client.request import GenerateRequest
 from fleet_device.client.retry import Timeouts
 from fleet_device.drafters.contract import Drafter, DrafterError
 from fleet_device.drafters.model_source import locate_model
@@ -384,7 +385,9 @@ class Doctor:
         if self._agent is None or self._drafter is None:
             return online
         try:
-            text = self._agent.generate(probe_prompt(self._drafter), policy=PROBE_POLICY, max_new_tokens=1)
+            text = self._agent.generate(
+                GenerateRequest(tuple(probe_prompt(self._drafter)), policy=PROBE_POLICY, max_new_tokens=1)
+            )
         except SessionRefused as error:
             if error.code is not RefusalCode.VOCABULARY:
                 raise

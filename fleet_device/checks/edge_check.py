@@ -17,6 +17,7 @@ from fleet_device.checks.checklist import Check, Checklist, CheckReport
 from fleet_device.client.agent import Agent, Generation
 from fleet_device.client.inbox import Inbox
 from fleet_device.client.presence import EdgePresences
+from fleet_device.client.request import GenerateRequest
 from fleet_device.client.retry import Timeouts
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import EdgeUnavailable, SessionFailed
@@ -186,7 +187,9 @@ class EdgeCheck:
         middle = len(self.question.tokens) // 2
         prompt = [(middle + step) % len(self.question.tokens) for step in range(_PROMPT)]
         for _ in range(_ATTEMPTS):
-            written = agent.generate(prompt, policy=SamplingPolicy(temperature=0.0, seed=0), max_new_tokens=_TEXT)
+            written = agent.generate(
+                GenerateRequest(tuple(prompt), policy=SamplingPolicy(temperature=0.0, seed=0), max_new_tokens=_TEXT)
+            )
             if written.edge == self.question.edge:
                 return written
         raise EdgeUnavailable(

@@ -9,13 +9,13 @@ from typing import Final
 
 from fleet_device.api.server import listen
 from fleet_device.checks.checklist import Check, Checklist, CheckReport, check_online
+from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.registry import load_drafter
 from fleet_device.errors import SessionFailed
 from fleet_device.service import DeviceService
 from fleet_device.settings import AUTO, DeviceSettings
 from fleet_device.texts.chat import ChatMessage, encode_chat
-from fleet_device.texts.generate import GenerateRequest
 from fleet_link.errors import PublishRejected
 from fleet_link.link import Link, Outcome
 from fleet_link.paho_link import PahoLink

@@ -4,9 +4,7 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
 
-from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.constraint import DraftConstraint
 from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.client.driver import SessionDriver
@@ -17,16 +15,15 @@ from fleet_device.client.outage import Absence, Outage
 from fleet_device.client.outbound import Outbound
 from fleet_device.client.refusals import Refusals, RefusedUntil
 from fleet_device.client.reports import UnverifiedReports
+from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.client.unconfirmed import UnconfirmedCloses
-from fleet_device.client.waiting import OnWait, Waiting
+from fleet_device.client.waiting import Waiting
 from fleet_device.drafters.contract import Drafter, KnowsTokens
 from fleet_device.errors import SessionRefused
-from fleet_device.offline import Outages
 from fleet_device.pacing.contract import Choice, Pacing
 from fleet_device.pacing.session_pacing import RoundTrips, SessionPacing
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.origins import CommittedTokens
 from fleet_device.session.request import SessionRequest
 from fleet_device.session.states import SessionCounters
 from fleet_link.link import Link
@@ -41,8 +38,6 @@ from schemas.reasons import EndReason, RefusalCode
 __all__ = ["Agent", "Generation"]
 
 _log = logging.getLogger(__name__)
-
-_WAIT: Final = Outages()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,35 +142,14 @@ class Agent:
             self.reports.ready = lambda: self._outbound.connected and bool(self.inbox.edges.online())
         self.inbox.subscribe(self.link, fleet=self.fleet, device=self.device)
 
-    def generate(
-        self,
-        prompt: Sequence[int],
-        *,
-        policy: SamplingPolicy,
-        max_new_tokens: int,
-        on_tokens: Callable[[CommittedTokens], bool | None] = lambda _tokens: None,
-        on_wait: OnWait = lambda _sentence: None,
-        cancellation: Cancellation | None = None,
-        logprobs: int | None = None,
-        app: str | None = None,
-        outages: Outages = _WAIT,
-        on_void: Callable[[int], None] = lambda _length: None,
-    ) -> Generation:
-        """Write a text, beside as many others as there are sequences `beside`; a caller too many waits.
+    def generate(self, request: GenerateRequest, context: RequestContext | None = None) -> Generation:
+        """Run a request, next to as many others as there are sequences `beside`; a caller too many waits.
+
+        The prompt and `max_new_tokens` are taken as they are; stop strings are the caller's.
 
         Args:
-            prompt: Token ids.
-            policy: Sampling, with the seed.
-            max_new_tokens: Most tokens to write.
-            on_tokens: Told of newly committed tokens, on this thread; returns True if the text has come to its
-                end for the application, by a stop string say.
-            on_wait: Told why no text comes, once for each wait that lasts, on this thread.
-            cancellation: Ends the session early.
-            logprobs: Asks for the target's log-probabilities of all tokens, and of so many of the likeliest at each
-                place; `on_tokens` is told them.
-            app: Application that the text is for, for the session log.
-            outages: What is done when no edge answers.
-            on_void: Told, on this thread, that of a text that may be revised only so many tokens stand.
+            request: What to write.
+            context: Receives tokens, and may cancel the request.
 
         Raises:
             SessionRefused: The edge declined.
@@ -184,29 +158,30 @@ class Agent:
             ProtocolViolation: The edge answered something that no correct edge answers.
             DrafterError: The draft model failed, or the prompt has a token that it does not know.
         """
-        with self._lanes.take(prompt) as lane, lane.inbox.reading():
-            request = SessionRequest(
+        context = context or RequestContext()
+        with self._lanes.take(request.prompt) as lane, lane.inbox.reading():
+            asked = SessionRequest(
                 session=secrets.token_bytes(SESSION_BYTES),
-                prompt=tuple(prompt),
-                policy=policy,
-                max_new_tokens=max_new_tokens,
+                prompt=tuple(request.prompt),
+                policy=request.policy,
+                max_new_tokens=request.max_new_tokens,
                 vocabulary=lane.drafter.vocabulary,
                 draft_model=lane.drafter.name,
                 quantization=lane.drafter.quantization,
-                logprobs=logprobs,
-                app=app,
+                logprobs=request.logprobs,
+                app=request.app,
             )
-            constraint = self._constraint(policy)
+            outages = request.outages
+            constraint = self._constraint(request.policy)
             self._refused.check(self.timeouts.open_s)
-            session = DeviceSession(request, window=self.window, revisable=outages.revisable and outages.rejoin)
+            session = DeviceSession(asked, window=self.window, revisable=outages.revisable and outages.rejoin)
             pacing = self.pacing if lane.pacing is None else lane.pacing
             outbound = replace(self._outbound, inbox=lane.inbox, padding=self.padding)
             retry = RetryState(self.timeouts, self.clock)
             if (left_s := self._refused.left_s) > 0.0:
                 retry.hold(left_s)
             refusals = Refusals(retry, self._refused)
-            cancellation = cancellation or Cancellation()
-            waiting = Waiting(session, outbound, self.inbox.edges, retry, refusals, self.clock, on_wait)
+            waiting = Waiting(session, outbound, self.inbox.edges, retry, refusals, self.clock, context.on_wait)
             driver = SessionDriver(
                 session=session,
                 drafts=DraftSequence(session, lane.drafter, self.clock, constraint),
@@ -218,24 +193,22 @@ class Agent:
                 waiting=waiting,
                 outage=Outage(waiting, self._absence, outages),
                 clock=self.clock,
-                on_tokens=on_tokens,
-                on_void=self._forgetting(request.session, on_void),
+                context=replace(context, on_void=self._forgetting(asked.session, context.on_void)),
                 on_alone=self._keep_under_way,
-                cancellation=cancellation,
-                claim=lambda handle: self._handles.claim(request.session, handle),
+                claim=lambda handle: self._handles.claim(asked.session, handle),
             )
             driver.pacing.source = driver.drafts.source
             try:
-                with cancellation.waking(lambda: lane.inbox.put(Wake())):
+                with context.cancellation.waking(lambda: lane.inbox.put(Wake())):
                     driver.run()
             finally:
-                self._handles.release(request.session)
+                self._handles.release(asked.session)
                 if (source := driver.drafts.source) is not None and not session.text.unverified:
-                    source.remember(request.prompt, session.committed)
+                    source.remember(asked.prompt, session.committed)
                 if driver.said is not None and driver.closed is None:
                     self._keep(driver.said, granted=session.granted)
             generation = Generation(
-                session=request.session,
+                session=asked.session,
                 tokens=tuple(session.committed),
                 reason=session.ended or EndReason.FAILED,
                 counters=session.counters,

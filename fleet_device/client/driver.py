@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.client.failure import UNFINISHED, with_cause
 from fleet_device.client.inbox import (
@@ -25,6 +24,7 @@ from fleet_device.client.outage import Outage
 from fleet_device.client.outbound import Outbound
 from fleet_device.client.refusals import LOOK_AGAIN_S, Refusals
 from fleet_device.client.rejoining import Rejoining
+from fleet_device.client.request import RequestContext
 from fleet_device.client.retry import RetryState
 from fleet_device.client.waiting import Waiting
 from fleet_device.errors import EdgeUnavailable, SessionRefused
@@ -61,10 +61,8 @@ class SessionDriver:
         waiting: Why no text comes.
         outage: Whether any edge answers.
         clock: Monotonic seconds.
-        on_tokens: Told of newly committed tokens; returns True if the text has come to its end for the application.
-        on_void: Told that of the text no more stands than so many tokens: an edge goes on from there.
+        context: Receives tokens, and may cancel the request.
         on_alone: Told, as the text grows without an edge, what is to be said of it should it never be ended.
-        cancellation: Ends the session early.
         claim: Takes the handle that an edge has given, unless another text of this device has it.
         started: When it began.
         first_at: When the first token was committed.
@@ -83,10 +81,8 @@ class SessionDriver:
     waiting: Waiting
     outage: Outage
     clock: Callable[[], float]
-    on_tokens: Callable[[CommittedTokens], bool | None] = lambda _tokens: None
-    on_void: Callable[[int], None] = lambda _length: None
+    context: RequestContext = field(default_factory=RequestContext)
     on_alone: Callable[[Close], None] = lambda _close: None
-    cancellation: Cancellation = field(default_factory=Cancellation)
     claim: Callable[[int], bool] = lambda _handle: True
     started: float = field(init=False)
     first_at: float | None = None
@@ -135,7 +131,7 @@ class SessionDriver:
 
     def step(self) -> bool:
         """Take an event, draft a token, or send what is due; return False if there is nothing to do but to wait."""
-        if self.cancellation.requested:
+        if self.context.cancellation.requested:
             self.session.cancel(EndReason.CANCELLED)
         if self.session.ended is not None and self._close_until is None:
             self._begin_to_close()
@@ -283,7 +279,7 @@ class SessionDriver:
                 self.refusals.progress()
                 self.waiting.grown()
                 self.first_at = self.first_at or self.clock()
-                if self.on_tokens(self._told(self.drafts.committed(effect, begin=begin))):
+                if self.context.on_tokens(self._told(self.drafts.committed(effect, begin=begin))):
                     session.cancel(EndReason.STOP)
                     return
                 begin += len(effect.tokens)
@@ -355,7 +351,7 @@ class SessionDriver:
         self._rejoining.taken()
         self._plan, self._behind = None, False
         if len(self.session.committed) < length:
-            self.on_void(len(self.session.committed))
+            self.context.on_void(len(self.session.committed))
         self.drafts.rewind()
         if not self.claim(opened.handle):
             self.resume("another text of this device has the same handle.")
@@ -433,7 +429,7 @@ class SessionDriver:
             self.on_alone(unfinished.model_copy(update=UNFINISHED))
         self.first_at = self.first_at or self.clock()
         self.waiting.grown()
-        if self.on_tokens(CommittedTokens((token,), (TokenOrigin.UNVERIFIED,))):
+        if self.context.on_tokens(CommittedTokens((token,), (TokenOrigin.UNVERIFIED,))):
             session.cancel(EndReason.STOP)
 
     def _handle_alone(self, event: Event) -> None:

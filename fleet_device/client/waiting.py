@@ -13,12 +13,9 @@ from fleet_device.client.retry import RetryState
 from fleet_device.errors import EdgeUnavailable
 from fleet_device.session.machine import DeviceSession
 
-__all__ = ["SAY_AFTER_S", "OnWait", "Waiting"]
+__all__ = ["SAY_AFTER_S", "Waiting"]
 
 _log = logging.getLogger(__name__)
-
-OnWait = Callable[[str], None]
-"""Told, once for each wait that lasts, why no text comes."""
 
 SAY_AFTER_S: Final = 10.0
 """Seconds without text after which the reason is told."""
@@ -47,7 +44,7 @@ class Waiting:
     retry: RetryState
     refusals: Refusals
     clock: Callable[[], float]
-    tell: OnWait = lambda _sentence: None
+    tell: Callable[[str], None] = lambda _sentence: None
     _since: float = field(init=False)
     _told: bool = False
 

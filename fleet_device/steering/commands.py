@@ -14,11 +14,10 @@ from datetime import datetime
 from typing import Any, Final, Protocol
 
 from fleet_device.checks.selftest import probe_prompt
-from fleet_device.client.cancellation import Cancellation
+from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import DeviceError
 from fleet_device.service import DeviceService
-from fleet_device.texts.generate import GenerateRequest
 from fleet_runtime.fields import fields_of
 from schemas.bounds import MAX_SENTENCE
 from schemas.printable import printable_line
@@ -132,7 +131,7 @@ def _self_test(device: SteeredDevice, arguments: Arguments, limit_s: float) -> A
     timer.daemon = True
     timer.start()
     try:
-        text = service.write(order, cancellation=cancellation)
+        text = service.write(order, RequestContext(cancellation=cancellation))
     except (DeviceError, DrafterError) as error:
         return Answer(CommandOutcome.FAILED, str(error))
     finally:

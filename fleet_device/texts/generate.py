@@ -1,77 +1,29 @@
 """Generates a text on request; shared by the command line, the local API and the self-test."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import codecs
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from fleet_device.client.agent import Generation
-from fleet_device.client.cancellation import Cancellation
-from fleet_device.client.waiting import OnWait
+from fleet_device.client.request import GenerateRequest, Piece, RequestContext, TokenText
 from fleet_device.drafters.contract import Drafter, TextCodec
 from fleet_device.errors import PromptTooLong
-from fleet_device.offline import Outages
 from fleet_device.session.origins import CommittedTokens, TokenOrigin
-from fleet_device.texts.decoding import Detokenizer
-from fleet_device.texts.piece import Piece, TokenText
-from fleet_device.texts.stop_strings import StopStrings
-from fleet_device.texts.truncation import Shorten
 from schemas.logprobs import TokenLogprobs
-from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 
-__all__ = ["GenerateRequest", "GeneratedText", "OnPiece", "TextGenerator", "fit_prompt", "generate_text"]
+__all__ = ["Detokenizer", "GeneratedText", "StopStrings", "TextGenerator", "fit_prompt", "generate_text"]
 
 _SHOWN: Final = 80
 """Characters of a text in its representation."""
-
-OnPiece = Callable[[Piece], None]
-"""Told of the text as it grows."""
 
 
 class TextGenerator(Protocol):
     """What is needed of the agent."""
 
-    def generate(
-        self,
-        prompt: Sequence[int],
-        *,
-        policy: SamplingPolicy,
-        max_new_tokens: int,
-        on_tokens: Callable[[CommittedTokens], bool | None],
-        on_wait: OnWait,
-        cancellation: Cancellation | None,
-        logprobs: int | None,
-        app: str | None,
-        outages: Outages,
-        on_void: Callable[[int], None],
-    ) -> Generation:
-        """Write a text; see `Agent.generate`."""
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateRequest:
-    """What is to be written.
-
-    Attributes:
-        prompt: Token ids.
-        policy: Sampling, with the seed.
-        max_new_tokens: Most tokens to write.
-        stop: Strings before which the text ends.
-        shorten: Makes the prompt shorter where the context cannot hold it; None where it is refused then.
-        logprobs: Asks for the large model's log-probabilities of all tokens, and of so many of the likeliest at each
-            place.
-        outages: What is done when no edge answers.
-        app: Application that it is for, for the session log.
-    """
-
-    prompt: tuple[int, ...]
-    policy: SamplingPolicy
-    max_new_tokens: int
-    stop: tuple[str, ...] = ()
-    shorten: Shorten | None = field(default=None, compare=False, repr=False)
-    logprobs: int | None = None
-    outages: Outages = field(default_factory=Outages)
-    app: str | None = None
+    def generate(self, request: GenerateRequest, context: RequestContext) -> Generation:
+        """See `Agent.generate`."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -168,52 +120,98 @@ def fit_prompt(request: GenerateRequest, context: int) -> GenerateRequest:
 
 
 def generate_text(
-    agent: TextGenerator,
-    drafter: Drafter,
-    request: GenerateRequest,
-    *,
-    on_piece: OnPiece = lambda _piece: None,
-    on_wait: OnWait = lambda _reason: None,
-    cancellation: Cancellation | None = None,
+    agent: TextGenerator, drafter: Drafter, request: GenerateRequest, context: RequestContext | None = None
 ) -> GeneratedText:
-    """Write a text. It ends early where the draft model's context is full.
+    """Run a request and return its text. It ends early where the draft model's context is full.
 
     Args:
-        agent: Drives the session.
+        agent: Runs the session.
         drafter: The agent's draft model.
         request: What to write.
-        on_piece: Gets the text as it grows, on this thread.
-        on_wait: See `Agent.generate`.
-        cancellation: See `Agent.generate`.
+        context: Receives pieces, and may cancel the request.
 
     Raises:
         PromptTooLong: The draft model has no room for the prompt.
         DeviceError, DrafterError: See `Agent.generate`.
     """
+    context = context or RequestContext()
     request = fit_prompt(request, drafter.context)
     room = drafter.context - len(request.prompt)
     text = _GrowingText(drafter.codec, request.stop)
 
     def on_tokens(tokens: CommittedTokens) -> bool:
-        on_piece(text.feed(tokens))
+        context.on_piece(text.feed(tokens))
         return text.stops.found
 
     generation = agent.generate(
-        request.prompt,
-        policy=request.policy,
-        max_new_tokens=min(request.max_new_tokens, room),
-        on_tokens=on_tokens,
-        on_wait=on_wait,
-        cancellation=cancellation,
-        logprobs=request.logprobs,
-        app=request.app,
-        outages=request.outages,
-        on_void=text.cut,
+        replace(request, max_new_tokens=min(request.max_new_tokens, room)),
+        replace(context, on_tokens=on_tokens, on_void=text.cut),
     )
     if rest := text.finish():
-        on_piece(Piece(rest, 0, verified=text.verified))
-    told = None if request.logprobs is None else tuple(text.logprobs)
-    return GeneratedText(request, "".join(text.pieces), text.stops.found, generation, tuple(text.origins), told)
+        context.on_piece(Piece(rest, 0, verified=text.verified))
+    logprobs = None if request.logprobs is None else tuple(text.logprobs)
+    return GeneratedText(request, "".join(text.pieces), text.stops.found, generation, tuple(text.origins), logprobs)
+
+
+class Detokenizer:
+    """Decodes a growing text.
+
+    Bytes that cannot become valid UTF-8 any more come out as U+FFFD, so that the text always goes on. The bytes of a
+    character that is not complete yet are kept for the tokens to come; where none come, the text ends before it.
+    """
+
+    def __init__(self, codec: TextCodec) -> None:
+        self._codec = codec
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, tokens: Iterable[int]) -> str:
+        """Return the text that these tokens complete."""
+        return self._decoder.decode(b"".join(map(self._codec.piece, tokens)))
+
+
+class StopStrings:
+    """Watches a growing text.
+
+    Args:
+        stops: Strings to end before; none of them empty.
+
+    Attributes:
+        found: Whether one has occurred; what comes after is swallowed.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        if not all(stops):
+            raise ValueError("a stop string is empty")
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found = False
+
+    def feed(self, text: str) -> str:
+        """Return the text that can be given out: what might be the beginning of a stop string waits."""
+        if self.found:
+            return ""
+        text = self._held + text
+        starts = [start for stop in self._stops if (start := text.find(stop)) >= 0]
+        if starts:
+            self.found, self._held = True, ""
+            return text[: min(starts)]
+        held = max((_overlap(text, stop) for stop in self._stops), default=0)
+        keep = len(text) - held
+        self._held = text[keep:]
+        return text[:keep]
+
+    def finish(self) -> str:
+        """Return what was held back, at the end of a text in which it became no stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of `text` with which `stop` begins."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
 
 
 class _GrowingText:

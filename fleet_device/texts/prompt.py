@@ -7,26 +7,30 @@ from typing import Any, Final, Literal, TypedDict, Unpack
 
 from pydantic import ValidationError
 
+from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import InvalidRequest
 from fleet_device.offline import OfflinePolicy, Outages
 from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, Truncate
 from fleet_device.texts.chat import ChatMessage, encode_chat
-from fleet_device.texts.generate import GenerateRequest
-from fleet_device.texts.truncation import shorten_chat, shorten_text, shorten_tokens
 from fleet_runtime.validation import plain_sentence
 from schemas.bounds import MAX_TOKENS
 from schemas.grammar import Grammar
 from schemas.logprobs import MAX_TOP_LOGPROBS
 from schemas.policy import Mode, SamplingPolicy
 
-__all__ = ["Prompt", "TextOptions", "prepare_request"]
+__all__ = ["Prompt", "TextOptions", "prepare_request", "shorten_chat", "shorten_tokens"]
 
 Prompt = str | Sequence[ChatMessage | Mapping[str, str]] | Sequence[int]
 """A text, the messages of a chat (`{"role": "user", "content": "…"}`), or token ids."""
 
 _Encode = Callable[[TextCodec], Sequence[int]]
 _Shorten = Callable[[TextCodec, int, Truncate], Sequence[int] | None]
+
+_SYSTEM: Final = "system"
+_NEARER: Final = 0.95  # of what should fit: tokens are not all of one length
+_CUT: Final = "…"  # stands where something was left out of a message
+_TRIES: Final = 12
 
 _SAMPLING: Final = ("mode", "temperature", "top_k", "top_p", "seed", "grammar")
 
@@ -180,3 +184,78 @@ def _stops(value: object) -> tuple[str, ...]:
     if (value is not None and not isinstance(value, Sequence)) or not all(isinstance(s, str) and s for s in stops):
         raise InvalidRequest("The option 'stop' cannot be used: it is a string or several, none of them empty.")
     return stops
+
+
+# Prompts that are too long for the context
+
+
+def shorten_tokens(tokens: Sequence[int], most: int, how: Truncate) -> Sequence[int]:
+    """Return tokens without their start or their middle, at most so many."""
+    if len(tokens) <= most:
+        return tokens
+    head = most // 2 if how is Truncate.MIDDLE else 0
+    return [*tokens[:head], *tokens[len(tokens) - (most - head) :]]
+
+
+def shorten_text(codec: TextCodec, text: str, most: int, how: Truncate) -> Sequence[int] | None:
+    """Return the tokens of a text without its start or its middle; what stands before every text stays."""
+    tokens = codec.encode(text)
+    begin = codec.encode("")
+    if begin and tokens[: len(begin)] == begin:
+        if most <= len(begin):
+            return None
+        return [*begin, *shorten_tokens(tokens[len(begin) :], most - len(begin), how)]
+    return shorten_tokens(tokens, most, how)
+
+
+def shorten_chat(
+    encode: Callable[[Sequence[ChatMessage]], Sequence[int]], messages: Sequence[ChatMessage], most: int, how: Truncate
+) -> Sequence[int] | None:
+    """Return the tokens of a chat without its oldest turns, and if that is not enough without part of the last message.
+
+    The messages of the system stay, and so does the chat template, whole. None if these alone are too long.
+    """
+    system = [message for message in messages if message.role == _SYSTEM]
+    spoken = [message for message in messages if message.role != _SYSTEM]
+    asks = next((message.role for message in spoken), _SYSTEM)
+    while len(spoken) > 1:
+        # A turn is a message and the answers to it: what is left begins with a message that asks.
+        del spoken[0]
+        while len(spoken) > 1 and spoken[0].role != asks:
+            del spoken[0]
+        tokens = encode([*system, *spoken])
+        if len(tokens) <= most:
+            return tokens
+    if not spoken:
+        return None
+    return _cut_last(encode, system, spoken[0], most, how)
+
+
+def _cut_last(
+    encode: Callable[[Sequence[ChatMessage]], Sequence[int]],
+    system: Sequence[ChatMessage],
+    last: ChatMessage,
+    most: int,
+    how: Truncate,
+) -> Sequence[int] | None:
+    bare = len(encode([*system, replace(last, content="")]))
+    whole = encode([*system, last])
+    if len(whole) <= most:
+        return whole
+    keep, count = len(last.content), len(whole)
+    for _ in range(_TRIES):
+        # Characters that should fit, from how many tokens the present ones take.
+        keep = min(keep - 1, int(_NEARER * keep * max(0, most - bare) / max(1, count - bare)))
+        if keep < 1:
+            break
+        tokens = encode([*system, replace(last, content=_cut(last.content, keep, how))])
+        if len(tokens) <= most:
+            return tokens
+        count = len(tokens)
+    tokens = encode([*system, replace(last, content="")])
+    return tokens if len(tokens) <= most else None
+
+
+def _cut(text: str, keep: int, how: Truncate) -> str:
+    head = keep // 2 if how is Truncate.MIDDLE else 0
+    return f"{text[:head]}{_CUT}{text[len(text) - (keep - head) :]}"

@@ -9,12 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from fleet_device.client.cancellation import Cancellation
-from fleet_device.client.waiting import OnWait
+from fleet_device.client.request import Cancellation, GenerateRequest, Piece, RequestContext
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import DeviceError, TextCancelled, TextQueueFull
-from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece
-from fleet_device.texts.piece import Piece
+from fleet_device.texts.generate import GeneratedText
 
 __all__ = ["Delayed", "Failed", "GenerateText", "Listener", "Piece", "TextQueue", "Ticket"]
 
@@ -59,7 +57,7 @@ block."""
 Prepare = Callable[[], GenerateRequest]
 """Makes the request when its turn has come, on one of the queue's threads: a long prompt takes time to encode."""
 
-GenerateText = Callable[[GenerateRequest, OnPiece, OnWait, Cancellation], GeneratedText]
+GenerateText = Callable[[GenerateRequest, RequestContext], GeneratedText]
 
 
 @dataclass(slots=True, eq=False)
@@ -272,12 +270,14 @@ class TextQueue:
                 self._done += 1
 
     def _serve(self, ticket: Ticket) -> None:
-        def on_wait(reason: str) -> None:
-            ticket.tell(Delayed(reason))
-
+        context = RequestContext(
+            on_piece=ticket.tell,
+            on_wait=lambda reason: ticket.tell(Delayed(reason)),
+            cancellation=ticket.cancellation,
+        )
         ticket.begun = True
         try:
-            text = self._write(ticket.prepare(), ticket.tell, on_wait, ticket.cancellation)
+            text = self._write(ticket.prepare(), context)
         except Exception as error:  # noqa: BLE001 - one text's failure is not the next one's
             if not isinstance(error, DeviceError | DrafterError):
                 _log.exception("A text failed for a reason that should not be possible.")

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
-from fleet_device.texts.generate import GeneratedText, GenerateRequest
-from fleet_device.texts.queue import Delayed, Failed, Piece, TextQueue
+from fleet_device.client.request import GenerateRequest, Piece
+from fleet_device.texts.generate import GeneratedText
+from fleet_device.texts.queue import Delayed, Failed, TextQueue
 
 __all__ = ["TextStream"]
 

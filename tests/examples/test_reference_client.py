@@ -19,6 +19,7 @@ from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
 from dssd.downlink import Form
 from fleet_device.client.agent import Agent
+from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.pacing.contract import FixedPacing
 from fleet_link.paho_link import PahoLink
@@ -286,7 +287,8 @@ def our_texts(broker: MosquittoProcess, *, seeds: range, tokens: int) -> list[li
     link.start(timeout_s=10.0)
     try:
         written = [
-            agent.generate(PROMPT, policy=policy(Mode.COUPLED, seed), max_new_tokens=tokens).tokens for seed in seeds
+            agent.generate(GenerateRequest(PROMPT, policy=policy(Mode.COUPLED, seed), max_new_tokens=tokens)).tokens
+            for seed in seeds
         ]
     finally:
         link.stop()

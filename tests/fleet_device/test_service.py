@@ -8,13 +8,12 @@ import httpx
 import pytest
 
 from fleet_device.api.server import listen
-from fleet_device.client.cancellation import Cancellation
+from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.registry import load_drafter
 from fleet_device.errors import ConfigurationError, EdgeUnavailable, TextCancelled
 from fleet_device.gateway import Asked, Gateway
 from fleet_device.offline import OfflinePolicy, Outages
-from fleet_device.texts.generate import GenerateRequest
 from fleet_link.errors import ConnectFailed
 from schemas.control import DeviceState, Presence, decode_json
 from schemas.policy import Mode, SamplingPolicy
@@ -155,7 +154,10 @@ def test_a_text_cancelled_before_any_edge_answered_leaves_no_session_open() -> N
     cancellation.cancel()
     with fleet.broker.running(), memory_service(fleet) as service:
         # The Open lies at the edge, which does not work yet.
-        service.agent.generate(REQUEST.prompt, policy=REQUEST.policy, max_new_tokens=4, cancellation=cancellation)
+        service.agent.generate(
+            GenerateRequest(REQUEST.prompt, policy=REQUEST.policy, max_new_tokens=4),
+            RequestContext(cancellation=cancellation),
+        )
     fleet.settle()
     assert len(fleet.edge.sessions) == 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet_device.client.request import GenerateRequest
 from fleet_device.session.machine import DeviceSession
 from fleet_edge.store.database import open_store
 from fleet_edge.store.housekeeping import close_abandoned
@@ -114,7 +115,7 @@ def test_an_edge_that_drains_is_asked_for_nothing_new(site: Site) -> None:
         with site.edge("edge-2"):
             drain(site, edge)
             for _ in range(4):  # Opens go round among the edges that take them
-                done = device.agent.generate(PROMPT, policy=POLICY, max_new_tokens=LENGTH)
+                done = device.agent.generate(GenerateRequest(PROMPT, policy=POLICY, max_new_tokens=LENGTH))
                 assert done.tokens == undisturbed()
         assert edge.sessions == 1
         edge.reach_the_deadline()
@@ -206,7 +207,7 @@ def test_an_edge_starts_without_its_database_and_logs_all_when_it_is_there(site:
     with site.edge(db=url) as edge, site.device() as device:
         for name in edge.service._jobs.names:
             edge.service._jobs.run(name)  # survive it
-        done = device.agent.generate(PROMPT, policy=POLICY, max_new_tokens=LENGTH)
+        done = device.agent.generate(GenerateRequest(PROMPT, policy=POLICY, max_new_tokens=LENGTH))
         assert done.tokens == undisturbed()
         until(lambda: edge.service.writer.counters.spooled > 0)
         (tmp_path / "mounted").mkdir()

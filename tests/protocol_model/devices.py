@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.draft_sequence import DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.inbox import Inbox
 from fleet_device.client.outage import Absence, Outage
 from fleet_device.client.outbound import Outbound
 from fleet_device.client.refusals import Refusals, RefusedUntil
+from fleet_device.client.request import RequestContext
 from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.client.unconfirmed import UnconfirmedCloses
 from fleet_device.client.waiting import Waiting
@@ -141,8 +141,7 @@ class ModelDevice:
             waiting=(waiting := Waiting(session, self._outbound, self._inbox.edges, retry, refusals, self.clock)),
             outage=Outage(waiting, Absence(self.clock)),
             clock=self.clock,
-            on_tokens=written.extend,
-            cancellation=Cancellation(),
+            context=RequestContext(on_tokens=written.extend),
         )
         self.text = Text(session, driver, Replay(request), written)
         self._guarded(driver.start)
@@ -168,7 +167,7 @@ class ModelDevice:
     def cancel(self) -> None:
         """The application wants the text no more."""
         if self.text is not None:
-            self.text.driver.cancellation.cancel()
+            self.text.driver.context.cancellation.cancel()
 
     def check(self) -> None:
         """Hold the text against what it has to be."""

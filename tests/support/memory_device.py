@@ -8,17 +8,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fleet_device.client.agent import Generation
-from fleet_device.client.cancellation import Cancellation
+from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
 from fleet_device.offline import Outages
 from fleet_device.service import DeviceService
 from fleet_device.session.origins import CommittedTokens, TokenOrigin
 from fleet_device.session.states import SessionCounters
 from fleet_device.settings import DeviceSettings
-from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece, generate_text
+from fleet_device.texts.generate import GeneratedText, generate_text
 from fleet_device.texts.queue import Listener, TextQueue, Ticket
 from schemas.control import EdgeState, Presence, encode_json
-from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
 from tests.support.device_status import device_status
@@ -144,32 +143,20 @@ class ScriptedAgent:
     ended: list[EndReason] = field(default_factory=list)
     apps: list[str | None] = field(default_factory=list)
 
-    def generate(
-        self,
-        prompt: Sequence[int],
-        *,
-        policy: SamplingPolicy,
-        max_new_tokens: int,
-        on_tokens: Callable[[CommittedTokens], bool | None] = lambda _tokens: None,
-        on_wait: Callable[[str], None] = lambda _reason: None,
-        cancellation: Cancellation | None = None,
-        logprobs: int | None = None,
-        app: str | None = None,
-        outages: Outages = Outages(),  # noqa: B008 - it is frozen
-        on_void: Callable[[int], None] = lambda _length: None,
-    ) -> Generation:
-        self.asked.append({"prompt": tuple(prompt), "policy": policy, "max_new_tokens": max_new_tokens})
+    def generate(self, request: GenerateRequest, context: RequestContext) -> Generation:
+        prompt, outages = request.prompt, request.outages
+        asked = {"prompt": tuple(prompt), "policy": request.policy, "max_new_tokens": request.max_new_tokens}
+        self.asked.append(asked)
         self.outages.append(outages)
-        del logprobs
-        self.apps.append(app)
+        self.apps.append(request.app)
         self.started.set()
         tokens: list[int] = []
         verified: int | None = None
         reason = self.reason
-        cancellation = cancellation or Cancellation()
+        cancellation = context.cancellation
         with cancellation.waking(self._wake):
             if self.late is not None:
-                on_wait(self.late)
+                context.on_wait(self.late)
             for number, batch in enumerate(self.batches):
                 if self.gate is not None:
                     assert self.gate.acquire(timeout=10.0)
@@ -182,13 +169,13 @@ class ScriptedAgent:
                 told = committed(batch)
                 if verified is not None:
                     told = CommittedTokens(told.ids, (TokenOrigin.UNVERIFIED,) * len(batch))
-                if on_tokens(told):
+                if context.on_tokens(told):
                     reason = EndReason.STOP
                     break
                 if number == self.void and outages.revisable:
                     del tokens[len(self.batches[0]) :]
                     verified = None
-                    on_void(len(tokens))
+                    context.on_void(len(tokens))
         if self.error is not None:
             raise self.error
         self.ended.append(reason)
@@ -239,13 +226,5 @@ class ScriptedBackend:
     def status(self) -> dict[str, Any]:
         return device_status()
 
-    def _write(
-        self,
-        request: GenerateRequest,
-        on_piece: OnPiece,
-        on_wait: Callable[[str], None],
-        cancellation: Cancellation,
-    ) -> GeneratedText:
-        return generate_text(
-            self.agent, self.drafter, request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation
-        )
+    def _write(self, request: GenerateRequest, context: RequestContext) -> GeneratedText:
+        return generate_text(self.agent, self.drafter, request, context)

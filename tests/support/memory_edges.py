@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from fleet_device.client.agent import Generation
+from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.service import DeviceService
 from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
@@ -195,7 +196,9 @@ class Writing:
 
     def _write(self, device: DeviceService) -> None:
         try:
-            done = device.agent.generate(PROMPT, policy=POLICY, max_new_tokens=LENGTH, on_tokens=self._count)
+            done = device.agent.generate(
+                GenerateRequest(PROMPT, policy=POLICY, max_new_tokens=LENGTH), RequestContext(on_tokens=self._count)
+            )
         except BaseException as error:  # noqa: BLE001 - raised again by `finish`
             self._outcome.append(error)
         else:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from fleet_device.client.agent import Agent, Generation
 from fleet_device.client.inbox import Event, Inbox
+from fleet_device.client.request import GenerateRequest
 from fleet_device.client.retry import Timeouts
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.pacing.contract import FixedPacing, Pacing
@@ -212,7 +213,7 @@ class LoneDevice:
         """Write a text."""
         self.broker.pump()
         policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=seed)
-        return self.agent.generate((1, 2), policy=policy, max_new_tokens=most)
+        return self.agent.generate(GenerateRequest((1, 2), policy=policy, max_new_tokens=most))
 
     def _step(self) -> bool:
         if self.broker.step():

@@ -1,6 +1,7 @@
 """A device for chats without a fleet: a real queue and stream over a scripted agent."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from fleet_device.texts.chat import ChatMessage
 from fleet_device.texts.generate import generate_text
@@ -24,11 +25,7 @@ class ScriptedTalker:
         self.drafter = drafter or TalkingDrafter()
         self.asked: list[list[ChatMessage]] = []
         self._settings = settings()
-        self._queue = TextQueue(
-            lambda request, on_piece, on_wait, cancellation: generate_text(
-                self.agent, self.drafter, request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation
-            )
-        )
+        self._queue = TextQueue(partial(generate_text, self.agent, self.drafter))
         self._queue.start()
 
     def count_tokens(self, prompt: Sequence[ChatMessage]) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet_device.client.agent import Agent
+from fleet_device.client.request import GenerateRequest
 from fleet_device.pacing.contract import Pacing
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import BrokerSettings
@@ -83,7 +84,7 @@ def run_sessions(
                     seed = next(seeds, None)
                 if seed is None:
                     return
-                done = agent.generate(prompt, policy=policy(seed), max_new_tokens=length)
+                done = agent.generate(GenerateRequest(tuple(prompt), policy=policy(seed), max_new_tokens=length))
                 with lock:
                     counts[done.tokens + (done.tokens[-1],) * (length - len(done.tokens))] += 1
                     totals[0] += done.counters.tested

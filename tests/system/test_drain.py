@@ -16,7 +16,7 @@ import pytest
 
 from broker_config.broker import Broker
 from fleet_device.client.agent import Generation
-from fleet_device.client.cancellation import Cancellation
+from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.service import DeviceService
 from schemas.policy import Mode, SamplingPolicy
@@ -121,7 +121,10 @@ def write(
         if before < now:
             disturb(now)
 
-    return device.agent.generate(ids, policy=POLICY, max_new_tokens=LENGTH, on_tokens=count, cancellation=cancellation)
+    return device.agent.generate(
+        GenerateRequest(ids, policy=POLICY, max_new_tokens=LENGTH),
+        RequestContext(on_tokens=count, cancellation=cancellation),
+    )
 
 
 def test_an_edge_that_is_told_to_end_hands_its_session_over_to_another(

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from broker_config.processes.runner import MosquittoProcess
+from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_edge.settings import EdgeSettings, RemoteSettings
@@ -118,7 +119,9 @@ def test_greedy_text_is_the_engine_s_own(
     with local() if engine == "llama.cpp" else remote(engine) as verifier:
         whole = Whole(mosquitto.port, tmp_path, verifier)
         with whole.edge(), whole.device(drafter, draft_length=4) as device:
-            done = [device.agent.generate(ids, policy=policy, max_new_tokens=LENGTH) for ids in prompts]
+            done = [
+                device.agent.generate(GenerateRequest(ids, policy=policy, max_new_tokens=LENGTH)) for ids in prompts
+            ]
         ends = verifier.info.end_tokens
     at_once, alone = Engine(prepared(TARGET), CONTEXT), Alone()
     for ids, text in zip(prompts, done, strict=True):

@@ -10,6 +10,7 @@ import torch
 
 from dssd.distribution import TOTAL, quantize, shape
 from fleet_cli.demo.prompts import PROMPTS
+from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.texts.chat import ChatMessage, encode_chat
 from schemas.policy import Mode, SamplingPolicy
@@ -46,7 +47,7 @@ def test_greedy_text_is_the_targets_own(number: int, whole: Whole, drafters: Loa
     drafter = drafters("Q4_0")
     ids = prompt_ids(drafter)[number]
     with whole.edge(), whole.device(drafter, draft_length=4) as device:
-        written = device.agent.generate(ids, policy=GREEDY, max_new_tokens=LENGTH).tokens
+        written = device.agent.generate(GenerateRequest(ids, policy=GREEDY, max_new_tokens=LENGTH)).tokens
     with torch.inference_mode():
         own = oracle.generate(
             torch.tensor([ids]),
@@ -98,7 +99,9 @@ def test_acceptance_is_what_theory_says(whole: Whole, drafters: Load, oracle: An
         for number, ids in enumerate(prompt_ids(drafter)):
             if sum(len(tokens) for _, tokens in texts.values()) >= 200:
                 break
-            done = device.agent.generate(ids, policy=policy.model_copy(update={"seed": 77 + number}), max_new_tokens=64)
+            done = device.agent.generate(
+                GenerateRequest(ids, policy=policy.model_copy(update={"seed": 77 + number}), max_new_tokens=64)
+            )
             texts[done.session.hex()] = (ids, done.tokens)
     for session, (ids, tokens) in texts.items():
         p = logits_of(oracle, [*ids, *tokens]).numpy()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_edge.service import EdgeService
 from schemas.policy import Mode, SamplingPolicy
@@ -34,7 +35,8 @@ def test_what_is_scraped_is_what_was_written(whole: Whole, drafters: Callable[[s
     policy = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=50, top_p=0.95, seed=3)
     with whole.edge() as edge, whole.device(drafters("Q4_0"), stream=False, draft_length=4) as device:
         done = device.agent.generate(
-            PROMPT, policy=policy, max_new_tokens=LENGTH, on_tokens=lambda _tokens: during.append(scrape(edge))
+            GenerateRequest(PROMPT, policy=policy, max_new_tokens=LENGTH),
+            RequestContext(on_tokens=lambda _tokens: during.append(scrape(edge))),
         )
         after = scrape(edge)
     written = len(done.tokens)

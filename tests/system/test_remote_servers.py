@@ -12,6 +12,7 @@ import pytest
 
 from broker_config.processes.runner import MosquittoProcess
 from fleet_device.client.agent import Generation
+from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import SessionRefused
 from fleet_device.service import DeviceService
@@ -60,7 +61,8 @@ class Texts:
 
             try:
                 self._done[number] = device.agent.generate(
-                    prompt(number), policy=policy(number), max_new_tokens=length, on_tokens=count
+                    GenerateRequest(prompt(number), policy=policy(number), max_new_tokens=length),
+                    RequestContext(on_tokens=count),
                 )
             except BaseException as error:
                 self._failures.append(error)
@@ -233,6 +235,8 @@ def test_a_policy_that_cannot_be_served_exactly_is_refused_when_the_text_is_open
         for top_k in (0, 21):
             policy = SamplingPolicy(top_k=top_k, seed=1)
             with pytest.raises(SessionRefused, match=r"the 20 most likely tokens .* top_k from 1 to 20"):
-                devices[0].agent.generate(prompt(0), policy=policy, max_new_tokens=5)
-        done = devices[0].agent.generate(prompt(0), policy=SamplingPolicy(top_k=20, seed=1), max_new_tokens=5)
+                devices[0].agent.generate(GenerateRequest(prompt(0), policy=policy, max_new_tokens=5))
+        done = devices[0].agent.generate(
+            GenerateRequest(prompt(0), policy=SamplingPolicy(top_k=20, seed=1), max_new_tokens=5)
+        )
         assert len(done.tokens) == 5

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fleet_device.client.agent import Generation
+from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
@@ -103,7 +104,9 @@ class Writer:
         try:
             while not self._ended.is_set():
                 agent = self.service.agent
-                self.texts.append(agent.generate(PROMPT, policy=policy(self.seed), max_new_tokens=LENGTH))
+                self.texts.append(
+                    agent.generate(GenerateRequest(PROMPT, policy=policy(self.seed), max_new_tokens=LENGTH))
+                )
         except Exception as error:  # noqa: BLE001 - for the test's own thread to show
             self.failure = error
 

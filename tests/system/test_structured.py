@@ -21,6 +21,7 @@ from benchmarks.applications.schemas import SCHEMAS
 from broker_config.broker import Broker
 from fleet_device.api.server import listen
 from fleet_device.client.agent import Agent
+from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import SessionRefused
@@ -29,7 +30,7 @@ from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_device.service import DeviceService
 from fleet_device.session.origins import TokenOrigin
 from fleet_device.settings import DeviceSettings
-from fleet_device.texts.generate import GeneratedText, GenerateRequest, generate_text
+from fleet_device.texts.generate import GeneratedText, generate_text
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from fleet_link.paho_link import PahoLink

@@ -12,6 +12,7 @@ import pytest
 
 from broker_config.processes.runner import MosquittoProcess
 from fleet_device.client.agent import Generation
+from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.service import DeviceService
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
@@ -43,7 +44,11 @@ class Writing:
         self._thread.start()
 
     def _write(self, device: DeviceService, ids: Sequence[int]) -> None:
-        self._done.append(device.agent.generate(ids, policy=POLICY, max_new_tokens=LENGTH, on_tokens=self._count))
+        self._done.append(
+            device.agent.generate(
+                GenerateRequest(ids, policy=POLICY, max_new_tokens=LENGTH), RequestContext(on_tokens=self._count)
+            )
+        )
 
     def _count(self, tokens: Sequence[int]) -> None:
         self._written += len(tokens)
@@ -68,7 +73,7 @@ def undisturbed(whole: Whole, drafter: LlamaCppDrafter) -> tuple[Sequence[int], 
     """Return a prompt with a text that can be disturbed, and the text."""
     with whole.edge(), whole.device(drafter) as device:
         ids, done = first_long(
-            lambda ids: device.agent.generate(ids, policy=POLICY, max_new_tokens=LENGTH),
+            lambda ids: device.agent.generate(GenerateRequest(ids, policy=POLICY, max_new_tokens=LENGTH)),
             prompt_ids(drafter),
             tokens=2 * DISTURB_AT,
         )

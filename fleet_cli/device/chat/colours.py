@@ -4,8 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import Final, TextIO
 
+from fleet_device.client.request import Piece
 from fleet_device.session.origins import TokenOrigin
-from fleet_device.texts.piece import Piece
 from fleet_runtime.terminal import printable
 
 __all__ = ["Painter", "wants_colours"]

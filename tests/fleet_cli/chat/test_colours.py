@@ -6,8 +6,8 @@ import re
 import pytest
 
 from fleet_cli.device.chat.colours import Painter, wants_colours
+from fleet_device.client.request import Piece, TokenText
 from fleet_device.session.origins import TokenOrigin
-from fleet_device.texts.piece import Piece, TokenText
 
 COLOUR = re.compile("\x1b\\[[0-9;]*m")
 

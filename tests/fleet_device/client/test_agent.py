@@ -12,8 +12,8 @@ import pytest
 from benchmarks.exactness import fold_ends
 from dssd.distribution import Dist
 from fleet_device.client.agent import Agent, Generation
-from fleet_device.client.cancellation import Cancellation
 from fleet_device.client.inbox import ConnectionChanged, Event, Inbox
+from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
 from fleet_device.client.retry import Timeouts
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.scripted import ScriptedDrafter
@@ -115,7 +115,8 @@ class Scene:
     ) -> Generation:
         policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=seed)
         return self.agent.generate(
-            prompt, policy=policy, max_new_tokens=most, on_tokens=on_tokens, cancellation=cancellation
+            GenerateRequest(prompt, policy=policy, max_new_tokens=most),
+            RequestContext(on_tokens=on_tokens, cancellation=cancellation),
         )
 
     def say(self, presence: Presence, *, edge: str = EDGE) -> None:

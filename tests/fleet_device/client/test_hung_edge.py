@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.client.waiting import SAY_AFTER_S
 from fleet_device.errors import EdgeUnavailable, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
@@ -125,7 +126,7 @@ def test_a_long_prompt_is_computed_in_peace() -> None:
     device.broker.pump()
     policy = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=5, top_p=0.93, seed=6)
     before = device.clock()
-    done = device.agent.generate((1, 2) * 2048, policy=policy, max_new_tokens=8)
+    done = device.agent.generate(GenerateRequest((1, 2) * 2048, policy=policy, max_new_tokens=8))
     assert (done.edge, done.resumes) == ("edge-2", 1)
     assert 4 * PATIENCE.verdict_s <= device.clock() - before <= 4 * PATIENCE.verdict_s + PATIENCE.retry_s
 
@@ -154,10 +155,8 @@ def told_by(device: LoneDevice, *, most: int = 8) -> list[tuple[float, str]]:
     device.broker.pump()
     with contextlib.suppress(EdgeUnavailable, SessionRefused):
         device.agent.generate(
-            (1, 2),
-            policy=policy,
-            max_new_tokens=most,
-            on_wait=lambda sentence: told.append((device.clock() - 100.0, sentence)),
+            GenerateRequest((1, 2), policy=policy, max_new_tokens=most),
+            RequestContext(on_wait=lambda sentence: told.append((device.clock() - 100.0, sentence))),
         )
     return told
 

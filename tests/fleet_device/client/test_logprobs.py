@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.errors import ProtocolViolation, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.session.origins import CommittedTokens
@@ -30,7 +31,9 @@ def written(device: LoneDevice, *, mode: Mode = Mode.RESIDUAL, most: int = 2) ->
 
     device.broker.pump()
     policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=6)
-    device.agent.generate((1, 2), policy=policy, max_new_tokens=LENGTH, on_tokens=take, logprobs=most)
+    device.agent.generate(
+        GenerateRequest((1, 2), policy=policy, max_new_tokens=LENGTH, logprobs=most), RequestContext(on_tokens=take)
+    )
     return tokens, told
 
 
@@ -67,7 +70,8 @@ def test_none_are_told_where_none_are_asked_for() -> None:
     told: list[Any] = []
     policy = SamplingPolicy(seed=6)
     device.agent.generate(
-        (1, 2), policy=policy, max_new_tokens=8, on_tokens=lambda tokens: told.append(tokens.logprobs) and None
+        GenerateRequest((1, 2), policy=policy, max_new_tokens=8),
+        RequestContext(on_tokens=lambda tokens: told.append(tokens.logprobs) and None),
     )
     assert set(told) == {()}
 

@@ -10,6 +10,7 @@ import pytest
 from dssd.sampling import propose
 from fleet_device.client.agent import Generation
 from fleet_device.client.reports import UnverifiedReports
+from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import EdgeUnavailable
 from fleet_device.offline import OfflinePolicy, Outages
@@ -57,12 +58,8 @@ def write(scene: Scene, outages: Outages, text: Text | None = None, *, mode: Mod
     text = text or Text()
     policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=SEED)
     done = scene.agent.generate(
-        PROMPT,
-        policy=policy,
-        max_new_tokens=MOST,
-        on_tokens=text.on_tokens,
-        outages=outages,
-        on_void=text.on_void,
+        GenerateRequest(PROMPT, policy=policy, max_new_tokens=MOST, outages=outages),
+        RequestContext(on_tokens=text.on_tokens, on_void=text.on_void),
     )
     assert text.tokens == list(done.tokens)
     assert text.verified == [True] * (len(done.tokens) - done.unverified) + [False] * done.unverified
@@ -280,7 +277,7 @@ def test_the_end_says_for_which_application_the_text_was_unless_an_edge_knows(gr
     else:
         end_edge(scene)
     policy = SamplingPolicy(mode=Mode.COUPLED, temperature=0.8, top_k=5, top_p=0.93, seed=SEED)
-    scene.agent.generate(PROMPT, policy=policy, max_new_tokens=MOST, outages=LOCAL, app="meter")
+    scene.agent.generate(GenerateRequest(PROMPT, policy=policy, max_new_tokens=MOST, outages=LOCAL, app="meter"))
     (kept,) = scene.agent._unconfirmed._closes.values()
     assert kept.unverified
     assert kept.app == (None if granted else "meter")

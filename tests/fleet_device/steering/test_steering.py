@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from fleet_device.client.request import GenerateRequest
 from fleet_device.errors import TextCancelled
 from fleet_device.gateway import Asked, Gateway
 from fleet_device.service import DeviceService
 from fleet_device.steering.commands import MOST_LINES, LogTail
 from fleet_device.steering.remote_settings import RemoteSettings
-from fleet_device.texts.generate import GenerateRequest
 from schemas.control import DeviceState, decode_json, encode_json
 from schemas.policy import SamplingPolicy
 from schemas.steering import CommandRequest, CommandResponse, DesiredSettings, ReportedSettings

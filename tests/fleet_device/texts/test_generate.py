@@ -1,10 +1,10 @@
 import pytest
 
+from fleet_device.client.request import GenerateRequest, Piece, RequestContext, TokenText
 from fleet_device.drafters.scripted import WordCodec
 from fleet_device.errors import PromptTooLong
 from fleet_device.session.origins import TokenOrigin
-from fleet_device.texts.generate import GenerateRequest, generate_text
-from fleet_device.texts.piece import Piece, TokenText
+from fleet_device.texts.generate import generate_text
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 from tests.support.memory_device import ScriptedAgent, TalkingDrafter
@@ -19,7 +19,10 @@ def request(prompt: int = 2, limit: int = 10, stop: tuple[str, ...] = ()) -> Gen
 def test_pieces_and_their_tokens_add_up_to_the_text() -> None:
     pieces: list[tuple[str, int]] = []
     text = generate_text(
-        ScriptedAgent(), TalkingDrafter(), request(), on_piece=lambda piece: pieces.append((piece.text, piece.tokens))
+        ScriptedAgent(),
+        TalkingDrafter(),
+        request(),
+        RequestContext(on_piece=lambda piece: pieces.append((piece.text, piece.tokens))),
     )
     assert pieces == [("t1 t2 ", 2), ("t3 ", 1)]
     assert text.text == "t1 t2 t3 "
@@ -29,7 +32,7 @@ def test_pieces_and_their_tokens_add_up_to_the_text() -> None:
 
 def test_each_token_of_a_piece_says_what_it_adds_and_where_it_comes_from() -> None:
     pieces: list[Piece] = []
-    text = generate_text(ScriptedAgent(), TalkingDrafter(), request(), on_piece=pieces.append)
+    text = generate_text(ScriptedAgent(), TalkingDrafter(), request(), RequestContext(on_piece=pieces.append))
     assert [piece.parts for piece in pieces] == [
         (TokenText(1, TokenOrigin.DRAFTED, "t1 "), TokenText(2, TokenOrigin.BONUS, "t2 ")),
         (TokenText(3, TokenOrigin.DRAFTED, "t3 "),),
@@ -40,7 +43,7 @@ def test_each_token_of_a_piece_says_what_it_adds_and_where_it_comes_from() -> No
 def test_what_a_token_adds_leaves_out_the_stop_string_and_what_may_become_one() -> None:
     pieces: list[Piece] = []
     agent = ScriptedAgent(batches=[(1, 2, 3), (4, 5)])
-    text = generate_text(agent, TalkingDrafter(), request(stop=("t2 x", "t4")), on_piece=pieces.append)
+    text = generate_text(agent, TalkingDrafter(), request(stop=("t2 x", "t4")), RequestContext(on_piece=pieces.append))
     assert [[part.text for part in piece.parts] for piece in pieces] == [["t1 ", "", "t2 t3 "], ["", ""]]
     assert all(piece.text == "".join(part.text for part in piece.parts) for piece in pieces)
     assert text.text == "t1 t2 t3 "
@@ -58,7 +61,10 @@ def test_a_stop_string_ends_the_session_and_is_not_in_the_text() -> None:
 def test_what_waits_for_a_stop_string_that_never_comes_is_given_out_at_the_end() -> None:
     pieces: list[str] = []
     text = generate_text(
-        ScriptedAgent(), TalkingDrafter(), request(stop=("t3 x",)), on_piece=lambda piece: pieces.append(piece.text)
+        ScriptedAgent(),
+        TalkingDrafter(),
+        request(stop=("t3 x",)),
+        RequestContext(on_piece=lambda piece: pieces.append(piece.text)),
     )
     assert text.text == "".join(pieces) == "t1 t2 t3 "
 
@@ -91,7 +97,7 @@ def halves(*batches: tuple[int, ...], reason: EndReason, stop: tuple[str, ...] =
         ScriptedAgent(batches=batches, reason=reason),
         drafter,
         request(stop=stop),
-        on_piece=lambda piece: pieces.append(piece.text),
+        RequestContext(on_piece=lambda piece: pieces.append(piece.text)),
     )
     assert "".join(pieces) == text.text
     return text.text

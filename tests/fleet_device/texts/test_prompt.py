@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
+from fleet_device.client.request import GenerateRequest
 from fleet_device.errors import InvalidRequest
 from fleet_device.texts.chat import ChatError, ChatMessage
-from fleet_device.texts.generate import GenerateRequest
 from fleet_device.texts.prompt import Prompt, TextOptions, prepare_request
 from schemas.policy import Mode
 from tests.support.memory_device import TalkingDrafter, settings

@@ -1,13 +1,14 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
-from fleet_device.client.cancellation import Cancellation
+from fleet_device.client.request import GenerateRequest, Piece
 from fleet_device.errors import EdgeUnavailable, TextCancelled, TextQueueFull
-from fleet_device.texts.generate import GeneratedText, GenerateRequest, OnPiece, generate_text
-from fleet_device.texts.queue import Failed, Piece, TextQueue
+from fleet_device.texts.generate import GeneratedText, generate_text
+from fleet_device.texts.queue import Failed, TextQueue
 from schemas.policy import SamplingPolicy
 from tests.support.memory_device import ScriptedAgent, TalkingDrafter
 from tests.support.waiting import until
@@ -23,13 +24,7 @@ def make() -> Iterator[Make]:
     made: list[TextQueue] = []
 
     def start(agent: ScriptedAgent, **options: object) -> TextQueue:
-        drafter = TalkingDrafter()
-
-        def write(
-            request: GenerateRequest, on_piece: OnPiece, on_wait: Callable[[str], None], cancellation: Cancellation
-        ) -> GeneratedText:
-            return generate_text(agent, drafter, request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation)
-
+        write = partial(generate_text, agent, TalkingDrafter())
         texts = TextQueue(write, **{"waiting": 1, **options})  # type: ignore[arg-type]
         made.append(texts)
         texts.start()

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_device.texts.stop_strings import StopStrings
+from fleet_device.texts.generate import StopStrings
 
 
 def test_the_text_ends_before_the_stop_string_even_if_pieces_cut_it() -> None:

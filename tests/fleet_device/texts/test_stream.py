@@ -1,12 +1,14 @@
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
+from fleet_device.client.request import GenerateRequest, Piece
 from fleet_device.errors import EdgeUnavailable, TextCancelled
 from fleet_device.texts.chat import ChatError
-from fleet_device.texts.generate import GenerateRequest, generate_text
-from fleet_device.texts.queue import Piece, TextQueue
+from fleet_device.texts.generate import generate_text
+from fleet_device.texts.queue import TextQueue
 from fleet_device.texts.stream import TextStream
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
@@ -23,12 +25,7 @@ def make() -> Iterator[Make]:
     made: list[TextQueue] = []
 
     def start(agent: ScriptedAgent) -> TextQueue:
-        drafter = TalkingDrafter()
-        texts = TextQueue(
-            lambda request, on_piece, on_wait, cancellation: generate_text(
-                agent, drafter, request, on_piece=on_piece, on_wait=on_wait, cancellation=cancellation
-            ),
-        )
+        texts = TextQueue(partial(generate_text, agent, TalkingDrafter()))
         made.append(texts)
         texts.start()
         return texts

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.drafters.scripted import WordCodec
 from fleet_device.errors import InvalidRequest, PromptTooLong
 from fleet_device.settings import DeviceSettings, Truncate
 from fleet_device.texts.chat import ChatMessage, encode_chat
-from fleet_device.texts.generate import GenerateRequest, fit_prompt
-from fleet_device.texts.prompt import prepare_request
-from fleet_device.texts.truncation import shorten_chat, shorten_tokens
+from fleet_device.texts.generate import fit_prompt
+from fleet_device.texts.prompt import prepare_request, shorten_chat, shorten_tokens
 from schemas.policy import SamplingPolicy
 from tests.support.tiny_gguf import tiny_gguf
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from fleet_device.client.request import GenerateRequest
 from fleet_edge.metrics.catalogue import CATALOGUE
 from fleet_edge.metrics.page import PAGE, with_table
 from fleet_edge.observer import EdgeObserver
@@ -58,7 +59,7 @@ def of(samples: Samples, name: str, **labels: str) -> float:
 def test_what_a_text_came_to_is_what_the_log_says(site: Site) -> None:
     with site.edge(**LISTEN) as edge, site.device(stream=False) as device:
         before = scrape(edge)
-        done = device.agent.generate(PROMPT, policy=POLICY, max_new_tokens=LENGTH)
+        done = device.agent.generate(GenerateRequest(PROMPT, policy=POLICY, max_new_tokens=LENGTH))
         until(lambda: site.rows("SELECT reason FROM sessions") == [{"reason": "length"}])
         after = scrape(edge)
     (row,) = site.rows("SELECT * FROM segments")
@@ -90,7 +91,7 @@ def test_what_a_text_came_to_is_what_the_log_says(site: Site) -> None:
 
 def test_what_the_edge_writes_by_itself_is_told_apart(site: Site) -> None:
     with site.edge(**LISTEN) as edge, site.device(stream=True) as device:
-        device.agent.generate(PROMPT, policy=POLICY, max_new_tokens=LENGTH)
+        device.agent.generate(GenerateRequest(PROMPT, policy=POLICY, max_new_tokens=LENGTH))
         after = scrape(edge)
     assert of(after, "generation_tokens_total", plan="stream") == LENGTH
     assert of(after, "spec_decode_num_drafts_total") == 0
@@ -152,7 +153,7 @@ def test_a_loop_that_hangs_is_neither_alive_nor_ready_and_still_measured(site: S
 
 def test_every_metric_of_the_catalogue_is_served(site: Site) -> None:
     with site.edge(**LISTEN) as edge, site.device() as device:
-        device.agent.generate(PROMPT, policy=POLICY, max_new_tokens=LENGTH)
+        device.agent.generate(GenerateRequest(PROMPT, policy=POLICY, max_new_tokens=LENGTH))
         edge.service.observer().look()
         served = {family.metric for family in edge.service.observer().families()}
     assert served == set(CATALOGUE)

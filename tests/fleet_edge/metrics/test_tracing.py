@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from fleet_device.client.request import GenerateRequest
 from fleet_edge.metrics.tracing import Tracing
 from fleet_runtime.metrics.errors import MetricsUnavailable
 from tests.support.memory_edges import LENGTH, POLICY, PROMPT, Site
@@ -25,7 +26,7 @@ def test_a_session_and_its_steps_are_spans(site: Site) -> None:
     with site.edge() as edge, site.device(stream=False) as device:
         tracing = Tracing.start(fleet="north", edge="edge-1", target="scripted", exporter=spans)
         edge.service.orchestrator.answers.figures.tracing = tracing
-        device.agent.generate(PROMPT, policy=POLICY, max_new_tokens=LENGTH)
+        device.agent.generate(GenerateRequest(PROMPT, policy=POLICY, max_new_tokens=LENGTH))
         until(lambda: site.rows("SELECT reason FROM sessions") == [{"reason": "length"}])
     found = spans.get_finished_spans()
     (session,) = [span for span in found if span.name == "session"]
@@ -64,5 +65,5 @@ def test_a_library_that_is_missing_is_a_sentence(monkeypatch: pytest.MonkeyPatch
 def test_a_collector_that_is_away_keeps_no_edge_from_ending(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     with site.edge(metrics={"traces": True}), site.device() as device:
-        done = device.agent.generate(PROMPT, policy=POLICY, max_new_tokens=LENGTH)
+        done = device.agent.generate(GenerateRequest(PROMPT, policy=POLICY, max_new_tokens=LENGTH))
     assert len(done.tokens) == LENGTH

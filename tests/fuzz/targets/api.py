@@ -13,12 +13,12 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from fleet_device.api.app import create_app
-from fleet_device.client.cancellation import Cancellation
+from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
 from fleet_device.errors import DeviceError, EdgeUnavailable
 from fleet_device.settings import DeviceSettings
-from fleet_device.texts.generate import GenerateRequest, generate_text
+from fleet_device.texts.generate import generate_text
 from fleet_device.texts.queue import Failed, Listener, Ticket
 from tests.fuzz.frames import Frame, pack, unpack
 from tests.fuzz.harness import Finding
@@ -88,8 +88,7 @@ class _Backend:
                 ScriptedAgent(),
                 drafter,
                 ticket.prepare(),
-                on_piece=ticket.tell,
-                cancellation=ticket.cancellation,
+                RequestContext(on_piece=ticket.tell, cancellation=ticket.cancellation),
             )
         except (DeviceError, DrafterError) as error:
             ticket.tell(Failed(error))
