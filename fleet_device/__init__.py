@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         SessionRefused,
         TextCancelled,
     )
-    from fleet_device.session.origins import TokenOrigin
+    from fleet_device.session.text import TokenOrigin
     from fleet_device.settings import DeviceSettings
     from fleet_device.texts.chat import ChatError, ChatMessage
     from fleet_device.texts.generate import GeneratedText
@@ -85,6 +85,6 @@ if not TYPE_CHECKING:
             "TextCancelled": "fleet_device.errors",
             "TextOptions": "fleet_device.texts.prompt",
             "TextStream": "fleet_device.texts.stream",
-            "TokenOrigin": "fleet_device.session.origins",
+            "TokenOrigin": "fleet_device.session.text",
         },
     )

@@ -22,7 +22,7 @@ from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_device.pacing.session_pacing import make_pacing
-from fleet_device.session.origins import TokenOrigin
+from fleet_device.session.text import TokenOrigin
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.chat import ChatMessage, encode_chat
 from fleet_device.texts.generate import GeneratedText, generate_text

@@ -17,7 +17,7 @@ from fleet_cli.events_flag import with_events
 from fleet_cli.settings_flags import with_settings
 from fleet_device.device import Device
 from fleet_device.offline import OfflinePolicy
-from fleet_device.session.origins import TokenOrigin
+from fleet_device.session.text import TokenOrigin
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText
 from fleet_runtime.events import Event, EventStream

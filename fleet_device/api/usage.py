@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fleet_device.session.origins import TokenOrigin
+from fleet_device.session.text import TokenOrigin
 from fleet_device.texts.generate import GeneratedText
 
 __all__ = ["told_of", "usage_of"]

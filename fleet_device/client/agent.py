@@ -24,8 +24,8 @@ from fleet_device.errors import SessionRefused
 from fleet_device.pacing.contract import Choice, Pacing
 from fleet_device.pacing.session_pacing import RoundTrips, SessionPacing
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.request import SessionRequest
 from fleet_device.session.states import SessionCounters
+from fleet_device.session.text import SessionRequest
 from fleet_link.link import Link
 from fleet_runtime.grammar.compiler import GrammarCompiler
 from fleet_runtime.grammar.errors import GrammarError, GrammarUnavailable

@@ -10,7 +10,7 @@ import numpy as np
 
 from dssd.distribution import Dist, Ids
 from fleet_device.drafters.contract import Drafter, DraftsConstrained
-from fleet_device.session.origins import CommittedTokens, TokenOrigin
+from fleet_device.session.text import CommittedTokens, TokenOrigin
 from fleet_runtime.grammar.errors import GrammarError
 from fleet_runtime.grammar.matcher import GrammarMatcher
 from schemas.policy import SamplingPolicy

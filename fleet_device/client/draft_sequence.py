@@ -9,7 +9,7 @@ from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
 from fleet_device.session.in_flight import VerdictEffect
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.origins import CommittedTokens
+from fleet_device.session.text import CommittedTokens
 from schemas.bounds import MAX_DRAFT
 
 __all__ = ["DraftSequence"]

@@ -32,8 +32,8 @@ from fleet_device.offline import OfflinePolicy
 from fleet_device.pacing.contract import Plan
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.origins import CommittedTokens, TokenOrigin
 from fleet_device.session.states import SessionState
+from fleet_device.session.text import CommittedTokens, TokenOrigin
 from schemas.control import Presence
 from schemas.messages import Close, Closed, Draft, Fault, Opened, Refused
 from schemas.reasons import Action, EndReason

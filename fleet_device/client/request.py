@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from fleet_device.offline import Outages
-from fleet_device.session.origins import CommittedTokens, TokenOrigin
+from fleet_device.session.text import CommittedTokens, TokenOrigin
 from schemas.logprobs import TokenLogprobs
 from schemas.policy import SamplingPolicy
 

@@ -12,7 +12,7 @@ from typing import Final
 from dssd.downlink import correct
 from dssd.sampling import Proposal
 from fleet_device.errors import ProtocolViolation, SessionFailed
-from fleet_device.session.origins import CommittedTokens, TokenOrigin
+from fleet_device.session.text import CommittedTokens, TokenOrigin
 from schemas.downlink import DownlinkForm, Samples, UnknownForm
 from schemas.logprobs import TokenLogprobs
 from schemas.messages import Draft, Verdict

@@ -14,9 +14,8 @@ from dssd.logprobs import logprobs_of_correction
 from dssd.sampling import propose
 from fleet_device.errors import ProtocolViolation, SessionRefused
 from fleet_device.session.in_flight import DecidedDraft, DraftsInFlight, Rejection, Streaming, VerdictEffect
-from fleet_device.session.request import SessionRequest
 from fleet_device.session.states import SessionCounters, SessionEvent, SessionState, next_state
-from fleet_device.session.text import Text, TextBounds
+from fleet_device.session.text import SessionRequest, Text, TextBounds
 from schemas.bounds import MAX_WINDOW
 from schemas.logprobs import TokenLogprobs
 from schemas.messages import Close, Closed, Draft, Open, Opened, Verdict

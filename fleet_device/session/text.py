@@ -1,13 +1,135 @@
-"""Text of a session: what is committed, how far it is verified, and where it ends at the latest."""
+"""Text of a session: what is asked for, what is committed, and where its tokens come from."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import overload
 
-from fleet_device.errors import ProtocolViolation
+from fleet_device.errors import ProtocolViolation, SessionRefused
+from schemas.bounds import MAX_LABEL, MAX_TOKENS
 from schemas.digest import EMPTY, extend_digest
-from schemas.reasons import EndReason, Finish
+from schemas.logprobs import TokenLogprobs
+from schemas.messages import Open
+from schemas.policy import SamplingPolicy
+from schemas.reasons import EndReason, Finish, RefusalCode
+from schemas.vocabulary import Vocabulary
 
-__all__ = ["Text", "TextBounds"]
+__all__ = ["CommittedTokens", "SessionRequest", "Text", "TextBounds", "TokenOrigin"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRequest:
+    """What the device asks for.
+
+    Raises:
+        SessionRefused: No Open could carry it.
+
+    Attributes:
+        session: 8 random bytes.
+        prompt: Token ids.
+        policy: Sampling.
+        max_new_tokens: Most tokens to write.
+        vocabulary: The draft model's.
+        draft_model: Its name.
+        quantization: Of its weights.
+        logprobs: Asks for the target's log-probabilities of all tokens, and of so many of the likeliest at each place.
+        app: Application that the text is for, for the session log.
+    """
+
+    session: bytes
+    prompt: tuple[int, ...]
+    policy: SamplingPolicy
+    max_new_tokens: int
+    vocabulary: Vocabulary
+    draft_model: str
+    quantization: str
+    logprobs: int | None = None
+    app: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.prompt) > MAX_TOKENS:
+            raise SessionRefused(
+                RefusalCode.PROMPT_TOO_LONG,
+                f"The prompt has {len(self.prompt)} tokens; no edge takes more than {MAX_TOKENS}. Shorten it.",
+            )
+        if not 0 <= self.max_new_tokens <= MAX_TOKENS:
+            raise SessionRefused(
+                RefusalCode.MAX_NEW_TOKENS,
+                f"max_new_tokens is {self.max_new_tokens}; ask for 1 to {MAX_TOKENS} tokens.",
+            )
+
+    def open(self, *, attempt: int, text: Sequence[int]) -> Open:
+        """Return the Open that asks for it.
+
+        Args:
+            attempt: Number of the Open, from 0.
+            text: All that is committed so far; the first Open does not tell it.
+        """
+        return Open(
+            session=self.session,
+            attempt=attempt,
+            vocabulary=self.vocabulary,
+            draft_model=self.draft_model[:MAX_LABEL],
+            quantization=self.quantization[:MAX_LABEL],
+            policy=self.policy,
+            prompt=self.prompt,
+            max_new_tokens=self.max_new_tokens,
+            resume=tuple(text) if attempt or text else None,
+            logprobs=self.logprobs,
+            app=self.app,
+        )
+
+
+class TokenOrigin(StrEnum):
+    """How a token came into the text. All but `UNVERIFIED` follow the large model's distribution.
+
+    Attributes:
+        DRAFTED: The draft model proposed it, and the edge accepted it.
+        CORRECTED: It took the place of a draft token that the edge rejected.
+        BONUS: The edge drew it behind a draft that it accepted whole.
+        STREAMED: The edge wrote it by itself.
+        FORCED: A grammar allowed no other.
+        UNVERIFIED: The draft model wrote it alone, no edge being there; or it stands behind such a token.
+    """
+
+    DRAFTED = "drafted"
+    CORRECTED = "corrected"
+    BONUS = "bonus"
+    STREAMED = "streamed"
+    FORCED = "forced"
+    UNVERIFIED = "unverified"
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedTokens(Sequence[int]):
+    """Token ids that have become part of a text, in order; a sequence of them.
+
+    Attributes:
+        ids: The token ids.
+        origins: Of each of them.
+        logprobs: Of each of them, where they were asked for.
+    """
+
+    ids: tuple[int, ...]
+    origins: tuple[TokenOrigin, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Hold the two against each other."""
+        if len(self.ids) != len(self.origins):
+            raise ValueError(f"{len(self.ids)} tokens have {len(self.origins)} origins")
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[int, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> int | tuple[int, ...]:
+        return self.ids[place]
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 @dataclass(frozen=True, slots=True)

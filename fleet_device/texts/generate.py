@@ -9,7 +9,7 @@ from fleet_device.client.agent import Generation
 from fleet_device.client.request import GenerateRequest, Piece, RequestContext, TokenText
 from fleet_device.drafters.contract import Drafter, TextCodec
 from fleet_device.errors import PromptTooLong
-from fleet_device.session.origins import CommittedTokens, TokenOrigin
+from fleet_device.session.text import CommittedTokens, TokenOrigin
 from schemas.logprobs import TokenLogprobs
 from schemas.reasons import EndReason
 

@@ -19,7 +19,7 @@ from fleet_device.pacing.contract import Pacing
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.in_flight import VerdictEffect
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.request import SessionRequest
+from fleet_device.session.text import SessionRequest
 from fleet_link.link import Will
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.messages import Verdict

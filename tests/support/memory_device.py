@@ -12,8 +12,8 @@ from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
 from fleet_device.offline import Outages
 from fleet_device.service import DeviceService
-from fleet_device.session.origins import CommittedTokens, TokenOrigin
 from fleet_device.session.states import SessionCounters
+from fleet_device.session.text import CommittedTokens, TokenOrigin
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText, generate_text
 from fleet_device.texts.queue import Listener, TextQueue, Ticket

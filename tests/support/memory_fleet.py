@@ -30,8 +30,8 @@ from fleet_device.errors import SessionRefused
 from fleet_device.pacing.contract import Choice, DraftOutcome, EdgeLoad, FixedPacing, Pacing, Plan
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.request import SessionRequest
 from fleet_device.session.states import SessionCounters
+from fleet_device.session.text import SessionRequest
 from fleet_edge.assembly import assemble
 from fleet_edge.counters import SEGMENT_COUNTERS
 from fleet_edge.orchestrator import Orchestrator

@@ -28,7 +28,7 @@ from fleet_device.errors import SessionRefused
 from fleet_device.gateway import Gateway
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_device.service import DeviceService
-from fleet_device.session.origins import TokenOrigin
+from fleet_device.session.text import TokenOrigin
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText, generate_text
 from fleet_edge.settings import EdgeSettings

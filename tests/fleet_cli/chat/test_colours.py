@@ -7,7 +7,7 @@ import pytest
 
 from fleet_cli.device.chat.colours import Painter, wants_colours
 from fleet_device.client.request import Piece, TokenText
-from fleet_device.session.origins import TokenOrigin
+from fleet_device.session.text import TokenOrigin
 
 COLOUR = re.compile("\x1b\\[[0-9;]*m")
 

@@ -6,7 +6,7 @@ import pytest
 from dssd.distribution import Dist
 from fleet_device.client.constraint import DraftConstraint, restrict
 from fleet_device.drafters.scripted import ScriptedDrafter
-from fleet_device.session.origins import CommittedTokens, TokenOrigin
+from fleet_device.session.text import CommittedTokens, TokenOrigin
 from fleet_runtime.grammar.compiler import GrammarCompiler
 from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.policy import Mode

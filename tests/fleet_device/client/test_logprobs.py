@@ -9,7 +9,7 @@ import pytest
 from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.errors import ProtocolViolation, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
-from fleet_device.session.origins import CommittedTokens
+from fleet_device.session.text import CommittedTokens
 from schemas.logprobs import TokenLogprobs
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import RefusalCode

@@ -14,7 +14,7 @@ from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import EdgeUnavailable
 from fleet_device.offline import OfflinePolicy, Outages
-from fleet_device.session.origins import CommittedTokens, TokenOrigin
+from fleet_device.session.text import CommittedTokens, TokenOrigin
 from fleet_edge.store.records.sessions import CloseReported
 from schemas.control import Presence
 from schemas.messages import Close

@@ -9,7 +9,7 @@ from dssd.distribution import Dist, point_mass
 from fleet_device.errors import ProtocolViolation
 from fleet_device.session.in_flight import VerdictEffect
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.request import SessionRequest
+from fleet_device.session.text import SessionRequest
 from schemas.digest import EMPTY, extend_digest
 from schemas.downlink import Dense, Samples, Sparse
 from schemas.messages import Closed, Opened, Verdict

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from fleet_device.errors import ProtocolViolation
 from fleet_device.session.machine import DeviceSession
-from fleet_device.session.request import SessionRequest
 from fleet_device.session.states import SessionState
+from fleet_device.session.text import SessionRequest
 from schemas.digest import EMPTY, extend_digest
 from schemas.messages import Draft, Opened, Verdict
 from schemas.policy import Mode, SamplingPolicy

@@ -3,7 +3,7 @@ import pytest
 from fleet_device.client.request import GenerateRequest, Piece, RequestContext, TokenText
 from fleet_device.drafters.scripted import WordCodec
 from fleet_device.errors import PromptTooLong
-from fleet_device.session.origins import TokenOrigin
+from fleet_device.session.text import TokenOrigin
 from fleet_device.texts.generate import generate_text
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
