@@ -123,7 +123,7 @@ def write(
 
     return device.agent.generate(
         GenerateRequest(ids, policy=POLICY, max_new_tokens=LENGTH),
-        RequestContext(on_tokens=count, cancellation=cancellation),
+        RequestContext(on_tokens=count, cancellation=cancellation or Cancellation()),
     )
 
 

@@ -116,7 +116,7 @@ class Scene:
         policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=5, top_p=0.93, seed=seed)
         return self.agent.generate(
             GenerateRequest(prompt, policy=policy, max_new_tokens=most),
-            RequestContext(on_tokens=on_tokens, cancellation=cancellation),
+            RequestContext(on_tokens=on_tokens, cancellation=cancellation or Cancellation()),
         )
 
     def say(self, presence: Presence, *, edge: str = EDGE) -> None:
