@@ -22,6 +22,9 @@ __all__ = ["Visit"]
 _LONGEST: Final = 200
 """Characters of a value that a page is chosen by."""
 
+_BROWSER_S: Final = 180 * 86_400
+"""Seconds for which a browser is remembered."""
+
 
 @dataclass(frozen=True, slots=True)
 class Visit:
@@ -133,9 +136,32 @@ class Visit:
         secure = self.admission.origin.secure
         response.set_cookie(cookie_name(secure=secure), value, secure=secure, httponly=True, samesite="lax", path="/")
 
+    @property
+    def browser(self) -> str:
+        """What `remember_browser` has given the browser; empty if nothing."""
+        return self.request.cookies.get(_browser_cookie(secure=self.admission.origin.secure), "")
+
+    def remember_browser(self, response: Response, account: str) -> None:
+        """Have the browser keep a token of having logged in under an account: other people's guesses do not slow it."""
+        token, secure = self.services.accounts.browser_token(account), self.admission.origin.secure
+        if token is not None:
+            response.set_cookie(
+                _browser_cookie(secure=secure),
+                token,
+                max_age=_BROWSER_S,
+                secure=secure,
+                httponly=True,
+                samesite="lax",
+                path="/",
+            )
+
     @staticmethod
     def _value(values: Mapping[str, tuple[str, ...]], name: str, default: str) -> str:
         value = values.get(name, (default,))[-1].strip()
         if len(value) > _LONGEST:
             raise Problem(400, f"The field {name} has more than {_LONGEST} characters; shorten it.")
         return value
+
+
+def _browser_cookie(*, secure: bool) -> str:
+    return f"{cookie_name(secure=secure)}-browser"

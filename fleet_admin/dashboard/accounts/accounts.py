@@ -1,5 +1,6 @@
 """Accounts: names, roles and passwords of the people who use the dashboard."""
 
+import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from fleet_admin.dashboard.accounts.database import AccountDatabase
 from fleet_admin.dashboard.accounts.roles import Role
-from fleet_admin.dashboard.accounts.secrets import Passwords
+from fleet_admin.dashboard.accounts.secrets import Passwords, browser_token, new_token
 from fleet_admin.dashboard.errors import AccountError
 from fleet_admin.steering.views import Actor
 from fleet_edge.store.models import AccountRow, ApiKeyRow, LoginRow
@@ -142,9 +143,23 @@ class Accounts:
 
     def check(self, name: str, password: str) -> bool:
         """Return whether that is the account's password; takes as long where there is no such account."""
+        return self._passwords.check(password, self._hash(name))
+
+    def browser_token(self, name: str) -> str | None:
+        """Return a new token for a browser that has logged in under an account; void once the password changes."""
+        hashed = self._hash(name)
+        return None if hashed is None else browser_token(new_token(), password=hashed)
+
+    def familiar(self, name: str, token: str) -> str | None:
+        """Return a browser's token if it is of this account, else None."""
+        hashed, nonce = self._hash(name), token.partition(".")[0]
+        if hashed is None or not hmac.compare_digest(token.encode(), browser_token(nonce, password=hashed).encode()):
+            return None
+        return nonce
+
+    def _hash(self, name: str) -> str | None:
         with self._database.begin() as connection:
-            known = connection.scalar(select(AccountRow.password).where(AccountRow.account == name))
-        return self._passwords.check(password, known)
+            return connection.scalar(select(AccountRow.password).where(AccountRow.account == name))
 
     def _audit(self, connection: Connection, action: str, name: str, *, actor: Actor, after: str | None = None) -> None:
         entry = AuditEntry(who=actor.who, action=action, subject=name, after=after, source=actor.source)

@@ -1,83 +1,114 @@
-"""Attempts to log in: bounded by address and by account, so that guessing takes years and nobody is shut out."""
+"""Attempts to log in: bounded for each account, each address and altogether, since a password's check is expensive.
 
-from collections import OrderedDict
+Strangers to an account share its bucket. A browser that has logged in under the account before has one of its own, so
+that nobody who guesses keeps it out, not even from the same address. An attempt that succeeds costs nothing.
+
+Buckets are found by a keyed hash among a fixed number: invented names neither fill the memory nor renew the bucket of a
+real one.
+"""
+
+import hashlib
+import ipaddress
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 from typing import Final
 
-__all__ = ["Attempts"]
+from fleet_edge.guard.token_bucket import TokenBucket
 
-_MOST_KEPT: Final = 10_000
+__all__ = ["Attempt", "Attempts"]
+
+_SLOTS: Final = 4096
+"""Buckets of a kind. Two names that share one have half of it each; which do is a secret of the process."""
+
+_STRANGERS: Final = "strangers"
+_FAMILIAR: Final = "familiar"
+
+_RATES: Final[dict[str, tuple[float, float]]] = {
+    # Strangers' guesses at one account: 14,400 a day.
+    "account": (1 / 6, 30.0),
+    # One address, whatever names it gives: well below all that strangers have together.
+    "address": (0.5, 30.0),
+    "browser": (1 / 6, 30.0),
+    # Checks altogether: each takes some 0.2 s of a core. Strangers cannot use up what familiar browsers have.
+    _STRANGERS: (1.0, 60.0),
+    _FAMILIAR: (1.0, 60.0),
+}
+"""Attempts a second, and how many at once, by kind of bucket."""
+
+_IPV6_NETWORK: Final = 64
+"""Bits of an address that its owner does not choose freely."""
 
 
-@dataclass(slots=True)
-class _Bucket:
-    left: float
-    at: float
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Who tries to log in.
+
+    Attributes:
+        address: From where.
+        account: Under which name.
+        browser: The browser's token, if it has logged in under that name before.
+    """
+
+    address: str
+    account: str
+    browser: str | None = None
+
+    def buckets(self) -> list[tuple[str, str]]:
+        """Return the kinds and names of the buckets that it is taken from."""
+        if self.browser is not None:
+            return [("browser", self.browser), (_FAMILIAR, "")]
+        return [("address", _network(self.address)), ("account", self.account), (_STRANGERS, "")]
 
 
 class Attempts:
-    """Token buckets of attempts that failed.
-
-    An account's bucket counts only addresses from which nobody has logged in under it: whoever guesses a colleague's
-    password does not shut the colleague out.
+    """The buckets. For use from any thread.
 
     Args:
         clock: Monotonic seconds.
-        burst: Failures that are free.
-        every_s: Seconds after which one more is.
     """
 
-    def __init__(self, clock: Callable[[], float], *, burst: int = 8, every_s: float = 15.0) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._burst = burst
-        self._every_s = every_s
-        self._buckets: OrderedDict[tuple[str, str], _Bucket] = OrderedDict()
-        self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._salt = secrets.token_bytes(16)
+        self._buckets: dict[tuple[str, int], TokenBucket] = {}
         self._lock = Lock()
 
-    def take(self, *, address: str, account: str | None = None) -> float:
-        """Begin an attempt: it counts as failed until it has succeeded, since many may be under way at once.
+    def take(self, attempt: Attempt) -> float:
+        """Begin an attempt: it counts as failed until it has succeeded, since many may run at once.
 
         Returns:
             0 if it may be made now, else how long to wait, in seconds.
         """
         with self._lock:
-            buckets = [self._filled(key) for key in self._keys(address, account)]
-            wait_s = max((1.0 - bucket.left) * self._every_s for bucket in buckets)
-            if wait_s > 0:
-                return wait_s
-            for bucket in buckets:
-                bucket.left -= 1.0
-            return 0.0
+            now = self._clock()
+            buckets = [self._bucket(kind, name, now) for kind, name in attempt.buckets()]
+            wait_s = max(bucket.wait_s(1.0, now) for bucket in buckets)
+            if wait_s == 0.0:
+                for bucket in buckets:
+                    bucket.spend(1.0, now)
+            return wait_s
 
-    def succeeded(self, *, address: str, account: str) -> None:
-        """Give an attempt back, and note that this address knows the account's password."""
+    def succeeded(self, attempt: Attempt) -> None:
+        """Give an attempt back."""
         with self._lock:
-            for key in self._keys(address, account):
-                bucket = self._filled(key)
-                bucket.left = min(bucket.left + 1.0, float(self._burst))
-            self._known[address, account] = None
-            self._known.move_to_end((address, account))
-            while len(self._known) > _MOST_KEPT:
-                self._known.popitem(last=False)
+            now = self._clock()
+            for kind, name in attempt.buckets():
+                self._bucket(kind, name, now).spend(-1.0, now)
 
-    def _keys(self, address: str, account: str | None) -> list[tuple[str, str]]:
-        keys = [("address", address)]
-        if account is not None and (address, account) not in self._known:
-            keys.append(("account", account))
-        return keys
-
-    def _filled(self, key: tuple[str, str]) -> _Bucket:
-        now = self._clock()
-        bucket = self._buckets.get(key)
-        if bucket is None:
-            bucket = self._buckets[key] = _Bucket(float(self._burst), now)
-            while len(self._buckets) > _MOST_KEPT:
-                # The one that was asked for longest ago is the fullest.
-                self._buckets.popitem(last=False)
-        self._buckets.move_to_end(key)
-        bucket.left = min(bucket.left + (now - bucket.at) / self._every_s, float(self._burst))
-        bucket.at = now
+    def _bucket(self, kind: str, name: str, now: float) -> TokenBucket:
+        digest = hashlib.blake2b(f"{kind} {name}".encode("utf-8", "replace"), key=self._salt, digest_size=8).digest()
+        key = kind, int.from_bytes(digest, "big") % _SLOTS
+        if (bucket := self._buckets.get(key)) is None:
+            rate, burst = _RATES[kind]
+            bucket = self._buckets[key] = TokenBucket(rate, burst, now=now)
         return bucket
+
+
+def _network(address: str) -> str:
+    try:
+        known = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    return str(ipaddress.ip_network((known, _IPV6_NETWORK), strict=False)) if known.version == 6 else address  # noqa: PLR2004

@@ -1,9 +1,11 @@
 """One's own account: password and API keys."""
 
+import math
 from typing import Final
 
 from starlette.responses import Response
 
+from fleet_admin.dashboard.accounts.attempts import Attempt
 from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.dashboard.errors import AccountError
 from fleet_admin.dashboard.pages.page import Page, action
@@ -25,11 +27,12 @@ def change_password(visit: Visit) -> Response:
     visitor, form = visit.visitor, visit.admission.form
     old, new, again = (form.get(each, ("",))[-1] for each in ("old", "new", "again"))
     services = visit.services
-    if services.attempts.take(address=visitor.address, account=visitor.name) > 0:
-        return _page(visit, problem="There were too many attempts; try again in a minute.", status=429)
+    attempt = Attempt(visitor.address, visitor.name, browser=f"of {visitor.name}")  # it is logged in
+    if (wait_s := services.attempts.take(attempt)) > 0:
+        return _page(visit, problem=f"There were too many attempts; try again in {math.ceil(wait_s)} s.", status=429)
     if not services.accounts.check(visitor.name, old):
         return _page(visit, problem="That is not the password up to now.", status=403)
-    services.attempts.succeeded(address=visitor.address, account=visitor.name)
+    services.attempts.succeeded(attempt)
     if new != again:
         return _page(visit, problem="The two new passwords differ.", status=400)
     try:
@@ -38,6 +41,7 @@ def change_password(visit: Visit) -> Response:
         return _page(visit, problem=str(error), status=400)
     response = visit.redirect(_PATH, said="The password is changed; other browsers have to log in again.")
     visit.give_cookie(response, services.logins.begin(visitor.name, address=visitor.address))
+    visit.remember_browser(response, visitor.name)
     return response
 
 

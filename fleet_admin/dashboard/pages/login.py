@@ -5,6 +5,7 @@ from typing import Final
 
 from starlette.responses import Response
 
+from fleet_admin.dashboard.accounts.attempts import Attempt
 from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.pages.page import Page, action
@@ -27,7 +28,9 @@ def log_in(visit: Visit) -> Response:
     # As it was typed: a password may begin with a space.
     password = visit.admission.form.get("password", ("",))[-1]
     services = visit.services
-    wait_s = services.attempts.take(address=address, account=name[:_MOST_NAME])
+    browser = services.accounts.familiar(name, visit.browser)
+    attempt = Attempt(address, name[:_MOST_NAME], browser)
+    wait_s = services.attempts.take(attempt)
     if wait_s > 0:
         raise Problem(
             429,
@@ -36,9 +39,11 @@ def log_in(visit: Visit) -> Response:
         )
     if not services.accounts.check(name, password):
         return _form(visit, problem="This name and this password do not belong together.", status=403)
-    services.attempts.succeeded(address=address, account=name)
+    services.attempts.succeeded(attempt)
     response = visit.redirect(own_path(visit.form("next")))
     visit.give_cookie(response, services.logins.begin(name, address=address))
+    if browser is None:
+        visit.remember_browser(response, name)
     return response
 
 

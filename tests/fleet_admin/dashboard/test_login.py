@@ -1,11 +1,17 @@
 import re
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from argon2 import PasswordHasher
 
+from fleet_admin.dashboard.accounts.attempts import Attempt, Attempts
 from fleet_admin.dashboard.accounts.roles import Role
+from fleet_admin.dashboard.accounts.secrets import Passwords
 from fleet_admin.dashboard.errors import AccountError
 from fleet_admin.dashboard.pages.login import own_path
 from fleet_admin.dashboard.pages.registry import PAGES
@@ -112,25 +118,116 @@ def test_a_login_ends_with_eight_hours_of_silence(viewer: Browser, clock: Clock)
     assert viewer.get("/account").status_code == 303
 
 
-def test_guessing_is_slowed_and_its_victim_is_not_shut_out(
-    browsers: Callable[[], Browser], services: Services, clock: Clock
+def test_guesses_at_an_account_do_not_keep_a_browser_out_that_knows_it(
+    browsers: Callable[[], Browser], clock: Clock
 ) -> None:
-    victim = browsers()
-    services.attempts.succeeded(address="10.0.0.7", account="olga")
-    guesser = browsers()
-    outcomes = [guesser.log_in("olga", f"guess number {number}").status_code for number in range(12)]
-    assert outcomes == [403] * 8 + [429] * 4
-    told = guesser.log_in("olga", "another guess")
-    assert told.headers["retry-after"] == "15"
-    # From where olga has logged in before, she still may.
-    assert services.attempts.take(address="10.0.0.7", account="olga") == 0
-    clock.monotonic += 15
-    assert victim.log_in("olga").status_code == 303
+    """All of them come from one address."""
+    known, stranger, guesser = browsers(), browsers(), browsers()
+    known.log_in("olga")
+    known.post("/logout")
+    outcomes = [guesser.log_in("olga", f"guess number {number}").status_code for number in range(32)]
+    assert outcomes == [403] * 30 + [429] * 2
+    refused = stranger.log_in("olga")
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "6")
+    assert known.log_in("olga").status_code == 303
+    clock.monotonic += 6
+    assert stranger.log_in("olga").status_code == 303
+
+
+def test_wrong_guesses_do_not_keep_out_the_right_password_of_the_same_address(browsers: Callable[[], Browser]) -> None:
+    browser = browsers()
+    for number in range(20):
+        assert browser.log_in("olga" if number % 2 else f"name-{number}", "a wrong password").status_code == 403
+    assert browser.log_in("olga").status_code == 303
+
+
+def test_a_browser_is_known_under_one_account_until_its_password_changes(
+    browsers: Callable[[], Browser], services: Services
+) -> None:
+    browser = browsers()
+    browser.log_in("olga")
+    token = browser.client.cookies["fleet-browser"]
+    assert services.accounts.familiar("olga", token)
+    for name, shown in (
+        ("victor", token),
+        ("nobody", token),
+        ("olga", token[:-1]),
+        ("olga", ""),
+        ("olga", "\xe9."),
+    ):
+        assert services.accounts.familiar(name, shown) is None
+    browser.log_in("olga")
+    assert browser.client.cookies["fleet-browser"] == token
+    services.accounts.set_password("olga", "another good password", actor=ACTOR)
+    assert services.accounts.familiar("olga", token) is None
+    browser.log_in("olga", "another good password")
+    assert services.accounts.familiar("olga", browser.client.cookies["fleet-browser"])
+
+
+def test_a_known_browser_guesses_within_bounds_too(browsers: Callable[[], Browser]) -> None:
+    browser = browsers()
+    browser.log_in("olga")
+    assert [browser.log_in("olga", "a wrong password").status_code for _ in range(31)] == [403] * 30 + [429]
+
+
+def guesses(attempts: Attempts, number: int, *, address: str = "10.0.{}.1", account: str = "olga") -> int:
+    """Return how many of so many attempts may be made at once."""
+    made = [attempts.take(Attempt(address.format(each % 250), account.format(each))) for each in range(number)]
+    return sum(wait == 0.0 for wait in made)
 
 
 def test_many_attempts_at_once_are_as_few_as_one_after_the_other(services: Services) -> None:
-    waits = [services.attempts.take(address=f"10.0.{number}.1", account="olga") for number in range(20)]
-    assert sum(wait == 0 for wait in waits) == 8
+    assert guesses(services.attempts, 200) == 30
+
+
+@pytest.mark.parametrize(("address", "most"), [("10.0.0.1", 30), ("2001:db8::{}", 30), ("10.0.{}.1", 60)])
+def test_invented_names_neither_renew_the_bucket_of_a_real_one_nor_fill_the_memory(
+    services: Services, clock: Clock, address: str, most: int
+) -> None:
+    attempts = services.attempts
+    assert guesses(attempts, 40, address="10.1.0.{}") == 30
+    clock.monotonic += 30
+    guesses(attempts, 5, address="10.1.0.{}")
+    assert guesses(attempts, 10_001, address=address, account="invented-{}") <= most
+    assert guesses(attempts, 40, address="10.1.0.{}") == 0
+    assert len(attempts._buckets) <= 3 * 4096
+
+
+def test_strangers_do_not_use_up_the_checks_of_known_browsers(services: Services) -> None:
+    guesses(services.attempts, 1000, account="name-{}")
+    assert services.attempts.take(Attempt("10.9.9.9", "victor")) > 0.0
+    assert services.attempts.take(Attempt("10.9.9.9", "victor", browser="x")) == 0.0
+
+
+def test_what_has_succeeded_is_not_counted(services: Services) -> None:
+    for _ in range(500):
+        attempt = Attempt("10.0.0.1", "olga")
+        assert services.attempts.take(attempt) == 0.0
+        services.attempts.succeeded(attempt)
+
+
+def test_few_passwords_are_checked_at_once() -> None:
+    """Each check takes 64 MiB."""
+    most = 0
+    running = 0
+    counting = threading.Lock()
+
+    class Slow(PasswordHasher):
+        def verify(self, _hash: str | bytes, _password: str | bytes) -> Literal[True]:
+            nonlocal most, running
+            with counting:
+                running += 1
+                most = max(most, running)
+            pause.wait(0.02)
+            with counting:
+                running -= 1
+            return True
+
+    pause = threading.Event()
+    passwords = Passwords(Slow(time_cost=1, memory_cost=8, parallelism=1))
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda _: passwords.check("x", "y"), range(16)))
+    assert most == 2
 
 
 def test_a_new_password_ends_all_other_logins(
