@@ -131,4 +131,4 @@ def test_the_page_tells_the_bounds() -> None:
         assert f"{bound:,}" in section("Encoding")
     assert codec.MAX_VERDICT_BYTES == codec.MAX_OPEN_BYTES
     assert codec.MAX_CLOSE_BYTES == codec.MAX_DRAFT_BYTES
-    assert f"{bounds.MAX_DRAFT} at most" in section("Draft, up")
+    assert f"at most {bounds.MAX_DRAFT}" in section("Draft, up")
