@@ -19,12 +19,13 @@ from fleet_edge.intake import Intake, IntakeQueue
 from fleet_edge.metrics.figures import Figures
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.sessions.admission import SessionOffer
-from fleet_edge.sessions.grammars import Grammars
+from fleet_edge.sessions.grammars import SWITCHED_OFF, Grammars
 from fleet_edge.sessions.table import SessionTable
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import KnowsTokens, Verifier
 from fleet_edge.watch.certificates import CertificateWatch
 from fleet_link.link import Link
+from fleet_runtime.grammar.banned import BannedGrammars
 from fleet_runtime.grammar.compiler import GrammarCompiler
 
 __all__ = ["assemble"]
@@ -95,14 +96,18 @@ def assemble(
         clock,
         offer=SessionOffer(settings.max_draft, settings.window, settings.max_new_tokens),
         grace_s=settings.grace_s,
-        grammars=Grammars(_compiler(verifier), inbox.put),
+        grammars=_grammars(settings, verifier, inbox.put),
     )
     link.screen(guard.accepts)
     Intake(inbox, clock).subscribe(link, fleet=settings.fleet, edge=settings.edge)
     return Orchestrator(inbox, handlers, sessions, scheduler, answers, clock, piece_s=settings.piece_s)
 
 
-def _compiler(verifier: Verifier) -> GrammarCompiler | None:
-    """Return what compiles grammars for a target whose tokens and whole rows are known."""
-    whole = verifier.info.most_top_k is None
-    return GrammarCompiler(verifier.grammar_tokenizer) if whole and isinstance(verifier, KnowsTokens) else None
+def _grammars(settings: EdgeSettings, verifier: Verifier, call: Callable[[Callable[[], None]], object]) -> Grammars:
+    """Return what compiles grammars, for a target whose tokens and whole rows are known."""
+    if not settings.grammars:
+        return Grammars(refusal=SWITCHED_OFF)
+    if verifier.info.most_top_k is not None or not isinstance(verifier, KnowsTokens):
+        return Grammars()
+    banned = BannedGrammars(settings.spool / "banned-grammars")
+    return Grammars(GrammarCompiler(verifier.grammar_tokenizer, banned), call)

@@ -15,7 +15,7 @@ from fleet_edge.guard.guard import FenceBegun, Guard, OverQuota
 from fleet_edge.intake import Malformed, ReceivedMessage
 from fleet_edge.sessions.admission import SessionOffer, grant
 from fleet_edge.sessions.constraint import Constraint
-from fleet_edge.sessions.grammars import Grammars
+from fleet_edge.sessions.grammars import Grammars, PreparedGrammar
 from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.sessions.table import SessionTable
@@ -137,6 +137,16 @@ class MessageHandlers:
             _log.warning("%s is shut out: %s", device, fences.active[device].reason, extra={"device": device})
             self._end_sessions(device, fences.active[device].reason)
 
+    def grammar_killed(self, device: str, session: bytes, digest: str) -> None:
+        """Count it against a device that its grammar has ended the grammar's process, and log it."""
+        sentence = (
+            f"A grammar has ended the process that it was compiled or followed in; its SHA-256 is {digest}. It is "
+            "refused from now on."
+        )
+        _log.warning("%s: %s", device, sentence, extra={"device": device, "session": session.hex()})
+        self.guard.strike_grammar(device)
+        self.recorder.event(kind=EventKind.GRAMMAR, code="killed", sentence=sentence, device=device, session=session)
+
     # By kind
 
     def _open(self, device: str, message: Open, size: int) -> None:
@@ -151,8 +161,9 @@ class MessageHandlers:
         try:
             limits, constraint = self._limits(device, message), None
             if message.policy.grammar is not None and (constraint := self.grammars.at_once(message)) is None:
+                self.guard.admit_grammar(device)
                 self.grammars.prepare(
-                    device, message, lambda found: self._prepared(device, message, size, limits, found)
+                    device, message, lambda prepared: self._prepared(device, message, size, limits, prepared)
                 )
                 return
         except OpenRefused as error:
@@ -161,9 +172,15 @@ class MessageHandlers:
         self._begin(device, message, size, limits, constraint)
 
     def _prepared(
-        self, device: str, message: Open, size: int, limits: SessionLimits, found: Constraint | OpenRefused
+        self, device: str, message: Open, size: int, limits: SessionLimits, prepared: PreparedGrammar
     ) -> None:
-        """The grammar of an Open is there, or cannot be used."""
+        """Begin the session of an Open whose grammar is prepared, or refuse it."""
+        self.guard.spend_grammar(device, prepared.seconds)
+        if prepared.killed:
+            self.grammar_killed(device, message.session, prepared.killed)
+        found = prepared.found
+        if found is None:
+            return
         if isinstance(found, OpenRefused):
             self.answers.refused(device, message, found)
         elif self.draining or self.away:

@@ -158,11 +158,19 @@ class Orchestrator:
             tokens=sum(len(work.item.tokens) for work in running.batch.works),
             prefilled=sum(work.prefilled for work in running.batch.works),
         )
+        self._note_killed(running.batch)
         return [
             self._settle(work, judgement, judged.times)
             for work, judgement in zip(running.batch.verifications, judged.judgements, strict=True)
             if self._awaited(work)
         ]
+
+    def _note_killed(self, batch: Batch) -> None:
+        """Note the grammars that have ended their processes in a step."""
+        for session in (work.session for work in batch.verifications):
+            if session.constraint is not None and session.constraint.killed:
+                self.handlers.grammar_killed(session.device, session.session, session.constraint.killed)
+                session.constraint.killed = ""
 
     def _settle(self, work: Work, judgement: Judgement | None, step: Step) -> Outcome:
         """Let a session take what was decided of its drafts; return what its device is to be told."""

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fleet_edge.assembly import assemble
 from fleet_edge.drain import hand_over
+from fleet_edge.guard.kept import KeptStandings
 from fleet_edge.intake import Intake, leave_opens
 from fleet_edge.jobs import Jobs, JobSettings
 from fleet_edge.metrics.tracing import Tracing
@@ -77,6 +78,7 @@ class EdgeService:
     writer: Writer = field(init=False)
     metrics: MetricsServer | None = field(default=None, init=False)
     _link: Link = field(init=False)
+    _standings: KeptStandings = field(init=False)
     _store: ReopeningStore = field(init=False)
     _jobs: Jobs = field(init=False)
     _since: datetime = field(init=False)
@@ -121,6 +123,8 @@ class EdgeService:
             now=self.now,
             first_handle=secrets.randbelow(HANDLES),
         )
+        self._standings = KeptStandings(self.orchestrator.handlers.guard, settings.spool / "standings.json", self.now)
+        self._standings.read()
         self._availability = Availability(settings.remote.away_s, self.clock)
         self._jobs = Jobs(
             self._store,
@@ -220,6 +224,8 @@ class EdgeService:
             self._announce(Presence.OFFLINE)
         finally:
             self._link.stop()
+            orchestrator.handlers.grammars.close()
+            self._standings.write()
             orchestrator.handlers.recorder.flush()
             if (tracing := orchestrator.answers.figures.tracing) is not None:
                 tracing.stop()
@@ -295,6 +301,7 @@ class EdgeService:
 
     def _flush_log(self) -> None:
         self.orchestrator.handlers.recorder.flush()
+        self._standings.write()
         self._watch.look()
 
     def _last_run(self) -> EdgeView | None:

@@ -195,6 +195,10 @@ class EdgeSettings(Settings):
         ge=0,
         le=10,
     )
+    grammars: bool = setting(
+        True,  # noqa: FBT003 - a default
+        "Serve generations that follow a grammar (`response_format`, `tools`, `grammar`); without it they are refused.",
+    )
     max_guess: int = setting(
         1,
         "Most tokens that the edge guesses in one step of a text that it writes by itself, from what the text and its "

@@ -189,4 +189,9 @@ def _decide(case: Case, at: Callable[[int], Dist]) -> Judgement | None:
             judged = judge(at, case.tokens, case.counts, policy=case.policy, base=case.base, bonus=case.bonus)
     except ValueError:
         return None
-    return judged if case.constraint is None else case.constraint.count(judged)
+    if (constraint := case.constraint) is None:
+        return judged
+    if case.written:
+        written = case.tokens[: judged.accepted] + (() if judged.token is None else (judged.token,))
+        constraint.look_ahead((*case.text, *written))
+    return constraint.count(judged)

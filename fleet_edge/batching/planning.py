@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fleet_edge.batching.background import BackgroundWork
+from fleet_edge.batching.grammar_share import GrammarShare
 from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.errors import DraftFault
@@ -108,6 +109,7 @@ class StepPlanner:
         cache: The target model.
         budget: Of the step.
         background: What may wait, and whether it runs now.
+        grammar_share: What grammars of each device may take.
         cost: What a token costs, and so how many it pays to guess.
         used: By session, when it was last in a step; sessions that were not for longest are the first to be prefilled.
         now: Monotonic seconds.
@@ -117,10 +119,12 @@ class StepPlanner:
     cache: PrefixCache
     budget: Budget
     background: BackgroundWork
+    grammar_share: GrammarShare
     cost: StepCost
     used: Mapping[int, int]
     now: float
     batch: Batch = field(default_factory=Batch)
+    _forced: Counter[str] = field(default_factory=Counter)  # tokens that grammars force and that are guessed, by device
     _able: dict[int, EdgeSession] = field(default_factory=dict)
     _computing: set[int] = field(default_factory=set)
 
@@ -168,7 +172,7 @@ class StepPlanner:
 
     def _may_wait(self, session: EdgeSession) -> bool:
         """Whether a session's draft may wait for those of others."""
-        if self.background.wasteful(session.device):
+        if self.background.wasteful(session.device) or self.grammar_share.over(session.device, self.now):
             return True
         if not self._backlog(session) or self.background.has_credit(session.device, self.now):
             return False
@@ -195,7 +199,8 @@ class StepPlanner:
         first = session.ready
         try:
             guesses = partial(self.cost.guesses, stable=session.policy.repeats) if self.cost.max_guess else None
-            chain = session.chain(allowance, guesses=guesses)
+            forced = self.grammar_share.most_forced(session.device, self._forced[session.device], self.now)
+            chain = session.chain(allowance, guesses=guesses, forced=forced)
         except DraftFault as fault:
             assert first is not None
             self.batch.faults.append((session, first.draft, fault))
@@ -212,6 +217,8 @@ class StepPlanner:
                 chain,
                 background=background,
             )
+            if chain[0].draft.write is not None and session.constraint is not None:
+                self._forced[session.device] += len(drafted)
             return len(tokens)
         return self._prefill(session, allowance, background=background)
 

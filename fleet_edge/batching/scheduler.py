@@ -12,6 +12,7 @@ from typing import Final
 
 from fleet_edge.batching.background import BackgroundWork
 from fleet_edge.batching.delay import BatchingDelay
+from fleet_edge.batching.grammar_share import GrammarShare
 from fleet_edge.batching.planning import Batch, Budget, StepPlanner, Work
 from fleet_edge.batching.present_texts import PresentTexts
 from fleet_edge.batching.step_cost import StepCost
@@ -86,6 +87,7 @@ class Scheduler:
         self._budget = budget or Budget()
         self._delay = delay or BatchingDelay()
         self._background = background or BackgroundWork()
+        self._grammar_share = GrammarShare()
         self._cost = StepCost(verifier.info.least_tokens, max_guess)
         self._present = PresentTexts()
         self._load: EdgeLoad | None = None  # until something changes
@@ -205,7 +207,9 @@ class Scheduler:
     def next_batch(self, sessions: Iterable[EdgeSession], *, now: float) -> Batch:
         """Return the next step; empty if there is nothing to do, or nothing that may not wait."""
         sessions = list(sessions)
-        planner = StepPlanner(self._verifier, self._budget, self._background, self._cost, self._used, now)
+        planner = StepPlanner(
+            self._verifier, self._budget, self._background, self._grammar_share, self._cost, self._used, now
+        )
         batch = planner.plan(sessions, evicted=self._evicted)
         self._make_room(batch, sessions, now=now)
         return batch
@@ -262,7 +266,10 @@ class Scheduler:
             background=sum(len(work.item.tokens) for work in batch.works if work.background),
             verified=any(work.chain and not work.background for work in batch.works),
         )
+        self._grammar_share.served((work.session.device for work in batch.verifications), step.ended)
         for work in batch.works:
+            if (constraint := work.session.constraint) is not None:
+                self._grammar_share.spend(work.session.device, constraint.take_spent_s(), step.ended)
             if work.session.handle not in self._used:
                 continue  # it has ended meanwhile
             self._evicted.discard(work.session.handle)

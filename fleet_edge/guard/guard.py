@@ -13,7 +13,7 @@ from typing import Final
 
 from fleet_edge.errors import DraftFault, OpenRefused
 from fleet_edge.guard.quotas import QuotaSettings
-from fleet_edge.guard.standing import Standing
+from fleet_edge.guard.standing import KeptStanding, Standing
 from fleet_edge.guard.strikes import FenceSettings, Strikes
 from schemas.errors import TopicError
 from schemas.messages import Open
@@ -32,6 +32,9 @@ _WEIGHTS: Final[Mapping[FaultCode, float]] = {
     FaultCode.QUOTA: 1.0,
 }
 """Strikes that a fault counts; the edge's own count none. What a bad line or a restarted edge causes counts least."""
+
+_DEADLY_GRAMMAR_WEIGHT: Final = 160.0
+"""Strikes of a grammar that has ended a process: with the default, the second within seconds shuts its device out."""
 
 _SLOWED_WEIGHT: Final = 4.0
 _TELL_EVERY_S: Final = 1.0
@@ -161,6 +164,25 @@ class Guard:
             raise _over(f"The device may write {quotas.new_tokens_per_min:g} tokens a minute", wait_s)
         standing.opens.take(1.0, now)
 
+    def admit_grammar(self, device: str) -> None:
+        """Check that a device may have another grammar compiled.
+
+        Raises:
+            OpenRefused: Those before it have taken more than its quota.
+        """
+        standing = self._standing(device)
+        if (wait_s := standing.grammars.wait_s(0.0, self._clock())) > 0.0:
+            most = standing.quotas.grammar_s_per_min
+            raise _over(f"The device's grammars may take {most:g} s a minute to compile", wait_s)
+
+    def spend_grammar(self, device: str, seconds: float) -> None:
+        """Count the time that a device's grammar took to compile."""
+        self._standing(device).grammars.spend(seconds, self._clock())
+
+    def strike_grammar(self, device: str) -> None:
+        """Count a grammar that has ended a process against its device."""
+        self._strike(self._standing(device), _DEADLY_GRAMMAR_WEIGHT, self._clock())
+
     def admit_draft(self, device: str) -> None:
         """Check that a device may still write.
 
@@ -258,6 +280,23 @@ class Guard:
                 standing.dropped_before += number
                 dropped[standing.device] = number
         return dropped
+
+    def kept(self, most: int) -> dict[str, KeptStanding]:
+        """Return what a restart of the edge must not change, by device; of too many, those with strikes first."""
+        now = self._clock()
+        with self._lock:
+            standings = list(self._standings.values())
+        found = {each.device: kept for each in standings if (kept := each.kept(now)) is not None}
+        if len(found) > most:
+            first = sorted(found.items(), key=lambda entry: (entry[1].level, entry[1].strikes, entry[1].used["opens"]))
+            found = dict(first[-most:])
+        return found
+
+    def restore(self, kept: Mapping[str, KeptStanding], *, ago_s: float) -> None:
+        """Go on where another run of the edge ended, `ago_s` seconds ago."""
+        now = self._clock()
+        for device, each in kept.items():
+            self._standing(device).restore(each, ago_s=ago_s, now=now)
 
     # Within
 

@@ -35,6 +35,9 @@ class Quotas(BaseModel):
         60_000.0, "Most tokens in the prompts of one device, and in the texts that it resumes.", "tokens per minute"
     )
     new_tokens_per_min: float = _rate(12_000.0, "Most tokens that one device writes.", "tokens per minute")
+    grammar_s_per_min: float = _rate(
+        10.0, "Most time that compiling the grammars of one device takes.", "seconds per minute"
+    )
     sample_requests: int = setting(
         32,
         "Most requests of further samples after one rejection.",

@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict
 from fleet_edge.guard.token_bucket import TokenBucket
 from fleet_runtime.fields import setting
 
-__all__ = ["FenceSettings", "Strikes"]
+__all__ = ["FORGIVEN", "FenceSettings", "Strikes"]
 
 _SLOWED: Final = 0.5
-_FORGIVEN: Final = 3.0
+FORGIVEN: Final = 3.0
 """Times its last fence that a device must keep the peace for the next fence to be as short as the first."""
 
 
@@ -70,13 +70,32 @@ class Strikes:
         self._left.spend(weight, now)
         if self._left.wait_s(0.0, now) == 0.0:
             return 0.0
-        if now - self._until > _FORGIVEN * self._last_s:
+        if now - self._until > FORGIVEN * self._last_s:
             self.level = 0
         self._last_s = min(self.settings.first_s * 2.0**self.level, self.settings.most_s)
         self.level = min(self.level + 1, 64)
         self._until = now + self._last_s
         self._forget(self._until)
         return self._last_s
+
+    def used(self, now: float) -> float:
+        """Return the strikes that are not forgotten yet."""
+        return self._left.used(now)
+
+    @property
+    def last_s(self) -> float:
+        """How long the device was shut out the last time."""
+        return self._last_s
+
+    def since_s(self, now: float) -> float:
+        """Return the seconds since that time was over; negative while it lasts."""
+        return now - self._until
+
+    def restore(self, strikes: float, *, level: int, last_s: float, since_s: float, now: float) -> None:
+        """Go on where another run of the edge ended."""
+        self._forget(now)
+        self._left.spend(strikes, now)
+        self.level, self._last_s, self._until = level, last_s, now - since_s
 
     def slowed(self, now: float) -> bool:
         """Whether the device has come half of the way."""

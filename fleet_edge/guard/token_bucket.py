@@ -46,6 +46,10 @@ class TokenBucket:
             return 0.0
         return missing / self.rate if self.rate > 0.0 else float("inf")
 
+    def used(self, now: float) -> float:
+        """Return how much is missing to a full bucket. Callable on any thread."""
+        return max(0.0, self.burst - self._level - self.rate * max(0.0, now - self._at))
+
     def _fill(self, now: float) -> None:
         if now > self._at:
             self._level = min(self.burst, self._level + self.rate * (now - self._at))

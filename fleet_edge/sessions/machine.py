@@ -206,13 +206,16 @@ class EdgeSession:
             return None
         return self._waiting.at(self.committed) or self._next_of_stream()
 
-    def chain(self, most: int, *, guesses: Callable[[float], int] | None = None) -> tuple[ReceivedDraft, ...]:
+    def chain(
+        self, most: int, *, guesses: Callable[[float], int] | None = None, forced: int = MAX_GUESS
+    ) -> tuple[ReceivedDraft, ...]:
         """Return the drafts that can be verified in one go, each standing on the one before.
 
         Args:
             most: Most tokens in all; the first draft always comes, however long.
             guesses: By how likely one is right, how many tokens to guess where the edge writes by itself; by default
                 none.
+            forced: Most tokens to guess there because the grammar forces them.
 
         Raises:
             DraftFault: The first draft came early, and turns out to stand on another text; it is forgotten.
@@ -220,7 +223,7 @@ class EdgeSession:
         if (ready := self.ready) is None:
             return ()
         if ready.draft.write is not None:
-            return (self._with_guesses(ready, guesses, most=most),)
+            return (self._with_guesses(ready, guesses, most=most, most_forced=forced),)
         return self._waiting.chain(base=self.committed, digest=self._digest, most=most)
 
     def wants_token_after(self, chain: Sequence[ReceivedDraft]) -> bool:
@@ -281,7 +284,7 @@ class EdgeSession:
         return self.limits.finish(self.tokens[-1:], committed=self.committed)
 
     def _with_guesses(
-        self, ready: ReceivedDraft, guesses: Callable[[float], int] | None, *, most: int
+        self, ready: ReceivedDraft, guesses: Callable[[float], int] | None, *, most: int, most_forced: int
     ) -> ReceivedDraft:
         """Put behind a stream's text what is likely to follow, as far as that pays and the device has asked."""
         assert self._stream is not None
@@ -289,7 +292,7 @@ class EdgeSession:
         room = max(0, min(most, self._stream.until - self.committed) - 1)
         if self.constraint is not None:
             # What is right for certain costs less in this step than in one of its own.
-            forced = self.constraint.guess(self.text, min(room, MAX_GUESS))
+            forced = self.constraint.guess(self.text, min(room, most_forced))
             if forced := self._before_end(forced):
                 return replace(ready, draft=ready.draft.model_copy(update={"tokens": forced}))
         if guesses is None:

@@ -29,6 +29,7 @@ class EventKind(StrEnum):
     DROPPED = "dropped"
     CLOSE = "close"
     ACCEPTANCE = "acceptance"
+    GRAMMAR = "grammar"
     FENCE = "fence"
     SESSION = "session"
     DEVICE = "device"
@@ -100,6 +101,7 @@ EVENT_CODES: Final[tuple[EventCode, ...]] = (
     EventCode(EventKind.DROPPED, "over-quota", _WARNING, "Messages of the device were dropped unread."),
     EventCode(EventKind.CLOSE, "unknown-session", _WARNING, "The device closes more sessions than it can have had."),
     EventCode(EventKind.ACCEPTANCE, "acceptance-collapsed", _WARNING, "Hardly any draft of a session is accepted."),
+    EventCode(EventKind.GRAMMAR, "killed", _WARNING, "A grammar ended the process it was compiled or followed in."),
     EventCode(EventKind.FENCE, "fenced", _WARNING, "A device was shut out, by an edge or by the administrator."),
     EventCode(EventKind.FENCE, "lifted", _INFO, "The fences of a device were lifted."),
     EventCode(_SESSION, "resumed", _INFO, "The device opened its session again at the same edge."),

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from fleet_runtime.grammar.errors import GrammarKilled
+from fleet_runtime.grammar.errors import GrammarBanned
 from schemas.grammar import Grammar
 
 __all__ = ["BannedGrammars"]
@@ -38,11 +38,10 @@ class BannedGrammars:
         """Refuse a grammar that is banned.
 
         Raises:
-            GrammarKilled: It is.
+            GrammarBanned: It is.
         """
-        digest = grammar.digest
-        if digest in self._digests:
-            raise GrammarKilled(digest)
+        if self._digests and grammar.digest in self._digests:
+            raise GrammarBanned
 
     def add(self, grammar: Grammar) -> None:
         """Ban a grammar; on return that is on disk."""

@@ -10,7 +10,7 @@ from typing import Final
 
 from fleet_runtime.grammar.banned import BannedGrammars
 from fleet_runtime.grammar.bounds import bounded_text
-from fleet_runtime.grammar.errors import GrammarBusy, GrammarError, GrammarUnavailable
+from fleet_runtime.grammar.errors import GrammarBanned, GrammarBusy, GrammarError, GrammarUnavailable
 from fleet_runtime.grammar.matcher import GrammarMatcher
 from fleet_runtime.grammar.process import CompiledGrammar, GrammarProcess
 from fleet_runtime.grammar.tokenizer import GrammarTokenizer
@@ -24,6 +24,9 @@ _KEPT: Final = 32
 _MOST_KB: Final = 512 << 10
 _PROCESS_KB: Final = 2 << 10
 """Kilobytes that all grammars may take together, and that each takes for its process."""
+
+_NOT_KEPT: Final = (GrammarUnavailable, GrammarBusy, GrammarBanned)
+"""What may be usable later, or is remembered elsewhere."""
 
 
 def compile_grammar(grammar: Grammar, tokenizer: GrammarTokenizer) -> GrammarMatcher:
@@ -87,8 +90,8 @@ class GrammarCompiler:
                 kept.set_result(self._compile(grammar))
             except BaseException as error:  # noqa: BLE001 - raised below, to those who wait for it too
                 kept.set_exception(error)
-                if not isinstance(error, GrammarError) or isinstance(error, GrammarUnavailable | GrammarBusy):
-                    self._forget(grammar, kept)  # it may be usable later
+                if not isinstance(error, GrammarError) or isinstance(error, _NOT_KEPT):
+                    self._forget(grammar, kept)
         if (failure := kept.exception()) is not None:
             raise failure.with_traceback(None)  # which would grow each time
         return kept.result()

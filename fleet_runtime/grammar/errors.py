@@ -6,7 +6,15 @@ from schemas.bounds import MAX_SENTENCE
 from schemas.errors import FleetError
 from schemas.printable import printable_line
 
-__all__ = ["GrammarBusy", "GrammarError", "GrammarKilled", "GrammarUnavailable", "OutsideGrammar", "unusable"]
+__all__ = [
+    "GrammarBanned",
+    "GrammarBusy",
+    "GrammarError",
+    "GrammarKilled",
+    "GrammarUnavailable",
+    "OutsideGrammar",
+    "unusable",
+]
 
 _MOST: Final = MAX_SENTENCE - 100
 
@@ -42,18 +50,25 @@ class OutsideGrammar(GrammarError):  # noqa: N818
         self.taken = taken
 
 
-class GrammarKilled(GrammarError):  # noqa: N818
-    """A grammar that has ended the process that it was compiled or followed in; it is not compiled again.
+class GrammarBanned(GrammarError):  # noqa: N818
+    """A grammar that has ended a process before."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The grammar cannot be used: it takes too much time, memory or stack, and is refused from now on. "
+            "Simplify it."
+        )
+
+
+class GrammarKilled(GrammarBanned):
+    """A grammar that has just ended the process that it was compiled or followed in.
 
     Attributes:
         digest: Of the grammar.
     """
 
     def __init__(self, digest: str) -> None:
-        super().__init__(
-            "The grammar cannot be used: it takes too much time, memory or stack, and is refused from now on. "
-            "Simplify it."
-        )
+        super().__init__()
         self.digest = digest
 
 

@@ -18,7 +18,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_runtime.grammar.errors import GrammarError, GrammarKilled, GrammarUnavailable, OutsideGrammar, unusable
+from fleet_runtime.grammar.errors import (
+    GrammarBanned,
+    GrammarError,
+    GrammarKilled,
+    GrammarUnavailable,
+    OutsideGrammar,
+    unusable,
+)
 from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from fleet_runtime.grammar.worker import COMPILED, MAX_PACKET, OP, REPLY, Op, Status
 from schemas.grammar import Grammar
@@ -217,8 +224,10 @@ class CompiledGrammar:
             except TimeoutError:
                 self._failure = GrammarError("The grammar's process does not answer; try again when fewer others run.")
             except OSError:
-                self._failure = GrammarKilled(self.grammar.digest)
+                self._failure = GrammarBanned()
+                self._link.close()
                 self._on_killed(self.grammar)
+                raise GrammarKilled(self.grammar.digest) from None
             except Exception as error:  # noqa: BLE001 - whatever the vocabulary raises, the process waits for its answer
                 self._failure = GrammarError(f"Text that the grammar forces cannot be encoded: {error}")
             if self._failure is not None:

@@ -222,3 +222,25 @@ def test_a_device_that_keeps_within_its_quotas_is_never_refused(messages: list[t
         scene.clock.seconds += pause + 2.0
         hostile += scene.send(kind, 50, device="hostile")
         assert scene.send(kind) == 1
+
+
+def test_grammars_have_a_quota_of_the_time_that_they_take_to_compile() -> None:
+    scene = Scene({"grammar_s_per_min": 6})
+    scene.guard.admit_grammar("device-1")
+    scene.guard.spend_grammar("device-1", 9.0)
+    with pytest.raises(OpenRefused) as refused:
+        scene.guard.admit_grammar("device-1")
+    assert refused.value.code is RefusalCode.QUOTA
+    assert refused.value.retry_s == pytest.approx(30.0)
+    scene.guard.admit_grammar("device-2")
+    scene.clock.seconds += 31.0
+    scene.guard.admit_grammar("device-1")
+
+
+def test_the_second_deadly_grammar_in_a_row_shuts_its_device_out() -> None:
+    scene = Scene()
+    scene.guard.strike_grammar("device-1")
+    assert scene.guard.take_notices() == []
+    scene.guard.strike_grammar("device-1")
+    (begun,) = scene.guard.take_notices()
+    assert isinstance(begun, FenceBegun)

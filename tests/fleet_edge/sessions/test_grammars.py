@@ -1,12 +1,14 @@
+import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from fleet_edge.errors import OpenRefused
 from fleet_edge.sessions.constraint import Constraint
-from fleet_edge.sessions.grammars import Grammars
+from fleet_edge.sessions.grammars import Grammars, PreparedGrammar
 from fleet_runtime.grammar.compiler import GrammarCompiler
+from fleet_runtime.grammar.errors import GrammarKilled
+from fleet_runtime.grammar.process import CompiledGrammar
 from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.grammar import Grammar
 from schemas.messages import Open
@@ -25,14 +27,28 @@ def message(grammar: Grammar = GRAMMAR, *, session: bytes = b"12345678", resume:
     )  # fmt: skip
 
 
+class Gated(GrammarCompiler):
+    """A compiler that begins when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: GrammarTokenizer.of_words(WORDS, end_tokens=[0]))
+        self.gate = threading.Semaphore(0)
+        self.asked: list[Grammar] = []
+
+    def compiled(self, grammar: Grammar) -> CompiledGrammar:
+        self.asked.append(grammar)
+        self.gate.acquire()
+        return super().compiled(grammar)
+
+
 class Edge:
     """Grammars, and what was told of them; calls are made when they are asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, compiler: GrammarCompiler | None = None) -> None:
         self.calls: list[Callable[[], None]] = []
-        self.told: list[Any] = []
-        compiler = GrammarCompiler(lambda: GrammarTokenizer.of_words(WORDS, end_tokens=[0]))
-        self.grammars = Grammars(compiler, self.calls.append)
+        self.told: list[PreparedGrammar] = []
+        found = compiler or GrammarCompiler(lambda: GrammarTokenizer.of_words(WORDS, end_tokens=[0]))
+        self.grammars = Grammars(found, self.calls.append)
 
     def prepare(self, asked: Open, device: str = "a") -> None:
         self.grammars.prepare(device, asked, self.told.append)
@@ -40,7 +56,8 @@ class Edge:
     def settle(self) -> None:
         """Wait for what is being prepared, and make the calls."""
         if self.grammars._pool is not None:
-            self.grammars._pool.submit(lambda: None).result()
+            self.grammars._pool.shutdown()
+            self.grammars._pool = None
         while self.calls:
             self.calls.pop(0)()
 
@@ -51,7 +68,8 @@ def test_a_grammar_is_prepared_once_and_there_at_once_from_then_on() -> None:
     edge.prepare(message())
     assert edge.grammars.waits("a", message())
     edge.settle()
-    assert isinstance(edge.told[0], Constraint)
+    assert isinstance(edge.told[0].found, Constraint)
+    assert edge.told[0].seconds > 0.0
     assert not edge.grammars.waits("a", message())
     first, second = edge.grammars.at_once(message()), edge.grammars.at_once(message())
     assert first is not None
@@ -59,13 +77,31 @@ def test_a_grammar_is_prepared_once_and_there_at_once_from_then_on() -> None:
     assert first.matcher is not second.matcher
 
 
+def test_a_known_grammar_begins_a_session_without_its_process() -> None:
+    """The thread that answers devices waits for no mask, however long one takes."""
+    edge = Edge()
+    edge.prepare(message())
+    edge.settle()
+    assert isinstance(edge.told[0].found, Constraint)
+    compiled = edge.told[0].found.matcher._compiled
+    with compiled._lock:  # its process is asked for nothing
+        found = edge.grammars.at_once(message())
+        assert found is not None
+        assert found.matcher.allowed(()).tolist() == compiled.first_allowed.tolist()
+        assert found.guess((), 8) == compiled.first_forced
+    assert edge.grammars.at_once(message(resume=(1,))) is None
+
+
 @pytest.mark.parametrize("grammar", [Grammar.regex("("), Grammar.lark("start: x")])
 def test_one_that_cannot_be_used_is_refused(grammar: Grammar) -> None:
     edge = Edge()
     edge.prepare(message(grammar))
     edge.settle()
-    assert edge.told[0].code is RefusalCode.GRAMMAR
-    assert str(edge.told[0]).startswith("The grammar cannot be used")
+    found = edge.told[0].found
+    assert isinstance(found, OpenRefused)
+    assert found.code is RefusalCode.GRAMMAR
+    with pytest.raises(OpenRefused):
+        edge.grammars.at_once(message(grammar))
 
 
 @pytest.mark.parametrize(("resume", "granted"), [((), True), ((1, 3), True), ((1, 1), False), ((2, 3, 1, 4), False)])
@@ -73,20 +109,39 @@ def test_a_text_is_resumed_if_it_is_one_of_the_grammars(resume: tuple[int, ...],
     edge = Edge()
     edge.prepare(message(resume=resume))
     edge.settle()
-    assert isinstance(edge.told[0], Constraint) is granted
-    if granted:
-        assert edge.grammars.at_once(message(resume=resume)) is not None
-    else:
-        with pytest.raises(OpenRefused, match="rules out"):
-            edge.grammars.at_once(message(resume=resume))
+    assert isinstance(edge.told[0].found, Constraint) is granted
 
 
-def test_a_session_that_is_closed_meanwhile_is_told_nothing() -> None:
+def test_what_must_follow_a_resumed_text_is_known_at_once() -> None:
+    edge = Edge()
+    edge.prepare(message(resume=(4,)))
+    edge.settle()
+    found = edge.told[0].found
+    assert isinstance(found, Constraint)
+    assert found.guess((4,), 8) == (5, 1, 1)
+    assert found.guess((4,), 2) == (5, 1)
+    assert found.guess((4, 5), 8) == ()
+
+
+def test_of_a_session_that_is_closed_meanwhile_only_the_cost_is_told() -> None:
     edge = Edge()
     edge.prepare(message())
     edge.grammars.forget("a", message().session)
     edge.settle()
-    assert edge.told == []
+    assert edge.told[0].found is None
+    assert edge.told[0].seconds > 0.0
+
+
+def test_a_grammar_that_ends_its_process_is_told_by_its_digest() -> None:
+    class Deadly(GrammarCompiler):
+        def compiled(self, grammar: Grammar) -> CompiledGrammar:
+            raise GrammarKilled(grammar.digest)
+
+    edge = Edge(Deadly(lambda: GrammarTokenizer.of_words(WORDS, end_tokens=[0])))
+    edge.prepare(message())
+    edge.settle()
+    assert edge.told[0].killed == GRAMMAR.digest
+    assert isinstance(edge.told[0].found, OpenRefused)
 
 
 def test_a_device_has_few_grammars_prepared_at_a_time_and_keeps_no_other_from_it() -> None:
@@ -101,7 +156,21 @@ def test_a_device_has_few_grammars_prepared_at_a_time_and_keeps_no_other_from_it
     assert len(edge.told) == 5
 
 
+def test_another_devices_grammar_waits_for_none_of_those_that_a_device_has_waiting() -> None:
+    compiler = Gated()
+    edge = Edge(compiler)
+    patterns = [Grammar.regex("t1 " * number) for number in range(1, 6)]
+    for number, grammar in enumerate(patterns[:4]):
+        edge.prepare(message(grammar, session=bytes([number]) * 8))
+    edge.prepare(message(patterns[4]), device="b")
+    compiler.gate.release(5)
+    edge.settle()
+    assert compiler.asked[0] == patterns[0]
+    assert compiler.asked.index(patterns[4]) == 1, "one of a device is compiled at a time, and the other's beside it"
+    assert compiler.asked.index(patterns[1]) < compiler.asked.index(patterns[2]) < compiler.asked.index(patterns[3])
+
+
 def test_an_engine_that_does_not_know_whole_rows_refuses_by_name() -> None:
-    with pytest.raises(OpenRefused, match="response_format, tools, grammar") as refused:
+    with pytest.raises(OpenRefused) as refused:
         Grammars().at_once(message())
     assert refused.value.code is RefusalCode.GRAMMAR

@@ -1,0 +1,118 @@
+"""Grammars that end the process they are compiled or followed in: what it costs the device, and nobody else."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fleet_device.errors import SessionFailed
+from fleet_device.pacing.contract import FixedPacing
+from fleet_edge.settings import EdgeSettings
+from fleet_edge.store.records.events import EventLogged
+from fleet_runtime.grammar import compiler
+from schemas.grammar import Grammar, GrammarKind
+from schemas.messages import Opened, Refused
+from schemas.policy import Mode
+from schemas.reasons import Action, FaultCode, RefusalCode
+from tests.support.memory_fleet import Device, MemoryFleet, lossless_text, run, terms
+from tests.support.toy_grammar import GRAMMAR, TEXTS
+
+CHAIN = ",".join(f'"{place}":{{"items":{{"$ref":"#/$defs/{place + 1}"}}}}' for place in range(1600))
+DEADLY = Grammar(kind=GrammarKind.JSON_SCHEMA, text=f'{{"$defs":{{{CHAIN},"1600":{{}}}},"$ref":"#/$defs/0"}}')
+
+
+class Scene:
+    """A device in the middle of its text, and one whose sessions have grammars."""
+
+    def __init__(self, folder: Path) -> None:
+        self.before = set(psutil.Process().children())
+        self.fleet = MemoryFleet(settings={"spool": folder})
+        self.good = Device(self.fleet, "good", terms(1, mode=Mode.COUPLED, max_new_tokens=20), length=2, ahead=True)
+        self.good.open()
+        self.fleet.settle()
+        self.sessions = 10
+
+    def open(self, grammar: Grammar) -> Device:
+        """Open a session with a grammar, and wait until that is granted or refused."""
+        self.sessions += 1
+        asked = terms(self.sessions, max_new_tokens=6)
+        asked = replace(asked, policy=asked.policy.model_copy(update={"grammar": grammar}))
+        device = Device(self.fleet, "bad", asked, length=0, ahead=False, pacing=FixedPacing(6, stream=True))
+        device.open()
+        while not any(isinstance(each, Opened | Refused) for each in device.messages):
+            self.fleet.settle()
+        return device
+
+    def refusal(self, grammar: Grammar) -> Refused:
+        (reply,) = (each for each in self.open(grammar).messages if isinstance(each, Refused))
+        return reply
+
+    def kill_grammars(self) -> None:
+        for worker in set(psutil.Process().children()) - self.before:
+            for child in worker.children():
+                child.kill()
+
+    def events(self) -> list[EventLogged]:
+        return [event for event in self.fleet.sink.of(EventLogged) if event.kind == "grammar"]
+
+    def others_are_untouched(self) -> None:
+        run(self.fleet, [self.good], random.Random(0))
+        assert self.good.session.committed == lossless_text(self.good.terms)
+        assert (self.good.faults, self.good.resumes) == ([], 0)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def test_one_that_cannot_be_compiled_is_refused_logged_with_its_hash_and_refused_after_a_restart(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "bounded_text", lambda grammar: grammar.text)
+    assert scene.refusal(DEADLY).code is RefusalCode.GRAMMAR
+    (event,) = scene.events()
+    assert (event.device, event.code) == ("bad", "killed")
+    assert DEADLY.digest in event.sentence
+    scene.others_are_untouched()
+    scene.fleet.restart_edge()
+    assert scene.refusal(DEADLY).code is RefusalCode.GRAMMAR
+    assert len(scene.events()) == 1, "no process has seen it again"
+
+
+def test_two_in_a_row_shut_their_device_out(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "bounded_text", lambda grammar: grammar.text)
+    scene.refusal(DEADLY)
+    scene.refusal(DEADLY.model_copy(update={"text": DEADLY.text + " "}))
+    assert scene.refusal(GRAMMAR).code is RefusalCode.FENCED
+    scene.others_are_untouched()
+
+
+def test_one_that_ends_its_process_while_it_is_followed_ends_its_session_alone(scene: Scene) -> None:
+    device = scene.open(GRAMMAR)
+    scene.kill_grammars()
+    with pytest.raises(SessionFailed):
+        run(scene.fleet, [device], random.Random(0))
+    assert [(fault.code, fault.action) for fault in device.faults] == [(FaultCode.INTERNAL, Action.GIVE_UP)]
+    (event,) = scene.events()
+    assert (event.device, event.session) == ("bad", device.terms.session.hex())
+    assert scene.refusal(GRAMMAR).code is RefusalCode.GRAMMAR
+    scene.others_are_untouched()
+
+
+def test_what_a_grammar_forces_is_guessed_where_the_edge_decodes(scene: Scene) -> None:
+    device = scene.open(GRAMMAR)
+    run(scene.fleet, [device], random.Random(1))
+    assert tuple(token for token in device.session.committed if token) in TEXTS
+    (session,) = (each for (name, _, _), each in scene.fleet.known.items() if name == "bad")
+    assert session.counters.guessed_right == session.counters.guessed
+
+
+def test_an_edge_whose_grammars_are_off_refuses_them(tmp_path: Path) -> None:
+    assert EdgeSettings().grammars
+    scene = Scene(tmp_path)
+    scene.fleet.settings = scene.fleet.settings.model_copy(update={"grammars": False})
+    scene.fleet.restart_edge()
+    assert scene.refusal(GRAMMAR).code is RefusalCode.GRAMMAR
