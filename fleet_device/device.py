@@ -20,7 +20,7 @@ from typing import Final, Literal, Self
 
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.registry import load_drafter
-from fleet_device.errors import DeviceClosed
+from fleet_device.errors import DeviceClosed, InvalidRequest, SessionRefused
 from fleet_device.offline import OfflinePolicy
 from fleet_device.preflight import preflight
 from fleet_device.service import DeviceService
@@ -293,6 +293,11 @@ class Device:
     def _begin(self, prompt: Prompt, options: TextOptions, *, revisable: bool) -> TextStream:
         encode = prepare_request(prompt, self.settings, revisable=revisable, **options)
         opened = self._require_open()
+        if (grammar := options.get("grammar")) is not None:
+            try:
+                opened.service.agent.check_grammar(grammar)
+            except SessionRefused as error:
+                raise InvalidRequest(str(error)) from None
         return TextStream(opened.texts, lambda: encode(opened.service.codec))
 
     def _require_open(self) -> _Open:

@@ -23,6 +23,7 @@ from fleet_device.steering.remote_settings import RemoteSettings
 from fleet_device.steering.steering import Steering
 from fleet_device.texts.generate import GeneratedText
 from fleet_device.texts.queue import Listener, TextQueue, Ticket
+from schemas.grammar import Grammar
 from schemas.version import VERSION
 
 __all__ = ["Asked", "Gateway"]
@@ -216,6 +217,10 @@ class Gateway:
     def cancel(self, ticket: Ticket) -> None:
         """Give a text up; see `TextQueue.cancel`."""
         self._texts.cancel(ticket)
+
+    def check_grammar(self, grammar: Grammar) -> None:
+        """Compile a grammar; see `Agent.check_grammar`."""
+        self._service.agent.check_grammar(grammar)
 
     def spell(self, token: int) -> bytes:
         """Return the bytes of a token; none for control tokens."""

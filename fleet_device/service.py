@@ -169,6 +169,7 @@ class DeviceService:
                 self._connecting.join()
                 self._link.stop()  # it may just have been about to start
             self._reports.stop()
+            self.agent.close()
             self.drafter.close()
 
     @property

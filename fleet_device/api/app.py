@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
@@ -29,11 +30,12 @@ from fleet_device.api.stream import Events, EventsResponse, Happened, Pause, Tex
 from fleet_device.applications import Application, ApplicationsFile
 from fleet_device.client.request import GenerateRequest, Piece
 from fleet_device.drafters.contract import TextCodec
-from fleet_device.errors import DeviceError, EdgeUnavailable
+from fleet_device.errors import DeviceError, EdgeUnavailable, SessionRefused
 from fleet_device.offline import OfflinePolicy
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText
 from fleet_device.texts.queue import Delayed, Failed, Listener, Ticket
+from schemas.grammar import Grammar
 
 __all__ = ["MAX_BODY_BYTES", "Backend", "create_app"]
 
@@ -53,6 +55,13 @@ class Backend(Protocol):
 
     def cancel(self, ticket: Ticket) -> None:
         """Give a text up; see `TextQueue.cancel`."""
+
+    def check_grammar(self, grammar: Grammar) -> None:
+        """Compile a grammar; unlike the other methods it may take seconds, and is called on a thread of its own.
+
+        Raises:
+            SessionRefused: The grammar cannot be used.
+        """
 
     def spell(self, token: int) -> bytes:
         """Return the bytes of a token; none for control tokens."""
@@ -191,6 +200,11 @@ class _Api:
         whole: Callable[[list[GeneratedText]], dict[str, Any]],
         stream: Callable[[TextEvents, Happened], AsyncIterator[bytes]],
     ) -> Response:
+        if (grammar := asked.text_grammar()) is not None:
+            try:
+                await run_in_threadpool(self.backend.check_grammar, grammar)
+            except SessionRefused as error:
+                raise _problem(error, asked) from None
         policy = self.settings.offline if asked.offline is None else asked.offline
         if policy is OfflinePolicy.FAIL and (missing := self.backend.absence()) is not None:
             raise EdgeUnavailable(missing)
@@ -222,7 +236,7 @@ class _Api:
         def listen(number: int, each: Piece | Delayed | GeneratedText | Failed) -> None:
             counted.note(each)
             if isinstance(each, Failed):
-                each = replace(each, error=problem_of(each.error, prompt=asked.prompt_field))
+                each = replace(each, error=_problem(each.error, asked))
             if isinstance(each, Piece) and not each.text and asked.most_logprobs is None:
                 return  # a chunk without text would tell the client nothing
             loop.call_soon_threadsafe(events.put_nowait, (number, each))
@@ -270,6 +284,10 @@ class _Api:
             spell=None if asked.most_logprobs is None else self.backend.spell,
             tools=asked.tool_calls(),
         )
+
+
+def _problem(error: Exception, asked: TextRequest) -> ApiProblem:
+    return problem_of(error, prompt=asked.prompt_field, grammar=asked.grammar_field)
 
 
 def _prepare(asked: TextRequest, defaults: DeviceSettings, app: str | None, codec: TextCodec) -> GenerateRequest:

@@ -25,13 +25,13 @@ __all__ = ["ApiProblem", "problem_of", "unusable"]
 _RETRY_S: Final = 2
 _TOO_MANY: Final = 429
 
-_THE_APPLICATIONS: Final[Mapping[RefusalCode, str | None]] = {
+_THE_APPLICATIONS: Final[Mapping[RefusalCode, str]] = {
     RefusalCode.PROMPT_EMPTY: "prompt",
     RefusalCode.PROMPT_TOO_LONG: "prompt",
     RefusalCode.TOKEN: "prompt",
     RefusalCode.MAX_NEW_TOKENS: "max_tokens",
     RefusalCode.LOGPROBS: "logprobs",
-    RefusalCode.GRAMMAR: None,  # of response_format, tools or grammar
+    RefusalCode.GRAMMAR: "grammar",
 }
 _PASSING: Final = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
 _OF_THE_DEVICE: Final = frozenset({RefusalCode.QUOTA, RefusalCode.FENCED})
@@ -80,18 +80,19 @@ def unusable(param: str, what: str) -> ApiProblem:
     return ApiProblem(400, f"The parameter {param!r} cannot be used: {what}.", param=param)
 
 
-def problem_of(error: Exception, *, prompt: str = "prompt") -> ApiProblem:
+def problem_of(error: Exception, *, prompt: str = "prompt", grammar: str = "grammar") -> ApiProblem:
     """Translate the failure of a request.
 
     Args:
         error: The failure.
         prompt: The request's field that holds the prompt.
+        grammar: That which asks for a grammar.
     """
     match error:
         case ApiProblem():
             return error
         case SessionRefused():
-            return _refused(error, prompt)
+            return _refused(error, {"prompt": prompt, "grammar": grammar})
         case PromptTooLong():
             return ApiProblem(400, str(error), code="context_length_exceeded", param=prompt)
         case TextQueueFull():
@@ -103,14 +104,14 @@ def problem_of(error: Exception, *, prompt: str = "prompt") -> ApiProblem:
             return _failed(error)
 
 
-def _refused(error: SessionRefused, prompt: str) -> ApiProblem:
+def _refused(error: SessionRefused, fields: Mapping[str, str]) -> ApiProblem:
     """Say whose fault it was: the application's, nobody's, the device's as a whole, or the configuration's."""
     if error.code in _PASSING:
         seconds = _RETRY_S if error.retry_s is None else _whole(error.retry_s)
         return _later(503, str(error), code=error.code.value, seconds=seconds)
     if error.code in _THE_APPLICATIONS:
         param = _THE_APPLICATIONS[error.code]
-        return ApiProblem(400, str(error), code=error.code.value, param=prompt if param == "prompt" else param)
+        return ApiProblem(400, str(error), code=error.code.value, param=fields.get(param, param))
     if error.code in _OF_THE_DEVICE and error.retry_s is not None:
         return _later(_TOO_MANY, str(error), code=error.code.value, seconds=_whole(error.retry_s))
     if error.code is RefusalCode.QUOTA:  # what no device may ask for here, at any time

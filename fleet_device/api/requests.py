@@ -257,6 +257,11 @@ class TextRequest(_Model):
         """Return what the text must look like."""
         return self.grammar
 
+    @property
+    def grammar_field(self) -> str:
+        """The field that asks for a grammar; an error of the grammar names it."""
+        return "grammar"
+
     def tool_calls(self) -> ToolCalls | None:
         """Return how the text is one of calls of functions; None where it cannot be."""
         return None
@@ -290,6 +295,7 @@ class ChatRequest(TextRequest):
     """
 
     prompt_field: ClassVar[str] = "messages"
+    format_field: ClassVar[str] = "response_format"
 
     messages: Annotated[tuple[Message, ...], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: TokenLimit | None = None
@@ -365,6 +371,13 @@ class ChatRequest(TextRequest):
                 raise unusable(param, "of grammar, response_format and tools one alone can be served")
             found = found or grammar
         return found
+
+    @property
+    def grammar_field(self) -> str:
+        """The field that asks for a grammar; an error of the grammar names it."""
+        if self.grammar is not None:
+            return "grammar"
+        return "tools" if self._calls else self.format_field
 
     def tool_calls(self) -> ToolCalls | None:
         """Return how the text is one of calls of functions; None where it cannot be."""

@@ -7,7 +7,7 @@ name: an application sends what was said before with its next request, as it doe
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from pydantic_core import from_json
 
@@ -49,6 +49,13 @@ _IGNORED: Final = frozenset({"metadata", "prompt_cache_key", "safety_identifier"
 _PARTS: Final = frozenset({"input_text", "output_text", "text"})
 
 
+class _AsChat(ChatRequest):
+    """A chat whose fields have the names of this request in errors."""
+
+    prompt_field: ClassVar[str] = "input"
+    format_field: ClassVar[str] = "text"
+
+
 def read_responses_request(body: bytes) -> ChatRequest:
     """Read a request's body as the chat that it is.
 
@@ -63,7 +70,7 @@ def read_responses_request(body: bytes) -> ChatRequest:
         raise ApiProblem(400, "The body is not a JSON object.")
     chat = _chat(value)
     try:
-        return read_request(ChatRequest, json.dumps(chat).encode())
+        return read_request(_AsChat, json.dumps(chat).encode())
     except ApiProblem as problem:
         named = {"messages": "input", "max_completion_tokens": "max_output_tokens", "response_format": "text"}
         first = (problem.param or "").partition(".")[0]

@@ -28,9 +28,10 @@ from fleet_device.session.states import SessionCounters
 from fleet_device.session.text import SessionRequest
 from fleet_link.link import Link
 from fleet_runtime.grammar.compiler import GrammarCompiler
-from fleet_runtime.grammar.errors import GrammarError, GrammarUnavailable
+from fleet_runtime.grammar.errors import GrammarBusy, GrammarError, GrammarUnavailable
 from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.bounds import MAX_WINDOW, SESSION_BYTES
+from schemas.grammar import Grammar
 from schemas.messages import Close, Closed
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason, RefusalCode
@@ -251,6 +252,22 @@ class Agent:
         if self.reports is not None:
             self.reports.on_event(event)
 
+    def check_grammar(self, grammar: Grammar) -> None:
+        """Compile a grammar, so that it is known when a text needs it. Callable on any thread.
+
+        Raises:
+            SessionRefused: It cannot be used.
+        """
+        try:
+            self._grammars.compiled(grammar)
+        except GrammarError as error:
+            code = RefusalCode.BUSY if isinstance(error, GrammarBusy) else RefusalCode.GRAMMAR
+            raise SessionRefused(code, str(error)) from None
+
+    def close(self) -> None:
+        """End the process that compiles grammars."""
+        self._grammars.close()
+
     def _constraint(self, policy: SamplingPolicy) -> DraftConstraint | None:
         """Return the constraint of a text that has a grammar.
 
@@ -259,10 +276,8 @@ class Agent:
         """
         if policy.grammar is None:
             return None
-        try:
-            return DraftConstraint(self._grammars.matcher(policy.grammar))
-        except GrammarError as error:
-            raise SessionRefused(RefusalCode.GRAMMAR, str(error)) from None
+        self.check_grammar(policy.grammar)
+        return DraftConstraint(self._grammars.matcher(policy.grammar))
 
     def _grammar_tokenizer(self) -> GrammarTokenizer:
         codec = self.drafter.codec

@@ -21,6 +21,9 @@ __all__ = ["GrammarCompiler", "compile_grammar"]
 _KEPT: Final = 32
 """Grammars that are kept compiled, or known to be unusable."""
 
+_AT_ONCE: Final = 2
+"""Grammars that are compiled at the same time."""
+
 _MOST_KB: Final = 512 << 10
 _PROCESS_KB: Final = 2 << 10
 """Kilobytes that all grammars may take together, and that each takes for its process."""
@@ -43,7 +46,7 @@ def compile_grammar(grammar: Grammar, tokenizer: GrammarTokenizer) -> GrammarMat
 
 
 class GrammarCompiler:
-    """Compiles grammars. Callable on any thread; several grammars are compiled at once if several threads ask.
+    """Compiles grammars. Callable on any thread.
 
     Args:
         load: Builds the vocabulary, when the first grammar comes.
@@ -57,6 +60,7 @@ class GrammarCompiler:
         self._starting = threading.Lock()
         self._kept: OrderedDict[Grammar, Future[CompiledGrammar]] = OrderedDict()
         self._keeping = threading.Lock()
+        self._places = threading.BoundedSemaphore(_AT_ONCE)
         self._living: weakref.WeakSet[CompiledGrammar] = weakref.WeakSet()  # those in use that are not kept, too
 
     def knows(self, grammar: Grammar) -> bool:
@@ -106,7 +110,8 @@ class GrammarCompiler:
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         self._banned.check(grammar)
         text = bounded_text(grammar)
-        found = self._compile_apart(grammar, text)
+        with self._places:
+            found = self._compile_apart(grammar, text)
         with self._keeping:
             self._living.add(found)
             while len(self._kept) > _KEPT or (len(self._kept) > 1 and self._memory_kb() > _MOST_KB):

@@ -20,6 +20,7 @@ from fleet_device import (
     DeviceClosed,
     EdgeUnavailable,
     GeneratedText,
+    Grammar,
     InvalidRequest,
     SettingsError,
     TextCancelled,
@@ -258,3 +259,12 @@ def test_importing_the_device_loads_neither_llama_cpp_nor_a_web_server() -> None
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set() set()"
+
+
+@pytest.mark.parametrize("grammar", [Grammar.regex("("), Grammar.json_schema({"not": {}}), Grammar.lark("start: x")])
+def test_a_grammar_that_cannot_be_used_is_refused_whether_an_edge_is_there_or_not(grammar: Grammar) -> None:
+    with made(MemoryFleet(), offline="wait") as device:
+        with pytest.raises(InvalidRequest):
+            device.generate("t1 t2", grammar=grammar)
+        with pytest.raises(InvalidRequest):
+            device.stream("t1 t2", grammar=grammar)

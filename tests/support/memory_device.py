@@ -10,6 +10,7 @@ from typing import Any
 from fleet_device.client.agent import Generation
 from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
+from fleet_device.errors import SessionRefused
 from fleet_device.offline import Outages
 from fleet_device.service import DeviceService
 from fleet_device.session.states import SessionCounters
@@ -18,7 +19,8 @@ from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText, generate_text
 from fleet_device.texts.queue import Listener, TextQueue, Ticket
 from schemas.control import EdgeState, Presence, encode_json
-from schemas.reasons import EndReason
+from schemas.grammar import Grammar
+from schemas.reasons import EndReason, RefusalCode
 from schemas.topics import Topic, build
 from tests.support.device_status import device_status
 from tests.support.memory_fleet import DRAFT, EDGE, END, FLEET, MemoryFleet
@@ -195,6 +197,7 @@ class ScriptedBackend:
         self.agent = agent
         self.drafter = drafter
         self.missing: str | None = None
+        self.unusable = False  # whatever grammar is asked for
         self.since = STARTED
         self.cancelled: list[Ticket] = []
         self.queue = TextQueue(self._write, waiting=waiting)
@@ -210,6 +213,10 @@ class ScriptedBackend:
     def cancel(self, ticket: Ticket) -> None:
         self.cancelled.append(ticket)
         self.queue.cancel(ticket)
+
+    def check_grammar(self, _grammar: Grammar) -> None:
+        if self.unusable:
+            raise SessionRefused(RefusalCode.GRAMMAR, "It cannot be used.")
 
     def spell(self, token: int) -> bytes:
         return self.drafter.codec.piece(token)

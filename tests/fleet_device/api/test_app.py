@@ -1,6 +1,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -344,3 +345,39 @@ def test_unknown_paths_and_methods_are_answered_in_openai_shape(make: Make) -> N
     assert error(ask(app, "GET", "/v1/images"))["code"] == "not_found"
     wrong = ask(app, "GET", "/v1/completions")
     assert (wrong.status_code, error(wrong)["code"]) == (405, "method_not_allowed")
+
+
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"response_format": SCHEMA}, "response_format"),
+        ({"tools": TOOLS}, "tools"),
+        ({"tools": TOOLS, "tool_choice": "required"}, "tools"),
+        ({"grammar": {"kind": "regex", "text": "("}}, "grammar"),
+    ],
+)
+def test_a_grammar_that_cannot_be_used_is_refused_before_it_waits_for_anything(
+    make: Make, asked: dict[str, Any], param: str
+) -> None:
+    """Whether the queue is full or no edge is there is no matter of the schema's."""
+    agent = ScriptedAgent(gate=threading.Semaphore(0))
+    app, backend = make(agent, waiting=0)
+    backend.unusable = True
+    for missing in (None, "No edge."):
+        backend.missing = missing
+        for stream in (False, True):
+            response = chat(app, stream=stream, **asked)
+            assert (response.status_code, error(response)["code"], error(response)["param"]) == (400, "grammar", param)
+    assert agent.asked == []
+
+
+def test_the_responses_endpoint_names_its_own_field_of_a_schema(make: Make) -> None:
+    app, backend = make()
+    backend.unusable = True
+    form = {"type": "json_schema", "name": "x", "schema": {"not": {}}}
+    response = ask(app, "POST", "/v1/responses", body={"input": "t1", "text": {"format": form}})
+    assert (response.status_code, error(response)["code"], error(response)["param"]) == (400, "grammar", "text")

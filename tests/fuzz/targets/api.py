@@ -16,10 +16,14 @@ from fleet_device.api.app import create_app
 from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
-from fleet_device.errors import DeviceError, EdgeUnavailable
+from fleet_device.errors import DeviceError, EdgeUnavailable, SessionRefused
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import generate_text
 from fleet_device.texts.queue import Failed, Listener, Ticket
+from fleet_runtime.grammar.bounds import bounded_text
+from fleet_runtime.grammar.errors import GrammarError
+from schemas.grammar import Grammar
+from schemas.reasons import RefusalCode
 from tests.fuzz.frames import Frame, pack, unpack
 from tests.fuzz.harness import Finding
 from tests.fuzz.mutation import Bytes, cross_frames, mutate_frames, mutate_json
@@ -95,6 +99,12 @@ class _Backend:
         else:
             ticket.tell(text)
         return ticket
+
+    def check_grammar(self, grammar: Grammar) -> None:
+        try:
+            bounded_text(grammar)
+        except GrammarError as error:
+            raise SessionRefused(RefusalCode.GRAMMAR, str(error)) from None
 
     def cancel(self, ticket: Ticket) -> None:
         ticket.cancellation.cancel()
