@@ -240,14 +240,7 @@ class Edge:
 
 
 class Bench:
-    """A suite's run.
-
-    Attributes:
-        options: Parsed.
-        folder: Temporary.
-        fleet: Topic level.
-        cores: The edge apart from the others; a suite may choose otherwise.
-    """
+    """A suite's run."""
 
     def __init__(self, options: argparse.Namespace, folder: Path, *, fleet: str) -> None:
         self.options = options
@@ -286,14 +279,7 @@ class Bench:
 
     @contextmanager
     def edge(self, port: int, target: Path, *, engine: str = "llama.cpp", **settings: object) -> Iterator[Edge]:
-        """Run `fleet edge run` on the edge's cores, without quotas; on entry it is online.
-
-        Args:
-            port: The broker's.
-            target: What it serves.
-            engine: Which computes.
-            settings: Others of the edge, by the names of their flags.
-        """
+        """Run `fleet edge run` on the edge's cores, without quotas; on entry it is online."""
         folder = self.new_folder()
         log = f"sqlite:///{folder}/log.sqlite3"
         settings = {"threads": len(self.cores.edge), **settings}

@@ -61,16 +61,7 @@ def on_cores(cores: Collection[int]) -> Iterator[None]:
 
 
 class Program:
-    """A Python program of ours in a process of its own.
-
-    Args:
-        module: What is run.
-        arguments: Its command line.
-        cores: Where it runs.
-        log: Its standard error.
-        on_line: Called with each line of its standard output that is a JSON object, on a thread.
-        environment: Variables beside ours.
-    """
+    """A Python program of ours in a process of its own."""
 
     def __init__(
         self,
@@ -135,7 +126,7 @@ class Program:
         return line
 
     def wait_to_end(self, *, timeout_s: float) -> None:
-        """Wait until it has ended by itself.
+        """Wait until it has ended unasked.
 
         Raises:
             BenchError: It has not.

@@ -76,10 +76,6 @@ class FillingLink:
     """A link that sends as many bytes before each draft as its tokens' full distributions would take.
 
     Nobody reads them: what it costs to decode and use them is left out.
-
-    Args:
-        link: To the broker.
-        size: Bytes before each draft.
     """
 
     def __init__(self, link: PahoLink, size: int) -> None:

@@ -149,12 +149,7 @@ def _get(address: str) -> None:
 
 
 class Viewer:
-    """A browser that has logged in to a dashboard.
-
-    Args:
-        address: Where the dashboard is, as a URL.
-        services: Of its database, for an account.
-    """
+    """A browser that has logged in to a dashboard."""
 
     def __init__(self, address: str, services: Services) -> None:
         self._address = address.rstrip("/")

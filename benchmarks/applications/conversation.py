@@ -117,7 +117,9 @@ def run(bench: Bench) -> Report:
 def _goals(rows: Sequence[dict[str, Any]], shared: Sequence[dict[str, Any]]) -> Iterator[Goal]:
     for engine in dict.fromkeys(row["engine"] for row in rows):
         own = [row for row in rows if row["engine"] == engine]
-        yield at_most(f"{engine}: tokens computed besides new ones", max(row["beyond_new"] for row in own), _BLOCK)
+        yield at_most(
+            f"{engine}: tokens computed in addition to new ones", max(row["beyond_new"] for row in own), _BLOCK
+        )
         first = {n: [r["first_token_ms"] for r in own if r["alone"] and r["turn"] == n] for n in (2, own[-1]["turn"])}
         if len(first) == 2 and all(first.values()):
             second, last = map(median, first.values())

@@ -56,9 +56,6 @@ class Site:
 
     Args:
         folder: For the session log, the spool and what the device keeps.
-
-    Attributes:
-        database: The session log.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -21,24 +21,12 @@ _AWAY_S: Final = 4.0
 _PROMPT: Final = 8
 _TIMEOUT_S: Final = 120.0
 _SEEN: Final = ("killed", "cut")
-"""Ways of which the broker or the device's own line tells; the others show only as silence."""
+"""Ways that the broker or the device's own line reports; the others show only as silence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What became of a text.
-
-    Attributes:
-        policy: What it was to do.
-        way: How its edge went away.
-        at: Tokens that were given out then.
-        after_s: From the deadline to going on alone, or to the error; with `wait`, from the edge's return to the next
-            token. None if the text was done before.
-        session: Its id, unless it failed.
-        tokens: Given out.
-        unverified: As the API counts them.
-        wrong: What is wrong with it; None if nothing is.
-    """
+    """What became of a text."""
 
     policy: OfflinePolicy
     way: str
@@ -179,7 +167,7 @@ def _after_s(seen: _Seen, pull: _Pull, policy: OfflinePolicy, way: str) -> float
 def _wrong(seen: _Seen, policy: OfflinePolicy, expected: list[str]) -> str | None:
     head = [word for word, verified in zip(seen.words, seen.verified, strict=True) if verified]
     if seen.words[: len(head)] != head:
-        return "a verified token stands behind an unverified one"
+        return "a verified token follows an unverified one"
     if head != expected[: len(head)]:
         return "what claims to be verified is not the target's text"
     if policy is OfflinePolicy.FAIL:

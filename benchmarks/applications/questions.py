@@ -37,12 +37,7 @@ def system_of(conversation: int) -> str:
 
 
 def rules(count: Callable[[str], int], *, tokens: int) -> str:
-    """Return rules that are at least so many tokens long.
-
-    Args:
-        count: Tells the tokens of a text.
-        tokens: How many.
-    """
+    """Return rules of at least that many tokens."""
     lines: list[str] = []
     while not lines or count("\n".join(lines)) < tokens:
         lines.append(f"Rule {len(lines) + 1}. {_RULES[len(lines) % len(_RULES)]}")

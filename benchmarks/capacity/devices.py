@@ -5,19 +5,19 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
 
-from benchmarks.harness import link_to
+from benchmarks.harness import connected
 from fleet_cli.edge.advise.service_level import Client, Text, Window
-from fleet_device.client.agent import Agent, Generation
+from fleet_device.client.agent import Generation
 from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.pacing.contract import Pacing
-from fleet_link.paho_link import PahoLink
 from schemas.errors import FleetError
 from schemas.policy import Mode
 from schemas.reasons import EndReason
@@ -26,7 +26,6 @@ from tests.support.recorded_drafter import RecordedDrafter, RecordedText
 
 __all__ = ["Arrival", "Arrivals", "Devices", "Follower", "Measured", "Timing", "Warming"]
 
-_START_S: Final = 20.0
 _END_S: Final = 60.0
 _LOOK_S: Final = 0.02
 _AFTER_FAILURE_S: Final = 0.5
@@ -50,18 +49,12 @@ class Timing:
     tokens: int = 1
 
     def patience_of(self, devices: int) -> float:
-        """Return how long so many devices are waited for: an edge computes their prompts one after another."""
+        """Return how long to wait for a number of devices: an edge computes their prompts one after another."""
         return self.patience_s + _DEVICE_S * devices
 
 
 class Warming:
-    """Finds the window of a measurement.
-
-    Args:
-        timing: How long.
-        clients: Watched.
-        started: When they began (monotonic seconds).
-    """
+    """Finds the window of a measurement."""
 
     def __init__(self, timing: Timing, clients: Sequence[Client], started: float) -> None:
         self._timing = timing
@@ -212,25 +205,18 @@ class Devices(AbstractContextManager["Devices"]):
     ) -> None:
         self._mode = mode
         self._replayed = replayed
-        self._devices: list[tuple[PahoLink, Agent, RecordedDrafter]] = []
-        for number, pacing in enumerate(pacings):
-            name = f"device-{number}"
-            drafter = RecordedDrafter(codec, vocabulary, token_s=token_s, quantization=draft)
-            link = link_to(port, name)
-            agent = Agent(link, fleet, name, drafter, pacing, time.monotonic)
-            agent.attach()
-            self._devices.append((link, agent, drafter))
+        self._drafters = [RecordedDrafter(codec, vocabulary, token_s=token_s, quantization=draft) for _ in pacings]
+        self._connect = partial(connected, port, fleet, self._drafters, pacing=iter(pacings).__next__)
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        for link, _, _ in self._devices:
-            link.start(timeout_s=_START_S)
+        self._agents = self._stack.enter_context(self._connect())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for link, _, _ in self._devices:
-            link.stop()
+        self._stack.close()
 
     def measure(
         self,
@@ -239,20 +225,14 @@ class Devices(AbstractContextManager["Devices"]):
         *,
         on_window: Callable[[], None] = lambda: None,
     ) -> Measured:
-        """Have all devices write until the window is over; texts that are under way then are cancelled.
-
-        Args:
-            arrivals: What each asks for.
-            timing: How long.
-            on_window: Called when the window begins, and again when it ends.
-        """
-        clients = [Client() for _ in self._devices]
+        """Have all devices write until the window is over; texts that are under way then are cancelled."""
+        clients = [Client() for _ in self._agents]
         measured = Measured(clients, Window(0.0, 0.0))
         over = threading.Event()
-        cancellations = [Cancellation() for _ in self._devices]
+        cancellations = [Cancellation() for _ in self._agents]
         threads = [
             threading.Thread(target=self._write, args=(n, arrivals[n], cancellations[n], over, measured), daemon=True)
-            for n in range(len(self._devices))
+            for n in range(len(self._agents))
         ]
         started = time.monotonic()
         for thread in threads:
@@ -282,7 +262,7 @@ class Devices(AbstractContextManager["Devices"]):
         over: threading.Event,
         measured: Measured,
     ) -> None:
-        _, agent, drafter = self._devices[number]
+        agent, drafter = self._agents[number], self._drafters[number]
         for arrival in arrivals:
             if over.wait(arrival.pause_s) or over.is_set():
                 return

@@ -44,13 +44,7 @@ def verifier_over(path: Path, *, threads: int, stable_rows: bool) -> Verifier:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is asked for.
-
-    Attributes:
-        tokens: Token ids.
-        policy: With the seed.
-        most: Tokens of the text.
-    """
+    """What is asked for."""
 
     tokens: tuple[int, ...]
     policy: SamplingPolicy
@@ -59,12 +53,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a step has brought one client.
-
-    Attributes:
-        new: Token ids.
-        ended: Whether its text is at its end.
-    """
+    """What a step has brought one client."""
 
     new: tuple[int, ...]
     ended: bool

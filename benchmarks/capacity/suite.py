@@ -126,20 +126,20 @@ class Row:
         mbit_s: Width of the line, each way; 0 is none.
         arrivals: How they ask.
         tokens_per_s: Committed in the window, of all devices together.
-        ttft_ms: Time to the first token: the median over texts, those that have waited in vain with their wait.
+        ttft_ms: Time to the first token: the median over texts, those without any with their wait.
         clients_at_level: Devices that got the service level.
         pace: Tokens a second while texts are written: the median over devices.
         gap_p95_ms: Time between tokens at the 95th percentile: the median over devices; None where there was none.
         uplink_bytes_per_token: Payload.
         downlink_bytes_per_token: Payload.
         acceptance: Accepted of tested draft tokens; None where none was tested.
-        streamed: Share of the tokens that the edge wrote by itself.
+        streamed: Share of the tokens of edge-only decoding.
         mean_draft: Tokens of a draft; None where there was none.
         as_recorded: Share of the whole texts that came out as recorded; None where nothing is replayed.
         text_tokens: Mean length of the texts, those that were cut off too; None where nothing is replayed.
         draft_token_ms: Of the draft model that is replayed.
         edge_cpu: Cores that the edge took.
-        load_cpu: Cores that devices, line and broker took, beside it or on its own.
+        load_cpu: Cores that devices, line and broker took.
         window_s: How long was counted.
         failed: Texts that were not written, by reason.
     """
@@ -175,13 +175,7 @@ class Row:
         return self.load_cpu is not None and self.load_cpu > _LOAD_LIMIT
 
     def count(self, clients: Sequence[Client], window: Window, *, travel_s: float = 0.0) -> None:
-        """Reckon what clients got.
-
-        Args:
-            clients: All.
-            window: In which it counts.
-            travel_s: What a line would add to the time to the first token, where there was none.
-        """
+        """Reckon what clients got."""
         self.window_s = window.seconds
         self.tokens_per_s = sum(client.tokens(window) for client in clients) / window.seconds
         waits = [text.first_s(window.end) for client in clients for text in client.texts if text.asked_at < window.end]

@@ -30,14 +30,7 @@ _TOGETHER = 8
 
 @dataclass(slots=True)
 class Slot:
-    """A text under way.
-
-    Attributes:
-        prompt: What was asked for.
-        text: So far.
-        said: By position, what the draft model said there last.
-        drafted: Proposals of this round.
-    """
+    """A text under way."""
 
     prompt: Prompt
     text: list[int] = field(default_factory=list)
@@ -51,13 +44,7 @@ class Slot:
 
 
 class Together:
-    """An `Engine`: in a step the draft model drafts for all texts, token by token, and the target verifies all drafts.
-
-    Args:
-        target: Verifier over the target.
-        draft: Verifier over the draft model, for its logits.
-        length: Of a draft.
-    """
+    """An `Engine`: in a step the draft model drafts for all texts and the target verifies all drafts."""
 
     def __init__(self, target: Verifier, draft: Verifier, *, length: int) -> None:
         self._target = target
@@ -175,16 +162,7 @@ def _array(logits: Logits) -> NDArray[np.float32]:
 def record_residual(
     bench: Bench, coupled: Recording, asked: Sequence[Asked], *, length: int, tokens: int, threads: int
 ) -> Recording:
-    """Return the recording of a pair in residual mode; made now, or taken from the cache.
-
-    Args:
-        bench: The run.
-        coupled: Its recording in coupled mode: prompts, policies and the draft model's speed are taken from it.
-        asked: The prompts, for the name of the file.
-        length: Of a draft.
-        tokens: Of each text, at most.
-        threads: Of both models.
-    """
+    """Return the recording of a pair in residual mode; made now, or taken from the cache."""
     residual = [text.policy.model_copy(update={"mode": Mode.RESIDUAL}) for text in coupled.texts]
     file = cache_of(bench, f"residual-{length}-{coupled.draft}", coupled.draft, asked, tokens)
     if not file.exists():

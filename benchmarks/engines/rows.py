@@ -27,10 +27,10 @@ WRITTEN: Final = 45
 VARIANTS: Final = {
     "alone, 5 at a time": (5, 0, 0),
     "alone, all at once": (WRITTEN, 0, 0),
-    "1 at a time beside 3 texts with 5": (1, 3, 5),
-    "1 at a time beside 15 texts with 1": (1, 15, 1),
-    "5 at a time beside 15 texts with 5": (5, 15, 5),
-    "9 at a time beside 31 texts with 1": (9, 31, 1),
+    "1 at a time, with 3 texts of 5": (1, 3, 5),
+    "1 at a time, with 15 texts of 1": (1, 15, 1),
+    "5 at a time, with 15 texts of 5": (5, 15, 5),
+    "9 at a time, with 31 texts of 1": (9, 31, 1),
 }
 """By name: tokens of the text in a step, other texts, and tokens of each."""
 
@@ -89,16 +89,16 @@ def spreads(verifier: Verifier) -> list[Spread]:
         verifier.open(2 + number)
         verifier.score([Item(2 + number, text, 0)])
     found = []
-    for name, (tokens, beside, new) in VARIANTS.items():
+    for name, (tokens, more, new) in VARIANTS.items():
         rows = []
         verifier.truncate(1, PROMPT)
         for begin in range(0, len(written), tokens):
             piece = written[begin : begin + tokens]
-            items = [Item(2 + number, others[number][:new], new) for number in range(beside)]
-            items.insert(beside // 2, Item(1, piece, len(piece)))
+            items = [Item(2 + number, others[number][:new], new) for number in range(more)]
+            items.insert(more // 2, Item(1, piece, len(piece)))
             logits = _on_host(verifier.score(items))
-            rows.append(logits[beside // 2 * new :][: len(piece)])
-            for number in range(beside):
+            rows.append(logits[more // 2 * new :][: len(piece)])
+            for number in range(more):
                 verifier.truncate(2 + number, PROMPT)
         found.append(_spread(name, np.concatenate(rows), alone))
     for sequence in range(1, 2 + len(others)):

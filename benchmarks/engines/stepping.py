@@ -64,7 +64,7 @@ def by_turns(ours: Step, raw: Sequence[Step], *, sequences: int, tokens: int, se
 
 
 def cells_for(context: int) -> int:
-    """Return how many tokens a stream of llama.cpp has room for, to hold so many and a step's."""
+    """Return how many tokens a stream of llama.cpp has room for, to hold `context` and those of a step."""
     return -(-(context + _NEW + 1) // CELL_ROUNDING) * CELL_ROUNDING
 
 
@@ -93,13 +93,7 @@ def fill(verifier: Verifier, *, sequences: int, context: int) -> list[int]:
 
 
 def steps(verifier: Verifier, text: Sequence[int], *, finish: Callable[[Any], object] = lambda _logits: None) -> Step:
-    """Return a step of a verifier whose sequences hold a text; what it computes is forgotten again.
-
-    Args:
-        verifier: Filled.
-        text: What its sequences hold.
-        finish: Waits until the logits are there, where computing goes on behind `score`.
-    """
+    """Return a step of a verifier whose sequences hold a text; what it computes is forgotten again."""
 
     def step(sequences: int, tokens: int) -> float:
         items = [Item(sequence, text[sequence % 100 :][:tokens], tokens) for sequence in range(sequences)]
@@ -116,14 +110,6 @@ def steps(verifier: Verifier, text: Sequence[int], *, finish: Callable[[Any], ob
 @contextmanager
 def raw_llama(path: Path, *, streams: int, cells: int, context: int, threads: int, flash: bool) -> Iterator[Step]:
     """Run raw llama.cpp; yield its step.
-
-    Args:
-        path: The GGUF.
-        streams: Sequences that there are.
-        cells: Tokens that there is room for in each.
-        context: Tokens that each has.
-        threads: Of a step.
-        flash: Whether with flash attention.
 
     Raises:
         BenchError: It has ended.
@@ -151,7 +137,7 @@ def raw_llama(path: Path, *, streams: int, cells: int, context: int, threads: in
             return line
 
         def step(sequences: int, tokens: int) -> float:
-            with suppress(BrokenPipeError):  # it has ended, which its answer tells
+            with suppress(BrokenPipeError):  # it has ended, as its answer shows
                 print(sequences, tokens, file=commands, flush=True)
             return float(answer())
 

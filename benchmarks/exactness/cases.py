@@ -28,7 +28,7 @@ class Case:
         form: Downlink form.
         draft_length: Tokens in a draft; None lets each device choose, and whether to draft ahead as well.
         ahead: Whether to draft ahead.
-        stream: Whether the edge writes by itself, so many tokens at a time.
+        stream: Whether the edge decodes alone, that many tokens at a time.
         guessed: Whether it guesses what follows.
         unlike: Whether the draft model has another vocabulary than the target.
         stops: Whether a draft ends behind a token of which the draft model was unsure.
@@ -99,7 +99,7 @@ class Case:
         return FixedPacing(self.draft_length, self.ahead, self.stream)
 
     def share(self, sessions: int) -> int:
-        """Return how many of so many sessions are enough: a fault shows sooner, and greedy texts are all the same."""
+        """Return how many of these sessions are enough: a fault shows sooner, and greedy texts are all the same."""
         share = _GREEDY_SHARE if self.greedy else 1
         if self.sabotage is not Sabotage.NONE:
             share *= _FAULT_SHARE

@@ -1,4 +1,4 @@
-"""Pacings of the exactness proof, beside those that devices have."""
+"""Pacings of the exactness proof, in addition to those that devices have."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,12 +26,7 @@ class StoppingPacing(FixedPacing):
 
 @dataclass(slots=True)
 class MixingPacing:
-    """Drafts from earlier text wherever there is any, but for every third time; the draft model makes the others.
-
-    Attributes:
-        tokens: Draft length.
-        asked: How often there was a choice.
-    """
+    """Drafts from earlier text wherever there is any, but for every third time; the draft model makes the others."""
 
     tokens: int
     asked: int = 0

@@ -47,7 +47,7 @@ class Result:
 
     @property
     def follows(self) -> bool:
-        """Whether the target's law stands."""
+        """Whether texts follow the target's distribution."""
         return self.p > ALARM and self.tv < self.noise
 
     @property

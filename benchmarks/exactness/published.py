@@ -100,14 +100,7 @@ WAYS: Final = MappingProxyType(
 
 @dataclass(slots=True)
 class Writer:
-    """Writes texts of the toy pair.
-
-    Attributes:
-        way: How it decides.
-        pair: The languages.
-        computed: Tokens that the target has computed.
-        written: Tokens of all texts.
-    """
+    """Writes texts of the toy pair."""
 
     way: Way
     pair: ToyPair = field(default_factory=ToyPair.standard)
@@ -115,13 +108,7 @@ class Writer:
     written: int = 0
 
     def write(self, policy: SamplingPolicy, *, length: int, ends: Sequence[int] = END_TOKENS) -> list[int]:
-        """Return a text.
-
-        Args:
-            policy: Residual, with the seed.
-            length: Tokens, at most.
-            ends: Tokens that end it.
-        """
+        """Return a text."""
         text: list[int] = []
         known = 0  # tokens that the target has computed and keeps
         while len(text) < length and not (text and text[-1] in ends):
@@ -167,17 +154,7 @@ class Writer:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the test says of a way.
-
-    Attributes:
-        name: Of the way.
-        what: It does.
-        texts: Written.
-        p: Chi-square p-value under the target's law; 0 below 10^-300.
-        distance: Total variation distance from it.
-        exact: Whether texts should follow it.
-        computed_per_token: Tokens that the target computes for each of a text of 128.
-    """
+    """What the test says of a way."""
 
     name: str
     what: str
@@ -194,13 +171,7 @@ class Verdict:
 
 
 def hold(name: str, *, texts: int, first_seed: int) -> Verdict:
-    """Write texts in one way, and hold them against the law.
-
-    Args:
-        name: Of the way.
-        texts: How many.
-        first_seed: The seeds follow on.
-    """
+    """Write texts in one way, and hold them against the law."""
     way = WAYS[name]
     expected = fold_ends(ToyPair.standard().target.joint(PROMPT, length=LENGTH, policy=_policy(0)), END_TOKENS)
     counts = np.zeros(expected.shape, dtype=np.int64)

@@ -24,7 +24,7 @@ def disagreements(database: Path, tally: Tally) -> list[str]:
 
     Args:
         database: SQLite file; nobody writes any more.
-        tally: What the devices have told.
+        tally: What the devices have reported.
     """
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         rows = connection.execute("SELECT session, device, reason, tokens, device_tokens FROM sessions").fetchall()

@@ -16,9 +16,6 @@ _CHUNK: Final = 64 << 10
 class Disk:
     """A small file system in memory where we may mount one; else a folder, and a limit on the edge's files.
 
-    Args:
-        folder: Made if it is not there.
-
     Attributes:
         folder: What is kept there.
         how: In which way it is filled, for the report.

@@ -33,7 +33,7 @@ class Result:
         resumes: How often sessions were opened again.
         wrong: Texts that came out otherwise than they must: by what is wrong, how many.
         broken_off: Sentences of texts that failed after tokens had been committed: these tokens are lost.
-        told: Sentences of texts that failed before: the application knows, and may ask again.
+        refused: Sentences of texts that failed before: the application knows, and may ask again.
         disagreements: Sentences on sessions of which log and device do not say the same.
         stuck: Devices that had not gone on a minute after a fault, summed over the moments.
         recovery_s: From the end of each fault to each device's next token.
@@ -48,7 +48,7 @@ class Result:
     resumes: int = 0
     wrong: dict[str, int] = field(default_factory=dict)
     broken_off: list[str] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     disagreements: list[str] = field(default_factory=list)
     stuck: int = 0
     recovery_s: list[float] = field(default_factory=list)
@@ -61,16 +61,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """Runs one kind of fault.
-
-    Attributes:
-        fault: Which.
-        load: What is written.
-        moments: At how many it strikes.
-        seed: Of texts and moments.
-        quick: Whether it is to be short.
-        on_progress: Told in a sentence what happens.
-    """
+    """Runs one kind of fault."""
 
     fault: Fault
     load: Load
@@ -83,7 +74,7 @@ class Experiment:
         """Run it in a folder of its own.
 
         Raises:
-            BenchError: The fleet does not write even without a fault, or a process ends by itself.
+            BenchError: The fleet does not write even without a fault, or a process ends unasked.
         """
         rng = random.Random(f"{self.seed}-{self.fault.name}")
         result = Result(self.fault.name)
@@ -100,7 +91,7 @@ class Experiment:
             tally = fleet.tally
             result.how = fleet.disk.how if self.fault.name == "disk-full" else ""
             result.texts, result.tokens, result.resumes = dict(tally.by_mode), tally.tokens, tally.resumes
-            result.wrong, result.broken_off, result.told = dict(tally.wrong), tally.broken_off, tally.told
+            result.wrong, result.broken_off, result.refused = dict(tally.wrong), tally.broken_off, tally.refused
             result.disagreements = disagreements(fleet.database, tally)
         return result
 

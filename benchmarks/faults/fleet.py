@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.clients import Identity
+from benchmarks.client_process import Identity
 from benchmarks.faults.disk import Disk
 from benchmarks.faults.tally import Tally
 from benchmarks.faults.writer import Task
@@ -38,16 +38,7 @@ _WRITTEN_S: Final = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the devices write.
-
-    Attributes:
-        devices: How many.
-        shortest: Tokens of a text, at least.
-        longest: Tokens of a text, at most.
-        token_s: Time that a draft model takes for a token.
-        pause_s: Between two texts.
-        kv_tokens: That the edge keeps at most, of texts that are written and of some that have ended.
-    """
+    """What the devices write."""
 
     devices: int = 8
     shortest: int = 40
@@ -59,20 +50,7 @@ class Load:
 
 @dataclass(slots=True)
 class DisturbedFleet:
-    """A fleet, running, and what can be done to it. Use `run` to have one.
-
-    Attributes:
-        folder: For everything.
-        load: What is written.
-        seed: Of all texts.
-        tally: What the writers tell.
-        broker: mosquitto.
-        disk: Of the session log and the spool.
-        clock: Of edge and devices.
-        relays: By client.
-        devices: The writers' processes, by name.
-        edge: The edge's process; None while there is none.
-    """
+    """A fleet, running, and what can be done to it. Use `run` to have one."""
 
     folder: Path
     load: Load
@@ -171,7 +149,7 @@ class DisturbedFleet:
             BenchError: There is none.
         """
         if self.edge is None or not self.edge.lives:
-            raise BenchError(f"The edge has ended by itself; see {self.folder}/edge.log.")
+            raise BenchError(f"The edge has ended unasked; see {self.folder}/edge.log.")
         return self.edge.pid
 
     # Devices
@@ -221,7 +199,7 @@ class DisturbedFleet:
 
     @contextlib.contextmanager
     def locked_database(self) -> Iterator[None]:
-        """Hold the database's lock, as a backup or another program may: whoever writes waits, and then goes without."""
+        """Hold the database's lock, as a backup or another program may: writers wait, and then go on without it."""
         with contextlib.closing(sqlite3.connect(self.database, timeout=30.0, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -235,11 +213,11 @@ class DisturbedFleet:
         """Have every device end its text, wait until the log has nothing open, and end the edge.
 
         Raises:
-            BenchError: A device or the edge has ended by itself.
+            BenchError: A device or the edge has ended unasked.
         """
         for name, device in self.devices.items():
             if not device.lives:
-                raise BenchError(f"{name} has ended by itself; see {device.log}.")
+                raise BenchError(f"{name} has ended unasked; see {device.log}.")
         for device in self.devices.values():
             device.ask_to_end()
         for device in self.devices.values():

@@ -82,7 +82,7 @@ def _device_kill(fleet: DisturbedFleet, rng: random.Random) -> Iterator[None]:
     fleet.start_devices([name])
 
 
-def _whom(fleet: DisturbedFleet, rng: random.Random) -> list[str]:
+def _clients_of(fleet: DisturbedFleet, rng: random.Random) -> list[str]:
     """Choose whose line is concerned: the edge's, a device's, several devices', everybody's."""
     several = rng.sample(fleet.names, k=max(2, len(fleet.names) // 2)) if len(fleet.names) > 1 else list(fleet.names)
     return rng.choice([[EDGE], [rng.choice(fleet.names)], several, [EDGE, *fleet.names]])
@@ -90,7 +90,7 @@ def _whom(fleet: DisturbedFleet, rng: random.Random) -> list[str]:
 
 @contextlib.contextmanager
 def _link_cut(fleet: DisturbedFleet, rng: random.Random) -> Iterator[None]:
-    relays = [fleet.relays[name] for name in _whom(fleet, rng)]
+    relays = [fleet.relays[name] for name in _clients_of(fleet, rng)]
     for relay in relays:
         relay.isolate()
     yield
@@ -100,7 +100,7 @@ def _link_cut(fleet: DisturbedFleet, rng: random.Random) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _link_stall(fleet: DisturbedFleet, rng: random.Random) -> Iterator[None]:
-    relays = [fleet.relays[name] for name in _whom(fleet, rng)]
+    relays = [fleet.relays[name] for name in _clients_of(fleet, rng)]
     for relay in relays:
         relay.stall()
     try:
@@ -112,18 +112,18 @@ def _link_stall(fleet: DisturbedFleet, rng: random.Random) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _link_loss(fleet: DisturbedFleet, rng: random.Random) -> Iterator[None]:
-    whom = _whom(fleet, rng)
-    for name in whom:
+    names = _clients_of(fleet, rng)
+    for name in names:
         fleet.relays[name].loss = _LOSS
     yield
-    for name in whom:
+    for name in names:
         fleet.relays[name].cut()
         fleet.relays[name].loss = 0.0
 
 
 @contextlib.contextmanager
 def _link_far(fleet: DisturbedFleet, rng: random.Random) -> Iterator[None]:
-    relays = [fleet.relays[name] for name in _whom(fleet, rng)]
+    relays = [fleet.relays[name] for name in _clients_of(fleet, rng)]
     for relay in relays:
         relay.round_trip_s = _FAR_S
     yield
@@ -166,7 +166,7 @@ def _clock_and_restart(fleet: DisturbedFleet, rng: random.Random) -> Iterator[No
 
 @contextlib.contextmanager
 def _certificates(fleet: DisturbedFleet, rng: random.Random) -> Iterator[None]:
-    fleet.renew_certificates(_whom(fleet, rng))
+    fleet.renew_certificates(_clients_of(fleet, rng))
     yield
 
 
@@ -180,7 +180,7 @@ _ALL: Final = (
     Fault("broker-restart", "the broker stops and starts without anything that it has kept", _SHORT, _broker_restart),
     Fault("device-kill", "SIGKILL of a device, which is started again", _SHORT, _device_kill),
     Fault("link-cut", "connections of some end, and new ones as they come", (0.1, 4.0), _link_cut),
-    Fault("link-stall", "lines of some pass nothing, and nobody is told", _LINE, _link_stall),
+    Fault("link-stall", "lines of some pass nothing, and no end is notified", _LINE, _link_stall),
     Fault("link-loss", "lines of some lose one segment in ten, and are reset at the end", (2.0, 6.0), _link_loss),
     Fault("link-far", "lines of some take 2 s there and back", (4.0, 10.0), _link_far),
     Fault("database-away", "the database is locked for 60 s", (60.0, 60.0), _database_away, (6.0, 12.0)),

@@ -74,7 +74,7 @@ def _row(result: Result) -> dict[str, Any]:
         "altered": sum(result.wrong.values()),
         "lost": len(result.broken_off),
         "log": len(result.disagreements),
-        "failed": len(result.told),
+        "failed": len(result.refused),
         "exact": result.exact,
         "p50_s": p50,
         "p95_s": p95,

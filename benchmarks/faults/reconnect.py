@@ -72,16 +72,7 @@ def simulate(
     connects_per_s: float = float("inf"),
     settings: LinkSettings = DEFAULTS,
 ) -> Recovery:
-    """Let a fleet lose its broker at one moment and find it again.
-
-    Args:
-        devices: How many.
-        outage_s: How long the broker is away.
-        rng: Draws every delay.
-        silent: Whether its machine is away too, so that nobody refuses a connect.
-        connects_per_s: What the broker works off.
-        settings: Of the links.
-    """
+    """Let a fleet lose its broker at one moment and find it again."""
     backoffs = [
         Backoff(
             minimum_s=settings.min_backoff_s,

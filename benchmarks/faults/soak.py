@@ -102,7 +102,7 @@ def run(bench: Bench) -> Report:
     more = {
         "texts": dict(fleet.tally.by_mode),
         "tokens": fleet.tally.tokens,
-        "failed": fleet.tally.told,
+        "failed": fleet.tally.refused,
         "faults": soak.struck,
         "moments_s": soak.moments,
         "samples": soak.memory.samples,
@@ -195,7 +195,7 @@ class _Soak:
         tally, faults = self.fleet.tally, sum(self.struck.values())
         print(
             f"{self._passed / 60:5.1f} min: {len(tally.texts)} texts, {tally.tokens} tokens, {faults} faults, "
-            f"{sum(tally.wrong.values())} wrong, {len(tally.broken_off)} lost, {len(tally.told)} failed; "
+            f"{sum(tally.wrong.values())} wrong, {len(tally.broken_off)} lost, {len(tally.refused)} failed; "
             f"edge {self.last(EDGE):.1f} MB",
             flush=True,
         )

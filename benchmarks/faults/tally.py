@@ -11,13 +11,7 @@ __all__ = ["EndedText", "Tally"]
 
 @dataclass(frozen=True, slots=True)
 class EndedText:
-    """A text that its device has brought to an end, whole or cancelled.
-
-    Attributes:
-        device: Whose.
-        reason: How it ended.
-        tokens: Committed.
-    """
+    """A text that its device has brought to an end, whole or cancelled."""
 
     device: str
     reason: str
@@ -31,22 +25,22 @@ class Tally:
     Attributes:
         texts: Ended texts, by session.
         by_mode: Ended texts, by mode.
-        tokens: Committed, as told piece by piece.
+        tokens: Committed, as reported piece by piece.
         wrong: What is wrong with texts: by word, how many.
-        told: Sentences of texts that failed before a token was committed.
+        refused: Sentences of texts that failed before a token was committed.
         broken_off: Sentences of texts that failed after tokens had been committed.
         failed: Texts that failed, by device.
         killed: Processes that were killed, by device: each may have left a text.
         edge_kills: How often the edge was killed: it may have left texts of devices that were killed too.
         resumes: How often sessions were opened again.
-        unconfirmed: Texts whose end no edge had confirmed when they were handed over.
+        unconfirmed: Texts whose end no edge had confirmed when they were returned.
     """
 
     texts: dict[str, EndedText] = field(default_factory=dict)
     by_mode: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     wrong: Counter[str] = field(default_factory=Counter)
-    told: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     broken_off: list[str] = field(default_factory=list)
     failed: Counter[str] = field(default_factory=Counter)
     killed: Counter[str] = field(default_factory=Counter)
@@ -71,17 +65,17 @@ class Tally:
                     self.unconfirmed += not event["confirmed"]
                     self._wrong(event)
                 case {"event": "failed", "sentence": sentence, "written": written}:
-                    (self.broken_off if written else self.told).append(sentence)
+                    (self.broken_off if written else self.refused).append(sentence)
                     self.failed[device] += 1
                     self._wrong(event)
 
     def forget_moments(self) -> None:
-        """Begin to note anew when tokens are committed."""
+        """Forget when tokens were committed so far."""
         with self._heard:
             self._commits.clear()
 
     def wait_for_all(self, devices: int, *, since: float, timeout_s: float) -> dict[str, float]:
-        """Wait until so many devices have committed a token after `since` (monotonic), or the time is over.
+        """Wait until a number of devices have committed a token after `since` (monotonic), or the time is over.
 
         Returns:
             Seconds from then to its first token, by device; those that have not gone on are missing.

@@ -2,7 +2,7 @@
 
 Texts alternate between the two modes and are drafted ahead, or, at some devices, written by the edge alone. In coupled
 mode a text is compared token by token with what the seed and the target determine; in residual mode each token must be
-one that the target may write there. In both, what the application was told piece by piece must be the text.
+one that the target may write there. In both, what the application received piece by piece must be the text.
 """
 
 import json
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.clients import Ending, Identity, tell
+from benchmarks.client_process import Ending, Identity, tell
 from dssd.distribution import Dist
 from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.scripted import ScriptedDrafter
@@ -29,7 +29,7 @@ from tests.support.scripted_language import LANGUAGE, draft_language, is_possibl
 __all__ = ["Task", "main", "verdict"]
 
 _DRAFT: Final = 4
-_STREAMS: Final = 0.25  # of the devices have their edge write by itself
+_STREAMS: Final = 0.25  # of the devices use edge-only decoding
 _PROMPT: Final = (1, 40)
 _AGAIN_S: Final = 0.5  # after a text that could not be written
 _CONNECT_S: Final = 60.0
@@ -37,17 +37,7 @@ _CONNECT_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a writer is told.
-
-    Attributes:
-        fleet: Topic level.
-        identity: The device's.
-        seed: Of its prompts, its lengths and the seeds of its texts.
-        shortest: Tokens of a text, at least.
-        longest: Tokens of a text, at most.
-        token_s: Time that its draft model takes for a token.
-        pause_s: Between two texts.
-    """
+    """What a writer receives."""
 
     fleet: str
     identity: Identity
@@ -82,16 +72,11 @@ class _PacedDrafter(ScriptedDrafter):
         return super().next(policy)
 
 
-def verdict(prompt: Sequence[int], policy: SamplingPolicy, tokens: Sequence[int], told: Sequence[int]) -> str | None:
-    """Return what is wrong with a text, in a word; None if nothing is.
-
-    Args:
-        prompt: Token ids.
-        policy: Of the text.
-        tokens: The text.
-        told: What the application was told of it, piece by piece.
-    """
-    if list(told) != list(tokens):
+def verdict(
+    prompt: Sequence[int], policy: SamplingPolicy, tokens: Sequence[int], received: Sequence[int]
+) -> str | None:
+    """Return what is wrong with a text, in a word; None if nothing is."""
+    if list(received) != list(tokens):
         return "torn"
     if policy.mode is Mode.COUPLED:
         return None if list(tokens) == reference_text(prompt, policy, len(tokens)) else "altered"
@@ -138,10 +123,10 @@ def _write(
     prompt = [rng.randrange(LANGUAGE.size) for _ in range(rng.randint(*_PROMPT))]
     policy = SamplingPolicy(mode=mode, temperature=0.8, top_k=12, top_p=0.95, seed=rng.getrandbits(63))
     length = rng.randint(task.shortest, task.longest)
-    told: list[int] = []
+    received: list[int] = []
 
     def take(tokens: Sequence[int]) -> None:
-        told.extend(tokens)
+        received.extend(tokens)
         tell("tokens", at=time.monotonic(), number=len(tokens))
 
     try:
@@ -150,11 +135,11 @@ def _write(
             RequestContext(on_tokens=take, cancellation=ending.cancellation),
         )
     except FleetError as error:
-        wrong = verdict(prompt, policy, told, told)
-        tell("failed", sentence=str(error), written=len(told), mode=mode.value, wrong=wrong)
+        wrong = verdict(prompt, policy, received, received)
+        tell("failed", sentence=str(error), written=len(received), mode=mode.value, wrong=wrong)
         ending.event.wait(_AGAIN_S)
         return
-    wrong = verdict(prompt, policy, done.tokens, told)
+    wrong = verdict(prompt, policy, done.tokens, received)
     if wrong is None and done.reason is EndReason.LENGTH and len(done.tokens) != length:
         wrong = "short"
     tell(

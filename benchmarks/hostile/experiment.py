@@ -65,8 +65,8 @@ class Result:
         fresh_device_s: Longest that a device which came during the attack waited for the answer to its Open.
         edge_died: Whether the edge has ended.
         broker_died: Whether the broker has.
-        slowed: Whether the attacker was told that it is over its quota, or busy.
-        fenced: Whether it was told that it is fenced.
+        slowed: Whether the attacker was refused as over its quota, or because the edge is busy.
+        fenced: Whether it was quarantined.
         kicked: Connections of the attacker that the broker has ended, by reason.
         cpu: Share of a core, by who took it, during the attack; `control_…` during the control.
         attacker: The attacker's own account.

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import psutil
 
-from benchmarks.clients import Identity
+from benchmarks.client_process import Identity
 from benchmarks.hostile.honest import Language
 from benchmarks.hostile.meters import Throughput
 from benchmarks.hostile.place import Place
@@ -46,16 +46,7 @@ class Models:
 
 @dataclass(slots=True)
 class Running:
-    """A fleet that runs.
-
-    Attributes:
-        place: What an attacker knows of it.
-        edge: The edge's process.
-        broker: mosquitto's process.
-        database: The edge's session log.
-        honest: What the honest devices write.
-        mosquitto: The broker's runner.
-    """
+    """A fleet that runs."""
 
     place: Place
     edge: Program
@@ -67,19 +58,7 @@ class Running:
 
 @dataclass(slots=True)
 class Fleet:
-    """Makes the identities once, and runs a new broker and a new edge as often as it is asked to.
-
-    Attributes:
-        folder: For everything.
-        models: What is served.
-        honest: Names of the honest devices.
-        hostile: Names of the attacker's.
-        fresh: Names of the devices that come while the attack lasts.
-        cores: Who runs where.
-        seed: Of the texts.
-        tokens: Of each text, at most.
-        texts: What was recorded, by prompt; empty before.
-    """
+    """Makes the identities once, and runs a new broker and a new edge as often as it is asked to."""
 
     folder: Path
     models: Models

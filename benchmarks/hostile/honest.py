@@ -1,4 +1,4 @@
-"""Honest device process: the real device, which writes one text after another and tells when its tokens are committed.
+"""Honest device process: the real device, which writes text after text and reports when its tokens are committed.
 
 Its drafts are replayed from a text that was written before, so that they cost nothing: on a fleet a device has its own
 processor, and here it would take the edge's. Every fourth token of a draft is wrong, so that the edge rejects as it
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.clients import Ending, Identity, tell
+from benchmarks.client_process import Ending, Identity, tell
 from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.drafters.gguf import GgufModel
@@ -35,12 +35,7 @@ _PAUSE_S: Final = 0.5  # after a text that could not be written
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """Text side of the target, without a draft model.
-
-    Attributes:
-        codec: Text and tokens.
-        vocabulary: The target's.
-    """
+    """Text side of the target, without a draft model."""
 
     codec: TextCodec
     vocabulary: Vocabulary

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from benchmarks.clients import Identity
+from benchmarks.client_process import Identity
 from schemas.errors import FleetError
 from tests.support.mqtt_packets import (
     PING,
@@ -40,16 +40,7 @@ class ConnectRefused(FleetError):  # noqa: N818 - reads as what it says
 
 @dataclass(slots=True)
 class ClientCounters:
-    """What a client has met, over all its connections.
-
-    Attributes:
-        connects: Connections that the broker took.
-        refused: Connections that it did not.
-        losses: Connections that it ended, by reason code; `closed` if it gave none.
-        received: Packets, by type.
-        received_bytes: Bytes of them.
-        sent_bytes: Bytes that the socket took.
-    """
+    """What a client has met, over all its connections."""
 
     connects: int = 0
     refused: int = 0

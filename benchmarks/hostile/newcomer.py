@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from benchmarks.clients import Identity
+from benchmarks.client_process import Identity
 from benchmarks.hostile.mqtt_client import ConnectRefused, RawClient
 from benchmarks.hostile.payloads import close_of, open_of
 from benchmarks.hostile.place import Place

@@ -59,13 +59,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """A draft, its verdict, and the draft behind it.
-
-    Attributes:
-        draft: The draft.
-        verdict: Its verdict.
-        following: The draft behind the verdict; None at a text's end, and where it was sent before the verdict came.
-    """
+    """A draft, its verdict, and the draft behind it."""
 
     draft: Sent
     verdict: Sent
@@ -83,8 +77,8 @@ class Bucket:
         down_bytes: Of verdicts.
         draft_sizes: How many different ones there are.
         verdict_sizes: Likewise.
-        length_bits: What a draft's size tells of its length.
-        accepted_bits: What a verdict's size tells of the number of accepted tokens.
+        length_bits: What a draft's size reveals of its length.
+        accepted_bits: What a verdict's size reveals of the number of accepted tokens.
         round_bits: What the sizes of draft, verdict and next draft tell of it together, where there is a next one.
     """
 
@@ -101,14 +95,7 @@ class Bucket:
 
 @dataclass(slots=True)
 class Writing:
-    """Texts of one kind.
-
-    Attributes:
-        mode: Of verification.
-        length: Draft length, or `auto`.
-        tokens: Written.
-        rounds: In which they were.
-    """
+    """Texts of one kind."""
 
     mode: Mode
     length: str
@@ -156,15 +143,7 @@ def rounds_of(sent: Sequence[Sent]) -> list[Round]:
 
 
 def observe(rounds: Sequence[Round], tokens: int, *, device: int, edge: int, seed: int = 0) -> Bucket:
-    """Fill the messages up, and measure what is seen.
-
-    Args:
-        rounds: Of some texts.
-        tokens: Of these texts.
-        device: Bucket of the drafts (bytes), 0 for none.
-        edge: Of the verdicts.
-        seed: Of the shuffles.
-    """
+    """Fill the messages up, and measure what is seen."""
 
     def up(sent: Sent | None) -> int:
         return 0 if sent is None else _draft_bytes(sent, bucket=device)

@@ -28,8 +28,8 @@ __all__ = [
 
 DEFAULT_POLICY: Final = SamplingPolicy(mode=Mode.RESIDUAL, seed=1)
 
-_MARK: Final = b"\xf3mark\xf3\xf3\xf3"  # stands for a session's name; nothing else in a message holds it
-_HEAD_BYTES: Final = 1024  # what an Open has beside its tokens, generously
+_MARK: Final = b"\xf3mark\xf3\xf3\xf3"  # in place of a session's name; nothing else in a message holds it
+_HEAD_BYTES: Final = 1024  # what an Open has in addition to its tokens, generously
 _WIDE: Final = 4  # bytes of a token id in a typed array, where one does not fit in two
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from benchmarks.clients import Identity
+from benchmarks.client_process import Identity
 from schemas.topics import Topic, build
 from schemas.vocabulary import Vocabulary
 

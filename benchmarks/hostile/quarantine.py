@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from benchmarks.clients import Identity
+from benchmarks.client_process import Identity
 from benchmarks.harness import Bench, Report, at_most, number_of, table, tls_broker
 from benchmarks.hostile.meters import thread_times_s
 from benchmarks.processes import BenchError, Cores, Program
@@ -51,13 +51,7 @@ _PAUSE_S: Final = 0.008  # as the link reads where most of what comes is dropped
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How a client gets to a broker.
-
-    Attributes:
-        name: User name and client id.
-        port: On loopback.
-        identity: Its certificate; None without TLS.
-    """
+    """How a client gets to a broker."""
 
     name: str
     port: int
@@ -101,6 +95,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(bench: Bench) -> Report:
     """Measure without TLS and with it."""
+    bench.fleet = FLEET
     rows: list[dict[str, Any]] = []
     with bench.broker(EDGE, READER) as plain:
         rows += _measure(bench, plain, tls=False)

@@ -116,19 +116,7 @@ class HostileSession:
 
 @dataclass(slots=True)
 class HostileSessions:
-    """Several sessions of one device, each drafting as soon as it is answered.
-
-    Attributes:
-        vocabulary: The target's.
-        policy: Of every session.
-        number: How many are kept open.
-        tokens: Of a draft, at most.
-        rng: Draws tokens.
-        send_open: Publishes an Open's payload.
-        send_draft: Publishes a draft's.
-        send_close: Publishes a Close's.
-        drafts: Whether to go on drafting after a rejection.
-    """
+    """Several sessions of one device, each drafting as soon as it is answered."""
 
     vocabulary: Vocabulary
     policy: SamplingPolicy

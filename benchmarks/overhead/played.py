@@ -38,14 +38,7 @@ _START_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class PlayedSession:
-    """A session's messages.
-
-    Attributes:
-        open: The Open.
-        drafts: In order; the handle is left out.
-        verdicts: Round of each, and how many tokens were accepted.
-        close: The Close.
-    """
+    """A session's messages."""
 
     open: bytes
     drafts: tuple[bytes, ...]
@@ -73,14 +66,7 @@ class PlayedSession:
 
 
 def play(count: int, *, mode: Mode, tokens: int, first_seed: int = 0) -> list[PlayedSession]:
-    """Have a real device write so many texts of the scripted language, and return what it has sent.
-
-    Args:
-        count: Texts.
-        mode: Of verification.
-        tokens: Of each text.
-        first_seed: The seeds follow on.
-    """
+    """Have a real device write some texts of the scripted language, and return what it has sent."""
     broker = MemoryBroker()
     sent: list[tuple[str, bytes]] = []
     listener = MemoryLink(broker, "listener")

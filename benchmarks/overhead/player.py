@@ -53,15 +53,7 @@ class Tally:
 
 
 class Connection:
-    """A device's connection.
-
-    Args:
-        port: The broker's.
-        fleet: Topic level.
-        name: The device's.
-        edge: Where drafts go.
-        tally: Counts.
-    """
+    """A device's connection."""
 
     def __init__(self, port: int, fleet: str, name: str, edge: str, tally: Tally) -> None:
         self.tally = tally
@@ -139,12 +131,7 @@ class Echoed(Connection):
 
 
 class Played(Connection):
-    """Plays sessions, one after another, for ever.
-
-    Args:
-        sessions: They.
-        first: Which to begin with.
-    """
+    """Plays sessions, one after another, for ever."""
 
     def __init__(
         self,
@@ -195,11 +182,7 @@ class Played(Connection):
 
 
 class Player(AbstractContextManager["Player"]):
-    """Connections that are served together.
-
-    Args:
-        connections: They.
-    """
+    """Connections that are served together."""
 
     def __init__(self, connections: Sequence[Connection]) -> None:
         self._connections = connections

@@ -1,4 +1,4 @@
-"""Checks of texts that an edge writes over inference servers: against what a server says and writes by itself."""
+"""Checks of texts that an edge writes over inference servers: against what a server reports and generates alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class Devices:
 
 @dataclass(frozen=True, slots=True)
 class Greedy:
-    """Greedy texts beside the server's own.
+    """Greedy texts, compared with the server's own.
 
     Attributes:
         texts: How many.
@@ -83,15 +83,7 @@ class Greedy:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Texts of two tokens held against the server's log-probabilities.
-
-    Attributes:
-        mode: Of verification.
-        texts: How many.
-        outcomes: Pairs of tokens that the law allows.
-        p: Chi-square p-value.
-        acceptance: Accepted of tested draft tokens.
-    """
+    """Texts of two tokens held against the server's log-probabilities."""
 
     mode: Mode
     texts: int
@@ -101,20 +93,13 @@ class Sampled:
 
     @property
     def passed(self) -> bool:
-        """Whether the law stands."""
+        """Whether texts follow the server's distribution."""
         return self.p > ALARM
 
 
 @dataclass(frozen=True, slots=True)
 class Repeats:
-    """Coupled texts written alone, and again with others.
-
-    Attributes:
-        texts: How many.
-        equal: Of these, equal token by token.
-        tokens: Of all texts.
-        common: Of these, before the first difference.
-    """
+    """Coupled texts written alone, and again with others."""
 
     texts: int
     equal: int

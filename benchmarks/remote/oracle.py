@@ -1,4 +1,4 @@
-"""Oracle: what an inference server writes and says by itself, asked over HTTP without any part of the edge."""
+"""Oracle: what an inference server generates and reports, asked over HTTP without any part of the edge."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -15,15 +15,7 @@ _PREFIX: Final = "token_id:"
 
 
 class Oracle:
-    """One server.
-
-    Args:
-        url: Its address.
-        api: `vllm` or `sglang`.
-        headers: That go with every request.
-        vocabulary: Number of tokens.
-        timeout_s: Longest wait for an answer.
-    """
+    """One server."""
 
     def __init__(
         self, url: str, api: str, *, headers: Mapping[str, str], vocabulary: int, timeout_s: float = 300.0
@@ -38,7 +30,7 @@ class Oracle:
         self._http.close()
 
     def greedy(self, prompt: Sequence[int], length: int) -> tuple[int, ...]:
-        """Have the server write a text of so many tokens, always the most likely one, in one request.
+        """Have the server write a text of that many tokens, always the most likely one, in one request.
 
         Raises:
             VerifierError: It cannot be asked.

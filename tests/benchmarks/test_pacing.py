@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.fleet_load import Written, WrittenTexts
+from benchmarks.fleet_load import Written, WrittenTexts, mean_pace
 from benchmarks.pacing import CHOSEN, PLANS, STREAM, Outcome, compared
 
 
@@ -25,19 +25,11 @@ def test_a_devices_pace_leaves_its_prompt_out_and_the_fleets_counts_it() -> None
     slow = Written(100.5, [(104.0, 1), (106.0, 2)])
     texts = WrittenTexts((quick, slow), seconds=6.0)
     assert texts.tokens == 12
-    assert texts.pace == pytest.approx((7 + 2) / (2.5 + 2.0))
+    assert mean_pace([texts]) == pytest.approx((7 + 2) / (2.5 + 2.0))
     assert texts.tokens_per_s == pytest.approx(2.0)
-    assert texts.first_token_s == pytest.approx((1.0 + 3.5) / 2)
 
 
 def test_a_text_that_came_at_one_stroke_is_not_taken_for_a_quick_one() -> None:
     steady = Written(0.0, [(1.0, 1), (11.0, 100)])
     late = Written(0.0, [(9.0, 40), (9.0001, 8)])  # the line had held it up
-    assert WrittenTexts((steady, late), seconds=11.0).pace == pytest.approx(10.8, abs=0.01)
-
-
-def test_the_time_between_tokens_counts_each_token_of_a_piece() -> None:
-    texts = WrittenTexts((Written(0.0, [(1.0, 1), (2.0, 4), (2.5, 1)]),), seconds=2.5)
-    # Gaps of 1 s, three of nothing within the piece, and half a second.
-    assert texts.gap_s(1.0) == pytest.approx(1.0)
-    assert texts.gap_s(0.5) == pytest.approx(0.0)
+    assert mean_pace([WrittenTexts((steady, late), seconds=11.0)]) == pytest.approx(10.8, abs=0.01)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Final
 
-from benchmarks.clients import Identity
+from benchmarks.client_process import Identity
 from benchmarks.hostile.mqtt_client import RawClient
 from benchmarks.hostile.place import Place
 from schemas.topics import Topic
@@ -19,7 +19,7 @@ __all__ = ["Attack", "Attacker", "Source", "flood", "pool"]
 _TURN_S: Final = 0.005  # between two writes
 _POOL: Final = 512
 _CODE: Final = b"code"
-_SHORT: Final = 0x17  # longest text whose length stands in the first byte of its CBOR
+_SHORT: Final = 0x17  # longest text whose length is in the first byte of its CBOR
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class Attacker:
         running: Whether to go on.
         clock: Monotonic seconds.
         sent: Packets handed to a socket.
-        answers: Answers that came back, by the code of the refusal or the fault; `verdict` and `other` beside.
+        answers: Answers that came back, by the code of the refusal or the fault; and as `verdict` and `other`.
         failed: Connections that were not to be had.
         clients: All that were made.
     """
@@ -51,7 +51,7 @@ class Attacker:
         identity: Identity | None = None,
         on_publish: Callable[[bytes, bytes], None] = lambda _topic, _payload: None,
     ) -> RawClient:
-        """Return a new client, which subscribes nothing by itself: what answers to it is counted."""
+        """Return a new client, which subscribes nothing on its own: answers to it are counted."""
 
         def take(topic: bytes, payload: bytes) -> None:
             self.answers[_code_of(topic, payload)] += 1

@@ -15,7 +15,7 @@ def test_texts_tokens_and_what_is_wrong_are_counted() -> None:
     assert (tally.tokens, tally.resumes, tally.unconfirmed) == (3, 4, 1)
     assert tally.by_mode == {"coupled": 1, "residual": 1}
     assert tally.wrong == {"altered": 1, "torn": 1}
-    assert (tally.told, tally.broken_off, tally.failed) == (["No edge."], ["Too often."], {"device-2": 2})
+    assert (tally.refused, tally.broken_off, tally.failed) == (["No edge."], ["Too often."], {"device-2": 2})
 
 
 def test_a_device_has_gone_on_with_its_first_token_after_the_moment() -> None:

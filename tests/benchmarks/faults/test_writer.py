@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.clients import Identity
+from benchmarks.client_process import Identity
 from benchmarks.faults.writer import Task, verdict
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.scripted_language import LANGUAGE, reference_text

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.clients import Identity
+from benchmarks.client_process import Identity
 from benchmarks.hostile.attacks import contract
 from benchmarks.hostile.attacks.contract import Attacker, _code_of
 from benchmarks.hostile.attacks.registry import ATTACKS

@@ -76,7 +76,7 @@ class Ending:
         return self
 
     def with_parent(self) -> Self:
-        """Have the end of standard input bring it about: whoever started this process has ended. Returns itself."""
+        """Have the end of standard input bring it about: the parent process has ended. Returns itself."""
         threading.Thread(target=self._outlive_nobody, name="lifeline", daemon=True).start()
         return self
 
