@@ -339,7 +339,7 @@ class _CountingDevice(AbstractContextManager["_CountingDevice"]):
         round_trip_s: float,
     ) -> None:
         self._relay = Relay(broker.port, round_trip_s=round_trip_s)
-        self._link = PahoLink(broker.model_copy(update={"port": self._relay.port}).link(_DEVICE, will=None))
+        self._link = PahoLink(broker.model_copy(update={"port": self._relay.port}).link(fleet, _DEVICE, will=None))
         filling = (variant.length or 0) * len(words) * HALF if variant.full_up else 0
         self._counting = _CountingLink(self._link, self._relay, filling)
         self._drafter = RecordedDrafter(WordCodec(words), Vocabulary.of(words), token_s=token_s)
@@ -393,7 +393,7 @@ def _send_pieces(
     options: dict[str, Any] = {"alias": True, "expiry_s": _EXPIRY_S}
     total = Traffic()
     arrived: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    with _links(device, edge) as (relay, writer, sender):
+    with _links(bench.fleet, device, edge) as (relay, writer, sender):
         drafts = wildcard(Topic.DRAFT, fleet=bench.fleet, edge=_EDGE)
         sender.subscribe(drafts, lambda message: arrived.put(message.payload))
         writer.subscribe(verdict_topic, lambda message: arrived.put(message.payload))
@@ -426,10 +426,10 @@ def _send_pieces(
 
 
 @contextmanager
-def _links(device: BrokerSettings, edge: BrokerSettings) -> Iterator[tuple[Relay, PahoLink, PahoLink]]:
+def _links(fleet: str, device: BrokerSettings, edge: BrokerSettings) -> Iterator[tuple[Relay, PahoLink, PahoLink]]:
     with Relay(device.port) as relay:
-        writer = PahoLink(device.model_copy(update={"port": relay.port}).link(_DEVICE, will=None))
-        sender = PahoLink(edge.link(_EDGE, will=None))
+        writer = PahoLink(device.model_copy(update={"port": relay.port}).link(fleet, _DEVICE, will=None))
+        sender = PahoLink(edge.link(fleet, _EDGE, will=None))
         try:
             yield relay, writer, sender
         finally:

@@ -316,9 +316,9 @@ def tls_broker(folder: Path, fleet: str, edges: Sequence[str], devices: Sequence
         yield local
 
 
-def link_to(port: int, name: str) -> PahoLink:
+def link_to(port: int, fleet: str, name: str) -> PahoLink:
     """Return a link to a broker without TLS, not yet started."""
-    return PahoLink(BrokerSettings(port=port).link(name, will=None))
+    return PahoLink(BrokerSettings(port=port).link(fleet, name, will=None))
 
 
 def streaming() -> Pacing:
@@ -339,7 +339,7 @@ def connected(
     agents, links = [], []
     try:
         for number, drafter in enumerate(drafters):
-            link = link_to(port, f"{name}-{number}")
+            link = link_to(port, fleet, f"{name}-{number}")
             agent = Agent(link, fleet, f"{name}-{number}", drafter, pacing(), time.monotonic)
             agent.attach()
             link.start(timeout_s=_START_S)

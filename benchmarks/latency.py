@@ -290,7 +290,7 @@ def _device(
 ) -> Iterator[_RemoteDevice]:
     with Relay(port, round_trip_s=rtt_ms / 1e3, bytes_per_s=mbit_s * 1e6 / 8) as relay:
         size = DRAFT * drafter.vocabulary.size * HALF if SYSTEMS[name].full_up else 0
-        link: Any = FillingLink(link_to(relay.port, name), size)
+        link: Any = FillingLink(link_to(relay.port, bench.fleet, name), size)
         agent = Agent(link, bench.fleet, name, drafter, FixedPacing(), time.monotonic)
         agent.attach()
         link.start(timeout_s=_START_S)

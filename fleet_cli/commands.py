@@ -1,15 +1,18 @@
 """Command table: each group is imported only when it is asked for; a device needs no edge, an edge no device."""
 
 import importlib
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import typer
 
 from fleet_cli.errors import CommandError
 
-__all__ = ["COMMANDS", "add_commands"]
+__all__ = ["COMMANDS", "add_commands", "not_installed", "program"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +61,36 @@ def add_commands(app: typer.Typer, arguments: Sequence[str]) -> None:
     """Add all commands, only the one that `arguments` call for with its contents.
 
     Raises:
-        CommandError: What that one imports is not installed.
+        ModuleNotFoundError: What that one imports is not installed.
     """
     wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
     for name, command in COMMANDS.items():
-        group = _load(name, command) if name == wanted else _placeholder()
+        group = importlib.import_module(command.module).app if name == wanted else _placeholder()
         app.add_typer(group, name=name, help=command.summary)
 
 
-def _load(name: str, command: Command) -> typer.Typer:
-    try:
-        module = importlib.import_module(command.module)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing in _OURS:
-            raise
-        raise CommandError(
-            f"`fleet {name}` needs the package {missing!r}; install it with: pip install 'dssd-fleet[{command.extra}]'"
-        ) from error
-    group: typer.Typer = module.app
-    return group
+def not_installed(error: ModuleNotFoundError, arguments: Sequence[str]) -> CommandError:
+    """Return which extra brings what a command could not import.
+
+    Raises:
+        ModuleNotFoundError: It is a module of our own.
+    """
+    missing = (error.name or "").partition(".")[0]
+    if missing in _OURS:
+        raise error
+    name = next((argument for argument in arguments if argument in COMMANDS), "")
+    return CommandError(
+        f"`fleet {name}` needs the package {missing!r}; install it with: "
+        f"pip install 'dssd-fleet[{COMMANDS[name].extra if name else 'demo'}]'"
+    )
+
+
+def program() -> str:
+    """Return how a shell in this folder calls this program: `fleet` where that is on the PATH, else its path."""
+    here, found = Path(sys.executable).parent / "fleet", shutil.which("fleet")
+    if (found is not None and Path(found).resolve() == here.resolve()) or not here.is_file():
+        return "fleet"
+    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
 
 
 def _placeholder() -> typer.Typer:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fleet_cli.commands import add_commands
+from fleet_cli.commands import add_commands, not_installed
 from fleet_cli.errors import ExitCode
 from fleet_runtime.terminal import printable
 from schemas.errors import FleetError
@@ -58,8 +58,11 @@ def main() -> None:
     # A shell without job control starts background commands with SIGINT ignored; the demo stops its children with it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        add_commands(app, sys.argv[1:])
-        app()
+        try:
+            add_commands(app, sys.argv[1:])
+            app()
+        except ModuleNotFoundError as error:
+            raise not_installed(error, sys.argv[1:]) from error
     except KeyboardInterrupt:
         raise SystemExit(ExitCode.INTERRUPTED) from None
     except FleetError as error:

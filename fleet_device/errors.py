@@ -50,7 +50,15 @@ class ConfigurationError(DeviceError):
 
 
 class EdgeUnavailable(DeviceError):  # noqa: N818 - reads as what it says
-    """No edge answers."""
+    """No edge answers.
+
+    Attributes:
+        code: Why, for programs: a `LinkFault` where it is the broker's connection.
+    """
+
+    def __init__(self, sentence: str, *, code: str = "edge_unavailable") -> None:
+        super().__init__(sentence)
+        self.code = code
 
 
 class SessionRefused(DeviceError):  # noqa: N818

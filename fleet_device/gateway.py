@@ -8,10 +8,8 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from enum import Enum, auto
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from fleet_device.api.app import create_app
-from fleet_device.api.server import ApiServer, listen
 from fleet_device.api.status.journal import Journal
 from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.contract import TextCodec
@@ -23,6 +21,7 @@ from fleet_device.steering.remote_settings import RemoteSettings
 from fleet_device.steering.steering import Steering
 from fleet_device.texts.generate import GeneratedText
 from fleet_device.texts.queue import Listener, TextQueue, Ticket
+from fleet_link.errors import LinkFault
 from schemas.grammar import Grammar
 from schemas.version import VERSION
 
@@ -30,6 +29,10 @@ __all__ = ["Asked", "Gateway"]
 
 _log = logging.getLogger(__name__)
 
+if TYPE_CHECKING:
+    from fleet_device.api.server import ApiServer
+
+_REFUSED: Final = frozenset(LinkFault) - {LinkFault.UNREACHABLE, LinkFault.BUSY}
 _DRAINED: Final = "The device's administrator has it take no new texts for now; ask again later, or another device."
 
 
@@ -112,6 +115,8 @@ class Gateway:
             ConfigurationError: The API's port cannot be taken.
         """
         if self._settings.api_port:
+            from fleet_device.api.server import listen  # noqa: PLC0415 - a web server, only where there is to be one
+
             self.serve(listen(self._settings.api_port))
         if self._steering is not None:
             self._steering.start()
@@ -120,6 +125,9 @@ class Gateway:
 
     def serve(self, sock: socket.socket) -> None:
         """Serve the API on a socket that listens."""
+        from fleet_device.api.app import create_app  # noqa: PLC0415 - likewise
+        from fleet_device.api.server import ApiServer  # noqa: PLC0415
+
         applications = None if self._remote is None else self._remote.applications
         self._server = ApiServer(create_app(self, self._settings, applications=applications), sock)
         self._server.start()
@@ -230,8 +238,8 @@ class Gateway:
         """Return the names of the large models that are there."""
         return tuple(dict.fromkeys(state.target for state in self._service.edges.online()))
 
-    def absence(self) -> str | None:
-        """Return what is missing to write a text, in a sentence."""
+    def absence(self) -> EdgeUnavailable | None:
+        """Return why no request can be served now."""
         return self._service.absence()
 
     def health(self) -> dict[str, Any]:
@@ -239,14 +247,18 @@ class Gateway:
         service, settings = self._service, self._settings
         if self._texts.broken:
             status = "failed"
+            code: str | None = "internal_error"
             reason: str | None = "The thread that writes texts has ended; see the log, and restart the device."
         else:
-            reason = self.absence()
-            absent = "local" if settings.offline is OfflinePolicy.LOCAL else "waiting"
+            missing = self.absence()
+            reason, code = (None, None) if missing is None else (str(missing), missing.code)
+            absent = "refused" if code in _REFUSED else "waiting"
+            absent = "local" if settings.offline is OfflinePolicy.LOCAL else absent
             held = self._texts.closed or self._texts.held or self._texts.refusal
-            status = "draining" if held else "ok" if reason is None else absent
+            status = "draining" if held else "ok" if missing is None else absent
         return {
             "status": status,
+            "code": code,
             "reason": reason,
             "software": VERSION,
             "fleet": settings.fleet,
@@ -288,7 +300,7 @@ class Gateway:
 
     def _write(self, request: GenerateRequest, context: RequestContext) -> GeneratedText:
         if request.outages.policy is OfflinePolicy.FAIL and (missing := self.absence()) is not None:
-            raise EdgeUnavailable(missing)
+            raise missing
         text = self._service.write(request, context)
         self._journal.note(text)
         return text

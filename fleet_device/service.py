@@ -16,11 +16,12 @@ from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.client.retry import Timeouts
 from fleet_device.client.telemetry import DeviceTotals
 from fleet_device.drafters.contract import Drafter, sequences_of
+from fleet_device.errors import EdgeUnavailable
 from fleet_device.pacing.session_pacing import make_pacing
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.conversation import ConversationCodec
 from fleet_device.texts.generate import GeneratedText, generate_text
-from fleet_link.errors import ConnectFailed, LinkError
+from fleet_link.errors import ConnectFailed, LinkError, LinkFault
 from fleet_link.link import Link, Outcome, OutcomeHandler, Will
 from fleet_link.paho_link import PahoLink
 from fleet_link.settings import LinkSettings
@@ -90,7 +91,7 @@ class DeviceService:
         will = Will(self._topic(Topic.STATE), encode_json(self._state(Presence.OFFLINE)))
         further = sequences_of(self.drafter, settings.texts_at_once)[1:]
         self.texts_at_once = 1 + len(further)
-        self._link = self.make_link(settings.broker.link(settings.device, will=will))
+        self._link = self.make_link(settings.broker.link(settings.fleet, settings.device, will=will))
         self.agent = Agent(
             self._link,
             settings.fleet,
@@ -203,15 +204,22 @@ class DeviceService:
         agent.timeouts = _timeouts(settings)
         agent.padding, agent.window = settings.padding, settings.window
 
-    def absence(self) -> str | None:
-        """Return what is missing to write a text, in a sentence; None if nothing is."""
-        broker = self.settings.broker
+    def absence(self) -> EdgeUnavailable | None:
+        """Return why no request can be served now; None if one can."""
         if not self._link.connected:
-            return f"The broker at {broker.host}:{broker.port} cannot be reached now; the device keeps trying."
+            broker, failure = self.settings.broker, self._link.failure
+            if failure is not None and failure.refused:
+                return EdgeUnavailable(f"{failure} The device keeps trying.", code=failure.fault)
+            return EdgeUnavailable(
+                f"The broker at {broker.host}:{broker.port} cannot be reached now; the device keeps trying.",
+                code=LinkFault.UNREACHABLE,
+            )
         if not self.edges.online():
             if self.agent.inbox.rejected is not None:
-                return str(self.agent.inbox.rejected)
-            return f"No edge of fleet {self.settings.fleet!r} is online now; start one with `fleet edge run`."
+                return EdgeUnavailable(str(self.agent.inbox.rejected), code=LinkFault.NOT_AUTHORIZED)
+            return EdgeUnavailable(
+                f"No edge of fleet {self.settings.fleet!r} is online now; start one with `fleet edge run`."
+            )
         return None
 
     def on_connection(self, listener: Callable[[bool], None]) -> None:

@@ -123,7 +123,7 @@ class EdgeObserver:
             {
                 "loop": "",
                 "target": look.away,
-                "broker": "" if self.link.connected else "The broker cannot be reached.",
+                "broker": "" if self.link.connected else str(self.link.failure or "The broker cannot be reached."),
                 "session_log": "Neither the database nor the spool takes records." if store.stuck else "",
                 "draining": "The edge takes no new sessions." if look.draining else "",
             }

@@ -78,6 +78,6 @@ def _check_backups(settings: EdgeSettings) -> None:
 
 
 def _check_broker(settings: EdgeSettings, make_link: Callable[[LinkSettings], Link], *, timeout_s: float) -> None:
-    link = make_link(settings.broker.link(settings.edge, will=None))
+    link = make_link(settings.broker.link(settings.fleet, settings.edge, will=None))
     link.start(timeout_s=timeout_s)
     link.stop()

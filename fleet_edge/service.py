@@ -113,7 +113,7 @@ class EdgeService:
             self._store.close()
             raise
         will = Will(self._state_topic, encode_json(self._state(Presence.OFFLINE)))
-        self._link = self.make_link(settings.broker.link(settings.edge, will=will))
+        self._link = self.make_link(settings.broker.link(settings.fleet, settings.edge, will=will))
         self.orchestrator = assemble(
             settings,
             verifier=self.verifier,
@@ -295,7 +295,7 @@ class EdgeService:
 
     def _connection(self, up: bool) -> None:
         """Note that the broker is there, or gone. Called by the link's thread."""
-        self._life.link(up=up)
+        self._life.link(up=up, why=str(self._link.failure or ""))
         if up:  # said anew: meanwhile the broker has said for us that we are gone
             self._announce()
 

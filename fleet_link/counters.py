@@ -21,6 +21,7 @@ class LinkCounters:
     Attributes:
         connects: Connections made.
         losses: Connections lost, goodbyes not counted.
+        takeovers: Of these, those that ended because another client had connected with the same client id.
         screened: Messages dropped unread, because the link's screen refused them.
         received: Messages dispatched to handlers.
         sent: Messages handed to the network, repeats counted in.
@@ -37,6 +38,7 @@ class LinkCounters:
 
     connects: int = 0
     losses: int = 0
+    takeovers: int = 0
     screened: int = 0
     received: int = 0
     sent: int = 0

@@ -9,11 +9,20 @@
     └── PublishRejected     the broker answered a QoS 1 publish with an error, or not at all
 """
 
+from enum import StrEnum
 from typing import Final
 
 from schemas.errors import FleetError
 
-__all__ = ["NOT_AUTHORIZED", "ConnectFailed", "LinkError", "NotConnected", "PacketTooLarge", "PublishRejected"]
+__all__ = [
+    "NOT_AUTHORIZED",
+    "ConnectFailed",
+    "LinkError",
+    "LinkFault",
+    "NotConnected",
+    "PacketTooLarge",
+    "PublishRejected",
+]
 
 NOT_AUTHORIZED: Final = 0x87
 """MQTT 5 reason code: the broker's rules do not allow it to this client."""
@@ -23,17 +32,37 @@ class LinkError(FleetError):
     """Base of all errors of this package. Its text is one sentence for the user."""
 
 
+class LinkFault(StrEnum):
+    """Why a link is not connected, for programs."""
+
+    UNREACHABLE = "broker_unreachable"  # nobody answers, or what answers is no MQTT broker
+    BUSY = "broker_busy"  # it asks to be tried later
+    NOT_AUTHORIZED = "broker_not_authorized"  # user name, password or name are not accepted
+    CERTIFICATE = "broker_certificate"  # one of the two certificates is not accepted
+    NAME_TAKEN = "broker_name_taken"  # another client has connected with our client id
+    UNSUITABLE = "broker_unsuitable"  # no MQTT 5, or a feature is missing that the fleet needs
+
+
 class ConnectFailed(LinkError):  # noqa: N818 - reads as what it says
     """The broker cannot be reached or turned us away.
 
     Attributes:
+        fault: Why, for programs.
         final: Whether trying again is pointless until somebody changes something (a password, a certificate).
         refused: Whether a broker that works has turned us away, or we it: what is final, and what it asks to be
             tried later.
     """
 
-    def __init__(self, sentence: str, *, final: bool = False, refused: bool = False) -> None:
+    def __init__(
+        self,
+        sentence: str,
+        *,
+        fault: LinkFault = LinkFault.UNREACHABLE,
+        final: bool = False,
+        refused: bool = False,
+    ) -> None:
         super().__init__(sentence)
+        self.fault = fault
         self.final = final
         self.refused = final or refused
 

@@ -1,26 +1,28 @@
-"""Explains failed connections, each in one sentence that says what to do."""
+"""Explain failed connections, each in one sentence that says what to do."""
 
 import socket
 import ssl
 from collections.abc import Sequence
 from typing import Final
 
-from fleet_link.errors import ConnectFailed
+from fleet_link.errors import ConnectFailed, LinkFault
 from fleet_link.settings import LinkSettings
 
-__all__ = ["NO_ANSWER_HINT", "explain", "refused", "sent_away", "silent", "subscription_refused"]
+__all__ = ["TAKEN_OVER", "explain", "lost", "name_taken", "refused", "silent", "subscription_refused", "unsuitable"]
 
 # CONNACK reasons (MQTT 5, 3.2.2.2) that no second attempt will change, and what to do about each.
 FINAL_REASONS: Final = {
-    0x01: "it does not speak MQTT 5; use one that does",
-    0x82: "it calls our first packet a protocol error; use a broker that speaks MQTT 5",
-    0x84: "it does not speak MQTT 5; use one that does",
-    0x85: "the client id is not valid there; choose another",
-    0x86: "user name or password are wrong; correct them",
-    0x87: "this client is not authorized; ask the operator to enrol it",
-    0x8A: "this client is banned; ask the operator",
-    0x8C: "it wants another way to authenticate; check its configuration",
-    0x90: "the last will's topic is not valid there; check the fleet and device names",
+    0x01: (LinkFault.UNSUITABLE, "it does not speak MQTT 5; use one that does"),
+    0x82: (LinkFault.UNSUITABLE, "it calls our first packet a protocol error; use a broker that speaks MQTT 5"),
+    0x84: (LinkFault.UNSUITABLE, "it does not speak MQTT 5; use one that does"),
+    0x85: (LinkFault.NOT_AUTHORIZED, "it does not accept the client id {client_id!r}; choose other names"),
+    0x86: (LinkFault.NOT_AUTHORIZED, "{login}, or ask the operator to enrol this client"),
+    0x87: (LinkFault.NOT_AUTHORIZED, "{login}, or ask the operator to enrol this client"),
+    0x8A: (LinkFault.NOT_AUTHORIZED, "this client is banned; ask the operator"),
+    0x8C: (LinkFault.NOT_AUTHORIZED, "it wants another way to authenticate; check its configuration"),
+    0x90: (LinkFault.NOT_AUTHORIZED, "the last will's topic is not valid there; check the fleet and device names"),
+    0x9A: (LinkFault.UNSUITABLE, "it does not retain messages, which the fleet needs; use a broker that does"),
+    0x9B: (LinkFault.UNSUITABLE, "it does not offer QoS 1, which the fleet needs; use a broker that does"),
 }
 PASSING_REASONS: Final = {
     0x88: "it is unavailable for now",
@@ -30,7 +32,7 @@ PASSING_REASONS: Final = {
 }
 TAKEN_OVER: Final = 0x8E
 STARTING: Final = 0x88  # "unavailable": said by a broker that starts or ends, and over as soon as that is
-NO_ANSWER_HINT: Final = "is it an MQTT broker, and is the port one for plain MQTT?"
+NO_ANSWER_HINT: Final = "is it an MQTT broker that speaks MQTT 5, and is the port one for plain MQTT?"
 TLS_HINT: Final = "is it a TLS port, does the broker accept our certificate, and has it room for another client?"
 
 
@@ -65,11 +67,17 @@ def explain(error: Exception, settings: LinkSettings) -> ConnectFailed:  # noqa:
                 error.verify_code,
                 f"{error.verify_message}; check the CA file, it must be that of the broker's authority",
             )
-            return ConnectFailed(f"The certificate of the broker at {where} is not acceptable: {why}.", final=True)
+            return ConnectFailed(
+                f"The certificate of the broker at {where} is not acceptable: {why}.",
+                fault=LinkFault.CERTIFICATE,
+                final=True,
+            )
         case ssl.SSLError():
             for alert, why in ALERTS.items():
                 if str(error.reason).endswith(alert):
-                    return ConnectFailed(f"The broker at {where} refused us: {why}.", final=True)
+                    return ConnectFailed(
+                        f"The broker at {where} refused us: {why}.", fault=LinkFault.CERTIFICATE, final=True
+                    )
             return ConnectFailed(f"TLS with the broker at {where} failed ({reason_of(error)}): {TLS_HINT}")
         case ConnectionRefusedError():
             return ConnectFailed(
@@ -92,25 +100,52 @@ def silent(settings: LinkSettings, *, closed: bool = False) -> ConnectFailed:
 
 def refused(reason: int, settings: LinkSettings) -> ConnectFailed:
     """Describe a CONNACK that says no."""
-    why = FINAL_REASONS.get(reason) or PASSING_REASONS.get(reason) or f"MQTT reason 0x{reason:02x}"
+    fault, why = FINAL_REASONS.get(reason, (LinkFault.BUSY, PASSING_REASONS.get(reason, f"MQTT reason 0x{reason:02x}")))
+    why = why.format(client_id=settings.client_id, login=_login(settings))
     return ConnectFailed(
         f"The broker at {settings.where} refused the connection: {why}.",
+        fault=fault,
         final=reason in FINAL_REASONS,
         refused=reason != STARTING,
     )
 
 
-def sent_away(reason: int, name: str, settings: LinkSettings) -> str:
-    """Say why the broker has ended a connection that stood, as the end of a sentence.
+def _login(settings: LinkSettings) -> str:
+    if settings.username is not None:
+        return f"it does not accept the user name {settings.username!r} or its password; correct them"
+    if settings.tls is not None and settings.tls.certificate is not None:
+        return "it does not let in the name of our certificate"
+    tried = ", nor its name as one" if settings.anonymous_too else ""
+    return f"it does not accept a client without a user name{tried}; set 'username' and 'password'"
+
+
+def unsuitable(missing: str, settings: LinkSettings) -> ConnectFailed:
+    """Describe a broker that lacks what the fleet needs.
 
     Args:
-        reason: MQTT 5 reason code of its DISCONNECT.
-        name: The same in words.
-        settings: Whose connection it was.
+        missing: What it does, as the middle of a sentence: "does not …".
+        settings: Whose connection it is.
     """
-    if reason == TAKEN_OVER:
-        return f"another client has connected as {settings.client_id!r}; give each a name of its own, or end one"
-    return f"the broker said {name.lower()}"
+    return ConnectFailed(
+        f"The broker at {settings.where} {missing}, which the fleet needs; change its settings, or use another broker.",
+        fault=LinkFault.UNSUITABLE,
+        final=True,
+    )
+
+
+def lost(how: str, settings: LinkSettings) -> ConnectFailed:
+    """Describe a connection that ended on its own."""
+    return ConnectFailed(f"The connection to the broker at {settings.where} was lost: {how}.")
+
+
+def name_taken(settings: LinkSettings) -> ConnectFailed:
+    """Describe a connection that ended because another client has connected with our client id."""
+    return ConnectFailed(
+        f"Another client has connected to the broker at {settings.where} as {settings.client_id!r} and ended this "
+        "client's connection; give each a name of its own, or end one.",
+        fault=LinkFault.NAME_TAKEN,
+        refused=True,
+    )
 
 
 def subscription_refused(filters: Sequence[str], settings: LinkSettings) -> ConnectFailed:
@@ -118,6 +153,7 @@ def subscription_refused(filters: Sequence[str], settings: LinkSettings) -> Conn
     return ConnectFailed(
         f"The broker at {settings.where} refuses to subscribe this client to {', '.join(filters)}: "
         "check its access rules.",
+        fault=LinkFault.NOT_AUTHORIZED,
         final=True,
     )
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fleet_link.counters import Accepts, LinkCounters
-from fleet_link.errors import PublishRejected
+from fleet_link.errors import ConnectFailed, PublishRejected
 
 __all__ = [
     "NO_MATCHING_SUBSCRIBERS",
@@ -183,6 +183,10 @@ class Link(Protocol):
     @property
     def connected(self) -> bool:
         """Whether the broker answers."""
+
+    @property
+    def failure(self) -> ConnectFailed | None:
+        """Why the link is not connected, as far as is known; None while it is."""
 
     @property
     def max_packet_bytes(self) -> int:

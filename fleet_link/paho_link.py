@@ -12,13 +12,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from fleet_link.connection.connection import Connection, ConnectionLost
 from fleet_link.connection.handover import Handover
 from fleet_link.connection.polling import Waker
 from fleet_link.counters import Accepts, Guard, LinkCounters
-from fleet_link.errors import ConnectFailed
-from fleet_link.failures import silent, subscription_refused
+from fleet_link.errors import ConnectFailed, LinkFault
+from fleet_link.failures import lost, name_taken, silent, subscription_refused
 from fleet_link.lifecycle import Backoff, Connectivity, Startup
 from fleet_link.link import Handler, Listener, OutcomeHandler
 from fleet_link.outbox.announced import Announced
@@ -63,7 +64,8 @@ class PahoLink:
             refused_s=settings.refused_backoff_s,
             rng=rng if rng is not None else random.Random(),  # noqa: S311 - jitter
         )
-        self._refused = False  # how the last attempt ended
+        self._failure: ConnectFailed | None = None  # how the last attempt ended
+        self._anonymous = False  # whether the next attempt goes without the user name
         self._online_since = 0.0
         self._handover = Handover(Credentials(settings.tls, clock=clock), counters=self.counters, clock=clock)
         self._connectivity = Connectivity(self._guard)
@@ -87,6 +89,11 @@ class PahoLink:
         return self._connectivity.online
 
     @property
+    def failure(self) -> ConnectFailed | None:
+        """Why the link is not connected; see `Link.failure`."""
+        return None if self._connectivity.online else self._failure
+
+    @property
     def max_packet_bytes(self) -> int:
         """Largest packet the broker takes, as it said when last connected."""
         return self._announced.max_packet_bytes
@@ -106,8 +113,9 @@ class PahoLink:
             self._thread.start()
         try:
             self._startup.wait(timeout_s, silent(self._settings))
-        except ConnectFailed:
+        except ConnectFailed as error:
             self.stop()
+            self._failure = error
             raise
 
     def stop(self) -> None:
@@ -185,7 +193,8 @@ class PahoLink:
             while not self._stopping.is_set() or self._handover.under_way:
                 self._attempt(waker)
                 if not self._stopping.is_set() and not self._handover.under_way:
-                    self._stopping.wait(self._backoff.next_delay_s(refused=self._refused))
+                    refused = self._failure is not None and self._failure.refused
+                    self._stopping.wait(self._backoff.next_delay_s(refused=refused))
         finally:
             waker.close()
             self._startup.ended()
@@ -193,10 +202,9 @@ class PahoLink:
     def _attempt(self, waker: Waker) -> None:
         """Connect and serve until the connection ends; nothing that happens in it ends the thread."""
         connection: Connection | None = None
-        self._refused = False
         try:
             connection = Connection(
-                self._settings,
+                replace(self._settings, username=None) if self._anonymous else self._settings,
                 context=self._handover.context(),
                 guard=self._guard,
                 waker=waker,
@@ -209,11 +217,16 @@ class PahoLink:
         except ConnectFailed as error:
             # Whoever waits for the start is told; later on the log is all there is.
             _log.log(logging.DEBUG if self._startup.pending else logging.WARNING, "%s", error)
-            self._refused = error.refused
+            self._failure = error
+            if error.fault is LinkFault.NOT_AUTHORIZED and self._settings.anonymous_too:
+                self._anonymous = not self._anonymous
+                error.final = error.final and not self._anonymous
             self._startup.failed(error)
             self._handover.failed(str(error))
         except ConnectionLost as error:
-            _log.warning("The connection to %s was lost: %s.", self._settings.where, error)
+            self._failure = name_taken(self._settings) if error.taken_over else lost(str(error), self._settings)
+            self.counters.takeovers += error.taken_over
+            _log.warning("%s", self._failure)
         except BaseException:  # noqa: BLE001 - whatever it was, a link without a thread is worse
             self.counters.restarts += 1
             _log.exception("The link's network loop failed and is begun anew.")
@@ -235,6 +248,7 @@ class PahoLink:
         if refused:
             raise subscription_refused(refused, self._settings)
         self._online_since = self._clock()
+        self._failure = None
         self._connectivity.up()
         self._startup.connected()
 
@@ -286,6 +300,7 @@ class PahoLink:
         self._sender.connection_lost()
         if self._handover.under_way:
             return
-        if self._connectivity.online:
+        if self._connectivity.online and not (self._failure is not None and self._failure.refused):
+            # Two clients of one name end each other's connections: the delay grows until one of them stays.
             self._backoff.held(self._clock() - self._online_since)
         self._connectivity.down(on_purpose=self._stopping.is_set())

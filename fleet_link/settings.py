@@ -35,7 +35,8 @@ class LinkSettings:
         client_id: Unique at the broker: of two clients with the same one, the older is disconnected.
         host: Name or address of the broker.
         port: TCP port.
-        username: Identity for a broker without client certificates.
+        username: Identity for a broker without client certificates; None sends none.
+        anonymous_too: Whether to connect without the user name where the broker refuses it.
         password: Its secret; never shown.
         tls: Files of an encrypted connection, or None for plain TCP.
         will: Published by the broker, retained, if this client vanishes.
@@ -61,6 +62,7 @@ class LinkSettings:
     host: str = "127.0.0.1"
     port: int = 1883
     username: str | None = None
+    anonymous_too: bool = False
     password: str | None = dataclasses.field(default=None, repr=False)
     tls: TlsSettings | None = None
     will: Will | None = None
@@ -94,7 +96,10 @@ class BrokerSettings(BaseModel):
     certificate: Path | None = setting(None, "This program's own certificate (PEM); asks for `ca`.")
     key: Path | None = setting(None, "Private key (PEM) of the certificate; left out, it is in the certificate's file.")
     username: str | None = setting(
-        None, "Identity at a broker without client certificates; left out, the program's own name.", rare=True
+        None,
+        "Identity at a broker without client certificates; left out, the program's own name, or none where the broker "
+        "refuses that.",
+        rare=True,
     )
     password: SecretStr | None = setting(None, "Secret that goes with `username`.", rare=True)
     keepalive_s: int = setting(
@@ -122,13 +127,18 @@ class BrokerSettings(BaseModel):
             raise ValueError("a key without 'broker.certificate'; set it too")
         return key
 
-    def link(self, name: str, *, will: Will | None) -> LinkSettings:
-        """Return the link settings of the client `name`."""
+    def link(self, fleet: str, name: str, *, will: Will | None) -> LinkSettings:
+        """Return the link settings of the client `name` of `fleet`.
+
+        Equal names in two fleets at one broker must not end each other's connections, so the client id has both. With
+        a client certificate it is the name in that alone: the fleet's broker takes it from there, and others compare.
+        """
         return LinkSettings(
-            client_id=name,
+            client_id=name if self.certificate else f"{fleet}:{name}",
             host=self.host,
             port=self.port,
-            username=self.username or name,
+            username=self.username or (None if self.certificate else name),
+            anonymous_too=self.username is None and self.password is None,
             password=self.password.get_secret_value() if self.password else None,
             tls=TlsSettings(self.ca, self.certificate, self.key) if self.ca else None,
             will=will,

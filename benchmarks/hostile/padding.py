@@ -227,7 +227,7 @@ def run(bench: Bench) -> Report:
 def write(port: int, fleet: str, drafter: Drafter, writing: Writing, *, texts: int, tokens: int) -> None:
     """Write some texts, and keep what passed over the link."""
     pacing: Pacing = AdaptivePacing() if writing.length == AUTO else FixedPacing(int(writing.length))
-    tap = Tap(link_to(port, DEVICE))
+    tap = Tap(link_to(port, fleet, DEVICE))
     agent = Agent(tap, fleet, DEVICE, drafter, pacing, time.monotonic)
     agent.attach()
     tap.start(timeout_s=_START_S)

@@ -137,7 +137,7 @@ class BrokerChannel:
     def __init__(self, settings: AlertSettings, *, make_link: Callable[[LinkSettings], Link] = PahoLink) -> None:
         assert settings.fleet is not None
         self._topic = build(Topic.ALERT, fleet=settings.fleet)
-        self._link = make_link(settings.broker.link(settings.name, will=None))
+        self._link = make_link(settings.broker.link(settings.fleet, settings.name, will=None))
         self._started = False
         self._using = threading.Lock()
         self.name = f"the broker at {settings.broker.host}:{settings.broker.port}"

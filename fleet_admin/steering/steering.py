@@ -96,7 +96,7 @@ class Steering:
         Raises:
             StoreError: The database cannot be opened.
         """
-        link = make_link(settings.broker.link(settings.name, will=None))
+        link = make_link(settings.broker.link(settings.fleet, settings.name, will=None))
         return cls(SteeringLog(db), SteeringWire(link, fleet=settings.fleet, name=settings.name))
 
     def start(self, *, records: bool = False) -> None:

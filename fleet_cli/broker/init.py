@@ -22,6 +22,7 @@ from broker_config.rendering.mosquitto_conf import CONF_FILE
 from broker_config.rendering.nftables import RULES_FILE, UNIT_FILE
 from broker_config.rendering.systemd import DROP_IN_FILE, SPARE_DESCRIPTORS
 from broker_config.rendering.version import installed_version
+from fleet_cli.commands import program
 from fleet_cli.errors import CommandError
 from fleet_identity.authority import Authority, create_authority
 from fleet_identity.certificates import make_request, new_key, save_key
@@ -74,7 +75,7 @@ def init_command(
     for command in _trials(directory, broker, names):
         typer.echo(f"    {shlex.join(command)}")
     typer.echo(f"\nSettings of all edges and devices are in {directory / SETTINGS}, keys in {directory / IDENTITIES}.")
-    typer.echo(f"Try it with `fleet broker check {directory}`; revoke with `fleet broker revoke`.", err=True)
+    typer.echo(f"Prove it with: {shlex.join([program(), 'broker', 'check', str(directory)])}", err=True)
 
 
 def make_local_broker(
@@ -208,7 +209,7 @@ def _settings_file(directory: Path, name: str) -> Path:
 def _services(directory: Path, broker: Broker) -> Iterator[list[str]]:
     """Yield the commands that run until they are told to stop."""
     yield [str(find_mosquitto()), "-c", str(directory / CONF_FILE)]
-    yield ["fleet", "edge", "run", "--config", str(_settings_file(directory, broker.edges[0]))]
+    yield [program(), "edge", "run", "--config", str(_settings_file(directory, broker.edges[0]))]
 
 
 def _trials(directory: Path, broker: Broker, devices: Sequence[str]) -> Iterator[list[str]]:
@@ -217,9 +218,9 @@ def _trials(directory: Path, broker: Broker, devices: Sequence[str]) -> Iterator
     edge = broker.edges[0]
     probe = identity_files(directory, broker.tls, probe_name(edge))
     files = ["--certificate", str(probe.certificate), "--key", str(probe.key)]
-    yield ["fleet", "edge", "selftest", "--config", str(_settings_file(directory, edge)), *files]
+    yield [program(), "edge", "selftest", "--config", str(_settings_file(directory, edge)), *files]
     for name in devices[:1]:
         config = str(_settings_file(directory, name))
-        yield ["fleet", "device", "generate", "--config", config, "Why is the sky blue?"]
-        yield ["fleet", "device", "doctor", "--config", config]
-        yield ["fleet", "device", "chat", "--config", config]
+        yield [program(), "device", "generate", "--config", config, "Why is the sky blue?"]
+        yield [program(), "device", "doctor", "--config", config]
+        yield [program(), "device", "chat", "--config", config]

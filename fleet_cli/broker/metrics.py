@@ -49,7 +49,7 @@ def metrics_command(
         raise CommandError("--listen: give an address and a port, such as 127.0.0.1:9465.")
     require_library()
     chosen = broker_settings(host=host, port=port, ca=ca, certificate=certificate, key=key)
-    link = PahoLink(chosen.link(name, will=None))
+    link = PahoLink(chosen.link("_broker", name, will=None))
     figures = BrokerFigures(link)
     figures.subscribe()
     server = MetricsServer(settings.address, figures.pages(), token=settings.token())

@@ -42,7 +42,7 @@ def watch_command(
 ) -> None:
     """Watch the broker as a monitor, and print a line when a queue, packet or connection limit is reached."""
     link = PahoLink(
-        broker_settings(host=host, port=port, ca=ca, certificate=certificate, key=key).link(name, will=None)
+        broker_settings(host=host, port=port, ca=ca, certificate=certificate, key=key).link("_broker", name, will=None)
     )
     seen: queue.SimpleQueue[LimitReached | None] = queue.SimpleQueue()
     watch(link, LimitWatch(), seen)

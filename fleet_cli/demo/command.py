@@ -4,12 +4,14 @@ import queue
 import tempfile
 import time
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from fleet_cli.commands import program
 from fleet_cli.demo.brokers import Place, demo_broker
 from fleet_cli.demo.chat import run_chat
 from fleet_cli.demo.dashboard import run_dashboard
@@ -63,7 +65,8 @@ def demo_command(
     tls: Annotated[bool, typer.Option("--tls", help="Mutual TLS, with an identity for each device.")] = False,
     db: Annotated[str, typer.Option(envvar="FLEET_DB", help="SQLAlchemy URL.")] = "sqlite:///fleet.sqlite3",
     engine: Annotated[
-        str | None, typer.Option(help="Of the target model: auto, llama.cpp or torch; torch for the demo's own.")
+        str | None,
+        typer.Option(help="Of the target model: auto, llama.cpp or torch; left out, torch if it is there."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of the target model: auto, float32 or bfloat16.")] = "auto",
     show_text: Annotated[bool, typer.Option("--show-text", help="Stream the texts.")] = False,
@@ -86,8 +89,9 @@ def demo_command(
             "With --chat there is neither a report nor a prompt to continue; leave --json and --raw out."
         )
     # Measuring which engine is faster takes longer than the demo.
-    engine = engine or ("torch" if target is None else "auto")
-    model, target = draft_model(draft, models_dir), target_model(target, models_dir, engine=engine)
+    engine = engine or (("torch" if find_spec("torch") else "llama.cpp") if target is None else "auto")
+    target = target_model(target, models_dir, engine=engine)
+    model = draft_model(draft, models_dir)
     check_settings(
         device={"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens},
         edge={"engine": engine, "dtype": dtype, "db": db},
@@ -136,8 +140,11 @@ def demo_command(
             [device_row(result) for result in results.values()],
         )
         _show(report, console, json_file, results if show_text else {})
-        console.print(f"The sessions are in {db}: fleet admin sessions --db {db}", markup=False, highlight=False)
-        console.print("Talk with the large model: make demo ARGS=--chat, or fleet demo --chat", highlight=False)
+        again = f"{program()} demo --chat" + ("" if models_dir == Path("models") else f" --models-dir {models_dir}")
+        console.print(
+            f"See the sessions: {program()} admin sessions --db {db}", markup=False, highlight=False, soft_wrap=True
+        )
+        console.print(f"Talk with the large model: {again}", markup=False, highlight=False, soft_wrap=True)
         failed = [f"{name}: {child.cause}" for name, child in children.items() if name not in results]
         if failed:
             raise CommandError(f"{len(failed)} of {devices} devices did not finish. {failed[0]}")

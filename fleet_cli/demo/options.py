@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from fleet_cli.commands import program
 from fleet_cli.errors import CommandError
 from fleet_cli.models.source import SMOLLM2
 from fleet_device.drafters.model_source import locate_model
@@ -41,7 +42,6 @@ def draft_model(draft: str, models: Path) -> str:
             f"--draft {draft} is no quantization of {SMOLLM2.name}; there are {', '.join(sorted(known.values()))}, or "
             "name a GGUF file."
         )
-    _check_prepared(models)
     model = f"{SMOLLM2.name}:{known[draft.lower()]}"
     locate_model(model, folder=models)
     return model
@@ -60,8 +60,14 @@ def target_model(target: str | None, models: Path, *, engine: str) -> str:
     """
     if target is not None:
         return target
-    _check_prepared(models)
-    return str(models / SMOLLM2.name / ("target-Q8_0.gguf" if engine == "llama.cpp" else "target"))
+    path = models / SMOLLM2.name / ("target-Q8_0.gguf" if engine == "llama.cpp" else "target")
+    if not path.exists():
+        elsewhere = "" if models == Path("models") else f" --models-dir {models}"
+        raise CommandError(
+            f"The demo's models are not in {models.absolute()}; make them with `{program()} models prepare "
+            f"--only {SMOLLM2.drafts[0]} --only {path.stem}{elsewhere}`, or name their folder with --models-dir."
+        )
+    return str(path)
 
 
 def check_report_file(path: Path | None) -> None:
@@ -92,14 +98,6 @@ def check_settings(*, device: Mapping[str, object], edge: Mapping[str, object]) 
 
     load_settings(DeviceSettings, config=None, flags=device)
     parse_url(load_settings(EdgeSettings, config=None, flags=edge).db)
-
-
-def _check_prepared(models: Path) -> None:
-    if not (models / SMOLLM2.name / "target").is_dir():
-        raise CommandError(
-            f"The demo's models are not prepared in {models.absolute()}; make them with `fleet models prepare`, or "
-            "name their folder with --models-dir."
-        )
 
 
 def _prepared(models: Path) -> list[str]:

@@ -3,12 +3,14 @@
 import json
 import time
 from collections.abc import Collection, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
 
+from fleet_cli.commands import program
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.models.files import Manifest, read_manifest
 from fleet_cli.models.folder import ModelsDir
@@ -52,6 +54,9 @@ def prepare_command(
     began = time.monotonic()
     source = locate(SMOLLM2)
     steps = _chosen(steps_of(SMOLLM2, source, cost=cost), only or ())
+    if not only and find_spec("torch") is None:
+        console.print("Without torch (extra `edge`) only what llama.cpp loads is made.", highlight=False)
+        steps = [step for step in steps if step.output.endswith(".gguf")]
     with reporter(console, clock=time.monotonic) as report:
         done = prepare(models_dir / SMOLLM2.name, source, steps, report=report, check=check)
     seconds = time.monotonic() - began
@@ -81,7 +86,7 @@ def list_command(models_dir: ModelsDir = _MODELS, as_json: AsJson = False) -> No
         print(json.dumps({"folder": str(folder.absolute()), "models": entries}, indent=2))
         return
     if not entries:
-        print(f"No models in {folder.absolute()}; make them with 'fleet models prepare'.")
+        print(f"No models in {folder.absolute()}; make them with: {program()} models prepare")
         return
     # Whole also where the terminal is narrower: a path that is cut is of no use to anyone.
     print_table(f"Models in {folder.absolute()}", _LISTED, entries, wide=True)

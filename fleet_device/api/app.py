@@ -69,8 +69,8 @@ class Backend(Protocol):
     def targets(self) -> tuple[str, ...]:
         """Return the names of the large models that are there."""
 
-    def absence(self) -> str | None:
-        """Return what is missing to write a text, in a sentence."""
+    def absence(self) -> EdgeUnavailable | None:
+        """Return why no request can be served now."""
 
     def health(self) -> dict[str, Any]:
         """Return how the device is, as JSON values."""
@@ -207,7 +207,7 @@ class _Api:
                 raise _problem(error, asked) from None
         policy = self.settings.offline if asked.offline is None else asked.offline
         if policy is OfflinePolicy.FAIL and (missing := self.backend.absence()) is not None:
-            raise EdgeUnavailable(missing)
+            raise missing
         events = Events()
         tickets = self._submit(asked, events, getattr(request.state, "application", None))
         text = TextEvents(events, tickets, self.pause)

@@ -98,8 +98,7 @@ def problem_of(error: Exception, *, prompt: str = "prompt", grammar: str = "gram
         case TextQueueFull():
             return _later(429, str(error), code="queue_full", seconds=error.retry_after_s)
         case EdgeUnavailable() | TextCancelled():
-            code = "cancelled" if isinstance(error, TextCancelled) else "edge_unavailable"
-            return _later(503, str(error), code=code)
+            return _later(503, str(error), code="cancelled" if isinstance(error, TextCancelled) else error.code)
         case _:
             return _failed(error)
 

@@ -333,7 +333,7 @@ class Doctor:
                 f"Not connected to {where}: the broker would take this device for {name!r}, whose certificate it has, "
                 f"and send that one away; correct 'device', or enrol {settings.device!r}."
             )
-        link = self._link = self.make_link(settings.broker.link(settings.device, will=None))
+        link = self._link = self.make_link(settings.broker.link(settings.fleet, settings.device, will=None))
         if self._drafter is None:
             self._inbox.subscribe(link, fleet=settings.fleet, device=settings.device)
         else:

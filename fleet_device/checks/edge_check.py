@@ -126,7 +126,7 @@ class EdgeCheck:
     @contextmanager
     def _agent(self) -> Iterator[Agent]:
         asked = self.question
-        link = self.make_link(asked.broker.link(asked.name, will=None))
+        link = self.make_link(asked.broker.link(asked.fleet, asked.name, will=None))
         agent = Agent(
             link,
             asked.fleet,

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from fleet_device.api.server import listen
 from fleet_device.checks.checklist import Check, Checklist, CheckReport, check_online
 from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.contract import Drafter
@@ -129,6 +128,8 @@ class SelfTest:
     def _configuration(self) -> str:
         settings = self.settings
         if settings.api_port:
+            from fleet_device.api.server import listen  # noqa: PLC0415 - a web server, only where there is to be one
+
             listen(settings.api_port).close()
         broker = settings.broker
         return f"Device {settings.device} of fleet {settings.fleet}, broker {broker.host}:{broker.port}."

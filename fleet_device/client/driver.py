@@ -399,9 +399,9 @@ class SessionDriver:
             self.waiting.look()
         elif self.outage.settings.policy is OfflinePolicy.LOCAL:
             _log.warning("The text goes on without an edge: %s", cause)
-            self._go_alone(cause)
+            self._go_alone(str(cause))
         else:
-            raise self.refusals.last or EdgeUnavailable(cause)
+            raise self.refusals.last or cause
 
     def _go_alone(self, cause: str, *, pause_s: float = 0.0) -> None:
         self._rejoining.alone(cause, pause_s=pause_s)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fleet_device.client.waiting import Waiting
+from fleet_device.errors import EdgeUnavailable
 from fleet_device.offline import OfflinePolicy, Outages
 from fleet_device.session.states import SessionState
 
@@ -48,8 +49,8 @@ class Outage:
     absence: Absence
     settings: Outages = field(default_factory=Outages)
 
-    def cause(self) -> str | None:
-        """Return why no edge answers, in a sentence, once that has lasted for so long that the policy applies."""
+    def cause(self) -> EdgeUnavailable | None:
+        """Return why no edge answers, once that has lasted long enough for the policy to apply."""
         if not self._watched:
             return None
         absent_s = self.absence.note(absent=self._absent())

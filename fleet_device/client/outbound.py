@@ -4,7 +4,8 @@ import logging
 from dataclasses import dataclass
 
 from fleet_device.client.inbox import Inbox
-from fleet_link.errors import LinkError
+from fleet_device.errors import EdgeUnavailable
+from fleet_link.errors import LinkError, LinkFault
 from fleet_link.link import Link
 from schemas.codec import encode_close, encode_draft, encode_open
 from schemas.messages import Close, Draft, Open
@@ -40,23 +41,29 @@ class Outbound:
         """Whether the broker answers."""
         return self.link.connected
 
-    def silence(self, waited_s: float, *, edge: str | None = None) -> str:
-        """Return why nobody has answered, and what to do, in one sentence.
+    def silence(self, waited_s: float, *, edge: str | None = None) -> EdgeUnavailable:
+        """Return why nobody has answered, and what to do.
 
         Args:
             waited_s: For so long.
             edge: The one that has the session, if any has.
         """
         if not self.connected:
-            return f"The broker has not been reachable for {waited_s:.0f} s; check that it runs and try again."
+            failure = self.link.failure
+            if failure is not None and failure.refused:
+                return EdgeUnavailable(str(failure), code=failure.fault)
+            return EdgeUnavailable(
+                f"The broker has not been reachable for {waited_s:.0f} s; check that it runs and try again.",
+                code=LinkFault.UNREACHABLE,
+            )
         if edge is not None:
-            return (
+            return EdgeUnavailable(
                 f"Edge {edge!r} has the session and has not answered for {waited_s:.0f} s; see whether it hangs, and "
                 "end it if it does."
             )
         if self.inbox.rejected is not None:
-            return str(self.inbox.rejected)
-        return (
+            return EdgeUnavailable(str(self.inbox.rejected), code=LinkFault.NOT_AUTHORIZED)
+        return EdgeUnavailable(
             f"No edge of fleet {self.fleet!r} answered within {waited_s:.0f} s; start one with `fleet edge run`, "
             "or check that it uses the same broker and fleet name."
         )

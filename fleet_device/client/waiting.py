@@ -10,7 +10,6 @@ from fleet_device.client.outbound import Outbound
 from fleet_device.client.presence import EdgePresences
 from fleet_device.client.refusals import Refusals
 from fleet_device.client.retry import RetryState
-from fleet_device.errors import EdgeUnavailable
 from fleet_device.session.machine import DeviceSession
 
 __all__ = ["SAY_AFTER_S", "Waiting"]
@@ -72,7 +71,7 @@ class Waiting:
         if self.session.ended is not None:
             return
         if (waited_s := self.retry.exhausted_s(opened=self._edge is not None)) is not None:
-            raise self.refusals.last or EdgeUnavailable(self.outbound.silence(waited_s, edge=self._edge))
+            raise self.refusals.last or self.outbound.silence(waited_s, edge=self._edge)
         if not self._told and self._waits and self.clock() >= self._since + SAY_AFTER_S:
             self._told = True
             reason = self.reason()
@@ -83,7 +82,7 @@ class Waiting:
         """Return why no text comes."""
         if self.outbound.connected and self.refusals.last is not None:
             return str(self.refusals.last)
-        return self.outbound.silence(max(1.0, self.clock() - self._since), edge=self._edge)
+        return str(self.outbound.silence(max(1.0, self.clock() - self._since), edge=self._edge))
 
     def may_go_elsewhere(self) -> bool:
         """Whether the edge that has the session has been silent for too long, and another one is there."""

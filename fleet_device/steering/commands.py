@@ -123,7 +123,7 @@ def _self_test(device: SteeredDevice, arguments: Arguments, limit_s: float) -> A
     del arguments
     service = device.service
     if (missing := service.absence()) is not None:
-        return Answer(CommandOutcome.FAILED, missing)
+        return Answer(CommandOutcome.FAILED, str(missing))
     cancellation = Cancellation()
     order = GenerateRequest(tuple(probe_prompt(service.drafter)), service.settings.policy(), _TEST_TOKENS)
 

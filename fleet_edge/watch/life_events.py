@@ -50,15 +50,21 @@ class LifeEvents:
         self._ended = True
         self._edge("stopped", f"The edge has ended as it was told to; {handed_over} sessions go on elsewhere.")
 
-    def link(self, *, up: bool) -> None:
-        """The broker was lost, or found again."""
+    def link(self, *, up: bool, why: str = "") -> None:
+        """Note that the broker was lost, or found again.
+
+        Args:
+            up: Whether it was found.
+            why: Why it was lost, in a sentence, if that is known.
+        """
         if self._ended:
             return
         with self._lock:
             since = self._lost_at
             self._lost_at = None if up else since or self.clock()
         if not up and since is None:
-            self._told(EventKind.BROKER, "connection-lost", "The edge has lost the broker; no device can reach it.")
+            sentence = f"The edge has lost the broker; no device can reach it. {why}".rstrip()
+            self._told(EventKind.BROKER, "connection-lost", sentence)
         elif up and since is not None:
             sentence = f"The edge has reached the broker again, after {self.clock() - since:.1f} s."
             self._told(EventKind.BROKER, "connection-back", sentence)

@@ -39,7 +39,15 @@ IDENTIFIERS: Final = 65_535
 
 
 class ConnectionLost(Exception):  # noqa: N818 - reads as what it says
-    """The connection has ended without our goodbye. Its text says how."""
+    """The connection has ended without our goodbye. Its text says how.
+
+    Attributes:
+        taken_over: Whether another client has connected with our client id.
+    """
+
+    def __init__(self, how: str, *, taken_over: bool = False) -> None:
+        super().__init__(how)
+        self.taken_over = taken_over
 
 
 class Connection:
@@ -84,6 +92,7 @@ class Connection:
         self._awaited: dict[int, tuple[str, ...]] = {}  # filters by the identifier of their SUBSCRIBE
         self._refused_filters: list[str] = []
         self._ending = ""
+        self._taken_over = False
         self._socket: ScreenedSocket | None = None
         self._read_at = 0.0  # not before
         self._silence: Silence | None = None  # from the broker's first answer on
@@ -100,7 +109,7 @@ class Connection:
             resume: Whether to go on with the session that a handover has kept: what came in between is then delivered.
 
         Raises:
-            ConnectFailed: In time there was none, or it says no.
+            ConnectFailed: In time there was none, it says no, or the broker lacks what the fleet needs.
         """
         try:
             self._client.connect(
@@ -125,6 +134,9 @@ class Connection:
                     raise failures.explain(self._context.alert, self._settings) from error
                 if self._refusal is None:
                     raise failures.silent(self._settings, closed=True) from error
+        if self._announced.missing:
+            self.goodbye()
+            raise failures.unsuitable(self._announced.missing, self._settings)
         return self._announced
 
     def subscribe(self, routes: Sequence[Route]) -> None:
@@ -278,7 +290,7 @@ class Connection:
     def _live_socket(self) -> ScreenedSocket:
         sock = self._client.socket()
         if not isinstance(sock, ScreenedSocket):
-            raise ConnectionLost(self._ending or "the connection broke")
+            raise ConnectionLost(self._ending or "the connection broke", taken_over=self._taken_over)
         self._socket = sock
         return sock
 
@@ -309,7 +321,8 @@ class Connection:
         # The screen has its reasons, which the library does not know.
         ending = self._socket.ending if self._socket is not None else ""
         if flags.is_disconnect_packet_from_server:
-            self._ending = ending or failures.sent_away(reason.value, str(reason), self._settings)
+            self._taken_over = reason.value == failures.TAKEN_OVER
+            self._ending = ending or f"the broker said {str(reason).lower()}"
         else:
             self._ending = ending or f"the connection ended: {str(reason).lower()}"
 

@@ -1,13 +1,15 @@
-"""Announced limits of a broker: what it takes from us, as its CONNACK says."""
+"""Announced abilities and limits of a broker, as its CONNACK says (MQTT 5, 3.2.2.3)."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 from paho.mqtt.properties import Properties
 
-__all__ = ["DEFAULT_RECEIVE_MAXIMUM", "Announced"]
+__all__ = ["DEFAULT_RECEIVE_MAXIMUM", "LEAST_PACKET_BYTES", "Announced"]
 
 DEFAULT_RECEIVE_MAXIMUM = 65_535
+LEAST_PACKET_BYTES = 4096
+"""Smallest useful packet limit of a broker: states, verdicts and short prompts fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +20,13 @@ class Announced:
         max_packet_bytes: Largest packet that it takes and we send.
         receive_maximum: Most QoS 1 messages that it lets us leave unacknowledged.
         alias_maximum: Number of topic aliases; 0 forbids them.
+        missing: What the fleet needs and the broker does not offer, as the middle of a sentence; empty for nothing.
     """
 
     max_packet_bytes: int
     receive_maximum: int = DEFAULT_RECEIVE_MAXIMUM
     alias_maximum: int = 0
+    missing: str = ""
 
     @classmethod
     def of(cls, properties: Properties | None, *, packet_bytes: int) -> Self:
@@ -36,4 +40,24 @@ class Announced:
             max_packet_bytes=min(packet_bytes, getattr(properties, "MaximumPacketSize", packet_bytes)),
             receive_maximum=getattr(properties, "ReceiveMaximum", DEFAULT_RECEIVE_MAXIMUM),
             alias_maximum=getattr(properties, "TopicAliasMaximum", 0),
+            missing=_missing(properties),
         )
+
+
+# Properties that are 0 where the broker lacks what the fleet needs; each is 1 or more if it is left out.
+_NEEDED: Final = {
+    "SharedSubscriptionAvailable": "does not offer shared subscriptions",
+    "WildcardSubscriptionAvailable": "does not offer wildcard subscriptions",
+    "RetainAvailable": "does not retain messages",
+    "MaximumQoS": "does not offer QoS 1",
+}
+
+
+def _missing(properties: Properties | None) -> str:
+    for name, lack in _NEEDED.items():
+        if not getattr(properties, name, 1):
+            return lack
+    limit = getattr(properties, "MaximumPacketSize", LEAST_PACKET_BYTES)
+    if limit < LEAST_PACKET_BYTES:
+        return f"takes packets of at most {limit} bytes, not the {LEAST_PACKET_BYTES} bytes"
+    return ""

@@ -7,7 +7,7 @@ from typing import Final
 
 from cryptography import x509
 
-from fleet_link.errors import ConnectFailed
+from fleet_link.errors import ConnectFailed, LinkFault
 from fleet_link.failures import reason_of
 from fleet_link.settings import TlsSettings
 
@@ -100,4 +100,4 @@ def _read(path: Path) -> bytes:
 
 
 def _unusable(path: Path, why: str) -> ConnectFailed:
-    return ConnectFailed(f"The TLS files cannot be used: {path}: {why}.", final=True)
+    return ConnectFailed(f"The TLS files cannot be used: {path}: {why}.", fault=LinkFault.CERTIFICATE, final=True)

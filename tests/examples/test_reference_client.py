@@ -281,7 +281,7 @@ def our_texts(broker: MosquittoProcess, *, seeds: range, tokens: int) -> list[li
     """Write coupled texts with our own device, whose draft model is another."""
     pair = ToyPair.standard()
     drafter = ScriptedDrafter(pair.draft, pair.draft.words, end_tokens=END_TOKENS)
-    link = PahoLink(BrokerSettings(port=broker.port).link("ours", will=None))
+    link = PahoLink(BrokerSettings(port=broker.port).link(FLEET, "ours", will=None))
     agent = Agent(link, FLEET, "ours", drafter, FixedPacing(3), time.monotonic)
     agent.attach()
     link.start(timeout_s=10.0)

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from fleet_device.api.problems import problem_of
 from fleet_device.api.server import listen
 from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
 from fleet_device.drafters.contract import DrafterError
@@ -14,15 +15,18 @@ from fleet_device.drafters.registry import load_drafter
 from fleet_device.errors import ConfigurationError, EdgeUnavailable, TextCancelled
 from fleet_device.gateway import Asked, Gateway
 from fleet_device.offline import OfflinePolicy, Outages
-from fleet_link.errors import ConnectFailed
+from fleet_device.service import DeviceService
+from fleet_link.errors import ConnectFailed, LinkFault
 from schemas.control import DeviceState, Presence, decode_json
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build
 from tests.support.memory_device import TalkingDrafter, announce_edge, at_work, edge_at_work, memory_service, settings
 from tests.support.memory_fleet import END, FLEET, Clock, MemoryFleet
+from tests.support.memory_link import MemoryLink
 from tests.support.waiting import until
 
+CLIENT = f"{FLEET}:device-1"
 STATE = build(Topic.STATE, fleet=FLEET, device="device-1")
 REQUEST = GenerateRequest((1, 2), SamplingPolicy(seed=3, temperature=1.0, top_k=0, top_p=1.0), 12)
 
@@ -53,9 +57,9 @@ def test_a_device_that_vanishes_is_declared_offline_and_comes_back_as_what_it_wa
     service = memory_service(fleet)
     service.start()
     fleet.broker.pump()
-    fleet.broker.kill("device-1")
+    fleet.broker.kill(CLIENT)
     assert presence(fleet) is Presence.OFFLINE
-    fleet.broker.revive("device-1")
+    fleet.broker.revive(CLIENT)
     fleet.broker.pump()
     assert presence(fleet) is Presence.ONLINE
     service.stop()
@@ -68,8 +72,8 @@ def test_whoever_listens_hears_of_every_connect_and_loss() -> None:
     service.on_connection(heard.append)
     service.start()
     fleet.broker.pump()
-    fleet.broker.kill("device-1")
-    fleet.broker.revive("device-1")
+    fleet.broker.kill(CLIENT)
+    fleet.broker.revive(CLIENT)
     fleet.broker.pump()
     assert heard == [True, False, True]
     service.stop()
@@ -104,20 +108,45 @@ def test_a_patient_start_can_be_given_up() -> None:
     assert drafter.closed == 1
 
 
+def code(service: DeviceService) -> str | None:
+    missing = service.absence()
+    return None if missing is None else missing.code
+
+
 def test_what_is_missing_to_write_is_said() -> None:
     fleet = MemoryFleet()
     service = memory_service(fleet)
-    assert "cannot be reached" in (service.absence() or "")
+    assert code(service) == LinkFault.UNREACHABLE
     service.start()
     fleet.broker.pump()
-    assert "No edge of fleet" in (service.absence() or "")
+    assert code(service) == "edge_unavailable"
     announce_edge(fleet)
     fleet.broker.pump()
     assert service.absence() is None
     announce_edge(fleet, Presence.DRAINING)
     fleet.broker.pump()
-    assert "No edge of fleet" in (service.absence() or "")
+    assert code(service) == "edge_unavailable"
     service.stop()
+
+
+@pytest.mark.parametrize("fault", LinkFault)
+def test_each_way_to_be_without_a_broker_has_its_code_and_its_health(fault: LinkFault) -> None:
+    passing = fault in {LinkFault.UNREACHABLE, LinkFault.BUSY}
+
+    class Away(MemoryLink):
+        failure = ConnectFailed("Not now.", fault=fault, refused=fault is not LinkFault.UNREACHABLE)
+
+    fleet = MemoryFleet()
+    service = DeviceService(
+        settings(), TalkingDrafter(), make_link=lambda link: Away(fleet.broker, link.client_id, will=link.will)
+    )
+    served = Gateway(service)
+    health = served.health()
+    assert (health["code"], health["status"]) == (fault, "waiting" if passing else "refused")
+    missing = service.absence()
+    assert missing is not None
+    assert (problem_of(missing).status, problem_of(missing).code) == (503, fault)
+    served.stop()
 
 
 def test_a_text_is_written_and_counted() -> None:

@@ -57,7 +57,7 @@ def test_what_is_well_passes_and_leaves_nothing_open(place: Place) -> None:
     with place.broker.running():
         for _ in range(2):  # a lock that was kept would stop the second
             preflight(place.settings(), make_link=place.link)
-    assert place.connected == ["edge-1", "edge-1"]
+    assert place.connected == ["fleet:edge-1", "fleet:edge-1"]
 
 
 @pytest.mark.parametrize(

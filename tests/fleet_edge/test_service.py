@@ -177,9 +177,9 @@ def test_a_reconnect_while_draining_still_announces_draining(site: Site) -> None
     with site.edge() as edge:
         hold(site, edge)
         drain(site, edge)
-        site.broker.kill("edge-1")
+        site.broker.kill(f"{FLEET}:edge-1")
         until(lambda: site.state("edge-1") is Presence.OFFLINE)
-        site.broker.revive("edge-1")
+        site.broker.revive(f"{FLEET}:edge-1")
         until(lambda: site.state("edge-1") is Presence.DRAINING)
         edge.reach_the_deadline()
     assert site.state("edge-1") is Presence.OFFLINE

@@ -175,24 +175,27 @@ def test_a_secret_is_never_shown(flags: dict[str, object]) -> None:
 def test_a_password_is_not_in_the_settings_text() -> None:
     found = load_settings(Example, config=None, flags={}, environment={"FLEET_TEST_BROKER__PASSWORD": "hunter2"})
     assert "hunter2" not in repr(found)
-    link = found.broker.link("device-1", will=None)
+    link = found.broker.link("home", "device-1", will=None)
     assert link.password == "hunter2"
     assert "hunter2" not in repr(link)
 
 
 def test_the_link_is_told_who_we_are() -> None:
-    link = BrokerSettings(host="broker", port=8883, keepalive_s=20).link("device-1", will=None)
+    link = BrokerSettings(host="broker", port=8883, keepalive_s=20).link("home", "device-1", will=None)
     assert (link.client_id, link.username, link.host, link.port, link.keepalive_s) == (
-        "device-1", "device-1", "broker", 8883, 20,
+        "home:device-1", "device-1", "broker", 8883, 20,
     )  # fmt: skip
-    assert (link.tls, link.password) == (None, None)
-    assert BrokerSettings(username="other").link("device-1", will=None).username == "other"
+    assert (link.tls, link.password, link.anonymous_too) == (None, None, True)
+    link = BrokerSettings(username="other").link("home", "device-1", will=None)
+    assert (link.username, link.anonymous_too) == ("other", False)
 
 
 def test_certificates_make_an_encrypted_link() -> None:
     files = {"ca": Path("ca.pem"), "certificate": Path("own.pem"), "key": Path("own.key")}
-    assert BrokerSettings(**files).link("d", will=None).tls == TlsSettings(*files.values())
-    assert BrokerSettings(ca=Path("ca.pem")).link("d", will=None).tls == TlsSettings(Path("ca.pem"))
+    link = BrokerSettings(**files).link("home", "d", will=None)
+    assert (link.tls, link.client_id, link.username) == (TlsSettings(*files.values()), "d", None)
+    link = BrokerSettings(ca=Path("ca.pem")).link("home", "d", will=None)
+    assert (link.tls, link.client_id) == (TlsSettings(Path("ca.pem")), "home:d")
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def edge_thread(
         first_handle: Of the first session; random by default, as in service.
     """
     if link is None:
-        link = PahoLink(settings.broker.link(settings.edge, will=None))
+        link = PahoLink(settings.broker.link(settings.fleet, settings.edge, will=None))
     orchestrator = assemble(
         settings,
         verifier=verifier,

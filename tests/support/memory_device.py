@@ -10,7 +10,7 @@ from typing import Any
 from fleet_device.client.agent import Generation
 from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
-from fleet_device.errors import SessionRefused
+from fleet_device.errors import EdgeUnavailable, SessionRefused
 from fleet_device.offline import Outages
 from fleet_device.service import DeviceService
 from fleet_device.session.states import SessionCounters
@@ -224,8 +224,8 @@ class ScriptedBackend:
     def targets(self) -> tuple[str, ...]:
         return () if self.missing else ("toy-target",)
 
-    def absence(self) -> str | None:
-        return self.missing
+    def absence(self) -> EdgeUnavailable | None:
+        return EdgeUnavailable(self.missing) if self.missing else None
 
     def health(self) -> dict[str, Any]:
         return {"status": "waiting" if self.missing else "ok", "reason": self.missing}

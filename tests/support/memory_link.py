@@ -58,6 +58,11 @@ class MemoryLink:
         return self._peer is not None and self._peer.alive
 
     @property
+    def failure(self) -> ConnectFailed | None:
+        """Why the link is not connected."""
+        return None if self.connected else ConnectFailed("The connection to the memory broker was lost.")
+
+    @property
     def max_packet_bytes(self) -> int:
         """Largest packet the broker takes."""
         return self._broker.max_packet_bytes

@@ -5,6 +5,7 @@ import itertools
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from typing import Self
 
 HOST = "127.0.0.1"
@@ -34,10 +35,13 @@ def puback(identifier: int, reason: int = 0) -> bytes:
 class ScriptedBroker:
     """Accepts connections, answers each CONNECT with `answer` and keeps the packets it gets.
 
-    With `answer` None it never answers; with an empty one it hangs up. It reads a packet only while `reading` is set.
+    With `answer` None it never answers; with an empty one it hangs up; a function gets the CONNECT and returns the
+    answer. It reads a packet only while `reading` is set.
     """
 
-    def __init__(self, answer: bytes | None, *, reading: threading.Event | None = None) -> None:
+    def __init__(
+        self, answer: bytes | Callable[[bytes], bytes] | None, *, reading: threading.Event | None = None
+    ) -> None:
         self.answer = answer
         self._reading = reading
         self.packets: list[bytes] = []
@@ -104,6 +108,7 @@ class ScriptedBroker:
                         break
                 self.packets.append(head + raw + stream.read(length))
                 if head[0] == CONNECT and self.answer is not None:
-                    if not self.answer:
+                    answer = self.answer(self.packets[-1]) if callable(self.answer) else self.answer
+                    if not answer:
                         return
-                    peer.sendall(self.answer)
+                    peer.sendall(answer)

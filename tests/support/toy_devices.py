@@ -74,7 +74,7 @@ def run_sessions(
     def serve(number: int) -> None:
         name = f"device-{number}"
         drafter = pair.drafter()
-        link = PahoLink(BrokerSettings(port=port).link(name, will=None))
+        link = PahoLink(BrokerSettings(port=port).link(fleet, name, will=None))
         agent = Agent(link, fleet, name, drafter, pacing(), time.monotonic)
         agent.attach()
         link.start(timeout_s=10.0)

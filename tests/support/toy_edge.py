@@ -43,7 +43,7 @@ def main() -> None:
         max_guess=max(1, arguments.guesses),
         quotas=NO_QUOTAS,
     )
-    link = PahoLink(settings.broker.link(settings.edge, will=None))
+    link = PahoLink(settings.broker.link(settings.fleet, settings.edge, will=None))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -101,7 +101,7 @@ def agents(file: GgufModel, start_mosquitto: StartBroker) -> Iterator[Any]:
     links: list[PahoLink] = []
 
     def make(pacing: Pacing) -> Agent:
-        link = PahoLink(BrokerSettings(port=broker.port).link(f"device-{len(links)}", will=None))
+        link = PahoLink(BrokerSettings(port=broker.port).link("structured", f"device-{len(links)}", will=None))
         agent = Agent(link, "structured", f"device-{len(links)}", Draft(file), pacing, time.monotonic)
         agent.attach()
         link.start(timeout_s=10.0)

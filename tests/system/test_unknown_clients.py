@@ -1,19 +1,24 @@
 """Who has a name that the broker does not know, or is in another fleet, is told so: it would be online for nobody."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from broker_config.processes.runner import MosquittoProcess
+from broker_config.broker import Broker
+from broker_config.processes.runner import MosquittoProcess, hand_over, unprivileged_user
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_link.errors import PublishRejected
+from fleet_link.errors import ConnectFailed, LinkFault, PublishRejected
+from fleet_link.link import Outcome
 from fleet_link.paho_link import PahoLink
-from fleet_link.settings import BrokerSettings, LinkSettings
+from fleet_link.settings import BrokerSettings
+from schemas.topics import Topic, build
+from tests.support.brokers import require_mosquitto
 from tests.support.scripted_language import CONTEXT, LANGUAGE, draft_language
 from tests.support.waiting import PATIENCE_S, until
 from tests.support.whole import FLEET
@@ -44,14 +49,68 @@ def test_a_device_of_another_fleet_says_that_it_may_not_speak(mosquitto: Mosquit
     settings = DeviceSettings(fleet=OTHER, device="device-1", broker=BrokerSettings(port=mosquitto.port))
     script = draft_language()
     with DeviceService(settings, ScriptedDrafter(script, script.words)) as service:
-        until(lambda: "does not let this client publish" in (service.absence() or ""))
+        until(lambda: (missing := service.absence()) is not None and missing.code == LinkFault.NOT_AUTHORIZED)
 
 
-def test_two_clients_of_one_name_are_told(mosquitto: MosquittoProcess, caplog: pytest.LogCaptureFixture) -> None:
-    settings = LinkSettings(client_id="twice", port=mosquitto.port)
+def test_two_clients_of_one_name_are_told(mosquitto: MosquittoProcess) -> None:
+    settings = BrokerSettings(port=mosquitto.port).link(FLEET, "twice", will=None)
     first, second = PahoLink(settings), PahoLink(settings)
+    failures: list[ConnectFailed | None] = []
+    first.on_connection(lambda up: None if up else failures.append(first.failure))
     first.start(timeout_s=PATIENCE_S)
     second.start(timeout_s=PATIENCE_S)
-    until(lambda: "another client has connected as 'twice'; give each a name of its own" in caplog.text)
+    until(lambda: bool(failures))
     first.stop()
     second.stop()
+    assert failures[0] is not None
+    assert failures[0].fault is LinkFault.NAME_TAKEN
+
+
+def test_equal_names_in_two_fleets_at_one_broker_do_not_meet(mosquitto: MosquittoProcess) -> None:
+    place = BrokerSettings(port=mosquitto.port)
+    links = [PahoLink(place.link(fleet, "gateway", will=None)) for fleet in (FLEET, OTHER)]
+    for link in links:
+        link.start(timeout_s=PATIENCE_S)
+    answered: list[Outcome] = []
+    for link in links:
+        link.publish(build(Topic.TELEMETRY, fleet=FLEET, device="gateway"), b"{}", on_outcome=answered.append)
+    until(lambda: len(answered) == len(links))
+    assert [link.counters.losses for link in links] == [0, 0]
+    for link in links:
+        link.stop()
+
+
+class GuardedMosquitto(MosquittoProcess):
+    """A mosquitto that knows one user by a password and lets clients in that give no name."""
+
+    def _prepare(self, directory: Path) -> list[str]:
+        command = super()._prepare(directory)
+        passwords = directory / "passwords"
+        subprocess.run(["mosquitto_passwd", "-b", "-c", passwords, "known", "right"], check=True)
+        hand_over(directory, unprivileged_user())
+        conf = Path(command[-1])
+        conf.write_text(conf.read_text().replace("acl_file", f"password_file {passwords}\n# acl_file"))
+        return command
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({}, None),  # as nobody, since the broker does not know the client's name
+        ({"username": "known", "password": "right"}, None),
+        ({"username": "known", "password": "wrong"}, LinkFault.NOT_AUTHORIZED),
+        ({"username": "unknown"}, LinkFault.NOT_AUTHORIZED),
+    ],
+)
+def test_a_broker_with_passwords_and_without_names(given: dict[str, str], fault: LinkFault | None) -> None:
+    require_mosquitto()
+    with GuardedMosquitto(Broker()) as broker:
+        link = PahoLink(BrokerSettings.model_validate({"port": broker.port, **given}).link(FLEET, "a", will=None))
+        if fault is None:
+            link.start(timeout_s=PATIENCE_S)
+            assert link.connected
+        else:
+            with pytest.raises(ConnectFailed) as caught:
+                link.start(timeout_s=PATIENCE_S)
+            assert caught.value.fault is fault
+        link.stop()

@@ -64,7 +64,7 @@ def test_no_name_is_an_edges_too() -> None:
 @pytest.mark.broker
 def test_a_real_broker_tells_all_of_them(start_mosquitto: StartBroker) -> None:
     mosquitto = start_mosquitto(Broker(sys_interval_s=1))
-    link = PahoLink(broker_settings(host="127.0.0.1", port=mosquitto.port).link("monitor", will=None))
+    link = PahoLink(broker_settings(host="127.0.0.1", port=mosquitto.port).link("_broker", "monitor", will=None))
     figures = BrokerFigures(link)
     figures.subscribe()
     server = MetricsServer(Address("127.0.0.1", 0), figures.pages())

@@ -26,6 +26,7 @@ def test_a_quantization_is_the_demos_own_model_and_a_file_itself(models: Path) -
     assert draft_model("smollm2-135m:Q4_0", models) == "smollm2-135m:Q4_0"
     file = str(models / "smollm2-135m" / "Q4_0.gguf")
     assert draft_model(file, models) == file
+    (models / "smollm2-135m" / "target-Q8_0.gguf").touch()
     assert target_model(None, models, engine="torch") == str(models / "smollm2-135m" / "target")
     assert target_model(None, models, engine="llama.cpp") == str(models / "smollm2-135m" / "target-Q8_0.gguf")
     assert target_model("owner/name", models, engine="auto") == "owner/name"
@@ -53,11 +54,13 @@ def test_a_file_that_is_not_there_is_named(draft: str, models: Path) -> None:
         draft_model(draft, models)
 
 
-def test_a_folder_without_models_is_named_where_nothing_else_is_wrong(models: Path) -> None:
+@pytest.mark.parametrize(("engine", "step"), [("torch", "target"), ("llama.cpp", "target-Q8_0")])
+def test_a_folder_without_models_is_named_with_the_command_that_makes_them(
+    engine: str, step: str, models: Path
+) -> None:
     nowhere = models / "none"
-    for check in (lambda: draft_model("Q4_0", nowhere), lambda: target_model(None, nowhere, engine="torch")):
-        with pytest.raises(CommandError, match=f"not prepared in {nowhere}; .*--models-dir"):
-            check()
+    with pytest.raises(CommandError, match=f"models prepare --only Q4_0 --only {step} --models-dir {nowhere}`"):
+        target_model(None, nowhere, engine=engine)
 
 
 def test_a_draft_that_is_known_but_not_prepared_is_named(models: Path) -> None:

@@ -156,8 +156,8 @@ def test_a_report_is_said_again_after_a_reconnect(device: Steered) -> None:
     broker = device.monitor.fleet.broker
     device.monitor.link.publish(topic(Topic.CONFIG_REPORTED), b"", retain=True)
     until(lambda: device.monitor.reported() is None)
-    broker.kill(DEVICE)
-    broker.revive(DEVICE)
+    broker.kill(f"{FLEET}:{DEVICE}")
+    broker.revive(f"{FLEET}:{DEVICE}")
     assert device.applied(1).values["top_k"] == 9
 
 

@@ -1,0 +1,84 @@
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fleet_cli.commands import COMMANDS, program
+from fleet_cli.errors import ExitCode
+from fleet_cli.main import main
+
+
+class Without(importlib.abc.MetaPathFinder):
+    """Makes packages look as if they were not installed."""
+
+    def __init__(self, *packages: str) -> None:
+        self._packages = packages
+
+    def find_spec(
+        self, name: str, _path: Sequence[str] | None, _target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name.partition(".")[0] in self._packages:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return None
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in {package, "fleet_edge", "fleet_cli.demo"}]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Without(package), *sys.meta_path])
+
+
+def failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["fleet", *arguments])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert leaving.value.code == ExitCode.USER_ERROR
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    (tmp_path / "smollm2-135m" / "target").mkdir(parents=True)
+    (tmp_path / "smollm2-135m" / "Q4_0.gguf").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["edge", "demo"])
+def test_a_package_that_is_missing_when_a_command_is_loaded_or_runs_is_named_with_its_extra(
+    command: str, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hide(monkeypatch, "sqlalchemy")
+    arguments = {"edge": ["run"], "demo": ["--models-dir", str(models)]}[command]
+    sentence = failure(monkeypatch, capsys, command, *arguments)
+    assert "'sqlalchemy'" in sentence
+    assert f"dssd-fleet[{COMMANDS[command].extra}]" in sentence
+
+
+def test_the_demo_without_torch_takes_the_target_for_llama_cpp(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fleet_cli.demo.command.find_spec", lambda _name: None)
+    assert "--only target-Q8_0" in failure(monkeypatch, capsys, "demo", "--models-dir", str(models))
+
+
+def test_a_program_off_the_path_is_called_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binaries = tmp_path / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    for name in ("python", "fleet"):
+        (binaries / name).touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(binaries / "python"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert program() == ".venv/bin/fleet"
+    monkeypatch.chdir(binaries.parent)
+    assert program() == "bin/fleet"
+    monkeypatch.chdir("/")
+    assert program() == str(binaries / "fleet").lstrip("/")
+    monkeypatch.setenv("PATH", str(binaries))
+    assert program() == "fleet"
