@@ -168,7 +168,7 @@ def _happen(driver: SessionDriver, link: StubLink, clock: Clock, what: int) -> N
         case 3:
             driver.inbox.put(Undelivered(Topic.DRAFT))
         case 4:
-            driver.cancellation.cancel()
+            driver.context.cancellation.cancel()
         case _:
             clock.seconds += max(0.05, driver.quiet_s()) * (1 << (what - 5))
             driver.on_quiet()
