@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("attack", choices=list(ATTACKS))
     parser.add_argument("--seconds", type=float, required=True, help="longest time")
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--plain", action="store_true", help="the attack's plain load in its place")
     arguments = parser.parse_args()
     place = Place.from_json(sys.stdin.readline())
     ended: list[bool] = []
@@ -40,7 +41,8 @@ def main() -> None:
         random.Random(arguments.seed),
         running=lambda: not ended and time.monotonic() - began < arguments.seconds,
     )
-    ATTACKS[arguments.attack].run(attacker)
+    attack = ATTACKS[arguments.attack]
+    (attack.plain if arguments.plain and attack.plain is not None else attack.run)(attacker)
     wall_s = time.monotonic() - began
     print(json.dumps(_account(attacker, wall_s=wall_s, cpu_s=time.process_time() - cpu)), flush=True)
     for client in attacker.clients:

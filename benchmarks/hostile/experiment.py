@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from benchmarks.hostile.mqtt_client import RawClient
 from benchmarks.hostile.newcomer import PATIENCE_S, wait_for_answer
 from benchmarks.hostile.place import Place
 from benchmarks.processes import BenchError, Program
+from schemas.grammar import Grammar
 from schemas.topics import Topic, wildcard
 
 __all__ = ["Experiment", "Result", "Timing"]
@@ -22,6 +24,7 @@ _READY_S: Final = 30.0
 _ROWS_S: Final = 2.0  # until what was logged last is in the database
 _FIRST_NEWCOMER_S: Final = 2.0
 _EVERY_NEWCOMER_S: Final = 5.0
+_BACK_S: Final = 2.0  # from the end of an attack by requests to what honest devices get after it
 _CODES_SLOWED: Final = ("over-quota", "busy")
 _CODE_FENCED: Final = "fenced"
 
@@ -134,6 +137,8 @@ class Experiment:
             control: tuple[float, float] | None = None
             if self.with_control and self.attack.control:
                 control = self._control(running, edge, broker, result)
+                if self.attack.plain is not None:
+                    time.sleep(self.timing.recovery)
                 windows.append(self._measure(self.timing.baseline))
             rates = [running.honest.rate(*window) for window in windows]
             result.baseline = sum(rates) / len(rates)
@@ -163,8 +168,10 @@ class Experiment:
     def _control(
         self, running: Running, edge: ProcessMeter, broker: ProcessMeter, result: Result
     ) -> tuple[float, float]:
-        with _Sink(self.fleet, running):
-            attacker = self._attacker(running.place.as_control(), self.timing.control)
+        plain = self.attack.plain is not None
+        with nullcontext() if plain else _Sink(self.fleet, running):
+            place = running.place if plain else running.place.as_control()
+            attacker = self._attacker(place, self.timing.control + PATIENCE_S, *["--plain"] * plain)
             attacker.tell("go")
             window = self._measure(self.timing.control)
             account = _account(attacker.end())
@@ -183,7 +190,7 @@ class Experiment:
         failed, differing = len(honest.failed), honest.differing
         attacker = self._attacker(running.place, timing.attack + PATIENCE_S)
         before = time.monotonic()
-        newcomers = _Newcomers(self.fleet, running)
+        newcomers = _Newcomers(self.fleet, running, self.attack.newcomer)
         attacker.tell("go")
         began = time.monotonic()
         with newcomers:
@@ -194,7 +201,7 @@ class Experiment:
             newcomers.ask_to_end()
             newcomers.wait()
             account = _account(attacker.end())
-        time.sleep(timing.recovery)
+        time.sleep(timing.recovery if self.attack.plain is None else _BACK_S)
         after = self._measure(timing.after)
         time.sleep(_ROWS_S)
         added = rows_beside(running.database, known) - rows
@@ -222,9 +229,9 @@ class Experiment:
         }
         result.attacker |= account
 
-    def _attacker(self, place: Place, seconds: float) -> Program:
+    def _attacker(self, place: Place, seconds: float, *more: str) -> Program:
         log = self.fleet.folder / f"attacker-{self.attack.name}.log"
-        arguments = [self.attack.name, "--seconds", str(seconds), "--seed", str(self.seed)]
+        arguments = [self.attack.name, "--seconds", str(seconds), "--seed", str(self.seed), *more]
         attacker = Program("benchmarks.hostile.attacker", arguments, cores=self.fleet.cores.others, log=log)
         attacker.tell(place.to_json())
         try:
@@ -263,8 +270,9 @@ class _Sink:
 class _Newcomers:
     """Fresh devices that come one after the other while the attack lasts. A context manager."""
 
-    def __init__(self, fleet: Fleet, running: Running) -> None:
+    def __init__(self, fleet: Fleet, running: Running, grammar: Grammar | None) -> None:
         self.waited_s: list[float] = []
+        self._grammar = grammar
         self._place = running.place
         self._identities = [fleet.identity(running.mosquitto, name) for name in fleet.fresh]
         self._stopping = threading.Event()
@@ -288,7 +296,7 @@ class _Newcomers:
     def _come(self) -> None:
         self._stopping.wait(_FIRST_NEWCOMER_S)
         for identity in self._identities:
-            self.waited_s.append(wait_for_answer(self._place, identity))
+            self.waited_s.append(wait_for_answer(self._place, identity, grammar=self._grammar))
             if self._stopping.wait(_EVERY_NEWCOMER_S):
                 return
 

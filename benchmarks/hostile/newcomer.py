@@ -7,11 +7,12 @@ from typing import Final
 
 from benchmarks.client_process import Identity
 from benchmarks.hostile.mqtt_client import ConnectRefused, RawClient
-from benchmarks.hostile.payloads import close_of, open_of
+from benchmarks.hostile.payloads import DEFAULT_POLICY, close_of, open_of
 from benchmarks.hostile.place import Place
 from schemas.bounds import SESSION_BYTES
 from schemas.codec import decode_reply
 from schemas.errors import CodecError
+from schemas.grammar import Grammar
 from schemas.messages import Opened, Refused
 from schemas.topics import Topic
 from tests.support.mqtt_packets import publish_packet
@@ -24,7 +25,12 @@ _RETRY_S: Final = 0.2
 
 
 def wait_for_answer(
-    place: Place, identity: Identity, *, patience_s: float = PATIENCE_S, clock: Callable[[], float] = time.monotonic
+    place: Place,
+    identity: Identity,
+    *,
+    grammar: Grammar | None = None,
+    patience_s: float = PATIENCE_S,
+    clock: Callable[[], float] = time.monotonic,
 ) -> float:
     """Connect, open a session, close it, and return the seconds from the first try to the edge's answer.
 
@@ -45,7 +51,10 @@ def wait_for_answer(
             answers.append(reply)
 
     client = RawClient(identity, on_publish=take, clock=clock, retry_s=_RETRY_S)
-    opening = publish_packet(place.topic(Topic.OPEN, identity), open_of(place.vocabulary, session=session))
+    policy = DEFAULT_POLICY.model_copy(update={"grammar": grammar})
+    opening = publish_packet(
+        place.topic(Topic.OPEN, identity), open_of(place.vocabulary, session=session, policy=policy)
+    )
     client.on_connect = lambda: client.subscribe([place.topic(Topic.SESSION, identity)])
     began, asked = clock(), 0.0
     try:

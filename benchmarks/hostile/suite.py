@@ -25,6 +25,7 @@ __all__ = ["add_options", "run", "wrong_with"]
 _FRESH: Final = 6
 _DEVICES: Final = max(attack.devices for attack in ATTACKS.values())
 _LEAST_DURING: Final = 0.9
+_LEAST_OF_PLAIN: Final = 0.7
 _LEAST_AFTER: Final = 0.9  # what is full recovery within the spread of a ten-second window
 _MOST_EDGE_MB: Final = 100.0
 _MOST_ROWS: Final = 100.0
@@ -93,8 +94,9 @@ def run(bench: Bench) -> Report:
 def wrong_with(result: Result) -> Iterator[str]:
     """Yield what has not held out as it should."""
     during = max(result.honest_during, result.honest_during_of_control or 0.0)
-    if during < _LEAST_DURING:
-        yield f"honest devices kept {during:.2f} of their pace ({_LEAST_DURING} wanted)"
+    least = _LEAST_DURING if ATTACKS[result.name].plain is None else _LEAST_OF_PLAIN
+    if during < least:
+        yield f"honest devices kept {during:.2f} of their pace ({least} wanted)"
     if result.honest_after < _LEAST_AFTER:
         yield f"honest devices came back to {result.honest_after:.2f} of their pace ({_LEAST_AFTER} wanted)"
     if result.edge_rss_mb > _MOST_EDGE_MB:

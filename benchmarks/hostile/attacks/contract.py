@@ -11,6 +11,7 @@ from typing import Final
 from benchmarks.client_process import Identity
 from benchmarks.hostile.mqtt_client import RawClient
 from benchmarks.hostile.place import Place
+from schemas.grammar import Grammar
 from schemas.topics import Topic
 from tests.support.mqtt_packets import publish_packet
 
@@ -91,6 +92,8 @@ class Attack:
         run: Attacks until `Attacker.running` says no.
         control: Whether the same can be sent to a place where no edge reads it.
         devices: Identities that it needs.
+        plain: An equally large load of requests without a grammar. It is the control, at the edge itself.
+        newcomer: Grammar of the requests of devices that come while the attack lasts.
     """
 
     name: str
@@ -98,6 +101,8 @@ class Attack:
     run: Callable[[Attacker], None]
     control: bool = True
     devices: int = 1
+    plain: Callable[[Attacker], None] | None = None
+    newcomer: Grammar | None = None
 
 
 @dataclass(slots=True)

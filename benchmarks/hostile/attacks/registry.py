@@ -8,7 +8,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
-from benchmarks.hostile.attacks import broker, floods, granted
+from benchmarks.hostile.attacks import broker, floods, grammars, granted
 from benchmarks.hostile.attacks.contract import Attack
 
 __all__ = ["ATTACKS"]
@@ -77,6 +77,45 @@ _ALL: Final = (
         f"{_SWARM} devices at once, 100 messages/s each: bytes, drafts, Opens, Closes, states",
         partial(floods.swarm, rate=100),
         devices=_SWARM,
+    ),
+    Attack(
+        "deadly-grammars",
+        "grammars that overflow a stack or compile for minutes, 1/s",
+        partial(grammars.deadly, rate=1),
+        control=False,
+    ),
+    Attack(
+        "forced-text",
+        "constants of 15,000 characters, 4 requests that the edge decodes",
+        partial(grammars.forced, sessions=4),
+        plain=partial(grammars.forced, sessions=4, plain=True),
+    ),
+    Attack(
+        "dear-masks",
+        "a grammar with dear masks, 4 requests that the edge decodes",
+        partial(grammars.dear, sessions=4),
+        plain=partial(grammars.dear, sessions=4, plain=True),
+    ),
+    Attack(
+        "known-grammar",
+        "a known schema of 1,900 properties, opened and closed, 2/s",
+        partial(grammars.known, rate=2),
+        plain=partial(grammars.known, rate=2, plain=True),
+    ),
+    Attack(
+        "large-grammars",
+        "new schemas of 1,900 properties, 4 waiting",
+        partial(grammars.large, at_once=4),
+        plain=partial(grammars.large, at_once=4, plain=True),
+        newcomer=grammars.SMALL,
+    ),
+    Attack(
+        "grammar-bombs",
+        "200 random grammars of 10 devices, each followed for 32 tokens",
+        grammars.bombs,
+        plain=partial(grammars.bombs, plain=True),
+        devices=10,
+        newcomer=grammars.SMALL,
     ),
 )
 
