@@ -1,22 +1,20 @@
-"""Server of the dashboard: uvicorn on a thread of its own."""
+"""Server of the dashboard."""
 
 import errno
 import socket
-import threading
 from typing import Final
-
-import uvicorn
 
 from fleet_admin.dashboard.app import create_app
 from fleet_admin.dashboard.errors import DashboardError
 from fleet_admin.dashboard.services import Services, open_services
 from fleet_admin.dashboard.settings import DashboardSettings, listen_address
+from fleet_runtime.http_server import HttpServer
 
 __all__ = ["DashboardServer"]
 
 _GRACE_S: Final = 2
-_CONNECTIONS: Final = 500
-_BACKLOG: Final = 128
+_KEEP_ALIVE_S: Final = 10
+_BACKLOG: Final = 512
 
 
 class DashboardServer:
@@ -38,47 +36,36 @@ class DashboardServer:
         self._services = services or open_services(settings)
         app = create_app(self._services)
         host, port = listen_address(settings.listen)
-        config = uvicorn.Config(
-            app,
-            http="h11",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # the gate believes those of the settings' proxies alone
-            limit_concurrency=_CONNECTIONS,
-            timeout_keep_alive=10,
-            timeout_graceful_shutdown=_GRACE_S,
-            ssl_certfile=settings.https_certificate,
-            ssl_keyfile=settings.https_key,
-        )
+        sock = _listen(host, port)
+        scheme = "https" if settings.https_certificate else "http"
+        shown = f"[{host}]" if ":" in host else host
+        self.address = f"{scheme}://{shown}:{sock.getsockname()[1]}/"
         try:
-            config.load()
+            self._server = HttpServer(
+                app,
+                sock,
+                name="dashboard",
+                grace_s=_GRACE_S,
+                keep_alive_s=_KEEP_ALIVE_S,
+                certificate=settings.https_certificate,
+                key=settings.https_key,
+            )
         except (OSError, ValueError) as error:
+            sock.close()
             raise DashboardError(
                 f"The certificate {settings.https_certificate} and its key cannot be used: {error}."
             ) from error
-        self._sock = _listen(host, port)
-        scheme = "https" if settings.https_certificate else "http"
-        shown = f"[{host}]" if ":" in host else host
-        self.address = f"{scheme}://{shown}:{self._sock.getsockname()[1]}/"
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._sock],), name="dashboard", daemon=True)
-        self._thread.start()
+        self._server.start()
         self._services.steering.start()
 
     def wait(self) -> None:
         """Wait until it has been stopped."""
-        while self._thread.is_alive():
-            self._thread.join(1.0)  # in pieces, so that Ctrl-C is taken
+        self._server.wait()
 
     def stop(self) -> None:
         """Finish the answers under way, shortly, and end. Idempotent."""
         self._services.steering.stop()
-        self._server.should_exit = True
-        self._thread.join()
-        self._sock.close()
+        self._server.stop()
 
 
 def _listen(host: str, port: int) -> socket.socket:

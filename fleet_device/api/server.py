@@ -1,14 +1,13 @@
-"""API's HTTP server: uvicorn on a thread of its own, on loopback."""
+"""API's HTTP server, on loopback."""
 
 import errno
 import socket
-import threading
 from typing import Final
 
-import uvicorn
 from starlette.types import ASGIApp
 
 from fleet_device.errors import ConfigurationError
+from fleet_runtime.http_server import HttpServer
 
 __all__ = ["HOST", "ApiServer", "listen"]
 
@@ -40,7 +39,7 @@ def listen(port: int) -> socket.socket:
     return listener
 
 
-class ApiServer:
+class ApiServer(HttpServer):
     """Serves an application. Connections are accepted from the moment that the socket listens.
 
     Args:
@@ -53,28 +52,4 @@ class ApiServer:
 
     def __init__(self, app: ASGIApp, sock: socket.socket) -> None:
         self.address = f"http://{HOST}:{sock.getsockname()[1]}"
-        self._sock = sock
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http="h11",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=_GRACE_S,
-            )
-        )
-        self._thread = threading.Thread(target=self._server.run, args=([sock],), name="api", daemon=True)
-
-    def start(self) -> None:
-        """Begin to serve."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Finish the answers under way, shortly, and end. Idempotent."""
-        self._server.should_exit = True
-        if self._thread.ident is not None:
-            self._thread.join()
-        self._sock.close()
+        super().__init__(app, sock, name="api", grace_s=_GRACE_S)

@@ -1,7 +1,8 @@
 """HTTP endpoint of the metrics: `/metrics`, `/healthz` and `/readyz`, for few and brief requests.
 
 A request that takes long, a flood of them, and a web page that makes a browser ask here get nothing: connections are
-few, each ends after some seconds, and on loopback a request must name loopback as its host.
+few, those that say nothing end first, each ends after some seconds, and on loopback a request must name loopback as its
+host.
 """
 
 import contextlib
@@ -10,12 +11,14 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar, Final
 
+from fleet_runtime.connections import Connections
 from fleet_runtime.metrics.errors import MetricsError
 from fleet_runtime.metrics.exposition import CONTENT_TYPE
 from fleet_runtime.metrics.settings import Address
@@ -24,8 +27,13 @@ __all__ = ["Health", "MetricsServer", "Pages"]
 
 _log = logging.getLogger(__name__)
 
-_AT_ONCE: Final = 16
+_AT_ONCE: Final = 64
 _LONGEST_S: Final = 10.0
+_ANSWER_S: Final = 1.0
+"""Seconds after which an answer that a client does not take may end, to make room for another connection."""
+
+_BACKLOG: Final = 512
+_SWEEP_S: Final = 0.1
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]", "::1"})
 
 
@@ -85,7 +93,7 @@ class MetricsServer:
                 "`metrics.listen` to another address or port."
             ) from error
         self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True
+            target=self._server.serve_forever, kwargs={"poll_interval": _SWEEP_S}, name="metrics", daemon=True
         )
 
     @property
@@ -112,11 +120,12 @@ class _Server(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
-    request_queue_size = _AT_ONCE
+    request_queue_size = _BACKLOG
 
     def __init__(self, address: Address, handler: type[BaseHTTPRequestHandler], longest_s: float) -> None:
         self.address_family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        self._free = threading.BoundedSemaphore(_AT_ONCE)
+        self._connections: Connections[socket.socket] = Connections(_AT_ONCE, clock=time.monotonic, answer_s=_ANSWER_S)
+        self._counting = threading.Lock()
         self._longest_s = longest_s
         super().__init__((address.host, address.port), handler)
 
@@ -127,20 +136,33 @@ class _Server(ThreadingHTTPServer):
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ANN401, ARG002 - as its base has it
-        """Turn away who is one too many."""
-        return self._free.acquire(blocking=False)
+    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ANN401 - as its base has it
+        """Make room for a connection."""
+        with self._counting:
+            ends = self._connections.add(request, str(client_address[0]))
+        if ends is not None:
+            _cut(ends)
+        return ends is not request
+
+    def service_actions(self) -> None:
+        """End the connections that have taken too long."""
+        with self._counting:
+            overdue = self._connections.overdue(wait_s=self._longest_s, answer_s=self._longest_s)
+        for each in overdue:
+            _cut(each)
+
+    def answers(self, request: socket.socket) -> None:
+        """Note that a request has come."""
+        with self._counting:
+            self._connections.note(request, waits=False)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as its base has it
-        """Serve a connection, and end it in time."""
-        ending = threading.Timer(self._longest_s, _cut, [request])
-        ending.daemon = True
-        ending.start()
+        """Serve a connection."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            ending.cancel()
-            self._free.release()
+            with self._counting:
+                self._connections.discard(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002 - as its base has it
         """Say no more than that: a client that goes away is no fault of ours."""
@@ -162,6 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer."""
+        assert isinstance(self.server, _Server)
+        self.server.answers(self.connection)
         if self.local and _name(self.headers.get("Host", "")) not in _LOOPBACK:
             self._answer(HTTPStatus.MISDIRECTED_REQUEST, "This endpoint answers under a loopback name alone.\n")
             return

@@ -8,7 +8,6 @@ real one.
 """
 
 import hashlib
-import ipaddress
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from threading import Lock
 from typing import Final
 
 from fleet_edge.guard.token_bucket import TokenBucket
+from fleet_runtime.connections import network_of
 
 __all__ = ["Attempt", "Attempts"]
 
@@ -37,9 +37,6 @@ _RATES: Final[dict[str, tuple[float, float]]] = {
 }
 """Attempts a second, and how many at once, by kind of bucket."""
 
-_IPV6_NETWORK: Final = 64
-"""Bits of an address that its owner does not choose freely."""
-
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -59,7 +56,7 @@ class Attempt:
         """Return the kinds and names of the buckets that it is taken from."""
         if self.browser is not None:
             return [("browser", self.browser), (_FAMILIAR, "")]
-        return [("address", _network(self.address)), ("account", self.account), (_STRANGERS, "")]
+        return [("address", network_of(self.address)), ("account", self.account), (_STRANGERS, "")]
 
 
 class Attempts:
@@ -104,11 +101,3 @@ class Attempts:
             rate, burst = _RATES[kind]
             bucket = self._buckets[key] = TokenBucket(rate, burst, now=now)
         return bucket
-
-
-def _network(address: str) -> str:
-    try:
-        known = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    return str(ipaddress.ip_network((known, _IPV6_NETWORK), strict=False)) if known.version == 6 else address  # noqa: PLR2004

@@ -1,20 +1,16 @@
 import http.client
 import ssl
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
 from fleet_admin.dashboard.errors import DashboardError
 from fleet_admin.dashboard.server import DashboardServer
 from fleet_admin.dashboard.services import Services
 from fleet_admin.dashboard.settings import DashboardSettings
+from tests.support.certificates import self_signed
 
 
 @pytest.mark.parametrize(
@@ -51,32 +47,8 @@ def test_what_is_safe_is_taken(given: dict[str, str]) -> None:
     DashboardSettings(**given)
 
 
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """Make a certificate for 127.0.0.1, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "dashboard")])
-    begins = datetime.now(UTC) - timedelta(days=1)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(begins)
-        .not_valid_after(begins + timedelta(days=30))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    files = folder / "c.pem", folder / "k.pem"
-    files[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    files[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return files
-
-
 def test_over_tls_the_cookie_never_leaves_it(make_services: Callable[..., Services], tmp_path: Path) -> None:
-    chain, key = certificate(tmp_path)
+    chain, key = self_signed(tmp_path)
     services = make_services(listen="127.0.0.1:0", https_certificate=chain, https_key=key)
     server = DashboardServer(services.settings, services=services)
     try:

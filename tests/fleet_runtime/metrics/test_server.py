@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from fleet_runtime.metrics.errors import MetricsError
 from fleet_runtime.metrics.server import Health, MetricsServer, Pages
 from fleet_runtime.metrics.settings import Address, MetricsSettings, read_token
+from tests.support.waiting import until
 
 TOKEN = b"0123456789abcdef0123456789abcdef"
 WELL = Health({"loop": ""})
@@ -79,14 +80,50 @@ def test_a_page_in_a_browser_that_names_another_host_gets_nothing(host: str) -> 
         assert ask(port, "/metrics", Host="localhost:80")[0] == 200
 
 
-def test_connections_that_say_nothing_keep_nobody_out_for_long() -> None:
-    with serving(longest_s=0.2) as port:
-        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+@pytest.mark.parametrize(
+    "first", [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"], ids=["nothing", "half a head"]
+)
+def test_connections_that_say_nothing_keep_nobody_out(first: bytes) -> None:
+    with serving() as port:
+        silent: list[socket.socket] = []
+        for _ in range(3):
+            for _ in range(100):
+                silent.append(socket.create_connection(("127.0.0.1", port)))
+                silent[-1].sendall(first)
+            assert ask(port, "/healthz")[0] == 200
         for each in silent:
-            each.settimeout(10)
-            assert each.recv(1) == b""  # those above the number at once, then, when their time is over, the others
             each.close()
-        assert ask(port, "/metrics")[0] == 200
+
+
+def test_answers_that_nobody_takes_keep_nobody_out() -> None:
+    """Each is more than the buffers on its way hold."""
+    much = b"x" * 10_000_000
+    pages = Pages(metrics=lambda: much, alive=lambda: WELL, ready=lambda: WELL)
+    server = MetricsServer(Address("127.0.0.1", 0), pages)
+    server.start()
+    port = int(server.url.rpartition(":")[2])
+    takers = []
+    try:
+        for _ in range(80):
+            takers.append(socket.create_connection(("127.0.0.1", port)))
+            takers[-1].sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        until(lambda: _asked(port))
+    finally:
+        for each in takers:
+            each.close()
+        server.stop()
+
+
+def _asked(port: int) -> bool:
+    try:
+        return ask(port, "/healthz")[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def test_a_connection_ends_in_time() -> None:
+    with serving(longest_s=0.2) as port, socket.create_connection(("127.0.0.1", port), timeout=10) as silent:
+        assert silent.recv(1) == b""
 
 
 def test_a_long_request_line_is_refused() -> None:
