@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from fleet_device.client.constraint import DraftConstraint
-from fleet_device.client.draft_sequence import DraftSequence
+from fleet_device.client.draft_sequence import Drafting, DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.handles import Handles
 from fleet_device.client.inbox import Event, Inbox, Wake
@@ -183,10 +183,10 @@ class Agent:
                 retry.hold(left_s)
             refusals = Refusals(retry, self._refused)
             waiting = Waiting(session, outbound, self.inbox.edges, retry, refusals, self.clock, context.on_wait)
+            drafts = DraftSequence(session, lane.drafter, self.clock, constraint)
             driver = SessionDriver(
                 session=session,
-                drafts=DraftSequence(session, lane.drafter, self.clock, constraint),
-                pacing=SessionPacing(session, pacing, self.clock),
+                drafting=Drafting(session, drafts, SessionPacing(session, pacing, self.clock, source=drafts.source)),
                 outbound=outbound,
                 inbox=lane.inbox,
                 retry=retry,
@@ -198,28 +198,28 @@ class Agent:
                 on_alone=self._keep_under_way,
                 claim=lambda handle: self._handles.claim(asked.session, handle),
             )
-            driver.pacing.source = driver.drafts.source
+            closing = driver.closing
             try:
                 with context.cancellation.waking(lambda: lane.inbox.put(Wake())):
                     driver.run()
             finally:
                 self._handles.release(asked.session)
-                if (source := driver.drafts.source) is not None and not session.text.unverified:
+                if (source := drafts.source) is not None and not session.text.unverified:
                     source.remember(asked.prompt, session.committed)
-                if driver.said is not None and driver.closed is None:
-                    self._keep(driver.said, granted=session.granted)
+                if closing.sent is not None and closing.answer is None:
+                    self._keep(closing.sent, granted=session.granted)
             generation = Generation(
                 session=asked.session,
                 tokens=tuple(session.committed),
                 reason=session.ended or EndReason.FAILED,
                 counters=session.counters,
-                closed=driver.closed,
-                wall_ms=(self.clock() - driver.started) * 1e3,
-                first_ms=None if driver.first_at is None else (driver.first_at - driver.started) * 1e3,
+                closed=closing.answer,
+                wall_ms=(self.clock() - closing.started) * 1e3,
+                first_ms=None if driver.first_at is None else (driver.first_at - closing.started) * 1e3,
                 resumes=driver.retry.resumes,
-                drafts=driver.pacing.drafts,
+                drafts=driver.drafting.pacing.drafts,
                 edge=session.opened.edge if session.opened else None,
-                round_trips=driver.pacing.round_trips,
+                round_trips=driver.drafting.pacing.round_trips,
                 choice=pacing.choice(),
                 unverified=session.text.unverified,
             )

@@ -7,12 +7,15 @@ from dssd.distribution import Dist, point_mass
 from fleet_device.client.constraint import DraftConstraint
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
+from fleet_device.pacing.contract import Plan
+from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.in_flight import VerdictEffect
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.text import CommittedTokens
 from schemas.bounds import MAX_DRAFT
+from schemas.messages import Draft
 
-__all__ = ["DraftSequence"]
+__all__ = ["DraftSequence", "Drafting"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,3 +135,72 @@ class DraftSequence:
             drafter.extend((token,))  # computed with what follows, if the draft model is asked for more
         session.counters.draft_ms += (self.clock() - started) * 1e3
         return token is not None
+
+
+@dataclass(slots=True)
+class Drafting:
+    """What a session sends next: the draft being built, or a request that the edge decodes on its own.
+
+    Attributes:
+        session: The state machine.
+        drafts: The draft model, in step with it.
+        pacing: How much to draft.
+    """
+
+    session: DeviceSession
+    drafts: DraftSequence
+    pacing: SessionPacing
+    _plan: Plan | None = None  # of the draft being built
+    _asked: int = 0  # tokens that the edge was last asked to decode
+    _behind: bool = False  # the drafter has not seen what the edge has decoded
+
+    def step(self) -> Draft | None:
+        """Draft a token; return what to send if there is nothing more to draft."""
+        if self._plan is None:
+            self._look_back()
+            self._plan = self.pacing.plan()
+        if self._plan.stream and self.session.unanswered():
+            self._plan = Plan(0)  # the draft that the last one has announced; the edge decodes once it is decided on
+        if self._plan.stream:
+            self._asked, self._plan = self._plan.tokens, None
+            return self.pacing.stream(self._asked)
+        if self._behind:
+            self._behind = False
+            self.drafts.rewind()
+        # What a grammar forces is drafted all the same where the pacing wants no more.
+        if self.drafts.draft(self._plan.tokens if self.pacing.goes_on(self._plan) else 0):
+            return None
+        draft = self.pacing.send(ahead=self._plan.ahead)
+        self._plan = None
+        return draft
+
+    def follow(self, effect: VerdictEffect) -> None:
+        """Follow what a verdict has committed."""
+        if effect.streamed:
+            self._behind = True
+        else:
+            self.drafts.follow(effect)
+
+    def renewal(self) -> Draft | None:
+        """Return the request that the edge decodes on, or stops, well before it has decoded what it was asked for."""
+        if self.session.stream_left * 2 > self._asked:
+            return None
+        self._look_back()
+        plan = self.pacing.plan()
+        self._asked = plan.tokens if plan.stream else 0
+        return self.pacing.stream(self._asked)
+
+    def drop(self) -> None:
+        """Forget the draft being built."""
+        self._plan = None
+
+    def restart(self) -> None:
+        """Begin again behind the committed text."""
+        self._plan, self._behind = None, False
+        self.drafts.rewind()
+
+    def _look_back(self) -> None:
+        """Show the drafter what the edge has decoded, where what it finds in that decides on the plan."""
+        if self._behind and self.drafts.source is not None:
+            self._behind = False
+            self.drafts.rewind()

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from fleet_device.client.draft_sequence import DraftSequence
-from fleet_device.client.failure import UNFINISHED, with_cause
+from fleet_device.client.closing import Closing
+from fleet_device.client.draft_sequence import Drafting
 from fleet_device.client.inbox import (
     ConnectionChanged,
     EdgeStateChanged,
@@ -27,10 +27,9 @@ from fleet_device.client.rejoining import Rejoining
 from fleet_device.client.request import RequestContext
 from fleet_device.client.retry import RetryState
 from fleet_device.client.waiting import Waiting
-from fleet_device.errors import EdgeUnavailable, SessionRefused
+from fleet_device.drafters.contract import Drafter
+from fleet_device.errors import EdgeUnavailable
 from fleet_device.offline import OfflinePolicy
-from fleet_device.pacing.contract import Plan
-from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.states import SessionState
 from fleet_device.session.text import CommittedTokens, TokenOrigin
@@ -52,8 +51,7 @@ class SessionDriver:
 
     Attributes:
         session: The state machine.
-        drafts: The draft model, in step with it.
-        pacing: How much to draft.
+        drafting: What is sent next.
         outbound: To the edge.
         inbox: What has arrived.
         retry: How long it has waited, and how long it waits.
@@ -64,16 +62,12 @@ class SessionDriver:
         context: Receives tokens, and may cancel the request.
         on_alone: Told, as the text grows without an edge, what is to be said of it should it never be ended.
         claim: Takes the handle that an edge has given, unless another text of this device has it.
-        started: When it began.
+        closing: The end of the session.
         first_at: When the first token was committed.
-        closed: The edge's last word.
-        said: The last Close that was sent, if one was.
-        done: Whether there is nothing more to do.
     """
 
     session: DeviceSession
-    drafts: DraftSequence
-    pacing: SessionPacing
+    drafting: Drafting
     outbound: Outbound
     inbox: Inbox
     retry: RetryState
@@ -84,22 +78,19 @@ class SessionDriver:
     context: RequestContext = field(default_factory=RequestContext)
     on_alone: Callable[[Close], None] = lambda _close: None
     claim: Callable[[int], bool] = lambda _handle: True
-    started: float = field(init=False)
+    closing: Closing = field(init=False)
     first_at: float | None = None
-    closed: Closed | None = None
-    said: Close | None = None
-    done: bool = False
-    _plan: Plan | None = None  # of the draft being built
-    _asked: int = 0  # tokens that the edge was last asked to write by itself
-    _failure: BaseException | None = None  # that has ended the text
-    _behind: bool = False  # the drafter has not seen what the edge has written by itself
-    _close_until: float | None = None  # the edge's last word is waited for until then
     _rejoining: Rejoining = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin to count the time."""
-        self.started = self.clock()
+        self.closing = Closing(self.session, self.outbound, self.clock)
         self._rejoining = Rejoining(self.clock)
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing more to do."""
+        return self.closing.done
 
     def run(self) -> None:
         """Write the text to its end, and close.
@@ -114,18 +105,12 @@ class SessionDriver:
                 if not self.step():
                     self._wait()
         except BaseException as error:
-            if self._close_until is None:
-                self._failure = error
-                interrupted = isinstance(error, KeyboardInterrupt)
-                self.session.cancel(EndReason.CANCELLED if interrupted else EndReason.FAILED)
-                refused = isinstance(error, SessionRefused)
-                if self.session.granted or self.session.text.unverified or (self.session.asked and not refused):
-                    self.send_close()  # also if no edge has answered: one may yet take the Open that was sent
+            self.closing.fail(error)
             raise
 
     def start(self) -> None:
         """Ask for the session."""
-        self.drafts.rewind()  # first, so that no edge hears of a prompt that cannot be drafted for
+        self.drafting.restart()  # first, so that no edge hears of a prompt that cannot be drafted for
         if not self.retry.holding:
             self._open()
 
@@ -133,22 +118,23 @@ class SessionDriver:
         """Take an event, draft a token, or send what is due; return False if there is nothing to do but to wait."""
         if self.context.cancellation.requested:
             self.session.cancel(EndReason.CANCELLED)
-        if self.session.ended is not None and self._close_until is None:
-            self._begin_to_close()
+        if self.session.ended is not None and not self.closing.begun:
+            self.closing.begin(within_s=self.retry.timeouts.close_s)
         elif (event := self.inbox.take()) is not None:
             self._handle(event)
         elif self.session.local:
             self._write_alone()
         elif self.session.may_send and not self.retry.holding:
-            self._draft()
+            if (draft := self.drafting.step()) is not None:
+                self._send_draft(draft)
         else:
             return False
         return True
 
     def quiet_s(self) -> float:
         """Return how long to wait for what arrives next before `on_quiet` (seconds)."""
-        if self._close_until is not None:
-            return max(0.0, self._close_until - self.clock())
+        if self.closing.begun:
+            return self.closing.left_s
         quiet_s = min(self.retry.quiet_s(opened=self._opened), self.waiting.quiet_s(), self.outage.quiet_s())
         return min(quiet_s, self._rejoining.left_s) if self._rejoining.asking else quiet_s
 
@@ -158,8 +144,8 @@ class SessionDriver:
         Raises:
             DeviceError: All that there was to wait is over.
         """
-        if self._close_until is not None:
-            self.done = self.done or self.clock() >= self._close_until
+        if self.closing.begun:
+            self.closing.on_quiet()
             return
         if self.waiting.may_go_elsewhere():
             self.waiting.look()
@@ -184,24 +170,13 @@ class SessionDriver:
         self.retry.resumed(cause, silent=silent)
         if self.retry.holding:
             self.session.suspend()
-            self._plan = None
+            self.drafting.drop()
         else:
             self._open()
 
-    def send_close(self, *, to_any: bool = False) -> None:
-        """Say how the session ended.
-
-        Args:
-            to_any: The edge that had it went away before it answered: another is to write the end down.
-        """
-        self.said = self._close_to_any() if to_any else self._close()
-        self.outbound.close(self.said)
-
-    def _close(self) -> Close:
-        return with_cause(self.session.close(wall_ms=(self.clock() - self.started) * 1e3), self._failure)
-
-    def _close_to_any(self) -> Close:
-        return self._close().model_copy(update={"edge": None, "handle": None})
+    @property
+    def _drafter(self) -> Drafter:
+        return self.drafting.drafts.drafter
 
     @property
     def _opened(self) -> bool:
@@ -210,41 +185,18 @@ class SessionDriver:
     def _wait(self) -> None:
         started = self.clock()
         event = self.inbox.take(timeout_s=self.quiet_s())
-        if self._close_until is None:
+        if not self.closing.begun:
             self.session.counters.wait_ms += (self.clock() - started) * 1e3
         if event is None:
             self.on_quiet()
         else:
             self._handle(event)
 
-    # Drafting
-
-    def _draft(self) -> None:
-        """Draft a token, or send the draft that is long enough; or have the edge write."""
-        if self._plan is None:
-            self._look_back()
-            self._plan = self.pacing.plan()
-        if self._plan.stream and self.session.unanswered():
-            self._plan = Plan(0)  # the draft that the last one has announced; the edge writes once it is decided on
-        if self._plan.stream:
-            self._asked, self._plan = self._plan.tokens, None
-            self._send_draft(self.pacing.stream(self._asked))
-            return
-        if self._behind:
-            self._behind = False
-            self.drafts.rewind()
-        # What a grammar forces is drafted all the same where the pacing wants no more.
-        if self.drafts.draft(self._plan.tokens if self.pacing.goes_on(self._plan) else 0):
-            return
-        draft = self.pacing.send(ahead=self._plan.ahead)
-        self._plan = None
-        self._send_draft(draft)
-
     # Events
 
     def _handle(self, event: Event) -> None:
-        if self._close_until is not None:
-            self._handle_closing(event)
+        if self.closing.begun:
+            self.closing.on_event(event)
             return
         if self.session.local:
             self._handle_alone(event)
@@ -270,7 +222,7 @@ class SessionDriver:
             session.counters.downlink_bytes += received.size
         begin = len(session.committed)
         effects = session.on_verdict(received.verdict)
-        self.pacing.learn(effects)
+        self.drafting.pacing.learn(effects)
         for effect in effects:
             if not self.retry.holding:
                 self.refusals.last = None
@@ -279,39 +231,23 @@ class SessionDriver:
                 self.refusals.progress()
                 self.waiting.grown()
                 self.first_at = self.first_at or self.clock()
-                if self.context.on_tokens(self._told(self.drafts.committed(effect, begin=begin))):
+                if self.context.on_tokens(self._told(self.drafting.drafts.committed(effect, begin=begin))):
                     session.cancel(EndReason.STOP)
                     return
                 begin += len(effect.tokens)
-            if effect.streamed:
-                self._behind = True
-            else:
-                self.drafts.follow(effect)
+            self.drafting.follow(effect)
             if effect.request is not None:
                 self._send_draft(effect.request)
         if session.ended is None and session.may_renew_stream and not self.retry.holding:
-            self._renew_stream()
+            renewal = self.drafting.renewal()
+            if renewal is not None:
+                self._send_draft(renewal)
 
     def _told(self, tokens: CommittedTokens) -> CommittedTokens:
         """Return what is told of tokens that an edge has verified: nothing follows the law behind unverified ones."""
         if not self.session.text.unverified:
             return tokens
         return replace(tokens, origins=(TokenOrigin.UNVERIFIED,) * len(tokens))
-
-    def _renew_stream(self) -> None:
-        """Ask the edge to write on, or to stop, well before it has written what it was asked for."""
-        if self.session.stream_left * 2 > self._asked:
-            return
-        self._look_back()
-        plan = self.pacing.plan()
-        self._asked = plan.tokens if plan.stream else 0
-        self._send_draft(self.pacing.stream(self._asked))
-
-    def _look_back(self) -> None:
-        """Show the drafter what the edge has written, where what it finds in that decides on the plan."""
-        if self._behind and self.drafts.source is not None:
-            self._behind = False
-            self.drafts.rewind()
 
     def _reply(self, reply: Opened | Refused | Fault | Closed) -> None:
         session = self.session
@@ -349,10 +285,9 @@ class SessionDriver:
         self.refusals.until.lift()
         self.retry.answered(tokens=0)
         self._rejoining.taken()
-        self._plan, self._behind = None, False
         if len(self.session.committed) < length:
             self.context.on_void(len(self.session.committed))
-        self.drafts.rewind()
+        self.drafting.restart()
         if not self.claim(opened.handle):
             self.resume("another text of this device has the same handle.")
 
@@ -405,28 +340,26 @@ class SessionDriver:
 
     def _go_alone(self, cause: str, *, pause_s: float = 0.0) -> None:
         self._rejoining.alone(cause, pause_s=pause_s)
-        self._plan, self._behind = None, False
         self.retry.rest()
-        self.session.go_local(self.drafts.drafter.codec.end_tokens)
-        self.drafts.rewind()
+        self.session.go_local(self._drafter.codec.end_tokens)
+        self.drafting.restart()
 
     def _write_alone(self) -> None:
         """Write a token without an edge, or ask for one that is back."""
         if self._rejoining.is_due and self._rejoin():
             return
         session = self.session
-        if len(session.request.prompt) + len(session.committed) >= self.drafts.drafter.context:
+        if len(session.request.prompt) + len(session.committed) >= self._drafter.context:
             session.cancel(EndReason.LENGTH)
             return
-        token = self.drafts.write_alone()
+        token = self.drafting.drafts.write_alone()
         if token is None:
             raise EdgeUnavailable(
-                f"{self._rejoining.cause} The drafter {self.drafts.drafter.name!r} cannot go on alone: it has no "
+                f"{self._rejoining.cause} The drafter {self._drafter.name!r} cannot go on alone: it has no "
                 "model; set drafter = 'llama.cpp', or offline = 'wait'."
             )
         if session.ended is None and session.text.unverified % _KEPT_EVERY == 1:
-            unfinished = session.close_if_lost(wall_ms=(self.clock() - self.started) * 1e3)
-            self.on_alone(unfinished.model_copy(update=UNFINISHED))
+            self.on_alone(self.closing.unfinished())
         self.first_at = self.first_at or self.clock()
         self.waiting.grown()
         if self.context.on_tokens(CommittedTokens((token,), (TokenOrigin.UNVERIFIED,))):
@@ -470,29 +403,3 @@ class SessionDriver:
             return
         for draft in self.session.unanswered():
             self._send_draft(draft)
-
-    # The end
-
-    def _begin_to_close(self) -> None:
-        """Close, and wait shortly for the edge's last word."""
-        if self.session.text.unverified and self.session.opened is None:
-            self.said, self.done = self._close_to_any(), True  # the caller keeps it until an edge is there
-            self._close_until = self.clock()
-            return
-        if self.session.asked:
-            self.send_close()
-        self._close_until = self.clock() + self.retry.timeouts.close_s
-        # Cancelled before any edge took it? One that does later finds the Close behind the Open.
-        self.done = not self.session.granted
-
-    def _handle_closing(self, event: Event) -> None:
-        opened = self.session.opened
-        match event:
-            case Closed() if self.session.concerns(event):
-                self.closed, self.done = event, True
-            case ConnectionChanged(up=True):
-                self.send_close()
-            case EdgeStateChanged(edge=edge, presence=Presence.OFFLINE) if opened is not None and edge == opened.edge:
-                self.send_close(to_any=True)
-            case _:
-                pass

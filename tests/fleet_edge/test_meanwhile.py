@@ -184,7 +184,7 @@ def test_a_session_that_is_closed_in_a_step_has_no_verdict(scene: Scene, drafted
 
     def close() -> None:
         device.session.cancel(EndReason.CANCELLED)
-        device.driver.send_close()
+        device.driver.closing.send()
         until(lambda: scene.fleet.broker.pump() >= 0 and any(isinstance(each, Closed) for each in device.messages))
 
     scene.steps.during_next(close)
@@ -302,7 +302,7 @@ def test_of_a_step_that_fails_only_those_are_told_who_still_wait(
 
     def close() -> None:
         other.session.cancel(EndReason.CANCELLED)
-        other.driver.send_close()
+        other.driver.closing.send()
         until(lambda: scene.fleet.broker.pump() >= 0 and bool(other.messages))
 
     scene.steps.during_next(close, failing=RuntimeError("no power"))

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fleet_device.client.draft_sequence import DraftSequence
+from fleet_device.client.draft_sequence import Drafting, DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.inbox import Inbox
 from fleet_device.client.outage import Absence, Outage
@@ -14,7 +14,7 @@ from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.client.unconfirmed import UnconfirmedCloses
 from fleet_device.client.waiting import Waiting
 from fleet_device.drafters.scripted import ScriptedDrafter
-from fleet_device.errors import DeviceError, SessionRefused
+from fleet_device.errors import DeviceError
 from fleet_device.pacing.contract import Pacing
 from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.in_flight import VerdictEffect
@@ -130,10 +130,10 @@ class ModelDevice:
         if self._refused.left_s > 0.0:
             retry.hold(self._refused.left_s)
         refusals = Refusals(retry, self._refused)
+        drafts = DraftSequence(session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), self.clock)
         driver = SessionDriver(
             session=session,
-            drafts=DraftSequence(session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), self.clock),
-            pacing=SessionPacing(session, pacing, self.clock),
+            drafting=Drafting(session, drafts, SessionPacing(session, pacing, self.clock)),
             outbound=self._outbound,
             inbox=self._inbox,
             retry=retry,
@@ -192,9 +192,9 @@ class ModelDevice:
         """Keep a Close that nobody has confirmed, as `Agent.generate` does."""
         text = self.text
         if text is not None and text.over and not text.kept:
-            text.kept, driver = True, text.driver
-            if driver.said is not None and driver.closed is None and text.session.granted:
-                self._unconfirmed.keep(driver.said)
+            text.kept, closing = True, text.driver.closing
+            if closing.sent is not None and closing.answer is None and text.session.granted:
+                self._unconfirmed.keep(closing.sent)
 
     def _guarded(self, act: Callable[[], bool | None]) -> bool:
         """Do something as `SessionDriver.run` does it: an error ends the text, and is told to the edge."""
@@ -204,10 +204,7 @@ class ModelDevice:
             return bool(act())
         except DeviceError as error:
             text.error = error
-            session = text.session
-            session.cancel(EndReason.FAILED)
-            if session.granted or (session.asked and not isinstance(error, SessionRefused)):
-                text.driver.send_close()
+            text.driver.closing.fail(error)
             return True
 
     @property

@@ -14,7 +14,7 @@ from typing import TypeVar
 from dssd.distribution import shape
 from dssd.downlink import Form
 from dssd.sampling import coupled_token
-from fleet_device.client.draft_sequence import DraftSequence
+from fleet_device.client.draft_sequence import Drafting, DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.inbox import ConnectionChanged, Event, Inbox, ReceivedVerdict
 from fleet_device.client.outage import Absence, Outage
@@ -264,12 +264,12 @@ class Device:
         model = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,))
         drafter = SuffixDrafter.before(model, None) if isinstance(self.pacing, ChangingPacing) else model
         drafts = DraftSequence(self.session, drafter, clock)
+        pacing = SessionPacing(
+            self.session, self.pacing or FixedPacing(self.length, self.ahead), clock, source=drafts.source
+        )
         self.driver = SessionDriver(
             session=self.session,
-            drafts=drafts,
-            pacing=SessionPacing(
-                self.session, self.pacing or FixedPacing(self.length, self.ahead), clock, source=drafts.source
-            ),
+            drafting=Drafting(self.session, drafts, pacing),
             outbound=outbound,
             inbox=self.inbox,
             retry=retry,
@@ -281,7 +281,7 @@ class Device:
 
     @property
     def closed(self) -> Closed | None:
-        return self.driver.closed
+        return self.driver.closing.answer
 
     @property
     def faults(self) -> list[Fault]:
@@ -313,7 +313,7 @@ class Device:
     def nudge(self) -> None:
         """Nothing moves any more: ask again."""
         if self.session.ended is not None:
-            self.driver.send_close()
+            self.driver.closing.send()
         else:
             self.driver.on_quiet()
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import cbor2
 
-from fleet_device.client.draft_sequence import DraftSequence
+from fleet_device.client.draft_sequence import Drafting, DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.inbox import Inbox, Undelivered
 from fleet_device.client.outage import Absence, Outage
@@ -71,7 +71,7 @@ class DeviceTarget:
             if len(str(error)) > 1000:
                 raise Finding("an error longer than a sentence") from error
             driver.session.cancel(EndReason.FAILED)
-            driver.send_close()
+            driver.closing.send()
         self._check(driver, link)
 
     def close(self) -> None:
@@ -123,10 +123,10 @@ def _driver(first: int, link: StubLink, clock: Clock) -> SessionDriver:
     retry = RetryState(Timeouts(), clock)
     outbound, refusals = Outbound(link, FLEET, DEVICE, inbox), Refusals(retry, RefusedUntil(clock, inbox.edges))
     pacing = AdaptivePacing() if first & 4 else FixedPacing(3, ahead=bool(first & 2))
+    drafts = DraftSequence(session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), clock)
     return SessionDriver(
         session=session,
-        drafts=DraftSequence(session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), clock),
-        pacing=SessionPacing(session, pacing, clock),
+        drafting=Drafting(session, drafts, SessionPacing(session, pacing, clock)),
         outbound=outbound,
         inbox=inbox,
         retry=retry,
