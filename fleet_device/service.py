@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from typing import Final, Self
 
 from fleet_device.client.agent import Agent
-from fleet_device.client.inbox import Inbox
-from fleet_device.client.presence import EdgePresences
+from fleet_device.client.inbox import EdgePresences, Inbox
 from fleet_device.client.reports import UnverifiedReports
 from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.client.retry import Timeouts

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Protocol
 
-from fleet_device.client.presence import EdgePresences
+from fleet_device.client.inbox import EdgePresences
 from fleet_device.errors import EdgeUnavailable
 from schemas.errors import FleetError
 from schemas.version import VERSION

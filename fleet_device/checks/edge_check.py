@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from fleet_device.checks.checklist import Check, Checklist, CheckReport
 from fleet_device.client.agent import Agent, Generation
-from fleet_device.client.inbox import Inbox
-from fleet_device.client.presence import EdgePresences
+from fleet_device.client.inbox import EdgePresences, Inbox
 from fleet_device.client.request import GenerateRequest
 from fleet_device.client.retry import Timeouts
 from fleet_device.drafters.scripted import ScriptedDrafter

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 from fleet_device.client.constraint import DraftConstraint
 from fleet_device.client.draft_sequence import Drafting, DraftSequence
 from fleet_device.client.driver import SessionDriver
-from fleet_device.client.handles import Handles
 from fleet_device.client.inbox import Event, Inbox, Wake
-from fleet_device.client.lanes import Lane, Lanes
+from fleet_device.client.lanes import Handles, Lane, Lanes
 from fleet_device.client.outage import Absence, Outage
 from fleet_device.client.outbound import Outbound
 from fleet_device.client.refusals import Refusals, RefusedUntil

@@ -1,4 +1,4 @@
-"""Lanes of an agent: what each of the texts that are written at once has for itself."""
+"""Lanes and handles: what each of the requests that run at once has for itself."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ from fleet_device.client.inbox import Inbox
 from fleet_device.drafters.contract import Drafter, known_tokens
 from fleet_device.pacing.contract import Pacing
 
-__all__ = ["Lane", "Lanes"]
+__all__ = ["Handles", "Lane", "Lanes"]
 
 
 @dataclass(slots=True, eq=False)
@@ -62,3 +62,29 @@ class Lanes:
         with self._changed:
             for lane in self._all:
                 lane.pacing = make()
+
+
+class Handles:
+    """The handles that are in use on one device. For use from any thread."""
+
+    def __init__(self) -> None:
+        self._owners: dict[int, bytes] = {}
+        self._changing = threading.Lock()
+
+    def claim(self, session: bytes, handle: int) -> bool:
+        """Take a handle for a session, in place of the one that it had; return whether no other session has it."""
+        with self._changing:
+            if self._owners.get(handle, session) != session:
+                return False
+            self._drop(session)
+            self._owners[handle] = session
+            return True
+
+    def release(self, session: bytes) -> None:
+        """The session is over."""
+        with self._changing:
+            self._drop(session)
+
+    def _drop(self, session: bytes) -> None:
+        for handle in [handle for handle, owner in self._owners.items() if owner == session]:
+            del self._owners[handle]

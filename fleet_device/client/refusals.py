@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from fleet_device.client.presence import EdgePresences
+from fleet_device.client.inbox import EdgePresences
 from fleet_device.client.retry import RetryState
 from fleet_device.errors import SessionFailed, SessionRefused
 from schemas.messages import Fault, Refused

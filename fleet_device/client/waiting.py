@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from fleet_device.client.inbox import EdgePresences
 from fleet_device.client.outbound import Outbound
-from fleet_device.client.presence import EdgePresences
 from fleet_device.client.refusals import Refusals
 from fleet_device.client.retry import RetryState
 from fleet_device.session.machine import DeviceSession

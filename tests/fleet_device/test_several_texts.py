@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fleet_device.client.handles import Handles
+from fleet_device.client.lanes import Handles
 from schemas.policy import Mode
 from tests.fleet_device.test_device import COUPLED, LONG, at_home
 from tests.support.memory_fleet import MemoryFleet, lossless_text, terms

@@ -16,10 +16,9 @@ from dssd.downlink import Form
 from dssd.sampling import coupled_token
 from fleet_device.client.draft_sequence import Drafting, DraftSequence
 from fleet_device.client.driver import SessionDriver
-from fleet_device.client.inbox import ConnectionChanged, Event, Inbox, ReceivedVerdict
+from fleet_device.client.inbox import ConnectionChanged, EdgePresences, Event, Inbox, ReceivedVerdict
 from fleet_device.client.outage import Absence, Outage
 from fleet_device.client.outbound import Outbound
-from fleet_device.client.presence import EdgePresences
 from fleet_device.client.refusals import Refusals, RefusedUntil
 from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.client.waiting import Waiting
