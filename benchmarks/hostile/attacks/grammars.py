@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import count, repeat
 from typing import Final
 
-from benchmarks.clients import Identity
+from benchmarks.client_process import Identity
 from benchmarks.hostile.attacks.contract import Attacker
 from benchmarks.hostile.grammar_bombs import random_bomb
 from benchmarks.hostile.mqtt_client import RawClient
