@@ -1,60 +1,34 @@
-"""JSON and table output of the session log's views."""
+"""Tables and JSON on standard output. A table never cuts a number: it hides columns, and says how many."""
 
 import json
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from datetime import datetime
-from typing import Final, Generic, TypeVar
+from datetime import UTC, datetime
+from typing import Any, Final, Generic, TypeVar
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from fleet_admin.columns import ABSENT, Column, shown
 from schemas.printable import printable_line
 
-__all__ = ["Column", "cell", "describe", "plain", "print_json", "print_table"]
-
-_LEAST_WIDTH: Final = 80
-_MOST_WIDTH: Final = 1 << 16
-_HEIGHT: Final = 25  # means nothing here, but without one the width is not taken everywhere
-_ABSENT: Final = "—"
-
+__all__ = ["Column", "cell", "describe", "plain", "print_json", "print_table", "table_lines"]
 
 T = TypeVar("T")
 
+_GAP: Final = "  "
+_ID_DIGITS: Final = 8  # of an id: enough to find its row again
+_FOLDED: Final = frozenset({"text", "sentence"})
+_TIMES: Final = frozenset({"moment", "day", "ago"})
+_COMFORTABLE: Final = 24
+"""Width down to which text is folded to make room for one more column."""
 
-@dataclass(frozen=True, slots=True)
-class Column(Generic[T]):
-    """A column of a table.
-
-    Attributes:
-        heading: With the unit.
-        value: Takes the column's value from a row.
-        narrow: The heading for a terminal, broken into lines.
-        brief: Makes the value's shorter form for a terminal.
-        digits: After the decimal point.
-        folds: Whether long values may be broken into lines: texts may, numbers may not.
-        wide: Whether a terminal gets the column only if asked for all.
-    """
-
-    heading: str
-    value: Callable[[T], object]
-    narrow: str | None = None
-    brief: Callable[[T], object] | None = None
-    digits: int = 1
-    folds: bool = False
-    wide: bool = False
-
-    def text(self, row: T, *, brief: bool) -> str:
-        """Return what stands in the table."""
-        take = self.brief if brief and self.brief is not None else self.value
-        return cell(take(row), digits=self.digits)
+_NARROWEST: Final = 8
+"""Width down to which text is folded so that the columns that are always shown fit."""
 
 
 def plain(value: object) -> object:
-    """Turn views into what JSON holds, their worked-out rates included; times become ISO 8601 in UTC."""
+    """Turn views into JSON values, with the rates that are properties; times become ISO 8601 in UTC."""
     if is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in fields(value)]
         classes = reversed(type(value).__mro__)
@@ -75,78 +49,193 @@ def print_json(value: object) -> None:
     sys.stdout.write("\n")
 
 
-def cell(value: object, digits: int = 1) -> str:
-    """Return a value as a person reads it.
-
-    Labels come from devices: what could move a terminal's cursor is replaced.
-    """
-    match value:
-        case None:
-            return _ABSENT
-        case bool():
-            return "yes" if value else "no"
-        case float():
-            return f"{value:,.{digits}f}"
-        case int():
-            return f"{value:,}"
-        case datetime():
-            return value.strftime("%Y-%m-%d %H:%M:%S")
-        case _:
-            return printable_line(str(value))
+def cell(value: object) -> str:
+    """Return a value for a sentence, in one line. Names come from devices: terminal control characters are replaced."""
+    return printable_line(shown(value))
 
 
-def print_table(title: str, columns: "Sequence[Column[T]]", rows: Iterable[T], *, wide: bool = False) -> None:
-    """Write a table; numbers are set to the right.
+def terminal_width() -> int | None:
+    """Return the number of columns of the terminal; None where standard output is a pipe or a file."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def print_table(
+    title: str,
+    columns: Sequence[Column[T]],
+    rows: Iterable[T],
+    *,
+    sort: str = "",
+    wide: bool = False,
+    empty: str = "There are none.",
+) -> None:
+    """Write a table, or `empty` where there are no rows. A pipe gets all columns; a terminal those that fit.
 
     Args:
-        title: Above it.
-        columns: From left to right.
-        rows: What the columns take their values from.
-        wide: Whether a terminal too gets all columns, and each value whole, as a pipe does: its lines may be longer
-            than the terminal's.
+        title: Line above it.
+        columns: From left to right; the first is always shown.
+        rows: One line each, or more where text is folded.
+        sort: Key of the column that the rows are sorted by, which is always shown.
+        wide: Whether a terminal gets all columns too, in lines that may be longer than the terminal is wide.
+        empty: Sentence that says why there is nothing, or how to get something.
     """
-    console = Console()
-    whole = wide or not console.is_terminal
-    shown = [column for column in columns if whole or not column.wide]
-    table = Table(
-        title=title,
-        title_justify="left",
-        header_style="bold",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-    )
     body = list(rows)
-    for column in shown:
-        values = [column.value(row) for row in body]
-        numeric = any(isinstance(value, int | float) for value in values)
-        table.add_column(
-            column.heading if whole else column.narrow or column.heading,
-            justify="right" if numeric else "left",
-            no_wrap=not column.folds,
-            overflow="fold",
-        )
-    for row in body:
-        # Text, not str: brackets in a label are no markup.
-        table.add_row(*(Text(column.text(row, brief=not whole)) for column in shown))
-    _print(console, table, whole=whole)
+    lines = [title, *table_lines(columns, body, width=None if wide else terminal_width(), sort=sort), ""]
+    sys.stdout.write("\n".join(lines if body else [empty]) + "\n")
 
 
 def describe(title: str, facts: Iterable[tuple[str, object]]) -> None:
     """Write named values below each other."""
-    console = Console()
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in facts:
-        table.add_row(name, Text(cell(value)))
-    _print(console, table, whole=not console.is_terminal)
+    named = [(name, cell(value)) for name, value in facts]
+    indent = max(_cells(name) for name, _ in named) + len(_GAP)
+    room = max((terminal_width() or sys.maxsize) - indent, _NARROWEST)
+    print(title)
+    for name, value in named:
+        first, *others = _folded(value, room)
+        print(f"{_padded(name, indent)}{first}".rstrip())
+        for line in others:
+            print(" " * indent + line)
+    print()
 
 
-def _print(console: Console, table: Table, *, whole: bool) -> None:
-    """Write a table with a blank line below; a pipe has no width, and cut columns cannot be read by anyone."""
+@dataclass(slots=True)
+class _Laid(Generic[T]):
+    """A column with its cells.
+
+    Attributes:
+        column: Which.
+        heading: Its heading.
+        cells: One for each row.
+        rank: The column's, 0 where this table must show it.
+        whole: Width at which no cell and no word of the heading is folded.
+        width: Width that it gets.
+    """
+
+    column: Column[T]
+    heading: str
+    cells: list[str]
+    rank: int
+    whole: int
+    width: int
+
+    def narrow(self, width: int) -> None:
+        """Fold text to a width; nothing else becomes narrower."""
+        if self.column.kind in _FOLDED:
+            self.width = min(self.whole, max(width, _longest(self.heading.split())))
+
+
+def table_lines(columns: Sequence[Column[T]], rows: Sequence[T], *, width: int | None, sort: str = "") -> list[str]:
+    """Return the lines of a table: headings, a rule, the rows, and how many columns are hidden.
+
+    Args:
+        columns: From left to right.
+        rows: Of which the columns take their values.
+        width: Of the terminal; None shows all columns and values whole.
+        sort: Key of the column that the rows are sorted by.
+    """
+    laid = [_laid(column, rows, whole=width is None) for column in columns]
+    for place, each in enumerate(laid):
+        if place == 0 or each.column.key == sort:
+            each.rank = 0
+        elif width is not None and all(text == ABSENT for text in each.cells):
+            each.rank = -1  # says nothing
+    laid = [each for each in laid if each.rank >= 0]
+    kept = laid if width is None else _fitting(laid, width)
+    lines = list(_lines([_folded(each.heading, each.width) for each in kept], kept))
+    lines.append("─" * (sum(each.width for each in kept) + len(_GAP) * (len(kept) - 1)))
+    for number in range(len(rows)):
+        lines += _lines([_folded(each.cells[number], each.width) for each in kept], kept)
+    if hidden := len(laid) - len(kept):
+        lines.append(f"{hidden} column{'s' * (hidden > 1)} hidden: widen the terminal, or use --json.")
+    return lines
+
+
+def _laid(column: Column[T], rows: Sequence[T], *, whole: bool) -> _Laid[T]:
+    values = [column.value(row) for row in rows]
+    heading = f"{column.heading} (UTC)" if column.kind in _TIMES else column.heading
     if whole:
-        width = Console(width=_MOST_WIDTH, height=_HEIGHT).measure(table).maximum
-        console = Console(width=max(width, _LEAST_WIDTH), height=_HEIGHT)
-    console.print(table)
-    console.print()
+        cells = [printable_line(shown(value, column.kind)) for value in values]
+    elif column.kind in ("moment", "ago"):
+        cells = [ABSENT if value is None else f"{value.astimezone(UTC):%Y-%m-%d %H:%M}" for value in values]
+    else:
+        digits = _telling_digits(values) if column.kind == "id" else None
+        cells = [printable_line(shown(value, column.kind)[:digits]) for value in values]
+    words = [heading] if whole else heading.split()
+    natural = max(_longest(cells), _longest(words))
+    return _Laid(column, heading, cells, column.rank, natural, natural)
+
+
+def _telling_digits(ids: Sequence[str | None]) -> int | None:
+    """Return how many digits tell ids apart; None for all of them."""
+    known = {each for each in ids if each}
+    longest = _longest(known)
+    enough = (digits for digits in range(_ID_DIGITS, longest) if len({each[:digits] for each in known}) == len(known))
+    return next(enough, None)
+
+
+def _fitting(laid: list[_Laid[T]], width: int) -> list[_Laid[T]]:
+    """Choose the columns that fit, the lowest ranks first, and give the rest of the width to folded text."""
+    for each in laid:
+        each.narrow(_COMFORTABLE)
+    chosen = [each for each in laid if each.rank == 0]
+    for each in sorted(chosen, key=lambda each: -each.width):
+        each.narrow(max(each.width - max(_total(chosen) - width, 0), _NARROWEST))
+    for each in sorted(laid, key=lambda each: each.rank):
+        if each.rank and _total([*chosen, each]) <= width:
+            chosen.append(each)
+    spare = width - _total(chosen)
+    folded = sorted((each for each in chosen if each.width < each.whole), key=lambda each: each.whole - each.width)
+    for place, each in enumerate(folded):
+        given = min(each.whole - each.width, max(spare, 0) // (len(folded) - place))
+        each.width, spare = each.width + given, spare - given
+    return [each for each in laid if any(each is one for one in chosen)]
+
+
+def _total(laid: Sequence[_Laid[Any]]) -> int:
+    return sum(each.width for each in laid) + len(_GAP) * (len(laid) - 1)
+
+
+def _lines(texts: Sequence[list[str]], laid: Sequence[_Laid[T]]) -> Iterator[str]:
+    """Yield the lines of one row, whose cells may have several each."""
+    for number in range(max(map(len, texts))):
+        parts = (
+            _padded(lines[number] if number < len(lines) else "", each.width, right=each.column.numeric)
+            for lines, each in zip(texts, laid, strict=True)
+        )
+        yield _GAP.join(parts).rstrip()
+
+
+def _padded(text: str, width: int, *, right: bool = False) -> str:
+    space = " " * (width - _cells(text))
+    return space + text if right else text + space
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """Break text into lines between words, and words that are longer than a line anywhere."""
+    if _cells(text) <= width:
+        return [text]
+    lines, line = [], ""
+    for word in text.split(" "):
+        if line and _cells(line) + 1 + _cells(word) <= width:
+            line = f"{line} {word}"
+            continue
+        if line:
+            lines.append(line)
+        line = ""
+        for character in word:
+            if _cells(line) + _cells(character) > width:
+                lines.append(line)
+                line = ""
+            line += character
+    return [*lines, line]
+
+
+def _longest(texts: Iterable[str]) -> int:
+    return max(map(_cells, texts), default=0)
+
+
+def _cells(text: str) -> int:
+    """Return the number of cells that a terminal draws text in."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
+    return len(text) + wide - sum(unicodedata.combining(each) != 0 for each in text)

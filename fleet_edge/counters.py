@@ -1,7 +1,7 @@
 """Counters of a segment: what an edge counts of a session while it serves it, and the rates that follow.
 
 Columns of the session log, its records, merges, rollups, totals and views derive from the fields of `SegmentCounters`.
-A new counter is a field here, a migration in `fleet_edge.store.migrations`, and a column in `fleet_cli.reports`.
+A new counter is a field here, a migration in `fleet_edge.store.migrations`, and a column in `fleet_admin.reports`.
 """
 
 from dataclasses import dataclass, fields

@@ -78,6 +78,7 @@ class MessageHandlers:
     def receive(self, arrival: ReceivedMessage) -> None:
         """Take one message."""
         self.answers.figures.uplink_bytes += arrival.size
+        self.answers.figures.heard(arrival.device)
         match arrival.message:
             case Draft() as draft:
                 self._draft(arrival.device, draft, arrival)

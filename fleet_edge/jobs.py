@@ -19,6 +19,7 @@ from fleet_edge.store.fences import Fences
 from fleet_edge.store.purging import Pause, give_back_space
 from fleet_edge.store.rollups.grains import Grain, floor
 from fleet_edge.store.rollups.rolling import Enough, roll_up
+from fleet_edge.store.states import SILENT_AFTER
 from fleet_runtime.memory import give_back_free_memory
 
 __all__ = ["JobSettings", "Jobs"]
@@ -47,7 +48,6 @@ class JobSettings:
         fences_every_s: Between looks for fences that an administrator or another edge has made or lifted.
         certificates_every_s: Between looks for certificates that end soon.
         silent_every_s: Between looks for silent devices.
-        silent_after: Without any sign from an online device until it is marked.
         abandoned_every_s: Between looks for sessions that no edge serves any more.
         abandoned_after: Without a record until such a session counts as lost; well above a lease and a
             database outage.
@@ -72,7 +72,6 @@ class JobSettings:
     fences_every_s: float = 2.0
     certificates_every_s: float = 600.0
     silent_every_s: float = 60.0
-    silent_after: timedelta = timedelta(minutes=15)
     abandoned_every_s: float = 300.0
     abandoned_after: timedelta = timedelta(hours=6)
     rollup_every_s: float = 300.0
@@ -186,13 +185,11 @@ class Jobs:
         return True
 
     def _mark_silent(self) -> None:
-        after, engine = self._settings.silent_after, self._store.engine
-        marked = housekeeping.mark_silent(engine, now=self._now(), silent_after=after)
+        engine = self._store.engine
+        marked = housekeeping.mark_silent(engine, now=self._now())
         if marked:
             _log.warning("%d online devices have fallen silent.", len(marked))
-        sentence = (
-            f"Nothing has come of the device for {after / _MINUTE:g} minutes, and it has not said that it is gone."
-        )
+        sentence = f"Nothing has come from the device for {SILENT_AFTER / _MINUTE:g} minutes, and it is not offline."
         for device in marked:
             self._tell(kind=EventKind.DEVICE, code="silent", sentence=sentence, device=device, shared=True)
         before, self._silent = self._silent, housekeeping.silent_devices(engine)

@@ -13,12 +13,12 @@ from fleet_edge.batching.scheduler import KvMemory
 from fleet_edge.metrics import catalogue as named
 from fleet_edge.metrics.figures import Figures
 from fleet_edge.orchestrator import Orchestrator
+from fleet_edge.store.states import MachineState
 from fleet_edge.store.writer import Writer
 from fleet_link.link import Link
 from fleet_runtime.metrics.exposition import exposition
 from fleet_runtime.metrics.family import Family
 from fleet_runtime.metrics.server import Health, Pages
-from schemas.control import Presence
 from schemas.version import VERSION
 
 __all__ = ["EdgeObserver", "Look"]
@@ -168,8 +168,10 @@ class EdgeObserver:
         yield named.FAULTS.by(dict(figures.faults))
         yield named.UPLINK_BYTES.of(figures.uplink_bytes)
         yield named.DOWNLINK_BYTES.by(dict(figures.downlink_bytes))
-        presences = list(dict(figures.presence).values())
-        yield named.DEVICES.by({each.value: presences.count(each) for each in Presence})
+        states = figures.device_states(self.orchestrator.handlers.guard.fenced())
+        # Retirement is known to the session log alone, and who has no presence is not known here.
+        known = (each for each in MachineState if each not in (MachineState.RETIRED, MachineState.UNKNOWN))
+        yield named.DEVICES.by({each.value: states[each] for each in known})
         yield named.FIRST_TOKEN.spread(figures.first_token)
         yield named.INTER_TOKEN.spread(figures.inter_token)
         yield named.QUEUE_TIME.spread(figures.queue_time)

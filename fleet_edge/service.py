@@ -308,7 +308,7 @@ class EdgeService:
         """Return what the session log knows of this edge's last run."""
         try:
             with self._store.engine.connect() as connection:
-                return edge(connection, self.settings.edge)
+                return edge(connection, self.settings.edge, now=self.now())
         except (StoreError, SQLAlchemyError):
             return None
 

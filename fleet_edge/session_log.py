@@ -366,7 +366,7 @@ class SessionLog:
     def edges(self) -> list[EdgeView]:
         """Return all edges with their latest load, by name."""
         with self._reading() as connection:
-            return edge_queries.edges(connection)
+            return edge_queries.edges(connection, now=self._now())
 
     def stats(self, *, since: Time | None = None, until: Time | None = None, by: str | None = None) -> dict[str, Tally]:
         """Add up what the edges counted, of what is purged too.

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, RowMapping, func, select
+from sqlalchemy import Connection, func, select
 
 from fleet_admin.alerts.settings import AlertSettings
-from fleet_edge.store import totals
+from fleet_edge.store import edge_queries, queries, totals
 from fleet_edge.store.event_codes import EventKind
-from fleet_edge.store.models import DeviceRow, EdgeRow, EventRow, RoundRow, SegmentRow
+from fleet_edge.store.models import EventRow, RoundRow, SegmentRow
 from fleet_edge.store.rollups.sums import Dimension
+from fleet_edge.store.states import MachineState
+from fleet_edge.store.views import DeviceView
 
 __all__ = ["Acceptance", "DeviceFacts", "EdgeFacts", "Facts", "read_facts"]
 
@@ -30,16 +32,14 @@ class DeviceFacts:
 
     Attributes:
         name: Its own.
-        presence: Its last word.
-        seen_at: When it was last heard of.
-        silent_since: Since when it counts as silent, though it has not said goodbye.
+        state: As `fleet_edge.store.states` defines it.
+        seen_at: When something last came from it.
         certificate_until: End of its certificate, if known.
     """
 
     name: str
-    presence: str | None
+    state: MachineState
     seen_at: datetime
-    silent_since: datetime | None = None
     certificate_until: datetime | None = None
 
 
@@ -49,7 +49,7 @@ class EdgeFacts:
 
     Attributes:
         name: Its own.
-        presence: Its last word.
+        state: As `fleet_edge.store.states` defines it.
         seen_at: When the log last had something of it.
         load_at: When it last told its load; None if it never has.
         certificate_until: End of its certificate, if known.
@@ -60,7 +60,7 @@ class EdgeFacts:
     """
 
     name: str
-    presence: str | None
+    state: MachineState
     seen_at: datetime
     load_at: datetime | None = None
     certificate_until: datetime | None = None
@@ -106,10 +106,10 @@ class Facts:
 def read_facts(connection: Connection, settings: AlertSettings, *, now: datetime) -> Facts:
     """Return the facts at `now` (aware)."""
     window = now - timedelta(minutes=settings.window_min)
-    in_service = select(DeviceRow.__table__).where(DeviceRow.retired_at.is_(None))
+    known = queries.devices(connection, now=now, counted=False)
     return Facts(
         now=now,
-        devices=[_device(row) for row in connection.execute(in_service).mappings()],
+        devices=[_device(view) for view in known if view.state is not MachineState.RETIRED],
         edges=list(_edges(connection, now)),
         acceptance=_acceptance(connection, now),
         refusals=_counts(connection, EventKind.REFUSED, window),
@@ -118,34 +118,30 @@ def read_facts(connection: Connection, settings: AlertSettings, *, now: datetime
     )
 
 
-def _device(row: RowMapping) -> DeviceFacts:
+def _device(view: DeviceView) -> DeviceFacts:
     return DeviceFacts(
-        name=row["device"],
-        presence=row["presence"],
-        seen_at=row["seen_at"],
-        silent_since=row["silent_since"],
-        certificate_until=row["certificate_until"],
+        name=view.device, state=view.state, seen_at=view.last_sign_at, certificate_until=view.certificate_until
     )
 
 
 def _edges(connection: Connection, now: datetime) -> Iterator[EdgeFacts]:
-    for row in connection.execute(select(EdgeRow.__table__).order_by(EdgeRow.edge)).mappings().all():
+    for view in edge_queries.edges(connection, now=now):
         latest = (
             select(RoundRow.queue_ms, RoundRow.compute_ms)
             .join(SegmentRow, (SegmentRow.session == RoundRow.session) & (SegmentRow.segment == RoundRow.segment))
-            .where(RoundRow.at >= now - _RECENT, SegmentRow.edge == row["edge"], RoundRow.batch > 0)
+            .where(RoundRow.at >= now - _RECENT, SegmentRow.edge == view.edge, RoundRow.batch > 0)
             .order_by(RoundRow.at.desc())
             .limit(_MOST_ROUNDS)
         )
         rounds = connection.execute(latest).all()
         yield EdgeFacts(
-            name=row["edge"],
-            presence=row["presence"],
-            seen_at=row["seen_at"],
-            load_at=row["load_at"],
-            certificate_until=row["certificate_until"],
-            kv_usage=row["kv_usage"],
-            spooled_records=row["spooled_records"],
+            name=view.edge,
+            state=view.state,
+            seen_at=view.seen_at,
+            load_at=view.load_at,
+            certificate_until=view.certificate_until,
+            kv_usage=view.kv_usage,
+            spooled_records=view.spooled_records,
             queue_ms=[each.queue_ms for each in rounds],
             step_ms=[each.compute_ms for each in rounds],
         )

@@ -14,7 +14,7 @@ from fleet_admin.alerts.facts import DeviceFacts, EdgeFacts, Facts
 from fleet_admin.alerts.settings import AlertSettings
 from fleet_admin.alerts.views import AlertSeverity
 from fleet_edge.counters import share
-from schemas.control import Presence
+from fleet_edge.store.states import MachineState
 
 __all__ = ["RULES", "Reading", "Rule", "readings"]
 
@@ -80,14 +80,14 @@ def _above(value: float, threshold: float, slack: float) -> tuple[bool, bool]:
 
 def _silent(facts: Facts, settings: AlertSettings) -> Iterator[Reading]:
     for device in facts.devices:
-        offline = device.presence == Presence.OFFLINE
-        # A device that is idle says nothing, and a broker tells soon enough of one whose connection is gone.
-        hours = settings.silent_min / 60.0 if offline else settings.idle_h
+        offline = device.state is MachineState.OFFLINE
+        # An idle device is silent too, and the broker reports one whose connection is gone within seconds.
+        hours = settings.offline_min / 60.0 if offline else settings.silent_h
         if not hours or not _belongs(device, facts.now, settings):
             continue
         threshold, age = timedelta(hours=hours), facts.now - device.seen_at
-        how = "is offline" if offline else "says it is online, and nothing comes from it"
-        wrong = age > threshold and (offline or device.silent_since is not None)
+        how = "is offline" if offline else "is connected, and nothing comes from it"
+        wrong = age > threshold and (offline or device.state is MachineState.SILENT)
         yield Reading(
             subject=device.name,
             sentence=f"The device {device.name} {how} since {_when(device.seen_at)}: look at its power, its network, "
@@ -137,7 +137,7 @@ def _edge_away(facts: Facts, settings: AlertSettings) -> Iterator[Reading]:
     for edge in facts.edges:
         age = facts.now - edge.seen_at
         if _belongs(edge, facts.now, settings):
-            offline = edge.presence == Presence.OFFLINE
+            offline = edge.state is MachineState.OFFLINE
             yield Reading(
                 subject=edge.name,
                 sentence=f"The edge {edge.name} is offline since {_when(edge.seen_at)}: its service's log says why "
@@ -290,7 +290,7 @@ def _belongs(machine: DeviceFacts | EdgeFacts, now: datetime, settings: AlertSet
 
 
 def _online(edge: EdgeFacts) -> bool:
-    return edge.presence != Presence.OFFLINE
+    return edge.state is not MachineState.OFFLINE
 
 
 def _when(at: datetime) -> str:
@@ -298,7 +298,7 @@ def _when(at: datetime) -> str:
 
 
 RULES: Final = (
-    Rule("device-silent", "A device is offline, or says it is online and nothing comes from it.", _silent),
+    Rule("device-silent", "A device is offline, or connected and silent for long.", _silent),
     Rule("acceptance-low", "A device's acceptance rate is far below its own of the day before.", _acceptance_low),
     Rule("clock-wrong", "A device's clock is ahead, or has gone back.", _clock_wrong),
     Rule("edge-offline", "An edge is offline.", _edge_away),

@@ -38,24 +38,23 @@ class AlertSettings(Settings):
     window_min: float = setting(
         15.0, "Time over which refusals and faults are counted.", unit="minutes", rare=True, ge=1, le=1440
     )
-    silent_min: float = setting(
+    offline_min: float = setting(
         15.0,
         "Time after which a device that is offline is an alert.",
         unit="minutes",
         ge=0,
         le=100_000,
     )
-    idle_h: float = setting(
+    silent_h: float = setting(
         24.0,
-        "Time after which a device that says it is online, and of which nothing is heard, is an alert; one that writes "
-        "no texts says nothing.",
+        "Time after which a silent device is an alert; an idle device is silent too.",
         unit="hours",
         ge=0,
         le=100_000,
     )
     gone_days: float = setting(
         14.0,
-        "Time after which a device or an edge that is offline is taken for retired, and is no alert any more.",
+        "Time after which a device or an edge of which nothing comes is no alert any more.",
         unit="days",
         ge=0,
         le=36_500,

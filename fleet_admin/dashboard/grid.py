@@ -7,17 +7,23 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
+from fleet_admin.columns import Column, in_order
 from fleet_admin.dashboard.errors import Problem
 
-__all__ = ["Column", "Grid", "GridView", "matches"]
+__all__ = ["MOST_SHOWN", "Grid", "GridView", "Link", "matches"]
 
 T = TypeVar("T")
 
+Link = Callable[[T], str]
+"""Returns the address that a cell of a row leads to."""
+
 _PAGE: Final = 100
 _NONE: Final = "-"
-_NUMBERS: Final = frozenset({"count", "figure", "percent", "ms", "bytes", "days"})
+MOST_SHOWN: Final = 2
+"""Highest rank of the columns that are shown unless others are chosen."""
+
 _COMPARISONS: Final[Mapping[str, Callable[[float, float], bool]]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -25,36 +31,6 @@ _COMPARISONS: Final[Mapping[str, Callable[[float, float], bool]]] = {
     "<": operator.lt,
     "=": operator.eq,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Column(Generic[T]):
-    """A column.
-
-    Attributes:
-        key: In the address and in CSV.
-        heading: For people, with the unit.
-        value: Takes the column's value from a row.
-        kind: How it is shown; see `rendering.shown`.
-        link: The address that a cell leads to.
-        common: Whether it is shown unless others are chosen.
-        meaning: A sentence for who wonders.
-        state: Whether a value is a state, which is shown with a colour of its own.
-    """
-
-    key: str
-    heading: str
-    value: Callable[[T], Any]
-    kind: str = "text"
-    link: Callable[[T], str] | None = None
-    common: bool = True
-    meaning: str = ""
-    state: bool = False
-
-    @property
-    def numeric(self) -> bool:
-        """Whether it is set to the right, and filtered by size."""
-        return self.kind in _NUMBERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +47,7 @@ class GridView(Generic[T]):
         sort: The column that it is sorted by, with a `-` before it where the largest come first.
         page: Number of this page, from 1.
         pages: Number of pages.
+        links: Of the columns whose cells lead somewhere, by key.
     """
 
     columns: tuple[Column[T], ...]
@@ -82,6 +59,7 @@ class GridView(Generic[T]):
     sort: str
     page: int
     pages: int
+    links: Mapping[str, Link[T]]
 
     @property
     def headings(self) -> list[str]:
@@ -99,10 +77,12 @@ class Grid(Generic[T]):
     Args:
         columns: All that there are; the first is always shown.
         sort: By which it is sorted at first.
+        links: Of the columns whose cells lead somewhere, by key.
     """
 
-    def __init__(self, columns: Sequence[Column[T]], *, sort: str) -> None:
+    def __init__(self, columns: Sequence[Column[T]], *, sort: str, links: Mapping[str, Link[T]] | None = None) -> None:
         self.columns = tuple(columns)
+        self._links = links or {}
         self._by_key = {column.key: column for column in columns}
         self._sort = sort
 
@@ -118,7 +98,7 @@ class Grid(Generic[T]):
         column = self._by_key.get(sort.removeprefix("-"))
         if column is None:
             raise Problem(400, f"There is no column {sort[:40]!r} to sort by.")
-        found = _sorted(found, column, falling=sort.startswith("-"))
+        found = in_order(found, column, falling=sort.startswith("-"))
         pages = max(1, -(-len(found) // _PAGE))
         page = min(_number(_last(query, "page") or "1"), pages)
         return GridView(
@@ -131,6 +111,7 @@ class Grid(Generic[T]):
             sort=sort,
             page=page,
             pages=pages,
+            links=self._links,
         )
 
     def _chosen(self, asked: Sequence[str]) -> tuple[Column[T], ...]:
@@ -138,7 +119,8 @@ class Grid(Generic[T]):
         if unknown := sorted(keys - self._by_key.keys()):
             raise Problem(400, f"There is no column {unknown[0][:40]!r}; there are {', '.join(self._by_key)}.")
         first = self.columns[0].key
-        return tuple(each for each in self.columns if (each.key in keys if keys else each.common) or each.key == first)
+        keys = keys or {each.key for each in self.columns if each.rank <= MOST_SHOWN}
+        return tuple(each for each in self.columns if each.key in {first, *keys})
 
 
 def matches(column: Column[T], row: T, text: str) -> bool:
@@ -180,17 +162,6 @@ def _within(value: float, text: str, column: Column[T]) -> bool:
         raise Problem(
             400, f"The column {column.heading} is chosen by a number: 5, >5, <=5, 3..5, or - for none."
         ) from None
-
-
-def _sorted(rows: Sequence[T], column: Column[T], *, falling: bool) -> list[T]:
-    """Return rows in order; those without a value come last either way."""
-    having = [row for row in rows if column.value(row) is not None]
-    having.sort(key=lambda row: _order(column.value(row)), reverse=falling)
-    return having + [row for row in rows if column.value(row) is None]
-
-
-def _order(value: Any) -> Any:  # noqa: ANN401 - of all kinds
-    return value.casefold() if isinstance(value, str) else value
 
 
 def _last(query: Mapping[str, tuple[str, ...]], name: str) -> str:

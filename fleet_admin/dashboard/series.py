@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from fleet_admin.dashboard.rendering import moment, shown
+from fleet_admin.columns import Kind, moment, shown
 
 __all__ = ["Line", "series"]
 
@@ -20,7 +20,7 @@ def series(
     lines: "Sequence[Line[T]]",
     *,
     unit: str = "",
-    kind: str = "figure",
+    kind: Kind = "figure",
     between: tuple[datetime, datetime] | None = None,
 ) -> dict[str, Any]:
     """Return what the chart of a template takes.
@@ -31,7 +31,7 @@ def series(
         lines: What is drawn.
         unit: Of all of them.
         between: The time that is drawn, also where there are no points.
-        kind: How the table shows a value; see `rendering.shown`. Shares are drawn in percent.
+        kind: How the table shows a value; see `columns.shown`. Shares are drawn in percent.
     """
     ordered = sorted(points, key=at)
     factor = 100.0 if kind == "percent" else 1.0

@@ -14,11 +14,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from fleet_admin.steering.errors import SteeringError
 from fleet_admin.steering.selection import KnownDevice
 from fleet_admin.steering.views import Actor
+from fleet_edge.store import queries
 from fleet_edge.store.database import open_existing
 from fleet_edge.store.errors import StoreUnavailable
 from fleet_edge.store.event_codes import EventKind, severity_of
 from fleet_edge.store.merge.merge import Merge
-from fleet_edge.store.models import DeviceRow, SegmentRow
+from fleet_edge.store.models import SegmentRow
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.fences import ADMINISTRATOR
 from fleet_edge.store.records.segments import segment_number
@@ -140,14 +141,6 @@ class SteeringLog:
             edges: Whether also with the edges that have served them within a day, which takes longer to find.
         """
         now = self._now()
-        query = select(
-            DeviceRow.device,
-            DeviceRow.presence,
-            DeviceRow.software,
-            DeviceRow.draft_model,
-            DeviceRow.silent_since,
-            DeviceRow.retired_at,
-        )
         recent = (
             select(SegmentRow.device, SegmentRow.edge)
             .where(SegmentRow.segment >= segment_number(now - _EDGE_DAY), SegmentRow.edge.is_not(None))
@@ -159,17 +152,17 @@ class SteeringLog:
             for row in connection.execute(recent) if edges else ():
                 served[row.device] = (*served.get(row.device, ()), row.edge)
             found = {
-                row.device: KnownDevice(
-                    device=row.device,
-                    presence=_presence(row.presence),
-                    software=row.software,
-                    draft_model=row.draft_model,
-                    silent=row.silent_since is not None or row.presence == Presence.OFFLINE,
-                    retired_at=row.retired_at,
-                    labels=labelled.get(row.device, ()),
-                    edges=served.get(row.device, ()),
+                view.device: KnownDevice(
+                    device=view.device,
+                    presence=_presence(view.presence),
+                    software=view.software,
+                    draft_model=view.draft_model,
+                    state=view.state,
+                    retired_at=view.retired_at,
+                    labels=view.labels,
+                    edges=served.get(view.device, ()),
                 )
-                for row in connection.execute(query)
+                for view in queries.devices(connection, now=now, counted=False)
             }
             steered = settings.known_devices(connection)
         for device in (labelled.keys() | steered) - found.keys():

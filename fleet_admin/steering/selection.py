@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from fleet_admin.steering.errors import SteeringError
+from fleet_edge.store.states import MachineState
 from schemas.control import Presence
 from schemas.errors import InvalidName
 from schemas.names import check_name
@@ -21,7 +22,7 @@ class KnownDevice:
         presence: Its last word; None if it was never heard.
         software: Its release.
         draft_model: Its draft model.
-        silent: Whether nothing has come from it for long, or the broker has declared it gone.
+        state: As `fleet_edge.store.states` defines it.
         retired_at: Since when it is out of service.
         labels: Those that it has.
         edges: That have served it lately.
@@ -31,10 +32,15 @@ class KnownDevice:
     presence: Presence | None = None
     software: str | None = None
     draft_model: str | None = None
-    silent: bool = False
+    state: MachineState = MachineState.UNKNOWN
     retired_at: datetime | None = None
     labels: tuple[str, ...] = ()
     edges: tuple[str, ...] = ()
+
+    @property
+    def silent(self) -> bool:
+        """Whether it is silent or offline."""
+        return self.state in (MachineState.SILENT, MachineState.OFFLINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +54,7 @@ class Selection:
         edge: Of those, the ones that this edge has served within a day.
         draft_model: Of those, the ones with this draft model.
         software: Of those, the ones of this release.
-        silent: Of those, the silent ones, or with False the others.
+        silent: Of those, the ones that are silent or offline, or with False the others.
     """
 
     devices: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, Self
 
 from fleet_admin.settings import AdminSettings
@@ -36,6 +36,7 @@ from fleet_admin.steering.views import (
 )
 from fleet_admin.steering.wire import SteeringWire
 from fleet_edge.store.event_codes import EventKind
+from fleet_edge.store.states import MachineState, device_state
 from fleet_edge.store.steering.audit import AuditEntry
 from fleet_link.link import Link
 from fleet_link.paho_link import PahoLink
@@ -150,7 +151,12 @@ class Steering:
                 presence=state.presence,
                 software=state.software,
                 draft_model=state.draft_model,
-                silent=state.presence is Presence.OFFLINE,
+                state=device_state(
+                    state.presence,
+                    since_last_sign=timedelta(),
+                    fenced=of_log.state is MachineState.FENCED,
+                    retired=of_log.retired_at is not None,
+                ),
             )
         return found
 

@@ -62,10 +62,11 @@ def list_users(db: Database = DEFAULT_DB, as_json: AsJson = False) -> None:
         Column("account", lambda each: each.name),
         Column("role", lambda each: each.role.value),
         Column("password", lambda each: each.has_password),
-        Column("made", lambda each: each.created_at),
-        Column("changed", lambda each: each.changed_at),
+        Column("made", lambda each: each.created_at, "moment"),
+        Column("changed", lambda each: each.changed_at, "moment"),
     ]
-    print_table("Accounts", columns, found)
+    empty = "Nobody can log in: fleet admin user add NAME --role operator adds an account."
+    print_table("Accounts", columns, found, empty=empty)
 
 
 @_users.command("remove")
@@ -122,11 +123,12 @@ def list_keys(db: Database = DEFAULT_DB, as_json: AsJson = False) -> None:
         Column("name", lambda each: each.name),
         Column("account", lambda each: each.account),
         Column("role", lambda each: each.role.value),
-        Column("made", lambda each: each.created_at),
-        Column("until", lambda each: each.expires_at),
-        Column("last used", lambda each: each.used_at),
+        Column("made", lambda each: each.created_at, "moment"),
+        Column("until", lambda each: each.expires_at, "moment"),
+        Column("last used", lambda each: each.used_at, "moment"),
     ]
-    print_table("API keys", columns, found)
+    empty = "There are no keys: fleet admin key add NAME --account ACCOUNT makes one."
+    print_table("API keys", columns, found, empty=empty)
 
 
 @_keys.command("remove")

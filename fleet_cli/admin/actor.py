@@ -39,7 +39,10 @@ AllDevices = Annotated[bool, typer.Option("--all", help="All devices that are no
 EdgeOf = Annotated[str | None, typer.Option("--of-edge", help="Of those, that this edge has served within a day.")]
 ModelOf = Annotated[str | None, typer.Option("--of-model", help="Of those, with this draft model.")]
 Release = Annotated[str | None, typer.Option("--of-release", help="Of those, of this release.")]
-Silent = Annotated[bool | None, typer.Option("--silent/--not-silent", help="Of those, the silent ones, or the others.")]
+Silent = Annotated[
+    bool | None,
+    typer.Option("--silent/--not-silent", help="Of those, the silent or offline devices."),
+]
 
 
 def actor_of(name: str | None) -> "Actor":

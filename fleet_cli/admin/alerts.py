@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from fleet_admin.reports import ALERTS
 from fleet_cli.admin.actor import Acting, actor_of
 from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Wide
 from fleet_cli.errors import CommandError
-from fleet_cli.tables import Column, cell, print_json, print_table
+from fleet_cli.tables import cell, print_json, print_table
 
 if TYPE_CHECKING:
     from fleet_admin.alerts.alerts import Alerts
@@ -64,22 +65,9 @@ def alerts(
         found = book.list(open=None if everything else True, limit=_MOST)
     if as_json:
         print_json(found)
-    elif found:
-        print_table(f"Alerts: {len(found)}", _COLUMNS, found, wide=wide)
-    else:
-        typer.echo("No alert is open." if not everything else "There are no alerts.")
-
-
-_COLUMNS: "Final[list[Column[AlertView]]]" = [
-    Column("id", lambda alert: alert.id[:8]),
-    Column("severity", lambda alert: alert.severity),
-    Column("rule", lambda alert: alert.rule),
-    Column("subject", lambda alert: alert.subject),
-    Column("since", lambda alert: alert.since_at),
-    Column("over", lambda alert: alert.cleared_at),
-    Column("acknowledged by", lambda alert: alert.acknowledged_by),
-    Column("what", lambda alert: alert.sentence, folds=True),
-]
+        return
+    empty = "There are no alerts." if everything else "No alert is open."
+    print_table(f"Alerts: {len(found)}", ALERTS, found, wide=wide, empty=empty)
 
 
 def open_alerts(url: str, *, read_only: bool) -> "Alerts":

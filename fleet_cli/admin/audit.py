@@ -1,17 +1,15 @@
 """`fleet admin label|labels|retire|audit`: words for devices, devices out of service, and who did what."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from fleet_admin.reports import AUDIT
 from fleet_admin.settings import AdminSettings
 from fleet_cli.admin.actor import Acting, actor_of, monitor, steering_log
 from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Wide
 from fleet_cli.settings_flags import with_settings
 from fleet_cli.tables import Column, cell, print_json, print_table
-
-if TYPE_CHECKING:
-    from fleet_edge.store.steering.views import AuditView
 
 __all__ = ["register"]
 
@@ -57,11 +55,12 @@ def labels(
         print_json(dict(rows))
         return
     columns: list[Column[tuple[str, list[str]]]] = [
-        Column("label", lambda row: row[0]),
-        Column("devices", lambda row: len(row[1])),
-        Column("", lambda row: ", ".join(row[1]), folds=True),
+        Column("label", lambda row: row[0], rank=0),
+        Column("number", lambda row: len(row[1]), "count", rank=0),
+        Column("devices", lambda row: ", ".join(row[1]), "sentence", rank=0),
     ]
-    print_table(f"Labels: {len(rows)}", columns, rows, wide=wide)
+    empty = "No device has a label: fleet admin label DEVICE --add WORD gives one."
+    print_table(f"Labels: {len(rows)}", columns, rows, wide=wide, empty=empty)
 
 
 @with_settings(AdminSettings)
@@ -108,14 +107,4 @@ def audit(
     if as_json:
         print_json(found)
         return
-    columns: list[Column[AuditView]] = [
-        Column("at (UTC)", lambda each: each.at),
-        Column("who", lambda each: each.who, folds=True),
-        Column("action", lambda each: each.action),
-        Column("subject", lambda each: each.subject, folds=True),
-        Column("before", lambda each: each.before or None, folds=True),
-        Column("after", lambda each: each.after or None, folds=True),
-        Column("outcome", lambda each: each.outcome, folds=True),
-        Column("from", lambda each: each.source or None, folds=True, wide=True),
-    ]
-    print_table(f"Actions: {len(found)}", columns, found, wide=wide)
+    print_table(f"Actions: {len(found)}", AUDIT, found, sort="at", wide=wide, empty="No action is like that.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from fleet_admin.reports import EVENTS
 from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Wide, open_log, time_of
 from fleet_cli.errors import CommandError
 from fleet_cli.tables import Column, cell, plain, print_json, print_table
@@ -75,7 +76,9 @@ def events(
             if as_json:
                 print_json(found)
             else:
-                _show(found, limit=limit, wide=wide)
+                more = f" (perhaps more: --limit {limit})" if len(found) == limit else ""
+                title = f"Events: {len(found)}{more}"
+                print_table(title, EVENTS, found, sort="at", wide=wide, empty="No event is like that.")
             return
         if before is not None:
             raise CommandError("--until ends what --follow goes on with; leave one of them out.")
@@ -132,32 +135,11 @@ def _line(event: "EventView") -> str:
     return f"{cell(event.at)} {cell(what)} [{cell(subject)}] {cell(event.sentence)}{times}"
 
 
-def _show(found: "list[EventView]", *, limit: int, wide: bool) -> None:
-    columns: list[Column[EventView]] = [
-        Column("at (UTC)", lambda view: view.at, brief=lambda view: f"{view.at:%m-%d %H:%M}"),
-        Column("severity", lambda view: view.severity, narrow="sever-\nity", brief=lambda view: view.severity[:5]),
-        Column("edge", lambda view: view.edge, folds=True, wide=True),
-        Column("device", lambda view: view.device, folds=True),
-        Column("session", lambda view: view.session, wide=True),
-        Column("kind", lambda view: view.kind, wide=True),
-        Column("code", lambda view: view.code, folds=True),
-        Column("times", lambda view: view.count),
-        Column("last (UTC)", lambda view: view.last_at, wide=True),
-        Column("who", lambda view: view.who, wide=True),
-        Column("what happened", lambda view: view.sentence, folds=True),
-    ]
-    more = f" (perhaps more: --limit {limit})" if len(found) == limit else ""
-    print_table(f"Events: {len(found)}{more}", columns, found, wide=wide)
-
-
 def _show_counts(found: "list[EventCount]", *, by: list[str], wide: bool) -> None:
     columns: list[Column[EventCount]] = [
-        Column(name, lambda view, name=name: getattr(view, name), folds=True)  # type: ignore[misc]
-        for name in by
+        *(Column(name, lambda row, name=name: getattr(row, name), rank=0) for name in by),  # type: ignore[misc]
+        Column("times", lambda row: row.times, "count", rank=0),
+        Column("events", lambda row: row.events, "count", rank=1),
+        Column("last", lambda row: row.last_at, "moment", rank=1),
     ]
-    columns += [
-        Column("events", lambda view: view.events),
-        Column("times", lambda view: view.times),
-        Column("last (UTC)", lambda view: view.last_at),
-    ]
-    print_table("Events, counted", columns, found, wide=wide)
+    print_table("Events, counted", columns, found, sort="times", wide=wide, empty="No event is like that.")

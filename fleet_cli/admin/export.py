@@ -12,8 +12,8 @@ from typing import Annotated, Any, Final, TextIO
 
 import typer
 
+from fleet_admin.csv_output import write_csv
 from fleet_cli.admin.options import DEFAULT_DB, Database, needs_extra, open_log, time_of
-from fleet_cli.csv_output import write_csv
 from fleet_cli.errors import CommandError
 
 __all__ = ["register"]

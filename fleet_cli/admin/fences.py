@@ -1,13 +1,15 @@
 """`fleet admin fence|unfence|fenced`: shut a device out, and let it in again."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleet_cli import reports
 from fleet_cli.admin.actor import Acting, actor_of
 from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Wide, open_log
-from fleet_cli.tables import cell, print_json
+from fleet_cli.tables import Column, cell, print_json, print_table
+
+if TYPE_CHECKING:
+    from fleet_edge.store.views import FenceView
 
 __all__ = ["register"]
 
@@ -61,4 +63,13 @@ def fenced(db: Database = DEFAULT_DB, as_json: AsJson = False, wide: Wide = Fals
     if as_json:
         print_json(found)
     else:
-        reports.show_fences(found, wide=wide)
+        columns: list[Column[FenceView]] = [
+            Column("device", lambda row: row.device, rank=0),
+            Column("since", lambda row: row.since_at, "moment", rank=1),
+            Column("until", lambda row: row.until_at or "lifted", rank=0),
+            Column("by", lambda row: row.by, rank=1),
+            Column("reason", lambda row: row.reason, "sentence", rank=0),
+            Column("strikes", lambda row: row.strikes, "count", rank=2),
+            Column("doubled", lambda row: row.level, "count", rank=2),
+        ]
+        print_table(f"Fenced devices: {len(found)}", columns, found, wide=wide, empty="No device is fenced.")

@@ -37,15 +37,14 @@ def ghosts(
         found = find_ghosts(entries, sighted_in(log), now=datetime.now(UTC))
     if as_json:
         print_json(found)
-    elif found:
-        columns: list[Column[Ghost]] = [
-            Column("name", lambda ghost: ghost.name),
-            Column("role", lambda ghost: ghost.role),
-            Column("kind", lambda ghost: ghost.kind),
-            Column("enrolled", lambda ghost: ghost.enrolled_at),
-            Column("seen", lambda ghost: ghost.seen_at),
-            Column("what", lambda ghost: ghost.sentence, folds=True),
-        ]
-        print_table(f"Ghosts: {len(found)}", columns, found, wide=wide)
-    else:
-        typer.echo("There are none: every machine that is enrolled was seen, and every one that was seen is enrolled.")
+        return
+    columns: list[Column[Ghost]] = [
+        Column("name", lambda row: row.name, rank=0),
+        Column("role", lambda row: row.role.value, rank=1),
+        Column("kind", lambda row: row.kind.value, "state", rank=0),
+        Column("enrolled", lambda row: row.enrolled_at, "moment", rank=2),
+        Column("seen", lambda row: row.seen_at, "moment", rank=2),
+        Column("what", lambda row: row.sentence, "sentence", rank=0),
+    ]
+    empty = "There are none: every machine that is enrolled was seen, and every one that was seen is enrolled."
+    print_table(f"Ghosts: {len(found)}", columns, found, wide=wide, empty=empty)

@@ -1,50 +1,52 @@
 """`fleet admin devices|device|sessions|session|stats`: read the session log. Looking at a database creates none."""
 
-import math
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
+from fleet_admin.columns import in_order
+from fleet_admin.reports import SESSIONS, device_columns, tally_columns
 from fleet_cli import reports
 from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Since, Wide, open_log, time_of
 from fleet_cli.errors import CommandError
-from fleet_cli.tables import cell, print_json
+from fleet_cli.tables import Column, cell, print_json, print_table
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fleet_edge.store.views import Tally
+
 __all__ = ["register"]
+
+T = TypeVar("T")
 
 _EVENTS: Final = 20
 _HOURS: Final = 24
+_SHOWN: Final = 50
+_NO_DEVICES: Final = "No device has been seen: start one with `fleet device run` while an edge is online."
 _GROUPINGS: Final = ("device", "draft", "edge", "app", "hour", "day", "month")  # of `totals`, which loads SQLAlchemy
 
-_LAST: Final = datetime.max.replace(tzinfo=UTC)
-
-
-def _least(value: float | None) -> float:
-    return math.inf if value is None else value
-
-
-# The one to be looked at first comes first.
-_DEVICE_ORDERS: Final[dict[str, Callable[[Any], Any]]] = {
-    "name": lambda view: view.device,
-    "seen": lambda view: view.seen_at,
-    "sessions": lambda view: -view.sessions,
-    "tokens": lambda view: -view.tokens_today,
-    "acceptance": lambda view: _least(view.acceptance_24h),
-    "round-trip": lambda view: -(view.round_trip_ms or 0.0),
-    "draft-time": lambda view: -(view.draft_ms_per_token or 0.0),
-    "certificate": lambda view: view.certificate_until or _LAST,
+# Each by the key of a column, with a `-` where the largest come first: the one to be looked at first is on top.
+_DEVICE_ORDERS: Final = {
+    "name": "device",
+    "seen": "seen",
+    "sessions": "-sessions",
+    "tokens": "-tokens_today",
+    "acceptance": "acceptance_24h",
+    "round-trip": "-round_trip",
+    "draft-time": "-draft_time",
+    "certificate": "certificate",
 }
-_SESSION_ORDERS: Final[dict[str, Callable[[Any], Any]]] = {
-    "opened": lambda view: -view.opened_at.timestamp(),
-    "tokens": lambda view: -view.counted.tokens,
-    "speed": lambda view: _least(view.counted.tokens_per_s),
-    "acceptance": lambda view: _least(view.counted.acceptance),
-    "first-token": lambda view: -(view.first_token_ms or 0.0),
-    "gap": lambda view: -(view.gap_p95_ms or 0.0),
+_SESSION_ORDERS: Final = {
+    "opened": "-opened",
+    "tokens": "-tokens",
+    "speed": "speed",
+    "acceptance": "acceptance",
+    "first-token": "-first_token",
+    "gap": "-gap_p95",
 }
 
 
@@ -61,30 +63,35 @@ def devices(
     version: Annotated[str | None, typer.Option(help="That run this release.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="With this label; may be given several times.")] = None,
     sort: Annotated[str, typer.Option(metavar="|".join(_DEVICE_ORDERS), help="By what.")] = "name",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help=f"At most this many; by default {_SHOWN} in a table and all in JSON.")
+    ] = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
 ) -> None:
     """List the devices."""
-    if sort not in _DEVICE_ORDERS:
-        raise CommandError(f"--sort takes {', '.join(_DEVICE_ORDERS)}, not {cell(sort)!r}.")
+    order = _order("--sort", sort, _DEVICE_ORDERS)
     after = time_of("--since", since)
     with open_log(db) as log:
-        labels = log.labels() if label else {}
         found = [
             view
             for view in log.devices()
-            if (after is None or view.seen_at >= after)
-            and (not silent or view.silent_since is not None)
+            if (after is None or view.last_sign_at >= after)
+            and (not silent or view.state.value == "silent")
             and (model is None or view.draft_model == model)
             and (version is None or view.software == version)
-            and (not label or set(labels.get(view.device, ())) & set(label))
+            and (not label or set(view.labels) & set(label))
         ]
-    found.sort(key=_DEVICE_ORDERS[sort])
+    columns = device_columns(datetime.now(UTC))
+    found = _sorted(found, columns, order)
     if as_json:
-        print_json(found)
-    else:
-        reports.show_devices(found, wide=wide)
+        print_json(found[:limit])
+        return
+    rows = found[: limit or _SHOWN]
+    title = f"Devices: {_of(len(rows), len(found))}"
+    empty = "No device is like that." if silent or after or model or version or label else _NO_DEVICES
+    print_table(title, columns, rows, sort=order.removeprefix("-"), wide=wide, empty=empty)
 
 
 def device(
@@ -124,8 +131,7 @@ def sessions(
     wide: Wide = False,
 ) -> None:
     """List sessions, the latest first."""
-    if sort not in _SESSION_ORDERS:
-        raise CommandError(f"--sort takes {', '.join(_SESSION_ORDERS)}, not {cell(sort)!r}.")
+    order = _order("--sort", sort, _SESSION_ORDERS)
     after, before = time_of("--since", since), time_of("--until", until)
     with open_log(db) as log:
         found = log.sessions(
@@ -140,12 +146,13 @@ def sessions(
             label=label or None,
             limit=limit,
         )
-    found.sort(key=_SESSION_ORDERS[sort])
-    more = f" (perhaps more: --limit {limit})" if len(found) == limit else ""
+    found = _sorted(found, SESSIONS, order)
     if as_json:
         print_json(found)
-    else:
-        reports.show_sessions(f"Sessions: {len(found)}{more}", found, wide=wide)
+        return
+    more = f" (perhaps more: --limit {limit})" if len(found) == limit else ""
+    title = f"Sessions: {len(found)}{more}"
+    print_table(title, SESSIONS, found, sort=order.removeprefix("-"), wide=wide, empty="No session is like that.")
 
 
 def session(
@@ -184,6 +191,9 @@ def stats(
     by: Annotated[
         str | None, typer.Option(metavar="device|draft|edge|app|hour|day|month", help="Add up separately.")
     ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help=f"At most this many; by default {_SHOWN} in a table and all in JSON.")
+    ] = None,
     db: Database = DEFAULT_DB,
     as_json: AsJson = False,
     wide: Wide = False,
@@ -195,8 +205,33 @@ def stats(
     with open_log(db) as log:
         found = log.stats(since=after, until=before, by=by)
     if as_json:
-        print_json(found)
-    else:
-        reports.show_stats(
-            "Totals" if after is None else f"Totals since {cell(after)} UTC", by=by, found=found, wide=wide
-        )
+        print_json(dict(list(found.items())[:limit]))
+        return
+    rows = list(found.items())[: limit or _SHOWN]
+    period = "" if after is None else f" since {cell(after)} UTC"
+    columns: list[Column[tuple[str, Tally]]] = [
+        Column(by or "", lambda row: row[0], rank=0),
+        *tally_columns(lambda row: row[1]),
+    ]
+    print_table(
+        f"Totals{period}: {_of(len(rows), len(found))}",
+        columns,
+        rows,
+        wide=wide,
+        empty="No edge has served a session in that time.",
+    )
+
+
+def _order(option: str, word: str, orders: "Mapping[str, str]") -> str:
+    if word not in orders:
+        raise CommandError(f"{option} takes {', '.join(orders)}, not {cell(word)!r}.")
+    return orders[word]
+
+
+def _sorted(rows: "Sequence[T]", columns: "Sequence[Column[T]]", order: str) -> "list[T]":
+    column = next(each for each in columns if each.key == order.removeprefix("-"))
+    return in_order(rows, column, falling=order.startswith("-"))
+
+
+def _of(number: int, total: int) -> str:
+    return f"{number:,}" if number == total else f"{number:,} of {total:,} (all: --limit {total})"

@@ -1,7 +1,7 @@
 """Periods as an administrator names them: `today`, `7d`, `2026-11`, `FROM..TO`."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -9,7 +9,7 @@ from fleet_cli.errors import CommandError
 from fleet_cli.tables import cell
 from fleet_runtime.times import read_time
 
-__all__ = ["Period", "read_period"]
+__all__ = ["Period", "equal_parts", "read_period"]
 
 _DAY: Final = timedelta(days=1)
 _MONTH: Final = re.compile(r"(\d{4})-(\d{2})", re.ASCII)
@@ -24,12 +24,14 @@ class Period:
     Attributes:
         name: As it was given.
         since: Its beginning.
-        until: Its end.
+        until: Its end, or now if it goes on.
+        goes_on: Whether it has a later end.
     """
 
     name: str
     since: datetime
     until: datetime
+    goes_on: bool = False
 
     @property
     def hours(self) -> float:
@@ -47,22 +49,35 @@ def read_period(text: str, *, now: datetime) -> Period:
     Raises:
         CommandError: It is none.
     """
-    since, until = _limits(text.strip(), now.astimezone(UTC))
-    until = min(until, now)
+    since, end = _limits(text.strip(), now.astimezone(UTC))
+    until = min(end, now)
     if since >= until:
         raise CommandError(f"The period {cell(text)!r} is empty or has not begun; take {_HELP}.")
-    return Period(text.strip(), since, until)
+    return Period(text.strip(), since, until, goes_on=end > now)
+
+
+def equal_parts(one: Period, other: Period) -> tuple[Period, Period]:
+    """Cut a period that is over to the length of one that goes on, so that last week ends where this week has come."""
+    if one.goes_on and not other.goes_on:
+        return one, _cut(other, one.until - one.since)
+    if other.goes_on and not one.goes_on:
+        return _cut(one, other.until - other.since), other
+    return one, other
+
+
+def _cut(period: Period, length: timedelta) -> Period:
+    return replace(period, until=min(period.until, period.since + length))
 
 
 def _limits(text: str, now: datetime) -> tuple[datetime, datetime]:
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     week, month = today - today.weekday() * _DAY, today.replace(day=1)
     named = {
-        "today": (today, now),
+        "today": (today, today + _DAY),
         "yesterday": (today - _DAY, today),
-        "this-week": (week, now),
+        "this-week": (week, week + 7 * _DAY),
         "last-week": (week - 7 * _DAY, week),
-        "this-month": (month, now),
+        "this-month": (month, (month + 31 * _DAY).replace(day=1)),
         "last-month": ((month - _DAY).replace(day=1), month),
     }
     if text in named:

@@ -1,5 +1,6 @@
 """`fleet admin top|compare`: which devices do most of something, and two periods beside each other."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,10 +9,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
 
+from fleet_admin.columns import ABSENT, Kind, shown
 from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Wide, open_log, time_of
-from fleet_cli.admin.periods import Period, read_period
+from fleet_cli.admin.periods import Period, equal_parts, read_period
 from fleet_cli.tables import Column, cell, print_json, print_table
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 _WATCH_S: Final = 5.0
+
+_LEAST: Final = 100
+"""Tokens, or tested draft tokens, below which a speed or an acceptance rate is chance."""
 
 
 class Rank(StrEnum):
@@ -47,6 +51,7 @@ class _Ranked:
     rounds: int
     bytes: int
     tokens_per_s: float | None
+    tested: int
     acceptance: float | None
     resumes: int
     refusals: int
@@ -55,9 +60,10 @@ class _Ranked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Compared:
-    """One figure of two periods."""
+    """One figure of two periods; `kind` says how it is shown, as in `fleet_admin.columns`."""
 
     figure: str
+    kind: Kind
     before: float | None
     after: float | None
 
@@ -76,7 +82,12 @@ def register(app: typer.Typer) -> None:
 
 
 def top(
-    by: Annotated[Rank, typer.Option(help="What is most; slowest and acceptance begin with the lowest.")] = Rank.TOKENS,
+    by: Annotated[
+        Rank,
+        typer.Option(
+            help=f"What is most; slowest and acceptance: the lowest, of devices with at least {_LEAST} tokens."
+        ),
+    ] = Rank.TOKENS,
     since: Annotated[str, typer.Option(help="Since: 90s, 30m, 2h, 7d ago, or an ISO 8601 time (UTC).")] = "1h",
     edge: Annotated[str | None, typer.Option(help="At this edge.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Of devices with this label.")] = None,
@@ -89,14 +100,14 @@ def top(
     """Rank the devices by what they did, got or suffered within the last hour, or since any time."""
     with open_log(db) as log:
         while True:
-            after = time_of("--since", since)
-            found = _ranked(log, by, since=after, edge=edge, label=label)[:limit]
-            if watch and not as_json:
-                Console().clear()
+            after = time_of("--since", since) or datetime.now(UTC)
+            found = _ranked(log, by, since=after, edge=edge, label=label)
             if as_json:
-                print_json(found)
+                print_json(found[:limit])
             else:
-                _show_ranked(f"Devices since {cell(after)} UTC, by {by.value}", found, wide=wide)
+                if watch and sys.stdout.isatty():
+                    print("\x1b[2J\x1b[H", end="")
+                _show_ranked(found[:limit], by, since=after, wide=wide)
             if not watch:
                 return
             time.sleep(_WATCH_S)
@@ -112,20 +123,27 @@ def compare(
 ) -> None:
     """Set two periods beside each other: today, last-week, 2026-11, 2026-11-03, 7d, FROM..TO; 14d..7d and 7d."""
     now = datetime.now(UTC)
-    periods = read_period(first, now=now), read_period(second, now=now)
+    named = read_period(first, now=now), read_period(second, now=now)
+    periods = equal_parts(*named)
     with open_log(db) as log:
         before, after = (_figures(log, period, edge) for period in periods)
-    found = [_Compared(figure=name, before=before[name], after=after[name]) for name in before]
+    found = [
+        _Compared(figure=name, kind=kind, before=value, after=after[name][0]) for name, (value, kind) in before.items()
+    ]
     if as_json:
         print_json(found)
         return
     columns: list[Column[_Compared]] = [
-        Column("", lambda row: row.figure),
-        Column(_heading(periods[0]), lambda row: _number(row.figure, row.before)),
-        Column(_heading(periods[1]), lambda row: _number(row.figure, row.after)),
-        Column("change", lambda row: _percent(row.change_percent)),
+        Column("", lambda row: row.figure, rank=0),
+        Column(_heading(periods[0]), lambda row: shown(row.before, row.kind), "number", key="before", rank=0),
+        Column(_heading(periods[1]), lambda row: shown(row.after, row.kind), "number", key="after", rank=0),
+        Column("change", lambda row: _percent(row.change_percent), "number", rank=0),
     ]
-    print_table("Periods compared", columns, found, wide=wide)
+    title = "Periods compared"
+    if periods != named:
+        cut, other = named if periods[0] != named[0] else named[::-1]
+        title += f": of {cell(cut.name)} only as much as there is of {cell(other.name)}"
+    print_table(title, columns, found, wide=wide)
 
 
 def _ranked(
@@ -141,7 +159,13 @@ def _ranked(
     if label:
         names &= {name for name, words in log.labels().items() if set(words) & set(label)}
     rows = [_row(name, counted.get(name), refusals=refusals.get(name, 0), errors=errors.get(name, 0)) for name in names]
-    return sorted(rows, key=_order(by))
+    return sorted((row for row in rows if _counts(row, by)), key=_order(by))
+
+
+def _counts(row: _Ranked, by: Rank) -> bool:
+    """Return whether a device has written enough to be ranked."""
+    number = {Rank.SLOWEST: row.tokens, Rank.ACCEPTANCE: row.tested}.get(by)
+    return number is None or number >= _LEAST
 
 
 def _times(
@@ -164,6 +188,7 @@ def _row(name: str, counted: "Tally | None", *, refusals: int, errors: int) -> _
         rounds=counted.rounds if counted else 0,
         bytes=counted.uplink_bytes + counted.downlink_bytes if counted else 0,
         tokens_per_s=counted.tokens_per_s if counted else None,
+        tested=counted.tested if counted else 0,
         acceptance=counted.acceptance if counted else None,
         resumes=counted.segments - counted.sessions if counted else 0,
         refusals=refusals,
@@ -184,62 +209,60 @@ def _order(by: Rank) -> Callable[[_Ranked], tuple[float, str]]:
             return lambda row: (-getattr(row, by.value), row.device)
 
 
-def _show_ranked(title: str, found: list[_Ranked], *, wide: bool) -> None:
+def _show_ranked(found: list[_Ranked], by: Rank, *, since: datetime, wide: bool) -> None:
     columns: list[Column[_Ranked]] = [
-        Column("device", lambda row: row.device, folds=True),
-        Column("sessions", lambda row: row.sessions),
-        Column("tokens", lambda row: row.tokens),
-        Column("tokens/s per session", lambda row: row.tokens_per_s, narrow="tokens/s\n/session"),
-        Column("acceptance", lambda row: row.acceptance, narrow="accep-\ntance", digits=3),
-        Column("rounds", lambda row: row.rounds, wide=True),
-        Column("kB", lambda row: row.bytes / 1e3),
-        Column("resumes", lambda row: row.resumes, wide=True),
-        Column("refusals", lambda row: row.refusals, narrow="refu-\nsals"),
-        Column("errors", lambda row: row.errors),
+        Column("device", lambda row: row.device, rank=0),
+        Column("tokens", lambda row: row.tokens, "count"),
+        Column("sessions", lambda row: row.sessions, "count"),
+        Column("tokens/s per session", lambda row: row.tokens_per_s, "figure", key="slowest"),
+        Column("acceptance", lambda row: row.acceptance, "percent"),
+        Column("bytes", lambda row: row.bytes, "bytes"),
+        Column("refusals", lambda row: row.refusals, "count"),
+        Column("errors", lambda row: row.errors, "count"),
+        Column("rounds", lambda row: row.rounds, "count", rank=2),
+        Column("resumes", lambda row: row.resumes, "count", rank=2),
     ]
-    print_table(title, columns, found, wide=wide)
+    least = {Rank.SLOWEST: "tokens", Rank.ACCEPTANCE: "tested draft tokens"}.get(by)
+    when = f"since {since:%Y-%m-%d %H:%M} UTC"
+    title = f"Devices by {by.value} {when}" + (f", with at least {_LEAST} {least}" if least else "")
+    empty = f"No device has {f'at least {_LEAST} {least}' if least else 'done anything'} {when}."
+    print_table(title, columns, found, sort=by.value, wide=wide, empty=empty)
 
 
-def _figures(log: "SessionLog", period: Period, edge: str | None) -> Mapping[str, float | None]:
-    """Return what is compared, by name, with units."""
+def _figures(log: "SessionLog", period: Period, edge: str | None) -> "Mapping[str, tuple[float | None, Kind]]":
+    """Return what is compared, by name, and how it is shown."""
     limits: dict[str, Any] = {"since": period.since, "until": period.until}
     [view] = log.usage(**limits, edge=edge)
     counted, latencies = view.counted, log.latencies(**limits, edge=edge)
     first, gap = latencies["first_token"], latencies["gap"]
-    figures: dict[str, float | None] = {
-        "hours": period.hours,
-        "sessions": counted.sessions,
-        "tokens": counted.tokens,
-        "tokens per hour": counted.tokens / period.hours,
-        "tokens/s per session": counted.tokens_per_s,
-        "acceptance": counted.acceptance,
-        "first token ms, p50": first.quantile(0.5),
-        "first token ms, p95": first.quantile(0.95),
-        "token gap ms, p95": gap.quantile(0.95),
-        "queue ms/round": counted.queue_ms_per_round,
-        "compute ms/round": counted.compute_ms_per_round,
-        "up kB": counted.uplink_bytes / 1e3,
-        "down kB": counted.downlink_bytes / 1e3,
-        "resumes": counted.segments - counted.sessions,
+    figures: dict[str, tuple[float | None, Kind]] = {
+        "hours": (period.hours, "figure"),
+        "sessions": (counted.sessions, "count"),
+        "tokens": (counted.tokens, "count"),
+        "tokens per hour": (counted.tokens / period.hours, "count"),
+        "tokens/s per session": (counted.tokens_per_s, "figure"),
+        "acceptance": (counted.acceptance, "percent"),
+        "first token p50": (first.quantile(0.5), "ms"),
+        "first token p95": (first.quantile(0.95), "ms"),
+        "token gap p95": (gap.quantile(0.95), "ms"),
+        "queue per round": (counted.queue_ms_per_round, "ms"),
+        "step per round": (counted.compute_ms_per_round, "ms"),
+        "up": (counted.uplink_bytes, "bytes"),
+        "down": (counted.downlink_bytes, "bytes"),
+        "resumes": (counted.segments - counted.sessions, "count"),
     }
     if edge is None:
-        figures |= {f"sessions {reason}": number for reason, number in log.ends(**limits).items()}
+        figures |= {f"sessions {reason}": (number, "count") for reason, number in log.ends(**limits).items()}
     asked: dict[str, dict[str, Any]] = {"refusals": {"kind": "refused"}, "errors": {"severity": "error"}}
     for name, chosen in asked.items():
         counts = log.event_counts(by=(), **limits, edge=edge, **chosen)
-        figures[name] = sum(count.times for count in counts)
+        figures[name] = (sum(count.times for count in counts), "count")
     return figures
 
 
 def _heading(period: Period) -> str:
-    return f"{cell(period.name)}\n{period.since:%m-%d %H:%M} to {period.until:%m-%d %H:%M}"
-
-
-def _number(figure: str, value: float | None) -> str:
-    if figure == "acceptance":
-        return cell(value, digits=3)
-    return cell(int(value) if value is not None and float(value).is_integer() else value)
+    return f"{cell(period.name)} {period.since:%m-%d %H:%M} to {period.until:%m-%d %H:%M}"
 
 
 def _percent(change: float | None) -> str:
-    return "—" if change is None else f"{change:+,.1f} %"
+    return ABSENT if change is None else f"{change:+,.1f} %"

@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
+from fleet_admin.reports import MACHINES, RELEASES, ROLLOUTS
 from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Since, Wide, open_log, time_of
 from fleet_cli.errors import CommandError
-from fleet_cli.tables import Column, cell, print_json, print_table
+from fleet_cli.tables import cell, print_json, print_table
 
 if TYPE_CHECKING:
-    from fleet_edge.store.rollouts import MachineRelease, MachineRollout, Rollout
+    from fleet_edge.store.rollouts import MachineRollout
 
 __all__ = ["register"]
 
 _MOST_BYTES: Final = 4_000_000
 _MOST_MACHINES: Final = 10_000
 _LONGEST_SENTENCE: Final = 1000
+_NO_ROLLOUTS: Final = "Nothing was rolled out: the playbooks in ansible/ record what they do."
 
 _writing = typer.Typer(name="rollout", help="Write down what a rollout does; the playbooks do.", no_args_is_help=True)
 
@@ -47,10 +49,10 @@ def rollouts(
     if as_json:
         print_json(found if machines is None else machines)
     elif machines is None:
-        print_table(f"Rollouts: {len(found)}", _ROLLOUTS, found, wide=wide)
+        print_table(f"Rollouts: {len(found)}", ROLLOUTS, found, wide=wide, empty=_NO_ROLLOUTS)
     else:
         title = f"Rollout {cell(machines[0].rollout)}: {cell(machines[0].action)} by {cell(machines[0].who)}"
-        print_table(title, _MACHINES, machines, wide=wide)
+        print_table(title, MACHINES, machines, wide=wide)
 
 
 def releases(
@@ -65,7 +67,8 @@ def releases(
     if as_json:
         print_json(found)
     else:
-        print_table(f"Machines: {len(found)}", _RELEASES, found, wide=wide)
+        empty = "Every machine runs what it should." if drift else _NO_ROLLOUTS
+        print_table(f"Machines: {len(found)}", RELEASES, found, wide=wide, empty=empty)
 
 
 @_writing.command()
@@ -144,41 +147,3 @@ def _read(text: bytes, *, now: datetime) -> "list[MachineRollout]":
         )
         for each in written
     ]
-
-
-def _counts(view: "Rollout") -> str:
-    return ", ".join(f"{number} {outcome}" for outcome, number in sorted(view.outcomes.items()))
-
-
-_ROLLOUTS: "Final[list[Column[Rollout]]]" = [
-    Column("rollout", lambda view: view.rollout),
-    Column("action", lambda view: view.action),
-    Column("began (UTC)", lambda view: view.started_at, brief=lambda view: f"{view.started_at:%m-%d %H:%M}"),
-    Column("ended (UTC)", lambda view: view.ended_at, wide=True),
-    Column("by", lambda view: view.who, wide=True),
-    Column("release", lambda view: view.wanted or "several", wide=True),
-    Column("machines", lambda view: view.machines),
-    Column("outcome", _counts, folds=True),
-]
-_MACHINES: "Final[list[Column[MachineRollout]]]" = [
-    Column("machine", lambda view: view.name, folds=True),
-    Column("kind", lambda view: view.kind, wide=True),
-    Column("host", lambda view: view.host, wide=True),
-    Column("wanted", lambda view: view.wanted, folds=True),
-    Column("before", lambda view: view.found, folds=True),
-    Column("running", lambda view: view.running, wide=True),
-    Column("ended (UTC)", lambda view: view.ended_at, wide=True),
-    Column("outcome", lambda view: view.outcome),
-    Column("why", lambda view: view.sentence, folds=True),
-]
-_RELEASES: "Final[list[Column[MachineRelease]]]" = [
-    Column("machine", lambda view: view.name, folds=True),
-    Column("kind", lambda view: view.kind),
-    Column("wanted", lambda view: view.wanted, folds=True),
-    Column("running", lambda view: view.running, folds=True),
-    Column("says (software)", lambda view: view.software, narrow="says"),
-    Column("drift", lambda view: view.drift),
-    Column("outcome", lambda view: view.outcome, wide=True),
-    Column("rollout", lambda view: view.rollout, wide=True),
-    Column("since (UTC)", lambda view: view.since, wide=True),
-]

@@ -240,10 +240,10 @@ def _end_set(results: "list[SetResult]", *, as_json: bool, wide: bool) -> None:
         counted = Counter(each.state.value for each in results)
         title = f"Devices: {len(results)}; " + ", ".join(f"{number} {state}" for state, number in counted.items())
         columns: list[Column[SetResult]] = [
-            Column("device", lambda each: each.device, folds=True),
-            Column("version", lambda each: each.version),
-            Column("state", lambda each: each.state.value),
-            Column("", lambda each: each.sentence, folds=True),
+            Column("device", lambda each: each.device, rank=0),
+            Column("version", lambda each: each.version, "count"),
+            Column("state", lambda each: each.state.value, "state", rank=0),
+            Column("", lambda each: each.sentence, "sentence", rank=0),
         ]
         print_table(title, columns, results, wide=wide)
     if not all(each.state.value in _WELL for each in results):
@@ -255,37 +255,38 @@ def _show_changes(planned: "Sequence[SettingsChange]", *, as_json: bool, wide: b
         print_json(planned)
         return
     columns: list[Column[SettingsChange]] = [
-        Column("device", lambda each: each.device, folds=True),
-        Column("presence", lambda each: each.presence and each.presence.value),
-        Column("wanted now", lambda each: _assignments(each.before), folds=True),
-        Column("would be wanted", lambda each: _assignments(each.after), folds=True),
-        Column("wanted no more, as refused", lambda each: ", ".join(each.dropped) or None, folds=True, wide=True),
-        Column("needs a reload", lambda each: ", ".join(each.needs_restart) or None),
+        Column("device", lambda each: each.device, rank=0),
+        Column("presence", lambda each: each.presence and each.presence.value, "state"),
+        Column("wanted now", lambda each: _assignments(each.before), rank=0),
+        Column("would be wanted", lambda each: _assignments(each.after), rank=0),
+        Column("wanted no more, as refused", lambda each: ", ".join(each.dropped) or None, rank=0),
+        Column("needs a reload", lambda each: ", ".join(each.needs_restart) or None, rank=0),
     ]
     print_table(f"Devices that it concerns: {len(planned)}. Nothing was changed.", columns, planned, wide=wide)
 
 
 def _show_settings(found: "Sequence[DeviceSettingsView]", *, wide: bool, whole: bool) -> None:
     columns: list[Column[DeviceSettingsView]] = [
-        Column("device", lambda each: each.device, folds=True),
-        Column("presence", lambda each: each.presence and each.presence.value),
-        Column("wanted", lambda each: each.wanted_version),
-        Column("reported", lambda each: each.reported_version),
-        Column("in force", lambda each: each.applied),
-        Column("state", lambda each: each.state.value),
-        Column("settings from afar", lambda each: _assignments(each.wanted), folds=True),
-        Column("by", lambda each: each.wanted_by or None, folds=True, wide=True),
-        Column("since (UTC)", lambda each: each.wanted_at, wide=True),
-        Column("", lambda each: each.sentence, folds=True),
+        Column("device", lambda each: each.device, rank=0),
+        Column("presence", lambda each: each.presence and each.presence.value, "state", rank=2),
+        Column("wanted", lambda each: each.wanted_version, "count", rank=1),
+        Column("reported", lambda each: each.reported_version, "count", rank=2),
+        Column("in force", lambda each: each.applied, "count", rank=1),
+        Column("state", lambda each: each.state.value, "state", rank=0),
+        Column("settings from afar", lambda each: _assignments(each.wanted), rank=1),
+        Column("by", lambda each: each.wanted_by or None, rank=2),
+        Column("since", lambda each: each.wanted_at, "moment", rank=2),
+        Column("", lambda each: each.sentence, "sentence", rank=0),
     ]
-    print_table(f"Devices: {len(found)}", columns, found, wide=wide)
+    empty = "No device is known: neither the broker nor the session log has heard of one."
+    print_table(f"Devices: {len(found)}", columns, found, wide=wide, empty=empty)
     for each in found if whole else ():
         names = sorted({*each.values, *each.wanted})
         rows: list[Column[str]] = [
-            Column("setting", lambda name: name),
-            Column("wanted", lambda name, each=each: each.wanted.get(name)),  # type: ignore[misc]
-            Column("in force", lambda name, each=each: each.values.get(name)),  # type: ignore[misc]
-            Column("", lambda name, each=each: _remark(each, name), folds=True),  # type: ignore[misc]
+            Column("setting", lambda name: name, rank=0),
+            Column("wanted", lambda name, each=each: each.wanted.get(name), rank=0),  # type: ignore[misc]
+            Column("in force", lambda name, each=each: each.values.get(name), rank=0),  # type: ignore[misc]
+            Column("", lambda name, each=each: _remark(each, name), "sentence", rank=0),  # type: ignore[misc]
         ]
         print_table(f"Settings of {cell(each.device)}", rows, names, wide=wide)
 
@@ -302,10 +303,10 @@ def _show_results(results: "Sequence[CommandResult]", *, wide: bool, texts: bool
     counted = Counter(each.outcome for each in results)
     title = f"Devices: {len(results)}; " + ", ".join(f"{number} {outcome}" for outcome, number in counted.items())
     columns: list[Column[CommandResult]] = [
-        Column("device", lambda each: each.device, folds=True),
-        Column("outcome", lambda each: each.outcome),
-        Column("after (s)", lambda each: each.seconds, digits=2),
-        Column("", lambda each: each.sentence, folds=True),
+        Column("device", lambda each: each.device, rank=0),
+        Column("outcome", lambda each: each.outcome, "state", rank=0),
+        Column("after", lambda each: None if each.seconds is None else 1e3 * each.seconds, "ms"),
+        Column("", lambda each: each.sentence, "sentence", rank=0),
     ]
     print_table(title, columns, results, wide=wide)
     for each in results if texts else ():
@@ -327,15 +328,15 @@ def _write_results(folder: Path, name: str, results: "Sequence[CommandResult]") 
 
 def _show_commands(found: "Sequence[CommandView]", *, wide: bool) -> None:
     columns: list[Column[CommandView]] = [
-        Column("at (UTC)", lambda each: each.at),
-        Column("who", lambda each: each.who, folds=True),
-        Column("command", lambda each: " ".join(filter(None, (each.command, _assignments(each.arguments))))),
-        Column("device", lambda each: each.device, folds=True),
-        Column("outcome", lambda each: each.outcome),
-        Column("", lambda each: each.sentence, folds=True),
-        Column("id", lambda each: each.id, wide=True),
+        Column("at", lambda each: each.at, "moment", rank=0),
+        Column("who", lambda each: each.who, rank=2),
+        Column("command", lambda each: " ".join(filter(None, (each.command, _assignments(each.arguments)))), rank=0),
+        Column("device", lambda each: each.device, rank=0),
+        Column("outcome", lambda each: each.outcome, "state", rank=0),
+        Column("", lambda each: each.sentence, "sentence", rank=1),
+        Column("id", lambda each: each.id, "id", rank=3),
     ]
-    print_table(f"Commands: {len(found)}", columns, found, wide=wide)
+    print_table(f"Commands: {len(found)}", columns, found, wide=wide, empty="No command was given.")
 
 
 def _assignments(values: "Mapping[str, object]") -> str | None:

@@ -1,15 +1,16 @@
 """`fleet admin usage|trend`: what was written, by whom and for what; and how it went over time."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
+from fleet_admin.csv_output import write_csv
+from fleet_admin.reports import Point, model_name, start_column, tally_columns, trend_columns
 from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Wide, open_log, time_of
-from fleet_cli.csv_output import write_csv
 from fleet_cli.errors import CommandError
 from fleet_cli.tables import Column, cell, print_json, print_table
 
@@ -26,6 +27,8 @@ _GRAINS: Final = ("hour", "day", "month")
 _MOST_TIMES: Final = 400
 """Points in time for which latencies are looked up, each by queries of its own."""
 
+_NOTHING: Final = "No edge has served such a session in that time."
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Usage:
@@ -36,17 +39,7 @@ class _Usage:
     counted: "Tally"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Point:
-    """What was written in an hour, a day or a month."""
-
-    start: datetime
-    counted: "Tally"
-    first_token_p50_ms: float | None
-    gap_p95_ms: float | None
-
-
-T = TypeVar("T", _Usage, _Point)
+T = TypeVar("T")
 
 
 def register(app: typer.Typer) -> None:
@@ -75,20 +68,31 @@ def usage(
         chosen = _labelled(log, device, label)
         found = [] if chosen == [] else _usage(log, names, grain, since=after, until=before, device=chosen, edge=edge)
     found = found[:limit]
-    headings = ([grain] if grain else []) + names
+    columns: list[Column[_Usage]] = [
+        *([start_column(grain, lambda row: row.start)] if grain else ()),
+        *(Column(name, lambda row, place=place: row.names[place], rank=0) for place, name in enumerate(names)),  # type: ignore[misc]
+        *tally_columns(lambda row: row.counted),
+    ]
     if as_json:
-        print_json([{**dict(zip(headings, _named(row, grain), strict=True)), "counted": row.counted} for row in found])
+        print_json([_as_json(row, names, grain) for row in found])
     elif as_csv:
-        counters = _counters()
-        rows = ((*_named(row, grain), *(getattr(row.counted, name) for name in counters)) for row in found)
-        write_csv(sys.stdout, (*headings, *counters), rows)
+        _write_csv(columns, found)
     else:
-        columns: list[Column[_Usage]] = [
-            Column(heading, lambda row, place=place: _named(row, grain)[place], folds=True)  # type: ignore[misc]
-            for place, heading in enumerate(headings)
-        ]
         more = f" (perhaps more: --limit {limit})" if len(found) == limit else ""
-        print_table(f"Usage{more}", [*columns, *_columns(_Usage)], found, wide=wide)
+        print_table(f"Usage{more}", columns, found, sort="tokens", wide=wide, empty=_NOTHING)
+
+
+def _as_json(row: _Usage, names: Sequence[str], grain: str | None) -> dict[str, object]:
+    return {
+        **({grain: row.start} if grain else {}),
+        **dict(zip(names, row.names, strict=True)),
+        "counted": row.counted,
+    }
+
+
+def _write_csv(columns: Sequence[Column[T]], rows: Iterable[T]) -> None:
+    headings = [column.key for column in columns]
+    write_csv(sys.stdout, headings, ([column.value(row) for column in columns] for row in rows))
 
 
 def trend(
@@ -103,7 +107,7 @@ def trend(
     as_csv: AsCsv = False,
     wide: Wide = False,
 ) -> None:
-    """Show tokens, acceptance, speed, bytes and latencies hour by hour, day by day or month by month."""
+    """Show tokens, latencies, acceptance, speed and bytes hour by hour, day by day or month by month."""
     if grain not in _GRAINS:
         raise CommandError(f"--grain takes hour, day or month, not {cell(grain)!r}.")
     after, before = time_of("--since", since), time_of("--until", until)
@@ -114,26 +118,9 @@ def trend(
     if as_json:
         print_json(points)
     elif as_csv:
-        counters = _counters()
-        rows = (
-            (
-                point.start,
-                *(getattr(point.counted, name) for name in counters),
-                point.first_token_p50_ms,
-                point.gap_p95_ms,
-            )
-            for point in points
-        )
-        write_csv(sys.stdout, ("start", *counters, "first_token_p50_ms", "gap_p95_ms"), rows)
+        _write_csv(trend_columns(grain), points)
     else:
-        shape = "%Y-%m-%d %H:%M" if grain == "hour" else "%Y-%m-%d"
-        columns: list[Column[_Point]] = [
-            Column(f"{grain} (UTC)", lambda point: f"{point.start:{shape}}"),
-            *_columns(_Point),
-            Column("first token p50 ms", lambda point: point.first_token_p50_ms, narrow="first\nms p50"),
-            Column("token gap p95 ms", lambda point: point.gap_p95_ms, narrow="gap ms\np95"),
-        ]
-        print_table(f"By {grain}", columns, points, wide=wide)
+        print_table(f"By {grain}", trend_columns(grain), points, wide=wide, empty=_NOTHING)
 
 
 def _groups(text: str) -> tuple[list[str], str | None]:
@@ -189,18 +176,12 @@ def _usage(
 def _name(view: "UsageView", name: str, label: str | None) -> str | None:
     match name:
         case "model":
-            return " ".join(part for part in (view.draft_model, view.quantization) if part) or None
+            return model_name(view.draft_model, view.quantization)
         case "label":
             return label
         case _:
             found: str | None = getattr(view, name)
             return found
-
-
-def _named(row: _Usage, grain: str | None) -> tuple[str | None, ...]:
-    if row.start is None or grain is None:
-        return row.names
-    return (f"{row.start:%Y-%m-%d %H:%M}" if grain == "hour" else f"{row.start:%Y-%m-%d}", *row.names)
 
 
 def _sum(one: "Tally", other: "Tally") -> "Tally":
@@ -209,7 +190,7 @@ def _sum(one: "Tally", other: "Tally") -> "Tally":
 
 def _points(
     log: "SessionLog", views: "Sequence[UsageView]", *, until: datetime | None, edge: str | None, latencies: bool
-) -> list[_Point]:
+) -> list[Point]:
     starts = [view.start for view in views if view.start is not None]
     points = []
     for view, end in zip(views, [*starts[1:], until], strict=False):
@@ -218,34 +199,12 @@ def _points(
         told = log.latencies(since=view.start, until=end, edge=edge) if latencies and len(views) <= _MOST_TIMES else {}
         first, gap = told.get("first_token"), told.get("gap")
         points.append(
-            _Point(
+            Point(
                 start=view.start,
                 counted=view.counted,
                 first_token_p50_ms=None if first is None else first.quantile(0.5),
+                first_token_p95_ms=None if first is None else first.quantile(0.95),
                 gap_p95_ms=None if gap is None else gap.quantile(0.95),
             )
         )
     return points
-
-
-def _counters() -> tuple[str, ...]:
-    from fleet_edge.counters import SEGMENT_COUNTERS
-
-    return ("sessions", "segments", "duration_ms", *SEGMENT_COUNTERS)
-
-
-def _columns(kind: type[T]) -> list[Column[T]]:  # noqa: ARG001 - tells the type checker whose columns they are
-    return [
-        Column("sessions", lambda row: row.counted.sessions),
-        Column("tokens", lambda row: row.counted.tokens),
-        Column("tokens/s per session", lambda row: row.counted.tokens_per_s, narrow="tokens/s\n/session"),
-        Column("acceptance", lambda row: row.counted.acceptance, narrow="accep-\ntance", digits=3),
-        Column("up kB", lambda row: row.counted.uplink_bytes / 1e3),
-        Column("down kB", lambda row: row.counted.downlink_bytes / 1e3),
-        Column("rounds", lambda row: row.counted.rounds, wide=True),
-        Column("prefilled tokens", lambda row: row.counted.prefill_tokens, wide=True),
-        Column("reused tokens", lambda row: row.counted.reused_tokens, wide=True),
-        Column("resumes", lambda row: row.counted.segments - row.counted.sessions, wide=True),
-        Column("queue ms/round", lambda row: row.counted.queue_ms_per_round, wide=True),
-        Column("compute ms/round", lambda row: row.counted.compute_ms_per_round, wide=True),
-    ]

@@ -12,8 +12,6 @@ from fleet_identity.index import CertificateStatus, Entry
 
 __all__ = ["show_issued", "show_revoked", "show_signed", "show_standings"]
 
-SHORT_SERIAL = 12
-
 
 def show_issued(made: Issued, *, as_json: bool) -> None:
     """Say where key and certificate are."""
@@ -64,16 +62,16 @@ def show_standings(found: Sequence[CertificateStatus], *, as_json: bool) -> None
     if as_json:
         print_json(found)
         return
-    print_table("Identities", _STANDING, found)
+    print_table("Identities", _STANDING, found, empty="The authority has given no certificate yet.")
 
 
 _STANDING: Final[list[Column[CertificateStatus]]] = [
-    Column("name", lambda line: line.name, folds=True),
-    Column("role", lambda line: line.role.value),
-    Column("state", lambda line: line.state.value),
-    Column("days left", lambda line: line.days_left),
-    Column("until (UTC)", lambda line: line.not_after, brief=lambda line: f"{line.not_after:%Y-%m-%d %H:%M}"),
-    Column("serial", lambda line: line.serial, brief=lambda line: line.serial[:SHORT_SERIAL]),
+    Column("name", lambda line: line.name, rank=0),
+    Column("role", lambda line: line.role.value, "state", rank=0),
+    Column("state", lambda line: line.state.value, "state", rank=0),
+    Column("left", lambda line: line.days_left, "days", rank=0),
+    Column("until", lambda line: line.not_after, "moment", rank=1),
+    Column("serial", lambda line: line.serial, "id", rank=2),
 ]
 
 

@@ -192,7 +192,8 @@ def _show(report: Report, console: Console, json_file: Path | None, results: dic
     for name, result in results.items():
         console.rule(name, align="left")
         console.print(printable(result["text"]), markup=False, highlight=False)
-    console.print(report.table())
+    lines = report.lines(console.width if console.is_terminal else None)
+    console.print("\n".join(["", *lines, ""]), markup=False, highlight=False, soft_wrap=True)
     if json_file is None:
         return
     content = json_text(report.json(), indent=2)

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
+from fleet_cli.tables import Column, table_lines
 
 __all__ = ["Report", "device_row"]
 
@@ -75,47 +73,30 @@ class Report:
             "devices": list(self.devices),
         }
 
-    def table(self) -> Table:
-        """Return it as a table."""
+    def lines(self, width: int | None) -> list[str]:
+        """Return it for people.
+
+        Args:
+            width: Of the terminal; None where there is none.
+        """
         tokens = sum(row["tokens"] for row in self.devices)
-        table = Table(
-            title=f"{self.mode} mode, draft {self.draft}, target {self.target}, over {self.broker}",
-            caption=f"{tokens} tokens in {self.wall_s:.1f} s. Bytes are payload. * computed: what shipping the draft "
-            "model's full distributions up would have cost.",
-            title_justify="left",
-            caption_justify="left",
-            box=SIMPLE_HEAD,
-            padding=0,
-            pad_edge=False,
-        )
-        table.add_column("device", no_wrap=True)
-        for heading in (
-            "tokens",
-            "tokens\n/s",
-            "accep-\ntance",
-            "rounds",
-            "mean\nbatch",
-            "up B\n/token",
-            "down B\n/token",
-            "DSD up*\n/token",
-        ):
-            table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("end", no_wrap=True)
-        for row in self.devices:
-            table.add_row(
-                Text(row["device"]),
-                str(row["tokens"]),
-                f"{row['tokens_per_s']:.1f}",
-                _number(row["acceptance"], 2),
-                str(row["rounds"]),
-                _number(row["mean_batch"], 1),
-                f"{row['uplink_bytes_per_token']:.1f}",
-                f"{row['downlink_bytes_per_token']:.1f}",
-                f"{row['dsd_uplink_bytes_per_token']:,.0f}",
-                row["finish"],
-            )
-        return table
+        return [
+            f"{self.mode} mode, draft {self.draft}, target {self.target}, over {self.broker}",
+            *table_lines(_COLUMNS, self.devices, width=width),
+            f"{tokens} tokens in {self.wall_s:.1f} s. Bytes are payload.",
+            "* computed: what shipping the draft model's full distributions up would have cost.",
+        ]
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+_COLUMNS: Final[list[Column[dict[str, Any]]]] = [
+    Column("device", lambda row: row["device"], rank=0),
+    Column("tokens", lambda row: row["tokens"], "count", rank=0),
+    Column("tokens/s", lambda row: row["tokens_per_s"], "figure"),
+    Column("acceptance", lambda row: row["acceptance"], "percent"),
+    Column("rounds", lambda row: row["rounds"], "count", rank=2),
+    Column("mean batch", lambda row: row["mean_batch"], "figure"),
+    Column("up per token", lambda row: row["uplink_bytes_per_token"], "bytes"),
+    Column("down per token", lambda row: row["downlink_bytes_per_token"], "bytes"),
+    Column("DSD up per token*", lambda row: row["dsd_uplink_bytes_per_token"], "bytes"),
+    Column("end", lambda row: row["finish"], "state"),
+]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.console import Console
 
+from fleet_admin.columns import shown
 from fleet_cli.commands import program
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.models.files import Manifest, read_manifest
@@ -203,7 +204,7 @@ def _entries(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:
 _LISTED: Final[list[Column[dict[str, Any]]]] = [
     Column("model", lambda entry: entry["model"]),
     Column("kind", lambda entry: entry["kind"]),
-    Column("MB", lambda entry: round(entry["bytes"] / _MEGA) if entry["present"] else "missing"),
+    Column("size", lambda entry: shown(entry["bytes"], "bytes") if entry["present"] else "missing", "number"),
     Column("file", lambda entry: entry["path"]),
 ]
 

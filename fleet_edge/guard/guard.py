@@ -263,6 +263,12 @@ class Guard:
             retry_s=left_s,
         )
 
+    def fenced(self) -> frozenset[str]:
+        """Return the devices that are shut out now. From any thread."""
+        now = self._clock()
+        with self._lock:
+            return frozenset(name for name, each in self._standings.items() if each.fenced(now))
+
     def take_notices(self) -> list[Notice]:
         """Return what has happened since the last call."""
         notices = []

@@ -41,7 +41,7 @@ SUCCESS = _counter("request_success_total", "Sessions that ended, by how they en
 REFUSALS = _counter("refusals_total", "Opens that were refused, by code.", "code")
 FAULTS = _counter("faults_total", "Messages of devices that could not be served, by code.", "code")
 DROPPED = _counter("dropped_messages_total", "Messages of devices that were dropped because the inbox was full.")
-DEVICES = _gauge("devices", "Devices whose state this edge has heard, by their last word.", "state")
+DEVICES = _gauge("devices", "Devices whose presence this edge has heard, by state.", "state")
 
 # Tokens
 

@@ -6,8 +6,9 @@ for replies, which other threads send too. What is counted is read from any thre
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
@@ -15,6 +16,7 @@ from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.metrics.tracing import Tracing
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
+from fleet_edge.store.states import MachineState, device_state
 from fleet_runtime.metrics.family import Histogram
 from schemas.bounds import MAX_DRAFT
 from schemas.control import Presence
@@ -90,7 +92,8 @@ class Figures:
         batch_sessions: Verified in a step.
         batch_tokens: Computed in a step.
         link_round_trip: Seconds.
-        presence: Of each device, its last word.
+        presence: Latest of each device.
+        last_sign: When each device was last heard (monotonic seconds).
         tracing: Is told of sessions and steps, if there is one.
     """
 
@@ -117,6 +120,7 @@ class Figures:
     batch_tokens: Histogram = field(default_factory=lambda: Histogram(_TOKENS))
     link_round_trip: Histogram = field(default_factory=_seconds)
     presence: dict[str, Presence] = field(default_factory=dict)
+    last_sign: dict[str, float] = field(default_factory=dict)
     tracing: Tracing | None = None
     _open: dict[int, _Progress] = field(default_factory=dict)  # by handle
     _replies: threading.Lock = field(default_factory=threading.Lock)
@@ -199,10 +203,21 @@ class Figures:
         with self._replies:
             self.downlink_bytes["reply"] += size
 
-    def heard(self, device: str, presence: Presence) -> None:
-        """A device has published its state."""
-        if device in self.presence or len(self.presence) < _MOST_DEVICES:
+    def heard(self, device: str, presence: Presence | None = None) -> None:
+        """A device has sent something, with its presence if that was its state."""
+        if presence is not None and (device in self.presence or len(self.presence) < _MOST_DEVICES):
             self.presence[device] = presence
+        if device in self.presence:
+            self.last_sign[device] = self.clock()
+
+    def device_states(self, fenced: Collection[str]) -> Counter[MachineState]:
+        """Count the devices that have published their presence, by state. From any thread."""
+        now, signs = self.clock(), dict(self.last_sign)
+        return Counter(
+            device_state(presence, since_last_sign=timedelta(seconds=now - signs[name]), fenced=name in fenced)
+            for name, presence in dict(self.presence).items()
+            if name in signs  # not yet, where it comes from another thread just now
+        )
 
     def probe(self) -> "Callable[[object], None] | None":
         """Return what measures the link's round trip when called with the broker's answer; None but once a second."""

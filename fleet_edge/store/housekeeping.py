@@ -31,6 +31,7 @@ from fleet_edge.store.records.sessions import SessionClosed
 from fleet_edge.store.rollups.grains import Grain, ceiling, floor
 from fleet_edge.store.rollups.marks import Mark, Marks, raise_mark
 from fleet_edge.store.rollups.rolling import Enough
+from fleet_edge.store.states import SILENT_AFTER
 from schemas.control import Presence
 from schemas.reasons import EndReason
 
@@ -50,17 +51,18 @@ __all__ = [
 ]
 
 
-def mark_silent(engine: Engine, *, now: datetime, silent_after: timedelta) -> list[str]:
-    """Mark devices that say they are online, and of which nothing has come for `silent_after`.
+def mark_silent(engine: Engine, *, now: datetime) -> list[str]:
+    """Mark devices that have become silent, as `states.device_state` defines it.
 
     Returns:
         Devices newly marked: of several processes that look at once, one marks each.
     """
-    limit = now - silent_after
+    limit = now - SILENT_AFTER
     recent = select(SessionRow.session).where(SessionRow.device == DeviceRow.device, SessionRow.last_at >= limit)
     mark = (
         update(DeviceRow)
         .where(DeviceRow.presence != Presence.OFFLINE.value, DeviceRow.silent_since.is_(None))
+        .where(or_(DeviceRow.telemetry_at.is_(None), DeviceRow.telemetry_at < limit))
         .where(DeviceRow.seen_at < limit, DeviceRow.retired_at.is_(None), ~recent.exists())
         .values(silent_since=now)
         .returning(DeviceRow.device)

@@ -24,11 +24,14 @@ from sqlalchemy import (
 
 from fleet_edge.store import totals
 from fleet_edge.store.errors import NotFound, StoreError
+from fleet_edge.store.fences import read_fences
 from fleet_edge.store.models import DeviceRow, EventRow, RollupRow, RoundRow, SegmentRow, SessionRow
 from fleet_edge.store.records.segments import segment_time
 from fleet_edge.store.rollups.grains import DAY, HOUR, Grain, floor
 from fleet_edge.store.rollups.marks import Mark, Marks
 from fleet_edge.store.rollups.sums import Dimension, by_row
+from fleet_edge.store.states import MachineState, device_state
+from fleet_edge.store.steering.labels import read_labels
 from fleet_edge.store.totals import SUMMED, tally
 from fleet_edge.store.views import DeviceView, HourView, RoundView, SegmentView, SessionView, Tally
 
@@ -57,7 +60,7 @@ _OF_DEVICE: Final = (
     "quantization",
     "first_seen_at",
     "seen_at",
-    "silent_since",
+    "retired_at",
     "presence_since",
     "certificate_until",
     "telemetry_at",
@@ -271,11 +274,29 @@ def _device_views(
 
     ever, today = counted(None), counted(floor(Grain.DAY, now), "tokens")
     hour, day = (counted(now - age, "tested", "accepted") for age in (HOUR, DAY))
+    fences, labels = read_fences(connection, now=now).active, read_labels(connection)
     views = []
     for row in connection.execute(query).mappings():
         name = row["device"]
+        last_sign = max(filter(None, (row["seen_at"], row["telemetry_at"], row["last_verdict_at"])))
+        state = device_state(
+            row["presence"],
+            since_last_sign=now - last_sign,
+            fenced=name in fences,
+            retired=row["retired_at"] is not None,
+        )
+        since = {
+            MachineState.FENCED: fences[name].since_at if name in fences else None,
+            MachineState.RETIRED: row["retired_at"],
+            MachineState.LATE: last_sign,
+            MachineState.SILENT: last_sign,
+        }
         views.append(
             DeviceView(
+                state=state,
+                state_since=since.get(state, row["presence_since"]),
+                last_sign_at=last_sign,
+                labels=labels.get(name, ()),
                 sessions=ever[name].sessions if name in ever else 0,
                 acceptance_1h=hour[name].acceptance if name in hour else None,
                 acceptance_24h=day[name].acceptance if name in day else None,

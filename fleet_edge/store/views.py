@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from fleet_edge.counters import SegmentCounters, share
+from fleet_edge.store.states import MachineState
 
 __all__ = [
     "DeviceView",
@@ -42,9 +43,15 @@ class Tally(SegmentCounters):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceView:
-    """A device. `presence` is its last word; `silent_since` is set once nothing came for long.
+    """A device.
 
     Attributes:
+        presence: What it, or the broker in its place, has published last.
+        state: What that and the time since its last sign come to.
+        state_since: Since when it has that state; for a late or silent device, when something last came from it.
+        last_sign_at: When something last came from it: its presence, its telemetry, or a draft.
+        retired_at: Since when it is out of service.
+        labels: Those that an administrator has given it.
         presence_since: Since when it has that presence, if an edge has seen it change.
         certificate_until: End of its certificate, as it says.
         telemetry_at: When it told what follows: `plan`, how it writes; `round_trip_ms`, from a draft to its verdict;
@@ -60,12 +67,16 @@ class DeviceView:
 
     device: str
     presence: str | None
+    state: MachineState
+    state_since: datetime | None
+    last_sign_at: datetime
+    retired_at: datetime | None
+    labels: tuple[str, ...]
     software: str | None
     draft_model: str | None
     quantization: str | None
     first_seen_at: datetime
     seen_at: datetime
-    silent_since: datetime | None
     presence_since: datetime | None
     certificate_until: datetime | None
     telemetry_at: datetime | None
@@ -221,6 +232,7 @@ class EdgeView:
     """An edge with its latest load, which is of `load_at`; None where it has not said so.
 
     Attributes:
+        state: What its presence and the time since its last load come to.
         batch_sessions: Mean number of sessions verified in one step, over the last seconds.
         step_ms: Mean time of a step.
         queue_ms: Mean wait of a draft for its step.
@@ -230,6 +242,7 @@ class EdgeView:
 
     edge: str
     presence: str | None
+    state: MachineState
     presence_since: datetime | None
     software: str | None
     target: str | None

@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from fleet_cli import tables
 from fleet_cli.errors import CommandError
 from fleet_cli.main import main
 from fleet_cli.models import app
@@ -336,9 +337,8 @@ def test_the_list_never_cuts_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     folder = tmp_path / ("long-" * 20) / "tiny"
     run(folder, source, two())
     paths = [str(folder / "Q4_0.gguf"), str(folder / "target")]
-    for compatible in ("0", "1"):  # a pipe, a terminal
-        for name, value in {"TTY_COMPATIBLE": compatible, "TERM": "dumb", "COLUMNS": "80"}.items():
-            monkeypatch.setenv(name, value)
+    for width in (None, 80):  # a pipe, a terminal
+        monkeypatch.setattr(tables, "terminal_width", lambda width=width: width)
         table = runner.invoke(app, ["list", "--models-dir", str(folder.parent)]).stdout
         assert [line.split()[-1] for line in table.splitlines() if line.startswith("tiny")] == paths
 

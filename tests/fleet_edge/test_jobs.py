@@ -73,7 +73,6 @@ def test_chores_go_by_the_clock_and_the_ages_they_are_given(store: Store) -> Non
         ]
     )
     settings = JobSettings(
-        silent_after=timedelta(minutes=30),
         keep_rounds=timedelta(hours=23),
         keep_sessions=timedelta(days=30),
     )

@@ -6,10 +6,10 @@ from typing import Final
 from starlette.responses import Response
 
 from fleet_admin.dashboard.acts import ACTS
-from fleet_admin.dashboard.device_states import days_left, device_state, state_since
 from fleet_admin.dashboard.pages.page import Page
 from fleet_admin.dashboard.series import series
 from fleet_admin.dashboard.visit import Visit
+from fleet_admin.reports import days_left
 from fleet_edge.store.views import HourView
 
 __all__ = ["PAGES"]
@@ -27,20 +27,14 @@ def show(visit: Visit) -> Response:
     fence = next((each for each in log.fences() if each.device == name), None)
     hours = [each for each in log.hours(name, limit=_HOURS) if each.hour >= visit.now - timedelta(hours=_HOURS)]
     steering = visit.services.steering
-    known = steering.log.known().get(name)
-    retired = known is not None and known.retired_at is not None
-    state = device_state(device, fenced=fence is not None, now=visit.now, retired=retired)
     wanted = next((each for each in log.releases() if each.kind == "device" and each.name == name), None)
     return visit.page(
         "device.html",
         title=name,
         device=device,
         acts=ACTS,
-        state_word=state,
-        since=state_since(device, state),
         fence=fence,
-        labels=() if known is None else known.labels,
-        certificate_days=days_left(device.certificate_until, now=visit.now),
+        certificate_days=days_left(device.certificate_until, visit.now),
         wanted=wanted,
         settings=steering.settings_of(name),
         absence=steering.absence,

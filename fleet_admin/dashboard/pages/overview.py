@@ -7,14 +7,14 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from fleet_admin.dashboard.device_states import device_state
+from fleet_admin.columns import Kind
 from fleet_admin.dashboard.pages.page import Page
 from fleet_admin.dashboard.ranges import RANGES, range_of
 from fleet_admin.dashboard.series import series
 from fleet_admin.dashboard.visit import Visit
 from fleet_edge.counters import share
+from fleet_edge.store.states import MachineState
 from fleet_edge.store.views import EdgeView, UsageView
-from schemas.control import Presence
 
 __all__ = ["PAGES"]
 
@@ -43,9 +43,9 @@ def show(visit: Visit) -> Response:
         title="Overview",
         ranges=RANGES,
         range=name,
-        states=_states(visit),
-        edges=Counter(_edge_state(each) for each in edges),
-        now=_load([each for each in edges if _is_fresh(each, visit.now)]),
+        states=Counter(each.state.value for each in log.devices(counted=False)),
+        edges=Counter(each.state.value for each in edges),
+        now=_load(each for each in edges if each.state in (MachineState.ONLINE, MachineState.DRAINING)),
         total=total,
         tokens_per_s=total.tokens / length.total_seconds(),
         latencies=latencies,
@@ -63,7 +63,7 @@ def _charts(
 ) -> list[tuple[str, dict[str, Any]]]:
     """Return what is drawn: a name, and its series."""
 
-    def drawn(lines: Mapping[str, Callable[[UsageView], float | None]], unit: str, kind: str) -> dict[str, Any]:
+    def drawn(lines: Mapping[str, Callable[[UsageView], float | None]], unit: str, kind: Kind) -> dict[str, Any]:
         return series(points, _start, list(lines.items()), unit=f"{unit}, by the {grain}", kind=kind, between=between)
 
     def tokens_per_s(each: UsageView) -> float | None:
@@ -81,26 +81,6 @@ def _charts(
         ("Waits", drawn(waits, "ms, the mean of a round", "figure")),
         ("Batch", drawn({"sessions": lambda each: each.counted.mean_batch}, "sessions a step", "figure")),
     ]
-
-
-def _states(visit: Visit) -> Counter[str]:
-    log = visit.services.log
-    fenced = {each.device for each in log.fences()}
-    retired = {name for name, each in visit.services.steering.log.known().items() if each.retired_at is not None}
-    return Counter(
-        device_state(each, fenced=each.device in fenced, now=visit.now, retired=each.device in retired)
-        for each in log.devices(counted=False)
-    )
-
-
-def _edge_state(edge: EdgeView) -> str:
-    return edge.presence or "unknown"
-
-
-def _is_fresh(edge: EdgeView, now: datetime) -> bool:
-    """Whether what an edge has told of its load still holds."""
-    told = edge.load_at is not None and now - edge.load_at < timedelta(minutes=2)
-    return told and edge.presence != Presence.OFFLINE
 
 
 def _load(edges: Iterable[EdgeView]) -> dict[str, float | None]:

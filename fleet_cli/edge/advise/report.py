@@ -16,38 +16,38 @@ from fleet_edge.step_time.curve_file import as_json as curve_json
 __all__ = ["as_json", "show_against", "show_curve", "show_findings", "show_fleet"]
 
 _LOADS: Final[list[Column[Load]]] = [
-    Column("devices writing", lambda load: load.devices),
-    Column("edge by itself, tokens/s each", lambda load: load.streaming, narrow="edge by itself,\ntokens/s each"),
-    Column("drafting, tokens/s each", lambda load: load.drafting, narrow="drafting,\ntokens/s each"),
-    Column("drafting so", lambda load: plan_name(load.plan), narrow="drafting\nso"),
-    Column("devices choose, tokens/s each", lambda load: load.chosen, narrow="they choose,\ntokens/s each"),
-    Column("edge busy, %", lambda load: 100.0 * load.busy, digits=0),
+    Column("devices writing", lambda load: load.devices, "count", rank=0),
+    Column("edge-only, tokens/s each", lambda load: load.streaming, "figure", rank=0),
+    Column("drafting, tokens/s each", lambda load: load.drafting, "figure", rank=0),
+    Column("drafting so", lambda load: plan_name(load.plan), rank=1),
+    Column("devices choose, tokens/s each", lambda load: load.chosen, "figure", rank=0),
+    Column("edge busy", lambda load: load.busy, "percent", rank=1),
 ]
 
 _NEEDS: Final[list[Column[Need]]] = [
-    Column("devices", lambda need: need.devices),
-    Column("writing at once", lambda need: need.writing, narrow="writing\nat once"),
-    Column("edges", lambda need: need.edges),
-    Column("brokers", lambda need: need.brokers),
-    Column("messages/s", lambda need: need.messages_per_s, digits=0),
-    Column("kB/s", lambda need: need.bytes_per_s / 1e3, digits=0),
-    Column("database rows/s", lambda need: need.rows_per_s, narrow="database\nrows/s"),
-    Column("updates/s", lambda need: need.updates_per_s),
+    Column("devices", lambda need: need.devices, "count", rank=0),
+    Column("writing at once", lambda need: need.writing, "count", rank=1),
+    Column("edges", lambda need: need.edges, "count", rank=0),
+    Column("brokers", lambda need: need.brokers, "count", rank=0),
+    Column("messages/s", lambda need: need.messages_per_s, "count", rank=1),
+    Column("bytes per second", lambda need: need.bytes_per_s, "bytes", rank=1),
+    Column("database rows/s", lambda need: need.rows_per_s, "figure", rank=1),
+    Column("updates/s", lambda need: need.updates_per_s, "figure", rank=2),
 ]
 
 _COMPARED: Final[list[Column[Compared]]] = [
-    Column("system", lambda row: row.system),
-    Column("draft", lambda row: row.draft or "-"),
-    Column("devices", lambda row: row.devices),
-    Column("arrivals", lambda row: row.arrivals),
-    Column("measured, tokens/s", lambda row: row.measured, narrow="measured,\ntokens/s"),
-    Column("simulated, tokens/s", lambda row: row.simulated, narrow="simulated,\ntokens/s"),
-    Column("ratio", lambda row: row.ratio, digits=2),
-    Column(f"within {TOLERANCE:.0%}", lambda row: row.within),
-    Column("edge busy, measured", lambda row: row.busy, digits=2, wide=True),
-    Column("edge busy, simulated", lambda row: row.simulated_busy, digits=2, wide=True),
-    Column("at level", lambda row: row.at_level, wide=True),
-    Column("simulated at level", lambda row: row.simulated_at_level, wide=True),
+    Column("system", lambda row: row.system, rank=0),
+    Column("draft", lambda row: row.draft or "-", "state", rank=0),
+    Column("devices", lambda row: row.devices, "count", rank=0),
+    Column("arrivals", lambda row: row.arrivals, rank=1),
+    Column("measured, tokens/s", lambda row: row.measured, "figure", rank=1),
+    Column("simulated, tokens/s", lambda row: row.simulated, "figure", rank=1),
+    Column("ratio", lambda row: row.ratio, "ratio", rank=0),
+    Column(f"within {TOLERANCE:.0%}", lambda row: row.within, "state", rank=1),
+    Column("edge busy, measured", lambda row: row.busy, "ratio", rank=2),
+    Column("edge busy, simulated", lambda row: row.simulated_busy, "ratio", rank=2),
+    Column("at level", lambda row: row.at_level, rank=2),
+    Column("simulated at level", lambda row: row.simulated_at_level, rank=2),
 ]
 
 
@@ -61,16 +61,20 @@ def show_curve(curve: StepCurve) -> None:
     about = ", ".join(part for part in (curve.target, curve.engine, curve.runs_on, curve.machine) if part)
     sizes = sorted({int(tokens) for row in curve.rows.values() for tokens, _ in row})
     columns: list[Column[tuple[int, dict[int, float]]]] = [
-        Column("sessions", lambda row: row[0]),
+        Column("sessions", lambda row: row[0], "count", rank=0),
         *(
-            Column(f"{size} token{'s' if size > 1 else ''}", lambda row, size=size: row[1].get(size))  # type: ignore[misc]
+            Column(
+                f"{size} token{'s' if size > 1 else ''}",
+                lambda row, size=size: row[1].get(size),  # type: ignore[misc]
+                "ms",
+            )
             for size in sizes
         ),
     ]
     rows = [(sessions, {int(tokens): ms for tokens, ms in row}) for sessions, row in curve.rows.items()]
     if about:
         print(f"{about}:")
-    print_table("A step, ms", columns, rows)
+    print_table("Time of a step", columns, rows)
 
 
 def show_findings(found: Findings, drafts: Drafts, level: Level) -> None:

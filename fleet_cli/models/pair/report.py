@@ -67,15 +67,11 @@ def _llama(model: ModelFacts) -> Need:
 _MEGA: Final = 1_000_000
 
 _NEEDS: Final[list[Column[tuple[str, Need]]]] = [
-    Column("where", lambda row: row[0]),
-    Column("engine", lambda row: row[1].engine),
-    Column("weights", lambda row: row[1].number_format),
-    Column("weights, MB", lambda row: round(row[1].weight_bytes / _MEGA)),
-    Column(
-        f"keys and values, MB for {UNIT:,} tokens",
-        lambda row: row[1].kv_bytes / _MEGA,
-        narrow=f"keys and values,\nMB for {UNIT:,} tokens",
-    ),
+    Column("where", lambda row: row[0], rank=0),
+    Column("engine", lambda row: row[1].engine, rank=0),
+    Column("number format", lambda row: row[1].number_format, rank=0),
+    Column("weights", lambda row: row[1].weight_bytes, "bytes", rank=0),
+    Column(f"keys and values for {UNIT:,} tokens", lambda row: row[1].kv_bytes, "bytes", rank=0),
 ]
 
 _MODES: Final = (("residual", False), ("coupled", True))
@@ -91,16 +87,16 @@ def _share(*, coupled: bool) -> Callable[[tuple[str, Acceptance]], str]:
 
 
 _ACCEPTANCE: Final[list[Column[tuple[str, Acceptance]]]] = [
-    Column("prompts", lambda row: row[0]),
-    Column("texts", lambda row: len(row[1].texts)),
-    Column("tokens", lambda row: row[1].tokens),
-    *(Column(f"{mode} ± standard error", _share(coupled=coupled), narrow=mode) for mode, coupled in _MODES),
+    Column("prompts", lambda row: row[0], rank=0),
+    Column("texts", lambda row: len(row[1].texts), "count"),
+    Column("tokens", lambda row: row[1].tokens, "count"),
+    *(Column(f"{mode} ± standard error", _share(coupled=coupled), "number", rank=0) for mode, coupled in _MODES),
 ]
 
 _VERDICTS: Final[list[Column[tuple[int, Acceptance]]]] = [
-    Column("draft tokens", lambda row: row[0]),
-    Column("residual", lambda row: row[1].tokens_per_verdict(row[0], coupled=False), digits=2),
-    Column("coupled", lambda row: row[1].tokens_per_verdict(row[0], coupled=True), digits=2),
+    Column("draft tokens", lambda row: row[0], "count", rank=0),
+    Column("residual", lambda row: row[1].tokens_per_verdict(row[0], coupled=False), "ratio", rank=0),
+    Column("coupled", lambda row: row[1].tokens_per_verdict(row[0], coupled=True), "ratio", rank=0),
 ]
 
 

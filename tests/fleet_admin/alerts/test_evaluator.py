@@ -17,6 +17,7 @@ from fleet_admin.alerts.facts import DeviceFacts, EdgeFacts, Facts
 from fleet_admin.alerts.settings import AlertSettings
 from fleet_edge.store.database import open_store
 from fleet_edge.store.errors import StoreUnavailable
+from fleet_edge.store.states import MachineState
 from schemas.control import Alert, AlertState
 
 START = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -68,11 +69,11 @@ class World:
         if self.broken:
             raise StoreUnavailable("It is away.")
         edges = [
-            EdgeFacts(name=name.replace("_", "-"), presence="online", seen_at=now, kv_usage=value)
+            EdgeFacts(name=name.replace("_", "-"), state=MachineState.ONLINE, seen_at=now, kv_usage=value)
             for name, value in self.kv.items()
         ]
         until = None if self.certificate is None else now + self.certificate
-        devices = [DeviceFacts(name="gateway-1", presence="online", seen_at=now, certificate_until=until)]
+        devices = [DeviceFacts(name="gateway-1", state=MachineState.ONLINE, seen_at=now, certificate_until=until)]
         return Facts(now=now, edges=edges, devices=devices)
 
 

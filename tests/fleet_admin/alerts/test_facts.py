@@ -80,7 +80,7 @@ def test_devices_and_edges_with_their_certificates_and_load(store: Store) -> Non
         samples.edge_load(at=NOW - MINUTE, kv_usage=0.95, spooled_records=7),
     )
     (device,), (edge,) = found.devices, found.edges
-    assert (device.name, device.presence, device.seen_at) == ("sensor-1", "offline", NOW - HOUR)
+    assert (device.name, device.state, device.seen_at) == ("sensor-1", "offline", NOW - HOUR)
     assert device.certificate_until == edge.certificate_until == until
     assert (edge.name, edge.kv_usage, edge.spooled_records, edge.load_at) == ("edge-1", 0.95, 7, NOW - MINUTE)
     assert not edge.queue_ms

@@ -10,13 +10,14 @@ from fleet_admin.alerts.facts import Acceptance, DeviceFacts, EdgeFacts, Facts
 from fleet_admin.alerts.rules import RULES, Reading, readings
 from fleet_admin.alerts.settings import AlertSettings
 from fleet_admin.alerts.views import AlertSeverity
+from fleet_edge.store.states import MachineState
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
 SETTINGS = AlertSettings()
 
-DEVICE = DeviceFacts(name="gateway-1", presence="online", seen_at=NOW)
-EDGE = EdgeFacts(name="edge-1", presence="online", seen_at=NOW)
+DEVICE = DeviceFacts(name="gateway-1", state=MachineState.ONLINE, seen_at=NOW)
+EDGE = EdgeFacts(name="edge-1", state=MachineState.ONLINE, seen_at=NOW)
 
 
 def read(rule: str, facts: Facts, settings: AlertSettings = SETTINGS) -> Reading | None:
@@ -50,12 +51,12 @@ def faulty(count: int) -> Facts:
 
 WRONG = {
     "device-silent": [
-        device(presence="offline", seen_at=NOW - 16 * MINUTE),
-        device(silent_since=NOW - DAY, seen_at=NOW - 1.1 * DAY),
+        device(state=MachineState.OFFLINE, seen_at=NOW - 16 * MINUTE),
+        device(state=MachineState.SILENT, seen_at=NOW - 1.1 * DAY),
     ],
     "acceptance-low": [of_drafts(0.3, 0.6)],
     "clock-wrong": [Facts(now=NOW, skews={"gateway-1": "Its clock is ahead by an hour."})],
-    "edge-offline": [edge(presence="offline", seen_at=NOW - 2 * MINUTE)],
+    "edge-offline": [edge(state=MachineState.OFFLINE, seen_at=NOW - 2 * MINUTE)],
     "queue-long": [edge(queue_ms=[10.0] * 94 + [600.0] * 6)],
     "step-long": [edge(step_ms=[10.0] * 94 + [1001.0] * 6)],
     "kv-full": [edge(kv_usage=0.91)],
@@ -72,12 +73,11 @@ WRONG = {
 RIGHT = {
     "device-silent": [
         device(),
-        device(presence="offline", seen_at=NOW - 14 * MINUTE),
-        device(silent_since=NOW - MINUTE, seen_at=NOW - 16 * MINUTE),  # nothing to write, and so nothing to say
-        device(seen_at=NOW - 1.1 * DAY),  # it was heard of since, in a session
+        device(state=MachineState.OFFLINE, seen_at=NOW - 14 * MINUTE),
+        device(state=MachineState.SILENT, seen_at=NOW - 16 * MINUTE),  # it may be idle
     ],
     "acceptance-low": [of_drafts(0.6, 0.6), of_drafts(0.9, 0.6)],
-    "edge-offline": [edge(), edge(presence="draining")],
+    "edge-offline": [edge(), edge(state=MachineState.DRAINING)],
     "queue-long": [edge(queue_ms=[10.0] * 95 + [600.0] * 5)],
     "step-long": [edge(step_ms=[10.0] * 100)],
     "kv-full": [edge(kv_usage=0.8)],
@@ -89,7 +89,7 @@ RIGHT = {
 }
 BETWEEN = {
     "acceptance-low": [of_drafts(0.43, 0.6)],  # at 0.42 it would be wrong
-    "edge-offline": [edge(presence="offline", seen_at=NOW - MINUTE / 2)],
+    "edge-offline": [edge(state=MachineState.OFFLINE, seen_at=NOW - MINUTE / 2)],
     "queue-long": [edge(queue_ms=[490.0] * 50)],
     "step-long": [edge(step_ms=[950.0] * 50)],
     "kv-full": [edge(kv_usage=0.88)],
@@ -99,18 +99,18 @@ BETWEEN = {
     "faults": [faulty(48)],
 }
 SILENT = {
-    "device-silent": [device(presence="offline", seen_at=NOW - 15 * DAY)],
+    "device-silent": [device(state=MachineState.OFFLINE, seen_at=NOW - 15 * DAY)],
     "acceptance-low": [of_drafts(0.1, 0.6, tokens=400), Facts(now=NOW, acceptance={"x": Acceptance(1000, 1, 0, 0)})],
-    "edge-offline": [edge(presence="offline", seen_at=NOW - 15 * DAY)],
+    "edge-offline": [edge(state=MachineState.OFFLINE, seen_at=NOW - 15 * DAY)],
     "queue-long": [edge(queue_ms=[9000.0] * 19)],
     "step-long": [edge()],
-    "kv-full": [edge(), edge(kv_usage=1.0, presence="offline")],
+    "kv-full": [edge(), edge(kv_usage=1.0, state=MachineState.OFFLINE)],
     "spool-grows": [edge()],
-    "database-lags": [edge(), edge(load_at=NOW - DAY, presence="offline")],
+    "database-lags": [edge(), edge(load_at=NOW - DAY, state=MachineState.OFFLINE)],
     "certificate-ends": [device(), device(certificate_until=NOW, seen_at=NOW - 15 * DAY)],
 }
 OFF = {
-    "device-silent": "silent_min idle_h",
+    "device-silent": "offline_min silent_h",
     "acceptance-low": "acceptance_share",
     "clock-wrong": "clocks",
     "edge-offline": "edge_away_s",

@@ -2,9 +2,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from fleet_admin.columns import Column
 from fleet_admin.dashboard.errors import Problem
-from fleet_admin.dashboard.grid import Column, Grid, matches
-from fleet_admin.dashboard.web.csv import csv_cell
+from fleet_admin.dashboard.grid import Grid, matches
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,9 @@ class Row:
     tokens: int = 0
 
 
-NAME: Column[Row] = Column("name", "name", lambda row: row.name)
-SHARE: Column[Row] = Column("share", "share", lambda row: row.share, kind="percent")
-TOKENS: Column[Row] = Column("tokens", "tokens", lambda row: row.tokens, kind="count", common=False)
+NAME: Column[Row] = Column("name", lambda row: row.name)
+SHARE: Column[Row] = Column("share", lambda row: row.share, "percent")
+TOKENS: Column[Row] = Column("tokens", lambda row: row.tokens, "count", rank=3)
 GRID: Grid[Row] = Grid((NAME, SHARE, TOKENS), sort="name")
 ROWS = [Row("beta", 0.5, 3), Row("Alpha", 0.25, 20), Row("gamma", None, 1)]
 
@@ -87,12 +87,3 @@ def test_what_a_grid_does_not_have_is_refused(query: dict[str, tuple[str, ...]])
 def test_a_long_grid_has_pages_and_its_csv_has_all() -> None:
     view = GRID.view([Row(f"n{number:04}") for number in range(250)], {"page": ("3",)})
     assert (view.page, view.pages, len(view.rows), len(view.lines())) == (3, 3, 50, 250)
-
-
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
-def test_no_cell_of_a_csv_is_a_formula(text: str) -> None:
-    assert csv_cell(text) == f"'{text}"
-
-
-def test_a_number_in_a_csv_stays_one() -> None:
-    assert csv_cell(-1.5) == "-1.5"

@@ -12,6 +12,7 @@ from fleet_admin.steering.values import check_change, read_assignments
 from fleet_admin.steering.views import SettingState
 from fleet_device.steering.commands import ACTIONS
 from fleet_edge.store.event_codes import EVENT_CODES, EventKind
+from fleet_edge.store.states import MachineState
 from fleet_edge.store.steering.views import WantedView
 from schemas.control import Presence
 from schemas.steering import (
@@ -30,7 +31,7 @@ KNOWN = {
     for each in (
         KnownDevice(device="a", presence=Presence.ONLINE, labels=("hall", "roof"), draft_model="small", edges=("e1",)),
         KnownDevice(device="b", presence=Presence.ONLINE, labels=("hall",), draft_model="large", software="0.2"),
-        KnownDevice(device="c", presence=Presence.OFFLINE, silent=True, draft_model="small"),
+        KnownDevice(device="c", presence=Presence.OFFLINE, state=MachineState.OFFLINE, draft_model="small"),
         KnownDevice(device="d", labels=("hall",), retired_at=NOW),
     )
 }

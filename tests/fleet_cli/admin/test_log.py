@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet_cli import tables
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.rollups.rolling import roll_up
@@ -44,7 +45,7 @@ def test_devices_are_listed(admin: Run) -> None:
     code, output, _ = admin("devices")
     assert code == 0
     assert "sensor-1" in output
-    assert "last seen (UTC)" in output
+    assert "last sign (UTC)" in output
     assert [device["device"] for device in as_json(admin("devices", "--json"))] == ["sensor-1", "sensor-2"]
 
 
@@ -95,26 +96,25 @@ def test_sessions_are_filtered(admin: Run, arguments: tuple[str, ...], expected:
 
 def test_sessions_are_listed_with_their_rates(admin: Run) -> None:
     _, output, _ = admin("sessions", "--limit", "2")
-    for expected in (SESSION, "0.750", "12.0", "stop", "open", "up B/token", "--limit 2"):
+    for expected in (SESSION, "75.0 %", "12 B", "stop", "running", "up per token", "--limit 2"):
         assert expected in output
 
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal of 80 columns."""
-    for name, value in {"TTY_COMPATIBLE": "1", "TERM": "dumb", "COLUMNS": "80"}.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tables, "terminal_width", lambda: 80)
 
 
 @pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize(
     ("arguments", "together"),
     [
-        (("sessions",), (SESSION[:8], "sensor-1", "2026-03-04 10:30", "20", "0.75", "stop")),
-        (("devices",), ("sensor-1", "online", "Q4_0", "2026-03-04 10:30")),
-        (("stats", "--by", "device"), ("sensor-1", "20", "0.75")),
-        (("session", SESSION, "--rounds"), ("2026-03-04 10:30", "edge-1", "20", "0.75", "stop")),
-        (("session", SESSION, "--rounds"), ("10:30:01", "48", "32", "2.0", "40.0")),
+        (("sessions",), (SESSION[:8], "sensor-1", "2026-03-04 10:30", "20", "75.0 %", "stop")),
+        (("devices",), ("sensor-1", "silent", "2026-03-04 10:30")),
+        (("stats", "--by", "device"), ("sensor-1", "20", "75.0 %")),
+        (("session", SESSION, "--rounds"), ("2026-03-04 10:30", "edge-1", "20", "75.0 %", "stop")),
+        (("session", SESSION, "--rounds"), ("10:30:01", "48 B", "32 B", "2.0 ms", "40 ms")),
         (("device", "sensor-1"), (SESSION[:8], "2026-03-04 10:30", "stop")),
     ],
     ids=lambda words: " ".join(words[:2]),
@@ -132,7 +132,7 @@ def test_a_terminal_of_80_columns_shows_whole_words(
 def test_wide_shows_what_a_pipe_is_given(admin: Run, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     _, wide, _ = admin(*command, "--wide")
     _, narrow, _ = admin(*command)
-    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    monkeypatch.setattr(tables, "terminal_width", lambda: None)
     _, piped, _ = admin(*command)
     assert wide == piped
     assert max(map(len, narrow.splitlines())) <= 80 < max(map(len, wide.splitlines()))
@@ -158,7 +158,7 @@ def test_each_open_of_a_session_is_shown_with_what_it_computed_and_took_over(adm
 
 def test_a_session_is_shown_by_a_prefix_with_both_counts_and_its_rounds(admin: Run) -> None:
     _, output, _ = admin("session", SESSION[:5], "--rounds")
-    for expected in (SESSION, str(2**64 - 1), "by the device", "Segments", "Rounds: 1", "sparse", "prefill ms (edge)"):
+    for expected in (SESSION, str(2**64 - 1), "by the device", "Segments", "Rounds: 1", "sparse", "prompt (edge)"):
         assert expected in output
     _, output, _ = admin("session", OTHER[:2], "--rounds")
     assert "was not traced" in output
@@ -171,8 +171,8 @@ def test_a_session_is_shown_by_a_prefix_with_both_counts_and_its_rounds(admin: R
 
 def test_stats_add_up(admin: Run) -> None:
     _, output, _ = admin("stats", "--by", "draft", "--since", "2026-01-01")
-    expectations = ("SmolLM2-135M Q4_0", "0.750", "Totals since 2026-01-01 00:00:00 UTC", "tokens/s per session")
-    for expected in (*expectations, "queue ms/round", "prefill ms/round"):
+    expectations = ("SmolLM2-135M Q4_0", "75.0 %", "Totals since 2026-01-01 00:00:00 UTC", "tokens/s per session")
+    for expected in (*expectations, "queue per round", "prompt wait per round"):
         assert expected in output
     assert as_json(admin("stats", "--json"))["all"]["sessions"] == 2
     assert list(as_json(admin("stats", "--by", "device", "--json"))) == ["sensor-1", "sensor-2"]

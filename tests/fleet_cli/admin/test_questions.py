@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from fleet_admin.csv_output import csv_cell
+from fleet_cli import tables
 from fleet_cli.admin.events import follow
-from fleet_cli.csv_output import csv_cell
+from fleet_cli.admin.periods import equal_parts, read_period
 from fleet_edge import SessionLog
 from fleet_edge.store.database import open_store
 from fleet_edge.store.event_codes import Severity
@@ -46,7 +48,7 @@ def _end(name: str, at: datetime, *, device: str, **fields: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return a log of two devices and two edges, of today and of the week before."""
+    """Return a log of three devices and two edges, of today and of the week before."""
     url = f"sqlite:///{tmp_path_factory.mktemp('log') / 'fleet.sqlite3'}"
     lately, before = NOW - timedelta(minutes=5), NOW - timedelta(days=9)
     moved = {"session": MOVED, "segment": segment_number(lately), "device": "gateway-8"}
@@ -57,8 +59,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
                 samples.device_seen(device="gateway-7", software="0.2.0", at=lately, presence_since=before),
                 samples.device_seen(device="gateway-8", at=before, certificate_until=NOW + timedelta(days=3)),
                 samples.device_told(device="gateway-7", at=lately),
+                samples.device_seen(device="gateway-9", at=before),
                 samples.edge_seen(at=lately),
-                samples.edge_load(at=lately, kv_usage=0.5),
+                samples.edge_load(at=NOW + timedelta(hours=1), kv_usage=0.5),  # fresh, however long the tests take
                 *_session(FAILED, lately, device="gateway-7", app="chat"),
                 _end(
                     FAILED,
@@ -82,7 +85,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
             ]
         )
         with store.engine.begin() as connection:
-            connection.exec_driver_sql("UPDATE devices SET silent_since = seen_at WHERE device = 'gateway-8'")
             add_labels(connection, {"gateway-8": ["hall_a", "north"]}, who="ada", now=NOW)
     return url
 
@@ -115,20 +117,20 @@ def test_what_the_page_names_can_be_run(admin: Run, command: str) -> None:
     ("command", "expected", "absent"),
     [
         ("devices --label hall_a", ["gateway-8"], ["gateway-7"]),
-        ("devices --silent", ["gateway-8", "silent"], ["gateway-7"]),
+        ("devices --silent", ["gateway-9", "silent"], ["gateway-7", "gateway-8"]),
         ("devices --version 0.2.0", ["gateway-7"], ["gateway-8"]),
         ("devices --since 1h", ["gateway-7"], []),
         ("sessions --label hall_a", [MOVED, WHOLE], [FAILED]),
         ("sessions --reason failed", [FAILED, "The draft model is gone."], [MOVED]),
-        ("sessions --model nobodys", ["Sessions: 0"], [MOVED]),
-        (f"session {FAILED}", ["The draft model is gone. (drafter-error)", "350.0", "90.0"], []),
-        ("edges", ["edge-1", "50.0", "4,093"], []),
+        ("sessions --model nobodys", ["No session"], [MOVED]),
+        (f"session {FAILED}", ["The draft model is gone. (drafter-error)", "350 ms", "90 ms"], []),
+        ("edges", ["edge-1", "50.0 %", "4,093"], []),
         ("versions", ["0.2.0", "0.1.0"], []),
         ("usage --by label", ["hall_a", "north", "—"], ["gateway-8"]),
         ("usage --by app,device", ["chat", "gateway-7"], []),
         ("usage --by month", [f"{NOW:%Y-%m}-01"], []),
         ("usage --by device --label hall_a", ["gateway-8"], ["gateway-7"]),
-        ("trend --grain day --since 20d", ["0.750", "first token p50 ms"], []),
+        ("trend --grain day --since 20d", ["75.0 %", "first token p95"], []),
         ("top --by refusals", ["gateway-7"], []),
         ("top --label north", ["gateway-8"], ["gateway-7"]),
         ("compare 14d..7d 7d", ["+100.0 %", "sessions failed"], []),
@@ -144,6 +146,66 @@ def test_answers_hold_what_was_asked_for(admin: Run, command: str, expected: lis
     output = _said(admin, command)
     assert [word for word in expected if word not in output] == [], output
     assert [word for word in absent if word in output] == [], output
+
+
+def _numbers(output: str) -> list[str]:
+    return [word for word in output.split() if any(character.isdigit() for character in word)]
+
+
+@pytest.mark.parametrize("width", [80, 60])
+@pytest.mark.parametrize("command", [command for _, command in _questions()])
+def test_a_narrow_terminal_cuts_no_number(
+    admin: Run, command: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = command.split(maxsplit=1)[0]
+    if name in {*ELSEWHERE, "export"} or "--follow" in command or "--csv" in command:
+        return
+    command = command.replace("SESSION", FAILED[:4])
+    whole = _numbers(_said(admin, command))
+    monkeypatch.setattr(tables, "terminal_width", lambda: width)
+    narrow = _said(admin, command)
+    # To the minute, and of an id as much as tells it from the others.
+    starts = tuple(each.rpartition(":")[0] for each in whole if each.count(":") == 2)
+    ids = tuple(each[:8] for each in whole if len(each) >= 16)
+    unknown = [each for each in _numbers(narrow) if each not in (*whole, *starts, *ids, "columns", "column")]
+    hidden = [line.split()[0] for line in narrow.splitlines() if "hidden:" in line]
+    assert [each for each in unknown if each not in hidden] == [], narrow
+    assert all(len(line) <= width for line in narrow.splitlines() if not line.startswith(("Events", "Devices")))
+
+
+@pytest.mark.parametrize("sort", ["sessions", "tokens", "acceptance", "round-trip", "draft-time", "certificate"])
+def test_the_column_that_devices_are_sorted_by_is_shown(admin: Run, sort: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "terminal_width", lambda: 60)
+    output = _said(admin, f"devices --sort {sort}")
+    assert sort.partition("-")[0] in output
+
+
+def test_top_leaves_out_who_has_written_too_little_for_a_speed(admin: Run) -> None:
+    assert [each["device"] for each in json.loads(_said(admin, "top --by tokens --since 30d --json"))] == [
+        "gateway-8",
+        "gateway-7",
+    ]
+    assert json.loads(_said(admin, "top --by slowest --since 30d --json")) == []
+    assert "100 tokens" in _said(admin, "top --by slowest --since 30d")
+
+
+def test_of_two_periods_equal_parts_are_compared() -> None:
+    wednesday = datetime(2026, 11, 25, 12, tzinfo=UTC)
+    last, this = (read_period(name, now=wednesday) for name in ("last-week", "this-week"))
+    assert (last.hours, this.hours) == (168.0, 60.0)
+    for one, other in (equal_parts(last, this), equal_parts(this, last)[::-1]):
+        assert (one.since, one.until) == (last.since, last.since + timedelta(hours=60))
+        assert other == this
+    over = [read_period(name, now=wednesday) for name in ("2026-09", "2026-10")]
+    assert list(equal_parts(*over)) == over, "both are whole"
+
+
+def test_devices_are_limited_and_the_title_says_of_how_many(admin: Run) -> None:
+    output = _said(admin, "devices --limit 1")
+    assert ("gateway-7" in output, "gateway-8" in output) == (True, False)
+    assert "1 of 3" in output
+    assert len(json.loads(_said(admin, "devices --limit 1 --json"))) == 1
+    assert len(json.loads(_said(admin, "devices --json"))) == 3
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def test_only_online_devices_without_any_sign_are_marked_silent(store: Store) ->
     with store.engine.begin() as connection:
         assert retire(connection, "retired", START)
     now = after(901)
-    assert housekeeping.mark_silent(store.engine, now=now, silent_after=QUARTER) == ["quiet"]
-    assert housekeeping.mark_silent(store.engine, now=now, silent_after=QUARTER) == []
+    assert housekeeping.mark_silent(store.engine, now=now) == ["quiet"]
+    assert housekeeping.mark_silent(store.engine, now=now) == []
     silent = {row["device"]: row["silent_since"] for row in all_rows(store)["devices"]}
     assert silent == {"quiet": now, "gone": None, "fresh": None, "drafting": None, "retired": None}
 
@@ -59,7 +59,7 @@ def test_old_commands_are_purged_and_the_others_stay(store: Store) -> None:
 
 def test_a_device_that_is_heard_again_is_not_silent(store: Store) -> None:
     store.apply([samples.device_seen()])
-    housekeeping.mark_silent(store.engine, now=after(901), silent_after=QUARTER)
+    housekeeping.mark_silent(store.engine, now=after(901))
     store.apply([samples.device_seen(at=after(-5))])
     assert all_rows(store)["devices"][0]["silent_since"] == after(901)
     store.apply([samples.device_seen(at=after(902))])

@@ -7,6 +7,7 @@ import pytest
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.store.event_codes import EVENT_CODES
 from fleet_edge.store.records.events import EventLogged
+from fleet_edge.store.states import MachineState
 from fleet_edge.store.views import EdgeView
 from fleet_edge.watch.life_events import LifeEvents
 from schemas.control import Presence
@@ -18,6 +19,7 @@ BEFORE = EdgeView(
     software="0.1.0",
     target="small",
     presence=Presence.OFFLINE.value,
+    state=MachineState.OFFLINE,
     first_seen_at=START,
     seen_at=START,
     presence_since=None,

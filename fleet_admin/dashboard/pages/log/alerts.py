@@ -8,10 +8,11 @@ from starlette.responses import Response
 
 from fleet_admin.alerts.errors import AlertError
 from fleet_admin.alerts.views import AlertSeverity, AlertView
-from fleet_admin.dashboard.grid import Column, Grid
+from fleet_admin.dashboard.grid import Grid
 from fleet_admin.dashboard.pages.page import Page, action
 from fleet_admin.dashboard.visit import Visit
 from fleet_admin.dashboard.web.csv import csv_response
+from fleet_admin.reports import ALERTS, alert_state
 
 __all__ = ["PAGES"]
 
@@ -20,34 +21,11 @@ _MOST: Final = 1_000
 _MOST_AT_ONCE: Final = 100
 
 
-def _state(alert: AlertView) -> str:
-    if not alert.open:
-        return "cleared"
-    return "acknowledged" if alert.acknowledged_at is not None else alert.severity
-
-
 def _about(alert: AlertView) -> str:
     return f"/devices/{quote(alert.device, safe='')}" if alert.device is not None else ""
 
 
-_GRID: Final = Grid[AlertView](
-    (
-        Column("id", "alert", lambda row: row.id[:8]),
-        Column("state", "state", _state, state=True),
-        Column("rule", "rule", lambda row: row.rule),
-        Column("subject", "of", lambda row: row.subject),
-        Column("sentence", "what is wrong", lambda row: row.sentence),
-        Column("since", "since", lambda row: row.since_at, kind="ago"),
-        Column("last", "last seen", lambda row: row.last_at, kind="ago"),
-        Column("value", "value", lambda row: row.value, kind="figure", common=False),
-        Column("threshold", "threshold", lambda row: row.threshold, kind="figure", common=False),
-        Column("acknowledged_by", "acknowledged by", lambda row: row.acknowledged_by),
-        Column("acknowledged", "acknowledged", lambda row: row.acknowledged_at, kind="moment", common=False),
-        Column("cleared", "over", lambda row: row.cleared_at, kind="moment"),
-        Column("cleared_by", "cleared by", lambda row: row.cleared_by, common=False),
-    ),
-    sort="-since",
-)
+_GRID: Final = Grid[AlertView](ALERTS, sort="-since")
 
 
 def show(visit: Visit) -> Response:
@@ -60,7 +38,7 @@ def show(visit: Visit) -> Response:
     return visit.page(
         "alerts.html",
         title="Alerts",
-        alerts=[(each, _state(each), _about(each)) for each in is_open[:_MOST_AT_ONCE]],
+        alerts=[(each, alert_state(each), _about(each)) for each in is_open[:_MOST_AT_ONCE]],
         number=len(is_open),
         critical=sum(each.severity == AlertSeverity.CRITICAL for each in is_open),
         waiting=sum(each.acknowledged_at is None for each in is_open),

@@ -5,11 +5,12 @@ from typing import Final
 
 from starlette.responses import Response
 
-from fleet_admin.dashboard.grid import Column, Grid
+from fleet_admin.dashboard.grid import Grid
 from fleet_admin.dashboard.pages.page import Page
 from fleet_admin.dashboard.ranges import RANGES, range_of
 from fleet_admin.dashboard.visit import Visit
 from fleet_admin.dashboard.web.csv import csv_response
+from fleet_admin.reports import AUDIT
 from fleet_edge.store.steering.views import AuditView
 
 __all__ = ["PAGES"]
@@ -17,19 +18,7 @@ __all__ = ["PAGES"]
 _MOST: Final = 2_000
 _MOST_CSV: Final = 50_000
 
-_GRID: Final = Grid[AuditView](
-    (
-        Column("at", "time", lambda row: row.at, kind="moment"),
-        Column("who", "who", lambda row: row.who),
-        Column("action", "action", lambda row: row.action),
-        Column("subject", "of", lambda row: row.subject),
-        Column("before", "before", lambda row: row.before),
-        Column("after", "after", lambda row: row.after),
-        Column("outcome", "outcome", lambda row: row.outcome),
-        Column("source", "from", lambda row: row.source, meaning="The machine, or the address of the reader."),
-    ),
-    sort="-at",
-)
+_GRID: Final = Grid[AuditView](AUDIT, sort="-at")
 
 
 def show(visit: Visit) -> Response:

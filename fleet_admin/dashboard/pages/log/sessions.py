@@ -9,10 +9,11 @@ from urllib.parse import quote, urlencode
 from starlette.responses import Response
 
 from fleet_admin.dashboard.errors import Problem
-from fleet_admin.dashboard.grid import Column
+from fleet_admin.dashboard.grid import MOST_SHOWN, Link
 from fleet_admin.dashboard.pages.page import Page
 from fleet_admin.dashboard.visit import Visit
 from fleet_admin.dashboard.web.csv import csv_response
+from fleet_admin.reports import RUNNING, SESSIONS
 from fleet_edge.session_log import SessionLog
 from fleet_edge.store.views import SessionView
 from schemas.policy import Mode
@@ -29,7 +30,6 @@ _MOST_CSV: Final = 200_000
 _MOST_SKIPPED: Final = 10_000
 _INSTANT: Final = timedelta(microseconds=1)
 _CHOICES: Final = ("device", "edge", "reason", "mode", "since", "until")
-_RUNNING: Final = "running"
 
 
 def address_of(session: SessionView) -> str:
@@ -41,24 +41,8 @@ def _device(session: SessionView) -> str:
     return f"/devices/{quote(session.device, safe='')}"
 
 
-_COLUMNS: Final[tuple[Column[SessionView], ...]] = (
-    Column("session", "session", lambda row: row.session, link=address_of),
-    Column("opened", "opened", lambda row: row.opened_at, kind="moment"),
-    Column("device", "device", lambda row: row.device, link=_device),
-    Column("app", "application", lambda row: row.app),
-    Column("edge", "edge", lambda row: row.edge),
-    Column("reason", "end", lambda row: row.reason or _RUNNING, state=True),
-    Column("tokens", "tokens", lambda row: row.counted.tokens, kind="count"),
-    Column("acceptance", "acceptance", lambda row: row.counted.acceptance, kind="percent"),
-    Column("speed", "tokens/s", lambda row: row.counted.tokens_per_s, kind="figure"),
-    Column("first_token", "first token", lambda row: row.first_token_ms, kind="ms"),
-    Column("gap_p95", "gap p95", lambda row: row.gap_p95_ms, kind="ms",
-           meaning="19 of 20 tokens came no later than this after the one before."),
-    Column("mode", "mode", lambda row: row.mode),
-    Column("draft", "draft model", lambda row: row.draft_model),
-    Column("quantization", "quantization", lambda row: row.quantization),
-    Column("why", "why", lambda row: row.end_sentence, meaning="It ended so, where that is more than its end says."),
-)  # fmt: skip
+_LINKS: Final[dict[str, Link[SessionView]]] = {"session": address_of, "device": _device}
+_SHOWN: Final = [column for column in SESSIONS if column.rank <= MOST_SHOWN]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +87,7 @@ def show(visit: Visit) -> Response:
     """Show a page of sessions, or give all that are chosen as CSV."""
     chosen = {name: visit.query(name) for name in _CHOICES}
     if visit.query("format") == "csv":
-        headings = [column.key for column in _COLUMNS]
+        headings = [column.key for column in SESSIONS]
         return csv_response("sessions", headings, _lines(visit.services.log, chosen))
     place = _Place.read(visit.query("from"))
     found = _sessions(visit.services.log, chosen, place, limit=_PAGE + 1)
@@ -111,10 +95,11 @@ def show(visit: Visit) -> Response:
     return visit.page(
         "sessions.html",
         title="Sessions",
-        columns=_COLUMNS,
+        columns=_SHOWN,
+        links=_LINKS,
         rows=rows,
         chosen=chosen,
-        reasons=[_RUNNING, *EndReason],
+        reasons=[RUNNING, *EndReason],
         modes=list(Mode),
         older=_Place.after(rows, place).text() if len(found) > _PAGE else "",
         first=place is None,
@@ -124,7 +109,7 @@ def show(visit: Visit) -> Response:
 def _sessions(log: SessionLog, chosen: dict[str, str], place: _Place | None, *, limit: int) -> Sequence[SessionView]:
     """Return sessions from a place on."""
     asked: dict[str, Any] = {name: value or None for name, value in chosen.items()}
-    if asked["reason"] == _RUNNING:
+    if asked["reason"] == RUNNING:
         asked |= {"reason": None, "open": True}
     if place is None:
         return log.sessions(limit=limit, **asked)
@@ -137,7 +122,7 @@ def _lines(log: SessionLog, chosen: dict[str, str]) -> Iterator[list[object]]:
     place: _Place | None = None
     for _ in range(_MOST_CSV // _CSV_PAGE):
         rows = _sessions(log, chosen, place, limit=_CSV_PAGE)
-        yield from ([column.value(row) for column in _COLUMNS] for row in rows)
+        yield from ([column.value(row) for column in SESSIONS] for row in rows)
         if len(rows) < _CSV_PAGE:
             return
         place = _Place.after(rows, place)

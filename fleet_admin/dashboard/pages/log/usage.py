@@ -6,13 +6,15 @@ from typing import Final
 
 from starlette.responses import Response
 
+from fleet_admin.columns import Column
 from fleet_admin.dashboard.errors import Problem
-from fleet_admin.dashboard.grid import Column, Grid
+from fleet_admin.dashboard.grid import Grid
 from fleet_admin.dashboard.pages.page import Page
 from fleet_admin.dashboard.ranges import RANGES, range_of
 from fleet_admin.dashboard.series import series
 from fleet_admin.dashboard.visit import Visit
 from fleet_admin.dashboard.web.csv import csv_response
+from fleet_admin.reports import edge_seconds, model_name, tally_columns
 from fleet_edge.store.views import UsageView
 
 __all__ = ["PAGES"]
@@ -28,7 +30,7 @@ _BY: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
 _NAMES: Final[Mapping[str, Callable[[UsageView], str]]] = {
     "app": lambda row: row.app or "",
     "device": lambda row: row.device or "",
-    "model": lambda row: f"{row.draft_model or ''} {row.quantization or ''}".strip(),
+    "model": lambda row: model_name(row.draft_model, row.quantization) or "",
     "edge": lambda row: row.edge or "",
 }
 _DAILY: Final = timedelta(days=31)
@@ -37,32 +39,14 @@ _DAILY: Final = timedelta(days=31)
 _HOURLY: Final = timedelta(days=2)
 
 
-def _edge_ms(row: UsageView) -> float | None:
-    """Return the time of an edge that texts took: of a step, each of its sessions has a share alike."""
-    batch = row.counted.mean_batch
-    return row.counted.compute_ms / batch / 1e3 if batch else None
-
-
-def _columns(by: str, words: str) -> tuple[Column[UsageView], ...]:
-    return (
-        Column("name", words, _NAMES[by]),
-        Column("tokens", "tokens", lambda row: row.counted.tokens, kind="count"),
-        Column("sessions", "sessions", lambda row: row.counted.sessions, kind="count"),
-        Column("edge_s", "edge time, s", _edge_ms, kind="figure", meaning="Steps, each shared by its sessions alike."),
-        Column("acceptance", "acceptance", lambda row: row.counted.acceptance, kind="percent"),
-        Column("streamed", "written by edges", lambda row: row.counted.streamed, kind="count", common=False),
-        Column("prompt", "prompt tokens computed", lambda row: row.counted.prefill_tokens, kind="count"),
-        Column("reused", "prompt tokens reused", lambda row: row.counted.reused_tokens, kind="count", common=False),
-        Column("up", "up", lambda row: row.counted.uplink_bytes, kind="bytes"),
-        Column("down", "down", lambda row: row.counted.downlink_bytes, kind="bytes"),
-        Column("rounds", "rounds", lambda row: row.counted.rounds, kind="count", common=False),
-    )
+def _columns(by: str, words: str) -> list[Column[UsageView]]:
+    return [Column(words, _NAMES[by], key="name", rank=0), *tally_columns(lambda row: row.counted)]
 
 
 _GRIDS: Final = {by: Grid[UsageView](_columns(by, words), sort="-tokens") for by, (words, _) in _BY.items()}
 _BY_TIME: Final = {
     by: Grid[UsageView](
-        (Column("start", "time", lambda row: row.start, kind="moment"), *_columns(by, words)), sort="-start"
+        (Column("time", lambda row: row.start, "moment", key="start", rank=0), *_columns(by, words)), sort="-start"
     )
     for by, (words, _) in _BY.items()
 }
@@ -93,7 +77,7 @@ def show(visit: Visit) -> Response:
         ranges=RANGES,
         range=name,
         total=total[0].counted if total else None,
-        edge_s=_edge_ms(total[0]) if total else None,
+        edge_s=edge_seconds(total[0].counted) if total else None,
         tokens=_chart(totals, lambda row: row.counted.tokens, unit="tokens"),
         bytes=_chart(totals, lambda row: (row.counted.uplink_bytes + row.counted.downlink_bytes) / 1e6, unit="MB"),
     )

@@ -31,9 +31,10 @@ def csv_cell(value: object) -> object:
 
 
 def write_csv(out: TextIO, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
-    """Write a heading and rows as they come; return how many rows."""
+    """Write a heading, unless it is empty, and rows as they come; return how many rows."""
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
+    if columns:
+        writer.writerow(columns)
     number = 0
     for number, row in enumerate(rows, start=1):  # noqa: B007 - the last number is wanted
         writer.writerow([csv_cell(value) for value in row])

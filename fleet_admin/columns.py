@@ -1,0 +1,146 @@
+"""Columns of reports: each is defined once, for the command line, the dashboard and CSV, with its unit and its rank."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Generic, Literal, TypeVar
+
+__all__ = ["ABSENT", "Column", "Kind", "ago", "in_order", "moment", "shown"]
+
+T = TypeVar("T")
+
+Kind = Literal[
+    "text", "sentence", "state", "id",
+    "count", "figure", "ratio", "percent", "ms", "bytes", "days", "number",
+    "moment", "day", "ago",
+]  # fmt: skip
+"""How a value is shown. `number` is text that holds a number with its unit; the others are described by `shown`."""
+
+ABSENT: Final = "—"
+_NUMBERS: Final = frozenset({"count", "figure", "ratio", "percent", "ms", "bytes", "days", "number"})
+_KILO: Final = 1000.0
+_LONG_MS: Final = 10_000.0
+_MINUTE_S: Final = 60
+_HOUR_S: Final = 3_600
+_DAY_S: Final = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[T]):
+    """A column of a report.
+
+    Attributes:
+        heading: For people; the unit stands in the cell.
+        value: Returns the column's value of a row.
+        kind: How the value is shown, filtered and set.
+        key: Name in addresses, in `--sort` and in CSV; by default the heading with `_` for spaces.
+        rank: 0 is always shown. A narrow terminal hides columns of higher ranks first, and of one rank the rightmost;
+            the dashboard shows rank 3 only on request.
+        meaning: One more sentence for people.
+    """
+
+    heading: str
+    value: Callable[[T], Any]
+    kind: Kind = "text"
+    key: str = ""
+    rank: int = 1
+    meaning: str = ""
+
+    def __post_init__(self) -> None:
+        """Derive the key."""
+        if not self.key:
+            object.__setattr__(self, "key", self.heading.replace(" ", "_"))
+
+    @property
+    def numeric(self) -> bool:
+        """Whether values are set to the right and filtered by size."""
+        return self.kind in _NUMBERS
+
+
+def in_order(rows: Sequence[T], column: Column[T], *, falling: bool) -> list[T]:
+    """Return rows sorted by a column; those without a value come last either way."""
+    having = [row for row in rows if column.value(row) is not None]
+    having.sort(key=lambda row: _order(column.value(row)), reverse=falling)
+    return having + [row for row in rows if column.value(row) is None]
+
+
+def _order(value: Any) -> Any:  # noqa: ANN401 - of all kinds
+    return value.casefold() if isinstance(value, str) else value
+
+
+def shown(value: Any, kind: Kind = "text", *, now: datetime | None = None) -> str:  # noqa: ANN401 - of all kinds
+    """Return a value as people read it.
+
+    Args:
+        value: What it is; None and empty text are shown as a dash.
+        kind: `count` is a whole number, `figure` has one digit after the point and `ratio` two; `percent` takes a share
+            from 0 to 1, `ms` milliseconds, `bytes` bytes and `days` days; `moment`, `day` and `ago` take
+            aware times.
+        now: With it, `ago` is an age; without, a time.
+    """
+    if value is None or value == "":
+        return ABSENT
+    if kind == "ago":
+        return ago(value, now=now)
+    return _FORMS[kind](value)
+
+
+def moment(value: datetime | None) -> str:
+    """Return a time to the second, in UTC."""
+    return ABSENT if value is None else f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def ago(value: datetime | None, *, now: datetime | None) -> str:
+    """Return how long ago a time is, in its largest unit."""
+    if value is None:
+        return ABSENT
+    if now is None:
+        return moment(value)
+    age: timedelta = now - value
+    seconds = max(age.total_seconds(), 0.0)
+    for unit, length in (("d", _DAY_S), ("h", _HOUR_S), ("min", _MINUTE_S)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return moment(value) if isinstance(value, datetime) else str(value)
+
+
+def _ms(value: float) -> str:
+    if value >= _LONG_MS:
+        return f"{value / _KILO:,.1f} s"
+    return f"{value:,.0f} ms" if value >= 10 else f"{value:,.1f} ms"  # noqa: PLR2004 - two digits do
+
+
+def _bytes(value: float) -> str:
+    """Return three digits or more, in the unit that needs the fewest."""
+    unit = "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if abs(value) < _KILO - 0.5:
+            break
+        value, unit = value / _KILO, larger
+    whole = abs(value) >= 100 or (unit == "B" and float(value).is_integer())  # noqa: PLR2004
+    digits = 0 if whole else 1 if abs(value) >= 10 else 2  # noqa: PLR2004
+    return f"{value:,.{digits}f} {unit}"
+
+
+_FORMS: Final[Mapping[str, Callable[[Any], str]]] = {
+    "text": _text,
+    "sentence": str,
+    "state": str,
+    "id": str,
+    "number": str,
+    "count": lambda value: f"{value:,.0f}",
+    "figure": lambda value: f"{value:,.2f}" if 0 < abs(value) < 1 else f"{value:,.1f}",
+    "ratio": lambda value: f"{value:,.2f}",
+    "percent": lambda value: f"{100 * value:.1f} %",
+    "ms": _ms,
+    "bytes": _bytes,
+    "days": lambda value: f"{value:,.0f} d",
+    "moment": moment,
+    "day": lambda value: f"{value:%Y-%m-%d}",
+}

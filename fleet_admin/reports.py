@@ -1,0 +1,339 @@
+"""Reports: the columns of what the command line, the dashboard and CSV show of the session log."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from fleet_admin.columns import Column
+from fleet_edge.counters import share
+
+if TYPE_CHECKING:
+    from fleet_admin.alerts.views import AlertView
+    from fleet_edge.store.rollouts import MachineRelease, MachineRollout, Rollout
+    from fleet_edge.store.steering.views import AuditView
+    from fleet_edge.store.views import DeviceView, EdgeView, EventView, SessionView, Tally
+
+__all__ = [
+    "ALERTS",
+    "AUDIT",
+    "EVENTS",
+    "MACHINES",
+    "RELEASES",
+    "ROLLOUTS",
+    "RUNNING",
+    "SESSIONS",
+    "Point",
+    "alert_state",
+    "days_left",
+    "device_columns",
+    "edge_columns",
+    "edge_seconds",
+    "model_name",
+    "rollout_state",
+    "start_column",
+    "tally_columns",
+    "trend_columns",
+]
+
+T = TypeVar("T")
+
+_DAY: Final = timedelta(days=1)
+
+
+def model_name(name: str | None, quantization: str | None) -> str | None:
+    """Return a draft model with its quantization."""
+    return " ".join(part for part in (name, quantization) if part) or None
+
+
+# Devices and edges
+
+
+def device_columns(now: datetime) -> "list[Column[DeviceView]]":
+    """Return the columns of devices; days are counted from `now` (aware)."""
+    return [
+        Column("device", lambda row: row.device, rank=0),
+        Column("state", lambda row: row.state.value, "state", rank=0),
+        Column("since", lambda row: row.state_since, "ago", rank=2),
+        Column("last sign", lambda row: row.last_sign_at, "ago", key="seen", rank=1,
+               meaning="When something last came from it: its presence, its telemetry or a draft."),
+        Column("draft model", lambda row: model_name(row.draft_model, row.quantization), key="draft", rank=1),
+        Column("tokens today", lambda row: row.tokens_today, "count", rank=1),
+        Column("acceptance 24 h", lambda row: row.acceptance_24h, "percent", key="acceptance_24h", rank=1),
+        Column("round trip", lambda row: row.round_trip_ms, "ms", rank=1, meaning="From a draft to its verdict."),
+        Column("edge", lambda row: row.last_edge, rank=2, meaning="That served its latest session."),
+        Column("release", lambda row: row.software, rank=2, meaning="That it runs, as it says itself."),
+        Column("acceptance 1 h", lambda row: row.acceptance_1h, "percent", key="acceptance_1h", rank=2),
+        Column("draft time per token", lambda row: row.draft_ms_per_token, "ms", key="draft_time", rank=3,
+               meaning="Of its draft model."),
+        Column("plan", lambda row: row.plan, rank=2),
+        Column("sessions", lambda row: row.sessions, "count", rank=2),
+        Column("certificate", lambda row: days_left(row.certificate_until, now), "days", rank=2, meaning="Days left."),
+        Column("labels", lambda row: " ".join(row.labels) or None, rank=2),
+        Column("last verdict", lambda row: row.last_verdict_at, "ago", key="verdict", rank=3),
+        Column("acceptance reported", lambda row: row.told_acceptance, "percent", key="told", rank=3,
+               meaning="By the device, since it started."),
+        Column("telemetry", lambda row: row.telemetry_at, "ago", rank=3),
+        Column("first seen", lambda row: row.first_seen_at, "moment", rank=3),
+    ]  # fmt: skip
+
+
+def edge_columns(now: datetime) -> "list[Column[EdgeView]]":
+    """Return the columns of edges; days are counted from `now` (aware)."""
+
+    def loaded(name: str) -> "Callable[[EdgeView], float | None]":
+        # The load of an edge that is silent or offline is not what it does now.
+        return lambda row: getattr(row, name) if row.state.value in ("online", "draining") else None
+
+    def free(row: "EdgeView") -> int | None:
+        return 0 if row.state.value == "draining" else row.free_sessions if row.state.value == "online" else None
+
+    return [
+        Column("edge", lambda row: row.edge, rank=0),
+        Column("state", lambda row: row.state.value, "state", rank=0),
+        Column("since", lambda row: row.presence_since, "ago", rank=2),
+        Column("open sessions", loaded("open_sessions"), "count", key="open", rank=1),
+        Column("room for", free, "count", key="free", rank=1, meaning="Sessions that it opens before it refuses one."),
+        Column("tokens/s", loaded("tokens_per_s"), "figure", key="tokens", rank=1),
+        Column("mean batch", loaded("batch_sessions"), "figure", key="batch", rank=1,
+               meaning="Mean number of sessions verified in one step."),
+        Column("step", loaded("step_ms"), "ms", rank=1),
+        Column("queue", loaded("queue_ms"), "ms", rank=1, meaning="Mean wait of a draft for its step."),
+        Column("KV use", loaded("kv_usage"), "percent", key="kv", rank=1,
+               meaning="Of the memory for keys and values."),
+        Column("records waiting", lambda row: row.spooled_records, "count", key="spool", rank=1,
+               meaning="Of the session log, on the edge's disk, because the database did not take them."),
+        Column("release", lambda row: row.software, rank=2),
+        Column("certificate", lambda row: days_left(row.certificate_until, now), "days", rank=2, meaning="Days left."),
+        Column("target model", lambda row: row.target, key="target", rank=2),
+        Column("seen", lambda row: row.seen_at, "ago", rank=2),
+        Column("load written", lambda row: row.load_at, "ago", key="load", rank=3),
+        Column("first seen", lambda row: row.first_seen_at, "moment", rank=3),
+    ]  # fmt: skip
+
+
+def days_left(until: datetime | None, now: datetime) -> float | None:
+    """Return the days until a certificate ends; below 0 if it has."""
+    return None if until is None else (until - now) / _DAY
+
+
+# Sessions and events
+
+
+RUNNING: Final = "running"
+"""End of a session that has not ended."""
+
+SESSIONS: "Final[list[Column[SessionView]]]" = [
+    Column("session", lambda row: row.session, "id", rank=0),
+    Column("opened", lambda row: row.opened_at, "moment", rank=1),
+    Column("device", lambda row: row.device, rank=0),
+    Column("application", lambda row: row.app, key="app", rank=2),
+    Column("edge", lambda row: row.edge, rank=2),
+    Column("end", lambda row: row.reason or RUNNING, "state", key="reason", rank=0),
+    Column("tokens", lambda row: row.counted.tokens, "count", rank=1),
+    Column("acceptance", lambda row: row.counted.acceptance, "percent", rank=1),
+    Column("tokens/s", lambda row: row.counted.tokens_per_s, "figure", key="speed", rank=1),
+    Column("unverified", lambda row: row.device_unverified or None, "count", rank=1,
+           meaning="Tokens that the device wrote without an edge."),
+    Column("first token", lambda row: row.first_token_ms, "ms", rank=2),
+    Column("gap p95", lambda row: row.gap_p95_ms, "ms", rank=2,
+           meaning="19 of 20 tokens came no later than this after the one before."),
+    Column("why", lambda row: row.end_sentence, "sentence", rank=0,
+           meaning="It ended so, where that is more than its end says."),
+    Column("mode", lambda row: row.mode, rank=2),
+    Column("draft model", lambda row: model_name(row.draft_model, row.quantization), key="draft", rank=2),
+    Column("prompt tokens", lambda row: row.prompt_tokens, "count", rank=3),
+    Column("prefilled", lambda row: row.counted.prefill_tokens, "count", rank=3),
+    Column("reused", lambda row: row.counted.reused_tokens, "count", rank=3),
+    Column("streamed", lambda row: row.counted.streamed, "count", rank=3, meaning="Tokens of edge-only decoding."),
+    Column("guessed", lambda row: row.counted.guessed, "count", rank=3),
+    Column("guessed right", lambda row: row.counted.guessed_right, "count", rank=3),
+    Column("forced", lambda row: row.counted.forced, "count", rank=3),
+    Column("rounds", lambda row: row.counted.rounds, "count", rank=3),
+    Column("mean batch", lambda row: row.counted.mean_batch, "figure", rank=3),
+    Column("up per token", lambda row: row.counted.uplink_bytes_per_token, "bytes", rank=3),
+    Column("down per token", lambda row: row.counted.downlink_bytes_per_token, "bytes", rank=3),
+]  # fmt: skip
+
+EVENTS: "Final[list[Column[EventView]]]" = [
+    Column("at", lambda row: row.at, "moment", rank=0),
+    Column("severity", lambda row: row.severity, "state", rank=0),
+    Column("device", lambda row: row.device, rank=1),
+    Column("code", lambda row: row.code, rank=1),
+    Column("times", lambda row: row.count, "count", rank=1),
+    Column("edge", lambda row: row.edge, rank=2),
+    Column("kind", lambda row: row.kind, rank=2),
+    Column("who", lambda row: row.who, rank=2),
+    Column("session", lambda row: row.session, "id", rank=3),
+    Column("last", lambda row: row.last_at, "moment", rank=3),
+    Column("what happened", lambda row: row.sentence, "sentence", key="sentence", rank=0),
+]
+
+
+# Totals
+
+
+def edge_seconds(counted: "Tally") -> float | None:
+    """Return the edge's time that sessions took: of each step, all its sessions have an equal share."""
+    return share(counted.compute_ms / 1e3, counted.mean_batch or 0.0)
+
+
+def tally_columns(take: "Callable[[T], Tally]") -> list[Column[T]]:
+    """Return the columns of what edges counted, which `take` returns of a row."""
+    return [
+        Column("tokens", lambda row: take(row).tokens, "count", rank=0),
+        Column("sessions", lambda row: take(row).sessions, "count", rank=1),
+        Column("tokens/s per session", lambda row: take(row).tokens_per_s, "figure", key="speed", rank=1),
+        Column("acceptance", lambda row: take(row).acceptance, "percent", rank=1),
+        Column("up", lambda row: take(row).uplink_bytes, "bytes", rank=1),
+        Column("down", lambda row: take(row).downlink_bytes, "bytes", rank=1),
+        Column("edge seconds", lambda row: edge_seconds(take(row)), "figure", key="edge_s", rank=2,
+               meaning="Steps, each shared equally by its sessions."),
+        Column("mean batch", lambda row: take(row).mean_batch, "figure", rank=2),
+        Column("queue per round", lambda row: take(row).queue_ms_per_round, "ms", key="queue", rank=2),
+        Column("step per round", lambda row: take(row).compute_ms_per_round, "ms", key="step", rank=2),
+        Column("prompt tokens computed", lambda row: take(row).prefill_tokens, "count", key="prompt", rank=2),
+        Column("prompt tokens reused", lambda row: take(row).reused_tokens, "count", key="reused", rank=3),
+        Column("rounds", lambda row: take(row).rounds, "count", rank=3),
+        Column("resumes", lambda row: take(row).segments - take(row).sessions, "count", rank=3),
+        Column("streamed tokens", lambda row: take(row).streamed, "count", key="streamed", rank=3,
+               meaning="Of edge-only decoding."),
+        Column("guessed tokens", lambda row: take(row).guessed, "count", key="guessed", rank=3),
+        Column("guessed right", lambda row: take(row).guessed_right, "count", rank=3),
+        Column("forced tokens", lambda row: take(row).forced, "count", key="forced", rank=3),
+        Column("drafted tokens", lambda row: take(row).drafted, "count", key="drafted", rank=3),
+        Column("tested tokens", lambda row: take(row).tested, "count", key="tested", rank=3),
+        Column("accepted tokens", lambda row: take(row).accepted, "count", key="accepted", rank=3),
+        Column("up per token", lambda row: take(row).uplink_bytes_per_token, "bytes", rank=3),
+        Column("down per token", lambda row: take(row).downlink_bytes_per_token, "bytes", rank=3),
+        Column("prompt wait per round", lambda row: take(row).prefill_ms_per_round, "ms", key="prefill", rank=3),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """What was written in an hour, a day or a month, and how fast it came."""
+
+    start: datetime
+    counted: "Tally"
+    first_token_p50_ms: float | None
+    first_token_p95_ms: float | None
+    gap_p95_ms: float | None
+
+
+def start_column(grain: str, take: "Callable[[T], datetime | None]") -> Column[T]:
+    """Return the column of when the hour, day or month of a row begins."""
+    return Column(grain, take, "moment" if grain == "hour" else "day", key="start", rank=0)
+
+
+def trend_columns(grain: str) -> list[Column[Point]]:
+    """Return the columns of points in time, one for each `grain`."""
+    counted: list[Column[Point]] = tally_columns(lambda row: row.counted)
+    return [
+        start_column(grain, lambda row: row.start),
+        counted[0],
+        Column("first token p95", lambda row: row.first_token_p95_ms, "ms", key="first_token_p95_ms", rank=0),
+        Column("gap p95", lambda row: row.gap_p95_ms, "ms", key="gap_p95_ms", rank=1),
+        *counted[1:],
+        Column("first token p50", lambda row: row.first_token_p50_ms, "ms", key="first_token_p50_ms", rank=2),
+    ]
+
+
+# What administrators did
+
+
+def rollout_state(rollout: "Rollout") -> str:
+    """Return what came of a rollout as a whole."""
+    outcomes = rollout.outcomes.keys()
+    if "failed" in outcomes:
+        return "failed"
+    if "went-back" in outcomes:
+        return "went back"
+    if rollout.ended_at is None:
+        return "waiting"
+    return "done" if outcomes <= {"proven", "unchanged", "removed"} else "stopped"
+
+
+def _outcomes(row: "Rollout") -> str:
+    return ", ".join(f"{number:,} {_words(outcome)}" for outcome, number in sorted(row.outcomes.items()))
+
+
+def _words(outcome: str) -> str:
+    return outcome.replace("-", " ")
+
+
+ROLLOUTS: "Final[list[Column[Rollout]]]" = [
+    Column("rollout", lambda row: row.rollout, rank=0),
+    Column("state", rollout_state, "state", rank=0),
+    Column("action", lambda row: row.action, rank=1),
+    Column("began", lambda row: row.started_at, "moment", key="started", rank=1),
+    Column("machines", lambda row: row.machines, "count", rank=1),
+    Column("outcomes", _outcomes, "sentence", rank=0),
+    Column("ended", lambda row: row.ended_at, "moment", rank=2),
+    Column("release wanted", lambda row: row.wanted, key="release", rank=2,
+           meaning="Version and digest of the configuration; none where machines were to run different ones."),
+    Column("who", lambda row: row.who, rank=2),
+]  # fmt: skip
+
+MACHINES: "Final[list[Column[MachineRollout]]]" = [
+    Column("name", lambda row: row.name, rank=0),
+    Column("machine", lambda row: row.host, key="host", rank=2),
+    Column("kind", lambda row: row.kind, rank=2),
+    Column("outcome", lambda row: _words(row.outcome), "state", rank=0),
+    Column("wanted", lambda row: row.wanted, rank=1),
+    Column("found", lambda row: row.found, rank=1),
+    Column("running", lambda row: row.running, rank=2),
+    Column("began", lambda row: row.started_at, "moment", key="started", rank=3),
+    Column("ended", lambda row: row.ended_at, "moment", rank=2),
+    Column("why", lambda row: row.sentence or None, "sentence", rank=0),
+]
+
+RELEASES: "Final[list[Column[MachineRelease]]]" = [
+    Column("name", lambda row: row.name, rank=0),
+    Column("kind", lambda row: row.kind, rank=1),
+    Column("as wanted", lambda row: "differs" if row.drift else "ok", "state", key="drift", rank=0),
+    Column("wanted", lambda row: row.wanted, rank=0),
+    Column("running", lambda row: row.running, rank=0),
+    Column("says itself", lambda row: row.software, key="software", rank=1,
+           meaning="The version that the machine itself publishes at the broker."),
+    Column("machine", lambda row: row.host, key="host", rank=2),
+    Column("latest outcome", lambda row: _words(row.outcome), "state", key="outcome", rank=2),
+    Column("since", lambda row: row.since, "ago", rank=2),
+    Column("by rollout", lambda row: row.rollout, key="rollout", rank=2),
+]  # fmt: skip
+
+
+def alert_state(alert: "AlertView") -> str:
+    """Return an alert's severity, or that somebody has acknowledged it, or that it is over."""
+    if not alert.open:
+        return "cleared"
+    return "acknowledged" if alert.acknowledged_at is not None else alert.severity
+
+
+ALERTS: "Final[list[Column[AlertView]]]" = [
+    Column("alert", lambda row: row.id, "id", key="id", rank=0),
+    Column("state", alert_state, "state", rank=0),
+    Column("rule", lambda row: row.rule, rank=1),
+    Column("of", lambda row: row.subject, key="subject", rank=1),
+    Column("since", lambda row: row.since_at, "ago", rank=1),
+    Column("last seen", lambda row: row.last_at, "ago", key="last", rank=2),
+    Column("value", lambda row: row.value, "figure", rank=3),
+    Column("threshold", lambda row: row.threshold, "figure", rank=3),
+    Column("acknowledged by", lambda row: row.acknowledged_by, rank=2),
+    Column("acknowledged", lambda row: row.acknowledged_at, "moment", rank=3),
+    Column("over", lambda row: row.cleared_at, "moment", key="cleared", rank=2),
+    Column("cleared by", lambda row: row.cleared_by, rank=3),
+    Column("what is wrong", lambda row: row.sentence, "sentence", key="sentence", rank=0),
+]
+
+AUDIT: "Final[list[Column[AuditView]]]" = [
+    Column("at", lambda row: row.at, "moment", rank=0),
+    Column("who", lambda row: row.who, rank=1),
+    Column("action", lambda row: row.action, rank=0),
+    Column("of", lambda row: row.subject, key="subject", rank=0),
+    Column("before", lambda row: row.before or None, rank=1),
+    Column("after", lambda row: row.after or None, rank=1),
+    Column("outcome", lambda row: row.outcome or None, rank=1),
+    Column("from", lambda row: row.source or None, key="source", rank=2,
+           meaning="The machine, or the address of the reader."),
+]  # fmt: skip
