@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -184,6 +185,7 @@ def _device(bench: Bench) -> tuple[list[Resident], float]:
             "--history-dir", str(bench.folder / "history"), "--suffix" if options.suffix else "--no-suffix",
         ]  # fmt: skip
         with _device_process(flags) as pid:
+            _until_served(lambda: write(0))
             samples = _sampled(pid, options.texts, options.at_once, write)
     return samples, draft.stat().st_size / _MB + _ALLOWED_MB["device"]
 
@@ -203,6 +205,18 @@ def _device_process(flags: list[str]) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait(timeout=_STOP_S)
+
+
+def _until_served(ask: Callable[[], None]) -> None:
+    """Ask until the device has found its broker and its edge."""
+    deadline = time.monotonic() + _ANSWER_S
+    while True:
+        try:
+            return ask()
+        except BenchError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
 
 
 def _answer(port: int, body: dict[str, Any]) -> None:
