@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from fleet_edge.store.engine import connect_engine, parse_url, shown, sqlite_path, unavailable
+from fleet_edge.store.engine import check_file, connect_engine, parse_url, shown, sqlite_path, unavailable
 from fleet_edge.store.errors import RecordRejected, StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.fences import Fences, read_fences
 from fleet_edge.store.models import REVISION
@@ -53,13 +53,17 @@ class Store:
     def apply(self, records: Sequence[Record]) -> None:
         """Merge records in one transaction; safe to repeat, in any order. Callable from any thread.
 
+        A SQLite file that was deleted or replaced takes records without an error, so that its identity is checked.
+
         Raises:
             StoreUnavailable: Nothing was stored; try again later.
             RecordRejected: Nothing was stored, because of a record that never can be.
         """
         try:
-            with self.engine.begin() as connection:
-                self._merge.apply(connection, records, writer=self._writer)
+            with self.engine.connect() as connection:
+                with connection.begin():
+                    self._merge.apply(connection, records, writer=self._writer)
+                check_file(connection)
         except (DataError, IntegrityError) as error:
             self._check_schema()
             raise _rejected(error.orig or error) from error
@@ -112,13 +116,14 @@ class Store:
         self.close()
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, *, create: bool = True) -> Store:
     """Open a database to write, creating it or migrating it to this version first.
 
     Several processes may do so at once: one migrates, the others wait.
 
     Args:
         url: `sqlite:///PATH` or `postgresql://USER[:PASSWORD]@HOST/NAME`.
+        create: Whether a SQLite file that does not exist is created.
 
     Raises:
         StoreUnavailable: It cannot be reached, opened or written.
@@ -129,7 +134,7 @@ def open_store(url: str) -> Store:
 
     parsed = parse_url(url)
     name = shown(parsed)
-    engine = connect_engine(parsed, read_only=False)
+    engine = connect_engine(parsed, read_only=False, create=create)
     try:
         migrate(engine, path=sqlite_path(parsed), name=name)
     except (SQLAlchemyError, OSError) as error:

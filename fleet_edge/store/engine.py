@@ -8,18 +8,19 @@ import sqlite3
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 
-__all__ = ["connect_engine", "parse_url", "shown", "sqlite_path", "unavailable"]
+__all__ = ["check_file", "connect_engine", "file_identity", "parse_url", "shown", "sqlite_path", "unavailable"]
 
 _BUSY_S: Final = 5.0
 _CONNECT_S: Final = 5
 _SQLITE_POOL: Final = 2  # connections that are kept: the writer's, and one for the jobs, which seldom coincide
 _JOURNAL_BYTES: Final = 16_000_000  # to which the write-ahead log is cut once all of it is in the file
+_FILE: Final = "file"
 _STATEMENT_MS: Final = 30_000
 _SILENCE_MS: Final = 10_000
 _REFUSED_BY_SQLITE: Final = frozenset(
@@ -113,6 +114,31 @@ def connect_engine(url: URL, *, read_only: bool, create: bool = True) -> Engine:
     return engine
 
 
+def file_identity(path: Path) -> tuple[int, int] | None:
+    """Return the device and inode of a file; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def check_file(connection: Connection) -> None:
+    """Check that the SQLite file of a connection is still at its path: what is written to another one is lost.
+
+    Raises:
+        StoreUnavailable: It was deleted or replaced.
+    """
+    if _FILE not in connection.info:
+        return  # a server
+    path, opened = connection.info[_FILE]
+    if file_identity(path) != opened:
+        raise StoreUnavailable(
+            f"The database file {path} was deleted or replaced while it was open. Put it back if it is missing; a "
+            "replaced file is opened now."
+        )
+
+
 def unavailable(error: SQLAlchemyError, *, name: str) -> StoreUnavailable:
     """Turn a database error into a sentence, and tell whether waiting may help."""
     # The driver's own words alone: SQLAlchemy's repeat the statement and its parameters.
@@ -141,18 +167,27 @@ def _sqlite(path: Path, *, read_only: bool, create: bool) -> Engine:
     if path.is_dir():
         raise StoreRefused(f"{path} is a folder, not a database; name a file.")
     if not create and not path.exists():
-        raise StoreRefused(f"There is no database at {path}; an edge creates it, or name another with --db.")
+        raise StoreRefused(
+            f"There is no database at {path}: put it back, or name another with --db. A starting edge creates one."
+        )
     needed = os.R_OK if read_only else os.R_OK | os.W_OK
     if path.exists() and not os.access(path, needed):
         raise StoreRefused(f"The database {path} may not be opened by this user; change its owner or mode.")
     if not read_only and not os.access(folder, os.W_OK | os.X_OK):
         # SQLite keeps its journals beside the file.
         raise StoreRefused(f"The folder {folder} of the database may not be written by this user; change its mode.")
-    location = path.as_uri() + ("?mode=ro" if read_only else "?mode=rwc" if create else "?mode=rw")
-    # Opened by a URI of SQLite's own, which can ask for read-only and quotes any path.
+
+    def connect() -> sqlite3.Connection:
+        nonlocal create
+        # Opened by a URI of SQLite's own, which can ask for read-only and quotes any path.
+        location = path.as_uri() + ("?mode=ro" if read_only else "?mode=rwc" if create else "?mode=rw")
+        made = sqlite3.connect(location, uri=True, timeout=_BUSY_S, check_same_thread=False)
+        create = False  # a file that is deleted later is not made again by the next connection
+        return made
+
     engine = create_engine(
         "sqlite://",
-        creator=lambda: sqlite3.connect(location, uri=True, timeout=_BUSY_S, check_same_thread=False),
+        creator=connect,
         poolclass=QueuePool,
         # Each connection has a cache of pages of its own: where they took turns, all would be filled.
         pool_size=_SQLITE_POOL,
@@ -160,7 +195,8 @@ def _sqlite(path: Path, *, read_only: bool, create: bool) -> Engine:
     )
 
     @event.listens_for(engine, "connect")
-    def _set_up(connection: sqlite3.Connection, _record: object) -> None:
+    def _set_up(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
+        record.info[_FILE] = path, file_identity(path)
         connection.execute("PRAGMA foreign_keys = ON")
         # With a write-ahead log a crash of the process loses nothing, a power cut at most the last commits.
         connection.execute("PRAGMA synchronous = NORMAL")

@@ -2,10 +2,10 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from sqlalchemy import Engine
 
@@ -19,17 +19,25 @@ __all__ = ["ReopeningStore", "check_database"]
 _log = logging.getLogger(__name__)
 
 
+class Opener(Protocol):
+    """Opens a database: `open_store`."""
+
+    def __call__(self, url: str, /, *, create: bool) -> Store:
+        """Return it, opened."""
+
+
 class ReopeningStore:
     """A store that is opened when it is first written, and anew after it was away.
 
-    Only `open` and `apply` try to open it: whoever else asks while it is away is told so at once.
+    Only `open` and `apply` try to open it: whoever else asks while it is away is told so at once. A SQLite file that
+    was there and is missing is waited for, not created again: it may come back, and an empty one would hide the loss.
 
     Args:
         url: `sqlite:///PATH` or `postgresql://USER[:PASSWORD]@HOST/NAME`.
-        opener: Opens and migrates it.
+        opener: Opens and migrates it; creates it if asked to.
     """
 
-    def __init__(self, url: str, *, opener: Callable[[str], Store] = open_store) -> None:
+    def __init__(self, url: str, *, opener: Opener = open_store) -> None:
         self._url = url
         self._opener = opener
         self._store: Store | None = None
@@ -56,7 +64,7 @@ class ReopeningStore:
         with self._lock:
             if self._store is not None:
                 return
-            opened = self._opener(self._url)
+            opened = self._opener(self._url, create=self._kept is None)
             if self._kept is None:
                 self._kept = opened
             else:

@@ -232,3 +232,74 @@ def test_a_server_that_does_not_know_us_ends_the_start(own_postgres: PostgresSer
     for wrong in (url.replace("//fleet@", "//stranger@"), url.replace("/fleet_", "/absent_")):
         with pytest.raises(StoreRefused, match="does not exist"):
             check_database(wrong)
+
+
+@pytest.fixture
+def present(tmp_path: Path) -> Iterator[Log]:
+    """Return a log whose SQLite file has a session."""
+    log = Log(f"sqlite:///{tmp_path / 'fleet.sqlite3'}", tmp_path)
+    log.write(1)
+    assert log.writer.counters.written == 1
+    yield log
+    log.writer.close(1.0)
+    log.store.close()
+
+
+def move(path: Path, to: Path) -> None:
+    """Move a database with all that is beside it."""
+    for each in sorted(path.parent.glob(f"{path.name}*")):
+        each.rename(to.parent / each.name.replace(path.name, to.name))
+
+
+def test_what_is_logged_while_the_file_is_gone_waits_until_it_is_back(present: Log, tmp_path: Path) -> None:
+    path = tmp_path / "fleet.sqlite3"
+    told: list[str] = []
+    present.writer.tell = lambda code, _sentence: told.append(code)
+    kept: list[int] = []
+    move(path, tmp_path / "elsewhere.sqlite3")
+    for number in (2, 3, 4):
+        present.writer.put(samples.opened(session=f"{number:016x}"), then=lambda number=number: kept.append(number))  # type: ignore[misc]
+        present.write(number + 10)
+    counters = present.writer.counters
+    assert (counters.written, counters.spooled, counters.away) == (1, 6, True)
+    assert kept == [2, 3, 4], "they are in the spool"
+    assert not path.exists(), "an edge creates no empty file in place of one that is missing"
+    assert told == ["away", "refuses"]
+    move(tmp_path / "elsewhere.sqlite3", path)
+    present.write(5)
+    assert present.writer.counters.spool_bytes == 0
+    assert told[-1] == "back"
+    assert present.sessions == 8
+
+
+def test_a_file_that_is_put_in_place_of_another_gets_what_was_logged_since(present: Log, tmp_path: Path) -> None:
+    path = tmp_path / "fleet.sqlite3"
+    move(path, tmp_path / "aside.sqlite3")
+    open_store(present.url).close()
+    for number in (2, 3, 4):
+        present.write(number)
+    assert present.writer.counters.spool_bytes == 0
+    assert present.sessions == 3
+    with open_store(f"sqlite:///{tmp_path / 'aside.sqlite3'}") as store:
+        assert len(all_rows(store)["sessions"]) == 2, "the batch that showed it is in both"
+
+
+def test_an_edge_that_starts_creates_a_file_that_was_deleted(present: Log, tmp_path: Path) -> None:
+    (tmp_path / "fleet.sqlite3").unlink()
+    present.write(2)
+    present.write(3)
+    again = Log(present.url, tmp_path / "again")
+    again.write(4)
+    present.write(5)
+    again.writer.close(1.0)
+    again.store.close()
+    assert present.sessions == 4
+
+
+def test_a_job_makes_no_empty_file_in_place_of_a_deleted_one(present: Log, tmp_path: Path) -> None:
+    path = tmp_path / "fleet.sqlite3"
+    move(path, tmp_path / "elsewhere.sqlite3")
+    present.store.engine.dispose()
+    with pytest.raises(OperationalError):
+        present.store.engine.connect()
+    assert not path.exists()
