@@ -17,6 +17,7 @@ from fleet_edge.store.errors import StoreError
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.fences import Fences
 from fleet_edge.store.purging import Pause, give_back_space
+from fleet_edge.store.retention import RETENTION, Retention
 from fleet_edge.store.rollups.grains import Grain, floor
 from fleet_edge.store.rollups.rolling import Enough, roll_up
 from fleet_edge.store.states import SILENT_AFTER
@@ -53,11 +54,7 @@ class JobSettings:
             database outage.
         rollup_every_s: Between rollups.
         purge_every_s: Between purges.
-        keep_rounds: Age at which traced rounds are deleted.
-        keep_texts: Age at which stored texts are deleted.
-        keep_sessions: Age at which sessions and events are deleted, by whole days; rollups stay.
-        keep_hourly: Age at which rollups by the hour are deleted; those by the day stay.
-        keep_daily: Age at which rollups by the day are deleted; those by the month stay for good.
+        keep: Ages at which rows are deleted.
         keep_reported: Age at which a device's Close of a session that its edge did not serve is deleted; well above a
             database outage.
         most_reported: Such Closes kept of one device.
@@ -76,11 +73,7 @@ class JobSettings:
     abandoned_after: timedelta = timedelta(hours=6)
     rollup_every_s: float = 300.0
     purge_every_s: float = 3600.0
-    keep_rounds: timedelta = timedelta(days=14)
-    keep_texts: timedelta = timedelta(days=30)
-    keep_sessions: timedelta = timedelta(days=180)
-    keep_hourly: timedelta = timedelta(days=14)
-    keep_daily: timedelta = timedelta(days=400)
+    keep: Retention = RETENTION
     keep_reported: timedelta = timedelta(days=7)
     most_reported: int = 1000
     purge_chunk: int = 1000
@@ -210,25 +203,26 @@ class Jobs:
         roll_up(self._store.engine, now=self._now(), enough=self._stopping.is_set)
 
     def _purge(self) -> None:
-        now, keep, engine = self._now(), self._settings, self._store.engine
+        now, settings, engine = self._now(), self._settings, self._store.engine
+        keep = settings.keep
         # A purge may take longer than an edge has to end, and goes on beside the writer.
-        pace: _Pace = {"chunk": keep.purge_chunk, "enough": self._stopping.is_set, "pause": self._stopping.wait}
+        pace: _Pace = {"chunk": settings.purge_chunk, "enough": self._stopping.is_set, "pause": self._stopping.wait}
         # What is not rolled up yet would be in no total.
         roll_up(engine, now=now, enough=self._stopping.is_set)
-        rounds = housekeeping.purge_rounds(engine, before=now - keep.keep_rounds, **pace)
-        texts = housekeeping.purge_texts(engine, before=now - keep.keep_texts, **pace)
-        oldest = floor(Grain.DAY, now - keep.keep_sessions)
+        rounds = housekeeping.purge_rounds(engine, before=now - timedelta(days=keep.rounds_days), **pace)
+        texts = housekeeping.purge_texts(engine, before=now - timedelta(days=keep.texts_days), **pace)
+        oldest = floor(Grain.DAY, now - timedelta(days=keep.sessions_days))
         whole = housekeeping.rolled_up_until(engine, oldest)
         sessions = housekeeping.purge_sessions(engine, before=whole, **pace)
         housekeeping.purge_rollups(
             engine,
-            hours_before=floor(Grain.DAY, now - keep.keep_hourly),
-            days_before=floor(Grain.MONTH, now - keep.keep_daily),
+            hours_before=floor(Grain.DAY, now - timedelta(days=keep.hourly_days)),
+            days_before=floor(Grain.MONTH, now - timedelta(days=keep.daily_days)),
             **pace,
         )
         events = housekeeping.purge_events(engine, before=oldest, **pace)
         housekeeping.purge_commands(engine, before=oldest, **pace)
-        housekeeping.purge_reported(engine, before=now - keep.keep_reported, most=keep.most_reported, **pace)
+        housekeeping.purge_reported(engine, before=now - settings.keep_reported, most=settings.most_reported, **pace)
         housekeeping.purge_fences(engine, before=oldest, **pace)
         given = give_back_space(engine, enough=self._stopping.is_set, pause=self._stopping.wait)
         if given:

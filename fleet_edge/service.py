@@ -27,6 +27,7 @@ from fleet_edge.store.edge_queries import edge
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.reopening import ReopeningStore
+from fleet_edge.store.retention import Retention
 from fleet_edge.store.spool import Spool
 from fleet_edge.store.views import EdgeView
 from fleet_edge.store.writer import Writer
@@ -138,11 +139,13 @@ class EdgeService:
             tell=self.orchestrator.handlers.recorder.event,
             settings=JobSettings(
                 lease_every_s=min(2.0, settings.lease_s / 4),
-                keep_rounds=timedelta(days=settings.keep_rounds_days),
-                keep_texts=timedelta(days=settings.keep_texts_days),
-                keep_sessions=timedelta(days=settings.keep_sessions_days),
-                keep_hourly=timedelta(days=settings.keep_hourly_days),
-                keep_daily=timedelta(days=settings.keep_daily_days),
+                keep=Retention(
+                    rounds_days=settings.keep_rounds_days,
+                    texts_days=settings.keep_texts_days,
+                    sessions_days=settings.keep_sessions_days,
+                    hourly_days=settings.keep_hourly_days,
+                    daily_days=settings.keep_daily_days,
+                ),
             ),
             back_up=self._back_up if settings.backup_folder else None,
             now=self.now,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dssd.downlink import Form
 from fleet_edge.guard.quotas import QuotaSettings
 from fleet_edge.guard.strikes import FenceSettings
+from fleet_edge.store.retention import RETENTION
 from fleet_edge.store.token_kinds import StoreText
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.fields import Settings, setting
@@ -270,7 +271,7 @@ class EdgeSettings(Settings):
     )
     trace_share: float = setting(1.0, "Fraction of the sessions whose every round is logged.", rare=True, ge=0, le=1)
     keep_rounds_days: float = setting(
-        7.0, "How long logged rounds are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
+        RETENTION.rounds_days, "How long logged rounds are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
     )
     store_text: StoreText = setting(
         StoreText.NONE,
@@ -279,16 +280,16 @@ class EdgeSettings(Settings):
         rare=True,
     )
     keep_texts_days: float = setting(
-        30.0, "How long stored texts are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
+        RETENTION.texts_days, "How long stored texts are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
     )
     keep_sessions_days: float = setting(
-        365.0, "How long sessions are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
+        RETENTION.sessions_days, "How long sessions are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
     )
     keep_hourly_days: float = setting(
-        14.0, "How long totals by the hour are kept.", unit="days", rare=True, ge=1, le=_MOST_DAYS
+        RETENTION.hourly_days, "How long totals by the hour are kept.", unit="days", rare=True, ge=1, le=_MOST_DAYS
     )
     keep_daily_days: float = setting(
-        400.0,
+        RETENTION.daily_days,
         "How long totals by the day are kept; those by the month stay.",
         unit="days",
         rare=True,

@@ -1,15 +1,18 @@
 import logging
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from fleet_edge.jobs import Jobs, JobSettings
+from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.database import SessionStore, Store, open_store
 from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.reopening import ReopeningStore
+from fleet_edge.store.retention import Retention
 from fleet_edge.store.rollups.rolling import roll_up
 from schemas.control import Presence
 from tests.fleet_edge.store import samples
@@ -73,8 +76,7 @@ def test_chores_go_by_the_clock_and_the_ages_they_are_given(store: Store) -> Non
         ]
     )
     settings = JobSettings(
-        keep_rounds=timedelta(hours=23),
-        keep_sessions=timedelta(days=30),
+        keep=Retention(rounds_days=23 / 24, sessions_days=30),
     )
     jobs = _jobs(store, settings=settings, now=lambda: after(3601))
     assert all(jobs.run(name) for name in jobs.names)
@@ -221,3 +223,10 @@ def test_what_a_job_deletes_closes_or_cannot_do_is_told(store: Store) -> None:
     assert told == ["abandoned", "purged", "job-failed"]
     ends = {row["end_code"] for row in all_rows(store)["sessions"]}
     assert ends == {"abandoned"}
+
+
+def test_an_edge_and_its_jobs_keep_everything_equally_long_by_default() -> None:
+    settings, keep = EdgeSettings(), JobSettings().keep
+    assert {f"keep_{name}": days for name, days in asdict(keep).items()} == {
+        name: value for name, value in settings.model_dump().items() if name.startswith("keep_")
+    }
