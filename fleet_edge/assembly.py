@@ -11,6 +11,7 @@ from fleet_edge.batching.background import BackgroundWork
 from fleet_edge.batching.delay import BatchingDelay
 from fleet_edge.batching.planning import Budget
 from fleet_edge.batching.scheduler import Scheduler
+from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.batching.verdict_goal import VerdictGoal
 from fleet_edge.guard.fences import SharedFences
 from fleet_edge.guard.guard import Guard
@@ -65,7 +66,7 @@ def assemble(
         background=BackgroundWork(settings.background_share),
         kv_share=guard.kv_share,
         sharing=settings.prefix_sharing,
-        max_guess=settings.max_guess,
+        cost=StepCost(verifier.info.least_tokens, settings.max_guess),
         goal=VerdictGoal(settings.verdict_ms / 1e3),
     )
     texts = Texts(sink.put, settings.store_text, token_bytes(verifier, settings.store_text))

@@ -2,7 +2,7 @@
 
 Two kinds of work would let one device slow all others: prompts without end, and drafts that are hardly ever accepted.
 Neither is forbidden, and on an edge that nobody else uses neither waits. While others are verified, such work gets a
-small share of the target model's time, together. Ordinary prompts are none of it: a device has a credit of prompt
+small share of the time, together. Ordinary prompts are none of it: a device has a credit of prompt
 tokens that are computed at once, and earns it by writing.
 """
 
@@ -12,9 +12,6 @@ from typing import Final
 from fleet_edge.guard.token_bucket import TokenBucket
 
 __all__ = ["BackgroundWork"]
-
-_ACTIVE_S: Final = 0.5
-"""Others count as being verified for so long after their last verdict: they draft meanwhile."""
 
 _HALF_LIFE_S: Final = 2.0
 _CREDIT: Final = 512.0
@@ -68,43 +65,35 @@ class BackgroundWork:
     """Tells which work may wait, and when it may run. Times are monotonic seconds.
 
     Attributes:
-        share: Of the target model's time, while others are verified.
+        share: Of the time, while others are verified or expected.
     """
 
     share: float = 0.05
     _foreground_s: float = 0.0
     _background_s: float = 0.0
-    _others_at: float = float("-inf")
+    _ended_at: float | None = None  # the latest step
     _drafts: dict[str, _Drafts] = field(default_factory=dict)
     _credits: dict[str, _Credit] = field(default_factory=dict)
 
-    def may_run(self, now: float) -> bool:
-        """Whether background work may have a part of the next step."""
-        if not self.others_active(now):
-            return True
+    def may_run(self) -> bool:
+        """Return whether background work may delay others in the next step."""
         return self._background_s * (1.0 - self.share) <= self._foreground_s * self.share
 
-    def others_active(self, now: float) -> bool:
-        """Whether anybody is being verified whose work may not wait."""
-        return now - self._others_at <= _ACTIVE_S
-
-    def stepped(self, *, started: float, ended: float, tokens: int, background: int, verified: bool) -> None:
-        """A step was computed.
+    def stepped(self, *, started: float, ended: float, tokens: int, background: int) -> None:
+        """Note a step that was computed.
 
         Args:
             started: When.
             ended: When.
             tokens: Computed in it.
             background: Of these, of background work.
-            verified: Whether it verified anything else.
         """
-        seconds = ended - started
+        seconds = ended - (started if self._ended_at is None else min(started, self._ended_at))
         kept = 0.5 ** (seconds / _HALF_LIFE_S)
-        mine = seconds * background / tokens if tokens else 0.0
+        mine = (ended - started) * background / tokens if tokens else 0.0
         self._background_s = self._background_s * kept + mine
-        self._foreground_s = self._foreground_s * kept + seconds - mine
-        # What drafts come while this was computed could not be verified yet: the step is no silence of theirs.
-        self._others_at = ended if verified else self._others_at + seconds
+        self._foreground_s = self._foreground_s * kept + min(seconds, _HALF_LIFE_S) - mine
+        self._ended_at = ended
 
     def judged(self, device: str, *, computed: int, committed: int) -> None:
         """Drafts of a device were decided on.

@@ -1,4 +1,4 @@
-"""Batching delay: whether to hold a step for drafts that are about to come.
+"""Batching delay: whether to hold a step for drafts that are about to come, and when the next one is.
 
 A step costs nearly as much for one session as for a few, and a session that just misses a step waits a whole one.
 Devices that draft quickly therefore fall into two groups that take turns, each in a step half empty. How soon a
@@ -7,6 +7,7 @@ what they save outweighs what the ready ones lose. Devices that take longer than
 while they draft, the others are verified.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,6 +16,13 @@ __all__ = ["BatchingDelay"]
 _SMOOTHING: Final = 0.3
 _MARGIN: Final = 1.25
 """Devices are waited for a little longer than they took on average."""
+
+_PATIENCE: Final = 3.0
+"""A device is expected back for this many times as long as it takes on average to come back."""
+
+_LEAST_PATIENCE_S: Final = 0.5
+_FIRST_TURNAROUND_S: Final = 0.5
+"""What a device is taken to need while it has not come back yet."""
 
 
 @dataclass(slots=True)
@@ -55,6 +63,15 @@ class BatchingDelay:
     def stepped(self, seconds: float) -> None:
         """A verification step took so long."""
         self._step_s = seconds if self._step_s == 0.0 else self._step_s + _SMOOTHING * (seconds - self._step_s)
+
+    def gap_s(self, *, now: float) -> float:
+        """Return for how long no draft is likely to come: 0 if one is overdue, infinity if none is expected."""
+        gap_s = math.inf
+        for handle, at in self._answered.items():
+            turnaround_s = self._turnaround.get(handle, _FIRST_TURNAROUND_S)
+            if now - at <= max(_LEAST_PATIENCE_S, _PATIENCE * turnaround_s):
+                gap_s = min(gap_s, max(0.0, at + turnaround_s - now))
+        return gap_s
 
     def hold_s(self, ready: int, *, now: float) -> float:
         """Return how long to hold the step, in seconds.

@@ -1,18 +1,21 @@
 """Planning of one step: which sessions it computes, and how many tokens of each.
 
-Verification comes first, oldest draft first; what is left of the step's token budget goes to prefill, a chunk in all
-while anybody is being verified, so that no prompt delays a verdict by more than that. Of prompts those come first whose
-drafts are here already. What may wait (see `background`)
-comes last, and not in every step. A step may exceed its budget by the last draft that it takes.
+Verification comes first, oldest draft first. What is left of the step's token budget goes to prefill: no more than
+takes a bounded time, as measured, since a draft that comes meanwhile waits for it, and while others are verified or
+expected no more than a chunk. Prompts whose drafts are here already come first. What may wait (see `background`) comes
+last: in a small share of the time, and while no draft is here or due. A step may exceed its budget by the last draft
+that it takes.
 
 A session takes over what others have computed of its prompt. Where another is about to compute it, the session leaves
 its turn to that one, and waits for the end of the step.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
 from fleet_edge.batching.background import BackgroundWork
 from fleet_edge.batching.grammar_share import GrammarShare
@@ -26,6 +29,9 @@ from fleet_edge.verifiers.prefix_cache import LEAST_REUSED, PrefixCache
 from schemas.messages import Draft
 
 __all__ = ["Batch", "Budget", "StepPlanner", "Work"]
+
+_LEAST_CHUNK: Final = 16
+"""Tokens of prompts in a step that takes any, however slow the edge is: fewer cost nearly as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +119,8 @@ class StepPlanner:
         cost: What a token costs, and so how many it pays to guess.
         used: By session, when it was last in a step; sessions that were not for longest are the first to be prefilled.
         now: Monotonic seconds.
+        prompts_s: Longest time that the prompts of the step may take.
+        gap_s: For how long no draft is likely to come; infinity if none is expected.
         batch: The step.
     """
 
@@ -123,6 +131,8 @@ class StepPlanner:
     cost: StepCost
     used: Mapping[int, int]
     now: float
+    prompts_s: float
+    gap_s: float = math.inf
     batch: Batch = field(default_factory=Batch)
     _forced: Counter[str] = field(default_factory=Counter)  # tokens that grammars force and that are guessed, by device
     _able: dict[int, EdgeSession] = field(default_factory=dict)
@@ -156,19 +166,27 @@ class StepPlanner:
         near = [session for session in due if self._backlog(session) < LEAST_REUSED]
         far = [session for session in due if self._backlog(session) >= LEAST_REUSED]
         left = self.budget.tokens
-        reserved = min(self.budget.prefill_chunk, left // 2) if far else 0
+        most = max(_LEAST_CHUNK, self.cost.prompt_tokens(self.prompts_s, left))
+        reserved = min(self.budget.prefill_chunk, most, left // 2) if far else 0
         left -= self._verifications(near, left - reserved)
         at_once = [session for session in behind if self.background.has_credit(session.device, self.now)]
-        hurried = bool(self.batch.verifications) or self.background.others_active(self.now)
-        chunk = min(left, self.budget.prefill_chunk) if hurried else left
+        others = bool(self.batch.verifications) or self.gap_s < math.inf
+        chunk = min(left, most, self.budget.prefill_chunk if others else left)
         chunk -= self._verifications(far, chunk)
         chunk -= self._prefills(at_once, chunk)
-        if self.background.may_run(self.now):
+        if others and not self.background.may_run():
+            chunk = 0 if self.batch.works else self._within_gap(chunk)
+        if chunk > 0:
             credited = {session.handle for session in at_once}
             chunk -= self._verifications(may_wait, chunk, background=True)
             rest = [session for session in behind if session.handle not in credited]
             self._prefills(rest, chunk, background=True)
         return self.batch
+
+    def _within_gap(self, most: int) -> int:
+        """Return how many tokens can be computed before the next draft is due; 0 if too few to be worth a step."""
+        tokens = self.cost.prompt_tokens(self.gap_s, most)
+        return tokens if tokens >= _LEAST_CHUNK else 0
 
     def _may_wait(self, session: EdgeSession) -> bool:
         """Whether a session's draft may wait for those of others."""

@@ -67,7 +67,7 @@ class Scheduler:
         background: What may wait, and how much of it runs.
         kv_share: Which part of the memory for keys and values a device may hold while others need some.
         sharing: Which sessions may take over what others, or ended ones, have computed of their prompts.
-        max_guess: Most tokens that are guessed in a step behind a text that is written without the device.
+        cost: What steps take; measured anew without it, and nothing is guessed.
         goal: How long verdicts may take.
     """
 
@@ -80,7 +80,7 @@ class Scheduler:
         background: BackgroundWork | None = None,
         kv_share: Callable[[str], float] = lambda _device: 1.0,
         sharing: PrefixSharing = PrefixSharing.OFF,
-        max_guess: int = 0,
+        cost: StepCost | None = None,
         goal: VerdictGoal | None = None,
     ) -> None:
         self._verifier = PrefixCache(verifier, sharing=sharing, share=kv_share)
@@ -88,7 +88,7 @@ class Scheduler:
         self._delay = delay or BatchingDelay()
         self._background = background or BackgroundWork()
         self._grammar_share = GrammarShare()
-        self._cost = StepCost(verifier.info.least_tokens, max_guess)
+        self._cost = cost or StepCost(verifier.info.least_tokens, max_guess=0)
         self._present = PresentTexts()
         self._load: EdgeLoad | None = None  # until something changes
         self._goal = goal or VerdictGoal()
@@ -208,7 +208,15 @@ class Scheduler:
         """Return the next step; empty if there is nothing to do, or nothing that may not wait."""
         sessions = list(sessions)
         planner = StepPlanner(
-            self._verifier, self._budget, self._background, self._grammar_share, self._cost, self._used, now
+            self._verifier,
+            self._budget,
+            self._background,
+            self._grammar_share,
+            self._cost,
+            self._used,
+            now,
+            prompts_s=self._goal.prompts_s(self._cost.mean_s),
+            gap_s=self._delay.gap_s(now=now),
         )
         batch = planner.plan(sessions, evicted=self._evicted)
         self._make_room(batch, sessions, now=now)
@@ -264,7 +272,6 @@ class Scheduler:
             ended=step.ended,
             tokens=sum(len(work.item.tokens) for work in batch.works),
             background=sum(len(work.item.tokens) for work in batch.works if work.background),
-            verified=any(work.chain and not work.background for work in batch.works),
         )
         self._grammar_share.served((work.session.device for work in batch.verifications), step.ended)
         for work in batch.works:
@@ -299,16 +306,19 @@ class Scheduler:
     # Within
 
     def _measure(self, batch: Batch, step: Step) -> None:
-        """Take note of what a step took, if it computed nothing but what is decided on."""
+        """Note what a step took: a step with prompts says what they cost, any other what verification costs."""
+        seconds = step.ended - step.started
         self._measured = not any(work.prefilled for work in batch.works)
         if self._measured:
             least = self._cost.least if any(work.item.stable for work in batch.works) else 1
             self._cost.stepped(
-                step.ended - step.started,
+                seconds,
                 texts=len(batch.works),
                 further=sum(max(0, len(work.item.tokens) - least) for work in batch.works),
                 verifies=any(not work.writes for work in batch.works),
             )
+        elif batch.works:
+            self._cost.prefilled(seconds, tokens=sum(len(work.item.tokens) for work in batch.works))
 
     def _make_room(self, batch: Batch, sessions: Sequence[EdgeSession], *, now: float) -> None:
         """Evict sessions until the step fits, as soon as no ended one is left, or leave out parts of it.

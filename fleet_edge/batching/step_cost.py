@@ -28,6 +28,14 @@ noise would look like one."""
 _LEAST_SPREAD: Final = 1.0 / 16
 """At which anything is believed."""
 
+_SMOOTHING: Final = 0.3
+"""Weight of the latest step in the time of a prompt's token."""
+
+_FIRST_PROMPT: Final = 16
+"""Tokens of prompts in a step while it is not known how long they take."""
+
+_LEAST_TOKEN_S: Final = 1e-9
+
 _UNKNOWN: Final = 0.4
 """What a guess must be worth while it is not known what it costs: where one is likely right, that is soon known."""
 
@@ -132,6 +140,7 @@ class StepCost:
     _load: int = 0  # of the latest step
     _committed: float = 0.0
     _lately: float = 0.0  # seconds in which that was committed
+    _prompt_token_s: float | None = None
 
     def stepped(self, seconds: float, *, texts: int, further: int, verifies: bool = True) -> None:
         """A step took so long that computed nothing but what verifies and is written; `committed` says what it brought.
@@ -153,6 +162,28 @@ class StepCost:
             steps.add(seconds, texts=texts, further=further)
         self._committed *= _KEPT
         self._lately = _KEPT * self._lately + seconds
+
+    def prefilled(self, seconds: float, *, tokens: int) -> None:
+        """Note a step with tokens of prompts in it.
+
+        Args:
+            seconds: It took.
+            tokens: Computed in it, of prompts and others.
+        """
+        token_s = seconds / tokens
+        before = token_s if self._prompt_token_s is None else self._prompt_token_s
+        self._prompt_token_s = before + _SMOOTHING * (token_s - before)
+
+    def prompt_tokens(self, seconds: float, most: int) -> int:
+        """Return how many tokens of prompts a step may have, at most `most`, to take about so long."""
+        if self._prompt_token_s is None:
+            return min(most, _FIRST_PROMPT)
+        return int(min(most, seconds / max(self._prompt_token_s, _LEAST_TOKEN_S)))
+
+    @property
+    def mean_s(self) -> float:
+        """Seconds that a step without prompts takes; 0 before there was one."""
+        return self._all.seconds / self._all.weight if self._all.weight else 0.0
 
     def committed(self, tokens: int) -> None:
         """A text has grown by so many tokens in the latest step."""

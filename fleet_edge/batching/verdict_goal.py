@@ -23,6 +23,13 @@ _NEW_S: Final = 1.0
 _GROWING: Final = 0.25
 """Of a verdict's time, what is taken to be due to the tokens of its step while that is not known."""
 
+_PROMPTS_S: Final = 0.25
+_PROMPTS_STEPS: Final = 2.0
+"""Without a goal, what the prompts of a step may take: so long, or as many times as long as a step without them."""
+
+_LEAST_PROMPTS: Final = 1.0 / 8
+"""Part of the goal that the prompts of a step may take, though it is missed already."""
+
 _FIRST_RETRY_S: Final = 5.0
 _MOST_RETRY_S: Final = 60.0
 
@@ -72,6 +79,16 @@ class VerdictGoal:
             took = at - self._text_at
             self._text_s = took if self._text_s is None else self._text_s + _SMOOTHING * (took - self._text_s)
         self._text_at = at
+
+    def prompts_s(self, step_s: float) -> float:
+        """Return how long the prompts of a step may take: a draft waits for the step that is computed, and its own.
+
+        Args:
+            step_s: That a step takes without prompts.
+        """
+        if not self.seconds:
+            return max(_PROMPTS_S, _PROMPTS_STEPS * step_s)
+        return max(self.seconds / 2.0 - step_s, _LEAST_PROMPTS * self.seconds)
 
     def retry_s(self, now: float, *, growing_s: float | None = None) -> float:
         """Return after which time to ask for one more session; 0 at once, since the goal would be kept with it.

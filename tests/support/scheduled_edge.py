@@ -1,23 +1,30 @@
 """Edge that schedules and computes, and publishes nothing: a scheduler over a scripted verifier."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from dssd.verification import Judgement
 from fleet_edge.batching.planning import Batch, Budget
 from fleet_edge.batching.scheduler import Scheduler
+from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.batching.timing import Step
+from fleet_edge.batching.verdict_goal import VerdictGoal
+from fleet_edge.sessions.limits import SessionLimits
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from tests.support.drafts import arrived, draft, edge_session
+from tests.support.drafts import LIMITS, arrived, draft, edge_session
 from tests.support.markov import MarkovScript
 
 SCRIPT = MarkovScript(size=10, seed=1)
 
 
 class Edge:
-    """A scheduler over a scripted verifier, without anything that is published."""
+    """A scheduler over a scripted verifier, without anything that is published.
+
+    Args:
+        token_s: Time that a prompt's token is known to take; 0 if nothing is known of it.
+    """
 
     def __init__(
         self,
@@ -26,19 +33,29 @@ class Edge:
         kv_tokens: int = 1 << 20,
         verifier: Verifier | None = None,
         sharing: PrefixSharing = PrefixSharing.OFF,
+        goal: VerdictGoal | None = None,
+        token_s: float = 1e-6,
+        kv_share: Callable[[str], float] = lambda _device: 1.0,
     ) -> None:
         self.verifier = verifier or ScriptedVerifier(SCRIPT, SCRIPT.words, budget_tokens=kv_tokens)
-        self.scheduler = Scheduler(self.verifier, budget or Budget(), sharing=sharing)
+        cost = StepCost(self.verifier.info.least_tokens, max_guess=0)
+        if token_s:
+            cost.prefilled(token_s, tokens=1)
+        self.scheduler = Scheduler(
+            self.verifier, budget or Budget(), sharing=sharing, goal=goal, cost=cost, kv_share=kv_share
+        )
         self.sessions: list[EdgeSession] = []
         self.now = 0.0
         self._opened = 0
 
-    def session(self, *, device: str | None = None, prompt: int | Sequence[int] = 3) -> EdgeSession:
+    def session(
+        self, *, device: str | None = None, prompt: int | Sequence[int] = 3, limits: SessionLimits = LIMITS
+    ) -> EdgeSession:
         """Open a session with a prompt, of which the length may be enough."""
         number = self._opened
         self._opened += 1
         tokens = (1,) * prompt if isinstance(prompt, int) else tuple(prompt)
-        session = edge_session(handle=number, device=device or f"device-{number}", prompt=tokens)
+        session = edge_session(handle=number, device=device or f"device-{number}", prompt=tokens, limits=limits)
         self.scheduler.opened(session)
         self.sessions.append(session)
         return session
@@ -60,11 +77,11 @@ class Edge:
         return self.scheduler.next_batch(self.sessions if sessions is None else list(sessions), now=self.now)
 
     def run(self) -> list[Batch]:
-        """Compute all that there is to compute, a second a step; return the steps."""
+        """Compute all that there is to compute, a step of a millisecond each second; return the steps."""
         steps = []
         while batch := self.next_batch():
             self.compute(batch)
-            self.scheduler.computed(batch, Step(self.now, self.now + 1.0, sessions=len(batch.verifications)))
+            self.scheduler.computed(batch, Step(self.now, self.now + 1e-3, sessions=len(batch.verifications)))
             self.now += 1.0
             steps.append(batch)
         return steps

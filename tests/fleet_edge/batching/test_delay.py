@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from fleet_edge.batching.delay import BatchingDelay
@@ -92,3 +94,18 @@ def test_nothing_is_known_of_a_new_session_under_the_handle_of_an_ended_one() ->
     delay.arrived(1, at=10.01)  # its first draft answers no verdict
     delay.answered(1, at=20.0)
     assert delay.hold_s(ready=1, now=20.0) == 0.0
+
+
+def test_the_gap_before_the_next_draft_is_known_of_each_device_for_as_long_as_it_plausibly_comes_back() -> None:
+    delay = learned(quick=0.1, slow=2.0)
+    assert delay.gap_s(now=10.0) == math.inf, "nobody is expected"
+    delay.answered(2, at=10.0)
+    assert delay.gap_s(now=10.5) == pytest.approx(1.5)
+    assert delay.gap_s(now=13.0) == 0.0, "it is overdue"
+    assert delay.gap_s(now=16.5) == math.inf, "it is gone"
+    delay.answered(1, at=20.0)
+    assert delay.gap_s(now=20.0) == pytest.approx(0.1)
+    assert delay.gap_s(now=20.45) == 0.0, "the quickest device gets half a second"
+    delay.forget(1)
+    delay.answered(3, at=30.0)
+    assert 0.0 < delay.gap_s(now=30.0) < math.inf, "what it needs is not known yet"

@@ -1,12 +1,15 @@
+import math
 import random
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from dssd.verification import Judgement
 from fleet_edge.batching.planning import Batch, Budget, Work
-from fleet_edge.batching.scheduler import Scheduler
 from fleet_edge.batching.timing import Step
+from fleet_edge.batching.verdict_goal import VerdictGoal
 from fleet_edge.errors import DraftFault
 from fleet_edge.settings import PrefixSharing
 from fleet_edge.verifiers.contract import Item, Verifier
@@ -147,12 +150,73 @@ def test_no_prompt_delays_those_who_draft_by_more_than_a_chunk_even_while_none_o
     writer = edge.drafting()
     batch = edge.next_batch()
     assert edge.compute(batch) == [writer]
-    edge.scheduler.computed(batch, Step(0.0, 0.1, sessions=1))
+    edge.scheduler.computed(batch, Step(0.0, 1e-3, sessions=1))
+    edge.scheduler.answered(writer, at=0.1)
     edge.now = 0.1
     long = edge.session(prompt=200)
     assert computed(edge.next_batch()) == {long.handle: 10}
     edge.now = 9.0
     assert computed(edge.next_batch()) == {long.handle: 50}
+
+
+def _served(
+    *, turnaround_s: float, prompt: int, seconds: float = 30.0, devices: int = 3, goal_s: float = 0.0
+) -> tuple[int, float, int]:
+    """Let devices draft at an edge that takes 10 ms for a token, while another device has opened a long session.
+
+    Returns:
+        Verdicts of the devices, their longest wait for one, and computed tokens of the prompt.
+    """
+    edge = Edge(goal=VerdictGoal(goal_s), token_s=0.0)
+    limits = replace(LIMITS, max_new_tokens=2000)
+    writers = [edge.session(device=f"honest-{number}", limits=limits) for number in range(devices)]
+    due = {writer.handle: turnaround_s * (1 + number) / devices for number, writer in enumerate(writers)}
+    arrived_at: dict[int, float] = {}
+    rounds, verdicts, longest = Counter[int](), 0, 0.0
+    long = edge.session(device="hostile", prompt=prompt) if prompt else None
+    while edge.now < seconds:
+        for writer in writers:
+            if (at := due.get(writer.handle, math.inf)) <= edge.now:
+                del due[writer.handle]
+                arrived_at[writer.handle] = at
+                rounds[writer.handle] += 1
+                edge.again(writer, at=at, round_=rounds[writer.handle])
+                edge.scheduler.arrived(writer, at=at)
+        batch = edge.next_batch()
+        if not batch:
+            edge.now = max(edge.now + 1e-3, min(due.values(), default=seconds))
+            continue
+        step = Step(edge.now, edge.now + 0.05 + 0.01 * sum(computed(batch).values()), len(batch.verifications))
+        edge.now = step.ended
+        answered = edge.compute(batch)
+        edge.scheduler.computed(batch, step)
+        for work in batch.verifications:
+            edge.scheduler.judged(work, committed=2)
+        for writer in answered:
+            edge.scheduler.answered(writer, at=edge.now)
+            verdicts += 1
+            longest = max(longest, edge.now - arrived_at.pop(writer.handle))
+            due[writer.handle] = edge.now + turnaround_s
+    return verdicts, longest, 0 if long is None else edge.verifier.computed(long.handle)
+
+
+@pytest.mark.parametrize("turnaround_s", [0.05, 0.4, 1.5])
+def test_a_long_prompt_on_a_slow_edge_leaves_those_who_draft_their_pace(turnaround_s: float) -> None:
+    alone, usual_s, _ = _served(turnaround_s=turnaround_s, prompt=0)
+    beside, longest_s, _ = _served(turnaround_s=turnaround_s, prompt=8000)
+    assert beside >= 0.7 * alone, "a quarter of the time is the credit of the other device"
+    assert longest_s <= usual_s + 0.6, "a prompt's chunk that has just begun, and one in the verdict's own step"
+
+
+def test_a_long_prompt_is_computed_while_those_who_draft_leave_the_edge_nothing_to_do() -> None:
+    _, _, tokens = _served(turnaround_s=1.5, prompt=8000, devices=1)
+    assert tokens > 1500, "the edge is idle for nine tenths of the time"
+
+
+def test_verdicts_keep_to_their_goal_beside_a_long_prompt() -> None:
+    _, longest_s, tokens = _served(turnaround_s=0.4, prompt=8000, goal_s=0.5, seconds=20.0)
+    assert longest_s <= 0.5, "a prompt's chunk that has just begun, and the verdict's own step"
+    assert tokens > 0
 
 
 def test_what_a_step_brings_is_not_taken_for_what_the_next_one_brings() -> None:
@@ -193,8 +257,7 @@ def test_drafts_that_are_never_accepted_wait_for_others() -> None:
 
 
 def test_who_holds_more_keys_and_values_than_his_share_makes_room_first() -> None:
-    edge = Edge(kv_tokens=100)
-    edge.scheduler = Scheduler(edge.verifier, Budget(), kv_share=lambda _device: 0.5)
+    edge = Edge(kv_tokens=100, kv_share=lambda _device: 0.5)
     honest = edge.drafting(at=0.0, device="honest", prompt=20)
     edge.compute(edge.next_batch([honest]))
     for number in range(3):
