@@ -6,6 +6,7 @@ With `vocabulary_only` the weights stay on disk.
 import ctypes
 import functools
 import os
+import re
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -22,6 +23,11 @@ _MAGIC: Final = b"GGUF"
 _GUESSED: Final = 1024  # llama.cpp's bit for a file type that the file does not state
 _METADATA_BYTES: Final = 128
 _FLOAT16: Final = 2
+
+_LONG_RUN: Final = re.compile(r"\S{8192}|\s{8192}")
+"""A run that llama.cpp is given apart from what follows. It splits text of some vocabularies with a recursive regular
+expression, which overflows a stack of 8 MiB at a run of 16,000 to 32,000 characters."""
+
 _PIECE_BYTES: Final = 256
 
 
@@ -166,11 +172,19 @@ class GgufFile:
             text: Any.
             special: Whether control tokens are recognised in it, and none is put before it.
         """
+        begin, found = 0, list[int]()
+        for end in [*(run.end() for run in _LONG_RUN.finditer(text)), len(text)]:
+            if begin < end or not text:
+                found += self._encode(text[begin:end], begins=not begin and not special, special=special)
+            begin = end
+        return found
+
+    def _encode(self, text: str, *, begins: bool, special: bool) -> list[int]:
         raw = text.encode("utf-8", "replace")
         room = len(raw) + 8  # a token has at least a byte; the rest is for those that are added
         while True:
             tokens = (self._library.llama_token * room)()
-            count = self._library.llama_tokenize(self._vocab, raw, len(raw), tokens, room, not special, special)
+            count = self._library.llama_tokenize(self._vocab, raw, len(raw), tokens, room, begins, special)
             if count >= 0:
                 return list(tokens[:count])
             if -count <= room:

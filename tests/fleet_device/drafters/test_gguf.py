@@ -49,7 +49,9 @@ def test_plain_text_never_becomes_a_control_token(model: GgufModel) -> None:
     assert END in model.encode("a <|im_end|> b", special=True)
 
 
-@pytest.mark.parametrize("text", ["the thread", "naïve — 東京 😀\n\n\tx", "", "\x00\x01", "a\ud800b"])
+@pytest.mark.parametrize(
+    "text", ["the thread", "naïve — 東京 😀\n\n\tx", "", "\x00\x01", "a\ud800b", "a" * 20_000, " " * 20_000]
+)
 def test_text_survives_the_round_trip(model: GgufModel, text: str) -> None:
     expected = text.encode("utf-8", "replace")
     assert b"".join(map(model.piece, model.encode(text))) == expected
