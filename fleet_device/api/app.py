@@ -22,7 +22,7 @@ from fleet_device.api.guard import Guard
 from fleet_device.api.metrics import metrics_route
 from fleet_device.api.problems import ApiProblem, problem_of
 from fleet_device.api.quotas import ApplicationQuotas, Counted
-from fleet_device.api.replies import VERIFIED_HEADER, Reply
+from fleet_device.api.replies import VERIFIED_HEADER, WAITED_HEADER, Reply
 from fleet_device.api.requests import ChatRequest, CompletionRequest, TextRequest, read_request
 from fleet_device.api.responses import ResponseReply, read_responses_request, stream_response
 from fleet_device.api.status.page import status_routes
@@ -216,12 +216,13 @@ class _Api:
                 if not asked.stream:
                     texts = await text.end()
                     verified = all(each.verified for each in texts)
-                    return JSONResponse(whole(texts), headers={VERIFIED_HEADER: str(verified).lower()})
+                    headers = {VERIFIED_HEADER: str(verified).lower(), **_waited(tickets)}
+                    return JSONResponse(whole(texts), headers=headers)
                 first = await text.first()
         except BaseException:
             self._cancel(tickets)
             raise
-        return EventsResponse(stream(text, first), at_end=lambda: self._cancel(tickets))
+        return EventsResponse(stream(text, first), headers=_waited(tickets), at_end=lambda: self._cancel(tickets))
 
     def _submit(self, asked: TextRequest, events: Events, application: Application | None) -> list[Ticket]:
         """Ask for all choices, or for none: where the queue has no room for one, those before it are given up."""
@@ -288,6 +289,12 @@ class _Api:
 
 def _problem(error: Exception, asked: TextRequest) -> ApiProblem:
     return problem_of(error, prompt=asked.prompt_field, grammar=asked.grammar_field)
+
+
+def _waited(tickets: Sequence[Ticket]) -> dict[str, str]:
+    """Return the header that says how long the first of these requests waited."""
+    waits = [ticket.waited_s for ticket in tickets if ticket.begun]
+    return {WAITED_HEADER: f"{min(waits, default=0.0) * 1e3:.0f}"}
 
 
 def _prepare(asked: TextRequest, defaults: DeviceSettings, app: str | None, codec: TextCodec) -> GenerateRequest:

@@ -41,8 +41,8 @@ _QUEUED: Final = "Other texts are written first; this one waits for its turn."
 class EventsResponse(StreamingResponse):
     """Server-sent events; whatever ends them, the client's leaving too, `at_end` is called."""
 
-    def __init__(self, content: AsyncIterator[bytes], *, at_end: Callable[[], None]) -> None:
-        super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    def __init__(self, content: AsyncIterator[bytes], *, headers: dict[str, str], at_end: Callable[[], None]) -> None:
+        super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-store", **headers})
         self._at_end = at_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

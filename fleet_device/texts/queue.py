@@ -67,13 +67,17 @@ class Ticket:
     Attributes:
         prepare: Makes the request.
         listener: Told what becomes of it.
+        asked_at: When the request came (monotonic seconds).
         begun: Whether its turn has come.
+        waited_s: How long it waited for its turn.
         cancellation: Gives it up.
     """
 
     prepare: Prepare
     listener: Listener
+    asked_at: float = 0.0
     begun: bool = False
+    waited_s: float = 0.0
     cancellation: Cancellation = field(default_factory=Cancellation)
 
     def tell(self, event: Piece | Delayed | GeneratedText | Failed) -> None:
@@ -184,7 +188,7 @@ class TextQueue:
             TextQueueFull: Too many wait.
             TextCancelled: The queue is closed, or takes no requests for now.
         """
-        ticket = Ticket(prepare, listener)
+        ticket = Ticket(prepare, listener, self._clock())
         with self._changed:
             if self._broken:
                 raise TextCancelled(_BROKEN)
@@ -263,7 +267,8 @@ class TextQueue:
                 if not self._waiting:
                     break
                 ticket = self._waiting.popleft()
-                self._current[ticket] = self._clock()
+                self._current[ticket] = now = self._clock()
+                ticket.waited_s = now - ticket.asked_at
             self._serve(ticket)
             with self._changed:
                 self._current.pop(ticket, None)

@@ -381,3 +381,9 @@ def test_the_responses_endpoint_names_its_own_field_of_a_schema(make: Make) -> N
     form = {"type": "json_schema", "name": "x", "schema": {"not": {}}}
     response = ask(app, "POST", "/v1/responses", body={"input": "t1", "text": {"format": form}})
     assert (response.status_code, error(response)["code"], error(response)["param"]) == (400, "grammar", "text")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_says_how_long_its_request_waited(make: Make, stream: bool) -> None:
+    app, _ = make()
+    assert int(chat(app, stream=stream).headers["X-Fleet-Queue-Ms"]) >= 0

@@ -213,3 +213,17 @@ def test_an_abandoned_queue_gives_up_everything(make: Make) -> None:
     texts.join()
     assert isinstance(failure(first), TextCancelled)
     assert isinstance(failure(second), TextCancelled)
+
+
+def test_a_ticket_says_how_long_it_waited_for_its_turn(make: Make) -> None:
+    agent, clock = gated(), Watch()
+    texts = make(agent, clock=clock)
+    tickets = []
+    for _ in range(2):
+        events = Events()
+        tickets.append(texts.submit(lambda: REQUEST, events.put))
+    until(lambda: tickets[0].begun)
+    clock.now_s += 1.5
+    open_gate(agent)
+    until(lambda: tickets[1].begun)
+    assert [ticket.waited_s for ticket in tickets] == [0.0, 1.5]

@@ -84,7 +84,7 @@ class _Backend:
 
     def submit(self, prepare: Callable[[Any], GenerateRequest], listener: Listener) -> Ticket:
         codec = _Codec(template=self.template)
-        ticket = Ticket(lambda: prepare(codec), listener, Cancellation())
+        ticket = Ticket(lambda: prepare(codec), listener, cancellation=Cancellation())
         drafter = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,))
         drafter._codec = codec
         try:
