@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fleet_admin.columns import ABSENT, Column, Kind, shown
 from fleet_cli.tables import print_table, table_lines
 
-NUMBERS: tuple[Kind, ...] = ("count", "figure", "ratio", "percent", "ms", "bytes", "days", "moment", "ago")
+NUMBERS: tuple[Kind, ...] = ("count", "figure", "ratio", "percent", "ms", "bytes", "days", "moment", "day", "ago")
 WIDTHS = (80, 60)
 
 # Without digits, so that each word with a digit is of a number.
@@ -23,7 +23,7 @@ times = st.none() | st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), tim
 
 
 def values(kind: Kind) -> st.SearchStrategy[Any]:
-    if kind in ("moment", "ago"):
+    if kind in ("moment", "day", "ago"):
         return times
     return numbers if kind in NUMBERS else st.none() | words
 
