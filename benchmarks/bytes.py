@@ -78,7 +78,6 @@ class SavingPacing(FixedPacing):
     """
 
     def plan(self, *, longest: int, window: int) -> Plan:
-        """Return the plan."""
         del longest, window
         return Plan(self.tokens, may_stop=True)
 
@@ -101,12 +100,10 @@ class Variant:
 
     @property
     def local(self) -> bool:
-        """Whether no draft is sent."""
         return self.system in {DEVICE_ALONE, CO_LOCATED}
 
     @property
     def name(self) -> str:
-        """For a table."""
         length = "" if self.length is None else f" {self.length}{' at most' * self.stops}"
         return f"{self.system} {self.mode.value}{length}"
 
@@ -149,7 +146,6 @@ class Traffic:
     segments_down: int = 0
 
     def add(self, other: "Traffic") -> None:
-        """Add another text's."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
@@ -160,7 +156,6 @@ class Traffic:
 
     @property
     def wire_down(self) -> int:
-        """To the device, likewise."""
         return self.packets_down + TCP_IP_HEAD * _segments(self.segments_down, self.packets_down, self.packets_up)
 
 
@@ -169,7 +164,6 @@ def _segments(counted: int, sent: int, received: int) -> int:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--drafts", nargs="+", default=["Q4_0", "Q4_1"], help="quantizations (default: %(default)s)")
     parser.add_argument("--lengths", nargs="+", type=int, default=_LENGTHS, metavar="N", help="of our drafts")
     parser.add_argument("--texts", type=number_of(int, 1), default=6, help="of each system (default: %(default)s)")
@@ -272,7 +266,6 @@ def _count(
     form: Form,
     found: dict[Variant, Traffic],
 ) -> None:
-    """Have all variants of a form write."""
     options, chosen, words = bench.options, laws.laws[: bench.options.texts], laws.words
     for variant, total in found.items():
         if variant.system == CO_LOCATED:
@@ -315,7 +308,6 @@ class _CountingLink(FillingLink):
         self.counted: tuple[int, ...] = (0, 0, 0, 0)
 
     def publish(self, topic: str, payload: bytes, **options: Any) -> None:  # noqa: ANN401 - passed on
-        """Send a message."""
         if f"/{Topic.DRAFT.value}" in topic and self._began is None:
             self._began = _settled(self._relay)
         elif topic.endswith(Topic.CLOSE.value) and self._began is not None:

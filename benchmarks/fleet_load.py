@@ -34,7 +34,6 @@ class Written:
 
     @property
     def tokens(self) -> int:
-        """Number of its tokens."""
         return sum(number for _, number in self.pieces)
 
 
@@ -47,7 +46,6 @@ class WrittenTexts:
 
     @property
     def tokens(self) -> int:
-        """Number of all tokens."""
         return sum(text.tokens for text in self.texts)
 
     @property
@@ -93,7 +91,6 @@ class FleetLoad(AbstractContextManager["FleetLoad"]):
         self._stack.close()
 
     def pace(self, pacings: Sequence[Pacing]) -> None:
-        """Give each device its pacing."""
         for agent, pacing in zip(self._agents, pacings, strict=True):
             agent.pacing = pacing
 

@@ -91,7 +91,6 @@ class Goal:
     reached: bool
 
     def __str__(self) -> str:
-        """Return a sentence for the reader."""
         return f"{self.what}: {self.value:,.2f} (goal {self.bound:,g}): {'reached' if self.reached else 'MISSED'}"
 
 
@@ -135,12 +134,10 @@ class Suite(Protocol):
     __doc__: str | None
 
     @staticmethod
-    def add_options(parser: argparse.ArgumentParser) -> None:
-        """Add the suite's own options."""
+    def add_options(parser: argparse.ArgumentParser) -> None: ...
 
     @staticmethod
-    def run(bench: "Bench") -> Report:
-        """Measure."""
+    def run(bench: "Bench") -> Report: ...
 
 
 def run_suite(name: str, suite: Suite, words: Sequence[str]) -> int:
@@ -267,7 +264,6 @@ class Bench:
         return self.model("target-Q8_0.gguf" if cost == 1 else f"target-Q8_0-cost{cost}.gguf", cost=cost)
 
     def new_folder(self) -> Path:
-        """Return an empty folder."""
         self._folders += 1
         folder = self.folder / str(self._folders)
         folder.mkdir()

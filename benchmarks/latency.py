@@ -84,7 +84,6 @@ class Row:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--drafts", nargs="+", default=["Q4_0"], help="quantizations (default: %(default)s)")
     parser.add_argument("--costs", nargs="+", type=int, default=[1, 8], metavar="N")
     parser.add_argument("--round-trips", nargs="+", type=float, default=[0, 20, 50, 100, 200], metavar="MS")

@@ -53,7 +53,6 @@ Resident = dict[str, float]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("of", nargs="?", choices=("edge", "device"), default="edge")
     parser.add_argument("--texts", type=number_of(int, 4), help="5000 of an edge, 1000 of a device")
     parser.add_argument("--at-once", type=number_of(int, 1), help="devices of an edge (16), applications (2)")

@@ -59,7 +59,6 @@ class MeteredVerifier:
         return getattr(self.verifier, name)
 
     def score(self, items: Sequence[Item]) -> Logits:
-        """Compute a step."""
         began = time.perf_counter()
         if self.step_s:
             time.sleep(self.step_s)
@@ -209,7 +208,6 @@ class StackSampler:
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
         self._take()
         self.seconds.clear()
         self._thread.start()

@@ -56,7 +56,6 @@ Outcome = dict[str, Any]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--drafts", nargs="+", default=["Q4_0", "Q4_1"], help="quantizations (default: %(default)s)")
     parser.add_argument("--round-trips", nargs="+", type=int, default=[0, 20, 100], metavar="MS")
     parser.add_argument("--devices", nargs="+", type=int, default=[1, 4, 16], metavar="N")

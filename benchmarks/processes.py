@@ -92,12 +92,10 @@ class Program:
 
     @property
     def pid(self) -> int:
-        """Process id."""
         return self._process.pid
 
     @property
     def lives(self) -> bool:
-        """Whether it has not ended."""
         return self._process.poll() is None
 
     def tell(self, line: str) -> None:
@@ -148,7 +146,6 @@ class Program:
         self._process.wait()
 
     def ask_to_end(self) -> None:
-        """Send SIGTERM."""
         if self.lives:
             self._process.terminate()
 

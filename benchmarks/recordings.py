@@ -171,7 +171,7 @@ def _record(file: Path, target: Path, draft: Path, prompts: Sequence[Prompt], to
         policies = [policy_of(number) for number in range(len(prompts))]
         cells = -(-(max(map(len, encoded)) + tokens + 1) // _CELLS) * _CELLS
         settings = {"target": str(target), "engine": "llama.cpp", "context": cells - 1, "kv_bytes": _KV_BYTES}
-        verifier = load_verifier(EdgeSettings.model_validate({**settings, "stable_rows": True}))
+        verifier = load_verifier(EdgeSettings.model_validate({**settings, "batch_invariant": True}))
         said, theirs = [], []
         for first in range(0, len(prompts), _TOGETHER):
             some = slice(first, first + _TOGETHER)
@@ -225,7 +225,6 @@ def save(
 
 
 def load(file: Path) -> tuple[dict[str, list[NDArray[Any]]], dict[str, list[tuple[Dist, ...]]]]:
-    """Return what `save` has kept."""
     with np.load(file, allow_pickle=False) as found:
         ints = {name[:-1]: _parts(found[name[:-1]], found[name]) for name in found if name.endswith("#")}
         dists = {}

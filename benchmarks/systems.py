@@ -84,7 +84,6 @@ class FillingLink:
         self.filled = 0
 
     def publish(self, topic: str, payload: bytes, **options: Any) -> None:  # noqa: ANN401 - passed on
-        """Send a message."""
         if self._filling and f"/{Topic.DRAFT.value}" in topic:
             self.filled += len(self._filling)
             self._link.publish(f"{topic.rsplit('/', 2)[0]}/filling", self._filling, qos=0)

@@ -139,7 +139,6 @@ def with_table(text: str) -> str:
 
 
 def main() -> None:
-    """Write the table into README.md."""
     README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 

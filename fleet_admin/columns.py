@@ -47,7 +47,6 @@ class Column(Generic[T]):
     meaning: str = ""
 
     def __post_init__(self) -> None:
-        """Derive the key."""
         if not self.key:
             object.__setattr__(self, "key", self.heading.replace(" ", "_"))
 

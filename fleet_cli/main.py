@@ -54,7 +54,6 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line."""
     # A shell without job control starts background commands with SIGINT ignored; the demo stops its children with it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -44,7 +44,6 @@ def plain(value: object) -> object:
 
 
 def print_json(value: object) -> None:
-    """Write JSON to standard output."""
     json.dump(plain(value), sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
 

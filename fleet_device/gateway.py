@@ -181,12 +181,10 @@ class Gateway:
 
     @property
     def service(self) -> DeviceService:
-        """The device's service."""
         return self._service
 
     @property
     def log_tail(self) -> LogTail:
-        """What has been logged."""
         return self._log_tail
 
     def hold(self, *, drain: bool) -> int:
@@ -215,7 +213,6 @@ class Gateway:
 
     @property
     def since(self) -> datetime:
-        """When the device was started."""
         return self._service.since
 
     def submit(self, prepare: Callable[[TextCodec], GenerateRequest], listener: Listener) -> Ticket:
@@ -227,7 +224,6 @@ class Gateway:
         self._texts.cancel(ticket)
 
     def check_grammar(self, grammar: Grammar) -> None:
-        """Compile a grammar; see `Agent.check_grammar`."""
         self._service.agent.check_grammar(grammar)
 
     def spell(self, token: int) -> bytes:

@@ -118,12 +118,10 @@ class DeviceService:
 
     @property
     def edges(self) -> EdgePresences:
-        """Which edges are there."""
         return self.agent.inbox.edges
 
     @property
     def connected(self) -> bool:
-        """Whether the broker answers."""
         return self._link.connected
 
     @property
@@ -157,7 +155,6 @@ class DeviceService:
         self._connecting.start()
 
     def stop(self) -> None:
-        """Say goodbye and release everything."""
         self._presence = Presence.OFFLINE
         self._stopping.set()
         try:

@@ -74,7 +74,6 @@ class SegmentCounters:
 
     @property
     def acceptance(self) -> float | None:
-        """Accepted of tested draft tokens."""
         return share(self.accepted, self.tested)
 
     @property
@@ -94,7 +93,6 @@ class SegmentCounters:
 
     @property
     def queue_ms_per_round(self) -> float | None:
-        """Mean wait for a step."""
         return share(self.queue_ms, self.rounds)
 
     @property

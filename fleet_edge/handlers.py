@@ -76,7 +76,6 @@ class MessageHandlers:
     clocks: ClockWatch = field(default_factory=ClockWatch)
 
     def receive(self, arrival: ReceivedMessage) -> None:
-        """Take one message."""
         self.answers.figures.uplink_bytes += arrival.size
         self.answers.figures.heard(arrival.device)
         match arrival.message:

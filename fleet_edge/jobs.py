@@ -143,7 +143,6 @@ class Jobs:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What `run` takes."""
         return tuple(self._chores)
 
     def start(self) -> None:

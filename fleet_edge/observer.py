@@ -73,7 +73,6 @@ class EdgeObserver:
 
     @property
     def figures(self) -> Figures:
-        """What the edge has counted."""
         return self.orchestrator.answers.figures
 
     @property
@@ -82,7 +81,6 @@ class EdgeObserver:
         return self.orchestrator.scheduler.memory
 
     def pages(self) -> Pages:
-        """Return what the endpoint serves."""
         return Pages(metrics=lambda: exposition(self.families()), alive=self.alive, ready=self.ready)
 
     def look(self) -> Look | None:
@@ -111,7 +109,6 @@ class EdgeObserver:
         return found[0]
 
     def alive(self) -> Health:
-        """Tell whether the loop answers."""
         return Health({"loop": "" if self.look() is not None else self._hangs})
 
     def ready(self) -> Health:

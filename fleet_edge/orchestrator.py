@@ -216,7 +216,6 @@ class Orchestrator:
 
     @property
     def _away(self) -> bool:
-        """Whether the target model cannot compute now."""
         return bool(self.scheduler.away()) or self._paused_until > self.clock()
 
     def _awaited(self, work: Work) -> bool:

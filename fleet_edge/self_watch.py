@@ -30,7 +30,6 @@ class _Sums:
 
     @classmethod
     def of(cls, figures: Figures, *, at: float) -> "_Sums":
-        """Read what is counted now."""
         return cls(
             at=at,
             tokens=sum(dict(figures.generation_tokens).values()),
@@ -63,11 +62,9 @@ class SelfWatch:
     _silent: int = 0
 
     def __post_init__(self) -> None:
-        """Count from now on."""
         self._before = _Sums.of(self.observer.figures, at=self.clock())
 
     def look(self) -> None:
-        """Look once."""
         at = self.clock()
         look = self.observer.look()
         if look is None:

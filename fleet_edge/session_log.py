@@ -611,7 +611,6 @@ class SessionLog:
             rollouts.record_rollouts(connection, machines, stopped=stopped)
 
     def close(self) -> None:
-        """Close all connections."""
         self._engine.dispose()
 
     def __enter__(self) -> Self:

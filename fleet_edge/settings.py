@@ -154,11 +154,10 @@ class EdgeSettings(Settings):
     gpu_layers: int = setting(
         -1, "Layers that llama.cpp puts on a GPU, where it was built for one; -1 is all.", rare=True, ge=-1
     )
-    stable_rows: bool = setting(
+    batch_invariant: bool = setting(
         True,  # noqa: FBT003 - a default
-        "For texts that are to repeat, in coupled mode or greedy, keep to those kernels of llama.cpp on a CPU with "
-        "which the same text has the same logits whatever is computed with it; where the edge writes such a text by "
-        "itself, it does so up to 1.6 times as fast without, and drafts and prompts take the same time.",
+        "Use kernels whose results do not depend on the batch, so that seeded requests repeat (coupled mode or greedy, "
+        "llama.cpp on a CPU). Without it, edge-only decoding of such requests is up to 1.6 times as fast.",
         rare=True,
     )
     context: int = setting(

@@ -68,7 +68,6 @@ class Startup:
         return not self._connected
 
     def connected(self) -> None:
-        """An attempt has succeeded."""
         self._connected = True
         self._settled.set()
 
@@ -106,11 +105,9 @@ class Connectivity:
         self.online = False
 
     def listen(self, listener: Listener) -> None:
-        """Tell `listener` from now on."""
         self._listeners = (*self._listeners, listener)
 
     def up(self) -> None:
-        """A connection was made."""
         self._guard.counters.connects += 1
         self.online = True
         self._tell(online=True)

@@ -181,8 +181,7 @@ class Link(Protocol):
         """
 
     @property
-    def connected(self) -> bool:
-        """Whether the broker answers."""
+    def connected(self) -> bool: ...
 
     @property
     def failure(self) -> ConnectFailed | None:

@@ -80,12 +80,10 @@ class PahoLink:
 
     @property
     def counters(self) -> LinkCounters:
-        """What this link has counted."""
         return self._guard.counters
 
     @property
     def connected(self) -> bool:
-        """Whether the broker answers."""
         return self._connectivity.online
 
     @property
@@ -137,7 +135,6 @@ class PahoLink:
         self._request(lambda connection: connection.subscribe([route]))
 
     def unsubscribe(self, topic_filter: str) -> None:
-        """End a subscription; see `Link.unsubscribe`."""
         if self._routes.remove(topic_filter):
             self._request(lambda connection: connection.unsubscribe(topic_filter))
 
@@ -159,7 +156,6 @@ class PahoLink:
         priority: bool = False,
         on_outcome: OutcomeHandler | None = None,
     ) -> None:
-        """Send a message; see `Link.publish`."""
         deadline = None if expiry_s is None else self._clock() + expiry_s
         message = Outgoing(topic, payload, qos, retain, deadline, content_type, alias, on_outcome, priority)
         message.check(limit=self.max_packet_bytes)

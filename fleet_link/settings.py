@@ -81,7 +81,6 @@ class LinkSettings:
 
     @property
     def where(self) -> str:
-        """The address for a sentence."""
         return f"{self.host}:{self.port}"
 
 

@@ -63,7 +63,6 @@ class EventStream:
         self._writing = threading.Lock()
 
     def __bool__(self) -> bool:
-        """Whether anything is written."""
         return self._stream is not None
 
     def write(self, event: Event, **fields: object) -> None:

@@ -46,7 +46,6 @@ class FairQueue(Generic[K, T]):
         return self._entries
 
     def __iter__(self) -> Iterator[T]:
-        """Iterate over all entries, key by key."""
         return (entry for lane in self._lanes.values() for entry, _ in lane.entries)
 
     def waiting(self, key: K) -> int:

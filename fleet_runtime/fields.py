@@ -193,7 +193,6 @@ _ONE_SIDED: Final[tuple[tuple[type, str, str], ...]] = (
 
 
 def _kind(annotation: Any, metadata: list[Any]) -> str:  # noqa: ANN401 - whatever stands after a colon
-    """Describe a type in a user's words."""
     words = _alternatives(annotation, metadata)
     return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 

@@ -81,7 +81,6 @@ class HttpServer:
         self._thread = threading.Thread(target=self._server.run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin to serve."""
         self._thread.start()
 
     def wait(self) -> None:

@@ -76,7 +76,6 @@ class Logprobs(BaseModel):
         )
 
     def tokens(self) -> tuple[TokenLogprobs, ...]:
-        """Return those of each token."""
         most = len(self.ids) // len(self.own)
         return tuple(
             TokenLogprobs(

@@ -26,7 +26,7 @@ def test_the_planted_faults_of_the_protocol_are_counted() -> None:
     assert int(found) == int(planted) == len(Planted)
 
 
-def test_the_cost_of_stable_rows_is_that_of_the_recorded_run() -> None:
+def test_the_cost_of_batch_invariant_is_that_of_the_recorded_run() -> None:
     page = PAGES["docs/measurements.md"]
     rows = json.loads((ROOT / "benchmarks" / "results" / "capacity.json").read_text(encoding="utf-8"))["rows"]
     pace = {(row["system"], row["devices"]): row["tokens_per_s"] for row in rows if row["arrivals"] == "at-once"}

@@ -46,7 +46,6 @@ class Scale:
 
 
 def name_of(device: int) -> str:
-    """Return a device's name."""
     return f"gateway-{device:05}"
 
 

@@ -48,7 +48,6 @@ _WRITE_S: Final = 0.05
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--sessions", type=number_of(int, 1), default=1_000_000, help="(default: %(default)s)")
     parser.add_argument("--devices", type=number_of(int, 1), default=1000, help="(default: %(default)s)")
     parser.add_argument("--days", type=number_of(int, 1), default=90, help="over which the sessions are spread")
@@ -61,7 +60,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Fill, ask, export, load, purge."""
     options = bench.options
     scale = Scale(sessions=options.sessions, devices=options.devices, days=options.days)
     url = options.db or f"sqlite:///{(options.folder or bench.folder).absolute() / 'log.sqlite3'}"

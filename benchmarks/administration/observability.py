@@ -48,7 +48,6 @@ _PASSWORD: Final = "of a benchmark alone"  # noqa: S105 - of a database that end
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--draft", default="Q4_0", help="(default: %(default)s)")
     parser.add_argument("--devices", type=number_of(int, 1), default=16, help="(default: %(default)s)")
     parser.add_argument("--pairs", type=number_of(int, 2), default=8, help="of rounds, for each plan")
@@ -167,7 +166,6 @@ class Viewer:
             response.read()
 
     def look(self, path: str) -> str:
-        """Load a page."""
         with self._opener.open(f"{self._address}{path}") as response:
             text: str = response.read().decode()
         return text

@@ -26,13 +26,11 @@ _ACTOR: Final = Actor("bench")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--devices", type=number_of(int, 1), default=100, help="at most 300 (default: %(default)s)")
     parser.add_argument("--rounds", type=number_of(int, 1), default=5, help="settings, and commands")
 
 
 def run(bench: Bench) -> Report:
-    """Set and command a fleet."""
     devices: int = bench.options.devices
     names = [f"device-{number:04}" for number in range(devices)]
     db = f"sqlite:///{bench.folder / 'fleet.sqlite3'}"

@@ -46,7 +46,6 @@ class _Client:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--draft", default="Q4_0", help="quantization of the draft model (default: %(default)s)")
     parser.add_argument("--clients", type=number_of(int, 1), default=8, help="at the same time (default: %(default)s)")
     parser.add_argument("--at-once", type=number_of(int, 1), default=2, help="texts that the device writes at once")
@@ -55,7 +54,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Measure one client, then all."""
     rows = [_measure(bench, count) for count in dict.fromkeys([1, bench.options.clients])]
     columns = {"clients": "d", "tokens_per_s": ".1f", "least_tokens": "d", "most_tokens": "d", "max_over_min": ".2f"}
     table(rows, columns | {"first_ms_median": ".0f", "first_ms_most": ".0f", "turned_away": "d", "failed": "d"})

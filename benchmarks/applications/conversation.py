@@ -60,7 +60,6 @@ class MeteredDrafter(LlamaCppDrafter):
         self._before: int | None = 0
 
     def begin(self) -> None:
-        """Begin a text."""
         self.prompt_computed, self._before = 0, self.tokens_computed
 
     def next(self, policy: SamplingPolicy) -> Dist:
@@ -80,7 +79,6 @@ class _Talk:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--draft", default="Q4_0", help="quantization of the draft model (default: %(default)s)")
     parser.add_argument("--engines", nargs="+", choices=list(_ENGINES), default=list(_ENGINES))
     parser.add_argument("--turns", type=int, choices=range(2, len(QUESTIONS) + 1), default=10, metavar="2…10")
@@ -94,7 +92,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Measure each engine."""
     rows: list[dict[str, Any]] = []
     shared: list[dict[str, Any]] = []
     for engine in bench.options.engines:
@@ -170,7 +167,6 @@ def _measure(bench: Bench, engine: str) -> tuple[list[dict[str, Any]], list[dict
 
 
 def _converse(bench: Bench, port: int, numbers: Sequence[int]) -> list[dict[str, Any]]:
-    """Hold conversations that alternate at one device."""
     options = bench.options
     settings = DeviceSettings(
         fleet=bench.fleet,

@@ -28,7 +28,6 @@ _LONGEST_S = {OfflinePolicy.LOCAL: 1.0, OfflinePolicy.FAIL: 3.0}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--times", type=number_of(int, 1), default=20, help="for each policy (default: %(default)s)")
     parser.add_argument("--tokens", type=number_of(int, 60), default=150, help="of a text (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)

@@ -46,7 +46,6 @@ class PacedDrafter(ScriptedDrafter):
     """A draft model that takes its time for a token, as a real one does."""
 
     def next(self, policy: SamplingPolicy) -> Dist:
-        """Wait, then propose."""
         time.sleep(_TOKEN_S)
         return super().next(policy)
 
@@ -102,12 +101,10 @@ class Site:
 
     @property
     def address(self) -> str:
-        """Where the device's API is."""
         assert self._gateway.address is not None
         return self._gateway.address
 
     def pull(self, way: str) -> None:
-        """Take the edge away."""
         assert self._edge is not None
         match way:
             case "killed":
@@ -121,7 +118,6 @@ class Site:
                 self._relay.stall()
 
     def put_back(self, way: str) -> None:
-        """Bring the edge back."""
         assert self._edge is not None
         match way:
             case "killed":

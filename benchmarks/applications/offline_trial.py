@@ -38,7 +38,6 @@ class Trial:
     wrong: str | None
 
     def line(self) -> str:
-        """Return it for a person."""
         after = "       " if self.after_s is None else f"{self.after_s:5.2f} s"
         return (
             f"{self.policy.value:5} {self.way:8} pulled at {self.at:4} {after} {self.tokens:4} tokens, "
@@ -46,7 +45,6 @@ class Trial:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
@@ -60,11 +58,9 @@ class _Pull:
 
     @property
     def away(self) -> bool:
-        """Whether it was pulled."""
         return self.at > 0.0
 
     def begin(self, *, comes_back: bool) -> None:
-        """Take the edge away."""
         self._site.pull(self._way)
         self.at = time.monotonic()
         if comes_back:

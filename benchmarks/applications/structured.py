@@ -41,18 +41,15 @@ class CountingDrafter(LlamaCppDrafter):
     calls = 0
 
     def next(self, policy: SamplingPolicy) -> Dist:
-        """Count, and call."""
         self.calls += 1
         return super().next(policy)
 
     def next_allowed(self, policy: SamplingPolicy, allowed: Ids) -> Dist:
-        """Likewise."""
         self.calls += 1
         return super().next_allowed(policy, allowed)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--draft", default="Q4_0", help="quantization of the draft model (default: %(default)s)")
     parser.add_argument(
         "--repeats", type=number_of(int, 1), default=30, help="texts of a schema (default: %(default)s)"
@@ -64,7 +61,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Write all texts."""
     options = bench.options
     found = {"free": Counter[str](), "structured": Counter[str]()}
     wrong: list[str] = []

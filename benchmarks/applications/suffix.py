@@ -34,7 +34,6 @@ Text = dict[str, Any]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--draft", default="Q4_0", help="quantization of the draft model (default: %(default)s)")
     parser.add_argument("--reports", type=number_of(int, 1), default=200, help="texts of one form")
     parser.add_argument("--questions", type=int, choices=range(1, len(QUESTIONS) + 1), default=32, metavar="1…48")
@@ -45,7 +44,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Write all texts."""
     options = bench.options
     written: list[Text] = []
     ways = [_MODEL, _BOTH, *([_SUFFIX] if options.without_model else [])]

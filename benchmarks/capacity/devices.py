@@ -73,7 +73,6 @@ class Warming:
         return self._window
 
     def over(self, now: float) -> bool:
-        """Whether the window is over."""
         window = self.window(now)
         return window is not None and now >= window.end
 

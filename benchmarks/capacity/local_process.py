@@ -17,7 +17,6 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run as a program."""
     asked = json.loads(sys.stdin.readline())
     timing = Timing(**asked["timing"])
     prompts = [
@@ -41,8 +40,8 @@ def _engine(asked: dict[str, Any]) -> Engine:
 
         return RawEngine(target, slots=asked["devices"], cells=CELLS, threads=threads)
     return Together(
-        verifier_over(target, threads=threads, stable_rows=False),
-        verifier_over(Path(asked["draft"]), threads=threads, stable_rows=False),
+        verifier_over(target, threads=threads, batch_invariant=False),
+        verifier_over(Path(asked["draft"]), threads=threads, batch_invariant=False),
         length=asked["length"],
     )
 

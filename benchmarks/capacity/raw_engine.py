@@ -76,7 +76,6 @@ class RawEngine:
         return {number: self._take(number, place) for place, (number, _, _, wanted) in enumerate(entries) if wanted}
 
     def close(self) -> None:
-        """Free model and context."""
         for slot in self._slots.values():
             llama_cpp.llama_sampler_free(slot.sampler)
         llama_cpp.llama_batch_free(self._batch)

@@ -28,7 +28,7 @@ CELLS: Final = 256
 KV_BYTES: Final = 4 << 30
 
 
-def verifier_over(path: Path, *, threads: int, stable_rows: bool) -> Verifier:
+def verifier_over(path: Path, *, threads: int, batch_invariant: bool) -> Verifier:
     """Return the edge's own verifier over a GGUF."""
     return load_verifier(
         EdgeSettings(
@@ -37,7 +37,7 @@ def verifier_over(path: Path, *, threads: int, stable_rows: bool) -> Verifier:
             context=CELLS - 1,
             kv_bytes=KV_BYTES,
             threads=threads,
-            stable_rows=stable_rows,
+            batch_invariant=batch_invariant,
         )
     )
 

@@ -175,7 +175,6 @@ class Row:
         return self.load_cpu is not None and self.load_cpu > _LOAD_LIMIT
 
     def count(self, clients: Sequence[Client], window: Window, *, travel_s: float = 0.0) -> None:
-        """Reckon what clients got."""
         self.window_s = window.seconds
         self.tokens_per_s = sum(client.tokens(window) for client in clients) / window.seconds
         waits = [text.first_s(window.end) for client in clients for text in client.texts if text.asked_at < window.end]
@@ -186,12 +185,10 @@ class Row:
         self.gap_p95_ms = 1e3 * median(gaps) if gaps else None
 
     def json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
         return {**asdict(self), "load_bound": self.load_bound}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--devices", nargs="+", type=int, default=[1, 4, 16, 64], metavar="N")
     parser.add_argument("--drafts", nargs="+", default=["Q4_0", "Q4_1"], help="quantizations (default: %(default)s)")
     parser.add_argument("--costs", nargs="+", type=int, default=[1, 8], metavar="N")
@@ -211,7 +208,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of Poisson arrivals (default: 0)")
     parser.add_argument("--minutes", type=float, default=10.0, help="cells beyond are left out (default: 10)")
     parser.add_argument(
-        "--no-stable-rows", dest="stable_rows", action="store_false", help="as the edge's setting: coupled texts turn"
+        "--no-batch-invariant",
+        dest="batch_invariant",
+        action="store_false",
+        help="as the edge's setting",
     )
     parser.add_argument("--together", action="store_true", help="edge and devices share all cores")
 
@@ -237,7 +237,7 @@ def run(bench: Bench) -> Report:
         "tokens": options.tokens,
         "pause_s": options.pause,
         "seed": options.seed,
-        "stable_rows": options.stable_rows,
+        "batch_invariant": options.batch_invariant,
         "draft_length_where_fixed": DRAFT,
     }
     return Report([row.json() for row in rows], more={"settings": settings}, draw=lambda figure: _draw(figure, rows))
@@ -428,7 +428,7 @@ class Place(AbstractContextManager["Place"]):
                 "kv_bytes": KV_BYTES,
                 "form": form.value,
                 "prefix_sharing": "off",
-                "stable_rows": options.stable_rows,
+                "batch_invariant": options.batch_invariant,
             }
             edge = self._stack.enter_context(self._bench.edge(broker.port, self._target, **settings))
             line = Relay(broker.port, round_trip_s=options.round_trip / 1e3, bytes_per_s=options.mbit * 1e6 / 8)

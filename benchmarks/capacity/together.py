@@ -39,7 +39,6 @@ class Slot:
 
     @property
     def known(self) -> tuple[int, ...]:
-        """Prompt and text."""
         return (*self.prompt.tokens, *self.text)
 
 
@@ -86,7 +85,6 @@ class Together:
         return self._target.computed(number) >= len(slot.prompt.tokens) - 1
 
     def _propose(self, writing: Mapping[int, Slot]) -> None:
-        """Draft for all texts."""
         for slot in writing.values():
             slot.drafted = []
         for _ in range(self._length):
@@ -120,7 +118,6 @@ class Together:
         return items
 
     def _take(self, number: int, slot: Slot, judged: Judgement | None) -> Written:
-        """Add what was decided to a text."""
         assert judged is not None
         new = [*(each.token for each in slot.drafted[: judged.accepted]), self._token(slot, judged)]
         ends = self._target.info.end_tokens
@@ -169,7 +166,7 @@ def record_residual(
         say(f"recording what the target and {coupled.draft} generate together in residual mode, once")
         draft = bench.model(f"{coupled.draft}.gguf")
         target, drafting = (
-            verifier_over(path, threads=threads, stable_rows=stable)
+            verifier_over(path, threads=threads, batch_invariant=stable)
             for path, stable in ((bench.target(), True), (draft, False))
         )
         prompts = [Prompt(text.prompt, policy, tokens) for text, policy in zip(coupled.texts, residual, strict=True)]

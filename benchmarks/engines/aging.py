@@ -95,7 +95,6 @@ class _Device:
         )
 
     def give_up(self) -> None:
-        """Close the session."""
         if self.busy:
             self._send(Topic.CLOSE, close_of(session=self._session, handle=self._handle, edge=EDGE))
             self.busy = False
@@ -184,7 +183,6 @@ class _Edge:
         return rate if self._busy() == busy else None
 
     def end(self) -> None:
-        """End all requests."""
         for device in self.devices:
             device.give_up()
         self.step()
@@ -297,7 +295,6 @@ _ENGINES: Final = {"llama_cpp": _llama_cpp, "packed": _packed, "remote": _remote
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--engines", nargs="+", choices=list(_ENGINES), default=list(_ENGINES))
     parser.add_argument("--requests", type=number_of(int, 1), default=500, help="that age an edge (%(default)s)")
     parser.add_argument("--sequences", type=number_of(int, 1), nargs="+", default=[1, 2, 4, 16], metavar="B")

@@ -34,7 +34,6 @@ _CELLS: Final = 256  # llama.cpp makes streams of a multiple of this
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--devices", type=number_of(int, 1), nargs="+", default=[1, 4, 16], metavar="N")
     parser.add_argument("--tokens", type=number_of(int, 1), default=96, help="of each text, at most")
     parser.add_argument("--rounds", type=number_of(int, 1), default=3, help="(default: %(default)s)")
@@ -42,7 +41,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Measure each number of devices."""
     target = bench.target()
     with (
         closing(GgufModel(target, vocabulary_only=True)) as codec,

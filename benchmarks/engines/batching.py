@@ -29,7 +29,6 @@ _RATIO: Final = 1.0
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--devices", type=number_of(int, 2), default=8, help="(default: %(default)s)")
     parser.add_argument("--tokens", type=number_of(int, 1), default=64, help="of each text (default: %(default)s)")
     parser.add_argument("--draft-length", type=number_of(int, 1), default=4, help="(default: %(default)s)")

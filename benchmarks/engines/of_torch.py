@@ -24,7 +24,6 @@ _COPIES: Final = 5
 
 
 def load(folder: Path, *, dtype: str, device: str) -> Target:
-    """Load a target."""
     return load_target(folder, dtype=dtype, device=device)
 
 
@@ -74,7 +73,6 @@ class ReadBound:
         self.bytes_per_s: float = _bandwidth(target.model.device)
 
     def ms(self, *, sequences: int, context: int) -> float:
-        """Return milliseconds."""
         return 1e3 * (self._weights + sequences * context * self._token_bytes) / self.bytes_per_s
 
 

@@ -83,7 +83,6 @@ _quiet = llama_cpp.llama_log_callback(_say_nothing)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run as a program."""
     path, *numbers = arguments
     streams, cells, context, threads, flash = map(int, numbers)
     engine = RawLlama(path, streams=streams, cells=cells, context=context, threads=threads, flash=bool(flash))

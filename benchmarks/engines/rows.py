@@ -61,7 +61,6 @@ class Spread:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     add_engine_options(parser)
 
 
@@ -70,8 +69,10 @@ def run(bench: Bench) -> Report:
     rows = []
     for kind, dtype in chosen(bench.options):
         for stable in (True, False) if kind == "llama_cpp" else (False,):
-            engine = verifier(bench, kind, dtype, sequences=TEXTS, context=LONGEST, stable_rows=stable)
-            here = [{"engine": kind, "dtype": dtype, "stable_rows": stable, **asdict(each)} for each in spreads(engine)]
+            engine = verifier(bench, kind, dtype, sequences=TEXTS, context=LONGEST, batch_invariant=stable)
+            here = [
+                {"engine": kind, "dtype": dtype, "batch_invariant": stable, **asdict(each)} for each in spreads(engine)
+            ]
             title = f"{kind}, {dtype}{', stable rows' if stable else ''}"
             table(here, {"variant": "", "same": "d", "rows": "d", "logit": ".1e", "variation": ".1e"}, title=title)
             rows += here

@@ -45,7 +45,6 @@ class Cell:
 
     @property
     def ratio(self) -> float:
-        """Ours over raw."""
         return self.ms / self.raw_ms
 
 
@@ -68,7 +67,7 @@ def cells_for(context: int) -> int:
     return -(-(context + _NEW + 1) // CELL_ROUNDING) * CELL_ROUNDING
 
 
-def llama_cpp(path: Path, *, sequences: int, context: int, threads: int, stable_rows: bool) -> Verifier:
+def llama_cpp(path: Path, *, sequences: int, context: int, threads: int, batch_invariant: bool) -> Verifier:
     """Return the llama.cpp verifier with room for sequences of that many tokens and a step."""
     target = open_target(path, gpu_layers=0)
     return LlamaCppVerifier(
@@ -76,7 +75,7 @@ def llama_cpp(path: Path, *, sequences: int, context: int, threads: int, stable_
         budget_bytes=sequences * cells_for(context) * target.token_kv_bytes,
         context=context + _NEW,
         threads=threads,
-        stable_rows=stable_rows,
+        batch_invariant=batch_invariant,
     )
 
 

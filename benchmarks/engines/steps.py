@@ -31,14 +31,15 @@ _COLUMNS: Final = {"B": "d", "T": "d", "ms": ".1f", "raw_ms": ".1f", "ratio": ".
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     add_engine_options(parser)
     size = {"type": number_of(int, 1), "nargs": "+"}
     parser.add_argument("--sequences", **size, metavar="B", help="1 4 16 64; on a GPU 1 16 64 256")  # type: ignore[arg-type]
     parser.add_argument("--tokens", **size, metavar="T", help="1 3 5 9; on a GPU 1 5 9")  # type: ignore[arg-type]
     parser.add_argument("--contexts", **size, metavar="C", help="256 2048")  # type: ignore[arg-type]
     parser.add_argument("--quick", action="store_true", help="context 256 alone, and fewer repetitions")
-    parser.add_argument("--stable-rows", action="store_true", help="steps of texts that are to repeat, in llama.cpp")
+    parser.add_argument(
+        "--batch-invariant", action="store_true", help="steps of texts that are to repeat, in llama.cpp"
+    )
     parser.add_argument("--seconds", type=float, help="for one size of step, about (2; with --quick 0.5)")
 
 
@@ -86,11 +87,11 @@ def run(bench: Bench) -> Report:
     return Report(rows, goals)
 
 
-def verifier(bench: Bench, kind: str, dtype: str, *, sequences: int, context: int, stable_rows: bool) -> Any:  # noqa: ANN401
+def verifier(bench: Bench, kind: str, dtype: str, *, sequences: int, context: int, batch_invariant: bool) -> Any:  # noqa: ANN401
     """Return a verifier with room for a number of sequences."""
     if kind == "llama_cpp":
         path, threads = bench.model(_FILES[dtype]), bench.options.threads
-        return llama_cpp(path, sequences=sequences, context=context, threads=threads, stable_rows=stable_rows)
+        return llama_cpp(path, sequences=sequences, context=context, threads=threads, batch_invariant=batch_invariant)
     from benchmarks.engines import of_torch  # noqa: PLC0415 - llama.cpp alone may be measured without torch
 
     return of_torch.packed(of_torch.load(bench.model("target"), dtype=dtype, device=bench.options.torch_device))
@@ -103,8 +104,8 @@ Prepared = tuple[Step, Sequence[Step], Callable[[int], float] | None]
 @contextmanager
 def _of_llama_cpp(bench: Bench, dtype: str, context: int, most: int) -> Iterator[Prepared]:
     path, threads = bench.model(_FILES[dtype]), bench.options.threads
-    stable = bench.options.stable_rows
-    ours = verifier(bench, "llama_cpp", dtype, sequences=most, context=context, stable_rows=stable)
+    stable = bench.options.batch_invariant
+    ours = verifier(bench, "llama_cpp", dtype, sequences=most, context=context, batch_invariant=stable)
     text = fill(ours, sequences=most, context=context)
     size = {"streams": most, "cells": cells_for(context), "context": context, "threads": threads}
     with raw_llama(path, **size, flash=False) as plain, raw_llama(path, **size, flash=True) as flash:

@@ -55,7 +55,6 @@ class Case:
 
     @property
     def name(self) -> str:
-        """For tables."""
         form = "" if self.mode is Mode.COUPLED or self.stream else f" {self.form.value}"
         ahead = " chosen" if self.draft_length is None else " ahead" if self.ahead else ""
         if self.stream:
@@ -72,18 +71,15 @@ class Case:
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        """Of each text."""
         return GUESSABLE if self.guessed or self.suffix else PROMPT
 
     @property
     def pair(self) -> ToyPair:
-        """The languages."""
         pair = pair_of(self.engine, unlike=self.unlike)
         return replace(pair, suffix=self.suffix)
 
     @property
     def grammar(self) -> Grammar | None:
-        """Of each text."""
         return GRAMMAR if self.constrained else None
 
     def pacing(self) -> Pacing:

@@ -15,7 +15,6 @@ class StoppingPacing(FixedPacing):
     """Drafts until the draft model is unsure."""
 
     def plan(self, *, longest: int, window: int) -> Plan:
-        """Return the plan."""
         del longest, window
         return Plan(self.tokens, may_stop=True)
 
@@ -43,22 +42,17 @@ class MixingPacing:
         return replace(plan, repeats=self.asked % 3 > 0)
 
     def goes_on(self, chances: Sequence[float]) -> bool:
-        """Draft as planned."""
         del chances
         return True
 
     def choice(self) -> Choice:
-        """Return the plan."""
         return Choice("draft", "They take turns.")
 
-    def learn(self, outcome: DraftOutcome) -> None:
-        """Learn nothing."""
+    def learn(self, outcome: DraftOutcome) -> None: ...
 
-    def note_load(self, load: EdgeLoad) -> None:
-        """Learn nothing."""
+    def note_load(self, load: EdgeLoad) -> None: ...
 
-    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
-        """Learn nothing."""
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None: ...
 
 
 @dataclass(slots=True)
@@ -80,7 +74,6 @@ class TurningPacing:
         return Plan(1) if self.plans % 2 else Plan(self.written, stream=True)
 
     def goes_on(self, chances: Sequence[float]) -> bool:
-        """Draft as planned."""
         del chances
         return True
 
@@ -93,11 +86,8 @@ class TurningPacing:
         """Return the plan whose turn it was."""
         return Choice("draft" if self.plans % 2 else "stream", "They take turns.")
 
-    def learn(self, outcome: DraftOutcome) -> None:
-        """Learn nothing."""
+    def learn(self, outcome: DraftOutcome) -> None: ...
 
-    def note_load(self, load: EdgeLoad) -> None:
-        """Learn nothing."""
+    def note_load(self, load: EdgeLoad) -> None: ...
 
-    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
-        """Learn nothing."""
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None: ...

@@ -56,7 +56,6 @@ class Result:
         return self.follows if self.case.sabotage is Sabotage.NONE else self.p < ALARM
 
     def json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
         return {
             "case": self.case.name,
             "mode": self.case.mode.value,

@@ -108,7 +108,6 @@ class Writer:
     written: int = 0
 
     def write(self, policy: SamplingPolicy, *, length: int, ends: Sequence[int] = END_TOKENS) -> list[int]:
-        """Return a text."""
         text: list[int] = []
         known = 0  # tokens that the target has computed and keeps
         while len(text) < length and not (text and text[-1] in ends):
@@ -194,13 +193,11 @@ def hold(name: str, *, texts: int, first_seed: int) -> Verdict:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--texts", type=number_of(int, 1), default=20_000, help="of each way (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the first (default: %(default)s)")
 
 
 def run(bench: Bench) -> Report:
-    """Test ours and each mistake."""
     verdicts = [hold(name, texts=bench.options.texts, first_seed=bench.options.seed) for name in WAYS]
     rows = [{**asdict(each), "follows": "yes" if each.p >= ALARM else "NO"} for each in verdicts]
     columns = {"name": "", "texts": "d", "p": ".3g", "distance": ".3f", "follows": "", "computed_per_token": ".1f"}

@@ -22,7 +22,6 @@ __all__ = ["add_options", "run"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--sessions", type=number_of(int, 1), default=20_000, help="a case (default: %(default)s)")
     parser.add_argument("--fault-sessions", type=number_of(int, 1), help="a fault (default: a tenth)")
     parser.add_argument("--devices", type=number_of(int, 1), default=16, help="agents that share the work")

@@ -27,7 +27,6 @@ class Disk:
         self._mounted = False
 
     def __enter__(self) -> Self:
-        """Mount it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if os.geteuid() == 0:
             command = ["/bin/mount", "-t", "tmpfs", "-o", f"size={_BYTES}", "fleet-bench", str(self.folder)]
@@ -37,7 +36,6 @@ class Disk:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Unmount it."""
         if self._mounted:
             subprocess.run(["/bin/umount", "--lazy", str(self.folder)], check=False)
 
@@ -53,7 +51,6 @@ class Disk:
                 pass
 
     def free(self, pid: int) -> None:
-        """Give the room back."""
         if not self._mounted:
             _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))

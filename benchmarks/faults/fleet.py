@@ -92,12 +92,10 @@ class DisturbedFleet:
 
     @property
     def database(self) -> Path:
-        """File of the session log."""
         return self.disk.folder / "log.sqlite3"
 
     @property
     def names(self) -> Sequence[str]:
-        """All devices."""
         return [name for name in self.relays if name != EDGE]
 
     # The edge
@@ -137,7 +135,6 @@ class DisturbedFleet:
             self.tally.edge_kills += 1
 
     def signal_edge(self, number: int) -> None:
-        """Send the edge a signal."""
         if self.edge is not None:
             self.edge.send_signal(number)
 
@@ -241,7 +238,6 @@ class DisturbedFleet:
             time.sleep(0.5)
 
     def _end(self) -> None:
-        """End whatever still runs."""
         for relay in self.relays.values():
             relay.release()
         for device in self.devices.values():

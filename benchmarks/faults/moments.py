@@ -31,7 +31,6 @@ _COLUMNS = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.epilog = "faults: " + "; ".join(f"{fault.name} ({fault.summary})" for fault in FAULTS.values())
     parser.add_argument("--only", nargs="+", choices=list(FAULTS), metavar="FAULT", help="default: all")
     parser.add_argument("--moments", type=number_of(int, 1), default=20, help="at which each strikes")
@@ -42,7 +41,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Run the faults."""
     options, load = bench.options, Load(devices=bench.options.devices)
     os.sched_setaffinity(0, bench.cores.edge | bench.cores.others)
     rows: list[dict[str, Any]] = []

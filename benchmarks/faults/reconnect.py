@@ -193,7 +193,6 @@ def _cpu_of_a_connect(local: LocalBroker, count: int = 200) -> float:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--devices", type=number_of(int, 2), default=5000, help="simulated (default: %(default)s)")
     parser.add_argument("--capacity", type=float, default=700.0, metavar="N", help="connects a second of the broker")
     parser.add_argument("--outage", type=float, nargs="+", default=OUTAGES_S, metavar="SECONDS")

@@ -71,7 +71,6 @@ class Memory:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--minutes", type=number_of(float, 0.01), default=30.0, help="the warm-up included")
     parser.add_argument("--warm-up", type=float, metavar="MINUTES", help="default: half of it, at most 15")
     parser.add_argument("--devices", type=number_of(int, 1), default=50, help="at most 200 (default: %(default)s)")
@@ -155,7 +154,6 @@ class _Soak:
                     yield fault
 
     def _wait_for_all(self, what: str, *, since: float) -> None:
-        """Wait until every device has gone on."""
         devices, deadline = len(self.fleet.names), time.monotonic() + _PATIENCE_S
         while time.monotonic() < deadline:
             self._watch(0.0)

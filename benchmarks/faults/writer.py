@@ -49,12 +49,10 @@ class Task:
 
     @classmethod
     def from_json(cls, text: str) -> "Task":
-        """Read what `to_json` wrote."""
         fields: dict[str, Any] = json.loads(text)
         return cls(**{**fields, "identity": Identity(**fields["identity"])})
 
     def to_json(self) -> str:
-        """Return it on one line."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         return json.dumps({**fields, "identity": self.identity.to_dict()})
 
@@ -67,7 +65,6 @@ class _PacedDrafter(ScriptedDrafter):
         self._token_s = token_s
 
     def next(self, policy: SamplingPolicy) -> Dist:
-        """Wait, then propose."""
         time.sleep(self._token_s)
         return super().next(policy)
 

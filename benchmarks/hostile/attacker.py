@@ -23,7 +23,6 @@ _READY: Final = "ready"
 
 
 def main() -> None:
-    """Attack."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("attack", choices=list(ATTACKS))
     parser.add_argument("--seconds", type=float, required=True, help="longest time")

@@ -286,7 +286,6 @@ class _Newcomers:
         self.wait()
 
     def ask_to_end(self) -> None:
-        """Let nobody else come."""
         self._stopping.set()
 
     def wait(self) -> None:

@@ -59,7 +59,6 @@ def _nested(rng: random.Random, size: int) -> Grammar:
 
 
 def _properties(rng: random.Random, size: int) -> Grammar:
-    """Many properties."""
     properties = {f"{number:x}": {"type": rng.choice(["string", "integer", "number"])} for number in range(size)}
     return _schema(
         {"type": "object", "properties": properties, "required": list(properties)[: rng.randrange(size + 1)]}
@@ -67,7 +66,6 @@ def _properties(rng: random.Random, size: int) -> Grammar:
 
 
 def _constants(rng: random.Random, size: int) -> Grammar:
-    """Few long strings, or many short ones."""
     number = rng.choice([1, 2, 10, max(1, size // 8)])
     letters = rng.choice(["a", "ab", "\u00e9\u4e2d", " ", "0123456789"])
     long = max(1, size // number)
@@ -75,7 +73,6 @@ def _constants(rng: random.Random, size: int) -> Grammar:
 
 
 def _lengths(rng: random.Random, size: int) -> Grammar:
-    """Lengths and patterns that multiply."""
     inner = {"type": "string", "minLength": rng.randrange(size + 1), "maxLength": size, "pattern": _pattern(rng, 3)}
     return _schema({"type": "array", "items": inner, "minItems": rng.randrange(size + 1), "maxItems": size})
 
@@ -85,7 +82,6 @@ def _regex(rng: random.Random, size: int) -> Grammar:
 
 
 def _repetitions(rng: random.Random, size: int) -> Grammar:
-    """A repetition of a repetition."""
     pattern = "x"
     for _ in range(min(size, rng.randrange(1, 12))):
         pattern = f"({pattern}){{{rng.randrange(3)},{rng.randrange(3, 200)}}}"
@@ -93,13 +89,11 @@ def _repetitions(rng: random.Random, size: int) -> Grammar:
 
 
 def _states(rng: random.Random, size: int) -> Grammar:
-    """Expressions whose automata have states beyond number."""
     parts = [f".*{rng.choice('abc')}.{{{rng.randrange(2, max(3, min(size, 60)))}}}" for _ in range(rng.randrange(1, 5))]
     return _grammar(GrammarKind.REGEX, rng.choice(["|", ""]).join(f"({part}.*)" for part in parts))
 
 
 def _terminals(rng: random.Random, size: int) -> Grammar:
-    """Terminals, each of which holds the next."""
     form = rng.choice(['{} "a"', '"a" {}', "{}+ /b/", "{}? {}", "({} | /[a-z]+/)", "~{} & /[a-z]*/", "{} /.*/"])
     lines = [f"A{number}: {form.replace('{}', f'A{number + 1}')}" for number in range(size)]
     return _grammar(GrammarKind.LARK, "\n".join(["start: A0", *lines, f'A{size}: "a"', ""]))

@@ -54,7 +54,6 @@ class Throughput:
         return sum(number for at, number in list(self._commits) if begin <= at < end) / (end - begin)
 
     def count(self, begin: float) -> int:
-        """Return tokens since a moment."""
         return sum(number for at, number in list(self._commits) if at >= begin)
 
 
@@ -105,13 +104,11 @@ class ProcessMeter:
         self._thread = threading.Thread(target=self._sample, name=f"meter-{pid}", daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin."""
         self._take()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End."""
         self._stopping.set()
         self._thread.join()
 

@@ -114,13 +114,11 @@ class Tap:
         return getattr(self._link, name)
 
     def publish(self, topic: str, payload: bytes, **options: Any) -> None:  # noqa: ANN401 - the link's
-        """Send a message."""
         if parse(topic).topic is Topic.DRAFT:
             self.sent.append(Sent(time.monotonic(), payload, decode_draft(payload)))
         self._link.publish(topic, payload, **options)
 
     def subscribe(self, topic_filter: str, handler: Handler, **options: Any) -> None:  # noqa: ANN401 - likewise
-        """Route messages to `handler`."""
 
         def note(message: Message) -> None:
             if parse(message.topic).topic is Topic.VERDICT:
@@ -197,7 +195,6 @@ def by_time(rounds: Sequence[Round]) -> dict[str, float]:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--draft", default="Q4_0", help="quantization of the draft model (default: %(default)s)")
     parser.add_argument("--texts", type=number_of(int, 1), default=16, help="of each kind (default: %(default)s)")
     parser.add_argument("--tokens", type=number_of(int, 1), default=80, help="of each text, at most")
@@ -289,7 +286,6 @@ def _plug_in(a: "np.ndarray[Any, np.dtype[np.int64]]", b: "np.ndarray[Any, np.dt
 
 
 def _binned(times: Sequence[float]) -> list[int]:
-    """Return each time's octile."""
     if not times:
         return []
     edges = np.quantile(times, np.linspace(0, 1, TIME_BINS + 1)[1:-1])

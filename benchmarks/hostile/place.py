@@ -40,17 +40,14 @@ class Place:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote."""
         fields: Mapping[str, Any] = json.loads(text)
         return cls(**{**fields, "identities": tuple(Identity(**each) for each in fields["identities"])})
 
     def to_json(self) -> str:
-        """Return it on one line."""
         return json.dumps(asdict(self))
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The target's."""
         return Vocabulary(size=self.vocabulary_size, fingerprint=bytes.fromhex(self.fingerprint))
 
     def as_control(self) -> Self:

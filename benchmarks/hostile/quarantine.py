@@ -59,12 +59,10 @@ class Access:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` wrote."""
         identity = fields["identity"]
         return cls(fields["name"], fields["port"], Identity(**identity) if identity else None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
         return asdict(self)
 
     def connect(self) -> socket.socket:
@@ -88,7 +86,6 @@ class Access:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--rate", type=number_of(float, 1.0), default=2000.0, help="messages a second")
     parser.add_argument("--seconds", type=number_of(float, 0.1), default=20.0, help="of each measurement")
 

@@ -131,7 +131,6 @@ class HostileSessions:
     _by_handle: dict[int, HostileSession] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[HostileSession]:
-        """Iterate over those that are granted."""
         return iter(list(self._by_handle.values()))
 
     def fill(self) -> None:
@@ -146,7 +145,6 @@ class HostileSessions:
                 self.send_draft(session.unanswered)
 
     def take(self, topic: bytes, payload: bytes) -> None:
-        """Take what arrives."""
         try:
             if topic.endswith(b"/down/verdict"):
                 self._judged(decode_verdict(payload))

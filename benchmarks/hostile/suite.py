@@ -38,7 +38,6 @@ _COLUMNS: Final = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.epilog = "attacks: " + "; ".join(f"{attack.name} ({attack.summary})" for attack in ATTACKS.values())
     parser.add_argument("--attack", nargs="+", choices=list(ATTACKS), metavar="NAME", help="default: all")
     parser.add_argument("--seconds", type=number_of(float, 0.1), default=20.0, help="of each attack")
@@ -53,7 +52,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Run the attacks."""
     options = bench.options
     _allow_descriptors()
     baseline = options.baseline

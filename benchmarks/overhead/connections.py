@@ -57,7 +57,6 @@ class Pair:
         self._device.start(timeout_s=_TIMEOUT_S)
 
     def close(self) -> None:
-        """Disconnect."""
         self._device.stop()
         self._edge.stop()
 
@@ -83,7 +82,6 @@ Settings = Callable[[str, int], LinkSettings]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--count", type=number_of(int, 2), default=1000, help="timed rounds of each kind")
 
 

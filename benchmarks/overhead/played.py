@@ -60,7 +60,6 @@ class PlayedSession:
         return encode_open(decode_open(self.open).model_copy(update={"session": session}))
 
     def closing(self, session: bytes, handle: int, edge: str) -> bytes:
-        """Return its Close."""
         update = {"session": session, "handle": handle, "edge": edge}
         return encode_close(decode_close(self.close).model_copy(update=update))
 

@@ -72,15 +72,12 @@ class Connection:
         self._await(PacketType.SUBACK)
 
     def begin(self) -> None:
-        """Send the first message."""
         raise NotImplementedError
 
     def answered(self, topic: bytes, payload: bytes) -> None:
-        """Take an answer."""
         raise NotImplementedError
 
     def read(self) -> None:
-        """Take what has come."""
         self._in += self.socket.recv(_CHUNK)
         for packet in split_packets(self._in):
             if packet.kind == PacketType.PUBLISH:
@@ -97,11 +94,9 @@ class Connection:
         self.socket.sendall(publish_packet(topic, payload, alias=1, expiry_s=_EXPIRY_S))
 
     def send(self, topic: Topic, payload: bytes) -> None:
-        """Send another message."""
         self.socket.sendall(publish_packet(self._topics[topic], payload))
 
     def note(self) -> None:
-        """The draft is answered."""
         self.tally.times_s.append(time.perf_counter() - self._sent_at)
 
     def _await(self, kind: int) -> IncomingPacket:
@@ -119,11 +114,9 @@ class Echoed(Connection):
     """Sends anything, to an edge that sends it back."""
 
     def begin(self) -> None:
-        """Send."""
         self.send_draft(bytes(_ECHO_BYTES))
 
     def answered(self, topic: bytes, payload: bytes) -> None:
-        """Send again."""
         del topic
         self.note()
         self.tally.wrong += payload != bytes(_ECHO_BYTES)
@@ -153,7 +146,6 @@ class Played(Connection):
         self._number = 0
 
     def begin(self) -> None:
-        """Open the next session."""
         self._session = self._sessions[self._next % len(self._sessions)]
         self._next += 1
         self._name = os.urandom(8)

@@ -48,7 +48,6 @@ Sessions = Mapping[str, Sequence[PlayedSession]]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--draft", default="Q4_0", help="over the real model (default: %(default)s)")
     parser.add_argument("--answers", type=number_of(int, 2), default=1500, help="timed of each kind")
     parser.add_argument("--devices", type=number_of(int, 1), default=64, help="at saturation (default: %(default)s)")

@@ -26,7 +26,6 @@ class Oracle:
         self._model = str(self._get("/v1/models")["data"][0]["id"])
 
     def close(self) -> None:
-        """Disconnect."""
         self._http.close()
 
     def greedy(self, prompt: Sequence[int], length: int) -> tuple[int, ...]:

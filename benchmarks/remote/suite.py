@@ -40,7 +40,6 @@ _DRAFT: Final = 4
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the suite's own options."""
     parser.add_argument("--endpoints", required=True, help="addresses of the servers, with commas between them")
     parser.add_argument("--api", choices=("vllm", "sglang"), default="vllm")
     parser.add_argument("--api-key-file", type=Path)
@@ -60,7 +59,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(bench: Bench) -> Report:
-    """Check and time."""
     logging.getLogger("fleet_device.client").setLevel(logging.ERROR)  # a slow server is measured, not reported
     rows: list[dict[str, Any]] = []
     wrong: list[str] = []

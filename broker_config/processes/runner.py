@@ -86,7 +86,6 @@ class ThrowAwayBroker(ABC):
 
     @property
     def host(self) -> str:
-        """Where it listens."""
         return HOST
 
     @property
@@ -101,7 +100,6 @@ class ThrowAwayBroker(ABC):
 
     @property
     def running(self) -> bool:
-        """Whether the process lives."""
         return self._process is not None and self._process.poll() is None
 
     @property

@@ -21,7 +21,6 @@ SYS = "$SYS/#"
 
 
 def render_access(broker: Broker) -> str:
-    """Return the ACL file."""
     return "\n".join(_lines(broker)) + "\n"
 
 

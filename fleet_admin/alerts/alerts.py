@@ -125,7 +125,6 @@ class Alerts:
             raise StoreUnavailable(f"The alerts could not be reached: {str(error).partition(chr(10))[0]}") from error
 
     def close(self) -> None:
-        """Close all connections."""
         if self._engine is not None:
             self._engine.dispose()
 

@@ -160,6 +160,5 @@ class BrokerChannel:
                 raise DeliveryFailed(str(error)) from error
 
     def close(self) -> None:
-        """Say goodbye."""
         with self._using:
             self._link.stop()

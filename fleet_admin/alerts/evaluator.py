@@ -203,8 +203,7 @@ class Channel(Protocol):
     """Somebody who is told of alerts."""
 
     @property
-    def name(self) -> str:
-        """For the log."""
+    def name(self) -> str: ...
 
     def send(self, alert: Alert) -> None:
         """Tell. May block for seconds.

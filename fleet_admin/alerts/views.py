@@ -54,7 +54,6 @@ class AlertView:
 
     @property
     def open(self) -> bool:
-        """Whether it is not over."""
         return self.cleared_at is None
 
 

@@ -63,7 +63,6 @@ class GridView(Generic[T]):
 
     @property
     def headings(self) -> list[str]:
-        """Of the CSV."""
         return [column.key for column in self.columns]
 
     def lines(self) -> list[list[object]]:

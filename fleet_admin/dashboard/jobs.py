@@ -62,7 +62,6 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more comes."""
         return self._over.is_set()
 
     @property

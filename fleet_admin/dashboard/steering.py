@@ -75,13 +75,11 @@ class DashboardSteering:
         return found[0] if found else None
 
     def start(self) -> None:
-        """Connect, in the background."""
         if self._settings.steer:
             self._thread = threading.Thread(target=self._connect, name="steering-connect", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """End. Idempotent."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()

@@ -50,12 +50,10 @@ class Bar:
 
     @property
     def begin_ms(self) -> float:
-        """When it began."""
         return self.stretches[0].begin_ms
 
     @property
     def end_ms(self) -> float:
-        """When its verdict was given."""
         last = self.stretches[-1]
         return last.begin_ms + last.length_ms
 

@@ -259,7 +259,6 @@ class SteeringLog:
                 end_audit(connection, outcomes)
 
     def note(self, events: Sequence[SteeringEvent]) -> None:
-        """Write events of devices."""
         now = self._now()
         records = [
             EventLogged(
@@ -281,7 +280,6 @@ class SteeringLog:
                 Merge(connection.dialect.name).apply(connection, records)
 
     def close(self) -> None:
-        """Close all connections."""
         self._reader.dispose()
         if self._writer is not None:
             self._writer.dispose()

@@ -120,7 +120,6 @@ class Steering:
             self._recorder.start()
 
     def stop(self) -> None:
-        """End. Idempotent."""
         self._ended.set()
         if self._recorder is not None:
             self._recorder.join()
@@ -136,7 +135,6 @@ class Steering:
 
     @property
     def connected(self) -> bool:
-        """Whether the broker answers."""
         return self._wire.connected
 
     # Whom

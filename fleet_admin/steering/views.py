@@ -147,5 +147,4 @@ class CommandResult:
 
     @property
     def ok(self) -> bool:
-        """Whether it was done."""
         return self.outcome == "ok"

@@ -85,12 +85,10 @@ class SteeringWire:
             self._marks.clear()
 
     def stop(self) -> None:
-        """End."""
         self._link.stop()
 
     @property
     def connected(self) -> bool:
-        """Whether the broker answers."""
         return self._link.connected
 
     def states(self) -> Mapping[str, DeviceState]:

@@ -29,7 +29,6 @@ _keys = typer.Typer(no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
-    """Add these groups."""
     app.add_typer(_users, name="user", help="Accounts of the dashboard.")
     app.add_typer(_keys, name="key", help="API keys of the dashboard.")
 

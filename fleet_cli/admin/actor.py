@@ -46,7 +46,6 @@ Silent = Annotated[
 
 
 def actor_of(name: str | None) -> "Actor":
-    """Return who acts."""
     from fleet_admin.steering import Actor
     from fleet_cli.broker.identity_options import operator
 

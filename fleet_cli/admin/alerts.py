@@ -24,7 +24,6 @@ _MOST: Final = 1000
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command()(alerts)
 
 

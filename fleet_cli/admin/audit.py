@@ -15,7 +15,6 @@ __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
-    """Add these commands."""
     for command in (label, labels, audit):
         app.command()(command)
     app.command("retire")(retire_command)

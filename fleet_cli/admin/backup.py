@@ -15,7 +15,6 @@ _MB: Final = 1e6
 
 
 def register(app: typer.Typer) -> None:
-    """Add these commands."""
     for command in (backup, restore, compact):
         app.command()(command)
 

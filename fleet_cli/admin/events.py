@@ -31,7 +31,6 @@ _SEVERITIES: Final = ("info", "warning", "error")
 
 
 def register(app: typer.Typer) -> None:
-    """Add this command."""
     app.command()(events)
 
 

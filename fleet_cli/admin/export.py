@@ -45,7 +45,6 @@ class Format(StrEnum):
 
 
 def register(app: typer.Typer) -> None:
-    """Add this command."""
     app.command()(export)
 
 

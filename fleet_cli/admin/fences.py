@@ -15,7 +15,6 @@ __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
-    """Add these commands."""
     for command in (fence, unfence, fenced):
         app.command()(command)
 

@@ -16,7 +16,6 @@ __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command()(ghosts)
 
 

@@ -51,7 +51,6 @@ _SESSION_ORDERS: Final = {
 
 
 def register(app: typer.Typer) -> None:
-    """Add these commands."""
     for command in (devices, device, sessions, session, stats):
         app.command()(command)
 
@@ -70,7 +69,6 @@ def devices(
     as_json: AsJson = False,
     wide: Wide = False,
 ) -> None:
-    """List the devices."""
     order = _order("--sort", sort, _DEVICE_ORDERS)
     after = time_of("--since", since)
     with open_log(db) as log:
@@ -130,7 +128,6 @@ def sessions(
     as_json: AsJson = False,
     wide: Wide = False,
 ) -> None:
-    """List sessions, the latest first."""
     order = _order("--sort", sort, _SESSION_ORDERS)
     after, before = time_of("--since", since), time_of("--until", until)
     with open_log(db) as log:

@@ -25,7 +25,6 @@ class _Release:
 
 
 def register(app: typer.Typer) -> None:
-    """Add these commands."""
     for command in (edges, versions):
         app.command()(command)
 

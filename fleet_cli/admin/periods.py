@@ -35,7 +35,6 @@ class Period:
 
     @property
     def hours(self) -> float:
-        """Its length."""
         return (self.until - self.since) / timedelta(hours=1)
 
 

@@ -76,7 +76,6 @@ class _Compared:
 
 
 def register(app: typer.Typer) -> None:
-    """Add these commands."""
     for command in (top, compare):
         app.command()(command)
 

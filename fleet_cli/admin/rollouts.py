@@ -25,7 +25,6 @@ _writing = typer.Typer(name="rollout", help="Write down what a rollout does; the
 
 
 def register(app: typer.Typer) -> None:
-    """Add these commands."""
     app.command()(rollouts)
     app.command()(releases)
     app.add_typer(_writing)

@@ -15,7 +15,6 @@ __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
-    """Add this command."""
     app.command()(serve)
 
 

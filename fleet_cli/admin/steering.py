@@ -45,7 +45,6 @@ Wait = Annotated[float, typer.Option(min=0.1, max=600.0, help="Longest wait for 
 
 
 def register(app: typer.Typer) -> None:
-    """Add these commands."""
     app.command("set")(set_command)
     app.command("unset")(unset_command)
     app.command("settings")(settings_command)

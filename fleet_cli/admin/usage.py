@@ -43,7 +43,6 @@ T = TypeVar("T")
 
 
 def register(app: typer.Typer) -> None:
-    """Add these commands."""
     for command in (usage, trend):
         app.command()(command)
 

@@ -43,7 +43,6 @@ SHOWN: Final = 3
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("check")(check_command)
 
 

@@ -57,7 +57,6 @@ class BrokerFigures:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def subscribe(self) -> None:
-        """Ask for the figures."""
         for topic in _TOPICS:
             self.link.subscribe(_ROOT + topic, self.take, qos=0)
 
@@ -80,7 +79,6 @@ class BrokerFigures:
             yield _TOPICS[topic].of(value)
 
     def pages(self) -> Pages:
-        """Return what the endpoint serves."""
         return Pages(lambda: exposition(self.families()), lambda: Health({}), self.ready)
 
     def ready(self) -> Health:

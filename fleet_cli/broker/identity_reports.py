@@ -23,7 +23,6 @@ def show_issued(made: Issued, *, as_json: bool) -> None:
 
 
 def show_signed(made: Sequence[tuple[Entry, Path]], *, ca: Path, as_json: bool) -> None:
-    """Say where certificates are."""
     if as_json:
         print_json([_facts(entry, path) | {"ca": str(ca)} for entry, path in made])
         return
@@ -58,7 +57,6 @@ def show_revoked(revocation: Revocation, done: RevocationProof | None, *, crl: P
 
 
 def show_standings(found: Sequence[CertificateStatus], *, as_json: bool) -> None:
-    """Show how certificates stand."""
     if as_json:
         print_json(found)
         return

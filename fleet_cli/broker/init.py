@@ -42,7 +42,6 @@ HOSTS: Final = ("localhost", "127.0.0.1")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("init")(init_command)
 
 
@@ -213,7 +212,6 @@ def _services(directory: Path, broker: Broker) -> Iterator[list[str]]:
 
 
 def _trials(directory: Path, broker: Broker, devices: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the commands that try what runs."""
     assert broker.tls is not None
     edge = broker.edges[0]
     probe = identity_files(directory, broker.tls, probe_name(edge))

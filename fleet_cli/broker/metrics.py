@@ -22,7 +22,6 @@ _START_S: Final = 15.0
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("metrics")(metrics_command)
 
 

@@ -19,7 +19,6 @@ HOME: Final = Path("/etc/mosquitto/fleet")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("render")(render_command)
 
 

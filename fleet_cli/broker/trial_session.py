@@ -77,7 +77,6 @@ class Trial:
 
     @property
     def ports(self) -> tuple[int, ...]:
-        """The ports of its listeners."""
         return tuple(dict.fromkeys((self.broker.port, self.broker.edge_port)))
 
     def bad_identities(self) -> dict[str, IdentityFiles | None]:

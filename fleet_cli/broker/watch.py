@@ -24,7 +24,6 @@ GLANCE_S: Final = 0.5
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("watch")(watch_command)
 
 

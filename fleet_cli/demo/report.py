@@ -63,7 +63,6 @@ class Report:
     devices: Sequence[dict[str, Any]]
 
     def json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
         return {
             "broker": self.broker,
             "mode": self.mode,

@@ -63,7 +63,6 @@ class Watch:
             self._live.stop()
 
     def add(self, device: str, prompt: str) -> None:
-        """Begin to show a device."""
         self._devices[device] = _Seen(prompt)
 
     def event(self, device: str, fields: dict[str, Any] | None) -> None:

@@ -160,7 +160,6 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run as a program."""
     exit_with_parent()
     source, output = map(Path, arguments[:2])
     (deepen_folder if source.is_dir() else deepen_gguf)(source, output, int(arguments[2]))

@@ -43,7 +43,6 @@ def dequantize(source: Path, folder: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run as a program."""
     exit_with_parent()
     source, folder = arguments
     dequantize(Path(source), Path(folder))

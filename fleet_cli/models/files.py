@@ -164,7 +164,6 @@ class Artifact(_Record):
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
         return sum(record.size for record in self.files.values())
 
 
@@ -195,7 +194,6 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace the folder's manifest atomically."""
     partial = folder / f".partial-{os.getpid()}-{MANIFEST}"
     with partial.open("wb") as file:
         file.write(manifest.model_dump_json(indent=2).encode() + b"\n")

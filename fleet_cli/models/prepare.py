@@ -52,8 +52,7 @@ class Step(Protocol):
     """One thing to make."""
 
     @property
-    def name(self) -> str:
-        """A quantization, or `target`."""
+    def name(self) -> str: ...
 
     @property
     def output(self) -> str:
@@ -64,8 +63,7 @@ class Step(Protocol):
         """What a person reads while it runs."""
 
     @property
-    def expected_bytes(self) -> int:
-        """About how much it writes."""
+    def expected_bytes(self) -> int: ...
 
     @property
     def tools(self) -> Sequence[str]:
@@ -93,7 +91,6 @@ class LinkStep:
 
     @property
     def output(self) -> str:
-        """The draft's file."""
         return f"{self.name}.gguf"
 
     @property
@@ -102,7 +99,6 @@ class LinkStep:
         return self.source.size
 
     def build(self, partial: Path, on_bytes: OnBytes) -> None:
-        """Link or copy."""
         try:
             os.link(self.source.path, partial)
         except OSError:
@@ -132,12 +128,10 @@ class QuantizeStep:
 
     @property
     def output(self) -> str:
-        """Its file."""
         return f"{self.name}.gguf"
 
     @property
     def doing(self) -> str:
-        """What a person reads."""
         return f"quantizing to {self.quantization}"
 
     @property
@@ -146,7 +140,6 @@ class QuantizeStep:
         return 2 * self.source.size
 
     def build(self, partial: Path, on_bytes: OnBytes) -> None:
-        """Run the quantizer."""
         arguments = [str(self.source.path), str(partial), self.quantization]
         _run("fleet_cli.models.quantize", arguments, partial=partial, on_bytes=on_bytes)
 
@@ -168,7 +161,6 @@ class DequantizeStep:
         return _FLOAT32 * self.parameters + _TOKENIZER_BYTES
 
     def build(self, partial: Path, on_bytes: OnBytes) -> None:
-        """Run the converter."""
         arguments = [str(self.source.path), str(partial)]
         _run("fleet_cli.models.dequantize", arguments, partial=partial, on_bytes=on_bytes)
 
@@ -188,17 +180,14 @@ class DeepenStep:
 
     @property
     def output(self) -> str:
-        """Its file or folder."""
         return f"{self.name}{Path(self.of.output).suffix}"
 
     @property
     def doing(self) -> str:
-        """What a person reads."""
         return f"deepening {self.of.name} to {self.times} times its layers"
 
     @property
     def expected_bytes(self) -> int:
-        """As if all were layers."""
         return self.of.expected_bytes * self.times
 
     def build(self, partial: Path, on_bytes: OnBytes) -> None:

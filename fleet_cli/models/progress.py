@@ -49,25 +49,20 @@ class LineReporter(AbstractContextManager["LineReporter"]):
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave nothing behind."""
+    ) -> None: ...
 
     def begin(self, name: str, doing: str, total: int) -> None:  # noqa: ARG002 - a line shows no total
-        """Print what begins."""
         self._name, self._done, self._began = name, 0, self._clock()
         self.say(f"{name}: {doing} …")
 
     def bytes_done(self, done: int) -> None:
-        """Remember, for the last line."""
         self._done = done
 
     def end(self, outcome: str) -> None:
-        """Print how it ended."""
         seconds = self._clock() - self._began
         self.say(f"{self._name}: {outcome}, {self._done / _MEGA:.0f} MB in {seconds:.1f} s")
 
     def say(self, sentence: str) -> None:
-        """Print a line."""
         self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -86,22 +81,18 @@ class BarReporter(AbstractContextManager["BarReporter"]):
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        """Take over the terminal's last lines."""
         self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the terminal back."""
         self._bars.stop()
 
     def begin(self, name: str, doing: str, total: int) -> None:
-        """Add a bar."""
         self._task = self._bars.add_task(doing, total=total, name=name)
 
     def bytes_done(self, done: int) -> None:
-        """Move the bar."""
         if self._task is not None:
             self._bars.update(self._task, completed=done)
 

@@ -34,7 +34,6 @@ def quantize(source: str, output: str, quantization: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run as a program."""
     exit_with_parent()
     source, output, quantization = arguments
     quantize(source, output, quantization)

@@ -47,8 +47,7 @@ class Backend(Protocol):
     """What the API needs of the device. Its methods do not block."""
 
     @property
-    def since(self) -> datetime:
-        """When the device was started."""
+    def since(self) -> datetime: ...
 
     def submit(self, prepare: Callable[[TextCodec], GenerateRequest], listener: Listener) -> Ticket:
         """Ask for a text; see `TextQueue.submit`."""

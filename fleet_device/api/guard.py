@@ -42,7 +42,6 @@ class Guard:
         self._applications = applications
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, or turn it away."""
         if scope["type"] == "http" and (problem := self._problem(scope)) is not None:
             await problem.response()(scope, receive, send)
             return

@@ -67,11 +67,9 @@ class ApiProblem(DeviceError):  # noqa: N818 - reads as what it says
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        """Return OpenAI's error object."""
         return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        """Return the HTTP response."""
         return JSONResponse(self.body(), self.status, headers=self.headers)
 
 

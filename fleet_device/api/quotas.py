@@ -79,14 +79,12 @@ class ApplicationQuotas:
             used.texts += texts
 
     def spend(self, application: Application, tokens: int) -> None:
-        """Count tokens as used."""
         with self._changing:
             used = self._used.setdefault(application.name, _Used())
             for _, rate, period_s in _rates(application):
                 self._bucket(used, rate, period_s).left -= tokens
 
     def end(self, application: Application) -> None:
-        """Count a text as ended."""
         with self._changing:
             used = self._used.setdefault(application.name, _Used())
             used.texts = max(0, used.texts - 1)

@@ -34,7 +34,6 @@ _FINISH: Final = {EndReason.STOP: "stop", EndReason.LENGTH: "length"}
 
 
 def event(body: dict[str, Any]) -> bytes:
-    """Return a server-sent event."""
     return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 

@@ -46,7 +46,6 @@ def _strings(value: object) -> object:
 
 
 def _content(value: object) -> object:
-    """Flatten a list of parts into text."""
     if not isinstance(value, list):
         return value
     texts = []
@@ -268,7 +267,6 @@ class TextRequest(_Model):
 
     @property
     def token_limit(self) -> int | None:
-        """Most tokens to write."""
         return self.max_tokens
 
     @property

@@ -178,7 +178,6 @@ class ResponseReply:
     _events: int = field(default=0)
 
     def whole(self, text: GeneratedText) -> dict[str, Any]:
-        """Return the response in one."""
         cut = text.reason is EndReason.LENGTH
         usage = usage_of([text])
         return {

@@ -65,7 +65,6 @@ class Function(_Model):
 
     @property
     def schema_of_arguments(self) -> dict[str, Any]:
-        """JSON schema of its arguments."""
         return self.parameters or _ANY_OBJECT
 
 

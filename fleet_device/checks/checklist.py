@@ -41,7 +41,6 @@ class Check:
         return "skipped" if self.skipped else "ok" if self.ok else "failed"
 
     def json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
         found = {name: value for name, value in asdict(self).items() if name != "skipped"}
         return {**found, "ms": round(self.ms, 1), "status": self.status}
 
@@ -58,11 +57,9 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
         return all(check.ok for check in self.checks)
 
     def json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
         about = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "checks"}
         return {"ok": self.ok, "software": VERSION, **about, "checks": [check.json() for check in self.checks]}
 
@@ -131,12 +128,10 @@ class EdgeVocabulary(Protocol):
     """An edge that is online, as its state tells it."""
 
     @property
-    def edge(self) -> str:
-        """Its name."""
+    def edge(self) -> str: ...
 
     @property
-    def target(self) -> str:
-        """Its model's name."""
+    def target(self) -> str: ...
 
     @property
     def vocabulary(self) -> str | None:

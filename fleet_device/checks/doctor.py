@@ -143,7 +143,6 @@ def _begin(path: Path) -> datetime | None:
 
 
 def _span(span: timedelta) -> str:
-    """Return a duration as people say it."""
     seconds = int(span.total_seconds())
     for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if seconds >= 2 * size:

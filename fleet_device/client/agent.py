@@ -121,7 +121,6 @@ class Agent:
     _grammars: GrammarCompiler = field(init=False)
 
     def __post_init__(self) -> None:
-        """Put together what outlives a text."""
         self._outbound = Outbound(self.link, self.fleet, self.device, self.inbox, self.padding)
         self._unconfirmed = UnconfirmedCloses(self._outbound.close)
         self._refused = RefusedUntil(self.clock, self.inbox.edges)

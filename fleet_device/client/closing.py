@@ -49,7 +49,6 @@ class Closing:
     _until: float | None = None  # the answer is awaited until then
 
     def __post_init__(self) -> None:
-        """Begin to count the time."""
         self.started = self.clock()
 
     @property

@@ -191,7 +191,6 @@ class Drafting:
         return self.pacing.stream(self._asked)
 
     def drop(self) -> None:
-        """Forget the draft being built."""
         self._plan = None
 
     def restart(self) -> None:

@@ -83,7 +83,6 @@ class SessionDriver:
     _rejoining: Rejoining = field(init=False)
 
     def __post_init__(self) -> None:
-        """Begin to count the time."""
         self.closing = Closing(self.session, self.outbound, self.clock)
         self._rejoining = Rejoining(self.clock)
 
@@ -109,7 +108,6 @@ class SessionDriver:
             raise
 
     def start(self) -> None:
-        """Ask for the session."""
         self.drafting.restart()  # first, so that no edge hears of a prompt that cannot be drafted for
         if not self.retry.holding:
             self._open()

@@ -81,7 +81,6 @@ class Handles:
             return True
 
     def release(self, session: bytes) -> None:
-        """The session is over."""
         with self._changing:
             self._drop(session)
 

@@ -38,7 +38,6 @@ class Outbound:
 
     @property
     def connected(self) -> bool:
-        """Whether the broker answers."""
         return self.link.connected
 
     def silence(self, waited_s: float, *, edge: str | None = None) -> EdgeUnavailable:

@@ -35,7 +35,6 @@ class Rejoining:
 
     @property
     def left_s(self) -> float:
-        """Until then (seconds)."""
         return max(0.0, self._at - self.clock())
 
     def alone(self, cause: str, *, pause_s: float = 0.0) -> None:
@@ -50,7 +49,6 @@ class Rejoining:
         self._at, self._soonest = now + _EVERY_S + pause_s, now + _WITHIN_S
 
     def ask(self) -> None:
-        """An edge is asked for."""
         self.asking, self._at = True, self.clock() + _WITHIN_S
 
     def put_off(self) -> None:

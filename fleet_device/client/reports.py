@@ -97,7 +97,6 @@ class UnverifiedReports:
                 self._database = None
 
     def __len__(self) -> int:
-        """Return how many wait to be confirmed."""
         with self._lock:
             if self._database is None:
                 return 0
@@ -184,7 +183,6 @@ class UnverifiedReports:
             said = self._say() if self.ready() else None
 
     def _say(self) -> bytes | None:
-        """Say the oldest report; return its session."""
         oldest = "SELECT session, ended, close FROM reports WHERE NOT under_way ORDER BY ended LIMIT 1"
         with self._lock:
             row = None if self._database is None else self._database.execute(oldest).fetchone()

@@ -78,7 +78,6 @@ class RetryState:
     _asked_at: float = field(init=False)
 
     def __post_init__(self) -> None:
-        """Begin to count the time."""
         self._waiting_since = self._silent_since = self._asked_at = self.clock()
 
     def asked(self) -> None:

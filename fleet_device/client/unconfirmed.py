@@ -58,7 +58,6 @@ class UnconfirmedCloses:
                 self.repeat()
 
     def repeat(self) -> None:
-        """Say all again."""
         with self._lock:
             closes = list(self._closes.values())
             for close in closes:

@@ -48,11 +48,9 @@ class Waiting:
     _told: bool = False
 
     def __post_init__(self) -> None:
-        """Begin to count the time."""
         self._since = self.clock()
 
     def grown(self) -> None:
-        """The text has."""
         self._since, self._told = self.clock(), False
 
     def quiet_s(self) -> float:
@@ -79,7 +77,6 @@ class Waiting:
             self.tell(reason)
 
     def reason(self) -> str:
-        """Return why no text comes."""
         if self.outbound.connected and self.refusals.last is not None:
             return str(self.refusals.last)
         return str(self.outbound.silence(max(1.0, self.clock() - self._since), edge=self._edge))

@@ -99,8 +99,7 @@ class Drafter(Protocol):
         """Size and fingerprint, padding rows left out."""
 
     @property
-    def context(self) -> int:
-        """Most tokens in the sequence."""
+    def context(self) -> int: ...
 
     @property
     def codec(self) -> TextCodec:

@@ -21,7 +21,6 @@ class GgufModel(GgufFile):
 
     @property
     def chat_template(self) -> str | None:
-        """The file's own chat template."""
         raw = self._library.llama_model_chat_template(self.handle, None)
         return raw.decode("utf-8", "replace") if raw else None
 

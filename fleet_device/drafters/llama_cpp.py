@@ -153,7 +153,6 @@ class KeptSequences:
 
     @property
     def tokens(self) -> int:
-        """Of all of them."""
         return sum(len(kept.tokens) for kept in self._kept)
 
     def longest(self, tokens: Sequence[int]) -> tuple[KeptSequence | None, int]:
@@ -235,7 +234,6 @@ class LlamaCppSettings:
     memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
         if self.context < 1 or self.batch < 1 or self.sequences < 1 or self.threads < 0:
             raise DrafterError(
                 "The draft model's context, batch and sequences must be at least 1, its threads at least 0."
@@ -343,7 +341,6 @@ class _Native:
             self.library.llama_memory_clear(self.memory, True)  # noqa: FBT003
 
     def close(self) -> None:
-        """Free the native memory."""
         with self.turns:
             if self.handle is None:
                 return
@@ -395,12 +392,10 @@ class LlamaCppDrafter:
 
     @property
     def name(self) -> str:
-        """The model's name."""
         return self._native.name
 
     @property
     def quantization(self) -> str:
-        """The GGUF's file type."""
         return self._model.quantization
 
     @property
@@ -410,12 +405,10 @@ class LlamaCppDrafter:
 
     @property
     def context(self) -> int:
-        """Most tokens in the sequence."""
         return self._native.context
 
     @property
     def codec(self) -> GgufModel:
-        """The file's tokenizer."""
         return self._model
 
     def reset(self, tokens: Sequence[int]) -> None:

@@ -31,18 +31,15 @@ class NoDrafter(WithoutWeights):
         self._length = 0
 
     def another(self) -> "NoDrafter":
-        """Return a further sequence."""
         other = NoDrafter(self._vocabulary, self._codec, context=self._context)
         other._owns = False
         return other
 
     def reset(self, tokens: Sequence[int]) -> None:
-        """Begin a new sequence."""
         require_tokens(tokens, self._vocabulary)
         self._length = len(tokens)
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Append tokens."""
         require_tokens(tokens, self._vocabulary)
         self._length += len(tokens)
 

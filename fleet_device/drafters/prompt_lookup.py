@@ -39,7 +39,6 @@ class Lookup:
     context: int = 1 << 17
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work."""
         if not 1 <= self.shortest <= self.longest or self.context < 1:
             raise DrafterError("Prompt lookup needs 1 <= shortest <= longest and a context of at least 1 token.")
 
@@ -80,20 +79,17 @@ class PromptLookupDrafter(WithoutWeights):
         return cls(model.vocabulary, model, lookup)
 
     def another(self) -> "PromptLookupDrafter":
-        """Return a further sequence."""
         other = PromptLookupDrafter(self._vocabulary, self._codec, self._lookup, name=self._name)
         other._owns = False
         return other
 
     def reset(self, tokens: Sequence[int]) -> None:
-        """Begin a new sequence."""
         require_tokens(tokens, self._vocabulary)
         common = common_prefix(self._index.tokens.tolist(), tokens)
         self._index.truncate(common)
         self._index.append(tokens[common:])
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Append tokens."""
         require_tokens(tokens, self._vocabulary)
         self._index.append(tokens)
 

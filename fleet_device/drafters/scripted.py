@@ -37,7 +37,6 @@ class WordCodec:
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """As given."""
         return self._end_tokens
 
     @property
@@ -100,7 +99,6 @@ class ScriptedDrafter(WithoutWeights):
         self._tokens: list[int] = []
 
     def another(self) -> "ScriptedDrafter":
-        """Return a further sequence."""
         return ScriptedDrafter(
             self._script,
             self._words,
@@ -110,12 +108,10 @@ class ScriptedDrafter(WithoutWeights):
         )
 
     def reset(self, tokens: Sequence[int]) -> None:
-        """Begin a new sequence."""
         require_tokens(tokens, self._vocabulary)
         self._tokens[:] = tokens
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Append tokens."""
         require_tokens(tokens, self._vocabulary)
         self._tokens.extend(tokens)
 
@@ -146,5 +142,4 @@ class ScriptedDrafter(WithoutWeights):
         """Forget all tokens from `length` on."""
         del self._tokens[max(length, 0) :]
 
-    def close(self) -> None:
-        """Hold nothing."""
+    def close(self) -> None: ...

@@ -242,17 +242,14 @@ class UnlikeVocabularyDrafter:
 
     @property
     def name(self) -> str:
-        """The draft model's."""
         return self._inner.name
 
     @property
     def quantization(self) -> str:
-        """The draft model's."""
         return self._inner.quantization
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The target's."""
         return self._vocabulary
 
     @property
@@ -262,7 +259,6 @@ class UnlikeVocabularyDrafter:
 
     @property
     def codec(self) -> TextCodec:
-        """The target's."""
         return self._codec
 
     @property
@@ -278,7 +274,6 @@ class UnlikeVocabularyDrafter:
         self._begun = True
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Append tokens."""
         require_tokens(tokens, self._vocabulary)
         self._append(tokens)
 
@@ -311,7 +306,6 @@ class UnlikeVocabularyDrafter:
         self._append(rest)
 
     def close(self) -> None:
-        """Free both files."""
         self._inner.close()
         if self._owns and isinstance(self._codec, GgufModel):
             self._codec.close()

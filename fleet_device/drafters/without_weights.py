@@ -25,27 +25,22 @@ class WithoutWeights:
 
     @property
     def name(self) -> str:
-        """For the log."""
         return self._name
 
     @property
     def quantization(self) -> str:
-        """There are no weights."""
         return "none"
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """As given."""
         return self._vocabulary
 
     @property
     def context(self) -> int:
-        """As given."""
         return self._context
 
     @property
     def codec(self) -> TextCodec:
-        """As given."""
         return self._codec
 
     def close(self) -> None:

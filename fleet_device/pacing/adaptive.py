@@ -413,7 +413,6 @@ class AdaptivePacing:
 
     @property
     def _trust(self) -> float:
-        """Factor on the rates of drafting ahead."""
         if self._load.shared is not None:
             return self._load.shared.trust
         return 1.0 if True in self._times else _UNTRIED
@@ -425,7 +424,6 @@ class AdaptivePacing:
 
     @property
     def _writing(self) -> bool:
-        """Whether the present plan is edge-only decoding."""
         return self._last is not None and self._last.stream
 
     @property

@@ -317,14 +317,11 @@ class FixedPacing:
         del chances
         return True
 
-    def learn(self, outcome: DraftOutcome) -> None:
-        """Ignore it."""
+    def learn(self, outcome: DraftOutcome) -> None: ...
 
-    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None:
-        """Ignore it."""
+    def streamed(self, tokens: int, seconds: float, *, step_s: float = 0.0) -> None: ...
 
-    def note_load(self, load: EdgeLoad) -> None:
-        """Ignore it."""
+    def note_load(self, load: EdgeLoad) -> None: ...
 
     def choice(self) -> Choice:
         plan = self.plan(longest=self.tokens, window=1)

@@ -177,7 +177,6 @@ class Trend:
 
     @property
     def known(self) -> bool:
-        """Whether there is a measurement."""
         return self._weight > 0.0
 
     @property

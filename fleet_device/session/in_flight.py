@@ -55,7 +55,6 @@ class DecidedDraft:
 
     @property
     def draft(self) -> Draft:
-        """The draft as sent."""
         return self.sent.draft
 
     def head(self) -> tuple[int, ...]:
@@ -110,7 +109,6 @@ class DraftsInFlight:
 
     @property
     def drafts(self) -> tuple[Draft, ...]:
-        """The drafts in flight."""
         return tuple(sent.draft for sent in self._sent)
 
     @property
@@ -120,7 +118,6 @@ class DraftsInFlight:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """The tokens in flight."""
         return tuple(token for sent in self._sent for token in sent.draft.tokens)
 
     @property

@@ -68,7 +68,6 @@ class DeviceSession:
 
     @property
     def committed(self) -> list[int]:
-        """The committed text's tokens."""
         return self.text.tokens
 
     # Opening and resuming

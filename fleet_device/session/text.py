@@ -115,7 +115,6 @@ class CommittedTokens(Sequence[int]):
     logprobs: tuple[TokenLogprobs, ...] = ()
 
     def __post_init__(self) -> None:
-        """Hold the two against each other."""
         if len(self.ids) != len(self.origins):
             raise ValueError(f"{len(self.ids)} tokens have {len(self.origins)} origins")
 

@@ -82,8 +82,7 @@ class SteeredDevice(Protocol):
     """What actions act on: a device that serves applications."""
 
     @property
-    def service(self) -> DeviceService:
-        """Its service."""
+    def service(self) -> DeviceService: ...
 
     def hold(self, *, drain: bool) -> int:
         """Take no new texts (`drain`), or begin none; return how many are still to be written."""
@@ -101,8 +100,7 @@ class SteeredDevice(Protocol):
         """Return its settings as an administrator sees them, as JSON values."""
 
     @property
-    def log_tail(self) -> LogTail:
-        """What it has logged."""
+    def log_tail(self) -> LogTail: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,6 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*", "**"})
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401 - Jinja's
-        """Multiply what is small."""
         for count, what in ((left, right), (right, left)):
             repeats = isinstance(count, int) and isinstance(what, str | list | tuple)
             if operator == "**" or (repeats and len(what) * count > _MAX_REPEAT):

@@ -42,25 +42,20 @@ class ConversationCodec:
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """As the other has them."""
         return self._codec.end_tokens
 
     @property
     def chat_template(self) -> str | None:
-        """As the other has it."""
         return self._codec.chat_template
 
     @property
     def control_texts(self) -> tuple[str, ...]:
-        """As the other has them."""
         return self._codec.control_texts
 
     def special_text(self, name: str) -> str:
-        """Return what the other does."""
         return self._codec.special_text(name)
 
     def piece(self, token: int) -> bytes:
-        """Return what the other does."""
         return self._codec.piece(token)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:

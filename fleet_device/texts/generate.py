@@ -22,8 +22,7 @@ _SHOWN: Final = 80
 class TextGenerator(Protocol):
     """What is needed of the agent."""
 
-    def generate(self, request: GenerateRequest, context: RequestContext) -> Generation:
-        """See `Agent.generate`."""
+    def generate(self, request: GenerateRequest, context: RequestContext) -> Generation: ...
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -35,15 +35,12 @@ class ChatHistory:
 
     @property
     def turns(self) -> int:
-        """How many turns are kept."""
         return len(self._turns)
 
     def reset(self) -> None:
-        """Forget all turns."""
         self._turns.clear()
 
     def answered(self, question: str, answer: str) -> None:
-        """Note a turn."""
         self._turns.append((question, answer))
 
     def drop_oldest(self) -> bool:

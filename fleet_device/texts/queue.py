@@ -126,17 +126,14 @@ class TextQueue:
 
     @property
     def waiting(self) -> int:
-        """Texts that wait."""
         return len(self._waiting)
 
     @property
     def writing(self) -> int:
-        """Texts that are being written."""
         return len(self._current)
 
     @property
     def at_once(self) -> int:
-        """How many can be."""
         return len(self._threads)
 
     @property
@@ -171,13 +168,11 @@ class TextQueue:
             self._changed.notify_all()
 
     def resume(self) -> None:
-        """Take requests, and begin them."""
         with self._changed:
             self._refusal, self._held = "", False
             self._changed.notify_all()
 
     def start(self) -> None:
-        """Begin to write."""
         for thread in self._threads:
             thread.start()
 

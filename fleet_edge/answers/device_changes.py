@@ -51,7 +51,6 @@ class DeviceChanges:
     _began: datetime = field(init=False)
 
     def __post_init__(self) -> None:
-        """Note since when it is listened to."""
         self._began = self.now()
 
     def presence(self, device: str) -> Presence | None:

@@ -39,7 +39,6 @@ class Sightings:
     _presence: tuple[Presence, datetime] | None = None  # this edge's, and since when
 
     def __post_init__(self) -> None:
-        """Nobody has said anything."""
         self._changes = DeviceChanges(self.now)
         self._states = DeviceStates(self.put)
         self._told = DeviceStates(self.put, every=_TELEMETRY_EVERY)

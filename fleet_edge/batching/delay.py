@@ -40,7 +40,6 @@ class BatchingDelay:
 
     @property
     def expects(self) -> bool:
-        """Whether anybody is expected back."""
         return bool(self._answered)
 
     def answered(self, handle: int, *, at: float) -> None:
@@ -48,7 +47,6 @@ class BatchingDelay:
         self._answered[handle] = at
 
     def arrived(self, handle: int, *, at: float) -> None:
-        """A session's draft has come."""
         since = self._answered.pop(handle, None)
         if since is not None:
             took = max(0.0, at - since)
@@ -56,7 +54,6 @@ class BatchingDelay:
             self._turnaround[handle] = before + _SMOOTHING * (took - before)
 
     def forget(self, handle: int) -> None:
-        """A session has ended."""
         self._answered.pop(handle, None)
         self._turnaround.pop(handle, None)
 

@@ -50,7 +50,6 @@ class KvMemory:
 
     @property
     def whole(self) -> int:
-        """All of it."""
         return self.computed + self.retained + self.free
 
 
@@ -150,7 +149,6 @@ class Scheduler:
     # Sessions
 
     def opened(self, session: EdgeSession) -> None:
-        """A session begins."""
         tokens = tuple(session.tokens)
         self._present.opened(session.handle)
         self._load = None
@@ -189,7 +187,6 @@ class Scheduler:
         return self._goal.retry_s(now, growing_s=self._cost.growing_s)
 
     def granted(self, *, now: float) -> None:
-        """A new session was granted."""
         self._goal.granted(now)
 
     def ended_text(self, *, now: float) -> None:

@@ -75,7 +75,6 @@ class _Steps:
     further_seconds: float = 0.0
 
     def add(self, seconds: float, *, texts: int, further: int) -> None:
-        """A step took so long."""
         self.weight = _KEPT_COST * self.weight + 1.0
         self.texts = _KEPT_COST * self.texts + texts
         self.further = _KEPT_COST * self.further + further

@@ -27,7 +27,6 @@ class Step:
 
     @property
     def compute_ms(self) -> float:
-        """How long it took."""
         return (self.ended - self.started) * 1e3
 
 
@@ -68,7 +67,6 @@ class PrefillLog:
             self._steps[handle] = [step for step in self._steps[handle] if step.ended > oldest]
 
     def forget(self, handle: int) -> None:
-        """A session has ended."""
         self._steps.pop(handle, None)
 
     def timing(self, arrived: ReceivedDraft, step: Step) -> DraftTiming:

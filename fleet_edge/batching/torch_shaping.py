@@ -26,12 +26,10 @@ class Group(Protocol):
         """Tokens that a policy keeps at most."""
 
     @property
-    def rows(self) -> NDArray[np.int64]:
-        """Which."""
+    def rows(self) -> NDArray[np.int64]: ...
 
     @property
-    def policies(self) -> Sequence[SamplingPolicy]:
-        """One for each row."""
+    def policies(self) -> Sequence[SamplingPolicy]: ...
 
 
 def shape_groups(
@@ -56,7 +54,6 @@ def shape_groups(
 
 
 def shape_rows(logits: torch.Tensor, policies: Sequence[SamplingPolicy], support: int) -> ShapedRows:
-    """Shape rows; see `shaping.shape_rows`."""
     return ShapedRows(*_brought(_shaped(logits, policies, support)))
 
 

@@ -68,7 +68,6 @@ class VerdictGoal:
         self._at = at
 
     def granted(self, at: float) -> None:
-        """A session was granted."""
         self._granted = self._unmeasured(at) + 1.0
         self._granted_at = at
 

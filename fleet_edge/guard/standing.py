@@ -161,7 +161,6 @@ class Standing:
         }
 
     def fenced(self, now: float) -> bool:
-        """Whether it is shut out."""
         return now < self.fenced_until
 
 

@@ -58,7 +58,6 @@ class Strikes:
     _until: float = 0.0
 
     def __post_init__(self) -> None:
-        """Begin without a strike."""
         self._forget(self.now)
 
     def add(self, weight: float, now: float) -> float:

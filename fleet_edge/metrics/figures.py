@@ -153,7 +153,6 @@ class Figures:
         self._grew(session, STREAM)
 
     def closed(self, session: EdgeSession, reason: str) -> None:
-        """A session has ended."""
         self.ended[reason] += 1
         if self.tracing is not None and (progress := self._open.get(session.handle)) is not None:
             self.tracing.session(session, reason=reason, seconds=self.clock() - progress.opened)
@@ -187,7 +186,6 @@ class Figures:
     # Steps
 
     def stepped(self, seconds: float, *, sessions: int, tokens: int, prefilled: int) -> None:
-        """A forward pass was computed."""
         self.step.observe(seconds)
         self.batch_tokens.observe(tokens)
         self.prefill_tokens += prefilled

@@ -46,7 +46,6 @@ class DraftResult:
 
     @property
     def rejected(self) -> bool:
-        """Whether a token was rejected."""
         return self.tested > self.accepted
 
 

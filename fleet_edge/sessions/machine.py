@@ -109,7 +109,6 @@ class EdgeSession:
     _rounds: Rounds = field(init=False)
 
     def __post_init__(self) -> None:
-        """Remember nothing yet."""
         self._rounds = Rounds(self.limits.window)
 
     @classmethod
@@ -135,7 +134,6 @@ class EdgeSession:
 
     @property
     def committed(self) -> int:
-        """Length of the text."""
         return len(self.tokens) - self.prompt_length
 
     @property

@@ -44,7 +44,6 @@ class SessionTable:
     _next: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Begin without a session."""
         self._next = self.first_handle % HANDLES
 
     def __len__(self) -> int:
@@ -106,7 +105,6 @@ class SessionTable:
         return lease.session
 
     def remove(self, session: EdgeSession) -> None:
-        """Forget a session."""
         if self._by_handle.pop(session.handle, None) is not None:
             self._by_name.pop((session.device, session.session), None)
 

@@ -45,7 +45,7 @@ class CurveMeasurement:
         prefill: Tokens of a prompt that a step computes alone.
         context: Tokens that each session holds.
         most_tokens: Steps of more new tokens than these are left out, but for those of one token a session.
-        mode: Of verification. Texts that are to repeat, those of coupled mode, may cost more (`stable_rows`).
+        mode: Of verification. Texts that are to repeat, those of coupled mode, may cost more (`batch_invariant`).
         cell_s: Seconds for each size of step, about.
         limit_s: Seconds after which no further size is begun, but for those of prompts and of one session.
         on_progress: Told of what is measured, as a clause.

@@ -26,11 +26,9 @@ class SessionStore(Protocol):
     def engine(self) -> Engine:
         """For queries. Raises `StoreUnavailable` while the database is away."""
 
-    def apply(self, records: Sequence[Record]) -> None:
-        """As `Store.apply`."""
+    def apply(self, records: Sequence[Record]) -> None: ...
 
-    def fences(self, *, now: datetime) -> Fences:
-        """As `Store.fences`."""
+    def fences(self, *, now: datetime) -> Fences: ...
 
 
 class Store:
@@ -104,7 +102,6 @@ class Store:
             raise unavailable(error, name=self.name) from error
 
     def close(self) -> None:
-        """Close all connections."""
         self.engine.dispose()
 
     def __enter__(self) -> Self:

@@ -60,7 +60,6 @@ _DAY_LENGTH: Final = 10  # of a date in ISO 8601
 
 
 def events(connection: Connection, chosen: EventFilter, *, limit: int) -> list[EventView]:
-    """Return events, the latest first."""
     columns = (getattr(EventRow, name) for name in (*_VIEWED, "sentence"))
     query = select(*columns).where(*_conditions(chosen)).order_by(EventRow.at.desc(), EventRow.id).limit(limit)
     return [EventView(**row) for row in connection.execute(query).mappings()]

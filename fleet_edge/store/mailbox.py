@@ -30,7 +30,6 @@ class Mailbox:
 
     @property
     def dropped(self) -> int:
-        """Records that found no room."""
         return self._dropped
 
     def put(self, record: Record, *, urgent: bool = False) -> bool:

@@ -114,6 +114,5 @@ def _checkpoint(engine: Engine) -> None:
 
 @contextmanager
 def _alone(engine: Engine) -> Iterator[Any]:
-    """Return a connection outside of transactions."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         yield connection

@@ -22,8 +22,7 @@ _log = logging.getLogger(__name__)
 class Opener(Protocol):
     """Opens a database: `open_store`."""
 
-    def __call__(self, url: str, /, *, create: bool) -> Store:
-        """Return it, opened."""
+    def __call__(self, url: str, /, *, create: bool) -> Store: ...
 
 
 class ReopeningStore:

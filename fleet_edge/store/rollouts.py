@@ -184,7 +184,6 @@ def record_rollouts(connection: Connection, machines: Sequence[MachineRollout], 
 
 
 def rollouts(connection: Connection, *, since: datetime | None, limit: int) -> list[Rollout]:
-    """Return rollouts, the latest first."""
     begun = func.min(RolloutRow.started_at)
     latest = select(RolloutRow.rollout).group_by(RolloutRow.rollout).order_by(begun.desc(), RolloutRow.rollout)
     if since is not None:

@@ -128,7 +128,6 @@ class Spool:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing waits."""
         return self._bytes == 0
 
     @property
@@ -280,7 +279,6 @@ def _write(file: FileIO, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a new file's name durable too."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

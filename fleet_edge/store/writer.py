@@ -134,7 +134,6 @@ class Writer:
         self._complete_at = monotonic()
 
     def start(self) -> Self:
-        """Begin to write."""
         for target in (self._write_loop, self._spill_loop):
             thread = threading.Thread(target=target, name=f"store{target.__name__}", daemon=True)
             self._threads.append(thread)
@@ -278,7 +277,6 @@ class Writer:
         return []
 
     def _commit_singly(self, batch: Sequence[Record], *, replayed: bool) -> Sequence[Record]:
-        """Find the record that spoils its batch."""
         for done, record in enumerate(batch):
             if self._commit([record], replayed=replayed):
                 return batch[done:]

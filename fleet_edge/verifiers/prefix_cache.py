@@ -142,7 +142,6 @@ class PrefixCache:
         return self._verifier.away() if isinstance(self._verifier, RunsElsewhere) else ""
 
     def shut_down(self) -> None:
-        """Let go of what computes."""
         if isinstance(self._verifier, RunsElsewhere):
             self._verifier.shut_down()
 
@@ -306,7 +305,6 @@ class PrefixCache:
         return HeldSequence(key, caller, tokens=source.tokens[:length], stable=source.stable)
 
     def _drop(self, held: HeldSequence) -> None:
-        """Free the memory of a sequence."""
         if held in self._retained:
             self._retained.remove(held)
         self._tree.remove(held.key)

@@ -60,7 +60,6 @@ class RadixTree:
     """Keys, each with a sequence of tokens, as `pack` gives them."""
 
     def __init__(self) -> None:
-        """Begin without a key."""
         self._root = _Node(None, b"", 0)
         self._nodes: dict[int, _Node] = {}
 

@@ -30,7 +30,6 @@ class HeldSequence:
 
     @property
     def computed(self) -> int:
-        """Number of computed tokens."""
         return len(self.tokens)
 
     def begins_as(self, tokens: bytes, length: int) -> bool:

@@ -65,7 +65,6 @@ class ScriptedVerifier:
 
     @property
     def info(self) -> TargetInfo:
-        """The script's identity and limits."""
         return self._info
 
     def grammar_tokenizer(self) -> GrammarTokenizer:
@@ -98,7 +97,6 @@ class ScriptedVerifier:
         del self._tokens[sequence][length:]
 
     def close(self, sequence: int) -> None:
-        """End a sequence."""
         self._table.close(sequence)
         self._tokens.pop(sequence, None)
 

@@ -29,12 +29,10 @@ class SequenceTable:
 
     @property
     def total(self) -> int:
-        """Computed tokens of all sequences."""
         return self._total
 
     @property
     def lengths(self) -> Mapping[int, int]:
-        """Computed tokens by sequence."""
         return MappingProxyType(self._computed)
 
     def open(self, sequence: int) -> None:

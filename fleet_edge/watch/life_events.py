@@ -42,7 +42,6 @@ class LifeEvents:
         self._edge("started", f"The edge takes sessions: release {self.software}, target model {self.target}.")
 
     def draining(self, sessions: int) -> None:
-        """It takes no more."""
         self._edge("draining", f"The edge was told to end and takes no new sessions; {sessions} are open.")
 
     def stopped(self, handed_over: int) -> None:

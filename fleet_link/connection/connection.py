@@ -140,7 +140,6 @@ class Connection:
         return self._announced
 
     def subscribe(self, routes: Sequence[Route]) -> None:
-        """Ask for subscriptions."""
         if not routes:
             return
         _, identifier = self._client.subscribe([(route.filter, _options(route)) for route in routes])
@@ -148,11 +147,9 @@ class Connection:
             self._awaited[identifier] = tuple(route.filter for route in routes)
 
     def unsubscribe(self, topic_filter: str) -> None:
-        """End a subscription."""
         self._client.unsubscribe(topic_filter)
 
     def screen(self, accepts: Accepts | None) -> None:
-        """Ask `accepts` from now on."""
         self._screen.accepts = accepts
 
     @property

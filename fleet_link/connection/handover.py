@@ -36,7 +36,6 @@ class Handover:
 
     @property
     def due(self) -> bool:
-        """Whether a renewed certificate waits."""
         return self._credentials.renewed()
 
     def context(self) -> LinkContext | None:

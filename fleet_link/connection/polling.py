@@ -48,7 +48,6 @@ class Waker:
         return woken
 
     def close(self) -> None:
-        """Free the descriptors."""
         self._receiver.close()
         self._sender.close()
 

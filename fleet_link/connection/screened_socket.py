@@ -90,11 +90,9 @@ class ScreenedSocket:
         return sent
 
     def close(self) -> None:
-        """Free the socket."""
         self._sock.close()
 
     def fileno(self) -> int:
-        """Return the descriptor."""
         return int(self._sock.fileno())
 
     def setblocking(self, flag: bool) -> None:

@@ -52,5 +52,4 @@ class Silence:
 
     @property
     def lasts_s(self) -> float:
-        """How long nothing has come."""
         return self._clock() - self._since

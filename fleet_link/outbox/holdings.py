@@ -20,7 +20,6 @@ class Holdings(Generic[K]):
         self._serial = 0  # keys need no order
 
     def of(self, key: K) -> int:
-        """Return what a key holds."""
         return self._amounts.get(key, 0)
 
     def add(self, key: K, amount: int) -> None:

@@ -133,7 +133,6 @@ class Outbox:
             self.left_out = 0
 
     def _next(self) -> "FairQueue[str, Outgoing] | None":
-        """Return the class whose turn it is."""
         if len(self._urgent) and (self._in_a_row < MOST_IN_A_ROW or not len(self._others)):
             return self._urgent
         return self._others if len(self._others) else None
@@ -185,7 +184,6 @@ class Outbox:
             self._counters.expired += self._drop(lambda message: message.expired(now))
 
     def _drop(self, unwanted: Callable[[Outgoing], bool]) -> int:
-        """Drop waiting messages; return how many."""
         dropped = 0
         waiting = [*self._urgent, *self._others]
         self._urgent, self._others = self._empty(), self._empty()

@@ -62,7 +62,6 @@ class Outgoing:
         return self.retain and self.qos > 0
 
     def expired(self, now: float) -> bool:
-        """Whether its time has passed."""
         return self.deadline is not None and now >= self.deadline
 
     def expiry_s(self, now: float) -> int | None:

@@ -89,7 +89,6 @@ def _string(text: str) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """Return a variable byte integer."""
     if value < 1 << 7:
         return value.to_bytes(1, "big")
     digits = bytearray()

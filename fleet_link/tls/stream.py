@@ -125,11 +125,9 @@ class TlsStream:
             raise
 
     def close(self) -> None:
-        """Free the socket."""
         self._sock.close()
 
     def fileno(self) -> int:
-        """Return the descriptor."""
         return self._sock.fileno()
 
     def setblocking(self, flag: bool) -> None:

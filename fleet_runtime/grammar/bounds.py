@@ -264,7 +264,6 @@ def _subschemas(root: Schema) -> Iterator[Schema]:
 
 
 def _direct(schema: Schema, *, definitions: bool = True) -> Iterator[Schema]:
-    """Yield the schemas right below one."""
     for word, value in schema.items():
         found: Iterable[object] = ()
         if word in _MAPPINGS and isinstance(value, dict):

@@ -138,7 +138,6 @@ class CompiledGrammar:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        """Compile it."""
         weakref.finalize(self, self._link.close)
         self._link.settimeout(_COMPILE_S)
         _receive(self._link)  # its process runs, and what ends it from now on is the grammar
@@ -156,17 +155,14 @@ class CompiledGrammar:
 
     @property
     def usable(self) -> bool:
-        """Whether its process is there."""
         return self._failure is None
 
     @property
     def vocabulary(self) -> int:
-        """Number of tokens."""
         return self._tokenizer.vocabulary
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """Ids that end a generation."""
         return self._tokenizer.end_tokens
 
     def new_matcher(self) -> int:

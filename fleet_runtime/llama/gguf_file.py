@@ -134,12 +134,10 @@ class GgufFile:
 
     @property
     def width(self) -> int:
-        """Numbers of a token's state."""
         return int(self._library.llama_model_n_embd(self.handle))
 
     @property
     def key_width(self) -> int:
-        """Numbers of one head's key."""
         return self._number("attention.key_length") or self.width // self.heads
 
     @property
@@ -213,7 +211,6 @@ class GgufFile:
         return GrammarTokenizer.of_pieces(pieces, end_tokens=self.end_tokens, encode=self.encode)
 
     def close(self) -> None:
-        """Free the native memory."""
         if self._handle:
             self.thread.close()
             self._library.llama_model_free(self._handle)

@@ -35,5 +35,4 @@ class NativeThread:
             wait([running])
 
     def close(self) -> None:
-        """End the thread."""
         self._pool.shutdown()

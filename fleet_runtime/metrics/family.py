@@ -67,11 +67,9 @@ class Histogram:
     total: float = 0.0
 
     def __post_init__(self) -> None:
-        """Begin with nothing."""
         self.counts = [0] * (len(self.bounds) + 1)
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Count a value."""
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 

@@ -49,7 +49,6 @@ class Health:
 
     @property
     def well(self) -> bool:
-        """Whether all holds."""
         return not any(self.checks.values())
 
 
@@ -104,7 +103,6 @@ class MetricsServer:
         return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
     def start(self) -> None:
-        """Begin to serve."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -137,7 +135,6 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ANN401 - as its base has it
-        """Make room for a connection."""
         with self._counting:
             ends = self._connections.add(request, str(client_address[0]))
         if ends is not None:
@@ -157,7 +154,6 @@ class _Server(ThreadingHTTPServer):
             self._connections.note(request, waits=False)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as its base has it
-        """Serve a connection."""
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -183,7 +179,6 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 5.0  # seconds without a byte
 
     def do_GET(self) -> None:
-        """Answer."""
         assert isinstance(self.server, _Server)
         self.server.answers(self.connection)
         if self.local and _name(self.headers.get("Host", "")) not in _LOOPBACK:

@@ -148,7 +148,6 @@ class _Requests:
     _not_before: float = 0.0
 
     def __post_init__(self) -> None:
-        """Connect."""
         self.client = self.attacker.client(self.identity, self._take)
 
     def step(self, wait_s: float) -> None:
@@ -167,7 +166,6 @@ class _Requests:
         self.client.pump(wait_s)
 
     def close(self) -> None:
-        """Close all."""
         for request in list(self._open):
             self._close(request)
 

@@ -61,7 +61,6 @@ class Accounts:
         self._now = now
 
     def list(self) -> list[Account]:
-        """Return all accounts, by name."""
         with self._database.begin() as connection:
             rows = connection.execute(select(AccountRow.__table__).order_by(AccountRow.account)).mappings().all()
         return [

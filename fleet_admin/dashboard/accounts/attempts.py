@@ -88,7 +88,6 @@ class Attempts:
             return wait_s
 
     def succeeded(self, attempt: Attempt) -> None:
-        """Give an attempt back."""
         with self._lock:
             now = self._clock()
             for kind, name in attempt.buckets():

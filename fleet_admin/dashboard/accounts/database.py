@@ -42,5 +42,4 @@ class AccountDatabase:
             raise unavailable(error, name=self._name) from error
 
     def close(self) -> None:
-        """Close all connections."""
         self._engine.dispose()

@@ -102,6 +102,5 @@ class Logins:
         return Login(row.account, Role(row.role), row.expires_at)
 
     def end(self, token: str) -> None:
-        """Log a browser out."""
         with self._database.begin() as connection:
             connection.execute(delete(LoginRow).where(LoginRow.fingerprint == fingerprint(token)))

@@ -77,7 +77,6 @@ def new_token() -> str:
 
 
 def new_key() -> str:
-    """Return a new API key."""
     return KEY_PREFIX + new_token()
 
 

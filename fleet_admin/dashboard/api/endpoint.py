@@ -37,5 +37,4 @@ class Endpoint:
 
     @property
     def path_parameters(self) -> list[str]:
-        """Names in braces."""
         return [part[1:-1] for part in self.path.split("/") if part.startswith("{")]

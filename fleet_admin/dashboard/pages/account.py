@@ -61,7 +61,6 @@ def add_key(visit: Visit) -> Response:
 
 
 def remove_key(visit: Visit) -> Response:
-    """Take a key back."""
     try:
         removed = visit.services.keys.remove(visit.form("id"), account=visit.visitor.name, actor=visit.actor)
     except AccountError as error:

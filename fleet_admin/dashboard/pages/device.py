@@ -21,7 +21,6 @@ _COMMANDS: Final = 15
 
 
 def show(visit: Visit) -> Response:
-    """Show the device."""
     log, name = visit.services.log, visit.path("device")
     device = log.device(name)
     fence = next((each for each in log.fences() if each.device == name), None)

@@ -18,7 +18,6 @@ _MOST_NAME: Final = 63
 
 
 def show(visit: Visit) -> Response:
-    """Show the form."""
     return _form(visit)
 
 

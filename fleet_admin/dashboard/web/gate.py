@@ -107,7 +107,6 @@ class Gate:
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, or turn it away."""
         assert scope["type"] == "http"  # neither lifespan nor WebSocket is switched on
         origin = origin_of(scope, trusted=self._trusted)
 

@@ -73,7 +73,6 @@ class Workers:
             ) from None
 
     def close(self) -> None:
-        """Begin nothing more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _leave(self, account: str) -> None:

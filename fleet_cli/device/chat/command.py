@@ -54,7 +54,6 @@ class StandardTerminal:
             return None
 
     def write(self, text: str) -> None:
-        """Show more of an answer."""
         print(text, end="", flush=True)
 
     def note(self, sentence: str) -> None:

@@ -36,14 +36,11 @@ class Talker(Protocol):
     """What is needed of the device."""
 
     @property
-    def drafter(self) -> Drafter:
-        """See `Device.drafter`."""
+    def drafter(self) -> Drafter: ...
 
-    def count_tokens(self, prompt: Sequence[ChatMessage]) -> int:
-        """See `Device.count_tokens`."""
+    def count_tokens(self, prompt: Sequence[ChatMessage]) -> int: ...
 
-    def stream(self, prompt: Sequence[ChatMessage]) -> TextStream:
-        """See `Device.stream`."""
+    def stream(self, prompt: Sequence[ChatMessage]) -> TextStream: ...
 
 
 class Terminal(Protocol):

@@ -32,7 +32,6 @@ class ChatFigures:
     _origins: Counter[TokenOrigin] = field(default_factory=Counter)
 
     def add(self, text: GeneratedText) -> None:
-        """Count an answer."""
         self._last = text
         self._answers += 1
         self._tested += text.generation.counters.tested

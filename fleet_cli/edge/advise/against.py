@@ -203,7 +203,6 @@ def compare(
 
 
 def as_json(compared: Sequence[Compared]) -> list[dict[str, Any]]:
-    """Return rows as JSON values."""
     return [
         {
             "system": each.system,

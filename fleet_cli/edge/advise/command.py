@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["advise_command"]
 
 _FLAGS: Final = (
-    "target", "engine", "dtype", "torch_device", "threads", "gpu_layers", "stable_rows", "context", "kv_bytes", "db",
+    "target", "engine", "dtype", "torch_device", "threads", "gpu_layers", "batch_invariant", "context",
+    "kv_bytes", "db",
 )  # fmt: skip
 
 _TEXT: Final = 128
@@ -152,7 +153,6 @@ def advise_command(
 
 
 def _curve(settings: EdgeSettings, path: Path | None, console: Console, *, mode: Mode, limit_s: float) -> StepCurve:
-    """Read the curve, or measure this machine's."""
     if path is not None:
         return read_curve(path.expanduser())
     from fleet_edge.step_time.measurement import CurveMeasurement

@@ -119,7 +119,6 @@ def load_sentence(found: Findings) -> str:
 
 
 def show_fleet(needs: Sequence[Need], sources: Sequence[tuple[str, str]]) -> None:
-    """Print what fleets need."""
     if not needs:
         print("This edge holds no device at that service level: take a faster one, a smaller target, or a lower level.")
         return

@@ -42,11 +42,9 @@ class Window:
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
         return self.end - self.begin
 
     def __contains__(self, at: float) -> bool:
-        """Whether a moment is in it."""
         return self.begin <= at < self.end
 
 
@@ -66,7 +64,6 @@ class Text:
 
     @property
     def tokens(self) -> int:
-        """How many."""
         return sum(number for _, number in self.pieces)
 
     def first_s(self, until: float) -> float:

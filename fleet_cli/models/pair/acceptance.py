@@ -89,7 +89,6 @@ class Acceptance:
 
     @property
     def tokens(self) -> int:
-        """Of all texts."""
         return sum(len(text.positions) for text in self.texts)
 
     def mean(self, *, coupled: bool) -> float:

@@ -62,8 +62,7 @@ class Overlap(Protocol):
     """What two unlike vocabularies have in common; `CommonTokens` is one."""
 
     @property
-    def overlap(self) -> float:
-        """Share of the smaller vocabulary."""
+    def overlap(self) -> float: ...
 
     def describe(self) -> str:
         """Return it as part of a sentence."""

@@ -101,7 +101,6 @@ _VERDICTS: Final[list[Column[tuple[int, Acceptance]]]] = [
 
 
 def show(pair: CheckedPair) -> None:
-    """Print what was found."""
     for finding in pair.findings:
         print(f"{finding.outcome:<8} {finding.aspect:<14} {printable_line(finding.sentence)}")
     rows = [("device", device_need(pair.draft)), *(("edge", need) for need in edge_needs(pair.target))]
@@ -114,7 +113,6 @@ def show(pair: CheckedPair) -> None:
 
 
 def show_acceptance(acceptance: Acceptance) -> None:
-    """Print what was measured."""
     parts = acceptance.by_category()
     rows = [*(parts.items() if len(parts) > 1 else ()), ("all", acceptance)]
     print_table(f"Acceptance on {len(acceptance.texts)} texts of the target", _ACCEPTANCE, rows)

@@ -54,7 +54,6 @@ def status_routes(status: Callable[[], Mapping[str, Any]]) -> list[Route]:
 
 
 def render_status(status: Mapping[str, Any]) -> str:
-    """Return the page."""
     readable = _readable(status)
     return _template().render(
         status=readable,
@@ -94,7 +93,6 @@ def _figure(value: float | None, digits: int, unit: str) -> str:
 
 
 def _number(value: int, what: str) -> str:
-    """Return how many there are of something."""
     return f"{value:,} {what}{'s' * (value != 1)}"
 
 

@@ -206,7 +206,6 @@ class SuffixDrafter:
 
     @classmethod
     def before(cls, model: Drafter, history: History | None) -> "SuffixDrafter":
-        """Stand before a draft model."""
         return cls(model, vocabulary=model.vocabulary, codec=model.codec, context=model.context, history=history)
 
     def another(self) -> "SuffixDrafter | None":
@@ -237,22 +236,18 @@ class SuffixDrafter:
 
     @property
     def quantization(self) -> str:
-        """The draft model's."""
         return "none" if self.model is None else self.model.quantization
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The target's."""
         return self._vocabulary
 
     @property
     def context(self) -> int:
-        """The draft model's."""
         return self._context if self.model is None else self.model.context
 
     @property
     def codec(self) -> TextCodec:
-        """As given."""
         return self._codec
 
     def reset(self, tokens: Sequence[int]) -> None:
@@ -270,7 +265,6 @@ class SuffixDrafter:
             self._final = len(tokens)
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Append tokens."""
         require_tokens(tokens, self._vocabulary)
         if self.model is not None:
             self.model.extend(tokens)

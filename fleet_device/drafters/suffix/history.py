@@ -68,7 +68,6 @@ class HistoryFile:
         return texts
 
     def append(self, text: Sequence[int]) -> None:
-        """Add a text."""
         tokens = np.asarray(text, dtype="<i4").tobytes()
         record = _RECORD.pack(len(text), zlib.crc32(tokens)) + tokens
         if len(self._header) + len(record) > self._most_bytes:

@@ -90,7 +90,6 @@ class SuffixIndex:
         return len(self._tokens) - self._length
 
     def clear(self) -> None:
-        """Forget all."""
         self._length = 0
         for latest in self._latest:
             latest.fill(_NONE)

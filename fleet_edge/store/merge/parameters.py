@@ -85,19 +85,16 @@ def telemetry(record: DeviceTold) -> Parameters:
 
 
 def load(record: EdgeLoad) -> Parameters:
-    """Return what an edge does."""
     return {"b_key": record.edge, "b_at": record.at, **{f"b_{name}": getattr(record, name) for name in EDGE_LOAD}}
 
 
 def progress(record: SegmentProgress) -> Parameters:
-    """Return a segment's counters."""
     values = _values(record)
     at = values.pop("at")
     return values | {"duration_ms": since_open(record.segment, at)}
 
 
 def judged_round(record: RoundJudged) -> Parameters:
-    """Return a round."""
     values = _values(record)
     del values["device"]  # its segment tells
     return values
@@ -111,12 +108,10 @@ def text(record: TextWritten) -> Parameters:
 
 
 def event(record: EventLogged) -> Parameters:
-    """Return an event."""
     return _values(record) | {"last_at": record.last_at or record.at}
 
 
 def fence(record: DeviceFenced) -> Parameters:
-    """Return a fence."""
     values = _values(record)
     return values | {"fenced_by": values.pop("by"), "since_at": values.pop("at"), "until_at": values.pop("until")}
 

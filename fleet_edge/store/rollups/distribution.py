@@ -33,13 +33,11 @@ class Distribution:
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """Read what `str` has written."""
         pairs = (pair.split(":") for pair in text.split())
         return cls({int(bucket): int(count) for bucket, count in pairs})
 
     @classmethod
     def total(cls, parts: Iterable["Distribution"]) -> Self:
-        """Add distributions up."""
         counts: dict[int, int] = {}
         for part in parts:
             for bucket, count in part.counts.items():
@@ -51,7 +49,6 @@ class Distribution:
 
     @property
     def count(self) -> int:
-        """Number of values."""
         return sum(self.counts.values())
 
     def quantile(self, share: float) -> float | None:

@@ -42,7 +42,6 @@ class Marks:
 
     @classmethod
     def read(cls, connection: Connection) -> Self:
-        """Read them."""
         rows = connection.execute(select(RollupMarkRow.name, RollupMarkRow.at)).all()
         at = dict.fromkeys(Mark, BEGINNING) | {Mark(row.name): row.at for row in rows}
         hour = StaleHourRow.hour

@@ -26,7 +26,7 @@ from schemas.errors import FleetError
 __all__ = ["MEASURED_BY", "SHAPES", "Measurement", "Report", "main", "measure"]
 
 MEASURED_BY: Final = frozenset(
-    {"target", "dtype", "torch_device", "threads", "gpu_layers", "stable_rows", "context", "kv_bytes"}
+    {"target", "dtype", "torch_device", "threads", "gpu_layers", "batch_invariant", "context", "kv_bytes"}
 )
 """Settings that decide how fast an engine is."""
 
@@ -122,7 +122,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _prefill(verifier: Verifier, sequence: int, text: Sequence[int]) -> NDArray[np.float32]:
-    """Compute a text; return its last rows."""
     verifier.open(sequence)
     rows = min(_ROWS, len(text))
     head, tail = text[:-rows], text[-rows:]

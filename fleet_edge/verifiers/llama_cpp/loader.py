@@ -45,5 +45,5 @@ def load(settings: EdgeSettings) -> Verifier:
         budget_bytes=settings.kv_bytes,
         context=settings.context,
         threads=settings.threads,
-        stable_rows=settings.stable_rows,
+        batch_invariant=settings.batch_invariant,
     )

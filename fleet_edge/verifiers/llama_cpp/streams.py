@@ -133,7 +133,6 @@ class StreamTable:
 
     @property
     def free(self) -> int:
-        """Streams that no sequence has."""
         return sum(map(len, self._free))
 
     @property

@@ -37,7 +37,7 @@ class LlamaCppVerifier:
     """`Verifier` over a GGUF."""
 
     def __init__(
-        self, target: GgufTarget, *, budget_bytes: int, context: int = 0, threads: int = 0, stable_rows: bool = True
+        self, target: GgufTarget, *, budget_bytes: int, context: int = 0, threads: int = 0, batch_invariant: bool = True
     ) -> None:
         """Prepare a model to be served, and check that it can be.
 
@@ -47,8 +47,7 @@ class LlamaCppVerifier:
                 each sequence that has computed tokens.
             context: Most tokens of a sequence; 0 for the model's own, or fewer where the budget holds few such texts.
             threads: Of a forward pass; 0 for the cores that this process may use.
-            stable_rows: Keep to those kernels of the CPU with which a row does not depend on what is computed with it,
-                for the items that ask for it.
+            batch_invariant: Use CPU kernels whose results do not depend on the batch, for the items that ask for it.
 
         Raises:
             UnsupportedModel: The model takes no tokens back, or rows depend on what they must not depend on.
@@ -71,14 +70,14 @@ class LlamaCppVerifier:
                 f"to at least {_FEWEST_TOKENS * target.token_kv_bytes}."
             )
         self._plan = plan
-        self._stable_rows = stable_rows
+        self._batch_invariant = batch_invariant
         self._info = TargetInfo(
             name=target.name,
             vocabulary=target.vocabulary,
             context=plan.context,
             end_tokens=target.end_tokens,
             runs_on=f"llama.cpp, {target.quantization}, {threads} threads, {plan.streams} texts at a time",
-            least_tokens=_ALIKE if stable_rows else 1,
+            least_tokens=_ALIKE if batch_invariant else 1,
         )
         self._table = SequenceTable(context=plan.context, vocabulary=target.vocabulary.size)
         self._streams = StreamTable(
@@ -161,7 +160,6 @@ class LlamaCppVerifier:
         return free * self._info.context + sum(self._info.context - lengths[sequence] for sequence in places)
 
     def score(self, items: Sequence[Item]) -> NDArray[np.float32]:
-        """Compute all items; see `Verifier.score`."""
         self._table.check(items)
         missing = self._missing(items)
         if missing > 0:
@@ -195,7 +193,6 @@ class LlamaCppVerifier:
                 )
 
     def _take(self, sequence: int, *, slab: int | None = None) -> Place:
-        """Give a sequence a stream."""
         place = self._streams.take(sequence, active=self._active_streams(), slab=slab)
         self._active.began(sequence)
         return place
@@ -243,7 +240,7 @@ class LlamaCppVerifier:
             parts,
             room={stream: shape.cells - length for stream, length in lengths.items()},
             call_tokens=self._call_tokens,
-            limits=_limits(shape, stable=self._stable_rows and stable),
+            limits=_limits(shape, stable=self._batch_invariant and stable),
         )
 
     def _gather(self, items: Sequence[Item]) -> None:

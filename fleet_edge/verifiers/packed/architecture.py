@@ -150,8 +150,7 @@ _TOLERANCES: Final = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 
 class _TensorVerifier(Verifier, Protocol):
     """A verifier whose logits are tensors of their own, which stay valid."""
 
-    def score(self, items: Sequence[Item]) -> torch.Tensor:
-        """See `Verifier.score`."""
+    def score(self, items: Sequence[Item]) -> torch.Tensor: ...
 
 
 def run_trial(verifier: _TensorVerifier, model: Any) -> None:  # noqa: ANN401 - transformers has no type information

@@ -48,7 +48,6 @@ class LayerShape:
 
     @property
     def numbers(self) -> int:
-        """Numbers stored for a token."""
         return self.kv_heads * (self.key_dim + self.value_dim)
 
 
@@ -79,7 +78,6 @@ class Slab:
             mine[index, length:] = 0
 
     def clear(self, index: int) -> None:
-        """Fill a slot with zeros."""
         for tensor in self.keys + self.values:
             tensor[index] = 0
 
@@ -121,7 +119,6 @@ class SlabMemory:
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes of all slabs."""
         return self._taken
 
     @property
@@ -259,7 +256,6 @@ class KVStore:
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes of all slabs."""
         return self._memory.allocated_bytes
 
     def missing_bytes(self, lengths: Mapping[int, int]) -> int:
@@ -480,12 +476,10 @@ class _SizeClass:
 
     @property
     def slots(self) -> int:
-        """Number of slots."""
         return self._starts[-1] + self.slabs[-1].slots if self.slabs else 0
 
     @property
     def empty(self) -> int:
-        """Number of empty slots."""
         return self.slots - len(self.owners)
 
     @property
@@ -494,12 +488,10 @@ class _SizeClass:
         return max(0, len(self.owners) - self._starts[-1])
 
     def append(self, slab: Slab) -> None:
-        """Add a slab."""
         self._starts.append(self.slots)
         self.slabs.append(slab)
 
     def pop(self) -> Slab:
-        """Remove the last slab."""
         self._starts.pop()
         return self.slabs.pop()
 

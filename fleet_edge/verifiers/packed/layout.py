@@ -51,14 +51,12 @@ class Indices:
         self._sent: torch.Tensor | None = None
 
     def add(self, values: Sequence[int]) -> Index:
-        """Collect a list."""
         assert self._sent is None, "what has been sent cannot grow"
         begin = len(self._values)
         self._values.extend(values)
         return Index(self, begin, len(self._values))
 
     def send(self) -> None:
-        """Send all that were collected."""
         on_gpu = self.device.type == "cuda"
         # From memory that the system cannot move, a GPU fetches by itself.
         host = torch.tensor(self._values, dtype=torch.int64, pin_memory=on_gpu)

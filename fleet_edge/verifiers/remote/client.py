@@ -35,7 +35,6 @@ class ApiKey:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What goes with every request."""
         return dict(self._headers)
 
     @property
@@ -110,7 +109,6 @@ class Client:
         )
 
     async def close(self) -> None:
-        """Close all connections."""
         await self._http.aclose()
 
     async def get(self, endpoint: str, path: str, *, timeout_s: float) -> object:

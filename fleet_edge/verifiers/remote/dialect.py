@@ -67,8 +67,7 @@ class Dialect(Protocol):
     """One kind of inference server."""
 
     @property
-    def name(self) -> str:
-        """What it is called."""
+    def name(self) -> str: ...
 
     @property
     def spare(self) -> int:
@@ -229,7 +228,6 @@ class SgLang:
         return Call("/detokenize", {"model": model, "tokens": [token], "skip_special_tokens": False}, _ANSWER_BYTES)
 
     def read_text(self, answer: object) -> str:
-        """Read `text`."""
         text = as_map(answer).get("text")
         if not isinstance(text, str):
             raise BadAnswer("a text is missing")
@@ -298,18 +296,15 @@ class Vllm:
         return check_rows(wanted, question, vocabulary=vocabulary)
 
     def detokenize(self, token: int, *, model: str) -> Call:
-        """Ask for a token's text."""
         return Call("/detokenize", {"model": model, "tokens": [token]}, _ANSWER_BYTES)
 
     def read_text(self, answer: object) -> str:
-        """Read `prompt`."""
         text = as_map(answer).get("prompt")
         if not isinstance(text, str):
             raise BadAnswer("a text is missing")
         return text
 
     def version(self, answer: object) -> str:
-        """Read `version`."""
         version = as_map(answer).get("version")
         if not isinstance(version, str):
             raise BadAnswer("a version is missing")

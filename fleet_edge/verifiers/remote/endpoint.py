@@ -46,7 +46,6 @@ class Breaker:
 
     @property
     def closed(self) -> bool:
-        """Whether work goes through."""
         return not self.reason
 
     @property
@@ -55,7 +54,6 @@ class Breaker:
         return max(0.0, self._not_before - self.clock())
 
     def succeeded(self) -> None:
-        """Work was done."""
         self._in_a_row = 0
 
     def failed(self, reason: str, *, suspect: bool = False) -> bool:
@@ -77,7 +75,6 @@ class Breaker:
         return True
 
     def disproved(self, reason: str) -> None:
-        """A trial has failed."""
         self.reason = reason
         self._trials += 1
         self._postpone()

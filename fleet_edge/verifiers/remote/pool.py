@@ -64,14 +64,12 @@ class Affinity:
             self._loads[at] += 1
 
     def forget(self, sequence: int) -> None:
-        """A sequence has ended."""
         at = self._at.pop(sequence, None)
         if at is not None:
             self._loads[at] -= 1
 
     @property
     def loads(self) -> dict[str, int]:
-        """Sequences by endpoint."""
         return dict(self._loads)
 
     def _choose(self, sequence: int, available: Collection[str]) -> str:
@@ -166,7 +164,6 @@ class Pool:
 
     @property
     def loads(self) -> Mapping[str, int]:
-        """Sequences by address."""
         return self._affinity.loads
 
     # Beginning and end
@@ -237,7 +234,6 @@ class Pool:
         self._affinity.follow(sequence, source)
 
     def forget(self, sequence: int) -> None:
-        """A sequence has ended."""
         self._affinity.forget(sequence)
         self._suspicions.pop(sequence, None)
 

@@ -118,7 +118,6 @@ class RemoteVerifier:
         del self._tokens[sequence][length:]
 
     def close(self, sequence: int) -> None:
-        """End a sequence."""
         if self._table.close(sequence):
             del self._tokens[sequence]
             self._loop.call(self._pool.forget, sequence)
@@ -167,7 +166,6 @@ class RemoteVerifier:
         return self._pool.away
 
     def shut_down(self) -> None:
-        """Let go of the servers."""
         try:
             self._loop.run(self._end(), timeout_s=_CLOSE_S)
         except (TimeoutError, RuntimeError):

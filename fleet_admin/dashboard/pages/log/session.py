@@ -25,7 +25,6 @@ _LEAST_WIDTH: Final = 1.5
 
 
 def show(visit: Visit) -> Response:
-    """Show the session."""
     session = _find(visit)
     log, device = visit.services.log, session.device
     segments = log.segments(session.session, device=device)
@@ -88,7 +87,6 @@ def _place(begin_ms: float, whole_ms: float) -> str:
 
 
 def _width(length_ms: float, whole_ms: float) -> str:
-    """Return a width that can be seen."""
     return f"{max(_WIDTH * length_ms / whole_ms, _LEAST_WIDTH):.2f}"
 
 

@@ -107,7 +107,6 @@ def show(visit: Visit) -> Response:
 
 
 def _sessions(log: SessionLog, chosen: dict[str, str], place: _Place | None, *, limit: int) -> Sequence[SessionView]:
-    """Return sessions from a place on."""
     asked: dict[str, Any] = {name: value or None for name, value in chosen.items()}
     if asked["reason"] == RUNNING:
         asked |= {"reason": None, "open": True}

@@ -77,7 +77,6 @@ class SimulatedDevice:
         env.process(self._run())
 
     def take(self, message: ToDevice) -> None:
-        """A message has come."""
         self._events.append(message)
         if not self._arrived.triggered:
             self._arrived.succeed()

@@ -90,7 +90,6 @@ class SimulatedEdge:
         env.process(self._run())
 
     def take(self, message: ToEdge) -> None:
-        """A message has come."""
         now = self._env.now
         self._messages += 1
         match message:

@@ -144,7 +144,7 @@ def test_rows_of_the_real_model_are_the_engine_s_own_to_the_bit(name: str) -> No
 
 @pytest.mark.models
 @pytest.mark.slow
-def test_with_stable_rows_a_long_text_has_the_same_logits_in_every_batch() -> None:
+def test_with_batch_invariant_a_long_text_has_the_same_logits_in_every_batch() -> None:
     verifier = load(prepared("Q4_0.gguf"), budget=1 << 28, context=700, threads=2)
     text = random.Random(5).choices(range(100, 40_000), k=600)
     for key in range(3):
@@ -234,11 +234,13 @@ def test_every_pass_comes_from_one_thread_that_is_not_the_caller_s(path: Path, m
     assert names == {"llama.cpp_0"}
 
 
-@pytest.mark.parametrize(("stable_rows", "stable", "computed"), [(True, True, 2), (True, False, 1), (False, True, 1)])
+@pytest.mark.parametrize(
+    ("batch_invariant", "stable", "computed"), [(True, True, 2), (True, False, 1), (False, True, 1)]
+)
 def test_a_single_token_has_company_only_where_its_row_is_to_be_stable(
-    path: Path, monkeypatch: pytest.MonkeyPatch, stable_rows: bool, stable: bool, computed: int
+    path: Path, monkeypatch: pytest.MonkeyPatch, batch_invariant: bool, stable: bool, computed: int
 ) -> None:
-    verifier = load(path, stable_rows=stable_rows)
+    verifier = load(path, batch_invariant=batch_invariant)
     verifier.open(1)
     decode, sizes = llama_cpp.llama_decode, []
 
