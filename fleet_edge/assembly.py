@@ -1,6 +1,7 @@
 """Assembly of an edge from its parts: the same for the service, the tests and the benchmarks."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from fleet_edge.answers.answers import Answers
@@ -23,13 +24,15 @@ from fleet_edge.sessions.admission import SessionOffer
 from fleet_edge.sessions.grammars import SWITCHED_OFF, Grammars
 from fleet_edge.sessions.table import SessionTable
 from fleet_edge.settings import EdgeSettings
-from fleet_edge.verifiers.contract import KnowsTokens, Verifier
+from fleet_edge.verifiers.contract import KnowsTokens, ReadsText, Verifier
 from fleet_edge.watch.certificates import CertificateWatch
 from fleet_link.link import Link
 from fleet_runtime.grammar.banned import BannedGrammars
 from fleet_runtime.grammar.compiler import GrammarCompiler
 
 __all__ = ["assemble"]
+
+_log = logging.getLogger(__name__)
 
 
 def assemble(
@@ -66,6 +69,7 @@ def assemble(
         background=BackgroundWork(settings.background_share),
         kv_share=guard.kv_share,
         sharing=settings.prefix_sharing,
+        shared=_shared_prefixes(verifier, settings.shared_prefixes),
         cost=StepCost(verifier.info.least_tokens, settings.max_guess),
         goal=VerdictGoal(settings.verdict_ms / 1e3),
     )
@@ -112,3 +116,15 @@ def _grammars(settings: EdgeSettings, verifier: Verifier, call: Callable[[Callab
         return Grammars()
     banned = BannedGrammars(settings.spool / "banned-grammars")
     return Grammars(GrammarCompiler(verifier.grammar_tokenizer, banned), call)
+
+
+def _shared_prefixes(verifier: Verifier, texts: Sequence[str]) -> list[Sequence[int]]:
+    """Return the beginnings of prompts that all devices share, as token ids.
+
+    Raises:
+        VerifierError: The target's tokenizer cannot be read.
+    """
+    if texts and not isinstance(verifier, ReadsText):
+        _log.warning("This engine does not share prefixes between devices; the setting 'shared_prefixes' is not used.")
+        return []
+    return [verifier.encode(text) for text in texts] if isinstance(verifier, ReadsText) else []

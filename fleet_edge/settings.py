@@ -264,9 +264,17 @@ class EdgeSettings(Settings):
         le=1 << 50,
     )
     prefix_sharing: PrefixSharing = setting(
-        PrefixSharing.ALL,
-        "Whose computed prompts a session may go on from: of all devices, of its own device alone, or none (`off`).",
+        PrefixSharing.DEVICE,
+        "Whose computed prompts a session may go on from: of its own device, of all devices, which lets each find out "
+        "by timing what others have asked, or none (`off`).",
         rare=True,
+    )
+    shared_prefixes: tuple[str, ...] = setting(
+        (),
+        "Beginnings of prompts that all devices share, with `prefix_sharing` `device` too, as the model reads them; "
+        "`fleet device prefix` writes one from a system prompt.",
+        rare=True,
+        in_flags=False,
     )
     trace_share: float = setting(1.0, "Fraction of the sessions whose every round is logged.", rare=True, ge=0, le=1)
     keep_rounds_days: float = setting(

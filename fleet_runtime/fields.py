@@ -151,7 +151,7 @@ def _walk(model: type[BaseModel], path: tuple[str, ...], prefix: str) -> Iterato
 
 
 def _shown(default: object) -> str:
-    if default is None or default == {}:
+    if default in (None, {}, ()):
         return ""
     if isinstance(default, bool):
         return str(default).lower()
@@ -201,6 +201,8 @@ def _alternatives(annotation: Any, metadata: list[Any]) -> list[str]:  # noqa: A
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is dict:
         return [SECTIONS]
+    if origin is tuple:
+        return ["a list of texts"]
     if origin is Annotated:
         return _alternatives(arguments[0], [*arguments[1:], *metadata])
     if origin in (Union, UnionType):

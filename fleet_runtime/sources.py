@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, get_origin
 
 from fleet_runtime.errors import SettingsError
 from fleet_runtime.fields import NESTED, Settings, section_of
@@ -77,15 +77,14 @@ class EnvironmentVariables:
             if known is None:
                 continue
             value: Any = text
-            if len(place) == 1 and section_of(known) is not None:
+            a_list = get_origin(known.annotation) is tuple
+            if len(place) == 1 and (a_list or section_of(known) is not None):
                 try:
                     value = json.loads(text)
                 except ValueError:
                     # The text is not repeated: it may hold a secret.
-                    found.problems.append(
-                        f"The environment variable {variable} is not valid JSON: write an object, or a variable "
-                        f"{variable}{NESTED}… for each setting."
-                    )
+                    what = "a list" if a_list else f"an object, or a variable {variable}{NESTED}… for each setting"
+                    found.problems.append(f"The environment variable {variable} is not valid JSON: write {what}.")
                     continue
             found.names[place] = variable
             _put(found.values, place, value)

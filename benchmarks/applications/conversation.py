@@ -129,7 +129,8 @@ def _goals(rows: Sequence[dict[str, Any]], shared: Sequence[dict[str, Any]]) -> 
 
 def _measure(bench: Bench, engine: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     options = bench.options
-    settings = {"context": _CONTEXT} if engine == "llama.cpp" else {}
+    settings: dict[str, Any] = {"context": _CONTEXT} if engine == "llama.cpp" else {}
+    settings["prefix_sharing"] = "all"
     first = options.conversations
     groups = [range(n, n + 1) for n in range(first)] + [range(first, first + options.taking_turns)]
     turns: list[dict[str, Any]] = []

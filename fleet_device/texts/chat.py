@@ -18,7 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fleet_device.drafters.contract import DrafterError, TextCodec
 
-__all__ = ["ChatError", "ChatMessage", "ChatTemplate", "encode_chat"]
+__all__ = ["ChatError", "ChatMessage", "ChatTemplate", "chat_prefix", "encode_chat"]
 
 _MAX_TEMPLATE = 1 << 18
 _MAX_PROMPT = 1 << 22
@@ -119,10 +119,7 @@ def encode_chat(codec: TextCodec, messages: Sequence[ChatMessage]) -> list[int]:
     Raises:
         ChatError: The model has no chat template, or its template fails or declines.
     """
-    source = codec.chat_template
-    if source is None:
-        raise ChatError("The draft model has no chat template; send a plain prompt, or use an instruct model.")
-    template = ChatTemplate(source, bos=codec.special_text("bos"), eos=codec.special_text("eos"))
+    template = _template_of(codec)
     mark = _unused_character(messages)
     control = frozenset(text for text in codec.control_texts if len(text) > 1)  # of one character nothing can be broken
     broken = [
@@ -130,6 +127,27 @@ def encode_chat(codec: TextCodec, messages: Sequence[ChatMessage]) -> list[int]:
     ]
     # Piece by piece: within a piece there is no control token but the template's own.
     return [token for piece in template.render(broken).split(mark) for token in codec.encode(piece, special=True)]
+
+
+def chat_prefix(codec: TextCodec, system: str) -> str:
+    """Return the beginning that all chats with a system prompt have, as the model reads it.
+
+    Raises:
+        ChatError: As `encode_chat`.
+    """
+    template = _template_of(codec)
+    why, how = (
+        template.render([ChatMessage("system", system), ChatMessage("user", question)]) for question in ("Why?", "How?")
+    )
+    differ = (place for place, (one, other) in enumerate(zip(why, how, strict=False)) if one != other)
+    return why[: next(differ, len(why))]
+
+
+def _template_of(codec: TextCodec) -> ChatTemplate:
+    source = codec.chat_template
+    if source is None:
+        raise ChatError("The draft model has no chat template; send a plain prompt, or use an instruct model.")
+    return ChatTemplate(source, bos=codec.special_text("bos"), eos=codec.special_text("eos"))
 
 
 def _unused_character(messages: Sequence[ChatMessage]) -> str:

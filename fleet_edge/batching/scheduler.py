@@ -66,7 +66,8 @@ class Scheduler:
         background: What may wait, and how much of it runs.
         kv_share: Which part of the memory for keys and values a device may hold while others need some.
         sharing: Which sessions may take over what others, or ended ones, have computed of their prompts.
-        cost: What steps take; measured anew without it, and nothing is guessed.
+        shared: Beginnings of prompts, as token ids, that all devices share.
+        cost: What steps take; measured again without it, and nothing is speculated.
         goal: How long verdicts may take.
     """
 
@@ -79,10 +80,11 @@ class Scheduler:
         background: BackgroundWork | None = None,
         kv_share: Callable[[str], float] = lambda _device: 1.0,
         sharing: PrefixSharing = PrefixSharing.OFF,
+        shared: Sequence[Sequence[int]] = (),
         cost: StepCost | None = None,
         goal: VerdictGoal | None = None,
     ) -> None:
-        self._verifier = PrefixCache(verifier, sharing=sharing, share=kv_share)
+        self._verifier = PrefixCache(verifier, sharing=sharing, public=shared, share=kv_share)
         self._budget = budget or Budget()
         self._delay = delay or BatchingDelay()
         self._background = background or BackgroundWork()

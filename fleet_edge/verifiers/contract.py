@@ -25,8 +25,10 @@ __all__ = [
     "Item",
     "KnowsTokens",
     "Logits",
+    "ReadsText",
     "RunsElsewhere",
     "SequenceFailed",
+    "SharesPrefixes",
     "TargetAway",
     "TargetInfo",
     "UnsupportedModel",
@@ -207,6 +209,26 @@ class KnowsTokens(Protocol):
         Raises:
             GrammarUnavailable: A library is missing, or there is no tokenizer that it can use.
         """
+
+
+@runtime_checkable
+class ReadsText(Protocol):
+    """A verifier that has the target's tokenizer."""
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Return the ids of a text; control tokens are recognised in it, and none is added.
+
+        Raises:
+            VerifierError: The tokenizer cannot be read.
+        """
+
+
+@runtime_checkable
+class SharesPrefixes(Protocol):
+    """A verifier over a cache that shares what sequences begin with."""
+
+    def isolate(self, sequence: int, namespace: str) -> None:
+        """Let a sequence share with those of the same namespace alone; called before it computes anything."""
 
 
 @runtime_checkable

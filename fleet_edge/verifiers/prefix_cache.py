@@ -6,6 +6,7 @@ compute (`expect`) takes over what another has computed of it (`reuse`): the who
 miss, else a fork. What another is about to compute is told too (`ahead`): of many that begin alike one computes it.
 """
 
+import secrets
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
 from itertools import count, islice
@@ -18,6 +19,7 @@ from fleet_edge.verifiers.contract import (
     Logits,
     RunsElsewhere,
     SequenceFailed,
+    SharesPrefixes,
     TargetInfo,
     Verifier,
     VerifierError,
@@ -49,6 +51,7 @@ class PrefixCache:
     Args:
         verifier: Computes.
         sharing: Whose prefixes are taken over; with `off` nothing is retained.
+        public: Beginnings of prompts that, with `device`, all devices share.
         share: Which part of what is in memory one owner may have retained before he makes room for all others.
     """
 
@@ -57,10 +60,14 @@ class PrefixCache:
         verifier: Verifier,
         *,
         sharing: PrefixSharing = PrefixSharing.ALL,
+        public: Sequence[Sequence[int]] = (),
         share: Callable[[str], float] = lambda _owner: 1.0,
     ) -> None:
         self._verifier = verifier
         self._sharing = sharing
+        self._public = RadixTree()
+        for key, tokens in enumerate(public):
+            self._public.insert(key, pack(tokens))
         self._tree = RadixTree()  # of the open ones what they expect, of the retained ones what they have computed
         self._open: dict[int, HeldSequence] = {}  # by the caller's key
         self._held: dict[int, HeldSequence] = {}  # by the key below: those that are open, and the retained ones
@@ -160,7 +167,10 @@ class PrefixCache:
         held.owner, held.stable = owner, stable
         if self._sharing is not PrefixSharing.OFF:
             held.expected = pack(tokens)
+            held.public = next(self._public.matches(held.expected), (0, 0))[0]
             self._tree.insert(held.key, held.expected)
+        if isinstance(self._verifier, SharesPrefixes):
+            self._verifier.isolate(held.key, self._namespace(owner))
 
     def reuse(self, sequence: int) -> int:
         """Take over what another sequence has computed of what is expected of this one, but for the last token.
@@ -174,10 +184,13 @@ class PrefixCache:
         if source is None or gained < LEAST_REUSED:
             return 0
         try:
-            found = self._take(source, length, caller=sequence)
+            found = self._take(source, length, taker=held)
         except CapacityExceeded:
             return 0
         found.owner, found.expected, found.stable = held.owner, held.expected, held.stable
+        found.public = held.public
+        if isinstance(self._verifier, SharesPrefixes):
+            self._verifier.isolate(found.key, self._namespace(held.owner))
         self._drop(held)
         self._hold(found)
         self._tree.insert(found.key, found.expected)
@@ -197,9 +210,11 @@ class PrefixCache:
         held = self._of(sequence)
         available = held.computed
         first: tuple[int, int, int] | None = None
-        for common, other in self._alike(held.expected, held):
-            if common < held.computed + LEAST_REUSED:
+        for reach, common, other in self._alike(held.expected, held):
+            if reach < held.computed + LEAST_REUSED:
                 break
+            if common < held.computed + LEAST_REUSED:
+                continue
             available = max(available, min(common, other.computed))
             if other.caller is None or other.computed >= common:
                 continue
@@ -223,23 +238,37 @@ class PrefixCache:
 
     # Lookups
 
-    def _alike(self, tokens: bytes, but: HeldSequence) -> Iterator[tuple[int, HeldSequence]]:
-        """Yield how many first tokens another sequence has in common, and the sequence, the most first."""
-        for common, key in islice(self._tree.matches(tokens), _LOOKED_AT):
-            other = self._held[key]
-            if other is not but and self._serves(other, but):
-                yield common, other
+    def _alike(self, tokens: bytes, but: HeldSequence) -> Iterator[tuple[int, int, HeldSequence]]:
+        """Yield other sequences that begin alike.
 
-    def _serves(self, source: HeldSequence, taker: HeldSequence) -> bool:
-        """Whether one sequence may go on from what another has computed."""
-        return (self._sharing is PrefixSharing.ALL or source.owner == taker.owner) and source.stable >= taker.stable
+        Yields:
+            How many first tokens are the same, the most first; how many of these may be taken over; the sequence.
+        """
+        for reach, key in islice(self._tree.matches(tokens), _LOOKED_AT):
+            other = self._held[key]
+            if other is not but and other.stable >= but.stable:
+                yield reach, reach if self._is_one(other, but) else min(reach, but.public), other
+
+    def _is_one(self, source: HeldSequence, taker: HeldSequence) -> bool:
+        """Whether one sequence may go on from all that another has computed."""
+        return self._sharing is PrefixSharing.ALL or source.owner == taker.owner
+
+    def _namespace(self, owner: str) -> str:
+        """Return the name of what a sequence shares its prefix with, for a verifier that has a cache of its own."""
+        match self._sharing:
+            case PrefixSharing.ALL:
+                return ""
+            case PrefixSharing.DEVICE:
+                return f"device {owner}"
+            case PrefixSharing.OFF:
+                return f"session {secrets.token_hex(16)}"
 
     def _longest(self, held: HeldSequence) -> tuple[int, HeldSequence | None]:
         """Return how many of the expected tokens, all but the last, another has computed, and which."""
         best, found = 0, None
         most = len(held.expected) // held.tokens.itemsize - 1
-        for common, other in self._alike(held.expected, held):
-            if min(common, most) <= best:
+        for reach, common, other in self._alike(held.expected, held):
+            if min(reach, most) <= best:
                 break
             length = min(common, other.computed, most)
             # What is in the tree of an open one is but a promise: it counts what it has really computed.
@@ -252,10 +281,10 @@ class PrefixCache:
         if self._sharing is PrefixSharing.OFF or held.computed < LEAST_REUSED:
             return False
         tokens = held.tokens.tobytes()
-        for common, other in self._alike(tokens, held):
-            if common < held.computed:
+        for reach, common, other in self._alike(tokens, held):
+            if reach < held.computed:
                 break
-            if other.begins_as(tokens, held.computed):
+            if common == reach and other.begins_as(tokens, held.computed):
                 if other in self._retained:
                     self._retained.used(other)
                 return False
@@ -272,27 +301,33 @@ class PrefixCache:
         tokens = held.tokens.tobytes()
         for key in self._tree.prefixes(tokens):
             other = self._held[key]
-            if other in self._retained and self._serves(held, other):
+            serves = self._is_one(held, other) or other.computed <= other.public
+            if other in self._retained and serves and held.stable >= other.stable:
                 self._drop(other)  # whomever it served, this one serves as well
         if len(self._retained) >= _MOST_RETAINED:
             self._drop_one()
         self._tree.insert(held.key, tokens)
         self._retained.add(held)
 
-    def _take(self, source: HeldSequence, length: int, *, caller: int) -> HeldSequence:
-        """Return a sequence of a caller's that has computed the first tokens of another.
+    def _take(self, source: HeldSequence, length: int, *, taker: HeldSequence) -> HeldSequence:
+        """Return a sequence that has computed the first tokens of another, for the caller of a third.
 
         Raises:
             CapacityExceeded: There is no room for a copy.
         """
+        caller = taker.caller
+        assert caller is not None
         if source.caller is not None:
             return self._fork(next(self._keys), caller, source, length)
         self._retained.used(source)
-        if source.computed - length > TAIL:
+        mine = self._is_one(source, taker)
+        if source.computed - length > TAIL or not mine:
             try:
                 return self._fork(next(self._keys), caller, source, length)
             except CapacityExceeded:
-                pass  # there is room for one of the two, and this is the one that is needed
+                if not mine:
+                    raise
+                # There is room for one of the two, and this is the one that is needed.
         self._retained.remove(source)
         self._tree.remove(source.key)
         self._verifier.truncate(source.key, length)

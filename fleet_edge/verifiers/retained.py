@@ -18,6 +18,7 @@ class HeldSequence:
         owner: Whose text it is.
         tokens: Computed.
         expected: Tokens that it was said to compute first, as `radix.pack` gives them; may be none.
+        public: How many of these any owner may share, from the first on.
         stable: Whether all that it has computed was asked for as stable (see `Item`).
     """
 
@@ -26,6 +27,7 @@ class HeldSequence:
     owner: str = ""
     tokens: "array[int]" = field(default_factory=lambda: array("i"))
     expected: bytes = b""
+    public: int = 0
     stable: bool = True
 
     @property

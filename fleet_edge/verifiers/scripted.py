@@ -71,6 +71,11 @@ class ScriptedVerifier:
         """Return the words for grammars, each with a space behind it, as devices write them."""
         return GrammarTokenizer.of_words([f"{word} " for word in self._words], end_tokens=self._info.end_tokens)
 
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of the words of a text; words of another language are left out."""
+        ids = {word: token for token, word in enumerate(self._words)}
+        return [ids[word] for word in text.split() if word in ids]
+
     def open(self, sequence: int) -> None:
         """Begin a sequence with nothing computed."""
         self._table.open(sequence)

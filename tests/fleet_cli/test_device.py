@@ -15,9 +15,12 @@ from fleet_device.api.server import listen
 from fleet_device.applications import ApplicationsFile
 from fleet_device.drafters.suffix.history import HistoryFile
 from fleet_device.settings import DeviceSettings
+from fleet_edge.settings import EdgeSettings
 from fleet_runtime.events import Event
+from fleet_runtime.settings import load_settings
 from schemas.errors import FleetError
 from schemas.vocabulary import Vocabulary
+from tests.support.tiny_gguf import tiny_gguf
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -172,6 +175,17 @@ def test_an_error_cannot_steer_the_terminal(
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err == "fleet: An edge says \ufffd[2Jthis.\n"
+
+
+def test_a_system_prompt_is_printed_as_the_edges_setting(device: Run, tmp_path: Path) -> None:
+    model, system = tmp_path / "draft.gguf", 'You are "brief".'
+    tiny_gguf(model)
+    code, out, _ = device("prefix", system, "--model", model)
+    config = tmp_path / "edge.toml"
+    config.write_text(out)
+    (prefix,) = load_settings(EdgeSettings, config=config, flags={}).shared_prefixes
+    assert code == 0
+    assert prefix.startswith(f"<|im_start|>system\n{system}<|im_end|>")
 
 
 def test_the_history_is_deleted_on_request(device: Run, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ PROGRAMS = (DeviceSettings, EdgeSettings)
 EVERY = [
     pytest.param(model, field, id=f"{model.__name__}.{field.name}") for model in PROGRAMS for field in fields_of(model)
 ]
-IN_A_FILE = {"quotas", "fence", "metrics"}
+IN_A_FILE = {"quotas", "fence", "metrics", "shared_prefixes"}
 """Sections without flags: too many of them, for one who writes a file anyway."""
 SECRETS = {"api_token", "broker.password"}
 VALUES = [

@@ -33,6 +33,7 @@ class Edge:
         kv_tokens: int = 1 << 20,
         verifier: Verifier | None = None,
         sharing: PrefixSharing = PrefixSharing.OFF,
+        shared: Sequence[Sequence[int]] = (),
         goal: VerdictGoal | None = None,
         token_s: float = 1e-6,
         kv_share: Callable[[str], float] = lambda _device: 1.0,
@@ -42,7 +43,13 @@ class Edge:
         if token_s:
             cost.prefilled(token_s, tokens=1)
         self.scheduler = Scheduler(
-            self.verifier, budget or Budget(), sharing=sharing, goal=goal, cost=cost, kv_share=kv_share
+            self.verifier,
+            budget or Budget(),
+            sharing=sharing,
+            shared=shared,
+            goal=goal,
+            cost=cost,
+            kv_share=kv_share,
         )
         self.sessions: list[EdgeSession] = []
         self.now = 0.0

@@ -105,6 +105,10 @@ class LlamaCppVerifier:
         """Return the file's vocabulary for grammars."""
         return self._target.grammar_tokenizer()
 
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+        return self._target.encode(text, special=True)
+
     def open(self, sequence: int) -> None:
         """Begin a sequence with nothing computed."""
         self._table.open(sequence)

@@ -10,12 +10,12 @@ from typing import Any
 
 from gguf import GGUFReader
 
-from fleet_edge.verifiers.contract import UnsupportedModel
+from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 from fleet_runtime.grammar.errors import GrammarUnavailable
 from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.vocabulary import MAX_VOCABULARY
 
-__all__ = ["gguf_tokens", "grammar_tokenizer", "repository_tokens"]
+__all__ = ["encode", "gguf_tokens", "grammar_tokenizer", "repository_tokens"]
 
 _TOKENS_KEY = "tokenizer.ggml.tokens"
 
@@ -81,12 +81,41 @@ def grammar_tokenizer(source: str | Path | None, *, vocabulary: int, end_tokens:
     Raises:
         GrammarUnavailable: There is no tokenizer that grammars can use.
     """
+    text = _tokenizer_json(source)
+    return GrammarTokenizer.of_tokenizer_json(text, vocabulary=vocabulary, end_tokens=end_tokens)
+
+
+def encode(source: str | Path | None, text: str) -> list[int]:
+    """Return the ids of a text; control tokens are recognised in it, and none is added.
+
+    Args:
+        source: As for `grammar_tokenizer`.
+        text: Any.
+
+    Raises:
+        VerifierError: There is no tokenizer that can be used.
+    """
+    from tokenizers import Tokenizer  # noqa: PLC0415 - comes with transformers, which an edge may do without
+
+    try:
+        tokenizer = Tokenizer.from_str(_tokenizer_json(source))
+    except GrammarUnavailable as error:
+        raise VerifierError(str(error)) from error
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def _tokenizer_json(source: str | Path | None) -> str:
+    """Return a target's tokenizer as the text of a `tokenizer.json`.
+
+    Raises:
+        GrammarUnavailable: There is none.
+    """
     if source is None:
-        raise GrammarUnavailable("The target was not loaded from files, so that its tokens are not known to grammars.")
+        raise GrammarUnavailable("The target was not loaded from files, so that its tokenizer is not known.")
     path = Path(source).expanduser()
     found = None if path.is_file() else _file(str(path if path.is_dir() else source), "tokenizer.json")
-    text = _fast_tokenizer(path) if found is None else found.read_text(encoding="utf-8")
-    return GrammarTokenizer.of_tokenizer_json(text, vocabulary=vocabulary, end_tokens=end_tokens)
+    return _fast_tokenizer(path) if found is None else found.read_text(encoding="utf-8")
 
 
 def _fast_tokenizer(path: Path) -> str:

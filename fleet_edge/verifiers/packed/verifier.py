@@ -20,7 +20,7 @@ from fleet_edge.verifiers.packed.attention import PackedStep, running
 from fleet_edge.verifiers.packed.kv import KVStore, SlabMemory, servable_context, tokens_to_serve
 from fleet_edge.verifiers.packed.layout import Indices, Part, lay_out
 from fleet_edge.verifiers.packed.target import Target
-from fleet_edge.verifiers.packed.tokens import grammar_tokenizer
+from fleet_edge.verifiers.packed.tokens import encode, grammar_tokenizer
 from fleet_edge.verifiers.sequences import SequenceTable
 from fleet_edge.verifiers.source import check_source
 from fleet_runtime.grammar.tokenizer import GrammarTokenizer
@@ -76,6 +76,10 @@ class PackedVerifier:
         """Return the vocabulary of the target's files for grammars."""
         vocabulary = self._info.vocabulary.size
         return grammar_tokenizer(self._source, vocabulary=vocabulary, end_tokens=self._info.end_tokens)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+        return encode(self._source, text)
 
     def open(self, sequence: int) -> None:
         """Begin a sequence with nothing computed."""

@@ -28,11 +28,14 @@ class Question:
         tokens: All of its tokens up to the last one to compute.
         rows: How many of the last positions are asked about; 0 only has the prefix computed.
         top: How many entries a row is to have.
+        namespace: The server may reuse what it has computed for another question of the same namespace alone; empty
+            is a namespace that all such questions share.
     """
 
     tokens: Sequence[int]
     rows: int
     top: int
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +206,8 @@ class SgLang:
             "sampling_params": {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True},
             "stream": False,
         }
+        if question.namespace:
+            body["extra_key"] = question.namespace
         if question.rows:
             body |= {
                 "return_logprob": True,
@@ -278,6 +283,8 @@ class Vllm:
             "ignore_eos": True,
             "stream": False,
         }
+        if question.namespace:
+            body["cache_salt"] = question.namespace
         if question.rows:
             body |= {"logprobs": question.top, "return_tokens_as_token_ids": True}
         row_bytes = _ROW_BYTES + _ENTRY_BYTES * (question.top + 1)

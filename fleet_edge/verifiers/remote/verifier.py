@@ -85,6 +85,7 @@ class RemoteVerifier:
         )
         self._table = SequenceTable(context=identity.context, vocabulary=size)
         self._tokens: dict[int, list[int]] = {}
+        self._namespaces: dict[int, str] = {}
 
     @property
     def info(self) -> TargetInfo:
@@ -120,6 +121,7 @@ class RemoteVerifier:
     def close(self, sequence: int) -> None:
         if self._table.close(sequence):
             del self._tokens[sequence]
+            self._namespaces.pop(sequence, None)
             self._loop.call(self._pool.forget, sequence)
 
     def fits(self, items: Sequence[Item]) -> bool:
@@ -139,7 +141,12 @@ class RemoteVerifier:
                 f"leaves {self.capacity()}; evict a sequence and try again."
             )
         questions = {
-            item.sequence: Question([*self._tokens[item.sequence], *item.tokens], item.rows, self._top)
+            item.sequence: Question(
+                [*self._tokens[item.sequence], *item.tokens],
+                item.rows,
+                self._top,
+                self._namespaces.get(item.sequence, ""),
+            )
             for item in items
         }
         logits = np.full((sum(item.rows for item in items), self._info.vocabulary.size), -np.inf, dtype=np.float32)
@@ -158,6 +165,12 @@ class RemoteVerifier:
             self._tokens[item.sequence].extend(item.tokens)
         self._table.commit(items)
         return logits
+
+    # As `SharesPrefixes`
+
+    def isolate(self, sequence: int, namespace: str) -> None:
+        """Have the servers' prefix caches keep a sequence apart from those of other namespaces."""
+        self._namespaces[sequence] = namespace
 
     # As `RunsElsewhere`
 

@@ -10,7 +10,9 @@ from fleet_device.api.requests import CompletionRequest, read_request
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.scripted import WordCodec
 from fleet_device.texts import chat
-from fleet_device.texts.chat import ChatError, ChatMessage, ChatTemplate, encode_chat
+from fleet_device.texts.chat import ChatError, ChatMessage, ChatTemplate, chat_prefix, encode_chat
+from fleet_edge.verifiers.llama_cpp.target import GgufTarget
+from fleet_edge.verifiers.packed.tokens import encode
 from tests.support.memory_device import settings
 from tests.support.prepared_models import prepared
 from tests.support.tiny_gguf import CHAT_TEMPLATE, END, tiny_gguf
@@ -22,6 +24,33 @@ def test_messages_become_a_prompt_up_to_the_assistant_s_turn() -> None:
     assert ChatTemplate(CHAT_TEMPLATE).render(HELLO) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, "{{ messages[0].content }}", "always the same"])
+def test_a_prefix_is_what_all_chats_with_a_system_prompt_begin_with(
+    monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    codec = WordCodec(("a",))
+    monkeypatch.setattr(WordCodec, "chat_template", template)
+    prefix = chat_prefix(codec, "Be brief.")
+    for question in ("Hello!", "Why is that?"):
+        messages = [ChatMessage("system", "Be brief."), ChatMessage("user", question)]
+        assert ChatTemplate(template).render(messages).startswith(prefix)
+    assert ("Be brief." in prefix) == ("content" in template)
+
+
+@pytest.mark.models
+def test_an_edge_reads_a_prefix_as_the_beginning_of_the_prompts_of_devices() -> None:
+    system = "You are the assistant of hall A. Answer in one sentence, and name the machine that you speak of."
+    model = GgufModel(prepared("Q4_0.gguf"), vocabulary_only=True)
+    target = GgufTarget(prepared("Q4_1.gguf"), vocabulary_only=True)
+    prefix = chat_prefix(model, system)
+    prompt = encode_chat(model, [ChatMessage("system", system), ChatMessage("user", "Hello!")])
+    for tokens in (target.encode(prefix, special=True), encode(prepared("target"), prefix)):
+        assert len(tokens) > len(system.split())
+        assert prompt[: len(tokens)] == tokens
+    model.close()
+    target.close()
 
 
 def test_a_template_may_use_what_real_ones_use() -> None:

@@ -105,6 +105,35 @@ def test_devices_that_share_with_themselves_alone() -> None:
     assert cache.retained_tokens == 200, "each has his own"
 
 
+def test_of_another_device_what_is_public_is_taken_over_and_no_more() -> None:
+    cache = PrefixCache(scripted(), sharing=PrefixSharing.DEVICE, public=[SYSTEM[:40], [9, 9, 9]])
+    text = [*SYSTEM, 1, 2, 3]
+    assert compute(cache, 0, text, owner="one") == 103
+    assert compute(cache, 1, text, owner="other") == 63
+    cache.close(0)
+    cache.close(1)
+    assert compute(cache, 2, text, owner="third") == 63
+    assert compute(cache, 3, text, owner="one") == 1
+
+
+def test_a_cache_below_keeps_devices_apart_too() -> None:
+    class Below(ScriptedVerifier):
+        def __init__(self) -> None:
+            super().__init__(SCRIPT, WORDS, context=CONTEXT)
+            self.namespaces: dict[int, str] = {}
+
+        def isolate(self, sequence: int, namespace: str) -> None:
+            self.namespaces[sequence] = namespace
+
+    for sharing, different in [(PrefixSharing.ALL, 1), (PrefixSharing.DEVICE, 2), (PrefixSharing.OFF, 4)]:
+        below = Below()
+        cache = PrefixCache(below, sharing=sharing)
+        for number in range(4):
+            compute(cache, number, SYSTEM, owner=f"device-{number % 2}")
+        found = {cache._open[number].key: number % 2 for number in range(4)}
+        assert len({below.namespaces[key] for key in found}) == different
+
+
 def test_nothing_is_retained_where_nothing_is_shared() -> None:
     below = scripted()
     cache = PrefixCache(below, sharing=PrefixSharing.OFF)
@@ -264,6 +293,7 @@ def test_what_is_taken_over_of_a_model_gives_the_rows_of_one_that_computed_it() 
 
 
 BUDGET = 260
+PUBLIC = [1] * 30
 TOKENS = st.lists(st.sampled_from([1, 2]), min_size=1, max_size=3)
 
 
@@ -277,7 +307,7 @@ class AgainstTheTruth(RuleBasedStateMachine):
     def begin(self, sharing: PrefixSharing) -> None:
         self.sharing = sharing
         self.below = scripted(BUDGET)
-        self.cache = PrefixCache(self.below, sharing=sharing)
+        self.cache = PrefixCache(self.below, sharing=sharing, public=[PUBLIC])
         self.known: dict[int, list[int]] = {}
         self.owners: dict[int, str] = {}
         self.opened = 0
@@ -298,8 +328,10 @@ class AgainstTheTruth(RuleBasedStateMachine):
         if gained:
             assert gained == best
         elif best >= LEAST_REUSED:
-            # Only where a copy of an open sequence has no room.
-            assert sum(map(len, self.known.values())) + best > BUDGET
+            # Only where a copy has no room beside what it is of: an open sequence, or one of another device.
+            foreign = [held.computed for held in self.cache._retained if held.owner != owner]
+            kept = max(foreign, default=0) if self.sharing is PrefixSharing.DEVICE else 0
+            assert sum(map(len, self.known.values())) + best + kept > BUDGET
         self.known[sequence] = tokens[:gained]
 
     @precondition(lambda self: self.known)
@@ -359,7 +391,7 @@ class AgainstTheTruth(RuleBasedStateMachine):
         assert any(
             held.tokens[: len(tokens)].tolist() == tokens
             for held in self.cache._held.values()
-            if self.sharing is PrefixSharing.ALL or held.owner == owner
+            if self.sharing is PrefixSharing.ALL or held.owner == owner or self._common(tokens, PUBLIC) == len(tokens)
         ), "it is retained, or another has it all"
 
     @rule()
@@ -385,18 +417,18 @@ class AgainstTheTruth(RuleBasedStateMachine):
         """Return how many of the tokens somebody has computed, whose they may be."""
         best = 0
         for held in self.cache._held.values() if self.sharing is not PrefixSharing.OFF else ():
-            if self.sharing is PrefixSharing.ALL or held.owner == owner:
-                computed = held.tokens.tolist()
-                promised = array("i", held.expected).tolist()
-                if held.caller is not None:  # it is found by what it promises, and passed on if it has kept to it
-                    computed = (
-                        computed[: self._common(computed, promised)] if self._kept(computed, promised, tokens) else []
-                    )
-                best = max(best, self._common(computed, tokens))
+            mine = self.sharing is PrefixSharing.ALL or held.owner == owner
+            wanted = tokens if mine else tokens[: self._common(tokens, PUBLIC)]
+            computed = held.tokens.tolist()
+            promised = array("i", held.expected).tolist()
+            if held.caller is not None:  # it is found by what it promises, and passed on if it has kept to it
+                kept = self._kept(computed, promised, wanted, most=len(tokens) - 1)
+                computed = computed[: self._common(computed, promised)] if kept else []
+            best = max(best, self._common(computed, wanted))
         return best
 
-    def _kept(self, computed: list[int], promised: list[int], tokens: list[int]) -> bool:
-        length = min(self._common(promised, tokens), len(computed), len(tokens) - 1)
+    def _kept(self, computed: list[int], promised: list[int], tokens: list[int], *, most: int) -> bool:
+        length = min(self._common(promised, tokens), len(computed), most)
         return computed[:length] == tokens[:length]
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,13 @@ def test_sglang_is_asked_from_the_token_before_the_first_row_on() -> None:
     assert call.body["input_ids"] == [5, 4, 3, 2]
     assert (call.body["logprob_start_len"], call.body["top_logprobs_num"]) == (2, 3)
     assert call.body["sampling_params"]["max_new_tokens"] == 1
+
+
+@pytest.mark.parametrize(("api", "field"), [("vllm", "cache_salt"), ("sglang", "extra_key")])
+def test_a_namespace_keeps_a_servers_cache_apart(api: str, field: str) -> None:
+    dialect = DIALECTS[api]()
+    assert field not in dialect.ask(QUESTION, model="m").body
+    assert dialect.ask(replace(QUESTION, namespace="device one"), model="m").body[field] == "device one"
 
 
 def test_choices_of_vllm_may_come_in_any_order() -> None:
