@@ -150,7 +150,7 @@ class Device:
     ) -> GeneratedText:
         """Write a text, and return it when it is whole.
 
-        A broker or an edge that goes away meanwhile ends it after `offline_s` seconds, unless another edge is there.
+        A broker or an edge that restarts meanwhile costs time; one that stays away ends it after `offline_s` seconds.
         With `offline="wait"` the device goes on as soon as one is back, for up to `resume_s` seconds; with
         `offline="local"` the draft model goes on alone, and the result's `verified` is False.
 

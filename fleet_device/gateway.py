@@ -234,9 +234,9 @@ class Gateway:
         """Return the names of the large models that are there."""
         return tuple(dict.fromkeys(state.target for state in self._service.edges.online()))
 
-    def absence(self) -> EdgeUnavailable | None:
-        """Return why no request can be served now."""
-        return self._service.absence()
+    def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None:
+        """Return why no request can be served now; see `DeviceService.absence`."""
+        return self._service.absence(for_s=for_s)
 
     def health(self) -> dict[str, Any]:
         """Return how the device is, as JSON values."""
@@ -295,7 +295,8 @@ class Gateway:
         return {**self.health(), "offline": self._settings.offline.value, **self._journal.json()}
 
     def _write(self, request: GenerateRequest, context: RequestContext) -> GeneratedText:
-        if request.outages.policy is OfflinePolicy.FAIL and (missing := self.absence()) is not None:
+        outages = request.outages
+        if outages.policy is OfflinePolicy.FAIL and (missing := self.absence(for_s=outages.absence_s)) is not None:
             raise missing
         text = self._service.write(request, context)
         self._journal.note(text)

@@ -98,7 +98,7 @@ class DeviceService:
             self.drafter,
             make_pacing(settings),
             self.clock,
-            _timeouts(settings),
+            timeouts_of(settings),
             Inbox(),
             padding=settings.padding,
             window=settings.window,
@@ -197,11 +197,17 @@ class DeviceService:
         settings, agent = self.settings, self.agent
         if not _PACING.isdisjoint(changed):
             agent.repace(lambda: make_pacing(settings))
-        agent.timeouts = _timeouts(settings)
+        agent.timeouts = timeouts_of(settings)
         agent.padding, agent.window = settings.padding, settings.window
 
-    def absence(self) -> EdgeUnavailable | None:
-        """Return why no request can be served now; None if one can."""
+    def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None:
+        """Return why no request can be served now; None if one can.
+
+        Args:
+            for_s: Return None too if broker or edge has been away for less than this; it may be restarting.
+        """
+        if self.agent.absent_s() < for_s:
+            return None
         if not self._link.connected:
             broker, failure = self.settings.broker, self._link.failure
             if failure is not None and failure.refused:
@@ -301,5 +307,6 @@ class DeviceService:
             return  # states are said again after the reconnect, telemetry is not worth keeping
 
 
-def _timeouts(settings: DeviceSettings) -> Timeouts:
+def timeouts_of(settings: DeviceSettings) -> Timeouts:
+    """Return how long an agent waits."""
     return Timeouts(open_s=settings.open_s, resume_s=settings.resume_s, verdict_s=settings.verdict_s, close_s=_CLOSE_S)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_validator
 
-from fleet_device.offline import OfflinePolicy, Outages
+from fleet_device.offline import INTERRUPTION_S, OfflinePolicy, Outages
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.fields import Settings, setting
 from schemas.bounds import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW
@@ -201,7 +201,9 @@ class DeviceSettings(Settings):
         None, "Seed of all random decisions; left out, each text has a fresh one.", ge=0, le=MAX_SEED
     )
     max_new_tokens: int = setting(256, "Most tokens of a text.", unit="tokens", ge=0, le=MAX_TOKENS)
-    open_s: float = setting(15.0, "Longest wait for an edge to answer an Open.", unit="seconds", rare=True, gt=0)
+    open_s: float = setting(
+        INTERRUPTION_S, "Longest wait for an edge to answer an Open.", unit="seconds", rare=True, gt=0
+    )
     resume_s: float = setting(
         120.0, "Longest wait for an edge to take a session over again.", unit="seconds", rare=True, gt=0
     )
@@ -215,15 +217,16 @@ class DeviceSettings(Settings):
         "Whether an edge that is back verifies the rest of a text that went on without one; what is unverified is "
         "replaced if nobody has read it yet, and stands otherwise.",
     )
-    offline_s: float = setting(
-        2.0,
-        "Time without a broker, or without an edge that is online, after which `offline` applies.",
+    offline_s: float | None = setting(
+        None,
+        "Time without a broker, or without an edge that is online, after which `offline` applies; left out, 20 with "
+        "`fail`, which rides out a restart of broker or edge that takes 15 s, and 2 with `local`.",
         unit="seconds",
         rare=True,
         ge=0,
     )
     answer_s: float = setting(
-        15.0,
+        INTERRUPTION_S,
         "Longest silence of an edge that says it is online, after which `offline` applies; longer than `verdict_s`, so "
         "that another edge is asked first.",
         unit="seconds",

@@ -68,8 +68,8 @@ class Backend(Protocol):
     def targets(self) -> tuple[str, ...]:
         """Return the names of the large models that are there."""
 
-    def absence(self) -> EdgeUnavailable | None:
-        """Return why no request can be served now."""
+    def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None:
+        """Return why no request can be served now; see `DeviceService.absence`."""
 
     def health(self) -> dict[str, Any]:
         """Return how the device is, as JSON values."""
@@ -204,9 +204,11 @@ class _Api:
                 await run_in_threadpool(self.backend.check_grammar, grammar)
             except SessionRefused as error:
                 raise _problem(error, asked) from None
-        policy = self.settings.offline if asked.offline is None else asked.offline
-        if policy is OfflinePolicy.FAIL and (missing := self.backend.absence()) is not None:
-            raise missing
+        outages = replace(self.settings.outages(), policy=asked.offline or self.settings.offline)
+        if outages.policy is OfflinePolicy.FAIL:
+            missing = self.backend.absence(for_s=outages.absence_s)
+            if missing is not None:
+                raise missing
         events = Events()
         tickets = self._submit(asked, events, getattr(request.state, "application", None))
         text = TextEvents(events, tickets, self.pause)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from fleet_device.client.constraint import DraftConstraint
 from fleet_device.client.draft_sequence import Drafting, DraftSequence
 from fleet_device.client.driver import SessionDriver
-from fleet_device.client.inbox import Event, Inbox, Wake
+from fleet_device.client.inbox import ConnectionChanged, EdgeStateChanged, Event, Inbox, Wake
 from fleet_device.client.lanes import Handles, Lane, Lanes
 from fleet_device.client.outage import Absence, Outage
 from fleet_device.client.outbound import Outbound
@@ -30,6 +30,7 @@ from fleet_runtime.grammar.compiler import GrammarCompiler
 from fleet_runtime.grammar.errors import GrammarBusy, GrammarError, GrammarUnavailable
 from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.bounds import MAX_WINDOW, SESSION_BYTES
+from schemas.control import Presence
 from schemas.grammar import Grammar
 from schemas.messages import Close, Closed
 from schemas.policy import SamplingPolicy
@@ -245,7 +246,15 @@ class Agent:
 
         return void
 
+    def absent_s(self) -> float:
+        """Return for how long there has been no broker, or no edge (seconds); 0 if there is one."""
+        return self._absence.lasted_s()
+
     def _on_event(self, event: Event) -> None:
+        if isinstance(event, ConnectionChanged | EdgeStateChanged):
+            there = any(state.presence is not Presence.OFFLINE for state in self.inbox.edges.known())
+            up = event.up if isinstance(event, ConnectionChanged) else self._outbound.connected
+            self._absence.note(absent=not up or not there)
         self._unconfirmed.on_event(event)
         if self.reports is not None:
             self.reports.on_event(event)

@@ -1,4 +1,4 @@
-"""Outage: whether any edge answers a text, and since when none does."""
+"""Outage: whether any edge answers a request, and since when none does."""
 
 import math
 from collections.abc import Callable
@@ -14,48 +14,55 @@ __all__ = ["Absence", "Outage"]
 
 @dataclass(slots=True)
 class Absence:
-    """Since when there has been no broker, or no edge; kept from one text to the next.
+    """Since when the device has had no broker or no edge, whether or not a request runs.
 
     Attributes:
         clock: Monotonic seconds.
-        since: By the clock; None while somebody is there.
+        since: By the clock; None while an edge is there. A device begins without one.
     """
 
     clock: Callable[[], float]
-    since: float | None = None
+    since: float | None = field(init=False)
 
-    def note(self, *, absent: bool) -> float | None:
-        """Take whether nobody is there now; return for how long that has been so (seconds), None if somebody is."""
+    def __post_init__(self) -> None:
+        """Begin to count the time."""
+        self.since = self.clock()
+
+    def note(self, *, absent: bool) -> None:
+        """Record whether an edge is there; call it whenever that may have changed."""
         if not absent:
             self.since = None
-            return None
-        now = self.clock()
-        if self.since is None:
-            self.since = now
-        return now - self.since
+        elif self.since is None:
+            self.since = self.clock()
+
+    def lasted_s(self) -> float:
+        """Return for how long no edge has been there (seconds)."""
+        return 0.0 if self.since is None else self.clock() - self.since
 
 
 @dataclass(slots=True)
 class Outage:
-    """The watch of one text.
+    """The watch of one request.
 
     Attributes:
         waiting: What is waited for, and since when.
-        absence: Since when nobody is there.
+        absence: Since when no edge is there for the device as a whole.
         settings: When a policy applies, and which.
     """
 
     waiting: Waiting
     absence: Absence
     settings: Outages = field(default_factory=Outages)
+    _since: float | None = None  # this request has had no edge since then
 
     def cause(self) -> EdgeUnavailable | None:
         """Return why no edge answers, once that has lasted long enough for the policy to apply."""
+        absent_s = self._absent_s()
         if not self._watched:
             return None
-        absent_s = self.absence.note(absent=self._absent())
-        if absent_s is not None and absent_s >= self.settings.after_s:
-            return self.waiting.outbound.silence(max(1.0, absent_s))
+        if absent_s is not None:
+            lasts = absent_s >= self.settings.absence_s
+            return self.waiting.outbound.silence(max(1.0, absent_s)) if lasts else None
         if self._silence_left_s() <= 0.0:
             opened = self.waiting.session.opened
             return self.waiting.outbound.silence(self._patience_s, edge=None if opened is None else opened.edge)
@@ -63,14 +70,14 @@ class Outage:
 
     def quiet_s(self) -> float:
         """Return for how long there is no outage if nothing comes (seconds)."""
+        absent_s = self._absent_s()
         if not self._watched:
             return math.inf
-        absent_s = self.absence.note(absent=self._absent())
-        left_s = math.inf if absent_s is None else self.settings.after_s - absent_s
-        return max(0.0, min(left_s, self._silence_left_s()))
+        left_s = self._silence_left_s() if absent_s is None else self.settings.absence_s - absent_s
+        return max(0.0, left_s)
 
     def may_rejoin(self) -> bool:
-        """Whether a text that goes on without an edge may ask for one."""
+        """Whether a generation that goes on without an edge may ask for one."""
         waiting = self.waiting
         return self.settings.rejoin and waiting.outbound.connected and bool(waiting.edges.online())
 
@@ -78,8 +85,19 @@ class Outage:
 
     @property
     def _watched(self) -> bool:
-        """Whether an outage changes what is done: a text that waits has its own patience."""
+        """Whether an outage changes what is done: a request that waits has its own patience."""
         return self.settings.policy is not OfflinePolicy.WAIT and self.waiting.session.ended is None
+
+    def _absent_s(self) -> float | None:
+        """Return for how long this request has had no edge (seconds); None if it has one."""
+        if not self._absent():
+            if self._since is not None:
+                self._since = None
+                self.waiting.retry.edge_is_back()
+            return None
+        if self._since is None:
+            self._since = self.absence.clock()
+        return max(self.absence.clock() - self._since, self.absence.lasted_s())
 
     def _absent(self) -> bool:
         waiting = self.waiting

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fleet_device.errors import SessionFailed
+from fleet_device.offline import INTERRUPTION_S
 
 __all__ = ["LEAST_WAIT_S", "RetryState", "Timeouts"]
 
@@ -24,6 +25,9 @@ _FIRST_DELAY_S: Final = 0.1
 
 # Questions without a token between that are asked because an edge is back, before their time.
 _MAX_EARLY: Final = 5
+
+# Returns of the broker or an edge, without a token between, that begin the wait again.
+_MAX_RETURNS: Final = 5
 
 # Opens without an answer, of any kind, that are sent before the next ones take twice as long.
 _UNHURRIED: Final = 4
@@ -44,7 +48,7 @@ class Timeouts:
         retry_s: Between two Opens while no edge answers; at first.
     """
 
-    open_s: float = 15.0
+    open_s: float = INTERRUPTION_S
     resume_s: float = 120.0
     verdict_s: float = 10.0
     close_s: float = 5.0
@@ -68,6 +72,7 @@ class RetryState:
     _credit: int = _MAX_FRUITLESS  # new beginnings that are left; each committed token gives one back
     _in_vain: int = 0  # new beginnings since the last committed token
     _early: int = 0  # questions before their time since the last committed token
+    _returns: int = 0  # of a broker or an edge that was away, since the last committed token
     _asks: int = 0  # questions since the last answer
     owed: bool = True
     _not_before: float = 0.0  # nothing is sent until then
@@ -100,7 +105,7 @@ class RetryState:
         self._asks = 0
         if tokens:
             self._credit = min(self._credit + tokens, _MAX_FRUITLESS)
-            self._in_vain = self._early = self._moves = 0
+            self._in_vain = self._early = self._returns = self._moves = 0
 
     def resumed(self, cause: str, *, silent: bool = False) -> None:
         """The session begins again at the text so far.
@@ -124,6 +129,15 @@ class RetryState:
         if self._in_vain > _AT_ONCE:
             delay_s = _FIRST_DELAY_S * 2.0 ** (self._in_vain - _AT_ONCE - 1)
             self._hold_until(self.clock() + min(delay_s, self.timeouts.retry_s))
+
+    def edge_is_back(self) -> None:
+        """Count the time from now on: what was waited while no edge was there says nothing about one that is back.
+
+        A few times between two tokens: an edge that comes and goes without end is not waited for without end.
+        """
+        if self._returns < _MAX_RETURNS:
+            self._returns += 1
+            self._waiting_since = self._silent_since = max(self.clock(), self._silent_since)
 
     def rest(self) -> None:
         """Nothing is asked for any more: the text goes on without an edge."""

@@ -120,6 +120,7 @@ def test_what_is_missing_to_write_is_said() -> None:
     service.start()
     fleet.broker.pump()
     assert code(service) == "edge_unavailable"
+    assert service.absence(for_s=3600.0) is None, "it may only be starting"
     announce_edge(fleet)
     fleet.broker.pump()
     assert service.absence() is None
@@ -207,7 +208,7 @@ def test_the_gateway_refuses_texts_while_nobody_could_write_them() -> None:
         failures.append(event)
         failed.set()
 
-    served.submit(lambda _codec: replace(REQUEST, outages=Outages(policy=OfflinePolicy.FAIL)), listen)
+    served.submit(lambda _codec: replace(REQUEST, outages=Outages(policy=OfflinePolicy.FAIL, after_s=0.0)), listen)
     assert failed.wait(10.0)
     assert isinstance(getattr(failures[0], "error", None), EdgeUnavailable)
     assert served.health()["status"] == "waiting"

@@ -224,7 +224,7 @@ class ScriptedBackend:
     def targets(self) -> tuple[str, ...]:
         return () if self.missing else ("toy-target",)
 
-    def absence(self) -> EdgeUnavailable | None:
+    def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None:  # noqa: ARG002
         return EdgeUnavailable(self.missing) if self.missing else None
 
     def health(self) -> dict[str, Any]:

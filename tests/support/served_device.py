@@ -66,18 +66,28 @@ def served_device(folder: Path, **given: Any) -> Iterator[Served]:
         folder: For the session log.
         given: Settings of the device.
     """
-    verifier = ScriptedVerifier(LANGUAGE, LANGUAGE.words, context=CONTEXT, name="scripted-target")
     with MosquittoProcess(Broker(fleet=FLEET)) as broker:
-        whole = Whole(broker.port, folder, verifier, {"quotas": NO_QUOTAS})
-        fixed: dict[str, Any] = {"fleet": FLEET, "broker": BrokerSettings(port=broker.port), "api_port": 0}
-        with whole.edge():
-            service = DeviceService(DeviceSettings.model_validate(fixed | given), ReadingDrafter())
-            gateway = Gateway(service)
-            sock = listen(0)
-            gateway.serve(sock)
-            gateway.start()
-            try:
-                assert service.edges.wait_online(10.0)
-                yield Served(f"{gateway.address}/v1", gateway, whole)
-            finally:
-                gateway.stop()
+        whole = scripted_whole(broker.port, folder)
+        with whole.edge(), device_at(whole, **given) as served:
+            yield served
+
+
+def scripted_whole(port: int, folder: Path) -> Whole:
+    """Return a system over the scripted target, whose session log is in a folder."""
+    verifier = ScriptedVerifier(LANGUAGE, LANGUAGE.words, context=CONTEXT, name="scripted-target")
+    return Whole(port, folder, verifier, {"quotas": NO_QUOTAS})
+
+
+@contextmanager
+def device_at(whole: Whole, **given: Any) -> Iterator[Served]:
+    """Run a device of a system whose edge runs; on entry the device can write."""
+    fixed: dict[str, Any] = {"fleet": FLEET, "broker": BrokerSettings(port=whole.port), "api_port": 0}
+    service = DeviceService(DeviceSettings.model_validate(fixed | given), ReadingDrafter())
+    gateway = Gateway(service)
+    gateway.serve(listen(0))
+    gateway.start()
+    try:
+        assert service.edges.wait_online(10.0)
+        yield Served(f"{gateway.address}/v1", gateway, whole)
+    finally:
+        gateway.stop()

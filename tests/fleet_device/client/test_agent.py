@@ -62,6 +62,7 @@ class SteppingInbox(Inbox):
 
     fleet: MemoryFleet | None = None
     before_wait: Callable[[int], None] = lambda _number: None
+    each_second: Callable[[], None] | None = None
     edge_works: bool = True
     waits: int = 0
 
@@ -73,10 +74,15 @@ class SteppingInbox(Inbox):
             return event
         self.before_wait(self.waits)
         self.waits += 1
+        until = self.fleet.clock() + timeout_s
         while (event := Inbox.take(self)) is None:
-            if not self.fleet.broker.step() and not (self.edge_works and self._edge_moves()):
-                self.fleet.clock.seconds += timeout_s
+            if self.fleet.broker.step() or (self.edge_works and self._edge_moves()):
+                continue
+            if self.fleet.clock() >= until:
                 return None
+            self.fleet.clock.seconds = until if self.each_second is None else min(until, self.fleet.clock() + 1.0)
+            if self.each_second is not None:
+                self.each_second()
         return event
 
     def _edge_moves(self) -> bool:

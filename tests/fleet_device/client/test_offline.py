@@ -14,7 +14,9 @@ from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import EdgeUnavailable
 from fleet_device.offline import OfflinePolicy, Outages
+from fleet_device.service import timeouts_of
 from fleet_device.session.text import CommittedTokens, TokenOrigin
+from fleet_device.settings import DeviceSettings
 from fleet_edge.store.records.sessions import CloseReported
 from schemas.control import Presence
 from schemas.messages import Close
@@ -132,6 +134,77 @@ def test_an_outage_that_is_shorter_is_no_outage() -> None:
         scene.inbox.before_wait = happen
         done = write(scene, outages)
         assert (done.tokens, done.unverified, done.resumes) == (expected(), 0, 1)
+
+
+def hang(scene: Scene) -> None:
+    end_edge(scene, says=False)
+
+
+def lose_broker(scene: Scene) -> None:
+    scene.fleet.broker.go_down()
+
+
+def wake(scene: Scene) -> None:
+    scene.inbox.edge_works = True
+
+
+def bring_back_broker(scene: Scene) -> None:
+    scene.fleet.broker.come_up()
+    scene.say(Presence.ONLINE)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize(
+    ("interrupt", "end"),
+    [(end_edge, bring_back), (hang, wake), (lose_broker, bring_back_broker)],
+    ids=["edge", "hung edge", "broker"],
+)
+def test_by_default_a_request_rides_out_an_interruption(
+    interrupt: Callable[[Scene], None], end: Callable[[Scene], None], begun: bool
+) -> None:
+    defaults = DeviceSettings()
+    scene = Scene()
+    scene.agent.timeouts = timeouts_of(defaults)
+    interrupted_at: list[float] = []
+
+    def begin() -> None:
+        interrupt(scene)
+        interrupted_at.append(scene.fleet.clock())
+
+    def each_second() -> None:
+        if len(interrupted_at) == 1 and scene.fleet.clock() >= interrupted_at[0] + 15.0:
+            end(scene)
+            interrupted_at.append(scene.fleet.clock())
+
+    scene.inbox.each_second = each_second
+    if begun:
+        scene.when(3, begin)
+    else:
+        begin()
+    done = write(scene, defaults.outages())
+    assert len(interrupted_at) == 2
+    assert (done.tokens, done.unverified) == (expected(), 0)
+
+
+def test_interruptions_one_after_the_other_do_not_add_up() -> None:
+    scene, defaults = Scene(), DeviceSettings()
+    scene.agent.timeouts = timeouts_of(defaults)
+    # No token comes between the two: the edge hangs, and its broker restarts.
+    steps = [hang, lose_broker, bring_back_broker, wake]
+    at: list[float] = []
+
+    def step() -> None:
+        steps[len(at)](scene)
+        at.append(scene.fleet.clock())
+
+    def each_second() -> None:
+        if 0 < len(at) < len(steps) and scene.fleet.clock() >= at[-1] + 15.0:
+            step()
+
+    scene.inbox.each_second = each_second
+    scene.when(3, step)
+    done = write(scene, defaults.outages())
+    assert (len(at), done.tokens) == (len(steps), expected())
 
 
 def test_to_wait_is_what_is_done_without_a_policy() -> None:

@@ -115,7 +115,7 @@ class _Backend:
     def targets(self) -> tuple[str, ...]:
         return () if self.missing else ("toy-target",)
 
-    def absence(self) -> str | None:
+    def absence(self, *, for_s: float = 0.0) -> str | None:  # noqa: ARG002
         return self.missing
 
     def health(self) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""A restart of the broker or of the edge costs applications time, and no request."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from broker_config.processes.runner import MosquittoProcess
+from fleet_device.offline import OfflinePolicy
+from tests.support.served_device import Served, device_at, scripted_whole
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.broker]
+
+AWAY_S = 4.0
+CLIENTS = 2
+
+
+class Clients:
+    """Applications that ask for one completion after the other, each on a thread.
+
+    Attributes:
+        answers: HTTP statuses so far.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.answers = Counter[int]()
+        self._url = url
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(CLIENTS)]
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in self._threads:
+                thread.join()
+
+    def until_answered(self, more: int) -> None:
+        wanted = self.answers.total() + more
+        until(lambda: self.answers.total() >= wanted, patience_s=60.0)
+
+    def _ask(self) -> None:
+        body = {"prompt": "t1 t2 t3", "max_tokens": 40}
+        while not self._stop.is_set():
+            self.answers[httpx.post(f"{self._url}/completions", json=body, timeout=60.0).status_code] += 1
+
+
+def interrupted(served: Served) -> None:
+    """Return when the device has been without broker or edge for a while."""
+    until(lambda: served.gateway.absence() is not None)
+    noticed = time.monotonic()
+    until(lambda: time.monotonic() - noticed >= AWAY_S)
+
+
+@pytest.mark.parametrize("what", ["broker", "edge"])
+def test_a_restart_ends_no_request(own_mosquitto: MosquittoProcess, tmp_path: Path, what: str) -> None:
+    whole = scripted_whole(own_mosquitto.port, tmp_path)
+    with ExitStack() as stack:
+        edge = stack.enter_context(ExitStack())
+        edge.enter_context(whole.edge())
+        served = stack.enter_context(device_at(whole))
+        assert served.gateway.service.settings.offline is OfflinePolicy.FAIL
+        clients = Clients(served.url)
+        stack.enter_context(clients.asking())
+        clients.until_answered(2 * CLIENTS)
+        if what == "broker":
+            own_mosquitto.stop()
+            interrupted(served)
+            own_mosquitto.start()
+        else:
+            edge.close()
+            interrupted(served)
+            edge.enter_context(whole.edge())
+        clients.until_answered(2 * CLIENTS)
+    assert set(clients.answers) == {200}
