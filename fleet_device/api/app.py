@@ -22,7 +22,7 @@ from fleet_device.api.guard import Guard
 from fleet_device.api.metrics import metrics_route
 from fleet_device.api.problems import ApiProblem, problem_of
 from fleet_device.api.quotas import ApplicationQuotas, Counted
-from fleet_device.api.replies import VERIFIED_HEADER, WAITED_HEADER, Reply
+from fleet_device.api.replies import QUOTA_HEADER, VERIFIED_HEADER, WAITED_HEADER, Reply
 from fleet_device.api.requests import ChatRequest, CompletionRequest, TextRequest, read_request
 from fleet_device.api.responses import ResponseReply, read_responses_request, stream_response
 from fleet_device.api.status.page import status_routes
@@ -218,6 +218,8 @@ class _Api:
                     texts = await text.end()
                     verified = all(each.verified for each in texts)
                     headers = {VERIFIED_HEADER: str(verified).lower(), **_waited(tickets)}
+                    if (held_ms := max(each.generation.quota_wait_ms for each in texts)) > 0.0:
+                        headers[QUOTA_HEADER] = f"{held_ms:.0f}"
                     return JSONResponse(whole(texts), headers=headers)
                 first = await text.first()
         except BaseException:

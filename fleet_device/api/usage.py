@@ -67,6 +67,7 @@ def told_of(text: GeneratedText) -> dict[str, Any]:
         "uplink_bytes": counters.uplink_bytes,
         "downlink_bytes": counters.downlink_bytes,
         "resumes": text.generation.resumes,
+        "quota_wait_ms": round(text.generation.quota_wait_ms),
     }
 
 

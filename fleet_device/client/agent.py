@@ -60,6 +60,7 @@ class Generation:
         choice: The plan that was followed at its end, and why.
         unverified: Tokens at the end of the text that do not follow the target's law: the device has written on without
             an edge, or an edge behind that.
+        quota_wait_ms: How long it waited because the device had used up a quota at the edge.
     """
 
     session: bytes
@@ -75,6 +76,7 @@ class Generation:
     round_trips: RoundTrips = field(default_factory=RoundTrips)
     choice: Choice | None = None
     unverified: int = 0
+    quota_wait_ms: float = 0.0
 
     @property
     def mean_draft(self) -> float | None:
@@ -178,9 +180,9 @@ class Agent:
             pacing = self.pacing if lane.pacing is None else lane.pacing
             outbound = replace(self._outbound, inbox=lane.inbox, padding=self.padding)
             retry = RetryState(self.timeouts, self.clock)
-            if (left_s := self._refused.left_s) > 0.0:
-                retry.hold(left_s)
             refusals = Refusals(retry, self._refused)
+            if (left_s := self._refused.left_s) > 0.0:
+                refusals.hold(left_s, "the last request used up a quota of the device at the edge.")
             waiting = Waiting(session, outbound, self.inbox.edges, retry, refusals, self.clock, context.on_wait)
             drafts = DraftSequence(session, lane.drafter, self.clock, constraint)
             driver = SessionDriver(
@@ -221,6 +223,7 @@ class Agent:
                 round_trips=driver.drafting.pacing.round_trips,
                 choice=pacing.choice(),
                 unverified=session.text.unverified,
+                quota_wait_ms=refusals.held_s * 1e3,
             )
             _log_end(generation)
             return generation

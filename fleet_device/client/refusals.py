@@ -5,6 +5,7 @@ asking. One edge does not speak for the others: while several are online, each o
 holds, so that an edge that is wrong or hostile cannot keep a device from the rest.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from schemas.messages import Fault, Refused
 from schemas.reasons import FaultCode, RefusalCode
 
 __all__ = ["LOOK_AGAIN_S", "Refusals", "RefusedUntil"]
+
+_log = logging.getLogger(__name__)
 
 # Refusals that pass by themselves, so that a resuming device tries again. One that has written nothing yet tries again
 # only at an edge that ends, since another takes its place; a busy one the application is told of.
@@ -92,11 +95,13 @@ class Refusals:
         retry: Waits as they ask.
         until: Remembers them for the next text.
         last: How the last question was answered, if it may be answered better later.
+        held_s: Time that the request has waited for a quota of the device (seconds).
     """
 
     retry: RetryState
     until: RefusedUntil
     last: SessionRefused | None = None
+    held_s: float = 0.0
     _declined: int = 0  # in a row, since an edge has verified anything
     _soonest: float = math.inf  # when the first of those that have declined may be asked again
 
@@ -181,8 +186,14 @@ class Refusals:
         """Return the shortest time that an edge has named (seconds)."""
         return retry_s if retry_s is None else min(retry_s, max(0.0, self._soonest - self.retry.clock()))
 
+    def hold(self, seconds: float, reason: str) -> None:
+        """Send nothing for some time, because the device has used up a quota at the edge."""
+        _log.warning("A request waits %.1f s: %s", seconds, reason)
+        self.held_s += seconds
+        self.retry.hold(seconds)
+
     def _hold(self, error: SessionRefused, retry_s: float | None, *, least_s: float, opened: bool) -> None:
         if retry_s is None or not self.retry.fits(retry_s, opened=opened):
             raise error
-        self.retry.hold(max(retry_s, least_s))
+        self.hold(max(retry_s, least_s), str(error))
         self.progress()  # behind that time all are asked again

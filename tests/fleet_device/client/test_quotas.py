@@ -70,6 +70,23 @@ def test_a_draft_that_waits_is_sent_again_when_its_time_has_come_and_not_before(
     done = device.generate(most=4)
     assert (done.reason, done.resumes) == (EndReason.LENGTH, 0)
     assert [times[1] - times[0]] == [2.5]
+    assert done.quota_wait_ms == 2500.0
+
+
+def test_a_request_says_how_long_it_waited_for_the_quota_of_the_last_one() -> None:
+    device = LoneDevice()
+    opens: list[Open] = []
+
+    def answer(message: Open) -> Answers:
+        opens.append(message)
+        return [refuse(message, RefusalCode.QUOTA, 2.0) if len(opens) == 1 else opened(message)]
+
+    def accept(_message: Open, draft: Draft) -> Answers:
+        return [Verdict(handle=draft.handle, round=draft.round, accepted=len(draft.tokens), next=1)]
+
+    ScriptedEdge(device.broker, on_open=answer, on_draft=accept)
+    assert device.generate(most=4).quota_wait_ms == 2000.0
+    assert device.generate(most=4).quota_wait_ms == 0.0
 
 
 def fault(draft: Draft | None, retry_s: float | None, sentence: str = "Over it.") -> Fault:
