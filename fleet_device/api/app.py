@@ -22,7 +22,7 @@ from fleet_device.api.guard import Guard
 from fleet_device.api.metrics import metrics_route
 from fleet_device.api.problems import ApiProblem, problem_of
 from fleet_device.api.quotas import ApplicationQuotas, Counted
-from fleet_device.api.replies import QUOTA_HEADER, VERIFIED_HEADER, WAITED_HEADER, Reply
+from fleet_device.api.replies import IGNORED_HEADER, QUOTA_HEADER, VERIFIED_HEADER, WAITED_HEADER, Reply
 from fleet_device.api.requests import ChatRequest, CompletionRequest, TextRequest, read_request
 from fleet_device.api.responses import ResponseReply, read_responses_request, stream_response
 from fleet_device.api.status.page import status_routes
@@ -217,7 +217,7 @@ class _Api:
                 if not asked.stream:
                     texts = await text.end()
                     verified = all(each.verified for each in texts)
-                    headers = {VERIFIED_HEADER: str(verified).lower(), **_waited(tickets)}
+                    headers = {VERIFIED_HEADER: str(verified).lower(), **_waited(tickets), **_ignored(asked)}
                     if (held_ms := max(each.generation.quota_wait_ms for each in texts)) > 0.0:
                         headers[QUOTA_HEADER] = f"{held_ms:.0f}"
                     return JSONResponse(whole(texts), headers=headers)
@@ -225,7 +225,9 @@ class _Api:
         except BaseException:
             self._cancel(tickets)
             raise
-        return EventsResponse(stream(text, first), headers=_waited(tickets), at_end=lambda: self._cancel(tickets))
+        return EventsResponse(
+            stream(text, first), headers={**_waited(tickets), **_ignored(asked)}, at_end=lambda: self._cancel(tickets)
+        )
 
     def _submit(self, asked: TextRequest, events: Events, application: Application | None) -> list[Ticket]:
         """Ask for all choices, or for none: where the queue has no room for one, those before it are given up."""
@@ -292,6 +294,10 @@ class _Api:
 
 def _problem(error: Exception, asked: TextRequest) -> ApiProblem:
     return problem_of(error, prompt=asked.prompt_field, grammar=asked.grammar_field)
+
+
+def _ignored(asked: TextRequest) -> dict[str, str]:
+    return {IGNORED_HEADER: ", ".join(asked.ignored)} if asked.ignored else {}
 
 
 def _waited(tickets: Sequence[Ticket]) -> dict[str, str]:

@@ -19,13 +19,16 @@ from fleet_device.client.request import Piece
 from fleet_device.texts.generate import GeneratedText
 from schemas.reasons import EndReason
 
-__all__ = ["DONE", "QUOTA_HEADER", "VERIFIED_HEADER", "WAITED_HEADER", "Reply", "event"]
+__all__ = ["DONE", "IGNORED_HEADER", "QUOTA_HEADER", "VERIFIED_HEADER", "WAITED_HEADER", "Reply", "event"]
 
 VERIFIED_HEADER: Final = "X-Fleet-Verified"
 """Header of an answer in one: whether all of its text follows the large model's law, `true` or `false`."""
 
 WAITED_HEADER: Final = "X-Fleet-Queue-Ms"
 """Header of an answer: for how long the request waited in the device's queue, in whole milliseconds."""
+
+IGNORED_HEADER: Final = "X-Fleet-Ignored"
+"""Header of an answer: names of the request's fields that were ignored."""
 
 QUOTA_HEADER: Final = "X-Fleet-Quota-Ms"
 """Header of an answer in one: how long it waited because the device had used up a quota at the edge."""

@@ -95,10 +95,12 @@ class StreamOptions(_Model):
     Attributes:
         include_usage: Whether a last chunk tells the number of tokens.
         include_obfuscation: Ignored: nothing on a loopback interface needs padding.
+        continuous_usage_stats: Ignored: the usage comes in the last chunk.
     """
 
     include_usage: bool = False
     include_obfuscation: bool = False
+    continuous_usage_stats: bool = False
 
 
 class CalledFunction(_Model):
@@ -182,6 +184,7 @@ class TextRequest(_Model):
         stream: Whether to send the text as it grows.
         stream_options: How.
         grammar: What the text must look like: `{"kind": "regex" | "lark" | "json-schema", "text": "…"}` (an extension).
+        ignore_eos: Ignored, as `min_tokens`; clients of other servers send them.
         prompt_field: The field that holds the prompt; an error of the prompt names it.
     """
 
@@ -202,6 +205,18 @@ class TextRequest(_Model):
     stream: bool = False
     stream_options: StreamOptions | None = None
     grammar: Grammar | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of the fields that ask for something that a device does not do, and that do no harm."""
+        continuous = self.stream_options is not None and self.stream_options.continuous_usage_stats
+        return [
+            *(["ignore_eos"] if self.ignore_eos else []),
+            *(["min_tokens"] if self.min_tokens else []),
+            *(["stream_options.continuous_usage_stats"] if continuous else []),
+        ]
 
     @property
     def include_usage(self) -> bool:

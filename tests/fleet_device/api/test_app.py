@@ -387,3 +387,11 @@ def test_the_responses_endpoint_names_its_own_field_of_a_schema(make: Make) -> N
 def test_an_answer_says_how_long_its_request_waited(make: Make, stream: bool) -> None:
     app, _ = make()
     assert int(chat(app, stream=stream).headers["X-Fleet-Queue-Ms"]) >= 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_harmless_fields_of_other_servers_are_ignored_and_named(make: Make, stream: bool) -> None:
+    app, _ = make()
+    answer = chat(app, stream=stream, ignore_eos=True, min_tokens=2)
+    assert (answer.status_code, answer.headers["X-Fleet-Ignored"]) == (200, "ignore_eos, min_tokens")
+    assert "X-Fleet-Ignored" not in chat(app, stream=stream, ignore_eos=False).headers
