@@ -61,7 +61,8 @@ class DeviceService:
         codec: Encodes prompts; the draft model's, with a memory for conversations.
         tally: What was written.
         since: When the service was made.
-        texts_at_once: How many texts may be written at once: as the settings say, as far as the drafter can.
+        texts_at_once: Number of requests that run at once: as the settings say, or as many as the drafter has sequences
+            for where edge-only decoding is not allowed.
     """
 
     settings: DeviceSettings
@@ -88,8 +89,9 @@ class DeviceService:
         self._reports = UnverifiedReports(settings.offline_log)
         self.codec = ConversationCodec(self.drafter.codec)
         will = Will(self._topic(Topic.STATE), encode_json(self._state(Presence.OFFLINE)))
-        further = sequences_of(self.drafter, settings.texts_at_once)[1:]
-        self.texts_at_once = 1 + len(further)
+        further = sequences_of(self.drafter, settings.draft_sequences)[1:]
+        edge_only = 0 if settings.stream is False else settings.texts_at_once - 1 - len(further)
+        self.texts_at_once = 1 + len(further) + edge_only
         self._link = self.make_link(settings.broker.link(settings.fleet, settings.device, will=will))
         self.agent = Agent(
             self._link,
@@ -103,6 +105,8 @@ class DeviceService:
             padding=settings.padding,
             window=settings.window,
             beside=[(drafter, make_pacing(settings)) for drafter in further],
+            edge_only=edge_only,
+            may_stream=settings.stream is not False,
             reports=self._reports,
         )
         self.agent.attach()
@@ -197,6 +201,7 @@ class DeviceService:
         settings, agent = self.settings, self.agent
         if not _PACING.isdisjoint(changed):
             agent.repace(lambda: make_pacing(settings))
+        agent.may_stream = settings.stream is not False
         agent.timeouts = timeouts_of(settings)
         agent.padding, agent.window = settings.padding, settings.window
 

@@ -11,7 +11,7 @@ from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_valid
 from fleet_device.offline import INTERRUPTION_S, OfflinePolicy, Outages
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.fields import Settings, setting
-from schemas.bounds import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW
+from schemas.bounds import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVICE
 from schemas.codec import MAX_DRAFT_BYTES
 from schemas.names import Name
 from schemas.policy import MAX_SEED, MAX_TOP_K, Mode, SamplingPolicy, random_seed
@@ -71,6 +71,9 @@ class Truncate(StrEnum):
 LogLevel = Literal["debug", "info", "warning", "error"]
 MemoryBudget = Annotated[int, Field(ge=1, le=1 << 20)] | Literal["auto"]
 DraftLength = Annotated[int, Field(ge=0, le=MAX_DRAFT)] | Literal["auto"]
+
+_DRAFT_SEQUENCES: Final = 2
+"""A small device drafts for one request while another waits for its verdict; more would share the same processor."""
 
 _DRAFT_LENGTH: Final[TypeAdapter[int | Literal["auto"]]] = TypeAdapter(DraftLength)
 
@@ -144,7 +147,7 @@ class DeviceSettings(Settings):
     )
     memory_mb: MemoryBudget = setting(
         AUTO,
-        "Most memory for the draft model's keys, values and buffers, of all texts at once and beside its weights: "
+        "Most memory for the draft model's keys, values and buffers, of all its sequences, in addition to its weights: "
         "context and batch become smaller to fit; `auto` takes half of what is free.",
         unit="megabytes",
         rare=True,
@@ -155,10 +158,10 @@ class DeviceSettings(Settings):
         "of a chat the oldest turns are dropped first, and its template stays whole.",
     )
     texts_at_once: int = setting(
-        2,
-        "Most texts that are written at once, each with memory for a context of its own; 2 suits a small device, whose "
-        "draft model works for one text while another waits for its verdict.",
-        unit="texts",
+        SESSIONS_PER_DEVICE,
+        "Most requests that run at once. The draft model serves 2 of them, and further ones use edge-only decoding, "
+        "which takes no memory; with `stream = false` each has memory for a context of its own.",
+        unit="requests",
         ge=1,
         le=64,
     )
@@ -173,8 +176,8 @@ class DeviceSettings(Settings):
     )
     stream: bool | Literal["auto"] = setting(
         AUTO,
-        "Whether the edge writes by itself instead of verifying drafts; `auto` chooses where `draft_length` is `auto`, "
-        "and drafts where it is fixed.",
+        "Whether to use edge-only decoding instead of verifying drafts; `auto` chooses where `draft_length` is `auto`, "
+        "and drafts where it is fixed, except for requests that find the draft model busy (`texts_at_once`).",
     )
     window: int = setting(
         8,
@@ -306,6 +309,16 @@ class DeviceSettings(Settings):
     def stays(self) -> frozenset[str]:
         """Return the settings that are not to be set from afar."""
         return frozenset(filter(None, map(str.strip, self.steering_fixed.split(","))))
+
+    @property
+    def draft_sequences(self) -> int:
+        """Most sequences of the draft model; further requests use edge-only decoding.
+
+        A drafter without a model has one for each request, since they take hardly any memory.
+        """
+        if self.stream is False or self.drafter != "llama.cpp":
+            return self.texts_at_once
+        return min(self.texts_at_once, _DRAFT_SEQUENCES)
 
     def outages(self) -> Outages:
         """Return what a text does when no edge answers."""

@@ -16,7 +16,7 @@ from fleet_edge.store.token_kinds import StoreText
 from fleet_link.settings import BrokerSettings
 from fleet_runtime.fields import Settings, setting
 from fleet_runtime.metrics.settings import MetricsSettings
-from schemas.bounds import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW
+from schemas.bounds import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVICE
 from schemas.names import Name
 
 __all__ = ["AUTO", "VERIFIERS", "EdgeSettings", "PrefixSharing", "RemoteSettings"]
@@ -223,7 +223,7 @@ class EdgeSettings(Settings):
     max_new_tokens: int = setting(4096, "Most tokens of one text.", unit="tokens", rare=True, ge=1, le=MAX_TOKENS)
     max_sessions: int = setting(4096, "Most open sessions.", unit="sessions", rare=True, ge=1, le=60_000)
     max_sessions_per_device: int = setting(
-        8, "Most open sessions of one device.", unit="sessions", rare=True, ge=1, le=60_000
+        SESSIONS_PER_DEVICE, "Most open sessions of one device.", unit="sessions", rare=True, ge=1, le=60_000
     )
     lease_s: float = setting(60.0, "Silence after which a session is lost.", unit="seconds", rare=True, gt=0)
     grace_s: float = setting(

@@ -15,6 +15,7 @@ __all__ = [
     "MAX_SENTENCE",
     "MAX_TOKENS",
     "MAX_WINDOW",
+    "SESSIONS_PER_DEVICE",
     "SESSION_BYTES",
     "U16",
     "U32",
@@ -35,6 +36,9 @@ MAX_DRAFT = 64
 
 MAX_WINDOW = 64
 """Most drafts of a session under way at once, whatever an edge grants."""
+
+SESSIONS_PER_DEVICE = 8
+"""Default number of sessions that an edge grants one device, and of requests that a device runs at once."""
 
 MAX_TOKENS = 1 << 17
 """Most tokens in a prompt or a continuation."""

@@ -74,7 +74,9 @@ def _measure(bench: Bench, count: int) -> dict[str, Any]:
             max_new_tokens=options.tokens,
         )
         draft = bench.model(f"{options.draft}.gguf")
-        drafter = LlamaCppDrafter(LlamaCppSettings(draft, threads=1, context=_CONTEXT, sequences=options.at_once))
+        drafter = LlamaCppDrafter(
+            LlamaCppSettings(draft, threads=1, context=_CONTEXT, sequences=settings.draft_sequences)
+        )
         clients, took_s = _write(settings, drafter, count, seconds=options.seconds)
     tokens = [client.tokens for client in clients]
     firsts = [each for client in clients for each in client.first_ms]

@@ -186,7 +186,7 @@ def check_memory(settings: DeviceSettings, available: Callable[[], int | None] =
         )
     return (
         f"{known}; the draft model takes {needed / _MEGA:,.0f} MB ({size / _MEGA:,.0f} MB its file), and "
-        f"{_budget(settings)} for keys, values and buffers of {settings.texts_at_once} texts of up to "
+        f"{_budget(settings)} for keys, values and buffers of {settings.draft_sequences} sequences of up to "
         f"{settings.context:,} tokens."
     )
 

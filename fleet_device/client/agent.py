@@ -19,8 +19,10 @@ from fleet_device.client.retry import RetryState, Timeouts
 from fleet_device.client.unconfirmed import UnconfirmedCloses
 from fleet_device.client.waiting import Waiting
 from fleet_device.drafters.contract import Drafter, KnowsTokens
+from fleet_device.drafters.none import NoDrafter
 from fleet_device.errors import SessionRefused
-from fleet_device.pacing.contract import Choice, Pacing
+from fleet_device.offline import OfflinePolicy
+from fleet_device.pacing.contract import STREAMED, Choice, FixedPacing, Pacing
 from fleet_device.pacing.session_pacing import RoundTrips, SessionPacing
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.states import SessionCounters
@@ -99,7 +101,9 @@ class Agent:
         inbox: What arrives, and the edges' states.
         padding: Drafts are filled up to a multiple of so many bytes; 0 leaves them as they are.
         window: Most drafts of a text under way at once, whatever an edge grants.
-        beside: Further sequences of the draft model, each with a pacing of its own: so many texts more at once.
+        beside: Further sequences of the draft model, each with a pacing of its own, for as many more requests at once.
+        edge_only: Number of further requests at once, which use edge-only decoding.
+        may_stream: Whether requests may use edge-only decoding; otherwise they wait for the draft model.
         reports: Keeps what is to be told of texts that ended without an edge; without it, some are kept in memory.
     """
 
@@ -114,6 +118,8 @@ class Agent:
     padding: int = 0
     window: int = MAX_WINDOW
     beside: Sequence[tuple[Drafter, Pacing]] = ()
+    edge_only: int = 0
+    may_stream: bool = True
     reports: UnverifiedReports | None = None
     _lanes: Lanes = field(init=False)
     _handles: Handles = field(default_factory=Handles)
@@ -129,6 +135,11 @@ class Agent:
         self._refused = RefusedUntil(self.clock, self.inbox.edges)
         self._absence = Absence(self.clock)
         further = [Lane(drafter, pacing, self.inbox.beside()) for drafter, pacing in self.beside]
+        drafter = NoDrafter(self.drafter.vocabulary, self.drafter.codec, context=self.drafter.context)
+        streamed = FixedPacing(STREAMED, stream=True)
+        further += [
+            Lane(drafter.another(), streamed, self.inbox.beside(), edge_only=True) for _ in range(self.edge_only)
+        ]
         self._lanes = Lanes([Lane(self.drafter, None, self.inbox), *further])
         self._grammars = GrammarCompiler(self._grammar_tokenizer)
 
@@ -145,7 +156,7 @@ class Agent:
         self.inbox.subscribe(self.link, fleet=self.fleet, device=self.device)
 
     def generate(self, request: GenerateRequest, context: RequestContext | None = None) -> Generation:
-        """Run a request, next to as many others as there are sequences `beside`; a caller too many waits.
+        """Run a request, next to others. One that needs the draft model waits for a sequence of it.
 
         The prompt and `max_new_tokens` are taken as they are; stop strings are the caller's.
 
@@ -159,9 +170,17 @@ class Agent:
             SessionFailed: The session could not be brought to its end.
             ProtocolViolation: The edge answered something that no correct edge answers.
             DrafterError: The draft model failed, or the prompt has a token that it does not know.
+            TextCancelled: The request was cancelled while it waited for the draft model.
         """
         context = context or RequestContext()
-        with self._lanes.take(request.prompt) as lane, lane.inbox.reading():
+        asked_at = self.clock()
+        # One that may have to go on alone cannot do so without a draft model.
+        needs_model = not self.may_stream or request.outages.policy is OfflinePolicy.LOCAL
+        with (
+            self._lanes.take(request.prompt, drafts=needs_model, cancellation=context.cancellation) as lane,
+            lane.inbox.reading(),
+        ):
+            context.on_turn(self.clock() - asked_at)
             asked = SessionRequest(
                 session=secrets.token_bytes(SESSION_BYTES),
                 prompt=tuple(request.prompt),

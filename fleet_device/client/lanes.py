@@ -1,12 +1,15 @@
 """Lanes and handles: what each of the requests that run at once has for itself."""
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fleet_device.client.inbox import Inbox
+from fleet_device.client.request import Cancellation
 from fleet_device.drafters.contract import Drafter, known_tokens
+from fleet_device.errors import TextCancelled
 from fleet_device.pacing.contract import Pacing
 
 __all__ = ["Handles", "Lane", "Lanes"]
@@ -20,11 +23,13 @@ class Lane:
         drafter: The draft model, with a sequence of its own.
         pacing: How much to draft; None is the agent's own.
         inbox: What arrives while a text is written.
+        edge_only: Whether it has no draft model, only edge-only decoding.
     """
 
     drafter: Drafter
     pacing: Pacing | None
     inbox: Inbox
+    edge_only: bool = False
 
 
 class Lanes:
@@ -37,31 +42,72 @@ class Lanes:
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self._all = tuple(lanes)
         self._free = list(lanes)  # the one unused for longest first
+        self._waiting: deque[object] = deque()  # requests that need the draft model, in order
         self._changed = threading.Condition()
 
+    @property
+    def waiting(self) -> int:
+        """Number of requests that wait for a lane with the draft model."""
+        return len(self._waiting)
+
     @contextmanager
-    def take(self, prompt: Sequence[int]) -> Iterator[Lane]:
-        """Take a lane, as soon as one is free: the one whose draft model has computed most of the prompt.
+    def take(self, prompt: Sequence[int], *, drafts: bool, cancellation: Cancellation) -> Iterator[Lane]:
+        """Wait for a free lane and take it: the one whose draft model has computed most of the prompt.
+
+        Requests that need the draft model get its lanes in order, before all others; others use an edge-only lane when
+        those of the draft model are busy.
 
         Args:
             prompt: Token ids.
+            drafts: Whether the request needs the draft model.
+            cancellation: Ends the wait.
+
+        Raises:
+            TextCancelled: The request was cancelled while it waited.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._free)
-            lane = max(self._free, key=lambda lane: known_tokens(lane.drafter, prompt))
-            self._free.remove(lane)
+        with cancellation.waking(self._wake):
+            lane = self._wait(prompt, cancellation, drafts=drafts)
         try:
             yield lane
         finally:
             with self._changed:
                 self._free.append(lane)
-                self._changed.notify()
+                self._changed.notify_all()
+
+    def _wait(self, prompt: Sequence[int], cancellation: Cancellation, *, drafts: bool) -> Lane:
+        request = object()
+        with self._changed:
+            if drafts:
+                self._waiting.append(request)
+            try:
+                self._changed.wait_for(lambda: self._usable(request, drafts=drafts) or cancellation.requested)
+                usable = self._usable(request, drafts=drafts)
+            finally:
+                if drafts:
+                    self._waiting.remove(request)
+                    self._changed.notify_all()
+            # A cancelled request that finds a lane takes it, and reports its end like any other.
+            if not usable:
+                raise TextCancelled("The request was cancelled while it waited for the draft model.")
+            lane = max(usable, key=lambda lane: (not lane.edge_only, known_tokens(lane.drafter, prompt)))
+            self._free.remove(lane)
+            return lane
+
+    def _usable(self, request: object, *, drafts: bool) -> list[Lane]:
+        """Return the free lanes that a request may take now."""
+        reserved = bool(self._waiting) and self._waiting[0] is not request
+        return [lane for lane in self._free if (not drafts if lane.edge_only else not reserved)]
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def repace(self, make: Callable[[], Pacing]) -> None:
-        """Give every lane a new pacing of its own; texts under way keep theirs."""
+        """Give every lane of the draft model a new pacing of its own; requests under way keep theirs."""
         with self._changed:
             for lane in self._all:
-                lane.pacing = make()
+                if not lane.edge_only:
+                    lane.pacing = make()
 
 
 class Handles:

@@ -119,6 +119,7 @@ class RequestContext:
         on_tokens: Receives committed tokens; returns True to end the generation, at a stop string for example.
         on_void: Receives the number of tokens that remain when an edge replaces what follows them.
         on_wait: Receives a sentence that says why no tokens come, once for each long wait.
+        on_turn: Receives how long the request waited for the draft model (seconds), once, before anything else.
         cancellation: Ends the request early.
     """
 
@@ -126,4 +127,5 @@ class RequestContext:
     on_tokens: Callable[[CommittedTokens], bool | None] = lambda _tokens: None
     on_void: Callable[[int], None] = lambda _length: None
     on_wait: Callable[[str], None] = lambda _reason: None
+    on_turn: Callable[[float], None] = lambda _waited_s: None
     cancellation: Cancellation = field(default_factory=Cancellation)

@@ -285,10 +285,11 @@ class _Native:
             if self.context < wanted:
                 _log.warning(
                     "The draft model's context is %d tokens instead of %d: more do not fit into %.0f MB of memory. "
-                    "Raise 'memory_mb', or set fewer 'texts_at_once'.",
+                    "Raise 'memory_mb'%s.",
                     self.context,
                     wanted,
                     (settings.memory_bytes or 0) / 1e6,
+                    "" if self.sequences == 1 else f", or set 'texts_at_once' below {self.sequences}",
                 )
             self.handle = open_context(
                 self.model,
@@ -569,7 +570,7 @@ def load(settings: DeviceSettings) -> LlamaCppDrafter:
             threads=settings.threads,
             context=settings.context,
             gpu_layers=settings.gpu_layers,
-            sequences=settings.texts_at_once,
+            sequences=settings.draft_sequences,
             memory_bytes=budget,
         )
     )

@@ -119,10 +119,12 @@ def plan_memory(sizes: ModelSizes, *, context: int, batch: int, sequences: int, 
         fitting = _fitting(sizes, batch, sequences, budget=budget, small_keys=True)
     if fitting < min(context, LEAST_CONTEXT):
         least = _plan(sizes, min(context, LEAST_CONTEXT), batch, sequences, small_keys=small_keys, budget=budget).needed
-        several = "" if sequences == 1 else f" for each of {sequences} texts at once"
+        several, fewer = "", ""
+        if sequences > 1:
+            several, fewer = f" for each of {sequences} sequences", f"set 'texts_at_once' below {sequences}, "
         raise DrafterError(
             f"The draft model needs {least / _MEGA:,.0f} MB of memory for a context of {min(context, LEAST_CONTEXT)} "
-            f"tokens{several}, and may take {budget / _MEGA:,.0f} MB; raise 'memory_mb', set fewer 'texts_at_once', or "
+            f"tokens{several}, and may take {budget / _MEGA:,.0f} MB; raise 'memory_mb', {fewer}or "
             'draft without a model (drafter = "suffix" or "none").'
         )
     return _plan(sizes, min(context, fitting), batch, sequences, small_keys=small_keys, budget=budget)
@@ -209,5 +211,5 @@ def require_memory(model: GgufModel, context: int, *, sequences: int = 1) -> Non
             f"{free / _MEGA:,.0f} MB are free; set a smaller context."
             if sequences == 1
             else f"{sequences} contexts of {context} tokens for {model.path} need {needed / _MEGA:,.0f} MB of memory, "
-            f"{free / _MEGA:,.0f} MB are free; set fewer texts at once, or a smaller context."
+            f"{free / _MEGA:,.0f} MB are free; set 'texts_at_once' below {sequences}, or a smaller context."
         )

@@ -80,6 +80,10 @@ class Ticket:
     waited_s: float = 0.0
     cancellation: Cancellation = field(default_factory=Cancellation)
 
+    def wait_longer(self, waited_s: float) -> None:
+        """Add the time for which the request waited for the draft model."""
+        self.waited_s += waited_s
+
     def tell(self, event: Piece | Delayed | GeneratedText | Failed) -> None:
         """Pass an event on; a listener that fails has gone."""
         try:
@@ -273,6 +277,7 @@ class TextQueue:
         context = RequestContext(
             on_piece=ticket.tell,
             on_wait=lambda reason: ticket.tell(Delayed(reason)),
+            on_turn=ticket.wait_longer,
             cancellation=ticket.cancellation,
         )
         ticket.begun = True

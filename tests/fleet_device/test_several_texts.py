@@ -2,15 +2,40 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fleet_device.client.lanes import Handles
+from fleet_device.client.inbox import Inbox
+from fleet_device.client.lanes import Handles, Lane, Lanes
+from fleet_device.client.request import Cancellation
+from fleet_device.drafters.scripted import ScriptedDrafter
+from fleet_device.errors import TextCancelled
+from fleet_device.settings import DeviceSettings
+from schemas.codec import decode_open
 from schemas.policy import Mode
-from tests.fleet_device.test_device import COUPLED, LONG, at_home
-from tests.support.memory_fleet import MemoryFleet, lossless_text, terms
+from schemas.topics import Topic, wildcard
+from tests.fleet_device.test_device import COUPLED, LONG, at_home, made
+from tests.support.memory_device import TalkingDrafter, announce_edge, edge_at_work
+from tests.support.memory_fleet import FLEET, MemoryFleet, lossless_text, terms
+from tests.support.memory_link import MemoryLink
 from tests.support.scripted_edge import LoneDevice
 from tests.support.waiting import until
+
+DEFAULT = DeviceSettings.model_fields["texts_at_once"].default
+
+
+class CountedDrafter(TalkingDrafter):
+    """Counts the sequences of the draft model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sequences = 1
+
+    def another(self) -> ScriptedDrafter:
+        self.sequences += 1
+        return super().another()
 
 
 def expected(seed: int, length: int = LONG) -> tuple[int, ...]:
@@ -72,3 +97,120 @@ def _first_handles(device: LoneDevice) -> list[int]:
     """Return the handle that the edge gives next."""
     assert device._fleet is not None
     return [device._fleet.edge.sessions._next]
+
+
+def test_eight_requests_begin_at_once_with_two_sequences_of_the_draft_model() -> None:
+    fleet, drafter = MemoryFleet(), CountedDrafter()
+    opened: set[bytes] = set()
+    listener = MemoryLink(fleet.broker, "listener")
+    listener.subscribe(
+        wildcard(Topic.OPEN, fleet=FLEET), lambda message: opened.add(decode_open(message.payload).session)
+    )
+    listener.start(timeout_s=1.0)
+    announce_edge(fleet)
+    with fleet.broker.running(), made(fleet, drafter, texts_at_once=DEFAULT) as device:
+        seeds = range(8)
+        streams = [device.stream("t1 t2", raw=True, max_new_tokens=LONG, seed=seed, **COUPLED) for seed in seeds]
+        until(lambda: len(opened) == 8)
+        assert drafter.sequences == 2
+        with edge_at_work(fleet):
+            assert [stream.result().tokens for stream in streams] == [expected(seed) for seed in seeds]
+
+
+@pytest.mark.parametrize(
+    ("given", "sequences"),
+    [({}, 2), ({"stream": True}, 2), ({"stream": False}, 5), ({"texts_at_once": 1}, 1)],
+)
+def test_further_requests_need_a_draft_sequence_only_where_the_edge_may_not_decode_alone(
+    given: dict[str, Any], sequences: int
+) -> None:
+    fleet, drafter = MemoryFleet(), CountedDrafter()
+    with fleet.broker.running(), made(fleet, drafter, **{"texts_at_once": 5, **given}):
+        assert drafter.sequences == sequences
+
+
+def test_a_drafter_without_a_model_has_a_sequence_for_each_request() -> None:
+    assert DeviceSettings(fleet=FLEET, drafter="suffix", texts_at_once=5).draft_sequences == 5
+
+
+def test_requests_that_may_go_on_alone_always_have_the_draft_model(tmp_path: Path) -> None:
+    fleet = MemoryFleet()
+    with (
+        fleet.broker.running(),
+        made(fleet, texts_at_once=DEFAULT, offline_s=0.0, offline_log=tmp_path / "unverified.db") as device,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        texts = list(
+            pool.map(
+                lambda seed: device.generate(
+                    "t1 t2", raw=True, max_new_tokens=LONG, seed=seed, offline="local", **COUPLED
+                ),
+                range(8),
+            )
+        )
+    assert all(text.unverified == len(text.tokens) > 0 for text in texts)
+
+
+def test_without_edge_only_decoding_from_afar_further_requests_wait_for_the_draft_model() -> None:
+    with at_home(texts_at_once=4) as (device, _fleet), ThreadPoolExecutor(6) as pool:
+        service = device._require_open().service
+        device.settings.stream = False
+        service.take_settings({"stream"})
+        texts = list(
+            pool.map(
+                lambda seed: device.generate("t1 t2", raw=True, max_new_tokens=LONG, seed=seed, **COUPLED), range(6)
+            )
+        )
+    assert [text.tokens for text in texts] == [expected(seed) for seed in range(6)]
+    assert all(text.generation.counters.streamed == 0 for text in texts)
+
+
+class Turns:
+    """Requests that take lanes, each on a thread of its own."""
+
+    def __init__(self) -> None:
+        self.model, self.edge_only = (Lane(TalkingDrafter(), None, Inbox(), edge_only=only) for only in (False, True))
+        self.lanes = Lanes([self.edge_only, self.model])
+        self.pool = ThreadPoolExecutor(4)
+
+    def begin(self, *, drafts: bool, cancellation: Cancellation | None = None) -> tuple[list[Lane], threading.Event]:
+        """Return where the lane appears that the request gets, and what ends it."""
+        got: list[Lane] = []
+        over = threading.Event()
+
+        def run() -> None:
+            with self.lanes.take([1], drafts=drafts, cancellation=cancellation or Cancellation()) as lane:
+                got.append(lane)
+                over.wait(10.0)
+
+        self.pool.submit(run)
+        return got, over
+
+
+def test_a_request_prefers_the_draft_model_and_one_that_needs_it_waits_and_comes_first() -> None:
+    turns = Turns()
+    first, end_first = turns.begin(drafts=False)
+    until(lambda: first == [turns.model])
+    waiting, end_waiting = turns.begin(drafts=True)
+    until(lambda: turns.lanes.waiting == 1)
+    other, end_other = turns.begin(drafts=False)
+    until(lambda: other == [turns.edge_only])
+    last, end_last = turns.begin(drafts=True)
+    until(lambda: turns.lanes.waiting == 2)
+    assert not waiting
+    end_first.set()
+    until(lambda: waiting == [turns.model])
+    end_other.set()
+    end_waiting.set()
+    until(lambda: last == [turns.model])
+    end_last.set()
+    turns.pool.shutdown()
+
+
+def test_a_request_that_waits_for_the_draft_model_can_be_cancelled() -> None:
+    turns, cancellation = Turns(), Cancellation()
+    with turns.lanes.take([1], drafts=True, cancellation=Cancellation()):
+        threading.Timer(0.0, lambda: (until(lambda: turns.lanes.waiting == 1), cancellation.cancel())).start()
+        with pytest.raises(TextCancelled), turns.lanes.take([1], drafts=True, cancellation=cancellation):
+            pass
+        assert turns.lanes.waiting == 0

@@ -44,7 +44,9 @@ def make(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Make]:
         drafter: Drafter
         match request.param:
             case name if name in DRAFTERS:
-                settings = DeviceSettings(drafter=name, model=str(tiny), context=CONTEXT, texts_at_once=count)
+                settings = DeviceSettings(
+                    drafter=name, model=str(tiny), context=CONTEXT, texts_at_once=count, stream=False
+                )
                 drafter = load_drafter(settings)
             case "scripted":
                 drafter = ScriptedDrafter(Sums(), WORDS, context=CONTEXT, end_tokens=(0,))
@@ -168,4 +170,10 @@ def test_a_sequence_that_cannot_be_cut_leaves_the_others_alone(tiny: Path, monke
         True,
         True,
     ]
+    drafter.close()
+
+
+def test_by_default_the_memory_of_a_device_holds_two_sequences(tiny: Path) -> None:
+    drafter = load_drafter(DeviceSettings(model=str(tiny), context=CONTEXT))
+    assert len(sequences_of(drafter, 8)) == 2
     drafter.close()

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from fleet_device.client.request import GenerateRequest, Piece
+from fleet_device.client.request import GenerateRequest, Piece, RequestContext
 from fleet_device.errors import EdgeUnavailable, TextCancelled, TextQueueFull
 from fleet_device.texts.generate import GeneratedText, generate_text
 from fleet_device.texts.queue import Failed, TextQueue
@@ -227,3 +227,17 @@ def test_a_ticket_says_how_long_it_waited_for_its_turn(make: Make) -> None:
     open_gate(agent)
     until(lambda: tickets[1].begun)
     assert [ticket.waited_s for ticket in tickets] == [0.0, 1.5]
+
+
+def test_the_wait_for_the_draft_model_counts_as_a_wait() -> None:
+    def write(_request: GenerateRequest, context: RequestContext) -> GeneratedText:
+        context.on_turn(2.5)
+        raise TextCancelled
+
+    texts, events = TextQueue(write), Events()
+    texts.start()
+    ticket = texts.submit(lambda: REQUEST, events.put)
+    failure(events)
+    assert ticket.waited_s >= 2.5
+    texts.abandon()
+    texts.join()
