@@ -1,21 +1,22 @@
 #!/usr/bin/env python3
-"""Check the commands that README and docs print, or run them as printed.
+r"""Check the commands that README and docs print, or run them as printed.
 
     scripts/printed_commands.py check [DOCUMENT …]    parses each command against the real command line
-    scripts/printed_commands.py run [DOCUMENT …]      runs them, each document on a fresh overlay of this machine
+    scripts/printed_commands.py run [DOCUMENT …]      runs them, each document on a throw-away copy of this machine
 
-A comment before a block says what cannot be seen from it, and renders as nothing:
+A comment before a block says what the block cannot, and renders as nothing:
 
     <!-- not run: REASON -->              its commands need something that is not here
-    <!-- run with: NAME=WORD … -->        in this document NAME stands for WORD; `$(…)` in a word is computed there
+    <!-- run with: NAME=WORD … -->        from here on NAME stands for WORD, which may be a variable of `_KNOWN`
 
-`run` needs root, and Linux with namespaces and overlayfs: what a command writes is thrown away, and no network is there.
+`run` needs root, and Linux with namespaces and overlayfs. It has no network, and nothing that a command writes stays.
 """
 
 import argparse
 import importlib
 import io
 import json
+import os
 import re
 import shlex
 import signal
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, wraps
@@ -36,26 +37,34 @@ from benchmarks.__main__ import SUITES
 from fleet_cli.commands import COMMANDS
 from fleet_cli.main import app as fleet
 
+__all__ = ["DOCUMENTS", "Printed", "check", "commands", "run_apart", "runs"]
+
 ROOT: Final = Path(__file__).resolve().parents[1]
 DOCUMENTS: Final = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
 
 _FLEET: Final = re.compile(r"(?:\S*/)?fleet")
-_PROGRAMS: Final = frozenset(
-    "fleet make pip curl pytest python mosquitto nft openssl printf chown systemctl journalctl sudo apt git cp sha256sum "
-    "ansible-playbook ansible-vault createuser createdb psql pg_dump pg_restore vacuumdb export".split()
-)
 _BENCHMARKS: Final = "python -m benchmarks"
-_SHELL: Final = ("", "sh", "bash")
-_SERVES: Final = re.compile(
-    r"fleet (edge run|device run|admin serve|broker (watch|metrics))|mosquitto |fleet admin (events .*--follow|alerts .*--watch)"
-)
-"""Commands that go on until they are ended: they stay to the end of their document, or until one like them starts."""
-_TYPED: Final = "correct horse battery staple\n" * 2 + "/quit\n"
-"""What a person types, where a command asks: a password, twice; and the end of a chat."""
-_LONGEST_S: Final = 180.0
-_READY: Final = r"is online at|of fleet \S+, draft model|http://"
-_READY_S: Final = 90.0
-_SETTLED_S: Final = 2.0
+_HERE: Final = frozenset({"fleet", "curl", "mosquitto", "openssl", "printf", "chown", "cp", "sha256sum", "export"})
+_ELSEWHERE: Final = {
+    "make": "sets up this checkout; CI runs it",
+    "pip": "needs a package index",
+    "apt": "needs the internet",
+    "git": "needs the internet",
+    "llama-wheel": "needs a package index",
+    "ansible-bundle": "needs a package index",
+    "ansible-system-test": "takes an hour",
+    "ansible-playbook": "needs a fleet's machines; scripts/ansible-system-test plays the playbooks",
+    "ansible-vault": "needs a vault",
+    "systemctl": "needs systemd",
+    "journalctl": "needs systemd",
+    "sudo": "needs systemd",
+    "nft": "changes the kernel's firewall",
+    "psql": "needs a PostgreSQL server",
+    "createdb": "needs a PostgreSQL server",
+    "pg_restore": "needs a PostgreSQL server",
+    "python": "takes minutes; docs/measurements.md has the figures",
+}
+"""Programs whose commands are not run, each with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,62 +92,57 @@ class Printed:
         """For a message."""
         return f"{self.document}:{self.line}: {self.words}"
 
+    @property
+    def typed(self) -> str:
+        """The command as it is typed here: each name replaced."""
+        words = self.words
+        for name, word in self.names:
+            words = words.replace(name, word)
+        return words
+
 
 # --- what is printed
 
 
 def commands(document: str) -> Iterator[Printed]:
     """Yield the commands of a document, in order."""
-    lines = (ROOT / document).read_text(encoding="utf-8").splitlines()
+    lines = iter(enumerate((ROOT / document).read_text(encoding="utf-8").splitlines(), 1))
     names: dict[str, str] = {}
-    reason, mark_at, fence, number = "", -9, None, 0
-    while number < len(lines):
-        line = lines[number]
-        number += 1
+    reason, fence = "", ""
+    for number, line in lines:
         if mark := re.fullmatch(r"\s*<!-- (not run|run with): (.+) -->", line):
-            mark_at = number
             if mark[1] == "not run":
                 reason = mark[2]
             else:
-                names |= dict(word.split("=", 1) for word in shlex.split(mark[2], posix=True))
-            continue
-        if fence is None and (opening := re.match(r"\s*(`{3,})(\w*)", line)):
-            fence = opening[2]
-            continue
-        if fence is not None and line.strip().startswith("```"):
-            fence, reason = None, ""
-            continue
-        block = fence in _SHELL if fence is not None else line.startswith("    ")
-        if not block:
-            if fence is None:
-                if line.strip() and number - mark_at > 1:
-                    reason = ""
-                yield from _within(document, number, line)
-            continue
-        begins = number
-        while line.endswith("\\") and number < len(lines):
-            line = line[:-1] + " " + lines[number].strip()
-            number += 1
-        words = re.sub(r"\s{2,}#.*|\s+# .*$", "", line).strip()
-        if _program(words):
-            yield Printed(document, begins, words, "block", reason, names=tuple(names.items()))
+                names |= dict(word.split("=", 1) for word in shlex.split(mark[2]))
+        elif opening := re.match(r"\s*```(\w*)", line):
+            fence, reason = ("", "") if fence else (opening[1] or "sh", reason)
+        elif fence == "sh" or (not fence and line.startswith("    ")):
+            whole = line
+            while whole.endswith("\\"):
+                whole = whole[:-1] + next(lines)[1].strip()
+            words = re.sub(r"\s+# .*", "", whole).strip()
+            if program := _program(words):
+                why = reason or _ELSEWHERE.get(program, "")
+                yield Printed(document, number, words, "block", why, tuple(names.items()))
+        elif not fence and line:
+            reason = ""
+            place: Literal["row", "sentence"] = "row" if line.startswith("|") else "sentence"
+            for words in _within(line):
+                yield Printed(document, number, words, place, names=tuple(names.items()))
 
 
-def _within(document: str, number: int, line: str) -> Iterator[Printed]:
-    """Yield the commands in a line of text; a row of a table may hold a whole one."""
+def _within(line: str) -> Iterator[str]:
     for code in re.findall(r"`([^`]+)`", line):
-        words = code.replace("\\|", "|").strip()
-        if "…" in words:
-            continue  # it is shortened
-        if _FLEET.fullmatch(words.partition(" ")[0]) or words.startswith(_BENCHMARKS):
-            yield Printed(document, number, words, "row" if line.startswith("|") else "sentence")
+        # With an ellipsis it is shortened.
+        if "…" not in code and (_FLEET.fullmatch(code.split(" ")[0]) or code.startswith(_BENCHMARKS)):
+            yield code
 
 
 def _program(words: str) -> str:
     first, _, rest = words.partition(" ")
     name = Path(first).name
-    known = name in _PROGRAMS or first.startswith("scripts/")
-    return name if known and not rest.lstrip().startswith("=") else ""
+    return name if (name in _HERE or name in _ELSEWHERE) and not rest.lstrip().startswith("=") else ""
 
 
 # --- whether it can be parsed
@@ -146,29 +150,25 @@ def _program(words: str) -> str:
 
 def check(printed: Printed) -> str:
     """Return what is wrong with a command's words; empty if the real command line takes them."""
-    words = printed.words
-    for name, word in printed.names:
-        words = words.replace(name, "1" if word.startswith("$(") else word)
+    if any(not _program(further) for further in printed.words.split(" | ")[1:]):
+        return "it is no command: give each of the alternatives a line of its own"
     try:
-        parts = shlex.split(words, comments=True)
+        words = shlex.split(printed.typed, comments=True)
     except ValueError as error:
         return f"no shell can read it: {error}"
-    if words.startswith(_BENCHMARKS):
-        return _check_benchmark(parts[3:])
-    if any(not _program(further) for further in words.split(" | ")[1:]):
-        return "it is no command: give each of the alternatives a line of its own"
-    if parts[:2] == ["sudo", "-u"]:
-        parts = parts[3:]
-    return _check_fleet(parts[1:], whole=printed.place == "block") if _FLEET.fullmatch(parts[0]) else ""
+    if printed.words.startswith(_BENCHMARKS):
+        return _check_benchmark(words[3:])
+    if words[:2] == ["sudo", "-u"]:
+        words = words[3:]
+    return _check_fleet(words[1:], whole=printed.place == "block") if _FLEET.fullmatch(words[0]) else ""
 
 
 def _check_fleet(words: list[str], *, whole: bool) -> str:
     """Have the command line parse the words, with commands that do nothing."""
     said = io.StringIO()
-    words = [re.sub(r"^[A-Z]$", "1", word) for word in words]  # N stands for a number
     with redirect_stdout(said), redirect_stderr(said):
         try:
-            _harmless()(words, prog_name="fleet")
+            _harmless()([re.sub(r"^[A-Z]$", "1", word) for word in words], prog_name="fleet")  # N stands for a number
         except SystemExit as leaving:
             if not leaving.code or (not whole and not words):
                 return ""
@@ -181,23 +181,22 @@ def _check_fleet(words: list[str], *, whole: bool) -> str:
 @cache
 def _harmless() -> Callable[..., Any]:
     app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
-    app.callback()(_nothing_of(fleet.registered_callback.callback if fleet.registered_callback else None))
+    app.registered_callback = fleet.registered_callback
     for name, command in COMMANDS.items():
-        group = importlib.import_module(command.module).app
-        _disarm(group)
-        app.add_typer(group, name=name)
+        app.add_typer(importlib.import_module(command.module).app, name=name)
+    _disarm(app)
     return typer.main.get_command(app)
 
 
 def _disarm(app: typer.Typer) -> None:
     for info in (*app.registered_commands, *([app.registered_callback] if app.registered_callback else [])):
-        info.callback = _nothing_of(info.callback)
+        info.callback = _nothing_like(info.callback)
     for group in app.registered_groups:
         if group.typer_instance is not None:
             _disarm(group.typer_instance)
 
 
-def _nothing_of(command: Callable[..., Any] | None) -> Callable[..., None]:
+def _nothing_like(command: Callable[..., Any] | None) -> Callable[..., None]:
     assert command is not None
 
     @wraps(command)
@@ -208,27 +207,33 @@ def _nothing_of(command: Callable[..., Any] | None) -> Callable[..., None]:
 
 
 def _check_benchmark(words: list[str]) -> str:
-    parts = [key for key in SUITES if words and key.partition(" ")[0] == words[0]]
-    if not parts:
-        return "" if not words else f"there is no benchmark {words[0]!r}"
-    name = " ".join(words[:2])
-    if name not in parts and len(parts) > 1:
-        return "" if len(words) == 1 else f"{words[1]!r} is no part of it"
-    options = words[1 if name not in parts else 2 :]
-    if not options:
-        return ""
+    parts = [key for key in SUITES if words and key.split(" ")[0] == words[0]]
+    name = next((key for key in (" ".join(words[:2]), *words[:1]) if key in parts), "")
+    if not name:
+        return "" if not words or (parts and len(words) == 1) else f"there is no benchmark {' '.join(words[:2])!r}"
     parser = argparse.ArgumentParser(exit_on_error=False)
     for option in ("--models", "--json", "--picture"):
         parser.add_argument(option)
-    importlib.import_module(f"benchmarks.{SUITES[name if name in parts else parts[0]][0]}").add_options(parser)
+    importlib.import_module(f"benchmarks.{SUITES[name][0]}").add_options(parser)
     try:
-        _, rest = parser.parse_known_args([re.sub(r"^[A-Z]$", "1", word) for word in options])
+        _, rest = parser.parse_known_args(words[len(name.split(" ")) :])
     except argparse.ArgumentError as error:
         return str(error)
     return f"unknown options {rest}" if rest else ""
 
 
 # --- running them
+
+_SERVES: Final = re.compile(
+    r"mosquitto |fleet (edge run|device run|admin serve|broker watch|broker metrics)|fleet admin \w+ .*--(follow|watch)"
+)
+"""Commands that go on until they are ended: they stay to the end of their document, or until one like them starts."""
+_READY: Final = re.compile(r"is online at|of fleet \S+, draft model|http://")
+_READY_S: Final = 90.0
+_SETTLED_S: Final = 2.0  # for what serves and says nothing
+_LONGEST_S: Final = 180.0
+_TYPED: Final = "correct horse battery staple\n" * 2 + "/quit\n"
+"""What a person types where a command asks: a password, twice; and the end of a chat."""
 
 
 @dataclass
@@ -247,17 +252,18 @@ class Outcome:
 
 
 class Shell:
-    """Runs commands in one folder; those that serve go on until `close`."""
+    """Runs commands in the current folder; those that serve go on until `close`."""
 
     def __init__(self) -> None:
         self._serving: dict[str, subprocess.Popen[bytes]] = {}
-        self._logs = Path(tempfile.mkdtemp())
 
     def run(self, words: str) -> str:
         """Run a command; return what is wrong, empty if nothing is."""
+        if words.startswith("fleet device chat"):
+            self._stop("fleet device run")  # a broker keeps one connection for each name
         serves = _SERVES.match(words)
         if serves is None:
-            return self._finish(words)
+            return _finish(words)
         key = serves[0].split(" --")[0]
         self._stop(key)
         return self._serve(key, words)
@@ -267,31 +273,23 @@ class Shell:
         for key in list(self._serving):
             self._stop(key)
 
-    def _finish(self, words: str) -> str:
-        try:
-            done = subprocess.run(
-                ["bash", "-c", words], input=_TYPED, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                timeout=_LONGEST_S, check=False, start_new_session=True, errors="replace",
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return f"it has not ended within {_LONGEST_S:.0f} s"
-        return "" if done.returncode == 0 else f"exit code {done.returncode}: {done.stdout[-600:].strip()}"
-
     def _serve(self, key: str, words: str) -> str:
-        log = self._logs / f"{len(list(self._logs.iterdir()))}.log"
-        process = subprocess.Popen(
-            ["bash", "-c", f"exec {words}"], stdin=subprocess.DEVNULL, stdout=log.open("wb"), stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )  # fmt: skip
-        self._serving[key] = process
-        deadline = time.monotonic() + (_READY_S if " run" in key else _SETTLED_S)
-        while time.monotonic() < deadline:
-            said = log.read_text(errors="replace")
-            if process.poll() is not None:
-                return f"it ended with exit code {process.returncode}: {said[-600:].strip()}"
-            if re.search(_READY, said):
-                break
-            time.sleep(0.2)
+        with tempfile.NamedTemporaryFile() as log:
+            process = self._serving[key] = subprocess.Popen(
+                ["/bin/bash", "-c", f"exec {words}"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            deadline = time.monotonic() + (_READY_S if key.endswith(" run") else _SETTLED_S)
+            while time.monotonic() < deadline:
+                said = Path(log.name).read_text(errors="replace")
+                if process.poll() is not None:
+                    return f"it ended with exit code {process.returncode}: {said[-600:].strip()}"
+                if _READY.search(said):
+                    break
+                time.sleep(0.2)
         return ""
 
     def _stop(self, key: str) -> None:
@@ -301,39 +299,49 @@ class Shell:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
+
+
+def _finish(words: str) -> str:
+    terminal = ["/usr/bin/script", "-qec", words, "/dev/null"]
+    try:
+        done = subprocess.run(
+            terminal if words.startswith("fleet admin user add") else ["/bin/bash", "-c", words],
+            input=_TYPED,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=_LONGEST_S,
+            check=False,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired:
+        return f"it has not ended within {_LONGEST_S:.0f} s"
+    return "" if done.returncode == 0 else f"exit code {done.returncode}: {done.stdout[-600:].strip()}"
+
+
+def runs(printed: Printed) -> bool:
+    """Whether a command is meant to be run: one of a block, or a whole one in a row of a table."""
+    if printed.place == "row" and printed.words.startswith("fleet admin "):
+        return not check(replace(printed, place="block"))
+    return printed.place == "block"
 
 
 def run_document(document: str) -> Outcome:
     """Run a document's commands here, in the current folder."""
     outcome, shell = Outcome(), Shell()
     try:
-        for printed in commands(document):
-            if printed.place == "sentence" or (printed.place == "row" and not _complete(printed)):
-                continue
+        for printed in filter(runs, commands(document)):
             if printed.reason:
-                outcome.left.append(f"{printed.where} ({printed.reason})")
-                continue
-            words = printed.words
-            for name, word in printed.names:
-                if name in words:
-                    value = word
-                    if word.startswith("$("):
-                        value = subprocess.run(
-                            ["bash", "-c", f"printf %s {word}"], capture_output=True, text=True, check=False
-                        ).stdout
-                    words = words.replace(name, value)
-            wrong = shell.run(words)
-            if wrong:
+                outcome.left.append(f"{printed.where}: {printed.reason}")
+            elif wrong := shell.run(printed.typed):
                 outcome.failed.append(f"{printed.where}\n    {wrong}")
             else:
                 outcome.ran += 1
     finally:
         shell.close()
     return outcome
-
-
-def _complete(printed: Printed) -> bool:
-    return printed.words.startswith("fleet admin ") and not check(replace(printed, place="block"))
 
 
 # --- where they run: a throw-away machine with what the documents take for granted
@@ -353,9 +361,9 @@ ip link set lo up
 hostname broker.north.example
 printf '127.0.0.1 localhost broker.north.example db.north.example\n' > "$1/root/etc/hosts"
 exec chroot "$1/root" env -i HOME=/root TERM=dumb COLUMNS=100 LANG=C.UTF-8 "PYTHONPATH=$2" \
-    "PATH=$2/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" bash -c 'cd "$1" && exec python "$2" inside "$3"' - "$2" "$3" "$4"
+  "PATH=$2/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
+  bash -c 'cd "$1" && exec python "$2" inside "$3"' - "$2" "$3" "$4"
 """
-
 _SITE: Final = r"""
 set -euo pipefail
 mkdir -p /opt/fleet/current/venv/bin /etc/fleet /srv/backups /srv/fleet /var/lib/fleet/edge
@@ -371,79 +379,93 @@ target = "models/smollm2-135m/target-Q8_0.gguf"
 threads = 1
 kv_bytes = 200000000
 END
-cat > device.toml <<END
-device = "gateway-17"
-drafter = "prompt-lookup"
-END
-printf '' > alerts.toml
+printf 'device = "gateway-17"\ndrafter = "prompt-lookup"\n' > device.toml
+touch alerts.toml
 cp edge.toml device.toml /opt/fleet/current
 """
-_GRANTED: Final = (
-    "mosquitto -c /root/site/mosquitto.conf",
-    "mosquitto -c /etc/plain.conf",
-    "fleet edge run --config edge.toml --edge edge-0",
-    "fleet device run --drafter prompt-lookup --api-port 0 --device gateway-7",
-    "fleet device run --drafter prompt-lookup --api-port 0 --device gateway-8",
-)
+_BROKER: Final = "mosquitto -c /root/site/mosquitto.conf"
+_EDGE: Final = ("mosquitto -c /etc/plain.conf", "fleet edge run --config edge.toml --edge edge-0")
+_DEVICES: Final = "fleet device run --drafter prompt-lookup --device {name} --api-port {port}"
+_KNOWN: Final = r"""
+set -euo pipefail
+exec 3>&1 >&2
+fleet device generate --device gateway-7 --drafter prompt-lookup --max-new-tokens 8 "Hello"
+fleet admin label gateway-7 --add hall_a
+(umask 077; echo "correct horse battery staple" > /tmp/password)
+fleet admin user add setup --role operator --password-file /tmp/password
+printf 'hold_s = 0\noffline_min = 0.001\n' > /tmp/alerts.toml
+timeout -s INT 5 fleet admin alerts --watch --config /tmp/alerts.toml || true
+session=$(fleet admin sessions --json | grep -o '"session": "[^"]*' | head -1)
+alert=$(fleet admin alerts --all --json | grep -o '"id": "[^"]*' | head -1)
+key=$(fleet admin key add setup --account setup --role operator | grep -o 'fleet_[[:alnum:]_-]*')
+printf '{"SESSION": "%s", "ALERT": "%s", "KEY": "%s"}' "${session##*\"}" "${alert##*\"}" "$key" >&3
+"""
+"""Sets the variables that a mark may name."""
 
 
 def run_here(document: str) -> Outcome:
     """Run a document's commands on the throw-away machine that this process is on."""
-    subprocess.run(["bash", "-c", _SITE], check=True, stdout=subprocess.DEVNULL)
-    granted = [Shell() for _ in _GRANTED]
+    subprocess.run(["/bin/bash", "-c", _SITE], check=True, stdout=subprocess.DEVNULL)
+    printed = " ".join(each.words for each in commands(document) if runs(each) and not each.reason)
+    granted: list[Shell] = []
+
+    def grant(words: str) -> None:
+        granted.insert(0, Shell())
+        if wrong := granted[0].run(words):
+            raise SystemExit(f"{words}: {wrong}")
+
     try:
-        for shell, words in zip(granted, _GRANTED, strict=True):
-            if wrong := shell.run(words):
-                raise SystemExit(f"{words}: {wrong}")
-        for device in ("gateway-7", "gateway-8"):
-            granted[0].run(f"fleet admin label {device} --add hall_a")
+        for words in (*(() if "mosquitto -c" in printed else (_BROKER,)), *_EDGE):
+            grant(words)
+        known = subprocess.run(["/bin/bash", "-c", _KNOWN], check=True, stdout=subprocess.PIPE, text=True)
+        os.environ.update(json.loads(known.stdout))
+        grant(_DEVICES.format(name="gateway-7", port=0 if "device run" in printed else 8321))
+        grant(_DEVICES.format(name="gateway-8", port=0))
         return run_document(document)
     finally:
-        for shell in reversed(granted):
+        for shell in granted:
             shell.close()
 
 
 def run_apart(document: str) -> Outcome:
     """Run a document's commands on a throw-away machine of its own."""
+    apart = ["/usr/bin/unshare", "-m", "-n", "-p", "-f", "-u", "--kill-child", "/bin/bash", "-c", _MACHINE, "-"]
     with tempfile.TemporaryDirectory(prefix="fleet-printed-") as folder:
         done = subprocess.run(
-            ["unshare", "-m", "-n", "-p", "-f", "-u", "--kill-child", "bash", "-c", _MACHINE, "-", folder, str(ROOT)]
-            + [str(Path(__file__).resolve()), document],
-            stdout=subprocess.PIPE, check=False, text=True,
-        )  # fmt: skip
+            [*apart, folder, str(ROOT), str(Path(__file__).resolve()), document],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     try:
         return Outcome(**json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, ValueError, TypeError):
-        return Outcome(failed=[f"{document}: the machine for its commands did not come up"])
+        return Outcome(failed=[f"{document}: the machine did not come up: {done.stderr[-2000:].strip()}"])
 
 
 def main() -> int:
     """Check or run; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["check", "run", "inside"])
-    parser.add_argument("documents", nargs="*", metavar="DOCUMENT")
+    parser.add_argument("documents", nargs="*", metavar="DOCUMENT", default=DOCUMENTS)
     asked = parser.parse_args()
-    documents = asked.documents or DOCUMENTS
     if asked.what == "inside":
-        print(json.dumps(asdict(run_here(documents[0]))))
+        print(json.dumps(asdict(run_here(asked.documents[0]))))
         return 0
     failed = 0
-    for document in documents:
+    for document in asked.documents:
         if asked.what == "check":
-            wrong = [f"{printed.where}\n    {why}" for printed in commands(document) if (why := check(printed))]
+            wrong = [f"{each.where}\n    {why}" for each in commands(document) if (why := check(each))]
             outcome = Outcome(failed=wrong)
-        elif any(printed.place == "block" or _complete(printed) for printed in commands(document)):
+        elif any(map(runs, commands(document))):
             outcome = run_apart(document)
-            print(
-                f"{document}: {outcome.ran} ran, {len(outcome.left)} not run, {len(outcome.failed)} failed", flush=True
-            )
-            for line in outcome.left:
-                print(f"  not run: {line}")
+            print(f"{document}: {outcome.ran} ran, {len(outcome.left)} not, {len(outcome.failed)} failed", flush=True)
         else:
             continue
         failed += len(outcome.failed)
-        for line in outcome.failed:
-            print(f"  FAILED {line}", flush=True)
+        for word, lines in (("not run", outcome.left), ("FAILED", outcome.failed)):
+            for line in lines:
+                print(f"  {word} {line}", flush=True)
     return min(failed, 1)
 
 

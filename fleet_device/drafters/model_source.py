@@ -15,80 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
-
 from fleet_device.drafters.contract import ModelNotFound
-from fleet_runtime.hub import hub_access, hub_name
 
-__all__ = ["Hub", "HuggingFace", "LocatedModel", "locate_model"]
-
-
-class HuggingFace:
-    """The client of `model_source`, which turns each failure into a sentence."""
-
-    def files(self, repository: str) -> Sequence[str]:
-        """Return the names of a repository's files; while the hub cannot be reached, of those in the local cache."""
-        try:
-            with hub_access() as reachable:
-                return list(list_repo_files(repository)) if reachable else _cached_files(repository)
-        except Exception as error:
-            raise _sentence(repository, None, error) from error
-
-    def fetch(self, repository: str, file: str) -> Path:
-        """Return a file's path in the local cache, downloading it if need be."""
-        try:
-            with hub_access():
-                return Path(hf_hub_download(repository, file))
-        except Exception as error:
-            raise _sentence(repository, file, error) from error
-
-
-def _cached_files(repository: str) -> list[str]:
-    folder = Path(snapshot_download(repository, local_files_only=True))
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-
-
-def _sentence(repository: str, file: str | None, error: Exception) -> ModelNotFound:
-    match error:
-        case GatedRepoError():
-            text = (
-                f"The repository {repository} wants its terms accepted; do so in its page, then set the "
-                "environment variable HF_TOKEN."
-            )
-        case RepositoryNotFoundError():
-            text = f"There is no public repository {repository}; check the name, or set HF_TOKEN if it is private."
-        # Not in the cache, and no network to fetch it from: a kind of EntryNotFoundError, so it comes first.
-        case LocalEntryNotFoundError() | OfflineModeIsEnabled():
-            text = (
-                f"The model {repository} is not in the local cache, and {hub_name()} cannot be reached; "
-                "connect once, or copy the GGUF here and name its path."
-            )
-        case EntryNotFoundError():
-            text = f"The repository {repository} has no file {file}; look at its list of files."
-        case HFValidationError():
-            text = f"{repository!r} is no name of a repository; write owner/name:file.gguf."
-        case HfHubHTTPError():
-            text = f"The repository {repository} could not be read: {_first_line(error)}"
-        case _:
-            text = (
-                f"The model {repository} could not be fetched ({type(error).__name__}); "
-                "check the network and the disk, or copy the GGUF here and name its path."
-            )
-    return ModelNotFound(text)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0][:200]
-
+__all__ = ["Hub", "LocatedModel", "locate_model"]
 
 _PREPARED = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)(?::(?P<quantization>\w+))?")
 _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+):(?P<pattern>[^:]+)")
@@ -202,7 +131,7 @@ def _from_hub(repository: str, pattern: str, hub: Hub) -> LocatedModel:
 
 def _hugging_face() -> Hub:
     try:
-        from fleet_device.drafters.model_source import HuggingFace  # noqa: PLC0415 - an optional package
+        from fleet_device.drafters.hugging_face import HuggingFace  # noqa: PLC0415 - an optional package
     except ImportError:
         raise ModelNotFound(
             "Fetching a model from a Hugging Face repository needs huggingface_hub; install it with: "

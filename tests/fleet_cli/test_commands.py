@@ -1,6 +1,10 @@
 import importlib.abc
 import importlib.machinery
+import os
+import re
+import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +14,8 @@ import pytest
 from fleet_cli.commands import COMMANDS, program
 from fleet_cli.errors import ExitCode
 from fleet_cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Without(importlib.abc.MetaPathFinder):
@@ -82,3 +88,49 @@ def test_a_program_off_the_path_is_called_by_its_path(tmp_path: Path, monkeypatc
     assert program() == str(binaries / "fleet").lstrip("/")
     monkeypatch.setenv("PATH", str(binaries))
     assert program() == "fleet"
+
+
+PACKAGES = {"llama-cpp-python": "llama_cpp", "psycopg[binary]": "psycopg", "argon2-cffi": "argon2"}
+IMPORTED = """
+import importlib, sys
+from tests.fleet_cli.test_commands import Without
+sys.meta_path.insert(0, Without(*sys.argv[2:]))
+importlib.import_module(sys.argv[1])
+"""
+
+
+def packages_of(extra: str) -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found: set[str] = set()
+    for requirement in (*project["optional-dependencies"][extra], *project["dependencies"]):
+        if inner := re.fullmatch(r"dssd-fleet\[(.+)\]", requirement):
+            found |= set().union(*(packages_of(each) for each in inner[1].split(",")))
+        else:
+            name = re.split(r"[<>=; ]", requirement)[0]
+            found.add(PACKAGES.get(name, name.replace("-", "_")))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("extra", "module"),
+    [
+        ("device", "fleet_cli.device"),
+        ("device", "fleet_device.device"),
+        ("edge-llama", "fleet_cli.edge"),
+        ("edge-llama", "fleet_cli.demo.command"),
+        ("edge-remote", "fleet_cli.edge"),
+        ("admin", "fleet_cli.admin"),
+    ],
+)
+def test_an_extra_brings_what_its_commands_import(extra: str, module: str) -> None:
+    absent = packages_of("dev") | {"huggingface_hub"}
+    absent -= packages_of(extra)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED, module, *absent],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -6,9 +6,9 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-from fleet_device.drafters import model_source
+from fleet_device.drafters import hugging_face
 from fleet_device.drafters.contract import ModelNotFound
-from fleet_device.drafters.model_source import HuggingFace
+from fleet_device.drafters.hugging_face import HuggingFace
 
 
 def hub(kind: type[Exception], text: str) -> Exception:
@@ -34,8 +34,8 @@ def test_failures_of_a_repository_are_one_sentence_each(
         raise error
 
     monkeypatch.setattr("fleet_runtime.hub.is_reachable", lambda: True)
-    monkeypatch.setattr(model_source, "hf_hub_download", fail)
-    monkeypatch.setattr(model_source, "list_repo_files", fail)
+    monkeypatch.setattr(hugging_face, "hf_hub_download", fail)
+    monkeypatch.setattr(hugging_face, "list_repo_files", fail)
     for call in (lambda: HuggingFace().fetch("owner/name", "x.gguf"), lambda: HuggingFace().files("owner/name")):
         with pytest.raises(ModelNotFound) as caught:
             call()
