@@ -3,13 +3,16 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Self
 
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationInfo, field_validator, model_validator
 
 from fleet_link.link import Will
 from fleet_runtime.fields import setting
 
 __all__ = ["BrokerSettings", "LinkSettings", "TlsSettings"]
+
+TLS_PORT: Final = 8883
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ class BrokerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     host: str = setting("127.0.0.1", "Name or address of the broker, as its certificate has it.", min_length=1)
-    port: int = setting(1883, "TCP port of the broker.", ge=1, le=65535)
+    port: int = setting(1883, "TCP port of the broker; left out and with `ca`, 8883.", ge=1, le=65535)
     ca: Path | None = setting(None, "Certificates (PEM) of those who may vouch for the broker; turns TLS on.")
     certificate: Path | None = setting(None, "This program's own certificate (PEM); asks for `ca`.")
     key: Path | None = setting(None, "Private key (PEM) of the certificate; left out, it is in the certificate's file.")
@@ -125,6 +128,12 @@ class BrokerSettings(BaseModel):
         if key is not None and seen.data.get("certificate", key) is None:
             raise ValueError("a key without 'broker.certificate'; set it too")
         return key
+
+    @model_validator(mode="after")
+    def _usual_port(self) -> Self:
+        if self.ca is not None and "port" not in self.model_fields_set:
+            self.port = TLS_PORT
+        return self
 
     def link(self, fleet: str, name: str, *, will: Will | None) -> LinkSettings:
         """Return the link settings of the client `name` of `fleet`.

@@ -13,10 +13,12 @@ A comment before a block says what the block cannot, and renders as nothing:
 """
 
 import argparse
+import contextlib
 import importlib
 import io
 import json
 import os
+import pty
 import re
 import shlex
 import signal
@@ -189,8 +191,10 @@ def _harmless() -> Callable[..., Any]:
 
 
 def _disarm(app: typer.Typer) -> None:
-    for info in (*app.registered_commands, *([app.registered_callback] if app.registered_callback else [])):
+    for info in app.registered_commands:
         info.callback = _nothing_like(info.callback)
+    if app.registered_callback is not None:
+        app.registered_callback.callback = _nothing_like(app.registered_callback.callback)
     for group in app.registered_groups:
         if group.typer_instance is not None:
             _disarm(group.typer_instance)
@@ -232,8 +236,6 @@ _READY: Final = re.compile(r"is online at|of fleet \S+, draft model|http://")
 _READY_S: Final = 90.0
 _SETTLED_S: Final = 2.0  # for what serves and says nothing
 _LONGEST_S: Final = 180.0
-_TYPED: Final = "correct horse battery staple\n" * 2 + "/quit\n"
-"""What a person types where a command asks: a password, twice; and the end of a chat."""
 
 
 @dataclass
@@ -303,11 +305,12 @@ class Shell:
 
 
 def _finish(words: str) -> str:
-    terminal = ["/usr/bin/script", "-qec", words, "/dev/null"]
+    if words.startswith("fleet admin user add"):
+        return _finish_typing(words)
     try:
         done = subprocess.run(
-            terminal if words.startswith("fleet admin user add") else ["/bin/bash", "-c", words],
-            input=_TYPED,
+            ["/bin/bash", "-c", words],
+            input="/quit\n",
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -319,6 +322,24 @@ def _finish(words: str) -> str:
     except subprocess.TimeoutExpired:
         return f"it has not ended within {_LONGEST_S:.0f} s"
     return "" if done.returncode == 0 else f"exit code {done.returncode}: {done.stdout[-600:].strip()}"
+
+
+def _finish_typing(words: str) -> str:
+    """Run a command that asks for a password, on a terminal, and type one whenever it asks."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        ["/usr/bin/setsid", "--ctty", "/bin/bash", "-c", words], stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # the terminal is gone with the command
+        while part := os.read(ours, 1024):
+            said += part
+            if said.rstrip().endswith(b":"):
+                time.sleep(0.5)  # what is typed before the echo is off is thrown away
+                os.write(ours, b"correct horse battery staple\n")
+    os.close(ours)
+    return "" if process.wait() == 0 else f"exit code {process.returncode}: {said.decode(errors='replace')[-600:]}"
 
 
 def runs(printed: Printed) -> bool:
@@ -372,6 +393,7 @@ fleet broker init /root/site --fleet north --devices 1 --edge edge-1
 fleet broker issue dashboard --role monitor --ca /root/site/authority --out /root/site/identities
 for each in monitor dashboard; do cp /root/site/identities/$each.* .; done
 cp /root/site/authority/ca.pem .
+ln -s /root/site/authority /srv/fleet/ca
 printf 'listener 1883 127.0.0.1\nallow_anonymous true\n' > /etc/plain.conf
 cat > edge.toml <<END
 engine = "llama.cpp"
@@ -384,7 +406,7 @@ touch alerts.toml
 cp edge.toml device.toml /opt/fleet/current
 """
 _BROKER: Final = "mosquitto -c /root/site/mosquitto.conf"
-_EDGE: Final = ("mosquitto -c /etc/plain.conf", "fleet edge run --config edge.toml --edge edge-0")
+_EDGE: Final = ("mosquitto -c /etc/plain.conf", "fleet edge run --config edge.toml --edge edge-0 --spool /tmp/spool")
 _DEVICES: Final = "fleet device run --drafter prompt-lookup --device {name} --api-port {port}"
 _KNOWN: Final = r"""
 set -euo pipefail
@@ -394,7 +416,9 @@ fleet admin label gateway-7 --add hall_a
 (umask 077; echo "correct horse battery staple" > /tmp/password)
 fleet admin user add setup --role operator --password-file /tmp/password
 printf 'hold_s = 0\noffline_min = 0.001\n' > /tmp/alerts.toml
-timeout -s INT 5 fleet admin alerts --watch --config /tmp/alerts.toml || true
+until fleet admin alerts --all --json | grep -q '"id"'; do
+  timeout -s INT 5 fleet admin alerts --watch --config /tmp/alerts.toml || true
+done
 session=$(fleet admin sessions --json | grep -o '"session": "[^"]*' | head -1)
 alert=$(fleet admin alerts --all --json | grep -o '"id": "[^"]*' | head -1)
 key=$(fleet admin key add setup --account setup --role operator | grep -o 'fleet_[[:alnum:]_-]*')

@@ -195,7 +195,8 @@ def test_certificates_make_an_encrypted_link() -> None:
     link = BrokerSettings(**files).link("home", "d", will=None)
     assert (link.tls, link.client_id, link.username) == (TlsSettings(*files.values()), "d", None)
     link = BrokerSettings(ca=Path("ca.pem")).link("home", "d", will=None)
-    assert (link.tls, link.client_id) == (TlsSettings(Path("ca.pem")), "home:d")
+    assert (link.tls, link.client_id, link.port) == (TlsSettings(Path("ca.pem")), "home:d", 8883)
+    assert BrokerSettings(ca=Path("ca.pem"), port=1883).port == 1883
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,26 @@
+"""Every command that README and docs print is one that the command line takes, and does what it is printed for."""
+
+import os
+
+import pytest
+
+from scripts.printed_commands import DOCUMENTS, check, commands, run_apart, runs
+
+RUN = [document for document in DOCUMENTS if any(runs(each) and not each.reason for each in commands(document))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_command_line_takes_each_printed_command(document: str) -> None:
+    assert [f"{each.where}: {wrong}" for each in commands(document) if (wrong := check(each))] == []
+
+
+@pytest.mark.root
+@pytest.mark.broker
+@pytest.mark.models
+@pytest.mark.exhaustive
+@pytest.mark.timeout(900)
+@pytest.mark.xdist_group("printed commands")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces and mounts")
+@pytest.mark.parametrize("document", RUN)
+def test_each_printed_command_does_what_it_is_printed_for(document: str) -> None:
+    assert run_apart(document).failed == []
