@@ -26,13 +26,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, wraps
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import click
 import typer
 
 from benchmarks.__main__ import SUITES
@@ -181,33 +182,22 @@ def _check_fleet(words: list[str], *, whole: bool) -> str:
 
 
 @cache
-def _harmless() -> Callable[..., Any]:
+def _harmless() -> click.Command:
+    """Build the command line once, from command objects of its own, and have each command do nothing."""
     app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
     app.registered_callback = fleet.registered_callback
     for name, command in COMMANDS.items():
         app.add_typer(importlib.import_module(command.module).app, name=name)
-    _disarm(app)
-    return typer.main.get_command(app)
+    whole = typer.main.get_command(app)
+    _disarm(whole)
+    return whole
 
 
-def _disarm(app: typer.Typer) -> None:
-    for info in app.registered_commands:
-        info.callback = _nothing_like(info.callback)
-    if app.registered_callback is not None:
-        app.registered_callback.callback = _nothing_like(app.registered_callback.callback)
-    for group in app.registered_groups:
-        if group.typer_instance is not None:
-            _disarm(group.typer_instance)
-
-
-def _nothing_like(command: Callable[..., Any] | None) -> Callable[..., None]:
-    assert command is not None
-
-    @wraps(command)
-    def nothing(**_given: Any) -> None:  # noqa: ANN401 - whatever the command takes
-        return
-
-    return nothing
+def _disarm(command: click.Command) -> None:
+    # The Typer objects and their functions are those of the program, so only the built commands may change.
+    command.callback = lambda **_given: None
+    for each in getattr(command, "commands", {}).values():
+        _disarm(each)
 
 
 def _check_benchmark(words: list[str]) -> str:
