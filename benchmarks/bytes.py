@@ -25,6 +25,8 @@ from benchmarks.systems import CO_LOCATED, DEVICE_ALONE, DRAFT, HALF, FillingLin
 from dssd.downlink import Form
 from dssd.sampling import coupled_token
 from fleet_cli.prompts import built_in, some
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.client.agent import Agent
 from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.scripted import WordCodec
@@ -32,8 +34,6 @@ from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing, Plan
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import BrokerSettings
 from schemas.codec import encode_draft, encode_verdict
 from schemas.messages import Draft, Verdict
 from schemas.policy import Mode

@@ -36,12 +36,12 @@ from broker_config.processes.local import LocalBroker
 from broker_config.processes.runner import MosquittoProcess, find_mosquitto
 from broker_config.rendering.version import installed_version
 from fleet_cli.broker.init import make_local_broker
+from fleet_common.mqtt.errors import LinkError
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.client.agent import Agent
 from fleet_device.drafters.contract import Drafter
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
-from fleet_link.errors import LinkError
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import BrokerSettings
 from schemas.errors import FleetError
 from schemas.version import VERSION
 from tests.support.edge_process import edge_process

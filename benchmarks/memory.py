@@ -24,10 +24,10 @@ from scipy.stats import theilslopes
 
 from benchmarks.harness import Bench, Goal, Report, at_most, connected, free_address, number_of, table
 from benchmarks.processes import BenchError
+from fleet_common.events import Event, wait_for_event
 from fleet_device.client.agent import Agent
 from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.gguf import GgufModel
-from fleet_runtime.events import Event, wait_for_event
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.replay_drafter import ReplayDrafter
 

@@ -20,6 +20,9 @@ from unittest.mock import patch
 
 from benchmarks.harness import Bench
 from benchmarks.processes import Program
+from fleet_common.events import Event, EventStream
+from fleet_common.memory import use_one_heap
+from fleet_common.mqtt.settings import BrokerSettings
 from fleet_edge import openmp  # noqa: F401 - before torch
 from fleet_edge.edge import Edge
 from fleet_edge.settings import EdgeSettings
@@ -27,9 +30,6 @@ from fleet_edge.store.writer import Writer
 from fleet_edge.verifiers.contract import Item, Logits, Verifier
 from fleet_edge.verifiers.registry import load_verifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_link.settings import BrokerSettings
-from fleet_runtime.events import Event, EventStream
-from fleet_runtime.memory import use_one_heap
 from tests.support.edge_thread import NO_QUOTAS, NoLog
 from tests.support.scripted_language import CONTEXT, LANGUAGE
 
@@ -189,7 +189,7 @@ def part_of(functions: Iterator[tuple[str, str]], thread: str) -> str:
                 return "decode"
             if function.startswith("encode_"):
                 return "encode"
-        elif module.startswith(("fleet_link", "paho")):
+        elif module.startswith(("fleet_common.mqtt", "paho")):
             return "link" if thread.startswith(_LINK_THREAD) else "publish"
         else:
             for prefix, part in PARTS:

@@ -7,9 +7,9 @@ from typing import Any, Final
 
 from benchmarks.harness import streaming
 from dssd.downlink import Form
+from fleet_common.mqtt.paho_link import PahoLink
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
-from fleet_link.paho_link import PahoLink
 from schemas.policy import Mode
 from schemas.topics import Topic
 

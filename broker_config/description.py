@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from broker_config.broker import Broker, HeadOffice, Tls
 from broker_config.errors import BrokerFilesError
-from fleet_runtime.validation import field_at, plain_sentence
+from fleet_common.validation import field_at, plain_sentence
 
 __all__ = ["read_description", "render_description"]
 

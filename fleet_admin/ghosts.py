@@ -6,9 +6,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
+from fleet_common.identity.index import CertificateState, CertificateStatus, Entry, certificate_statuses
+from fleet_common.identity.roles import IdentityRole
 from fleet_edge.session_log import SessionLog
-from fleet_identity.index import CertificateState, CertificateStatus, Entry, certificate_statuses
-from fleet_identity.roles import IdentityRole
 
 __all__ = ["Ghost", "GhostKind", "Sighted", "find_ghosts", "sighted_in"]
 

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from fleet_link.settings import BrokerSettings
-from fleet_runtime.fields import Settings, setting
+from fleet_common.fields import Settings, setting
+from fleet_common.mqtt.settings import BrokerSettings
 from schemas.names import Name
 
 __all__ = ["AdminSettings"]

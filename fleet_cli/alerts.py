@@ -24,7 +24,7 @@ def alerts_of(config: Path | None, db: str) -> "RunningAlerts | None":
     from fleet_admin.alerts.alerts import Alerts
     from fleet_admin.alerts.evaluator import RunningAlerts
     from fleet_admin.alerts.settings import AlertSettings
-    from fleet_runtime.settings import load_settings
+    from fleet_common.settings import load_settings
 
     settings = load_settings(AlertSettings, config=config.expanduser(), flags={})
     return RunningAlerts(Alerts(db, later=True), settings)

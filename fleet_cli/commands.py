@@ -49,9 +49,7 @@ _OURS: Final = frozenset(
         "fleet_cli",
         "fleet_device",
         "fleet_edge",
-        "fleet_identity",
-        "fleet_link",
-        "fleet_runtime",
+        "fleet_common",
         "schemas",
     }
 )

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives import hashes
 
 from fleet_cli.errors import CommandError
 from fleet_cli.tables import print_json
-from fleet_identity.authority import utc_now
-from fleet_identity.enrolment import Enrolment
+from fleet_common.identity.authority import utc_now
+from fleet_common.identity.enrolment import Enrolment
 
 __all__ = ["register"]
 

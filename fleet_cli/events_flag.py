@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fleet_runtime.events import EventStream
+from fleet_common.events import EventStream
 
 __all__ = ["with_events"]
 

@@ -9,7 +9,7 @@ import typer
 
 from fleet_cli.commands import add_commands, not_installed
 from fleet_cli.errors import ExitCode
-from fleet_runtime.terminal import printable
+from fleet_common.terminal import printable
 from schemas.errors import FleetError
 from schemas.version import VERSION
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from fleet_runtime.fields import SettingField, Settings, fields_of
-from fleet_runtime.settings import load_settings
+from fleet_common.fields import SettingField, Settings, fields_of
+from fleet_common.settings import load_settings
 
 __all__ = ["with_settings"]
 

@@ -6,9 +6,11 @@ needs neither llama.cpp nor a web server.
 
 from typing import TYPE_CHECKING
 
-from fleet_runtime.lazy import lazy_names
+from fleet_common.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from fleet_common.mqtt.errors import ConnectFailed
+    from fleet_common.settings import SettingsError
     from fleet_device.device import Device
     from fleet_device.drafters.contract import DrafterError
     from fleet_device.errors import (
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from fleet_device.texts.generate import GeneratedText
     from fleet_device.texts.prompt import Prompt, TextOptions
     from fleet_device.texts.stream import TextStream
-    from fleet_link.errors import ConnectFailed
-    from fleet_runtime.settings import SettingsError
     from schemas.errors import FleetError
     from schemas.grammar import Grammar
 
@@ -65,7 +65,7 @@ if not TYPE_CHECKING:
         {
             "ChatError": "fleet_device.texts.chat",
             "ChatMessage": "fleet_device.texts.chat",
-            "ConnectFailed": "fleet_link.errors",
+            "ConnectFailed": "fleet_common.mqtt.errors",
             "Device": "fleet_device.device",
             "DeviceClosed": "fleet_device.errors",
             "DeviceError": "fleet_device.errors",
@@ -81,7 +81,7 @@ if not TYPE_CHECKING:
             "ProtocolViolation": "fleet_device.errors",
             "SessionFailed": "fleet_device.errors",
             "SessionRefused": "fleet_device.errors",
-            "SettingsError": "fleet_runtime.settings",
+            "SettingsError": "fleet_common.settings",
             "TextCancelled": "fleet_device.errors",
             "TextOptions": "fleet_device.texts.prompt",
             "TextStream": "fleet_device.texts.stream",

@@ -18,6 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
+from fleet_common.mqtt.link import Link
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings
+from fleet_common.settings import load_settings
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.registry import load_drafter
 from fleet_device.errors import DeviceClosed, InvalidRequest, SessionRefused
@@ -29,10 +33,6 @@ from fleet_device.texts.generate import GeneratedText
 from fleet_device.texts.prompt import Prompt, TextOptions, prepare_request
 from fleet_device.texts.queue import TextQueue
 from fleet_device.texts.stream import TextStream
-from fleet_link.link import Link
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings
-from fleet_runtime.settings import load_settings
 from schemas.grammar import Grammar
 from schemas.policy import Mode
 

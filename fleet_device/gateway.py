@@ -10,6 +10,7 @@ from datetime import datetime
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final
 
+from fleet_common.mqtt.errors import LinkFault
 from fleet_device.api.status.journal import Journal
 from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.contract import TextCodec
@@ -21,7 +22,6 @@ from fleet_device.steering.remote_settings import RemoteSettings
 from fleet_device.steering.steering import Steering
 from fleet_device.texts.generate import GeneratedText
 from fleet_device.texts.queue import Listener, TextQueue, Ticket
-from fleet_link.errors import LinkFault
 from schemas.grammar import Grammar
 from schemas.version import VERSION
 

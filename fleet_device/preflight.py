@@ -4,11 +4,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from fleet_common.preflight import check_all
 from fleet_device.drafters.model_source import locate_model
 from fleet_device.errors import ConfigurationError
 from fleet_device.offline import OfflinePolicy
 from fleet_device.settings import MODEL_DRAFTER, DeviceSettings
-from fleet_runtime.preflight import check_all
 
 __all__ = ["preflight"]
 

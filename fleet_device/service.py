@@ -8,6 +8,12 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Self
 
+from fleet_common.memory import give_back_free_memory
+from fleet_common.mqtt.errors import ConnectFailed, LinkError, LinkFault
+from fleet_common.mqtt.link import Link, Outcome, OutcomeHandler, Will
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings
+from fleet_common.mqtt.tls.certificate import certificate_end
 from fleet_device.client.agent import Agent
 from fleet_device.client.inbox import EdgePresences, Inbox
 from fleet_device.client.reports import UnverifiedReports
@@ -20,12 +26,6 @@ from fleet_device.pacing.session_pacing import make_pacing
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.conversation import ConversationCodec
 from fleet_device.texts.generate import GeneratedText, generate_text
-from fleet_link.errors import ConnectFailed, LinkError, LinkFault
-from fleet_link.link import Link, Outcome, OutcomeHandler, Will
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings
-from fleet_link.tls.certificate import certificate_end
-from fleet_runtime.memory import give_back_free_memory
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.topics import Topic, build
 from schemas.version import VERSION

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_validator
 
+from fleet_common.fields import Settings, setting
+from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.offline import INTERRUPTION_S, OfflinePolicy, Outages
-from fleet_link.settings import BrokerSettings
-from fleet_runtime.fields import Settings, setting
 from schemas.bounds import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVICE
 from schemas.codec import MAX_DRAFT_BYTES
 from schemas.names import Name

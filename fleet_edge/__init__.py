@@ -6,9 +6,11 @@ needs neither torch nor SQLAlchemy, and reading the session log needs no torch.
 
 from typing import TYPE_CHECKING
 
-from fleet_runtime.lazy import lazy_names
+from fleet_common.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from fleet_common.mqtt.errors import ConnectFailed
+    from fleet_common.settings import SettingsError
     from fleet_edge.edge import Edge
     from fleet_edge.errors import EdgeError
     from fleet_edge.session_log import SessionLog
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
         UsageView,
     )
     from fleet_edge.verifiers.contract import VerifierError
-    from fleet_link.errors import ConnectFailed
-    from fleet_runtime.settings import SettingsError
     from schemas.errors import FleetError
 
 __all__ = [
@@ -58,7 +58,7 @@ if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "ConnectFailed": "fleet_link.errors",
+            "ConnectFailed": "fleet_common.mqtt.errors",
             "DeviceView": "fleet_edge.store.views",
             "Edge": "fleet_edge.edge",
             "EdgeError": "fleet_edge.errors",
@@ -73,7 +73,7 @@ if not TYPE_CHECKING:
             "SegmentView": "fleet_edge.store.views",
             "SessionLog": "fleet_edge.session_log",
             "SessionView": "fleet_edge.store.views",
-            "SettingsError": "fleet_runtime.settings",
+            "SettingsError": "fleet_common.settings",
             "StoreError": "fleet_edge.store.errors",
             "StoreUnavailable": "fleet_edge.store.errors",
             "Tally": "fleet_edge.store.views",

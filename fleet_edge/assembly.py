@@ -4,6 +4,9 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
+from fleet_common.grammar.banned import BannedGrammars
+from fleet_common.grammar.compiler import GrammarCompiler
+from fleet_common.mqtt.link import Link
 from fleet_edge.answers.answers import Answers
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import Recorder, Sink
@@ -26,9 +29,6 @@ from fleet_edge.sessions.table import SessionTable
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import KnowsTokens, ReadsText, Verifier
 from fleet_edge.watch.certificates import CertificateWatch
-from fleet_link.link import Link
-from fleet_runtime.grammar.banned import BannedGrammars
-from fleet_runtime.grammar.compiler import GrammarCompiler
 
 __all__ = ["assemble"]
 

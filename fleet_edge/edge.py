@@ -17,13 +17,13 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
+from fleet_common.mqtt.link import Link
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings
+from fleet_common.settings import load_settings
 from fleet_edge.errors import EdgeError
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.registry import load_verifier
-from fleet_link.link import Link
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings
-from fleet_runtime.settings import load_settings
 
 if TYPE_CHECKING:
     from fleet_edge.service import EdgeService

@@ -11,6 +11,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
+from fleet_common.memory import give_back_free_memory
 from fleet_edge.store import housekeeping
 from fleet_edge.store.database import SessionStore
 from fleet_edge.store.errors import StoreError
@@ -21,7 +22,6 @@ from fleet_edge.store.retention import RETENTION, Retention
 from fleet_edge.store.rollups.grains import Grain, floor
 from fleet_edge.store.rollups.rolling import Enough, roll_up
 from fleet_edge.store.states import SILENT_AFTER
-from fleet_runtime.memory import give_back_free_memory
 
 __all__ = ["JobSettings", "Jobs"]
 

@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from fleet_common.metrics.exposition import exposition
+from fleet_common.metrics.family import Family
+from fleet_common.metrics.server import Health, Pages
+from fleet_common.mqtt.link import Link
 from fleet_edge.batching.scheduler import KvMemory
 from fleet_edge.metrics import catalogue as named
 from fleet_edge.metrics.figures import Figures
 from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.store.states import MachineState
 from fleet_edge.store.writer import Writer
-from fleet_link.link import Link
-from fleet_runtime.metrics.exposition import exposition
-from fleet_runtime.metrics.family import Family
-from fleet_runtime.metrics.server import Health, Pages
 from schemas.version import VERSION
 
 __all__ = ["EdgeObserver", "Look"]

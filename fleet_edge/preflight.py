@@ -4,18 +4,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from fleet_common.errors import SettingsError
+from fleet_common.mqtt.errors import ConnectFailed
+from fleet_common.mqtt.link import Link
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings
+from fleet_common.preflight import check_all
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.backup import check_backups
 from fleet_edge.store.errors import SpoolInUse
 from fleet_edge.store.reopening import check_database
 from fleet_edge.store.spool import Spool
 from fleet_edge.verifiers.registry import check_verifier
-from fleet_link.errors import ConnectFailed
-from fleet_link.link import Link
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings
-from fleet_runtime.errors import SettingsError
-from fleet_runtime.preflight import check_all
 
 __all__ = ["preflight"]
 

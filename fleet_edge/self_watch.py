@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+from fleet_common.metrics.family import Histogram
 from fleet_edge.answers.recorder import Recorder
 from fleet_edge.metrics.figures import Figures
 from fleet_edge.observer import EdgeObserver, Look
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.records.sightings import EdgeLoad
-from fleet_runtime.metrics.family import Histogram
 
 __all__ = ["SelfWatch"]
 

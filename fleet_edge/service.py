@@ -11,6 +11,13 @@ from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from fleet_common.metrics.exposition import require_library
+from fleet_common.metrics.server import MetricsServer
+from fleet_common.mqtt.errors import LinkError, PublishRejected
+from fleet_common.mqtt.link import Link, Outcome, Will
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings
+from fleet_common.mqtt.tls.certificate import certificate_end
 from fleet_edge.assembly import assemble
 from fleet_edge.drain import hand_over
 from fleet_edge.guard.kept import KeptStandings
@@ -34,13 +41,6 @@ from fleet_edge.store.writer import Writer
 from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.watch.availability import Availability
 from fleet_edge.watch.life_events import LifeEvents
-from fleet_link.errors import LinkError, PublishRejected
-from fleet_link.link import Link, Outcome, Will
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings
-from fleet_link.tls.certificate import certificate_end
-from fleet_runtime.metrics.exposition import require_library
-from fleet_runtime.metrics.server import MetricsServer
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.topics import Topic, build
 from schemas.version import VERSION

@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from fleet_common.times import read_duration, read_time
 from fleet_edge.store import edge_queries, event_queries, export, fences, queries, rollouts, texts, totals
 from fleet_edge.store.database import open_existing, open_for_reading
 from fleet_edge.store.errors import InvalidQuery, NotFound, StoreUnavailable
@@ -45,7 +46,6 @@ from fleet_edge.store.views import (
     Tally,
     UsageView,
 )
-from fleet_runtime.times import read_duration, read_time
 from schemas.errors import InvalidName
 from schemas.names import check_name
 from schemas.policy import Mode

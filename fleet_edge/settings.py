@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from dssd.downlink import Form
+from fleet_common.fields import Settings, setting
+from fleet_common.metrics.settings import MetricsSettings
+from fleet_common.mqtt.settings import BrokerSettings
 from fleet_edge.guard.quotas import QuotaSettings
 from fleet_edge.guard.strikes import FenceSettings
 from fleet_edge.store.retention import RETENTION
 from fleet_edge.store.token_kinds import StoreText
-from fleet_link.settings import BrokerSettings
-from fleet_runtime.fields import Settings, setting
-from fleet_runtime.metrics.settings import MetricsSettings
 from schemas.bounds import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVICE
 from schemas.names import Name
 

@@ -33,7 +33,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import click
 import typer
 
 from benchmarks.__main__ import SUITES
@@ -182,7 +181,7 @@ def _check_fleet(words: list[str], *, whole: bool) -> str:
 
 
 @cache
-def _harmless() -> click.Command:
+def _harmless() -> Any:
     """Build the command line once, from command objects of its own, and have each command do nothing."""
     app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
     app.registered_callback = fleet.registered_callback
@@ -193,7 +192,7 @@ def _harmless() -> click.Command:
     return whole
 
 
-def _disarm(command: click.Command) -> None:
+def _disarm(command: Any) -> None:
     # The Typer objects and their functions are those of the program, so only the built commands may change.
     command.callback = lambda **_given: None
     for each in getattr(command, "commands", {}).values():

@@ -13,8 +13,8 @@ from typing import Any, Final
 from benchmarks.harness import Bench, Report, at_most, number_of, table
 from fleet_admin.settings import AdminSettings
 from fleet_admin.steering import Actor, CommandResult, Selection, SetResult, Steering
+from fleet_common.mqtt.settings import BrokerSettings
 from fleet_edge.store.database import open_store
-from fleet_link.settings import BrokerSettings
 from tests.support.steered_devices import steered_devices
 
 __all__ = ["add_options", "run"]

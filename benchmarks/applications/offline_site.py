@@ -14,12 +14,12 @@ from benchmarks.processes import BenchError
 from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
 from dssd.distribution import Dist
+from fleet_common.events import Event, read_events
 from fleet_device.api.server import listen
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.gateway import Gateway
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
-from fleet_runtime.events import Event, read_events
 from schemas.policy import SamplingPolicy
 from tests.support.relay import Relay
 from tests.support.scripted_language import draft_language

@@ -15,9 +15,9 @@ from typing import Any, Final
 from benchmarks.applications.reports import QUESTIONS, report_prompt
 from benchmarks.harness import Bench, Report, at_least, number_of, say, table
 from benchmarks.processes import BenchError
+from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.device import Device
 from fleet_device.settings import AUTO, DRAFTERS, DeviceSettings
-from fleet_link.settings import BrokerSettings
 from schemas.policy import Mode
 
 __all__ = ["add_options", "ratio", "run"]

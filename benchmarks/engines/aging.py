@@ -20,12 +20,12 @@ from typing import Any, Final
 from benchmarks.harness import Bench, Report, at_least, number_of, say, table
 from benchmarks.hostile.payloads import close_of, open_of
 from benchmarks.processes import BenchError
+from fleet_common.mqtt.link import Message
 from fleet_edge.assembly import assemble
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.records.record import Record
 from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_link.link import Message
 from schemas.codec import decode_reply, decode_verdict, encode_draft
 from schemas.digest import EMPTY
 from schemas.messages import Closed, Draft, Opened

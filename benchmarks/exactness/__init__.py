@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from fleet_runtime.lazy import lazy_names
+from fleet_common.lazy import lazy_names
 
 if TYPE_CHECKING:
     from benchmarks.exactness.cases import CASES, FAULTS, Case

@@ -21,8 +21,8 @@ from benchmarks.faults.writer import Task
 from benchmarks.processes import BenchError, Program
 from broker_config.processes.local import LocalBroker
 from fleet_cli.broker.init import AUTHORITY, make_local_broker
-from fleet_identity.authority import Authority
-from fleet_identity.files import write_atomically
+from fleet_common.identity.authority import Authority
+from fleet_common.identity.files import write_atomically
 from tests.support.offset_clock import VARIABLE, OffsetClock
 from tests.support.relay import Relay
 

@@ -23,9 +23,9 @@ import psutil
 
 from benchmarks.harness import Bench, Report, at_most, cpu_s, number_of, table, tls_broker
 from broker_config.processes.local import LocalBroker
-from fleet_link.lifecycle import Backoff
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings, TlsSettings
+from fleet_common.mqtt.lifecycle import Backoff
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings, TlsSettings
 
 __all__ = ["Recovery", "add_options", "run", "simulate"]
 

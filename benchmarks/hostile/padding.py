@@ -18,6 +18,8 @@ import numpy as np
 
 from benchmarks.harness import Bench, Report, link_to, number_of, table
 from fleet_cli.demo.prompts import PROMPTS
+from fleet_common.mqtt.link import Handler, Message
+from fleet_common.mqtt.paho_link import PahoLink
 from fleet_device.client.agent import Agent
 from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.contract import Drafter
@@ -25,8 +27,6 @@ from fleet_device.drafters.llama_cpp import LlamaCppDrafter, LlamaCppSettings
 from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from fleet_device.texts.chat import ChatMessage, encode_chat
-from fleet_link.link import Handler, Message
-from fleet_link.paho_link import PahoLink
 from schemas.codec import decode_draft, decode_verdict, encode_draft, pad
 from schemas.messages import Draft, Verdict
 from schemas.policy import Mode, SamplingPolicy

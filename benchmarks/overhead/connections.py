@@ -16,9 +16,9 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.harness import Bench, Report, at_most, number_of, table, tls_broker
-from fleet_link.link import Message
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings, TlsSettings
+from fleet_common.mqtt.link import Message
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings, TlsSettings
 from schemas.codec import encode_draft, encode_verdict
 from schemas.messages import Draft, Verdict
 from schemas.topics import Topic, build, wildcard

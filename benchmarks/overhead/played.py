@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import cbor2
 
+from fleet_common.mqtt.link import Message
 from fleet_device.client.agent import Agent
 from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_link.link import Message
 from schemas.codec import decode_close, decode_open, decode_verdict, encode_close, encode_open
 from schemas.policy import Mode, SamplingPolicy
 from schemas.topics import Topic, wildcard

@@ -24,9 +24,9 @@ from benchmarks.overhead.player import Connection, Echoed, Played, Player, Tally
 from benchmarks.processes import Program
 from benchmarks.recordings import record_laws
 from fleet_cli.prompts import built_in, some
+from fleet_common.events import Event
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.pacing.contract import FixedPacing
-from fleet_runtime.events import Event
 from schemas.policy import Mode
 
 __all__ = ["add_options", "run"]

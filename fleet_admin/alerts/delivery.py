@@ -18,10 +18,10 @@ from typing import Final
 
 from fleet_admin.alerts.errors import DeliveryFailed
 from fleet_admin.alerts.settings import AlertSettings, check_url
-from fleet_link.errors import LinkError
-from fleet_link.link import Link, publish_confirmed
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings
+from fleet_common.mqtt.errors import LinkError
+from fleet_common.mqtt.link import Link, publish_confirmed
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings
 from schemas.control import Alert, encode_json
 from schemas.topics import Topic, build
 

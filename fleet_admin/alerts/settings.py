@@ -7,8 +7,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, field_validator
 
-from fleet_link.settings import BrokerSettings
-from fleet_runtime.fields import Settings, setting
+from fleet_common.fields import Settings, setting
+from fleet_common.mqtt.settings import BrokerSettings
 from schemas.names import Name
 
 __all__ = ["AlertSettings", "check_url"]

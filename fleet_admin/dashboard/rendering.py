@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from fleet_admin.columns import moment, shown
 from fleet_admin.dashboard.web.assets import asset_url
-from fleet_runtime.terminal import printable
+from fleet_common.terminal import printable
 
 __all__ = ["render"]
 

@@ -8,7 +8,7 @@ from fleet_admin.dashboard.app import create_app
 from fleet_admin.dashboard.errors import DashboardError
 from fleet_admin.dashboard.services import Services, open_services
 from fleet_admin.dashboard.settings import DashboardSettings, listen_address
-from fleet_runtime.http_server import HttpServer
+from fleet_common.http_server import HttpServer
 
 __all__ = ["DashboardServer"]
 

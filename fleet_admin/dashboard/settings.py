@@ -8,7 +8,7 @@ from pydantic import ValidationInfo, field_validator
 
 from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.settings import AdminSettings
-from fleet_runtime.fields import setting
+from fleet_common.fields import setting
 from schemas.names import Name
 
 __all__ = ["DashboardSettings", "Network", "listen_address", "networks"]

@@ -35,12 +35,12 @@ from fleet_admin.steering.views import (
     SettingState,
 )
 from fleet_admin.steering.wire import SteeringWire
+from fleet_common.mqtt.link import Link
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.states import MachineState, device_state
 from fleet_edge.store.steering.audit import AuditEntry
-from fleet_link.link import Link
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings
 from schemas.control import Presence
 from schemas.steering import DesiredSettings, SettingValue
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 from fleet_admin.steering.errors import SteeringError
-from fleet_link.errors import LinkError
-from fleet_link.link import Link, Message, Outcome
+from fleet_common.mqtt.errors import LinkError
+from fleet_common.mqtt.link import Link, Message, Outcome
 from schemas.control import DeviceState, decode_json, encode_json
 from schemas.errors import CodecError, TopicError
 from schemas.steering import CommandRequest, CommandResponse, DesiredSettings, ReportedSettings

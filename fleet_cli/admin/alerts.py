@@ -87,7 +87,7 @@ def open_alerts(url: str, *, read_only: bool) -> "Alerts":
 def load_alert_settings(config: Path | None) -> "AlertSettings":
     """Return the settings of alerts, from a TOML file and the environment."""
     from fleet_admin.alerts.settings import AlertSettings
-    from fleet_runtime.settings import load_settings
+    from fleet_common.settings import load_settings
 
     return load_settings(AlertSettings, config=config, flags={})
 

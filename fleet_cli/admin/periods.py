@@ -7,7 +7,7 @@ from typing import Final
 
 from fleet_cli.errors import CommandError
 from fleet_cli.tables import cell
-from fleet_runtime.times import read_time
+from fleet_common.times import read_time
 
 __all__ = ["Period", "equal_parts", "read_period"]
 

@@ -25,9 +25,9 @@ from fleet_cli.broker.probe import Prober, topics_to_try
 from fleet_cli.broker.trial_session import Trial, begin_trial, connect_all
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.tables import cell, print_json
-from fleet_link.errors import LinkError
-from fleet_link.link import Message
-from fleet_link.paho_link import PahoLink
+from fleet_common.mqtt.errors import LinkError
+from fleet_common.mqtt.link import Message
+from fleet_common.mqtt.paho_link import PahoLink
 from schemas.topics import Topic, build, wildcard
 
 __all__ = ["check_directory", "register"]

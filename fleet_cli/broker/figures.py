@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from fleet_link.link import Link, Message
-from fleet_runtime.metrics.exposition import exposition
-from fleet_runtime.metrics.family import PREFIX, Family, Kind, Metric
-from fleet_runtime.metrics.server import Health, Pages
+from fleet_common.metrics.exposition import exposition
+from fleet_common.metrics.family import PREFIX, Family, Kind, Metric
+from fleet_common.metrics.server import Health, Pages
+from fleet_common.mqtt.link import Link, Message
 
 __all__ = ["BROKER_CATALOGUE", "BrokerFigures"]
 

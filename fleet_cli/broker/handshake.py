@@ -11,7 +11,7 @@ import struct
 import warnings
 from typing import Final
 
-from fleet_link.settings import TlsSettings
+from fleet_common.mqtt.settings import TlsSettings
 
 __all__ = ["refusal", "refuses_old_tls"]
 

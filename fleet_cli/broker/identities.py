@@ -24,12 +24,12 @@ from fleet_cli.broker.identity_options import (
 from fleet_cli.broker.identity_reports import show_issued, show_revoked, show_signed, show_standings
 from fleet_cli.errors import CommandError
 from fleet_cli.tables import print_json
-from fleet_identity.authority import create_authority, issue
-from fleet_identity.certificates import load_request
-from fleet_identity.enforcement import BrokerAccess, enforce_revocation
-from fleet_identity.files import PUBLIC, make_folder, write_atomically
-from fleet_identity.index import certificate_statuses
-from fleet_identity.roles import IdentityRole
+from fleet_common.identity.authority import create_authority, issue
+from fleet_common.identity.certificates import load_request
+from fleet_common.identity.enforcement import BrokerAccess, enforce_revocation
+from fleet_common.identity.files import PUBLIC, make_folder, write_atomically
+from fleet_common.identity.index import certificate_statuses
+from fleet_common.identity.roles import IdentityRole
 from schemas.errors import FleetError
 
 __all__ = ["register"]

@@ -10,11 +10,11 @@ import typer
 from pydantic import ValidationError
 
 from fleet_cli.errors import CommandError
-from fleet_identity.authority import Authority
-from fleet_identity.enforcement import BrokerAccess
-from fleet_identity.errors import IdentityError
-from fleet_identity.files import read_bounded
-from fleet_runtime.validation import field_at, plain_sentence
+from fleet_common.identity.authority import Authority
+from fleet_common.identity.enforcement import BrokerAccess
+from fleet_common.identity.errors import IdentityError
+from fleet_common.identity.files import read_bounded
+from fleet_common.validation import field_at, plain_sentence
 
 __all__ = ["AsJson", "CaFolder", "Crl", "Host", "PassphraseFile", "PidFile", "Port", "Unit", "broker_access"]
 __all__ += ["new_passphrase", "open_authority", "operator"]

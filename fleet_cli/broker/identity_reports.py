@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Final
 
 from fleet_cli.tables import Column, print_json, print_table
-from fleet_identity.authority import Issued
-from fleet_identity.certificates import Revocation
-from fleet_identity.enforcement import RevocationProof
-from fleet_identity.index import CertificateStatus, Entry
+from fleet_common.identity.authority import Issued
+from fleet_common.identity.certificates import Revocation
+from fleet_common.identity.enforcement import RevocationProof
+from fleet_common.identity.index import CertificateStatus, Entry
 
 __all__ = ["show_issued", "show_revoked", "show_signed", "show_standings"]
 

@@ -24,11 +24,11 @@ from broker_config.rendering.systemd import DROP_IN_FILE, SPARE_DESCRIPTORS
 from broker_config.rendering.version import installed_version
 from fleet_cli.commands import program
 from fleet_cli.errors import CommandError
-from fleet_identity.authority import Authority, create_authority
-from fleet_identity.certificates import make_request, new_key, save_key
-from fleet_identity.enforcement import BrokerAccess
-from fleet_identity.files import PUBLIC, make_folder, write_atomically
-from fleet_identity.roles import IdentityRole, check_identity_name, probe_name
+from fleet_common.identity.authority import Authority, create_authority
+from fleet_common.identity.certificates import make_request, new_key, save_key
+from fleet_common.identity.enforcement import BrokerAccess
+from fleet_common.identity.files import PUBLIC, make_folder, write_atomically
+from fleet_common.identity.roles import IdentityRole, check_identity_name, probe_name
 
 __all__ = ["make_local_broker", "register"]
 

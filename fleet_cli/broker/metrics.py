@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from fleet_cli.broker.figures import BrokerFigures
 from fleet_cli.broker.watch import broker_settings
 from fleet_cli.errors import CommandError
-from fleet_link.paho_link import PahoLink
-from fleet_runtime.metrics.exposition import require_library
-from fleet_runtime.metrics.server import MetricsServer
-from fleet_runtime.metrics.settings import MetricsSettings
+from fleet_common.metrics.exposition import require_library
+from fleet_common.metrics.server import MetricsServer
+from fleet_common.metrics.settings import MetricsSettings
+from fleet_common.mqtt.paho_link import PahoLink
 
 __all__ = ["register"]
 

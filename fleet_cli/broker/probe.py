@@ -12,8 +12,8 @@ from typing import Final
 
 from broker_config.broker import Broker
 from broker_config.matrix import may_publish, may_receive
-from fleet_link.errors import PublishRejected
-from fleet_link.link import Link, Message, publish_confirmed
+from fleet_common.mqtt.errors import PublishRejected
+from fleet_common.mqtt.link import Link, Message, publish_confirmed
 from schemas.topics import ROOT, TREE, Rule, build
 
 __all__ = ["Deviation", "Form", "Prober", "topics_to_try"]

@@ -12,8 +12,8 @@ from broker_config.processes.local import IdentityFiles
 from broker_config.processes.trial import INSPECTOR, TrialBroker, TrialFiles
 from fleet_cli.broker.handshake import refusal
 from fleet_cli.broker.trial_identities import TrialAuthority
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings, TlsSettings
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings, TlsSettings
 
 __all__ = ["PATIENCE_S", "Trial", "begin_trial", "connect_all"]
 

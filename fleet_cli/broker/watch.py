@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from fleet_cli.broker.limits import SYS_TOPICS, LimitReached, LimitWatch
 from fleet_cli.errors import CommandError, ExitCode
-from fleet_link.link import Link, Message
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import BrokerSettings
-from fleet_runtime.validation import field_at, plain_sentence
+from fleet_common.mqtt.link import Link, Message
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import BrokerSettings
+from fleet_common.validation import field_at, plain_sentence
 
 __all__ = ["broker_settings", "register", "watch"]
 

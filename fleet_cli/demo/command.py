@@ -22,8 +22,8 @@ from fleet_cli.demo.report import Report, device_row
 from fleet_cli.demo.watch import Watch
 from fleet_cli.errors import CommandError
 from fleet_cli.models.folder import ModelsDir
-from fleet_runtime.events import Event
-from fleet_runtime.terminal import json_text, printable
+from fleet_common.events import Event
+from fleet_common.terminal import json_text, printable
 from schemas.policy import Mode, random_seed
 
 __all__ = ["app"]

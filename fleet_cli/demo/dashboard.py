@@ -21,7 +21,7 @@ from fleet_cli.admin.actor import actor_of
 from fleet_cli.demo.brokers import Place
 from fleet_cli.demo.processes import Child
 from fleet_cli.errors import CommandError
-from fleet_runtime.events import Event
+from fleet_common.events import Event
 
 __all__ = ["run_dashboard"]
 

@@ -11,8 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fleet_runtime.events import Event
-from fleet_runtime.terminal import printable
+from fleet_common.events import Event
+from fleet_common.terminal import printable
 
 __all__ = ["Watch"]
 

@@ -15,13 +15,13 @@ from fleet_cli.device.grammar import read_grammar
 from fleet_cli.errors import CommandError, ExitCode
 from fleet_cli.events_flag import with_events
 from fleet_cli.settings_flags import with_settings
+from fleet_common.events import Event, EventStream
+from fleet_common.terminal import json_text, printable
 from fleet_device.device import Device
 from fleet_device.offline import OfflinePolicy
 from fleet_device.session.text import TokenOrigin
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText
-from fleet_runtime.events import Event, EventStream
-from fleet_runtime.terminal import json_text, printable
 from schemas.grammar import Grammar
 from schemas.reasons import EndReason
 

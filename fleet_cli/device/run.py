@@ -6,6 +6,10 @@ import sys
 
 from fleet_cli.events_flag import with_events
 from fleet_cli.settings_flags import with_settings
+from fleet_common.events import Event, EventStream
+from fleet_common.json_log import write_log_as
+from fleet_common.repetition import hold_back_repetition
+from fleet_common.systemd import Systemd
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.registry import load_drafter
 from fleet_device.gateway import Asked, Gateway
@@ -14,10 +18,6 @@ from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.commands import LogTail
 from fleet_device.steering.remote_settings import RemoteSettings, apply_log_level, load_steered
-from fleet_runtime.events import Event, EventStream
-from fleet_runtime.json_log import write_log_as
-from fleet_runtime.repetition import hold_back_repetition
-from fleet_runtime.systemd import Systemd
 
 __all__ = ["run_command"]
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fleet_cli.errors import CommandError
+from fleet_common.fields import Settings
+from fleet_common.settings import load_settings
 from fleet_edge.settings import EdgeSettings
-from fleet_runtime.fields import Settings
-from fleet_runtime.settings import load_settings
 from schemas.errors import FleetError
 
 __all__ = ["edge_dashboard"]

@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from fleet_common.metrics.errors import MetricsUnavailable
+from fleet_common.metrics.exposition import CONTENT_TYPE, exposition
+from fleet_common.metrics.family import PREFIX, Family, Kind, Metric
 from fleet_device.api.problems import ApiProblem
-from fleet_runtime.metrics.errors import MetricsUnavailable
-from fleet_runtime.metrics.exposition import CONTENT_TYPE, exposition
-from fleet_runtime.metrics.family import PREFIX, Family, Kind, Metric
 
 __all__ = ["DEVICE_CATALOGUE", "device_families", "metrics_route"]
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json, to_json
 
+from fleet_common.validation import field_at, plain_sentence
 from fleet_device.api.problems import ApiProblem, unusable
 from fleet_device.api.structured import (
     NamedFunction,
@@ -24,7 +25,6 @@ from fleet_device.offline import OfflinePolicy
 from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, Truncate
 from fleet_device.texts.chat import ChatMessage
 from fleet_device.texts.prompt import Prompt, prepare_request
-from fleet_runtime.validation import field_at, plain_sentence
 from schemas.bounds import MAX_TOKENS
 from schemas.grammar import MAX_GRAMMAR_BYTES, Grammar
 from schemas.logprobs import MAX_TOP_LOGPROBS

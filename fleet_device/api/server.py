@@ -6,8 +6,8 @@ from typing import Final
 
 from starlette.types import ASGIApp
 
+from fleet_common.http_server import HttpServer
 from fleet_device.errors import ConfigurationError
-from fleet_runtime.http_server import HttpServer
 
 __all__ = ["HOST", "ApiServer", "listen"]
 

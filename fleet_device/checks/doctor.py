@@ -16,6 +16,13 @@ from typing import Final
 
 from cryptography import x509
 
+from fleet_common.available_memory import available_memory
+from fleet_common.mqtt.errors import PublishRejected
+from fleet_common.mqtt.link import Link, Outcome
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import BrokerSettings, LinkSettings, TlsSettings
+from fleet_common.mqtt.tls.certificate import certificate_end, certificate_name
+from fleet_common.mqtt.tls.context import tls_context
 from fleet_device.checks.checklist import Check, Checklist, CheckReport, NotApplicable, check_online, check_vocabulary
 from fleet_device.checks.running_device import RunningDevice, running_device
 from fleet_device.checks.selftest import PROBE_POLICY, check_drafting, probe_prompt
@@ -29,13 +36,6 @@ from fleet_device.drafters.registry import load_drafter
 from fleet_device.errors import ConfigurationError, EdgeUnavailable, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
 from fleet_device.settings import AUTO, DeviceSettings
-from fleet_link.errors import PublishRejected
-from fleet_link.link import Link, Outcome
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import BrokerSettings, LinkSettings, TlsSettings
-from fleet_link.tls.certificate import certificate_end, certificate_name
-from fleet_link.tls.context import tls_context
-from fleet_runtime.available_memory import available_memory
 from schemas.control import EdgeState, Telemetry, encode_json
 from schemas.reasons import RefusalCode
 from schemas.topics import Topic, build

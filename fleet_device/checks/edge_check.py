@@ -13,6 +13,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet_common.mqtt.link import Link
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import BrokerSettings, LinkSettings
 from fleet_device.checks.checklist import Check, Checklist, CheckReport
 from fleet_device.client.agent import Agent, Generation
 from fleet_device.client.inbox import EdgePresences, Inbox
@@ -21,9 +24,6 @@ from fleet_device.client.retry import Timeouts
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import EdgeUnavailable, SessionFailed
 from fleet_device.pacing.contract import FixedPacing
-from fleet_link.link import Link
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import BrokerSettings, LinkSettings
 from schemas.policy import SamplingPolicy
 from schemas.version import VERSION
 

@@ -7,6 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from fleet_common.mqtt.errors import PublishRejected
+from fleet_common.mqtt.link import Link, Outcome
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings
 from fleet_device.checks.checklist import Check, Checklist, CheckReport, check_online
 from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.contract import Drafter
@@ -15,10 +19,6 @@ from fleet_device.errors import SessionFailed
 from fleet_device.service import DeviceService
 from fleet_device.settings import AUTO, DeviceSettings
 from fleet_device.texts.chat import ChatMessage, encode_chat
-from fleet_link.errors import PublishRejected
-from fleet_link.link import Link, Outcome
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 

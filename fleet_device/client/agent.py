@@ -5,6 +5,10 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from fleet_common.grammar.compiler import GrammarCompiler
+from fleet_common.grammar.errors import GrammarBusy, GrammarError, GrammarUnavailable
+from fleet_common.grammar.tokenizer import GrammarTokenizer
+from fleet_common.mqtt.link import Link
 from fleet_device.client.constraint import DraftConstraint
 from fleet_device.client.draft_sequence import Drafting, DraftSequence
 from fleet_device.client.driver import SessionDriver
@@ -27,10 +31,6 @@ from fleet_device.pacing.session_pacing import RoundTrips, SessionPacing
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.states import SessionCounters
 from fleet_device.session.text import SessionRequest
-from fleet_link.link import Link
-from fleet_runtime.grammar.compiler import GrammarCompiler
-from fleet_runtime.grammar.errors import GrammarBusy, GrammarError, GrammarUnavailable
-from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.bounds import MAX_WINDOW, SESSION_BYTES
 from schemas.control import Presence
 from schemas.grammar import Grammar

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dssd.distribution import Dist, Ids
+from fleet_common.grammar.errors import GrammarError
+from fleet_common.grammar.matcher import GrammarMatcher
 from fleet_device.drafters.contract import Drafter, DraftsConstrained
 from fleet_device.session.text import CommittedTokens, TokenOrigin
-from fleet_runtime.grammar.errors import GrammarError
-from fleet_runtime.grammar.matcher import GrammarMatcher
 from schemas.policy import SamplingPolicy
 
 __all__ = ["DraftConstraint", "restrict"]

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from fleet_link.errors import NOT_AUTHORIZED, PublishRejected
-from fleet_link.link import NO_MATCHING_SUBSCRIBERS, Link, Message, Outcome, OutcomeHandler
+from fleet_common.mqtt.errors import NOT_AUTHORIZED, PublishRejected
+from fleet_common.mqtt.link import NO_MATCHING_SUBSCRIBERS, Link, Message, Outcome, OutcomeHandler
 from schemas.codec import decode_reply, decode_verdict
 from schemas.control import EdgeState, Presence, decode_json
 from schemas.errors import CodecError, TopicError

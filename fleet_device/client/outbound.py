@@ -3,10 +3,10 @@
 import logging
 from dataclasses import dataclass
 
+from fleet_common.mqtt.errors import LinkError, LinkFault
+from fleet_common.mqtt.link import Link
 from fleet_device.client.inbox import Inbox
 from fleet_device.errors import EdgeUnavailable
-from fleet_link.errors import LinkError, LinkFault
-from fleet_link.link import Link
 from schemas.codec import encode_close, encode_draft, encode_open
 from schemas.messages import Close, Draft, Open
 from schemas.topics import TREE, Topic, build

@@ -5,8 +5,8 @@ With `vocabulary_only` the weights stay on disk: that is all that drafting by pr
 
 import functools
 
+from fleet_common.llama.gguf_file import GgufFile
 from fleet_device.drafters.contract import DrafterError
-from fleet_runtime.llama.gguf_file import GgufFile
 
 __all__ = ["GgufModel"]
 

@@ -17,8 +17,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from fleet_common.hub import hub_access, hub_name
 from fleet_device.drafters.contract import ModelNotFound
-from fleet_runtime.hub import hub_access, hub_name
 
 __all__ = ["HuggingFace"]
 

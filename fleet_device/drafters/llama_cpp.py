@@ -20,6 +20,10 @@ from typing import Any, Final
 import numpy as np
 
 from dssd.distribution import Dist, Ids, shape
+from fleet_common.available_memory import available_memory
+from fleet_common.llama.library import library, native_reason
+from fleet_common.llama.mapping import give_back_mapped
+from fleet_common.turns import Turns
 from fleet_device.drafters.contract import DrafterError, common_prefix, require_tokens
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.memory_plan import (
@@ -31,10 +35,6 @@ from fleet_device.drafters.memory_plan import (
 )
 from fleet_device.drafters.model_source import locate_model
 from fleet_device.settings import AUTO, DeviceSettings
-from fleet_runtime.available_memory import available_memory
-from fleet_runtime.llama.library import library, native_reason
-from fleet_runtime.llama.mapping import give_back_mapped
-from fleet_runtime.turns import Turns
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 

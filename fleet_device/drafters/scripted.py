@@ -6,9 +6,9 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from dssd.distribution import Dist, Ids, shape
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.drafters.contract import DrafterError, require_tokens
 from fleet_device.drafters.without_weights import WithoutWeights
-from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 

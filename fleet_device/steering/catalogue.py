@@ -13,12 +13,12 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from fleet_common.fields import fields_of
+from fleet_common.validation import plain_sentence
 from fleet_device.applications import Application
 from fleet_device.drafters.contract import ModelNotFound
 from fleet_device.offline import OfflinePolicy
 from fleet_device.settings import MODEL_DRAFTER, DeviceSettings
-from fleet_runtime.fields import fields_of
-from fleet_runtime.validation import plain_sentence
 from schemas.steering import SettingValue
 
 __all__ = ["STEERABLE", "Checked", "Effect", "Quotas", "check_values", "effect_of", "quota_of", "shown_value"]

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
 
+from fleet_common.fields import fields_of
 from fleet_device.checks.selftest import probe_prompt
 from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.errors import DeviceError
 from fleet_device.service import DeviceService
-from fleet_runtime.fields import fields_of
 from schemas.bounds import MAX_SENTENCE
 from schemas.printable import printable_line
 from schemas.reasons import EndReason

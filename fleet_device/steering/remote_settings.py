@@ -16,13 +16,13 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fleet_common.state import state_folder
 from fleet_device.applications import ApplicationsFile
 from fleet_device.drafters.contract import Drafter
 from fleet_device.drafters.model_source import locate_model
 from fleet_device.errors import ConfigurationError
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.catalogue import STEERABLE, Checked, Effect, Quotas, check_values
-from fleet_runtime.state import state_folder
 from schemas.bounds import MAX_SENTENCE
 from schemas.control import Instant
 from schemas.errors import FleetError

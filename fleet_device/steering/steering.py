@@ -8,10 +8,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
+from fleet_common.mqtt.errors import LinkError
+from fleet_common.mqtt.link import Link, Message
 from fleet_device.steering.commands import Commands, SteeredDevice
 from fleet_device.steering.remote_settings import RemoteSettings
-from fleet_link.errors import LinkError
-from fleet_link.link import Link, Message
 from schemas.control import ControlMessage, decode_json, encode_json
 from schemas.errors import CodecError
 from schemas.steering import CommandRequest, CommandResponse, DesiredSettings

@@ -7,13 +7,13 @@ from typing import Any, Final, Literal, TypedDict, Unpack
 
 from pydantic import ValidationError
 
+from fleet_common.validation import plain_sentence
 from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.contract import TextCodec
 from fleet_device.errors import InvalidRequest
 from fleet_device.offline import OfflinePolicy, Outages
 from fleet_device.settings import MAX_TEMPERATURE, DeviceSettings, Truncate
 from fleet_device.texts.chat import ChatMessage, encode_chat
-from fleet_runtime.validation import plain_sentence
 from schemas.bounds import MAX_TOKENS
 from schemas.grammar import Grammar
 from schemas.logprobs import MAX_TOP_LOGPROBS

@@ -3,9 +3,9 @@
 import logging
 from dataclasses import dataclass
 
+from fleet_common.mqtt.errors import LinkError
+from fleet_common.mqtt.link import Link, OutcomeHandler
 from fleet_edge.metrics.figures import Figures
-from fleet_link.errors import LinkError
-from fleet_link.link import Link, OutcomeHandler
 from schemas.codec import MAX_VERDICT_BYTES, encode_reply
 from schemas.messages import SessionReply
 from schemas.topics import TREE, Topic, build

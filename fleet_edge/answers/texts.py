@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+from fleet_common.grammar.errors import GrammarUnavailable
+from fleet_common.grammar.process import token_pieces
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.store.records.texts import TextWritten
 from fleet_edge.store.token_kinds import StoreText
 from fleet_edge.verifiers.contract import KnowsTokens, Verifier, VerifierError
-from fleet_runtime.grammar.errors import GrammarUnavailable
-from fleet_runtime.grammar.process import token_pieces
 
 __all__ = ["Texts", "token_bytes"]
 

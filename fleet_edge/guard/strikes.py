@@ -10,8 +10,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
+from fleet_common.fields import setting
 from fleet_edge.guard.token_bucket import TokenBucket
-from fleet_runtime.fields import setting
 
 __all__ = ["FORGIVEN", "FenceSettings", "Strikes"]
 

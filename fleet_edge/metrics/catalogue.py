@@ -6,7 +6,7 @@ session: those are in the session log.
 
 from typing import Final
 
-from fleet_runtime.metrics.family import PREFIX, Kind, Metric
+from fleet_common.metrics.family import PREFIX, Kind, Metric
 
 __all__ = ["CATALOGUE"]
 

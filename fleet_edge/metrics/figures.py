@@ -12,12 +12,12 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
+from fleet_common.metrics.family import Histogram
 from fleet_edge.batching.timing import DraftTiming
 from fleet_edge.metrics.tracing import Tracing
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.machine import EdgeSession
 from fleet_edge.store.states import MachineState, device_state
-from fleet_runtime.metrics.family import Histogram
 from schemas.bounds import MAX_DRAFT
 from schemas.control import Presence
 from schemas.reasons import EndReason, FaultCode, RefusalCode

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from fleet_common.metrics.errors import MetricsUnavailable
 from fleet_edge.sessions.machine import EdgeSession
-from fleet_runtime.metrics.errors import MetricsUnavailable
 from schemas.version import VERSION
 
 if TYPE_CHECKING:

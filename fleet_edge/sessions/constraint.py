@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from dssd.distribution import Dist, point_mass, shape
 from dssd.verification import Judgement
-from fleet_runtime.grammar.errors import GrammarError, GrammarKilled
-from fleet_runtime.grammar.matcher import GrammarMatcher
-from fleet_runtime.grammar.process import CompiledGrammar
+from fleet_common.grammar.errors import GrammarError, GrammarKilled
+from fleet_common.grammar.matcher import GrammarMatcher
+from fleet_common.grammar.process import CompiledGrammar
 from schemas.policy import SamplingPolicy
 
 __all__ = ["Constraint"]

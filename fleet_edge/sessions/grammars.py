@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
+from fleet_common.grammar.compiler import GrammarCompiler
+from fleet_common.grammar.errors import GrammarBusy, GrammarError, GrammarKilled
 from fleet_edge.errors import OpenRefused
 from fleet_edge.sessions.constraint import Constraint
-from fleet_runtime.grammar.compiler import GrammarCompiler
-from fleet_runtime.grammar.errors import GrammarBusy, GrammarError, GrammarKilled
 from schemas.messages import Open
 from schemas.reasons import RefusalCode
 

@@ -19,9 +19,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fleet_common.validation import plain_sentence
 from fleet_edge.step_time.curve import StepCurve
 from fleet_edge.step_time.errors import CurveError
-from fleet_runtime.validation import plain_sentence
 from schemas.printable import printable_line
 
 __all__ = ["as_json", "read_curve", "write_curve"]

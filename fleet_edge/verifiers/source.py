@@ -72,7 +72,7 @@ def check_repository(name: str) -> None:
     if not owner or not rest or "/" in rest or name.startswith((".", "~")):
         raise VerifierError(f"There is no folder or file {name}; check the target model's path.")
     try:
-        from fleet_runtime.hub import hub_name, is_cached, is_reachable  # noqa: PLC0415 - needs the hub's client
+        from fleet_common.hub import hub_name, is_cached, is_reachable  # noqa: PLC0415 - needs the hub's client
     except ImportError:
         raise VerifierError(
             f"There is no folder or file {name}, and fetching a model from a hub needs the extra `edge`; correct the "

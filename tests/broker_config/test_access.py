@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from fleet_link.errors import PublishRejected
-from fleet_link.link import publish_confirmed
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings
+from fleet_common.mqtt.errors import PublishRejected
+from fleet_common.mqtt.link import publish_confirmed
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings
 from schemas.topics import TREE, Role, Rule, Topic, build
 from tests.support.links import START_S, Inbox
 from tests.support.waiting import until

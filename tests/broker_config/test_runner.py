@@ -11,8 +11,8 @@ import pytest
 from broker_config.broker import Broker
 from broker_config.errors import BrokerFailed, BrokerMissing
 from broker_config.processes.runner import EmbeddedBroker, MosquittoProcess, ThrowAwayBroker, find_mosquitto
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings
 from tests.support.brokers import require_mosquitto
 from tests.support.links import START_S, Inbox
 from tests.support.waiting import until

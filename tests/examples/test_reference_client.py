@@ -18,13 +18,13 @@ from benchmarks.exactness import FLEET, LENGTH, law
 from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
 from dssd.downlink import Form
+from fleet_common.events import Event, wait_for_event
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.client.agent import Agent
 from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.pacing.contract import FixedPacing
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import BrokerSettings
-from fleet_runtime.events import Event, wait_for_event
 from schemas.policy import Mode
 from tests.support.brokers import StartBroker
 from tests.support.statistics import ALARM, p_value

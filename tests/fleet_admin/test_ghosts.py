@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from fleet_admin.ghosts import GhostKind, Sighted, find_ghosts
+from fleet_common.identity.authority import create_authority, issue
+from fleet_common.identity.index import Entry
+from fleet_common.identity.roles import IdentityRole
 from fleet_edge.store.database import open_store
-from fleet_identity.authority import create_authority, issue
-from fleet_identity.index import Entry
-from fleet_identity.roles import IdentityRole
 from tests.fleet_edge.store import samples
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from fleet_cli.main import main
+from fleet_common.identity.roles import IdentityRole
 from fleet_device.checks.edge_check import CHECKS, EdgeCheck, EdgeReport
-from fleet_identity.roles import IdentityRole
 from tests.support.tls_fleet import enrol, new_authority
 
 Run = Callable[..., tuple[int, str, str]]

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from fleet_common.settings import SettingsError, load_settings
 from fleet_device.api.server import listen
 from fleet_device.preflight import preflight
 from fleet_device.settings import DeviceSettings
-from fleet_runtime.settings import SettingsError, load_settings
 
 
 def settings(model: Path, **flags: Any) -> DeviceSettings:

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from fleet_common.mqtt.errors import ConnectFailed, LinkFault
 from fleet_device.api.problems import problem_of
 from fleet_device.api.server import listen
 from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
@@ -16,7 +17,6 @@ from fleet_device.errors import ConfigurationError, EdgeUnavailable, TextCancell
 from fleet_device.gateway import Asked, Gateway
 from fleet_device.offline import OfflinePolicy, Outages
 from fleet_device.service import DeviceService
-from fleet_link.errors import ConnectFailed, LinkFault
 from schemas.control import DeviceState, Presence, decode_json
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason

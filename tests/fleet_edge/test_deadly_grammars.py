@@ -7,11 +7,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fleet_common.grammar import compiler
 from fleet_device.errors import SessionFailed
 from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.records.events import EventLogged
-from fleet_runtime.grammar import compiler
 from schemas.grammar import Grammar, GrammarKind
 from schemas.messages import Opened, Refused
 from schemas.policy import Mode

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from fleet_common.mqtt.errors import ConnectFailed
+from fleet_common.mqtt.settings import LinkSettings
+from fleet_common.settings import SettingsError
 from fleet_edge import Edge, EdgeError, EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_link.errors import ConnectFailed
-from fleet_link.settings import LinkSettings
-from fleet_runtime.settings import SettingsError
 from schemas.control import EdgeState, Presence, decode_json
 from schemas.topics import Topic, build
 from tests.support.memory_broker import MemoryBroker

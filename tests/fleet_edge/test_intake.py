@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fleet_common.mqtt.link import Message, Outcome
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings
 from fleet_edge.intake import Intake, IntakeQueue, Malformed, ReceivedMessage
-from fleet_link.link import Message, Outcome
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings
 from schemas.codec import encode_draft, encode_open
 from schemas.messages import Draft
 from schemas.topics import Topic, build

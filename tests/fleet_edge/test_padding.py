@@ -5,7 +5,7 @@ from collections import defaultdict
 import pytest
 
 from dssd.downlink import Form
-from fleet_link.outbox.outgoing import Outgoing
+from fleet_common.mqtt.outbox.outgoing import Outgoing
 from schemas.policy import Mode
 from schemas.topics import Topic, parse
 from tests.support.memory_fleet import Device, MemoryFleet, terms

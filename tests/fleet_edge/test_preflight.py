@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from fleet_common.mqtt.errors import ConnectFailed
+from fleet_common.mqtt.settings import LinkSettings
+from fleet_common.settings import SettingsError, load_settings
 from fleet_edge.edge import Edge
 from fleet_edge.preflight import preflight
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.spool import Spool
-from fleet_link.errors import ConnectFailed
-from fleet_link.settings import LinkSettings
-from fleet_runtime.settings import SettingsError, load_settings
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_link import MemoryLink
 

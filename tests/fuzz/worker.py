@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from tests.fuzz.targets.registry import Target
 
-INSTRUMENTED: Final = ("schemas", "dssd", "fleet_link", "fleet_runtime", "fleet_device", "fleet_edge", "starlette")
+INSTRUMENTED: Final = ("schemas", "dssd", "fleet_common", "fleet_device", "fleet_edge", "starlette")
 WARM_SHARE: Final = 0.1
 NOTE_EVERY_S: Final = 1.0
 CROSSED: Final = 0.1

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from fleet_common.metrics.family import Kind
 from fleet_edge.metrics.catalogue import CATALOGUE
-from fleet_runtime.metrics.family import Kind
 from schemas.control import Presence
 from schemas.reasons import EndReason, FaultCode, RefusalCode
 

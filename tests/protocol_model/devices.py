@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from fleet_common.mqtt.link import Will
 from fleet_device.client.draft_sequence import Drafting, DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.inbox import Inbox
@@ -20,7 +21,6 @@ from fleet_device.pacing.session_pacing import SessionPacing
 from fleet_device.session.in_flight import VerdictEffect
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.text import SessionRequest
-from fleet_link.link import Will
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.messages import Verdict
 from schemas.reasons import EndReason

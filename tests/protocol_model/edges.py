@@ -4,6 +4,7 @@ import concurrent.futures
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from fleet_common.mqtt.link import Will
 from fleet_edge.assembly import assemble
 from fleet_edge.drain import hand_over
 from fleet_edge.intake import leave_opens
@@ -11,7 +12,6 @@ from fleet_edge.orchestrator import Orchestrator
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.fences import Fences
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_link.link import Will
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.topics import Topic, build
 from tests.protocol_model.network import SteeredBroker, TappedLink

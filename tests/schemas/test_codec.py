@@ -13,7 +13,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from fleet_link.outbox.packets import publish_packet_bytes
+from fleet_common.mqtt.outbox.packets import publish_packet_bytes
 from schemas.bounds import MAX_DRAFT
 from schemas.codec import (
     MAX_CLOSE_BYTES,

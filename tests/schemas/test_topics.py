@@ -2,7 +2,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fleet_link.routing import matches
+from fleet_common.mqtt.routing import matches
 from schemas.errors import InvalidName, TopicError
 from schemas.topics import TREE, Access, Address, Role, Rule, Topic, build, parse, rules_for, wildcard
 from tests.schemas.strategies import NAME

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from fleet_common.events import Event, read_events
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import VerifierError
-from fleet_runtime.events import Event, read_events
 from tests.support.edge_thread import NO_QUOTAS
 
 __all__ = ["edge_process", "quota_variables", "real_edge"]

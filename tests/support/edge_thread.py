@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Final
 
+from fleet_common.mqtt.link import Link
+from fleet_common.mqtt.paho_link import PahoLink
 from fleet_edge.assembly import assemble
 from fleet_edge.guard.quotas import QuotaSettings
 from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.records.record import Record
 from fleet_edge.verifiers.contract import Verifier
-from fleet_link.link import Link
-from fleet_link.paho_link import PahoLink
 
 __all__ = ["NO_QUOTAS", "NoLog", "edge_thread"]
 

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from fleet_link.link import Link, Message, Will
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings
+from fleet_common.mqtt.link import Link, Message, Will
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_link import MemoryLink
 from tests.support.relay import Relay

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from fleet_link.link import NO_MATCHING_SUBSCRIBERS, Message, Will
-from fleet_link.outbox.outgoing import Outgoing
-from fleet_link.routing import matches, split_share
+from fleet_common.mqtt.link import NO_MATCHING_SUBSCRIBERS, Message, Will
+from fleet_common.mqtt.outbox.outgoing import Outgoing
+from fleet_common.mqtt.routing import matches, split_share
 
 __all__ = ["Faults", "MemoryBroker", "Peer"]
 

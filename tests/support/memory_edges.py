@@ -9,14 +9,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from fleet_common.mqtt.link import Message
+from fleet_common.mqtt.settings import LinkSettings
 from fleet_device.client.agent import Generation
 from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.service import DeviceService
 from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_link.link import Message
-from fleet_link.settings import LinkSettings
 from schemas.control import EdgeState, Presence, decode_json
 from schemas.policy import Mode, SamplingPolicy
 from schemas.topics import Topic, build, wildcard

@@ -1,12 +1,12 @@
 """Memory link: the contract of `PahoLink` over a `MemoryBroker`, without a network."""
 
-from fleet_link.counters import Accepts, Guard, LinkCounters
-from fleet_link.errors import ConnectFailed
-from fleet_link.link import Handler, Listener, Message, Outcome, OutcomeHandler, Will
-from fleet_link.outbox.outbox import Outbox
-from fleet_link.outbox.outgoing import Outgoing
-from fleet_link.outbox.packets import publish_packet_bytes
-from fleet_link.routing import Route, Routes
+from fleet_common.mqtt.counters import Accepts, Guard, LinkCounters
+from fleet_common.mqtt.errors import ConnectFailed
+from fleet_common.mqtt.link import Handler, Listener, Message, Outcome, OutcomeHandler, Will
+from fleet_common.mqtt.outbox.outbox import Outbox
+from fleet_common.mqtt.outbox.outgoing import Outgoing
+from fleet_common.mqtt.outbox.packets import publish_packet_bytes
+from fleet_common.mqtt.routing import Route, Routes
 from tests.support.memory_broker import MemoryBroker, Peer
 
 __all__ = ["MemoryLink"]

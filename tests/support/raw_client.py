@@ -6,7 +6,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from fleet_link.settings import TlsSettings
+from fleet_common.mqtt.settings import TlsSettings
 from tests.support.mqtt_packets import (
     IncomingPacket,
     PacketType,

@@ -8,10 +8,10 @@ import logging
 import sys
 from pathlib import Path
 
+from fleet_common.events import Event, EventStream
+from fleet_common.memory import use_one_heap
 from fleet_edge.edge import Edge
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_runtime.events import Event, EventStream
-from fleet_runtime.memory import use_one_heap
 from tests.support.offset_clock import OffsetClock
 from tests.support.scripted_language import CONTEXT, LANGUAGE
 

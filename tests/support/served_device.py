@@ -8,13 +8,13 @@ from typing import Any
 
 from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
+from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.api.server import listen
 from fleet_device.drafters.scripted import ScriptedDrafter, WordCodec
 from fleet_device.gateway import Gateway
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_link.settings import BrokerSettings
 from tests.support.edge_thread import NO_QUOTAS
 from tests.support.scripted_language import CONTEXT, LANGUAGE, draft_language
 from tests.support.whole import FLEET, Whole

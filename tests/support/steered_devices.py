@@ -5,12 +5,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.gateway import Gateway
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.remote_settings import RemoteSettings
-from fleet_link.settings import BrokerSettings
 from tests.support.markov import MarkovScript
 
 __all__ = ["steered_devices"]

@@ -15,13 +15,13 @@ from broker_config.broker import Broker
 from broker_config.files import Profile, render_files
 from broker_config.processes.trial import TrialBroker, TrialFiles
 from broker_config.rendering.mosquitto_conf import ACCESS_FILE, CONF_FILE
-from fleet_identity.authority import Authority, create_authority, issue, utc_now
-from fleet_identity.certificates import make_request, new_key, save_key
-from fleet_identity.enforcement import BrokerAccess
-from fleet_identity.roles import IdentityRole
-from fleet_link.link import Will
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import BrokerSettings, LinkSettings, TlsSettings
+from fleet_common.identity.authority import Authority, create_authority, issue, utc_now
+from fleet_common.identity.certificates import make_request, new_key, save_key
+from fleet_common.identity.enforcement import BrokerAccess
+from fleet_common.identity.roles import IdentityRole
+from fleet_common.mqtt.link import Will
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import BrokerSettings, LinkSettings, TlsSettings
 from tests.support.brokers import require_mosquitto
 
 FLEET = "home"

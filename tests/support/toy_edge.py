@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from unittest.mock import patch
 
 from dssd.downlink import Form
+from fleet_common.events import Event, EventStream
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import BrokerSettings
 from fleet_edge.assembly import assemble
 from fleet_edge.batching.step_cost import StepCost
 from fleet_edge.sessions.table import HANDLES
 from fleet_edge.settings import EdgeSettings
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import BrokerSettings
-from fleet_runtime.events import Event, EventStream
 from tests.support.edge_thread import NO_QUOTAS, NoLog
 from tests.support.sabotage import Sabotage, at_the_edge
 from tests.support.toy_engines import ToyEngine, toy_verifier

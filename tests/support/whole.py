@@ -9,13 +9,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.drafters.contract import Drafter
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Verifier
-from fleet_link.settings import BrokerSettings
 
 FLEET = "home"
 

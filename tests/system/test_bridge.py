@@ -13,9 +13,9 @@ from broker_config.processes.local import LocalBroker
 from broker_config.rendering.access import render_site_access
 from fleet_cli.broker.init import make_local_broker
 from fleet_cli.broker.trial_session import Trial, begin_trial
-from fleet_link.link import publish_confirmed
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings, TlsSettings
+from fleet_common.mqtt.link import publish_confirmed
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings, TlsSettings
 from schemas.topics import TREE, Role, Rule, build
 from tests.support.brokers import require_mosquitto
 from tests.support.links import START_S, Inbox

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from fleet_common.events import Event, wait_for_event
 from fleet_device.api.server import listen
-from fleet_runtime.events import Event, wait_for_event
 from tests.support.prepared_models import prepared
 from tests.support.waiting import until
 from tests.support.whole import FLEET, Whole

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from broker_config.rendering.janitor import janitor_command
-from fleet_identity.roles import IdentityRole
-from fleet_link.link import Message
-from fleet_link.settings import TlsSettings
+from fleet_common.identity.roles import IdentityRole
+from fleet_common.mqtt.link import Message
+from fleet_common.mqtt.settings import TlsSettings
 from schemas.topics import TREE, Role, Topic, build, wildcard
 from tests.support.links import START_S, Inbox
 from tests.support.needs import missing

@@ -11,10 +11,10 @@ from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
 from fleet_cli.broker.limits import MOST_SHARED, LimitReached, LimitWatch
 from fleet_cli.broker.watch import watch
-from fleet_link.errors import ConnectFailed, NotConnected, PacketTooLarge
-from fleet_link.link import Handler, Outcome
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings
+from fleet_common.mqtt.errors import ConnectFailed, NotConnected, PacketTooLarge
+from fleet_common.mqtt.link import Handler, Outcome
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings
 from schemas.topics import Topic, build
 from tests.support.brokers import StartBroker
 from tests.support.links import START_S, Inbox

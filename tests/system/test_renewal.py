@@ -8,6 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from fleet_common.identity.authority import Authority
+from fleet_common.identity.files import write_atomically
+from fleet_common.identity.roles import IdentityRole
+from fleet_common.mqtt.counters import LinkCounters
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import TlsSettings
 from fleet_device.client.agent import Generation
 from fleet_device.client.request import GenerateRequest
 from fleet_device.drafters.scripted import ScriptedDrafter
@@ -16,12 +22,6 @@ from fleet_device.settings import DeviceSettings
 from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_identity.authority import Authority
-from fleet_identity.files import write_atomically
-from fleet_identity.roles import IdentityRole
-from fleet_link.counters import LinkCounters
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import TlsSettings
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from schemas.topics import Topic, build, wildcard

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from fleet_identity.enforcement import enforce_revocation
-from fleet_identity.errors import CutOffFailed
-from fleet_identity.roles import IdentityRole
-from fleet_link.errors import ConnectFailed
-from fleet_link.link import Will
-from fleet_link.paho_link import PahoLink
+from fleet_common.identity.enforcement import enforce_revocation
+from fleet_common.identity.errors import CutOffFailed
+from fleet_common.identity.roles import IdentityRole
+from fleet_common.mqtt.errors import ConnectFailed
+from fleet_common.mqtt.link import Will
+from fleet_common.mqtt.paho_link import PahoLink
 from schemas.topics import Topic, build, wildcard
 from tests.support.links import START_S, Inbox
 from tests.support.tls_fleet import FLEET, HOST, TlsFleet, tls_fleet

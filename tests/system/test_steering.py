@@ -11,12 +11,12 @@ from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
 from fleet_admin.settings import AdminSettings
 from fleet_admin.steering import Actor, Selection, SetResult, SettingState, Steering, SteeringError
+from fleet_common.identity.roles import IdentityRole
+from fleet_common.mqtt.errors import PublishRejected
+from fleet_common.mqtt.link import publish_confirmed
+from fleet_common.mqtt.settings import BrokerSettings
 from fleet_edge.store.database import open_store
 from fleet_edge.store.records.sightings import DeviceSeen
-from fleet_identity.roles import IdentityRole
-from fleet_link.errors import PublishRejected
-from fleet_link.link import publish_confirmed
-from fleet_link.settings import BrokerSettings
 from schemas.control import DeviceState, Presence, encode_json
 from schemas.steering import (
     MAX_VERSION,

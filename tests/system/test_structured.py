@@ -19,6 +19,9 @@ from pydantic import BaseModel, Field
 
 from benchmarks.applications.schemas import SCHEMAS
 from broker_config.broker import Broker
+from fleet_common.grammar.tokenizer import GrammarTokenizer
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.api.server import listen
 from fleet_device.client.agent import Agent
 from fleet_device.client.request import GenerateRequest
@@ -33,9 +36,6 @@ from fleet_device.settings import DeviceSettings
 from fleet_device.texts.generate import GeneratedText, generate_text
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import BrokerSettings
-from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.grammar import Grammar
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason, RefusalCode

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from broker_config.processes.runner import MosquittoProcess
+from fleet_common.events import Event, wait_for_event
 from fleet_device.client.agent import Generation
 from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.llama_cpp import LlamaCppDrafter
 from fleet_device.service import DeviceService
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
-from fleet_runtime.events import Event, wait_for_event
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.edge_process import edge_process
 from tests.support.long_texts import first_long

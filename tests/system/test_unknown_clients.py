@@ -7,16 +7,16 @@ import pytest
 
 from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess, hand_over, unprivileged_user
+from fleet_common.mqtt.errors import ConnectFailed, LinkFault, PublishRejected
+from fleet_common.mqtt.link import Outcome
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 from fleet_edge.service import EdgeService
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_link.errors import ConnectFailed, LinkFault, PublishRejected
-from fleet_link.link import Outcome
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import BrokerSettings
 from schemas.topics import Topic, build
 from tests.support.brokers import require_mosquitto
 from tests.support.scripted_language import CONTEXT, LANGUAGE, draft_language

@@ -2,8 +2,8 @@
 
 import pytest
 
+from fleet_common.settings import load_settings
 from fleet_edge.settings import EdgeSettings
-from fleet_runtime.settings import load_settings
 from tests.support.edge_process import quota_variables
 from tests.support.edge_thread import NO_QUOTAS
 

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from fleet_link.link import Message, Outcome
+from fleet_common.mqtt.link import Message, Outcome
 from tests.support.links import Clock, Inbox
 from tests.support.memory_broker import Faults, MemoryBroker
 from tests.support.memory_link import MemoryLink

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Final
 
+from fleet_common.connections import network_of
 from fleet_edge.guard.token_bucket import TokenBucket
-from fleet_runtime.connections import network_of
 
 __all__ = ["Attempt", "Attempts"]
 

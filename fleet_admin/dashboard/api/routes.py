@@ -19,7 +19,7 @@ from fleet_admin.dashboard.errors import Problem
 from fleet_admin.dashboard.services import Services
 from fleet_admin.dashboard.visit import Visit
 from fleet_admin.dashboard.web.workers import Workers
-from fleet_runtime.validation import plain_sentence
+from fleet_common.validation import plain_sentence
 
 __all__ = ["PREFIX", "api_routes"]
 

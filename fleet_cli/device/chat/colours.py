@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping
 from typing import Final, TextIO
 
+from fleet_common.terminal import printable
 from fleet_device.client.request import Piece
 from fleet_device.session.text import TokenOrigin
-from fleet_runtime.terminal import printable
 
 __all__ = ["Painter", "wants_colours"]
 

@@ -13,11 +13,11 @@ from fleet_cli.device.chat.colours import Painter, wants_colours
 from fleet_cli.device.chat.conversation import Conversation
 from fleet_cli.errors import ExitCode
 from fleet_cli.settings_flags import with_settings
+from fleet_common.terminal import printable
 from fleet_device.checks.running_device import refuse_beside_running
 from fleet_device.device import Device
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.history import ChatHistory
-from fleet_runtime.terminal import printable
 
 __all__ = ["StandardTerminal", "chat_command", "talk"]
 

@@ -11,8 +11,8 @@ from fleet_cli.edge.advise.service_level import Level
 from fleet_cli.edge.advise.simulation.run import Outcome, simulate
 from fleet_cli.edge.advise.simulation.scenario import Plan, Scenario, Timing, auto, drafting, streaming
 from fleet_cli.errors import CommandError
+from fleet_common.validation import plain_sentence
 from fleet_device.pacing.contract import Pacing
-from fleet_runtime.validation import plain_sentence
 from schemas.policy import Mode
 from schemas.printable import printable_line
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from fleet_cli.edge.advise.simulation.run import Outcome
+from fleet_common.mqtt.outbox.packets import publish_packet_bytes
 from fleet_edge.jobs import JobSettings
-from fleet_link.outbox.packets import publish_packet_bytes
 from schemas.codec import encode_draft, encode_verdict
 from schemas.messages import Draft, Verdict
 from schemas.policy import Mode

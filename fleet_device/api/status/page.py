@@ -17,8 +17,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from fleet_common.terminal import printable
 from fleet_device.offline import OfflinePolicy
-from fleet_runtime.terminal import printable
 
 __all__ = ["REFRESH_S", "render_status", "status_routes"]
 

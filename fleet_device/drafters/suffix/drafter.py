@@ -19,13 +19,13 @@ from typing import Final
 import numpy as np
 
 from dssd.distribution import Dist, Ids, point_mass
+from fleet_common.state import state_folder
 from fleet_device.drafters.contract import Drafter, DrafterError, Prospect, TextCodec, common_prefix, require_tokens
 from fleet_device.drafters.gguf import GgufModel
 from fleet_device.drafters.model_source import locate_model
 from fleet_device.drafters.suffix.history import History, HistoryFile
 from fleet_device.drafters.suffix.index import LONGEST, Match, SuffixIndex
 from fleet_device.settings import DeviceSettings
-from fleet_runtime.state import state_folder
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 

@@ -23,12 +23,12 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from fleet_common.cache import cache_folder, read_cache, write_cache
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.auto.candidates import LLAMA_CPP, TORCH, Candidate, find_candidates, is_installed
 from fleet_edge.verifiers.auto.measurement import MEASURED_BY, Measurement, Milliseconds, Report
 from fleet_edge.verifiers.contract import VerifierError
 from fleet_edge.verifiers.source import is_gguf
-from fleet_runtime.cache import cache_folder, read_cache, write_cache
 
 __all__ = ["choose_engine", "circumstances", "measure_apart"]
 

@@ -13,10 +13,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet_common.llama.library import library, native_reason
 from fleet_edge.verifiers.contract import CapacityExceeded, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.llama_cpp.layout import Call
 from fleet_edge.verifiers.llama_cpp.target import GgufTarget
-from fleet_runtime.llama.library import library, native_reason
 
 __all__ = ["BATCH", "CELL_ROUNDING", "Slab", "SlabShape"]
 

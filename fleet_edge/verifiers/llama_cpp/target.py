@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Final
 
+from fleet_common.available_memory import available_memory
+from fleet_common.llama.errors import LlamaError
+from fleet_common.llama.gguf_file import GgufFile
+from fleet_common.llama.library import library
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
-from fleet_runtime.available_memory import available_memory
-from fleet_runtime.llama.errors import LlamaError
-from fleet_runtime.llama.gguf_file import GgufFile
-from fleet_runtime.llama.library import library
 
 __all__ = ["GgufTarget", "open_target"]
 

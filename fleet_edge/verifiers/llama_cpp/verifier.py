@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, SequenceFailed, TargetInfo, VerifierError
 from fleet_edge.verifiers.llama_cpp.layout import Call, Limits, Part, cost, lay_out
 from fleet_edge.verifiers.llama_cpp.placement import ActiveSequences, plan_moves
@@ -23,7 +24,6 @@ from fleet_edge.verifiers.llama_cpp.streams import Place, StreamTable, plan_stre
 from fleet_edge.verifiers.llama_cpp.target import GgufTarget
 from fleet_edge.verifiers.llama_cpp.trial import measure_call_tokens, run_trial
 from fleet_edge.verifiers.sequences import SequenceTable
-from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 
 __all__ = ["LlamaCppVerifier"]
 

@@ -16,12 +16,12 @@ import transformers
 from gguf import GGUFReader
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from fleet_common.available_memory import available_memory
+from fleet_common.hub import hub_access
 from fleet_edge.verifiers.contract import TargetInfo, UnsupportedModel, VerifierError
 from fleet_edge.verifiers.packed.architecture import context_of
 from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens
 from fleet_edge.verifiers.source import check_folder, check_gguf, check_repository, is_gguf
-from fleet_runtime.available_memory import available_memory
-from fleet_runtime.hub import hub_access
 from schemas.vocabulary import Vocabulary, token_strings
 
 __all__ = [

@@ -10,9 +10,9 @@ from typing import Any
 
 from gguf import GGUFReader
 
+from fleet_common.grammar.errors import GrammarUnavailable
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
-from fleet_runtime.grammar.errors import GrammarUnavailable
-from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.vocabulary import MAX_VOCABULARY
 
 __all__ = ["encode", "gguf_tokens", "grammar_tokenizer", "repository_tokens"]

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import torch
 
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo, Verifier, VerifierError
 from fleet_edge.verifiers.packed.architecture import inspect_model, run_trial
@@ -23,7 +24,6 @@ from fleet_edge.verifiers.packed.target import Target
 from fleet_edge.verifiers.packed.tokens import encode, grammar_tokenizer
 from fleet_edge.verifiers.sequences import SequenceTable
 from fleet_edge.verifiers.source import check_source
-from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 
 __all__ = ["PackedVerifier", "check", "load"]
 

@@ -14,8 +14,8 @@ from broker_config.broker import Broker
 from broker_config.processes.runner import MosquittoProcess
 from dssd.distribution import Dist
 from dssd.downlink import Form
+from fleet_common.events import Event, wait_for_event
 from fleet_edge.verifiers.scripted import ScriptedVerifier
-from fleet_runtime.events import Event, wait_for_event
 from schemas.policy import Mode
 from tests.support.recorded_drafter import RecordedText
 from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, policy

@@ -13,11 +13,11 @@ from fleet_admin.alerts.delivery import BrokerChannel
 from fleet_admin.alerts.errors import DeliveryFailed
 from fleet_admin.alerts.evaluator import RunningAlerts
 from fleet_admin.alerts.settings import AlertSettings
+from fleet_common.metrics.errors import MetricsError
+from fleet_common.mqtt.errors import ConnectFailed
+from fleet_common.mqtt.link import Message
+from fleet_common.mqtt.settings import LinkSettings
 from fleet_edge.store.database import open_store
-from fleet_link.errors import ConnectFailed
-from fleet_link.link import Message
-from fleet_link.settings import LinkSettings
-from fleet_runtime.metrics.errors import MetricsError
 from schemas.control import Alert, AlertState, decode_json
 from schemas.topics import Topic, build
 from tests.fleet_edge.store import samples

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from broker_config.broker import Broker
+from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.gateway import Gateway
 from fleet_edge.store.database import open_store
-from fleet_link.settings import BrokerSettings
 from tests.fleet_edge.store import samples
 from tests.support.admin_command import Run, as_json
 from tests.support.brokers import StartBroker

@@ -12,13 +12,13 @@ from fleet_cli.broker.check import check_directory
 from fleet_cli.broker.findings import Result
 from fleet_cli.broker.init import make_local_broker
 from fleet_cli.errors import CommandError
+from fleet_common.identity.errors import IdentityError
+from fleet_common.mqtt.link import publish_confirmed
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings, TlsSettings
+from fleet_common.settings import load_settings
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import EdgeSettings
-from fleet_identity.errors import IdentityError
-from fleet_link.link import publish_confirmed
-from fleet_link.paho_link import PahoLink
-from fleet_link.settings import LinkSettings, TlsSettings
-from fleet_runtime.settings import load_settings
 from schemas.topics import Topic, build
 from tests.support.brokers import require_mosquitto
 from tests.support.links import START_S, Inbox

@@ -8,11 +8,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from broker_config.broker import Broker
 from fleet_cli.broker.figures import BROKER_CATALOGUE, BrokerFigures
 from fleet_cli.broker.watch import broker_settings
+from fleet_common.metrics.server import MetricsServer
+from fleet_common.metrics.settings import Address
+from fleet_common.mqtt.link import Message
+from fleet_common.mqtt.paho_link import PahoLink
 from fleet_edge.metrics.catalogue import CATALOGUE
-from fleet_link.link import Message
-from fleet_link.paho_link import PahoLink
-from fleet_runtime.metrics.server import MetricsServer
-from fleet_runtime.metrics.settings import Address
 from tests.support.brokers import StartBroker
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_link import MemoryLink

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet_common.grammar.compiler import compile_grammar
+from fleet_common.grammar.errors import OutsideGrammar
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.api.requests import ChatRequest, read_request
 from fleet_device.api.tool_calls import ToolCalls
-from fleet_runtime.grammar.compiler import compile_grammar
-from fleet_runtime.grammar.errors import OutsideGrammar
-from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.grammar import Grammar, GrammarKind
 
 WEATHER = {

@@ -5,9 +5,9 @@ import pytest
 
 from dssd.distribution import Dist, point_mass
 from dssd.verification import Judgement, judge
+from fleet_common.mqtt.settings import BrokerSettings
 from fleet_device.checks.checklist import Check
 from fleet_device.checks.edge_check import CHECKS, EdgeCheck, EdgeReport, Question
-from fleet_link.settings import BrokerSettings
 from schemas.control import Presence
 from schemas.version import VERSION
 from tests.support.memory_device import announce_edge, at_work

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from dssd.distribution import Dist
+from fleet_common.grammar.compiler import GrammarCompiler
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_device.client.constraint import DraftConstraint, restrict
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.session.text import CommittedTokens, TokenOrigin
-from fleet_runtime.grammar.compiler import GrammarCompiler
-from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.policy import Mode
 from tests.support.toy_grammar import GRAMMAR
 from tests.support.toy_pair import ToyPair, policy

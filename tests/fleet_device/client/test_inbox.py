@@ -2,8 +2,8 @@ import logging
 
 import pytest
 
+from fleet_common.mqtt.link import NO_MATCHING_SUBSCRIBERS, Outcome
 from fleet_device.client.inbox import ConnectionChanged, EdgeStateChanged, Inbox, ReceivedVerdict, Undelivered, Wake
-from fleet_link.link import NO_MATCHING_SUBSCRIBERS, Outcome
 from schemas.codec import encode_reply, encode_verdict
 from schemas.control import EdgeState, Presence, encode_json
 from schemas.messages import Refused, Verdict

@@ -33,7 +33,7 @@ def test_failures_of_a_repository_are_one_sentence_each(
     def fail(*_: str) -> None:
         raise error
 
-    monkeypatch.setattr("fleet_runtime.hub.is_reachable", lambda: True)
+    monkeypatch.setattr("fleet_common.hub.is_reachable", lambda: True)
     monkeypatch.setattr(hugging_face, "hf_hub_download", fail)
     monkeypatch.setattr(hugging_face, "list_repo_files", fail)
     for call in (lambda: HuggingFace().fetch("owner/name", "x.gguf"), lambda: HuggingFace().files("owner/name")):

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet_common.errors import SettingsError
 from fleet_device.applications import Application, ApplicationsFile, new_key
 from fleet_device.settings import DeviceSettings
 from fleet_device.steering.catalogue import STEERABLE, Effect, check_values, effect_of, quota_of
 from fleet_device.steering.remote_settings import RemoteSettings, kept_file, load_steered
-from fleet_runtime.errors import SettingsError
 from schemas.steering import DesiredSettings
 
 

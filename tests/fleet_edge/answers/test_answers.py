@@ -5,6 +5,7 @@ import pytest
 from dssd.distribution import shape
 from dssd.downlink import Form
 from dssd.verification import Judgement
+from fleet_common.mqtt.link import Message
 from fleet_edge.answers.answers import Answers
 from fleet_edge.answers.publisher import Publisher
 from fleet_edge.answers.recorder import Recorder
@@ -18,7 +19,6 @@ from fleet_edge.metrics.figures import Figures
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.segments import LeaveReason, RoundJudged, SegmentLeft, SegmentProgress
 from fleet_edge.store.records.sessions import SessionClosed, SessionOpened
-from fleet_link.link import Message
 from schemas.codec import decode_reply, decode_verdict
 from schemas.downlink import Samples
 from schemas.messages import Closed, Fault, Opened, Refused, SessionReply, Verdict

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from fleet_common.mqtt.link import Message
 from fleet_device.client.request import GenerateRequest
 from fleet_edge.metrics.catalogue import CATALOGUE
 from fleet_edge.metrics.page import PAGE, with_table
 from fleet_edge.observer import EdgeObserver
-from fleet_link.link import Message
 from schemas.topics import Topic, build
 from tests.support.memory_edges import LENGTH, POLICY, PROMPT, RunningEdge, Site
 from tests.support.memory_fleet import FLEET

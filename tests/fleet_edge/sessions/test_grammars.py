@@ -3,13 +3,13 @@ from collections.abc import Callable
 
 import pytest
 
+from fleet_common.grammar.compiler import GrammarCompiler
+from fleet_common.grammar.errors import GrammarKilled
+from fleet_common.grammar.process import CompiledGrammar
+from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_edge.errors import OpenRefused
 from fleet_edge.sessions.constraint import Constraint
 from fleet_edge.sessions.grammars import Grammars, PreparedGrammar
-from fleet_runtime.grammar.compiler import GrammarCompiler
-from fleet_runtime.grammar.errors import GrammarKilled
-from fleet_runtime.grammar.process import CompiledGrammar
-from fleet_runtime.grammar.tokenizer import GrammarTokenizer
 from schemas.grammar import Grammar
 from schemas.messages import Open
 from schemas.policy import SamplingPolicy

@@ -10,9 +10,9 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from fleet_link.connection.screen import PUBACK, BrokenStream, Screen
-from fleet_link.connection.screened_socket import ScreenedSocket
-from fleet_link.counters import Guard
+from fleet_common.mqtt.connection.screen import PUBACK, BrokenStream, Screen
+from fleet_common.mqtt.connection.screened_socket import ScreenedSocket
+from fleet_common.mqtt.counters import Guard
 from tests.fuzz.harness import Finding
 from tests.fuzz.mutation import Bytes
 from tests.support.mqtt_packets import Publish, acknowledgement, packet

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from fleet_link.counters import Accepts, Guard, LinkCounters
-from fleet_link.link import Handler, Listener, Message
-from fleet_link.routing import Route, Routes, check_topic
+from fleet_common.mqtt.counters import Accepts, Guard, LinkCounters
+from fleet_common.mqtt.link import Handler, Listener, Message
+from fleet_common.mqtt.routing import Route, Routes, check_topic
 
 
 @dataclass

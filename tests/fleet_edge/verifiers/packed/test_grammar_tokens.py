@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from fleet_common.grammar.compiler import compile_grammar
+from fleet_common.grammar.errors import GrammarUnavailable
 from fleet_edge.verifiers.llama_cpp.target import GgufTarget
 from fleet_edge.verifiers.packed.tokens import grammar_tokenizer
-from fleet_runtime.grammar.compiler import compile_grammar
-from fleet_runtime.grammar.errors import GrammarUnavailable
 from schemas.grammar import Grammar
 
 MODELS = Path("models/smollm2-135m")

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from fleet_common.settings import SettingsError, load_settings
 from fleet_edge.preflight import preflight
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import Item, VerifierError
 from fleet_edge.verifiers.registry import check_verifier
 from fleet_edge.verifiers.remote.verifier import endpoint_urls
-from fleet_runtime.settings import SettingsError, load_settings
 from tests.fleet_edge.verifiers.remote.serving import APIS, SCRIPT, SIZE, TOP, asking, server
 from tests.support.inference_server import Fault
 from tests.support.markov import MarkovScript

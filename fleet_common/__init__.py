@@ -1,0 +1,1 @@
+"""What devices and edges share: MQTT, identities, settings, grammars, metrics and the HTTP server."""

@@ -1,0 +1,206 @@
+"""HTTP server of ASGI applications: uvicorn on a thread of its own, with bounded connections.
+
+uvicorn gives a connection any time to send its first request, and refuses all requests once it has too many
+connections. Here connections are accepted by us, so that silent and slow ones end before others are refused.
+"""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from fleet_common.connections import Connections
+
+__all__ = ["HttpServer"]
+
+_MOST: Final = 500
+_REQUEST_S: Final = 20.0
+"""Seconds in which a request has to come whole, the TLS handshake counted in."""
+
+_SWEEP_S: Final = 1.0
+_PAUSE_S: Final = 0.1
+
+
+class HttpServer:
+    """Serves an application from `start` until it is stopped. Connections are accepted once the socket listens.
+
+    Args:
+        app: The application.
+        sock: Listens; closed at the end.
+        name: Of the thread.
+        grace_s: Seconds for the answers under way at the end.
+        keep_alive_s: Seconds after which an idle connection ends.
+        certificate: PEM file for HTTPS; without it the server speaks HTTP.
+        key: PEM file of its key, unless that is in the certificate's file.
+        most: Connections at once.
+        request_s: Seconds in which a request has to come.
+
+    Raises:
+        OSError, ValueError: The certificate or its key cannot be used.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        sock: socket.socket,
+        *,
+        name: str,
+        grace_s: int,
+        keep_alive_s: int = 5,
+        certificate: Path | None = None,
+        key: Path | None = None,
+        most: int = _MOST,
+        request_s: float = _REQUEST_S,
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # an application knows itself whom to believe
+            timeout_keep_alive=keep_alive_s,
+            timeout_graceful_shutdown=grace_s,
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
+        )
+        config.load()
+        self._sock = sock
+        self._server = _Server(config, sock, most=most, request_s=request_s)
+        self._thread = threading.Thread(target=self._server.run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until it has been stopped."""
+        while self._thread.is_alive():
+            self._thread.join(1.0)  # in pieces, so that Ctrl-C is taken
+
+    def stop(self) -> None:
+        """Finish the answers under way, shortly, and end. Idempotent."""
+        self._server.should_exit = True
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._sock.close()
+
+
+class _Server(uvicorn.Server):
+    """Accepts connections itself."""
+
+    def __init__(self, config: uvicorn.Config, sock: socket.socket, *, most: int, request_s: float) -> None:
+        super().__init__(config)
+        self._sock = sock
+        self._request_s = request_s
+        self._connections: Connections[socket.socket] = Connections(most, clock=time.monotonic)
+        self._working: set[asyncio.Task[None]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets or [])
+        self._begin(self._accept())
+        self._begin(self._sweep())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for task in self._working:
+            task.cancel()
+        await super().shutdown(sockets=sockets or [])
+        for protocol in list(self.server_state.connections):
+            protocol.transport.abort()
+        await asyncio.sleep(0.0)  # in which they are closed
+        for connection in list(self._connections):  # those to which no protocol was given yet
+            connection.close()
+
+    def _begin(self, work: Any) -> None:  # noqa: ANN401 - a coroutine
+        task = asyncio.get_running_loop().create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._sock.settimeout(0.0)
+        while True:
+            try:
+                connection, address = await loop.sock_accept(self._sock)
+            except OSError:  # the client has gone, or there are no file descriptors left
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            ends = self._connections.add(connection, str(address[0]))
+            if ends is not None:
+                _cut(ends)
+            if ends is not connection:
+                self._begin(self._connect(connection))
+            else:
+                connection.close()
+
+    async def _connect(self, connection: socket.socket) -> None:
+        secure = self.config.ssl
+
+        def protocol() -> _Protocol:
+            return _Protocol(self.config, self.server_state, self.lifespan.state, connection, self._connections)
+
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                protocol,
+                connection,
+                ssl=secure,
+                ssl_handshake_timeout=self._request_s if secure else None,
+            )
+        except OSError:  # of TLS too
+            self._connections.discard(connection)
+            connection.close()
+        except asyncio.CancelledError:
+            connection.close()
+            raise
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(min(_SWEEP_S, self._request_s / 2))
+            for connection in self._connections.overdue(wait_s=self._request_s):
+                _cut(connection)
+
+
+class _Protocol(H11Protocol):
+    """HTTP of one connection, which notes whether its request has come."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        connection: socket.socket,
+        connections: Connections[socket.socket],
+    ) -> None:
+        super().__init__(config, server_state, app_state)
+        self._connection = connection
+        self._all = connections
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._all.discard(self._connection)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        self._note()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._note()
+
+    def _note(self) -> None:
+        self._all.note(self._connection, waits=self.conn.their_state in {h11.IDLE, h11.SEND_BODY})
+
+
+def _cut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,518 @@
+"""Certificate authority of a fleet: create, sign, issue, renew and revoke certificates.
+
+Every change holds the folder's lock from the first read to the last write, so concurrent commands run one after the
+other. The index is written before a certificate or revocation list leaves the folder: after a crash, repeating the
+command completes it.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final, Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fleet_common.identity.certificates import (
+    RENEWAL_DAYS,
+    SKEW,
+    TAKEOVER_LIFETIME,
+    Credential,
+    Passphrase,
+    Revocation,
+    Revoked,
+    Subject,
+    authority_certificate,
+    certificate,
+    check_request,
+    fingerprint,
+    is_encrypted,
+    load_certificate,
+    load_key,
+    make_request,
+    new_key,
+    revocation_list,
+    same_key,
+    save_key,
+)
+from fleet_common.identity.errors import AuthorityError, NameRefused
+from fleet_common.identity.files import PUBLIC, append_line, locked, make_folder, write_atomically
+from fleet_common.identity.index import Entry, Index, check_free, check_key, current, renewable
+from fleet_common.identity.roles import IdentityRole, check_identity_name
+from schemas.names import check_name
+
+__all__ = ["Audit", "Authority", "AuthorityFolder", "Issued", "Signer", "create_authority", "issue", "utc_now"]
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorityFolder:
+    """Files of an authority."""
+
+    path: Path
+
+    @property
+    def certificate(self) -> Path:
+        return self.path / "ca.pem"
+
+    @property
+    def key(self) -> Path:
+        return self.path / "ca.key"
+
+    @property
+    def revocation_list(self) -> Path:
+        return self.path / "crl.pem"
+
+    @property
+    def index(self) -> Path:
+        return self.path / "index.sqlite3"
+
+    @property
+    def audit(self) -> Path:
+        return self.path / "audit.jsonl"
+
+    @property
+    def broker(self) -> Path:
+        """Settings that say how to reach the broker on a revocation."""
+        return self.path / "broker.json"
+
+    @property
+    def issued(self) -> Path:
+        """Default folder for issued certificates."""
+        return self.path / "issued"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder's lock.
+
+        Raises:
+            AuthorityError: Another command holds it for too long.
+        """
+        with locked(self.path / ".lock"):
+            yield
+
+    def load_certificate(self) -> x509.Certificate:
+        """Return the authority's certificate.
+
+        Raises:
+            AuthorityError: The folder holds no authority.
+            IdentityError: The file cannot be read.
+        """
+        if not self.certificate.exists():
+            raise AuthorityError(
+                f"There is no authority in {self.path}: make one with `fleet broker ca`, or correct --ca."
+            )
+        return load_certificate(self.certificate, "The authority's certificate")
+
+    def load_key(
+        self, certificate: x509.Certificate, passphrase: Callable[[], Passphrase]
+    ) -> ec.EllipticCurvePrivateKey:
+        """Return the authority's private key.
+
+        Args:
+            certificate: The certificate that the key must match.
+            passphrase: Called only if the key is encrypted.
+
+        Raises:
+            AuthorityError: The key is missing, readable by others, or does not match the certificate.
+            IdentityError: The file cannot be read.
+        """
+        if not self.key.exists():
+            raise AuthorityError(
+                f"The authority's key {self.key} is missing: put it back from where it is kept; without it nothing can "
+                "be signed or revoked."
+            )
+        if self.key.stat().st_mode & 0o077:
+            raise AuthorityError(
+                f"Others may read the authority's key {self.key}: make it yours alone (chmod 600), and think of who "
+                "has had it."
+            )
+        key = load_key(self.key, passphrase() if is_encrypted(self.key) else None)
+        if not same_key(key.public_key(), certificate.public_key()):
+            raise AuthorityError(f"The key {self.key} does not belong to {self.certificate}: put back the two that do.")
+        return key
+
+    def write_certificate(self, path: Path, certificate: x509.Certificate) -> None:
+        write_atomically(path, certificate.public_bytes(serialization.Encoding.PEM), mode=PUBLIC)
+
+    def write_revocation_list(self, revocations: x509.CertificateRevocationList) -> None:
+        write_atomically(self.revocation_list, revocations.public_bytes(serialization.Encoding.PEM), mode=PUBLIC)
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Audit log of an authority.
+
+    Attributes:
+        path: The file; an operator may also make it append-only in the file system.
+        actor: Operating system user who acts.
+        clock: Returns the current time with its time zone.
+    """
+
+    path: Path
+    actor: str
+    clock: Callable[[], datetime]
+
+    def record(self, action: str, *, name: str, role: str, serial: str = "", detail: str = "") -> None:
+        """Append a line. Call it before a certificate leaves the authority.
+
+        Raises:
+            IdentityError: The log cannot be written.
+        """
+        line = {
+            "at": self.clock().isoformat(timespec="seconds"),
+            "actor": self.actor,
+            "action": action,
+            "name": name,
+            "role": role,
+            "serial": serial,
+            "detail": detail,
+        }
+        append_line(self.path, json.dumps({key: value for key, value in line.items() if value}))
+
+
+CLOCKS_APART: Final = timedelta(days=1)  # a revoked certificate stays listed this long after its end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signer:
+    """Sign certificates and record them in the index and the audit log."""
+
+    folder: AuthorityFolder
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+    index: Index
+    audit: Audit
+    clock: Callable[[], datetime]
+
+    def certify(self, subject: Subject, public_key: ec.EllipticCurvePublicKey, *, action: str) -> Entry:
+        """Sign a certificate; it is in the index and the log when this returns."""
+        signed = certificate(subject, public_key, issuer=self.certificate, issuer_key=self.key, now=self.clock())
+        entry = _entry(signed, subject)
+        with self.index.change():
+            self.index.keep_name(subject.name, subject.role)
+            self.index.add(entry)
+            self.audit.record(
+                action, name=subject.name, role=subject.role, serial=entry.serial, detail=" ".join(subject.hosts)
+            )
+        return entry
+
+    def take_over(self, subject: Subject, *, revoked: bool) -> Credential:
+        """Return a short-lived credential that can connect under another client's name.
+
+        Args:
+            subject: The client whose session it ends.
+            revoked: Whether the next revocation list already contains it.
+        """
+        key = new_key()
+        signed = certificate(
+            subject,
+            key.public_key(),
+            issuer=self.certificate,
+            issuer_key=self.key,
+            now=self.clock(),
+            lifetime=TAKEOVER_LIFETIME,
+        )
+        entry = _entry(signed, subject, takeover=True, revoked_at=self.clock() if revoked else None)
+        with self.index.change():
+            self.index.add(entry)
+            self.audit.record("take over", name=subject.name, role=subject.role, serial=entry.serial)
+        return Credential(subject.name, signed.public_bytes(serialization.Encoding.PEM), key)
+
+    def write_list(self) -> bytes:
+        """Write a new revocation list and return it in PEM."""
+        now = self.clock()
+        with self.index.change():
+            # Backdated by an hour: a broker whose clock is slow rejects a later list, and then refuses every client.
+            number, this_update = self.index.next_list(now - SKEW)
+            revoked = [
+                Revoked(int(entry.serial, 16), entry.revoked_at or now)
+                for entry in self.index.revoked(ending_after=now - CLOCKS_APART)
+            ]
+            self.audit.record("list", name="", role="", detail=f"number {number} with {len(revoked)} revoked")
+        made = revocation_list(
+            revoked, number=number, issuer=self.certificate, issuer_key=self.key, this_update=this_update
+        )
+        self.folder.write_revocation_list(made)
+        return made.public_bytes(serialization.Encoding.PEM)
+
+
+def _entry(
+    signed: x509.Certificate, subject: Subject, *, takeover: bool = False, revoked_at: datetime | None = None
+) -> Entry:
+    return Entry(
+        serial=f"{signed.serial_number:x}",
+        name=subject.name,
+        role=subject.role,
+        hosts=subject.hosts,
+        key_sha256=fingerprint(signed.public_key()),
+        not_before=signed.not_valid_before_utc,
+        not_after=signed.not_valid_after_utc,
+        pem=signed.public_bytes(serialization.Encoding.PEM).decode(),
+        takeover=takeover,
+        revoked_at=revoked_at,
+    )
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authority:
+    """An existing authority; `create_authority` makes a new one.
+
+    Attributes:
+        folder: Its files.
+        certificate: Its certificate.
+        fleet: Name of its fleet.
+        passphrase: Called when the private key is needed and encrypted.
+        audit: Its audit log.
+        clock: Returns the current time with its time zone.
+    """
+
+    folder: AuthorityFolder
+    certificate: x509.Certificate
+    fleet: str
+    passphrase: Callable[[], Passphrase]
+    audit: Audit
+    clock: Callable[[], datetime]
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        actor: str,
+        passphrase: Callable[[], Passphrase] = lambda: None,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> Self:
+        """Open the authority in a folder.
+
+        Raises:
+            AuthorityError: There is none, or its certificate has expired.
+            IdentityError: A file cannot be read.
+        """
+        folder = AuthorityFolder(path)
+        own = folder.load_certificate()
+        if not own.not_valid_before_utc <= clock() < own.not_valid_after_utc:
+            raise AuthorityError(
+                f"The authority in {path} is valid from {own.not_valid_before_utc:%Y-%m-%d} to "
+                f"{own.not_valid_after_utc:%Y-%m-%d} and this machine's clock says {clock():%Y-%m-%d}: set the clock, "
+                "or found a new authority."
+            )
+        organization = own.subject.get_attributes_for_oid(x509.NameOID.ORGANIZATION_NAME)
+        if len(organization) != 1:
+            raise AuthorityError(f"{folder.certificate} was not made by `fleet broker ca`: it does not name a fleet.")
+        fleet = str(organization[0].value)
+        audit = Audit(folder.audit, actor, clock)
+        return cls(folder=folder, certificate=own, fleet=fleet, passphrase=passphrase, audit=audit, clock=clock)
+
+    def sign(
+        self, request: x509.CertificateSigningRequest, *, name: str, role: IdentityRole, hosts: Sequence[str] = ()
+    ) -> Entry:
+        """Sign the request of a new identity.
+
+        Args:
+            request: Unchecked signing request.
+            name: Name that the operator signs for.
+            role: Role of the identity.
+            hosts: For a broker, the host names and addresses that clients connect to.
+
+        Raises:
+            InvalidName: The name is malformed.
+            NameRefused: The name is taken, reserved, or has a certificate already; or a host is malformed.
+            RequestRefused: The request must not be signed.
+            AuthorityError: The authority's key cannot be used.
+        """
+        check_identity_name(name, role)
+        public_key = check_request(request, name=name)
+        with self.at_work() as signer:
+            check_free(signer.index, name, role)
+            check_key(signer.index, fingerprint(public_key), name)
+            held = current(signer.index, name, now=self.clock())
+            if held is not None:
+                raise NameRefused(
+                    f"{name!r} has a certificate until {held.not_after:%Y-%m-%d}: use `fleet broker renew`, or revoke "
+                    "it first."
+                )
+            return signer.certify(Subject(self.fleet, role, name, tuple(hosts)), public_key, action="sign")
+
+    def renew(self, name: str, *, request: x509.CertificateSigningRequest | None = None, early: bool = False) -> Entry:
+        """Sign a new certificate for a known identity; the old one stays valid until its own end.
+
+        Args:
+            name: Name of the identity.
+            request: Signing request with a new key. Without one the key stays, and only a certificate has to travel.
+            early: Renew although more than 30 days are left.
+
+        Raises:
+            NameRefused: The name is unknown or revoked, or it is too early.
+            RequestRefused: The request must not be signed.
+            AuthorityError: The authority's key cannot be used.
+        """
+        asked = None if request is None else check_request(request, name=name)
+        with self.at_work() as signer:
+            latest = renewable(signer.index, name, now=self.clock(), early=early)
+            kept = x509.load_pem_x509_certificate(latest.pem.encode()).public_key()
+            assert isinstance(kept, ec.EllipticCurvePublicKey)  # we have signed no other
+            if asked is not None:
+                check_key(signer.index, fingerprint(asked), name)
+            subject = Subject(self.fleet, latest.role, latest.name, latest.hosts)
+            return signer.certify(subject, asked or kept, action="renew")
+
+    def revoke(self, names: Sequence[str]) -> Revocation:
+        """Revoke every certificate of these names and write the list. Repeating it writes a newer list.
+
+        Raises:
+            NameRefused: A name is unknown, or none is given; then nothing is revoked.
+            AuthorityError: The authority's key cannot be used.
+        """
+        if not names:
+            raise NameRefused("Say whom to revoke: see `fleet broker list`.")
+        with self.at_work() as signer:
+            held = {name: signer.index.of_name(name) for name in names}
+            for name, entries in held.items():
+                if not entries:
+                    raise NameRefused(f"Nobody has a certificate for {name[:80]!r}: see `fleet broker list`.")
+            everything = [entry for entries in held.values() for entry in entries]
+            with signer.index.change():
+                for entry in everything:
+                    if entry.revoked_at is None:
+                        signer.index.revoke(entry.serial, self.clock())
+                        self.audit.record("revoke", name=entry.name, role=entry.role, serial=entry.serial)
+            clients = {name: entries[-1].role for name, entries in held.items() if not entries[-1].role.is_server}
+            kickers = {
+                name: signer.take_over(Subject(self.fleet, role, name), revoked=False) for name, role in clients.items()
+            }
+            canary = signer.take_over(Subject(self.fleet, IdentityRole.DEVICE, everything[0].name), revoked=True)
+            return Revocation(
+                serials=tuple(entry.serial for entry in everything),
+                revocation_list=signer.write_list(),
+                authority=self.certificate.public_bytes(serialization.Encoding.PEM),
+                canary=canary,
+                kickers=kickers,
+            )
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return all certificates of identities, oldest first."""
+        with Index(self.folder.index) as index:
+            return index.identities()
+
+    def names(self, role: IdentityRole) -> tuple[str, ...]:
+        """Return all names of a role, for the access rules of a broker description."""
+        with Index(self.folder.index) as index:
+            return index.names(role)
+
+    def due(self) -> tuple[str, ...]:
+        """Return the names whose certificate ends within 30 days or has ended."""
+        last: dict[str, datetime] = {}
+        for entry in self.entries():
+            if entry.revoked_at is None:
+                last[entry.name] = max(entry.not_after, last.get(entry.name, entry.not_after))
+        return tuple(name for name, end in last.items() if end - self.clock() <= timedelta(days=RENEWAL_DAYS))
+
+    @contextmanager
+    def at_work(self) -> Iterator[Signer]:
+        """Hold the lock and the private key."""
+        key = self.folder.load_key(self.certificate, self.passphrase)  # may ask a person, so before the lock
+        with self.folder.locked(), Index(self.folder.index) as index:
+            yield Signer(
+                folder=self.folder,
+                certificate=self.certificate,
+                key=key,
+                index=index,
+                audit=self.audit,
+                clock=self.clock,
+            )
+
+
+def create_authority(
+    path: Path,
+    *,
+    fleet: str,
+    actor: str,
+    kept: Iterable[tuple[str, IdentityRole]] = (),
+    passphrase: Passphrase = None,
+    clock: Callable[[], datetime] = utc_now,
+) -> Authority:
+    """Create an authority.
+
+    Args:
+        path: Its folder; created if missing.
+        fleet: Name of the fleet.
+        actor: Operating system user, for the audit log.
+        kept: Names to reserve for their roles from the start.
+        passphrase: Encrypts the private key.
+        clock: Returns the current time with its time zone.
+
+    Raises:
+        AuthorityError: The folder holds an authority already.
+        InvalidName: The fleet's name or a reserved name is malformed.
+        NameRefused: A reserved name belongs to another role.
+        IdentityError: A file cannot be written.
+    """
+    check_name(fleet)
+    names = [(check_identity_name(name, role), role) for name, role in kept]
+    make_folder(path)
+    folder = AuthorityFolder(path)
+    with folder.locked():
+        if folder.certificate.exists():
+            raise AuthorityError(f"There is an authority in {path} already: use it, or choose another folder.")
+        key = new_key()
+        save_key(folder.key, key, passphrase)
+        with Index(folder.index, new=True) as index, index.change():
+            for name, role in names:
+                check_free(index, name, role)
+                index.keep_name(name, role)
+        # Written last: once the certificate exists, the authority exists.
+        folder.write_certificate(folder.certificate, authority_certificate(key, fleet=fleet, now=clock()))
+    made = Authority.open(path, actor=actor, passphrase=lambda: passphrase, clock=clock)
+    with made.at_work() as signer:
+        made.audit.record("found", name=fleet, role="authority", serial=f"{made.certificate.serial_number:x}")
+        signer.write_list()
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """An issued certificate and its files.
+
+    Attributes:
+        entry: Entry in the index.
+        certificate: Certificate file.
+        key: Private key file, readable by its owner only.
+        ca: Copy of the authority's certificate in the same folder.
+    """
+
+    entry: Entry
+    certificate: Path
+    key: Path
+    ca: Path
+
+
+def issue(authority: Authority, name: str, *, role: IdentityRole, folder: Path, hosts: Sequence[str] = ()) -> Issued:
+    """Create a key and a certificate as `NAME.key` and `NAME.pem`.
+
+    Raises:
+        IdentityError: As `Authority.sign`, or a file cannot be written; then no key is left behind.
+    """
+    check_identity_name(name, role)
+    make_folder(folder)
+    issued_key, path = new_key(), folder / f"{name}.key"
+    if path.exists():
+        raise NameRefused(f"{path} exists: a key is never overwritten; move it away, or choose another folder.")
+    save_key(path, issued_key)
+    try:
+        request = x509.load_pem_x509_csr(make_request(issued_key, name))
+        entry = authority.sign(request, name=name, role=role, hosts=hosts)
+    except BaseException:  # also of a person who gives up when asked for the passphrase
+        path.unlink(missing_ok=True)
+        raise
+    certificate, ca = folder / f"{name}.pem", folder / "ca.pem"
+    write_atomically(certificate, entry.pem.encode(), mode=PUBLIC)
+    authority.folder.write_certificate(ca, authority.certificate)
+    return Issued(entry, certificate, path, ca)

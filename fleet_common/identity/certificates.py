@@ -1,0 +1,434 @@
+"""Keys, signing requests, certificates and revocation lists.
+
+Every field of a certificate is set here; none is copied from a request. The role is in the subject (`OU`). The
+extended key usage separates clients from servers, so that a stolen device certificate cannot impersonate the broker.
+
+A broker checks a certificate only when a client connects, so a revoked client that is connected stays connected. MQTT
+ends the older of two sessions with one client id, and the broker takes the client id from the certificate. A
+`Revocation` therefore carries certificates of the revoked names, valid for an hour, whose keys never reach a disk in
+the clear: connecting with one ends the revoked session and no other.
+"""
+
+import hashlib
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fleet_common.identity.errors import CertificateRefused, NameRefused, RequestRefused
+from fleet_common.identity.files import SECRET, read_bounded, write_atomically
+from fleet_common.identity.roles import IdentityRole
+from schemas.names import check_name
+
+__all__ = [
+    "CERTIFICATE_DAYS",
+    "RENEWAL_DAYS",
+    "SKEW",
+    "TAKEOVER_LIFETIME",
+    "Credential",
+    "Passphrase",
+    "Revocation",
+    "Revoked",
+    "Subject",
+    "authority_certificate",
+    "certificate",
+    "check_request",
+    "fingerprint",
+    "is_encrypted",
+    "key_pem",
+    "load_certificate",
+    "load_key",
+    "load_request",
+    "make_request",
+    "new_key",
+    "requested_name",
+    "revocation_list",
+    "same_key",
+    "save_key",
+    "subject_of",
+]
+
+CERTIFICATE_DAYS: Final = 90
+RENEWAL_DAYS: Final = 30
+AUTHORITY_DAYS: Final = 3650
+SKEW: Final = timedelta(hours=1)  # a clock that is behind by less sees a new certificate as valid
+MAX_HOST_LENGTH: Final = 253
+
+_HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Subject of a certificate.
+
+    Attributes:
+        fleet: Organization.
+        role: Organizational unit.
+        name: Common name: the broker's user name and client id.
+        hosts: For a broker, the host names and addresses that clients connect to.
+    """
+
+    fleet: str
+    role: IdentityRole
+    name: str
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """Entry of the revocation list."""
+
+    serial: int
+    at: datetime
+
+
+def authority_certificate(key: ec.EllipticCurvePrivateKey, *, fleet: str, now: datetime) -> x509.Certificate:
+    """Return a self-signed CA certificate that may sign identities but no other CA."""
+    name = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, fleet),
+            x509.NameAttribute(NameOID.COMMON_NAME, "fleet authority"),
+        ]
+    )
+    public = key.public_key()
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - SKEW)
+        .not_valid_after(now + timedelta(days=AUTHORITY_DAYS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+
+
+def certificate(
+    subject: Subject,
+    public_key: ec.EllipticCurvePublicKey,
+    *,
+    issuer: x509.Certificate,
+    issuer_key: ec.EllipticCurvePrivateKey,
+    now: datetime,
+    lifetime: timedelta = timedelta(days=CERTIFICATE_DAYS),
+) -> x509.Certificate:
+    """Return a signed certificate for one identity.
+
+    Raises:
+        NameRefused: A host name is malformed, or a broker has none.
+    """
+    purpose = ExtendedKeyUsageOID.SERVER_AUTH if subject.role.is_server else ExtendedKeyUsageOID.CLIENT_AUTH
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(
+            x509.Name(
+                [
+                    x509.NameAttribute(NameOID.ORGANIZATION_NAME, subject.fleet),
+                    x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, subject.role.value),
+                    x509.NameAttribute(NameOID.COMMON_NAME, subject.name),
+                ]
+            )
+        )
+        .issuer_name(issuer.subject)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - SKEW)
+        .not_valid_after(min(now + lifetime, issuer.not_valid_after_utc))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
+    )
+    if subject.role.is_server:
+        builder = builder.add_extension(_alternative_names(subject.hosts), critical=False)
+    return builder.sign(issuer_key, hashes.SHA256())
+
+
+def revocation_list(
+    revoked: Iterable[Revoked],
+    *,
+    number: int,
+    issuer: x509.Certificate,
+    issuer_key: ec.EllipticCurvePrivateKey,
+    this_update: datetime,
+) -> x509.CertificateRevocationList:
+    """Return the signed list of revoked serial numbers.
+
+    It is valid as long as the authority: a broker refuses *every* client once its list has expired, so a forgotten
+    chore would become an outage. Each revocation proves that the newest list is in force.
+    """
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.subject)
+        .last_update(this_update)
+        .next_update(issuer.not_valid_after_utc)
+        .add_extension(x509.CRLNumber(number), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
+    )
+    for line in revoked:
+        builder = builder.add_revoked_certificate(
+            x509.RevokedCertificateBuilder().serial_number(line.serial).revocation_date(line.at).build()
+        )
+    return builder.sign(issuer_key, hashes.SHA256())
+
+
+def load_certificate(path: Path, what: str = "The certificate") -> x509.Certificate:
+    """Read the first certificate of a PEM file.
+
+    Raises:
+        IdentityError: The file cannot be read.
+        CertificateRefused: The file holds no certificate.
+    """
+    content = read_bounded(path, what)
+    try:
+        return x509.load_pem_x509_certificate(content)
+    except ValueError as error:
+        raise CertificateRefused(f"{what} {path} is no certificate in PEM.") from error
+
+
+def subject_of(found: x509.Certificate) -> Subject:
+    """Return the subject of a certificate that this authority signed.
+
+    Raises:
+        CertificateRefused: The subject lacks the expected fields.
+    """
+    try:
+        return Subject(
+            fleet=_only(found.subject, NameOID.ORGANIZATION_NAME),
+            role=IdentityRole(_only(found.subject, NameOID.ORGANIZATIONAL_UNIT_NAME)),
+            name=_only(found.subject, NameOID.COMMON_NAME),
+        )
+    except ValueError as error:
+        raise CertificateRefused(
+            "The certificate does not say fleet, role and name: it was not made by a fleet's authority."
+        ) from error
+
+
+def _only(name: x509.Name, oid: x509.ObjectIdentifier) -> str:
+    (attribute,) = name.get_attributes_for_oid(oid)
+    return str(attribute.value)
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _alternative_names(hosts: Sequence[str]) -> x509.SubjectAlternativeName:
+    if not hosts:
+        raise NameRefused("A broker needs at least one host name or address by which clients reach it (--host).")
+    return x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    labels = host.split(".")
+    if len(host) > MAX_HOST_LENGTH or not all(_HOST_LABEL.fullmatch(label) for label in labels):
+        raise NameRefused(
+            f"{host[:80]!r} is neither a host name nor an address: wildcards and ports do not belong here."
+        )
+    return x509.DNSName(host)
+
+
+TAKEOVER_LIFETIME: Final = timedelta(hours=1)  # the broker's clock may be ahead by nearly that
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """Certificate and private key in memory.
+
+    Attributes:
+        name: Common name.
+        certificate: Certificate in PEM.
+        key: Private key.
+    """
+
+    name: str
+    certificate: bytes
+    key: ec.EllipticCurvePrivateKey = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """What is needed to enforce a revocation at the broker.
+
+    Attributes:
+        serials: Revoked serial numbers, in hexadecimal.
+        revocation_list: New list, in PEM.
+        authority: Certificate of the authority, in PEM.
+        canary: Certificate that only this list revokes: a broker that refuses it uses this list or a later one.
+        kickers: For each revoked client a certificate that is *not* revoked.
+    """
+
+    serials: tuple[str, ...]
+    revocation_list: bytes
+    authority: bytes
+    canary: Credential
+    kickers: Mapping[str, Credential]
+
+
+Passphrase = bytes | None
+
+_ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
+
+
+def new_key() -> ec.EllipticCurvePrivateKey:
+    """Generate an EC P-256 key: every TLS library and most secure elements support that curve."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: Passphrase = None) -> bytes:
+    """Return the key as PKCS #8 in PEM, encrypted if there is a passphrase."""
+    how: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase is not None:
+        how = serialization.BestAvailableEncryption(passphrase)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
+
+
+def save_key(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: Passphrase = None) -> None:
+    """Write the key with permissions for its owner only.
+
+    Raises:
+        IdentityError: The file cannot be written.
+    """
+    write_atomically(path, key_pem(key, passphrase), mode=SECRET)
+
+
+def is_encrypted(path: Path) -> bool:
+    """Return whether the key needs a passphrase.
+
+    Raises:
+        IdentityError: The file cannot be read.
+    """
+    return _ENCRYPTED in read_bounded(path, "The private key")
+
+
+def load_key(path: Path, passphrase: Passphrase = None) -> ec.EllipticCurvePrivateKey:
+    """Read a private key.
+
+    Raises:
+        IdentityError: The file cannot be read.
+        CertificateRefused: It is not an EC P-256 key, or the passphrase is wrong or missing.
+    """
+    content = read_bounded(path, "The private key")
+    encrypted = _ENCRYPTED in content
+    if encrypted and passphrase is None:
+        raise CertificateRefused(f"The private key {path} is encrypted: give its passphrase.")
+    try:
+        key = serialization.load_pem_private_key(content, passphrase if encrypted else None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        why = "the passphrase is wrong" if encrypted else "it is no private key in PEM"
+        raise CertificateRefused(f"The private key {path} cannot be used: {why}.") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise CertificateRefused(f"The private key {path} is of another kind: only EC P-256 is used.")
+    return key
+
+
+def fingerprint(key: object) -> str:
+    """Return the SHA-256 of a public key, in hexadecimal.
+
+    Raises:
+        CertificateRefused: It is not an EC P-256 key.
+    """
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise CertificateRefused("The key is of another kind: only EC P-256 is used.")
+    encoded = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(encoded).hexdigest()
+
+
+def same_key(one: object, other: object) -> bool:
+    return fingerprint(one) == fingerprint(other)
+
+
+def make_request(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
+    """Return a signing request for `name` in PEM, signed with the key that it is for."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, check_name(name))])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM)
+
+
+def load_request(path: Path) -> x509.CertificateSigningRequest:
+    """Read a signing request without checking it.
+
+    Raises:
+        IdentityError: The file cannot be read.
+        RequestRefused: The file holds no signing request.
+    """
+    content = read_bounded(path, "The signing request")
+    try:
+        return x509.load_pem_x509_csr(content)
+    except ValueError as error:
+        raise RequestRefused(
+            f"{path} is no signing request in PEM: make one on the device with `fleet device enroll`."
+        ) from error
+
+
+def requested_name(request: x509.CertificateSigningRequest) -> str:
+    """Return the name in an unchecked signing request.
+
+    Raises:
+        RequestRefused: It has no name, or several.
+    """
+    try:
+        names = request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        (name,) = names
+    except ValueError as error:
+        raise RequestRefused("The signing request does not ask for exactly one common name.") from error
+    return str(name.value)
+
+
+def check_request(request: x509.CertificateSigningRequest, *, name: str) -> ec.EllipticCurvePublicKey:
+    """Check a signing request and return its public key. Nothing else of it is used, not even its extensions.
+
+    Args:
+        request: From a device; hostile until checked.
+        name: Name that the operator signs for.
+
+    Raises:
+        RequestRefused: It has another name or another kind of key, or was not signed with that key.
+    """
+    asked = requested_name(request)
+    if asked != name:
+        raise RequestRefused(
+            f"The signing request asks for {asked[:80]!r} and not for {name!r}: sign it for no other name."
+        )
+    try:
+        key = request.public_key()
+        signed = request.is_signature_valid
+    except (ValueError, InvalidSignature, UnsupportedAlgorithm) as error:
+        raise RequestRefused(
+            "The signing request has a key or a signature of an unknown kind: use EC P-256."
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise RequestRefused("The signing request has a key of another kind: only EC P-256 is signed.")
+    if not signed:
+        raise RequestRefused(
+            "The signing request was not signed with the key that it asks for: it was changed on its way."
+        )
+    return key

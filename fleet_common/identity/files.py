@@ -1,0 +1,139 @@
+"""Atomic file writes, and secrets that are never readable by others."""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from fleet_common.identity.errors import AuthorityError, IdentityError
+
+__all__ = ["PUBLIC", "SECRET", "append_line", "locked", "make_folder", "read_bounded", "write_atomically"]
+
+SECRET: Final = 0o600
+PUBLIC: Final = 0o644
+LOCK_S: Final = 30.0
+GLANCE_S: Final = 0.05
+LARGEST_FILE: Final = 1 << 16  # of a key, certificate or request: they are a few kilobytes
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int) -> None:
+    """Replace a file: a reader sees the old or the new content, whole, also after a power failure.
+
+    Args:
+        path: A file in an existing folder.
+        content: The new content.
+        mode: Permissions, from the first byte on.
+
+    Raises:
+        IdentityError: The file cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        try:
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(descriptor, mode)  # the umask may have taken more than we ask
+                file.write(content)
+                file.flush()
+                os.fsync(descriptor)
+            draft.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise IdentityError(f"The file {path} cannot be written: {error.strerror}.") from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line to a log that only its owner reads, and flush it to disk.
+
+    Raises:
+        IdentityError: The file cannot be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, SECRET)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(descriptor)
+    except OSError as error:
+        raise IdentityError(f"The file {path} cannot be written: {error.strerror}.") from error
+
+
+def read_bounded(path: Path, what: str) -> bytes:
+    """Return the content of a small file.
+
+    Args:
+        path: The file.
+        what: Names it in the error message, "The signing request".
+
+    Raises:
+        IdentityError: The file cannot be read, or is too large to be what it should.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise IdentityError(
+            f"{what} {path} cannot be read: {error.strerror}; check the path and who may read it."
+        ) from error
+    if len(content) > LARGEST_FILE:
+        raise IdentityError(f"{what} {path} has more than {LARGEST_FILE} bytes: it is not what it should be.")
+    return content
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder for secrets; use an existing one as it is.
+
+    Raises:
+        IdentityError: It cannot be created, or others may write to it.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        others_write = path.stat().st_mode & 0o022
+    except OSError as error:
+        raise IdentityError(f"The folder {path} cannot be made: {error.strerror}.") from error
+    if others_write:
+        raise IdentityError(f"Others may write in the folder {path}: take that away (chmod go-w) or choose another.")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, so that concurrent commands on the same folder run one after the other.
+
+    Raises:
+        AuthorityError: Another command holds it for too long, or the file cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, SECRET)
+    except OSError as error:
+        raise AuthorityError(f"The file {path} cannot be opened: {error.strerror}.") from error
+    try:
+        deadline = time.monotonic() + LOCK_S
+        while not _try_lock(descriptor):
+            if time.monotonic() > deadline:
+                raise AuthorityError(f"Another command is at work in {path.parent}: try again when it has ended.")
+            time.sleep(GLANCE_S)
+        yield
+    finally:
+        os.close(descriptor)  # which unlocks
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

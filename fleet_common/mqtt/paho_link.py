@@ -1,0 +1,302 @@
+"""Link over a real broker: paho-mqtt for the protocol, one thread of ours for everything else.
+
+The thread is a loop around one attempt after another; whatever ends an attempt, a lost connection, a bug in
+a library, ends only that attempt. There is no second thread that could die unnoticed, so the loop is its own
+watchdog.
+"""
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from fleet_common.mqtt.connection.connection import Connection, ConnectionLost
+from fleet_common.mqtt.connection.handover import Handover
+from fleet_common.mqtt.connection.polling import Waker
+from fleet_common.mqtt.counters import Accepts, Guard, LinkCounters
+from fleet_common.mqtt.errors import ConnectFailed, LinkFault
+from fleet_common.mqtt.failures import lost, name_taken, silent, subscription_refused
+from fleet_common.mqtt.lifecycle import Backoff, Connectivity, Startup
+from fleet_common.mqtt.link import Handler, Listener, OutcomeHandler
+from fleet_common.mqtt.outbox.announced import Announced
+from fleet_common.mqtt.outbox.outgoing import Outgoing
+from fleet_common.mqtt.outbox.sender import Sender
+from fleet_common.mqtt.routing import Route, Routes
+from fleet_common.mqtt.settings import LinkSettings
+from fleet_common.mqtt.tls.credentials import Credentials
+
+__all__ = ["PahoLink"]
+
+POLL_S = 1.0
+MOST_LEFT_OUT = 10_000  # each holds one of a connection's 65,535 packet identifiers for good
+
+_log = logging.getLogger(__name__)
+
+
+class PahoLink:
+    """A `Link` over MQTT 5.
+
+    Args:
+        settings: Where to and who we are.
+        rng: Jitter of the reconnect delays; seeded by the system if not given.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        settings: LinkSettings,
+        *,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._guard = Guard()
+        self._routes = Routes(self._guard)
+        self._sender = Sender(settings, guard=self._guard, clock=clock)
+        self._backoff = Backoff(
+            minimum_s=settings.min_backoff_s,
+            maximum_s=settings.max_backoff_s,
+            refused_s=settings.refused_backoff_s,
+            rng=rng if rng is not None else random.Random(),  # noqa: S311 - jitter
+        )
+        self._failure: ConnectFailed | None = None  # how the last attempt ended
+        self._anonymous = False  # whether the next attempt goes without the user name
+        self._online_since = 0.0
+        self._handover = Handover(Credentials(settings.tls, clock=clock), counters=self.counters, clock=clock)
+        self._connectivity = Connectivity(self._guard)
+        self._accepts: Accepts | None = None
+        self._requests: deque[Callable[[Connection], None]] = deque()  # for the thread to do on its connection
+        self._announced = Announced(max_packet_bytes=settings.packet_bytes)
+        self._startup = Startup()
+        self._stopping = threading.Event()
+        self._waker: Waker | None = None
+        self._thread: threading.Thread | None = None
+        self._lifecycle = threading.Lock()
+
+    @property
+    def counters(self) -> LinkCounters:
+        return self._guard.counters
+
+    @property
+    def connected(self) -> bool:
+        return self._connectivity.online
+
+    @property
+    def failure(self) -> ConnectFailed | None:
+        """Why the link is not connected; see `Link.failure`."""
+        return None if self._connectivity.online else self._failure
+
+    @property
+    def max_packet_bytes(self) -> int:
+        """Largest packet the broker takes, as it said when last connected."""
+        return self._announced.max_packet_bytes
+
+    def start(self, *, timeout_s: float) -> None:
+        """Connect and begin to deliver; see `Link.start`."""
+        with self._lifecycle:
+            if self._thread is not None and self._thread.is_alive():
+                if self._stopping.is_set():
+                    raise ConnectFailed("The link has not ended yet: one of its handlers blocks its thread.")
+                return
+            self._stopping.clear()
+            self._startup = Startup()
+            self._waker = Waker()
+            name = f"link-{self._settings.client_id}"
+            self._thread = threading.Thread(target=self._run, args=(self._waker,), name=name, daemon=True)
+            self._thread.start()
+        try:
+            self._startup.wait(timeout_s, silent(self._settings))
+        except ConnectFailed as error:
+            self.stop()
+            self._failure = error
+            raise
+
+    def stop(self) -> None:
+        """Say goodbye, flush shortly, end the thread; see `Link.stop`."""
+        self._stopping.set()
+        self._wake()
+        if threading.current_thread() is self._thread:
+            return  # a handler stops its own link: the thread ends after it returns
+        with self._lifecycle:
+            if self._thread is not None:
+                self._thread.join(self._longest_stop_s)
+                if not self._thread.is_alive():
+                    self._thread = None
+
+    def subscribe(self, topic_filter: str, handler: Handler, *, qos: int = 1, retained: bool = True) -> None:
+        """Route matching messages to `handler`; see `Link.subscribe`."""
+        route = Route(topic_filter, handler, qos, retained)
+        self._routes.add(route)
+        self._request(lambda connection: connection.subscribe([route]))
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        if self._routes.remove(topic_filter):
+            self._request(lambda connection: connection.unsubscribe(topic_filter))
+
+    def screen(self, accepts: Accepts) -> None:
+        """Ask `accepts` about every message; see `Link.screen`."""
+        self._accepts = accepts
+        self._request(lambda connection: connection.screen(accepts))
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        expiry_s: int | None = None,
+        content_type: str | None = None,
+        alias: bool = False,
+        priority: bool = False,
+        on_outcome: OutcomeHandler | None = None,
+    ) -> None:
+        deadline = None if expiry_s is None else self._clock() + expiry_s
+        message = Outgoing(topic, payload, qos, retain, deadline, content_type, alias, on_outcome, priority)
+        message.check(limit=self.max_packet_bytes)
+        if qos == 0 and not self._connectivity.online:
+            self.counters.dropped += 1
+            return
+        self._sender.put(message)
+        self._wake()
+
+    def on_connection(self, listener: Listener) -> None:
+        """Call `listener` after every connect and loss; see `Link.on_connection`."""
+        self._connectivity.listen(listener)
+
+    @property
+    def _longest_stop_s(self) -> float:
+        settings = self._settings
+        return settings.connect_timeout_s + settings.handshake_s + settings.flush_s + POLL_S
+
+    def _request(self, action: Callable[[Connection], None]) -> None:
+        self._requests.append(action)
+        self._wake()
+
+    def _wake(self) -> None:
+        waker = self._waker
+        if waker is not None and threading.current_thread() is not self._thread:
+            waker.wake()
+
+    def _run(self, waker: Waker) -> None:
+        """Attempt after attempt until stopped: the whole life of the thread."""
+        try:
+            while not self._stopping.is_set() or self._handover.under_way:
+                self._attempt(waker)
+                if not self._stopping.is_set() and not self._handover.under_way:
+                    refused = self._failure is not None and self._failure.refused
+                    self._stopping.wait(self._backoff.next_delay_s(refused=refused))
+        finally:
+            waker.close()
+            self._startup.ended()
+
+    def _attempt(self, waker: Waker) -> None:
+        """Connect and serve until the connection ends; nothing that happens in it ends the thread."""
+        connection: Connection | None = None
+        try:
+            connection = Connection(
+                replace(self._settings, username=None) if self._anonymous else self._settings,
+                context=self._handover.context(),
+                guard=self._guard,
+                waker=waker,
+                clock=self._clock,
+                on_message=self._routes.dispatch,
+                on_answer=self._sender.on_answer,
+            )
+            self._enter(connection)
+            self._serve(connection)
+        except ConnectFailed as error:
+            # Whoever waits for the start is told; later on the log is all there is.
+            _log.log(logging.DEBUG if self._startup.pending else logging.WARNING, "%s", error)
+            self._failure = error
+            if error.fault is LinkFault.NOT_AUTHORIZED and self._settings.anonymous_too:
+                self._anonymous = not self._anonymous
+                error.final = error.final and not self._anonymous
+            self._startup.failed(error)
+            self._handover.failed(str(error))
+        except ConnectionLost as error:
+            self._failure = name_taken(self._settings) if error.taken_over else lost(str(error), self._settings)
+            self.counters.takeovers += error.taken_over
+            _log.warning("%s", self._failure)
+        except BaseException:  # noqa: BLE001 - whatever it was, a link without a thread is worse
+            self.counters.restarts += 1
+            _log.exception("The link's network loop failed and is begun anew.")
+        finally:
+            self._leave(connection)
+
+    def _enter(self, connection: Connection) -> None:
+        """Bring the connection to where everything works as if it had never been away."""
+        self._announced = self._handover.open(connection)
+        self._requests.clear()  # they concern a connection that is gone; what they asked for is asked for below
+        connection.screen(self._accepts)
+        connection.subscribe(tuple(self._routes))
+        deadline = self._clock() + self._settings.handshake_s
+        while not connection.subscribed:
+            if self._clock() >= deadline:
+                raise silent(self._settings)
+            connection.step(deadline - self._clock())
+        refused = connection.take_refused_filters()
+        if refused:
+            raise subscription_refused(refused, self._settings)
+        self._online_since = self._clock()
+        self._failure = None
+        self._connectivity.up()
+        self._startup.connected()
+
+    def _serve(self, connection: Connection) -> None:
+        flush_until: float | None = None
+        while True:
+            if self._stopping.is_set():
+                flush_until = flush_until or self._clock() + self._settings.flush_s
+                if self._sender.idle or self._clock() >= flush_until:
+                    connection.goodbye()
+                    return
+            elif self._handover.due:
+                self._handover.begin(connection)
+                return
+            with contextlib.suppress(IndexError):
+                while True:
+                    self._requests.popleft()(connection)
+            self._sender.drain(connection.send, self._announced, room=lambda: not connection.clogged)
+            connection.step(POLL_S if flush_until is None else flush_until - self._clock())
+            self._check_answers(connection)
+            for topic_filter in connection.take_refused_filters():
+                _log.error("The broker refuses to subscribe this client to %s.", topic_filter)
+
+    def _check_answers(self, connection: Connection) -> None:
+        """End a connection on which the broker answers nothing any more: a new one has an empty queue at its end.
+
+        Some brokers drop whatever does not fit into a client's queue, their answers to its own messages as well: the
+        window of unanswered messages would stay full, and nothing more would ever be sent.
+
+        Raises:
+            ConnectionLost: The broker has owed answers for too long.
+        """
+        waited_s = self._sender.unanswered_s(delivered=connection.delivered)
+        if self._stopping.is_set():
+            return
+        if waited_s > self._settings.answer_s:
+            why = f"has answered none of {self._sender.awaiting_answers} messages for {waited_s:.0f} s"
+        elif self._sender.left_out > MOST_LEFT_OUT:
+            why = f"has left {self._sender.left_out} messages unanswered"
+        else:
+            return
+        self.counters.stalls += 1
+        connection.goodbye()  # or the broker would publish the last will
+        raise ConnectionLost(f"the broker {why}; connecting anew")
+
+    def _leave(self, connection: Connection | None) -> None:
+        if connection is not None:
+            connection.close()
+        self._sender.connection_lost()
+        if self._handover.under_way:
+            return
+        if self._connectivity.online and not (self._failure is not None and self._failure.refused):
+            # Two clients of one name end each other's connections: the delay grows until one of them stays.
+            self._backoff.held(self._clock() - self._online_since)
+        self._connectivity.down(on_purpose=self._stopping.is_set())

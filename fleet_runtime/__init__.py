@@ -1,1 +1,0 @@
-"""What the programs of both ends need around them: settings from file, environment and flags, and systemd."""

@@ -1,0 +1,368 @@
+import json
+import multiprocessing
+import stat
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fleet_common.identity.authority import Authority, create_authority
+from fleet_common.identity.certificates import key_pem, make_request, new_key, same_key
+from fleet_common.identity.errors import AuthorityError, IdentityError, NameRefused, RequestRefused
+from fleet_common.identity.index import Entry
+from fleet_common.identity.roles import IdentityRole
+from schemas.errors import InvalidName
+from tests.fleet_common.identity.conftest import FrozenClock, request_for
+
+DEVICE, EDGE, MONITOR, BROKER = IdentityRole.DEVICE, IdentityRole.EDGE, IdentityRole.MONITOR, IdentityRole.BROKER
+
+
+def sign(authority: Authority, name: str, role: IdentityRole = DEVICE, hosts: tuple[str, ...] = ()) -> Entry:
+    return authority.sign(request_for(name), name=name, role=role, hosts=hosts)
+
+
+def parsed(entry: Entry) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(entry.pem.encode())
+
+
+def listed(authority: Authority) -> set[str]:
+    found = x509.load_pem_x509_crl(authority.folder.revocation_list.read_bytes())
+    assert isinstance(authority.certificate.public_key(), ec.EllipticCurvePublicKey)
+    assert found.is_signature_valid(authority.certificate.public_key())  # type: ignore[arg-type]
+    return {f"{line.serial_number:x}" for line in found}
+
+
+def log(authority: Authority) -> list[dict[str, str]]:
+    return [json.loads(line) for line in authority.folder.audit.read_text().splitlines()]
+
+
+def test_a_certificate_says_what_it_is_for_and_nothing_more(authority: Authority, clock: FrozenClock) -> None:
+    signed = parsed(sign(authority, "sensor-1"))
+    assert signed.subject.rfc4514_string() == "CN=sensor-1,OU=device,O=home"
+    signed.verify_directly_issued_by(authority.certificate)
+    assert signed.not_valid_after_utc == clock.now + timedelta(days=90)
+    assert signed.not_valid_before_utc == clock.now - timedelta(hours=1), "a clock may be a little behind"
+    extensions = signed.extensions
+    assert not extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    purposes = list(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    assert purposes == [ExtendedKeyUsageOID.CLIENT_AUTH], "a device must not be able to play the broker"
+    assert not [each for each in extensions if isinstance(each.value, x509.SubjectAlternativeName)]
+
+
+def test_the_authority_may_sign_identities_but_no_other_authority(authority: Authority) -> None:
+    constraints = authority.certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    assert constraints.critical
+    assert (constraints.value.ca, constraints.value.path_length) == (True, 0)
+    usage = authority.certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    assert (usage.key_cert_sign, usage.crl_sign, usage.digital_signature) == (True, True, False)
+
+
+def test_a_broker_has_its_hosts_and_is_a_server_alone(authority: Authority) -> None:
+    signed = parsed(sign(authority, "broker", BROKER, ("mqtt.example.org", "10.0.0.7", "::1")))
+    names = signed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["mqtt.example.org"]
+    assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.7", "::1"]
+    purposes = list(signed.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    assert purposes == [ExtendedKeyUsageOID.SERVER_AUTH]
+
+
+@pytest.mark.parametrize("host", ["*.example.org", "host:8883", "a b", "", "-a.org", "x" * 254, "mqtt://host"])
+def test_what_is_no_host_is_refused(authority: Authority, host: str) -> None:
+    with pytest.raises(NameRefused, match="neither a host name nor an address"):
+        sign(authority, "broker", BROKER, (host,))
+    with pytest.raises(NameRefused, match="at least one host"):
+        sign(authority, "broker", BROKER)
+
+
+def test_nothing_of_a_request_but_its_key_is_taken_over(authority: Authority) -> None:
+    key = new_key()
+    greedy = (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(
+            x509.Name(
+                [
+                    x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "edge"),
+                    x509.NameAttribute(NameOID.COMMON_NAME, "sensor-1"),
+                ]
+            )
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=5), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("broker")]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    signed = parsed(authority.sign(greedy, name="sensor-1", role=DEVICE))
+    honest = parsed(sign(authority, "sensor-2"))
+    assert signed.subject.rfc4514_string() == "CN=sensor-1,OU=device,O=home"
+    assert {each.oid for each in signed.extensions} == {each.oid for each in honest.extensions}
+    assert not signed.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert same_key(signed.public_key(), key.public_key())
+
+
+@pytest.mark.parametrize("name", ["edge-1", "monitor", "broker", "north", "North", "desk"])
+def test_a_device_gets_no_name_that_gives_another_roles_rights(authority: Authority, name: str) -> None:
+    with pytest.raises(NameRefused):
+        sign(authority, name)
+    assert authority.entries() == ()
+
+
+def test_a_name_keeps_its_role_for_ever(authority: Authority) -> None:
+    sign(authority, "south", EDGE)
+    authority.revoke(["south"])
+    with pytest.raises(NameRefused, match="'south' belongs to the role edge"):
+        sign(authority, "south")
+    assert authority.names(EDGE) == ("north", "south")
+    assert authority.names(MONITOR) == ("desk",)
+
+
+def test_names_that_differ_in_case_alone_are_not_given_to_two(authority: Authority) -> None:
+    sign(authority, "sensor-1")
+    with pytest.raises(NameRefused, match="'sensor-1' belongs to the role device"):
+        sign(authority, "Sensor-1")
+
+
+def test_a_name_is_not_given_to_two_devices(authority: Authority, clock: FrozenClock) -> None:
+    sign(authority, "sensor-1")
+    with pytest.raises(NameRefused, match=r"has a certificate until 2030-04-01: use `fleet broker renew`, or revoke"):
+        sign(authority, "sensor-1")
+    clock.forward(days=91)
+    sign(authority, "sensor-1")
+
+
+def test_a_key_is_not_given_two_names(authority: Authority) -> None:
+    key = new_key()
+    for name in ("sensor-1", "sensor-2"):
+        request = x509.load_pem_x509_csr(make_request(key, name))
+        if name == "sensor-1":
+            authority.sign(request, name=name, role=DEVICE)
+            continue
+        with pytest.raises(RequestRefused, match="that of 'sensor-1'"):
+            authority.sign(request, name=name, role=DEVICE)
+
+
+def test_a_certificate_is_renewed_in_its_last_thirty_days(authority: Authority, clock: FrozenClock) -> None:
+    first = sign(authority, "sensor-1")
+    clock.forward(days=59)
+    with pytest.raises(NameRefused, match=r"valid until 2030-04-01.*--early"):
+        authority.renew("sensor-1")
+    assert authority.due() == ()
+    clock.forward(days=1)
+    assert authority.due() == ("sensor-1",)
+    second = authority.renew("sensor-1")
+    assert second.key_sha256 == first.key_sha256, "so that only the certificate has to travel"
+    assert second.not_after == clock.now + timedelta(days=90)
+    assert authority.due() == ()
+    assert first.serial not in listed(authority), "the old one is good to its end"
+
+
+def test_a_renewal_may_bring_a_new_key(authority: Authority) -> None:
+    first = sign(authority, "sensor-1")
+    second = authority.renew("sensor-1", request=request_for("sensor-1"), early=True)
+    assert second.key_sha256 != first.key_sha256
+    with pytest.raises(RequestRefused, match="not for 'sensor-1'"):
+        authority.renew("sensor-1", request=request_for("sensor-2"), early=True)
+
+
+def test_a_broker_keeps_its_hosts_when_renewed(authority: Authority) -> None:
+    sign(authority, "broker", BROKER, ("localhost", "127.0.0.1"))
+    assert authority.renew("broker", early=True).hosts == ("localhost", "127.0.0.1")
+
+
+def test_who_was_revoked_is_not_renewed_and_its_key_never_signed_again(authority: Authority) -> None:
+    key = new_key()
+    request = x509.load_pem_x509_csr(make_request(key, "sensor-1"))
+    authority.sign(request, name="sensor-1", role=DEVICE)
+    authority.revoke(["sensor-1"])
+    with pytest.raises(NameRefused, match="'sensor-1' was revoked"):
+        authority.renew("sensor-1", early=True)
+    with pytest.raises(RequestRefused, match="was revoked with a certificate of 'sensor-1'"):
+        authority.sign(request, name="sensor-1", role=DEVICE)
+    sign(authority, "sensor-1")
+
+
+def test_a_name_is_revoked_with_all_its_certificates(authority: Authority) -> None:
+    serials = {sign(authority, "sensor-1").serial, authority.renew("sensor-1", early=True).serial}
+    kept = sign(authority, "sensor-2")
+    revocation = authority.revoke(["sensor-1"])
+    assert set(revocation.serials) == serials
+    assert serials < listed(authority)
+    assert kept.serial not in listed(authority)
+
+
+def test_the_canary_is_issued_revoked_and_the_kicker_is_not(authority: Authority, clock: FrozenClock) -> None:
+    sign(authority, "sensor-1")
+    revocation = authority.revoke(["sensor-1"])
+    kicker = revocation.kickers["sensor-1"]
+    serials = [
+        f"{x509.load_pem_x509_certificate(each.certificate).serial_number:x}" for each in (revocation.canary, kicker)
+    ]
+    assert [serial in listed(authority) for serial in serials] == [True, False]
+    end = x509.load_pem_x509_certificate(kicker.certificate).not_valid_after_utc
+    assert end - clock.now <= timedelta(hours=1)
+    assert authority.entries()[-1].name == "sensor-1"
+    assert len(authority.entries()) == 1, "they are nobody's identities"
+
+
+def test_a_broker_is_revoked_without_a_takeover(authority: Authority) -> None:
+    sign(authority, "broker", BROKER, ("localhost",))
+    assert authority.revoke(["broker"]).kickers == {}
+
+
+def test_an_unknown_name_among_others_revokes_nobody(authority: Authority) -> None:
+    sign(authority, "sensor-1")
+    with pytest.raises(NameRefused, match="Nobody has a certificate for 'sensor-9'"):
+        authority.revoke(["sensor-1", "sensor-9"])
+    assert listed(authority) == set()
+    with pytest.raises(NameRefused, match="Say whom"):
+        authority.revoke([])
+
+
+def test_the_list_forgets_what_has_long_ended(authority: Authority, clock: FrozenClock) -> None:
+    old = sign(authority, "sensor-1")
+    authority.revoke(["sensor-1"])
+    clock.forward(days=90, hours=12)
+    authority.revoke(["sensor-1"])
+    assert old.serial in listed(authority), "a broker's clock may be behind"
+    clock.forward(days=1)
+    authority.revoke(["sensor-1"])
+    assert old.serial not in listed(authority)
+
+
+def test_every_list_is_later_than_the_last_and_never_ends_before_the_authority(
+    authority: Authority, clock: FrozenClock
+) -> None:
+    sign(authority, "sensor-1")
+    times, numbers = [], []
+    for _ in range(3):
+        authority.revoke(["sensor-1"])
+        found = x509.load_pem_x509_crl(authority.folder.revocation_list.read_bytes())
+        times.append(found.last_update_utc)
+        numbers.append(found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number)
+        assert found.next_update_utc == authority.certificate.not_valid_after_utc
+    assert times == sorted(set(times))
+    assert max(times) < clock.now, "a broker takes no list from its future"
+    assert numbers == [2, 3, 4]
+
+
+def test_every_action_leaves_a_line_with_who_what_when_and_which(authority: Authority) -> None:
+    entry = sign(authority, "sensor-1")
+    renewed = authority.renew("sensor-1", early=True)
+    authority.revoke(["sensor-1"])
+    lines = log(authority)
+    actions = [line["action"] for line in lines]
+    assert actions == ["found", "list", "sign", "renew", "revoke", "revoke", "take over", "take over", "list"]
+    assert {line["actor"] for line in lines} == {"tester"}
+    assert {line["at"] for line in lines} == {"2030-01-01T12:00:00+00:00"}
+    assert [line["serial"] for line in lines if line["action"] in {"sign", "renew"}] == [entry.serial, renewed.serial]
+    assert {line["serial"] for line in lines if line["action"] == "revoke"} == {entry.serial, renewed.serial}
+
+
+def test_an_action_that_cannot_be_logged_is_not_done(authority: Authority) -> None:
+    authority.folder.audit.unlink()
+    authority.folder.audit.mkdir()
+    with pytest.raises(IdentityError, match="audit"):
+        sign(authority, "sensor-1")
+    assert authority.entries() == ()
+
+
+def test_secrets_are_the_owners_alone(authority: Authority) -> None:
+    for path in (authority.folder.key, authority.folder.index, authority.folder.audit):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(authority.folder.path.stat().st_mode) == 0o700
+
+
+def test_there_is_one_authority_in_a_folder(authority: Authority) -> None:
+    before = authority.folder.key.read_bytes()
+    with pytest.raises(AuthorityError, match="There is an authority"):
+        create_authority(authority.folder.path, fleet="home", actor="tester", clock=authority.clock)
+    assert authority.folder.key.read_bytes() == before
+
+
+@pytest.mark.parametrize("kept", [("a/b", EDGE), ("monitor-1", EDGE)])
+def test_a_kept_name_is_checked_before_anything_is_made(tmp_path: Path, kept: tuple[str, IdentityRole]) -> None:
+    with pytest.raises((InvalidName, NameRefused)):
+        create_authority(tmp_path / "ca", fleet="home", actor="tester", kept=[kept])
+    assert not (tmp_path / "ca").exists()
+
+
+def damaged(authority: Authority, what: str) -> None:
+    folder = authority.folder
+    match what:
+        case "no key":
+            folder.key.unlink()
+        case "open key":
+            folder.key.chmod(0o644)
+        case "other key":
+            folder.key.write_bytes(key_pem(new_key()))
+        case "no index":
+            folder.index.unlink()
+        case "bad index":
+            folder.index.write_bytes(b"nonsense" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("no key", "ca.key is missing: put it back"),
+        ("open key", "Others may read the authority's key"),
+        ("other key", "does not belong to"),
+        ("no index", "index.* is missing: restore it from a backup"),
+        ("bad index", "cannot be used .*restore it"),
+    ],
+)
+def test_a_damaged_authority_says_so_and_signs_nothing(authority: Authority, what: str, sentence: str) -> None:
+    damaged(authority, what)
+    with pytest.raises(AuthorityError, match=sentence) as caught:
+        sign(authority, "sensor-1")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_an_authority(tmp_path: Path) -> None:
+    with pytest.raises(AuthorityError, match="make one with `fleet broker ca`"):
+        Authority.open(tmp_path, actor="tester")
+
+
+@pytest.mark.parametrize("days", [-2, 3651])
+def test_a_clock_that_is_off_is_noticed_before_anything_is_signed(
+    authority: Authority, clock: FrozenClock, days: int
+) -> None:
+    clock.forward(days=days)
+    with pytest.raises(AuthorityError, match="set the clock"):
+        Authority.open(authority.folder.path, actor="tester", clock=clock)
+
+
+def test_an_encrypted_key_needs_its_passphrase(tmp_path: Path) -> None:
+    create_authority(tmp_path / "ca", fleet="home", actor="tester", passphrase=b"open sesame")
+    assert b"ENCRYPTED" in (tmp_path / "ca" / "ca.key").read_bytes()
+    sign(Authority.open(tmp_path / "ca", actor="tester", passphrase=lambda: b"open sesame"), "sensor-1")
+    for wrong, sentence in ((b"guess", "passphrase is wrong"), (None, "give its passphrase")):
+        with pytest.raises(IdentityError, match=sentence):
+            sign(Authority.open(tmp_path / "ca", actor="tester", passphrase=lambda: wrong), "sensor-2")  # noqa: B023
+
+
+def _sign_many(folder: Path, worker: int) -> None:
+    authority = Authority.open(folder, actor=f"worker-{worker}")
+    for number in range(4):
+        sign(authority, f"sensor-{worker}-{number}")
+        authority.revoke([f"sensor-{worker}-{number}"])
+
+
+def test_commands_at_once_come_one_after_the_other(tmp_path: Path) -> None:
+    create_authority(tmp_path / "ca", fleet="home", actor="tester")
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_sign_many, args=(tmp_path / "ca", number)) for number in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    authority = Authority.open(tmp_path / "ca", actor="tester")
+    assert len(authority.entries()) == 12
+    assert {entry.serial for entry in authority.entries()} < listed(authority)
+    assert len([line for line in log(authority) if line["action"] == "sign"]) == 12
+    found = x509.load_pem_x509_crl(authority.folder.revocation_list.read_bytes())
+    assert found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number == 13

@@ -1,0 +1,94 @@
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from fleet_common.identity import enforcement
+from fleet_common.identity.enforcement import BrokerAccess
+from fleet_common.identity.errors import CutOffFailed
+
+
+def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
+    access = BrokerAccess(host="mqtt.example.org", crl=tmp_path / "crl.pem", unit="mosquitto.service")
+    access.save(tmp_path / "broker.json")
+    assert BrokerAccess.load(tmp_path / "broker.json") == access
+    assert BrokerAccess.load(tmp_path / "absent.json") == BrokerAccess()
+
+
+def test_paths_hold_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert BrokerAccess(crl=Path("crl.pem")).crl == tmp_path / "crl.pem"
+
+
+@pytest.mark.parametrize("unit", ["--all", "a b", "", "a;b", "a/b"])
+def test_what_is_no_unit_is_refused(unit: str) -> None:
+    with pytest.raises(ValidationError, match="cannot be the name of a unit"):
+        BrokerAccess(unit=unit)
+
+
+def test_there_is_one_way_to_reload(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="not both"):
+        BrokerAccess(unit="mosquitto", pid_file=tmp_path / "pid")
+
+
+def test_a_damaged_file_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "broker.json").write_text('{"port": 0}')
+    with pytest.raises(CutOffFailed, match="remove it"):
+        BrokerAccess.load(tmp_path / "broker.json")
+
+
+@pytest.mark.parametrize("content", ["", "nonsense", "1", "-5", "0", "999999999", "12 34"])
+def test_a_pid_file_that_names_no_broker(tmp_path: Path, content: str) -> None:
+    (tmp_path / "pid").write_text(content)
+    with pytest.raises(CutOffFailed, match="No mosquitto runs by the pid file"):
+        BrokerAccess(pid_file=tmp_path / "pid").reload()
+
+
+def test_a_stale_pid_file_does_not_end_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    (tmp_path / "pid").write_text(str(os.getpid()))
+    with pytest.raises(CutOffFailed, match="No mosquitto runs"):
+        BrokerAccess(pid_file=tmp_path / "pid").reload()
+    assert sent == []
+    monkeypatch.setattr(enforcement, "PROGRAM", Path("/proc/self/comm").read_text().strip())
+    assert BrokerAccess(pid_file=tmp_path / "pid").reload()
+    assert sent == [(os.getpid(), signal.SIGHUP)]
+
+
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    program = tmp_path / "bin" / "systemctl"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+def test_a_unit_is_reloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    systemctl(tmp_path, monkeypatch, f'echo "$@" > {tmp_path}/said')
+    assert BrokerAccess(unit="mosquitto").reload()
+    assert (tmp_path / "said").read_text() == "reload -- mosquitto\n"
+
+
+def test_a_unit_that_cannot_be_reloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    systemctl(tmp_path, monkeypatch, "echo 'Unit not active.' >&2; echo more >&2; exit 5")
+    with pytest.raises(CutOffFailed, match=r"`systemctl reload mosquitto` failed \(Unit not active\.\)"):
+        BrokerAccess(unit="mosquitto").reload()
+
+
+def test_no_systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CutOffFailed, match="use --pid-file"):
+        BrokerAccess(unit="mosquitto").reload()
+
+
+def test_with_no_way_to_tell_nobody_is_told() -> None:
+    assert not BrokerAccess(host="localhost").reload()
+
+
+def test_the_list_is_put_where_the_broker_reads_it(tmp_path: Path) -> None:
+    BrokerAccess(crl=tmp_path / "crl.pem").install(b"list")
+    assert (tmp_path / "crl.pem").read_bytes() == b"list"
+    assert (tmp_path / "crl.pem").stat().st_mode & 0o777 == 0o644

@@ -1,0 +1,80 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import NameOID
+
+from fleet_common.identity.certificates import check_request, load_request, make_request, new_key, same_key
+from fleet_common.identity.errors import IdentityError, RequestRefused
+from schemas.errors import InvalidName
+
+
+def named(*names: str) -> x509.CertificateSigningRequestBuilder:
+    attributes = [x509.NameAttribute(NameOID.COMMON_NAME, name) for name in names]
+    return x509.CertificateSigningRequestBuilder().subject_name(x509.Name(attributes))
+
+
+def test_an_honest_request_gives_its_key() -> None:
+    key = new_key()
+    request = x509.load_pem_x509_csr(make_request(key, "sensor-1"))
+    assert same_key(check_request(request, name="sensor-1"), key.public_key())
+
+
+def test_a_request_is_signed_for_no_other_name() -> None:
+    request = x509.load_pem_x509_csr(make_request(new_key(), "sensor-2"))
+    with pytest.raises(RequestRefused, match="asks for 'sensor-2' and not for 'sensor-1'"):
+        check_request(request, name="sensor-1")
+
+
+@pytest.mark.parametrize("names", [(), ("sensor-1", "edge-1"), ("edge-1", "sensor-1")])
+def test_a_request_asks_for_one_name(names: tuple[str, ...]) -> None:
+    with pytest.raises(RequestRefused, match="exactly one common name"):
+        check_request(named(*names).sign(new_key(), hashes.SHA256()), name="sensor-1")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ec.generate_private_key(ec.SECP384R1()),
+        lambda: rsa.generate_private_key(65537, 2048),
+        ed25519.Ed25519PrivateKey.generate,
+    ],
+    ids=["P-384", "RSA", "Ed25519"],
+)
+def test_only_p256_is_signed(make: Callable[[], Any]) -> None:
+    key = make()
+    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    with pytest.raises(RequestRefused, match="only EC P-256"):
+        check_request(named("sensor-1").sign(key, algorithm), name="sensor-1")
+
+
+def test_a_request_whose_key_was_exchanged_on_its_way_is_refused() -> None:
+    honest = named("sensor-1").sign(new_key(), hashes.SHA256())
+    encoding, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    mine = honest.public_key().public_bytes(encoding, form)
+    theirs = new_key().public_key().public_bytes(encoding, form)
+    forged = x509.load_der_x509_csr(honest.public_bytes(encoding).replace(mine, theirs))
+    with pytest.raises(RequestRefused, match="changed on its way"):
+        check_request(forged, name="sensor-1")
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\x00" * 100, b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n"])
+def test_what_is_no_request_is_refused_in_a_sentence(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "device.csr"
+    path.write_bytes(content)
+    with pytest.raises(RequestRefused, match="no signing request in PEM"):
+        load_request(path)
+
+
+def test_an_absent_request(tmp_path: Path) -> None:
+    with pytest.raises(IdentityError, match="cannot be read"):
+        load_request(tmp_path / "absent.csr")
+
+
+def test_a_request_for_what_is_no_name_is_not_even_made() -> None:
+    with pytest.raises(InvalidName):
+        make_request(new_key(), "a/b")

@@ -1,0 +1,252 @@
+"""Every way not to get a connection ends in one sentence that says what to do."""
+
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from fleet_common.mqtt.errors import ConnectFailed, LinkFault
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import BrokerSettings, LinkSettings, TlsSettings
+from tests.support.scripted_broker import ScriptedBroker, connack, receive_maximum
+from tests.support.waiting import until
+
+LONG_S = 30.0  # more than any of these tests should take
+USER_NAME = 0x80
+
+
+def failure(settings: LinkSettings, *, timeout_s: float = 0.3) -> ConnectFailed:
+    link = PahoLink(settings)
+    with pytest.raises(ConnectFailed) as caught:
+        link.start(timeout_s=timeout_s)
+    assert not link.connected
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def settings_for(port: int, host: str = "127.0.0.1", tls: TlsSettings | None = None) -> LinkSettings:
+    return LinkSettings(
+        client_id="a",
+        host=host,
+        port=port,
+        username="a",
+        password="hunter2",
+        tls=tls,
+        connect_timeout_s=0.2,
+        handshake_s=0.2,
+        min_backoff_s=0.01,
+    )
+
+
+def test_a_port_where_nobody_listens() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        error = failure(settings_for(port))
+    assert str(error) == (
+        f"No broker listens at 127.0.0.1:{port}: start it, or correct host and port in the configuration."
+    )
+    assert not error.final
+
+
+def test_an_unknown_host() -> None:
+    error = failure(settings_for(1883, "no.such.host.invalid"), timeout_s=3.0)
+    assert "'no.such.host.invalid' is unknown" in str(error)
+
+
+def test_a_server_that_never_answers_is_reported_as_silent() -> None:
+    with ScriptedBroker(None) as broker:
+        assert "did not answer in time" in str(failure(settings_for(broker.port)))
+
+
+def test_a_server_that_hangs_up() -> None:
+    with ScriptedBroker(b"") as broker:
+        assert "closed the connection without an answer" in str(failure(settings_for(broker.port)))
+
+
+def test_a_server_that_does_not_speak_mqtt() -> None:
+    with ScriptedBroker(b"HTTP/1.1 400 Bad Request\r\n\r\n") as broker:
+        assert "is it an MQTT broker" in str(failure(settings_for(broker.port)))
+
+
+OLD_CONNACK = b"\x20\x02\x00\x01"  # MQTT 3.1.1: "unacceptable protocol version", without properties
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        (connack(0x86), LinkFault.NOT_AUTHORIZED),
+        (connack(0x87), LinkFault.NOT_AUTHORIZED),
+        (connack(0x8A), LinkFault.NOT_AUTHORIZED),
+        (connack(0x84), LinkFault.UNSUITABLE),
+        (connack(0x9A), LinkFault.UNSUITABLE),
+        (connack(0x9B), LinkFault.UNSUITABLE),
+        (OLD_CONNACK, LinkFault.UNSUITABLE),
+    ],
+)
+def test_a_refusal_that_will_not_change_is_reported_at_once(answer: bytes, fault: LinkFault) -> None:
+    with ScriptedBroker(answer) as broker:
+        error = failure(settings_for(broker.port), timeout_s=LONG_S)
+        assert len(broker.packets) == 1
+    assert (error.final, error.fault) == (True, fault)
+    assert "hunter2" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("properties", "word"),
+    [
+        (b"\x2a\x00", "shared subscriptions"),
+        (b"\x28\x00", "wildcard subscriptions"),
+        (b"\x25\x00", "retain"),
+        (b"\x24\x00", "QoS 1"),
+        (b"\x27" + (2000).to_bytes(4, "big"), "2000 bytes"),
+        (b"\x27\x0f\xff\xff\xff\x2a\x00\x22\x00\x10\x24\x01", "shared subscriptions"),  # RabbitMQ 4.0's
+    ],
+)
+def test_a_broker_without_what_the_fleet_needs_is_refused_by_name(properties: bytes, word: str) -> None:
+    with ScriptedBroker(connack(properties=properties)) as broker:
+        error = failure(settings_for(broker.port), timeout_s=LONG_S)
+    assert (error.final, error.fault) == (True, LinkFault.UNSUITABLE)
+    assert word in str(error)
+
+
+def test_a_broker_that_offers_all_is_taken() -> None:
+    offered = b"\x2a\x01\x28\x01\x25\x01\x24\x01" + receive_maximum(10)
+    with ScriptedBroker(connack(properties=offered)) as broker:
+        link = PahoLink(settings_for(broker.port))
+        link.start(timeout_s=LONG_S)
+        assert (link.connected, link.failure) == (True, None)
+        link.stop()
+
+
+@pytest.mark.parametrize(("username", "password"), [(None, None), ("a", None), (None, "hunter2")])
+def test_a_name_that_nobody_configured_is_left_out_where_the_broker_refuses_it(
+    username: str | None, password: str | None
+) -> None:
+    tried: list[bool] = []
+
+    def answer(packet: bytes) -> bytes:
+        tried.append(bool(packet[9] & USER_NAME))
+        return connack(0x86 if tried[-1] else 0)
+
+    settings = BrokerSettings(username=username, password=SecretStr(password) if password else None)
+    with ScriptedBroker(answer) as broker:
+        link = PahoLink(replace(settings.link("home", "a", will=None), port=broker.port, min_backoff_s=0.01))
+        if username is None and password is None:
+            link.start(timeout_s=LONG_S)
+            link.stop()
+            assert tried == [True, False]
+        else:
+            with pytest.raises(ConnectFailed) as caught:
+                link.start(timeout_s=LONG_S)
+            assert (tried, caught.value.final) == ([True], True)
+
+
+def test_who_refuses_a_name_and_nobody_in_particular_is_final() -> None:
+    with ScriptedBroker(connack(0x87)) as broker:
+        settings = BrokerSettings(port=broker.port).link("home", "a", will=None)
+        error = failure(replace(settings, min_backoff_s=0.01), timeout_s=LONG_S)
+        assert len(broker.packets) == 2
+    assert (error.final, error.fault) == (True, LinkFault.NOT_AUTHORIZED)
+
+
+def test_a_client_whose_name_is_taken_says_so_and_leaves_the_other_alone() -> None:
+    taken = b"\xe0\x02\x8e\x00"
+    with ScriptedBroker(connack()) as broker:
+        link = PahoLink(replace(settings_for(broker.port), max_backoff_s=0.02, refused_backoff_s=LONG_S))
+        link.start(timeout_s=LONG_S)
+        broker.answer = None
+        broker.send(taken)
+        until(lambda: not link.connected)
+        until(lambda: link.failure is not None and link.failure.fault is LinkFault.NAME_TAKEN)
+        assert link.counters.takeovers == 1
+        link.stop()
+
+
+def test_a_refusal_that_may_change_is_tried_again() -> None:
+    with ScriptedBroker(connack(0x89)) as broker:
+        error = failure(settings_for(broker.port), timeout_s=1.0)
+        assert len(broker.packets) > 1
+    assert (error.final, error.fault) == (False, LinkFault.BUSY)
+
+
+@pytest.mark.parametrize("missing", ["ca", "certificate", "key"])
+def test_a_tls_file_that_is_not_there(pki: Path, tmp_path: Path, missing: str) -> None:
+    files = {"ca": pki / "ca.pem", "certificate": pki / "ca.pem", "key": pki / "ca.key"}
+    files[missing] = tmp_path / "absent.pem"
+    error = failure(settings_for(1, tls=TlsSettings(**files)), timeout_s=LONG_S)
+    assert "TLS files" in str(error)
+    assert "absent.pem" in str(error)
+    assert error.final
+
+
+def test_a_broker_whose_certificate_is_anothers(pki: Path, tls_port: int) -> None:
+    error = failure(settings_for(tls_port, tls=TlsSettings(ca=pki / "stranger.pem")), timeout_s=LONG_S)
+    assert "check the CA file" in str(error)
+    assert error.final
+
+
+def test_tls_to_a_port_that_has_none(pki: Path) -> None:
+    with ScriptedBroker(None) as broker:
+        error = failure(settings_for(broker.port, tls=TlsSettings(ca=pki / "ca.pem")))
+    assert "is it a TLS port" in str(error)
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with two self-signed certificates and their keys."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed: install the package 'openssl'")
+    folder = tmp_path_factory.mktemp("pki")
+    for name in ("ca", "stranger"):
+        command = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+        ]
+        command += ["-keyout", f"{folder}/{name}.key", "-out", f"{folder}/{name}.pem"]
+        command += ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
+        subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def tls_port(pki: Path) -> Iterator[int]:
+    """Return a port where a TLS server waits with the certificate `ca.pem`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pki / "ca.pem", pki / "ca.key")
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                peer, _ = listener.accept()
+            except OSError:
+                return
+            with peer:
+                peer.settimeout(5.0)
+                try:
+                    context.wrap_socket(peer, server_side=True).close()
+                except OSError:
+                    continue
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield int(listener.getsockname()[1])
+    listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    listener.close()

@@ -1,0 +1,383 @@
+"""The link's TLS: what it demands of the broker, what it says when something is wrong, how it takes up new files."""
+
+import logging
+import select
+import shutil
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from fleet_common.identity.authority import Authority, issue
+from fleet_common.identity.certificates import key_pem, load_key, make_request, new_key
+from fleet_common.identity.files import write_atomically
+from fleet_common.identity.roles import IdentityRole
+from fleet_common.mqtt.errors import ConnectFailed
+from fleet_common.mqtt.paho_link import PahoLink
+from fleet_common.mqtt.settings import LinkSettings, TlsSettings
+from fleet_common.mqtt.tls.certificate import certificate_end
+from fleet_common.mqtt.tls.context import tls_context
+from fleet_common.mqtt.tls.credentials import LOOK_S, RETRY_S, Credentials
+from fleet_common.mqtt.tls.stream import TlsStream
+from tests.support.links import START_S
+from tests.support.tls_fleet import HOST, TlsFleet, enrol, new_authority, tls_fleet
+from tests.support.waiting import until
+
+NAME = "sensor-1"
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return new_authority(tmp_path / "ca")
+
+
+@pytest.fixture
+def files(authority: Authority, tmp_path: Path) -> TlsSettings:
+    return enrol(authority, NAME, tmp_path)
+
+
+def key_of(files: TlsSettings) -> Path:
+    assert files.key is not None
+    return files.key
+
+
+def certificate_of(files: TlsSettings) -> Path:
+    assert files.certificate is not None
+    return files.certificate
+
+
+def complaint(files: TlsSettings, *, now: datetime | None = None) -> str:
+    with pytest.raises(ConnectFailed) as caught:
+        tls_context(files, now=now)
+    assert caught.value.final
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_nothing_below_tls_1_2_and_no_weak_cipher(files: TlsSettings) -> None:
+    context = tls_context(files)
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+    assert (context.check_hostname, context.verify_mode) == (True, ssl.CERT_REQUIRED)
+    assert not context.hostname_checks_common_name
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+    ciphers = [str(cipher["name"]) for cipher in context.get_ciphers()]
+    assert ciphers
+    assert all(name.startswith(("TLS_", "ECDHE-")) for name in ciphers)
+    assert all("GCM" in name or "CHACHA20" in name for name in ciphers)
+
+
+@pytest.mark.parametrize("missing", ["ca", "certificate", "key"])
+def test_a_file_that_is_not_there_is_named(files: TlsSettings, tmp_path: Path, missing: str) -> None:
+    said = complaint(replace(files, **{missing: tmp_path / "absent.pem"}))
+    assert "absent.pem: No such file or directory; check the path" in said
+
+
+@pytest.mark.parametrize("which", ["ca", "certificate", "key"])
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\x00\xff" * 50])
+def test_a_file_that_is_not_what_it_should_be_is_named(
+    files: TlsSettings, tmp_path: Path, which: str, content: bytes
+) -> None:
+    (tmp_path / "wrong.pem").write_bytes(content)
+    said = complaint(replace(files, **{which: tmp_path / "wrong.pem"}))
+    assert "wrong.pem: it holds no" in said
+
+
+def test_a_key_of_another_certificate(files: TlsSettings, authority: Authority, tmp_path: Path) -> None:
+    other = enrol(authority, "sensor-2", tmp_path)
+    said = complaint(replace(files, key=other.key))
+    assert f"{other.key}: it does not belong to the certificate {files.certificate}" in said
+
+
+def test_a_key_with_a_passphrase_is_not_asked_for_on_the_terminal(files: TlsSettings) -> None:
+    encrypted = key_pem(load_key(key_of(files)), b"secret")
+    key_of(files).write_bytes(encrypted)
+    assert "it has a passphrase, and nobody is here to ask" in complaint(files)
+
+
+@pytest.mark.parametrize(
+    ("days", "sentence"),
+    [(91, "it ended at .* have it renewed, or set the clock"), (-1, "it is valid from .*; set the clock")],
+)
+def test_a_certificate_that_is_not_valid_now(files: TlsSettings, days: int, sentence: str) -> None:
+    now = datetime.now(UTC) + timedelta(days=days)
+    with pytest.raises(ConnectFailed, match=sentence) as caught:
+        tls_context(files, now=now)
+    assert f"this machine's clock says {now:%Y-%m-%d %H:%M} (UTC)" in str(caught.value)
+
+
+class Server:
+    """Shakes hands with one TLS client after another, and hangs up."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+        self._listener = socket.create_server((HOST, 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.versions: list[str | None] = []
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                peer, _ = self._listener.accept()
+            except OSError:
+                return
+            with peer:
+                peer.settimeout(5.0)
+                try:
+                    with self._context.wrap_socket(peer, server_side=True) as stream:
+                        self.versions.append(stream.version())
+                        stream.recv(100)
+                except OSError:
+                    continue
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+
+def refusal(port: int, tls: TlsSettings, host: str = HOST) -> ConnectFailed:
+    settings = LinkSettings(
+        client_id=NAME, host=host, port=port, tls=tls, min_backoff_s=0.01, connect_timeout_s=2.0, handshake_s=2.0
+    )
+    with pytest.raises(ConnectFailed) as caught:
+        PahoLink(settings).start(timeout_s=3.0)
+    return caught.value
+
+
+def serving(authority: Authority, folder: Path, role: IdentityRole, hosts: list[str]) -> ssl.SSLContext:
+    name = "broker" if role is IdentityRole.BROKER else "sensor-9"
+    made = issue(authority, name, role=role, hosts=hosts, folder=folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made.certificate, made.key)
+    return context
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, authority: Authority, tmp_path: Path) -> Iterator[Server]:
+    made = Server(serving(authority, tmp_path / "server", *request.param))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("server", [(IdentityRole.BROKER, ["elsewhere.example.org"])], indirect=True)
+def test_a_broker_of_another_name(server: Server, files: TlsSettings) -> None:
+    error = refusal(server.port, files)
+    assert "it is for another address; use a name that is in it" in str(error)
+    assert "it is for another host name" in str(refusal(server.port, files, "localhost"))
+    assert error.final
+
+
+@pytest.mark.parametrize("server", [(IdentityRole.DEVICE, [])], indirect=True)
+def test_a_device_that_plays_the_broker(server: Server, files: TlsSettings) -> None:
+    assert "somebody else may be playing the broker" in str(refusal(server.port, files))
+
+
+@pytest.mark.parametrize("server", [(IdentityRole.BROKER, [HOST])], indirect=True)
+def test_a_broker_of_another_authority(server: Server, files: TlsSettings, tmp_path: Path) -> None:
+    stranger = new_authority(tmp_path / "other")
+    error = refusal(server.port, replace(files, ca=stranger.folder.certificate))
+    assert "check the CA file" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("days", "sentence"),
+    [(-100, "it has ended; have it renewed"), (100, "it is not valid yet by this machine's clock")],
+)
+def test_a_broker_whose_certificate_is_not_valid_now(
+    files: TlsSettings, tmp_path: Path, days: int, sentence: str
+) -> None:
+    ca = new_authority(tmp_path / "other", clock=lambda: datetime.now(UTC) + timedelta(days=days))
+    server = Server(serving(ca, tmp_path / "server", IdentityRole.BROKER, [HOST]))
+    try:
+        assert sentence in str(refusal(server.port, replace(files, ca=ca.folder.certificate)))
+    finally:
+        server.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the old versions, which is the point
+def test_a_server_that_speaks_only_tls_1_1_is_not_spoken_to(
+    files: TlsSettings, authority: Authority, tmp_path: Path
+) -> None:
+    context = serving(authority, tmp_path / "server", IdentityRole.BROKER, [HOST])
+    lax = ssl.create_default_context(cafile=str(files.ca))
+    for end in (context, lax):
+        end.set_ciphers("DEFAULT:@SECLEVEL=0")
+        end.minimum_version = end.maximum_version = ssl.TLSVersion.TLSv1_1
+    server = Server(context)
+    try:
+        with socket.create_connection((HOST, server.port)) as sock, lax.wrap_socket(sock, server_hostname=HOST):
+            pass
+        until(lambda: server.versions == ["TLSv1.1"])
+        assert "it speaks no version of TLS that is still safe" in str(refusal(server.port, files))
+        assert server.versions == ["TLSv1.1"]
+    finally:
+        server.close()
+
+
+def test_the_reason_is_read_even_if_the_broker_has_hung_up_before_we_wrote(
+    files: TlsSettings, authority: Authority, tmp_path: Path
+) -> None:
+    # Under TLS 1.3 a client is through before the server has judged it; the write then fails, not the read.
+    context = serving(authority, tmp_path / "server", IdentityRole.BROKER, [HOST])
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(new_authority(tmp_path / "other").folder.certificate)
+    server = Server(context)
+    asks = tls_context(files)
+    try:
+        with socket.create_connection((HOST, server.port)) as sock:
+            link = TlsStream(sock, asks, HOST)
+            link.shake_hands(timeout_s=5.0)
+            poll = select.poll()
+            poll.register(link, select.POLLRDHUP)
+            assert poll.poll(5000), "the server has not hung up"
+            with pytest.raises(OSError):  # noqa: PT011, PT012 - whatever the system calls it
+                for _ in range(3):
+                    link.send(b"CONNECT")
+    finally:
+        server.close()
+    assert asks.alert is not None
+    assert str(asks.alert.reason).endswith("UNKNOWN_CA")
+
+
+class Times:
+    """A monotonic clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        self.now += LOOK_S
+        return self.now
+
+
+@pytest.fixture
+def watched(files: TlsSettings) -> Credentials:
+    """Return credentials that a connection was made with."""
+    credentials = Credentials(files, clock=Times())
+    credentials.take()
+    credentials.accepted()
+    return credentials
+
+
+def renew(authority: Authority, files: TlsSettings) -> None:
+    write_atomically(certificate_of(files), authority.renew(NAME, early=True).pem.encode(), mode=0o644)
+
+
+def test_files_that_stay_are_no_renewal(watched: Credentials) -> None:
+    assert not watched.renewed()
+    assert watched.take() is watched.take()
+
+
+def test_a_replaced_certificate_is_a_renewal_until_it_is_used(
+    watched: Credentials, authority: Authority, files: TlsSettings
+) -> None:
+    before = watched.take()
+    renew(authority, files)
+    assert watched.renewed()
+    assert watched.take() is not before
+    watched.accepted()
+    assert not watched.renewed()
+
+
+def test_a_certificate_without_its_key_is_waited_for(
+    watched: Credentials, authority: Authority, files: TlsSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = new_key()
+    request = x509.load_pem_x509_csr(make_request(key, NAME))
+    before = watched.take()
+    with caplog.at_level(logging.WARNING):
+        write_atomically(
+            certificate_of(files), authority.renew(NAME, request=request, early=True).pem.encode(), mode=0o644
+        )
+        for _ in range(3):
+            assert not watched.renewed()
+    assert len(caplog.records) == 1
+    assert "does not belong to the certificate" in caplog.text
+    assert watched.take() is before, "a connection that is lost meanwhile comes back with what works"
+    write_atomically(key_of(files), key_pem(key), mode=0o600)
+    assert watched.renewed()
+    assert watched.take() is not before
+
+
+def test_files_that_are_away_for_a_moment_do_no_harm(watched: Credentials, files: TlsSettings) -> None:
+    before = watched.take()
+    certificate_of(files).unlink()
+    assert not watched.renewed()
+    assert watched.take() is before
+
+
+def test_a_renewal_that_the_broker_refuses_is_put_aside_for_a_while(authority: Authority, files: TlsSettings) -> None:
+    times = Times()
+    watched = Credentials(files, clock=times)
+    before = watched.take()
+    watched.accepted()
+    renew(authority, files)
+    assert watched.renewed()
+    assert watched.take() is not before
+    watched.refused("no")
+    assert not watched.renewed()
+    assert watched.take() is before
+    watched.accepted()
+    times.now += RETRY_S
+    assert watched.renewed()
+
+
+def test_without_tls_there_is_nothing_to_watch() -> None:
+    credentials = Credentials(None, clock=Times())
+    assert credentials.take() is None
+    assert not credentials.renewed()
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[TlsFleet]:
+    with tls_fleet(tmp_path / "fleet") as made:
+        yield made
+
+
+@pytest.mark.broker
+def test_a_client_of_another_authority_is_told_so(fleet: TlsFleet, files: TlsSettings) -> None:
+    stranger = replace(files, ca=fleet.authority.folder.certificate)
+    with pytest.raises(
+        ConnectFailed, match=r"does not know the authority of our certificate|does not accept our"
+    ) as caught:
+        fleet.link(stranger, NAME).start(timeout_s=START_S)
+    assert caught.value.final
+
+
+@pytest.mark.broker
+def test_a_client_without_a_certificate_is_told_so(fleet: TlsFleet) -> None:
+    with pytest.raises(ConnectFailed, match="it asks for a certificate; set 'certificate' and 'key'"):
+        fleet.link(TlsSettings(fleet.authority.folder.certificate), NAME).start(timeout_s=START_S)
+
+
+@pytest.mark.broker
+def test_a_connection_outlives_a_renewal_that_the_broker_refuses(fleet: TlsFleet, tmp_path: Path) -> None:
+    tls = fleet.enrol(NAME)
+    link = fleet.link(tls, NAME)
+    link.start(timeout_s=START_S)
+    saved = [path.read_bytes() for path in (certificate_of(tls), key_of(tls))]
+    foreign = enrol(new_authority(tmp_path / "other"), NAME, tmp_path / "foreign")
+    key_of(tls).write_bytes(key_of(foreign).read_bytes())
+    shutil.copyfile(certificate_of(foreign), certificate_of(tls))
+    until(lambda: link.counters.renewals == 1 and link.counters.connects == 2)
+    assert link.connected
+    for path, content in zip((certificate_of(tls), key_of(tls)), saved, strict=True):
+        path.write_bytes(content)
+    until(lambda: link.counters.renewals == 2 and link.counters.connects == 3)
+
+
+def test_the_end_of_a_certificate_is_read_from_its_file(files: TlsSettings, tmp_path: Path) -> None:
+    expected = x509.load_pem_x509_certificate(certificate_of(files).read_bytes()).not_valid_after_utc
+    assert certificate_end(files.certificate) == expected
+    (tmp_path / "nonsense.pem").write_text("no certificate")
+    assert certificate_end(tmp_path / "nonsense.pem") is None
+    assert certificate_end(tmp_path / "nowhere.pem") is None
+    assert certificate_end(None) is None

@@ -1,0 +1,154 @@
+"""HTTP under clients that say nothing, or say it slowly."""
+
+import asyncio
+import http.client
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+
+from fleet_common.http_server import HttpServer
+from tests.support.certificates import self_signed
+
+PATIENCE_S = 10.0
+
+
+class Site:
+    """An application, one route of which answers only when it is told to."""
+
+    def __init__(self) -> None:
+        self.streams = 0
+        self.go_on = threading.Event()
+        self.app = Starlette(
+            routes=[
+                Route("/", self._hello),
+                Route("/echo", self._echo, methods=["POST"]),
+                Route("/stream", self._stream),
+            ]
+        )
+
+    async def _hello(self, _request: Request) -> PlainTextResponse:
+        return PlainTextResponse("hello")
+
+    async def _echo(self, request: Request) -> PlainTextResponse:
+        return PlainTextResponse((await request.body()).decode())
+
+    async def _stream(self, _request: Request) -> StreamingResponse:
+        async def pieces() -> Any:
+            self.streams += 1
+            yield "begin "
+            await asyncio.to_thread(self.go_on.wait)
+            yield "end"
+
+        return StreamingResponse(pieces())
+
+
+@contextmanager
+def serving(site: Site, **given: Any) -> Iterator[int]:
+    sock = socket.create_server(("127.0.0.1", 0))
+    server = HttpServer(site.app, sock, name="test", grace_s=1, **({"most": 8} | given))
+    server.start()
+    try:
+        yield sock.getsockname()[1]
+    finally:
+        site.go_on.set()
+        server.stop()
+
+
+def silent(port: int, number: int, *, first: bytes = b"") -> list[socket.socket]:
+    made = [socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) for _ in range(number)]
+    for each in made:
+        each.sendall(first)
+    return made
+
+
+def ask(port: int, method: str = "GET", path: str = "/", body: bytes | None = None, **given: Any) -> str:
+    kind = http.client.HTTPSConnection if given else http.client.HTTPConnection
+    connection = kind("127.0.0.1", port, timeout=PATIENCE_S, **given)
+    try:
+        connection.request(method, path, body=body)
+        answer = connection.getresponse()
+        assert answer.status == 200
+        return answer.read().decode()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"", b"GET / HTTP/1.1\r\nHost: x\r\n", b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nx"],
+    ids=["nothing", "half a head", "half a body"],
+)
+def test_clients_that_say_nothing_or_half_keep_nobody_out(first: bytes) -> None:
+    with serving(Site()) as port:
+        clients = silent(port, 40, first=first)
+        for _ in range(3):
+            assert ask(port) == "hello"
+            assert ask(port, "POST", "/echo", b"x" * 100_000) == "x" * 100_000
+            clients += silent(port, 20, first=first)
+        for each in clients:
+            each.close()
+
+
+def test_a_request_has_to_come_in_time() -> None:
+    with serving(Site(), request_s=0.2) as port:
+        for first in (b"", b"GET / HTTP/1.1\r\n", b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx"):
+            [client] = silent(port, 1, first=first)
+            assert client.recv(1) == b""
+            client.close()
+
+
+def test_clients_that_begin_no_tls_keep_nobody_out(tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path)
+    trusts = ssl.create_default_context(cafile=str(certificate))
+    with serving(Site(), certificate=certificate, key=key, request_s=1.0) as port:
+        clients = silent(port, 40)
+        assert ask(port, context=trusts) == "hello"
+        assert clients[-1].recv(1) == b"", "its time is over"
+        for each in clients:
+            each.close()
+
+
+def test_an_answer_under_way_is_not_ended_by_others() -> None:
+    site = Site()
+    with serving(site, request_s=0.2) as port:
+        [stream] = silent(port, 1, first=b"GET /stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert stream.recv(12)
+        for each in silent(port, 40):
+            assert each.recv(1) == b""
+            each.close()
+        site.go_on.set()
+        received = b""
+        while piece := stream.recv(4096):
+            received += piece
+        assert b"end" in received
+        stream.close()
+
+
+def test_a_connection_that_is_kept_serves_again_after_its_answer() -> None:
+    with serving(Site(), most=1) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+        for _ in range(3):
+            connection.request("GET", "/")
+            assert connection.getresponse().read() == b"hello"
+        # It waits for its next request now: another may take its place.
+        assert ask(port) == "hello"
+        connection.close()
+
+
+def test_it_ends_with_connections_open_and_handshakes_under_way(tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path)
+    with serving(Site(), certificate=certificate, key=key) as port:
+        clients = silent(port, 3)
+        ask(port, context=ssl.create_default_context(cafile=str(certificate)))
+    for each in clients:
+        each.close()
