@@ -10,8 +10,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-__all__ = ["SUITES", "main"]
-
 SUITES: Final[dict[str, tuple[str, str]]] = {
     "exactness system": (
         "exactness.system",

@@ -43,8 +43,6 @@ from tests.support.edge_thread import NO_QUOTAS, edge_thread
 from tests.support.recorded_drafter import RecordedDrafter, RecordedText
 from tests.support.relay import Relay
 
-__all__ = ["SavingPacing", "Traffic", "add_options", "goals", "pieces_of", "run", "variants"]
-
 _EDGE, _DEVICE = "edge-1", "device-1"
 _HANDLE: Final = 40_000
 """Of the first session: three bytes in each message, as all but one in a hundred are."""

@@ -12,8 +12,6 @@ from typing import Any, Self
 
 from fleet_device.client.request import Cancellation
 
-__all__ = ["Ending", "Identity", "tell"]
-
 
 @dataclass(frozen=True, slots=True)
 class Identity:

@@ -21,8 +21,6 @@ from schemas.policy import Mode
 from schemas.vocabulary import Vocabulary
 from tests.support.recorded_drafter import RecordedDrafter, RecordedText
 
-__all__ = ["FleetLoad", "Written", "WrittenTexts", "mean_pace"]
-
 
 @dataclass(slots=True)
 class Written:

@@ -46,28 +46,6 @@ from schemas.errors import FleetError
 from schemas.version import VERSION
 from tests.support.edge_process import edge_process
 
-__all__ = [
-    "Bench",
-    "Edge",
-    "Goal",
-    "Report",
-    "Suite",
-    "at_least",
-    "at_most",
-    "conditions",
-    "connected",
-    "cpu_s",
-    "free_address",
-    "link_to",
-    "number_of",
-    "run_suite",
-    "say",
-    "streaming",
-    "table",
-    "tls_broker",
-    "together",
-]
-
 MODELS: Final = Path("models/smollm2-135m")
 _START_S: Final = 30.0
 _GIT_S: Final = 10.0

@@ -36,8 +36,6 @@ from fleet_edge.verifiers.registry import load_verifier
 from schemas.policy import SamplingPolicy
 from tests.support.relay import Relay
 
-__all__ = ["Timed", "add_options", "run", "write_alone", "write_together"]
-
 _CONTEXT: Final = 1023
 _START_S: Final = 30.0
 _NARROWEST_MBIT: Final = 1.0

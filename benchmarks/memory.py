@@ -31,8 +31,6 @@ from fleet_device.drafters.gguf import GgufModel
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.replay_drafter import ReplayDrafter
 
-__all__ = ["Resident", "add_options", "growth", "resident", "run", "slope_of", "weight_bytes"]
-
 _MB: Final = 1e6
 _ALLOWED_MB: Final = {"llama.cpp": 100, "torch": 300, "device": 250}
 """In addition to weights and budget, or to the model's file."""

@@ -33,8 +33,6 @@ from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.edge_thread import NO_QUOTAS, NoLog
 from tests.support.scripted_language import CONTEXT, LANGUAGE
 
-__all__ = ["MeteredVerifier", "main", "metered_edge", "part_of"]
-
 _START_S: Final = 120.0
 
 SLEEP: Final = "sleep"

@@ -28,8 +28,6 @@ from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from tests.support.relay import Relay
 
-__all__ = ["CHOSEN", "PLANS", "STREAM", "add_options", "compared", "run"]
-
 _CONTEXT: Final = 1023
 _LEAST_GOAL, _STREAM_GOAL, _MEAN_GOAL = 0.92, 0.97, 1.0
 

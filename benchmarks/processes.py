@@ -13,8 +13,6 @@ from typing import Any, Final, Self
 
 from schemas.errors import FleetError
 
-__all__ = ["BenchError", "Cores", "Program", "on_cores"]
-
 _STOP_S: Final = 15.0
 
 

@@ -30,18 +30,6 @@ from schemas.errors import FleetError
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.recorded_drafter import RecordedText
 
-__all__ = [
-    "RecordedLaw",
-    "RecordedLaws",
-    "Recording",
-    "cache_of",
-    "load",
-    "policy_of",
-    "record",
-    "record_laws",
-    "save",
-]
-
 _TOGETHER: Final = 8
 _CELLS: Final = 256
 _KV_BYTES: Final = 512 << 20

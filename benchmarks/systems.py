@@ -13,8 +13,6 @@ from fleet_device.pacing.contract import FixedPacing, Pacing
 from schemas.policy import Mode
 from schemas.topics import Topic
 
-__all__ = ["COLOURS", "CO_LOCATED", "DEVICE_ALONE", "DRAFT", "HALF", "SYSTEMS", "FillingLink", "System"]
-
 DEVICE_ALONE: Final = "device-alone"
 CO_LOCATED: Final = "co-located"
 

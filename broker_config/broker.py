@@ -14,18 +14,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from schemas.names import Name
 from schemas.topics import Topic
 
-__all__ = [
-    "CIPHERS_TLS12",
-    "CIPHERS_TLS13",
-    "LARGEST_PACKET",
-    "PRODUCTION_EDGE_PORT",
-    "PRODUCTION_PORT",
-    "REPORTED",
-    "Broker",
-    "HeadOffice",
-    "Tls",
-]
-
 # Ephemeral keys and authenticated encryption only. The fleet's keys are on P-256, so no RSA suite can ever be used.
 CIPHERS_TLS12: Final = (
     "ECDHE-ECDSA-AES128-GCM-SHA256",

@@ -12,8 +12,6 @@ from broker_config.broker import Broker, HeadOffice, Tls
 from broker_config.errors import BrokerFilesError
 from fleet_common.validation import field_at, plain_sentence
 
-__all__ = ["read_description", "render_description"]
-
 _NOTHING: Final = frozenset({"host", "janitor"})
 _SECTIONS: Final[dict[str, type[BaseModel]]] = {"tls": Tls, "head_office": HeadOffice}
 

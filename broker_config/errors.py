@@ -10,8 +10,6 @@
 
 from schemas.errors import FleetError
 
-__all__ = ["BrokerError", "BrokerFailed", "BrokerFilesError", "BrokerMissing"]
-
 
 class BrokerError(FleetError):
     """Base of all errors of this package. Its text is one sentence for the user."""

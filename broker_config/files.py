@@ -17,8 +17,6 @@ from broker_config.rendering.nftables import RULES_FILE, UNIT_FILE, render_firew
 from broker_config.rendering.systemd import DROP_IN_FILE, render_drop_in
 from broker_config.rendering.version import MosquittoVersion
 
-__all__ = ["DESCRIPTION_FILE", "Profile", "RenderedFile", "render_files", "write_files"]
-
 DESCRIPTION_FILE = "broker.toml"
 SITE_ACCESS_FILE = "head-office-access.acl"
 

@@ -13,8 +13,6 @@ from schemas.errors import TopicError
 from schemas.names import check_name
 from schemas.topics import TREE, Address, Role, Rule, Topic, build, parse
 
-__all__ = ["README", "main", "may_publish", "may_receive", "render_table", "roles_of", "with_table"]
-
 SYS = "$SYS/"
 
 

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from dssd.distribution import Float, Ids
 
-__all__ = ["Purpose", "gumbel", "random_uniform", "random_uniforms"]
-
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 _MIX_1: Final = 0xBF58476D1CE4E5B9
 _MIX_2: Final = 0x94D049BB133111EB

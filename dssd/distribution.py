@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from schemas.policy import SamplingPolicy
 
-__all__ = ["TOTAL", "Dist", "Float", "Ids", "QuantizedDist", "draw_draft", "point_mass", "quantize", "shape"]
-
 Ids = NDArray[np.int64]
 Float = NDArray[np.float64]
 

@@ -19,20 +19,6 @@ from dssd.sampling import draw, residual
 from schemas.downlink import MAX_SAMPLES, Dense, DownlinkForm, Samples, Sparse
 from schemas.policy import SamplingPolicy
 
-__all__ = [
-    "FIRST_SAMPLES",
-    "RULES",
-    "Form",
-    "FormRule",
-    "RejectedPosition",
-    "choose_form",
-    "correct",
-    "dense",
-    "probability_of",
-    "samples",
-    "sparse",
-]
-
 # With a realistic draft model a rejection needs about three samples, and 16 fail once in a hundred. If p is nearly q,
 # 16 fail every other time.
 FIRST_SAMPLES: Final = 16

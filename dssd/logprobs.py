@@ -11,8 +11,6 @@ from dssd.distribution import Dist
 from schemas.logprobs import LEAST_LOGPROB, TokenLogprobs
 from schemas.policy import SamplingPolicy
 
-__all__ = ["logprobs_of_correction", "logprobs_of_rejection", "logprobs_of_token"]
-
 
 def logprobs_of_token(logits: NDArray[Any], token: int, *, most: int) -> TokenLogprobs:
     """Return the log-probabilities of a token and of the most likely ones.

@@ -19,8 +19,6 @@ from dssd.counter_rng import Purpose, gumbel, random_uniform
 from dssd.distribution import TOTAL, Dist, QuantizedDist, draw_draft, quantize
 from schemas.policy import Mode, SamplingPolicy
 
-__all__ = ["Proposal", "accepts", "coupled_token", "draw", "propose", "residual"]
-
 
 def coupled_token(dist: Dist, seed: int, position: int) -> int:
     """Return argmax(log p + g), which has distribution p; ties (of probability 0) go to the more probable token."""

@@ -9,8 +9,6 @@ from dssd.sampling import accepts, coupled_token, draw
 from schemas.logprobs import TokenLogprobs
 from schemas.policy import Mode, SamplingPolicy
 
-__all__ = ["Judgement", "decode", "judge"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judgement:

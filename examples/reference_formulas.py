@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DRAFT", "correct", "couple", "digest", "fingerprint", "gumbel", "invert", "quantize", "shape", "uniform"]
-
 DRAFT, RESIDUAL, THIN, GUMBEL = 1, 4, 6, 7  # purposes of random numbers
 SPARSE, SAMPLES, DENSE = 1, 2, 3  # forms of p
 TOTAL = 65536

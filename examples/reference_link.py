@@ -10,8 +10,6 @@ import cbor2
 import numpy as np
 from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
 
-__all__ = ["Link", "Map", "Resume", "pack", "read"]
-
 Map = dict[str, Any]
 
 ITEMS = {69: "<u2", 70: "<u4", 85: "<f4"}  # of typed arrays, by tag

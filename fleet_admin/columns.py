@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Generic, Literal, TypeVar
 
-__all__ = ["ABSENT", "Column", "Kind", "ago", "in_order", "moment", "shown"]
-
 T = TypeVar("T")
 
 Kind = Literal[

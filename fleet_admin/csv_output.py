@@ -11,8 +11,6 @@ from typing import Final, TextIO
 
 from schemas.printable import printable_line
 
-__all__ = ["csv_cell", "write_csv"]
-
 _FORMULA: Final = frozenset("=+-@\t\r")
 _NUMBERS: Final = frozenset({int, float, bool, type(None)})
 

@@ -10,8 +10,6 @@ from fleet_common.identity.index import CertificateState, CertificateStatus, Ent
 from fleet_common.identity.roles import IdentityRole
 from fleet_edge.session_log import SessionLog
 
-__all__ = ["Ghost", "GhostKind", "Sighted", "find_ghosts", "sighted_in"]
-
 
 class GhostKind(StrEnum):
     """What is odd about a machine.

@@ -14,28 +14,6 @@ if TYPE_CHECKING:
     from fleet_edge.store.steering.views import AuditView
     from fleet_edge.store.views import DeviceView, EdgeView, EventView, SessionView, Tally
 
-__all__ = [
-    "ALERTS",
-    "AUDIT",
-    "EVENTS",
-    "MACHINES",
-    "RELEASES",
-    "ROLLOUTS",
-    "RUNNING",
-    "SESSIONS",
-    "Point",
-    "alert_state",
-    "days_left",
-    "device_columns",
-    "edge_columns",
-    "edge_seconds",
-    "model_name",
-    "rollout_state",
-    "start_column",
-    "tally_columns",
-    "trend_columns",
-]
-
 T = TypeVar("T")
 
 _DAY: Final = timedelta(days=1)

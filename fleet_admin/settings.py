@@ -8,8 +8,6 @@ from fleet_common.fields import Settings, setting
 from fleet_common.mqtt.settings import BrokerSettings
 from schemas.names import Name
 
-__all__ = ["AdminSettings"]
-
 
 class AdminSettings(Settings):
     """Where an administrator's programs find the fleet, and who they are there."""

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fleet_admin.alerts.evaluator import RunningAlerts
 
-__all__ = ["alerts_of"]
-
 
 def alerts_of(config: Path | None, db: str) -> "RunningAlerts | None":
     """Return what looks for alerts, not started yet; None if nothing is to.

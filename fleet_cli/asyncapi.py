@@ -13,8 +13,6 @@ import typer
 from fleet_cli.errors import CommandError
 from schemas.asyncapi import document
 
-__all__ = ["app", "render_yaml"]
-
 app = typer.Typer(pretty_exceptions_enable=False)
 
 

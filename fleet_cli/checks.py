@@ -3,8 +3,6 @@
 from fleet_device.checks.checklist import Check
 from schemas.printable import printable_line
 
-__all__ = ["ignore_check", "show_check"]
-
 
 def show_check(check: Check) -> None:
     """Print one finding as a line."""

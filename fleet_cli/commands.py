@@ -12,8 +12,6 @@ import typer
 
 from fleet_cli.errors import CommandError
 
-__all__ = ["COMMANDS", "add_commands", "not_installed", "program"]
-
 
 @dataclass(frozen=True, slots=True)
 class Command:

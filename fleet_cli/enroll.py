@@ -13,8 +13,6 @@ from fleet_cli.tables import print_json
 from fleet_common.identity.authority import utc_now
 from fleet_common.identity.enrolment import Enrolment
 
-__all__ = ["register"]
-
 DEFAULT_FOLDER = Path("credentials")
 
 

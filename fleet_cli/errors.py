@@ -4,8 +4,6 @@ from enum import IntEnum
 
 from schemas.errors import FleetError
 
-__all__ = ["CommandError", "ExitCode"]
-
 
 class ExitCode(IntEnum):
     """With what a command ends; docs/operations.md lists them.

@@ -10,8 +10,6 @@ import typer
 
 from fleet_common.events import EventStream
 
-__all__ = ["with_events"]
-
 Command = Callable[..., None]
 Events = Annotated[bool, typer.Option("--events", help="Say what happens in JSON lines on standard output.")]
 

@@ -13,8 +13,6 @@ from fleet_common.terminal import printable
 from schemas.errors import FleetError
 from schemas.version import VERSION
 
-__all__ = ["app", "main"]
-
 app = typer.Typer(
     name="fleet",
     help="Fleets of small devices that write with the quality of a large language model.",

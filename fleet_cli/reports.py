@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from fleet_edge.store.views import DeviceView, EventView, HourView, RoundView, SegmentView, SessionView
 
-__all__ = ["show_device", "show_events", "show_rounds", "show_session"]
-
 _HOURS: "Final[list[Column[HourView]]]" = [
     Column("hour", lambda row: row.hour, "moment", rank=0),
     *tally_columns(lambda row: row.counted),

@@ -11,8 +11,6 @@ import typer
 from fleet_common.fields import SettingField, Settings, fields_of
 from fleet_common.settings import load_settings
 
-__all__ = ["with_settings"]
-
 Command = Callable[..., None]
 
 _COMMON: Final = "Settings"

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Final
 
-__all__ = ["available_memory"]
-
 _KIBI: Final = 1024
 
 

@@ -15,8 +15,6 @@ from pydantic import BaseModel, ValidationError
 
 from fleet_common.folders import standard_folder
 
-__all__ = ["cache_folder", "read_cache", "write_cache"]
-
 _MOST_BYTES: Final = 1 << 20
 
 Content = TypeVar("Content", bound=BaseModel)

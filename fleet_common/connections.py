@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-__all__ = ["Connections", "network_of"]
-
 C = TypeVar("C")
 
 _IPV6_NETWORK: Final = 64

@@ -15,8 +15,6 @@ from typing import Any, TextIO
 from fleet_common.terminal import json_text
 from schemas.errors import FleetError
 
-__all__ = ["Event", "EventStream", "read_events", "wait_for_event"]
-
 
 class Event(StrEnum):
     """What can happen.

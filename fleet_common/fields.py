@@ -14,8 +14,6 @@ from pydantic.fields import FieldInfo
 
 from schemas.names import check_name
 
-__all__ = ["NESTED", "SECTIONS", "SettingField", "Settings", "fields_of", "section_of", "setting"]
-
 NESTED: Final = "__"
 """Between the names of a section and of a setting within it, in an environment variable."""
 

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-__all__ = ["standard_folder"]
-
 _FOLDER: Final = "dssd-fleet"
 
 

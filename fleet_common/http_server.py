@@ -20,8 +20,6 @@ from uvicorn.server import ServerState
 
 from fleet_common.connections import Connections
 
-__all__ = ["HttpServer"]
-
 _MOST: Final = 500
 _REQUEST_S: Final = 20.0
 """Seconds in which a request has to come whole, the TLS handshake counted in."""

@@ -15,8 +15,6 @@ from urllib.request import getproxies, proxy_bypass
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-__all__ = ["hub_access", "hub_name", "is_cached", "is_reachable"]
-
 _WAIT_S: Final = 2.5  # name resolution and connection together; a hub that is there answers in tenths of a second
 _ADDRESS_S: Final = 1.0  # of one address: where IPv6 leads nowhere, the next one is tried
 _PORTS: Final = {"http": 80, "https": 443}

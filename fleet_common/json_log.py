@@ -12,9 +12,6 @@ from typing import Final
 
 from fleet_common.terminal import json_text
 
-__all__ = ["FIELDS", "JsonFormatter", "write_log_as"]
-
-
 FIELDS: Final = ("session", "device", "edge", "reason", "code", "tokens", "accepted", "tested", "rounds", "resumes")
 """What a record may tell beside its message (`extra`), if it is a text or a number."""
 

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Final
 
-__all__ = ["give_back_free_memory", "use_one_heap"]
-
 _M_ARENA_MAX: Final = -8  # mallopt(3)
 _ARENAS_VARIABLE: Final = "MALLOC_ARENA_MAX"  # by which whoever starts the process may choose
 

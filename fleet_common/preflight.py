@@ -6,8 +6,6 @@ from fleet_common.errors import SettingsError
 from fleet_common.fields import Settings
 from schemas.errors import FleetError
 
-__all__ = ["check_all"]
-
 
 def check_all(settings: Settings, checks: Mapping[str, Callable[[], object]]) -> None:
     """Make checks of settings.

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Repetition", "hold_back_repetition"]
-
 AT_MOST: Final = 5
 WINDOW_S: Final = 60.0
 KINDS: Final = 500

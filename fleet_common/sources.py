@@ -11,8 +11,6 @@ from typing import Any, Final, Self, get_origin
 from fleet_common.errors import SettingsError
 from fleet_common.fields import NESTED, Settings, section_of
 
-__all__ = ["EnvironmentVariables", "Place", "TomlFile", "look", "merge"]
-
 Place = tuple[str, ...]
 """A setting's names from the outermost section inwards: `("broker", "port")`."""
 

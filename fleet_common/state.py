@@ -10,8 +10,6 @@ from pathlib import Path
 
 from fleet_common.folders import standard_folder
 
-__all__ = ["state_folder"]
-
 
 def state_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
     """Return the folder, which need not exist; None for a user without a home."""

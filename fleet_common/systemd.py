@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final, Self
 
-__all__ = ["Systemd"]
-
 # As sd_watchdog_enabled(3) advises: twice in the time after which systemd kills.
 _TIMES: Final = 2
 _MICRO: Final = 1_000_000

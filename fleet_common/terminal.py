@@ -10,8 +10,6 @@ import re
 import unicodedata
 from typing import Final
 
-__all__ = ["json_text", "printable"]
-
 _KEPT: Final = frozenset("\n\t")
 _DIRECTIONS: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _IN_PLACE: Final = "\ufffd"

@@ -6,8 +6,6 @@ from typing import Final
 
 from schemas.printable import printable_line
 
-__all__ = ["read_duration", "read_time"]
-
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST_SHOWN: Final = 60
 _AMOUNT: Final = re.compile(r"(\d{1,9})([smhd])", re.ASCII)

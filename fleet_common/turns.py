@@ -4,8 +4,6 @@ import threading
 from collections import deque
 from types import TracebackType
 
-__all__ = ["Turns"]
-
 
 class Turns:
     """A fair lock, as a context manager: `threading.Lock` lets whoever has just given it back take it again."""

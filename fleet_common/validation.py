@@ -10,8 +10,6 @@ from typing import Any, Final, get_args
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-__all__ = ["field_at", "plain_sentence"]
-
 _UNKNOWN_FORM: Final = "it does not have the form that it should have"
 
 # By the beginning of pydantic's error types; in braces what pydantic tells beside them.

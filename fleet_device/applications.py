@@ -20,8 +20,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fleet_device.errors import ConfigurationError
 from schemas.bounds import MAX_APP_NAME
 
-__all__ = ["Application", "Applications", "ApplicationsFile", "new_key"]
-
 _MOST_BYTES: Final = 1 << 20
 _PREFIX: Final = "fleet-"
 

@@ -36,8 +36,6 @@ from fleet_device.texts.stream import TextStream
 from schemas.grammar import Grammar
 from schemas.policy import Mode
 
-__all__ = ["CONFIG_VARIABLE", "Device"]
-
 CONFIG_VARIABLE: Final = "FLEET_DEVICE_CONFIG"
 """Environment variable that names the TOML file."""
 

@@ -23,20 +23,6 @@ from typing import Final
 from schemas.errors import FleetError
 from schemas.reasons import RefusalCode
 
-__all__ = [
-    "ConfigurationError",
-    "DeviceClosed",
-    "DeviceError",
-    "EdgeUnavailable",
-    "InvalidRequest",
-    "PromptTooLong",
-    "ProtocolViolation",
-    "SessionFailed",
-    "SessionRefused",
-    "TextCancelled",
-    "TextQueueFull",
-]
-
 _TIME: Final = re.compile(r"\d s\b")
 _LONGEST_S: Final = 1e9
 

@@ -25,8 +25,6 @@ from fleet_device.texts.queue import Listener, TextQueue, Ticket
 from schemas.grammar import Grammar
 from schemas.version import VERSION
 
-__all__ = ["Asked", "Gateway"]
-
 _log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["INTERRUPTION_S", "OfflinePolicy", "Outages"]
-
 INTERRUPTION_S: Final = 20.0
 """Longest interruption that a request rides out by default: a restart of broker or edge that takes 15 s, and the
 reconnection of both ends, each of which tries again at least every 4 s."""

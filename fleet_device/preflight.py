@@ -10,8 +10,6 @@ from fleet_device.errors import ConfigurationError
 from fleet_device.offline import OfflinePolicy
 from fleet_device.settings import MODEL_DRAFTER, DeviceSettings
 
-__all__ = ["preflight"]
-
 
 def preflight(settings: DeviceSettings, *, serves: bool) -> None:
     """Check all that can be checked before the draft model is loaded. A broker may still be away.

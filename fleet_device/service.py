@@ -30,8 +30,6 @@ from schemas.control import DeviceState, Presence, encode_json
 from schemas.topics import Topic, build
 from schemas.version import VERSION
 
-__all__ = ["DeviceService"]
-
 _log = logging.getLogger(__name__)
 
 # For a command that a person waits for: long enough for a broker that is just starting.

@@ -16,18 +16,6 @@ from schemas.codec import MAX_DRAFT_BYTES
 from schemas.names import Name
 from schemas.policy import MAX_SEED, MAX_TOP_K, Mode, SamplingPolicy, random_seed
 
-__all__ = [
-    "AUTO",
-    "DRAFTERS",
-    "MAX_TEMPERATURE",
-    "MODEL_DRAFTER",
-    "NO_DRAFTER",
-    "DeviceSettings",
-    "DraftLength",
-    "Truncate",
-    "read_draft_length",
-]
-
 MODEL_DRAFTER: Final = "llama.cpp"
 """The one with a model of its own, which can also write a text alone."""
 

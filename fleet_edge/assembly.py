@@ -30,8 +30,6 @@ from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import KnowsTokens, ReadsText, Verifier
 from fleet_edge.watch.certificates import CertificateWatch
 
-__all__ = ["assemble"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, fields
 from operator import add, attrgetter
 from typing import Final
 
-__all__ = ["SEGMENT_COUNTERS", "SegmentCounters", "share"]
-
 
 def share(part: float, whole: float) -> float | None:
     """Return part / whole, or None of nothing."""

@@ -7,8 +7,6 @@ from fleet_edge.sessions.table import SessionTable
 from fleet_edge.store.records.segments import LeaveReason
 from schemas.reasons import EndReason
 
-__all__ = ["hand_over"]
-
 
 def hand_over(sessions: SessionTable, *, answers: Answers, scheduler: Scheduler) -> int:
     """Forget all sessions and log it. Their devices hear of it by this edge's state, and resume elsewhere.

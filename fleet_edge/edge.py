@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from fleet_edge.service import EdgeService
     from fleet_edge.verifiers.contract import TargetInfo, Verifier
 
-__all__ = ["CONFIG_VARIABLE", "Edge"]
-
 CONFIG_VARIABLE: Final = "FLEET_EDGE_CONFIG"
 """Environment variable that names the TOML file."""
 

@@ -12,8 +12,6 @@
 from schemas.errors import FleetError
 from schemas.reasons import Action, FaultCode, RefusalCode
 
-__all__ = ["DraftFault", "EdgeError", "OpenRefused", "desync"]
-
 
 class EdgeError(FleetError):
     """Base of all errors of this package. Its text is one sentence for the user."""

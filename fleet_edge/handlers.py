@@ -30,8 +30,6 @@ from schemas.messages import Close, Draft, Open
 from schemas.reasons import Action, EndReason, FaultCode, RefusalCode
 from schemas.topics import Topic
 
-__all__ = ["MessageHandlers"]
-
 _log = logging.getLogger(__name__)
 
 _ENDING = "The edge is shutting down; try again shortly."

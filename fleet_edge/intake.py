@@ -19,8 +19,6 @@ from schemas.errors import CodecError, TopicError
 from schemas.messages import Close, Draft, Open
 from schemas.topics import Topic, parse, wildcard
 
-__all__ = ["Intake", "IntakeQueue", "Malformed", "ReceivedMessage", "leave_opens"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -23,8 +23,6 @@ from fleet_edge.store.rollups.grains import Grain, floor
 from fleet_edge.store.rollups.rolling import Enough, roll_up
 from fleet_edge.store.states import SILENT_AFTER
 
-__all__ = ["JobSettings", "Jobs"]
-
 _log = logging.getLogger(__name__)
 
 _ABANDONED_CHUNK: Final = 1000

@@ -21,8 +21,6 @@ from fleet_edge.store.states import MachineState
 from fleet_edge.store.writer import Writer
 from schemas.version import VERSION
 
-__all__ = ["EdgeObserver", "Look"]
-
 _ANSWER_S: Final = 2.0
 """A loop that works takes what arrives within a step's decisions: milliseconds."""
 

@@ -25,8 +25,6 @@ from fleet_edge.sessions.table import SessionTable
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.verifiers.contract import SequenceFailed, TargetAway, VerifierError
 
-__all__ = ["Orchestrator"]
-
 _log = logging.getLogger(__name__)
 
 # A device that does not stop to send must not keep an edge from ending.

@@ -17,8 +17,6 @@ from fleet_edge.store.reopening import check_database
 from fleet_edge.store.spool import Spool
 from fleet_edge.verifiers.registry import check_verifier
 
-__all__ = ["preflight"]
-
 # A broker may be starting at the same time; where something else is wrong already, nobody waits for it.
 _CONNECT_S: Final = 10.0
 _SHORT_S: Final = 1.0

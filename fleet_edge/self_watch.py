@@ -12,8 +12,6 @@ from fleet_edge.observer import EdgeObserver, Look
 from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.records.sightings import EdgeLoad
 
-__all__ = ["SelfWatch"]
-
 _LOOKS: Final = 2
 """So many looks in a row that are not answered are a loop that hangs; one may only be a machine that is busy."""
 

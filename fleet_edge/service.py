@@ -45,8 +45,6 @@ from schemas.control import EdgeState, Presence, encode_json
 from schemas.topics import Topic, build
 from schemas.version import VERSION
 
-__all__ = ["EdgeService"]
-
 _log = logging.getLogger(__name__)
 
 # The loop looks at its stop flag this often when nothing arrives.

@@ -52,8 +52,6 @@ from schemas.policy import Mode
 from schemas.printable import printable_line
 from schemas.reasons import EndReason
 
-__all__ = ["SessionLog", "Time"]
-
 Time = str | datetime | timedelta
 """An age (`"90s"`, `"30m"`, `"2h"`, `"7d"`, a timedelta) or a time (ISO 8601, a datetime; UTC is assumed)."""
 

@@ -19,8 +19,6 @@ from fleet_edge.store.token_kinds import StoreText
 from schemas.bounds import MAX_DRAFT, MAX_TOKENS, MAX_WINDOW, SESSIONS_PER_DEVICE
 from schemas.names import Name
 
-__all__ = ["AUTO", "VERIFIERS", "EdgeSettings", "PrefixSharing", "RemoteSettings"]
-
 AUTO: Final = "auto"
 """The engine is the faster one, measured on this machine, of those that are installed and can serve the target."""
 

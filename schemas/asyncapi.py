@@ -20,8 +20,6 @@ from schemas.messages import PROTOCOL, Close, Closed, Draft, Fault, Open, Opened
 from schemas.steering import CommandRequest, CommandResponse, DesiredSettings, ReportedSettings
 from schemas.topics import ROOT, TREE, Role, Rule, Topic
 
-__all__ = ["DRAFT_LAYOUT", "MESSAGES", "VERDICT_LAYOUT", "document", "on_the_wire"]
-
 Schema = dict[str, Any]
 
 _WIDTHS: Final = {UINT16: 2, UINT32: 4, FLOAT32: 4}

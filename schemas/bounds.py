@@ -7,30 +7,6 @@ from pydantic import Field
 from schemas.downlink import TokenId
 from schemas.printable import PRINTABLE
 
-__all__ = [
-    "MAX_APP_NAME",
-    "MAX_CODE",
-    "MAX_DRAFT",
-    "MAX_LABEL",
-    "MAX_SENTENCE",
-    "MAX_TOKENS",
-    "MAX_WINDOW",
-    "SESSIONS_PER_DEVICE",
-    "SESSION_BYTES",
-    "U16",
-    "U32",
-    "AppName",
-    "Code",
-    "Count",
-    "Label",
-    "Milliseconds",
-    "Position",
-    "Seconds",
-    "Sentence",
-    "SessionId",
-    "Tokens",
-]
-
 MAX_DRAFT = 64
 """Most tokens in one draft, whatever an edge grants."""
 

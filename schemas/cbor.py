@@ -13,8 +13,6 @@ import numpy as np
 
 from schemas.errors import MalformedMessage, MessageTooLarge
 
-__all__ = ["FLOAT32", "MAX_ITEMS", "UINT16", "UINT32", "load", "pack_counts", "pack_ids", "pack_probabilities"]
-
 MAX_ITEMS: Final = 256
 """Most data items in a message: everything long is a typed array, which is two."""
 

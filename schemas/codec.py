@@ -20,25 +20,6 @@ from schemas.errors import MalformedMessage
 from schemas.logprobs import Logprobs
 from schemas.messages import PROTOCOL, Close, Draft, Open, Opened, SessionReply, Verdict
 
-__all__ = [
-    "MAX_CLOSE_BYTES",
-    "MAX_DRAFT_BYTES",
-    "MAX_OPEN_BYTES",
-    "MAX_REPLY_BYTES",
-    "MAX_VERDICT_BYTES",
-    "decode_close",
-    "decode_draft",
-    "decode_open",
-    "decode_reply",
-    "decode_verdict",
-    "encode_close",
-    "encode_draft",
-    "encode_open",
-    "encode_reply",
-    "encode_verdict",
-    "pad",
-]
-
 _NULL: Final = b"\xf6"
 _MOST_FIELDS: Final = 23  # that an array's head of one byte can count
 _ARRAY, _BYTES = 0x80, 0x40  # major types

@@ -14,20 +14,6 @@ from schemas.names import Name
 from schemas.printable import PRINTABLE
 from schemas.reasons import unknown_as
 
-__all__ = [
-    "MAX_CONTROL_BYTES",
-    "Alert",
-    "AlertState",
-    "ControlMessage",
-    "DeviceState",
-    "EdgeState",
-    "Instant",
-    "Presence",
-    "Telemetry",
-    "decode_json",
-    "encode_json",
-]
-
 MAX_CONTROL_BYTES = 64 << 10
 
 Label = Annotated[str, Field(max_length=200), PRINTABLE]

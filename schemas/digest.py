@@ -9,8 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["EMPTY", "extend_digest"]
-
 EMPTY = 0
 """Digest of no tokens."""
 

@@ -16,20 +16,6 @@ from schemas.cbor import pack_ids, pack_probabilities
 from schemas.reasons import UNKNOWN_NUMBERS
 from schemas.vocabulary import MAX_VOCABULARY
 
-__all__ = [
-    "FORMS",
-    "MAX_SAMPLES",
-    "Dense",
-    "DownlinkForm",
-    "Probability",
-    "Samples",
-    "Sparse",
-    "TokenId",
-    "UnknownForm",
-    "pack_form",
-    "unpack_form",
-]
-
 MAX_SAMPLES = 1024
 
 TokenId = Annotated[int, Field(ge=0, lt=MAX_VOCABULARY, strict=True)]

@@ -6,8 +6,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.bounds import MAX_DRAFT, Milliseconds
 
-__all__ = ["EdgeLoad"]
-
 _NEWS: Final = 0.25
 """By which share a time must have changed to be told anew."""
 

@@ -17,16 +17,6 @@ from pydantic import ValidationError
 
 from schemas.printable import printable_line
 
-__all__ = [
-    "CodecError",
-    "FleetError",
-    "InvalidName",
-    "MalformedMessage",
-    "MessageTooLarge",
-    "SchemaError",
-    "TopicError",
-]
-
 
 class FleetError(Exception):
     """Base of all errors of this project. Its text is one sentence for the user."""

@@ -8,8 +8,6 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-__all__ = ["MAX_GRAMMAR_BYTES", "Grammar", "GrammarKind"]
-
 MAX_GRAMMAR_BYTES: Final = 1 << 16
 """Largest grammar, in bytes of UTF-8."""
 

@@ -15,8 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.downlink import TokenId
 
-__all__ = ["LEAST_LOGPROB", "MAX_TOP_LOGPROBS", "Logprobs", "TokenLogprobs"]
-
 MAX_TOP_LOGPROBS: Final = 20
 """Most of a position's likeliest tokens that can be asked for."""
 

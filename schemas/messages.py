@@ -43,8 +43,6 @@ from schemas.policy import SamplingPolicy
 from schemas.reasons import Action, EndReason, FaultCode, Finish, RefusalCode, unknown_as
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["PROTOCOL", "Close", "Closed", "Draft", "Fault", "Open", "Opened", "Refused", "SessionReply", "Verdict"]
-
 PROTOCOL = 1
 """Version of the session messages; an edge refuses an Open of another."""
 

@@ -12,8 +12,6 @@ from pydantic import AfterValidator
 
 from schemas.errors import InvalidName
 
-__all__ = ["MAX_NAME_LENGTH", "Name", "check_name"]
-
 MAX_NAME_LENGTH = 63  # a DNS label's, so that a host name is always a valid device name
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")

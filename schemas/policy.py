@@ -8,8 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.grammar import Grammar
 
-__all__ = ["MAX_TOP_K", "Mode", "SamplingPolicy", "random_seed"]
-
 MAX_SEED = 2**64 - 1
 MAX_TOP_K = 1_000_000
 

@@ -4,8 +4,6 @@ from typing import Final
 
 from pydantic import AfterValidator
 
-__all__ = ["PRINTABLE", "printable_line"]
-
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 
 

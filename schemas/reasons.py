@@ -11,8 +11,6 @@ from typing import Final
 
 from pydantic import BeforeValidator
 
-__all__ = ["UNKNOWN_NUMBERS", "Action", "EndReason", "FaultCode", "Finish", "RefusalCode", "unknown_as"]
-
 
 class Finish(IntEnum):
     """Why the edge ends the text with this verdict.

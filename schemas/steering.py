@@ -14,21 +14,6 @@ from schemas.control import ControlMessage, Instant
 from schemas.printable import PRINTABLE
 from schemas.reasons import unknown_as
 
-__all__ = [
-    "MAX_ARGUMENTS",
-    "MAX_PARTS",
-    "MAX_RESULT",
-    "MAX_SETTINGS",
-    "MAX_SETTING_VALUE",
-    "MAX_VERSION",
-    "CommandOutcome",
-    "CommandRequest",
-    "CommandResponse",
-    "DesiredSettings",
-    "ReportedSettings",
-    "SettingValue",
-]
-
 MAX_SETTINGS: Final = 64
 """Most settings in a message."""
 

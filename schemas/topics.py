@@ -13,8 +13,6 @@ from typing import Final
 from schemas.errors import TopicError
 from schemas.names import check_name
 
-__all__ = ["ROOT", "TREE", "Access", "Address", "Role", "Rule", "Topic", "build", "parse", "rules_for", "wildcard"]
-
 ROOT: Final = "dssd/v1"
 
 

@@ -11,8 +11,6 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["MAX_VOCABULARY", "Vocabulary", "token_strings"]
-
 MAX_VOCABULARY = 1 << 21
 
 _SPACE: Final = "\u2581"

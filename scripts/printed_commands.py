@@ -39,8 +39,6 @@ from benchmarks.__main__ import SUITES
 from fleet_cli.commands import COMMANDS
 from fleet_cli.main import app as fleet
 
-__all__ = ["DOCUMENTS", "Printed", "check", "commands", "run_apart", "runs"]
-
 ROOT: Final = Path(__file__).resolve().parents[1]
 DOCUMENTS: Final = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))
 
@@ -181,7 +179,7 @@ def _check_fleet(words: list[str], *, whole: bool) -> str:
 
 
 @cache
-def _harmless() -> Any:
+def _harmless() -> Any:  # noqa: ANN401 - a class that Typer keeps to itself
     """Build the command line once, from command objects of its own, and have each command do nothing."""
     app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
     app.registered_callback = fleet.registered_callback
@@ -192,7 +190,7 @@ def _harmless() -> Any:
     return whole
 
 
-def _disarm(command: Any) -> None:
+def _disarm(command: Any) -> None:  # noqa: ANN401
     # The Typer objects and their functions are those of the program, so only the built commands may change.
     command.callback = lambda **_given: None
     for each in getattr(command, "commands", {}).values():

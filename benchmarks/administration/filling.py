@@ -19,8 +19,6 @@ from fleet_edge.store.rollups.grains import Grain, floor, following
 from fleet_edge.store.rollups.marks import mark_stale
 from fleet_edge.store.rollups.rolling import roll_up
 
-__all__ = ["Scale", "fill", "name_of"]
-
 _BATCH: Final = 10_000
 _CACHE_KB: Final = 500_000  # ids are random, and so is where each goes
 _HOUR: Final = timedelta(hours=1)

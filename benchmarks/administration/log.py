@@ -39,8 +39,6 @@ from fleet_edge.store.records.segments import SegmentProgress, segment_number
 from fleet_edge.store.records.sessions import SessionOpened
 from schemas.policy import Mode
 
-__all__ = ["add_options", "run"]
-
 _MB: Final = 1e6
 _GOAL_MS: Final = 300.0
 _SAID_S: Final = 5.0

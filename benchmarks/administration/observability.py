@@ -37,8 +37,6 @@ from schemas.errors import FleetError
 from tests.support.edge_process import edge_process
 from tests.support.recorded_drafter import RecordedText
 
-__all__ = ["Viewer", "add_options", "run"]
-
 _GOAL: Final = 0.97
 _TEXTS, _TOKENS, _DRAFT = 6, 64, 4
 _SCRAPE_S, _PAGE_S = 1.0, 2.0

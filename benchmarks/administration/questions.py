@@ -7,8 +7,6 @@ from typing import Final
 from benchmarks.administration.filling import name_of
 from fleet_edge.session_log import SessionLog
 
-__all__ = ["PAGES", "questions"]
-
 Question = Callable[[SessionLog], object]
 
 PAGES: Final = (

@@ -17,8 +17,6 @@ from fleet_common.mqtt.settings import BrokerSettings
 from fleet_edge.store.database import open_store
 from tests.support.steered_devices import steered_devices
 
-__all__ = ["add_options", "run"]
-
 _GOAL_S: Final = 2.0
 _PATIENCE_S: Final = 60.0
 _ALL: Final = Selection(everything=True)

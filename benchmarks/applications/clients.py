@@ -25,8 +25,6 @@ from fleet_device.gateway import Asked, Gateway
 from fleet_device.service import DeviceService
 from fleet_device.settings import DeviceSettings
 
-__all__ = ["add_options", "run"]
-
 _MOST_UNEQUAL: Final = 1.5
 _CONTEXT: Final = 1024
 _ONLINE_S: Final = 60.0

@@ -29,8 +29,6 @@ from fleet_edge.session_log import SessionLog
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.replay_drafter import ReplayDrafter
 
-__all__ = ["MeteredDrafter", "add_options", "run"]
-
 _ENGINES: Final = {"llama.cpp": "target-Q8_0.gguf", "torch": "target"}
 _CONTEXT: Final = 2048
 _ONLINE_S: Final = 30.0

@@ -21,8 +21,6 @@ from benchmarks.harness import Bench, Goal, Report, at_most, number_of, table
 from fleet_device.offline import OfflinePolicy
 from fleet_edge.session_log import SessionLog
 
-__all__ = ["add_options", "compare", "run"]
-
 _LONGEST_S = {OfflinePolicy.LOCAL: 1.0, OfflinePolicy.FAIL: 3.0}
 """Goal: seconds after the deadline in which the text goes on, or fails."""
 

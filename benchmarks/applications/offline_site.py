@@ -24,8 +24,6 @@ from schemas.policy import SamplingPolicy
 from tests.support.relay import Relay
 from tests.support.scripted_language import draft_language
 
-__all__ = ["AFTER_S", "ANSWER_S", "WAYS", "PacedDrafter", "Site"]
-
 FLEET: Final = "offline"
 DEVICE: Final = "device-1"
 

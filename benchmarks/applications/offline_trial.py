@@ -15,8 +15,6 @@ from fleet_device.offline import OfflinePolicy
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.scripted_language import LANGUAGE, reference_text
 
-__all__ = ["Trial", "run_trial"]
-
 _AWAY_S: Final = 4.0
 _PROMPT: Final = 8
 _TIMEOUT_S: Final = 120.0

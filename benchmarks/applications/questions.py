@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["QUESTIONS", "rules", "system_of"]
-
 # Of about one length, so that the turns' times to the first token can be compared.
 QUESTIONS: Final = (
     "Which vegetables grow well on a small balcony in spring?",

@@ -4,8 +4,6 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["QUESTIONS", "Reading", "report_prompt"]
-
 _RULES: Final = (
     "Shift reports of the pumping station. Every report has the same form.\n\n"
     "Reading: pump 3, 71 C, 2.1 bar, low vibration, operator Weber\n"

@@ -2,8 +2,6 @@
 
 from typing import Any, Final
 
-__all__ = ["SCHEMAS"]
-
 Schema = dict[str, Any]
 
 

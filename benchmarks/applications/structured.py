@@ -30,8 +30,6 @@ from schemas.grammar import Grammar
 from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 
-__all__ = ["add_options", "run"]
-
 _PLANS: Final = ("adaptive", "draft", "stream")
 
 

@@ -20,8 +20,6 @@ from fleet_device.device import Device
 from fleet_device.settings import AUTO, DRAFTERS, DeviceSettings
 from schemas.policy import Mode
 
-__all__ = ["add_options", "ratio", "run"]
-
 _MODEL, _BOTH, _SUFFIX = "model", "model and suffix", "suffix"
 _RESAMPLED: Final = 1000
 _MOST_LOST: Final = 0.97

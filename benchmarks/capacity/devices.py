@@ -24,8 +24,6 @@ from schemas.reasons import EndReason
 from schemas.vocabulary import Vocabulary
 from tests.support.recorded_drafter import RecordedDrafter, RecordedText
 
-__all__ = ["Arrival", "Arrivals", "Devices", "Follower", "Measured", "Timing", "Warming"]
-
 _END_S: Final = 60.0
 _LOOK_S: Final = 0.02
 _AFTER_FAILURE_S: Final = 0.5

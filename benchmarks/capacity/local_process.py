@@ -13,8 +13,6 @@ from benchmarks.capacity.serving import CELLS, Engine, Prompt, serve, verifier_o
 from benchmarks.capacity.together import Together
 from schemas.policy import SamplingPolicy
 
-__all__ = ["main"]
-
 
 def main() -> None:
     asked = json.loads(sys.stdin.readline())

@@ -11,8 +11,6 @@ import llama_cpp
 
 from benchmarks.capacity.serving import CHUNK, STEP, Prompt, Written
 
-__all__ = ["RawEngine"]
-
 
 @dataclass(slots=True)
 class _Slot:

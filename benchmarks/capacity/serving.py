@@ -13,8 +13,6 @@ from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.verifiers.registry import load_verifier
 from schemas.policy import SamplingPolicy
 
-__all__ = ["CELLS", "CHUNK", "KV_BYTES", "STEP", "Engine", "Prompt", "Written", "serve", "verifier_over"]
-
 STEP = 512
 CHUNK = 128
 """Most new tokens of a step, and most of prompts in one that writes as well: as an edge's settings have it."""

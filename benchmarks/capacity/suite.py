@@ -45,8 +45,6 @@ from fleet_device.pacing.contract import Pacing
 from schemas.policy import Mode
 from tests.support.relay import Relay
 
-__all__ = ["Cell", "Place", "Row", "add_options", "cells", "in_process", "run", "show_levels"]
-
 _EACH: Final = 4  # prompts of each category
 _OVERHEAD_S: Final = 3.0  # of a cell, in addition to what is counted
 # What we set for our own processes: a user who runs the library alone does not.

@@ -23,8 +23,6 @@ from fleet_edge.batching.shaping import shape_rows
 from fleet_edge.verifiers.contract import Item, Logits, Verifier
 from schemas.policy import Mode
 
-__all__ = ["Slot", "Together", "record_residual", "said_along", "write_all"]
-
 _TOGETHER = 8
 
 

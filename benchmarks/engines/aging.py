@@ -36,8 +36,6 @@ from tests.support.markov import MarkovScript
 from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_link import MemoryLink
 
-__all__ = ["add_options", "measure", "run"]
-
 FLEET: Final = "aging"
 EDGE: Final = "edge-1"
 _GOAL: Final = 0.95

@@ -27,8 +27,6 @@ from schemas.policy import Mode, SamplingPolicy
 from schemas.reasons import EndReason
 from tests.support.replay_drafter import ReplayDrafter
 
-__all__ = ["add_options", "run"]
-
 _POLICY: Final = {"temperature": 0.7, "top_k": 50, "top_p": 0.95}
 _CELLS: Final = 256  # llama.cpp makes streams of a multiple of this
 

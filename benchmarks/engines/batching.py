@@ -21,8 +21,6 @@ from fleet_device.texts.chat import ChatMessage, encode_chat
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.replay_drafter import ReplayDrafter
 
-__all__ = ["add_options", "run"]
-
 _QUERY: Final = "SELECT sum(batch) * 1.0 / count(*), sum(compute_ms / batch) FROM rounds WHERE batch > 0"
 _BATCH: Final = 3.0
 _RATIO: Final = 1.0

@@ -14,8 +14,6 @@ from fleet_edge.verifiers.packed.architecture import inspect_model
 from fleet_edge.verifiers.packed.target import Target, load_target
 from fleet_edge.verifiers.packed.verifier import PackedVerifier
 
-__all__ = ["ReadBound", "finisher", "load", "packed", "products"]
-
 _KV_BYTES: Final = 64 << 30
 """Enough for any step that can be asked for; memory is taken as sequences come."""
 

@@ -17,8 +17,6 @@ from typing import Any
 
 import llama_cpp
 
-__all__ = ["main"]
-
 BATCH = 512
 
 

@@ -16,8 +16,6 @@ from benchmarks.engines.steps import add_engine_options, chosen, verifier
 from benchmarks.harness import Bench, Report, table
 from fleet_edge.verifiers.contract import Item, Logits, Verifier
 
-__all__ = ["VARIANTS", "Spread", "add_options", "run", "spreads"]
-
 Rows = NDArray[np.float32]
 
 PROMPT: Final = 256

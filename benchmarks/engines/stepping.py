@@ -18,8 +18,6 @@ from fleet_edge.verifiers.llama_cpp.slab import CELL_ROUNDING
 from fleet_edge.verifiers.llama_cpp.target import open_target
 from fleet_edge.verifiers.llama_cpp.verifier import LlamaCppVerifier
 
-__all__ = ["Cell", "Step", "by_turns", "cells_for", "fill", "llama_cpp", "raw_llama", "steps"]
-
 Step = Callable[[int, int], float]
 """Computes a number of sequences with a number of new tokens each; returns the milliseconds that it took."""
 

@@ -18,8 +18,6 @@ from typing import Any, Final
 from benchmarks.engines.stepping import Step, by_turns, cells_for, fill, llama_cpp, raw_llama, steps
 from benchmarks.harness import Bench, Report, at_most, number_of, say, table
 
-__all__ = ["ENGINES", "add_options", "run"]
-
 _GOALS: Final = {"llama_cpp": 1.15, "packed": 1.5}
 """Most that ours may take at the median, as a multiple of the raw engine."""
 

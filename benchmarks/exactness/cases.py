@@ -13,8 +13,6 @@ from tests.support.toy_engines import ToyEngine, pair_of
 from tests.support.toy_grammar import GRAMMAR
 from tests.support.toy_pair import GUESSABLE, PROMPT, ToyPair
 
-__all__ = ["CASES", "FAULTS", "Case"]
-
 _FAULT_SHARE = 10
 _GREEDY_SHARE = 20
 

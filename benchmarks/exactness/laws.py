@@ -11,8 +11,6 @@ from tests.support.markov import MarkovScript
 from tests.support.toy_grammar import joint_given_grammar
 from tests.support.toy_pair import END_TOKENS, PROMPT, ToyPair, policy
 
-__all__ = ["LENGTH", "Law", "fold_ends", "law"]
-
 Law = np.ndarray[Any, np.dtype[np.float64]]
 
 LENGTH: Final = 3

@@ -7,8 +7,6 @@ from fleet_device.drafters.contract import Prospect
 from fleet_device.pacing.contract import Choice, DraftOutcome, EdgeLoad, FixedPacing, Plan
 from tests.support.sabotage import UNSURE
 
-__all__ = ["MixingPacing", "StoppingPacing", "TurningPacing"]
-
 
 @dataclass(frozen=True, slots=True)
 class StoppingPacing(FixedPacing):

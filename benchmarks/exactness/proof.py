@@ -18,8 +18,6 @@ from tests.support.statistics import ALARM, p_value, total_variation, total_vari
 from tests.support.toy_devices import run_sessions
 from tests.support.toy_pair import policy
 
-__all__ = ["FLEET", "Result", "prove"]
-
 FLEET: Final = "proof"
 
 

@@ -25,8 +25,6 @@ from schemas.policy import Mode, SamplingPolicy
 from tests.support.statistics import ALARM, p_value, total_variation
 from tests.support.toy_pair import END_TOKENS, PROMPT, TEMPERATURE, ToyPair
 
-__all__ = ["WAYS", "Verdict", "Way", "Writer", "add_options", "hold", "run"]
-
 Accept = Callable[[float, int, float], bool]
 Correct = Callable[["Position"], int]
 

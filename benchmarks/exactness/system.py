@@ -18,8 +18,6 @@ from benchmarks.exactness.proof import FLEET, Result, prove
 from benchmarks.harness import Bench, Report, number_of
 from tests.support.sabotage import Sabotage
 
-__all__ = ["add_options", "run"]
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sessions", type=number_of(int, 1), default=20_000, help="a case (default: %(default)s)")

@@ -10,8 +10,6 @@ from typing import Final
 from benchmarks.faults.tally import Tally
 from schemas.reasons import EndReason
 
-__all__ = ["disagreements"]
-
 _NOT_WHOLE: Final = (EndReason.LOST.value, EndReason.FAILED.value, EndReason.CANCELLED.value)
 
 

@@ -7,8 +7,6 @@ import subprocess
 from pathlib import Path
 from typing import Final, Self
 
-__all__ = ["Disk"]
-
 _BYTES: Final = 64 << 20
 _CHUNK: Final = 64 << 10
 

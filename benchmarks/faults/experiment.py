@@ -12,8 +12,6 @@ from benchmarks.faults.fleet import DisturbedFleet, Load
 from benchmarks.faults.kinds import Fault
 from benchmarks.processes import BenchError
 
-__all__ = ["Experiment", "Result"]
-
 _FIRST_S: Final = 60.0  # until all devices write
 _PATIENCE_S: Final = 60.0  # until all go on after a fault
 _BETWEEN_S: Final = (0.3, 2.0)

@@ -26,8 +26,6 @@ from fleet_common.identity.files import write_atomically
 from tests.support.offset_clock import VARIABLE, OffsetClock
 from tests.support.relay import Relay
 
-__all__ = ["EDGE", "FLEET", "DisturbedFleet", "Load"]
-
 FLEET: Final = "home"
 EDGE: Final = "edge-1"
 _ONLINE_S: Final = 60.0

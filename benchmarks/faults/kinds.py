@@ -10,8 +10,6 @@ from typing import Final
 
 from benchmarks.faults.fleet import EDGE, DisturbedFleet
 
-__all__ = ["FAULTS", "Act", "Fault"]
-
 Act = Callable[[DisturbedFleet, random.Random], contextlib.AbstractContextManager[None]]
 """Begins a fault on entry and ends it on exit, when the fleet may go on: an edge is online, a broker listens."""
 

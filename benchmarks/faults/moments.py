@@ -22,8 +22,6 @@ from benchmarks.faults.fleet import Load
 from benchmarks.faults.kinds import FAULTS
 from benchmarks.harness import Bench, Report, number_of, say, table
 
-__all__ = ["add_options", "run"]
-
 _COLUMNS = {
     "name": "", "moments": "d", "coupled": "d", "residual": "d", "tokens": "d", "altered": "d", "lost": "d", "log": "d",
     "failed": "d", "resumes": "d", "p50_s": ".2f", "p95_s": ".2f", "longest_s": ".2f",

@@ -27,8 +27,6 @@ from fleet_common.mqtt.lifecycle import Backoff
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings, TlsSettings
 
-__all__ = ["Recovery", "add_options", "run", "simulate"]
-
 DEFAULTS: Final = LinkSettings(client_id="device-1")
 OUTAGES_S: Final = (0.0, 1.0, 60.0, 3600.0)
 SYN_AT_S: Final = (0.0, 1.0, 3.0, 7.0, 15.0)  # when Linux sends a connect that nobody answers, and again

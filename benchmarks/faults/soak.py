@@ -25,8 +25,6 @@ from benchmarks.harness import Bench, Report, at_most, number_of, table
 from benchmarks.memory import slope_of
 from benchmarks.processes import BenchError
 
-__all__ = ["Memory", "add_options", "run"]
-
 _MB: Final = 1e6
 _HOUR_S: Final = 3600.0
 _SAMPLE_S: Final = 5.0

@@ -26,8 +26,6 @@ from tests.support.markov import MarkovScript
 from tests.support.offset_clock import OffsetClock
 from tests.support.scripted_language import LANGUAGE, draft_language, is_possible, reference_text
 
-__all__ = ["Task", "main", "verdict"]
-
 _DRAFT: Final = 4
 _STREAMS: Final = 0.25  # of the devices use edge-only decoding
 _PROMPT: Final = (1, 40)

@@ -17,8 +17,6 @@ from benchmarks.hostile.attacks.contract import Attacker
 from benchmarks.hostile.attacks.registry import ATTACKS
 from benchmarks.hostile.place import Place
 
-__all__ = ["main"]
-
 _READY: Final = "ready"
 
 

@@ -18,8 +18,6 @@ from benchmarks.processes import BenchError, Program
 from schemas.grammar import Grammar
 from schemas.topics import Topic, wildcard
 
-__all__ = ["Experiment", "Result", "Timing"]
-
 _READY_S: Final = 30.0
 _ROWS_S: Final = 2.0  # until what was logged last is in the database
 _FIRST_NEWCOMER_S: Final = 2.0

@@ -20,8 +20,6 @@ from broker_config.processes.local import LocalBroker
 from fleet_cli.broker.init import make_local_broker
 from fleet_cli.demo.prompts import PROMPTS
 
-__all__ = ["EDGE", "FLEET", "SINK", "Fleet", "Models", "Running"]
-
 FLEET: Final = "home"
 EDGE: Final = "edge-1"
 SINK: Final = "edge-sink"

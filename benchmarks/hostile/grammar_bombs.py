@@ -7,8 +7,6 @@ from typing import Any, Final
 
 from schemas.grammar import MAX_GRAMMAR_BYTES, Grammar, GrammarKind
 
-__all__ = ["random_bomb"]
-
 
 def random_bomb(rng: random.Random) -> Grammar:
     """Return a grammar of one of the kinds below, of random size, no longer than grammars may be."""

@@ -27,8 +27,6 @@ from schemas.vocabulary import Vocabulary
 from tests.support.replay_drafter import ReplayDrafter
 from tests.support.scripted_language import LANGUAGE
 
-__all__ = ["Language", "main"]
-
 _DRAFT: Final = 4
 _PAUSE_S: Final = 0.5  # after a text that could not be written
 

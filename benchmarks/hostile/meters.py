@@ -11,9 +11,6 @@ from typing import Any, Final, Self
 import psutil
 import sqlalchemy as sa
 
-__all__ = ["ProcessMeter", "Throughput", "rows_beside", "thread_times_s"]
-
-
 _SAMPLE_S: Final = 0.2
 _MIB: Final = 1 << 20
 _TICK_S: Final = 1.0 / os.sysconf("SC_CLK_TCK")

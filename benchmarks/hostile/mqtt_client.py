@@ -26,8 +26,6 @@ from tests.support.mqtt_packets import (
     subscribe_packet,
 )
 
-__all__ = ["ClientCounters", "ConnectRefused", "RawClient", "tls_socket"]
-
 _CHUNK: Final = 1 << 16
 _CONNECT_S: Final = 10.0
 _PING_S: Final = 20.0

@@ -17,8 +17,6 @@ from schemas.messages import Opened, Refused
 from schemas.topics import Topic
 from tests.support.mqtt_packets import publish_packet
 
-__all__ = ["PATIENCE_S", "wait_for_answer"]
-
 PATIENCE_S: Final = 30.0
 _ASK_AGAIN_S: Final = 2.0
 _RETRY_S: Final = 0.2

@@ -32,8 +32,6 @@ from schemas.messages import Draft, Verdict
 from schemas.policy import Mode, SamplingPolicy
 from schemas.topics import Topic, parse
 
-__all__ = ["Bucket", "Round", "add_options", "information", "observe", "rounds_of", "run"]
-
 DEVICE: Final = "device-1"
 BUCKETS: Final = ((0, 0), (32, 32), (64, 64), (64, 128), (64, 256), (128, 512))
 SHUFFLES: Final = 200

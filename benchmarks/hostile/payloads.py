@@ -15,17 +15,6 @@ from schemas.reasons import EndReason
 from schemas.version import VERSION
 from schemas.vocabulary import Vocabulary
 
-__all__ = [
-    "DEFAULT_POLICY",
-    "close_of",
-    "huge_open",
-    "open_of",
-    "random_bytes",
-    "random_draft",
-    "state_of",
-    "unique",
-]
-
 DEFAULT_POLICY: Final = SamplingPolicy(mode=Mode.RESIDUAL, seed=1)
 
 _MARK: Final = b"\xf3mark\xf3\xf3\xf3"  # in place of a session's name; nothing else in a message holds it

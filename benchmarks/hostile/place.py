@@ -9,8 +9,6 @@ from benchmarks.client_process import Identity
 from schemas.topics import Topic, build
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["Place"]
-
 
 @dataclass(frozen=True, slots=True)
 class Place:

@@ -30,8 +30,6 @@ from schemas.messages import Draft
 from schemas.topics import Topic, build, wildcard
 from tests.support.mqtt_packets import PacketType, connect_packet, publish_packet, split_packets, subscribe_packet
 
-__all__ = ["Access", "add_options", "run"]
-
 FLEET: Final = "home"
 EDGE, READER, DEVICE = "edge-1", "edge-reader", "device-1"
 TURN_S: Final = 0.005

@@ -17,8 +17,6 @@ from schemas.policy import SamplingPolicy
 from schemas.reasons import Action, Finish
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["HostileSession", "HostileSessions"]
-
 _CERTAIN: Final = (
     1 << 16
 )  # the count of a token that is said to be drawn for certain, so that it is nearly always rejected

@@ -20,8 +20,6 @@ from benchmarks.hostile.experiment import Experiment, Result, Timing
 from benchmarks.hostile.fleet import Fleet, Models
 from benchmarks.processes import Cores, on_cores
 
-__all__ = ["add_options", "run", "wrong_with"]
-
 _FRESH: Final = 6
 _DEVICES: Final = max(attack.devices for attack in ATTACKS.values())
 _LEAST_DURING: Final = 0.9

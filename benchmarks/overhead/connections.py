@@ -24,8 +24,6 @@ from schemas.messages import Draft, Verdict
 from schemas.topics import Topic, build, wildcard
 from tests.support.relay import Relay
 
-__all__ = ["Pair", "add_options", "run"]
-
 _EDGE, _DEVICE = "edge-1", "device-1"
 _TOKENS, _COUNTS = (101, 20_202, 30_303, 404, 45_505), (30_000, 1_000, 65_536, 20_000, 9_000)
 DRAFT: Final = encode_draft(

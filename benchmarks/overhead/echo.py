@@ -17,8 +17,6 @@ from paho.mqtt.properties import Properties
 from fleet_common.events import Event, EventStream
 from schemas.topics import Topic, build, parse, wildcard
 
-__all__ = ["main"]
-
 _EXPIRY_S: Final = 30
 
 

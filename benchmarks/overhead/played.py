@@ -24,8 +24,6 @@ from tests.support.memory_broker import MemoryBroker
 from tests.support.memory_link import MemoryLink
 from tests.support.scripted_language import CONTEXT, LANGUAGE, draft_language
 
-__all__ = ["DRAFT", "PlayedSession", "play"]
-
 DRAFT: Final = 4
 """Tokens of a draft."""
 

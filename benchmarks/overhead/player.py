@@ -29,8 +29,6 @@ from tests.support.mqtt_packets import (
     subscribe_packet,
 )
 
-__all__ = ["Echoed", "Played", "Player", "Tally"]
-
 _CHUNK: Final = 1 << 16
 _CONNECT_S: Final = 10.0
 _EXPIRY_S: Final = 30

@@ -29,8 +29,6 @@ from fleet_device.drafters.gguf import GgufModel
 from fleet_device.pacing.contract import FixedPacing
 from schemas.policy import Mode
 
-__all__ = ["add_options", "run"]
-
 _EDGE, _ECHO = "edge-1", "edge-echo"
 _SESSIONS, _TOKENS = 8, 128
 _REAL_DRAFT, _REAL_TEXTS, _REAL_TOKENS = 4, 6, 64

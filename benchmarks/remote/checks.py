@@ -16,8 +16,6 @@ from fleet_device.client.request import GenerateRequest
 from schemas.policy import Mode, SamplingPolicy
 from tests.support.statistics import ALARM, p_value
 
-__all__ = ["Devices", "Greedy", "Job", "Repeats", "Sampled", "check_greedy", "check_repeats", "check_sampled"]
-
 _TIE: Final = {"float32": 1e-2, "bfloat16": 0.5}
 _PAIR: Final = 2  # tokens of a sampled text: the second is verified in the same answer as the first
 

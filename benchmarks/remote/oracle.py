@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from fleet_edge.verifiers.contract import VerifierError
 
-__all__ = ["Oracle"]
-
 _PREFIX: Final = "token_id:"
 
 

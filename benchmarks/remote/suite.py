@@ -33,8 +33,6 @@ from fleet_edge.verifiers.remote.tokenizer import load_local
 from fleet_edge.verifiers.remote.verifier import endpoint_urls
 from schemas.policy import Mode
 
-__all__ = ["add_options", "run", "time_steps"]
-
 _CONTEXT: Final = 1024
 _DRAFT: Final = 4
 

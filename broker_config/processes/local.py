@@ -12,8 +12,6 @@ from broker_config.processes.runner import ThrowAwayBroker, find_mosquitto
 from broker_config.rendering.mosquitto_conf import ACCESS_FILE, CONF_FILE, render_conf
 from broker_config.rendering.version import installed_version
 
-__all__ = ["IDENTITIES", "IdentityFiles", "LocalBroker", "identity_files"]
-
 IDENTITIES: Final = "identities"
 
 

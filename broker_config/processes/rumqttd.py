@@ -11,8 +11,6 @@ import threading
 
 from broker_config.broker import Broker
 
-__all__ = ["main", "render_rumqttd"]
-
 
 def render_rumqttd(broker: Broker) -> str:
     """Return rumqttd.toml for a loopback broker. It has no access rules: anybody may do everything.

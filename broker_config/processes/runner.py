@@ -22,15 +22,6 @@ from broker_config.processes.rumqttd import render_rumqttd
 from broker_config.rendering.mosquitto_conf import CONF_FILE
 from broker_config.rendering.version import installed_version
 
-__all__ = [
-    "EmbeddedBroker",
-    "MosquittoProcess",
-    "ThrowAwayBroker",
-    "find_mosquitto",
-    "hand_over",
-    "unprivileged_user",
-]
-
 HOST: Final = "127.0.0.1"
 READY_S = 10.0
 STOP_S = 5.0

@@ -15,8 +15,6 @@ from broker_config.errors import BrokerFailed
 from broker_config.processes.runner import HOST, ThrowAwayBroker, find_mosquitto, hand_over, unprivileged_user
 from broker_config.rendering.mosquitto_conf import ACCESS_FILE, CONF_FILE
 
-__all__ = ["INSPECTOR", "TrialBroker", "TrialFiles"]
-
 INSPECTOR: Final = "trial-inspector"
 """A user that a trial adds: it may do everything, so that every rule can be tried on every topic."""
 

@@ -14,8 +14,6 @@ from broker_config.broker import REPORTED, Broker
 from broker_config.rendering.janitor import janitor_rights
 from schemas.topics import ROOT, Access, Role, Topic, build, rules_for, wildcard
 
-__all__ = ["render_access", "render_site_access"]
-
 USERNAME = "%u"  # replaced by mosquitto with the name of the client in question
 SYS = "$SYS/#"
 

@@ -11,8 +11,6 @@ from typing import Final
 from broker_config.broker import Broker
 from schemas.topics import TREE, Access, Role, Rule, wildcard
 
-__all__ = ["JANITOR_UNIT", "TIMER_UNIT", "janitor_command", "janitor_rights", "render_janitor_unit", "render_timer"]
-
 JANITOR_UNIT: Final = "systemd/fleet-broker-janitor.service"
 TIMER_UNIT: Final = "systemd/fleet-broker-janitor.timer"
 PROGRAM: Final = "/usr/bin/mosquitto_sub"

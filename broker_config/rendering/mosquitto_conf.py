@@ -7,8 +7,6 @@ from broker_config.broker import CIPHERS_TLS12, CIPHERS_TLS13, REPORTED, Broker,
 from broker_config.rendering.version import MosquittoVersion
 from schemas.topics import TREE, wildcard
 
-__all__ = ["ACCESS_FILE", "CONF_FILE", "bridge_lines", "render_conf"]
-
 
 def bridge_lines(broker: Broker, office: HeadOffice, *, home: Path) -> Iterator[str]:
     """Yield the lines of the connection: everything goes out and nothing comes in.

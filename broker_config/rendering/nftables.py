@@ -12,8 +12,6 @@ from typing import Final
 
 from broker_config.broker import Broker
 
-__all__ = ["RULES_FILE", "TABLE", "UNIT_FILE", "render_firewall_unit", "render_rules"]
-
 RULES_FILE: Final = "firewall.nft"
 UNIT_FILE: Final = "systemd/fleet-broker-firewall.service"
 TABLE: Final = "inet fleet_broker"

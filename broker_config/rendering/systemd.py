@@ -5,8 +5,6 @@ from pathlib import Path
 from broker_config.broker import Broker
 from broker_config.rendering.mosquitto_conf import CONF_FILE
 
-__all__ = ["DROP_IN_FILE", "SPARE_DESCRIPTORS", "render_drop_in"]
-
 DROP_IN_FILE = "systemd/mosquitto.service.d/fleet.conf"
 SPARE_DESCRIPTORS = 256  # listeners, logs, the persistence file while it is written anew
 FEWEST_DESCRIPTORS = 1024

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from broker_config.errors import BrokerFailed
 
-__all__ = ["MosquittoVersion", "installed_version"]
-
 _BANNER = re.compile(r"mosquitto version (\d+)\.(\d+)")
 TIMEOUT_S = 10.0
 

@@ -24,8 +24,6 @@ from fleet_edge.store.database import open_existing
 from fleet_edge.store.errors import StoreUnavailable
 from fleet_edge.store.steering.audit import AuditEntry, record_audit
 
-__all__ = ["Alerts"]
-
 
 class Alerts:
     """The alerts of a session log. May be used by several threads; close it, or use it as a context manager.

@@ -17,8 +17,6 @@ from fleet_edge.store.models import AlertLeaseRow, AlertRow
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.fences import ADMINISTRATOR
 
-__all__ = ["MOST_OPEN", "Sighting", "acknowledge", "alerts", "clear", "find", "forget", "see", "take_lease"]
-
 _EVALUATOR: Final = "evaluator"
 MOST_OPEN: Final = 10_000
 """Open alerts; a fleet with more has one trouble, not ten thousand."""

@@ -25,8 +25,6 @@ from fleet_common.mqtt.settings import LinkSettings
 from schemas.control import Alert, encode_json
 from schemas.topics import Topic, build
 
-__all__ = ["BrokerChannel", "Webhook"]
-
 _TIMEOUT_S: Final = 10.0
 _LONGEST_S: Final = 20.0
 _MOST_ANSWER_BYTES: Final = 4096

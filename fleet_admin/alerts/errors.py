@@ -2,8 +2,6 @@
 
 from schemas.errors import FleetError
 
-__all__ = ["AlertError", "DeliveryFailed", "NoSuchAlert"]
-
 
 class AlertError(FleetError):
     """Base. The text is one sentence for the user."""

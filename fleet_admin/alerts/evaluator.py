@@ -30,8 +30,6 @@ from fleet_edge.store.errors import StoreUnavailable
 from schemas.control import Alert, AlertState
 from schemas.errors import FleetError
 
-__all__ = ["DATABASE_AWAY", "Channel", "Courier", "Evaluator", "RunningAlerts", "default_holder"]
-
 _log = logging.getLogger(__name__)
 
 DATABASE_AWAY: Final = "database-away"

@@ -16,8 +16,6 @@ from fleet_edge.store.rollups.sums import Dimension
 from fleet_edge.store.states import MachineState
 from fleet_edge.store.views import DeviceView
 
-__all__ = ["Acceptance", "DeviceFacts", "EdgeFacts", "Facts", "read_facts"]
-
 _MOST_ROUNDS: Final = 2000
 """Of an edge: enough for a 95th percentile, and few enough to be read every few seconds."""
 

@@ -16,8 +16,6 @@ from fleet_admin.alerts.views import AlertSeverity
 from fleet_edge.counters import share
 from fleet_edge.store.states import MachineState
 
-__all__ = ["RULES", "Reading", "Rule", "readings"]
-
 _FEWEST_ROUNDS: Final = 20
 """Below them a percentile says nothing."""
 

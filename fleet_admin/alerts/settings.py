@@ -11,8 +11,6 @@ from fleet_common.fields import Settings, setting
 from fleet_common.mqtt.settings import BrokerSettings
 from schemas.names import Name
 
-__all__ = ["AlertSettings", "check_url"]
-
 _MOST: Final = 1e9
 
 

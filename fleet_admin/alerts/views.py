@@ -6,8 +6,6 @@ from enum import StrEnum
 
 from schemas.control import Alert, AlertState
 
-__all__ = ["AlertSeverity", "AlertView", "notice_of"]
-
 
 class AlertSeverity(StrEnum):
     """How soon somebody has to look."""

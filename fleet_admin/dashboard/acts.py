@@ -13,8 +13,6 @@ from fleet_admin.steering.values import check_change, read_assignments
 from fleet_common.times import read_duration
 from schemas.errors import FleetError
 
-__all__ = ["ACTS", "MOST_DEVICES", "Act", "act_of"]
-
 MOST_DEVICES: Final = 2_000
 """That one act may meet: more is done in pieces, or with `fleet admin`."""
 

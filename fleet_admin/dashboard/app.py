@@ -28,8 +28,6 @@ from fleet_admin.steering import SteeringError
 from fleet_edge.store.errors import InvalidQuery, NotFound, StoreError, StoreUnavailable
 from schemas.errors import FleetError
 
-__all__ = ["create_app"]
-
 _log = logging.getLogger(__name__)
 
 _STATUS: Final[tuple[tuple[type[FleetError], int], ...]] = (

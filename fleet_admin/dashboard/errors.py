@@ -9,8 +9,6 @@
 
 from schemas.errors import FleetError
 
-__all__ = ["AccountError", "DashboardError", "Problem"]
-
 
 class DashboardError(FleetError):
     """Base of all errors of the dashboard. Its text is one sentence for the user."""

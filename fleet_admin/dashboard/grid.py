@@ -12,8 +12,6 @@ from typing import Final, Generic, TypeVar
 from fleet_admin.columns import Column, in_order
 from fleet_admin.dashboard.errors import Problem
 
-__all__ = ["MOST_SHOWN", "Grid", "GridView", "Link", "matches"]
-
 T = TypeVar("T")
 
 Link = Callable[[T], str]

@@ -12,8 +12,6 @@ from typing import Final
 from fleet_admin.dashboard.errors import Problem
 from schemas.errors import FleetError
 
-__all__ = ["Job", "Jobs", "Outcome"]
-
 _KEPT: Final = 100
 _AT_ONCE: Final = 6
 

@@ -5,8 +5,6 @@ from typing import Final
 
 from fleet_admin.dashboard.errors import Problem
 
-__all__ = ["DEFAULT_RANGE", "RANGES", "range_of"]
-
 RANGES: Final[tuple[tuple[str, str], ...]] = (
     ("1h", "1 hour"),
     ("6h", "6 hours"),

@@ -11,8 +11,6 @@ from fleet_admin.columns import moment, shown
 from fleet_admin.dashboard.web.assets import asset_url
 from fleet_common.terminal import printable
 
-__all__ = ["render"]
-
 
 def render(template: str, values: Mapping[str, Any]) -> str:
     """Return a page; every value in it is escaped, and holds no control characters."""

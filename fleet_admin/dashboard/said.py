@@ -5,8 +5,6 @@ from collections import OrderedDict
 from threading import Lock
 from typing import Final
 
-__all__ = ["Said"]
-
 
 class Said:
     """Sentences for the page that follows a form: kept here, so that no link can put words into a page."""

@@ -6,8 +6,6 @@ from typing import Any, TypeVar
 
 from fleet_admin.columns import Kind, moment, shown
 
-__all__ = ["Line", "series"]
-
 T = TypeVar("T")
 
 Line = tuple[str, Callable[[T], float | None]]

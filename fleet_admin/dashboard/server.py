@@ -10,8 +10,6 @@ from fleet_admin.dashboard.services import Services, open_services
 from fleet_admin.dashboard.settings import DashboardSettings, listen_address
 from fleet_common.http_server import HttpServer
 
-__all__ = ["DashboardServer"]
-
 _GRACE_S: Final = 2
 _KEEP_ALIVE_S: Final = 10
 _BACKLOG: Final = 512

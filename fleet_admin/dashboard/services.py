@@ -18,8 +18,6 @@ from fleet_admin.dashboard.settings import DashboardSettings
 from fleet_admin.dashboard.steering import DashboardSteering
 from fleet_edge.session_log import SessionLog
 
-__all__ = ["Services", "open_services"]
-
 
 @dataclass(frozen=True, slots=True)
 class Services:

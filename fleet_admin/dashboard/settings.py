@@ -11,8 +11,6 @@ from fleet_admin.settings import AdminSettings
 from fleet_common.fields import setting
 from schemas.names import Name
 
-__all__ = ["DashboardSettings", "Network", "listen_address", "networks"]
-
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _MOST_PORT: Final = 65_535

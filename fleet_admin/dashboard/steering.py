@@ -11,8 +11,6 @@ from fleet_admin.steering import DeviceSettingsView, Steering, SteeringLog
 from fleet_admin.steering.planning import views_of_log
 from schemas.errors import FleetError
 
-__all__ = ["DashboardSteering"]
-
 _AGAIN_S: Final = 15.0
 
 _log = logging.getLogger(__name__)

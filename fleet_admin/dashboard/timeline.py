@@ -11,8 +11,6 @@ from typing import Final
 
 from fleet_edge.store.views import RoundView, SessionView
 
-__all__ = ["STRETCHES", "Bar", "Stretch", "bars", "scale"]
-
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
 STRETCHES: Final = (

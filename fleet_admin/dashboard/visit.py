@@ -17,8 +17,6 @@ from fleet_admin.dashboard.services import Services
 from fleet_admin.dashboard.web.gate import CSRF_FIELD, Admission, cookie_name
 from fleet_admin.steering.views import Actor
 
-__all__ = ["Visit"]
-
 _LONGEST: Final = 200
 """Characters of a value that a page is chosen by."""
 

@@ -9,8 +9,6 @@ from typing import Final
 from fleet_edge.store.texts import StoredText, StoredToken
 from fleet_edge.store.token_kinds import TokenKind
 
-__all__ = ["Run", "WrittenText", "written_text"]
-
 _MOST_TOKENS: Final = 4_096
 """Shown of a text; `fleet admin session --text` shows all of it."""
 

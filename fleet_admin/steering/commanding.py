@@ -18,8 +18,6 @@ from fleet_edge.store.steering.commands import SILENT
 from schemas.control import Presence
 from schemas.steering import CommandRequest, CommandResponse, SettingValue
 
-__all__ = ["COMMANDS", "Answers", "Commanding", "limit_of"]
-
 
 class Answers:
     """What has come so far. Told on the link's thread, taken while that is held up.

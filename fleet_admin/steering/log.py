@@ -33,8 +33,6 @@ from schemas.errors import InvalidName
 from schemas.names import check_name
 from schemas.steering import CommandRequest, DesiredSettings, ReportedSettings
 
-__all__ = ["ASKED", "SteeringEvent", "SteeringLog"]
-
 ASKED: Final = "asked"
 """Outcome in the audit log of what devices have not answered yet."""
 

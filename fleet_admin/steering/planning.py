@@ -10,8 +10,6 @@ from fleet_edge.store.steering.views import ReportedView, WantedView
 from schemas.control import Presence
 from schemas.steering import MAX_SETTINGS, MAX_VERSION, DesiredSettings, ReportedSettings, SettingValue
 
-__all__ = ["device_view", "outcome_of", "plan_changes", "views_of_log"]
-
 
 def plan_changes(
     devices: Iterable[KnownDevice],

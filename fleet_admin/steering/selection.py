@@ -10,8 +10,6 @@ from schemas.control import Presence
 from schemas.errors import InvalidName
 from schemas.names import check_name
 
-__all__ = ["KnownDevice", "Selection"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownDevice:

@@ -44,8 +44,6 @@ from fleet_edge.store.steering.audit import AuditEntry
 from schemas.control import Presence
 from schemas.steering import DesiredSettings, SettingValue
 
-__all__ = ["Steering"]
-
 _WAIT_S: Final = 10.0
 _RECORD_S: Final = 2.0
 

@@ -9,8 +9,6 @@ from fleet_device.settings import DeviceSettings
 from fleet_device.steering.catalogue import Effect, check_values, effect_of
 from schemas.steering import MAX_SETTING_VALUE, SettingValue
 
-__all__ = ["check_change", "needs_reload", "read_assignments"]
-
 _LONGEST: Final = 60
 
 

@@ -8,15 +8,6 @@ from enum import StrEnum
 from schemas.control import Presence
 from schemas.steering import SettingValue
 
-__all__ = [
-    "Actor",
-    "CommandResult",
-    "DeviceSettingsView",
-    "SetResult",
-    "SettingState",
-    "SettingsChange",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Actor:

@@ -15,8 +15,6 @@ from schemas.errors import CodecError, TopicError
 from schemas.steering import CommandRequest, CommandResponse, DesiredSettings, ReportedSettings
 from schemas.topics import COMMAND_EXPIRY_S, TREE, Topic, build, parse, wildcard
 
-__all__ = ["SteeringWire"]
-
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")

@@ -5,8 +5,6 @@ from typing import Final
 
 import typer
 
-__all__ = ["app"]
-
 app = typer.Typer(name="admin", help="See what a fleet does, and steer it.", no_args_is_help=True)
 
 # Each has a function `register(app)` that adds its commands.

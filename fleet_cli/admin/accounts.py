@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from fleet_admin.dashboard.accounts.accounts import Account, Accounts
     from fleet_admin.dashboard.accounts.keys import ApiKey, ApiKeys
 
-__all__ = ["register"]
-
 _PasswordFile = Annotated[
     Path | None, typer.Option(help="File whose first line is the password; asked for on the terminal if left out.")
 ]

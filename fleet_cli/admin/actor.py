@@ -13,21 +13,6 @@ if TYPE_CHECKING:
     from fleet_admin.settings import AdminSettings
     from fleet_admin.steering import Actor, Selection, Steering, SteeringLog
 
-__all__ = [
-    "Acting",
-    "AllDevices",
-    "Devices",
-    "EdgeOf",
-    "Labels",
-    "ModelOf",
-    "Release",
-    "Silent",
-    "actor_of",
-    "monitor",
-    "selection_of",
-    "steering_log",
-]
-
 Acting = Annotated[
     str | None, typer.Option("--as", metavar="NAME", help="Who acts, for the audit log; left out, your user.")
 ]

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from fleet_admin.alerts.settings import AlertSettings
     from fleet_admin.alerts.views import AlertView
 
-__all__ = ["open_alerts", "register"]
-
 _MOST: Final = 1000
 
 

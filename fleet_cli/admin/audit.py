@@ -11,8 +11,6 @@ from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Wide
 from fleet_cli.settings_flags import with_settings
 from fleet_cli.tables import Column, cell, print_json, print_table
 
-__all__ = ["register"]
-
 
 def register(app: typer.Typer) -> None:
     for command in (label, labels, audit):

@@ -9,8 +9,6 @@ import typer
 
 from fleet_cli.admin.options import DEFAULT_DB, Database
 
-__all__ = ["register"]
-
 _MB: Final = 1e6
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from fleet_edge.session_log import SessionLog
     from fleet_edge.store.views import EventCount, EventView
 
-__all__ = ["follow", "register"]
-
 _POLL_S: Final = 1.0
 _PAGE: Final = 1000
 _LOOK_BACK: Final = timedelta(minutes=2)

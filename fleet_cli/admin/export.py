@@ -16,8 +16,6 @@ from fleet_admin.csv_output import write_csv
 from fleet_cli.admin.options import DEFAULT_DB, Database, needs_extra, open_log, time_of
 from fleet_cli.errors import CommandError
 
-__all__ = ["register"]
-
 _PARQUET_ROWS: Final = 20_000
 """Rows of one row group: what is in memory at a time."""
 

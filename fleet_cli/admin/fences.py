@@ -11,8 +11,6 @@ from fleet_cli.tables import Column, cell, print_json, print_table
 if TYPE_CHECKING:
     from fleet_edge.store.views import FenceView
 
-__all__ = ["register"]
-
 
 def register(app: typer.Typer) -> None:
     for command in (fence, unfence, fenced):

@@ -12,8 +12,6 @@ from fleet_cli.tables import Column, print_json, print_table
 if TYPE_CHECKING:
     from fleet_admin.ghosts import Ghost
 
-__all__ = ["register"]
-
 
 def register(app: typer.Typer) -> None:
     app.command()(ghosts)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from fleet_edge.store.views import Tally
 
-__all__ = ["register"]
-
 T = TypeVar("T")
 
 _EVENTS: Final = 20

@@ -10,8 +10,6 @@ from fleet_admin.reports import edge_columns
 from fleet_cli.admin.options import DEFAULT_DB, AsJson, Database, Wide, open_log
 from fleet_cli.tables import Column, print_json, print_table
 
-__all__ = ["register"]
-
 
 @dataclass(frozen=True, slots=True)
 class _Release:

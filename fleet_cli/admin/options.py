@@ -13,8 +13,6 @@ from fleet_common.times import read_time
 if TYPE_CHECKING:
     from fleet_edge.session_log import SessionLog
 
-__all__ = ["DEFAULT_DB", "AsJson", "Database", "Since", "Wide", "needs_extra", "open_log", "time_of"]
-
 Database = Annotated[
     str, typer.Option("--db", envvar="FLEET_DB", help="sqlite:///PATH or postgresql://USER@HOST/NAME.")
 ]

@@ -9,8 +9,6 @@ from fleet_cli.errors import CommandError
 from fleet_cli.tables import cell
 from fleet_common.times import read_time
 
-__all__ = ["Period", "equal_parts", "read_period"]
-
 _DAY: Final = timedelta(days=1)
 _MONTH: Final = re.compile(r"(\d{4})-(\d{2})", re.ASCII)
 _DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from fleet_edge.session_log import SessionLog
     from fleet_edge.store.views import Tally
 
-__all__ = ["register"]
-
 _WATCH_S: Final = 5.0
 
 _LEAST: Final = 100

@@ -14,8 +14,6 @@ from fleet_cli.tables import cell, print_json, print_table
 if TYPE_CHECKING:
     from fleet_edge.store.rollouts import MachineRollout
 
-__all__ = ["register"]
-
 _MOST_BYTES: Final = 4_000_000
 _MOST_MACHINES: Final = 10_000
 _LONGEST_SENTENCE: Final = 1000

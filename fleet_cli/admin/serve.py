@@ -11,8 +11,6 @@ from fleet_cli.alerts import alerts_of
 from fleet_cli.errors import ExitCode
 from fleet_cli.settings_flags import with_settings
 
-__all__ = ["register"]
-
 
 def register(app: typer.Typer) -> None:
     app.command()(serve)

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from fleet_admin.steering import CommandResult, DeviceSettingsView, SetResult, SettingsChange
     from fleet_edge.store.steering.views import CommandView
 
-__all__ = ["register"]
-
 R = TypeVar("R")
 
 _WAIT_S: Final = 10.0

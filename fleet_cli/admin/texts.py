@@ -11,8 +11,6 @@ from fleet_device.session.text import TokenOrigin
 if TYPE_CHECKING:
     from fleet_edge.store.texts import StoredText, StoredToken
 
-__all__ = ["show_text"]
-
 _UNKNOWN = "UNKNOWN"
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from fleet_edge.session_log import SessionLog
     from fleet_edge.store.views import Tally, UsageView
 
-__all__ = ["AsCsv", "register"]
-
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV rather than tables.")]
 
 _DIMENSIONS: Final = ("app", "device", "edge", "model", "label")

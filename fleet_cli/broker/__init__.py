@@ -5,8 +5,6 @@ from typing import Final
 
 import typer
 
-__all__ = ["app"]
-
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 # Each has a function `register(app)` that adds its commands.

@@ -14,8 +14,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from broker_config.broker import Tls
 from fleet_cli.broker.findings import Finding, Result
 
-__all__ = ["check_certificates"]
-
 SOON: Final = timedelta(days=30)
 CHECK: Final = "certificates"
 

@@ -30,8 +30,6 @@ from fleet_common.mqtt.link import Message
 from fleet_common.mqtt.paho_link import PahoLink
 from schemas.topics import Topic, build, wildcard
 
-__all__ = ["check_directory", "register"]
-
 DEVICES: Final = ("device-a", "device-b")
 ROUND_TRIPS: Final = 20
 # Without TCP_NODELAY on either side it is 40 and more.

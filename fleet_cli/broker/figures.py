@@ -12,8 +12,6 @@ from fleet_common.metrics.family import PREFIX, Family, Kind, Metric
 from fleet_common.metrics.server import Health, Pages
 from fleet_common.mqtt.link import Link, Message
 
-__all__ = ["BROKER_CATALOGUE", "BrokerFigures"]
-
 
 def _metric(name: str, kind: Kind, meaning: str) -> Metric:
     return Metric(f"{PREFIX}broker_{name}", kind, meaning)

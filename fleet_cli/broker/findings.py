@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Finding", "Result"]
-
 
 class Result(StrEnum):
     """How a check ended."""

@@ -13,8 +13,6 @@ from typing import Final
 
 from fleet_common.mqtt.settings import TlsSettings
 
-__all__ = ["refusal", "refuses_old_tls"]
-
 TIMEOUT_S: Final = 5.0
 ALERT_S: Final = 0.3  # TLS 1.3 lets a client finish before the broker has judged its certificate
 OURS: Final = ("NO_PROTOCOLS_AVAILABLE", "NO_CIPHERS_AVAILABLE")

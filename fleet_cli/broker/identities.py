@@ -32,8 +32,6 @@ from fleet_common.identity.index import certificate_statuses
 from fleet_common.identity.roles import IdentityRole
 from schemas.errors import FleetError
 
-__all__ = ["register"]
-
 DEFAULT_CA = Path("ca")
 
 Name = Annotated[str, typer.Argument(help="The identity's name.")]

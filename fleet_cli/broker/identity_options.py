@@ -16,9 +16,6 @@ from fleet_common.identity.errors import IdentityError
 from fleet_common.identity.files import read_bounded
 from fleet_common.validation import field_at, plain_sentence
 
-__all__ = ["AsJson", "CaFolder", "Crl", "Host", "PassphraseFile", "PidFile", "Port", "Unit", "broker_access"]
-__all__ += ["new_passphrase", "open_authority", "operator"]
-
 PASSPHRASE_VARIABLE: Final = "FLEET_CA_PASSPHRASE"  # noqa: S105 - its name
 SUDO_USER: Final = "SUDO_USER"
 

@@ -10,8 +10,6 @@ from fleet_common.identity.certificates import Revocation
 from fleet_common.identity.enforcement import RevocationProof
 from fleet_common.identity.index import CertificateStatus, Entry
 
-__all__ = ["show_issued", "show_revoked", "show_signed", "show_standings"]
-
 
 def show_issued(made: Issued, *, as_json: bool) -> None:
     """Say where key and certificate are."""

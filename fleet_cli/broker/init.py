@@ -30,8 +30,6 @@ from fleet_common.identity.enforcement import BrokerAccess
 from fleet_common.identity.files import PUBLIC, make_folder, write_atomically
 from fleet_common.identity.roles import IdentityRole, check_identity_name, probe_name
 
-__all__ = ["make_local_broker", "register"]
-
 AUTHORITY: Final = Path("authority")
 BROKER_NAME: Final = "broker"
 PID_FILE: Final = Path("mosquitto.pid")

@@ -10,8 +10,6 @@ from typing import Final
 
 from schemas.printable import printable_line
 
-__all__ = ["SYS_TOPICS", "LimitReached", "LimitWatch"]
-
 DROPPED: Final = "$SYS/broker/publish/messages/dropped"
 NOTICES: Final = "$SYS/broker/log/N"
 WARNINGS: Final = "$SYS/broker/log/W"

@@ -16,8 +16,6 @@ from fleet_common.metrics.server import MetricsServer
 from fleet_common.metrics.settings import MetricsSettings
 from fleet_common.mqtt.paho_link import PahoLink
 
-__all__ = ["register"]
-
 _START_S: Final = 15.0
 
 

@@ -16,8 +16,6 @@ from fleet_common.mqtt.errors import PublishRejected
 from fleet_common.mqtt.link import Link, Message, publish_confirmed
 from schemas.topics import ROOT, TREE, Rule, build
 
-__all__ = ["Deviation", "Form", "Prober", "topics_to_try"]
-
 PATIENCE_S: Final = 10.0
 SYS_TOPIC: Final = "$SYS/broker/version"
 STRAY: Final = "stray"

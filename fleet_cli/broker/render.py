@@ -12,8 +12,6 @@ from broker_config.files import Profile, render_files, write_files
 from broker_config.processes.runner import find_mosquitto
 from broker_config.rendering.version import MosquittoVersion, installed_version
 
-__all__ = ["register"]
-
 LOOPBACK_PORT: Final = 1883
 HOME: Final = Path("/etc/mosquitto/fleet")
 

@@ -13,8 +13,6 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from broker_config.processes.local import IdentityFiles
 
-__all__ = ["TrialAuthority"]
-
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 HOST = "127.0.0.1"

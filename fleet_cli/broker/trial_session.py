@@ -15,8 +15,6 @@ from fleet_cli.broker.trial_identities import TrialAuthority
 from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import LinkSettings, TlsSettings
 
-__all__ = ["PATIENCE_S", "Trial", "begin_trial", "connect_all"]
-
 PATIENCE_S: Final = 10.0
 DAY: Final = timedelta(days=1)
 

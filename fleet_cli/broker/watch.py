@@ -17,8 +17,6 @@ from fleet_common.mqtt.paho_link import PahoLink
 from fleet_common.mqtt.settings import BrokerSettings
 from fleet_common.validation import field_at, plain_sentence
 
-__all__ = ["broker_settings", "register", "watch"]
-
 START_S: Final = 15.0
 GLANCE_S: Final = 0.5
 

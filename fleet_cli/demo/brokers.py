@@ -14,8 +14,6 @@ from broker_config.processes.runner import EmbeddedBroker, MosquittoProcess, Thr
 from fleet_cli.broker.init import make_local_broker
 from fleet_cli.errors import CommandError
 
-__all__ = ["Place", "demo_broker"]
-
 _ANY_PORT: Final = 8883  # what the folder describes; the demo's broker runs on a free one
 
 

@@ -5,8 +5,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-__all__ = ["run_chat"]
-
 
 def run_chat(device: str, arguments: Sequence[str]) -> int:
     """Run `fleet device chat` until its end, and return its exit code. Ctrl-C is its own: there it stops an answer.

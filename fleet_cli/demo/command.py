@@ -26,8 +26,6 @@ from fleet_common.events import Event
 from fleet_common.terminal import json_text, printable
 from schemas.policy import Mode, random_seed
 
-__all__ = ["app"]
-
 app = typer.Typer(pretty_exceptions_enable=False)
 
 FLEET = "demo"

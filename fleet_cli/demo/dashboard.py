@@ -23,8 +23,6 @@ from fleet_cli.demo.processes import Child
 from fleet_cli.errors import CommandError
 from fleet_common.events import Event
 
-__all__ = ["run_dashboard"]
-
 _PORT: Final = 8400
 _HOST: Final = "127.0.0.1"
 _NAME: Final = "monitor"  # the identity that the demo's brokers have for administrators

@@ -12,8 +12,6 @@ from fleet_device.drafters.model_source import locate_model
 from fleet_device.settings import DeviceSettings
 from fleet_edge.settings import EdgeSettings
 
-__all__ = ["check_report_file", "check_settings", "draft_model", "target_model"]
-
 
 def draft_model(draft: str, models: Path) -> str:
     """Return what the devices' setting `model` is to be; the model is there, unless a repository has it.

@@ -13,8 +13,6 @@ from typing import Any, Final
 from fleet_cli.errors import CommandError
 from fleet_common.events import Event, read_events
 
-__all__ = ["Child", "DeviceEvent", "EdgeChild", "device_process", "edge_process"]
-
 _STOP_S: Final = 6
 
 

@@ -5,8 +5,6 @@ from typing import Final
 
 from fleet_cli.errors import CommandError
 
-__all__ = ["PROMPTS", "read_prompts"]
-
 PROMPTS: Final = (
     "Explain in a few sentences why the sky is blue.",
     "Write a short story about a lighthouse keeper who finds a message in a bottle.",

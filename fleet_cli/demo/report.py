@@ -6,8 +6,6 @@ from typing import Any, Final
 
 from fleet_cli.tables import Column, table_lines
 
-__all__ = ["Report", "device_row"]
-
 _FLOAT32 = 4
 _TOKEN_ID = 2
 

@@ -14,8 +14,6 @@ from rich.text import Text
 from fleet_common.events import Event
 from fleet_common.terminal import printable
 
-__all__ = ["Watch"]
-
 _TAIL_CHARACTERS = 320
 _BAR_WIDTH = 16
 

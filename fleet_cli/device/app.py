@@ -11,8 +11,6 @@ from fleet_cli.settings_flags import with_settings
 from fleet_device.applications import Application, ApplicationsFile, new_key
 from fleet_device.settings import DeviceSettings
 
-__all__ = ["app"]
-
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 _Name = Annotated[str, typer.Argument(help="Of the application, in the session log and in errors.")]

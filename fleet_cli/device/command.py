@@ -12,8 +12,6 @@ from fleet_cli.device.prefix import prefix_command
 from fleet_cli.device.run import run_command
 from fleet_cli.device.selftest import selftest_command
 
-__all__ = ["app"]
-
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("run")(run_command)
 app.command("generate")(generate_command)

@@ -11,8 +11,6 @@ from fleet_common.terminal import json_text
 from fleet_device.checks.doctor import Doctor
 from fleet_device.settings import DeviceSettings
 
-__all__ = ["doctor_command"]
-
 
 @with_settings(DeviceSettings)
 def doctor_command(

@@ -6,8 +6,6 @@ from fleet_device.drafters.suffix.drafter import history_folder
 from fleet_device.drafters.suffix.history import forget_histories
 from fleet_device.settings import DeviceSettings
 
-__all__ = ["forget_command"]
-
 
 @with_settings(DeviceSettings, only=("device", "history_dir"))
 def forget_command(settings: DeviceSettings) -> None:

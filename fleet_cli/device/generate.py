@@ -25,8 +25,6 @@ from fleet_device.texts.generate import GeneratedText
 from schemas.grammar import Grammar
 from schemas.reasons import EndReason
 
-__all__ = ["generate_command"]
-
 Show = Callable[..., None]  # told of an event and its fields
 
 # Before saying that nobody is there; an edge's retained state comes with the connection.

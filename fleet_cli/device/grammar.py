@@ -8,8 +8,6 @@ from pydantic import ValidationError
 from fleet_cli.errors import CommandError
 from schemas.grammar import MAX_GRAMMAR_BYTES, Grammar
 
-__all__ = ["read_grammar"]
-
 
 def read_grammar(*, json_schema: Path | None, regex: str | None, lark: Path | None) -> Grammar | None:
     """Return the grammar that the flags ask for, if they do.

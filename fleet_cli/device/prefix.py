@@ -8,8 +8,6 @@ import typer
 from fleet_cli.settings_flags import with_settings
 from fleet_device.settings import DeviceSettings
 
-__all__ = ["prefix_command"]
-
 
 @with_settings(DeviceSettings, only=("model", "models_dir"))
 def prefix_command(

@@ -19,8 +19,6 @@ from fleet_device.settings import DeviceSettings
 from fleet_device.steering.commands import LogTail
 from fleet_device.steering.remote_settings import RemoteSettings, apply_log_level, load_steered
 
-__all__ = ["run_command"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -11,8 +11,6 @@ from fleet_common.terminal import json_text
 from fleet_device.checks.selftest import SelfTest
 from fleet_device.settings import DeviceSettings
 
-__all__ = ["selftest_command"]
-
 
 @with_settings(DeviceSettings)
 def selftest_command(

@@ -12,8 +12,6 @@ from fleet_common.settings import load_settings
 from fleet_edge.settings import EdgeSettings
 from schemas.errors import FleetError
 
-__all__ = ["edge_dashboard"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -16,8 +16,6 @@ from fleet_edge.edge import Edge
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.engine import parse_url, shown
 
-__all__ = ["run_command"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -14,8 +14,6 @@ from fleet_device.checks.edge_check import EdgeCheck, Question
 from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.target_tokens import check_target_files, read_target_tokens
 
-__all__ = ["selftest_command"]
-
 # The identity among them is the probe's.
 _FLAGS: Final = (
     "fleet", "edge", "target", "broker.host", "broker.port", "broker.ca", "broker.certificate", "broker.key",

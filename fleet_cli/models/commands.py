@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from fleet_cli.models.pair.check import CheckedPair
     from fleet_cli.prompts import Prompt
 
-__all__ = ["app"]
-
 _MEGA = 1_000_000
 
 app = typer.Typer(name="models", help="The draft and target models of the demo and the tests.", no_args_is_help=True)

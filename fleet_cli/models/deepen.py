@@ -18,8 +18,6 @@ from typing import Any, Final
 
 from fleet_cli.models.lifeline import exit_with_parent
 
-__all__ = ["deepen_folder", "deepen_gguf", "main"]
-
 _FOLDER_LAYER: Final = re.compile(r"^(model\.layers\.)(\d+)(\..+)$")
 _FOLDER_OUTPUTS: Final = ("self_attn.o_proj.", "mlp.down_proj.")
 _GGUF_LAYER: Final = re.compile(r"^(blk\.)(\d+)(\..+)$")

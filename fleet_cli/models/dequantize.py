@@ -11,8 +11,6 @@ from pathlib import Path
 
 from fleet_cli.models.lifeline import exit_with_parent
 
-__all__ = ["dequantize", "main"]
-
 
 def dequantize(source: Path, folder: Path) -> None:
     """Write the model in `source` to `folder` as transformers loads it.

@@ -12,8 +12,6 @@
 
 from schemas.errors import FleetError
 
-__all__ = ["FolderUnusable", "ModelsError", "NotEnoughSpace", "SourceDamaged", "SourceMissing", "StepFailed"]
-
 
 class ModelsError(FleetError):
     """Base of the errors of this package. Its text is one sentence for the user."""

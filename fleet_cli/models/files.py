@@ -11,25 +11,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = [
-    "MANIFEST",
-    "PARTIAL",
-    "Artifact",
-    "FileRecord",
-    "Manifest",
-    "SourceRecord",
-    "digest",
-    "lock",
-    "measure",
-    "publish",
-    "read_manifest",
-    "remove",
-    "seal",
-    "sync_folder",
-    "walk",
-    "write_manifest",
-]
-
 PARTIAL = ".partial-"
 _STALE = ".partial-stale-"
 

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["ModelsDir"]
-
 ModelsDir = Annotated[
     Path,
     # The variable is that of the device's setting `models_dir`.

@@ -8,8 +8,6 @@ import os
 import sys
 import threading
 
-__all__ = ["exit_with_parent"]
-
 
 def exit_with_parent() -> None:
     """End this process as soon as its standard input ends."""

@@ -39,8 +39,6 @@ from fleet_cli.models.files import (
 from fleet_cli.models.progress import Reporter
 from fleet_cli.models.source import LocatedSource, Recipe
 
-__all__ = ["DeepenStep", "DequantizeStep", "LinkStep", "Preparation", "QuantizeStep", "Step", "prepare", "steps_of"]
-
 _FLOAT32 = 4
 _TOKENIZER_BYTES = 4 << 20
 _POLL_S = 0.2

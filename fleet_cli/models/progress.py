@@ -16,8 +16,6 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-__all__ = ["BarReporter", "LineReporter", "Reporter", "reporter"]
-
 _MEGA = 1_000_000
 
 

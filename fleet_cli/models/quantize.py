@@ -8,8 +8,6 @@ import sys
 
 from fleet_cli.models.lifeline import exit_with_parent
 
-__all__ = ["main", "quantize"]
-
 
 def quantize(source: str, output: str, quantization: str) -> None:
     """Write `source` to `output`, its weights rounded to `quantization` (a llama.cpp name such as Q4_0).

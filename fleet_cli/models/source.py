@@ -11,8 +11,6 @@ from pathlib import Path
 
 from fleet_cli.models.errors import SourceMissing
 
-__all__ = ["SMOLLM2", "LocatedSource", "Recipe", "locate"]
-
 
 @dataclass(frozen=True, slots=True)
 class Recipe:

@@ -10,8 +10,6 @@ from typing import Any, Final
 from fleet_cli.demo.prompts import read_prompts
 from fleet_cli.errors import CommandError
 
-__all__ = ["CATEGORIES", "Prompt", "built_in", "read_prompts_by_category", "some"]
-
 CATEGORIES: Final = ("summary", "question", "code", "translation", "chat", "report")
 
 _FILE: Final = "prompts.toml"

@@ -9,8 +9,6 @@ from typing import Final
 from fleet_common.grammar.errors import GrammarBanned
 from schemas.grammar import Grammar
 
-__all__ = ["BannedGrammars"]
-
 _log = logging.getLogger(__name__)
 
 _MOST: Final = 1000

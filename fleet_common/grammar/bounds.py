@@ -15,8 +15,6 @@ from urllib.parse import unquote
 from fleet_common.grammar.errors import GrammarError, unusable
 from schemas.grammar import Grammar, GrammarKind
 
-__all__ = ["bounded_text"]
-
 _MOST_LEVELS: Final = 100
 """Of nesting. Python's own parser of JSON gives up at some 1,000."""
 

@@ -16,8 +16,6 @@ from fleet_common.grammar.process import CompiledGrammar, GrammarProcess
 from fleet_common.grammar.tokenizer import GrammarTokenizer
 from schemas.grammar import Grammar
 
-__all__ = ["GrammarCompiler", "compile_grammar"]
-
 _KEPT: Final = 32
 """Grammars that are kept compiled, or known to be unusable."""
 

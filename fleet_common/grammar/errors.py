@@ -6,16 +6,6 @@ from schemas.bounds import MAX_SENTENCE
 from schemas.errors import FleetError
 from schemas.printable import printable_line
 
-__all__ = [
-    "GrammarBanned",
-    "GrammarBusy",
-    "GrammarError",
-    "GrammarKilled",
-    "GrammarUnavailable",
-    "OutsideGrammar",
-    "unusable",
-]
-
 _MOST: Final = MAX_SENTENCE - 100
 
 _REASONS: Final = {

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from fleet_common.grammar.errors import GrammarError, OutsideGrammar
 from fleet_common.grammar.process import CompiledGrammar
 
-__all__ = ["GrammarMatcher"]
-
 
 class GrammarMatcher:
     """A grammar, and how far a generation has come in it. Callable on any thread, one text at a time.

@@ -30,8 +30,6 @@ from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_common.grammar.worker import COMPILED, MAX_PACKET, OP, REPLY, Op, Status
 from schemas.grammar import Grammar
 
-__all__ = ["CompiledGrammar", "GrammarProcess", "token_pieces"]
-
 _PROGRAM: Final = "fleet_common.grammar.worker"
 
 _START_S: Final = 60.0

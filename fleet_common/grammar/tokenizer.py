@@ -6,8 +6,6 @@ from typing import Any, Final
 
 from fleet_common.grammar.errors import GrammarUnavailable
 
-__all__ = ["GrammarTokenizer"]
-
 _BEFORE: Final = "\x02"
 """Put before a text that is encoded, so that it is not taken for the beginning of one; it is a token of its own."""
 

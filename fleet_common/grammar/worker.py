@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
     from llguidance._lib import JsonCompileOptions
 
-__all__ = ["COMPILED", "MAX_PACKET", "OP", "REPLY", "Op", "Status"]
-
 MAX_PACKET: Final = 1 << 17
 """Bytes; more than the largest grammar or the mask of the largest vocabulary, and less than a socket's buffer."""
 

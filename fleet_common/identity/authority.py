@@ -45,8 +45,6 @@ from fleet_common.identity.index import Entry, Index, check_free, check_key, cur
 from fleet_common.identity.roles import IdentityRole, check_identity_name
 from schemas.names import check_name
 
-__all__ = ["Audit", "Authority", "AuthorityFolder", "Issued", "Signer", "create_authority", "issue", "utc_now"]
-
 
 @dataclass(frozen=True, slots=True)
 class AuthorityFolder:

@@ -29,34 +29,6 @@ from fleet_common.identity.files import SECRET, read_bounded, write_atomically
 from fleet_common.identity.roles import IdentityRole
 from schemas.names import check_name
 
-__all__ = [
-    "CERTIFICATE_DAYS",
-    "RENEWAL_DAYS",
-    "SKEW",
-    "TAKEOVER_LIFETIME",
-    "Credential",
-    "Passphrase",
-    "Revocation",
-    "Revoked",
-    "Subject",
-    "authority_certificate",
-    "certificate",
-    "check_request",
-    "fingerprint",
-    "is_encrypted",
-    "key_pem",
-    "load_certificate",
-    "load_key",
-    "load_request",
-    "make_request",
-    "new_key",
-    "requested_name",
-    "revocation_list",
-    "same_key",
-    "save_key",
-    "subject_of",
-]
-
 CERTIFICATE_DAYS: Final = 90
 RENEWAL_DAYS: Final = 30
 AUTHORITY_DAYS: Final = 3650

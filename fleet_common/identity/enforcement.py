@@ -29,15 +29,6 @@ from fleet_common.identity.certificates import Credential, Revocation, key_pem
 from fleet_common.identity.errors import CutOffFailed
 from fleet_common.identity.files import PUBLIC, SECRET, read_bounded, write_atomically
 
-__all__ = [
-    "BrokerAccess",
-    "CertificateAnswer",
-    "RevocationProof",
-    "TlsEndpoint",
-    "enforce_revocation",
-    "probe_certificate",
-]
-
 ALERT_S = 1.0  # TLS 1.3 lets a client finish before the server has judged its certificate
 KEEPALIVE_S = 10
 CONNACK, SUCCESS = 0x20, 0

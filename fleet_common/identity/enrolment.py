@@ -28,8 +28,6 @@ from fleet_common.identity.errors import CertificateRefused, RequestRefused
 from fleet_common.identity.files import PUBLIC, make_folder, write_atomically
 from fleet_common.identity.roles import IdentityRole, check_identity_name
 
-__all__ = ["Enrolment"]
-
 _AUTHORITY: Final = "The authority's certificate"
 
 

@@ -12,15 +12,6 @@
 
 from schemas.errors import FleetError
 
-__all__ = [
-    "AuthorityError",
-    "CertificateRefused",
-    "CutOffFailed",
-    "IdentityError",
-    "NameRefused",
-    "RequestRefused",
-]
-
 
 class IdentityError(FleetError):
     """Base class of the errors of this package. Its message is one sentence for the user."""

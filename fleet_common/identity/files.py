@@ -11,8 +11,6 @@ from typing import Final
 
 from fleet_common.identity.errors import AuthorityError, IdentityError
 
-__all__ = ["PUBLIC", "SECRET", "append_line", "locked", "make_folder", "read_bounded", "write_atomically"]
-
 SECRET: Final = 0o600
 PUBLIC: Final = 0o644
 LOCK_S: Final = 30.0

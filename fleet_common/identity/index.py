@@ -14,18 +14,6 @@ from fleet_common.identity.errors import AuthorityError, NameRefused, RequestRef
 from fleet_common.identity.files import SECRET
 from fleet_common.identity.roles import IdentityRole, folded
 
-__all__ = [
-    "CertificateState",
-    "CertificateStatus",
-    "Entry",
-    "Index",
-    "certificate_statuses",
-    "check_free",
-    "check_key",
-    "current",
-    "renewable",
-]
-
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS names (
     folded TEXT PRIMARY KEY,

@@ -11,8 +11,6 @@ from typing import Final
 from fleet_common.identity.errors import NameRefused
 from schemas.names import check_name
 
-__all__ = ["IdentityRole", "check_identity_name", "folded", "probe_name"]
-
 
 class IdentityRole(StrEnum):
     """Purpose of a certificate: the organizational unit of its subject."""

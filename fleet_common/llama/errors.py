@@ -2,8 +2,6 @@
 
 from schemas.errors import FleetError
 
-__all__ = ["LlamaError"]
-
 
 class LlamaError(FleetError):
     """llama.cpp is not installed, or a model file cannot be used. Its text is one sentence for the user."""

@@ -17,8 +17,6 @@ from fleet_common.llama.thread import NativeThread
 from schemas.errors import FleetError
 from schemas.vocabulary import MAX_VOCABULARY, Vocabulary, token_strings
 
-__all__ = ["GgufFile"]
-
 _MAGIC: Final = b"GGUF"
 _GUESSED: Final = 1024  # llama.cpp's bit for a file type that the file does not state
 _METADATA_BYTES: Final = 128

@@ -12,8 +12,6 @@ from typing import Any, Final
 
 from fleet_common.llama.errors import LlamaError
 
-__all__ = ["library", "native_reason"]
-
 _ERROR = 4
 _log = logging.getLogger("fleet_common.llama_cpp")
 _complaints: Final[deque[str]] = deque(maxlen=16)

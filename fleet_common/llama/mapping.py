@@ -10,8 +10,6 @@ import os
 from pathlib import Path
 from typing import Final
 
-__all__ = ["give_back_mapped"]
-
 _MADV_DONTNEED: Final = 4  # madvise(2); a page of a file that is only read is found in the file again
 _MAPS: Final = Path("/proc/self/maps")
 

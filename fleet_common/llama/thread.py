@@ -11,8 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import ParamSpec, TypeVar
 
-__all__ = ["NativeThread"]
-
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 

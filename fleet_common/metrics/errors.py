@@ -2,8 +2,6 @@
 
 from schemas.errors import FleetError
 
-__all__ = ["MetricsError", "MetricsUnavailable"]
-
 
 class MetricsError(FleetError):
     """Base: the metrics' endpoint cannot serve. The text is one sentence for the user."""

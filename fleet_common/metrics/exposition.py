@@ -9,8 +9,6 @@ from fleet_common.metrics.family import Family, Kind
 if TYPE_CHECKING:
     from prometheus_client.core import Metric as PrometheusMetric
 
-__all__ = ["CONTENT_TYPE", "exposition", "require_library"]
-
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 

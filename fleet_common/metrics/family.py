@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["PREFIX", "Family", "Histogram", "Kind", "Metric"]
-
 PREFIX: Final = "dssd_"
 """What the names of all our metrics begin with."""
 

@@ -23,8 +23,6 @@ from fleet_common.metrics.errors import MetricsError
 from fleet_common.metrics.exposition import CONTENT_TYPE
 from fleet_common.metrics.settings import Address
 
-__all__ = ["Health", "MetricsServer", "Pages"]
-
 _log = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 64

@@ -10,8 +10,6 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from fleet_common.fields import setting
 from fleet_common.metrics.errors import MetricsError
 
-__all__ = ["Address", "MetricsSettings", "read_token"]
-
 _LEAST_TOKEN: Final = 16
 _MOST_TOKEN: Final = 4096
 _MOST_PORT: Final = 65_535

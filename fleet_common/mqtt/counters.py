@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-__all__ = ["Accepts", "Guard", "LinkCounters"]
-
 A = TypeVar("A")
 
 Accepts = Callable[[bytes, int, bool], bool]

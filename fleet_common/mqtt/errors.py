@@ -14,16 +14,6 @@ from typing import Final
 
 from schemas.errors import FleetError
 
-__all__ = [
-    "NOT_AUTHORIZED",
-    "ConnectFailed",
-    "LinkError",
-    "LinkFault",
-    "NotConnected",
-    "PacketTooLarge",
-    "PublishRejected",
-]
-
 NOT_AUTHORIZED: Final = 0x87
 """MQTT 5 reason code: the broker's rules do not allow it to this client."""
 

@@ -8,8 +8,6 @@ from typing import Final
 from fleet_common.mqtt.errors import ConnectFailed, LinkFault
 from fleet_common.mqtt.settings import LinkSettings
 
-__all__ = ["TAKEN_OVER", "explain", "lost", "name_taken", "refused", "silent", "subscription_refused", "unsuitable"]
-
 # CONNACK reasons (MQTT 5, 3.2.2.2) that no second attempt will change, and what to do about each.
 FINAL_REASONS: Final = {
     0x01: (LinkFault.UNSUITABLE, "it does not speak MQTT 5; use one that does"),

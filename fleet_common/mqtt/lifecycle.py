@@ -8,8 +8,6 @@ from fleet_common.mqtt.counters import Guard
 from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.link import Listener
 
-__all__ = ["Backoff", "Connectivity", "Startup"]
-
 GROWTH: Final = 2.0
 FORGIVEN_S: Final = 1.0  # connected for so long takes back one step of growth
 

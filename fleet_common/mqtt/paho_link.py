@@ -29,8 +29,6 @@ from fleet_common.mqtt.routing import Route, Routes
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.mqtt.tls.credentials import Credentials
 
-__all__ = ["PahoLink"]
-
 POLL_S = 1.0
 MOST_LEFT_OUT = 10_000  # each holds one of a connection's 65,535 packet identifiers for good
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from fleet_common.mqtt.counters import Guard
 from fleet_common.mqtt.link import Handler, Message
 
-__all__ = ["Route", "Routes", "check_filter", "check_topic", "matches", "split_share"]
-
 SHARE = "$share"
 MAX_TOPIC_BYTES = 65_535
 

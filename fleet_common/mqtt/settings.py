@@ -10,8 +10,6 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationInfo, field_val
 from fleet_common.fields import setting
 from fleet_common.mqtt.link import Will
 
-__all__ = ["BrokerSettings", "LinkSettings", "TlsSettings"]
-
 TLS_PORT: Final = 8883
 
 

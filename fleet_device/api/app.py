@@ -37,8 +37,6 @@ from fleet_device.texts.generate import GeneratedText
 from fleet_device.texts.queue import Delayed, Failed, Listener, Ticket
 from schemas.grammar import Grammar
 
-__all__ = ["MAX_BODY_BYTES", "Backend", "create_app"]
-
 MAX_BODY_BYTES: Final = 1 << 20
 """Largest request. A prompt that no context holds is longer than that in the rarest of cases."""
 

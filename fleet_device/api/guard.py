@@ -16,8 +16,6 @@ from fleet_device.api.problems import ApiProblem
 from fleet_device.applications import ApplicationsFile
 from fleet_device.errors import ConfigurationError
 
-__all__ = ["Guard"]
-
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _OPEN: Final = "/healthz"
 

@@ -10,8 +10,6 @@ from fleet_device.client.request import TokenText
 from fleet_device.texts.generate import GeneratedText
 from schemas.logprobs import LEAST_LOGPROB, TokenLogprobs
 
-__all__ = ["Spell", "Told", "chat_logprobs", "completion_logprobs", "pieces_of", "spelled_tokens"]
-
 Spell = Callable[[int], bytes]
 """Returns the bytes of a token; none for control tokens."""
 

@@ -15,8 +15,6 @@ from fleet_common.metrics.exposition import CONTENT_TYPE, exposition
 from fleet_common.metrics.family import PREFIX, Family, Kind, Metric
 from fleet_device.api.problems import ApiProblem
 
-__all__ = ["DEVICE_CATALOGUE", "device_families", "metrics_route"]
-
 
 def _metric(name: str, kind: Kind, meaning: str, *labels: str) -> Metric:
     return Metric(f"{PREFIX}device_{name}", kind, meaning, labels)

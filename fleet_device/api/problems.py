@@ -19,8 +19,6 @@ from fleet_device.errors import (
 from fleet_device.texts.chat import ChatError
 from schemas.reasons import RefusalCode
 
-__all__ = ["ApiProblem", "problem_of", "unusable"]
-
 # An edge or a broker that is away is usually back within seconds; OpenAI's clients obey this header.
 _RETRY_S: Final = 2
 _TOO_MANY: Final = 429

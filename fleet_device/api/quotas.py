@@ -16,8 +16,6 @@ from fleet_device.client.request import Piece
 from fleet_device.texts.generate import GeneratedText
 from fleet_device.texts.queue import Delayed, Failed
 
-__all__ = ["ApplicationQuotas", "Counted"]
-
 _MINUTE_S: Final = 60.0
 _DAY_S: Final = 86_400.0
 _TEXT_S: Final = 2  # until a text may have ended

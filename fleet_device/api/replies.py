@@ -19,8 +19,6 @@ from fleet_device.client.request import Piece
 from fleet_device.texts.generate import GeneratedText
 from schemas.reasons import EndReason
 
-__all__ = ["DONE", "IGNORED_HEADER", "QUOTA_HEADER", "VERIFIED_HEADER", "WAITED_HEADER", "Reply", "event"]
-
 VERIFIED_HEADER: Final = "X-Fleet-Verified"
 """Header of an answer in one: whether all of its text follows the large model's law, `true` or `false`."""
 

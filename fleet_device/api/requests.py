@@ -30,8 +30,6 @@ from schemas.grammar import MAX_GRAMMAR_BYTES, Grammar
 from schemas.logprobs import MAX_TOP_LOGPROBS
 from schemas.policy import MAX_SEED, Mode
 
-__all__ = ["MOST_CHOICES", "ChatRequest", "CompletionRequest", "TextRequest", "read_request"]
-
 R = TypeVar("R", bound="TextRequest")
 
 MOST_CHOICES: Final = 8

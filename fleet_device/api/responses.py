@@ -19,8 +19,6 @@ from fleet_device.texts.generate import GeneratedText
 from fleet_device.texts.queue import Failed
 from schemas.reasons import EndReason
 
-__all__ = ["ResponseReply", "read_responses_request", "stream_response"]
-
 _SAME: Final = frozenset(
     ("model", "temperature", "top_p", "top_k", "mode", "seed", "stream", "truncate", "offline", "rejoin", "grammar")
 )

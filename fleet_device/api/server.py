@@ -9,8 +9,6 @@ from starlette.types import ASGIApp
 from fleet_common.http_server import HttpServer
 from fleet_device.errors import ConfigurationError
 
-__all__ = ["HOST", "ApiServer", "listen"]
-
 HOST: Final = "127.0.0.1"
 
 # For the answers that are under way when the device stops.

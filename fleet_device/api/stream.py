@@ -20,8 +20,6 @@ from fleet_device.client.waiting import SAY_AFTER_S
 from fleet_device.texts.generate import GeneratedText
 from fleet_device.texts.queue import Delayed, Failed, Ticket
 
-__all__ = ["HEARTBEAT_S", "Events", "EventsResponse", "Pause", "TextEvents"]
-
 _log = logging.getLogger(__name__)
 
 Event = Piece | Delayed | GeneratedText | Failed

@@ -8,8 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fleet_device.api.problems import unusable
 from schemas.grammar import Grammar, GrammarKind
 
-__all__ = ["NamedFunction", "ResponseFormat", "Tool", "ToolChoice", "format_grammar", "tool_grammar", "tool_prompt"]
-
 _NAME: Final = r"^[A-Za-z0-9_-]{1,64}$"
 _ANY_OBJECT: Final[dict[str, Any]] = {"type": "object", "properties": {}, "additionalProperties": False}
 _MOST_TOOLS: Final = 128

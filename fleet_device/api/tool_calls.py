@@ -6,8 +6,6 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-__all__ = ["ToolCalls"]
-
 _BEGIN: Final = re.compile(r'\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
 """What stands before the arguments in a call, as the grammar has it written."""
 

@@ -9,8 +9,6 @@ from typing import Any, Final
 
 from fleet_device.api.problems import ApiProblem
 
-__all__ = ["supported"]
-
 # With the values that ask for nothing.
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "audio": (),

@@ -6,8 +6,6 @@ from typing import Any
 from fleet_device.session.text import TokenOrigin
 from fleet_device.texts.generate import GeneratedText
 
-__all__ = ["told_of", "usage_of"]
-
 
 def usage_of(texts: Sequence[GeneratedText]) -> dict[str, Any]:
     """Return the tokens of one answer, all its choices together; the prompt that they have in common counts once.

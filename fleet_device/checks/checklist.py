@@ -10,8 +10,6 @@ from fleet_device.errors import EdgeUnavailable
 from schemas.errors import FleetError
 from schemas.version import VERSION
 
-__all__ = ["Check", "CheckReport", "Checklist", "EdgeVocabulary", "NotApplicable", "check_online", "check_vocabulary"]
-
 
 class NotApplicable(FleetError):  # noqa: N818 - reads as what it says
     """There is nothing to check here. Its text says why."""

@@ -40,18 +40,6 @@ from schemas.control import EdgeState, Telemetry, encode_json
 from schemas.reasons import RefusalCode
 from schemas.topics import Topic, build
 
-__all__ = [
-    "CHECKS",
-    "Diagnosis",
-    "Doctor",
-    "Moment",
-    "check_certificate",
-    "check_clock",
-    "check_memory",
-    "check_threads",
-    "moments_of",
-]
-
 _SOON: Final = timedelta(days=14)
 _TOLERANCE: Final = timedelta(seconds=5)
 """Clocks of machines that set them by the network differ by less."""

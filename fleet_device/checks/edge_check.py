@@ -27,8 +27,6 @@ from fleet_device.pacing.contract import FixedPacing
 from schemas.policy import SamplingPolicy
 from schemas.version import VERSION
 
-__all__ = ["CHECKS", "EdgeCheck", "EdgeReport", "Question"]
-
 CHECKS: Final = ("broker", "edge", "rejection", "acceptance")
 
 _PROMPT: Final = 8  # any tokens do

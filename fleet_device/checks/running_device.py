@@ -11,8 +11,6 @@ from pydantic import BaseModel, ValidationError
 from fleet_device.errors import ConfigurationError
 from schemas.control import Presence
 
-__all__ = ["RunningDevice", "refuse_beside_running", "running_device"]
-
 _HOST: Final = "127.0.0.1"
 _WAIT_S: Final = 2.0
 _MOST_BYTES: Final = 1 << 20

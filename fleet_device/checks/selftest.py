@@ -22,8 +22,6 @@ from fleet_device.texts.chat import ChatMessage, encode_chat
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason
 
-__all__ = ["PROBE_POLICY", "Report", "SelfTest", "check_drafting", "probe_prompt"]
-
 PROBE_POLICY: Final = SamplingPolicy(temperature=0.0, seed=0)
 
 _PROMPT: Final = "Count from one to ten in words."

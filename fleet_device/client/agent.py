@@ -38,8 +38,6 @@ from schemas.messages import Close, Closed
 from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason, RefusalCode
 
-__all__ = ["Agent", "Generation"]
-
 _log = logging.getLogger(__name__)
 
 

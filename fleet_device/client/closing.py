@@ -16,8 +16,6 @@ from schemas.messages import Close, Closed
 from schemas.printable import printable_line
 from schemas.reasons import EndReason
 
-__all__ = ["Closing"]
-
 _WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 _UNFINISHED: Final = {"code": "process-ended", "sentence": "The device's program ended while the text was written."}

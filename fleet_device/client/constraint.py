@@ -15,8 +15,6 @@ from fleet_device.drafters.contract import Drafter, DraftsConstrained
 from fleet_device.session.text import CommittedTokens, TokenOrigin
 from schemas.policy import SamplingPolicy
 
-__all__ = ["DraftConstraint", "restrict"]
-
 
 @dataclass(slots=True)
 class DraftConstraint:

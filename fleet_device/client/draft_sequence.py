@@ -15,8 +15,6 @@ from fleet_device.session.text import CommittedTokens
 from schemas.bounds import MAX_DRAFT
 from schemas.messages import Draft
 
-__all__ = ["DraftSequence", "Drafting"]
-
 
 @dataclass(frozen=True, slots=True)
 class DraftSequence:

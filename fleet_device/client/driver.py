@@ -38,8 +38,6 @@ from schemas.messages import Close, Closed, Draft, Fault, Opened, Refused
 from schemas.reasons import Action, EndReason
 from schemas.topics import Topic
 
-__all__ = ["SessionDriver"]
-
 _log = logging.getLogger(__name__)
 
 _KEPT_EVERY: Final = 64  # tokens without an edge

@@ -16,17 +16,6 @@ from schemas.errors import CodecError, TopicError
 from schemas.messages import Closed, Fault, Opened, Refused, Verdict
 from schemas.topics import Topic, build, parse, wildcard
 
-__all__ = [
-    "ConnectionChanged",
-    "EdgePresences",
-    "EdgeStateChanged",
-    "Event",
-    "Inbox",
-    "ReceivedVerdict",
-    "Undelivered",
-    "Wake",
-]
-
 # A fleet has a handful of edges; whoever may publish as one must not fill a device's memory all the same.
 _MOST_EDGES: Final = 1000
 

@@ -12,8 +12,6 @@ from fleet_device.drafters.contract import Drafter, known_tokens
 from fleet_device.errors import TextCancelled
 from fleet_device.pacing.contract import Pacing
 
-__all__ = ["Handles", "Lane", "Lanes"]
-
 
 @dataclass(slots=True, eq=False)
 class Lane:

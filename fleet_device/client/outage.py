@@ -9,8 +9,6 @@ from fleet_device.errors import EdgeUnavailable
 from fleet_device.offline import OfflinePolicy, Outages
 from fleet_device.session.states import SessionState
 
-__all__ = ["Absence", "Outage"]
-
 
 @dataclass(slots=True)
 class Absence:

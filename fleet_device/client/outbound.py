@@ -11,8 +11,6 @@ from schemas.codec import encode_close, encode_draft, encode_open
 from schemas.messages import Close, Draft, Open
 from schemas.topics import TREE, Topic, build
 
-__all__ = ["Outbound"]
-
 _log = logging.getLogger(__name__)
 
 _RULES = {rule.topic: rule for rule in TREE}

@@ -17,8 +17,6 @@ from fleet_device.errors import SessionFailed, SessionRefused
 from schemas.messages import Fault, Refused
 from schemas.reasons import FaultCode, RefusalCode
 
-__all__ = ["LOOK_AGAIN_S", "Refusals", "RefusedUntil"]
-
 _log = logging.getLogger(__name__)
 
 # Refusals that pass by themselves, so that a resuming device tries again. One that has written nothing yet tries again

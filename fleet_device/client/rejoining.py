@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Rejoining"]
-
 _EVERY_S: Final = 5.0
 
 # So long an edge may take to answer; and no edge that says that it is there is asked sooner after the last one.

@@ -25,8 +25,6 @@ from schemas.control import Presence
 from schemas.errors import CodecError
 from schemas.messages import Close, Closed
 
-__all__ = ["UnverifiedReports"]
-
 _log = logging.getLogger(__name__)
 
 _CREATE: Final = """

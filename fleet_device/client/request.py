@@ -10,8 +10,6 @@ from fleet_device.session.text import CommittedTokens, TokenOrigin
 from schemas.logprobs import TokenLogprobs
 from schemas.policy import SamplingPolicy
 
-__all__ = ["Cancellation", "GenerateRequest", "Piece", "RequestContext", "Shorten", "TokenText"]
-
 Shorten = Callable[[int], Sequence[int] | None]
 """Returns a prompt of at most this many tokens (at least 1); None if it cannot be made that short."""
 

@@ -11,8 +11,6 @@ from typing import Final
 from fleet_device.errors import SessionFailed
 from fleet_device.offline import INTERRUPTION_S
 
-__all__ = ["LEAST_WAIT_S", "RetryState", "Timeouts"]
-
 LEAST_WAIT_S: Final = 0.25
 """Least time between two questions that an edge has asked the device to wait with, whatever time it named."""
 

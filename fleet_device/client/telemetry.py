@@ -7,8 +7,6 @@ from fleet_device.client.agent import Generation
 from fleet_device.pacing.session_pacing import RoundTrips
 from schemas.control import Telemetry
 
-__all__ = ["DeviceTotals"]
-
 # What one draft weighs in the smoothed round trip: about the last thirty tell.
 _DRAFT_WEIGHT: Final = 1 / 32
 

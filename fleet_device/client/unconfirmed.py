@@ -13,8 +13,6 @@ from fleet_device.client.inbox import EdgeStateChanged, Event
 from schemas.control import Presence
 from schemas.messages import Close, Closed
 
-__all__ = ["UnconfirmedCloses"]
-
 _MOST: Final = 8
 _REPEATS: Final = 20
 """How often a Close is said again: an edge that never confirms is not to be asked without end."""

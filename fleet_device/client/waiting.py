@@ -12,8 +12,6 @@ from fleet_device.client.refusals import Refusals
 from fleet_device.client.retry import RetryState
 from fleet_device.session.machine import DeviceSession
 
-__all__ = ["SAY_AFTER_S", "Waiting"]
-
 _log = logging.getLogger(__name__)
 
 SAY_AFTER_S: Final = 10.0

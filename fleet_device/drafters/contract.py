@@ -10,21 +10,6 @@ from schemas.errors import FleetError
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
-__all__ = [
-    "Drafter",
-    "DrafterError",
-    "DraftsConstrained",
-    "KnowsTokens",
-    "ModelNotFound",
-    "Prospect",
-    "SeveralSequences",
-    "TextCodec",
-    "common_prefix",
-    "known_tokens",
-    "require_tokens",
-    "sequences_of",
-]
-
 
 class DrafterError(FleetError):
     """The draft model cannot be loaded or cannot go on. Its text is one sentence for the user."""

@@ -8,8 +8,6 @@ import functools
 from fleet_common.llama.gguf_file import GgufFile
 from fleet_device.drafters.contract import DrafterError
 
-__all__ = ["GgufModel"]
-
 
 class GgufModel(GgufFile):
     """A draft model's file; `GgufFile` with a text side, as `TextCodec` has it, whose errors are `DrafterError`s.

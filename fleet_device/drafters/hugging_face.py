@@ -20,8 +20,6 @@ from huggingface_hub.errors import (
 from fleet_common.hub import hub_access, hub_name
 from fleet_device.drafters.contract import ModelNotFound
 
-__all__ = ["HuggingFace"]
-
 
 class HuggingFace:
     """The client of `model_source`, which turns each failure into a sentence."""

@@ -38,18 +38,6 @@ from fleet_device.settings import AUTO, DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
-__all__ = [
-    "LEAST_KEPT",
-    "MOST_KEPT",
-    "KeptSequence",
-    "KeptSequences",
-    "LlamaCppDrafter",
-    "LlamaCppSettings",
-    "is_other_text",
-    "load",
-    "open_context",
-]
-
 
 def open_context(
     model: GgufModel,

@@ -11,18 +11,6 @@ from typing import Final
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.gguf import GgufModel
 
-__all__ = [
-    "LEAST_CONTEXT",
-    "MemoryPlan",
-    "ModelSizes",
-    "automatic_budget",
-    "available_memory",
-    "plan_memory",
-    "require_memory",
-    "require_truncatable",
-    "sizes_of",
-]
-
 LEAST_CONTEXT: Final = 64
 """Tokens: with fewer nothing can be asked."""
 

@@ -17,8 +17,6 @@ from typing import Protocol
 
 from fleet_device.drafters.contract import ModelNotFound
 
-__all__ = ["Hub", "LocatedModel", "locate_model"]
-
 _PREPARED = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)(?::(?P<quantization>\w+))?")
 _REPOSITORY = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+):(?P<pattern>[^:]+)")
 _SHARD = re.compile(r"-(?P<part>\d{5})-of-\d{5}\.gguf$", re.IGNORECASE)

@@ -14,8 +14,6 @@ from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["NoDrafter", "load"]
-
 
 class NoDrafter(WithoutWeights):
     """A `Drafter` that never has an idea.

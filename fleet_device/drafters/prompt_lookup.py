@@ -20,8 +20,6 @@ from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["Lookup", "PromptLookupDrafter", "load"]
-
 
 @dataclass(frozen=True, slots=True)
 class Lookup:

@@ -9,8 +9,6 @@ from pkgutil import resolve_name
 from fleet_device.drafters.contract import Drafter
 from fleet_device.settings import DRAFTERS, DeviceSettings
 
-__all__ = ["load_drafter"]
-
 
 def load_drafter(settings: DeviceSettings) -> Drafter:
     """Load the drafter that the settings name, and fit it to the target's vocabulary if they name that too.

@@ -12,8 +12,6 @@ from fleet_device.drafters.without_weights import WithoutWeights
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["Script", "ScriptedDrafter", "WordCodec"]
-
 
 class Script(Protocol):
     """A language: logits for every prefix."""

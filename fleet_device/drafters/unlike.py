@@ -31,8 +31,6 @@ from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["LEAST_OVERLAP", "NONE", "CommonTokens", "UnlikeVocabularyDrafter", "turn_begin", "turn_end", "wrap"]
-
 NONE: Final = -1
 """In place of an id where a token has no counterpart."""
 

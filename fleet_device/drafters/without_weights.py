@@ -3,8 +3,6 @@
 from fleet_device.drafters.contract import TextCodec
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["WithoutWeights"]
-
 
 class WithoutWeights:
     """The part of a `Drafter` that describes it.

@@ -12,8 +12,6 @@ from fleet_device.pacing.contract import STREAMED, Choice, DraftOutcome, EdgeLoa
 from fleet_device.pacing.estimates import Acceptance, Confidence, Times, Trend
 from fleet_device.pacing.throughput import Conditions
 
-__all__ = ["STAY", "WORTH", "AdaptivePacing", "best_plan", "best_repetition", "draft_lengths", "explain"]
-
 _BETTER: Final = 1.1
 """By how much it must promise more: its chances are estimates, and a change of plans costs something."""
 

@@ -7,8 +7,6 @@ from typing import Final, Literal, Protocol
 
 from fleet_device.drafters.contract import Prospect
 
-__all__ = ["STREAMED", "Choice", "DraftOutcome", "EdgeLoad", "FixedPacing", "Pacing", "Plan", "SharedSteps"]
-
 _TRUST_LOST: Final = 0.02
 """With each further text."""
 

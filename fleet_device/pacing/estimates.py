@@ -5,8 +5,6 @@ from bisect import bisect
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["Acceptance", "Confidence", "Times", "Trend"]
-
 _HORIZON: Final = 32
 """Times that are remembered, about."""
 

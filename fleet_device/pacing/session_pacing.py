@@ -12,8 +12,6 @@ from fleet_device.settings import AUTO, NO_DRAFTER, DeviceSettings
 from schemas import edge_load
 from schemas.messages import Draft, Opened
 
-__all__ = ["RoundTrips", "SessionPacing", "make_pacing"]
-
 
 @dataclass(slots=True)
 class RoundTrips:

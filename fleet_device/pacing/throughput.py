@@ -21,8 +21,6 @@ from typing import Final
 
 from fleet_device.pacing.contract import Plan, SharedSteps
 
-__all__ = ["Conditions"]
-
 _FOLLOWED: Final = 16
 """Drafts of a cycle whose verdicts are worked out one by one; those behind them keep the last one's distance."""
 

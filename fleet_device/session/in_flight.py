@@ -19,8 +19,6 @@ from schemas.messages import Draft, Verdict
 from schemas.policy import SamplingPolicy
 from schemas.reasons import Finish
 
-__all__ = ["MOST_REQUESTS", "DecidedDraft", "DraftsInFlight", "Rejection", "SentDraft", "Streaming", "VerdictEffect"]
-
 
 @dataclass(frozen=True, slots=True)
 class SentDraft:

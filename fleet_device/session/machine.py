@@ -22,8 +22,6 @@ from schemas.messages import Close, Closed, Draft, Open, Opened, Verdict
 from schemas.policy import Mode
 from schemas.reasons import EndReason, Finish, RefusalCode
 
-__all__ = ["DeviceSession"]
-
 
 @dataclass(slots=True)
 class DeviceSession:

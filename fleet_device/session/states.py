@@ -24,8 +24,6 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
-__all__ = ["TRANSITIONS", "SessionCounters", "SessionEvent", "SessionState", "next_state"]
-
 
 class SessionState(Enum):
     """Where a session stands, as far as its device knows."""

@@ -14,8 +14,6 @@ from schemas.policy import SamplingPolicy
 from schemas.reasons import EndReason, Finish, RefusalCode
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["CommittedTokens", "SessionRequest", "Text", "TextBounds", "TokenOrigin"]
-
 
 @dataclass(frozen=True, slots=True)
 class SessionRequest:

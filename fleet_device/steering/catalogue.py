@@ -21,8 +21,6 @@ from fleet_device.offline import OfflinePolicy
 from fleet_device.settings import MODEL_DRAFTER, DeviceSettings
 from schemas.steering import SettingValue
 
-__all__ = ["STEERABLE", "Checked", "Effect", "Quotas", "check_values", "effect_of", "quota_of", "shown_value"]
-
 
 class Effect(StrEnum):
     """When a setting takes effect.

@@ -25,8 +25,6 @@ from schemas.reasons import EndReason
 from schemas.steering import MAX_PARTS, MAX_RESULT, CommandOutcome, CommandRequest, CommandResponse, SettingValue
 from schemas.version import VERSION
 
-__all__ = ["ACTIONS", "MOST_LINES", "Action", "Answer", "Arguments", "Commands", "LogTail", "SteeredDevice", "in_parts"]
-
 MOST_LINES: Final = 1000
 _LONGEST: Final = 500  # characters of a line
 

@@ -28,18 +28,6 @@ from schemas.control import Instant
 from schemas.errors import FleetError
 from schemas.steering import MAX_SETTINGS, MAX_VERSION, DesiredSettings, ReportedSettings, SettingValue
 
-__all__ = [
-    "Changed",
-    "Kept",
-    "RemoteSettings",
-    "SettingsSet",
-    "apply_log_level",
-    "kept_file",
-    "load_steered",
-    "read_kept",
-    "write_kept",
-]
-
 _log = logging.getLogger(__name__)
 
 _MOST_BYTES: Final = 1 << 18

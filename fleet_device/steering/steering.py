@@ -17,8 +17,6 @@ from schemas.errors import CodecError
 from schemas.steering import CommandRequest, CommandResponse, DesiredSettings
 from schemas.topics import TREE, Topic, build
 
-__all__ = ["Steering"]
-
 _log = logging.getLogger(__name__)
 
 _MOST_WAITING: Final = 16

@@ -18,8 +18,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fleet_device.drafters.contract import DrafterError, TextCodec
 
-__all__ = ["ChatError", "ChatMessage", "ChatTemplate", "chat_prefix", "encode_chat"]
-
 _MAX_TEMPLATE = 1 << 18
 _MAX_PROMPT = 1 << 22
 _MAX_REPEAT = 1 << 16

@@ -13,8 +13,6 @@ from typing import Final
 
 from fleet_device.drafters.contract import TextCodec
 
-__all__ = ["ConversationCodec"]
-
 _REMEMBERED: Final = 8
 """Conversations that may take turns at one device."""
 

@@ -13,8 +13,6 @@ from fleet_device.session.text import CommittedTokens, TokenOrigin
 from schemas.logprobs import TokenLogprobs
 from schemas.reasons import EndReason
 
-__all__ = ["Detokenizer", "GeneratedText", "StopStrings", "TextGenerator", "fit_prompt", "generate_text"]
-
 _SHOWN: Final = 80
 """Characters of a text in its representation."""
 

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from fleet_device.errors import PromptTooLong
 from fleet_device.texts.chat import ChatMessage
 
-__all__ = ["ChatHistory"]
-
 _FILLED, _OF = 3, 4
 """Where turns are dropped, the rest fills three quarters of the room at most, as long as one turn is left: another
 beginning has to be computed anew at both ends, and that must not happen at every turn from then on."""

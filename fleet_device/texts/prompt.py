@@ -19,8 +19,6 @@ from schemas.grammar import Grammar
 from schemas.logprobs import MAX_TOP_LOGPROBS
 from schemas.policy import Mode, SamplingPolicy
 
-__all__ = ["Prompt", "TextOptions", "prepare_request", "shorten_chat", "shorten_tokens"]
-
 Prompt = str | Sequence[ChatMessage | Mapping[str, str]] | Sequence[int]
 """A text, the messages of a chat (`{"role": "user", "content": "…"}`), or token ids."""
 

@@ -9,8 +9,6 @@ from fleet_device.client.request import GenerateRequest, Piece
 from fleet_device.texts.generate import GeneratedText
 from fleet_device.texts.queue import Delayed, Failed, TextQueue
 
-__all__ = ["TextStream"]
-
 _Happened = GenerateRequest | Piece | Delayed | GeneratedText | Failed
 
 

@@ -35,8 +35,6 @@ from schemas.logprobs import Logprobs, TokenLogprobs
 from schemas.messages import Close, Draft, Open, Verdict
 from schemas.reasons import Action, EndReason, FaultCode, Finish
 
-__all__ = ["Answers"]
-
 _log = logging.getLogger(__name__)
 
 _VERDICT_BYTES: Final = 256

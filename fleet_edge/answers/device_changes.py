@@ -7,8 +7,6 @@ from typing import Final
 
 from schemas.control import DeviceState, Presence
 
-__all__ = ["DeviceChange", "DeviceChanges"]
-
 _SENTENCES: Final = {
     Presence.ONLINE: "The device has connected.",
     Presence.DRAINING: "The device ends the texts that it has and takes no others.",

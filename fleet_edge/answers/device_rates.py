@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-__all__ = ["DeviceRates"]
-
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 

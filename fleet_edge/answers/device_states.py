@@ -12,8 +12,6 @@ from typing import Generic, TypeVar
 
 from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold
 
-__all__ = ["DeviceStates"]
-
 R = TypeVar("R", DeviceSeen, DeviceTold)
 
 

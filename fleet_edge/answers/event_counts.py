@@ -17,8 +17,6 @@ from typing import Final
 from fleet_edge.store.event_codes import Severity, severity_of
 from fleet_edge.store.records.events import EventLogged
 
-__all__ = ["EventCounts"]
-
 _MINUTE: Final = timedelta(minutes=1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _OTHER: Final = "other"

@@ -7,8 +7,6 @@ from schemas.edge_load import EdgeLoad
 from schemas.messages import Close, Closed, Draft, Fault, Open, Opened, Refused
 from schemas.reasons import EndReason
 
-__all__ = ["closed", "closed_elsewhere", "fault", "opened", "refused"]
-
 
 def opened(
     session: EdgeSession,

@@ -16,8 +16,6 @@ from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.sessions.table import SessionTable
 from schemas.reasons import Action, FaultCode
 
-__all__ = ["Outcome", "Outcomes", "give_up", "without_verdict"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -10,8 +10,6 @@ from schemas.codec import MAX_VERDICT_BYTES, encode_reply
 from schemas.messages import SessionReply
 from schemas.topics import TREE, Topic, build
 
-__all__ = ["PACKET_OVERHEAD", "Publisher"]
-
 _log = logging.getLogger(__name__)
 
 _VERDICT = next(rule for rule in TREE if rule.topic is Topic.VERDICT)

@@ -25,9 +25,6 @@ from fleet_edge.store.records.sessions import CloseReported, DeviceCounters, Ses
 from schemas.messages import Close, Open
 from schemas.reasons import EndReason
 
-__all__ = ["EndCause", "Recorder", "Sink"]
-
-
 # Each minute, and what a device has open at most, by default: one that came back to a restarted edge closes them all.
 _REPORTS: Final = 8
 

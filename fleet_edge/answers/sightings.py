@@ -13,8 +13,6 @@ from fleet_edge.store.records.record import Record
 from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
 from schemas.control import DeviceState, EdgeState, Presence, Telemetry
 
-__all__ = ["Sightings"]
-
 _TELEMETRY_EVERY: Final = timedelta(seconds=30)
 
 

@@ -18,8 +18,6 @@ from fleet_edge.store.records.texts import TextWritten
 from fleet_edge.store.token_kinds import StoreText
 from fleet_edge.verifiers.contract import KnowsTokens, Verifier, VerifierError
 
-__all__ = ["Texts", "token_bytes"]
-
 _log = logging.getLogger(__name__)
 
 _PIECE: Final = 256

@@ -8,8 +8,6 @@ from fleet_edge.sessions.acceptance import AcceptanceByModel
 from fleet_edge.sessions.machine import EdgeSession
 from schemas.edge_load import EdgeLoad
 
-__all__ = ["ToldLoads"]
-
 _MOST: Final = 128
 """Draft models, which devices name, of which the latest are known."""
 

@@ -11,8 +11,6 @@ from typing import Final
 
 from fleet_edge.guard.token_bucket import TokenBucket
 
-__all__ = ["BackgroundWork"]
-
 _HALF_LIFE_S: Final = 2.0
 _CREDIT: Final = 512.0
 _CREDIT_PER_S: Final = 8.0

@@ -14,8 +14,6 @@ from fleet_edge.batching.planning import Batch
 from fleet_edge.batching.timing import Step
 from fleet_edge.verifiers.contract import Logits
 
-__all__ = ["ComputingThread", "JudgedStep", "RunningStep"]
-
 
 @dataclass(frozen=True, slots=True)
 class JudgedStep:

@@ -11,8 +11,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["BatchingDelay"]
-
 _SMOOTHING: Final = 0.3
 _MARGIN: Final = 1.25
 """Devices are waited for a little longer than they took on average."""

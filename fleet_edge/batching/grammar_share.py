@@ -11,8 +11,6 @@ from typing import Final
 from fleet_edge.guard.token_bucket import TokenBucket
 from fleet_edge.sessions.guesses import MAX_GUESS
 
-__all__ = ["GrammarShare"]
-
 _SHARE: Final = 0.2
 """Of the time, for the masks of one device. Those of a schema take 1 to 3 % of a step of 40 ms."""
 

@@ -27,8 +27,6 @@ from schemas.policy import SamplingPolicy
 if TYPE_CHECKING:
     import torch  # an edge may do without it
 
-__all__ = ["Case", "judge_array", "judge_batch", "judge_tensor"]
-
 
 @dataclass(frozen=True, slots=True)
 class Case:

@@ -11,8 +11,6 @@ from dssd.logprobs import logprobs_of_rejection, logprobs_of_token
 from dssd.verification import Judgement
 from schemas.policy import SamplingPolicy
 
-__all__ = ["tell_logprobs"]
-
 
 class _Case(Protocol):
     @property

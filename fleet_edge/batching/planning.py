@@ -28,8 +28,6 @@ from fleet_edge.verifiers.contract import Item
 from fleet_edge.verifiers.prefix_cache import LEAST_REUSED, PrefixCache
 from schemas.messages import Draft
 
-__all__ = ["Batch", "Budget", "StepPlanner", "Work"]
-
 _LEAST_CHUNK: Final = 16
 """Tokens of prompts in a step that takes any, however slow the edge is: fewer cost nearly as much."""
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-__all__ = ["PresentTexts"]
-
 _LATELY_S: Final = 1.0
 """A text that was in a step so shortly ago is being written: its device drafts, or its messages are under way."""
 

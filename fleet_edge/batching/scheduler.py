@@ -27,8 +27,6 @@ from fleet_edge.verifiers.contract import Logits, TargetInfo, Verifier
 from fleet_edge.verifiers.prefix_cache import PrefixCache
 from schemas.edge_load import EdgeLoad
 
-__all__ = ["KvMemory", "Scheduler"]
-
 _log = logging.getLogger(__name__)
 
 _MOST_TEXTS: Final = (1 << 16) - 1

@@ -13,8 +13,6 @@ from dssd.distribution import Dist
 from fleet_edge.batching.topk import top_k
 from schemas.policy import SamplingPolicy
 
-__all__ = ["ShapedRows", "shape_rows"]
-
 
 @dataclass(frozen=True, slots=True)
 class ShapedRows:

@@ -13,8 +13,6 @@ tokens that it brings on average are more than those that would come in the time
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-__all__ = ["StepCost", "StepParts"]
-
 _KEPT: Final = 1.0 - 1.0 / 64
 """Of how quickly texts grow, with each step."""
 

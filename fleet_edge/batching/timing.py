@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 
 from fleet_edge.sessions.waiting import ReceivedDraft
 
-__all__ = ["DraftTiming", "PrefillLog", "Step"]
-
 
 @dataclass(frozen=True, slots=True)
 class Step:

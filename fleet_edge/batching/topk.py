@@ -10,8 +10,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["top_k"]
-
 DEPTH: Final = 64
 """Elements of a column, at most: fewer make the bound tighter, more make it cheaper to find."""
 

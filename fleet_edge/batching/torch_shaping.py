@@ -15,8 +15,6 @@ from fleet_edge.batching.shaping import ShapedRows
 from fleet_edge.batching.torch_topk import top_k
 from schemas.policy import SamplingPolicy
 
-__all__ = ["Group", "shape_groups", "shape_rows"]
-
 
 class Group(Protocol):
     """Rows whose policies have one bounded support."""

@@ -8,8 +8,6 @@ from typing import Final
 
 import torch
 
-__all__ = ["top_k"]
-
 BLOCK: Final = 64
 """Elements: a few vector registers, and far fewer blocks than elements."""
 

@@ -8,8 +8,6 @@ many tokens verified as that took: however many are busy, about half of what is 
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["Turns"]
-
 _ABSENT_S: Final = 2.0
 """After so long without a step nobody keeps his place: his device may draft slowly, or not at all."""
 

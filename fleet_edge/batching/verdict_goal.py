@@ -9,8 +9,6 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["VerdictGoal"]
-
 _SMOOTHING: Final = 0.1
 """Of what is known, that each step tells anew."""
 

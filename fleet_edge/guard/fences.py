@@ -7,8 +7,6 @@ from datetime import datetime
 from fleet_edge.guard.guard import FenceBegun, Guard
 from fleet_edge.store.fences import Fences
 
-__all__ = ["SharedFences"]
-
 
 @dataclass(slots=True)
 class SharedFences:

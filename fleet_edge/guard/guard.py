@@ -20,8 +20,6 @@ from schemas.messages import Open
 from schemas.reasons import Action, FaultCode, RefusalCode
 from schemas.topics import Topic, parse
 
-__all__ = ["FenceBegun", "Guard", "Notice", "OverQuota"]
-
 _WEIGHTS: Final[Mapping[FaultCode, float]] = {
     FaultCode.MALFORMED: 10.0,  # no sound device of this release sends one, whatever its line
     FaultCode.UNKNOWN_SESSION: 1.0,

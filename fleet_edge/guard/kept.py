@@ -17,8 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fleet_edge.guard.guard import Guard
 from fleet_edge.guard.standing import KeptStanding
 
-__all__ = ["KeptStandings"]
-
 _log = logging.getLogger(__name__)
 
 _MOST: Final = 4096

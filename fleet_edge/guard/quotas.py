@@ -8,8 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from fleet_common.fields import setting
 from schemas.names import Name
 
-__all__ = ["LabelSettings", "QuotaSettings", "Quotas"]
-
 _MOST: Final = 1e9
 
 

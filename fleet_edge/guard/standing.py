@@ -10,8 +10,6 @@ from fleet_edge.guard.strikes import FORGIVEN, FenceSettings, Strikes
 from fleet_edge.guard.token_bucket import TokenBucket
 from schemas.topics import Topic
 
-__all__ = ["KeptStanding", "Standing"]
-
 _BURST_S: Final = 2.0
 """Seconds of a rate by the second that a device may use at once."""
 

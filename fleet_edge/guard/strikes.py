@@ -13,8 +13,6 @@ from pydantic import BaseModel, ConfigDict
 from fleet_common.fields import setting
 from fleet_edge.guard.token_bucket import TokenBucket
 
-__all__ = ["FORGIVEN", "FenceSettings", "Strikes"]
-
 _SLOWED: Final = 0.5
 FORGIVEN: Final = 3.0
 """Times its last fence that a device must keep the peace for the next fence to be as short as the first."""

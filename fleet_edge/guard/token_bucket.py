@@ -1,7 +1,5 @@
 """Token bucket: a rate with a burst, in whatever unit is metered."""
 
-__all__ = ["TokenBucket"]
-
 
 class TokenBucket:
     """Fills at a rate up to a burst; what is metered is taken out of it. Full at the beginning.

@@ -8,8 +8,6 @@ from typing import Final
 
 from fleet_common.metrics.family import PREFIX, Kind, Metric
 
-__all__ = ["CATALOGUE"]
-
 
 def _counter(name: str, meaning: str, *labels: str) -> Metric:
     return Metric(PREFIX + name, Kind.COUNTER, meaning, labels)

@@ -5,8 +5,6 @@ from typing import Final
 
 from fleet_edge.metrics.catalogue import CATALOGUE
 
-__all__ = ["PAGE", "main", "with_table"]
-
 PAGE: Final = Path(__file__).parents[2] / "docs" / "metrics.md"
 _BEGIN: Final = "<!-- table: begin; written by `python -m fleet_edge.metrics.page` -->"
 _END: Final = "<!-- table: end -->"

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
 
-__all__ = ["Tracing"]
-
 _SHUTDOWN_MS: Final = 2000
 _NANOSECONDS: Final = 1e9
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Final, TypeVar
 
-__all__ = ["AcceptanceByModel", "RecentAcceptance"]
-
 _MEMORY: Final = 64.0
 """Tested tokens after which half of what was known is forgotten."""
 

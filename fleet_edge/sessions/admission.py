@@ -8,8 +8,6 @@ from fleet_edge.verifiers.contract import TargetInfo
 from schemas.messages import PROTOCOL, Open
 from schemas.reasons import RefusalCode
 
-__all__ = ["SessionOffer", "grant"]
-
 
 @dataclass(frozen=True, slots=True)
 class SessionOffer:

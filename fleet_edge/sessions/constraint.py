@@ -14,8 +14,6 @@ from fleet_common.grammar.matcher import GrammarMatcher
 from fleet_common.grammar.process import CompiledGrammar
 from schemas.policy import SamplingPolicy
 
-__all__ = ["Constraint"]
-
 _RULED_OUT = "The target model rules out every token that the grammar allows; loosen the grammar, or the prompt."
 
 

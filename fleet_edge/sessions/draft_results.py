@@ -13,8 +13,6 @@ from fleet_edge.sessions.waiting import ReceivedDraft
 from schemas.logprobs import TokenLogprobs
 from schemas.reasons import Finish
 
-__all__ = ["DraftResult", "split_judgement"]
-
 
 @dataclass(frozen=True, slots=True)
 class DraftResult:

@@ -21,8 +21,6 @@ from fleet_edge.sessions.constraint import Constraint
 from schemas.messages import Open
 from schemas.reasons import RefusalCode
 
-__all__ = ["NOT_SERVED", "SWITCHED_OFF", "Grammars", "Prepared", "PreparedGrammar"]
-
 _log = logging.getLogger(__name__)
 
 NOT_SERVED: Final = (

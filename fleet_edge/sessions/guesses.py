@@ -12,8 +12,6 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["MAX_GUESS", "Guesses"]
-
 MAX_GUESS: Final = 16
 """Tokens: most that are guessed at once."""
 

@@ -6,8 +6,6 @@ from typing import Final
 from fleet_edge.sessions.draft_results import DraftResult
 from fleet_edge.store.token_kinds import TokenKind
 
-__all__ = ["CORRECTED", "kinds_of", "kinds_of_written"]
-
 CORRECTED: Final = TokenKind.CORRECTED.value.encode("ascii")
 
 _DRAFTED: Final = TokenKind.DRAFTED.value.encode("ascii")

@@ -8,8 +8,6 @@ from schemas.messages import Draft
 from schemas.policy import Mode
 from schemas.reasons import Action, FaultCode, Finish
 
-__all__ = ["SessionLimits"]
-
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:

@@ -31,8 +31,6 @@ from schemas.messages import Close, Draft, Open
 from schemas.policy import SamplingPolicy
 from schemas.reasons import Action, FaultCode, Finish
 
-__all__ = ["DraftReceipt", "EdgeSession"]
-
 _ID_BYTES, _FLOAT_BYTES = 4, 4
 
 

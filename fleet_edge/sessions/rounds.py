@@ -4,8 +4,6 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["Rounds"]
-
 # A repeat comes within a few round trips; twice the window of unanswered drafts covers it.
 _REMEMBERED_PER_WINDOW: Final = 2
 

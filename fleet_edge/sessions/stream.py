@@ -18,8 +18,6 @@ from fleet_edge.sessions.waiting import ReceivedDraft
 from schemas.messages import Draft
 from schemas.policy import Mode
 
-__all__ = ["Stream"]
-
 
 @dataclass(slots=True)
 class Stream:

@@ -11,8 +11,6 @@ from fleet_edge.sessions.machine import EdgeSession
 from schemas.messages import Open
 from schemas.reasons import Action, FaultCode, RefusalCode
 
-__all__ = ["HANDLES", "SessionTable"]
-
 HANDLES: Final = 1 << 16
 """How many handles there are."""
 

@@ -7,8 +7,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["TokenTimes"]
-
 _PER_OCTAVE: Final = 8
 _LEAST_MS: Final = 0.01
 _TAIL: Final = 0.05

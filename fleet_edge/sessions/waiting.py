@@ -9,8 +9,6 @@ from fleet_edge.errors import desync
 from schemas.digest import extend_digest
 from schemas.messages import Draft
 
-__all__ = ["ReceivedDraft", "WaitingDrafts"]
-
 
 @dataclass(frozen=True, slots=True)
 class ReceivedDraft:

@@ -14,8 +14,6 @@ from typing import Final
 
 from fleet_edge.step_time.errors import CurveError
 
-__all__ = ["Row", "StepCurve"]
-
 Row = tuple[tuple[float, float], ...]
 """Pairs of a size (tokens, sessions) and milliseconds, by rising size; the milliseconds never fall."""
 

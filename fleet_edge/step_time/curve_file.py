@@ -24,8 +24,6 @@ from fleet_edge.step_time.curve import StepCurve
 from fleet_edge.step_time.errors import CurveError
 from schemas.printable import printable_line
 
-__all__ = ["as_json", "read_curve", "write_curve"]
-
 _MOST_BYTES: Final = 1 << 20
 _SIZE: Final = 1 << 20
 

@@ -2,8 +2,6 @@
 
 from schemas.errors import FleetError
 
-__all__ = ["CurveError"]
-
 
 class CurveError(FleetError):
     """A step-time curve cannot be read, written or used. Its text is one sentence for the user."""

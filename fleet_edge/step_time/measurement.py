@@ -21,8 +21,6 @@ from fleet_edge.step_time.errors import CurveError
 from fleet_edge.verifiers.contract import CapacityExceeded, Item, Verifier
 from schemas.policy import Mode, SamplingPolicy
 
-__all__ = ["MOST_NEW", "CurveMeasurement"]
-
 MOST_NEW: Final = 17
 """Most new tokens of a session in a step: the longest draft that an edge grants by default, and the token before it."""
 

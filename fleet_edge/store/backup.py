@@ -15,8 +15,6 @@ from fleet_edge.store.engine import parse_url, shown, sqlite_path
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 from fleet_edge.store.models import REVISION
 
-__all__ = ["Progress", "back_up", "back_up_into", "check_backups", "compact", "is_due", "restore"]
-
 Progress = Callable[[int, int], object]
 """Told how many pages are copied, and how many there are."""
 

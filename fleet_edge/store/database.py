@@ -16,8 +16,6 @@ from fleet_edge.store.fences import Fences, read_fences
 from fleet_edge.store.models import REVISION
 from fleet_edge.store.records.record import Record
 
-__all__ = ["SessionStore", "Store", "open_existing", "open_for_reading", "open_store", "schema_of"]
-
 
 class SessionStore(Protocol):
     """A session log to write, for jobs and housekeeping: a `Store`, or one that may be away."""

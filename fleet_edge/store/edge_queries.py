@@ -10,8 +10,6 @@ from fleet_edge.store.models import EdgeRow
 from fleet_edge.store.states import edge_state
 from fleet_edge.store.views import EdgeView
 
-__all__ = ["edge", "edges"]
-
 _COLUMNS: Final = tuple(getattr(EdgeRow, field.name) for field in fields(EdgeView) if field.name != "state")
 
 

@@ -14,8 +14,6 @@ from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from fleet_edge.store.errors import StoreError, StoreRefused, StoreUnavailable
 
-__all__ = ["check_file", "connect_engine", "file_identity", "parse_url", "shown", "sqlite_path", "unavailable"]
-
 _BUSY_S: Final = 5.0
 _CONNECT_S: Final = 5
 _SQLITE_POOL: Final = 2  # connections that are kept: the writer's, and one for the jobs, which seldom coincide

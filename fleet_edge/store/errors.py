@@ -14,17 +14,6 @@
 
 from schemas.errors import FleetError
 
-__all__ = [
-    "InvalidQuery",
-    "NotFound",
-    "RecordRejected",
-    "SpoolFull",
-    "SpoolInUse",
-    "StoreError",
-    "StoreRefused",
-    "StoreUnavailable",
-]
-
 
 class StoreError(FleetError):
     """Base of all errors of this package. Its text is one sentence for the user."""

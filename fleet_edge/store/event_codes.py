@@ -9,8 +9,6 @@ from typing import Final
 
 from schemas.reasons import FaultCode, RefusalCode
 
-__all__ = ["EVENT_CODES", "EventCode", "EventKind", "Severity", "severity_of"]
-
 
 class Severity(StrEnum):
     """How grave an event is."""

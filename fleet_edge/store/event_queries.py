@@ -12,8 +12,6 @@ from fleet_edge.store.event_codes import Severity
 from fleet_edge.store.models import EventRow
 from fleet_edge.store.views import EventCount, EventView
 
-__all__ = ["EventFilter", "EventGrouping", "event_counts", "events"]
-
 
 class EventGrouping(StrEnum):
     """What events are counted by."""

@@ -18,8 +18,6 @@ from fleet_edge.store.models import EventRow, RoundRow, SegmentRow, SessionRow
 from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.rollups.sums import SUMMED
 
-__all__ = ["PAGE_ROWS", "Exported", "Page", "columns", "rows"]
-
 PAGE_ROWS: Final = 2000
 """Rows in memory at a time."""
 

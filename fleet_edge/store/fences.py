@@ -17,8 +17,6 @@ from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.fences import ADMINISTRATOR, DeviceFenced, FenceLifted
 from fleet_edge.store.views import FenceView
 
-__all__ = ["Fences", "fence_device", "lift_fences", "read_fences"]
-
 _INSTANT: Final = timedelta(microseconds=1)
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
 

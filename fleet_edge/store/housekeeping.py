@@ -35,21 +35,6 @@ from fleet_edge.store.states import SILENT_AFTER
 from schemas.control import Presence
 from schemas.reasons import EndReason
 
-__all__ = [
-    "close_abandoned",
-    "mark_silent",
-    "purge_commands",
-    "purge_events",
-    "purge_fences",
-    "purge_reported",
-    "purge_rollups",
-    "purge_rounds",
-    "purge_sessions",
-    "purge_texts",
-    "rolled_up_until",
-    "silent_devices",
-]
-
 
 def mark_silent(engine: Engine, *, now: datetime) -> list[str]:
     """Mark devices that have become silent, as `states.device_state` defines it.

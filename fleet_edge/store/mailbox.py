@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from fleet_edge.store.records.record import Record
 
-__all__ = ["Mailbox"]
-
 
 class Mailbox:
     """A bounded queue between threads.

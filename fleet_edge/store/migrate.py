@@ -16,8 +16,6 @@ from sqlalchemy import Connection, Engine
 from fleet_edge.store.errors import StoreError
 from fleet_edge.store.models import REVISION
 
-__all__ = ["configuration", "migrate"]
-
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 # Any number, as long as every process that migrates takes the same.

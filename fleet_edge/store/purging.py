@@ -14,8 +14,6 @@ from sqlalchemy import ColumnElement, Connection, Engine, Table, delete, select,
 from fleet_edge.store.models import Base
 from fleet_edge.store.rollups.rolling import Enough
 
-__all__ = ["Pause", "delete_rows", "give_back_space", "rest_not"]
-
 Pause = Callable[[float], object]
 """Waits for so many seconds, or until it is to end."""
 

@@ -35,19 +35,6 @@ from fleet_edge.store.steering.labels import read_labels
 from fleet_edge.store.totals import SUMMED, tally
 from fleet_edge.store.views import DeviceView, HourView, RoundView, SegmentView, SessionView, Tally
 
-__all__ = [
-    "SessionFilter",
-    "device",
-    "devices",
-    "ends",
-    "hours",
-    "latest",
-    "rounds",
-    "segments",
-    "session",
-    "sessions",
-]
-
 _ID_LENGTH: Final = 16
 _ALL: Final = 2**31
 """Rows, more than there are: SQLite has no OFFSET without LIMIT."""

@@ -14,8 +14,6 @@ from fleet_edge.store.errors import RecordRejected, StoreError, StoreRefused, St
 from fleet_edge.store.fences import Fences
 from fleet_edge.store.records.record import Record
 
-__all__ = ["ReopeningStore", "check_database"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -18,19 +18,6 @@ from fleet_edge.store.models import DeviceRow, EdgeRow, RolloutRow
 from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.fences import ADMINISTRATOR
 
-__all__ = [
-    "ENDED",
-    "MachineRelease",
-    "MachineRollout",
-    "Rollout",
-    "RolloutAction",
-    "RolloutOutcome",
-    "machines_of",
-    "record_rollouts",
-    "releases",
-    "rollouts",
-]
-
 _EVENTS: Final = uuid.UUID("6f3f5d1e-0a6b-4b44-9a55-0d3a4c1f7b20")
 """Namespace of the events' ids: the same word on a machine is one event, however often it is written."""
 

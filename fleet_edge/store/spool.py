@@ -33,8 +33,6 @@ from fleet_edge.store.records.sessions import CloseReported, SessionClosed, Sess
 from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
 from fleet_edge.store.records.texts import TextWritten
 
-__all__ = ["MAX_LINE_BYTES", "Spool", "from_line", "to_line"]
-
 MAX_LINE_BYTES: Final = 64 << 10
 """Far above any record, so that a spoiled file costs no more memory than this."""
 

@@ -9,8 +9,6 @@ from typing import Final
 
 from schemas.control import Presence
 
-__all__ = ["EDGE_SILENT_AFTER", "LATE_AFTER", "SILENT_AFTER", "MachineState", "device_state", "edge_state"]
-
 LATE_AFTER: Final = timedelta(minutes=5)
 SILENT_AFTER: Final = timedelta(minutes=15)
 """A device that writes nothing sends nothing, so that an idle device too is late and then silent."""

@@ -12,8 +12,6 @@ from fleet_edge.store.models import TextRow
 from fleet_edge.store.token_kinds import TokenKind
 from fleet_edge.store.views import SegmentView, SessionView
 
-__all__ = ["StoredText", "StoredToken", "read_text"]
-
 MOST_TOKENS: Final = 1 << 16
 """Of a text that is read; no text has more."""
 

@@ -2,8 +2,6 @@
 
 from enum import StrEnum
 
-__all__ = ["StoreText", "TokenKind"]
-
 
 class TokenKind(StrEnum):
     """How a token came into its text. One character each, so that a text's kinds are as many characters.

@@ -7,8 +7,6 @@ from fleet_edge.store.models import Base
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite
 
-__all__ = ["insert_into"]
-
 
 def insert_into(row: type[Base], dialect: str) -> "sqlite.Insert | postgresql.Insert":
     """Return an insert into a table, for `sqlite` or `postgresql`. Whoever only reads loads neither dialect for it."""

@@ -6,20 +6,6 @@ from datetime import datetime
 from fleet_edge.counters import SegmentCounters, share
 from fleet_edge.store.states import MachineState
 
-__all__ = [
-    "DeviceView",
-    "EdgeView",
-    "EventCount",
-    "EventView",
-    "FenceView",
-    "HourView",
-    "RoundView",
-    "SegmentView",
-    "SessionView",
-    "Tally",
-    "UsageView",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally(SegmentCounters):

@@ -22,8 +22,6 @@ from fleet_edge.store.records.events import EventLogged
 from fleet_edge.store.records.record import Record
 from fleet_edge.store.spool import Spool
 
-__all__ = ["RecordSink", "Writer", "WriterCounters", "WriterSettings"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriterSettings:

@@ -20,22 +20,6 @@ from schemas.vocabulary import Vocabulary
 if TYPE_CHECKING:
     import torch  # an edge may do without it
 
-__all__ = [
-    "CapacityExceeded",
-    "Item",
-    "KnowsTokens",
-    "Logits",
-    "ReadsText",
-    "RunsElsewhere",
-    "SequenceFailed",
-    "SharesPrefixes",
-    "TargetAway",
-    "TargetInfo",
-    "UnsupportedModel",
-    "Verifier",
-    "VerifierError",
-]
-
 Logits: TypeAlias = "NDArray[np.float32] | torch.Tensor"
 """float32 `[rows, vocabulary]`: an array, or a tensor on any device. It may be a view of the verifier's own memory,
 which is valid until the next `score`; a row's elements lie side by side, and whoever is given it changes nothing."""

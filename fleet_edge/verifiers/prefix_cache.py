@@ -27,8 +27,6 @@ from fleet_edge.verifiers.contract import (
 from fleet_edge.verifiers.radix import RadixTree, pack
 from fleet_edge.verifiers.retained import HeldSequence, RetainedSequences
 
-__all__ = ["LEAST_REUSED", "PrefixCache"]
-
 LEAST_REUSED: Final = 16
 """Tokens. To compute fewer costs hardly more than to copy them."""
 

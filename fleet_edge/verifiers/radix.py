@@ -8,8 +8,6 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-__all__ = ["RadixTree", "pack", "shared_tokens"]
-
 _SIZE: Final = array("i").itemsize
 
 

@@ -10,8 +10,6 @@ from pkgutil import resolve_name
 from fleet_edge.settings import AUTO, VERIFIERS, EdgeSettings
 from fleet_edge.verifiers.contract import Verifier
 
-__all__ = ["check_verifier", "load_verifier"]
-
 
 def check_verifier(settings: EdgeSettings) -> None:
     """Check that the target model that the settings name is there, as far as that is known before it is loaded.

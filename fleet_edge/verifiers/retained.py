@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-__all__ = ["HeldSequence", "RetainedSequences"]
-
 
 @dataclass(slots=True, eq=False)
 class HeldSequence:

@@ -11,8 +11,6 @@ from fleet_edge.verifiers.contract import CapacityExceeded, Item, TargetInfo, Ve
 from fleet_edge.verifiers.sequences import SequenceTable
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["RowScript", "Script", "ScriptedVerifier"]
-
 
 class Script(Protocol):
     """A language: logits for every prefix."""

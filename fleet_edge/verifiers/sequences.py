@@ -5,8 +5,6 @@ from types import MappingProxyType
 
 from fleet_edge.verifiers.contract import Item, VerifierError
 
-__all__ = ["SequenceTable"]
-
 
 class SequenceTable:
     """Sequences with their computed lengths.

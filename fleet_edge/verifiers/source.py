@@ -5,8 +5,6 @@ from typing import Final
 
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 
-__all__ = ["check_folder", "check_gguf", "check_repository", "check_source", "is_gguf"]
-
 _CONFIG: Final = "config.json"
 _WEIGHTS: Final = ("*.safetensors", "pytorch_model*.bin")
 _GGUF_MAGIC: Final = b"GGUF"

@@ -10,8 +10,6 @@ from fleet_edge.verifiers.source import check_source, is_gguf
 if TYPE_CHECKING:
     from fleet_edge.settings import EdgeSettings
 
-__all__ = ["check_target_files", "read_target_tokens"]
-
 
 def check_target_files(settings: "EdgeSettings") -> None:
     """Check that there are files to read the tokens of the target from; they need not be read for that.

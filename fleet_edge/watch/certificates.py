@@ -9,8 +9,6 @@ from datetime import datetime, timedelta
 from threading import Lock
 from typing import Final
 
-__all__ = ["CertificateWatch", "EndingCertificate"]
-
 # A fleet has thousands of machines at most; whoever may publish states must not fill the memory all the same.
 _MOST: Final = 100_000
 

@@ -10,8 +10,6 @@ from typing import Final
 
 from schemas.control import DeviceState, Presence
 
-__all__ = ["ClockWatch"]
-
 _TOLERATED: Final = timedelta(seconds=30)
 """More than a state is on its way, and less than a certificate or a signature minds."""
 

@@ -9,8 +9,6 @@ from fleet_edge.store.event_codes import EventKind
 from fleet_edge.store.views import EdgeView
 from schemas.control import Presence
 
-__all__ = ["LifeEvents"]
-
 
 @dataclass(slots=True)
 class LifeEvents:

@@ -19,8 +19,6 @@ from fleet_edge.sessions.waiting import ReceivedDraft
 from schemas.messages import Draft, Open, Verdict
 from schemas.reasons import FaultCode
 
-__all__ = ["Planted", "planted"]
-
 
 class Planted(StrEnum):
     """What is wrong.

@@ -4,8 +4,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Run", "as_json"]
-
 Run = Callable[..., tuple[int, str, str]]
 """Takes arguments, and what is given on standard input; returns exit code, output and complaint."""
 

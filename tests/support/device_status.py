@@ -2,8 +2,6 @@
 
 from typing import Any
 
-__all__ = ["device_status"]
-
 
 def device_status(**given: Any) -> dict[str, Any]:
     """Return the status of a device that has written some texts, but for what is given."""

@@ -12,8 +12,6 @@ from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import VerifierError
 from tests.support.edge_thread import NO_QUOTAS
 
-__all__ = ["edge_process", "quota_variables", "real_edge"]
-
 _STOP_S = 60.0
 
 

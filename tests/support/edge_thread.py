@@ -17,8 +17,6 @@ from fleet_edge.settings import EdgeSettings
 from fleet_edge.store.records.record import Record
 from fleet_edge.verifiers.contract import Verifier
 
-__all__ = ["NO_QUOTAS", "NoLog", "edge_thread"]
-
 NO_QUOTAS: Final = QuotaSettings(
     drafts_per_s=1e6,
     opens_per_min=1e6,

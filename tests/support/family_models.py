@@ -13,8 +13,6 @@ from gguf import GGMLQuantizationType
 
 from tests.support.tiny_gguf import CHAT_TEMPLATE, END, Row, tiny_rows
 
-__all__ = ["FAMILIES", "Family", "family_folder", "family_gguf"]
-
 
 @dataclass(frozen=True)
 class Family:

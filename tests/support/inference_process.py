@@ -17,8 +17,6 @@ from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.inference_server import InferenceServer
 from tests.support.scripted_language import CONTEXT, LANGUAGE
 
-__all__ = ["ServerProcess", "inference_process", "main", "write_tokenizer"]
-
 _SPARE: Final = 8  # positions that a server keeps for itself
 _STOP_S: Final = 20.0
 

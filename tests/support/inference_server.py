@@ -22,8 +22,6 @@ from starlette.routing import Route
 
 from fleet_edge.verifiers.contract import Item, Verifier
 
-__all__ = ["Fault", "InferenceServer"]
-
 Answer = dict[str, Any]
 _WAIT_S: Final = 30.0
 _MOST_QUESTIONS: Final = 10_000

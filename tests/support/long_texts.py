@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 from fleet_device.client.agent import Generation
 
-__all__ = ["first_long"]
-
 
 def first_long(
     write: Callable[[Sequence[int]], Generation], prompts: Iterable[Sequence[int]], *, tokens: int

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from dssd.distribution import Float, Ids, shape
 from schemas.policy import SamplingPolicy
 
-__all__ = ["MAX_JOINT", "MAX_TABLE", "MarkovScript"]
-
 MAX_TABLE: Final = 1 << 26
 """Most logits in a script: 256 MiB."""
 

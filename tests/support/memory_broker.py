@@ -12,8 +12,6 @@ from fleet_common.mqtt.link import NO_MATCHING_SUBSCRIBERS, Message, Will
 from fleet_common.mqtt.outbox.outgoing import Outgoing
 from fleet_common.mqtt.routing import matches, split_share
 
-__all__ = ["Faults", "MemoryBroker", "Peer"]
-
 
 @dataclass(frozen=True, slots=True)
 class Faults:

@@ -9,8 +9,6 @@ from fleet_common.mqtt.outbox.packets import publish_packet_bytes
 from fleet_common.mqtt.routing import Route, Routes
 from tests.support.memory_broker import MemoryBroker, Peer
 
-__all__ = ["MemoryLink"]
-
 
 class MemoryLink:
     """A `Link` to a broker in memory. Its handlers run wherever the broker is pumped.

@@ -5,22 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = [
-    "DISCONNECT",
-    "PING",
-    "IncomingPacket",
-    "PacketType",
-    "Publish",
-    "WillMessage",
-    "acknowledgement",
-    "connect_packet",
-    "packet",
-    "puback_packet",
-    "publish_packet",
-    "split_packets",
-    "subscribe_packet",
-]
-
 
 class PacketType:
     """The types of control packets that are met here (MQTT 5, 2.1.2)."""

@@ -5,8 +5,6 @@ from typing import NoReturn
 
 import pytest
 
-__all__ = ["missing", "note_markers", "require_marker"]
-
 _markers: set[str] = set()
 
 

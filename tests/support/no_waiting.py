@@ -7,8 +7,6 @@ from typing import Any, Final
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["waits_counted"]
-
 # Those that read a number, or whose result's size depends on numbers; in inference mode some come by other names.
 _WAITING: Final = frozenset(
     {

@@ -6,8 +6,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Self
 
-__all__ = ["VARIABLE", "OffsetClock"]
-
 VARIABLE: Final = "FLEET_TESTING_CLOCK"
 """Environment variable that names the file."""
 

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from tests.support.needs import missing, require_marker
 
-__all__ = ["prepared"]
-
 _FOLDER = Path(os.environ.get("FLEET_DEVICE_MODELS_DIR", "models")).absolute()
 
 

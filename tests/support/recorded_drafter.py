@@ -14,8 +14,6 @@ from fleet_device.drafters.contract import TextCodec
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["RecordedDrafter", "RecordedText"]
-
 
 @dataclass(frozen=True, slots=True)
 class RecordedText:

@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Final, Self
 
-__all__ = ["Relay"]
-
 HOST: Final = "127.0.0.1"
 CHUNK: Final = 1 << 16
 AHEAD_S: Final = 0.1

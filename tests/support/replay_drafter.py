@@ -7,8 +7,6 @@ from fleet_device.drafters.contract import TextCodec
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["ReplayDrafter"]
-
 
 class ReplayDrafter:
     """Proposes the recorded token at each position, or at every `spoilt`-th a wrong one.

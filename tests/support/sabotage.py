@@ -24,8 +24,6 @@ from schemas.downlink import DownlinkForm
 from schemas.policy import SamplingPolicy
 from tests.support.toy_pair import TEMPERATURE, ToyPair
 
-__all__ = ["UNSURE", "Sabotage", "at_the_device", "at_the_edge"]
-
 
 class Sabotage(StrEnum):
     """What is wrong.

@@ -15,8 +15,6 @@ from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.offset_clock import OffsetClock
 from tests.support.scripted_language import CONTEXT, LANGUAGE
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Serve until SIGTERM; writes the events of `fleet edge run --events` on standard output."""

@@ -8,8 +8,6 @@ from dssd.sampling import coupled_token
 from schemas.policy import SamplingPolicy
 from tests.support.markov import MarkovScript
 
-__all__ = ["CONTEXT", "LANGUAGE", "draft_language", "is_possible", "reference_text"]
-
 CONTEXT: Final = 4096
 """Most tokens in one sequence."""
 

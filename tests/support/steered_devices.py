@@ -13,8 +13,6 @@ from fleet_device.settings import DeviceSettings
 from fleet_device.steering.remote_settings import RemoteSettings
 from tests.support.markov import MarkovScript
 
-__all__ = ["steered_devices"]
-
 _SCRIPT: Final = MarkovScript(size=6, seed=7)
 _WORDS: Final = ("</s>", *("abcde"))
 

@@ -7,8 +7,6 @@ import gguf
 import numpy as np
 from gguf import TokenType
 
-__all__ = ["CHAT_TEMPLATE", "END", "PADDING", "Row", "sentencepiece_rows", "tiny_gguf", "tiny_rows", "tiny_words"]
-
 Row = tuple[str | bytes, TokenType]
 """A stored string and its kind."""
 

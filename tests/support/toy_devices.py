@@ -19,8 +19,6 @@ from schemas.policy import SamplingPolicy
 from tests.support.sabotage import Sabotage, at_the_device
 from tests.support.toy_pair import PROMPT, ToyPair
 
-__all__ = ["Tally", "run_sessions"]
-
 
 @dataclass(frozen=True, slots=True)
 class Tally:

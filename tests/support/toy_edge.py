@@ -22,8 +22,6 @@ from tests.support.edge_thread import NO_QUOTAS, NoLog
 from tests.support.sabotage import Sabotage, at_the_edge
 from tests.support.toy_engines import ToyEngine, toy_verifier
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Serve until SIGTERM; writes the event `online` on standard output when ready."""

@@ -12,8 +12,6 @@ from fleet_edge.verifiers.contract import Verifier
 from fleet_edge.verifiers.scripted import ScriptedVerifier
 from tests.support.toy_pair import END_TOKENS, TOP_K, ToyPair
 
-__all__ = ["ToyEngine", "pair_of", "toy_verifier"]
-
 _KV_BYTES: Final = 1 << 24
 _SERVERS: Final = 2
 _SPARE: Final = 8  # positions that a server keeps for itself

@@ -10,8 +10,6 @@ from schemas.grammar import Grammar, GrammarKind
 from schemas.policy import SamplingPolicy
 from tests.support.markov import MarkovScript
 
-__all__ = ["GRAMMAR", "TEXTS", "allowed", "joint_given_grammar"]
-
 TEXTS: Final[tuple[tuple[int, ...], ...]] = (
     (1, 2), (1, 2, 4), (1, 3, 5), (1, 3, 4), (1, 5),
     (2, 3, 1), (2, 3, 4),

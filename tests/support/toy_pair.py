@@ -18,8 +18,6 @@ from schemas.vocabulary import Vocabulary
 from tests.support.markov import MarkovScript
 from tests.support.toy_transformer import ToyTransformer
 
-__all__ = ["END_TOKENS", "GUESSABLE", "PROMPT", "TEMPERATURE", "TOP_K", "ToyLanguage", "ToyPair", "policy"]
-
 PROMPT: Final = (1,)
 GUESSABLE: Final = (1, 2, 3, 5, 3, 3, 1, 5, 5, 1, 4, 3, 2, 1, 1, 3, 4, 2, 2, 4, 4, 5, 2, 5, 4, 1, 2)
 """A prompt with every pair of tokens: whatever is written, the edge finds something to guess behind it. Of the first

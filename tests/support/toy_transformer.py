@@ -16,8 +16,6 @@ from dssd.distribution import Float, shape
 from schemas.policy import SamplingPolicy
 from tests.support.markov import MAX_JOINT
 
-__all__ = ["CONTEXT", "ToyTransformer"]
-
 CONTEXT: Final = 512
 """Most tokens in one sequence of the GGUF."""
 

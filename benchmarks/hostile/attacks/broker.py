@@ -13,8 +13,6 @@ from benchmarks.hostile.payloads import open_of, random_draft, state_of
 from schemas.topics import Topic, build
 from tests.support.mqtt_packets import WillMessage, publish_packet
 
-__all__ = ["connections", "filters", "retained", "slow_reader", "wills"]
-
 _LONGEST_WILL: Final = (1 << 16) - 1  # its length has two bytes
 _PACKET_HEAD: Final = 256
 _FILTERS_A_PACKET: Final = 100

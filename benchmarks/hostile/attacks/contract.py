@@ -15,8 +15,6 @@ from schemas.grammar import Grammar
 from schemas.topics import Topic
 from tests.support.mqtt_packets import publish_packet
 
-__all__ = ["Attack", "Attacker", "Source", "flood", "pool"]
-
 _TURN_S: Final = 0.005  # between two writes
 _POOL: Final = 512
 _CODE: Final = b"code"

@@ -17,16 +17,6 @@ from benchmarks.hostile.payloads import (
 from schemas.codec import MAX_OPEN_BYTES
 from schemas.topics import Topic
 
-__all__ = [
-    "closes",
-    "huge_opens",
-    "opens",
-    "own_state",
-    "random_payloads",
-    "swarm",
-    "unknown_session",
-]
-
 _PACKET_HEAD = 256
 
 

@@ -23,8 +23,6 @@ from schemas.policy import SamplingPolicy
 from schemas.reasons import Action, Finish, RefusalCode
 from schemas.topics import Topic
 
-__all__ = ["SMALL", "bombs", "deadly", "dear", "forced", "known", "large"]
-
 _PATIENCE_S: Final = 20.0
 _AGAIN_S: Final = 2.5
 _TEXT: Final = 4000

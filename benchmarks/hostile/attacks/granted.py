@@ -13,17 +13,6 @@ from schemas.codec import encode_draft
 from schemas.policy import SamplingPolicy
 from schemas.topics import Topic
 
-__all__ = [
-    "drafting",
-    "long_prompts",
-    "more_samples",
-    "nearly_all",
-    "out_of_epoch",
-    "prompts",
-    "replays",
-    "wide_policy",
-]
-
 _GRANT_S: Final = 10.0
 _ASK_AGAIN_S: Final = 1.0
 _RECORD_S: Final = 1.5

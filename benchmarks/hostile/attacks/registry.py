@@ -11,8 +11,6 @@ from typing import Final
 from benchmarks.hostile.attacks import broker, floods, grammars, granted
 from benchmarks.hostile.attacks.contract import Attack
 
-__all__ = ["ATTACKS"]
-
 _SWARM: Final = 50
 
 _ALL: Final = (

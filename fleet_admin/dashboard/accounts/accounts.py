@@ -18,8 +18,6 @@ from fleet_edge.store.steering.audit import AuditEntry, record_audit
 from schemas.errors import InvalidName
 from schemas.names import check_name
 
-__all__ = ["Account", "Accounts"]
-
 
 @dataclass(frozen=True, slots=True)
 class Account:

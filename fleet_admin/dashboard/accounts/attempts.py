@@ -17,8 +17,6 @@ from typing import Final
 from fleet_common.connections import network_of
 from fleet_edge.guard.token_bucket import TokenBucket
 
-__all__ = ["Attempt", "Attempts"]
-
 _SLOTS: Final = 4096
 """Buckets of a kind. Two names that share one have half of it each; which do is a secret of the process."""
 

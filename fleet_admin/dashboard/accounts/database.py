@@ -10,8 +10,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from fleet_edge.store.database import open_existing
 from fleet_edge.store.engine import parse_url, shown, unavailable
 
-__all__ = ["AccountDatabase"]
-
 
 class AccountDatabase:
     """A database with accounts, open to write. May be used by several threads.

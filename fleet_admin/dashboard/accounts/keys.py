@@ -17,8 +17,6 @@ from fleet_edge.store.steering.audit import AuditEntry, record_audit
 from schemas.errors import InvalidName
 from schemas.names import check_name
 
-__all__ = ["ApiKey", "ApiKeys"]
-
 _MOST_OF_AN_ACCOUNT: Final = 100
 _SHOWN: Final = 12
 """Characters of a fingerprint that tell keys apart."""

@@ -12,8 +12,6 @@ from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.dashboard.accounts.secrets import fingerprint, new_token
 from fleet_edge.store.models import AccountRow, LoginRow
 
-__all__ = ["Login", "Logins"]
-
 _MOST_OF_AN_ACCOUNT: Final = 20
 """Browsers of one account: the oldest is logged out, so that logins cannot fill the table."""
 

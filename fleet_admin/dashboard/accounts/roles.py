@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Role", "Visitor"]
-
 
 class Role(StrEnum):
     """What an account or a key may do.

@@ -11,17 +11,6 @@ from argon2.exceptions import Argon2Error, InvalidHashError
 
 from fleet_admin.dashboard.errors import AccountError
 
-__all__ = [
-    "KEY_PREFIX",
-    "LEAST_PASSWORD",
-    "Passwords",
-    "browser_token",
-    "csrf_token",
-    "fingerprint",
-    "new_key",
-    "new_token",
-]
-
 LEAST_PASSWORD: Final = 12
 """Characters of a password, at least: whoever steals the hashes may try for long."""
 

@@ -10,8 +10,6 @@ from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.dashboard.api.parameters import NoParameters
 from fleet_admin.dashboard.visit import Visit
 
-__all__ = ["Endpoint"]
-
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:

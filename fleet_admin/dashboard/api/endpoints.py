@@ -35,8 +35,6 @@ from fleet_edge.store.views import (
     UsageView,
 )
 
-__all__ = ["ENDPOINTS"]
-
 
 def _devices(visit: Visit, _asked: object) -> object:
     return visit.services.log.devices()

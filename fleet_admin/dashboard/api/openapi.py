@@ -10,8 +10,6 @@ from fleet_admin.dashboard.api.endpoint import Endpoint
 from fleet_admin.dashboard.api.values import type_of
 from schemas.version import VERSION
 
-__all__ = ["openapi"]
-
 _REFERENCES: Final = "#/components/schemas/{model}"
 _PROBLEMS: Final = {
     "400": "A parameter cannot be understood.",

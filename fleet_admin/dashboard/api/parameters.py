@@ -8,22 +8,6 @@ from schemas.names import MAX_NAME_LENGTH
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 
-__all__ = [
-    "GivenCommand",
-    "Limited",
-    "NoParameters",
-    "Period",
-    "WantedSettings",
-    "WhichAlerts",
-    "WhichAudit",
-    "WhichEvents",
-    "WhichOfDevice",
-    "WhichSessions",
-    "WhichStats",
-    "WhichUsage",
-    "WhyFenced",
-]
-
 Text = Annotated[str, Field(max_length=100)]
 DeviceName = Annotated[str, Field(max_length=MAX_NAME_LENGTH)]
 Moment = Annotated[

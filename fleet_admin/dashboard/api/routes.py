@@ -21,8 +21,6 @@ from fleet_admin.dashboard.visit import Visit
 from fleet_admin.dashboard.web.workers import Workers
 from fleet_common.validation import plain_sentence
 
-__all__ = ["PREFIX", "api_routes"]
-
 PREFIX: Final = "/api/v1"
 _JSON: Final = "application/json"
 

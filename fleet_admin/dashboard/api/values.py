@@ -12,8 +12,6 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, create_model
 
-__all__ = ["model_of", "to_json", "type_of"]
-
 
 def to_json(value: object) -> object:
     """Return a value as JSON holds it; times become ISO 8601 in UTC, what is no number becomes null."""

@@ -12,8 +12,6 @@ from fleet_admin.dashboard.pages.page import Page, action
 from fleet_admin.dashboard.visit import Visit
 from fleet_common.times import read_duration
 
-__all__ = ["PAGES"]
-
 _PATH: Final = "/account"
 
 

@@ -15,8 +15,6 @@ from fleet_admin.dashboard.web.body import parse_values
 from schemas.errors import InvalidName
 from schemas.names import check_name
 
-__all__ = ["PAGES"]
-
 _ALL: Final = "filter"
 
 

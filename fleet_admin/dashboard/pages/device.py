@@ -12,8 +12,6 @@ from fleet_admin.dashboard.visit import Visit
 from fleet_admin.reports import days_left
 from fleet_edge.store.views import HourView
 
-__all__ = ["PAGES"]
-
 _HOURS: Final = 72
 _SESSIONS: Final = 20
 _EVENTS: Final = 30

@@ -15,8 +15,6 @@ from fleet_admin.dashboard.web.csv import csv_response
 from fleet_admin.reports import device_columns
 from fleet_edge.store.views import DeviceView
 
-__all__ = ["PAGES", "chosen_devices"]
-
 
 def show(visit: Visit) -> Response:
     """Show the table, or give it as CSV."""

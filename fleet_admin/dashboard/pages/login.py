@@ -12,8 +12,6 @@ from fleet_admin.dashboard.pages.page import Page, action
 from fleet_admin.dashboard.visit import Visit
 from fleet_admin.dashboard.web.gate import cookie_name
 
-__all__ = ["PAGES", "own_path"]
-
 _MOST_NAME: Final = 63
 
 

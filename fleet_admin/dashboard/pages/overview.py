@@ -16,8 +16,6 @@ from fleet_edge.counters import share
 from fleet_edge.store.states import MachineState
 from fleet_edge.store.views import EdgeView, UsageView
 
-__all__ = ["PAGES"]
-
 _HOURS: Final = timedelta(days=3)
 """Up to which a range is drawn by the hour."""
 

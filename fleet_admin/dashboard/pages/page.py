@@ -8,8 +8,6 @@ from starlette.responses import Response
 from fleet_admin.dashboard.accounts.roles import Role
 from fleet_admin.dashboard.visit import Visit
 
-__all__ = ["Page", "action"]
-
 
 @dataclass(frozen=True, slots=True)
 class Page:

@@ -6,8 +6,6 @@ from fleet_admin.dashboard.pages import account, acting, device, devices, login,
 from fleet_admin.dashboard.pages.log import alerts, audit, edges, rollouts, session, sessions, usage
 from fleet_admin.dashboard.pages.page import Page
 
-__all__ = ["PAGES"]
-
 PAGES: Final[tuple[Page, ...]] = (
     *overview.PAGES,
     *devices.PAGES,

@@ -12,8 +12,6 @@ from starlette.routing import Route
 
 from fleet_admin.dashboard.errors import Problem
 
-__all__ = ["asset_route", "asset_url"]
-
 _PACKAGE: Final = "fleet_admin.dashboard"
 _TYPES: Final = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
 

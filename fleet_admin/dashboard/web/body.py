@@ -9,8 +9,6 @@ from starlette.types import Receive, Scope
 
 from fleet_admin.dashboard.errors import Problem
 
-__all__ = ["Values", "parse_values", "read_body"]
-
 _MOST_BYTES: Final = 256 * 1024
 _MOST_FIELDS: Final = 4_000  # a box ticked for each of some thousand devices
 _MOST_QUERY: Final = 8_000

@@ -9,8 +9,6 @@ from starlette.responses import Response, StreamingResponse
 
 from fleet_admin.csv_output import write_csv
 
-__all__ = ["csv_response"]
-
 _ROWS_AT_ONCE: Final = 500
 
 

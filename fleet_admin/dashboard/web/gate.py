@@ -30,8 +30,6 @@ from fleet_admin.dashboard.web.origin import Origin, origin_of
 from schemas.errors import FleetError, InvalidName
 from schemas.names import check_name
 
-__all__ = ["CSRF_FIELD", "Admission", "Gate", "cookie_name"]
-
 CSRF_FIELD: Final = "csrf"
 """Field of every form, which only a page that the cookie's browser was sent can know."""
 

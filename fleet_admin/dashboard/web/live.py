@@ -15,8 +15,6 @@ from starlette.responses import Response, StreamingResponse
 from fleet_admin.dashboard.errors import Problem
 from schemas.errors import FleetError
 
-__all__ = ["Live"]
-
 _LOOK_S: Final = 2.0
 _ANYWAY_S: Final = 20.0
 """Ages on a page grow although nothing happens."""

@@ -10,8 +10,6 @@ from starlette.types import Scope
 
 from fleet_admin.dashboard.settings import Network
 
-__all__ = ["Origin", "origin_of"]
-
 _OF_THIS_MACHINE: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 

@@ -12,8 +12,6 @@ from typing import Final, TypeVar
 
 from fleet_admin.dashboard.errors import Problem
 
-__all__ = ["Workers"]
-
 T = TypeVar("T")
 
 _SHARE: Final = 3

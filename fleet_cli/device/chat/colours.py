@@ -8,8 +8,6 @@ from fleet_common.terminal import printable
 from fleet_device.client.request import Piece
 from fleet_device.session.text import TokenOrigin
 
-__all__ = ["Painter", "wants_colours"]
-
 _RESET: Final = "\x1b[0m"
 
 _STYLES: Final[Mapping[TokenOrigin, str]] = {

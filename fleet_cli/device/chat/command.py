@@ -19,8 +19,6 @@ from fleet_device.device import Device
 from fleet_device.settings import DeviceSettings
 from fleet_device.texts.history import ChatHistory
 
-__all__ = ["StandardTerminal", "chat_command", "talk"]
-
 _PROMPT: Final = "> "
 _EDGE_S: Final = 1.0  # an edge's retained state comes with the connection
 _TELLS_WAITS: Final = "fleet_device.client.waiting"

@@ -17,8 +17,6 @@ from fleet_device.texts.stream import TextStream
 from schemas.errors import FleetError
 from schemas.reasons import EndReason, RefusalCode
 
-__all__ = ["HELP", "Conversation", "Talker", "Terminal"]
-
 HELP: Final = (
     "/stats         how the answers were written",
     "/reset         forget the conversation; the system's message stays",

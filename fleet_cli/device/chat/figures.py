@@ -8,8 +8,6 @@ from fleet_device.session.text import TokenOrigin
 from fleet_device.texts.generate import GeneratedText
 from schemas.printable import printable_line
 
-__all__ = ["ChatFigures"]
-
 _WORDS: Final = {
     TokenOrigin.DRAFTED: "drafted and accepted",
     TokenOrigin.CORRECTED: "corrected",

@@ -16,8 +16,6 @@ from fleet_device.pacing.contract import Pacing
 from schemas.policy import Mode
 from schemas.printable import printable_line
 
-__all__ = ["TOLERANCE", "Compared", "Measured", "as_json", "compare", "read_measured"]
-
 TOLERANCE: Final = 0.15
 """How far the simulation may be from what was measured."""
 

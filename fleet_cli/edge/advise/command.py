@@ -27,8 +27,6 @@ from schemas.policy import Mode
 if TYPE_CHECKING:
     from fleet_cli.edge.advise.against import Measured
 
-__all__ = ["advise_command"]
-
 _FLAGS: Final = (
     "target", "engine", "dtype", "torch_device", "threads", "gpu_layers", "batch_invariant", "context",
     "kv_bytes", "db",

@@ -11,8 +11,6 @@ from fleet_edge.session_log import SessionLog
 from schemas.errors import FleetError
 from schemas.policy import Mode
 
-__all__ = ["Drafts", "Given", "find_drafts"]
-
 _SINCE: Final = "7d"
 _SESSIONS: Final = 2000
 _LEAST_TESTED: Final = 200

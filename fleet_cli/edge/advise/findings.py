@@ -11,8 +11,6 @@ from fleet_cli.edge.advise.simulation.scenario import Scenario, auto, drafting, 
 from fleet_device.pacing.contract import Plan
 from fleet_device.pacing.throughput import Conditions
 
-__all__ = ["Capacity", "Findings", "Load", "conditions_of", "find", "find_capacity", "promised"]
-
 _WORTH: Final = 1.05
 """Drafting pays where it is so many times as fast as what the edge writes by itself: a model on the device costs."""
 

@@ -12,8 +12,6 @@ from schemas.codec import encode_draft, encode_verdict
 from schemas.messages import Draft, Verdict
 from schemas.policy import Mode
 
-__all__ = ["Assumptions", "Need", "Traffic", "need_of", "sources", "traffic_of"]
-
 _PUBACK: Final = 4
 _TOPIC: Final = "dssd/v1/fleet/device/down/verdict"
 _TOKEN: Final = 20_000

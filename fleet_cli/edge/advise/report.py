@@ -13,8 +13,6 @@ from fleet_device.pacing.contract import Plan
 from fleet_edge.step_time.curve import StepCurve
 from fleet_edge.step_time.curve_file import as_json as curve_json
 
-__all__ = ["as_json", "show_against", "show_curve", "show_findings", "show_fleet"]
-
 _LOADS: Final[list[Column[Load]]] = [
     Column("devices writing", lambda load: load.devices, "count", rank=0),
     Column("edge-only, tokens/s each", lambda load: load.streaming, "figure", rank=0),

@@ -6,8 +6,6 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-__all__ = ["LEVEL", "Client", "Level", "Text", "Window"]
-
 
 @dataclass(frozen=True, slots=True)
 class Level:

@@ -33,18 +33,6 @@ from fleet_edge.verifiers.contract import Item, Logits, Verifier
 from fleet_edge.verifiers.registry import load_verifier
 from schemas.policy import Mode, SamplingPolicy
 
-__all__ = [
-    "LONGEST_DRAFT",
-    "Acceptance",
-    "MeasuredText",
-    "Measurement",
-    "Position",
-    "WrittenText",
-    "compare",
-    "measure",
-    "write_texts",
-]
-
 LONGEST_DRAFT: Final = 8
 """Tokens: expectations are given for drafts up to this long."""
 

@@ -17,8 +17,6 @@ from fleet_device.drafters.model_source import locate_model
 from fleet_device.drafters.unlike import LEAST_OVERLAP, CommonTokens
 from fleet_device.texts.chat import ChatError, ChatMessage, ChatTemplate
 
-__all__ = ["CheckedPair", "Finding", "Outcome", "Overlap", "check_pair", "findings_of", "locate_target"]
-
 _SHOWN: Final = 6
 _CHATS: Final = (
     (("user", "Why?"),),

@@ -16,17 +16,6 @@ from fleet_device.drafters.gguf import GgufModel
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 from schemas.vocabulary import Vocabulary
 
-__all__ = [
-    "FolderWeights",
-    "Form",
-    "LayerShape",
-    "ModelFacts",
-    "folder_facts",
-    "gguf_facts",
-    "layers_of",
-    "read_weights",
-]
-
 
 class Form(StrEnum):
     """What a model lies in."""

@@ -15,8 +15,6 @@ from typing import Final
 
 from fleet_cli.models.errors import ModelsError
 
-__all__ = ["GgufHeader", "ModelUnreadable", "TensorEntry", "Value", "read_header"]
-
 Value = int | float | str | tuple[int | float, ...]
 
 _MAGIC: Final = b"GGUF"

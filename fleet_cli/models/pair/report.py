@@ -11,8 +11,6 @@ from fleet_cli.models.pair.facts import Form, ModelFacts
 from fleet_cli.tables import Column, print_table
 from schemas.printable import printable_line
 
-__all__ = ["UNIT", "Need", "as_json", "device_need", "edge_needs", "file_bytes", "show", "show_acceptance"]
-
 UNIT: Final = 1000
 """Tokens of a text, prompt included, that memory for keys and values is given for."""
 

@@ -11,8 +11,6 @@ from fleet_cli.models.errors import ModelsError
 from fleet_cli.models.files import PARTIAL, seal
 from schemas.vocabulary import Vocabulary, token_strings
 
-__all__ = ["VocabularyUnusable", "write_vocabulary"]
-
 _KEPT: Final = ("general.", "tokenizer.")
 _TOKENS: Final = "tokenizer.ggml.tokens"
 _ALIGNMENT: Final = 32

@@ -32,8 +32,6 @@ from fleet_common.mqtt.routing import Route
 from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.mqtt.tls.context import LinkContext
 
-__all__ = ["Connection", "ConnectionLost"]
-
 READS: Final = 32  # packets that the library takes before what waits to be sent has its turn
 IDENTIFIERS: Final = 65_535
 

@@ -10,8 +10,6 @@ from fleet_common.mqtt.outbox.announced import Announced
 from fleet_common.mqtt.tls.context import LinkContext
 from fleet_common.mqtt.tls.credentials import Credentials
 
-__all__ = ["Handover"]
-
 _log = logging.getLogger(__name__)
 
 

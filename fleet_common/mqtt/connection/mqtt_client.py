@@ -20,8 +20,6 @@ from fleet_common.mqtt.settings import LinkSettings
 from fleet_common.mqtt.tls.context import LinkContext
 from fleet_common.mqtt.tls.stream import TlsStream
 
-__all__ = ["HANDOVER_S", "connect_properties", "goodbye_properties", "make_client"]
-
 
 class _ScreenedClient(Client):
     """A client that reads from a `ScreenedSocket`, as paho's own reads from its wrapper for WebSockets."""

@@ -8,8 +8,6 @@ import struct
 import termios
 from typing import Any, Final
 
-__all__ = ["MAX_POLL_S", "Waker", "has_arrived", "wait"]
-
 
 class Waker:
     """Wakes a thread that polls."""

@@ -18,8 +18,6 @@ from typing import Final
 from fleet_common.mqtt.counters import Accepts, Guard
 from fleet_common.mqtt.link import Message
 
-__all__ = ["PUBACK", "BrokenStream", "Screen"]
-
 PUBLISH: Final = 0x30
 PUBACK: Final = 0x40
 TYPE: Final = 0xF0

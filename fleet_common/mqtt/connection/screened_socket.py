@@ -12,8 +12,6 @@ from typing import Any, Final
 from fleet_common.mqtt.connection.screen import PUBACK, BrokenStream, Screen
 from fleet_common.mqtt.tls.stream import TlsStream
 
-__all__ = ["ScreenedSocket"]
-
 PINGREQ: Final = b"\xc0\x00"
 CHUNK: Final = 1 << 16
 LONGEST_PAUSE_S: Final = 0.008

@@ -9,8 +9,6 @@ two.
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["Silence"]
-
 # In keepalives. The library asks after one: usually its ping is answered, and ours is not needed.
 ASK: Final = 1.1
 GIVE_UP: Final = 1.5

@@ -5,8 +5,6 @@ from typing import Final, Self
 
 from paho.mqtt.properties import Properties
 
-__all__ = ["DEFAULT_RECEIVE_MAXIMUM", "LEAST_PACKET_BYTES", "Announced"]
-
 DEFAULT_RECEIVE_MAXIMUM = 65_535
 LEAST_PACKET_BYTES = 4096
 """Smallest useful packet limit of a broker: states, verdicts and short prompts fit."""

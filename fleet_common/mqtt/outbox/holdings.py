@@ -4,8 +4,6 @@ import heapq
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-__all__ = ["Holdings"]
-
 K = TypeVar("K", bound=Hashable)
 SPARE = 64  # outdated records kept before they are cleared away
 

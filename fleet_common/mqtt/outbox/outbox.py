@@ -16,8 +16,6 @@ from fleet_common.mqtt.errors import NotConnected
 from fleet_common.mqtt.outbox.holdings import Holdings
 from fleet_common.mqtt.outbox.outgoing import Outgoing
 
-__all__ = ["Outbox"]
-
 TURN_BYTES: Final = 1024  # that a flow may send before the next one has its turn
 MOST_IN_A_ROW: Final = 8  # priority messages, where others wait
 LOOK_S: Final = 0.25  # at least between two searches for expired messages, which look at all

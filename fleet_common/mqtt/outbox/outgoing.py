@@ -9,8 +9,6 @@ from fleet_common.mqtt.link import OutcomeHandler
 from fleet_common.mqtt.outbox.packets import publish_packet_bytes
 from fleet_common.mqtt.routing import check_topic
 
-__all__ = ["Outgoing"]
-
 FLOW_LEVELS: Final = 4  # dssd/v1/<fleet>/<client>
 
 

@@ -6,8 +6,6 @@ connection, and a client that then sends it again does so for ever.
 
 from collections import OrderedDict
 
-__all__ = ["AliasTable", "publish_packet", "publish_packet_bytes"]
-
 PUBLISH = 0x30
 EXPIRY, CONTENT_TYPE, ALIAS = 0x02, 0x03, 0x23
 TWO_BYTE_LENGTH = 2

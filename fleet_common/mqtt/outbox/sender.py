@@ -10,8 +10,6 @@ from fleet_common.mqtt.outbox.outbox import Outbox
 from fleet_common.mqtt.outbox.outgoing import Outgoing
 from fleet_common.mqtt.settings import LinkSettings
 
-__all__ = ["Sender"]
-
 _log = logging.getLogger(__name__)
 
 

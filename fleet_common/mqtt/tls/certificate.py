@@ -6,8 +6,6 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-__all__ = ["certificate_end", "certificate_name"]
-
 
 def certificate_end(path: Path | None) -> datetime | None:
     """Return until when a certificate (PEM) is valid, with its time zone; None if there is none that can be read."""

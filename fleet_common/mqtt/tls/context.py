@@ -11,8 +11,6 @@ from fleet_common.mqtt.errors import ConnectFailed, LinkFault
 from fleet_common.mqtt.failures import reason_of
 from fleet_common.mqtt.settings import TlsSettings
 
-__all__ = ["LinkContext", "tls_context"]
-
 # For TLS 1.2: ephemeral keys and authenticated encryption only. TLS 1.3 has nothing else.
 CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL:!eNULL"
 

@@ -15,8 +15,6 @@ from fleet_common.mqtt.errors import ConnectFailed
 from fleet_common.mqtt.settings import TlsSettings
 from fleet_common.mqtt.tls.context import LinkContext, tls_context
 
-__all__ = ["Credentials"]
-
 LOOK_S: Final = 1.0
 RETRY_S: Final = 600.0  # before files that the broker refused are tried again
 

@@ -13,8 +13,6 @@ from typing import Final
 
 from fleet_common.mqtt.tls.context import LinkContext
 
-__all__ = ["TlsStream"]
-
 CHUNK: Final = 1 << 16  # of one reading from the network
 RECORD: Final = 1 << 14  # most bytes in a record (RFC 8446, 5.1)
 

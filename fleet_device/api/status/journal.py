@@ -11,8 +11,6 @@ from fleet_device.client.telemetry import DeviceTotals
 from fleet_device.texts.generate import GeneratedText
 from schemas.control import Telemetry
 
-__all__ = ["Journal"]
-
 _SHOWN: Final = 2000
 """Characters of a text that are kept."""
 

@@ -20,8 +20,6 @@ from starlette.routing import Route
 from fleet_common.terminal import printable
 from fleet_device.offline import OfflinePolicy
 
-__all__ = ["REFRESH_S", "render_status", "status_routes"]
-
 REFRESH_S: Final = 5
 """Seconds after which a browser asks for the page again."""
 

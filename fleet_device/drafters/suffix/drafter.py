@@ -29,8 +29,6 @@ from fleet_device.settings import DeviceSettings
 from schemas.policy import SamplingPolicy
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["Guess", "SuffixDrafter", "Trust", "history_folder", "load", "make_guess", "restrict", "stand_before"]
-
 _ALIKE: Final = (4, 8, 16)
 _AGREED: Final = (0.5, 0.8, 0.999)
 _PLACES: Final = (2, 5)

@@ -18,8 +18,6 @@ import numpy as np
 from fleet_device.drafters.suffix.index import Ints, Match, SuffixIndex, token_bytes
 from schemas.vocabulary import Vocabulary
 
-__all__ = ["History", "HistoryFile", "forget_histories"]
-
 _log = logging.getLogger(__name__)
 
 _MAGIC: Final = b"fleet-history 1\n"

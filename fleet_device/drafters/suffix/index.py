@@ -15,8 +15,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LONGEST", "Match", "SuffixIndex", "token_bytes"]
-
 LENGTHS: Final = (2, 4, 8)
 """Tokens that are hashed together. A single one is so nearly everywhere."""
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite
     from sqlalchemy.sql import ColumnElement
 
-__all__ = ["Inserts"]
-
 
 class Inserts:
     """Makes them.

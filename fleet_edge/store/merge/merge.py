@@ -48,8 +48,6 @@ from fleet_edge.store.records.texts import TextWritten
 from fleet_edge.store.rollups.grains import Grain, floor
 from fleet_edge.store.rollups.marks import mark_stale
 
-__all__ = ["Merge", "merge_for"]
-
 _OfSession = SessionOpened | SegmentProgress | RoundJudged | TextWritten | SegmentLeft | SessionClosed
 R = TypeVar("R", bound=Record)
 

@@ -15,25 +15,6 @@ from fleet_edge.store.records.sessions import CloseReported, SessionClosed, Sess
 from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
 from fleet_edge.store.records.texts import TextWritten
 
-__all__ = [
-    "Parameters",
-    "bound",
-    "closed_by_device",
-    "event",
-    "fence",
-    "judged_round",
-    "load",
-    "presence_since",
-    "progress",
-    "reported",
-    "seen",
-    "since_open",
-    "spans",
-    "state",
-    "telemetry",
-    "text",
-]
-
 Parameters = dict[str, Any]
 _MILLISECOND: Final = timedelta(milliseconds=1)
 

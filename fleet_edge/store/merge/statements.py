@@ -11,24 +11,6 @@ from sqlalchemy.sql.dml import Update
 
 from fleet_edge.store.models import Base, DeviceRow, SegmentRow, SessionRow
 
-__all__ = [
-    "CLOSE_BY_DEVICE",
-    "CLOSE_SEGMENT",
-    "CLOSE_SESSION",
-    "DESCRIBE_SEGMENT",
-    "DESCRIBE_SESSION",
-    "DEVICE_COUNTERS",
-    "DEVICE_PRESENCE_SINCE",
-    "DEVICE_STATE",
-    "DEVICE_TELEMETRY",
-    "EDGE_LOAD",
-    "EDGE_STATE",
-    "SEGMENT_DESCRIPTION",
-    "SERVE_SESSION",
-    "SESSION_DESCRIPTION",
-    "set_latest",
-]
-
 SESSION_DESCRIPTION: Final = (
     "app",
     "draft_model",

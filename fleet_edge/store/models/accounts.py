@@ -7,8 +7,6 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from fleet_edge.store.models.base import Base
 
-__all__ = ["AccountRow", "ApiKeyRow", "LoginRow"]
-
 
 class AccountRow(Base):
     """An account. `password` is an argon2id hash; None: it is only known by a proxy's header, or by keys."""

@@ -7,8 +7,6 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from fleet_edge.store.models.base import Base
 
-__all__ = ["AlertLeaseRow", "AlertRow"]
-
 _OPEN = text("cleared_at IS NULL")
 
 

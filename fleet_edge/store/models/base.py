@@ -8,8 +8,6 @@ from sqlalchemy import BigInteger, DateTime, Dialect, Double, MetaData, Text
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-__all__ = ["REVISION", "Base", "CleanText", "Seed", "UtcDateTime"]
-
 
 class UtcDateTime(TypeDecorator[datetime]):
     """An instant, always UTC: SQLite keeps no zone and PostgreSQL answers in the connection's."""

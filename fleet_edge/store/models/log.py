@@ -13,18 +13,6 @@ from sqlalchemy.orm import Mapped, mapped_column
 from fleet_edge.store.models.base import Base, Seed
 from fleet_edge.store.models.rollups import add_counters
 
-__all__ = [
-    "DeviceRow",
-    "EdgeRow",
-    "EventRow",
-    "FenceLiftRow",
-    "FenceRow",
-    "ReportedCloseRow",
-    "RoundRow",
-    "SegmentRow",
-    "SessionRow",
-]
-
 
 class DeviceRow(Base):
     """A device and its latest state; `silent_since` is set by a job, and cleared when it is seen again."""

@@ -7,8 +7,6 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from fleet_edge.store.models.base import Base
 
-__all__ = ["RolloutRow"]
-
 
 class RolloutRow(Base):
     """One machine in one rollout. No foreign keys: a machine may be rolled out to before it is first seen."""

@@ -9,8 +9,6 @@ from sqlalchemy.orm import Mapped, mapped_column
 from fleet_edge.counters import SegmentCounters
 from fleet_edge.store.models.base import Base
 
-__all__ = ["DeviceRollupRow", "DistributionRow", "FleetRollupRow", "RollupMarkRow", "RollupRow", "StaleHourRow"]
-
 
 class _Sums:
     """What rollups sum; a column for each counter of a segment comes on top.

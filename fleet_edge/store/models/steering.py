@@ -10,8 +10,6 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from fleet_edge.store.models.base import Base
 
-__all__ = ["AuditRow", "CommandRow", "LabelRow", "ReportedSettingsRow", "WantedSettingsRow"]
-
 
 class LabelRow(Base):
     """A label of a device, who gave it, and when."""

@@ -7,8 +7,6 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from fleet_edge.store.models.base import Base
 
-__all__ = ["TextRow"]
-
 
 class TextRow(Base):
     """A piece of a text, from token `start` on; goes with its segment.

@@ -5,8 +5,6 @@ from datetime import datetime
 
 from fleet_edge.store.event_codes import Severity
 
-__all__ = ["EventLogged"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventLogged:

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-__all__ = ["ADMINISTRATOR", "DeviceFenced", "FenceLifted"]
-
 ADMINISTRATOR: Final = "the administrator"
 """Who fences or lifts, where it is no edge. Its spaces keep it apart from the name of any edge."""
 

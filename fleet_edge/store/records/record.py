@@ -7,8 +7,6 @@ from fleet_edge.store.records.sessions import CloseReported, SessionClosed, Sess
 from fleet_edge.store.records.sightings import DeviceSeen, DeviceTold, EdgeLoad, EdgeSeen
 from fleet_edge.store.records.texts import TextWritten
 
-__all__ = ["Record"]
-
 Record = (
     DeviceSeen
     | EdgeSeen

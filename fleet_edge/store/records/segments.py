@@ -10,8 +10,6 @@ from typing import Final
 
 from fleet_edge.counters import SegmentCounters
 
-__all__ = ["LeaveReason", "RoundJudged", "SegmentLeft", "SegmentProgress", "segment_number", "segment_time"]
-
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 

@@ -16,8 +16,6 @@ from schemas.reasons import EndReason
 if TYPE_CHECKING:
     from schemas.messages import Close
 
-__all__ = ["CloseReported", "DeviceCounters", "SessionClosed", "SessionOpened"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceCounters:

@@ -5,8 +5,6 @@ from datetime import datetime
 
 from schemas.control import Presence
 
-__all__ = ["DeviceSeen", "DeviceTold", "EdgeLoad", "EdgeSeen"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSeen:

@@ -8,8 +8,6 @@ from itertools import pairwise
 from fleet_edge.store.rollups.grains import HOUR, Grain, ceiling, floor
 from fleet_edge.store.rollups.marks import BEGINNING, Mark, Marks
 
-__all__ = ["Piece", "cover"]
-
 
 @dataclass(frozen=True, slots=True)
 class Piece:

@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
-__all__ = ["Distribution"]
-
 _BUCKETS_PER_DOUBLING: Final = 8
 _LEAST: Final = -8 * _BUCKETS_PER_DOUBLING  # 4 µs, in ms
 _MOST: Final = 24 * _BUCKETS_PER_DOUBLING  # 4.6 hours

@@ -13,8 +13,6 @@ from fleet_edge.store.rollups.distribution import Distribution
 from fleet_edge.store.rollups.grains import Grain
 from fleet_edge.store.rollups.sums import opened_in
 
-__all__ = ["Measure", "distributions", "of_rollups", "of_segments"]
-
 
 class Measure(StrEnum):
     """What is measured once in each segment, in milliseconds."""

@@ -3,8 +3,6 @@
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-__all__ = ["DAY", "HOUR", "Grain", "ceiling", "floor", "following"]
-
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 

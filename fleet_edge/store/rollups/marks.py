@@ -11,8 +11,6 @@ from sqlalchemy import Connection, select, update
 from fleet_edge.store.models import RollupMarkRow, StaleHourRow
 from fleet_edge.store.upserts import insert_into
 
-__all__ = ["BEGINNING", "Mark", "Marks", "mark_stale", "raise_mark"]
-
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 """Before any session."""
 

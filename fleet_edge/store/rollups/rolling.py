@@ -42,8 +42,6 @@ from fleet_edge.store.upserts import insert_into
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql, sqlite
 
-__all__ = ["Enough", "roll_up"]
-
 _log = logging.getLogger(__name__)
 
 _ATTEMPTS: Final = 3  # to write an hour as it was read; segments are written all the time

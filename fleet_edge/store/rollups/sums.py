@@ -13,19 +13,6 @@ from fleet_edge.store.models import DeviceRollupRow, FleetRollupRow, RollupRow, 
 from fleet_edge.store.records.segments import segment_number
 from fleet_edge.store.rollups.cover import Piece
 
-__all__ = [
-    "COARSER",
-    "COUNTED",
-    "KEY",
-    "SUMMED",
-    "Dimension",
-    "by_row",
-    "opened_in",
-    "segment_sums",
-    "sums",
-    "time_of_hour",
-]
-
 SUMMED: Final = ("duration_ms", *SEGMENT_COUNTERS)
 """Columns of a segment that add up."""
 

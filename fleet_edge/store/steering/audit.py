@@ -12,8 +12,6 @@ from fleet_edge.store.models import AuditRow
 from fleet_edge.store.steering.views import AuditView
 from schemas.printable import printable_line
 
-__all__ = ["DONE", "AuditEntry", "end_audit", "read_audit", "record_audit"]
-
 DONE: Final = "done"
 """Outcome of an action that was carried out; any other is a sentence or a word that says what came of it."""
 

@@ -10,8 +10,6 @@ from fleet_edge.store.models import CommandRow
 from fleet_edge.store.steering.views import CommandView
 from schemas.steering import CommandRequest
 
-__all__ = ["SILENT", "CommandEnd", "end_commands", "keep_commands", "read_commands"]
-
 SILENT = "silent"
 """Outcome of a command that was not answered in time."""
 

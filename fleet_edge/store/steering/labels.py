@@ -7,8 +7,6 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from fleet_edge.store.models import DeviceRow, LabelRow
 
-__all__ = ["add_labels", "devices_with_labels", "read_labels", "remove_labels", "retire", "retired"]
-
 
 def read_labels(connection: Connection, *, devices: Collection[str] | None = None) -> dict[str, tuple[str, ...]]:
     """Return the labels of each device that has any, by its name; of all devices unless some are named."""

@@ -12,8 +12,6 @@ from fleet_edge.store.steering.views import ReportedView, WantedView
 from fleet_edge.store.upserts import insert_into
 from schemas.steering import DesiredSettings, ReportedSettings
 
-__all__ = ["forget_settings", "keep_reported", "keep_wanted", "known_devices", "read_reported", "read_wanted"]
-
 
 def keep_wanted(connection: Connection, wanted: Mapping[str, DesiredSettings], *, now: datetime) -> None:
     """Keep what devices are wanted to have, by the device's name, in place of what was wanted before."""

@@ -6,8 +6,6 @@ from datetime import datetime
 
 from schemas.steering import SettingValue
 
-__all__ = ["AuditView", "CommandView", "ReportedView", "WantedView"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditView:

@@ -17,8 +17,6 @@ from fleet_edge.verifiers.source import check_gguf, check_source, is_gguf
 if TYPE_CHECKING:
     from fleet_edge.settings import EdgeSettings
 
-__all__ = ["LLAMA_CPP", "TORCH", "Candidate", "Candidates", "find_candidates", "gguf_beside", "is_installed"]
-
 TORCH: Final = "torch"
 LLAMA_CPP: Final = "llama.cpp"
 

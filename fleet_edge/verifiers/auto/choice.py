@@ -30,8 +30,6 @@ from fleet_edge.verifiers.auto.measurement import MEASURED_BY, Measurement, Mill
 from fleet_edge.verifiers.contract import VerifierError
 from fleet_edge.verifiers.source import is_gguf
 
-__all__ = ["choose_engine", "circumstances", "measure_apart"]
-
 _PACKAGES: Final = ("dssd-fleet", "torch", "transformers", "llama-cpp-python")
 _CPU_KEYS: Final = ("model name", "flags", "Features", "CPU part")
 

@@ -23,8 +23,6 @@ from fleet_edge.verifiers.contract import CapacityExceeded, Item, Logits, Unsupp
 from fleet_edge.verifiers.registry import load_verifier
 from schemas.errors import FleetError
 
-__all__ = ["MEASURED_BY", "SHAPES", "Measurement", "Report", "main", "measure"]
-
 MEASURED_BY: Final = frozenset(
     {"target", "dtype", "torch_device", "threads", "gpu_layers", "batch_invariant", "context", "kv_bytes"}
 )

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Final
 
-__all__ = ["Call", "Limits", "Part", "Share", "cost", "lay_out"]
-
 _ALONE: Final = 32
 """From so many tokens on, a stream is computed by itself: kernels gain nothing from company."""
 

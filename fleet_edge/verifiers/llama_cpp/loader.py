@@ -7,8 +7,6 @@ from fleet_edge.settings import EdgeSettings
 from fleet_edge.verifiers.contract import UnsupportedModel, Verifier, VerifierError
 from fleet_edge.verifiers.source import check_source, is_gguf
 
-__all__ = ["check", "load"]
-
 
 def check(settings: EdgeSettings) -> None:
     """Check that the target model that the settings name is a GGUF, as far as a glance at its file tells.

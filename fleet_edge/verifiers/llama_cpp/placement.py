@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["ActiveSequences", "Moves", "nearest", "plan_moves"]
-
 _PATIENCE: Final = 2
 """A sequence counts as active for this many times the longest pause between two of its steps."""
 

@@ -18,8 +18,6 @@ from fleet_edge.verifiers.contract import CapacityExceeded, UnsupportedModel, Ve
 from fleet_edge.verifiers.llama_cpp.layout import Call
 from fleet_edge.verifiers.llama_cpp.target import GgufTarget
 
-__all__ = ["BATCH", "CELL_ROUNDING", "Slab", "SlabShape"]
-
 CELL_ROUNDING: Final = 256
 """llama.cpp makes streams of a multiple of so many cells."""
 

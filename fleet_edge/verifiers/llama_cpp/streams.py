@@ -11,8 +11,6 @@ from typing import Final
 from fleet_edge.verifiers.llama_cpp.placement import nearest
 from fleet_edge.verifiers.llama_cpp.slab import BATCH, CELL_ROUNDING, Slab, SlabShape
 
-__all__ = ["Place", "Plan", "StreamTable", "plan_streams"]
-
 _SLAB_STREAMS: Final = 64
 """Most streams of a slab, which takes memory for all at once: each slab of a step is a pass over the weights."""
 

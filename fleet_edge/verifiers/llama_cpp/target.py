@@ -9,8 +9,6 @@ from fleet_common.llama.gguf_file import GgufFile
 from fleet_common.llama.library import library
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 
-__all__ = ["GgufTarget", "open_target"]
-
 _GIGA: Final = 1e9
 
 

@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from fleet_edge.verifiers.contract import Item, UnsupportedModel, Verifier
 
-__all__ = ["measure_call_tokens", "run_trial"]
-
 _LENGTH: Final = 24
 _SEED: Final = 20_261_125
 

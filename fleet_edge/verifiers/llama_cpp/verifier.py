@@ -25,8 +25,6 @@ from fleet_edge.verifiers.llama_cpp.target import GgufTarget
 from fleet_edge.verifiers.llama_cpp.trial import measure_call_tokens, run_trial
 from fleet_edge.verifiers.sequences import SequenceTable
 
-__all__ = ["LlamaCppVerifier"]
-
 _FEWEST_TOKENS: Final = 256
 
 _ALIKE: Final = 2

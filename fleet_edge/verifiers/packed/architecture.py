@@ -16,8 +16,6 @@ from fleet_edge.verifiers.contract import Item, UnsupportedModel, Verifier
 from fleet_edge.verifiers.packed.attention import IMPLEMENTATION, Call, register, running
 from fleet_edge.verifiers.packed.kv import LayerShape
 
-__all__ = ["context_of", "inspect_model", "refusal", "run_trial"]
-
 _SERVED_LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
 _NEEDED_ARGUMENTS: Final = ("input_ids", "position_ids", "use_cache", "logits_to_keep")
 

@@ -18,8 +18,6 @@ from transformers import AttentionInterface
 from fleet_edge.verifiers.contract import UnsupportedModel
 from fleet_edge.verifiers.packed.layout import FEW_ROWS, Group, Layout, Write
 
-__all__ = ["IMPLEMENTATION", "Call", "PackedStep", "Step", "attend", "register", "running"]
-
 IMPLEMENTATION: Final = "packed_sequences"
 """Name in transformers' registry. No mask function has this name, so transformers builds no mask."""
 

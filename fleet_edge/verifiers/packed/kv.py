@@ -20,17 +20,6 @@ from typing import Final
 
 import torch
 
-__all__ = [
-    "KVStore",
-    "LayerShape",
-    "Slab",
-    "SlabMemory",
-    "Slot",
-    "servable_context",
-    "slot_capacity",
-    "tokens_to_serve",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:

@@ -14,8 +14,6 @@ import torch
 
 from fleet_edge.verifiers.packed.kv import Slab, Slot
 
-__all__ = ["Group", "Index", "Indices", "Layout", "Part", "Write", "lay_out"]
-
 
 class Index:
     """One list; a tensor once all have been sent."""

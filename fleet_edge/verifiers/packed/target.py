@@ -24,22 +24,6 @@ from fleet_edge.verifiers.packed.tokens import gguf_tokens, repository_tokens
 from fleet_edge.verifiers.source import check_folder, check_gguf, check_repository, is_gguf
 from schemas.vocabulary import Vocabulary, token_strings
 
-__all__ = [
-    "AUTO",
-    "DTYPES",
-    "Target",
-    "check_memory",
-    "describe",
-    "end_tokens",
-    "folder_numbers",
-    "gguf_numbers",
-    "load_target",
-    "resolve_device",
-    "resolve_dtype",
-    "target_tokens",
-    "text_config",
-]
-
 _log = logging.getLogger(__name__)
 
 AUTO: Final = "auto"

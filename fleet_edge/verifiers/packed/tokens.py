@@ -15,8 +15,6 @@ from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 from schemas.vocabulary import MAX_VOCABULARY
 
-__all__ = ["encode", "gguf_tokens", "grammar_tokenizer", "repository_tokens"]
-
 _TOKENS_KEY = "tokenizer.ggml.tokens"
 
 

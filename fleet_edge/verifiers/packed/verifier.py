@@ -25,8 +25,6 @@ from fleet_edge.verifiers.packed.tokens import encode, grammar_tokenizer
 from fleet_edge.verifiers.sequences import SequenceTable
 from fleet_edge.verifiers.source import check_source
 
-__all__ = ["PackedVerifier", "check", "load"]
-
 _log = logging.getLogger(__name__)
 
 FEWEST_TOKENS: Final = 256

@@ -16,8 +16,6 @@ from fleet_edge.verifiers.remote.dialect import Call
 from fleet_edge.verifiers.remote.errors import BadSetting, EndpointBusy, EndpointFailed, RequestRefused
 from schemas.printable import printable_line
 
-__all__ = ["ApiKey", "Client", "LoopThread"]
-
 _MOST_BYTES: Final = 4096
 
 

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from fleet_edge.verifiers.remote.errors import BadAnswer
 
-__all__ = ["Call", "Dialect", "Question", "SgLang", "TopRows", "Vllm", "as_list", "as_map", "check_rows"]
-
 # What rounding may add to a sum of probabilities, or take from it.
 _ROUNDING: Final = 1e-3
 _MOST_PADDING: Final = 4096

@@ -17,8 +17,6 @@ from fleet_edge.verifiers.remote.errors import BadAnswer, EndpointFailed, Reques
 from fleet_edge.verifiers.remote.tokenizer import readings
 from schemas.printable import printable_line
 
-__all__ = ["Breaker", "Endpoint", "Expected", "Identity"]
-
 _FIRST_S: Final = 0.5
 _LONGEST_S: Final = 15.0
 

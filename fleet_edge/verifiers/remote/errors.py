@@ -12,8 +12,6 @@
 
 from fleet_edge.verifiers.contract import VerifierError
 
-__all__ = ["BadAnswer", "BadSetting", "EndpointBusy", "EndpointFailed", "RequestRefused"]
-
 
 class BadSetting(VerifierError):  # noqa: N818 - reads as what it says
     """A setting of the remote verifier cannot work.

@@ -19,8 +19,6 @@ from fleet_edge.verifiers.remote.dialect import Question, TopRows
 from fleet_edge.verifiers.remote.endpoint import Endpoint, Expected, Identity
 from fleet_edge.verifiers.remote.errors import EndpointBusy, EndpointFailed, RequestRefused
 
-__all__ = ["Affinity", "Pool", "PoolTimes"]
-
 _POINTS: Final = 64
 _LOAD_FACTOR: Final = 1.25
 

@@ -14,8 +14,6 @@ from typing import Any, Final
 from fleet_edge.verifiers.contract import UnsupportedModel, VerifierError
 from schemas.vocabulary import token_strings
 
-__all__ = ["LocalTokens", "check_local", "load_local", "readings", "sample_tokens"]
-
 _CONFIGS: Final = ("generation_config.json", "config.json")
 _END_KEYS: Final = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
 _GGUF_MAGIC: Final = b"GGUF"

@@ -28,8 +28,6 @@ from schemas.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from fleet_edge.settings import EdgeSettings
 
-__all__ = ["DIALECTS", "RemoteVerifier", "check", "connect", "endpoint_urls", "load"]
-
 # Beyond a step's own bound: the loop's thread may be kept from running.
 _LATE_S: Final = 5.0
 _CLOSE_S: Final = 5.0

@@ -2,8 +2,6 @@
 
 from fleet_edge.step_time.curve import StepCurve
 
-__all__ = ["AVX2", "CHEAP_TOKENS", "LLAMA_CPP", "constant"]
-
 AVX2 = StepCurve(
     rows={
         1: ((1, 13), (3, 25), (5, 31), (9, 42)),

@@ -11,8 +11,6 @@ from tests.fuzz.targets.device import DeviceTarget
 from tests.fuzz.targets.edge import EdgeTarget
 from tests.fuzz.targets.screen import ScreenTarget
 
-__all__ = ["TARGETS", "Target"]
-
 
 class Target(Protocol):
     """What is fuzzed.

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-__all__ = ["READERS", "Unreadable"]
-
 Check = Callable[[Any], Any]
 """Takes a value from the wire, returns what it means as messages.toml spells it, or raises `Unreadable`."""
 

@@ -14,8 +14,6 @@ from fleet_admin.dashboard.visit import Visit
 from fleet_admin.dashboard.web.csv import csv_response
 from fleet_admin.reports import ALERTS, alert_state
 
-__all__ = ["PAGES"]
-
 _PATH: Final = "/alerts"
 _MOST: Final = 1_000
 _MOST_AT_ONCE: Final = 100

@@ -13,8 +13,6 @@ from fleet_admin.dashboard.web.csv import csv_response
 from fleet_admin.reports import AUDIT
 from fleet_edge.store.steering.views import AuditView
 
-__all__ = ["PAGES"]
-
 _MOST: Final = 2_000
 _MOST_CSV: Final = 50_000
 

@@ -14,8 +14,6 @@ from fleet_admin.reports import edge_columns
 from fleet_edge.store.states import MachineState
 from fleet_edge.store.views import EdgeView
 
-__all__ = ["PAGES"]
-
 
 def show(visit: Visit) -> Response:
     """Show the table, or give it as CSV."""

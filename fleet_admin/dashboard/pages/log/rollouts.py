@@ -12,8 +12,6 @@ from fleet_admin.dashboard.web.csv import csv_response
 from fleet_admin.reports import MACHINES, RELEASES, ROLLOUTS
 from fleet_edge.store.rollouts import MachineRelease, MachineRollout, Rollout
 
-__all__ = ["PAGES"]
-
 _PATH: Final = "/rollouts"
 _MOST: Final = 500
 

@@ -13,8 +13,6 @@ from fleet_admin.dashboard.written_text import WrittenText, written_text
 from fleet_edge.store.errors import NotFound, StoreError, StoreUnavailable
 from fleet_edge.store.views import RoundView, SegmentView, SessionView
 
-__all__ = ["PAGES"]
-
 _ROUNDS: Final = 25
 _EVENTS: Final = 50
 _MOST_SEGMENTS: Final = 100

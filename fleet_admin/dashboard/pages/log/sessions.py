@@ -19,8 +19,6 @@ from fleet_edge.store.views import SessionView
 from schemas.policy import Mode
 from schemas.reasons import EndReason
 
-__all__ = ["PAGES", "address_of"]
-
 _PATH: Final = "/sessions"
 _PAGE: Final = 100
 _CSV_PAGE: Final = 500

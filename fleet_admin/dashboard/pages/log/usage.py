@@ -17,8 +17,6 @@ from fleet_admin.dashboard.web.csv import csv_response
 from fleet_admin.reports import edge_seconds, model_name, tally_columns
 from fleet_edge.store.views import UsageView
 
-__all__ = ["PAGES"]
-
 _BY: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "app": ("application", ("app",)),
     "device": ("device", ("device",)),

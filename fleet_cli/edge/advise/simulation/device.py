@@ -21,8 +21,6 @@ from fleet_device.pacing.contract import DraftOutcome, Pacing, Plan
 if TYPE_CHECKING:
     import simpy
 
-__all__ = ["Counts", "SimulatedDevice"]
-
 
 class Counts:
     """What devices have done.

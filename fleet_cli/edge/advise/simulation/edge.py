@@ -32,8 +32,6 @@ from fleet_edge.sessions.acceptance import AcceptanceByModel
 if TYPE_CHECKING:
     import simpy
 
-__all__ = ["SimulatedEdge", "Work"]
-
 _REPEATS: Final = "llama.cpp"
 _LEAST: Final = 2
 """The engine whose texts are computed in no fewer tokens where they are to repeat, to the bit, as coupled ones are."""

@@ -6,20 +6,6 @@ from dataclasses import dataclass
 from fleet_cli.edge.advise.service_level import Text
 from fleet_device.pacing.contract import EdgeLoad
 
-__all__ = [
-    "Close",
-    "Closed",
-    "Draft",
-    "Open",
-    "Opened",
-    "SimulatedText",
-    "ToDevice",
-    "ToEdge",
-    "Verdict",
-    "Write",
-    "Written",
-]
-
 
 @dataclass(slots=True, kw_only=True)
 class SimulatedText(Text):

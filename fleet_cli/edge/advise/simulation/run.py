@@ -18,8 +18,6 @@ from fleet_device.pacing.contract import Pacing
 if TYPE_CHECKING:
     import simpy
 
-__all__ = ["Outcome", "simulate"]
-
 _LOOK_S = 0.02
 
 

@@ -7,8 +7,6 @@ from fleet_device.pacing.adaptive import AdaptivePacing
 from fleet_device.pacing.contract import STREAMED, FixedPacing, Pacing
 from fleet_edge.step_time.curve import StepCurve
 
-__all__ = ["EdgeLimits", "Plan", "Scenario", "Timing", "auto", "drafting", "streaming"]
-
 Plan = Callable[[], Pacing]
 """Makes the pacing of one device."""
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from fleet_cli.edge.advise.simulation.messages import Draft, SimulatedText, Verdict, Write
 from fleet_device.pacing.contract import EdgeLoad
 
-__all__ = ["Session", "Stream"]
-
 
 @dataclass(slots=True)
 class Stream:
