@@ -15,5 +15,5 @@ class AdminSettings(Settings):
     variable_prefix: ClassVar[str] = "FLEET_ADMIN_"
 
     fleet: Name = setting("fleet", "Name of the fleet.")
-    name: Name = setting("monitor", "Name of this monitor; its identity at the broker, and no other program's.")
+    name: Name = setting("monitor", "Name of this monitor; its identity at the broker, used by no other program.")
     broker: BrokerSettings = Field(default_factory=BrokerSettings)

@@ -95,19 +95,17 @@ class DeviceSettings(Settings):
     models_dir: Path = setting(Path("models"), "Folder of the prepared models.")
     drafter: DrafterName = setting(
         "llama.cpp",
-        "What drafts: the model, `suffix`, which repeats what this device has written before and what the text has "
-        "said, `prompt-lookup`, which repeats only the latter, or `none`, which has the edge write; all but the first "
-        "need only the vocabulary of the model's file.",
+        "What drafts: the model; `suffix`, from earlier output and this request; `prompt-lookup`, from this "
+        "request; or `none`, for edge-only decoding. All but the first need only the vocabulary of the model's "
+        "file.",
     )
     suffix: bool = setting(
         False,  # noqa: FBT003 - a default
-        "Whether to draft beside the model from what this device has written before and what the text has said, where "
-        "that promises more tokens a second.",
+        "Whether to draft also from earlier output and this request, where that promises more tokens/s than the model.",
     )
     history_mb: int = setting(
         8,
-        "Most memory for what this device has written, from which `suffix` drafts; a quarter of it on disk, and 0 "
-        "keeps nothing.",
+        "Memory limit of the output history, from which `suffix` drafts; a quarter of it on disk. 0 keeps nothing.",
         unit="megabytes",
         rare=True,
         ge=0,
@@ -115,19 +113,19 @@ class DeviceSettings(Settings):
     )
     history_dir: Path | None = setting(
         None,
-        "Folder of what this device has written; left out, one of the device's name in the state folder "
+        "Folder of the output history; by default a folder with the device's name in the state folder "
         "(`STATE_DIRECTORY`, `$XDG_STATE_HOME/dssd-fleet`, or `~/.local/state/dssd-fleet`).",
         rare=True,
     )
     target_vocabulary: Path | None = setting(
         None,
-        "The target's vocabulary, where the draft model has another: a file made by `fleet models vocabulary`; drafts "
-        "are of the tokens that both have.",
+        "Vocabulary of the target, if the draft model has another one: a file made by `fleet models vocabulary`. "
+        "Drafts use the common tokens.",
     )
     threads: int = setting(1, "Threads of llama.cpp.", ge=1, le=1024)
     context: int = setting(
         2048,
-        "Most tokens of a text with its prompt; less where the memory is too small for it.",
+        "Maximum tokens of prompt and output; fewer if memory is short.",
         unit="tokens",
         rare=True,
         ge=16,
@@ -135,41 +133,41 @@ class DeviceSettings(Settings):
     )
     memory_mb: MemoryBudget = setting(
         AUTO,
-        "Most memory for the draft model's keys, values and buffers, of all its sequences, in addition to its weights: "
-        "context and batch become smaller to fit; `auto` takes half of what is free.",
+        "Memory limit for the draft model's keys, values and buffers, in addition to its weights; context and "
+        "batch shrink to fit. `auto` takes half of the free memory.",
         unit="megabytes",
         rare=True,
     )
     truncate: Truncate = setting(
         Truncate.REFUSE,
-        "What is done with a prompt that is too long for the context: refused, or cut at its start or in its middle; "
-        "of a chat the oldest turns are dropped first, and its template stays whole.",
+        "How to handle a prompt that is too long for the context: refuse it, or cut its start or middle. A chat "
+        "loses its oldest turns first, never its template.",
     )
     texts_at_once: int = setting(
         SESSIONS_PER_DEVICE,
-        "Most requests that run at once. The draft model serves 2 of them, and further ones use edge-only decoding, "
-        "which takes no memory; with `stream = false` each has memory for a context of its own.",
+        "Maximum number of running requests. The draft model serves 2 of them; further ones use edge-only "
+        "decoding, which takes no memory. With `stream = false` each has memory for its own context.",
         unit="requests",
         ge=1,
         le=64,
     )
     gpu_layers: int = setting(0, "Layers of the draft model on a GPU.", unit="layers", rare=True, ge=0, le=10_000)
     draft_length: DraftLength = setting(
-        AUTO, "Tokens in a draft; `auto` lets the device choose by what it measures.", unit="tokens"
+        AUTO, "Tokens per draft; with `auto` the device measures and chooses.", unit="tokens"
     )
     ahead: bool | Literal["auto"] = setting(
         AUTO,
-        "Whether to draft ahead of the verdict; `auto` chooses where `draft_length` is `auto`, and waits where it is "
-        "fixed.",
+        "Whether to draft before the last verdict arrives. `auto` chooses if `draft_length` is `auto`, and waits "
+        "if it is fixed.",
     )
     stream: bool | Literal["auto"] = setting(
         AUTO,
-        "Whether to use edge-only decoding instead of verifying drafts; `auto` chooses where `draft_length` is `auto`, "
-        "and drafts where it is fixed, except for requests that find the draft model busy (`texts_at_once`).",
+        "Whether to use edge-only decoding. `auto` chooses if `draft_length` is `auto`; if it is fixed, only "
+        "requests that find the draft model busy (`texts_at_once`) are edge-only.",
     )
     window: int = setting(
         8,
-        "Most drafts under way at once, whatever the edge grants.",
+        "Maximum drafts in flight, even if the edge grants more.",
         unit="drafts",
         rare=True,
         ge=1,
@@ -178,74 +176,71 @@ class DeviceSettings(Settings):
     mode: Mode = setting(Mode.RESIDUAL, "How drafts are verified.")
     padding: int = setting(
         0,
-        "Drafts are filled up to a multiple of this, so that their sizes tell less of the text; 0 leaves them as they "
-        "are.",
+        "Pad drafts to a multiple of this size, so that sizes reveal less; 0 is off.",
         unit="bytes",
         rare=True,
         ge=0,
         le=MAX_DRAFT_BYTES,
     )
     temperature: float = setting(0.7, "Sampling temperature; 0 is greedy.", ge=0, le=MAX_TEMPERATURE)
-    top_k: int = setting(50, "Most likely tokens that are kept; 0 keeps all.", unit="tokens", ge=0, le=MAX_TOP_K)
-    top_p: float = setting(0.95, "Probability mass that is kept; 1 keeps all.", gt=0, le=1)
+    top_k: int = setting(50, "Number of most likely tokens to keep; 0 keeps all.", unit="tokens", ge=0, le=MAX_TOP_K)
+    top_p: float = setting(0.95, "Probability mass to keep; 1 keeps all.", gt=0, le=1)
     seed: int | None = setting(
-        None, "Seed of all random decisions; left out, each text has a fresh one.", ge=0, le=MAX_SEED
+        None, "Seed of all random decisions; by default a new one per request.", ge=0, le=MAX_SEED
     )
-    max_new_tokens: int = setting(256, "Most tokens of a text.", unit="tokens", ge=0, le=MAX_TOKENS)
+    max_new_tokens: int = setting(256, "Maximum tokens of a request's output.", unit="tokens", ge=0, le=MAX_TOKENS)
     open_s: float = setting(
         INTERRUPTION_S, "Longest wait for an edge to answer an Open.", unit="seconds", rare=True, gt=0
     )
-    resume_s: float = setting(
-        120.0, "Longest wait for an edge to take a session over again.", unit="seconds", rare=True, gt=0
-    )
+    resume_s: float = setting(120.0, "Longest wait for an edge to resume a session.", unit="seconds", rare=True, gt=0)
     offline: OfflinePolicy = setting(
         OfflinePolicy.FAIL,
-        "What becomes of a text for which no edge answers: `fail` ends it with an error, `wait` goes on as soon as an "
-        "edge is back, `local` goes on with the draft model alone and marks what it writes as unverified.",
+        "What happens to a request when no edge answers: `fail` ends it with an error, `wait` continues when an "
+        "edge is back, `local` continues with the draft model and marks the output as unverified.",
     )
     rejoin: bool = setting(
         False,  # noqa: FBT003 - a default
-        "Whether an edge that is back verifies the rest of a text that went on without one; what is unverified is "
-        "replaced if nobody has read it yet, and stands otherwise.",
+        "Whether an edge that is back verifies the rest of a request that continued without one. Unverified "
+        "output is replaced unless it was streamed.",
     )
     offline_s: float | None = setting(
         None,
-        "Time without a broker, or without an edge that is online, after which `offline` applies; left out, 20 with "
-        "`fail`, which rides out a restart of broker or edge that takes 15 s, and 2 with `local`.",
+        "Time without a broker or an online edge after which `offline` applies; by default 20 with `fail`, which "
+        "covers a restart of 15 s, and 2 with `local`.",
         unit="seconds",
         rare=True,
         ge=0,
     )
     answer_s: float = setting(
         INTERRUPTION_S,
-        "Longest silence of an edge that says it is online, after which `offline` applies; longer than `verdict_s`, so "
-        "that another edge is asked first.",
+        "Silence of an online edge after which `offline` applies; longer than `verdict_s`, so that another edge "
+        "is tried first.",
         unit="seconds",
         rare=True,
         gt=0,
     )
     offline_log: Path = setting(
         Path("fleet-unverified.db"),
-        "File that keeps, until an edge has logged them, the counts and times of texts written without one.",
+        "File that keeps counts and times of requests without an edge, until an edge has logged them.",
         rare=True,
     )
     verdict_s: float = setting(10.0, "Wait before an unanswered draft is repeated.", unit="seconds", rare=True, gt=0)
     drain_s: float = setting(
-        10.0, "Time that the open text has to end when the device is asked to stop.", unit="seconds", rare=True, ge=0
+        10.0, "Time for running requests to end when the device stops.", unit="seconds", rare=True, ge=0
     )
     api_port: int = setting(8321, "Port of the local HTTP API; 0 turns it off.", ge=0, le=65535)
     api_token: SecretStr | None = setting(
-        None, "Bearer token that applications must send; left out, none is asked for.", rare=True, min_length=1
+        None, "Bearer token that applications must send; none by default.", rare=True, min_length=1
     )
     applications: Path | None = setting(
         None,
-        "File of the applications that may use the local API, each with a key and quotas, as `fleet device app` writes "
-        "it; left out, no key is asked for but `api_token`.",
+        "File of the applications that may use the local API, with keys and quotas, made by `fleet device app`; "
+        "without it only `api_token` applies.",
         rare=True,
     )
     api_waiting: int = setting(
         8,
-        "Most requests that wait while as many texts are being written as can be at once.",
+        "Maximum number of waiting requests.",
         unit="requests",
         rare=True,
         ge=0,
@@ -254,32 +249,31 @@ class DeviceSettings(Settings):
 
     steering: bool = setting(
         True,  # noqa: FBT003 - a default
-        "Whether an administrator may set what this device does, and give it commands, from afar.",
+        "Whether an administrator may change settings and send commands remotely.",
     )
     steering_fixed: str = setting(
         "",
-        "Settings that stay as they are configured here, whatever is wanted from afar: names with commas between.",
+        "Settings that remote changes do not affect, separated by commas.",
         rare=True,
     )
     steering_dir: Path | None = setting(
         None,
-        "Folder that keeps what was set from afar; left out, one in the state folder (`STATE_DIRECTORY`, "
-        "`$XDG_STATE_HOME/dssd-fleet`, or `~/.local/state/dssd-fleet`).",
+        "Folder that keeps remote settings; by default in the state folder (see `history_dir`).",
         rare=True,
     )
     log_level: LogLevel | None = setting(
         None,
-        "From which severity on the log is written; left out, `warning`, or `info` with `--verbose`.",
+        "Lowest severity that is logged; by default `warning`, or `info` with `--verbose`.",
         rare=True,
     )
     log_format: Literal["plain", "json"] = setting(
         "plain",
-        "How the log is written: `plain` lines, or `json`, an object a line, with what is below a warning too.",
+        "Format of the log: `plain` lines, or `json`, one object per line, including messages below a warning.",
         rare=True,
     )
     status_texts: int = setting(
         0,
-        "Latest texts that the status page shows, to everybody who may use the local API; 0 shows none.",
+        "Number of latest outputs on the status page, visible to all users of the local API; 0 shows none.",
         unit="texts",
         rare=True,
         ge=0,

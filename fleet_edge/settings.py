@@ -55,31 +55,30 @@ class RemoteSettings(BaseModel):
 
     endpoints: str = setting(
         "",
-        "Addresses of inference servers that serve the same model, with commas between them: "
+        "Addresses of inference servers with the same model, separated by commas: "
         "`http://10.0.0.5:8000,http://10.0.0.6:8000`.",
     )
-    api: Literal["vllm", "sglang"] = setting("vllm", "What the inference servers are.")
+    api: Literal["vllm", "sglang"] = setting("vllm", "Kind of the inference servers.")
     api_key_file: Path | None = setting(
-        None, "File with the key that the inference servers ask for; only its owner may read it."
+        None, "File with the API key of the inference servers; only its owner may read it."
     )
     server_ca: Path | None = setting(
         None,
-        "Certificates (PEM) of those who may vouch for inference servers at https:// addresses; left out, those that "
-        "the system trusts.",
+        "Certificate authorities (PEM) for https:// addresses; by default those of the system.",
         rare=True,
     )
     served_model: str = setting(
-        "", "Name of the model at the inference servers; may be left out where they serve one.", rare=True
+        "", "Name of the model at the inference servers; optional if they serve one.", rare=True
     )
     top_logprobs: int = setting(
         50,
-        "Log-probabilities asked for at each position: the largest `top_k` that devices may use.",
+        "Log-probabilities requested per position, and the largest `top_k` that devices may use.",
         ge=1,
         le=4096,
     )
     request_s: float = setting(
         5.0,
-        "Longest wait for an inference server's answer; then another one is asked.",
+        "Longest wait for an inference server's response; then another one is tried.",
         unit="seconds",
         rare=True,
         gt=0,
@@ -87,7 +86,7 @@ class RemoteSettings(BaseModel):
     )
     step_s: float = setting(
         15.0,
-        "Longest time of one step, all attempts at all inference servers included.",
+        "Longest time of one step, all attempts included.",
         unit="seconds",
         rare=True,
         gt=0,
@@ -95,7 +94,7 @@ class RemoteSettings(BaseModel):
     )
     health_s: float = setting(
         2.0,
-        "How often each inference server is asked whether it is well.",
+        "Interval of health checks.",
         unit="seconds",
         rare=True,
         gt=0,
@@ -103,18 +102,18 @@ class RemoteSettings(BaseModel):
     )
     away_s: float = setting(
         5.0,
-        "Time without any inference server after which this edge is offline to its devices, until one is back.",
+        "Time without any inference server after which this edge reports itself offline.",
         unit="seconds",
         rare=True,
         ge=0,
         le=3600,
     )
     connections: int = setting(
-        64, "Most connections to each inference server.", unit="connections", rare=True, ge=1, le=4096
+        64, "Maximum connections per inference server.", unit="connections", rare=True, ge=1, le=4096
     )
     known_tokens: int = setting(
         1 << 20,
-        "Most tokens of all open texts; what the inference servers' memory for keys and values holds is a good value.",
+        "Maximum tokens of all open sessions; use what the servers' memory for keys and values holds.",
         unit="tokens",
         rare=True,
         ge=1,
@@ -137,21 +136,19 @@ class EdgeSettings(Settings):
     )
     engine: EngineName = setting(
         AUTO,
-        "Engine that the large model runs in; `auto` is the faster one on this machine, measured once, of torch and "
-        "llama.cpp, where both are installed and can serve it (docs/engines.md).",
+        "Engine of the large model; `auto` measures torch and llama.cpp once and takes the faster one "
+        "(docs/engines.md).",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "Number format of the large model; `auto` is bfloat16 where that is fast, else float32."
+        "auto", "Number format of the large model; `auto` is bfloat16 if fast, else float32."
     )
     torch_device: str = setting(
         "auto",
-        "What the large model runs on, as torch names it (`cpu`, `cuda`, `cuda:1`); `auto` is a GPU if there is one.",
+        "Torch device of the large model (`cpu`, `cuda`, `cuda:1`); `auto` is a GPU if there is one.",
         min_length=1,
     )
     threads: int = setting(0, "Threads of the engine; 0 leaves it to the engine.", ge=0, le=1024)
-    gpu_layers: int = setting(
-        -1, "Layers that llama.cpp puts on a GPU, where it was built for one; -1 is all.", rare=True, ge=-1
-    )
+    gpu_layers: int = setting(-1, "Layers that llama.cpp puts on a GPU, if built for one; -1 is all.", rare=True, ge=-1)
     batch_invariant: bool = setting(
         True,  # noqa: FBT003 - a default
         "Use kernels whose results do not depend on the batch, so that seeded requests repeat (coupled mode or greedy, "
@@ -160,8 +157,8 @@ class EdgeSettings(Settings):
     )
     context: int = setting(
         0,
-        "Most tokens of a text and its prompt with the engine llama.cpp, which keeps room for that many for each text; "
-        "0 is the model's own, or fewer where `kv_bytes` holds few such texts.",
+        "Maximum tokens of prompt and output with llama.cpp, which reserves memory per sequence; 0 is the model's "
+        "own limit, or less if `kv_bytes` is small.",
         unit="tokens",
         rare=True,
         ge=0,
@@ -173,12 +170,11 @@ class EdgeSettings(Settings):
         in_errors=False,
         min_length=1,
     )
-    spool: Path = setting(Path("fleet-spool"), "Folder for records while the database is away.")
-    form: Form = setting(Form.AUTO, "How the target distribution goes down after a rejection.")
+    spool: Path = setting(Path("fleet-spool"), "Folder for records while the database is unavailable.")
+    form: Form = setting(Form.AUTO, "Form in which the target distribution is sent after a rejection.")
     padding: int = setting(
         0,
-        "Verdicts are filled up to a multiple of this, so that their sizes tell less of the text; 0 leaves them as "
-        "they are.",
+        "Pad verdicts to a multiple of this size, so that sizes reveal less; 0 is off.",
         unit="bytes",
         rare=True,
         ge=0,
@@ -186,8 +182,7 @@ class EdgeSettings(Settings):
     )
     piece_s: float = setting(
         0.1,
-        "Longest time for which tokens that the edge writes by itself wait to be sent with those that follow; 0 sends "
-        "each at once.",
+        "In edge-only decoding, longest time that tokens wait to be sent with later ones; 0 sends each at once.",
         unit="seconds",
         rare=True,
         ge=0,
@@ -199,9 +194,8 @@ class EdgeSettings(Settings):
     )
     max_guess: int = setting(
         1,
-        "Most tokens that the edge guesses in one step of a text that it writes by itself, from what the text and its "
-        "prompt have shown; they change no text, 1 guesses where that costs nothing, more where it seems to pay, and 0 "
-        "never.",
+        "Maximum tokens of n-gram speculation per step of edge-only decoding. It does not change the output: 1 "
+        "speculates where that is free, more where it seems to pay, 0 never.",
         unit="tokens",
         rare=True,
         ge=0,
@@ -209,53 +203,53 @@ class EdgeSettings(Settings):
     )
     verdict_ms: float = setting(
         0.0,
-        "Goal: longest mean time from a draft's arrival to its verdict, or between two tokens that the edge writes by "
-        "itself; new sessions that would make the edge miss it are refused with a time to come back, 0 refuses none.",
+        "Target for the mean time from draft to verdict, or between two tokens of edge-only decoding. New "
+        "sessions that would exceed it are refused with a retry time; 0 is off.",
         unit="milliseconds",
         rare=True,
         ge=0,
         le=60_000,
     )
-    max_draft: int = setting(16, "Most tokens in one draft.", unit="tokens", rare=True, ge=0, le=MAX_DRAFT)
-    window: int = setting(4, "Most drafts of one session under way.", unit="drafts", rare=True, ge=1, le=MAX_WINDOW)
-    max_new_tokens: int = setting(4096, "Most tokens of one text.", unit="tokens", rare=True, ge=1, le=MAX_TOKENS)
-    max_sessions: int = setting(4096, "Most open sessions.", unit="sessions", rare=True, ge=1, le=60_000)
+    max_draft: int = setting(16, "Maximum tokens per draft.", unit="tokens", rare=True, ge=0, le=MAX_DRAFT)
+    window: int = setting(4, "Maximum drafts in flight per session.", unit="drafts", rare=True, ge=1, le=MAX_WINDOW)
+    max_new_tokens: int = setting(4096, "Maximum tokens of one output.", unit="tokens", rare=True, ge=1, le=MAX_TOKENS)
+    max_sessions: int = setting(4096, "Maximum open sessions.", unit="sessions", rare=True, ge=1, le=60_000)
     max_sessions_per_device: int = setting(
-        SESSIONS_PER_DEVICE, "Most open sessions of one device.", unit="sessions", rare=True, ge=1, le=60_000
+        SESSIONS_PER_DEVICE, "Maximum open sessions per device.", unit="sessions", rare=True, ge=1, le=60_000
     )
     lease_s: float = setting(60.0, "Silence after which a session is lost.", unit="seconds", rare=True, gt=0)
     grace_s: float = setting(
         15.0,
-        "Time that a device has to come back after the broker has declared it gone.",
+        "Time for a device to return after the broker has reported it gone.",
         unit="seconds",
         rare=True,
         ge=0,
     )
     drain_s: float = setting(
-        10.0, "Time that open sessions have to end when the edge is asked to stop.", unit="seconds", rare=True, ge=0
+        10.0, "Time for open sessions to end when the edge stops.", unit="seconds", rare=True, ge=0
     )
-    step_tokens: int = setting(512, "Most new tokens in one forward pass.", unit="tokens", rare=True, ge=1, le=1 << 20)
+    step_tokens: int = setting(512, "Maximum new tokens per forward pass.", unit="tokens", rare=True, ge=1, le=1 << 20)
     background_share: float = setting(
         0.05,
-        "Share of the large model's time for prompts out of proportion to what is written, and for drafts that are "
-        "hardly ever accepted, while others are verified.",
+        "Share of the large model's time for background work (disproportionate prompts, drafts that are almost "
+        "never accepted) while others are verified.",
         rare=True,
         gt=0,
         le=1,
     )
     prefill_chunk: int = setting(
-        128, "Most tokens of prompts in a pass that also verifies.", unit="tokens", rare=True, ge=1, le=1 << 20
+        128, "Maximum prompt tokens in a pass that also verifies.", unit="tokens", rare=True, ge=1, le=1 << 20
     )
     gather_share: float = setting(
         0.5,
-        "Longest delay of a step for drafts that are about to come, as a fraction of the step.",
+        "Longest batching delay, as a fraction of the step.",
         rare=True,
         ge=0,
         le=1,
     )
     kv_bytes: int = setting(
         2 << 30,
-        "Most memory for keys and values; it bounds how long a text can be.",
+        "Memory limit for keys and values; it bounds the length of a sequence.",
         unit="bytes",
         rare=True,
         ge=1 << 20,
@@ -263,57 +257,57 @@ class EdgeSettings(Settings):
     )
     prefix_sharing: PrefixSharing = setting(
         PrefixSharing.DEVICE,
-        "Whose computed prompts a session may go on from: of its own device, of all devices, which lets each find out "
-        "by timing what others have asked, or none (`off`).",
+        "Whose computed prompts a session may reuse: its own device's, those of all devices (then timing reveals "
+        "what others have asked), or none (`off`).",
         rare=True,
     )
     shared_prefixes: tuple[str, ...] = setting(
         (),
-        "Beginnings of prompts that all devices share, with `prefix_sharing` `device` too, as the model reads them; "
-        "`fleet device prefix` writes one from a system prompt.",
+        "Beginnings of prompts that all devices may reuse, with the chat template's markup; `fleet device prefix` "
+        "makes one from a system prompt.",
         rare=True,
         in_flags=False,
     )
-    trace_share: float = setting(1.0, "Fraction of the sessions whose every round is logged.", rare=True, ge=0, le=1)
+    trace_share: float = setting(1.0, "Fraction of sessions whose rounds are logged.", rare=True, ge=0, le=1)
     keep_rounds_days: float = setting(
-        RETENTION.rounds_days, "How long logged rounds are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
+        RETENTION.rounds_days, "Retention of logged rounds.", unit="days", rare=True, gt=0, le=_MOST_DAYS
     )
     store_text: StoreText = setting(
         StoreText.NONE,
-        "What is stored of the texts in the session log: `none`; `hash`, how each token came about and a hash of the "
-        "text; `full`, the text too; never prompts (docs/texts.md).",
+        "Output stored in the session log: `none`; `hash`, the origin of each token and a hash; `full`, also the "
+        "output. Never prompts (docs/texts.md).",
         rare=True,
     )
     keep_texts_days: float = setting(
-        RETENTION.texts_days, "How long stored texts are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
+        RETENTION.texts_days, "Retention of stored output.", unit="days", rare=True, gt=0, le=_MOST_DAYS
     )
     keep_sessions_days: float = setting(
-        RETENTION.sessions_days, "How long sessions are kept.", unit="days", rare=True, gt=0, le=_MOST_DAYS
+        RETENTION.sessions_days, "Retention of sessions.", unit="days", rare=True, gt=0, le=_MOST_DAYS
     )
     keep_hourly_days: float = setting(
-        RETENTION.hourly_days, "How long totals by the hour are kept.", unit="days", rare=True, ge=1, le=_MOST_DAYS
+        RETENTION.hourly_days, "Retention of hourly totals.", unit="days", rare=True, ge=1, le=_MOST_DAYS
     )
     keep_daily_days: float = setting(
         RETENTION.daily_days,
-        "How long totals by the day are kept; those by the month stay.",
+        "Retention of daily totals; monthly totals stay.",
         unit="days",
         rare=True,
         ge=1,
         le=_MOST_DAYS,
     )
     backup_folder: Path | None = setting(
-        None, "Folder for regular backups of a SQLite session log; none without it.", rare=True
+        None, "Folder for regular backups of a SQLite session log; without it none are made.", rare=True
     )
-    backup_every_h: float = setting(24.0, "Between backups.", unit="hours", rare=True, ge=0.25, le=8760)
-    backup_keep: int = setting(14, "Backups kept, the latest.", rare=True, ge=1, le=10_000)
+    backup_every_h: float = setting(24.0, "Time between backups.", unit="hours", rare=True, ge=0.25, le=8760)
+    backup_keep: int = setting(14, "Number of latest backups to keep.", rare=True, ge=1, le=10_000)
     log_format: Literal["plain", "json"] = setting(
         "plain",
-        "How the log is written: `plain` lines, or `json`, an object a line, with what is below a warning too.",
+        "Format of the log: `plain` lines, or `json`, one object per line, including messages below a warning.",
         rare=True,
     )
     alerts: Path | None = setting(
         None,
-        "TOML file of alert settings (docs/alerts.md); with it this edge looks for alerts unless another does.",
+        "TOML file of alert settings (docs/alerts.md); this edge then evaluates alerts, unless another process does.",
         rare=True,
     )
     remote: RemoteSettings = Field(default_factory=RemoteSettings)
@@ -321,7 +315,7 @@ class EdgeSettings(Settings):
     fence: FenceSettings = Field(default_factory=FenceSettings)
     dashboard: str = setting(
         "",
-        "Address and port of a dashboard within the edge, such as 127.0.0.1:8400, or empty for none; all else of it is "
-        "set as for `fleet admin serve` (`FLEET_DASHBOARD_…`).",
+        "Address and port of a dashboard within the edge, such as 127.0.0.1:8400; empty for none. Its other "
+        "settings are those of `fleet admin serve` (`FLEET_DASHBOARD_…`).",
     )
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)

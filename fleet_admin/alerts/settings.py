@@ -19,56 +19,52 @@ class AlertSettings(Settings):
 
     variable_prefix: ClassVar[str] = "FLEET_ALERTS_"
 
-    every_s: float = setting(15.0, "Time between two looks.", unit="seconds", rare=True, ge=1, le=3600)
+    every_s: float = setting(15.0, "Time between two evaluations.", unit="seconds", rare=True, ge=1, le=3600)
     hold_s: float = setting(
-        60.0, "Time for which something must be wrong to be an alert.", unit="seconds", ge=0, le=86_400
+        60.0, "Time for which a condition must hold before the alert opens.", unit="seconds", ge=0, le=86_400
     )
     clear_s: float = setting(
-        120.0, "Time for which it must be right for the alert to be over.", unit="seconds", ge=0, le=86_400
+        120.0, "Time without the condition before the alert is over.", unit="seconds", ge=0, le=86_400
     )
     slack: float = setting(
         0.1,
-        "How far on the right side of its threshold a value must be to count as right, as a share of the threshold.",
+        "Hysteresis: distance from the threshold at which a value counts as normal, as a share of the threshold.",
         rare=True,
         ge=0,
         le=0.9,
     )
-    window_min: float = setting(
-        15.0, "Time over which refusals and faults are counted.", unit="minutes", rare=True, ge=1, le=1440
-    )
+    window_min: float = setting(15.0, "Time window for refusals and faults.", unit="minutes", rare=True, ge=1, le=1440)
     offline_min: float = setting(
         15.0,
-        "Time after which a device that is offline is an alert.",
+        "Time offline after which a device is an alert.",
         unit="minutes",
         ge=0,
         le=100_000,
     )
     silent_h: float = setting(
         24.0,
-        "Time after which a silent device is an alert; an idle device is silent too.",
+        "Silence after which a device is an alert; an idle device is silent too.",
         unit="hours",
         ge=0,
         le=100_000,
     )
     gone_days: float = setting(
         14.0,
-        "Time after which a device or an edge of which nothing comes is no alert any more.",
+        "Silence after which a device or an edge is no longer an alert.",
         unit="days",
         ge=0,
         le=36_500,
     )
-    edge_away_s: float = setting(
-        60.0, "Time after which an edge that is offline is an alert.", unit="seconds", ge=0, le=_MOST
-    )
+    edge_away_s: float = setting(60.0, "Time offline after which an edge is an alert.", unit="seconds", ge=0, le=_MOST)
     acceptance_share: float = setting(
         0.7,
-        "Share of its own acceptance rate over 24 hours below which a device's rate of the latest hour is an alert.",
+        "Alert if a device's acceptance rate of the last hour is below this share of its rate over 24 hours.",
         ge=0,
         le=1,
     )
     acceptance_tokens: int = setting(
         500,
-        "Fewest draft tokens of the hour that say something about a device's acceptance rate.",
+        "Minimum draft tokens per hour to judge a device's acceptance rate.",
         unit="tokens",
         rare=True,
         ge=1,
@@ -76,71 +72,65 @@ class AlertSettings(Settings):
     )
     queue_p95_ms: float = setting(
         500.0,
-        "Wait of drafts for a step, 95th percentile of five minutes, above which an edge is an alert.",
+        "Alert if drafts wait longer for a step (95th percentile of five minutes).",
         unit="milliseconds",
         ge=0,
         le=_MOST,
     )
     step_p95_ms: float = setting(
         1000.0,
-        "Time of a step, 95th percentile of five minutes, above which an edge is an alert.",
+        "Alert if steps take longer (95th percentile of five minutes).",
         unit="milliseconds",
         ge=0,
         le=_MOST,
     )
     kv_share: float = setting(
         0.9,
-        "Share of its memory for keys and values above which an edge is an alert.",
+        "Alert if an edge uses more of its memory for keys and values.",
         ge=0,
         le=1,
     )
     spool_records: int = setting(
         1000,
-        "Records in an edge's spool from which on they are an alert.",
+        "Alert if this number of records is in an edge's spool.",
         unit="records",
         ge=0,
         le=1 << 40,
     )
     lag_s: float = setting(
         120.0,
-        "Time for which an edge that is online has written nothing to the database that is an alert.",
+        "Alert if an online edge writes nothing to the database for this time.",
         unit="seconds",
         ge=0,
         le=_MOST,
     )
-    certificate_days: float = setting(
-        30.0, "Time before a certificate's end from which on it is an alert.", unit="days", ge=0, le=3650
-    )
+    certificate_days: float = setting(30.0, "Alert this time before a certificate expires.", unit="days", ge=0, le=3650)
     certificate_critical_days: float = setting(
-        7.0, "Time before its end from which on that is critical.", unit="days", ge=0, le=3650
+        7.0, "The alert is critical this time before it expires.", unit="days", ge=0, le=3650
     )
     refusals: int = setting(
         20,
-        "Refused sessions of one code at one edge within `window_min` from which on they are an alert.",
+        "Alert at this number of refused sessions of one code at one edge within `window_min`.",
         unit="sessions",
         ge=0,
         le=1 << 40,
     )
     faults: int = setting(
         50,
-        "Faults of one code at one edge within `window_min` from which on they are an alert.",
+        "Alert at this number of faults of one code at one edge within `window_min`.",
         unit="faults",
         ge=0,
         le=1 << 40,
     )
     clocks: bool = setting(
         True,  # noqa: FBT003 - a default
-        "Whether a device's clock that is more than 30 s ahead of an edge's, or has gone back, is an alert.",
+        "Whether a device's clock that is over 30 s ahead of an edge's, or has gone back, is an alert.",
     )
-    keep_days: float = setting(
-        365.0, "How long alerts that are over are kept.", unit="days", rare=True, gt=0, le=36_500
-    )
-    webhook: str = setting("", "URL that alerts are posted to as JSON, https beyond this machine; empty posts none.")
-    webhook_secret_file: Path | None = setting(
-        None, "File whose one line is the secret that what is posted is signed with.", rare=True
-    )
+    keep_days: float = setting(365.0, "Retention of alerts that are over.", unit="days", rare=True, gt=0, le=36_500)
+    webhook: str = setting("", "URL to which alerts are posted as JSON, https beyond this machine; empty for none.")
+    webhook_secret_file: Path | None = setting(None, "File with the secret that signs posted alerts.", rare=True)
     fleet: Name | None = setting(
-        None, "Fleet on whose broker alerts are published too, as `name` in the role monitor; none if left out."
+        None, "Fleet on whose broker alerts are also published, as `name` in the role monitor; none by default."
     )
     name: Name = setting("monitor", "Name to publish alerts under.", rare=True)
     broker: BrokerSettings = Field(default_factory=BrokerSettings)

@@ -21,10 +21,10 @@ class DashboardSettings(AdminSettings):
 
     variable_prefix: ClassVar[str] = "FLEET_DASHBOARD_"
 
-    name: Name = setting("dashboard", "Name of this monitor; its identity at the broker, and no other program's.")
+    name: Name = setting("dashboard", "Name of this monitor; its identity at the broker, used by no other program.")
     steer: bool = setting(
         False,  # noqa: FBT003 - a default
-        "Whether to connect to the broker, as a monitor, so that operators can give devices settings and commands.",
+        "Whether to connect to the broker as a monitor, so that operators can change settings and send commands.",
     )
     db: str = setting(
         "sqlite:///fleet.sqlite3",
@@ -34,33 +34,33 @@ class DashboardSettings(AdminSettings):
     )
     names: str = setting(
         "",
-        "Names and addresses under which browsers ask for the pages, with commas; those of this machine alone are "
-        "known by themselves. Requests under another name are refused.",
+        "Host names and addresses of the pages, separated by commas, in addition to this machine's own. Requests "
+        "under other names are refused.",
     )
     alerts: Path | None = setting(
         None,
-        "TOML file of alert settings (docs/alerts.md); with it the dashboard looks for alerts unless another does.",
+        "TOML file of alert settings (docs/alerts.md); the dashboard then evaluates alerts, unless another "
+        "process does.",
     )
     https_certificate: Path | None = setting(
         None,
-        "Certificate (PEM, with its chain) for HTTPS of the pages; without it they use HTTP.",
+        "Certificate (PEM, with chain) for HTTPS; without it the pages use HTTP.",
     )
     https_key: Path | None = setting(
-        None, "Private key (PEM) of `https_certificate`; left out, it is in the certificate's file."
+        None, "Private key (PEM) of `https_certificate`; by default in the certificate's file."
     )
     proxies: str = setting(
         "",
-        "Addresses or networks of reverse proxies, with commas, whose X-Forwarded-For and X-Forwarded-Proto are "
-        "believed.",
+        "Trusted reverse proxies (X-Forwarded-For, X-Forwarded-Proto): addresses or networks, separated by commas.",
         rare=True,
     )
     proxy_account: str = setting(
         "",
-        "Header in which the proxies say whose request it is, such as X-Forwarded-User; empty: nobody is logged in so.",
+        "Header with the user that a proxy has authenticated, such as X-Forwarded-User; empty for none.",
         rare=True,
     )
     proxy_role: Role | None = setting(
-        None, "Role of those whom the proxies name and who have no account; without it they are refused.",
+        None, "Role of such users without an account; without it they are refused.",
         rare=True,
     )  # fmt: skip
     listen: str = setting(
@@ -68,15 +68,17 @@ class DashboardSettings(AdminSettings):
         "Address and port of the pages. Beyond this machine, HTTPS (`https_certificate`) or a proxy is needed.",
     )
     idle_h: float = setting(
-        8.0, "Silence after which a browser has to log in again.", unit="hours", rare=True, gt=0, le=720
+        8.0, "Inactivity after which a browser must log in again.", unit="hours", rare=True, gt=0, le=720
     )
-    login_h: float = setting(168.0, "Time after which it has to in any case.", unit="hours", rare=True, gt=0, le=8_760)
+    login_h: float = setting(
+        168.0, "Time after which it must log in again in any case.", unit="hours", rare=True, gt=0, le=8_760
+    )
     threads: int = setting(
-        8, "Requests that are worked on at once; a third of them for one account.", rare=True, ge=3, le=64
+        8, "Requests processed at once; at most a third of them for one account.", rare=True, ge=3, le=64
     )
-    answer_s: float = setting(20.0, "Longest time for one answer.", unit="seconds", rare=True, ge=1, le=600)
+    answer_s: float = setting(20.0, "Time limit of one response.", unit="seconds", rare=True, ge=1, le=600)
     watchers: int = setting(
-        100, "Pages that are kept up to date at once; others are loaded anew by hand.", rare=True, ge=1,
+        100, "Maximum number of pages with live updates; others must be reloaded.", rare=True, ge=1,
         le=10_000,
     )  # fmt: skip
 

@@ -58,21 +58,21 @@ class MetricsSettings(BaseModel):
 
     listen: str = setting(
         "",
-        "Address and port of `/metrics`, `/healthz` and `/readyz`, such as `127.0.0.1:9464`, beyond loopback only with "
-        "`metrics.token_file`; empty serves none.",
+        "Address and port of `/metrics`, `/healthz` and `/readyz`, such as `127.0.0.1:9464`; beyond loopback only "
+        "with `metrics.token_file`. Empty for none.",
         rare=True,
         in_flags=False,
     )
     token_file: Path | None = setting(
         None,
-        "File whose one line is the bearer token that whoever reads the metrics sends.",
+        "File with the bearer token for reading metrics.",
         rare=True,
         in_flags=False,
     )
 
     traces: bool = setting(
         False,  # noqa: FBT003 - a default
-        "Whether an edge sends a span for each session and step by OTLP, as the variables `OTEL_…` say.",
+        "Whether to send a span per session and step by OTLP (variables `OTEL_…`).",
         rare=True,
         in_flags=False,
     )

@@ -91,20 +91,20 @@ class BrokerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     host: str = setting("127.0.0.1", "Name or address of the broker, as its certificate has it.", min_length=1)
-    port: int = setting(1883, "TCP port of the broker; left out and with `ca`, 8883.", ge=1, le=65535)
-    ca: Path | None = setting(None, "Certificates (PEM) of those who may vouch for the broker; turns TLS on.")
-    certificate: Path | None = setting(None, "This program's own certificate (PEM); asks for `ca`.")
-    key: Path | None = setting(None, "Private key (PEM) of the certificate; left out, it is in the certificate's file.")
+    port: int = setting(1883, "TCP port of the broker; 8883 with `ca` if not set.", ge=1, le=65535)
+    ca: Path | None = setting(None, "Certificate authorities (PEM) of the broker; turns TLS on.")
+    certificate: Path | None = setting(None, "This program's certificate (PEM); requires `ca`.")
+    key: Path | None = setting(None, "Private key (PEM); by default in the certificate's file.")
     username: str | None = setting(
         None,
-        "Identity at a broker without client certificates; left out, the program's own name, or none where the broker "
-        "refuses that.",
+        "Identity at a broker without client certificates; by default the program's name, or none if the broker "
+        "refuses it.",
         rare=True,
     )
-    password: SecretStr | None = setting(None, "Secret that goes with `username`.", rare=True)
+    password: SecretStr | None = setting(None, "Password of `username`.", rare=True)
     keepalive_s: int = setting(
         10,
-        "Silence after which either side asks whether the other is there; after 1.5 times as long it is given up.",
+        "Silence after which either side sends a ping; after 1.5 times this the connection ends.",
         unit="seconds",
         rare=True,
         ge=5,

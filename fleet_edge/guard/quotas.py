@@ -20,25 +20,21 @@ class Quotas(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    drafts_per_s: float = _rate(200.0, "Most drafts of one device.", "drafts per second")
+    drafts_per_s: float = _rate(200.0, "Maximum drafts per device.", "drafts per second")
     opens_per_min: float = _rate(
-        24.0, "Most sessions that one device opens, three quarters of them at once.", "sessions per minute"
+        24.0, "Maximum sessions opened per device, three quarters of them at once.", "sessions per minute"
     )
-    states_per_min: float = _rate(120.0, "Most states that one device publishes.", "messages per minute")
-    uplink_bytes_per_s: float = _rate(262_144.0, "Most that one device sends, as packets.", "bytes per second")
-    repeat_bytes_per_s: float = _rate(
-        262_144.0, "Most that is sent to one device of verdicts that it asks for again.", "bytes per second"
-    )
+    states_per_min: float = _rate(120.0, "Maximum states published per device.", "messages per minute")
+    uplink_bytes_per_s: float = _rate(262_144.0, "Maximum bytes sent per device, as packets.", "bytes per second")
+    repeat_bytes_per_s: float = _rate(262_144.0, "Maximum bytes of repeated verdicts per device.", "bytes per second")
     prompt_tokens_per_min: float = _rate(
-        60_000.0, "Most tokens in the prompts of one device, and in the texts that it resumes.", "tokens per minute"
+        60_000.0, "Maximum tokens per device in prompts and resumed sessions.", "tokens per minute"
     )
-    new_tokens_per_min: float = _rate(12_000.0, "Most tokens that one device writes.", "tokens per minute")
-    grammar_s_per_min: float = _rate(
-        10.0, "Most time that compiling the grammars of one device takes.", "seconds per minute"
-    )
+    new_tokens_per_min: float = _rate(12_000.0, "Maximum tokens generated per device.", "tokens per minute")
+    grammar_s_per_min: float = _rate(10.0, "Maximum time to compile grammars per device.", "seconds per minute")
     sample_requests: int = setting(
         32,
-        "Most requests of further samples after one rejection.",
+        "Maximum requests for further samples after one rejection.",
         unit="requests",
         in_flags=False,
         ge=1,
@@ -46,7 +42,7 @@ class Quotas(BaseModel):
     )
     top_k: int = setting(
         1024,
-        "Largest `top_k` of a policy; 0, which keeps the whole vocabulary, is always allowed.",
+        "Largest `top_k` of a policy; 0 (whole vocabulary) is always allowed.",
         unit="tokens",
         in_flags=False,
         ge=1,
@@ -54,7 +50,7 @@ class Quotas(BaseModel):
     )
     kv_share: float = setting(
         0.5,
-        "Most of the memory for keys and values that one device holds while others need some, as a fraction.",
+        "Maximum share of the memory for keys and values per device while others need some.",
         in_flags=False,
         gt=0,
         le=1,
@@ -76,7 +72,7 @@ class QuotaSettings(Quotas):
 
     labels: dict[Name, LabelSettings] = setting(
         dict,
-        "Quotas of some devices: `[quotas.labels.NAME]` with `devices`, a list of names or patterns, and quotas.",
+        "Quotas of some devices: `[quotas.labels.NAME]` with `devices` (names or patterns) and quotas.",
         in_flags=False,
     )
 

@@ -23,19 +23,21 @@ class FenceSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    strikes: float = setting(300.0, "Strikes that shut a device out.", unit="strikes", in_flags=False, ge=1, le=1e9)
+    strikes: float = setting(
+        300.0, "Strikes after which a device is quarantined.", unit="strikes", in_flags=False, ge=1, le=1e9
+    )
     forgiven_per_s: float = setting(
-        10.0, "Strikes that are forgotten.", unit="strikes per second", in_flags=False, gt=0, le=1e9
+        10.0, "Strikes that expire.", unit="strikes per second", in_flags=False, gt=0, le=1e9
     )
     first_s: float = setting(
         10.0,
-        "How long a device is shut out the first time; each time after that it is twice as long.",
+        "Length of the first quarantine; each further one is twice as long.",
         unit="seconds",
         in_flags=False,
         gt=0,
         le=1e9,
     )
-    most_s: float = setting(3600.0, "The longest that it is shut out.", unit="seconds", in_flags=False, gt=0, le=1e9)
+    most_s: float = setting(3600.0, "Length of the longest quarantine.", unit="seconds", in_flags=False, gt=0, le=1e9)
 
 
 @dataclass(slots=True)
