@@ -18,7 +18,7 @@ from fleet_device.client.agent import Agent
 from fleet_device.client.inbox import EdgePresences, Inbox
 from fleet_device.client.reports import UnverifiedReports
 from fleet_device.client.request import GenerateRequest, RequestContext
-from fleet_device.client.retry import Timeouts
+from fleet_device.client.retry import RetryPolicy
 from fleet_device.client.telemetry import DeviceTotals
 from fleet_device.drafters.contract import Drafter, sequences_of
 from fleet_device.errors import EdgeUnavailable
@@ -98,7 +98,7 @@ class DeviceService:
             self.drafter,
             make_pacing(settings),
             self.clock,
-            timeouts_of(settings),
+            retry_policy(settings),
             Inbox(),
             padding=settings.padding,
             window=settings.window,
@@ -200,7 +200,7 @@ class DeviceService:
         if not _PACING.isdisjoint(changed):
             agent.repace(lambda: make_pacing(settings))
         agent.may_stream = settings.stream is not False
-        agent.timeouts = timeouts_of(settings)
+        agent.retry_policy = retry_policy(settings)
         agent.padding, agent.window = settings.padding, settings.window
 
     def absence(self, *, for_s: float = 0.0) -> EdgeUnavailable | None:
@@ -310,6 +310,7 @@ class DeviceService:
             return  # states are said again after the reconnect, telemetry is not worth keeping
 
 
-def timeouts_of(settings: DeviceSettings) -> Timeouts:
-    """Return how long an agent waits."""
-    return Timeouts(open_s=settings.open_s, resume_s=settings.resume_s, verdict_s=settings.verdict_s, close_s=_CLOSE_S)
+def retry_policy(settings: DeviceSettings) -> RetryPolicy:
+    return RetryPolicy(
+        open_s=settings.open_s, resume_s=settings.resume_s, verdict_s=settings.verdict_s, close_s=_CLOSE_S
+    )

@@ -29,7 +29,7 @@ Show = Callable[..., None]  # told of an event and its fields
 
 # Before saying that nobody is there; an edge's retained state comes with the connection.
 _EDGE_S = 1.0
-_TELLS_WAITS = "fleet_device.client.waiting"
+_TELLS_WAITS = "fleet_device.client.retry.waits"
 
 
 @with_events(outlives_reader=False)

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from fleet_device.api.problems import problem_of
 from fleet_device.api.replies import DONE, Reply, event
 from fleet_device.client.request import Piece
-from fleet_device.client.waiting import SAY_AFTER_S
+from fleet_device.client.retry import REPORT_AFTER_S
 from fleet_device.texts.generate import GeneratedText
 from fleet_device.texts.queue import Delayed, Failed, Ticket
 
@@ -141,7 +141,7 @@ class TextEvents:
     def _alive(self) -> bytes:
         # Why else nothing comes, the text's session says.
         waits = not any(ticket.begun for ticket in self.tickets)
-        says_why = waits and self._silent_s - HEARTBEAT_S < SAY_AFTER_S <= self._silent_s
+        says_why = waits and self._silent_s - HEARTBEAT_S < REPORT_AFTER_S <= self._silent_s
         return comment(_QUEUED) if says_why else _ALIVE
 
     async def next(self) -> Happened:

@@ -29,7 +29,7 @@ from fleet_device.checks.selftest import PROBE_POLICY, check_drafting, probe_pro
 from fleet_device.client.agent import Agent
 from fleet_device.client.inbox import Inbox
 from fleet_device.client.request import GenerateRequest
-from fleet_device.client.retry import Timeouts
+from fleet_device.client.retry import RetryPolicy
 from fleet_device.drafters.contract import Drafter, DrafterError
 from fleet_device.drafters.model_source import locate_model
 from fleet_device.drafters.registry import load_drafter
@@ -226,7 +226,7 @@ _CONNECT_S: Final = 5.0
 _WAIT_S: Final = 5.0
 _STATES_S: Final = 1.0  # retained states come with the connection
 _ECHOES: Final = 5
-_TIMEOUTS: Final = Timeouts(open_s=10.0, resume_s=10.0, verdict_s=10.0, close_s=2.0)
+_RETRY_POLICY: Final = RetryPolicy(open_s=10.0, resume_s=10.0, verdict_s=10.0, close_s=2.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,7 +331,7 @@ class Doctor:
                 self._drafter,
                 FixedPacing(1),
                 self.clock,
-                _TIMEOUTS,
+                _RETRY_POLICY,
                 self._inbox,
             )
             self._agent.attach()

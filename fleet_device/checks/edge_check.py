@@ -20,7 +20,7 @@ from fleet_device.checks.checklist import Check, Checklist, CheckReport
 from fleet_device.client.agent import Agent, Generation
 from fleet_device.client.inbox import EdgePresences, Inbox
 from fleet_device.client.request import GenerateRequest
-from fleet_device.client.retry import Timeouts
+from fleet_device.client.retry import RetryPolicy
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import EdgeUnavailable, SessionFailed
 from fleet_device.pacing.contract import FixedPacing
@@ -32,7 +32,7 @@ CHECKS: Final = ("broker", "edge", "rejection", "acceptance")
 _PROMPT: Final = 8  # any tokens do
 _TEXT: Final = 12
 _DRAFTED: Final = 4
-_TIMEOUTS: Final = Timeouts(open_s=20.0, resume_s=20.0, verdict_s=20.0, close_s=2.0)
+_RETRY_POLICY: Final = RetryPolicy(open_s=20.0, resume_s=20.0, verdict_s=20.0, close_s=2.0)
 _CONNECT_S: Final = 5.0
 _WAIT_S: Final = 5.0
 # Where a fleet has several edges, any of them may take a session: ask again until it is the one that is meant.
@@ -131,7 +131,7 @@ class EdgeCheck:
             self._drafter,
             FixedPacing(_DRAFTED),
             self.clock,
-            _TIMEOUTS,
+            _RETRY_POLICY,
             Inbox(self._edges),
         )
         agent.attach()

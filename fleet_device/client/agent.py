@@ -9,19 +9,15 @@ from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.errors import GrammarBusy, GrammarError, GrammarUnavailable
 from fleet_common.grammar.tokenizer import GrammarTokenizer
 from fleet_common.mqtt.link import Link
-from fleet_device.client.constraint import DraftConstraint
-from fleet_device.client.draft_sequence import Drafting, DraftSequence
+from fleet_device.client.drafting import DraftConstraint, Drafting, DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.inbox import ConnectionChanged, EdgeStateChanged, Event, Inbox, Wake
 from fleet_device.client.lanes import Handles, Lane, Lanes
-from fleet_device.client.outage import Absence, Outage
 from fleet_device.client.outbound import Outbound
-from fleet_device.client.refusals import Refusals, RefusedUntil
 from fleet_device.client.reports import UnverifiedReports
 from fleet_device.client.request import GenerateRequest, RequestContext
-from fleet_device.client.retry import RetryState, Timeouts
+from fleet_device.client.retry import EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.client.unconfirmed import UnconfirmedCloses
-from fleet_device.client.waiting import Waiting
 from fleet_device.drafters.contract import Drafter, KnowsTokens
 from fleet_device.drafters.none import NoDrafter
 from fleet_device.errors import SessionRefused
@@ -95,7 +91,6 @@ class Agent:
         drafter: The draft model.
         pacing: How much to draft.
         clock: Monotonic seconds.
-        timeouts: How long to wait, and how often to ask again.
         inbox: What arrives, and the edges' states.
         padding: Drafts are filled up to a multiple of so many bytes; 0 leaves them as they are.
         window: Most drafts of a text under way at once, whatever an edge grants.
@@ -111,7 +106,7 @@ class Agent:
     drafter: Drafter
     pacing: Pacing
     clock: Callable[[], float]
-    timeouts: Timeouts = field(default_factory=Timeouts)
+    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     inbox: Inbox = field(default_factory=Inbox)
     padding: int = 0
     window: int = MAX_WINDOW
@@ -123,15 +118,13 @@ class Agent:
     _handles: Handles = field(default_factory=Handles)
     _outbound: Outbound = field(init=False)
     _unconfirmed: UnconfirmedCloses = field(init=False)
-    _refused: RefusedUntil = field(init=False)
-    _absence: Absence = field(init=False)
+    _availability: EdgeAvailability = field(init=False)
     _grammars: GrammarCompiler = field(init=False)
 
     def __post_init__(self) -> None:
         self._outbound = Outbound(self.link, self.fleet, self.device, self.inbox, self.padding)
         self._unconfirmed = UnconfirmedCloses(self._outbound.close)
-        self._refused = RefusedUntil(self.clock, self.inbox.edges)
-        self._absence = Absence(self.clock)
+        self._availability = EdgeAvailability(self.clock, self.inbox.edges)
         further = [Lane(drafter, pacing, self.inbox.beside()) for drafter, pacing in self.beside]
         drafter = NoDrafter(self.drafter.vocabulary, self.drafter.codec, context=self.drafter.context)
         streamed = FixedPacing(STREAMED, stream=True)
@@ -192,15 +185,13 @@ class Agent:
             )
             outages = request.outages
             constraint = self._constraint(request.policy)
-            self._refused.check(self.timeouts.open_s)
+            self._availability.check_refusal(self.retry_policy.open_s)
             session = DeviceSession(asked, window=self.window, revisable=outages.revisable and outages.rejoin)
             pacing = self.pacing if lane.pacing is None else lane.pacing
             outbound = replace(self._outbound, inbox=lane.inbox, padding=self.padding)
-            retry = RetryState(self.timeouts, self.clock)
-            refusals = Refusals(retry, self._refused)
-            if (left_s := self._refused.left_s) > 0.0:
-                refusals.hold(left_s, "the last request used up a quota of the device at the edge.")
-            waiting = Waiting(session, outbound, self.inbox.edges, retry, refusals, self.clock, context.on_wait)
+            retry = RetryState(self.retry_policy, session, outbound, self._availability, outages, context.on_wait)
+            if (left_s := self._availability.refused_s) > 0.0:
+                retry.hold_for_quota(left_s, "the last request used up a quota of the device at the edge.")
             drafts = DraftSequence(session, lane.drafter, self.clock, constraint)
             driver = SessionDriver(
                 session=session,
@@ -208,12 +199,8 @@ class Agent:
                 outbound=outbound,
                 inbox=lane.inbox,
                 retry=retry,
-                refusals=refusals,
-                waiting=waiting,
-                outage=Outage(waiting, self._absence, outages),
-                clock=self.clock,
                 context=replace(context, on_void=self._forgetting(asked.session, context.on_void)),
-                on_alone=self._keep_under_way,
+                on_local=self._keep_under_way,
                 claim=lambda handle: self._handles.claim(asked.session, handle),
             )
             closing = driver.closing
@@ -234,13 +221,13 @@ class Agent:
                 closed=closing.answer,
                 wall_ms=(self.clock() - closing.started) * 1e3,
                 first_ms=None if driver.first_at is None else (driver.first_at - closing.started) * 1e3,
-                resumes=driver.retry.resumes,
+                resumes=retry.resumes,
                 drafts=driver.drafting.pacing.drafts,
                 edge=session.opened.edge if session.opened else None,
                 round_trips=driver.drafting.pacing.round_trips,
                 choice=pacing.choice(),
                 unverified=session.text.unverified,
-                quota_wait_ms=refusals.held_s * 1e3,
+                quota_wait_ms=retry.quota_wait_s * 1e3,
             )
             _log_end(generation)
             return generation
@@ -268,13 +255,13 @@ class Agent:
 
     def absent_s(self) -> float:
         """Return for how long there has been no broker, or no edge (seconds); 0 if there is one."""
-        return self._absence.lasted_s()
+        return self._availability.absent_s
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, ConnectionChanged | EdgeStateChanged):
             there = any(state.presence is not Presence.OFFLINE for state in self.inbox.edges.known())
             up = event.up if isinstance(event, ConnectionChanged) else self._outbound.connected
-            self._absence.note(absent=not up or not there)
+            self._availability.note_presence(absent=not up or not there)
         self._unconfirmed.on_event(event)
         if self.reports is not None:
             self.reports.on_event(event)

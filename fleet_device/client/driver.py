@@ -1,17 +1,18 @@
-"""Session driver: writes one text over a link, through losses, restarts and cancellation.
+"""Session driver: runs one request over a link, through losses, restarts and cancellation.
 
-What travels and what is committed is `DeviceSession`'s business; the driver drafts, sends and waits. `run` writes a
-text to its end. It is made of `step`, which does what can be done now, and `on_quiet`, for when nothing has come in
-time, so that tests can drive it without threads or sleeping.
+`DeviceSession` decides what is sent and committed, `RetryState` how long to wait and when to give up. The driver moves
+messages between them, the drafter and the link. `run` takes a request to its end. It consists of `step`, which does
+what can be done now, and `on_quiet`, for when nothing has arrived in time, so that tests drive it without threads or
+sleeping.
 """
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from fleet_device.client.closing import Closing
-from fleet_device.client.draft_sequence import Drafting
+from fleet_device.client.drafting import Drafting
 from fleet_device.client.inbox import (
     ConnectionChanged,
     EdgeStateChanged,
@@ -20,27 +21,28 @@ from fleet_device.client.inbox import (
     ReceivedVerdict,
     Undelivered,
 )
-from fleet_device.client.outage import Outage
 from fleet_device.client.outbound import Outbound
-from fleet_device.client.refusals import LOOK_AGAIN_S, Refusals
-from fleet_device.client.rejoining import Rejoining
 from fleet_device.client.request import RequestContext
 from fleet_device.client.retry import RetryState
-from fleet_device.client.waiting import Waiting
-from fleet_device.drafters.contract import Drafter
-from fleet_device.errors import EdgeUnavailable
-from fleet_device.offline import OfflinePolicy
+from fleet_device.errors import EdgeUnavailable, SessionRefused
 from fleet_device.session.machine import DeviceSession
 from fleet_device.session.states import SessionState
 from fleet_device.session.text import CommittedTokens, TokenOrigin
+from schemas.bounds import MAX_CODE, MAX_SENTENCE
 from schemas.control import Presence
+from schemas.errors import FleetError
 from schemas.messages import Close, Closed, Draft, Fault, Opened, Refused
+from schemas.printable import printable_line
 from schemas.reasons import Action, EndReason
 from schemas.topics import Topic
 
 _log = logging.getLogger(__name__)
 
-_KEPT_EVERY: Final = 64  # tokens without an edge
+_KEPT_EVERY: Final = 64  # tokens without an edge, between two reports of what is written so far
+
+_WORDS: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+_UNFINISHED: Final = {"code": "process-ended", "sentence": "The device's program ended while the text was written."}
 
 
 @dataclass(slots=True)
@@ -48,18 +50,11 @@ class SessionDriver:
     """A session under way.
 
     Attributes:
-        session: The state machine.
         drafting: What is sent next.
-        outbound: To the edge.
-        inbox: What has arrived.
-        retry: How long it has waited, and how long it waits.
-        refusals: What edges have declined.
-        waiting: Why no text comes.
-        outage: Whether any edge answers.
-        clock: Monotonic seconds.
+        retry: How long to wait, when to ask another edge, and when to give up.
         context: Receives tokens, and may cancel the request.
-        on_alone: Told, as the text grows without an edge, what is to be said of it should it never be ended.
-        claim: Takes the handle that an edge has given, unless another text of this device has it.
+        on_local: Receives, while the generation goes on without an edge, the Close to report should it never end.
+        claim: Takes the handle that an edge has granted; False if another request of this device has it.
         closing: The end of the session.
         first_at: When the first token was committed.
     """
@@ -69,32 +64,24 @@ class SessionDriver:
     outbound: Outbound
     inbox: Inbox
     retry: RetryState
-    refusals: Refusals
-    waiting: Waiting
-    outage: Outage
-    clock: Callable[[], float]
     context: RequestContext = field(default_factory=RequestContext)
-    on_alone: Callable[[Close], None] = lambda _close: None
+    on_local: Callable[[Close], None] = lambda _close: None
     claim: Callable[[int], bool] = lambda _handle: True
-    closing: Closing = field(init=False)
+    closing: "Closing" = field(init=False)
     first_at: float | None = None
-    _rejoining: Rejoining = field(init=False)
 
     def __post_init__(self) -> None:
-        self.closing = Closing(self.session, self.outbound, self.clock)
-        self._rejoining = Rejoining(self.clock)
+        self.closing = Closing(self.session, self.outbound, self.retry.clock)
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing more to do."""
         return self.closing.done
 
     def run(self) -> None:
-        """Write the text to its end, and close.
+        """Run the request to its end, and close the session.
 
         Raises:
-            DeviceError: It could not be brought to its end; it is closed all the same.
-            DrafterError: Likewise.
+            DeviceError, DrafterError: The request failed; the session is closed all the same.
         """
         try:
             self.start()
@@ -106,16 +93,16 @@ class SessionDriver:
             raise
 
     def start(self) -> None:
-        self.drafting.restart()  # first, so that no edge hears of a prompt that cannot be drafted for
+        self.drafting.restart()  # first, so that no edge receives a prompt that cannot be drafted for
         if not self.retry.holding:
             self._open()
 
     def step(self) -> bool:
-        """Take an event, draft a token, or send what is due; return False if there is nothing to do but to wait."""
+        """Handle an event, draft a token, or send what is due; return False if there is nothing to do but wait."""
         if self.context.cancellation.requested:
             self.session.cancel(EndReason.CANCELLED)
         if self.session.ended is not None and not self.closing.begun:
-            self.closing.begin(within_s=self.retry.timeouts.close_s)
+            self.closing.begin(within_s=self.retry.policy.close_s)
         elif (event := self.inbox.take()) is not None:
             self._handle(event)
         elif self.session.local:
@@ -128,61 +115,41 @@ class SessionDriver:
         return True
 
     def quiet_s(self) -> float:
-        """Return how long to wait for what arrives next before `on_quiet` (seconds)."""
-        if self.closing.begun:
-            return self.closing.left_s
-        quiet_s = min(self.retry.quiet_s(opened=self._opened), self.waiting.quiet_s(), self.outage.quiet_s())
-        return min(quiet_s, self._rejoining.left_s) if self._rejoining.asking else quiet_s
+        """Return how long to wait for the next message before `on_quiet` (seconds)."""
+        return self.closing.left_s if self.closing.begun else self.retry.quiet_s()
 
     def on_quiet(self) -> None:
-        """Nothing came in time: ask again, or give up.
+        """Nothing has arrived in time: send again, ask another edge, or give up.
 
         Raises:
-            DeviceError: All that there was to wait is over.
+            DeviceError: The time limit is over.
         """
         if self.closing.begun:
             self.closing.on_quiet()
             return
-        if self.waiting.may_go_elsewhere():
-            self.waiting.look()
+        if self.retry.may_go_elsewhere():
+            self.retry.check_wait()
             self._leave()
             return
-        self._look()
-        if self.session.local or self.session.ended is not None:
-            return
-        if self.retry.may_ask_again(opened=self._opened):
+        self._check()
+        if not self.session.local and self.session.ended is None and self.retry.may_repeat():
             self._repeat()
 
     def resume(self, cause: str = "the edge went away.", *, silent: bool = False) -> None:
-        """Open the session again, at the text so far.
-
-        Args:
-            cause: Why, as the end of a sentence.
-            silent: Whether because the edge says nothing at all.
-
-        Raises:
-            SessionFailed: It was resumed too often, and the text has not grown.
-        """
-        self.retry.resumed(cause, silent=silent)
+        """Open the session again behind the committed tokens; see `RetryState.note_resume`."""
+        self.retry.note_resume(cause, silent=silent)
         if self.retry.holding:
             self.session.suspend()
             self.drafting.drop()
         else:
             self._open()
 
-    @property
-    def _drafter(self) -> Drafter:
-        return self.drafting.drafts.drafter
-
-    @property
-    def _opened(self) -> bool:
-        return self.session.opened is not None
-
     def _wait(self) -> None:
-        started = self.clock()
+        clock = self.retry.clock
+        started = clock()
         event = self.inbox.take(timeout_s=self.quiet_s())
         if not self.closing.begun:
-            self.session.counters.wait_ms += (self.clock() - started) * 1e3
+            self.session.counters.wait_ms += (clock() - started) * 1e3
         if event is None:
             self.on_quiet()
         else:
@@ -194,8 +161,11 @@ class SessionDriver:
         if self.closing.begun:
             self.closing.on_event(event)
             return
-        if self.session.local:
-            self._handle_alone(event)
+        if self.session.local:  # all but the return of an edge concerns a grant that is void
+            if isinstance(event, ConnectionChanged | EdgeStateChanged) and (
+                event.up if isinstance(event, ConnectionChanged) else event.presence is Presence.ONLINE
+            ):
+                self.retry.hasten_rejoin()
             return
         match event:
             case ReceivedVerdict():
@@ -209,8 +179,8 @@ class SessionDriver:
             case Undelivered(topic=topic):
                 self._undelivered(topic)
             case _:
-                pass  # woken up, to look at the cancellation
-        self._look()  # here too: an edge may send without end, and answer nothing
+                pass  # `Wake`: the next step checks for cancellation
+        self._check()  # here too: an edge may send without end, and answer nothing
 
     def _verdict(self, received: ReceivedVerdict) -> None:
         session = self.session
@@ -221,13 +191,14 @@ class SessionDriver:
         self.drafting.pacing.learn(effects)
         for effect in effects:
             if not self.retry.holding:
-                self.refusals.last = None
-            self.retry.answered(tokens=len(effect.tokens), more=bool(session.unanswered()))
+                self.retry.refusal = None
+            self.retry.note_answer(tokens=len(effect.tokens), more=bool(session.unanswered()))
             if effect.tokens:
-                self.refusals.progress()
-                self.waiting.grown()
-                self.first_at = self.first_at or self.clock()
-                if self.context.on_tokens(self._told(self.drafting.drafts.committed(effect, begin=begin))):
+                self.first_at = self.first_at or self.retry.clock()
+                tokens = self.drafting.drafts.committed(effect, begin=begin)
+                if session.text.unverified:  # what follows unverified tokens does not follow the target distribution
+                    tokens = replace(tokens, origins=(TokenOrigin.UNVERIFIED,) * len(tokens))
+                if self.context.on_tokens(tokens):
                     session.cancel(EndReason.STOP)
                     return
                 begin += len(effect.tokens)
@@ -239,37 +210,30 @@ class SessionDriver:
             if renewal is not None:
                 self._send_draft(renewal)
 
-    def _told(self, tokens: CommittedTokens) -> CommittedTokens:
-        """Return what is told of tokens that an edge has verified: nothing follows the law behind unverified ones."""
-        if not self.session.text.unverified:
-            return tokens
-        return replace(tokens, origins=(TokenOrigin.UNVERIFIED,) * len(tokens))
-
     def _reply(self, reply: Opened | Refused | Fault | Closed) -> None:
         session = self.session
         match reply:
             case Opened():
                 self._take_grant(reply)
-            case Refused() if self._rejoining.asking and reply.session == session.request.session:
-                elsewhere = self.refusals.leave(reply.retry_s)
-                self._go_alone(reply.sentence, pause_s=0.0 if elsewhere else min(reply.retry_s or 0.0, LOOK_AGAIN_S))
+            case Refused() if self.retry.rejoining and reply.session == session.request.session:
+                self.retry.note_local_refusal(reply)
+                self._go_local()
             case Refused() if reply.session == session.request.session and session.state is SessionState.OPENING:
-                self.refusals.postpone(reply)
+                self.retry.postpone(reply)
                 session.on_postponed()
             case Fault() if reply.handle is None or (session.opened and reply.handle == session.opened.handle):
                 self._fault(reply)
             case Closed() if session.opened is not None and session.concerns(reply):
-                # The edge gave the session up, its lease ended while we were away; our text stands.
-                self.resume()
+                self.resume()  # the lease ended while we were away
             case _:
                 pass
 
     def _fault(self, fault: Fault) -> None:
         if fault.action is Action.GIVE_UP:
-            self.refusals.give_up(fault)
-        elif fault.action is Action.WAIT and self.refusals.wait(fault, opened=self._opened):
+            self.retry.give_up(fault)
+        elif fault.action is Action.WAIT and self.retry.wait_out(fault):
             return
-        if self._opened:
+        if self.session.opened is not None:
             _log.info("Resuming session %s: %s", self.session.request.session.hex(), fault.sentence)
             self.resume(fault.sentence)
 
@@ -277,23 +241,21 @@ class SessionDriver:
         length = len(self.session.committed)
         if not self.session.on_opened(opened):
             return
-        self.refusals.last = None
-        self.refusals.until.lift()
-        self.retry.answered(tokens=0)
-        self._rejoining.taken()
+        self.retry.note_granted()
         if len(self.session.committed) < length:
             self.context.on_void(len(self.session.committed))
         self.drafting.restart()
         if not self.claim(opened.handle):
-            self.resume("another text of this device has the same handle.")
+            self.resume("another request of this device has the same handle.")
 
     def _undelivered(self, topic: Topic) -> None:
-        """Nobody listens where a message went: the edge is away."""
+        """Handle a message that reached nobody: no edge is subscribed."""
         if topic is Topic.OPEN:
             self.session.on_undelivered()
-            if self._rejoining.asking:
-                self._go_alone(self._rejoining.cause)
-        elif topic is Topic.DRAFT and self._opened:
+            if self.retry.rejoining:
+                self.retry.note_local(self.retry.local_cause)
+                self._go_local()
+        elif topic is Topic.DRAFT and self.session.opened is not None:
             self.resume()
 
     def _edge_changed(self, changed: EdgeStateChanged) -> None:
@@ -301,101 +263,179 @@ class SessionDriver:
         if session.opened is None:
             is_back = changed.before in (Presence.OFFLINE, Presence.DRAINING)
             wanted = session.state is SessionState.UNDELIVERED or is_back
-            if changed.presence is Presence.ONLINE and wanted and self.retry.may_ask_early():
+            if changed.presence is Presence.ONLINE and wanted and self.retry.may_repeat_early():
                 self._open()
         elif session.opened.edge == changed.edge and changed.presence is Presence.OFFLINE:
             self.resume()
-        elif self.waiting.may_go_elsewhere():
+        elif self.retry.may_go_elsewhere():
             self._leave()
 
     def _leave(self) -> None:
-        """Go on at another edge: the one that has the session says nothing, not even that it is gone."""
-        opened = self.session.opened
-        assert opened is not None
-        _log.warning("Edge %s does not answer; the session goes on at another.", opened.edge)
+        """Resume at another edge: the one that has the session is silent."""
+        assert self.session.opened is not None
+        _log.warning("Edge %s does not answer; the session goes on at another.", self.session.opened.edge)
         self.resume("the edge does not answer.", silent=True)
 
     # Without an edge
 
-    def _look(self) -> None:
-        """See whether an edge answers, and do as is asked for if none does.
+    def _check(self) -> None:
+        if (cause := self.retry.check()) is not None:
+            self.retry.note_local(cause)
+            self._go_local()
 
-        Raises:
-            DeviceError: The text is to fail then; or it waits, and all that there was to wait is over.
-        """
-        if self._rejoining.asking:
-            if not self.outbound.connected or self._rejoining.is_due:
-                self._go_alone(self._rejoining.cause)
-        elif (cause := self.outage.cause()) is None:
-            self.waiting.look()
-        elif self.outage.settings.policy is OfflinePolicy.LOCAL:
-            _log.warning("The text goes on without an edge: %s", cause)
-            self._go_alone(str(cause))
-        else:
-            raise self.refusals.last or cause
-
-    def _go_alone(self, cause: str, *, pause_s: float = 0.0) -> None:
-        self._rejoining.alone(cause, pause_s=pause_s)
-        self.retry.rest()
-        self.session.go_local(self._drafter.codec.end_tokens)
+    def _go_local(self) -> None:
+        self.session.go_local(self.drafting.drafts.drafter.codec.end_tokens)
         self.drafting.restart()
 
     def _write_alone(self) -> None:
-        """Write a token without an edge, or ask for one that is back."""
-        if self._rejoining.is_due and self._rejoin():
+        """Generate a token without an edge, or ask for an edge if that is due."""
+        if self.retry.rejoin_due and self.retry.begin_rejoin():
+            self._open()
             return
-        session = self.session
-        if len(session.request.prompt) + len(session.committed) >= self._drafter.context:
+        session, drafter = self.session, self.drafting.drafts.drafter
+        if len(session.request.prompt) + len(session.committed) >= drafter.context:
             session.cancel(EndReason.LENGTH)
             return
         token = self.drafting.drafts.write_alone()
         if token is None:
             raise EdgeUnavailable(
-                f"{self._rejoining.cause} The drafter {self._drafter.name!r} cannot go on alone: it has no "
+                f"{self.retry.local_cause} The drafter {drafter.name!r} cannot go on alone: it has no "
                 "model; set drafter = 'llama.cpp', or offline = 'wait'."
             )
         if session.ended is None and session.text.unverified % _KEPT_EVERY == 1:
-            self.on_alone(self.closing.unfinished())
-        self.first_at = self.first_at or self.clock()
-        self.waiting.grown()
+            self.on_local(self.closing.unfinished())
+        self.first_at = self.first_at or self.retry.clock()
+        self.retry.note_progress()
         if self.context.on_tokens(CommittedTokens((token,), (TokenOrigin.UNVERIFIED,))):
             session.cancel(EndReason.STOP)
-
-    def _handle_alone(self, event: Event) -> None:
-        match event:
-            case ConnectionChanged(up=True) | EdgeStateChanged(presence=Presence.ONLINE):
-                self._rejoining.hasten()
-            case _:
-                pass  # what an edge says of a grant that is void, or a wake-up to look at the cancellation
-
-    def _rejoin(self) -> bool:
-        """Ask for an edge that verifies the rest, if the text is to have one; return whether that was done."""
-        if not self.outage.may_rejoin():
-            self._rejoining.put_off()
-            return False
-        self._rejoining.ask()
-        self.retry.resumes += 1
-        self._open()
-        return True
 
     # Sending
 
     def _open(self) -> None:
-        self.retry.asked()
-        self.refusals.last = None
+        self.retry.note_open()
         self.outbound.open(self.session.open())
 
     def _send_draft(self, draft: Draft) -> None:
         assert self.session.opened is not None
-        self.retry.asked()
+        self.retry.note_sent()
         self.session.counters.uplink_bytes += self.outbound.draft(draft, edge=self.session.opened.edge)
 
     def _repeat(self) -> None:
         """Send again what was not answered; the edge takes each round once."""
-        self.refusals.last = None
         if self.session.opened is None:
-            self.retry.asked()
+            self.retry.note_open()
             self.outbound.open(self.session.open_again())
             return
+        self.retry.refusal = None
         for draft in self.session.unanswered():
             self._send_draft(draft)
+
+
+@dataclass(slots=True)
+class Closing:
+    """The end of a session: its Close, and the wait for the edge's confirmation.
+
+    Attributes:
+        failure: What has ended the session early.
+        sent: The last Close that was sent, or is to be sent to the next edge that is online.
+        answer: The edge's confirmation.
+        done: Whether there is nothing more to do.
+    """
+
+    session: DeviceSession
+    outbound: Outbound
+    clock: Callable[[], float]
+    started: float = field(init=False)
+    failure: BaseException | None = None
+    sent: Close | None = None
+    answer: Closed | None = None
+    done: bool = False
+    _until: float | None = None  # end of the wait for the answer
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the session has ended, and only its last messages are left."""
+        return self._until is not None
+
+    @property
+    def left_s(self) -> float:
+        """Time left to wait for the confirmation (seconds)."""
+        return 0.0 if self._until is None else max(0.0, self._until - self.clock())
+
+    def begin(self, *, within_s: float) -> None:
+        """Close the session, and wait for the confirmation at most `within_s`."""
+        if self.session.text.unverified and self.session.opened is None:
+            self.sent, self.done = self._close_to_any(), True  # the agent keeps it until an edge is online
+            self._until = self.clock()
+            return
+        if self.session.asked:
+            self.send()
+        self._until = self.clock() + within_s
+        # An edge that takes the Open later finds the Close behind it.
+        self.done = not self.session.granted
+
+    def fail(self, error: BaseException) -> None:
+        """End the session because of an error, unless it has ended, and notify the edge that may have it."""
+        if self.begun:
+            return
+        self.failure = error
+        self.session.cancel(EndReason.CANCELLED if isinstance(error, KeyboardInterrupt) else EndReason.FAILED)
+        refused = isinstance(error, SessionRefused)
+        if self.session.granted or self.session.text.unverified or (self.session.asked and not refused):
+            self.send()  # also if no edge has answered: one may yet take the Open that was sent
+
+    def send(self, *, to_any: bool = False) -> None:
+        """Send a Close.
+
+        Args:
+            to_any: Whether another edge is to record the end, because the one that had the session went away.
+        """
+        self.sent = self._close_to_any() if to_any else self._close()
+        self.outbound.close(self.sent)
+
+    def on_event(self, event: Event) -> None:
+        opened = self.session.opened
+        match event:
+            case Closed() if self.session.concerns(event):
+                self.answer, self.done = event, True
+            case ConnectionChanged(up=True):
+                self.send()
+            case EdgeStateChanged(edge=edge, presence=Presence.OFFLINE) if opened is not None and edge == opened.edge:
+                self.send(to_any=True)
+            case _:
+                pass
+
+    def on_quiet(self) -> None:
+        self.done = self.done or self.left_s <= 0.0
+
+    def unfinished(self) -> Close:
+        """Return the Close of a session whose program ends without sending one."""
+        return self.session.close_if_lost(wall_ms=self._wall_ms).model_copy(update=_UNFINISHED)
+
+    @property
+    def _wall_ms(self) -> float:
+        return (self.clock() - self.started) * 1e3
+
+    def _close(self) -> Close:
+        return with_cause(self.session.close(wall_ms=self._wall_ms), self.failure)
+
+    def _close_to_any(self) -> Close:
+        return self._close().model_copy(update={"edge": None, "handle": None})
+
+
+def with_cause(close: Close, error: BaseException | None) -> Close:
+    """Return the Close of a failed session with a code and a sentence; any other unchanged."""
+    if error is None or close.reason is not EndReason.FAILED:
+        return close
+    if isinstance(error, SessionRefused):
+        code = error.code.value
+    else:
+        code = _WORDS.sub("-", type(error).__name__).lower()[:MAX_CODE]
+    if isinstance(error, FleetError):
+        sentence = printable_line(str(error))[:MAX_SENTENCE]
+    else:  # the message of any other exception may quote anything
+        sentence = f"The device's program has failed ({type(error).__name__}); its own log says more."
+    return close.model_copy(update={"code": code, "sentence": sentence})

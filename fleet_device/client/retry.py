@@ -1,49 +1,89 @@
-"""Timeouts and retry policy: how long a device waits for an edge, how often it asks again, and when it gives up.
+"""Retry policy of a request: how long to wait, when to ask another edge, and when to give up.
 
-Whatever an edge answers, a session asks a bounded number of times: each new beginning, and each question that an edge's
-state prompts, is paid for by text that has come; all else waits for time to pass.
+Whatever edges answer, a request asks a bounded number of times: only new tokens renew its budget of resumes and early
+retries, and the time that it may spend without an answer is limited.
 """
 
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from fleet_device.errors import SessionFailed
-from fleet_device.offline import INTERRUPTION_S
+from fleet_device.client.inbox import EdgePresences
+from fleet_device.client.outbound import Outbound
+from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
+from fleet_device.offline import INTERRUPTION_S, OfflinePolicy, Outages
+from fleet_device.session.machine import DeviceSession
+from fleet_device.session.states import SessionState
+from schemas.messages import Fault, Refused
+from schemas.reasons import FaultCode, RefusalCode
+
+_log = logging.getLogger(__name__)
+
+WAIT_LOG: Final = f"{__name__}.waits"
+"""Logger that reports long waits, for programs that silence it because they show `on_wait` themselves."""
 
 LEAST_WAIT_S: Final = 0.25
-"""Least time between two questions that an edge has asked the device to wait with, whatever time it named."""
+"""Minimum time between two messages that an edge has asked the device to delay, whatever time it named."""
 
-# An edge that keeps asking to begin again without a token between is one that will never get on.
+REPORT_AFTER_S: Final = 10.0
+"""Seconds without tokens after which the reason is reported."""
+
+RECHECK_S: Final = 60.0
+"""Longest time for which a refusal keeps a device from asking: an administrator may admit it earlier."""
+
+# Resumes without a new token in between, after which the session has failed.
 _MAX_FRUITLESS: Final = 20
 
-# New beginnings without a token between that are made at once; behind them each takes twice as long as the last.
+# Of these, the ones without a delay; each further one waits twice as long as the one before.
 _AT_ONCE: Final = 2
 _FIRST_DELAY_S: Final = 0.1
 
-# Questions without a token between that are asked because an edge is back, before their time.
+# Retries before their time, because an edge is back, without a new token in between.
 _MAX_EARLY: Final = 5
 
-# Returns of the broker or an edge, without a token between, that begin the wait again.
+# Returns of the broker or an edge that restart the wait, without a new token in between.
 _MAX_RETURNS: Final = 5
 
-# Opens without an answer, of any kind, that are sent before the next ones take twice as long.
+# Unanswered Opens after which the interval doubles, and the largest factor.
 _UNHURRIED: Final = 4
 _SLOWEST: Final = 8
 
 _MOMENT_S: Final = 0.01
 
+# A longer prompt gives the edge proportionally more time for the first verdict.
+_PROMPT_TOKENS: Final = 1024
+
+# Refusals that pass, so that a resuming device retries. Before the first token it retries only while an edge drains,
+# since another takes its place; that the edge is busy is the application's to handle.
+_PASSING: Final = frozenset({RefusalCode.BUSY, RefusalCode.DRAINING})
+_PASSING_AT_FIRST: Final = frozenset({RefusalCode.DRAINING})
+
+# Refusals of the device as such, which pass at a time that the edge names.
+_TIMED: Final = frozenset({RefusalCode.QUOTA, RefusalCode.FENCED})
+
+# Refusals that another edge may not share.
+_ELSEWHERE: Final = _TIMED | {RefusalCode.BUSY}
+
+_MOST_EDGES: Final = 8  # asked in turn for what one of them refuses
+_WAIT_WITH_ALL_S: Final = 1.0  # an edge repeats once a second that the device as a whole is over its quota
+
+# Without an edge: interval between attempts to rejoin, and the time that an edge has to answer one.
+_REJOIN_EVERY_S: Final = 5.0
+_REJOIN_WITHIN_S: Final = 1.0
+
 
 @dataclass(frozen=True, slots=True)
-class Timeouts:
-    """How long the agent waits.
+class RetryPolicy:
+    """Time limits of a request (seconds).
 
     Attributes:
         open_s: For an edge to answer the first Open.
-        resume_s: For an edge to take a session over again after a loss.
+        resume_s: For an edge to resume the session after a loss.
         verdict_s: For a verdict, before the draft is repeated.
-        close_s: For the edge's last word.
-        retry_s: Between two Opens while no edge answers; at first.
+        close_s: For the edge to confirm the end.
+        retry_s: First interval between two Opens while no edge answers.
     """
 
     open_s: float = INTERRUPTION_S
@@ -54,169 +94,495 @@ class Timeouts:
 
 
 @dataclass(slots=True)
-class RetryState:
-    """What a session has waited for so far, in time and in vain.
+class EdgeAvailability:
+    """What a device remembers of its edges from one request to the next: absence, and the last timed refusal.
 
     Attributes:
-        timeouts: How long to wait.
-        clock: Monotonic seconds.
-        resumes: How often the session was opened again.
-        owed: Whether an answer is.
+        edges: Which edges are online. One that was not online at the refusal may be asked.
     """
 
-    timeouts: Timeouts
     clock: Callable[[], float]
+    edges: EdgePresences
+    _absent_since: float | None = field(init=False)
+    _refused_until: float = -math.inf
+    _code: RefusalCode = RefusalCode.OTHER
+    _refused_by: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        self._absent_since = self.clock()
+
+    def note_presence(self, *, absent: bool) -> None:
+        """Record whether broker and edge are reachable; call it whenever that may have changed."""
+        if not absent:
+            self._absent_since = None
+        elif self._absent_since is None:
+            self._absent_since = self.clock()
+
+    @property
+    def absent_s(self) -> float:
+        """Time without a broker or without an edge (seconds), whether or not a request runs."""
+        return 0.0 if self._absent_since is None else self.clock() - self._absent_since
+
+    def note_refusal(self, refused: SessionRefused) -> None:
+        if refused.code in _TIMED and refused.retry_s is not None:
+            self._refused_until = self.clock() + min(refused.retry_s, RECHECK_S)
+            self._code = refused.code
+            self._refused_by = self._online()
+
+    def clear_refusal(self) -> None:
+        self._refused_until = -math.inf
+
+    @property
+    def refused_s(self) -> float:
+        """Seconds until an edge may be asked again."""
+        return max(0.0, self._refused_until - self.clock()) if self._online() <= self._refused_by else 0.0
+
+    def check_refusal(self, patience_s: float) -> None:
+        """Check that an edge may be asked within a time.
+
+        Raises:
+            SessionRefused: It may not; nobody was asked.
+        """
+        if (left_s := self.refused_s) > patience_s:
+            why = "shut out of the edge" if self._code is RefusalCode.FENCED else "over its quota at the edge"
+            raise SessionRefused(self._code, f"The device is {why}; ask again in {left_s:.0f} s.", retry_s=left_s)
+
+    def _online(self) -> frozenset[str]:
+        return frozenset(state.edge for state in self.edges.online())
+
+
+@dataclass(slots=True)
+class RetryState:
+    """All waits, retries and refusals of one request, and what follows from them.
+
+    A device keeps to the times that edges name, for all its requests, so that it is never quarantined for asking. One
+    edge does not speak for the others: each edge that is online is asked once before a refusal counts, so that an edge
+    that is wrong or hostile cannot keep a device from the rest.
+
+    Attributes:
+        outages: When the offline policy applies, and which.
+        on_wait: Receives the reason of each long wait.
+        resumes: Number of times that the session was opened again.
+        owed: Whether an edge owes an answer.
+        refusal: The last answer, if it was a refusal that may pass.
+        quota_wait_s: Time that the request has waited for a quota of the device.
+        rejoining: Whether an edge is asked to verify a generation that goes on without one.
+        local_cause: Why the generation goes on without an edge, or last did.
+    """
+
+    policy: RetryPolicy
+    session: DeviceSession
+    outbound: Outbound
+    availability: EdgeAvailability
+    outages: Outages = field(default_factory=Outages)
+    on_wait: Callable[[str], None] = lambda _reason: None
     resumes: int = 0
-    _credit: int = _MAX_FRUITLESS  # new beginnings that are left; each committed token gives one back
-    _in_vain: int = 0  # new beginnings since the last committed token
-    _early: int = 0  # questions before their time since the last committed token
-    _returns: int = 0  # of a broker or an edge that was away, since the last committed token
-    _asks: int = 0  # questions since the last answer
     owed: bool = True
-    _not_before: float = 0.0  # nothing is sent until then
-    _held: bool = False  # and nothing was since
-    _moves: int = 0  # new beginnings because an edge was silent, since the last committed token
+    refusal: SessionRefused | None = None
+    quota_wait_s: float = 0.0
+    rejoining: bool = False
+    local_cause: str = ""
+    # Counted since the last committed token
+    _credit: int = _MAX_FRUITLESS  # resumes that are left; each token adds one
+    _fruitless: int = 0  # resumes
+    _early: int = 0  # retries before their time
+    _returns: int = 0  # of a broker or an edge
+    _moves: int = 0  # resumes because an edge was silent
+    _declined: int = 0  # refusals
+    _asks: int = 0  # messages since the last answer
+    # Times
+    _progress_at: float = field(init=False)  # the last token
     _waiting_since: float = field(init=False)  # the edge has owed an answer since, and given none that counts
     _silent_since: float = field(init=False)  # and none at all
     _asked_at: float = field(init=False)
+    _not_before: float = 0.0  # nothing is sent until then
+    _held: bool = False  # nothing was sent since
+    _reported: bool = False  # the reason of this wait
+    _absent_since: float | None = None  # this request has had no edge since then
+    _next_edge_at: float = math.inf  # when the first of the edges that refused may be asked again
+    _rejoin_at: float = 0.0  # the next attempt; during one, its end
+    _rejoin_not_before: float = 0.0
 
     def __post_init__(self) -> None:
-        self._waiting_since = self._silent_since = self._asked_at = self.clock()
+        self._progress_at = self._waiting_since = self._silent_since = self._asked_at = self.clock()
 
-    def asked(self) -> None:
-        """Something was sent that wants an answer."""
+    @property
+    def clock(self) -> Callable[[], float]:
+        return self.availability.clock
+
+    # What has happened
+
+    def note_sent(self) -> None:
+        """Record that a message was sent that an edge has to answer."""
         self._asked_at = self.clock()
         if not self.owed:
             self.owed, self._waiting_since, self._silent_since = True, self._asked_at, self._asked_at
         self._held = False
         self._asks += 1
 
-    def answered(self, *, tokens: int, more: bool = False) -> None:
-        """An answer has come.
+    def note_open(self) -> None:
+        self.note_sent()
+        self.refusal = None
+
+    def note_granted(self) -> None:
+        self.refusal, self.rejoining = None, False
+        self.availability.clear_refusal()
+        self.note_answer(tokens=0)
+
+    def note_answer(self, *, tokens: int, more: bool = False) -> None:
+        """Record an answer.
 
         Args:
-            tokens: By how many the text has grown.
-            more: Whether others are still owed.
+            tokens: Number of tokens that it has committed.
+            more: Whether further answers are owed.
         """
         self.owed = more
         self._waiting_since = self._silent_since = self.clock()
         self._asks = 0
         if tokens:
             self._credit = min(self._credit + tokens, _MAX_FRUITLESS)
-            self._in_vain = self._early = self._returns = self._moves = 0
+            self._fruitless = self._early = self._returns = self._moves = 0
+            self._forget_declines()
+            self.note_progress()
 
-    def resumed(self, cause: str, *, silent: bool = False) -> None:
-        """The session begins again at the text so far.
+    def note_progress(self) -> None:
+        """Restart the wait that is reported: new tokens have arrived."""
+        self._progress_at, self._reported = self.clock(), False
+
+    def note_resume(self, cause: str, *, silent: bool = False) -> None:
+        """Record that the session is opened again, and delay that if it happens too often.
 
         Args:
             cause: Why, as the end of a sentence.
-            silent: Whether because an edge was; the next is given twice the time.
+            silent: Whether the edge did not answer; the next one gets twice the time.
 
         Raises:
-            SessionFailed: It has too often, for what the text has grown.
+            SessionFailed: Too many resumes for the tokens that were committed.
         """
         if not self._credit:
-            raise SessionFailed(f"The session was resumed {self.resumes} times and does not get on: {cause}")
+            raise SessionFailed(f"The session was resumed {self.resumes} times without progress: {cause}")
         self.resumes += 1
         self._credit -= 1
-        self._in_vain += 1
+        self._fruitless += 1
         self._moves += silent
         self._asks = 0
         self.owed = True
         self._waiting_since = self._silent_since = self.clock()
-        if self._in_vain > _AT_ONCE:
-            delay_s = _FIRST_DELAY_S * 2.0 ** (self._in_vain - _AT_ONCE - 1)
-            self._hold_until(self.clock() + min(delay_s, self.timeouts.retry_s))
+        if self._fruitless > _AT_ONCE:
+            delay_s = _FIRST_DELAY_S * 2.0 ** (self._fruitless - _AT_ONCE - 1)
+            self._hold_until(self.clock() + min(delay_s, self.policy.retry_s))
 
-    def edge_is_back(self) -> None:
-        """Count the time from now on: what was waited while no edge was there says nothing about one that is back.
+    def hold(self, seconds: float) -> None:
+        """Send nothing for a time; several in a row add up to `LEAST_WAIT_S` each."""
+        now = self.clock()
+        self._hold_until(max(now + seconds, max(now, self._not_before) + LEAST_WAIT_S))
 
-        A few times between two tokens: an edge that comes and goes without end is not waited for without end.
-        """
-        if self._returns < _MAX_RETURNS:
-            self._returns += 1
-            self._waiting_since = self._silent_since = max(self.clock(), self._silent_since)
+    def hold_for_quota(self, seconds: float, reason: str) -> None:
+        """Send nothing for a time, because the device has used up a quota at the edge."""
+        _log.warning("A request waits %.1f s: %s", seconds, reason)
+        self.quota_wait_s += seconds
+        self.hold(seconds)
 
-    def rest(self) -> None:
-        """Nothing is asked for any more: the text goes on without an edge."""
-        self.owed, self._asks = False, 0
-
-    # Waiting
-
-    @property
-    def silent_s(self) -> float:
-        """Seconds since an answer of any kind, as long as one is owed."""
-        return self.clock() - self._silent_since
+    # How long to wait
 
     @property
     def holding(self) -> bool:
         """Whether nothing may be sent now."""
         return self.clock() < self._not_before
 
-    def hold(self, seconds: float) -> None:
-        """Send nothing for a time; those that an edge asks for one after the other add up to `LEAST_WAIT_S` each."""
+    def quiet_s(self) -> float:
+        """Return how long to wait for the next message before `check` or a retry is due (seconds)."""
+        report_s = math.inf
+        if not self._reported and self._waits:
+            report_s = max(0.0, self._progress_at + REPORT_AFTER_S - self.clock())
+        quiet_s = min(self.repeat_in_s(), report_s, self._outage_in_s())
+        return min(quiet_s, self.rejoin_in_s) if self.rejoining else quiet_s
+
+    def repeat_in_s(self) -> float:
+        """Return the time until something is to be sent again, or the wait is over (seconds)."""
         now = self.clock()
-        self._hold_until(max(now + seconds, max(now, self._not_before) + LEAST_WAIT_S))
-
-    def is_silent(self, *, longer: float = 1.0) -> bool:
-        """Whether an edge that has the session has said nothing for too long.
-
-        Args:
-            longer: How many times as long as usual it may take.
-        """
-        patience_s = self.timeouts.verdict_s * longer * 2.0**self._moves
-        return self.owed and self.clock() - self._silent_since >= patience_s
-
-    def fits(self, seconds: float, *, opened: bool) -> bool:
-        """Whether the time that there is to wait for an answer is longer than that."""
-        return self.clock() + seconds - self._waiting_since <= self._limit_s(opened=opened)
-
-    def would_be_silent(self, seconds: float) -> bool:
-        """Whether an edge that is waited for that much longer brings nothing for as long as a silent one may."""
-        return self.clock() + seconds - self._waiting_since >= self.timeouts.verdict_s
-
-    def quiet_s(self, *, opened: bool) -> float:
-        """Return how long to wait for what arrives next, before anything needs to be done."""
-        now = self.clock()
-        left_s = self._limit_s(opened=opened) - (now - self._waiting_since)
+        left_s = self._limit_s - (now - self._waiting_since)
         if self.holding:
             due_s = self._not_before - now
-        elif opened:
-            due_s = self.timeouts.verdict_s - (now - self._asked_at)
+        elif self._opened:
+            due_s = self.policy.verdict_s - (now - self._asked_at)
         else:
             due_s = self._retry_s
         return max(_MOMENT_S, min(due_s, left_s) if self.owed else due_s)
 
-    def may_ask_again(self, *, opened: bool) -> bool:
-        """Whether the answer is late enough for the question to be repeated."""
+    def may_repeat(self) -> bool:
+        """Whether the answer is late enough to send again."""
         if self.holding:
             return False
-        late_s = self.timeouts.verdict_s if opened else self._retry_s
+        late_s = self.policy.verdict_s if self._opened else self._retry_s
         return self._held or self.clock() - self._asked_at >= late_s
 
-    def may_ask_early(self) -> bool:
-        """Whether the question may be repeated before its time, because an edge is back; what may is counted."""
+    def may_repeat_early(self) -> bool:
+        """Whether to send again before the time, because an edge is back; each use is counted."""
         if self.holding or self._early >= _MAX_EARLY:
             return False
         self._early += 1
         return True
 
-    def exhausted_s(self, *, opened: bool) -> float | None:
-        """Return the time waited in vain once it is all that there is to wait; None before."""
-        limit_s = self._limit_s(opened=opened)
-        return limit_s if self.owed and self.clock() - self._waiting_since > limit_s else None
+    # When to go to another edge
 
-    # Within
+    def may_go_elsewhere(self) -> bool:
+        """Whether the edge that has the session has been silent for too long, and another one is online."""
+        opened = self.session.opened
+        if opened is None or not self.outbound.connected or not self.owed:
+            return False
+        if self.clock() - self._silent_since < self.policy.verdict_s * self._patience * 2.0**self._moves:
+            return False
+        return any(state.edge != opened.edge for state in self.availability.edges.online())
+
+    def ask_another(self, retry_s: float | None) -> bool:
+        """Count a refusal; return whether to ask another edge next.
+
+        Args:
+            retry_s: Seconds after which the edge would not refuse; None if it does not say.
+        """
+        now = self.clock()
+        if self._next_edge_at <= now:
+            self._next_edge_at = math.inf
+        if retry_s is not None:
+            self._next_edge_at = min(self._next_edge_at, now + retry_s)
+        self._declined += 1
+        online = len(self.availability.edges.online())
+        # One more than there are: an edge that answers what another was asked leaves that one time to answer too.
+        return online > 1 and self._declined <= min(online, _MOST_EDGES)
+
+    # When to give up
+
+    def postpone(self, refused: Refused) -> None:
+        """Delay the next Open for as long as a refusal asks for.
+
+        Raises:
+            SessionRefused: It does not pass, or not within the time that is left.
+        """
+        retry_s = refused.retry_s
+        if refused.code in _ELSEWHERE:
+            if self.ask_another(retry_s):
+                self.refusal = SessionRefused(refused.code, refused.sentence, retry_s=retry_s)
+                self.hold(0.0)
+                return
+            retry_s = self._shortest(retry_s)
+        error = SessionRefused(refused.code, refused.sentence, retry_s=retry_s)
+        self.availability.note_refusal(error)
+        if refused.code in _TIMED:
+            self._wait_out(error, retry_s)
+        elif refused.code not in (_PASSING if self.resumes else _PASSING_AT_FIRST):
+            raise error
+        self.refusal = error
+
+    def wait_out(self, fault: Fault) -> bool:
+        """Keep the session and send nothing for as long as a fault asks for.
+
+        Returns:
+            False if another edge is asked to take the session instead.
+
+        Raises:
+            SessionRefused: The time is longer than what is left.
+        """
+        seconds = fault.retry_s or 0.0
+        # An edge that brings nothing for as long as a silent one may is left like a silent one.
+        if self.clock() + seconds - self._waiting_since >= self.policy.verdict_s and self.ask_another(seconds):
+            return False
+        self.refusal = SessionRefused(RefusalCode.QUOTA, fault.sentence, retry_s=fault.retry_s)
+        self._wait_out(self.refusal, seconds, least_s=_WAIT_WITH_ALL_S if fault.handle is None else 0.0)
+        return True
+
+    def give_up(self, fault: Fault) -> None:
+        """End the session, unless the edge shuts out the device and another edge can be asked.
+
+        Raises:
+            SessionRefused: All edges that are online shut the device out; its next requests are refused too.
+            SessionFailed: The session has failed.
+        """
+        if fault.code is not FaultCode.QUOTA or fault.retry_s is None:
+            raise SessionFailed(fault.sentence)
+        if self.ask_another(fault.retry_s):
+            return
+        shut_out = SessionRefused(RefusalCode.FENCED, fault.sentence, retry_s=self._shortest(fault.retry_s))
+        self.availability.note_refusal(shut_out)
+        raise shut_out
+
+    def check(self) -> str | None:
+        """Return why the generation is to go on without an edge; None while it waits for one.
+
+        Raises:
+            SessionRefused: The wait is over, and the last answer was a refusal.
+            EdgeUnavailable: The wait is over, or the offline policy is to fail.
+        """
+        if self.rejoining:
+            return self.local_cause if not self.outbound.connected or self.rejoin_due else None
+        if (cause := self._outage()) is None:
+            self.check_wait()
+            return None
+        if self.outages.policy is not OfflinePolicy.LOCAL:
+            raise self.refusal or cause
+        _log.warning("The generation continues without an edge: %s", cause)
+        return str(cause)
+
+    def check_wait(self) -> None:
+        """Report why no tokens come once that has lasted; raise when the wait is over, as `check` does."""
+        if self.session.ended is not None:
+            return
+        if (waited_s := self.exhausted_s()) is not None:
+            raise self.refusal or self.outbound.silence(waited_s, edge=self._edge)
+        if not self._reported and self._waits and self.clock() >= self._progress_at + REPORT_AFTER_S:
+            self._reported = True
+            reason: Exception = self.outbound.silence(max(1.0, self.clock() - self._progress_at), edge=self._edge)
+            if self.outbound.connected and self.refusal is not None:
+                reason = self.refusal
+            logging.getLogger(WAIT_LOG).warning("Waiting: %s", reason)
+            self.on_wait(str(reason))
+
+    def exhausted_s(self) -> float | None:
+        """Return the time limit once it is exceeded without an answer; None before."""
+        return self._limit_s if self.owed and self.clock() - self._waiting_since > self._limit_s else None
+
+    # Without an edge
+
+    @property
+    def rejoin_in_s(self) -> float:
+        """Time until the next attempt to rejoin; during one, the time that the edge has left (seconds)."""
+        return max(0.0, self._rejoin_at - self.clock())
+
+    @property
+    def rejoin_due(self) -> bool:
+        return self.clock() >= self._rejoin_at
+
+    def note_local(self, cause: str, *, pause_s: float = 0.0) -> None:
+        """Record that the generation goes on without an edge.
+
+        Args:
+            cause: Why, in a sentence.
+            pause_s: Additional time before the next attempt to rejoin.
+        """
+        now = self.clock()
+        self.owed, self._asks = False, 0
+        self.local_cause, self.rejoining = cause, False
+        self._rejoin_at, self._rejoin_not_before = now + _REJOIN_EVERY_S + pause_s, now + _REJOIN_WITHIN_S
+
+    def note_local_refusal(self, refused: Refused) -> None:
+        """Record that an edge has refused to take the generation back."""
+        elsewhere = self.ask_another(refused.retry_s)
+        self.note_local(refused.sentence, pause_s=0.0 if elsewhere else min(refused.retry_s or 0.0, RECHECK_S))
+
+    def hasten_rejoin(self) -> None:
+        """Bring the next attempt forward: an edge or the broker is back."""
+        self._rejoin_at = min(self._rejoin_at, self._rejoin_not_before)
+
+    def begin_rejoin(self) -> bool:
+        """Return whether an edge is to be asked now to verify the rest; put the attempt off if there is none."""
+        if not (self.outages.rejoin and self.outbound.connected and self.availability.edges.online()):
+            self._rejoin_at = self.clock() + _REJOIN_EVERY_S
+            return False
+        self.rejoining, self._rejoin_at = True, self.clock() + _REJOIN_WITHIN_S
+        self.resumes += 1
+        return True
+
+    # Private
+
+    @property
+    def _opened(self) -> bool:
+        return self.session.opened is not None
+
+    @property
+    def _edge(self) -> str | None:
+        return None if self.session.opened is None else self.session.opened.edge
+
+    @property
+    def _waits(self) -> bool:
+        return self.owed or self.holding
 
     @property
     def _retry_s(self) -> float:
-        """Seconds between two Opens: an edge that does not listen finds few when it listens again."""
-        return self.timeouts.retry_s * min(2.0 ** (max(0, self._asks - 1) // _UNHURRIED), _SLOWEST)
+        """Interval between two Opens: it grows, so that an edge that comes back does not find many."""
+        return self.policy.retry_s * min(2.0 ** (max(0, self._asks - 1) // _UNHURRIED), _SLOWEST)
 
-    def _limit_s(self, *, opened: bool) -> float:
-        first = not opened and self.resumes == 0
-        return self.timeouts.open_s if first else self.timeouts.resume_s
+    @property
+    def _limit_s(self) -> float:
+        first = not self._opened and self.resumes == 0
+        return self.policy.open_s if first else self.policy.resume_s
+
+    @property
+    def _patience(self) -> float:
+        """Factor on the time that the edge may take: more for a prompt that it has to compute."""
+        opened = self.session.opened
+        prompt = len(self.session.request.prompt) + opened.position if opened and self.session.first_under_way else 0
+        return max(1.0, prompt / _PROMPT_TOKENS)
 
     def _hold_until(self, moment: float) -> None:
         self._not_before, self._held = max(self._not_before, moment), True
-        self._silent_since = self._not_before  # an edge that asks to be waited for is not silent
+        self._silent_since = self._not_before  # an edge that asks for a delay is not silent
+
+    def _forget_declines(self) -> None:
+        self._declined, self._next_edge_at = 0, math.inf
+
+    def _shortest(self, retry_s: float | None) -> float | None:
+        """Return the shortest time that an edge has named (seconds)."""
+        return retry_s if retry_s is None else min(retry_s, max(0.0, self._next_edge_at - self.clock()))
+
+    def _wait_out(self, error: SessionRefused, retry_s: float | None, *, least_s: float = 0.0) -> None:
+        if retry_s is None or self.clock() + retry_s - self._waiting_since > self._limit_s:
+            raise error
+        self.hold_for_quota(max(retry_s, least_s), str(error))
+        self._forget_declines()  # after that time every edge is asked again
+
+    # Outages
+
+    def _outage(self) -> EdgeUnavailable | None:
+        """Return why no edge answers, once that has lasted long enough for the offline policy to apply."""
+        absent_s = self._absent_s()
+        if not self._watched:
+            return None
+        if absent_s is not None:
+            return self.outbound.silence(max(1.0, absent_s)) if absent_s >= self.outages.absence_s else None
+        if self._silence_left_s() <= 0.0:
+            return self.outbound.silence(self._longest_silence_s, edge=self._edge)
+        return None
+
+    def _outage_in_s(self) -> float:
+        absent_s = self._absent_s()
+        if not self._watched:
+            return math.inf
+        return max(0.0, self._silence_left_s() if absent_s is None else self.outages.absence_s - absent_s)
+
+    @property
+    def _watched(self) -> bool:
+        """Whether an outage changes anything: with the policy `wait`, the time limits decide."""
+        return self.outages.policy is not OfflinePolicy.WAIT and self.session.ended is None
+
+    def _absent_s(self) -> float | None:
+        """Return for how long this request has had no edge (seconds); None if it has one."""
+        if not self._absent():
+            if self._absent_since is not None:
+                self._absent_since = None
+                # The wait restarts, but not without end for an edge that comes and goes.
+                if self._returns < _MAX_RETURNS:
+                    self._returns += 1
+                    self._waiting_since = self._silent_since = max(self.clock(), self._silent_since)
+            return None
+        if self._absent_since is None:
+            self._absent_since = self.clock()
+        return max(self.clock() - self._absent_since, self.availability.absent_s)
+
+    def _absent(self) -> bool:
+        if not self.outbound.connected:
+            return True
+        # An edge that has granted the session reports when it goes, or the broker does so for it.
+        if self._opened:
+            return False
+        return self.session.state is SessionState.UNDELIVERED or not self.availability.edges.online()
+
+    @property
+    def _longest_silence_s(self) -> float:
+        """Time for which an edge that is online may be silent (seconds)."""
+        patience_s = self.outages.answer_s * self._patience
+        return patience_s if self.session.granted else min(patience_s, self.policy.open_s)
+
+    def _silence_left_s(self) -> float:
+        if not self.owed or self.holding:
+            return math.inf
+        return self._longest_silence_s - (self.clock() - self._silent_since)

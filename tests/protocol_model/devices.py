@@ -4,16 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fleet_common.mqtt.link import Will
-from fleet_device.client.draft_sequence import Drafting, DraftSequence
+from fleet_device.client.drafting import Drafting, DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.inbox import Inbox
-from fleet_device.client.outage import Absence, Outage
 from fleet_device.client.outbound import Outbound
-from fleet_device.client.refusals import Refusals, RefusedUntil
 from fleet_device.client.request import RequestContext
-from fleet_device.client.retry import RetryState, Timeouts
+from fleet_device.client.retry import EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.client.unconfirmed import UnconfirmedCloses
-from fleet_device.client.waiting import Waiting
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import DeviceError
 from fleet_device.pacing.contract import Pacing
@@ -29,7 +26,7 @@ from tests.protocol_model.network import SteeredBroker, TappedLink
 from tests.protocol_model.reference import Replay
 from tests.support.memory_fleet import DRAFT, END, FLEET, START, Clock
 
-PATIENT = Timeouts(open_s=3600.0, resume_s=3600.0)  # longer than all the waiting in a run
+PATIENT = RetryPolicy(open_s=3600.0, resume_s=3600.0)  # longer than all the waiting in a run
 CLOSES = 8  # that a device keeps
 ACTS = 400  # of one device in a row; more are a loop
 
@@ -99,14 +96,14 @@ class ModelDevice:
     _inbox: Inbox = field(init=False)
     _outbound: Outbound = field(init=False)
     _unconfirmed: UnconfirmedCloses = field(init=False)
-    _refused: RefusedUntil = field(init=False)
+    _availability: EdgeAvailability = field(init=False)
 
     def start(self) -> None:
         """Start the process."""
         self._inbox = Inbox()
         self.link = TappedLink(self.broker, self.name, self.tap, will=Will(self._topic, self._state(Presence.OFFLINE)))
         self._outbound = Outbound(self.link, FLEET, self.name, self._inbox)
-        self._refused = RefusedUntil(self.clock, self._inbox.edges)
+        self._availability = EdgeAvailability(self.clock, self._inbox.edges)
         self._unconfirmed = UnconfirmedCloses(self._outbound.close)
         self._inbox.listener = self._unconfirmed.on_event
         self._inbox.subscribe(self.link, fleet=FLEET, device=self.name)
@@ -126,10 +123,9 @@ class ModelDevice:
             pass  # of texts that are over
         written: list[int] = []
         session = note[self.name] = RecordedSession(request)
-        retry = RetryState(PATIENT, self.clock)
-        if self._refused.left_s > 0.0:
-            retry.hold(self._refused.left_s)
-        refusals = Refusals(retry, self._refused)
+        retry = RetryState(PATIENT, session, self._outbound, self._availability)
+        if self._availability.refused_s > 0.0:
+            retry.hold(self._availability.refused_s)
         drafts = DraftSequence(session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), self.clock)
         driver = SessionDriver(
             session=session,
@@ -137,10 +133,6 @@ class ModelDevice:
             outbound=self._outbound,
             inbox=self._inbox,
             retry=retry,
-            refusals=refusals,
-            waiting=(waiting := Waiting(session, self._outbound, self._inbox.edges, retry, refusals, self.clock)),
-            outage=Outage(waiting, Absence(self.clock)),
-            clock=self.clock,
             context=RequestContext(on_tokens=written.extend),
         )
         self.text = Text(session, driver, Replay(request), written)

@@ -14,14 +14,11 @@ from typing import TypeVar
 from dssd.distribution import shape
 from dssd.downlink import Form
 from dssd.sampling import coupled_token
-from fleet_device.client.draft_sequence import Drafting, DraftSequence
+from fleet_device.client.drafting import Drafting, DraftSequence
 from fleet_device.client.driver import SessionDriver
-from fleet_device.client.inbox import ConnectionChanged, EdgePresences, Event, Inbox, ReceivedVerdict
-from fleet_device.client.outage import Absence, Outage
+from fleet_device.client.inbox import ConnectionChanged, Event, Inbox, ReceivedVerdict
 from fleet_device.client.outbound import Outbound
-from fleet_device.client.refusals import Refusals, RefusedUntil
-from fleet_device.client.retry import RetryState, Timeouts
-from fleet_device.client.waiting import Waiting
+from fleet_device.client.retry import EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.drafters.contract import Prospect
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
@@ -235,6 +232,13 @@ class ChangingPacing:
         del tokens, seconds, step_s
 
 
+class StayingRetry(RetryState):
+    """Never leaves an edge because it is silent: the test decides when time passes."""
+
+    def may_go_elsewhere(self) -> bool:
+        return False
+
+
 @dataclass
 class Device:
     """A device's session driver over a link in memory; the test's generator decides when it moves."""
@@ -257,9 +261,9 @@ class Device:
         self.link.start(timeout_s=1.0)
         clock = self.fleet.clock
         # It never gives up, and asks again whenever the test says that nothing moves.
-        retry = RetryState(Timeouts(NEVER_S, NEVER_S, verdict_s=0.0, close_s=NEVER_S, retry_s=0.0), clock)
-        refusals = Refusals(retry, RefusedUntil(clock, self.inbox.edges))
+        policy = RetryPolicy(NEVER_S, NEVER_S, verdict_s=0.0, close_s=NEVER_S, retry_s=0.0)
         outbound = Outbound(self.link, FLEET, self.name, self.inbox, self.padding)
+        retry = StayingRetry(policy, self.session, outbound, EdgeAvailability(clock, self.inbox.edges))
         model = ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,))
         drafter = SuffixDrafter.before(model, None) if isinstance(self.pacing, ChangingPacing) else model
         drafts = DraftSequence(self.session, drafter, clock)
@@ -272,10 +276,6 @@ class Device:
             outbound=outbound,
             inbox=self.inbox,
             retry=retry,
-            refusals=refusals,
-            waiting=(waiting := Waiting(self.session, outbound, EdgePresences(), retry, refusals, clock)),
-            outage=Outage(waiting, Absence(clock)),
-            clock=clock,
         )
 
     @property

@@ -14,7 +14,7 @@ from dssd.distribution import TOTAL, Dist, QuantizedDist, quantize, shape
 from dssd.downlink import correct
 from dssd.sampling import Proposal, propose
 from dssd.verification import Judgement, decode
-from fleet_device.client.draft_sequence import DraftSequence
+from fleet_device.client.drafting import DraftSequence
 from fleet_device.drafters.unlike import CommonTokens
 from fleet_edge import orchestrator
 from fleet_edge.batching.judging import Case

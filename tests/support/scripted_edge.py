@@ -7,7 +7,7 @@ from fleet_common.mqtt.link import Message
 from fleet_device.client.agent import Agent, Generation
 from fleet_device.client.inbox import Event, Inbox
 from fleet_device.client.request import GenerateRequest
-from fleet_device.client.retry import Timeouts
+from fleet_device.client.retry import RetryPolicy
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.pacing.contract import FixedPacing, Pacing
 from schemas.codec import decode_close, decode_draft, decode_open, encode_reply, encode_verdict
@@ -24,7 +24,7 @@ Answer = Verdict | Opened | Refused | Fault | Closed | Presence
 Answers = Iterable[Answer]
 
 DEVICE = "device-1"
-PATIENCE = Timeouts(open_s=5.0, resume_s=30.0, verdict_s=3.0, close_s=2.0, retry_s=1.0)
+PATIENCE = RetryPolicy(open_s=5.0, resume_s=30.0, verdict_s=3.0, close_s=2.0, retry_s=1.0)
 
 
 class TooManyMessages(BaseException):
@@ -204,7 +204,7 @@ class LoneDevice:
             ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)),
             pacing or FixedPacing(3),
             self.clock,
-            **({"timeouts": PATIENCE, "inbox": self.inbox} | given),  # type: ignore[arg-type]
+            **({"retry_policy": PATIENCE, "inbox": self.inbox} | given),  # type: ignore[arg-type]
         )
         self.agent.attach()
         self.link.start(timeout_s=1.0)

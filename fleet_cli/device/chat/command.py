@@ -21,7 +21,7 @@ from fleet_device.texts.history import ChatHistory
 
 _PROMPT: Final = "> "
 _EDGE_S: Final = 1.0  # an edge's retained state comes with the connection
-_TELLS_WAITS: Final = "fleet_device.client.waiting"
+_TELLS_WAITS: Final = "fleet_device.client.retry.waits"
 
 
 class _WhenFull(StrEnum):

@@ -14,7 +14,7 @@ from dssd.distribution import Dist
 from fleet_device.client.agent import Agent, Generation
 from fleet_device.client.inbox import ConnectionChanged, Event, Inbox
 from fleet_device.client.request import Cancellation, GenerateRequest, RequestContext
-from fleet_device.client.retry import Timeouts
+from fleet_device.client.retry import RetryPolicy
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.drafters.suffix.drafter import SuffixDrafter
@@ -53,7 +53,7 @@ from tests.support.statistics import ALARM, p_value
 
 PROMPT = (1, 2)
 SEED = 6  # of a text that does not end by itself
-PATIENCE = Timeouts(open_s=5.0, resume_s=30.0, verdict_s=3.0, close_s=2.0, retry_s=1.0)
+PATIENCE = RetryPolicy(open_s=5.0, resume_s=30.0, verdict_s=3.0, close_s=2.0, retry_s=1.0)
 
 
 @dataclass(slots=True)
@@ -453,7 +453,7 @@ def test_an_edge_that_never_gets_on_is_given_up(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(EdgeSession, "admit", again)
     scene = Scene()
-    with pytest.raises(SessionFailed, match="20 times and does not get on: Again, please"):
+    with pytest.raises(SessionFailed, match="20 times without progress: Again, please"):
         scene.generate()
     scene.fleet.settle()
     assert len(scene.fleet.sink.of(SessionOpened)) == 21

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fleet_device.client.closing import _with_cause
+from fleet_device.client.driver import with_cause
 from fleet_device.errors import EdgeUnavailable, SessionFailed, SessionRefused
 from schemas.codec import decode_close, encode_close
 from schemas.messages import Close
@@ -26,10 +26,10 @@ def _close(reason: EndReason = EndReason.FAILED) -> Close:
     ],
 )
 def test_a_text_that_failed_says_why(error: Exception, code: str, sentence: str) -> None:
-    close = decode_close(encode_close(_with_cause(_close(), error)))
+    close = decode_close(encode_close(with_cause(_close(), error)))
     assert (close.code, close.sentence) == (code, sentence)
 
 
 def test_other_ends_say_nothing_more() -> None:
-    assert _with_cause(_close(EndReason.CANCELLED), KeyboardInterrupt()).code is None
-    assert _with_cause(_close(), None).sentence is None
+    assert with_cause(_close(EndReason.CANCELLED), KeyboardInterrupt()).code is None
+    assert with_cause(_close(), None).sentence is None

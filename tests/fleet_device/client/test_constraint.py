@@ -6,7 +6,7 @@ import pytest
 from dssd.distribution import Dist
 from fleet_common.grammar.compiler import GrammarCompiler
 from fleet_common.grammar.tokenizer import GrammarTokenizer
-from fleet_device.client.constraint import DraftConstraint, restrict
+from fleet_device.client.drafting import DraftConstraint, restrict
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.session.text import CommittedTokens, TokenOrigin
 from schemas.policy import Mode

@@ -3,7 +3,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from dssd.distribution import Dist
-from fleet_device.client.draft_sequence import DraftSequence
+from fleet_device.client.drafting import DraftSequence
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.session.machine import DeviceSession
 from schemas.messages import Opened, Verdict

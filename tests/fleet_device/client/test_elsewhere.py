@@ -184,5 +184,5 @@ def test_an_hour_is_not_waited_for_by_the_only_edge() -> None:
     with pytest.raises(SessionRefused):
         device.generate()
     device.clock.seconds += 60.0
-    assert device.agent._refused.left_s == 0.0
+    assert device.agent._availability.refused_s == 0.0
     assert math.isfinite(device.clock())

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from fleet_device.client.request import GenerateRequest, RequestContext
-from fleet_device.client.waiting import SAY_AFTER_S
+from fleet_device.client.retry import REPORT_AFTER_S
 from fleet_device.errors import EdgeUnavailable, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
 from schemas.control import Presence
@@ -161,27 +161,27 @@ def told_by(device: LoneDevice, *, most: int = 8) -> list[tuple[float, str]]:
     return told
 
 
-PATIENT = {"timeouts": type(PATIENCE)(open_s=40.0, resume_s=60.0, verdict_s=3.0, close_s=2.0, retry_s=1.0)}
+PATIENT = {"retry_policy": type(PATIENCE)(open_s=40.0, resume_s=60.0, verdict_s=3.0, close_s=2.0, retry_s=1.0)}
 
 
 def test_a_wait_for_an_edge_that_hangs_is_told_once_and_in_time() -> None:
     device = LoneDevice(**PATIENT)
     ScriptedEdge(device.broker)
     ((at, sentence),) = told_by(device)
-    assert at == SAY_AFTER_S
+    assert at == REPORT_AFTER_S
     assert sentence.startswith("Edge 'edge-1' has the session and has not answered for 10 s;")
 
 
 def test_a_wait_for_any_edge_is_told_too() -> None:
     ((at, sentence),) = told_by(LoneDevice(**PATIENT))
-    assert (at, sentence[:32]) == (SAY_AFTER_S, "No edge of fleet 'memory' answer")
+    assert (at, sentence[:32]) == (REPORT_AFTER_S, "No edge of fleet 'memory' answer")
 
 
 def test_a_wait_for_the_broker_is_told_too() -> None:
     device = LoneDevice(**PATIENT)
     device.broker.go_down()
     ((at, sentence),) = told_by(device)
-    assert (at, sentence[:42]) == (SAY_AFTER_S, "The broker has not been reachable for 10 s")
+    assert (at, sentence[:42]) == (REPORT_AFTER_S, "The broker has not been reachable for 10 s")
 
 
 def test_a_wait_that_an_edge_asks_for_is_told_in_its_words() -> None:
@@ -193,7 +193,7 @@ def test_a_wait_that_an_edge_asks_for_is_told_in_its_words() -> None:
         return [opened(message)] if late else [refused]
 
     ScriptedEdge(device.broker, on_open=refuse, on_draft=accept)
-    assert told_by(device) == [(SAY_AFTER_S, "Over it for 30 s.")]
+    assert told_by(device) == [(REPORT_AFTER_S, "Over it for 30 s.")]
 
 
 def test_each_wait_is_told_anew_and_short_ones_are_not() -> None:
@@ -228,7 +228,7 @@ def test_a_wait_with_all_that_is_sent_is_told_too() -> None:
         return [*accept(message, draft), *([notice] if draft.round == 1 else [])]
 
     ScriptedEdge(device.broker, on_draft=answer)
-    assert told_by(device) == [(SAY_AFTER_S, "Too many bytes. Ask again in 15 s.")]
+    assert told_by(device) == [(REPORT_AFTER_S, "Too many bytes. Ask again in 15 s.")]
     assert device.inbox.taken < 100
 
 
@@ -243,4 +243,4 @@ def test_an_edge_that_says_nothing_of_use_does_not_put_the_reason_off() -> None:
     device.inbox.on_take = chatter
     told = told_by(device)
     assert len(told) == 1
-    assert SAY_AFTER_S <= told[0][0] <= SAY_AFTER_S + 0.5
+    assert REPORT_AFTER_S <= told[0][0] <= REPORT_AFTER_S + 0.5

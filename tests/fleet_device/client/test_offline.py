@@ -14,7 +14,7 @@ from fleet_device.client.request import GenerateRequest, RequestContext
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import EdgeUnavailable
 from fleet_device.offline import OfflinePolicy, Outages
-from fleet_device.service import timeouts_of
+from fleet_device.service import retry_policy
 from fleet_device.session.text import CommittedTokens, TokenOrigin
 from fleet_device.settings import DeviceSettings
 from fleet_edge.store.records.sessions import CloseReported
@@ -164,7 +164,7 @@ def test_by_default_a_request_rides_out_an_interruption(
 ) -> None:
     defaults = DeviceSettings()
     scene = Scene()
-    scene.agent.timeouts = timeouts_of(defaults)
+    scene.agent.retry_policy = retry_policy(defaults)
     interrupted_at: list[float] = []
 
     def begin() -> None:
@@ -188,7 +188,7 @@ def test_by_default_a_request_rides_out_an_interruption(
 
 def test_interruptions_one_after_the_other_do_not_add_up() -> None:
     scene, defaults = Scene(), DeviceSettings()
-    scene.agent.timeouts = timeouts_of(defaults)
+    scene.agent.retry_policy = retry_policy(defaults)
     # No token comes between the two: the edge hangs, and its broker restarts.
     steps = [hang, lose_broker, bring_back_broker, wake]
     at: list[float] = []

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet_device.client.inbox import EdgePresences
-from fleet_device.client.refusals import RefusedUntil
+from fleet_device.client.retry import EdgeAvailability
 from fleet_device.errors import DeviceError, SessionRefused
 from fleet_device.pacing.contract import FixedPacing
 from fleet_edge.store.records.events import EventLogged
@@ -206,19 +206,19 @@ def test_until_its_time_has_come_no_edge_hears_of_further_texts() -> None:
 
 def test_a_long_fence_is_asked_about_once_a_minute_so_that_lifting_it_is_noticed() -> None:
     clock = Clock()
-    until = RefusedUntil(clock, EdgePresences())
-    until.note(SessionRefused(RefusalCode.FENCED, "Shut out.", retry_s=math.inf))
+    availability = EdgeAvailability(clock, EdgePresences())
+    availability.note_refusal(SessionRefused(RefusalCode.FENCED, "Shut out.", retry_s=math.inf))
     with pytest.raises(SessionRefused, match=r"shut out of the edge; ask again in 60 s\."):
-        until.check(5.0)
+        availability.check_refusal(5.0)
     clock.seconds += 60.0
-    until.check(0.0)
+    availability.check_refusal(0.0)
 
 
 @pytest.mark.parametrize("code", [RefusalCode.BUSY, RefusalCode.VOCABULARY])
 def test_what_is_no_fault_of_the_device_stands_against_no_other_text(code: RefusalCode) -> None:
-    until = RefusedUntil(Clock(), EdgePresences())
-    until.note(SessionRefused(code, "No.", retry_s=30.0))
-    assert until.left_s == 0.0
+    availability = EdgeAvailability(Clock(), EdgePresences())
+    availability.note_refusal(SessionRefused(code, "No.", retry_s=30.0))
+    assert availability.refused_s == 0.0
 
 
 def test_a_device_that_is_shut_out_while_it_writes_ends_in_a_sentence_and_then_keeps_the_peace() -> None:

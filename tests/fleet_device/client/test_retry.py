@@ -1,150 +1,177 @@
+import copy
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from fleet_device.client.retry import LEAST_WAIT_S, RetryState, Timeouts
-from fleet_device.errors import SessionFailed
+from fleet_device.client.inbox import EdgePresences
+from fleet_device.client.retry import LEAST_WAIT_S, EdgeAvailability, RetryPolicy, RetryState
+from fleet_device.errors import SessionFailed, SessionRefused
+from fleet_device.offline import Outages
+from schemas.control import EdgeState, Presence
+from schemas.reasons import RefusalCode
+from tests.support.memory_fleet import START
 
-PATIENCE = Timeouts(open_s=5.0, resume_s=30.0, verdict_s=3.0, retry_s=1.0)
+EDGE_STATE = EdgeState(presence=Presence.ONLINE, software="1", edge="edge-1", target="toy", vocabulary="6", since=START)
+PATIENCE = RetryPolicy(open_s=5.0, resume_s=30.0, verdict_s=3.0, retry_s=1.0)
 
 
-def watch_at(times: list[float]) -> tuple[RetryState, Callable[[float], None]]:
-    """Return a watch and what lets time pass."""
-    return RetryState(PATIENCE, lambda: times[0]), lambda seconds: times.__setitem__(0, times[0] + seconds)
+def watch_at(times: list[float], **given: Any) -> tuple[RetryState, Callable[[float], None]]:
+    """Return the state of a request, and what lets time pass."""
+    session: Any = SimpleNamespace(opened=None)
+    availability = EdgeAvailability(lambda: times[0], EdgePresences())
+    state = RetryState(PATIENCE, session, SimpleNamespace(connected=True), availability, **given)  # type: ignore[arg-type]
+    return state, lambda seconds: times.__setitem__(0, times[0] + seconds)
+
+
+def seen(state: RetryState, *, opened: bool) -> RetryState:
+    """Return the state with or without an edge that has the session."""
+    state.session.opened = SimpleNamespace() if opened else None  # type: ignore[assignment]
+    return state
+
+
+def waits_out(state: RetryState, seconds: float, *, opened: bool) -> bool:
+    """Return whether a refusal that asks for so long a wait is waited for."""
+    try:
+        seen(copy.copy(state), opened=opened)._wait_out(SessionRefused(RefusalCode.QUOTA, "Later."), seconds)
+    except SessionRefused:
+        return False
+    return True
 
 
 def test_the_first_open_is_waited_for_less_long_than_a_resumed_session() -> None:
     watch, pass_s = watch_at([100.0])
     pass_s(5.0)
-    assert watch.exhausted_s(opened=False) is None
+    assert seen(watch, opened=False).exhausted_s() is None
     pass_s(0.1)
-    assert watch.exhausted_s(opened=False) == 5.0
-    assert watch.exhausted_s(opened=True) is None
-    watch.resumed("")
+    assert seen(watch, opened=False).exhausted_s() == 5.0
+    assert seen(watch, opened=True).exhausted_s() is None
+    watch.note_resume("")
     pass_s(30.0)
-    assert watch.exhausted_s(opened=False) is None
+    assert seen(watch, opened=False).exhausted_s() is None
     pass_s(0.1)
-    assert watch.exhausted_s(opened=False) == watch.exhausted_s(opened=True) == 30.0
+    assert seen(watch, opened=False).exhausted_s() == seen(watch, opened=True).exhausted_s() == 30.0
 
 
 def test_asking_again_does_not_shorten_the_wait_and_an_answer_restarts_it() -> None:
     watch, pass_s = watch_at([0.0])
     pass_s(29.0)
-    watch.asked()
+    watch.note_sent()
     pass_s(2.0)
-    assert watch.exhausted_s(opened=True) == 30.0
-    watch.answered(tokens=0)
-    assert watch.exhausted_s(opened=True) is None
+    assert seen(watch, opened=True).exhausted_s() == 30.0
+    watch.note_answer(tokens=0)
+    assert seen(watch, opened=True).exhausted_s() is None
 
 
 def test_a_draft_is_asked_for_again_later_than_an_open() -> None:
     watch, pass_s = watch_at([0.0])
     pass_s(1.0)
-    assert watch.may_ask_again(opened=False)
-    assert not watch.may_ask_again(opened=True)
-    assert (watch.quiet_s(opened=False), watch.quiet_s(opened=True)) == (1.0, 2.0)
+    assert seen(watch, opened=False).may_repeat()
+    assert not seen(watch, opened=True).may_repeat()
+    assert (seen(watch, opened=False).repeat_in_s(), seen(watch, opened=True).repeat_in_s()) == (1.0, 2.0)
     pass_s(2.0)
-    assert watch.may_ask_again(opened=True)
-    watch.asked()
-    assert not watch.may_ask_again(opened=False)
+    assert seen(watch, opened=True).may_repeat()
+    watch.note_sent()
+    assert not seen(watch, opened=False).may_repeat()
 
 
 def test_a_late_answer_is_waited_for_at_least_a_moment() -> None:
     watch, pass_s = watch_at([0.0])
     pass_s(50.0)
-    assert watch.quiet_s(opened=True) == 0.01
+    assert seen(watch, opened=True).repeat_in_s() == 0.01
 
 
 def test_no_wait_is_longer_than_the_patience_that_is_left() -> None:
     watch, pass_s = watch_at([0.0])
     pass_s(4.5)
-    assert watch.quiet_s(opened=False) == 0.5
+    assert seen(watch, opened=False).repeat_in_s() == 0.5
 
 
 @pytest.mark.parametrize("got_on", [False, True])
 def test_only_a_text_that_grows_may_be_resumed_without_end(got_on: bool) -> None:
     watch, _ = watch_at([0.0])
     for _ in range(20):
-        watch.resumed("")
-    watch.answered(tokens=int(got_on))
+        watch.note_resume("")
+    watch.note_answer(tokens=int(got_on))
     if got_on:
-        watch.resumed("")
-    with pytest.raises(SessionFailed, match="times and does not get on: the edge went away"):
-        watch.resumed("the edge went away.")
+        watch.note_resume("")
+    with pytest.raises(SessionFailed, match="without progress: the edge went away"):
+        watch.note_resume("the edge went away.")
     assert watch.resumes == 20 + got_on
 
 
 def test_each_token_pays_for_one_new_beginning_and_none_is_saved_up() -> None:
     watch, _ = watch_at([0.0])
-    watch.answered(tokens=1000)
+    watch.note_answer(tokens=1000)
     for _ in range(20):
-        watch.resumed("")
-    watch.answered(tokens=2)
-    watch.resumed("")
-    watch.resumed("")
+        watch.note_resume("")
+    watch.note_answer(tokens=2)
+    watch.note_resume("")
+    watch.note_resume("")
     with pytest.raises(SessionFailed, match="resumed 22 times"):
-        watch.resumed("no.")
+        watch.note_resume("no.")
 
 
 def test_new_beginnings_in_vain_come_ever_later() -> None:
     watch, pass_s = watch_at([0.0])
     waits = []
     for _ in range(8):
-        watch.resumed("")
-        waits.append(watch.quiet_s(opened=False) if watch.holding else 0.0)
+        watch.note_resume("")
+        waits.append(seen(watch, opened=False).repeat_in_s() if watch.holding else 0.0)
         pass_s(10.0)
     assert waits == pytest.approx([0.0, 0.0, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0])
-    watch.answered(tokens=1)
-    watch.resumed("")
+    watch.note_answer(tokens=1)
+    watch.note_resume("")
     assert not watch.holding
 
 
 def test_what_an_edge_asks_to_wait_with_is_not_sent_before_its_time_and_then_at_once() -> None:
     watch, pass_s = watch_at([0.0])
-    watch.asked()
+    watch.note_sent()
     watch.hold(0.5)
     assert watch.holding
-    assert not watch.may_ask_again(opened=True)
-    assert not watch.may_ask_early()
-    assert watch.quiet_s(opened=True) == 0.5
+    assert not seen(watch, opened=True).may_repeat()
+    assert not watch.may_repeat_early()
+    assert seen(watch, opened=True).repeat_in_s() == 0.5
     pass_s(0.5)
     assert not watch.holding
-    assert watch.may_ask_again(opened=True)  # long before `verdict_s`
-    watch.asked()
-    assert not watch.may_ask_again(opened=True)
+    assert seen(watch, opened=True).may_repeat()  # long before `verdict_s`
+    watch.note_sent()
+    assert not seen(watch, opened=True).may_repeat()
 
 
 def test_an_edge_that_names_no_time_is_left_alone_for_a_while_for_each_time_that_it_says_so() -> None:
     watch, _ = watch_at([0.0])
     for number in range(1, 9):
         watch.hold(0.0)
-        assert watch.quiet_s(opened=True) == pytest.approx(number * LEAST_WAIT_S)
+        assert seen(watch, opened=True).repeat_in_s() == pytest.approx(number * LEAST_WAIT_S)
 
 
 def test_a_time_to_wait_fits_as_long_as_the_patience_lasts() -> None:
     watch, pass_s = watch_at([0.0])
-    assert watch.fits(5.0, opened=False)
-    assert not watch.fits(5.1, opened=False)
+    assert waits_out(watch, 5.0, opened=False)
+    assert not waits_out(watch, 5.1, opened=False)
     pass_s(3.0)
-    assert not watch.fits(2.1, opened=False)
-    assert watch.fits(27.0, opened=True)
+    assert not waits_out(watch, 2.1, opened=False)
+    assert waits_out(watch, 27.0, opened=True)
 
 
 def test_an_edge_that_comes_and_goes_is_not_asked_each_time() -> None:
     watch, _ = watch_at([0.0])
-    assert [watch.may_ask_early() for _ in range(7)] == [True] * 5 + [False] * 2
-    watch.answered(tokens=0)
-    assert not watch.may_ask_early()
-    watch.answered(tokens=1)
-    assert watch.may_ask_early()
+    assert [watch.may_repeat_early() for _ in range(7)] == [True] * 5 + [False] * 2
+    watch.note_answer(tokens=0)
+    assert not watch.may_repeat_early()
+    watch.note_answer(tokens=1)
+    assert watch.may_repeat_early()
 
 
 def test_an_edge_that_does_not_listen_finds_few_questions_when_it_does() -> None:
     watch, pass_s = watch_at([0.0])
     waits = []
     for _ in range(14):
-        watch.asked()
-        watch.answered(tokens=0) if not waits else None
+        watch.note_sent()
+        watch.note_answer(tokens=0) if not waits else None
         waits.append(watch._retry_s)
         pass_s(1.0)
     assert waits == [1.0] * 5 + [2.0] * 4 + [4.0] * 4 + [8.0]
@@ -152,10 +179,74 @@ def test_an_edge_that_does_not_listen_finds_few_questions_when_it_does() -> None
 
 def test_a_device_that_drafts_for_long_has_not_waited_meanwhile() -> None:
     watch, pass_s = watch_at([0.0])
-    watch.answered(tokens=1)
+    watch.note_answer(tokens=1)
     pass_s(1000.0)
-    assert watch.exhausted_s(opened=True) is None
-    watch.asked()
-    assert watch.exhausted_s(opened=True) is None
+    assert seen(watch, opened=True).exhausted_s() is None
+    watch.note_sent()
+    assert seen(watch, opened=True).exhausted_s() is None
     pass_s(30.1)
-    assert watch.exhausted_s(opened=True) == 30.0
+    assert seen(watch, opened=True).exhausted_s() == 30.0
+
+
+# Rejoining: when a generation that goes on without an edge asks for one again
+
+
+class AloneRequest:
+    """A request that goes on without an edge, and its clock."""
+
+    def __init__(self) -> None:
+        self.times = [100.0]
+        self.state, self.pass_s = watch_at(self.times, outages=Outages(rejoin=True))
+        self.state.note_local("The edge is gone.")
+
+    def edge(self) -> None:
+        self.state.availability.edges.note("edge-1", EDGE_STATE)
+
+
+@pytest.fixture
+def alone() -> AloneRequest:
+    return AloneRequest()
+
+
+def test_an_edge_is_asked_for_after_five_seconds(alone: AloneRequest) -> None:
+    alone.pass_s(4.9)
+    assert not alone.state.rejoin_due
+    assert alone.state.rejoin_in_s == pytest.approx(0.1)
+    alone.pass_s(0.2)
+    assert alone.state.rejoin_due
+    assert alone.state.rejoin_in_s == 0.0
+
+
+def test_an_edge_that_is_back_is_asked_sooner_but_not_at_once(alone: AloneRequest) -> None:
+    alone.state.hasten_rejoin()
+    assert alone.state.rejoin_in_s == pytest.approx(1.0)
+    alone.pass_s(3.0)
+    alone.state.hasten_rejoin()
+    assert alone.state.rejoin_due
+
+
+def test_an_edge_has_a_second_to_answer(alone: AloneRequest) -> None:
+    alone.edge()
+    assert alone.state.begin_rejoin()
+    assert alone.state.rejoining
+    assert alone.state.rejoin_in_s == pytest.approx(1.0)
+    alone.pass_s(1.0)
+    assert alone.state.rejoin_due
+    alone.state.note_local(alone.state.local_cause)
+    assert not alone.state.rejoining
+    assert alone.state.rejoin_in_s == pytest.approx(5.0)
+
+
+def test_an_edge_that_refuses_is_asked_no_sooner_than_it_says(alone: AloneRequest) -> None:
+    alone.edge()
+    assert alone.state.begin_rejoin()
+    alone.state.note_local("The edge is full.", pause_s=30.0)
+    assert alone.state.local_cause == "The edge is full."
+    assert alone.state.rejoin_in_s == pytest.approx(35.0)
+
+
+def test_where_no_edge_is_there_it_is_put_off(alone: AloneRequest) -> None:
+    alone.pass_s(10.0)
+    assert not alone.state.begin_rejoin()
+    assert not alone.state.rejoining
+    assert alone.state.rejoin_in_s == pytest.approx(5.0)

@@ -11,14 +11,11 @@ from typing import Any, Final
 
 import cbor2
 
-from fleet_device.client.draft_sequence import Drafting, DraftSequence
+from fleet_device.client.drafting import Drafting, DraftSequence
 from fleet_device.client.driver import SessionDriver
 from fleet_device.client.inbox import Inbox, Undelivered
-from fleet_device.client.outage import Absence, Outage
 from fleet_device.client.outbound import Outbound
-from fleet_device.client.refusals import Refusals, RefusedUntil
-from fleet_device.client.retry import RetryState, Timeouts
-from fleet_device.client.waiting import Waiting
+from fleet_device.client.retry import EdgeAvailability, RetryPolicy, RetryState
 from fleet_device.drafters.contract import DrafterError
 from fleet_device.drafters.scripted import ScriptedDrafter
 from fleet_device.errors import DeviceError
@@ -120,8 +117,7 @@ def _driver(first: int, link: StubLink, clock: Clock) -> SessionDriver:
     session = DeviceSession(terms(first, mode=mode, max_new_tokens=_TOKENS))
     inbox = Inbox()
     inbox.subscribe(link, fleet=FLEET, device=DEVICE)
-    retry = RetryState(Timeouts(), clock)
-    outbound, refusals = Outbound(link, FLEET, DEVICE, inbox), Refusals(retry, RefusedUntil(clock, inbox.edges))
+    outbound = Outbound(link, FLEET, DEVICE, inbox)
     pacing = AdaptivePacing() if first & 4 else FixedPacing(3, ahead=bool(first & 2))
     drafts = DraftSequence(session, ScriptedDrafter(DRAFT, DRAFT.words, end_tokens=(END,)), clock)
     return SessionDriver(
@@ -129,11 +125,7 @@ def _driver(first: int, link: StubLink, clock: Clock) -> SessionDriver:
         drafting=Drafting(session, drafts, SessionPacing(session, pacing, clock)),
         outbound=outbound,
         inbox=inbox,
-        retry=retry,
-        refusals=refusals,
-        waiting=(waiting := Waiting(session, outbound, inbox.edges, retry, refusals, clock)),
-        outage=Outage(waiting, Absence(clock)),
-        clock=clock,
+        retry=RetryState(RetryPolicy(), session, outbound, EdgeAvailability(clock, inbox.edges)),
     )
 
 
